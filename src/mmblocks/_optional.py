@@ -1,0 +1,19 @@
+"""Ask for optional packages where they are used, and say how to get them."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from mmblocks.errors import MissingDependencyError
+
+
+def need(package: str, *, to: str, extra: str | None = None) -> ModuleType:
+    """Import `package`, or raise `MissingDependencyError` saying what it is needed `to` do and how to install it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as cause:
+        install = f"mmblocks[{extra}]" if extra else package.partition(".")[0]
+        raise MissingDependencyError(
+            f"{to} needs the package '{package}', which cannot be imported ({cause}); run: pip install '{install}'"
+        ) from cause

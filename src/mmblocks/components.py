@@ -1,0 +1,149 @@
+"""What each kind of component promises, and the registries that hold them. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from mmblocks.registry import Registry
+from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from mmblocks.batch import Packing
+    from mmblocks.conversation import Message, Visual
+
+P = TypeVar("P", bound=VisualPlan)
+
+
+@runtime_checkable
+class VisionEncoder(Protocol):
+    """Normalised pixels (views, 3, view_px) to features (views, grid, dim): patches only, no CLS, no registers."""
+
+    dim: int
+    view_px: Size
+    grid: Size
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    squash: bool
+    """How a picture that is not square meets the view: True resizes it whole, False resizes and crops the middle."""
+
+    def __call__(self, pixels: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Projector(Protocol):
+    """Features (views, h, w, in_dim) to the LLM's width (views, h2, w2, out_dim).
+
+    `forward(x) == head(body(x))`, where `head` is the last per-token affine map (or identity), so that linear
+    operations on the grid may move in front of it.
+    """
+
+    body: nn.Module
+    head: nn.Module
+
+    def out_grid(self, grid: Size) -> Size | None:
+        """The grid after projection; None when tokens have no spatial order. Raises `ConfigError` for a grid it cannot take."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Pooling(Protocol):
+    """Fewer cells per grid, without weights. `linear` poolings commute with an affine map per token."""
+
+    linear: bool
+
+    def out_grid(self, grid: Size) -> Size: ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n, h, w, d) to (n, h2, w2, d)."""
+        ...
+
+
+@runtime_checkable
+class VisionTokenizer(Protocol[P]):
+    """How one visual becomes views for the encoder, and how their features become a row of tokens."""
+
+    marks: tuple[str, ...]
+    """Learned rows it inserts, e.g. ("newline",). The model owns them."""
+    scenarios: frozenset[Scenario]
+
+    def reasons_against(self) -> list[str]:
+        """Why it cannot work with the grid and view it was given; empty when it can."""
+        ...
+
+    def plan(self, visual: VisualShape) -> P: ...
+
+    def count(self, plan: P) -> int: ...
+
+    def assemble(self, x: Tensor, plan: P, marks: Mapping[str, Tensor]) -> Tensor:
+        """(views, h, w, d) to (plan.num_tokens, d)."""
+        ...
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A causal language model over packed embeddings, with its text tokenizer."""
+
+    dim: int
+    vocab_size: int
+    max_tokens: int
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(tokens,) to (tokens, dim)."""
+        ...
+
+    def hidden(self, x: Tensor, position_ids: Tensor, packing: Packing) -> Tensor:
+        """(tokens, dim) to (tokens, dim); a token sees only earlier tokens of its own sequence."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(n, dim) to (n, vocab_size)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a rendered conversation: text or a visual; `learn` marks what the model is trained to write."""
+
+    content: str | Visual
+    learn: bool = False
+
+
+class ChatTemplate(Protocol):
+    """Messages to spans. What is learned is decided here, never by searching a rendered string."""
+
+    stop: tuple[str, ...]
+    """Texts that end an answer."""
+
+    def spans(self, messages: Sequence[Message]) -> list[Span]: ...
+
+    def open_answer(self) -> list[Span]:
+        """What stands between the last message and the answer to be written."""
+        ...
+
+
+class Storable(Protocol):
+    """Optional: a component whose folder in a checkpoint is not a plain file of tensors (transformers models)."""
+
+    def save_to(self, folder: Path) -> None: ...
+
+    def load_from(self, folder: Path) -> None: ...
+
+
+encoders: Registry[Any] = Registry("encoder", "mmblocks.encoders")
+projectors: Registry[Any] = Registry("projector", "mmblocks.projectors", wired=("in_dim", "out_dim", "grid"))
+poolings: Registry[Any] = Registry("pooling", "mmblocks.poolings")
+tokenizers: Registry[Any] = Registry("tokenizer", "mmblocks.tokenizers", wired=("view_px", "grid", "squash", "pooling"))
+backbones: Registry[Any] = Registry("backbone", "mmblocks.backbones")
+templates: Registry[Any] = Registry("template", "mmblocks.templates")
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    r.kind: r for r in (encoders, projectors, poolings, tokenizers, backbones, templates)
+}

@@ -1,0 +1,210 @@
+"""What can be said and asked of scenes, in words, with the exact answer.
+
+An asker takes its subject (a scene, or several scenes) and returns a question and its answer, or
+None when the subject does not allow that question. Every answer is one or two lower-case words.
+"""
+
+import random
+from collections.abc import Callable
+
+from .scene import COLOURS, SHAPES, Scene, Thing
+
+Asked = tuple[str, str] | None
+Scenes = tuple[Scene, ...]
+
+
+def colour(scene: Scene, rng: random.Random) -> Asked:
+    thing = scene.only(shape=rng.choice(scene.things).shape)
+    return thing and (f"What colour is the {thing.shape}?", thing.colour)
+
+
+def shape(scene: Scene, rng: random.Random) -> Asked:
+    thing = scene.only(colour=rng.choice(scene.things).colour)
+    return thing and (f"What shape is {thing.colour}?", thing.shape)
+
+
+def count(scene: Scene, rng: random.Random) -> Asked:
+    return "How many shapes are there?", str(len(scene.things))
+
+
+def exists(scene: Scene, rng: random.Random) -> Asked:
+    """Half the absent things are made of a colour and a shape that are both there, apart."""
+    thing = rng.choice(scene.things)
+    look = (thing.colour, thing.shape)
+    answer = rng.choice(("yes", "no"))
+    if answer == "no":
+        look = _absent(scene, rng)
+    return f"Is there a {look[0]} {look[1]}?", answer
+
+
+def where(scene: Scene, rng: random.Random) -> Asked:
+    thing = rng.choice(scene.things)
+    return f"Where is the {thing.name}?", thing.place
+
+
+def left_right(scene: Scene, rng: random.Random) -> Asked:
+    pair = _pair(scene, rng, "column")
+    if pair is None:
+        return None
+    one, other = pair
+    return f"Is the {one.name} left or right of the {other.name}?", "left" if one.column < other.column else "right"
+
+
+def above_below(scene: Scene, rng: random.Random) -> Asked:
+    pair = _pair(scene, rng, "row")
+    if pair is None:
+        return None
+    one, other = pair
+    return f"Is the {one.name} above or below the {other.name}?", "above" if one.row < other.row else "below"
+
+
+def which(scenes: Scenes, rng: random.Random) -> Asked:
+    number = rng.randrange(len(scenes))
+    name = rng.choice(scenes[number].things).name
+    if sum(thing.name == name for scene in scenes for thing in scene.things) != 1:
+        return None
+    return f"Which picture shows a {name}?", str(number + 1)
+
+
+def colour_in(scenes: Scenes, rng: random.Random) -> Asked:
+    number = rng.randrange(len(scenes))
+    thing = scenes[number].only(shape=rng.choice(scenes[number].things).shape)
+    return thing and (f"What colour is the {thing.shape} in picture {number + 1}?", thing.colour)
+
+
+def shape_in(scenes: Scenes, rng: random.Random) -> Asked:
+    number = rng.randrange(len(scenes))
+    thing = scenes[number].only(colour=rng.choice(scenes[number].things).colour)
+    return thing and (f"What shape is {thing.colour} in picture {number + 1}?", thing.shape)
+
+
+def count_in(scenes: Scenes, rng: random.Random) -> Asked:
+    number = rng.randrange(len(scenes))
+    return f"How many shapes are in picture {number + 1}?", str(len(scenes[number].things))
+
+
+def total(scenes: Scenes, rng: random.Random) -> Asked:
+    return "How many shapes are there in all?", str(sum(len(scene.things) for scene in scenes))
+
+
+def same(scenes: Scenes, rng: random.Random) -> Asked:
+    """Only of two pictures with one thing each; rejects at random until both answers are as likely."""
+    if len(scenes) != 2 or any(len(scene.things) != 1 for scene in scenes):
+        return None
+    attribute = rng.choice(("colour", "shape"))
+    one, other = (getattr(scene.things[0], attribute) for scene in scenes)
+    answer = "same" if one == other else "different"
+    kinds = len(COLOURS if attribute == "colour" else SHAPES)
+    if answer == "different" and rng.random() > 1 / (kinds - 1):
+        return None
+    return f"Is the {attribute} the same or different?", answer
+
+
+def direction(scene: Scene, rng: random.Random) -> Asked:
+    return f"Which way does the {scene.things[0].name} move?", scene.direction
+
+
+def mover(scene: Scene, rng: random.Random) -> Asked:
+    return "What is moving?", scene.things[0].name
+
+
+def mover_colour(scene: Scene, rng: random.Random) -> Asked:
+    return "What colour is the moving shape?", scene.things[0].colour
+
+
+def mover_shape(scene: Scene, rng: random.Random) -> Asked:
+    return "What shape is moving?", scene.things[0].shape
+
+
+def still(scene: Scene, rng: random.Random) -> Asked:
+    return ("What stands still?", scene.things[1].name) if len(scene.things) == 2 else None
+
+
+SINGLE: dict[str, Callable[[Scene, random.Random], Asked]] = {
+    f.__name__: f for f in (colour, shape, count, exists, where, left_right, above_below)
+}
+MULTI: dict[str, Callable[[Scenes, random.Random], Asked]] = {
+    f.__name__: f for f in (which, colour_in, shape_in, count_in, total, same)
+}
+VIDEO: dict[str, Callable[[Scene, random.Random], Asked]] = {
+    f.__name__: f for f in (direction, mover, mover_colour, mover_shape, still)
+}
+
+
+def describe(scene: Scene, rng: random.Random) -> Asked:
+    return "Describe the picture.", _listed([f"a {t.name}" for t in scene.reading_order])
+
+
+def places(scene: Scene, rng: random.Random) -> Asked:
+    return "Say what is where.", ", ".join(f"{t.place}: {t.name}" for t in scene.reading_order)
+
+
+def shape_first(scene: Scene, rng: random.Random) -> Asked:
+    """Any order: which thing comes first is chance, but not what is then said of it."""
+    return "Say which colour each shape has.", ", ".join(f"the {t.shape} is {t.colour}" for t in _any_order(scene, rng))
+
+
+def colour_first(scene: Scene, rng: random.Random) -> Asked:
+    said = ", ".join(f"the {t.colour} shape is a {t.shape}" for t in _any_order(scene, rng))
+    return "Say which shape each colour has.", said
+
+
+def name_first(scene: Scene, rng: random.Random) -> Asked:
+    said = ", ".join(f"the {t.name} is at the {t.place}" for t in _any_order(scene, rng))
+    return "Say where each shape is.", said
+
+
+CAPTIONS: dict[str, Callable[[Scene, random.Random], Asked]] = {
+    f.__name__: f for f in (describe, places, shape_first, colour_first, name_first)
+}
+
+
+def in_words(scene: Scene, rng: random.Random, *, with_places: bool) -> str:
+    """The whole scene as text; without `with_places` sometimes only what is there, not where."""
+    if not with_places and rng.random() < 0.6:
+        return rng.choice((describe, shape_first, colour_first))(scene, rng)[1]  # type: ignore[index]
+    return rng.choice((_by_rows, _by_places, _by_names))(scene, rng)
+
+
+def motion_in_words(scene: Scene, rng: random.Random) -> str:
+    moving = f"a {scene.things[0].name} moves {scene.direction}"
+    parts = [moving, *(f"a {thing.name} stands still" for thing in scene.things[1:])]
+    rng.shuffle(parts)
+    return ", ".join(parts)
+
+
+def _by_rows(scene: Scene, rng: random.Random) -> str:
+    """Nine cells in reading order, as a picture's visual tokens are."""
+    cells = {(t.row, t.column): t.name for t in scene.things}
+    return "; ".join(", ".join(cells.get((r, c), "nothing") for c in range(3)) for r in range(3))
+
+
+def _by_places(scene: Scene, rng: random.Random) -> str:
+    return ", ".join(f"{t.place}: {t.name}" for t in _any_order(scene, rng))
+
+
+def _by_names(scene: Scene, rng: random.Random) -> str:
+    return ", ".join(f"the {t.name} is at the {t.place}" for t in _any_order(scene, rng))
+
+
+def _any_order(scene: Scene, rng: random.Random) -> list[Thing]:
+    return rng.sample(scene.things, len(scene.things))
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _absent(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    present = {(t.colour, t.shape) for t in scene.things}
+    swapped = {(a.colour, b.shape) for a in scene.things for b in scene.things} - present
+    every = {(c, s) for c in COLOURS for s in SHAPES} - present
+    return rng.choice(sorted(swapped if swapped and rng.random() < 0.5 else every))
+
+
+def _pair(scene: Scene, rng: random.Random, axis: str) -> tuple[Thing, Thing] | None:
+    """Two things of different row or column, in a random order."""
+    if len(scene.things) < 2:
+        return None
+    one, other = rng.sample(scene.things, 2)
+    return None if getattr(one, axis) == getattr(other, axis) else (one, other)

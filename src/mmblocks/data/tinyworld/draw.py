@@ -1,0 +1,94 @@
+"""Pictures and clips of a scene, drawn at twice the size and averaged down."""
+
+import random
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .scene import COLOURS, DIRECTIONS, Scene, Thing
+
+OVERSAMPLE = 2
+CLIP_SIDE_PX = 48
+CLIP_FRAMES = 8
+CLIP_FPS = 4.0
+
+Colour = tuple[int, int, int]
+Mark = tuple[str, Colour, float, float, float]  # shape, colour, centre y, centre x, radius (cells)
+
+
+def picture(scene: Scene, rng: random.Random, size_px: tuple[int, int]) -> Image.Image:
+    """A (height, width) picture; two calls with one scene differ in jitter, background and noise."""
+    marks = [_mark(thing, rng) for thing in scene.things]
+    return Image.fromarray(_noisy(_paint(marks, _background(rng), size_px), rng))
+
+
+def clip(scene: Scene, rng: random.Random) -> np.ndarray:
+    """A (frames, height, width, 3) uint8 clip in which the first thing travels at constant speed."""
+    marks = [_mark(thing, rng) for thing in scene.things]
+    background = _background(rng)
+    down, right = DIRECTIONS[scene.direction]
+    frames = []
+    for i in range(CLIP_FRAMES):
+        gone = scene.cells * i / (CLIP_FRAMES - 1)
+        shape, colour, y, x, radius = marks[0]
+        moved = (shape, colour, y + down * gone, x + right * gone, radius)
+        frames.append(_paint([*marks[1:], moved], background, (CLIP_SIDE_PX, CLIP_SIDE_PX)))
+    return _noisy(np.stack(frames), rng)
+
+
+def any_size_px(rng: random.Random) -> tuple[int, int]:
+    """A (height, width) with sides of 40 to 96 px and an aspect ratio of at most two."""
+    short = rng.randint(40, 72)
+    long = rng.randint(short, min(96, 2 * short))
+    return rng.choice(((short, short), (short, long), (long, short)))
+
+
+def _mark(thing: Thing, rng: random.Random) -> Mark:
+    red, green, blue = (min(255, max(0, v + rng.randint(-12, 12))) for v in COLOURS[thing.colour])
+    y = thing.row + 0.5 + rng.uniform(-0.1, 0.1)
+    x = thing.column + 0.5 + rng.uniform(-0.1, 0.1)
+    return thing.shape, (red, green, blue), y, x, rng.uniform(0.38, 0.47)
+
+
+def _background(rng: random.Random) -> Colour:
+    grey = rng.randint(15, 85)
+    red, green, blue = (grey + rng.randint(-15, 15) for _ in range(3))
+    return red, green, blue
+
+
+def _paint(marks: list[Mark], background: Colour, size_px: tuple[int, int]) -> np.ndarray:
+    height, width = (side * OVERSAMPLE for side in size_px)
+    canvas = Image.new("RGB", (width, height), background)
+    pen = ImageDraw.Draw(canvas)
+    for shape, colour, y, x, radius in marks:
+        _stamp(pen, shape, colour, background, (y * height / 3, x * width / 3), radius * min(height, width) / 3)
+    return np.asarray(canvas.reduce(OVERSAMPLE))
+
+
+def _stamp(
+    pen: ImageDraw.ImageDraw, shape: str, colour: Colour, background: Colour, centre: tuple[float, float], r: float
+) -> None:
+    y, x = centre
+
+    def box(half_height: float, half_width: float) -> tuple[float, float, float, float]:
+        return x - half_width, y - half_height, x + half_width, y + half_height
+
+    if shape == "circle":
+        pen.ellipse(box(r, r), colour)
+    elif shape == "ring":
+        pen.ellipse(box(r, r), colour)
+        pen.ellipse(box(0.5 * r, 0.5 * r), background)
+    elif shape == "square":
+        pen.rectangle(box(0.86 * r, 0.86 * r), colour)
+    elif shape == "triangle":
+        pen.polygon([(x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)], colour)
+    else:
+        pen.rectangle(box(r, 0.32 * r), colour)
+        pen.rectangle(box(0.32 * r, r), colour)
+
+
+def _noisy(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
+    if rng.random() < 0.5:
+        return pixels
+    noise = np.random.default_rng(rng.getrandbits(64)).integers(-8, 9, pixels.shape, dtype=np.int16)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)

@@ -1,0 +1,107 @@
+"""Records: chat messages with pictures or clips, a pure function of task, index, seed and split."""
+
+import random
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+from . import ask, draw
+from .scene import Scene, Split, sample_moving, sample_still
+
+Task = Literal["text", "caption", "single", "multi", "video"]
+TASKS: tuple[Task, ...] = ("text", "caption", "single", "multi", "video")
+
+Part = dict[str, Any]
+Askers = dict[str, Callable[[Any, random.Random], ask.Asked]]
+Turns = list[tuple[str, str, str]]  # kind, question, answer
+Subject = TypeVar("Subject", Scene, ask.Scenes)
+
+MULTI_SIDE_PX = (40, 72)
+NEED_PLACES = {"where", "left_right", "above_below"}
+
+
+def record(task: Task, index: int, *, seed: int = 0, split: Split = "train", turns: int = 1) -> dict[str, Any]:
+    """One conversation: `messages`, and `kinds`, the question type of each of its turns.
+
+    The first turn's kind is drawn evenly from the task's kinds; up to `turns - 1` further turns
+    of other kinds ask about the same media. `kind` is the first turn's.
+    """
+    rng = random.Random(f"{seed}/{split}/{task}/{index}")
+    media, asked = _MAKERS[task](rng, split, turns)
+    messages: list[Part] = []
+    for _, question, answer in asked:
+        content = [*(media if not messages else ()), {"type": "text", "text": question}]
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    kinds = [kind for kind, _, _ in asked]
+    return {"messages": messages, "kind": kinds[0], "kinds": kinds, "task": task}
+
+
+def _caption(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
+    scene, asked = _pose(ask.CAPTIONS, lambda _: sample_still(rng, split), rng, turns)
+    return [_image(scene, rng)], asked
+
+
+def _single(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
+    scene, asked = _pose(ask.SINGLE, lambda _: sample_still(rng, split), rng, turns)
+    return [_image(scene, rng)], asked
+
+
+def _multi(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
+    scenes, asked = _pose(ask.MULTI, lambda kind: _several(rng, split, kind), rng, turns)
+    media: list[Part] = []
+    for number, scene in enumerate(scenes, 1):
+        side = rng.randint(*MULTI_SIDE_PX)
+        image = draw.picture(scene, rng, (side, rng.randint(side, min(96, side * 3 // 2))))
+        media += [{"type": "text", "text": f"Picture {number}:"}, {"type": "image", "image": image}]
+    return media, asked
+
+
+def _video(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
+    scene, asked = _pose(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
+    return [{"type": "video", "video": draw.clip(scene, rng), "fps": draw.CLIP_FPS}], asked
+
+
+def _text(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
+    """Words instead of pictures: one scene, several scenes or a moving scene, and the same questions."""
+    about = rng.choices(("single", "multi", "video"), (6, 3, 1))[0]
+    if about == "single":
+        scene, asked = _pose(ask.SINGLE, lambda _: sample_still(rng, split), rng, turns)
+        with_places = any(kind in NEED_PLACES for kind, _, _ in asked)
+        words = ask.in_words(scene, rng, with_places=with_places)
+    elif about == "multi":
+        scenes, asked = _pose(ask.MULTI, lambda kind: _several(rng, split, kind), rng, turns)
+        told = [ask.in_words(scene, rng, with_places=False) for scene in scenes]
+        words = "\n".join(f"Picture {number}: {said}" for number, said in enumerate(told, 1))
+    else:
+        scene, asked = _pose(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
+        words = ask.motion_in_words(scene, rng)
+    return [{"type": "text", "text": f"{words}."}], asked
+
+
+_MAKERS = {"text": _text, "caption": _caption, "single": _single, "multi": _multi, "video": _video}
+
+
+def _pose(askers: Askers, sample: Callable[[str], Subject], rng: random.Random, turns: int) -> tuple[Subject, Turns]:
+    """A subject that allows a first question of an evenly drawn kind, and what is asked of it."""
+    first = rng.choice(tuple(askers))
+    while True:
+        subject = sample(first)
+        if asked := askers[first](subject, rng):
+            break
+    posed = [(first, *asked)]
+    others = [kind for kind in askers if kind != first]
+    rng.shuffle(others)
+    for kind in others:
+        if len(posed) < turns and (asked := askers[kind](subject, rng)):
+            posed.append((kind, *asked))
+    return subject, posed
+
+
+def _several(rng: random.Random, split: Split, kind: str) -> ask.Scenes:
+    if kind == "same":
+        return tuple(sample_still(rng, split, (1,)) for _ in range(2))
+    return tuple(sample_still(rng, split, (1, 2)) for _ in range(rng.choice((2, 3))))
+
+
+def _image(scene: Scene, rng: random.Random) -> Part:
+    return {"type": "image", "image": draw.picture(scene, rng, draw.any_size_px(rng))}

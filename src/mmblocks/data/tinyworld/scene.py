@@ -1,0 +1,122 @@
+"""Scenes: which coloured shapes stand where, and whether one of them moves.
+
+A scene belongs to the training or to the held-out split by a hash of what defines it (colours,
+shapes, coarse places, motion), so a held-out scene cannot occur in training whatever the seed,
+the task or the index. Jitter, size, background and noise of a picture do not enter the hash.
+"""
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "heldout"]
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (225, 40, 35),
+    "green": (40, 175, 60),
+    "blue": (45, 90, 235),
+    "yellow": (245, 215, 40),
+    "purple": (175, 60, 205),
+    "white": (245, 245, 245),
+}
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "centre", "right")
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+HELDOUT_ONE_IN = 8
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A coloured shape in one cell of the three by three grid that every picture has."""
+
+    colour: str
+    shape: str
+    row: int
+    column: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def place(self) -> str:
+        return f"{ROWS[self.row]} {COLUMNS[self.column]}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One to three things, no two alike; with a direction, the first one moves `cells` cells."""
+
+    things: tuple[Thing, ...]
+    direction: str = ""
+    cells: int = 0
+
+    @property
+    def split(self) -> Split:
+        first, rest = self.things[:1], self.things[1:]
+        ordered = (first + _sorted(rest)) if self.direction else _sorted(self.things)
+        key = ";".join(f"{t.name} {t.row} {t.column}" for t in ordered)
+        code = zlib.crc32(f"{key}|{self.direction}{self.cells}".encode())
+        return "heldout" if code % HELDOUT_ONE_IN == 0 else "train"
+
+    @property
+    def reading_order(self) -> tuple[Thing, ...]:
+        return tuple(sorted(self.things, key=lambda t: (t.row, t.column)))
+
+    def only(self, **attributes: str) -> Thing | None:
+        """The thing with these attributes when there is exactly one."""
+        found = [t for t in self.things if all(getattr(t, k) == v for k, v in attributes.items())]
+        return found[0] if len(found) == 1 else None
+
+
+def _sorted(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
+    return tuple(sorted(things, key=lambda t: (t.row, t.column)))
+
+
+def sample_still(rng: random.Random, split: Split, counts: tuple[int, ...] = (1, 2, 3)) -> Scene:
+    """A still scene of one of these counts of things, from this split."""
+
+    def draw() -> Scene:
+        count = rng.choice(counts)
+        cells = rng.sample(range(9), count)
+        return Scene(tuple(Thing(*look, *divmod(c, 3)) for look, c in zip(_looks(rng, count), cells, strict=True)))
+
+    return _until(draw, split)
+
+
+def sample_moving(rng: random.Random, split: Split) -> Scene:
+    """A scene whose first thing moves one or two cells; none or one or two others stand still off its path."""
+
+    def draw() -> Scene:
+        direction = rng.choice(tuple(DIRECTIONS))
+        down, right = DIRECTIONS[direction]
+        cells = rng.choice((1, 2))
+        row = _start(rng, down * cells)
+        column = _start(rng, right * cells)
+        path = {(row + down * i, column + right * i) for i in range(cells + 1)}
+        free = [divmod(c, 3) for c in range(9) if divmod(c, 3) not in path]
+        count = rng.choice((0, 1, 1, 2))
+        places = [(row, column), *rng.sample(free, count)]
+        things = tuple(Thing(*look, *p) for look, p in zip(_looks(rng, count + 1), places, strict=True))
+        return Scene(things, direction, cells)
+
+    return _until(draw, split)
+
+
+def _start(rng: random.Random, travel: int) -> int:
+    return rng.randint(max(0, -travel), 2 - max(0, travel))
+
+
+def _looks(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    chosen = rng.sample(range(len(COLOURS) * len(SHAPES)), count)
+    names = tuple(COLOURS)
+    return [(names[i // len(SHAPES)], SHAPES[i % len(SHAPES)]) for i in chosen]
+
+
+def _until(draw: Callable[[], Scene], split: Split) -> Scene:
+    while (scene := draw()).split != split:
+        pass
+    return scene

@@ -1,0 +1,28 @@
+"""Every error a user can cause, under one root. A message says what happened, with the value, and the cure."""
+
+
+class MMBlocksError(Exception):
+    """Root of all errors that mmblocks raises on purpose."""
+
+
+class ConfigError(MMBlocksError, ValueError):
+    """A setting or a composition cannot work."""
+
+
+class UnknownComponentError(ConfigError, KeyError):
+    """A registry has no component of that name."""
+
+    def __str__(self) -> str:  # KeyError would print the message as a quoted repr
+        return str(self.args[0]) if self.args else ""
+
+
+class DataError(MMBlocksError, ValueError):
+    """A record, picture or clip cannot be used; the message names the file."""
+
+
+class CheckpointError(MMBlocksError, RuntimeError):
+    """A checkpoint folder is missing, cut, or disagrees with the model."""
+
+
+class MissingDependencyError(MMBlocksError, ImportError):
+    """An optional package is needed for what was asked."""

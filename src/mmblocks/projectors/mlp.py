@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mmblocks.components import projectors
+from mmblocks.errors import ConfigError
+from mmblocks.shapes import Size
+
+
+class PerToken(nn.Module):
+    """A projector that maps every cell on its own, so the grid stays as it is."""
+
+    body: nn.Module
+    head: nn.Module
+
+    def out_grid(self, grid: Size) -> Size:
+        return grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+@projectors.register("mlp", source="https://arxiv.org/abs/2310.03744", tiny={"depth": 2})
+class MLP(PerToken):
+    """Linear layers with GELU between them: LLaVA-1.5's and OneVision's connector at depth 2.
+
+    Shape: (..., in_dim) -> (..., out_dim). Every layer after the first is out_dim wide (mlpNx_gelu in LLaVA).
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, depth: int = 2) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ConfigError(f"projector 'mlp': depth={depth}; it needs at least one linear layer, so depth >= 1.")
+        widths = [in_dim, *[out_dim] * (depth - 1)]
+        layers: list[nn.Module] = []
+        for width in widths[:-1]:
+            layers += [nn.Linear(width, out_dim), nn.GELU()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1], out_dim)
+
+
+@projectors.register("linear", source="https://arxiv.org/abs/2304.08485")
+class Linear(PerToken):
+    """One linear map per patch: LLaVA's first connector.   Shape: (..., in_dim) -> (..., out_dim)."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.body = nn.Identity()
+        self.head = nn.Linear(in_dim, out_dim)
+
+
+@projectors.register("identity", source="https://github.com/LLaVA-VL/LLaVA-NeXT")
+class Identity(PerToken):
+    """Pass features on unchanged; encoder and LLM must have the same width."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        if in_dim != out_dim:
+            raise ConfigError(
+                f"projector 'identity': the encoder gives {in_dim} channels and the backbone takes {out_dim}; use 'linear' or 'mlp'."
+            )
+        self.body = nn.Identity()
+        self.head = nn.Identity()

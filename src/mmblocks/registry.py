@@ -1,0 +1,336 @@
+"""Registries of components: the constructor's signature is the schema, one decorator is the whole registration.
+
+Names are found by reading component files as text, so listing them imports nothing heavy; a component's module is
+imported when the component is looked up. Packages outside mmblocks add components through entry points of the group
+`mmblocks.<kind>`, one entry point per component name.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from mmblocks.errors import ConfigError, UnknownComponentError
+
+T = TypeVar("T")
+Spec = str | Mapping[str, Any]
+REQUIRED: Any = inspect.Parameter.empty
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting of a component: its name, resolved type and default (`REQUIRED` when there is none)."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+    @property
+    def type_name(self) -> str:
+        return type_name(self.annotation)
+
+    def reasons_against(self, value: Any) -> list[str]:
+        if accepts(self.annotation, value):
+            return []
+        return [f"{self.name}={value!r} is not {self.type_name}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[T]):
+    """A registered component or preset. `builder` makes it; `settings` are what a preset fixes beforehand."""
+
+    name: str
+    builder: Callable[..., T]
+    source: str
+    tiny: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    of: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """First line of the builder's docstring."""
+        return (inspect.getdoc(self.builder) or "").partition("\n")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A component seen in a file or an entry point, not imported yet."""
+
+    name: str
+    module: str
+    summary: str = ""
+    source: str = ""
+    of: str | None = None
+
+
+class Registry(Generic[T]):
+    """Components of one kind by name.
+
+    `wired` are constructor arguments that the composition supplies (sizes of neighbours); they never are settings.
+    """
+
+    def __init__(self, kind: str, package: str, *, wired: tuple[str, ...] = ()) -> None:
+        self.kind = kind
+        self.package = package
+        self.wired = wired
+        self._entries: dict[str, Entry[T]] = {}
+
+    @property
+    def group(self) -> str:
+        """The entry-point group through which other packages add components."""
+        return f"mmblocks.{self.kind}"
+
+    def register(
+        self, name: str, *, source: str, tiny: Mapping[str, Any] | None = None
+    ) -> Callable[[Callable[..., T]], Any]:
+        """Register a class or factory. `source` cites the paper or code; `tiny` holds settings small enough for tests."""
+
+        def add(builder: Callable[..., T]) -> Callable[..., T]:
+            self._add(Entry(name, builder, source, dict(tiny or {})))
+            return builder
+
+        return add
+
+    def preset(self, name: str, *, of: str, **settings: Any) -> None:
+        """Register `name` as the component `of` with some of its settings given."""
+        base = self[of]
+        self._refuse(name, self._faults(base, settings, f"preset {name!r} of {of!r}"))
+        self._add(Entry(name, base.builder, base.source, base.tiny, {**base.settings, **settings}, of))
+
+    def _add(self, entry: Entry[T]) -> None:
+        known = self._entries.get(entry.name)
+        if known is not None and _identity(known.builder) != _identity(entry.builder):
+            raise ConfigError(
+                f"two {self.kind}s are called {entry.name!r}: {known.builder.__module__} and {entry.builder.__module__}; rename one."
+            )
+        self._entries[entry.name] = entry
+
+    # Finding --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _found(self) -> dict[str, Found]:
+        found: dict[str, Found] = {}
+        for item in [*_scan_package(self.package), *_scan_entry_points(self.group)]:
+            if item.name in found:
+                raise ConfigError(
+                    f"two {self.kind}s are called {item.name!r}: {found[item.name].module} and {item.module}; rename one."
+                )
+            found[item.name] = item
+        return found
+
+    def refresh(self) -> None:
+        """Look again for installed components (after a plug-in was installed while Python runs)."""
+        self.__dict__.pop("_found", None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._found, *self._entries}))
+
+    def __len__(self) -> int:
+        return len({*self._found, *self._entries})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._found
+
+    def about(self, name: str) -> Found:
+        """What is known of a component without importing it."""
+        if name in self._found:
+            return self._found[name]
+        entry = self[name]
+        return Found(name, entry.builder.__module__, entry.summary, entry.source, entry.of)
+
+    def __getitem__(self, name: str) -> Entry[T]:
+        if name not in self._entries:
+            if name not in self._found:
+                raise UnknownComponentError(f"no {self.kind} is called {name!r}.{did_you_mean(name, self)}")
+            importlib.import_module(self._found[name].module)
+        if name not in self._entries:
+            raise ConfigError(
+                f"{self._found[name].module} was to register the {self.kind} {name!r} and did not; check its decorator or entry point."
+            )
+        return self._entries[name]
+
+    # Building -------------------------------------------------------------------------------------------------------
+
+    def schema(self, name: str) -> tuple[Setting, ...]:
+        """The settings of a component in their order, presets' values as defaults, wired arguments left out."""
+        entry = self[name]
+        return tuple(
+            Setting(p.name, annotation, entry.settings.get(p.name, p.default))
+            for p, annotation in _parameters(entry.builder)
+            if p.name not in self.wired
+        )
+
+    def wants(self, name: str) -> frozenset[str]:
+        """The wired arguments that a component's constructor declares."""
+        return frozenset(p.name for p, _ in _parameters(self[name].builder)) & frozenset(self.wired)
+
+    def reasons_against(self, spec: Spec) -> list[str]:
+        """Every fault of a spec (unknown name or setting, wrong type, missing setting), each a sentence; no building."""
+        name, settings = split(spec)
+        try:
+            entry = self[name]
+        except UnknownComponentError as unknown:
+            return [str(unknown)]
+        faults = self._faults(entry, settings, f"{self.kind} {name!r}")
+        missing = [s.name for s in self.schema(name) if s.default is REQUIRED and s.name not in settings]
+        return faults + [f"{self.kind} {name!r} needs the setting {m!r}." for m in missing]
+
+    def build(self, spec: Spec, /, **arguments: Any) -> T:
+        """Build from a name or {"name": ..., settings}. Wired arguments that the component does not declare are dropped."""
+        name, settings = split(spec)
+        entry = self[name]
+        offered = {k: v for k, v in arguments.items() if k in self.wired}
+        settings = {**entry.settings, **settings, **{k: v for k, v in arguments.items() if k not in self.wired}}
+        self._refuse(name, self.reasons_against({"name": name, **settings}))
+        return entry.builder(**settings, **{k: v for k, v in offered.items() if k in self.wants(name)})
+
+    def _faults(self, entry: Entry[T], settings: Mapping[str, Any], whose: str) -> list[str]:
+        known = {s.name: s for s in self.schema(entry.name)}
+        faults = [f"{whose} has no setting {k!r}.{did_you_mean(k, known)}" for k in settings if k not in known]
+        return faults + [
+            f"{whose}: {r}." for k, v in settings.items() if k in known for r in known[k].reasons_against(v)
+        ]
+
+    def _refuse(self, name: str, faults: list[str]) -> None:
+        if faults:
+            raise ConfigError("\n".join(faults))
+
+
+def split(spec: Spec) -> tuple[str, dict[str, Any]]:
+    """A spec as (name, settings)."""
+    if isinstance(spec, str):
+        return spec, {}
+    settings = dict(spec)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"a component is a name or a mapping with a 'name', not {spec!r}.")
+    return name, settings
+
+
+def did_you_mean(name: object, known: typing.Iterable[str]) -> str:
+    """' Did you mean ...? Known: ...' for an error message."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Known: {', '.join(names) or 'none'}."
+
+
+# Types of settings --------------------------------------------------------------------------------------------------
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Whether a plain value (from Python, JSON or YAML) fits a setting's annotation."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(accepts(a, value) for a in arguments)
+    if origin is Literal:
+        return any(value == a and type(value) is type(a) for a in arguments)
+    if origin in (list, tuple, typing.Sequence) or getattr(origin, "__name__", "") == "Sequence":
+        if not isinstance(value, list | tuple):
+            return False
+        if origin is tuple and arguments[-1:] != (...,):
+            return len(value) == len(arguments) and all(map(accepts, arguments, value))
+        return all(accepts(arguments[0], v) for v in value)
+    if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
+        return isinstance(value, Mapping)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation)
+
+
+def type_name(annotation: Any) -> str:
+    """An annotation as people write it: 'int', 'str | None', 'one of a, b'."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is type(None):
+        return "None"
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(type_name(a) for a in arguments)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    return (
+        annotation.__name__
+        if isinstance(annotation, type) and not arguments
+        else str(annotation).replace("typing.", "")
+    )
+
+
+def _parameters(builder: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:
+    """A constructor's parameters with resolved annotations. Refuses `*args` and `**kwargs`: they hide settings."""
+    target = builder.__init__ if inspect.isclass(builder) else builder
+    hints = typing.get_type_hints(target)
+    parameters = [p for p in inspect.signature(builder).parameters.values()]
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise ConfigError(f"{builder.__module__}.{builder.__qualname__}: '{p}' hides settings; list them by name.")
+        if p.name not in hints:
+            raise ConfigError(
+                f"{builder.__module__}.{builder.__qualname__}: {p.name!r} has no annotation; a setting needs a type."
+            )
+    return [(p, hints[p.name]) for p in parameters]
+
+
+def _identity(builder: Callable[..., Any]) -> tuple[str, str]:
+    return builder.__module__, builder.__qualname__
+
+
+# Discovery without imports ------------------------------------------------------------------------------------------
+
+
+def _scan_package(package: str) -> Iterator[Found]:
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("*.py")):
+            yield from _scan_source(
+                path.read_text(encoding="utf-8"), f"{package}.{path.stem}".removesuffix(".__init__")
+            )
+
+
+def _scan_source(text: str, module: str) -> Iterator[Found]:
+    """Names registered in a source text: decorators `@x.register("name", ...)` and statements `x.preset("name", ...)`."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            summary = (ast.get_docstring(node) or "").partition("\n")[0]
+            for call in node.decorator_list:
+                if (name := _registered_name(call, "register")) is not None:
+                    yield Found(name, module, summary, _keyword(call, "source"))
+        elif isinstance(node, ast.Expr) and (name := _registered_name(node.value, "preset")) is not None:
+            yield Found(name, module, of=_keyword(node.value, "of") or None)
+
+
+def _registered_name(node: ast.expr, method: str) -> str | None:
+    if not (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method and node.args
+    ):
+        return None
+    return (
+        node.args[0].value if isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str) else None
+    )
+
+
+def _keyword(call: ast.expr, name: str) -> str:
+    values = [k.value for k in getattr(call, "keywords", []) if k.arg == name]
+    return str(values[0].value) if values and isinstance(values[0], ast.Constant) else ""
+
+
+def _scan_entry_points(group: str) -> Iterator[Found]:
+    for point in sorted(entry_points(group=group), key=lambda p: (p.name, p.value)):
+        yield Found(point.name, point.module, f"from the package {_distribution(point)}")
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "(unknown)"

@@ -1,0 +1,81 @@
+"""Integer words of the house: sizes, boxes, and where a picture's views come from. No torch.
+
+A size is always (height, width); the unit is in the name of the variable (`_px`, `_cells`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+VisualKind = Literal["image", "video"]
+Scenario = Literal["image", "multi_image", "video"]
+SCENARIOS: tuple[Scenario, ...] = ("image", "multi_image", "video")
+
+
+class Size(NamedTuple):
+    """Height and width, in this order."""
+
+    height: int
+    width: int
+
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+class Box(NamedTuple):
+    """A rectangle inside a picture or a grid."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def size(self) -> Size:
+        return Size(self.height, self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class VisualShape:
+    """A picture or clip before it is decoded: its size in pixels, its number of frames and frames per second."""
+
+    kind: VisualKind
+    size: Size
+    num_frames: int = 1
+    fps: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One picture for the encoder, cut from one frame.
+
+    The frame is centred on a mean-coloured sheet of `framed` pixels (its own size when nothing is added), resized
+    to `resized`, centred on a black sheet of `canvas` pixels, and `window` is cut out of that sheet.
+    """
+
+    frame: int
+    framed: Size
+    resized: Size
+    canvas: Size
+    window: Box
+
+
+@dataclass(frozen=True, slots=True)
+class VisualPlan:
+    """Where every token of one visual comes from, in integers: comparable, picklable, made without a pixel."""
+
+    views: tuple[View, ...]
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedPlan:
+    """A plan and the scenario whose visual tokenizer made it (and will assemble it)."""
+
+    scenario: Scenario
+    plan: VisualPlan
