@@ -29,6 +29,8 @@ class VisionEncoder(Protocol):
     grid: Size
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
+    spatial: bool
+    """Whether `grid` is a picture's own order; False when it is a mere row of tokens, e.g. (1, CLS + patches)."""
     squash: bool
     """How a picture that is not square meets the view: True resizes it whole, False resizes and crops the middle."""
 
@@ -45,9 +47,11 @@ class Projector(Protocol):
 
     body: nn.Module
     head: nn.Module
+    spatial: bool
+    """Whether the grid it returns still has a picture's order; False for learned queries, whose grid is (1, queries)."""
 
-    def out_grid(self, grid: Size) -> Size | None:
-        """The grid after projection; None when tokens have no spatial order. Raises `ConfigError` for a grid it cannot take."""
+    def out_grid(self, grid: Size) -> Size:
+        """The grid after projection. Raises `ConfigError` for a grid it cannot take."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor: ...
@@ -140,7 +144,9 @@ class Storable(Protocol):
 encoders: Registry[Any] = Registry("encoder", "mmblocks.encoders")
 projectors: Registry[Any] = Registry("projector", "mmblocks.projectors", wired=("in_dim", "out_dim", "grid"))
 poolings: Registry[Any] = Registry("pooling", "mmblocks.poolings")
-tokenizers: Registry[Any] = Registry("tokenizer", "mmblocks.tokenizers", wired=("view_px", "grid", "squash", "pooling"))
+tokenizers: Registry[Any] = Registry(
+    "tokenizer", "mmblocks.tokenizers", wired=("view_px", "grid", "spatial", "squash", "pooling")
+)
 backbones: Registry[Any] = Registry("backbone", "mmblocks.backbones")
 templates: Registry[Any] = Registry("template", "mmblocks.templates")
 

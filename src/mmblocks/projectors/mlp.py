@@ -12,6 +12,7 @@ class PerToken(nn.Module):
 
     body: nn.Module
     head: nn.Module
+    spatial = True
 
     def out_grid(self, grid: Size) -> Size:
         return grid
