@@ -8,42 +8,22 @@ imported when the component is looked up. Packages outside mmblocks add componen
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import inspect
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mmblocks.errors import ConfigError, UnknownComponentError
+from mmblocks.settings import REQUIRED, Setting, did_you_mean
 
 T = TypeVar("T")
 Spec = str | Mapping[str, Any]
-REQUIRED: Any = inspect.Parameter.empty
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting of a component: its name, resolved type and default (`REQUIRED` when there is none)."""
-
-    name: str
-    annotation: Any
-    default: Any
-
-    @property
-    def type_name(self) -> str:
-        return type_name(self.annotation)
-
-    def reasons_against(self, value: Any) -> list[str]:
-        if accepts(self.annotation, value):
-            return []
-        return [f"{self.name}={value!r} is not {self.type_name}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,62 +198,11 @@ def split(spec: Spec) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
-def did_you_mean(name: object, known: typing.Iterable[str]) -> str:
-    """' Did you mean ...? Known: ...' for an error message."""
-    names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{hint} Known: {', '.join(names) or 'none'}."
-
-
-# Types of settings --------------------------------------------------------------------------------------------------
-
-
-def accepts(annotation: Any, value: Any) -> bool:
-    """Whether a plain value (from Python, JSON or YAML) fits a setting's annotation."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(accepts(a, value) for a in arguments)
-    if origin is Literal:
-        return any(value == a and type(value) is type(a) for a in arguments)
-    if origin in (list, tuple, typing.Sequence) or getattr(origin, "__name__", "") == "Sequence":
-        if not isinstance(value, list | tuple):
-            return False
-        if origin is tuple and arguments[-1:] != (...,):
-            return len(value) == len(arguments) and all(map(accepts, arguments, value))
-        return all(accepts(arguments[0], v) for v in value)
-    if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
-        return isinstance(value, Mapping)
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, annotation)
-
-
-def type_name(annotation: Any) -> str:
-    """An annotation as people write it: 'int', 'str | None', 'one of a, b'."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is type(None):
-        return "None"
-    if origin in (typing.Union, types.UnionType):
-        return " | ".join(type_name(a) for a in arguments)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    return (
-        annotation.__name__
-        if isinstance(annotation, type) and not arguments
-        else str(annotation).replace("typing.", "")
-    )
-
-
 def _parameters(builder: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:
     """A constructor's parameters with resolved annotations. Refuses `*args` and `**kwargs`: they hide settings."""
     target = builder.__init__ if inspect.isclass(builder) else builder
     hints = typing.get_type_hints(target)
-    parameters = [p for p in inspect.signature(builder).parameters.values()]
+    parameters = list(inspect.signature(builder).parameters.values())
     for p in parameters:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise ConfigError(f"{builder.__module__}.{builder.__qualname__}: '{p}' hides settings; list them by name.")

@@ -1,0 +1,125 @@
+"""Settings: names, types and defaults taken from signatures and dataclasses, and plain values checked against them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from mmblocks.errors import ConfigError
+
+T = TypeVar("T")
+REQUIRED: Any = inspect.Parameter.empty
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting of a component: its name, resolved type and default (`REQUIRED` when there is none)."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+    @property
+    def type_name(self) -> str:
+        return type_name(self.annotation)
+
+    def reasons_against(self, value: Any) -> list[str]:
+        if accepts(self.annotation, value):
+            return []
+        return [f"{self.name}={value!r} is not {self.type_name}"]
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """' Did you mean ...? Known: ...' for an error message."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Known: {', '.join(names) or 'none'}."
+
+
+# Types of settings --------------------------------------------------------------------------------------------------
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Whether a plain value (from Python, JSON or YAML) fits a setting's annotation."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(accepts(a, value) for a in arguments)
+    if origin is Literal:
+        return any(value == a and type(value) is type(a) for a in arguments)
+    if origin in (list, tuple, typing.Sequence) or getattr(origin, "__name__", "") == "Sequence":
+        if not isinstance(value, list | tuple):
+            return False
+        if origin is tuple and arguments[-1:] != (...,):
+            return len(value) == len(arguments) and all(map(accepts, arguments, value))
+        return all(accepts(arguments[0], v) for v in value)
+    if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
+        return isinstance(value, Mapping)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation)
+
+
+def type_name(annotation: Any) -> str:
+    """An annotation as people write it: 'int', 'str | None', 'one of a, b'."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is type(None):
+        return "None"
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(type_name(a) for a in arguments)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    return (
+        annotation.__name__
+        if isinstance(annotation, type) and not arguments
+        else str(annotation).replace("typing.", "")
+    )
+
+
+# Dataclasses as schemas ---------------------------------------------------------------------------------------------
+
+
+def fields_of(schema: type) -> dict[str, Setting]:
+    """The settings of a dataclass by name."""
+    hints = typing.get_type_hints(schema)
+    return {f.name: Setting(f.name, hints[f.name], _default(f)) for f in dataclasses.fields(schema)}
+
+
+def faults_in(schema: type, raw: Mapping[str, Any], where: str) -> list[str]:
+    """Every fault of plain values meant for a dataclass: unknown names, wrong types, missing ones; keys start with `where`."""
+    known = fields_of(schema)
+    faults = [f"{where}.{name} is not a setting.{did_you_mean(name, known)}" for name in raw if name not in known]
+    faults += [
+        f"{where}: {reason}."
+        for name, value in raw.items()
+        if name in known
+        for reason in known[name].reasons_against(value)
+    ]
+    return faults + [
+        f"{where}.{s.name} is missing ({s.type_name})."
+        for s in known.values()
+        if s.default is REQUIRED and s.name not in raw
+    ]
+
+
+def read(schema: type[T], raw: Mapping[str, Any], where: str) -> T:
+    """Plain values as a dataclass. Raises `ConfigError` that lists every fault."""
+    if faults := faults_in(schema, raw, where):
+        raise ConfigError("\n".join(faults))
+    return schema(**raw)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else REQUIRED
