@@ -1,3 +1,76 @@
-"""Composable vision-language components. Importing this package imports no torch."""
+"""Composable vision-language components. Importing this package imports no torch; names below are read on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "build": "mmblocks.model.build",
+    "OneVision": "mmblocks.model.onevision",
+    "ModelSpec": "mmblocks.model.spec",
+    "save": "mmblocks.model.checkpoint",
+    "load": "mmblocks.model.checkpoint",
+    "generate": "mmblocks.model.generate",
+    "Decoding": "mmblocks.model.generate",
+    "Chat": "mmblocks.chat",
+    "answer": "mmblocks.chat",
+    "image": "mmblocks.chat",
+    "video": "mmblocks.chat",
+    "Conversation": "mmblocks.conversation",
+    "Processor": "mmblocks.data.processor",
+    "collate": "mmblocks.data.collate",
+    "encoders": "mmblocks.components",
+    "projectors": "mmblocks.components",
+    "poolings": "mmblocks.components",
+    "tokenizers": "mmblocks.components",
+    "backbones": "mmblocks.components",
+    "templates": "mmblocks.components",
+}
+
+__all__ = [
+    "Chat",
+    "Conversation",
+    "Decoding",
+    "ModelSpec",
+    "OneVision",
+    "Processor",
+    "answer",
+    "backbones",
+    "build",
+    "collate",
+    "encoders",
+    "generate",
+    "image",
+    "load",
+    "poolings",
+    "projectors",
+    "save",
+    "templates",
+    "tokenizers",
+    "video",
+]
+
+if TYPE_CHECKING:
+    from mmblocks.chat import Chat, answer, image, video
+    from mmblocks.components import backbones, encoders, poolings, projectors, templates, tokenizers
+    from mmblocks.conversation import Conversation
+    from mmblocks.data.collate import collate
+    from mmblocks.data.processor import Processor
+    from mmblocks.model.build import build
+    from mmblocks.model.checkpoint import load, save
+    from mmblocks.model.generate import Decoding, generate
+    from mmblocks.model.onevision import OneVision
+    from mmblocks.model.spec import ModelSpec
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmblocks' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

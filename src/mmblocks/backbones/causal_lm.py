@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,9 +144,10 @@ class CausalLM(nn.Module):
         self.lm = lm
         self._require_isolation()
 
-    def save_to(self, folder: Path) -> None:
+    def save_to(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write an ordinary transformers checkpoint, with the text tokenizer where one is known."""
-        self.lm.save_pretrained(folder)
+        lm = self.lm if dtype is None else copy.deepcopy(self.lm).to(dtype)
+        lm.save_pretrained(folder)
         if self.tokenizer_source is not None:
             self.text_tokenizer.save_pretrained(folder)
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmblocks.errors import ConfigError
+from mmblocks.model.spec import PARTS
 from mmblocks.settings import did_you_mean, faults_in, read
-
-PARTS = ("encoder", "projector", "marks", "backbone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,7 @@ class TrainRun:
 
     weights: "random", "pretrained" (each component's checkpoint) or a folder saved by mmblocks.
     budget: factor on every stage's steps. out: folder of the run: checkpoints, metrics.jsonl and the final model.
+    threads: CPU threads of torch, 0 for its own choice. workers: processes that make batches ahead.
     stop_after: name of the stage after which to stop, for running part of a curriculum.
     """
 
@@ -53,6 +53,7 @@ class TrainRun:
     budget: float = 1.0
     device: str = "auto"
     threads: int = 0
+    workers: int = 0
     save_every: int = 200
     log_every: int = 10
     stop_after: str | None = None

@@ -1,7 +1,17 @@
 """TinyWorld: pictures, picture sets and clips of coloured shapes with exact questions and answers."""
 
-from .record import TASKS, Task, record
+from .record import TASKS, Task, labelled_picture, record
 from .scene import Scene, Split, Thing
 from .tokenizer import SPECIAL_TOKENS, build_tokenizer
 
-__all__ = ["SPECIAL_TOKENS", "TASKS", "Scene", "Split", "Task", "Thing", "build_tokenizer", "record"]
+__all__ = [
+    "SPECIAL_TOKENS",
+    "TASKS",
+    "Scene",
+    "Split",
+    "Task",
+    "Thing",
+    "build_tokenizer",
+    "labelled_picture",
+    "record",
+]

@@ -160,10 +160,9 @@ CAPTIONS: dict[str, Callable[[Scene, random.Random], Asked]] = {
 
 
 def in_words(scene: Scene, rng: random.Random, *, with_places: bool) -> str:
-    """The whole scene as text; without `with_places` sometimes only what is there, not where."""
-    if not with_places and rng.random() < 0.6:
-        return rng.choice((describe, shape_first, colour_first))(scene, rng)[1]  # type: ignore[index]
-    return rng.choice((_by_rows, _by_places, _by_names))(scene, rng)
+    """The whole scene as text: what is there, and with `with_places` also where."""
+    sayers = (places, name_first, _places_any_order) if with_places else (describe, shape_first, colour_first)
+    return rng.choice(sayers)(scene, rng)[1]  # type: ignore[index]
 
 
 def motion_in_words(scene: Scene, rng: random.Random) -> str:
@@ -173,18 +172,8 @@ def motion_in_words(scene: Scene, rng: random.Random) -> str:
     return ", ".join(parts)
 
 
-def _by_rows(scene: Scene, rng: random.Random) -> str:
-    """Nine cells in reading order, as a picture's visual tokens are."""
-    cells = {(t.row, t.column): t.name for t in scene.things}
-    return "; ".join(", ".join(cells.get((r, c), "nothing") for c in range(3)) for r in range(3))
-
-
-def _by_places(scene: Scene, rng: random.Random) -> str:
-    return ", ".join(f"{t.place}: {t.name}" for t in _any_order(scene, rng))
-
-
-def _by_names(scene: Scene, rng: random.Random) -> str:
-    return ", ".join(f"the {t.name} is at the {t.place}" for t in _any_order(scene, rng))
+def _places_any_order(scene: Scene, rng: random.Random) -> Asked:
+    return "", ", ".join(f"{t.place}: {t.name}" for t in _any_order(scene, rng))
 
 
 def _any_order(scene: Scene, rng: random.Random) -> list[Thing]:

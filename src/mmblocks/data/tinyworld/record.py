@@ -4,8 +4,11 @@ import random
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+from PIL import Image
+
 from . import ask, draw
-from .scene import Scene, Split, sample_moving, sample_still
+from .scene import COLOURS, SHAPES, Scene, Split, sample_moving, sample_still
 
 Task = Literal["text", "caption", "single", "multi", "video"]
 TASKS: tuple[Task, ...] = ("text", "caption", "single", "multi", "video")
@@ -34,6 +37,21 @@ def record(task: Task, index: int, *, seed: int = 0, split: Split = "train", tur
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     kinds = [kind for kind, _, _ in asked]
     return {"messages": messages, "kind": kinds[0], "kinds": kinds, "task": task}
+
+
+def labelled_picture(index: int, *, seed: int = 0, split: Split = "train") -> tuple[Image.Image, np.ndarray]:
+    """A picture and, for each cell of its (3, 3) grid, 0 or 1 + the number of the colour and shape there.
+
+    A thing of colour i and shape j has the number i * len(SHAPES) + j. For teaching an encoder to see.
+    """
+    rng = random.Random(f"{seed}/{split}/labelled/{index}")
+    scene = sample_still(rng, split, (1, 2, 3, 4, 5))
+    labels = np.zeros((3, 3), dtype=np.int64)
+    for thing in scene.things:
+        labels[thing.row, thing.column] = (
+            1 + tuple(COLOURS).index(thing.colour) * len(SHAPES) + SHAPES.index(thing.shape)
+        )
+    return draw.picture(scene, rng, draw.any_size_px(rng)), labels
 
 
 def _caption(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:

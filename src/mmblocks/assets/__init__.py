@@ -1,0 +1,25 @@
+"""Files that ship with the package: the tiny model, its text tokenizer, two pictures, a photograph-sized one, a clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmblocks.errors import CheckpointError
+
+FOLDER = Path(__file__).parent
+
+
+def tiny_model() -> Path:
+    """Folder of the bundled tiny OneVision."""
+    return _present(FOLDER / "tiny")
+
+
+def media(name: str) -> Path:
+    """A bundled picture or clip."""
+    return _present(FOLDER / "media" / name)
+
+
+def _present(path: Path) -> Path:
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing; the installation is damaged, install mmblocks again.")
+    return path

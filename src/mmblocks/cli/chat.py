@@ -1,0 +1,92 @@
+"""`mmblocks chat`: ask a model about pictures and clips, once or turn by turn."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmblocks.chat import Chat
+    from mmblocks.conversation import Visual
+
+HELP = "commands: /image PATH and /video PATH show something with your next words, /new begins again, /quit ends"
+
+
+class _Shown(argparse.Action):
+    """Collects --image and --video in the order in which they were written."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:  # type: ignore[override]
+        kind = str(option_string).lstrip("-")
+        namespace.visuals = [*namespace.visuals, *((kind, path) for path in values)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, help="folder of a model (default: the bundled tiny model)")
+    parser.add_argument("--image", nargs="+", action=_Shown, dest="visuals", default=[], metavar="FILE", help="pictures to show")
+    parser.add_argument("--video", nargs="+", action=_Shown, dest="visuals", default=[], metavar="FILE", help="clips to show")
+    parser.add_argument("--ask", help="ask this, print the answer and end")
+    parser.add_argument("--system", help="a system message")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    parser.add_argument("--seed", type=int, help="seed of sampling")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmblocks.assets import tiny_model
+    from mmblocks.chat import Chat
+    from mmblocks.model.checkpoint import load
+    from mmblocks.model.generate import Decoding
+
+    decoding = Decoding(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
+    chat = Chat(load(args.model or tiny_model()), system=args.system, decoding=decoding)
+    shown = [_visual(kind, path) for kind, path in args.visuals]
+    if args.ask is not None:
+        return _say(chat, shown, args.ask)
+    print(HELP)
+    return _converse(chat, shown)
+
+
+def _converse(chat: Chat, shown: list[Visual]) -> int:
+    from mmblocks.errors import DataError
+
+    while (line := _read_line()) is not None and line != "/quit":
+        command, _, rest = line.partition(" ")
+        try:
+            if command in ("/image", "/video"):
+                shown.append(_visual(command[1:], rest.strip()))
+            elif command == "/new":
+                chat.forget()
+                shown.clear()
+            elif line.startswith("/"):
+                print(HELP)
+            elif line:
+                _say(chat, shown, line)
+                shown.clear()
+        except DataError as fault:
+            print(f"! {fault}")
+            shown.clear()
+    return 0
+
+
+def _read_line() -> str | None:
+    try:
+        return input("you: ").strip()
+    except EOFError:
+        return None
+
+
+def _say(chat: Chat, shown: list[Visual], text: str) -> int:
+    for piece in chat.stream(*shown, text):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def _visual(kind: str, path: str) -> Visual:
+    from mmblocks.chat import image, video
+    from mmblocks.data.media import shape_of
+
+    visual = image(Path(path)) if kind == "image" else video(Path(path))
+    shape_of(visual)  # says at once when the file cannot be read
+    return visual

@@ -1,0 +1,30 @@
+"""`mmblocks eval`: print the table of a task."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+SUITES = {"tiny": "TinyWorld's held-out pictures, picture sets and clips"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", choices=sorted(SUITES), help="; ".join(f"{k}: {v}" for k, v in SUITES.items()))
+    parser.add_argument("--model", type=Path, help="folder of a model (default: the bundled tiny model)")
+    parser.add_argument("--samples", type=int, default=500, help="questions per task (default 500)")
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmblocks.assets import tiny_model
+    from mmblocks.eval.tinyworld import as_markdown, evaluate
+    from mmblocks.model.checkpoint import load
+
+    table = evaluate(load(args.model or tiny_model()), samples=args.samples)
+    if args.json:
+        counts = {t: {k: [s.right, s.asked] for k, s in scores.items()} for t, scores in table.items()}
+        print(json.dumps(counts, indent=2))
+    else:
+        print(as_markdown(table))
+    return 0

@@ -1,0 +1,124 @@
+"""A recipe and overrides become one checked, plain dict."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from mmblocks.components import REGISTRIES
+from mmblocks.conf.faults import FOREIGN, refusal
+from mmblocks.conf.files import find_recipe, roots
+from mmblocks.conf.groups import GROUPS, register_groups
+from mmblocks.data.sources import sources
+from mmblocks.errors import ConfigError
+from mmblocks.train.stages import run_faults
+
+HYDRA_VERSION = "1.3"
+
+
+def compose(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A recipe (name or path) with Hydra overrides as plain values: the fields of `TrainRun`.
+
+    Raises `ConfigError` for whatever does not fit: names, keys, types, settings of components and data sources.
+    """
+    found = find_recipe(recipe)
+    register_groups()
+    try:
+        with _own_hydra(), hydra.initialize_config_dir(str(found.path.parent), version_base=HYDRA_VERSION):
+            config = hydra.compose(found.path.stem, overrides=[*overrides, search_path()])
+        return plain_run(config, found.name)
+    except FOREIGN as error:
+        raise refusal(found.name, error) from error
+
+
+def search_path() -> str:
+    """The override that lets recipes build on each other (`- /tiny/base@_global_`)."""
+    return f"hydra.searchpath=[{','.join(repr(f'file://{root}') for root in roots())}]"
+
+
+def plain_run(config: DictConfig, recipe: str) -> dict[str, Any]:
+    """A composed config as plain values. Raises `ConfigError` that lists every fault."""
+    raw: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    faults = _renamed(config) or [*run_faults(raw), *_component_faults(raw), *_source_faults(raw)]
+    if faults:
+        raise ConfigError(f"recipe {recipe!r} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    return raw
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """A composed config as people read it."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra holds one global state; a program that runs under Hydra itself gets its own back."""
+    state = GlobalHydra.instance()
+    before, state.hydra = state.hydra, None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Defaults list is missing `_self_`")  # its default suits us
+            yield
+    finally:
+        state.hydra = before
+
+
+# Faults that types cannot show --------------------------------------------------------------------------------------
+
+
+def _renamed(config: DictConfig) -> list[str]:
+    """Components chosen with a dot: they would keep the settings of another."""
+    faults = []
+    for group in GROUPS:
+        key = group.replace("/", ".")
+        node = OmegaConf.select(config, key)
+        name = node.get("name") if isinstance(node, DictConfig) else node
+        schema = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
+        chosen = OmegaConf.structured(schema).name if hasattr(schema, "__dataclass_fields__") else name
+        if not isinstance(node, DictConfig) or name != chosen:
+            faults.append(f"{key}={name!r}: components are chosen with a slash; write {group}={name}.")
+    return faults
+
+
+def _component_faults(raw: Mapping[str, Any]) -> list[str]:
+    faults = []
+    for group, (kind, _) in GROUPS.items():
+        spec: Any = raw
+        for part in group.split("/"):
+            spec = spec[part]
+        faults += [f"{group.replace('/', '.')}: {reason}" for reason in REGISTRIES[kind].reasons_against(spec)]
+    return faults + [f"model.{k} is not a setting." for k in _strangers(raw)]
+
+
+def _strangers(raw: Mapping[str, Any]) -> list[str]:
+    """Keys below `model` that belong to no group (added with `+`)."""
+    known = {group.removeprefix("model/").replace("/", ".") for group in GROUPS}
+    heads = {k.partition(".")[0] for k in known}
+    below = [f"tokenizer.{k}" for k in raw["model"]["tokenizer"]]
+    return [k for k in raw["model"] if k not in heads] + [k for k in below if k not in known]
+
+
+def _source_faults(raw: Mapping[str, Any]) -> list[str]:
+    stages = raw.get("stages")
+    return [
+        f"stages.{i}.data.{j}: {reason}"
+        for i, stage in enumerate(stages if isinstance(stages, list) else [])
+        for j, source in enumerate(stage.get("data") or [])
+        for reason in _faults_of_source(source)
+    ]
+
+
+def _faults_of_source(source: Mapping[str, Any]) -> list[str]:
+    weight = source.get("weight", 1)
+    settings = {k: v for k, v in source.items() if k != "weight"}
+    if not isinstance(settings.get("name"), str):
+        return [f"{settings!r} has no 'name'; write name: SOURCE."]
+    heavy = isinstance(weight, int | float) and not isinstance(weight, bool) and weight > 0
+    faults = [] if heavy else [f"weight={weight!r} must be a number above 0."]
+    return faults + sources.reasons_against(settings)

@@ -1,0 +1,103 @@
+"""Hydra's and OmegaConf's errors in the words of a run: the key, the value, what was probably meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from mmblocks.components import REGISTRIES
+from mmblocks.conf.groups import GROUPS, SCHEMA, options
+from mmblocks.errors import ConfigError
+from mmblocks.settings import did_you_mean, fields_of, type_name
+
+FOREIGN = (HydraException, OmegaConfBaseException)
+"""What Hydra and OmegaConf raise when a recipe or an override is wrong."""
+
+
+def explain(error: BaseException) -> str:
+    """One of `FOREIGN` as a sentence."""
+    for e in _chain(error):
+        if isinstance(e, MissingConfigException):
+            return _missing_config(e)
+        if isinstance(e, OverrideParseException):
+            return f"override {e.override!r} cannot be read; write key=value, or group=name for a component."
+        if isinstance(e, ConfigKeyError | ConfigAttributeError):
+            return _unknown_key(e)
+        if isinstance(e, MissingMandatoryValue):
+            return f"{e.full_key} has no value; set it in the recipe or add {e.full_key}=VALUE."
+        if isinstance(e, ValidationError):
+            return _wrong_type(e)
+    return _other(str(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and its causes, the deepest first: Hydra wraps what OmegaConf found."""
+    if error is not None:
+        yield from _chain(error.__cause__)
+        yield error
+
+
+def _missing_config(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if group not in GROUPS:
+        known = [*(error.options or []), *([SCHEMA] if not group else [])]
+        return f"a recipe asks for {error.missing_cfg_file!r}, which does not exist.{did_you_mean(name, known)}"
+    kind, scenario = GROUPS[group]
+    known = list(options(group))
+    if name not in REGISTRIES[kind]:
+        return f"no {kind} is called {name!r}.{did_you_mean(name, known)}"
+    if scenario is not None and name not in known:
+        return f"the tokenizer {name!r} does not serve {scenario!r}.{did_you_mean(name, known)}"
+    return _why_unusable(kind, name)
+
+
+def _why_unusable(kind: str, name: str) -> str:
+    try:
+        REGISTRIES[kind].schema(name)
+    except Exception as cause:
+        return f"the {kind} {name!r} cannot be used: {type(cause).__name__}: {cause}"
+    return f"the {kind} {name!r} was installed after its group was made; call register_groups() again."
+
+
+def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
+    key, full_key = str(error.key), str(error.full_key)
+    if "/" in key:
+        return f"there is no component group {key!r}.{did_you_mean(key, GROUPS)}"
+    known = [str(k) for k in error.parent_node or () if k != "hydra"] if _has_keys(error.parent_node) else []
+    return f"{full_key} is not a setting.{did_you_mean(key, known)}"
+
+
+def _has_keys(node: Any) -> bool:
+    return isinstance(node, DictConfig) and not OmegaConf.is_missing(node, "") and not node._is_none()
+
+
+def _wrong_type(error: ValidationError) -> str:
+    key, schema = str(error.full_key), error.object_type
+    known = fields_of(schema) if isinstance(schema, type) and hasattr(schema, "__dataclass_fields__") else {}
+    if error.key in known:
+        return f"{key}={error.value!r} is not {type_name(known[str(error.key)].annotation)}."
+    return f"{key}: {str(error).partition(chr(10))[0]}."
+
+
+def _other(text: str) -> str:
+    if unmatched := re.search(r"Could not override '([^'@]+)'", text):
+        return f"there is no component group {unmatched[1]!r}.{did_you_mean(unmatched[1], GROUPS)}"
+    if several := re.search(r"Ambiguous value for argument '(.+)'", text):
+        return f"override {several[1]!r} names several values; add -m to run each, or write [a,b] for a list."
+    return " ".join(line.strip() for line in text.splitlines() if "https://hydra.cc" not in line)
+
+
+def refusal(recipe: str, error: BaseException) -> ConfigError:
+    """The `ConfigError` that stands for an error of Hydra."""
+    return ConfigError(f"recipe {recipe!r}: {explain(error)}")

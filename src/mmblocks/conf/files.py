@@ -1,0 +1,80 @@
+"""Where recipes lie: `./recipes` of the user, then the ones that ship with mmblocks, or any path to a YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmblocks.errors import ConfigError
+from mmblocks.settings import did_you_mean
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe's file. `name` is its path below its root, without the suffix."""
+
+    name: str
+    path: Path
+
+    @property
+    def summary(self) -> str:
+        """The first comment line of the file."""
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        comments = (line.lstrip("# ").strip() for line in lines if line.startswith("#") and "@package" not in line)
+        return next(comments, "")
+
+
+def roots() -> list[Path]:
+    """Folders that recipes are looked up in, in this order."""
+    folders = [Path("recipes").resolve(), shipped_recipes()]
+    return [folder for i, folder in enumerate(folders) if folder.is_dir() and folder not in folders[:i]]
+
+
+def shipped_recipes() -> Path:
+    """In a wheel they lie inside the package, in an editable install beside `src`."""
+    packed = _PACKAGE / "recipes"
+    return (packed if packed.is_dir() else _PACKAGE.parents[1] / "recipes").resolve()
+
+
+def recipes() -> dict[str, str]:
+    """Every recipe by name with its one-line description."""
+    return {name: recipe.summary for name, recipe in sorted(_known().items())}
+
+
+def find_recipe(recipe: str) -> Recipe:
+    """A recipe by name or by path. Raises `ConfigError` when there is none or when its file is not a recipe."""
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"no recipe file {recipe!r} (looked in {Path.cwd()}).")
+        return _checked(Recipe(path.stem, path.resolve()))
+    known = _known()
+    if recipe not in known:
+        raise ConfigError(f"no recipe is called {recipe!r}.{did_you_mean(recipe, known)}")
+    return _checked(known[recipe])
+
+
+def _known() -> dict[str, Recipe]:
+    found: dict[str, Recipe] = {}
+    for root in reversed(roots()):  # the user's own come last and win
+        for path in root.rglob("*.yaml"):
+            name = path.relative_to(root).with_suffix("").as_posix()
+            found[name] = Recipe(name, path)
+    return found
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    """Refuse a file from which Hydra would compose something that is not a run."""
+    try:
+        content: Any = yaml.safe_load(recipe.path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as cause:
+        raise ConfigError(f"{recipe.path}: this is not YAML: {cause}") from cause
+    defaults = content.get("defaults") if isinstance(content, dict) else None
+    if not isinstance(defaults, list) or not defaults:
+        raise ConfigError(f"{recipe.path}: a recipe starts with a list 'defaults:' whose first item is '- /train_run'.")
+    return recipe

@@ -1,0 +1,160 @@
+"""Hydra's config groups, made from the registries: a component's signature is its schema, there is no YAML for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from mmblocks.components import REGISTRIES
+from mmblocks.model.spec import ModelSpec
+from mmblocks.settings import REQUIRED, Setting, fields_of
+from mmblocks.shapes import SCENARIOS, Scenario
+from mmblocks.train.stages import Stage, TrainRun
+
+log = logging.getLogger(__name__)
+
+SCHEMA = "train_run"
+"""What every recipe starts from: the keys of a run with their types, and LLaVA-OneVision's components."""
+
+GROUPS: dict[str, tuple[str, Scenario | None]] = {
+    "model/encoder": ("encoder", None),
+    "model/projector": ("projector", None),
+    "model/pooling": ("pooling", None),
+    **{f"model/tokenizer/{scenario}": ("tokenizer", scenario) for scenario in SCENARIOS},
+    "model/backbone": ("backbone", None),
+    "model/template": ("template", None),
+}
+"""Group -> the kind of its components, and the scenario they must serve."""
+
+
+def register_groups() -> None:
+    """Tell Hydra every component and the schema of a run. Safe to call again, e.g. after installing a plug-in."""
+    store = ConfigStore.instance()
+    for group in GROUPS:
+        for name in options(group):
+            if (node := _component_node(GROUPS[group][0], name)) is not None:
+                store.store(group=group, name=name, node=node)
+    store.store(name=SCHEMA, node=run_node())
+
+
+def options(group: str) -> Iterator[str]:
+    """Names that can be chosen in a group."""
+    kind, scenario = GROUPS[group]
+    return (name for name in REGISTRIES[kind] if scenario is None or serves(name, scenario))
+
+
+def serves(tokenizer: str, scenario: Scenario) -> bool:
+    """Whether a visual tokenizer is offered for a scenario; one that does not say is offered for all."""
+    try:
+        scenarios = getattr(REGISTRIES["tokenizer"][tokenizer].builder, "scenarios", None)
+    except Exception:  # a broken plug-in is reported by _component_node
+        return True
+    return not isinstance(scenarios, frozenset) or scenario in scenarios
+
+
+def _component_node(kind: str, name: str) -> type | None:
+    """A component's settings as a dataclass; None for a plug-in that cannot be imported, so that others still can."""
+    try:
+        schema = REGISTRIES[kind].schema(name)
+    except Exception as cause:
+        if REGISTRIES[kind].about(name).module.startswith("mmblocks."):
+            raise
+        log.warning("%s %r is left out: %s: %s", kind, name, type(cause).__name__, cause)
+        return None
+    return _dataclass(f"{kind}_{name}", [Setting("name", str, name), *schema])
+
+
+# Structured configs -------------------------------------------------------------------------------------------------
+
+
+def run_node() -> type:
+    """`TrainRun` for Hydra: typed keys, one group per component, the components of `ModelSpec` as defaults."""
+    settings = fields_of(TrainRun)
+    stage = _dataclass("Stage", fields_of(Stage).values())
+    own = {"model": _slots("Model", _slot_tree()), "stages": typing.List[stage]}  # noqa: UP006  # OmegaConf reads typing.List
+    defaults = ["_self_", *({group: name} for group, name in _default_choices().items())]
+    fields: list[Any] = [("defaults", typing.List[Any], dataclasses.field(default_factory=lambda: list(defaults)))]  # noqa: UP006
+    for name, setting in settings.items():
+        if name == "model":
+            fields.append((name, own[name], dataclasses.field(default_factory=own[name])))
+        elif name in own:
+            fields.append((name, own[name], MISSING))
+        else:
+            fields.append(_field(setting))
+    return dataclasses.make_dataclass("Run", fields)
+
+
+def _default_choices() -> dict[str, str]:
+    slots = {key.replace(".", "/"): spec for key, (_, spec) in ModelSpec().slots().items()}
+    return {group: str(slots[group]) for group in GROUPS}
+
+
+def _slot_tree() -> dict[str, Any]:
+    """The groups as a tree: {"encoder": {}, ..., "tokenizer": {"image": {}, ...}}."""
+    tree: dict[str, Any] = {}
+    for group in GROUPS:
+        node = tree
+        for part in group.split("/")[1:]:
+            node = node.setdefault(part, {})
+    return tree
+
+
+def _slots(name: str, tree: Mapping[str, Any]) -> Any:
+    """Places for components: any structured config fits, other keys do not."""
+    fields: list[Any] = []
+    for key, below in tree.items():
+        inner = _slots(key.title(), below) if below else None
+        fields.append((key, inner, dataclasses.field(default_factory=inner)) if inner else (key, Any, MISSING))
+    return dataclasses.make_dataclass(name, fields)
+
+
+def _dataclass(name: str, settings: typing.Iterable[Setting]) -> Any:
+    return dataclasses.make_dataclass(re.sub(r"\W", "_", name), [_field(s) for s in settings])
+
+
+def _field(setting: Setting) -> tuple[str, Any, Any]:
+    if setting.default is REQUIRED:
+        return setting.name, omegaconf_type(setting.annotation), MISSING
+    default = plain(setting.default)
+    annotation = omegaconf_type(setting.annotation)
+    if default is None and not _is_optional(annotation):
+        annotation = Any
+    return setting.name, annotation, dataclasses.field(default_factory=lambda: default)
+
+
+def omegaconf_type(annotation: Any) -> Any:
+    """The type by which OmegaConf checks a value at once; `Any` where only the registry can tell (unions, literals)."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in (int, float, str, bool):
+        return annotation
+    if origin in (typing.Union, types.UnionType):
+        members = [a for a in arguments if a is not type(None)]
+        alone = members[0] if len(members) == 1 and len(members) < len(arguments) else None
+        return typing.Optional[alone] if alone in (int, float, str, bool) else Any  # noqa: UP045
+    if origin in (list, Sequence):
+        return typing.List[omegaconf_type(arguments[0])]  # noqa: UP006
+    if origin in (dict, Mapping):
+        return typing.Dict[str, omegaconf_type(arguments[1])]  # noqa: UP006
+    return Any
+
+
+def _is_optional(annotation: Any) -> bool:
+    return annotation is Any or type(None) in typing.get_args(annotation)
+
+
+def plain(value: Any) -> Any:
+    """A default as YAML would hold it."""
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,27 @@
+"""Samples end to end in one packed batch: nothing padded, nothing cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+
+from mmblocks.batch import Batch, Packing
+from mmblocks.data.processor import Sample
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pack samples in their order. Positions restart at 0 in each."""
+    encoded = [sample.encoded for sample in samples]
+    lengths = [len(e) for e in encoded]
+    starts = [0, *accumulate(lengths)][:-1]
+    return Batch(
+        input_ids=torch.cat([e.input_ids for e in encoded]),
+        position_ids=torch.cat([torch.arange(n) for n in lengths]),
+        targets=torch.cat([e.targets for e in encoded]),
+        packing=Packing.of(lengths),
+        pixels=torch.cat([sample.pixels for sample in samples]),
+        plans=tuple(plan for e in encoded for plan in e.plans),
+        visual_positions=torch.cat([e.visual_positions + s for e, s in zip(encoded, starts, strict=True)]),
+    )

@@ -1,0 +1,231 @@
+"""A conversation and its plans to ids, targets and visual positions: labels right by construction.
+
+Text between two visuals is tokenised in one piece, so its ids are those of the whole prompt; a token is learned when
+the span it comes from is. Where one token would join learned and given text ("\\n" of a header with the first "\\n" of
+an answer), the text is cut there and tokenised apart: that is what the model meets when it writes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mmblocks.batch import IGNORE
+from mmblocks.components import ChatTemplate, Span
+from mmblocks.conversation import Conversation
+from mmblocks.data.original_masks import original_spans
+from mmblocks.errors import ConfigError, DataError
+from mmblocks.shapes import RoutedPlan
+
+Targets = Literal["answers", "original"]
+
+
+class TextTokenizer(Protocol):
+    """What is asked of a text tokenizer; every fast tokenizer of transformers has it."""
+
+    @property
+    def is_fast(self) -> bool: ...
+
+    @property
+    def bos_token(self) -> str | None: ...
+
+    @property
+    def bos_token_id(self) -> Any: ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """One conversation, ready to be packed.
+
+    input_ids, targets: (tokens,) int64; `targets[i]` is the id that row i must predict, or IGNORE.
+    visual_positions: (visual tokens,) int64, the rows of `input_ids` that visual tokens replace, in order.
+    plans: one per visual, in order.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    visual_positions: Tensor
+    plans: tuple[RoutedPlan, ...]
+    origin: str
+
+    def __len__(self) -> int:
+        return self.input_ids.numel()
+
+    @property
+    def num_labelled(self) -> int:
+        return int((self.targets != IGNORE).sum())
+
+
+def encode_for_training(
+    conversation: Conversation,
+    plans: Sequence[RoutedPlan],
+    *,
+    template: ChatTemplate,
+    text_tokenizer: TextTokenizer,
+    placeholder_id: int,
+    max_tokens: int | None = None,
+    targets: Targets = "answers",
+) -> Encoded:
+    """Ids of a conversation and what each row must predict.
+
+    targets="answers" trains what the model has to write. targets="original" trains what LLaVA-NeXT's own
+    preprocessing leaves unmasked (role headers, newlines everywhere, a fixed system text; see `original_masks`).
+    """
+    _check_plans(conversation, plans)
+    with _naming(conversation):
+        if targets == "original":
+            spans, everywhere = original_spans(template, conversation.messages, text_tokenizer)
+        else:
+            spans, everywhere = template.spans(conversation.messages), frozenset()
+    rows = _Rows.of(spans, plans, text_tokenizer, placeholder_id, everywhere)
+    if not any(span.learn for span in spans) or not any(rows.learned[1:]):
+        raise DataError(
+            f"{conversation.origin}: none of its {len(rows.ids)} tokens is an answer to train on; "
+            "add a message of the role 'assistant'."
+        )
+    return _encoded(conversation, plans, rows, max_tokens)
+
+
+def encode_prompt(
+    conversation: Conversation,
+    plans: Sequence[RoutedPlan],
+    *,
+    template: ChatTemplate,
+    text_tokenizer: TextTokenizer,
+    placeholder_id: int,
+    max_tokens: int | None = None,
+) -> Encoded:
+    """Ids of a conversation up to where the model's answer begins; every target is IGNORE."""
+    _check_plans(conversation, plans)
+    if not conversation.messages or conversation.messages[-1].role == "assistant":
+        raise DataError(
+            f"{conversation.origin}: there is nothing to answer; a prompt ends with a message of the role 'user'."
+        )
+    with _naming(conversation):
+        spans = [*template.spans(conversation.messages), *template.open_answer()]
+    # Spans keep their marks, so that earlier answers are cut where training cuts them; only the targets go.
+    rows = _Rows.of(spans, plans, text_tokenizer, placeholder_id, frozenset()).without_targets()
+    return _encoded(conversation, plans, rows, max_tokens)
+
+
+def _check_plans(conversation: Conversation, plans: Sequence[RoutedPlan]) -> None:
+    if len(plans) != len(conversation.visuals):
+        raise DataError(
+            f"{conversation.origin}: {len(plans)} plans for {len(conversation.visuals)} visuals; "
+            "make one plan per visual, in their order."
+        )
+
+
+@contextmanager
+def _naming(conversation: Conversation) -> Iterator[None]:
+    """Put the conversation's origin in front of what a template finds wrong."""
+    try:
+        yield
+    except DataError as fault:
+        raise DataError(f"{conversation.origin}: {fault}") from fault
+
+
+def _encoded(conversation: Conversation, plans: Sequence[RoutedPlan], rows: _Rows, max_tokens: int | None) -> Encoded:
+    if max_tokens is not None and len(rows.ids) > max_tokens:
+        raise DataError(
+            f"{conversation.origin}: {len(rows.ids)} tokens ({len(rows.visual)} of them visual), the limit is "
+            f"{max_tokens}; shorten the conversation, give its visuals fewer tokens, or raise max_tokens."
+        )
+    following = zip(rows.ids[1:], rows.learned[1:], strict=True)
+    targets = [token if learned else IGNORE for token, learned in following]
+    return Encoded(
+        torch.tensor(rows.ids, dtype=torch.int64),
+        torch.tensor([*targets, IGNORE][: len(rows.ids)], dtype=torch.int64),
+        torch.tensor(rows.visual, dtype=torch.int64),
+        tuple(plans),
+        conversation.origin,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Token rows: their ids, whether each is learned, and which are visual."""
+
+    ids: list[int]
+    learned: list[bool]
+    visual: list[int]
+
+    @classmethod
+    def of(
+        cls,
+        spans: Sequence[Span],
+        plans: Sequence[RoutedPlan],
+        text_tokenizer: TextTokenizer,
+        placeholder_id: int,
+        everywhere: frozenset[int],
+    ) -> _Rows:
+        """`everywhere` holds text ids that are learned wherever they stand."""
+        _require_offsets(text_tokenizer)
+        ids = _begin(spans, text_tokenizer)
+        rows = cls(ids, [token in everywhere for token in ids], [])
+        counts = iter(plan.plan.num_tokens for plan in plans)
+        for is_text, group in groupby(spans, key=lambda span: isinstance(span.content, str)):
+            if is_text:
+                for token, learned in _tokenised([span for span in group if span.content], text_tokenizer):
+                    rows.ids.append(token)
+                    rows.learned.append(learned or token in everywhere)
+            else:
+                rows._show(sum(next(counts) for _ in group), placeholder_id)
+        return rows
+
+    def _show(self, num_tokens: int, placeholder_id: int) -> None:
+        self.visual.extend(range(len(self.ids), len(self.ids) + num_tokens))
+        self.ids.extend([placeholder_id] * num_tokens)
+        self.learned.extend([False] * num_tokens)
+
+    def without_targets(self) -> _Rows:
+        return _Rows(self.ids, [False] * len(self.ids), self.visual)
+
+
+def _begin(spans: Sequence[Span], text_tokenizer: TextTokenizer) -> list[int]:
+    """The BOS that the tokenizer puts in front of every text, once, unless the template writes it itself."""
+    bos = text_tokenizer.bos_token
+    added = list(text_tokenizer("", add_special_tokens=True, return_offsets_mapping=False)["input_ids"])
+    if bos is None or added[:1] != [text_tokenizer.bos_token_id]:
+        return []
+    first = spans[0].content if spans else ""
+    return [] if isinstance(first, str) and first.startswith(bos) else added[:1]
+
+
+def _require_offsets(text_tokenizer: TextTokenizer) -> None:
+    if not text_tokenizer.is_fast:
+        raise ConfigError(
+            f"the text tokenizer {type(text_tokenizer).__name__} does not say which characters a token covers; "
+            "use its fast form."
+        )
+
+
+def _tokenised(run: list[Span], text_tokenizer: TextTokenizer) -> Iterator[tuple[int, bool]]:
+    """(id, learned) of a run of text spans, tokenised together unless a token would straddle a learn boundary."""
+    texts = [str(span.content) for span in run]
+    starts = [0, *accumulate(map(len, texts))][:-1]
+    encoding = text_tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
+    covered: Sequence[tuple[int, int]] = encoding["offset_mapping"]
+    cut = _first_straddled(run, starts, covered)
+    if cut is not None:
+        yield from _tokenised(run[:cut], text_tokenizer)
+        yield from _tokenised(run[cut:], text_tokenizer)
+        return
+    for token, (start, _) in zip(encoding["input_ids"], covered, strict=True):
+        yield token, run[bisect_right(starts, start) - 1].learn
+
+
+def _first_straddled(run: list[Span], starts: list[int], covered: Sequence[tuple[int, int]]) -> int | None:
+    """The first span at whose start learning begins or ends in the middle of a token."""
+    edges = {starts[i]: i for i in range(1, len(run)) if run[i].learn != run[i - 1].learn}
+    straddled = [edges[c] for start, end in covered for c in range(start + 1, end) if c in edges]
+    return min(straddled, default=None)

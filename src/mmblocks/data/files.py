@@ -1,0 +1,77 @@
+"""Where media bytes come from: local files and data: URIs, never the network. One wording for what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+from PIL import Image
+
+from mmblocks.errors import DataError
+
+What = Literal["image", "video"]
+_LONGEST_NAME = 200
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|file:", re.IGNORECASE)
+
+
+def name_of(source: Any, what: What) -> str:
+    """What error messages call a source: its path, or what kind of thing it is when it has none."""
+    if isinstance(source, str | os.PathLike):
+        name = str(os.fspath(source))
+        if name.startswith("data:"):
+            return f"{what} data: URI"
+        return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+    if isinstance(source, bytes):
+        return f"{what} bytes"
+    if isinstance(source, Image.Image):
+        return "PIL image"
+    return f"{what} array" if isinstance(source, np.ndarray) else f"{what} of type {type(source).__name__}"
+
+
+def bytes_or_file(source: str | os.PathLike[str] | bytes, what: What) -> bytes | Path:
+    """The content of bytes and data: URIs, the absolute path of an existing, regular, non-empty file."""
+    if isinstance(source, str) and source.startswith("data:"):
+        source = _data_uri(source, what)
+    if not isinstance(source, bytes):
+        return _local_file(source, what)
+    if not source:
+        raise DataError(f"{name_of(source, what)}: there are zero bytes; pass the whole content of the file.")
+    return source
+
+
+def _local_file(source: str | os.PathLike[str], what: What) -> Path:
+    name = name_of(source, what)
+    if isinstance(source, str) and _SCHEME.match(source):
+        raise DataError(f"{name}: mmblocks opens no URLs; download the {what} and pass its path, or pass its bytes.")
+    path = Path(source)
+    try:
+        exists, regular = path.exists(), path.is_file()
+        empty = regular and path.stat().st_size == 0
+    except (OSError, ValueError) as cause:
+        raise DataError(f"{name}: not a usable path ({cause}); pass the path of the {what} file.") from cause
+    if not exists:
+        raise DataError(f"{name}: there is no such file; check the path and the folder it is relative to.")
+    if not regular:
+        raise DataError(f"{name}: not a regular file; pass the path of one {what} file.")
+    if empty:
+        raise DataError(f"{name}: the file is empty (zero bytes); fetch it again or drop the record.")
+    return path.absolute()
+
+
+def _data_uri(uri: str, what: What) -> bytes:
+    head, comma, payload = uri.partition(",")
+    if not comma:
+        raise DataError(f"{what} data: URI: no comma between its head and its data; write data:<type>;base64,<data>.")
+    data = unquote_to_bytes(payload)
+    if not head.endswith(";base64"):
+        return data
+    try:
+        return base64.b64decode(b"".join(data.split()), validate=True)
+    except binascii.Error as cause:
+        raise DataError(f"{what} data: URI: its base64 is broken ({cause}); encode the file's bytes again.") from cause

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmblocks.components import encoders
+from mmblocks.encoders import vit
+from mmblocks.shapes import Size
+
+
+@encoders.register(
+    "siglip",
+    source="https://arxiv.org/abs/2303.15343",
+    tiny={"image_px": 30, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24},
+)
+class SigLIP(nn.Module):
+    """SigLIP's vision transformer: all patches after the block that `layer` names, before the final LayerNorm.
+
+    `layer` counts as transformers' hidden_states: -2 is the second-last block, LLaVA-OneVision's choice. Later blocks,
+    the final LayerNorm and the pooling head are not built. Pixels beyond the last whole patch are not seen: 384 at
+    patches of 14 gives 27, and 6 are left over.
+
+    Tensor names are those of published checkpoints: `vision_model.encoder.layers.0.mlp.fc1.weight`.
+    """
+
+    pixel_mean = (0.5, 0.5, 0.5)
+    pixel_std = (0.5, 0.5, 0.5)
+    spatial = True
+    squash = True
+
+    def __init__(
+        self,
+        image_px: int = 384,
+        patch_px: int = 14,
+        dim: int = 1152,
+        depth: int = 27,
+        heads: int = 16,
+        mlp_dim: int = 4304,
+        layer: int = -2,
+        checkpoint: str | None = None,
+    ) -> None:
+        super().__init__()
+        vit.require_vit("siglip", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer)
+        from transformers import SiglipVisionConfig, SiglipVisionModel
+
+        self.dim = dim
+        self.view_px = Size(image_px, image_px)
+        self.grid = Size(image_px // patch_px, image_px // patch_px)
+        self.checkpoint = checkpoint
+        self._sizes = {
+            "image_px": image_px,
+            "patch_px": patch_px,
+            "dim": dim,
+            "depth": depth,
+            "heads": heads,
+            "mlp_dim": mlp_dim,
+            "hidden_act": "gelu_pytorch_tanh",
+            "norm_eps": 1e-6,
+        }
+        config = SiglipVisionConfig(
+            **{vit.CONFIG_KEYS[setting]: value for setting, value in self._sizes.items()}, vision_use_head=False
+        )
+        config.num_hidden_layers = vit.blocks_for(layer, depth)
+        self.vision_model = SiglipVisionModel(config)
+        self.vision_model.post_layernorm = nn.Identity()
+        vit.make_positions_real(self.vision_model)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(views, 3, image_px, image_px) to (views, rows, columns, dim)."""
+        vit.require_view("siglip", pixels, self.view_px)
+        features = self.vision_model(pixel_values=pixels).last_hidden_state
+        return rearrange(features, "v (h w) d -> v h w d", h=self.grid.height)
+
+    def load_pretrained(self) -> None:
+        """Read the weights of `checkpoint`; its sizes must be the settings'."""
+        if self.checkpoint is None:
+            raise vit.no_checkpoint("siglip", "google/siglip-so400m-patch14-384")
+        vit.fill_from_transformers("siglip", self.vision_model, self.checkpoint, self._sizes)
+
+
+encoders.preset("siglip_so400m_384", of="siglip", checkpoint="google/siglip-so400m-patch14-384")
+encoders.preset("siglip_so400m_224", of="siglip", checkpoint="google/siglip-so400m-patch14-224", image_px=224)
+encoders.preset("siglip2_so400m_384", of="siglip", checkpoint="google/siglip2-so400m-patch14-384")
+encoders.preset(
+    "siglip_base_224",
+    of="siglip",
+    checkpoint="google/siglip-base-patch16-224",
+    image_px=224,
+    patch_px=16,
+    dim=768,
+    depth=12,
+    heads=12,
+    mlp_dim=3072,
+)
+encoders.preset("siglip_base_384", of="siglip_base_224", checkpoint="google/siglip-base-patch16-384", image_px=384)
+encoders.preset(
+    "siglip_large_384",
+    of="siglip",
+    checkpoint="google/siglip-large-patch16-384",
+    patch_px=16,
+    dim=1024,
+    depth=24,
+    heads=16,
+    mlp_dim=4096,
+)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmblocks.components import encoders
+from mmblocks.encoders.vit import require_view
+from mmblocks.errors import ConfigError
+from mmblocks.shapes import Size
+
+
+@encoders.register(
+    "tiny_conv",
+    source="https://arxiv.org/abs/2106.14881",
+    tiny={"view_px": 24, "dim": 16, "widths": [8, 8], "heads": 2},
+)
+class TinyConv(nn.Module):
+    """A convolutional stem and a few attention blocks: learns small pictures on a laptop, without pretraining.
+
+    Stage i shrinks by strides[i]; widths are the channels of all stages but the last, which gives `dim`. The grid has
+    view_px / product(strides) cells a side. GroupNorm looks at one view alone, so the batch changes nothing.
+    """
+
+    pixel_mean = (0.5, 0.5, 0.5)
+    pixel_std = (0.5, 0.5, 0.5)
+    spatial = True
+    squash = True
+
+    def __init__(
+        self,
+        view_px: int = 48,
+        dim: int = 128,
+        widths: tuple[int, ...] = (32, 64),
+        strides: tuple[int, ...] = (3, 2, 2),
+        groups: int = 4,
+        blocks: int = 1,
+        heads: int = 4,
+        mlp_ratio: int = 2,
+    ) -> None:
+        super().__init__()
+        _require_stem(view_px, dim, widths, strides, groups, heads)
+        side = view_px // math.prod(strides)
+        self.dim = dim
+        self.view_px = Size(view_px, view_px)
+        self.grid = Size(side, side)
+        self.stem = _stem([3, *widths, dim], strides, groups)
+        self.positions = nn.Parameter(0.02 * torch.randn(side * side, dim))
+        self.blocks = nn.Sequential(*[_Block(dim, heads, mlp_ratio) for _ in range(blocks)])
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(views, 3, view_px, view_px) to (views, rows, columns, dim)."""
+        require_view("tiny_conv", pixels, self.view_px)
+        cells = rearrange(self.stem(pixels.to(self.positions.dtype)), "v d h w -> v (h w) d")
+        features = self.norm(self.blocks(cells + self.positions))
+        return rearrange(features, "v (h w) d -> v h w d", h=self.grid.height)
+
+    def load_pretrained(self) -> None:
+        """Refused: nobody publishes weights for it."""
+        raise ConfigError(
+            "encoder 'tiny_conv' has no published weights; train it, or load the folder of a model that was trained."
+        )
+
+
+class _Block(nn.Module):
+    """Attention among the cells of a view, then an MLP per cell; each behind a LayerNorm, each added to its input."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(
+            self.qkv(self.norm1(x)), "v n (three heads d) -> three v heads n d", three=3, heads=self.heads
+        )
+        attended = rearrange(F.scaled_dot_product_attention(q, k, v), "v heads n d -> v n (heads d)")
+        x = x + self.out(attended)
+        return x + self.mlp(self.norm2(x))
+
+
+def _stem(widths: list[int], strides: tuple[int, ...], groups: int) -> nn.Sequential:
+    """Convolutions whose windows overlap (2 * stride - 1 wide), each normalised, with GELU between them.
+
+    The first norm is over all channels: the contrast between colours is not levelled out before they are mixed.
+    """
+    layers: list[nn.Module] = []
+    for i, ((width, next_width), stride) in enumerate(zip(pairwise(widths), strides, strict=True)):
+        layers.append(nn.Conv2d(width, next_width, kernel_size=2 * stride - 1, stride=stride, padding=stride - 1))
+        layers.append(nn.GroupNorm(groups if i else 1, next_width))
+        layers.append(nn.GELU())
+    return nn.Sequential(*layers[:-1])
+
+
+def _require_stem(
+    view_px: int, dim: int, widths: tuple[int, ...], strides: tuple[int, ...], groups: int, heads: int
+) -> None:
+    faults = []
+    if len(strides) != len(widths) + 1:
+        faults.append(
+            f"{len(strides)} strides and {len(widths)} widths; the last stage is dim wide, so give one more stride"
+        )
+    if min(strides, default=0) < 1 or view_px < 1 or view_px % math.prod(strides):
+        faults.append(f"view_px={view_px} cannot be divided by strides={tuple(strides)}")
+    if uneven := [width for width in (*widths[1:], dim) if width % groups]:
+        faults.append(f"widths {uneven} are not multiples of groups={groups}")
+    if heads < 1 or dim % heads:
+        faults.append(f"dim={dim} is not a multiple of heads={heads}")
+    if faults:
+        raise ConfigError("encoder 'tiny_conv': " + "; ".join(faults) + ".")

@@ -1,0 +1,163 @@
+"""What the ViT encoders share: which blocks are needed, and filling them from a checkpoint without guessing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmblocks.errors import CheckpointError, ConfigError
+from mmblocks.shapes import Size
+
+CONFIG_KEYS = {  # our setting -> its name in a transformers config.json
+    "image_px": "image_size",
+    "patch_px": "patch_size",
+    "dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "hidden_act": "hidden_act",
+    "norm_eps": "layer_norm_eps",
+}
+
+
+def require_vit(name: str, *, image_px: int, patch_px: int, dim: int, depth: int, heads: int, layer: int) -> None:
+    """Refuse sizes that make no vision transformer, naming every fault at once."""
+    faults = []
+    if patch_px < 1 or image_px < patch_px:
+        faults.append(f"image_px={image_px} holds no whole patch of patch_px={patch_px}")
+    if heads < 1 or dim % heads:
+        faults.append(f"dim={dim} is not a multiple of heads={heads}")
+    if fault := layer_fault(layer, depth):
+        faults.append(fault)
+    if faults:
+        raise ConfigError(f"encoder {name!r}: " + "; ".join(faults) + ".")
+
+
+def blocks_for(layer: int, depth: int) -> int:
+    """How many blocks must run for transformers' hidden_states[layer], where entry 0 stands before the first block."""
+    assert not layer_fault(layer, depth)
+    return layer if layer > 0 else depth + 1 + layer
+
+
+def layer_fault(layer: int, depth: int) -> str:
+    """Why `layer` is not the output of one of `depth` blocks; empty when it is."""
+    if 1 <= layer <= depth or -depth <= layer <= -1:
+        return ""
+    return f"layer={layer} names no block; with {depth} blocks choose 1 to {depth} or {-depth} to -1"
+
+
+def require_view(name: str, pixels: Tensor, view_px: Size) -> None:
+    """Refuse pixels of another size than the encoder's view: position embeddings are not interpolated."""
+    if pixels.shape[1:] != (3, *view_px):
+        raise ConfigError(
+            f"encoder {name!r} takes pixels (views, 3, {view_px.height}, {view_px.width}), not {tuple(pixels.shape)}."
+        )
+
+
+def no_checkpoint(name: str, example: str) -> ConfigError:
+    """The error for pretrained weights that were asked for and named nowhere."""
+    return ConfigError(
+        f"encoder {name!r}: pretrained weights were asked for, but checkpoint is None; "
+        f"set encoder.checkpoint to a local folder or a hub name such as {example!r}."
+    )
+
+
+def make_positions_real(tower: nn.Module) -> None:
+    """Give a tower built on the meta device its position numbers: no checkpoint holds them, so no loading could."""
+    embeddings: Any = tower.embeddings
+    if embeddings.position_ids.is_meta:
+        embeddings.position_ids = torch.arange(embeddings.num_positions, device="cpu").unsqueeze(0)
+
+
+def fill_from_transformers(name: str, tower: Any, checkpoint: str, settings: Mapping[str, Any]) -> None:
+    """Fill a transformers vision tower from a hub id or folder of its family, vision tower alone or with its text tower.
+
+    Raises `ConfigError` with every setting that config.json contradicts, `CheckpointError` with every tensor that is
+    missing or of another shape. Tensors that the tower does not use (later blocks, heads, text) are left where they are.
+    """
+    _require_same_sizes(name, type(tower).config_class, checkpoint, settings)
+    with _quiet_transformers(), readable(name, checkpoint):
+        loaded, report = type(tower).from_pretrained(
+            checkpoint, config=deepcopy(tower.config), output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    misshapen = {key: _shapes(there, here) for key, there, here in report["mismatched_keys"]}
+    found = {k: v for k, v in loaded.state_dict().items() if k not in report["missing_keys"] and k not in misshapen}
+    fill(name, tower, found, checkpoint, misshapen)
+
+
+def fill(
+    name: str, module: nn.Module, found: Mapping[str, Tensor], where: str, faults: Mapping[str, str] | None = None
+) -> None:
+    """Copy every tensor that `module` holds from `found`; more may be there.
+
+    Raises `CheckpointError` listing each one that is missing, of another shape, or named in `faults`.
+    """
+    wanted = module.state_dict()
+    if any(tensor.is_meta for tensor in wanted.values()):
+        raise ConfigError(
+            f"encoder {name!r} was built on the meta device, which holds no weights; build it on the CPU."
+        )
+    wrong = {key: fault for key, fault in (faults or {}).items() if key in wanted}
+    for key, here in wanted.items():
+        if key not in found:
+            wrong.setdefault(key, "missing")
+        elif found[key].shape != here.shape:
+            wrong[key] = _shapes(found[key].shape, here.shape)
+    if wrong:
+        listed = "\n  ".join(f"{key}: {fault}" for key, fault in sorted(wrong.items()))
+        raise CheckpointError(
+            f"encoder {name!r}: {where} does not hold the weights that the settings need.\n  {listed}"
+        )
+    module.load_state_dict({key: found[key] for key in wanted})
+
+
+def _shapes(there: Sequence[int], here: Sequence[int]) -> str:
+    return f"{tuple(there)} in the checkpoint, {tuple(here)} here"
+
+
+def _require_same_sizes(name: str, config_class: Any, checkpoint: str, settings: Mapping[str, Any]) -> None:
+    with readable(name, checkpoint):
+        raw, _ = config_class.get_config_dict(checkpoint)
+    family = config_class.model_type.partition("_")[0]
+    if str(raw.get("model_type")).partition("_")[0] != family:
+        raise ConfigError(f"encoder {name!r}: {checkpoint} is a {raw.get('model_type')!r} model, not {family!r}.")
+    config = config_class(**raw.get(config_class.base_config_key, raw))
+    wrong = [
+        f"{setting}={here}, but {CONFIG_KEYS[setting]} is {there}"
+        for setting, here in settings.items()
+        if (there := getattr(config, CONFIG_KEYS[setting])) != here
+    ]
+    if wrong:
+        raise ConfigError(
+            f"encoder {name!r}: the settings disagree with {checkpoint}/config.json; take its values.\n  "
+            + "\n  ".join(wrong)
+        )
+
+
+@contextmanager
+def readable(name: str, checkpoint: str) -> Iterator[None]:
+    """Turn what transformers, timm and safetensors raise for an absent or damaged checkpoint into `CheckpointError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as cause:
+        raise CheckpointError(f"encoder {name!r}: the checkpoint {checkpoint!r} cannot be read: {cause}") from cause
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hide transformers' table of unused tensors: what matters of it is an error here."""
+    log = logging.getLogger("transformers")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

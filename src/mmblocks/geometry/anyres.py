@@ -1,0 +1,169 @@
+"""Where a picture goes: canvases, tiles, padding, and the cells of a feature map that show picture. Integers only.
+
+Rounding follows LLaVA-NeXT (https://github.com/LLaVA-VL/LLaVA-NeXT, mm_utils.py and llava_arch.py): selection and
+unpadding truncate float products, resizing rounds up. Pinpoints are written (width, height), as in its configs.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from mmblocks.errors import ConfigError
+from mmblocks.shapes import Box, Size
+
+Rounding = Literal["original", "transformers"]
+"""How unpadding rounds: LLaVA-NeXT truncates, transformers rounds to 7 digits first (and keeps 2 cells more at times)."""
+
+RANGE_END = re.compile(r"\(\s*(\d+)\s*x\s*(\d+)\s*\)")
+PINPOINTS_CURE = (
+    "write a range of columns x rows such as '(1x1),...,(6x6)', or pairs of pixels (width, height) such as "
+    "[(384, 768), (768, 384)]."
+)
+
+
+# Canvases -----------------------------------------------------------------------------------------------------------
+
+
+def parse_pinpoints(pinpoints: str | Sequence[Sequence[int]], tile_px: Size) -> tuple[Size, ...]:
+    """The canvases that pinpoints name, in their order (ties between canvases go to the earlier one).
+
+    A range "(1x1),...,(6x6)" counts tiles, columns first, and is taken times `tile_px`; only its first and last
+    member count. Anything else is a list of (width, height) in pixels, or the text of one.
+    """
+    if isinstance(pinpoints, str):
+        if "x" in pinpoints:
+            return _range(pinpoints, tile_px)
+        return _pairs(_literal(pinpoints), pinpoints)
+    return _pairs(pinpoints, pinpoints)
+
+
+def _range(text: str, tile_px: Size) -> tuple[Size, ...]:
+    ends = [(int(columns), int(rows)) for columns, rows in RANGE_END.findall(text)]
+    if not ends:
+        raise ConfigError(f"pinpoints={text!r} names no canvas; {PINPOINTS_CURE}")
+    (first_columns, first_rows), (last_columns, last_rows) = ends[0], ends[-1]
+    if first_columns < 1 or first_rows < 1 or last_columns < first_columns or last_rows < first_rows:
+        raise ConfigError(
+            f"pinpoints={text!r} runs from {first_columns}x{first_rows} to {last_columns}x{last_rows} tiles, which is "
+            "an empty range; start at 1x1 or more and end at no less than the start."
+        )
+    return tuple(
+        Size(rows * tile_px.height, columns * tile_px.width)
+        for columns in range(first_columns, last_columns + 1)
+        for rows in range(first_rows, last_rows + 1)
+    )
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError) as cause:
+        raise ConfigError(f"pinpoints={text!r} cannot be read ({cause}); {PINPOINTS_CURE}") from cause
+
+
+def _pairs(pairs: Any, given: Any) -> tuple[Size, ...]:
+    fits = isinstance(pairs, Sequence) and not isinstance(pairs, str) and len(pairs) > 0 and all(map(_is_pair, pairs))
+    if not fits:
+        raise ConfigError(f"pinpoints={given!r} is not a list of (width, height); {PINPOINTS_CURE}")
+    return tuple(Size(height, width) for width, height in pairs)
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) == 2
+        and all(type(side) is int and side > 0 for side in value)
+    )
+
+
+def best_canvas(image: Size, canvases: Sequence[Size]) -> Size:
+    """The canvas that shows most of the picture's own pixels, and among those the one with the least waste.
+
+    More than the picture's own area never counts, so a small picture takes few tiles.
+    """
+
+    def merit(canvas: Size) -> tuple[int, int]:
+        scale = min(canvas.width / image.width, canvas.height / image.height)
+        shown = min(int(image.width * scale) * int(image.height * scale), image.area)
+        return shown, shown - canvas.area
+
+    return max(canvases, key=merit)  # max keeps the earliest of equals, as the original's strict comparisons do
+
+
+# Pictures on canvases -----------------------------------------------------------------------------------------------
+
+
+def resized_within(image: Size, canvas: Size) -> Size:
+    """The largest size of the picture's aspect ratio inside the canvas; small pictures grow. Never under one pixel."""
+    across, down = canvas.width / image.width, canvas.height / image.height
+    if across < down:
+        return Size(min(math.ceil(image.height * across), canvas.height), canvas.width)
+    return Size(canvas.height, min(math.ceil(image.width * down), canvas.width))
+
+
+def resized_over(image: Size, view: Size) -> Size:
+    """The smallest size of the picture's aspect ratio that covers the view: CLIP's shortest-edge resize."""
+    if image.width * view.height >= image.height * view.width:
+        return Size(view.height, view.height * image.width // image.height)
+    return Size(view.width * image.height // image.width, view.width)
+
+
+def centred(inner: Size, outer: Size) -> Box:
+    """The box of `inner` cells in the middle of `outer`, nearer to the top left when it cannot be exact."""
+    return Box((outer.height - inner.height) // 2, (outer.width - inner.width) // 2, inner.height, inner.width)
+
+
+def padded_square(image: Size) -> Size:
+    """The smallest square that holds the picture."""
+    return Size(max(image), max(image))
+
+
+def tile_grid(canvas: Size, tile: Size) -> Size:
+    """How many whole tiles a canvas holds, (rows, columns)."""
+    return Size(canvas.height // tile.height, canvas.width // tile.width)
+
+
+def tile_windows(canvas: Size, tile: Size) -> tuple[Box, ...]:
+    """The tiles of a canvas, row by row from the top left."""
+    rows, columns = tile_grid(canvas, tile)
+    return tuple(
+        Box(row * tile.height, column * tile.width, tile.height, tile.width)
+        for row in range(rows)
+        for column in range(columns)
+    )
+
+
+# Feature maps -------------------------------------------------------------------------------------------------------
+
+
+def kept_cells(cells: Size, image: Size, rounding: Rounding = "original") -> Box:
+    """The part of a map of `cells` that shows the picture rather than padding.
+
+    It is empty for a picture so thin that it fills no whole cell of an even side: 4000x1 pixels on 24 rows keep none.
+    """
+    if image.width / image.height > cells.width / cells.height:
+        margin = _margin(cells.height, image.height * (cells.width / image.width), rounding)
+        return Box(margin, 0, cells.height - 2 * margin, cells.width)
+    margin = _margin(cells.width, image.width * (cells.height / image.height), rounding)
+    return Box(0, margin, cells.height, cells.width - 2 * margin)
+
+
+def _margin(side: int, shown: float, rounding: Rounding) -> int:
+    return (side - int(shown if rounding == "original" else round(shown, 7))) // 2
+
+
+def shrunk(cells: Size, max_tiles: int, tile_cells: Size) -> Size:
+    """Scale a map down to about `max_tiles` tiles of `tile_cells`, keeping its aspect ratio.
+
+    Maps up to 1.1x too large per side (1.21x in cells) are left alone (llava_arch.py, `times > 1.1`), so a caller
+    sizing buffers must allow for 1.21 times the budget. A side never falls under one cell.
+    """
+    times = math.sqrt(cells.area / (max_tiles * tile_cells.area))
+    if times <= 1.1:
+        return cells
+    return Size(max(1, int(cells.height // times)), max(1, int(cells.width // times)))

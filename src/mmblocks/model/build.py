@@ -1,0 +1,87 @@
+"""Wiring: the only place where one component's size becomes another's argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmblocks.components import backbones, encoders, poolings, projectors, templates, tokenizers
+from mmblocks.errors import ConfigError
+from mmblocks.model.onevision import OneVision
+from mmblocks.model.spec import ModelSpec
+from mmblocks.registry import Spec
+from mmblocks.shapes import Scenario, Size
+from mmblocks.tokenizers.router import Router
+
+
+def build(
+    spec: ModelSpec | Mapping[str, Any] | None = None,
+    /,
+    *,
+    weights: str = "random",
+    dtype: torch.dtype = torch.float32,
+    seed: int | None = None,
+    **components: Spec,
+) -> OneVision:
+    """Compose a model: `build(encoder="siglip_so400m_384", backbone={"name": "qwen2_7b"})`.
+
+    weights: "random" (drawn from `seed`, or torch's generator as it stands) or "pretrained" (what `checkpoint` of the
+    encoder and of the backbone names). Raises `ConfigError` listing every reason why the parts do not fit.
+    """
+    spec = spec if isinstance(spec, ModelSpec) else ModelSpec.of({**(spec or {}), **components})
+    if weights not in ("random", "pretrained"):
+        raise ConfigError(
+            f"weights={weights!r}; write 'random' or 'pretrained', or load a saved model with mmblocks.load."
+        )
+    from mmblocks.model.check import require
+
+    require(spec)
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model = wire(spec, backbone_on_meta=weights == "pretrained")
+    if weights == "pretrained":
+        model.encoder.load_pretrained()
+        model.backbone.load_pretrained(dtype)
+    return model.to(dtype)
+
+
+def wire(spec: ModelSpec, *, backbone_on_meta: bool = False) -> OneVision:
+    """Build every component with the sizes of its neighbours. Weights are random, or absent for a backbone on meta."""
+    encoder = encoders.build(spec.encoder)
+    with torch.device("meta") if backbone_on_meta else nullcontext():
+        backbone = backbones.build(spec.backbone)
+    projector = projectors.build(spec.projector, in_dim=encoder.dim, out_dim=backbone.dim, grid=encoder.grid)
+    router = wire_tokenizers(spec, encoder, projector)
+    return OneVision(encoder, projector, router, backbone, templates.build(spec.template), spec)
+
+
+def wire_tokenizers(spec: ModelSpec, encoder: Any, projector: Any) -> Router:
+    """The visual tokenizers of all scenarios, given the grid that the encoder and projector leave them."""
+    pooling = poolings.build(spec.pooling)
+
+    def tokenizer(scenario: Scenario) -> Any:
+        return tokenizers.build(
+            spec.tokenizer[scenario],
+            view_px=encoder.view_px,
+            grid=projector.out_grid(encoder.grid),
+            spatial=encoder.spatial and projector.spatial,
+            squash=encoder.squash,
+            pooling=pooling,
+        )
+
+    return Router(image=tokenizer("image"), multi_image=tokenizer("multi_image"), video=tokenizer("video"))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters of a module, each shared one once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def grid_of(encoder: Any, projector: Any) -> Size:
+    """Cells per view after projection."""
+    return projector.out_grid(encoder.grid)

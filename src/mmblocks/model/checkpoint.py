@@ -1,0 +1,135 @@
+"""A model on disk: a folder of components, safetensors and json only, written whole or not at all, read strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmblocks import __version__
+from mmblocks.errors import CheckpointError
+from mmblocks.model.build import wire
+from mmblocks.model.onevision import OneVision
+from mmblocks.model.spec import ModelSpec
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+def save(model: OneVision, folder: Path | str, *, dtype: torch.dtype | None = None) -> Path:
+    """Write a model as a folder of components; an older model in that place is replaced only when this one is whole.
+
+    dtype: type of the stored weights, by default the type they have.
+    """
+    with replaced_whole(Path(folder)) as fresh:
+        config = {"mmblocks": __version__, "model": model.spec.plain()}
+        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name in ("encoder", "projector", "marks"):
+            (fresh / name).mkdir()
+            save_file(_stored(getattr(model, name), dtype), fresh / name / WEIGHTS)
+        model.backbone.save_to(fresh / "backbone", dtype)
+    return Path(folder)
+
+
+def load(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> OneVision:
+    """Read a model saved by `save`, every tensor of it or none. Raises `CheckpointError` that lists what disagrees."""
+    folder = Path(folder)
+    spec = read_spec(folder)
+    own_backbone = _at_home(spec, folder)
+    model = wire(own_backbone, backbone_on_meta=True)
+    model.spec = spec
+    for name in ("encoder", "projector", "marks"):
+        load_strictly(getattr(model, name), folder / name / WEIGHTS)
+    model.backbone.load_from(folder / "backbone", dtype)
+    return model.to(dtype)
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The composition stored in a model's folder."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a model saved by mmblocks: it has no {CONFIG}.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return ModelSpec.of(raw["model"])
+    except (json.JSONDecodeError, KeyError, TypeError) as cause:
+        raise CheckpointError(
+            f"{path} cannot be read ({cause}); the file is cut or was not written by mmblocks."
+        ) from cause
+
+
+def load_strictly(module: nn.Module, path: Path) -> None:
+    """Fill a module from a safetensors file that has exactly its tensors."""
+    stored = read_tensors(path)
+    if faults := disagreements(module.state_dict(), stored):
+        raise CheckpointError(f"{path} does not fit the model:\n  " + "\n  ".join(faults))
+    module.load_state_dict(stored)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `CheckpointError` when it is missing or cut."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; the folder is not a whole model.")
+    try:
+        return load_file(path)
+    except SafetensorError as cause:
+        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
+
+
+def disagreements(wanted: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """What stands between two sets of named tensors: missing, extra and differently shaped keys, one line each."""
+    faults = [f"missing: {key} {tuple(wanted[key].shape)}" for key in sorted(wanted.keys() - stored.keys())]
+    faults += [f"extra: {key} {tuple(stored[key].shape)}" for key in sorted(stored.keys() - wanted.keys())]
+    return faults + [
+        f"shape: {key} is {tuple(stored[key].shape)} in the file, {tuple(wanted[key].shape)} in the model"
+        for key in sorted(wanted.keys() & stored.keys())
+        if wanted[key].shape != stored[key].shape
+    ]
+
+
+@contextmanager
+def replaced_whole(folder: Path) -> Iterator[Path]:
+    """A fresh folder that takes the place of `folder` when the block ends well, and vanishes otherwise."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield fresh
+        fresh.chmod(0o755)
+        _swap(fresh, folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    if not folder.exists():
+        fresh.replace(folder)
+        return
+    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
+    folder.replace(old)
+    fresh.replace(folder)
+    shutil.rmtree(old)
+
+
+def _stored(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    return {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in state.items()}
+
+
+def _at_home(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """The same model with its language model and text tokenizer read from the folder instead of a hub."""
+    backbone = {**dict(spec.backbone), "checkpoint": str(folder / "backbone")}  # type: ignore[arg-type]
+    has_tokenizer = (folder / "backbone" / "tokenizer_config.json").is_file()
+    if has_tokenizer:
+        backbone["text_tokenizer"] = str(folder / "backbone")
+    return ModelSpec.of({**{k: getattr(spec, k) for k in spec.__dataclass_fields__}, "backbone": backbone})

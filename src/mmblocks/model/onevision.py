@@ -1,0 +1,97 @@
+"""The model: an encoder, a projector, visual tokenizers, learned marks and a language model, in one direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmblocks.batch import Batch
+from mmblocks.components import Backbone, ChatTemplate, Projector, VisionEncoder
+from mmblocks.model.spec import ModelSpec
+from mmblocks.ops.linear_cross_entropy import linear_cross_entropy
+from mmblocks.tokenizers.router import Router
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Sum of the cross entropies over `rows` labelled rows."""
+
+    total: Tensor
+    rows: int
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / max(self.rows, 1)
+
+
+class OneVision(nn.Module):
+    """LLaVA-OneVision (https://arxiv.org/abs/2408.03326): pictures, several pictures and clips in one model.
+
+    Takes finished components; `mmblocks.build` makes them from names. `marks` are the learned rows that visual
+    tokenizers insert, each of the backbone's width.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionEncoder,
+        projector: Projector,
+        router: Router,
+        backbone: Backbone,
+        template: ChatTemplate,
+        spec: ModelSpec,
+    ) -> None:
+        super().__init__()
+        self.encoder: Any = encoder
+        self.projector: Any = projector
+        self.router = router
+        self.backbone: Any = backbone
+        self.template = template
+        self.spec = spec
+        scale = backbone.dim**-0.5  # as LLaVA-NeXT draws image_newline
+        self.marks = nn.ParameterDict({m: nn.Parameter(torch.randn(backbone.dim) * scale) for m in router.marks})
+
+    def forward(self, batch: Batch) -> Loss:
+        """Cross entropy of the labelled rows of a packed batch."""
+        total = linear_cross_entropy(self.hidden(batch), batch.targets, self.backbone.logits)
+        return Loss(total, batch.num_labelled)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(tokens, vocabulary): every row's prediction."""
+        return self.backbone.logits(self.hidden(batch))
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """(tokens, dim): the backbone's last hidden states."""
+        return self.backbone.hidden(self.embed(batch), batch.position_ids, batch.packing)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(tokens, dim): text embeddings with visual tokens in their places."""
+        x = self.backbone.embed(batch.input_ids)
+        if not batch.plans:
+            return x
+        return x.index_copy(0, batch.visual_positions, self.visual_tokens(batch).to(x.dtype))
+
+    def visual_tokens(self, batch: Batch) -> Tensor:
+        """(visual tokens, dim): the tokens of all visuals of the batch, in order."""
+        features = self.projector(self.encoder(self.normalised(batch.pixels)))
+        per_visual = features.split([len(routed.plan.views) for routed in batch.plans])
+        rows = [
+            self.router.for_scenario(routed.scenario).assemble(views, routed.plan, self.marks)
+            for views, routed in zip(per_visual, batch.plans, strict=True)
+        ]
+        return torch.cat(rows)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 (views, 3, h, w) to what the encoder was trained on: (x / 255 - mean) / std."""
+        dtype = next(self.encoder.parameters()).dtype
+        mean, std = (
+            torch.tensor(values, device=pixels.device, dtype=torch.float32).view(3, 1, 1)
+            for values in (self.encoder.pixel_mean, self.encoder.pixel_std)
+        )
+        return ((pixels.float() / 255 - mean) / std).to(dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device

@@ -1,0 +1,59 @@
+"""The names and settings that make up a model, as plain values: what recipes compose and checkpoints store. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmblocks.components import REGISTRIES
+from mmblocks.errors import ConfigError
+from mmblocks.registry import Spec, split
+from mmblocks.settings import did_you_mean, read
+from mmblocks.shapes import SCENARIOS
+
+PARTS = ("encoder", "projector", "marks", "backbone")
+ONEVISION_TOKENIZERS = {"image": "anyres_max", "multi_image": "pad_newline", "video": "frames"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A composition: each component is a name, or a mapping of its name and settings.
+
+    The defaults are LLaVA-OneVision's (https://arxiv.org/abs/2408.03326) around an encoder and a backbone of choice.
+    `tokenizer` holds one visual tokenizer per scenario: image, multi_image, video.
+    """
+
+    encoder: str | Mapping[str, Any] = "siglip_so400m_384"
+    projector: str | Mapping[str, Any] = "mlp"
+    pooling: str | Mapping[str, Any] = "bilinear"
+    tokenizer: Mapping[str, Any] = field(default_factory=lambda: dict(ONEVISION_TOKENIZERS))
+    backbone: str | Mapping[str, Any] = "qwen2_0_5b"
+    template: str | Mapping[str, Any] = "qwen_2"
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> ModelSpec:
+        """Read plain values. Raises `ConfigError` for unknown keys; scenarios left out get OneVision's tokenizer."""
+        tokenizer = raw.get("tokenizer", {})
+        unknown = [s for s in tokenizer if s not in SCENARIOS] if isinstance(tokenizer, Mapping) else []
+        if unknown:
+            raise ConfigError(f"model.tokenizer has no scenario {unknown[0]!r}.{did_you_mean(unknown[0], SCENARIOS)}")
+        return read(cls, {**raw, "tokenizer": {**ONEVISION_TOKENIZERS, **tokenizer}}, "model")
+
+    def slots(self) -> dict[str, tuple[str, Spec]]:
+        """Every component slot by its config key: {"model.encoder": ("encoder", spec), "model.tokenizer.image": ...}."""
+        plain = {k: getattr(self, k) for k in ("encoder", "projector", "pooling", "backbone", "template")}
+        slots = {f"model.{kind}": (kind, spec) for kind, spec in plain.items()}
+        return slots | {f"model.tokenizer.{s}": ("tokenizer", self.tokenizer[s]) for s in SCENARIOS}
+
+    def plain(self) -> dict[str, Any]:
+        """The spec as json-ready values, every setting of every component written out."""
+        named = {key: _written_out(kind, spec) for key, (kind, spec) in self.slots().items()}
+        kinds = ("encoder", "projector", "pooling", "backbone", "template")
+        tokenizer = {s: named[f"model.tokenizer.{s}"] for s in SCENARIOS}
+        return {k: named[f"model.{k}"] for k in kinds} | {"tokenizer": tokenizer}
+
+
+def _written_out(kind: str, spec: Spec) -> dict[str, Any]:
+    name, settings = split(spec)
+    return {"name": name} | {s.name: settings.get(s.name, s.default) for s in REGISTRIES[kind].schema(name)}

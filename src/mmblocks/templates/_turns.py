@@ -1,0 +1,40 @@
+"""What every chat template does with messages before it dresses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mmblocks.components import Span
+from mmblocks.conversation import Message, Part, Text
+from mmblocks.errors import DataError
+
+
+def split_system(messages: Sequence[Message], default: str | None) -> tuple[tuple[Part, ...], tuple[Message, ...]]:
+    """The system text's parts and the turns after it.
+
+    A system message in the conversation replaces the template's; an empty one means no system text at all.
+    """
+    explicit = bool(messages) and messages[0].role == "system"
+    turns = tuple(messages[1:] if explicit else messages)
+    for i, message in enumerate(turns, start=len(messages) - len(turns)):
+        if message.role == "system":
+            raise DataError(f"message {i} is a system message; a system message can only be the first one.")
+    if explicit:
+        return tuple(part for part in messages[0].parts if part != Text("")), turns
+    return (Text(default),) if default else (), turns
+
+
+def spans_of(parts: Sequence[Part], *, learn: bool) -> list[Span]:
+    """Parts as spans; a visual is never learned."""
+    return [Span(p.text, learn) if isinstance(p, Text) else Span(p) for p in parts]
+
+
+def stripped(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Parts without white space at the two ends of the message."""
+    outer = list(parts)
+    if outer and isinstance(outer[0], Text):
+        outer[0] = replace(outer[0], text=outer[0].text.lstrip())
+    if outer and isinstance(outer[-1], Text):
+        outer[-1] = replace(outer[-1], text=outer[-1].text.rstrip())
+    return tuple(outer)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mmblocks.components import Span, templates
+from mmblocks.conversation import Message, Part
+from mmblocks.templates._turns import spans_of, split_system
+
+
+@templates.register("chatml", source="https://arxiv.org/abs/2309.16609")
+@dataclass(frozen=True)
+class ChatML:
+    """ChatML turns, as Qwen models are tuned on: <|im_start|>role, newline, text, <|im_end|>, newline.
+
+    Learned: the answer and its <|im_end|>. The newline after <|im_end|> is not: generation has stopped before it.
+    `system=None` writes no system turn, which saves small models some twenty tokens.
+    """
+
+    system: str | None = None
+    stop: ClassVar[tuple[str, ...]] = ("<|im_end|>",)
+
+    def spans(self, messages: Sequence[Message]) -> list[Span]:
+        system, turns = split_system(messages, self.system)
+        head = _turn("system", system, learn=False) if system else []
+        return [*head, *(span for turn in turns for span in self.turn(turn))]
+
+    def turn(self, message: Message) -> list[Span]:
+        """One message of the user or the assistant."""
+        return _turn(message.role, message.parts, learn=message.role == "assistant")
+
+    def open_answer(self) -> list[Span]:
+        return [Span("<|im_start|>assistant\n")]
+
+
+def _turn(role: str, parts: Sequence[Part], *, learn: bool) -> list[Span]:
+    return [Span(f"<|im_start|>{role}\n"), *spans_of(parts, learn=learn), Span("<|im_end|>", learn), Span("\n")]
+
+
+templates.preset("qwen_1_5", of="chatml", system="You are a helpful assistant.")
+templates.preset("qwen_2", of="chatml", system="You are a helpful assistant.")
+templates.preset("qwen_2_5", of="chatml", system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mmblocks.components import Span, templates
+from mmblocks.conversation import Message
+from mmblocks.templates._turns import spans_of, split_system
+
+
+@templates.register("vicuna_v1", source="https://lmsys.org/blog/2023-03-30-vicuna/")
+@dataclass(frozen=True)
+class Vicuna:
+    """Vicuna's one-line chat, used by LLaVA 1.5 (called v1 there): system USER: text ASSISTANT: answer</s>.
+
+    Learned: the answer with the space before it (an open turn ends at "ASSISTANT:") and its </s>.
+    """
+
+    system: str | None = (
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    )
+    stop: ClassVar[tuple[str, ...]] = ("</s>",)
+
+    def spans(self, messages: Sequence[Message]) -> list[Span]:
+        system, turns = split_system(messages, self.system)
+        head = [*spans_of(system, learn=False), Span(" ")] if system else []
+        return [*head, *(span for turn in turns for span in self.turn(turn))]
+
+    def turn(self, message: Message) -> list[Span]:
+        """One message of the user or the assistant."""
+        if message.role == "user":
+            return [Span("USER: "), *spans_of(message.parts, learn=False), Span(" ")]
+        return [*self.open_answer(), Span(" ", True), *spans_of(message.parts, learn=True), Span("</s>", True)]
+
+    def open_answer(self) -> list[Span]:
+        return [Span("ASSISTANT:")]
+
+
+templates.preset(
+    "llava_v1",
+    of="vicuna_v1",
+    system=(
+        "A chat between a curious human and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the human's questions."
+    ),
+)

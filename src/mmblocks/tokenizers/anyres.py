@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from mmblocks.components import tokenizers
+from mmblocks.errors import ConfigError
+from mmblocks.geometry.anyres import (
+    Rounding,
+    best_canvas,
+    kept_cells,
+    parse_pinpoints,
+    resized_within,
+    shrunk,
+    tile_grid,
+    tile_windows,
+)
+from mmblocks.geometry.views import squashed, whole
+from mmblocks.shapes import Box, Scenario, Size, View, VisualPlan, VisualShape
+from mmblocks.tokenizers.rows import line_by_line, rows_of
+
+
+@dataclass(frozen=True, slots=True)
+class AnyResPlan(VisualPlan):
+    """`tiles` (rows, columns) of views make one map, `kept` is cut out of it and scaled to `map_cells`."""
+
+    tiles: Size
+    kept: Box
+    map_cells: Size
+
+
+@tokenizers.register(
+    "anyres",
+    source="https://llava-vl.github.io/blog/2024-01-30-llava-next/",
+    tiny={"pinpoints": "(1x1),...,(2x2)"},
+)
+@dataclass(frozen=True, slots=True)
+class AnyRes:
+    """The whole picture as a base view, then tiles of it at the canvas that suits its size, as in LLaVA-NeXT.
+
+    `merge` says how tiles become tokens: "unpad" joins them into one map, drops its padding and ends each line with a
+    newline; "spatial" joins them as they are; "maxpool2x2" joins and halves them; "flat" puts one after the other.
+    `max_tiles` (with "unpad") scales a map down to about that many tiles; maps up to 1.21 times larger are left alone.
+    The encoder's own cropping is never used: base view and tiles are resized to the view.
+    """
+
+    view_px: Size
+    grid: Size
+    spatial: bool
+    pinpoints: str | Sequence[Sequence[int]] = "(1x1),...,(6x6)"
+    max_tiles: int | None = None
+    merge: Literal["unpad", "spatial", "flat", "maxpool2x2"] = "unpad"
+    base: bool = True
+    rounding: Rounding = "original"
+    canvases: tuple[Size, ...] = field(init=False, repr=False, compare=False)
+    scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
+
+    def __post_init__(self) -> None:
+        if self.max_tiles is not None and self.max_tiles < 1:
+            raise ConfigError(f"tokenizer 'anyres': max_tiles={self.max_tiles}; write 1 or more, or null for no limit.")
+        object.__setattr__(self, "canvases", parse_pinpoints(self.pinpoints, self.view_px))
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return ("newline",) if self.merge == "unpad" else ()
+
+    def reasons_against(self) -> list[str]:
+        reasons = []
+        if not self.spatial and self.merge != "flat":
+            reasons.append(
+                f"tokenizer 'anyres' joins tiles into one picture (merge='{self.merge}'), but the features have no "
+                "picture order; use merge='flat' or a projector that keeps the grid."
+            )
+        if self.max_tiles is not None and self.merge != "unpad":
+            reasons.append(
+                f"tokenizer 'anyres': max_tiles={self.max_tiles} scales the unpadded map, which merge='{self.merge}' "
+                "does not make; use merge='unpad' or max_tiles=null."
+            )
+        if self.merge == "maxpool2x2" and min(self.grid) < 2:
+            reasons.append(f"tokenizer 'anyres': merge='maxpool2x2' needs 2x2 cells, but a view has {self.grid}.")
+        return reasons + self._uneven_canvases()
+
+    def _uneven_canvases(self) -> list[str]:
+        view = self.view_px
+        uneven = [str(c) for c in self.canvases if c.height % view.height or c.width % view.width]
+        if not uneven:
+            return []
+        return [
+            f"tokenizer 'anyres': the canvases {', '.join(uneven)} (height x width) are not whole numbers of "
+            f"{view} views; write pinpoints as multiples of the view, or as a range such as '(1x1),...,(6x6)'."
+        ]
+
+    # Integers -------------------------------------------------------------------------------------------------------
+
+    def plan(self, visual: VisualShape) -> AnyResPlan:
+        canvas = best_canvas(visual.size, self.canvases)
+        tiles = tile_grid(canvas, self.view_px)
+        joined = Size(tiles.height * self.grid.height, tiles.width * self.grid.width)
+        kept = kept_cells(joined, visual.size, self.rounding) if self.merge == "unpad" else Box(0, 0, *joined)
+        cells = self._map_cells(kept.size)
+        newlines = cells.height if self.merge == "unpad" else 0
+        num_tokens = self.base * self.grid.area + cells.area + newlines
+        return AnyResPlan(self._views(visual.size, canvas), num_tokens, tiles, kept, cells)
+
+    def _map_cells(self, kept: Size) -> Size:
+        if self.merge == "maxpool2x2":
+            return Size(kept.height // 2, kept.width // 2)
+        if self.max_tiles is not None:
+            return shrunk(kept, self.max_tiles, self.grid) if kept.area else kept
+        return kept
+
+    def _views(self, size: Size, canvas: Size) -> tuple[View, ...]:
+        resized = resized_within(size, canvas)
+        tiles = tuple(View(0, size, resized, canvas, window) for window in tile_windows(canvas, self.view_px))
+        return (squashed(0, size, self.view_px), *tiles) if self.base else tiles
+
+    def count(self, plan: AnyResPlan) -> int:
+        return plan.num_tokens
+
+    # Tensors --------------------------------------------------------------------------------------------------------
+
+    def assemble(self, x: Tensor, plan: AnyResPlan, marks: Mapping[str, Tensor]) -> Tensor:
+        """(base view and tiles, h, w, d) to (plan.num_tokens, d): the base view's rows first, without newlines."""
+        if self.merge == "flat":
+            return rows_of(x)
+        first = int(self.base)
+        joined = rearrange(x[first:], "(rows columns) h w d -> 1 (rows h) (columns w) d", rows=plan.tiles.height)
+        return torch.cat([rows_of(x[:first]), self._map_rows(joined, plan, marks)])
+
+    def _map_rows(self, joined: Tensor, plan: AnyResPlan, marks: Mapping[str, Tensor]) -> Tensor:
+        if self.merge == "spatial":
+            return rows_of(joined)
+        if self.merge == "maxpool2x2":
+            pooled = F.max_pool2d(rearrange(joined, "1 h w d -> 1 d h w"), 2)
+            return rows_of(rearrange(pooled, "1 d h w -> 1 h w d"))
+        top, left, height, width = plan.kept
+        kept = joined[:, top : top + height, left : left + width]
+        return line_by_line(_scaled(kept, plan.map_cells), marks["newline"])
+
+
+def _scaled(x: Tensor, cells: Size) -> Tensor:
+    """Scale maps (n, h, w, d) to `cells`, bilinear, corners not aligned, no antialiasing, as LLaVA-NeXT does."""
+    if cells == (x.shape[1], x.shape[2]):
+        return x
+    scaled = F.interpolate(rearrange(x, "n h w d -> n d h w"), size=tuple(cells), mode="bilinear")
+    return rearrange(scaled, "n d h w -> n h w d")
+
+
+tokenizers.preset("anyres_max", of="anyres", max_tiles=9)

@@ -1,0 +1,54 @@
+"""Which visual tokenizer serves which visual of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmblocks.components import VisionTokenizer
+from mmblocks.errors import DataError
+from mmblocks.shapes import SCENARIOS, RoutedPlan, Scenario, VisualShape
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A model's tokenizers by scenario. A conversation's only image goes to `image`, several go to `multi_image`
+    (clips beside them do not count), and every clip goes to `video`.
+    """
+
+    image: VisionTokenizer[Any]
+    multi_image: VisionTokenizer[Any]
+    video: VisionTokenizer[Any]
+
+    def for_scenario(self, scenario: Scenario) -> VisionTokenizer[Any]:
+        return {"image": self.image, "multi_image": self.multi_image, "video": self.video}[scenario]
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Every learned row that some scenario inserts, each once, in order of first use."""
+        return tuple(dict.fromkeys(mark for s in SCENARIOS for mark in self.for_scenario(s).marks))
+
+    def reasons_against(self) -> list[str]:
+        """Why these tokenizers cannot work where they stand; each reason names its scenario."""
+        return [f"{s}: {reason}" for s in SCENARIOS for reason in _reasons(self.for_scenario(s), s)]
+
+    def plan(self, visuals: Sequence[VisualShape]) -> tuple[RoutedPlan, ...]:
+        """Plans for all visuals of one conversation, in their order."""
+        pictures: Scenario = "image" if sum(v.kind == "image" for v in visuals) == 1 else "multi_image"
+        return tuple(
+            self._plan(visual, "video" if visual.kind == "video" else pictures, f"visual {n}")
+            for n, visual in enumerate(visuals, start=1)
+        )
+
+    def _plan(self, visual: VisualShape, scenario: Scenario, which: str) -> RoutedPlan:
+        if min(visual.size) < 1:
+            raise DataError(f"{which} ({visual.kind}) is {visual.size} pixels; replace the file, it shows nothing.")
+        return RoutedPlan(scenario, self.for_scenario(scenario).plan(visual))
+
+
+def _reasons(tokenizer: VisionTokenizer[Any], scenario: Scenario) -> list[str]:
+    if scenario in tokenizer.scenarios:
+        return tokenizer.reasons_against()
+    serves = ", ".join(sorted(tokenizer.scenarios))
+    return [f"{type(tokenizer).__name__} does not serve this scenario, only {serves}; choose another tokenizer."]

@@ -1,0 +1,68 @@
+"""Which frames of a clip are shown. No torch."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmblocks.errors import DataError
+from mmblocks.geometry.frames import sample_frames, time_instruction
+
+
+def frames(num_frames, fps=30.0, *, max_frames=32, fps_wanted=None, force=False):
+    return sample_frames(num_frames, fps, max_frames=max_frames, fps_wanted=fps_wanted, force=force)
+
+
+def test_a_long_clip_is_shown_from_its_first_frame_to_its_last():
+    assert frames(300, max_frames=8).indices == (0, 42, 85, 128, 170, 213, 256, 299)
+    assert frames(300, max_frames=1).indices == (0,)
+
+
+def test_a_short_clip_shows_each_frame_once_unless_forced():
+    assert frames(3, max_frames=5).indices == (0, 1, 2)
+    assert frames(3, max_frames=5, force=True).indices == (0, 0, 1, 1, 2)
+
+
+def test_one_frame_per_second_until_there_are_too_many():
+    assert frames(100, fps_wanted=1).indices == (0, 30, 60, 90)
+    assert frames(100, fps_wanted=1, max_frames=3).indices == (0, 49, 99)
+
+
+def test_a_clip_slower_than_wanted_shows_every_frame():
+    # The original computes a step of 0 here and fails.
+    assert frames(4, fps=1.0, fps_wanted=3).indices == (0, 1, 2, 3)
+
+
+def test_without_a_limit_all_steps_are_taken():
+    assert len(frames(9000, fps_wanted=2, max_frames=None).indices) == 600
+
+
+def test_times_are_seconds_and_the_original_clock_counts_steps():
+    sample = frames(60, fps_wanted=2)
+    assert sample.times_s() == (0.0, 0.5, 1.0, 1.5)
+    assert sample.times_s(clock="steps") == (0.0, 1.0, 2.0, 3.0)
+    assert sample.duration_s == 2.0
+
+
+def test_the_time_instruction_names_every_frame():
+    assert time_instruction(frames(60, fps_wanted=1)) == (
+        "The video lasts for 2.00 seconds, and 2 frames are uniformly sampled from it. These frames are located at "
+        "0.00s,1.00s.Please answer the following questions related to this video."
+    )
+
+
+def test_frames_are_in_order_inside_the_clip_and_never_too_many():
+    for num_frames in [1, 2, 3, 31, 32, 33, 299, 100_000]:
+        for fps_wanted in [None, 0.5, 1, 60]:
+            for force in [False, True]:
+                indices = frames(num_frames, fps_wanted=fps_wanted, force=force).indices
+                assert list(indices) == sorted(indices)
+                assert 0 <= indices[0] <= indices[-1] < num_frames
+                assert 1 <= len(indices) <= 32
+                assert force == (len(indices) != len(set(indices))) or len(indices) in (num_frames, 32)
+
+
+def test_an_empty_or_timeless_clip_is_refused():
+    with pytest.raises(DataError, match="a clip has 0 frames"):
+        frames(0)
+    with pytest.raises(DataError, match=r"fps=0\.0"):
+        frames(10, fps=0.0)
