@@ -170,14 +170,14 @@ def test_tiny_conv_divides_the_view_by_its_strides() -> None:
 
 
 def test_tiny_conv_works_without_attention_blocks() -> None:
-    assert tiny("tiny_conv", blocks=0)(torch.zeros(1, 3, 24, 24)).shape == (1, 2, 2, 16)
+    assert tiny("tiny_conv", blocks=0)(torch.zeros(1, 3, 48, 48)).shape == (1, 4, 4, 16)
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
         ({"strides": [2, 2]}, r"2 strides and 2 widths"),
-        ({"view_px": 25}, r"view_px=25 cannot be divided by strides=\(3, 2, 2\)"),
+        ({"view_px": 50}, r"view_px=50 cannot be divided by strides=\(3, 2, 2\)"),
         ({"groups": 3}, r"widths \[8, 16\] are not multiples of groups=3"),
         ({"heads": 5}, r"dim=16 is not a multiple of heads=5"),
     ],

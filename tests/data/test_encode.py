@@ -125,16 +125,16 @@ def test_a_text_that_looks_like_the_placeholder_is_no_visual():
 
 @pytest.mark.parametrize("name", sorted(set(templates) - {"plain"}))
 def test_any_talk_trains_exactly_its_answers(name):
-    random.seed(name)
+    rng = random.Random(name)
     alphabet = ["a", "b", "ab", "\n", "\n\n", " ", "é", "猫", "🐈", ".", ":"]
     template = templates.build(name)
     (stop,) = template.stop
     before = " " if "v1" in name else ""
     for _ in range(20):
-        said = ["x" + "".join(random.choices(alphabet, k=random.randint(1, 12))) + "x" for _ in range(6)]
-        visuals = [[CAT] * random.randint(0, 2) for _ in range(3)]
+        said = ["x" + "".join(rng.choices(alphabet, k=rng.randint(1, 12))) + "x" for _ in range(6)]
+        visuals = [[CAT] * rng.randint(0, 2) for _ in range(3)]
         turns = [[*visuals[i // 2], text] if i % 2 == 0 else text for i, text in enumerate(said)]
-        plans = [plan(random.randint(1, 3)) for shown in visuals for _ in shown]
+        plans = [plan(rng.randint(1, 3)) for shown in visuals for _ in shown]
         encoded = encode_for_training(talk(*turns), plans, **settings(name))
         assert decoded_targets(encoded) == "".join(f"{before}{answer}{stop}" for answer in said[1::2])
         assert encoded.visual_positions.numel() == sum(p.plan.num_tokens for p in plans)
@@ -216,7 +216,7 @@ def test_plans_are_one_per_visual(plans):
 
 @pytest.mark.parametrize("targets", ["answers", "original"])
 def test_a_training_sample_without_an_answer_is_a_fault(targets):
-    with pytest.raises(DataError, match="talk.json:record 3: none of its .* tokens is an answer"):
+    with pytest.raises(DataError, match=r"talk.json:record 3: none of its .* tokens is an answer"):
         encode_for_training(talk("Hi"), [], **settings(), targets=targets)
 
 
@@ -230,18 +230,18 @@ def test_a_long_sample_is_refused_and_never_cut():
 
 
 def test_a_prompt_ends_with_a_question():
-    with pytest.raises(DataError, match="talk.json:record 3: there is nothing to answer"):
+    with pytest.raises(DataError, match=r"talk.json:record 3: there is nothing to answer"):
         encode_prompt(talk("Hi", "Hello!"), [], **settings())
 
 
 def test_a_templates_fault_names_the_record():
-    with pytest.raises(DataError, match="talk.json:record 3: the template 'plain' takes one user message"):
+    with pytest.raises(DataError, match=r"talk.json:record 3: the template 'plain' takes one user message"):
         encode_for_training(talk("a", "b", "c", "d"), [], **settings("plain"))
 
 
 def test_original_targets_do_not_drop_a_visual_with_the_first_answer():
     greeted = Conversation((Message("assistant", (CAT,)), *talk("Hi", "Hello!").messages), "talk.json:record 3")
-    with pytest.raises(DataError, match="talk.json:record 3: message 0 is an answer with a visual"):
+    with pytest.raises(DataError, match=r"talk.json:record 3: message 0 is an answer with a visual"):
         encode_for_training(greeted, [plan(1)], **settings(), targets="original")
 
 

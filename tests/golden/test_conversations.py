@@ -1,4 +1,7 @@
-"""Prompts of LLaVA-NeXT's own conversation templates (conversations.json), rebuilt from spans."""
+"""Prompts of the original conversation templates, rebuilt from spans.
+
+conversations.json holds what github.com/LLaVA-VL/LLaVA-NeXT at df17966 (llava/conversation.py) writes.
+"""
 
 import json
 from pathlib import Path

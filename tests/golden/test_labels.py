@@ -1,4 +1,8 @@
-"""Ids and masks of LLaVA-NeXT's own preprocess functions (labels.json), with the toy tokenizers of `assets`."""
+"""Ids and masks of the original preprocess functions.
+
+labels.json holds what github.com/LLaVA-VL/LLaVA-NeXT at df17966 (llava/train/train.py) makes with the toy tokenizers
+of `assets`.
+"""
 
 import json
 from functools import cache

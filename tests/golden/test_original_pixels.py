@@ -67,9 +67,7 @@ def planned(case: dict[str, Any]) -> tuple[VisualShape, VisualPlan]:
     return visual, tokenizer.plan(visual)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in TILES["cases"] if c["mode"] != NOT_OFFERED], ids=lambda c: c["name"]
-)
+@pytest.mark.parametrize("case", [c for c in TILES["cases"] if c["mode"] != NOT_OFFERED], ids=lambda c: c["name"])
 def test_views_have_the_same_pixels(case):
     _, plan = planned(case)
     views = render(synth(*case["size"]), plan.views, tuple(case.get("background", GREY)))
@@ -106,7 +104,9 @@ def test_normalised_pixels_agree(case):
     pixels = normalised(probed(case))
     assert list(pixels.shape) == case["shape"]
     *at, want = zip(*case["probes"], strict=True)
-    torch.testing.assert_close(pixels[tuple(at)], torch.tensor(want), rtol=0, atol=1e-6)  # fp32: one order of operations
+    torch.testing.assert_close(
+        pixels[tuple(at)], torch.tensor(want), rtol=0, atol=1e-6
+    )  # fp32: one order of operations
     assert pixels.double().mean().item() == pytest.approx(case["mean"], abs=1e-6)
 
 

@@ -51,7 +51,9 @@ def check_sums(rows: Tensor, case: dict[str, Any], interpolated: bool) -> None:
     sums = {"sum": rows.double().sum(0), "abs_weighted": (rows.double() * weight).sum(0)}
     for name, got in sums.items():
         # Moves are exact. Interpolated sums are float32 taps added up in another order: relative to the numbers' size.
-        torch.testing.assert_close(got, torch.tensor(case[name], dtype=torch.float64), rtol=1e-6 if interpolated else 0, atol=1e-2)
+        torch.testing.assert_close(
+            got, torch.tensor(case[name], dtype=torch.float64), rtol=1e-6 if interpolated else 0, atol=1e-2
+        )
 
 
 def check_close(got: Tensor, want: Tensor) -> None:
@@ -158,3 +160,11 @@ def test_a_clip_becomes_the_same_tokens(case):
     check_sums(rows, case, interpolated=True)
     if "tensor" in case:
         check_close(rows, VIDEO_ROWS[case["tensor"]])
+
+
+def test_what_is_not_offered_is_written_down():
+    numerics = (Path(__file__).parents[2] / "docs" / "numerics.md").read_text()
+    left_out = {case["name"].partition("|")[0] for case in VIDEO["slowfast"]}
+    assert left_out == {"slowfast"}
+    assert "slowfast*" in numerics
+    assert "crop_split_*" in numerics

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,14 +134,21 @@ class CausalLM(nn.Module):
         """Read a transformers checkpoint strictly. Raises `CheckpointError` that lists missing and extra keys."""
         from transformers import AutoModelForCausalLM
 
-        lm, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or torch.get_default_dtype(),
-            attn_implementation=attention.register(),
-            output_loading_info=True,
-        )
-        _require_complete(str(folder), report)
-        self._require_sizes(lm.config, str(folder))
+        self._take(*AutoModelForCausalLM.from_pretrained(folder, **_loading(dtype)), str(folder))
+
+    def load_tensors(
+        self, config: PreTrainedConfig, tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None
+    ) -> None:
+        """Become the language model of `config`, of the family built here, with exactly these tensors.
+
+        `where` says in errors where the tensors come from.
+        """
+        kind: Any = type(self.lm)
+        self._take(*kind.from_pretrained(None, config=config, state_dict=dict(tensors), **_loading(dtype)), where)
+
+    def _take(self, lm: Any, report: dict[str, Any], where: str) -> None:
+        _require_complete(where, report)
+        self._require_sizes(lm.config, where)
         self.lm = lm
         self._require_isolation()
 
@@ -206,6 +214,14 @@ def resolve_source(source: str) -> str:
     if source.startswith("mmblocks:"):
         return str(Path(__file__).parents[1] / "assets" / source.removeprefix("mmblocks:"))
     return source
+
+
+def _loading(dtype: torch.dtype | None) -> dict[str, Any]:
+    return {
+        "dtype": dtype or torch.get_default_dtype(),
+        "attn_implementation": attention.register(),
+        "output_loading_info": True,
+    }
 
 
 def _require_complete(where: str, report: dict[str, Any]) -> None:

@@ -1,0 +1,105 @@
+"""The command `mmblocks`: a table of commands, each in its own module, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from mmblocks import __version__
+from mmblocks.errors import ConfigError, MMBlocksError
+from mmblocks.settings import did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: its name, a line of help, and the module with its `add_arguments(parser)` and `run(args)`."""
+
+    name: str
+    help: str
+
+    @property
+    def module(self) -> str:
+        return f"mmblocks.cli.{self.name}"
+
+
+COMMANDS = {
+    c.name: c
+    for c in (
+        Command("demo", "ask the small model that ships with mmblocks; needs nothing else"),
+        Command("list", "components that can be combined, by kind"),
+        Command("show", "one component: its settings, types, defaults and source"),
+        Command("recipes", "recipes that can be trained, or what one of them composes to"),
+        Command("check", "every reason why a composition cannot work"),
+        Command("plan", "tokens, compute and memory of a composition for given pictures and clips"),
+        Command("train", "train a recipe, or sweep over overrides with -m"),
+        Command("eval", "measure a model on tasks"),
+        Command("chat", "talk with a model about pictures and clips"),
+        Command("convert", "read and write the layouts of transformers and LLaVA"),
+        Command("doctor", "versions, devices and fast paths of this machine"),
+    )
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. 0: done; 1: it failed; 2: it was asked for something that cannot be. MMBLOCKS_DEBUG=1 traces."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except MMBlocksError as error:
+        if os.environ.get("MMBLOCKS_DEBUG") == "1":
+            raise
+        print(f"mmblocks: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except BrokenPipeError:  # the reader of our output has left, e.g. `mmblocks list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    top = _top_parser()
+    if not arguments or arguments[0].startswith("-"):
+        top.parse_args(arguments)
+        top.print_help()
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise ConfigError(f"no command is called {name!r}.{did_you_mean(name, COMMANDS)}")
+    module = importlib.import_module(COMMANDS[name].module)
+    return module.run(_parse(_parser_of(COMMANDS[name], module), rest))
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    table = "\n".join(f"  {c.name:{width}}  {c.help}" for c in COMMANDS.values())
+    parser = argparse.ArgumentParser(
+        prog="mmblocks",
+        usage="mmblocks COMMAND ...",
+        description="Compose, train, talk to and export vision-language models.",
+        epilog=f"commands:\n{table}\n\n`mmblocks COMMAND --help` shows what a command takes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mmblocks {__version__}")
+    return parser
+
+
+def _parser_of(command: Command, module: ModuleType) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"mmblocks {command.name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Options may stand between overrides (`train RECIPE -m a=1,2`); argparse allows that where nothing is nested."""
+    nested = any(action.nargs in (argparse.PARSER, argparse.REMAINDER) for action in parser._actions)
+    return parser.parse_args(arguments) if nested else parser.parse_intermixed_args(arguments)

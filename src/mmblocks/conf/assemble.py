@@ -17,6 +17,7 @@ from mmblocks.conf.files import find_recipe, roots
 from mmblocks.conf.groups import GROUPS, register_groups
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
+from mmblocks.settings import did_you_mean
 from mmblocks.train.stages import run_faults
 
 HYDRA_VERSION = "1.3"
@@ -32,9 +33,9 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         with _own_hydra(), hydra.initialize_config_dir(str(found.path.parent), version_base=HYDRA_VERSION):
             config = hydra.compose(found.path.stem, overrides=[*overrides, search_path()])
-        return plain_run(config, found.name)
     except FOREIGN as error:
         raise refusal(found.name, error) from error
+    return plain_run(config, found.name)
 
 
 def search_path() -> str:
@@ -44,7 +45,10 @@ def search_path() -> str:
 
 def plain_run(config: DictConfig, recipe: str) -> dict[str, Any]:
     """A composed config as plain values. Raises `ConfigError` that lists every fault."""
-    raw: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    try:
+        raw: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except FOREIGN as error:
+        raise refusal(recipe, error) from error
     faults = _renamed(config) or [*run_faults(raw), *_component_faults(raw), *_source_faults(raw)]
     if faults:
         raise ConfigError(f"recipe {recipe!r} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
@@ -93,15 +97,15 @@ def _component_faults(raw: Mapping[str, Any]) -> list[str]:
         for part in group.split("/"):
             spec = spec[part]
         faults += [f"{group.replace('/', '.')}: {reason}" for reason in REGISTRIES[kind].reasons_against(spec)]
-    return faults + [f"model.{k} is not a setting." for k in _strangers(raw)]
+    return faults + _strangers(raw)
 
 
 def _strangers(raw: Mapping[str, Any]) -> list[str]:
     """Keys below `model` that belong to no group (added with `+`)."""
-    known = {group.removeprefix("model/").replace("/", ".") for group in GROUPS}
-    heads = {k.partition(".")[0] for k in known}
-    below = [f"tokenizer.{k}" for k in raw["model"]["tokenizer"]]
-    return [k for k in raw["model"] if k not in heads] + [k for k in below if k not in known]
+    slots = {group.replace("/", ".") for group in GROUPS}
+    given = [f"model.{k}" for k in raw["model"] if k != "tokenizer"]
+    given += [f"model.tokenizer.{k}" for k in raw["model"]["tokenizer"]]
+    return [f"{key} is not a setting.{did_you_mean(key, slots)}" for key in given if key not in slots]
 
 
 def _source_faults(raw: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -21,8 +21,8 @@ from mmblocks.conf.groups import GROUPS, SCHEMA, options
 from mmblocks.errors import ConfigError
 from mmblocks.settings import did_you_mean, fields_of, type_name
 
-FOREIGN = (HydraException, OmegaConfBaseException)
-"""What Hydra and OmegaConf raise when a recipe or an override is wrong."""
+FOREIGN = (HydraException, OmegaConfBaseException, ValueError, TypeError)
+"""What Hydra and OmegaConf raise when a recipe or an override is wrong; a group given a number is a `ValueError`."""
 
 
 def explain(error: BaseException) -> str:
@@ -35,16 +35,18 @@ def explain(error: BaseException) -> str:
         if isinstance(e, ConfigKeyError | ConfigAttributeError):
             return _unknown_key(e)
         if isinstance(e, MissingMandatoryValue):
-            return f"{e.full_key} has no value; set it in the recipe or add {e.full_key}=VALUE."
+            return _no_value(str(e.full_key))
         if isinstance(e, ValidationError):
             return _wrong_type(e)
+        if isinstance(e, OmegaConfBaseException) and e.full_key:
+            return f"{e.full_key}: {_first_line(e)}."
     return _other(str(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and its causes, the deepest first: Hydra wraps what OmegaConf found."""
     if error is not None:
-        yield from _chain(error.__cause__)
+        yield from _chain(error.__cause__ or error.__context__)
         yield error
 
 
@@ -58,7 +60,7 @@ def _missing_config(error: MissingConfigException) -> str:
     if name not in REGISTRIES[kind]:
         return f"no {kind} is called {name!r}.{did_you_mean(name, known)}"
     if scenario is not None and name not in known:
-        return f"the tokenizer {name!r} does not serve {scenario!r}.{did_you_mean(name, known)}"
+        return f"the tokenizer {name!r} does not serve {scenario!r}.{did_you_mean('', known)}"
     return _why_unusable(kind, name)
 
 
@@ -74,12 +76,17 @@ def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
     key, full_key = str(error.key), str(error.full_key)
     if "/" in key:
         return f"there is no component group {key!r}.{did_you_mean(key, GROUPS)}"
-    known = [str(k) for k in error.parent_node or () if k != "hydra"] if _has_keys(error.parent_node) else []
-    return f"{full_key} is not a setting.{did_you_mean(key, known)}"
+    return f"{full_key} is not a setting.{did_you_mean(key, _keys(error.parent_node))}"
 
 
-def _has_keys(node: Any) -> bool:
-    return isinstance(node, DictConfig) and not OmegaConf.is_missing(node, "") and not node._is_none()
+def _keys(node: Any) -> list[str]:
+    return [str(k) for k in node if k != "hydra"] if isinstance(node, DictConfig) else []
+
+
+def _no_value(full_key: str) -> str:
+    group = full_key.replace(".", "/")
+    how = f"{group}=NAME" if group in GROUPS else f"{full_key}=VALUE"
+    return f"{full_key} has no value; set it in the recipe or add {how}."
 
 
 def _wrong_type(error: ValidationError) -> str:
@@ -87,7 +94,11 @@ def _wrong_type(error: ValidationError) -> str:
     known = fields_of(schema) if isinstance(schema, type) and hasattr(schema, "__dataclass_fields__") else {}
     if error.key in known:
         return f"{key}={error.value!r} is not {type_name(known[str(error.key)].annotation)}."
-    return f"{key}: {str(error).partition(chr(10))[0]}."
+    return f"{key}: {_first_line(error)}."
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def _other(text: str) -> str:

@@ -36,14 +36,21 @@ GROUPS: dict[str, tuple[str, Scenario | None]] = {
 """Group -> the kind of its components, and the scenario they must serve."""
 
 
+_stored: dict[tuple[str, str], tuple[Setting, ...]] = {}
+
+
 def register_groups() -> None:
     """Tell Hydra every component and the schema of a run. Safe to call again, e.g. after installing a plug-in."""
     store = ConfigStore.instance()
-    for group in GROUPS:
+    for group, (kind, _) in GROUPS.items():
         for name in options(group):
-            if (node := _component_node(GROUPS[group][0], name)) is not None:
+            schema = _schema(kind, name)
+            if schema is not None and _stored.get((group, name)) != schema:
+                node = _dataclass(f"{kind}_{name}", [Setting("name", str, name), *schema])
                 store.store(group=group, name=name, node=node)
-    store.store(name=SCHEMA, node=run_node())
+                _stored[group, name] = schema
+    if f"{SCHEMA}.yaml" not in store.repo:
+        store.store(name=SCHEMA, node=run_node())
 
 
 def options(group: str) -> Iterator[str]:
@@ -56,21 +63,20 @@ def serves(tokenizer: str, scenario: Scenario) -> bool:
     """Whether a visual tokenizer is offered for a scenario; one that does not say is offered for all."""
     try:
         scenarios = getattr(REGISTRIES["tokenizer"][tokenizer].builder, "scenarios", None)
-    except Exception:  # a broken plug-in is reported by _component_node
+    except Exception:  # a broken plug-in is reported by _schema
         return True
     return not isinstance(scenarios, frozenset) or scenario in scenarios
 
 
-def _component_node(kind: str, name: str) -> type | None:
-    """A component's settings as a dataclass; None for a plug-in that cannot be imported, so that others still can."""
+def _schema(kind: str, name: str) -> tuple[Setting, ...] | None:
+    """A component's settings; None for a plug-in that cannot be imported, so that a broken one stops no other run."""
     try:
-        schema = REGISTRIES[kind].schema(name)
+        return REGISTRIES[kind].schema(name)
     except Exception as cause:
         if REGISTRIES[kind].about(name).module.startswith("mmblocks."):
             raise
         log.warning("%s %r is left out: %s: %s", kind, name, type(cause).__name__, cause)
         return None
-    return _dataclass(f"{kind}_{name}", [Setting("name", str, name), *schema])
 
 
 # Structured configs -------------------------------------------------------------------------------------------------

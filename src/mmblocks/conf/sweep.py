@@ -8,11 +8,12 @@ import warnings
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from mmblocks import train
 from mmblocks.conf.assemble import HYDRA_VERSION, plain_run
-from mmblocks.conf.faults import FOREIGN, explain
+from mmblocks.conf.faults import explain
 from mmblocks.conf.groups import register_groups
 from mmblocks.errors import MMBlocksError
 
@@ -31,7 +32,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", message=".*Defaults list is missing `_self_`")
     try:
         hydra.main(version_base=HYDRA_VERSION, config_path=None)(job)()
-    except (MMBlocksError, *FOREIGN) as error:
+    except (MMBlocksError, HydraException) as error:
         if os.environ.get("MMBLOCKS_DEBUG") == "1":
             raise
         print(error if isinstance(error, MMBlocksError) else explain(error), file=sys.stderr)

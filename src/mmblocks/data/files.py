@@ -54,7 +54,8 @@ def _local_file(source: str | os.PathLike[str], what: What) -> Path:
         exists, regular = path.exists(), path.is_file()
         empty = regular and path.stat().st_size == 0
     except (OSError, ValueError) as cause:
-        raise DataError(f"{name}: not a usable path ({cause}); pass the path of the {what} file.") from cause
+        why = getattr(cause, "strerror", None) or cause
+        raise DataError(f"{name}: not a usable path ({why}); pass the path of the {what} file.") from cause
     if not exists:
         raise DataError(f"{name}: there is no such file; check the path and the folder it is relative to.")
     if not regular:

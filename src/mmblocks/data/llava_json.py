@@ -89,7 +89,7 @@ def conversation_of(
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{origin}: 'conversations' is {turns!r:.80}; write a list with at least one turn.")
     spoken = [_spoken(turn, f"{origin}, turn {i}") for i, turn in enumerate(turns)]
-    media = {kind: _media(record, kind, media_roots[kind], origin) for kind in KINDS}
+    media: dict[VisualKind, list[Visual]] = {kind: _media(record, kind, media_roots[kind], origin) for kind in KINDS}
     only_videos = bool(media["video"]) and not media["image"]
     markers = [_pieces(text, only_videos) for _, text in spoken]
     _check_counts(markers, media, origin)
@@ -116,7 +116,7 @@ def _spoken(turn: Any, where: str) -> tuple[Role, str]:
         raise DataError(f"{where}: the key {turn.twin!r} stands twice; keep one.")
     speaker = turn.get("role", turn.get("from"))
     text = turn.get("content", turn.get("value"))
-    if speaker not in SPEAKERS:
+    if not isinstance(speaker, str) or speaker not in SPEAKERS:
         raise DataError(f"{where}: spoken by {speaker!r}; write one of {', '.join(SPEAKERS)}.")
     if not isinstance(text, str):
         raise DataError(f"{where}: its text is {text!r:.80}; write a string.")

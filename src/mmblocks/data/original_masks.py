@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from mmblocks.components import ChatTemplate, Span, templates
+from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Visual
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.templates.chatml import ChatML
@@ -25,7 +25,7 @@ LLAMA_3_TEXTS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"
 
 
 def original_spans(
-    template: ChatTemplate, messages: Sequence[Message], text_tokenizer: Any
+    template: Any, messages: Sequence[Message], text_tokenizer: Any
 ) -> tuple[list[Span], frozenset[int]]:
     """Spans with the original's marks, and the ids that it trains wherever they stand."""
     if isinstance(template, Plain):

@@ -17,7 +17,7 @@ from mmblocks.shapes import Size
 @encoders.register(
     "tiny_conv",
     source="https://arxiv.org/abs/2106.14881",
-    tiny={"view_px": 24, "dim": 16, "widths": [8, 8], "heads": 2},
+    tiny={"view_px": 48, "dim": 16, "widths": [8, 8], "heads": 2},
 )
 class TinyConv(nn.Module):
     """A convolutional stem and a few attention blocks: learns small pictures on a laptop, without pretraining.
@@ -89,13 +89,15 @@ class _Block(nn.Module):
 
 
 def _stem(widths: list[int], strides: tuple[int, ...], groups: int) -> nn.Sequential:
-    """Convolutions whose windows overlap (2 * stride - 1 wide), each normalised, with GELU between them.
+    """Convolutions, each normalised, with GELU between them.
 
-    The first norm is over all channels: the contrast between colours is not levelled out before they are mixed.
+    A window is its cell and one more row and column on every side, so that cells stay centred on what they see (3x3
+    windows at stride 2 drift by almost half a cell within three stages). The first norm is over all channels: the
+    contrast between colours is not levelled out before they are mixed.
     """
     layers: list[nn.Module] = []
     for i, ((width, next_width), stride) in enumerate(zip(pairwise(widths), strides, strict=True)):
-        layers.append(nn.Conv2d(width, next_width, kernel_size=2 * stride - 1, stride=stride, padding=stride - 1))
+        layers.append(nn.Conv2d(width, next_width, kernel_size=stride + 2, stride=stride, padding=1))
         layers.append(nn.GroupNorm(groups if i else 1, next_width))
         layers.append(nn.GELU())
     return nn.Sequential(*layers[:-1])

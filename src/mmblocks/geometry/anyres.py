@@ -66,19 +66,14 @@ def _literal(text: str) -> Any:
 
 
 def _pairs(pairs: Any, given: Any) -> tuple[Size, ...]:
-    fits = isinstance(pairs, Sequence) and not isinstance(pairs, str) and len(pairs) > 0 and all(map(_is_pair, pairs))
-    if not fits:
+    if not (isinstance(pairs, list | tuple) and pairs and all(map(_is_pair, pairs))):
         raise ConfigError(f"pinpoints={given!r} is not a list of (width, height); {PINPOINTS_CURE}")
     return tuple(Size(height, width) for width, height in pairs)
 
 
 def _is_pair(value: Any) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and len(value) == 2
-        and all(type(side) is int and side > 0 for side in value)
-    )
+    fits = isinstance(value, list | tuple) and len(value) == 2
+    return fits and all(type(side) is int and side > 0 for side in value)
 
 
 def best_canvas(image: Size, canvases: Sequence[Size]) -> Size:

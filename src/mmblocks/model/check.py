@@ -1,36 +1,226 @@
-"""Whether a composition can work, from its settings and meta tensors alone: every reason against it, at once."""
+"""Whether a composition can work, from its settings and meta tensors alone: every reason against it, at once.
+
+A part that cannot be built does not end the check. Its neighbours are then tried beside stand-ins, and only what is
+wrong beside all of these is reported, so that one mistake is not reported as many.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-from mmblocks.components import REGISTRIES
+import torch
+from torch import nn
+
+from mmblocks.components import backbones, encoders, poolings, projectors, templates, tokenizers
 from mmblocks.errors import ConfigError
-from mmblocks.model.spec import ModelSpec
+from mmblocks.model import limits
+from mmblocks.model.faults import Fault, component_faults, resolved
+from mmblocks.model.spec import ONEVISION_TOKENIZERS, ModelSpec
+from mmblocks.model.trial import STAND_INS, Beside, Trial, common, settings_named, tried
+from mmblocks.registry import split
+from mmblocks.settings import did_you_mean
+from mmblocks.shapes import SCENARIOS, Scenario
+from mmblocks.tokenizers.router import Router
+
+KINDS = ("encoder", "projector", "pooling", "backbone", "template")
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One reason why a composition cannot work: the config key, what is wrong, and what to write instead."""
-
-    key: str
-    message: str
-    cure: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.message}" + (f" {self.cure}" if self.cure else "")
+def faults(spec: ModelSpec | Mapping[str, Any]) -> list[Fault]:
+    """Every fault of a composition, network off. Takes plain values too, whatever is in them."""
+    return examine(spec).faults
 
 
-def faults(spec: ModelSpec) -> list[Fault]:
-    """Every fault of a composition."""
-    return [
-        Fault(key, reason)
-        for key, (kind, part) in spec.slots().items()
-        for reason in REGISTRIES[kind].reasons_against(part)
-    ]
-
-
-def require(spec: ModelSpec) -> None:
+def require(spec: ModelSpec | Mapping[str, Any]) -> None:
     """Raise one `ConfigError` that lists every fault."""
-    if found := faults(spec):
-        raise ConfigError("this composition cannot work:\n" + "\n".join(f"  - {fault}" for fault in found))
+    examine(spec, offline=False).require()
+
+
+@dataclass(slots=True)
+class Examination:
+    """What could be built of a composition on the meta device, and every fault found on the way."""
+
+    faults: list[Fault] = field(default_factory=list)
+    encoder: Any = None
+    projector: Any = None
+    backbone: Any = None
+    template: Any = None
+    tokenizers: dict[Scenario, Any] = field(default_factory=dict)
+
+    def require(self) -> None:
+        """Raise one `ConfigError` that lists every fault."""
+        if self.faults:
+            listed = "\n".join(f"  - {fault}" for fault in self.faults)
+            raise ConfigError(f"this composition cannot work:\n{listed}")
+
+    @property
+    def router(self) -> Router:
+        """The tokenizers of a composition without faults."""
+        return Router(**self.tokenizers)
+
+    def parameters(self, part: str) -> int | None:
+        """Parameters of a part, each shared one once; None where it could not be built."""
+        if part == "marks":
+            known = len(self.tokenizers) == len(SCENARIOS) and self.backbone is not None
+            return len(self.router.marks) * self.backbone.dim if known else None
+        module = getattr(self, part)
+        return sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else None
+
+
+def examine(spec: ModelSpec | Mapping[str, Any], *, offline: bool = True) -> Examination:
+    """Build on the meta device what can be built, and collect every fault.
+
+    offline: a backbone whose sizes stand in a config.json that is not on this machine is a fault; otherwise it is
+    fetched.
+    """
+    found: list[Fault] = []
+    slots = _slots(spec, found)
+
+    def kept(trial: Trial) -> Any:
+        found.extend(trial.faults)
+        return trial.part
+
+    with torch.device("meta"):
+        encoder = kept(_try_encoder(slots["model.encoder"]))
+        backbone = kept(_try_backbone(slots["model.backbone"], offline))
+        projector = kept(_try_projector(slots["model.projector"], encoder, backbone))
+        pooling = kept(tried("model.pooling", poolings, slots["model.pooling"]))
+        template = kept(tried("model.template", templates, slots["model.template"]))
+        beside = kept(_try_grid(encoder, projector))
+        pooling = kept(_try_pooling(pooling, slots, beside))
+        besides = _besides(encoder, beside)
+        asked = {s: slots[f"model.tokenizer.{s}"] for s in SCENARIOS if f"model.tokenizer.{s}" in slots}
+        visual = {s: kept(_try_tokenizer(s, spec, besides, pooling)) for s, spec in asked.items()}
+    built = {s: t for s, t in visual.items() if t is not None}
+    if beside is not None and backbone is not None:
+        found += limits.media_faults(built, beside.view_px, backbone.max_tokens)
+    if backbone is not None and template is not None:
+        found += limits.text_faults(backbone, template)
+    return Examination(found, encoder, projector, backbone, template, built)
+
+
+def _slots(spec: ModelSpec | Mapping[str, Any], found: list[Fault]) -> dict[str, Any]:
+    """The components asked for, by config key, defaults filled in; what cannot be told apart is a fault."""
+    known = (*KINDS, "tokenizer")
+    raw = {k: getattr(spec, k) for k in known} if isinstance(spec, ModelSpec) else spec
+    found += _strangers("model", raw, known, "a model has no such part.")
+    default = ModelSpec()
+    slots = {f"model.{kind}": raw.get(kind, getattr(default, kind)) for kind in KINDS}
+    chosen = raw.get("tokenizer", {})
+    if not isinstance(chosen, Mapping):
+        cure = f"Write one for each of {', '.join(SCENARIOS)}."
+        found.append(Fault("model.tokenizer", f"{chosen!r} does not say which scenario it serves.", cure))
+        return slots
+    found += _strangers("model.tokenizer", chosen, SCENARIOS, "there is no such scenario.")
+    return slots | {f"model.tokenizer.{s}": chosen.get(s, ONEVISION_TOKENIZERS[s]) for s in SCENARIOS}
+
+
+def _strangers(key: str, raw: Mapping[str, Any], known: Sequence[str], message: str) -> list[Fault]:
+    return [Fault(f"{key}.{k}", message, did_you_mean(k, known).strip()) for k in raw if k not in known]
+
+
+# Parts --------------------------------------------------------------------------------------------------------------
+
+
+def _try_encoder(spec: Any) -> Trial:
+    trial = tried("model.encoder", encoders, spec)
+    if trial.part is not None and not trial.faults:
+        trial.faults += limits.encoder_faults(resolved(encoders, spec))
+    return trial
+
+
+def _try_backbone(spec: Any, offline: bool) -> Trial:
+    key = "model.backbone"
+    if component_faults(key, backbones, spec):
+        return tried(key, backbones, spec)
+    settings = resolved(backbones, spec)
+    if wrong := limits.backbone_faults(settings):
+        return Trial(limits.Sizes.of(settings), wrong)
+    if offline and settings.get("checkpoint") and settings.get("family", "unknown") is None:
+        folder = limits.on_this_machine(settings["checkpoint"])
+        if folder is None:
+            return Trial(None, [limits.not_here(settings["checkpoint"])])
+        spec = {**dict(split(spec)[1]), "name": split(spec)[0], "checkpoint": str(folder)}
+    return tried(key, backbones, spec)
+
+
+def _try_projector(spec: Any, encoder: Any, backbone: Any) -> Trial:
+    """Beside a neighbour that is unknown, a width that fits is assumed."""
+    in_dim = next((n.dim for n in (encoder, backbone) if n is not None), 64)
+    out_dim = in_dim if backbone is None else backbone.dim
+    grids = [b.grid for b in STAND_INS] if encoder is None else [encoder.grid]
+    trials = [tried("model.projector", projectors, spec, in_dim=in_dim, out_dim=out_dim, grid=grid) for grid in grids]
+    return Trial(trials[0].part if encoder is not None else None, common(trials))
+
+
+def _try_grid(encoder: Any, projector: Any) -> Trial:
+    """What the tokenizers have beside them, when encoder and projector agree on a grid."""
+    if encoder is None or projector is None:
+        return Trial()
+    try:
+        grid = projector.out_grid(encoder.grid)
+    except ConfigError as cause:
+        return Trial(None, [Fault("model.projector", str(cause))])
+    return Trial(Beside(encoder.view_px, grid, encoder.spatial and projector.spatial, encoder.squash))
+
+
+def _besides(encoder: Any, beside: Beside | None) -> list[Beside]:
+    """The tokenizers' neighbours, or stand-ins for what is unknown of them."""
+    if beside is not None:
+        return [beside]
+    return [*STAND_INS] if encoder is None else [replace(b, view_px=encoder.view_px) for b in STAND_INS]
+
+
+def _try_pooling(pooling: Any, slots: Mapping[str, Any], beside: Beside | None) -> Trial:
+    """The pooling if it takes the grid (or nobody uses it), else one that keeps every cell, for the checks to go on."""
+    keeper = poolings.build("none")
+    if pooling is None or beside is None or not beside.spatial or not any(map(_pools, slots.items())):
+        return Trial(pooling or keeper)
+    try:
+        pooling.out_grid(beside.grid)
+    except ConfigError as cause:
+        return Trial(keeper, [Fault("model.pooling", str(cause))])
+    return Trial(pooling)
+
+
+def _pools(slot: tuple[str, Any]) -> bool:
+    key, spec = slot
+    return (
+        key.startswith("model.tokenizer.")
+        and not any(fault.key == key for fault in component_faults(key, tokenizers, spec))
+        and "pooling" in tokenizers.wants(split(spec)[0])
+    )
+
+
+def _try_tokenizer(scenario: Scenario, spec: Any, besides: Sequence[Beside], pooling: Any) -> Trial:
+    trials = [_try_beside(scenario, spec, beside, pooling) for beside in besides]
+    return Trial(trials[0].part if len(besides) == 1 else None, common(trials))
+
+
+def _try_beside(scenario: Scenario, spec: Any, beside: Beside, pooling: Any) -> Trial:
+    key = f"model.tokenizer.{scenario}"
+    trial = tried(key, tokenizers, spec, pooling=pooling, **asdict(beside))
+    if trial.part is None:
+        return trial
+    if scenario not in trial.part.scenarios:
+        serves = ", ".join(sorted(trial.part.scenarios))
+        message = f"{split(spec)[0]!r} does not serve the scenario {scenario!r}, only {serves}."
+        return Trial(
+            None, [*trial.faults, Fault(key, message, f"Choose one of {', '.join(_serving(scenario, beside))}.")]
+        )
+    for reason in trial.part.reasons_against():
+        named = settings_named(reason, split(spec)[1])
+        trial.faults.append(Fault(f"{key}.{named[0]}" if len(named) == 1 else key, reason))
+    return Trial(None if trial.faults else trial.part, trial.faults)
+
+
+def _serving(scenario: Scenario, beside: Beside) -> list[str]:
+    """Names of the visual tokenizers that serve a scenario."""
+    trials = {
+        name: tried(
+            "", tokenizers, {"name": name, **tokenizers[name].tiny}, pooling=poolings.build("none"), **asdict(beside)
+        )
+        for name in tokenizers
+    }
+    return [name for name, trial in trials.items() if trial.part is not None and scenario in trial.part.scenarios]

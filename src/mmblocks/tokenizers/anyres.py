@@ -21,7 +21,7 @@ from mmblocks.geometry.anyres import (
     tile_grid,
     tile_windows,
 )
-from mmblocks.geometry.views import squashed, whole
+from mmblocks.geometry.views import squashed
 from mmblocks.shapes import Box, Scenario, Size, View, VisualPlan, VisualShape
 from mmblocks.tokenizers.rows import line_by_line, rows_of
 

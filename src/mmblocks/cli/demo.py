@@ -1,0 +1,88 @@
+"""`mmblocks demo`: the bundled tiny model looks at a picture, two pictures and a clip, and answers."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmblocks.conversation import Visual
+    from mmblocks.model.onevision import OneVision
+
+NEXT_STEPS = """
+Your turn:
+  ask your own       mmblocks chat --image my.jpg            (a photograph of any size; this tiny model knows coloured shapes)
+  see the parts      mmblocks list        mmblocks show projector mlp
+  swap a part        mmblocks train tiny/onevision model/projector=linear
+  count before use   mmblocks plan onevision/7b image=1920x1080 video=1280x720@30s
+  how it was trained mmblocks recipes tiny/onevision         (made-up pictures, the paper's own curriculum; the scores: mmblocks eval tiny)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "No network and no GPU needed."
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from mmblocks.assets import tiny_model
+    from mmblocks.model.checkpoint import load
+
+    torch.set_num_threads(1)  # a tiny model runs faster on one thread
+    began = time.perf_counter()
+    model = load(tiny_model())
+    print(f"A tiny OneVision model, read from {tiny_model()}\n")
+    print(composition(model))
+    for title, visuals, questions in scenes():
+        ask_about(model, title, visuals, questions)
+    print(f"\nDone in {time.perf_counter() - began:.1f} s.")
+    print(NEXT_STEPS)
+    return 0
+
+
+def composition(model: OneVision) -> str:
+    """The parts of a model and their parameters, one line each."""
+    from mmblocks.model.build import count_parameters
+    from mmblocks.registry import split
+
+    slots = {key.removeprefix("model."): split(part)[0] for key, (_, part) in model.spec.slots().items()}
+    counted = {name: count_parameters(getattr(model, name)) for name in ("encoder", "projector", "backbone")}
+    rows = [f"  {slot:<22} {name:<16} {_parameters(counted, slot)}" for slot, name in slots.items()]
+    return "\n".join([*rows, f"  {'all parts':<22} {'':<16} {count_parameters(model):>10,} parameters"])
+
+
+def _parameters(counted: dict[str, int], slot: str) -> str:
+    return f"{counted[slot]:>10,} parameters" if slot in counted else ""
+
+
+def scenes() -> list[tuple[str, list[Visual], list[str]]]:
+    """What the demo shows, and asks about it."""
+    from mmblocks.assets import media
+    from mmblocks.chat import image, video
+
+    return [
+        (
+            "One picture of 1024x768 pixels",
+            [image(media("picture.png"))],
+            ["Describe the picture.", "How many shapes are there?", "What colour is the circle?"],
+        ),
+        ("Two pictures", [image(media("first.png")), image(media("second.png"))], ["Which picture has a red circle?"]),
+        ("A clip", [video(media("clip.mp4"))], ["What is moving?", "Where does it move?"]),
+    ]
+
+
+def ask_about(model: OneVision, title: str, visuals: list[Visual], questions: list[str]) -> None:
+    """Ask each question of one chat about the same visuals."""
+    from mmblocks.chat import Chat
+    from mmblocks.conversation import Conversation, Message
+    from mmblocks.data.processor import Processor
+
+    plans = Processor.of(model).plan(Conversation((Message("user", tuple(visuals)),), title))
+    print(f"\n{title}")
+    for visual, routed in zip(visuals, plans, strict=True):
+        views = len(routed.plan.views)
+        print(f"  {visual.source.name}: {views} view{'s' * (views > 1)}, {routed.plan.num_tokens} tokens ({routed.scenario})")
+    for question in questions:
+        print(f"  you: {question}\n  it:  {Chat(model).ask(*visuals, question)}")

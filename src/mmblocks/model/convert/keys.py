@@ -1,0 +1,85 @@
+"""How checkpoints name the tensors of a model: one table per layout, from our prefix to theirs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+Table = Mapping[str, str]
+"""Our prefix -> theirs. Longer prefixes of ours stand for themselves; no prefix of theirs begins another of the table."""
+
+HUB: Table = {
+    "encoder.vision_model.": "vision_tower.vision_model.",
+    "projector.body.0.": "multi_modal_projector.linear_1.",
+    "projector.head.": "multi_modal_projector.linear_2.",
+    "marks.newline": "image_newline",
+    "backbone.lm.model.": "language_model.model.",
+    "backbone.lm.lm_head.": "language_model.lm_head.",
+}
+"""What the hub holds, and the only names that vLLM's SigLIP loader takes: we write these."""
+
+IN_MEMORY: Table = {
+    "encoder.vision_model.": "model.vision_tower.",
+    "projector.body.0.": "model.multi_modal_projector.linear_1.",
+    "projector.head.": "model.multi_modal_projector.linear_2.",
+    "marks.newline": "model.image_newline",
+    "backbone.lm.model.": "model.language_model.",
+    "backbone.lm.lm_head.": "lm_head.",
+}
+
+LLAVA_ONEVISION: Mapping[str, Table] = {
+    "hub": HUB,
+    "transformers 4.52": {**IN_MEMORY, "encoder.vision_model.": "model.vision_tower.vision_model."},
+    "transformers 5, hub prefixes": {**HUB, "encoder.vision_model.": "vision_tower."},
+    "transformers 5, in-memory names": IN_MEMORY,
+}
+"""Every layout that transformers has written for `llava_onevision`."""
+
+
+def original(projector_depth: int) -> Table:
+    """Names in LLaVA-NeXT's own checkpoints. Its projector counts layers and activations: linears are 0, 2, 4, ..."""
+    last = projector_depth - 1
+    body = {f"projector.body.{2 * i}.": f"model.mm_projector.{2 * i}." for i in range(last)}
+    return {
+        "encoder.vision_model.": "model.vision_tower.vision_tower.vision_model.",
+        **body,
+        "projector.head.": f"model.mm_projector.{2 * last}.",
+        "marks.newline": "model.image_newline",
+        "backbone.lm.model.embed_tokens.": "model.embed_tokens.",
+        "backbone.lm.model.layers.": "model.layers.",
+        "backbone.lm.model.norm.": "model.norm.",
+        "backbone.lm.lm_head.": "lm_head.",
+    }
+
+
+def to_theirs(ours: str, table: Table) -> str:
+    """Our name of a tensor in their words; a name that the table does not know stays as it is."""
+    return _replaced(ours, table.items())
+
+
+def to_ours(theirs: str, table: Table) -> str:
+    """Their name of a tensor in our words; a name that the table does not know stays as it is."""
+    return _replaced(theirs, ((theirs_prefix, ours_prefix) for ours_prefix, theirs_prefix in table.items()))
+
+
+def _replaced(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
+    for before, after in prefixes:
+        if name.startswith(before):
+            return after + name[len(before) :]
+    return name
+
+
+UNUSED = (
+    (r"encoder\.vision_model\.post_layernorm\.", "features are taken before the encoder's final LayerNorm"),
+    (r"encoder\.vision_model\.head\.", "the encoder's pooling head is not part of the model"),
+    (r".*\.(rotary_emb\.inv_freq|position_ids)$", "computed from the config, not learned"),
+)
+BLOCK = re.compile(r"encoder\.vision_model\.encoder\.layers\.(\d+)\.")
+
+
+def why_unused(ours: str, encoder_blocks: int) -> str | None:
+    """Why a tensor that the model does not hold may stay in the checkpoint; None when it may not."""
+    block = BLOCK.match(ours)
+    if block and int(block[1]) >= encoder_blocks:
+        return "a block after the layer that features are taken from"
+    return next((reason for pattern, reason in UNUSED if re.match(pattern, ours)), None)

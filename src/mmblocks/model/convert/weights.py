@@ -1,0 +1,127 @@
+"""Tensors of a foreign checkpoint: read whole, matched by name, every one accounted for, and only then loaded."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmblocks.errors import CheckpointError
+from mmblocks.model.checkpoint import disagreements, read_tensors
+from mmblocks.model.convert.keys import Table, to_ours, to_theirs, why_unused
+from mmblocks.model.onevision import OneVision
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LM_HEAD = "backbone.lm.lm_head.weight"
+EMBEDDINGS = "backbone.lm.model.embed_tokens.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Tensors under our names, the layout they came in, and why each tensor left out is not needed (their names)."""
+
+    layout: str
+    tensors: Mapping[str, Tensor]
+    unused: Mapping[str, str]
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, in one file or in shards. Raises `CheckpointError` when a file is missing or cut."""
+    tensors: dict[str, Tensor] = {}
+    for file in _files(folder):
+        tensors |= read_tensors(folder / file)
+    return tensors
+
+
+def _files(folder: Path) -> list[str]:
+    index = folder / INDEX
+    if index.is_file():
+        shards = set(read_json(index).get("weight_map", {}).values())
+        if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
+            raise CheckpointError(f"{folder}: {INDEX} names files that are missing: {', '.join(missing)}.")
+        return sorted(shards)
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    if pickled:
+        raise CheckpointError(f"{folder} holds pickled weights ({', '.join(pickled)}); only safetensors are read.")
+    raise CheckpointError(f"{folder} holds no weights: there is neither {SINGLE} nor {INDEX}.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A json object from a file. Raises `CheckpointError` when it is missing or cut."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; the folder is not a whole checkpoint.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
+        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds {type(found).__name__}, not an object of settings.")
+    return found
+
+
+def matched(model: OneVision, stored: Mapping[str, Tensor], layouts: Mapping[str, Table], where: Path) -> Matched:
+    """Pair the model's tensors with a checkpoint's, in the layout that names most of them.
+
+    Raises `CheckpointError` listing every tensor that is missing, extra, doubled or of another shape.
+    """
+    wanted = _wanted(model, stored, layouts)
+    layout = max(layouts, key=lambda name: len(wanted.keys() & {to_ours(key, layouts[name]) for key in stored}))
+    table = layouts[layout]
+    ours = {key: to_ours(key, table) for key in stored}
+    unused = {
+        key: reason
+        for key, name in ours.items()
+        if name not in wanted and (reason := why_unused(name, _encoder_blocks(model)))
+    }
+    used = {key: name for key, name in ours.items() if key not in unused}
+    faults = [f"doubled: {name} has {n} sources" for name, n in Counter(used.values()).items() if n > 1]
+    faults += disagreements(
+        {to_theirs(name, table): tensor for name, tensor in wanted.items()},
+        {to_theirs(name, table): stored[key] for key, name in used.items()},
+    )
+    faults += _untied(model, {name: stored[key] for key, name in used.items()})
+    if faults:
+        raise CheckpointError(f"{where} (layout: {layout}) does not fit its config:\n  " + "\n  ".join(faults))
+    return Matched(layout, {name: stored[key] for key, name in used.items()}, unused)
+
+
+def _wanted(model: OneVision, stored: Mapping[str, Tensor], layouts: Mapping[str, Table]) -> dict[str, Tensor]:
+    """The model's tensors; a tied language head is only wanted where the checkpoint holds it."""
+    wanted = dict(model.state_dict())
+    heads = {to_theirs(LM_HEAD, table) for table in layouts.values()}
+    if model.backbone.config.tie_word_embeddings and not heads & stored.keys():
+        wanted.pop(LM_HEAD, None)
+    return wanted
+
+
+def _untied(model: OneVision, tensors: Mapping[str, Tensor]) -> list[str]:
+    if not model.backbone.config.tie_word_embeddings or LM_HEAD not in tensors or EMBEDDINGS not in tensors:
+        return []
+    if torch.equal(tensors[LM_HEAD], tensors[EMBEDDINGS]):
+        return []
+    return ["untied: the config ties the language head to the token embeddings, but their values differ"]
+
+
+def _encoder_blocks(model: OneVision) -> int:
+    return len(model.encoder.vision_model.encoder.layers)
+
+
+def load_matched(model: OneVision, found: Matched, text_config: Any, dtype: torch.dtype, where: Path) -> None:
+    """Fill a model, whose backbone may be on meta, with matched tensors."""
+    for part in ("encoder", "projector", "marks"):
+        getattr(model, part).load_state_dict(_under(f"{part}.", found.tensors))
+    model.backbone.load_tensors(text_config, _under("backbone.lm.", found.tensors), str(where), dtype)
+    model.to(dtype)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

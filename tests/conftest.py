@@ -1,0 +1,53 @@
+"""One thread, one seed and no network for every test; a tiny model to use."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_spec():
+    """A whole OneVision of some thousand parameters over TinyWorld's words."""
+    return {
+        "encoder": {"name": "tiny_conv", "view_px": 24, "dim": 16, "widths": [8, 8], "heads": 2},
+        "projector": "mlp",
+        "pooling": "bilinear",
+        "tokenizer": {
+            "image": {"name": "anyres_max", "pinpoints": "(1x1),...,(2x2)", "max_tiles": 4},
+            "multi_image": "pad_newline",
+            "video": {"name": "frames", "max_frames": 4},
+        },
+        "backbone": {
+            "name": "causal_lm",
+            "family": "qwen2",
+            "text_tokenizer": "mmblocks:tinyworld_text",
+            "vocab_size": 640,
+            "dim": 32,
+            "depth": 2,
+            "heads": 4,
+            "kv_heads": 2,
+            "mlp_dim": 48,
+            "max_tokens": 1024,
+            "tie_embeddings": True,
+        },
+        "template": "chatml",
+    }
+
+
+@pytest.fixture
+def tiny_model(tiny_spec):
+    """The tiny model with random weights, new for every test."""
+    import mmblocks
+
+    return mmblocks.build(tiny_spec, seed=0).eval()

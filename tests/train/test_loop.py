@@ -1,0 +1,143 @@
+"""A run is a pure function of its recipe: stopping and going on changes nothing."""
+
+import json
+
+import mmblocks
+import pytest
+import torch
+from mmblocks.errors import ConfigError
+from mmblocks.train import run
+from mmblocks.train.loop import train_step
+from mmblocks.train.optim import optimizer_for, schedule
+from mmblocks.train.stages import Stage, read_run
+
+WORLD = [{"name": "tinyworld", "task": "single", "weight": 2.0}, {"name": "tinyworld", "task": "video"}]
+
+
+@pytest.fixture
+def recipe(tiny_spec, tmp_path):
+    return {
+        "model": tiny_spec,
+        "out": str(tmp_path / "run"),
+        "save_every": 2,
+        "log_every": 2,
+        "stages": [
+            {"name": "align", "data": WORLD, "train": {"projector": 1e-3}, "steps": 3, "batch_size": 3},
+            {"name": "all", "data": WORLD, "train": {"projector": 1e-3, "backbone": 1e-3}, "steps": 5, "batch_size": 2},
+        ],
+    }
+
+
+def weights(folder):
+    return mmblocks.load(folder).state_dict()
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_a_run_leaves_a_model_its_stages_and_metrics(recipe, tmp_path):
+    run(recipe)
+    out = tmp_path / "run"
+    assert sorted(p.name for p in (out / "stages").iterdir()) == ["0-align", "1-all"]
+    assert same(weights(out / "model"), weights(out / "stages/1-all"))
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["step"]) for r in rows] == [("align", 2), ("align", 3), ("all", 2), ("all", 4), ("all", 5)]
+    assert all(r["loss"] > 0 and r["tokens_per_s"] > 0 for r in rows)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
+def test_a_stopped_run_goes_on_as_if_it_never_stopped(recipe, tmp_path, monkeypatch, stop_at):
+    run({**recipe, "out": str(tmp_path / "whole")})
+    taken = 0
+
+    def stops(*arguments):
+        nonlocal taken
+        if taken == stop_at:
+            raise KeyboardInterrupt
+        taken += 1
+        return train_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmblocks.train.loop.train_step", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
+    run(recipe)
+    assert same(weights(tmp_path / "run/model"), weights(tmp_path / "whole/model"))
+
+
+def test_two_runs_of_a_recipe_are_equal_and_another_seed_differs(recipe, tmp_path):
+    run({**recipe, "out": str(tmp_path / "a")})
+    run({**recipe, "out": str(tmp_path / "b")})
+    run({**recipe, "out": str(tmp_path / "c"), "seed": 1})
+    assert same(weights(tmp_path / "a/model"), weights(tmp_path / "b/model"))
+    assert not same(weights(tmp_path / "a/model"), weights(tmp_path / "c/model"))
+
+
+def test_worker_processes_change_nothing(recipe, tmp_path):
+    run({**recipe, "out": str(tmp_path / "a")})
+    run({**recipe, "out": str(tmp_path / "b"), "workers": 1})
+    assert same(weights(tmp_path / "a/model"), weights(tmp_path / "b/model"))
+
+
+def test_frozen_parts_keep_their_weights_bit_for_bit(recipe, tmp_path):
+    start = mmblocks.build(recipe["model"], seed=0).state_dict()
+    run({**recipe, "stop_after": "align"})
+    end = weights(tmp_path / "run/model")
+    changed = {name.partition(".")[0] for name in start if not torch.equal(start[name], end[name])}
+    assert changed == {"projector"}
+
+
+def test_a_folder_of_another_run_is_refused(recipe):
+    run({**recipe, "stop_after": "align"})
+    with pytest.raises(ConfigError, match=r"other settings.*resume=false"):
+        run({**recipe, "seed": 5})
+
+
+def test_a_run_starts_from_a_saved_model(recipe, tmp_path):
+    run({**recipe, "stop_after": "align"})
+    again = {**recipe, "weights": str(tmp_path / "run/model"), "out": str(tmp_path / "next"), "budget": 0.2}
+    again["stages"] = [{**recipe["stages"][0], "train": {"marks": 1e-9}}]
+    run(again)
+    before, after = weights(tmp_path / "run/model"), weights(tmp_path / "next/model")
+    assert same({k: v for k, v in before.items() if "marks" not in k}, {k: v for k, v in after.items() if "marks" not in k})
+
+
+def test_all_faults_of_a_run_are_listed_at_once(recipe):
+    recipe["stages"][0]["train"] = {"projetcor": 1e-3}
+    recipe["stages"][1]["steps"] = "many"
+    with pytest.raises(ConfigError) as caught:
+        read_run({**recipe, "sed": 3})
+    text = str(caught.value)
+    assert "run.sed" in text
+    assert "Did you mean 'seed'" in text
+    assert "stages.0.train.projetcor" in text
+    assert "stages.1: steps='many' is not int" in text
+
+
+def test_the_loss_falls_on_twenty_samples(tiny_model):
+    from mmblocks.data.collate import collate
+    from mmblocks.data.processor import Processor
+    from mmblocks.data.sources import sources
+
+    source = sources.build("tinyworld", task="single")
+    batch = collate([Processor.of(tiny_model).training_sample(source[i]) for i in range(20)])
+    stage = Stage("x", WORLD, {"encoder": 3e-3, "projector": 3e-3, "marks": 3e-3, "backbone": 3e-3}, 1, 1)
+    optimizer = optimizer_for(tiny_model, stage)
+    losses = [train_step(tiny_model, batch, optimizer, 1.0, 1.0) for _ in range(40)]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_each_part_has_its_own_learning_rate_and_norms_do_not_decay(tiny_model):
+    stage = Stage("x", WORLD, {"encoder": 2e-6, "backbone": 1e-5}, 1, 1, weight_decay=0.1)
+    groups = optimizer_for(tiny_model, stage).param_groups
+    assert {(g["part"], g["lr"]) for g in groups} == {("encoder", 2e-6), ("backbone", 1e-5)}
+    assert all((g["weight_decay"] == 0) == all(p.ndim <= 1 for p in g["params"]) for g in groups)
+
+
+def test_the_rate_rises_linearly_and_falls_along_a_cosine():
+    factors = [schedule(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[-1] < 0.001
+    assert factors[9:] == sorted(factors[9:], reverse=True)
