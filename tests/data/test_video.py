@@ -179,7 +179,7 @@ def test_a_rotated_clip_is_turned_upright_and_planned_so(degrees, up_is, reader,
 
 def test_the_rate_is_the_average_of_a_clip_of_uneven_times(tmp_path):
     path = record(tmp_path / "uneven.mp4", times_ms=[0, 100, 200, 1000, 1100], frames=5, fps=25, bf="0")
-    assert video_shape(path).fps == pytest.approx(5 / 1.14, rel=0.01)  # the last frame lasts as long as the rate says
+    assert 1.1 < 5 / video_shape(path).fps < 1.2  # seconds; how long the last frame lasts is the writer's guess
 
 
 def test_a_clip_of_one_frame_is_a_clip(tmp_path):
@@ -303,7 +303,7 @@ def test_a_missing_clip_is_named(tmp_path):
     "url", ["http://127.0.0.1/a.mp4", "file:/etc/hosts", "rtsp://127.0.0.1/", "concat:a.mp4|b.mp4"]
 )
 def test_urls_and_protocols_of_ffmpeg_are_not_opened(url):
-    with pytest.raises(DataError, match="opens no URLs|there is no such file"):
+    with pytest.raises(DataError, match=r"opens no URLs|there is no such file"):
         video_shape(url)
 
 

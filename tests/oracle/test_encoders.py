@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,16 @@ def test_every_setting_that_disagrees_with_the_checkpoint_is_listed(tmp_path: Pa
     assert "mlp_dim" not in str(error.value)
 
 
+def test_a_config_written_by_an_old_transformers_is_understood(tmp_path: Path) -> None:
+    clip_with_text().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    old = {"torch_dtype": "float32", "dropout": 0.0, "return_dict": True, "pruned_heads": {}, "id2label": {"0": "A"}}
+    config["vision_config"] |= {**old, "_name_or_path": "", "bad_words_ids": None, "transformers_version": "4.16.0"}
+    file.write_text(json.dumps({**config, "vision_config_dict": None}))
+    loaded("clip", tmp_path)
+
+
 def test_a_checkpoint_of_another_family_is_refused(tmp_path: Path) -> None:
     siglip_tower().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="is a 'siglip_vision_model' model, not 'clip'"):
@@ -233,7 +244,7 @@ def test_timm_weights_for_another_view_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_timm_folder_must_hold_one_file_of_weights(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds 0 \.safetensors files"):
+    with pytest.raises(CheckpointError, match=rf"^encoder 'timm_vit': {tmp_path} holds 0 \.safetensors files"):
         timm_encoder(tmp_path)
 
 

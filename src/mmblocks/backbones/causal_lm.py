@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,9 @@ class CausalLM(nn.Module):
         """Read a transformers checkpoint strictly. Raises `CheckpointError` that lists missing and extra keys."""
         from transformers import AutoModelForCausalLM
 
-        self._take(*AutoModelForCausalLM.from_pretrained(folder, **_loading(dtype)), str(folder))
+        with _reading(str(folder)):
+            loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **_loading(dtype))
+        self._take(*loaded, str(folder))
 
     def load_tensors(
         self, config: PreTrainedConfig, tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None
@@ -222,6 +225,19 @@ def _loading(dtype: torch.dtype | None) -> dict[str, Any]:
         "attn_implementation": attention.register(),
         "output_loading_info": True,
     }
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Name the folder in what goes wrong while transformers reads it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as cause:
+        raise CheckpointError(f"{where}: a weights file cannot be read ({cause}); it is cut or damaged.") from cause
+    except OSError as cause:
+        raise CheckpointError(f"{where}: no whole language model can be read there ({cause}).") from cause
 
 
 def _require_complete(where: str, report: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ def _own_hydra() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*Defaults list is missing `_self_`")  # its default suits us
             yield
     finally:
-        state.hydra = before
+        GlobalHydra.instance().hydra = before  # leaving `initialize_config_dir` has put another instance in place
 
 
 # Faults that types cannot show --------------------------------------------------------------------------------------

@@ -32,19 +32,21 @@ def explain(error: BaseException) -> str:
             return _missing_config(e)
         if isinstance(e, OverrideParseException):
             return f"override {e.override!r} cannot be read; write key=value, or group=name for a component."
-        if isinstance(e, ConfigKeyError | ConfigAttributeError):
-            return _unknown_key(e)
-        if isinstance(e, MissingMandatoryValue):
-            return _no_value(str(e.full_key))
-        if isinstance(e, ValidationError):
-            return _wrong_type(e)
         if isinstance(e, OmegaConfBaseException) and e.full_key:
-            return f"{e.full_key}: {_first_line(e)}."
+            return _about_key(e, str(e.full_key))
     return _other(str(error))
 
 
+def _about_key(error: OmegaConfBaseException, full_key: str) -> str:
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return _unknown_key(error, full_key)
+    if isinstance(error, MissingMandatoryValue):
+        return _no_value(full_key)
+    return _wrong_type(error, full_key) if isinstance(error, ValidationError) else f"{full_key}: {_first_line(error)}."
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and its causes, the deepest first: Hydra wraps what OmegaConf found."""
+    """An error and its causes, the deepest first: Hydra wraps what OmegaConf found, and OmegaConf a bare one of its own."""
     if error is not None:
         yield from _chain(error.__cause__ or error.__context__)
         yield error
@@ -72,8 +74,8 @@ def _why_unusable(kind: str, name: str) -> str:
     return f"the {kind} {name!r} was installed after its group was made; call register_groups() again."
 
 
-def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
-    key, full_key = str(error.key), str(error.full_key)
+def _unknown_key(error: OmegaConfBaseException, full_key: str) -> str:
+    key = str(error.key)
     if "/" in key:
         return f"there is no component group {key!r}.{did_you_mean(key, GROUPS)}"
     return f"{full_key} is not a setting.{did_you_mean(key, _keys(error.parent_node))}"
@@ -89,12 +91,12 @@ def _no_value(full_key: str) -> str:
     return f"{full_key} has no value; set it in the recipe or add {how}."
 
 
-def _wrong_type(error: ValidationError) -> str:
-    key, schema = str(error.full_key), error.object_type
+def _wrong_type(error: ValidationError, full_key: str) -> str:
+    schema = error.object_type
     known = fields_of(schema) if isinstance(schema, type) and hasattr(schema, "__dataclass_fields__") else {}
     if error.key in known:
-        return f"{key}={error.value!r} is not {type_name(known[str(error.key)].annotation)}."
-    return f"{key}: {_first_line(error)}."
+        return f"{full_key}={error.value!r} is not {type_name(known[str(error.key)].annotation)}."
+    return f"{full_key}: {_first_line(error)}."
 
 
 def _first_line(error: BaseException) -> str:

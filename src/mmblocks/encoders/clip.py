@@ -65,7 +65,9 @@ class CLIP(nn.Module):
         config = CLIPVisionConfig(**{vit.CONFIG_KEYS[setting]: value for setting, value in self._sizes.items()})
         config.num_hidden_layers = vit.blocks_for(layer, depth)
         self.vision_model = CLIPVisionModel(config)
-        self.vision_model.post_layernorm = nn.Identity()  # transformers applies it to the pooled CLS only
+        self.vision_model.register_module(
+            "post_layernorm", nn.Identity()
+        )  # transformers applies it to the pooled CLS only
         vit.make_positions_real(self.vision_model)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class SigLIP(nn.Module):
         )
         config.num_hidden_layers = vit.blocks_for(layer, depth)
         self.vision_model = SiglipVisionModel(config)
-        self.vision_model.post_layernorm = nn.Identity()
+        self.vision_model.register_module("post_layernorm", nn.Identity())
         vit.make_positions_real(self.vision_model)
 
     def forward(self, pixels: Tensor) -> Tensor:

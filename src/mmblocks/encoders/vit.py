@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmblocks.errors import CheckpointError, ConfigError
+from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError
 from mmblocks.shapes import Size
 
 CONFIG_KEYS = {  # our setting -> its name in a transformers config.json
@@ -127,7 +127,7 @@ def _require_same_sizes(name: str, config_class: Any, checkpoint: str, settings:
     family = config_class.model_type.partition("_")[0]
     if str(raw.get("model_type")).partition("_")[0] != family:
         raise ConfigError(f"encoder {name!r}: {checkpoint} is a {raw.get('model_type')!r} model, not {family!r}.")
-    config = config_class(**raw.get(config_class.base_config_key, raw))
+    config = config_class.from_dict(raw.get(config_class.base_config_key, raw))
     wrong = [
         f"{setting}={here}, but {CONFIG_KEYS[setting]} is {there}"
         for setting, here in settings.items()
@@ -147,6 +147,8 @@ def readable(name: str, checkpoint: str) -> Iterator[None]:
 
     try:
         yield
+    except MMBlocksError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as cause:
         raise CheckpointError(f"encoder {name!r}: the checkpoint {checkpoint!r} cannot be read: {cause}") from cause
 

@@ -56,4 +56,10 @@ class ModelSpec:
 
 def _written_out(kind: str, spec: Spec) -> dict[str, Any]:
     name, settings = split(spec)
-    return {"name": name} | {s.name: settings.get(s.name, s.default) for s in REGISTRIES[kind].schema(name)}
+    values = {s.name: settings.get(s.name, s.default) for s in REGISTRIES[kind].schema(name)}
+    return {"name": name} | {k: _listed(v) for k, v in values.items()}
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, so that a spec equals what JSON gives back."""
+    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value

@@ -16,7 +16,7 @@ from mmblocks.model.faults import Fault, component_faults, resolved
 from mmblocks.model.spec import PARTS
 from mmblocks.registry import Registry
 from mmblocks.settings import accepts, did_you_mean, fields_of
-from mmblocks.train.stages import Stage, TrainRun, run_faults
+from mmblocks.train.stages import TrainRun, run_faults
 
 LEAST = {
     "budget": (0, False),

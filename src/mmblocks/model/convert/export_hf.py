@@ -85,10 +85,14 @@ def _tokenizer_reasons(model: OneVision) -> list[str]:
 def _text_reasons(model: OneVision) -> list[str]:
     reasons = []
     if jinja_of(model.template) is None:
-        reasons.append(f"template: {type(model.template).__name__} has no form in transformers; use a ChatML or Vicuna one.")
+        reasons.append(
+            f"template: {type(model.template).__name__} has no form in transformers; use a ChatML or Vicuna one."
+        )
     foreign = [name for name in model.backbone.state_dict() if not name.startswith(("lm.model.", "lm.lm_head."))]
     if foreign:
-        reasons.append(f"backbone: {model.backbone.config.model_type!r} names its tensors {foreign[0]!r}, unlike Qwen or Llama.")
+        reasons.append(
+            f"backbone: {model.backbone.config.model_type!r} names its tensors {foreign[0]!r}, unlike Qwen or Llama."
+        )
     if model.backbone.tokenizer_source is None:
         return [*reasons, "backbone: no text tokenizer; set backbone.text_tokenizer, a processor needs one."]
     tokenizer = _with_visual_tokens(model)

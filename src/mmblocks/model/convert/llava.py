@@ -82,11 +82,15 @@ def _reasons_against(config: Mapping[str, Any]) -> list[str]:
         ("mm_spatial_pool_mode", config.get("mm_spatial_pool_mode", "bilinear"), sorted(POOLINGS), tuple(POOLINGS)),
         ("mm_newline_position", config.get("mm_newline_position", "one_token"), sorted(NEWLINES), tuple(NEWLINES)),
     ]
-    reasons = [f"{key} is {value!r}; only {wanted!r} is read." for key, value, wanted, fine in needs if value not in fine]
+    reasons = [
+        f"{key} is {value!r}; only {wanted!r} is read." for key, value, wanted, fine in needs if value not in fine
+    ]
     if not re.fullmatch(r"mlp[1-9]\d*x_gelu", str(config.get("mm_projector_type"))):
         reasons.append(f"mm_projector_type is {config.get('mm_projector_type')!r}; only 'mlpNx_gelu' is read.")
     if not re.fullmatch(r"anyres(_max_[1-9]\d*)?", str(config.get("image_aspect_ratio"))):
-        reasons.append(f"image_aspect_ratio is {config.get('image_aspect_ratio')!r}; only 'anyres' and 'anyres_max_N' are read.")
+        reasons.append(
+            f"image_aspect_ratio is {config.get('image_aspect_ratio')!r}; only 'anyres' and 'anyres_max_N' are read."
+        )
     if _family(config) is None:
         reasons.append(f"architectures are {config.get('architectures')}; only {', '.join(FAMILIES)} are read.")
     return reasons
@@ -141,7 +145,9 @@ def read_tower(config: Mapping[str, Any], stored: Mapping[str, Tensor], folder: 
             f"{folder}: the tower has {positions.shape[0]} positions of {patch.shape[-1]} pixels, which does not fit "
             f"pictures of {image_px} pixels ({config.get('mm_vision_tower')})."
         )
-    layers = {int(found[1]) for name in stored if (found := re.match(re.escape(VISION) + r"encoder\.layers\.(\d+)\.", name))}
+    layers = {
+        int(found[1]) for name in stored if (found := re.match(re.escape(VISION) + r"encoder\.layers\.(\d+)\.", name))
+    }
     return Tower(image_px, patch.shape[-1], patch.shape[0], max(layers) + 1, heads, fc1.shape[0])
 
 

@@ -95,5 +95,7 @@ def assembled(
     model = wire(spec, backbone_on_meta=True)
     found = matched(model, stored, layouts, where)
     load_matched(model, found, text_config, dtype, where)
-    log.info("%s: layout %s, %d tensors read, %d not needed", where, found.layout, len(found.tensors), len(found.unused))
+    log.info(
+        "%s: layout %s, %d tensors read, %d not needed", where, found.layout, len(found.tensors), len(found.unused)
+    )
     return model.eval(), found
