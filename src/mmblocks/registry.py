@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mmblocks.errors import ConfigError, UnknownComponentError
-from mmblocks.settings import REQUIRED, Setting, did_you_mean
+from mmblocks.settings import REQUIRED, Setting, did_you_mean, fitted
 
 T = TypeVar("T")
 Spec = str | Mapping[str, Any]
@@ -173,6 +173,7 @@ class Registry(Generic[T]):
         offered = {k: v for k, v in arguments.items() if k in self.wired}
         settings = {**entry.settings, **settings, **{k: v for k, v in arguments.items() if k not in self.wired}}
         self._refuse(name, self.reasons_against({"name": name, **settings}))
+        settings = {s.name: fitted(s.annotation, settings[s.name]) for s in self.schema(name) if s.name in settings}
         return entry.builder(**settings, **{k: v for k, v in offered.items() if k in self.wants(name)})
 
     def _faults(self, entry: Entry[T], settings: Mapping[str, Any], whose: str) -> list[str]:

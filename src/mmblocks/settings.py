@@ -63,11 +63,31 @@ def accepts(annotation: Any, value: Any) -> bool:
         return all(accepts(arguments[0], v) for v in value)
     if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
         return isinstance(value, Mapping)
+    if _is_named_tuple(annotation):
+        return accepts(_as_tuple(annotation), value)
     if annotation is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, annotation)
+
+
+def fitted(annotation: Any, value: Any) -> Any:
+    """An accepted value as its annotation has it: YAML and JSON know lists where a signature says tuple or `Size`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return fitted(next(a for a in arguments if accepts(a, value)), value)
+    if _is_named_tuple(annotation):
+        return annotation(*value)
+    return tuple(value) if origin is tuple else value
+
+
+def _is_named_tuple(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields")
+
+
+def _as_tuple(annotation: Any) -> Any:
+    return tuple[*(typing.get_type_hints(annotation)[name] for name in annotation._fields)]  # type: ignore[misc]
 
 
 def type_name(annotation: Any) -> str:

@@ -367,6 +367,12 @@ def test_a_damaged_packet_is_refused_with_its_frame(tmp_path):
         read_frames(damaged, [5, 21, 30])
 
 
+def test_a_coding_that_nobody_knows_is_refused(mp4, tmp_path):
+    path = tmp_path / "exotic.mp4"
+    path.write_bytes(mp4.read_bytes().replace(b"avc1", b"zzz1"))
+    both_refuse(path, "coding that cannot be decoded; re-encode it|not a clip")
+
+
 def test_a_clip_that_changes_its_size_is_refused(tmp_path):
     both = tmp_path / "both.h264"
     parts = [record(tmp_path / f"{size}.h264", frames=5, size=size, bf="0") for size in (Size(32, 64), Size(64, 64))]

@@ -93,6 +93,8 @@ def _picture(container: InputContainer, clip: Clip) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         raise DataError(f"{clip.name}: there is no video stream, only {_kinds(container)}; pass a clip with a picture.")
+    if stream.codec_context is None:  # FFmpeg has no decoder for it, or the header is damaged
+        raise DataError(f"{clip.name}: its picture is in a coding that cannot be decoded; re-encode it, to H.264 say.")
     stream.codec_context.thread_count = 1  # data workers are the threads
     return stream
 

@@ -18,7 +18,7 @@ from mmblocks.model.checkpoint import replaced_whole
 from mmblocks.model.convert.jinja import jinja_of
 from mmblocks.model.convert.keys import HUB, to_theirs
 from mmblocks.model.convert.weights import INDEX, LM_HEAD
-from mmblocks.model.generate import stop_tokens
+from mmblocks.model.generate import Stop
 from mmblocks.model.onevision import OneVision
 from mmblocks.poolings.bilinear import BilinearPooling
 from mmblocks.projectors.mlp import MLP
@@ -168,7 +168,7 @@ def _write_weights(tensors: dict[str, Tensor], folder: Path, max_shard_size: str
 def _write_generation_config(model: OneVision, tokenizer: Any, folder: Path) -> None:
     from transformers import GenerationConfig
 
-    stops = stop_tokens(model)
+    stops = list(Stop.of(model).tokens)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stops or [None])[0]
     GenerationConfig(eos_token_id=stops or None, bos_token_id=tokenizer.bos_token_id, pad_token_id=pad).save_pretrained(
         folder

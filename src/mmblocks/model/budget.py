@@ -1,0 +1,193 @@
+"""What a composition costs for given pictures and clips: tokens, FLOPs and memory, before any weight is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmblocks.batch import Packing
+from mmblocks.errors import ConfigError
+from mmblocks.model.check import Examination, examine
+from mmblocks.model.limits import kv_bytes_per_token
+from mmblocks.model.spec import PARTS, ModelSpec
+from mmblocks.shapes import Scenario, Size, VisualKind, VisualShape
+
+BYTES_STORED = 2
+"""Weights and cache in bf16."""
+BYTES_TRAINED = 16
+"""Weight, gradient and Adam's two moments in fp32; as much as bf16 weight and gradient, fp32 copy and moments."""
+DEFAULT_FPS = 30.0
+MEDIA_WORD = re.compile(r"(image|video)=(\d+)x(\d+)(?:@([\d.]+)s)?(?:@([\d.]+)fps)?")
+
+
+@dataclass(frozen=True, slots=True)
+class VisualBudget:
+    """What one visual takes: `views` pictures through the encoder, `tokens` in the sequence."""
+
+    kind: VisualKind
+    size: Size
+    num_frames: int
+    scenario: Scenario
+    views: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The costs of one conversation. Plain values: `dataclasses.asdict` gives what json takes.
+
+    flops: of the prefill by part; a multiplication and an addition are two, attention counts in full although causal
+    kernels may skip half ("attention" is its share of "backbone"), and the head runs on the last row only. None for a
+    part whose work depends on its weights.
+    training_bytes: by stage, what weights, gradients and Adam's moments take, activations apart.
+    """
+
+    visuals: tuple[VisualBudget, ...]
+    text_tokens: int
+    visual_tokens: int
+    sequence_tokens: int
+    max_tokens: int
+    parameters: dict[str, int]
+    flops: dict[str, int | None]
+    weight_bytes: int
+    kv_cache_bytes: int | None
+    training_bytes: dict[str, int]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def fits(self) -> bool:
+        return self.sequence_tokens <= self.max_tokens
+
+    @property
+    def views(self) -> int:
+        return sum(visual.views for visual in self.visuals)
+
+    def plain(self) -> dict[str, Any]:
+        """Values that json takes, totals included."""
+        visuals = [{**asdict(v), "size": v.size._asdict()} for v in self.visuals]
+        return {**asdict(self), "visuals": visuals, "notes": list(self.notes), "views": self.views, "fits": self.fits}
+
+
+def plan(
+    spec: ModelSpec | Mapping[str, Any],
+    media: Sequence[VisualShape],
+    *,
+    text_tokens: int = 64,
+    stages: Mapping[str, Sequence[str]] | None = None,
+) -> Budget:
+    """The budget of one conversation with these visuals, in their order, and `text_tokens` of text.
+
+    `stages` names the parts that learn in each stage, all of them by default. Raises `ConfigError` with every reason
+    why the composition cannot work.
+    """
+    seen = examine(spec)
+    seen.require()
+    routed = seen.router.plan(media)
+    visuals = tuple(
+        VisualBudget(shape.kind, shape.size, shape.num_frames, r.scenario, len(r.plan.views), r.plan.num_tokens)
+        for shape, r in zip(media, routed, strict=True)
+    )
+    visual_tokens = sum(visual.tokens for visual in visuals)
+    sequence = visual_tokens + text_tokens
+    parameters = {part: seen.parameters(part) or 0 for part in PARTS}
+    flops, notes = prefill_flops(seen, sum(visual.views for visual in visuals), sequence)
+    per_token = kv_bytes_per_token(getattr(seen.backbone, "config", None), BYTES_STORED)
+    return Budget(
+        visuals=visuals,
+        text_tokens=text_tokens,
+        visual_tokens=visual_tokens,
+        sequence_tokens=sequence,
+        max_tokens=seen.backbone.max_tokens,
+        parameters=parameters,
+        flops=flops,
+        weight_bytes=BYTES_STORED * sum(parameters.values()),
+        kv_cache_bytes=None if per_token is None else per_token * sequence,
+        training_bytes={
+            name: training_bytes(parameters, parts) for name, parts in (stages or {"all parts": PARTS}).items()
+        },
+        notes=notes,
+    )
+
+
+def training_bytes(parameters: Mapping[str, int], learning: Sequence[str]) -> int:
+    """Memory of the training state: frozen parts are only stored."""
+    return sum(n * (BYTES_TRAINED if part in learning else BYTES_STORED) for part, n in parameters.items())
+
+
+# FLOPs --------------------------------------------------------------------------------------------------------------
+
+
+def prefill_flops(seen: Examination, views: int, tokens: int) -> tuple[dict[str, int | None], tuple[str, ...]]:
+    """FLOPs by part, counted by torch on meta tensors; and a note for each part that cannot be traced so."""
+    encoder, backbone = seen.encoder, seen.backbone
+    runs: dict[str, tuple[int, Callable[[], Any]]] = {
+        "encoder": (views, lambda: encoder(torch.empty(1, 3, *encoder.view_px))),
+        "projector": (views, lambda: seen.projector(torch.empty(1, *encoder.grid, encoder.dim))),
+        "backbone": (1, lambda: _prefill(backbone, tokens)),
+        "head": (1, lambda: backbone.logits(torch.empty(1, backbone.dim))),
+    }
+    flops: dict[str, int | None] = {}
+    notes = []
+    for part, (times, run) in runs.items():
+        try:
+            total, attention = _counted(run) if times else (0, 0)
+        except Exception as cause:  # any operator may refuse meta tensors, e.g. the routing of a mixture of experts
+            flops[part] = None
+            notes.append(f"FLOPs of the {part} depend on its weights ({type(cause).__name__}: {cause})")
+            continue
+        flops[part] = times * total
+        if part == "backbone":
+            flops["attention"] = attention
+    return flops, tuple(notes)
+
+
+def _prefill(backbone: Any, tokens: int) -> Tensor:
+    packing = Packing(torch.tensor([0, tokens], dtype=torch.int32, device="cpu"), tokens)
+    return backbone.hidden(torch.empty(tokens, backbone.dim), torch.arange(tokens), packing)
+
+
+@torch.no_grad()
+def _counted(run: Callable[[], Any]) -> tuple[int, int]:
+    """FLOPs of a run on the meta device, and how many of them are products of activations (attention)."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        run()
+    by_operator = {str(operator): n for operator, n in counter.get_flop_counts().get("Global", {}).items()}
+    return counter.get_total_flops(), sum(n for name, n in by_operator.items() if "bmm" in name or "attention" in name)
+
+
+# Media as words -----------------------------------------------------------------------------------------------------
+
+
+def visual_shape(word: str) -> VisualShape:
+    """A visual from a word: image=WIDTHxHEIGHT, video=WIDTHxHEIGHT@SECONDSs or video=...@SECONDSs@FPSfps (30 by default)."""
+    match = MEDIA_WORD.fullmatch(word)
+    cure = (
+        "write image=WIDTHxHEIGHT or video=WIDTHxHEIGHT@SECONDSs, such as image=1000x700 or video=1280x720@30s@25fps."
+    )
+    if match is None:
+        raise ConfigError(f"{word!r} is no picture or clip; {cure}")
+    kind, width, height, seconds, rate = match.groups()
+    size = Size(int(height), int(width))
+    if min(size) < 1:
+        raise ConfigError(f"{word!r} shows nothing; {cure}")
+    if (kind == "video") != (seconds is not None) or (kind == "image" and rate is not None):
+        raise ConfigError(f"{word!r}: a clip has seconds and a picture has none; {cure}")
+    if kind == "image":
+        return VisualShape("image", size)
+    return _clip(word, size, seconds, rate)
+
+
+def _clip(word: str, size: Size, seconds: str, rate: str | None) -> VisualShape:
+    try:
+        duration_s, fps = float(seconds), float(rate) if rate else DEFAULT_FPS
+    except ValueError as cause:
+        raise ConfigError(f"{word!r}: seconds and frames per second are numbers such as 30 or 29.97.") from cause
+    if duration_s <= 0 or fps <= 0:
+        raise ConfigError(f"{word!r}: a clip lasts longer than 0 seconds, at more than 0 frames per second.")
+    return VisualShape("video", size, max(1, round(duration_s * fps)), fps)

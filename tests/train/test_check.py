@@ -1,0 +1,108 @@
+"""A recipe is checked whole: its model, its stages, its data and what they need of each other."""
+
+import copy
+
+import pytest
+
+from mmblocks.train.check import check_run
+
+MISSING = object()
+
+
+@pytest.fixture
+def recipe(tiny_spec):
+    source = {"name": "tinyworld", "task": "single", "weight": 2.0}
+    align = {"name": "align", "data": [source], "train": {"projector": 1e-3}, "steps": 4, "batch_size": 2}
+    tune = {**align, "name": "tune", "train": {"encoder": 1e-4, "projector": 1e-3, "marks": 1e-3, "backbone": 1e-4}}
+    return copy.deepcopy({"model": tiny_spec, "stages": [align, tune], "out": "runs/tiny"})
+
+
+def planted(recipe, path, value):
+    *parents, last = path.split(".")
+    node = recipe
+    for word in parents:
+        node = node[int(word)] if isinstance(node, list) else node[word]
+    if value is MISSING:
+        del node[last]
+    else:
+        node[int(last) if isinstance(node, list) else last] = value
+    return recipe
+
+
+PLANTED = [
+    ("seeed", 1, "seeed", "Did you mean 'seed'?"),
+    ("seed", "one", "seed", "is not int"),
+    ("out", MISSING, "out", "is missing"),
+    ("budget", 0, "budget", "Write a number above 0"),
+    ("threads", -1, "threads", "Write 0 or more"),
+    ("workers", -2, "workers", "Write 0 or more"),
+    ("save_every", 0, "save_every", "Write 1 or more"),
+    ("log_every", 0, "log_every", "Write 1 or more"),
+    ("device", "gpu", "device", "Write auto, cpu, cuda"),
+    ("weights", "runs/nothing", "weights", "a folder written by `mmblocks train`"),
+    ("weights", "pretrained", "model.encoder", "weights=random"),
+    ("weights", "pretrained", "model.backbone.checkpoint", "Name a hub id or a folder"),
+    ("stop_after", "alin", "stop_after", "Did you mean 'align'?"),
+    ("stages", [], "stages", "at least one stage"),
+    ("stages.0", "align", "stages.0", "is not a stage"),
+    ("stages.0.stesp", 4, "stages.0.stesp", "Did you mean 'steps'?"),
+    ("stages.0.steps", 0, "stages.0.steps", "at least 1"),
+    ("stages.0.steps", 1.5, "stages.0.steps", "is not int"),
+    ("stages.0.batch_size", 0, "stages.0.batch_size", "at least 1"),
+    ("stages.0.warmup", 2.0, "stages.0.warmup", "from 0 to 1"),
+    ("stages.0.weight_decay", -0.1, "stages.0.weight_decay", "Write 0 or more"),
+    ("stages.0.clip", 0.0, "stages.0.clip", "a norm above 0"),
+    ("stages.0.name", "a/b", "stages.0.name", "Use letters"),
+    ("stages.0.name", "tune", "stages.1.name", "Give each its own name"),
+    ("stages.0.template", "vicuna", "stages.0.template", "Did you mean 'vicuna_v1'?"),
+    ("stages.0.targets", "all", "stages.0.targets", "one of answers, original"),
+    ("stages.0.train", {}, "stages.0.train", "name at least one of encoder"),
+    ("stages.0.train", {"projetcor": 1e-3}, "stages.0.train.projetcor", "Did you mean 'projector'?"),
+    ("stages.0.train.projector", 0, "stages.0.train.projector", "leave the part out to freeze it"),
+    ("stages.0.data", [], "stages.0.data", "at least one source"),
+    ("stages.0.data.0", "tinyworld", "stages.0.data.0", "Write name: one of"),
+    ("stages.0.data.0.name", "tinywolrd", "stages.0.data.0", "Did you mean 'tinyworld'?"),
+    ("stages.0.data.0.taks", "text", "stages.0.data.0.taks", "Did you mean 'task'?"),
+    ("stages.0.data.0.task", "images", "stages.0.data.0.task", "one of text, caption, single, multi, video"),
+    ("stages.0.data.0.turns", 0, "stages.0.data.0", "must be at least 1"),
+    ("stages.0.data.0.weight", 0, "stages.0.data.0.weight", "Write a number above 0"),
+    ("model.backbone.text_tokenizer", MISSING, "model.backbone.text_tokenizer", "mmblocks:tinyworld_text"),
+    ("model.projector", "mpl", "model.projector", "Did you mean 'mlp'?"),
+    ("model", "onevision", "model", "is not"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "key", "words"), PLANTED, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_planted_fault_is_named_with_its_key_and_a_cure(recipe, path, value, key, words):
+    found = check_run(planted(recipe, path, value))
+
+    assert any(fault.key == key and words in str(fault) for fault in found), "\n".join(map(str, found))
+
+
+def test_a_good_recipe_has_no_fault(recipe):
+    assert check_run(recipe) == []
+
+
+def test_a_stage_that_trains_only_parts_without_weights_is_refused(recipe):
+    recipe["model"]["backbone"]["dim"] = 16
+    recipe["model"]["projector"] = "identity"
+
+    (fault,) = check_run(recipe)
+
+    assert str(fault) == (
+        "stages.0.train: projector of this model has no weights to learn. Name one of encoder, marks, backbone."
+    )
+
+
+def test_faults_of_run_model_stages_and_data_are_found_together(recipe):
+    recipe["model"]["projector"] = "identity"
+    recipe["seed"] = "x"
+    recipe["stages"][0]["train"] = {"tower": 1.0}
+    recipe["stages"][1]["data"][0]["task"] = "images"
+
+    assert {fault.key for fault in check_run(recipe)} == {
+        "model.projector",
+        "seed",
+        "stages.0.train.tower",
+        "stages.1.data.0.task",
+    }
