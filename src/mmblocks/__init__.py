@@ -1,4 +1,8 @@
-"""Composable vision-language components. Importing this package imports no torch; names below are read on first use."""
+"""Composable vision-language components. Importing this package imports no torch; names below are read on first use.
+
+The registries are in `mmblocks.components`: `from mmblocks.components import projectors` (`mmblocks.projectors` is the
+package of the projectors themselves).
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,6 @@ _HOMES = {
     "Conversation": "mmblocks.conversation",
     "Processor": "mmblocks.data.processor",
     "collate": "mmblocks.data.collate",
-    "encoders": "mmblocks.components",
-    "projectors": "mmblocks.components",
-    "poolings": "mmblocks.components",
-    "tokenizers": "mmblocks.components",
-    "backbones": "mmblocks.components",
-    "templates": "mmblocks.components",
 }
 
 __all__ = [
@@ -38,24 +36,17 @@ __all__ = [
     "OneVision",
     "Processor",
     "answer",
-    "backbones",
     "build",
     "collate",
-    "encoders",
     "generate",
     "image",
     "load",
-    "poolings",
-    "projectors",
     "save",
-    "templates",
-    "tokenizers",
     "video",
 ]
 
 if TYPE_CHECKING:
     from mmblocks.chat import Chat, answer, image, video
-    from mmblocks.components import backbones, encoders, poolings, projectors, templates, tokenizers
     from mmblocks.conversation import Conversation
     from mmblocks.data.collate import collate
     from mmblocks.data.processor import Processor

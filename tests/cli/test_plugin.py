@@ -136,7 +136,13 @@ def test_a_plug_in_that_cannot_be_imported_stops_only_its_own_use(run, somewhere
     broken.mkdir(exist_ok=True)
     (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (broken / "entry_points.txt").write_text("[mmblocks.projector]\nbroken = nowhere_to_be_found\n")
-    assert run("-m", "mmblocks.cli", "recipes", "mini", "model/projector=gated").returncode == 0
-    chosen = run("-m", "mmblocks.cli", "recipes", "mini", "model/projector=broken")
-    assert chosen.returncode == 2
-    assert "'broken' cannot be used: ModuleNotFoundError: No module named 'nowhere_to_be_found'" in chosen.stderr
+    done = run(
+        "-c",
+        """
+from mmblocks import conf
+print(conf.compose("mini", ["model/projector=gated"])["model"]["projector"]["name"])
+conf.compose("mini", ["model/projector=broken"])
+""",
+    )
+    assert done.stdout == "gated\n"
+    assert "'broken' cannot be used: ModuleNotFoundError: No module named 'nowhere_to_be_found'" in done.stderr

@@ -180,9 +180,9 @@ def test_every_component_says_what_it_is_and_where_it_comes_from(kind):
         assert BUILT_IN[kind][name].source
 
 
-@pytest.mark.parametrize("kind", BUILT_IN)
+@pytest.mark.parametrize("kind", REGISTRIES)
 def test_every_component_has_a_schema_and_tiny_settings_that_fit_it(kind):
-    registry = BUILT_IN[kind]
+    registry = REGISTRIES[kind]
     for name in registry:
         assert not registry.reasons_against({"name": name, **registry[name].tiny})
 

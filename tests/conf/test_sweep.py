@@ -54,14 +54,23 @@ def test_a_job_that_fails_says_why_without_a_traceback_and_the_others_still_run(
 
 
 @pytest.mark.usefixtures("recipes")
-def test_hydras_own_overrides_reach_hydra():
-    assert swept("seed=0", "hydra/launcher=nowhere").stderr.count("hydra/launcher") > 0
+def test_hydras_own_overrides_pass_through_without_being_rehearsed():
+    rehearse("mini/one", ["seed=0,1", "hydra/launcher=a_cluster", "hydra.launcher.jobs=4"])
+    assert sweep_arguments("mini/one", ["seed=0,1", "hydra/launcher=a_cluster"])[-2:] == [
+        "seed=0,1",
+        "hydra/launcher=a_cluster",
+    ]
 
 
 @pytest.mark.usefixtures("recipes")
 @pytest.mark.parametrize(
     "overrides",
-    [["model/projector=mlp,linera"], ["seed=0,x"], ["seed=0,1", "bugdet=1,2"], ["model/projector=mlp,linear", "seed=["]],
+    [
+        ["model/projector=mlp,linera"],
+        ["seed=0,x"],
+        ["seed=0,1", "bugdet=1,2"],
+        ["model/projector=mlp,linear", "seed=["],
+    ],
 )
 def test_a_typo_in_any_value_is_refused_before_the_first_job(overrides):
     with pytest.raises(ConfigError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,6 @@ SPECIAL = ["<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 VOCABULARY = 320  # 256 bytes, <|endoftext|>, the four above, and rows that no token uses, as Qwen's tables have
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _quiet() -> None:
     transformers.logging.set_verbosity_error()
@@ -51,10 +43,10 @@ def disturbed(model: nn.Module, seed: int = 11) -> Any:
     return model.eval()
 
 
-def tokenizer() -> Qwen2Tokenizer:
+def tokenizer(special: Sequence[str] = SPECIAL) -> Qwen2Tokenizer:
     """Qwen2's tokenizer without merges: every byte is a token."""
     made = Qwen2Tokenizer(vocab={c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, merges=[])
-    made.add_special_tokens({"additional_special_tokens": SPECIAL})
+    made.add_special_tokens({"additional_special_tokens": list(special)})
     return made
 
 
@@ -104,6 +96,12 @@ def config(**changes: Any) -> LlavaOnevisionConfig:
         **changes,
     }
     return LlavaOnevisionConfig(vision_config=vision, text_config=language, **settings)
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Any:
+    """Qwen2's tokenizer with other special tokens: `make_tokenizer(["<|im_end|>"])`."""
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

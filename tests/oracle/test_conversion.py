@@ -114,6 +114,36 @@ def test_the_names_that_transformers_writes_are_those_of_the_layouts(theirs: Any
     assert {in_memory(name) for name in fresh} == memory
 
 
+def test_a_config_as_the_hub_holds_it_gives_the_same_model(copied: Path, ours: OneVision, theirs: Any) -> None:
+    """Written in 2024: rope_theta beside the sizes, an unused sliding window, torch_dtype, a file per processor."""
+    text = json.loads((copied / "config.json").read_text())["text_config"]
+    for newer in ("rope_parameters", "layer_types", "dtype"):
+        text.pop(newer, None)
+    text |= {"rope_theta": 1e6, "sliding_window": 64, "use_sliding_window": False, "torch_dtype": "float16"}
+    reconfigured(copied, text_config=text, torch_dtype="float16", use_image_newline_parameter=True)
+    image = json.loads((copied / "processor_config.json").read_text())["image_processor"]
+    (copied / "processor_config.json").write_text('{"num_image_tokens": 64, "vision_feature_select_strategy": "full"}')
+    (copied / "preprocessor_config.json").write_text(json.dumps(image))
+    rewritten(copied, lambda t: {hub(k): v for k, v in t.items()})
+    model = import_hf(copied)
+    assert same_state(model, ours)
+    require_same_logits(model, theirs)
+
+
+def test_pinpoints_are_read_height_first_as_transformers_writes_them(
+    make_theirs: Callable[..., Any], tmp_path: Path
+) -> None:
+    theirs = make_theirs(image_grid_pinpoints=[[112, 336], [112, 224], [448, 112]])
+    theirs.save_pretrained(tmp_path)
+    model = import_hf(tmp_path)
+    assert [str(canvas) for canvas in model.router.image.canvases] == ["112x336", "112x224", "448x112"]
+    require_same_logits(model, theirs)
+
+
+def test_the_import_unpads_as_transformers_rounds(ours: OneVision) -> None:
+    assert ours.router.image.rounding == "transformers"
+
+
 def test_every_tensor_is_used_or_named_as_not_needed(checkpoint: Path) -> None:
     _, found = import_hf_with_report(checkpoint)
     stored = load_file(checkpoint / WEIGHTS)
@@ -166,6 +196,26 @@ def test_a_head_stored_beside_tied_embeddings_must_equal_them(make_theirs: Calla
         import_hf(tmp_path)
 
 
+def test_the_spec_of_an_import_describes_the_same_language_model(ours: OneVision, theirs: Any) -> None:
+    """Sizes, rope and norm: what a build from the spec alone would have."""
+    described, true = mmblocks.build(ours.spec).backbone.config.to_dict(), theirs.config.text_config.to_dict()
+    assert {k: described[k] for k in true if k not in ("_attn_implementation", "dtype", "architectures")} == {
+        k: true[k] for k in true if k not in ("_attn_implementation", "dtype", "architectures")
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_read_in_half_precision_keeps_its_rotary_frequencies(
+    checkpoint: Path, ours: OneVision, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    read = import_hf(checkpoint, dtype=dtype)
+    loaded = mmblocks.load(mmblocks.save(read, tmp_path / "half"), dtype=dtype)
+    for model in (read, loaded):
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        frequencies = model.backbone.lm.model.rotary_emb.inv_freq
+        assert torch.equal(frequencies, ours.backbone.lm.model.rotary_emb.inv_freq)
+
+
 def test_an_imported_model_is_saved_and_loaded_as_one_of_ours(ours: OneVision, tmp_path: Path) -> None:
     loaded = mmblocks.load(mmblocks.save(ours, tmp_path / "ours"))
     assert same_state(loaded, ours)
@@ -215,7 +265,9 @@ def test_the_processor_of_an_export_prepares_what_our_model_sees(exported: Path,
     processor = AutoProcessor.from_pretrained(exported, use_fast=False)
     theirs = AutoModelForImageTextToText.from_pretrained(exported).eval()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 260, 3), dtype=np.uint8))
-    messages: Any = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}]
+    messages: Any = [
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}
+    ]
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -231,7 +283,7 @@ TALKS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Hi"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
     [
-        {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What's \"it\"?\n"}]},
+        {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": 'What\'s "it"?\n'}]},
         {"role": "assistant", "content": "A ramp."},
         {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "video", "video": "b.mp4"}]},
     ],
@@ -254,7 +306,9 @@ def test_exported_chat_templates_write_what_our_spans_say(
     assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == text
 
 
-def test_a_model_that_transformers_cannot_express_is_refused_with_every_reason(tmp_path: Path, tiny_model: OneVision) -> None:
+def test_a_model_that_transformers_cannot_express_is_refused_with_every_reason(
+    tmp_path: Path, tiny_model: OneVision
+) -> None:
     tiny_model.router = replace(tiny_model.router, multi_image=tiny_model.router.image)
     with pytest.raises(ConfigError) as refused:
         export_hf(tiny_model, tmp_path / "out")
@@ -286,11 +340,25 @@ def test_each_thing_that_transformers_cannot_express_has_its_reason(
         export_hf(model, tmp_path / "out")
 
 
-def test_a_vocabulary_without_room_for_the_visual_tokens_is_refused(ours: OneVision, tmp_path: Path) -> None:
-    plain = ours.spec.plain()
-    small = mmblocks.build({**plain, "backbone": {**plain["backbone"], "vocab_size": 259, "placeholder_id": 0}})
+def test_a_vocabulary_without_room_for_the_visual_tokens_is_refused(
+    ours: OneVision, make_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    make_tokenizer(["<|im_start|>", "<|im_end|>"]).save_pretrained(tmp_path / "text")
+    backbone = {**ours.spec.plain()["backbone"], "vocab_size": 259, "placeholder_id": 0}
+    small = mmblocks.build({**ours.spec.plain(), "backbone": {**backbone, "text_tokenizer": str(tmp_path / "text")}})
     with pytest.raises(ConfigError, match="259 token embeddings leave no room for <image> and <video>"):
         export_hf(small, tmp_path / "out")
+
+
+def test_visual_tokens_that_the_tokenizer_lacks_are_added_where_the_vocabulary_has_room(
+    ours: OneVision, make_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    make_tokenizer(["<|im_start|>", "<|im_end|>"]).save_pretrained(tmp_path / "text")
+    backbone = {**ours.spec.plain()["backbone"], "placeholder_id": 0, "text_tokenizer": str(tmp_path / "text")}
+    model = mmblocks.build({**ours.spec.plain(), "backbone": backbone}, seed=1).eval()
+    theirs = AutoModelForImageTextToText.from_pretrained(export_hf(model, tmp_path / "out")).eval()
+    assert (theirs.config.image_token_id, theirs.config.video_token_id) == (259, 260)
+    require_same_logits(model, theirs)
 
 
 # In: LLaVA's own layout ---------------------------------------------------------------------------------------------
@@ -421,6 +489,16 @@ def test_a_missing_shard_is_named(theirs: Any, tmp_path: Path) -> None:
         import_hf(tmp_path)
 
 
+def test_a_config_that_is_missing_or_cut_is_refused(copied: Path) -> None:
+    config = (copied / "config.json").read_text()
+    (copied / "config.json").write_text(config[:50])
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read .*cut or damaged"):
+        import_hf(copied)
+    (copied / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        import_hf(copied)
+
+
 def test_a_folder_of_pickled_weights_is_refused(copied: Path) -> None:
     (copied / WEIGHTS).rename(copied / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pickled weights"):
@@ -476,6 +554,12 @@ def test_convert_there_and_back_checks_each_step(
     assert same_state(import_hf(tmp_path / "theirs"), ours)
 
 
+def test_convert_to_bfloat16_is_checked_against_the_rounded_model(checkpoint: Path, tmp_path: Path) -> None:
+    assert cli.main(["convert", str(checkpoint), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
+    assert cli.main(["convert", str(tmp_path / "half"), str(tmp_path / "theirs")]) == 0
+    assert {t.dtype for t in load_file(tmp_path / "theirs" / WEIGHTS).values()} == {torch.bfloat16}
+
+
 def test_convert_reads_the_original_and_writes_either(
     original: Path, theirs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -490,10 +574,12 @@ def test_a_result_that_computes_something_else_is_not_kept(
 ) -> None:
     import mmblocks.model.checkpoint as checkpoints
 
+    save = checkpoints.save
+
     def save_wrongly(model: OneVision, folder: Path) -> Path:
         with torch.no_grad():
             model.marks["newline"].add_(1)
-        return mmblocks.save(model, folder)
+        return save(model, folder)
 
     monkeypatch.setattr(checkpoints, "save", save_wrongly)
     assert cli.main(["convert", str(checkpoint), str(tmp_path / "out")]) == 1
@@ -501,7 +587,9 @@ def test_a_result_that_computes_something_else_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_convert_never_writes_over_a_folder(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_never_writes_over_a_folder(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["convert", str(checkpoint), str(tmp_path)]) == 2
     assert "exists; name a folder that does not" in capsys.readouterr().err
 
@@ -510,5 +598,3 @@ def test_a_damaged_source_leaves_nothing_behind(copied: Path, tmp_path: Path) ->
     (copied / WEIGHTS).write_bytes((copied / WEIGHTS).read_bytes()[:500])
     assert cli.main(["convert", str(copied), str(tmp_path / "out")]) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
-
-

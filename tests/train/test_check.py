@@ -11,10 +11,11 @@ MISSING = object()
 
 @pytest.fixture
 def recipe(tiny_spec):
-    source = {"name": "tinyworld", "task": "single", "weight": 2.0}
-    align = {"name": "align", "data": [source], "train": {"projector": 1e-3}, "steps": 4, "batch_size": 2}
+    data = [{"name": "tinyworld", "task": "single", "weight": 2.0}]
+    align = {"name": "align", "data": data, "train": {"projector": 1e-3}, "steps": 4, "batch_size": 2}
     tune = {**align, "name": "tune", "train": {"encoder": 1e-4, "projector": 1e-3, "marks": 1e-3, "backbone": 1e-4}}
-    return copy.deepcopy({"model": tiny_spec, "stages": [align, tune], "out": "runs/tiny"})
+    stages = [copy.deepcopy(stage) for stage in (align, tune)]
+    return {"model": copy.deepcopy(tiny_spec), "stages": stages, "out": "runs/tiny"}
 
 
 def planted(recipe, path, value):

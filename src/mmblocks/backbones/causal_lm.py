@@ -135,9 +135,10 @@ class CausalLM(nn.Module):
         """Read a transformers checkpoint strictly. Raises `CheckpointError` that lists missing and extra keys."""
         from transformers import AutoModelForCausalLM
 
+        kind: Any = AutoModelForCausalLM
         with _reading(str(folder)):
-            loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **_loading(dtype))
-        self._take(*loaded, str(folder))
+            lm, report = kind.from_pretrained(folder, use_safetensors=True, **_loading(dtype))
+        self._take(lm, report, str(folder))
 
     def load_tensors(
         self, config: PreTrainedConfig, tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None
@@ -147,7 +148,8 @@ class CausalLM(nn.Module):
         `where` says in errors where the tensors come from.
         """
         kind: Any = type(self.lm)
-        self._take(*kind.from_pretrained(None, config=config, state_dict=dict(tensors), **_loading(dtype)), where)
+        lm, report = kind.from_pretrained(None, config=config, state_dict=dict(tensors), **_loading(dtype))
+        self._take(lm, report, where)
 
     def _take(self, lm: Any, report: dict[str, Any], where: str) -> None:
         _require_complete(where, report)

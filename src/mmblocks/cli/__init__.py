@@ -17,21 +17,22 @@ from mmblocks.settings import did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command: its name, a line of help, and the module with its `add_arguments(parser)` and `run(args)`."""
+    """A command: its name, a line of help, and the module here with its `add_arguments(parser)` and `run(args)`."""
 
     name: str
     help: str
+    file: str = ""
 
     @property
     def module(self) -> str:
-        return f"mmblocks.cli.{self.name}"
+        return f"mmblocks.cli.{self.file or self.name}"
 
 
 COMMANDS = {
     c.name: c
     for c in (
         Command("demo", "ask the small model that ships with mmblocks; needs nothing else"),
-        Command("list", "components that can be combined, by kind"),
+        Command("list", "components that can be combined, by kind", file="listing"),
         Command("show", "one component: its settings, types, defaults and source"),
         Command("recipes", "recipes that can be trained, or what one of them composes to"),
         Command("check", "every reason why a composition cannot work"),

@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmblocks import conf
+    from mmblocks.conf.assemble import compose_unchecked
     from mmblocks.train.check import check_run
 
-    raw = conf.compose(args.recipe, args.overrides)
+    raw = compose_unchecked(args.recipe, args.overrides)
     found = check_run(raw)
     print(refusal(args.recipe, found) if found else approval(args.recipe, raw))
     return 1 if found else 0

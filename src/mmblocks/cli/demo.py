@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     model = load(tiny_model())
     print(f"A tiny OneVision model, read from {tiny_model()}\n")
     print(composition(model))
-    for title, visuals, questions in scenes():
-        ask_about(model, title, visuals, questions)
+    for title, shown, questions in scenes():
+        ask_about(model, title, shown, questions)
     print(f"\nDone in {time.perf_counter() - began:.1f} s.")
     print(NEXT_STEPS)
     return 0
@@ -57,8 +57,8 @@ def _parameters(counted: dict[str, int], slot: str) -> str:
     return f"{counted[slot]:>10,} parameters" if slot in counted else ""
 
 
-def scenes() -> list[tuple[str, list[Visual], list[str]]]:
-    """What the demo shows, and asks about it."""
+def scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
+    """What the demo shows (examples/make_demo_media.py draws the files), and asks about it."""
     from mmblocks.assets import media
     from mmblocks.chat import image, video
 
@@ -66,23 +66,34 @@ def scenes() -> list[tuple[str, list[Visual], list[str]]]:
         (
             "One picture of 1024x768 pixels",
             [image(media("picture.png"))],
-            ["Describe the picture.", "How many shapes are there?", "What colour is the circle?"],
+            ["Describe the picture.", "How many shapes are there?", "What colour is the triangle?"],
         ),
-        ("Two pictures", [image(media("first.png")), image(media("second.png"))], ["Which picture has a red circle?"]),
-        ("A clip", [video(media("clip.mp4"))], ["What is moving?", "Where does it move?"]),
+        (
+            "Two pictures in one conversation",
+            ["Picture 1: ", image(media("first.png")), "Picture 2: ", image(media("second.png"))],
+            ["Which picture shows a red circle?", "How many shapes are in picture 1?"],
+        ),
+        (
+            "A clip of two seconds",
+            [video(media("clip.mp4"))],
+            ["What is moving?", "Which way does it move?"],
+        ),
     ]
 
 
-def ask_about(model: OneVision, title: str, visuals: list[Visual], questions: list[str]) -> None:
-    """Ask each question of one chat about the same visuals."""
+def ask_about(model: OneVision, title: str, shown: list[str | Visual], questions: list[str]) -> None:
+    """Ask each question about what is shown, each in a chat of its own."""
     from mmblocks.chat import Chat
-    from mmblocks.conversation import Conversation, Message
+    from mmblocks.conversation import Conversation, Message, Visual
     from mmblocks.data.processor import Processor
 
-    plans = Processor.of(model).plan(Conversation((Message("user", tuple(visuals)),), title))
+    visuals = tuple(part for part in shown if isinstance(part, Visual))
+    plans = Processor.of(model).plan(Conversation((Message("user", visuals),), title))
     print(f"\n{title}")
     for visual, routed in zip(visuals, plans, strict=True):
         views = len(routed.plan.views)
-        print(f"  {visual.source.name}: {views} view{'s' * (views > 1)}, {routed.plan.num_tokens} tokens ({routed.scenario})")
+        print(
+            f"  {visual.source.name}: {views} view{'s' * (views > 1)}, {routed.plan.num_tokens} tokens ({routed.scenario})"
+        )
     for question in questions:
-        print(f"  you: {question}\n  it:  {Chat(model).ask(*visuals, question)}")
+        print(f"  you: {question}\n  it:  {Chat(model).ask(*shown, question)}")

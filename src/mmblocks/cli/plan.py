@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     raw = conf.compose(args.recipe, [word for word in args.words if not word.startswith(MEDIA)])
     shapes = [visual_shape(word) for word in media or DEFAULT_MEDIA]
     stages = {stage["name"]: list(stage["train"]) for stage in raw["stages"]}
-    budget = plan(raw["model"], shapes, text_tokens=max(0, args.text), stages=stages)
+    budget = plan(raw["model"], shapes, text_tokens=args.text, stages=stages)
     print(json.dumps(budget.plain(), indent=2) if args.json else "\n".join(report(raw["model"], budget)))
     return 0
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from mmblocks.cli.list import registry_of
+from mmblocks.cli.listing import registry_of
 from mmblocks.registry import Entry, Registry
 from mmblocks.settings import REQUIRED, Setting
 

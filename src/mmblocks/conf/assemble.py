@@ -28,14 +28,22 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Raises `ConfigError` for whatever does not fit: names, keys, types, settings of components and data sources.
     """
+    return plain_run(_config(recipe, overrides), find_recipe(recipe).name)
+
+
+def compose_unchecked(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """As `compose`, with keys and types checked by Hydra alone: for `mmblocks check`, which lists all that is wrong."""
+    return _plain(_config(recipe, overrides), find_recipe(recipe).name)
+
+
+def _config(recipe: str, overrides: Sequence[str]) -> DictConfig:
     found = find_recipe(recipe)
     register_groups()
     try:
         with _own_hydra(), hydra.initialize_config_dir(str(found.path.parent), version_base=HYDRA_VERSION):
-            config = hydra.compose(found.path.stem, overrides=[*overrides, search_path()])
+            return hydra.compose(found.path.stem, overrides=[*overrides, search_path()])
     except FOREIGN as error:
         raise refusal(found.name, error) from error
-    return plain_run(config, found.name)
 
 
 def search_path() -> str:
@@ -45,14 +53,23 @@ def search_path() -> str:
 
 def plain_run(config: DictConfig, recipe: str) -> dict[str, Any]:
     """A composed config as plain values. Raises `ConfigError` that lists every fault."""
+    raw = _plain(config, recipe)
+    _refuse(recipe, [*run_faults(raw), *_component_faults(raw), *_source_faults(raw)])
+    return raw
+
+
+def _plain(config: DictConfig, recipe: str) -> dict[str, Any]:
     try:
         raw: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except FOREIGN as error:
         raise refusal(recipe, error) from error
-    faults = _renamed(config) or [*run_faults(raw), *_component_faults(raw), *_source_faults(raw)]
+    _refuse(recipe, _renamed(config))
+    return raw
+
+
+def _refuse(recipe: str, faults: Sequence[str]) -> None:
     if faults:
         raise ConfigError(f"recipe {recipe!r} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
-    return raw
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:

@@ -86,6 +86,8 @@ def plan(
     `stages` names the parts that learn in each stage, all of them by default. Raises `ConfigError` with every reason
     why the composition cannot work.
     """
+    if text_tokens < 0:
+        raise ConfigError(f"text_tokens={text_tokens}; a conversation has 0 or more tokens of text.")
     seen = examine(spec)
     seen.require()
     routed = seen.router.plan(media)

@@ -47,7 +47,14 @@ def build(
     if weights == "pretrained":
         model.encoder.load_pretrained()
         model.backbone.load_pretrained(dtype)
-    return model.to(dtype)
+    return with_dtype(model, dtype)
+
+
+def with_dtype(model: OneVision, dtype: torch.dtype) -> OneVision:
+    """Give the weights a type, in place. Buffers keep theirs: rotary frequencies in bfloat16 misplace far tokens."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def wire(spec: ModelSpec, *, backbone_on_meta: bool = False) -> OneVision:

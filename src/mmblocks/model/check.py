@@ -21,7 +21,7 @@ from mmblocks.model.spec import ONEVISION_TOKENIZERS, ModelSpec
 from mmblocks.model.trial import STAND_INS, Beside, Trial, common, settings_named, tried
 from mmblocks.registry import split
 from mmblocks.settings import did_you_mean
-from mmblocks.shapes import SCENARIOS, Scenario
+from mmblocks.shapes import SCENARIOS, Scenario, Size
 from mmblocks.tokenizers.router import Router
 
 KINDS = ("encoder", "projector", "pooling", "backbone", "template")
@@ -90,8 +90,10 @@ def examine(spec: ModelSpec | Mapping[str, Any], *, offline: bool = True) -> Exa
         beside = kept(_try_grid(encoder, projector))
         pooling = kept(_try_pooling(pooling, slots, beside))
         besides = _besides(encoder, beside)
-        asked = {s: slots[f"model.tokenizer.{s}"] for s in SCENARIOS if f"model.tokenizer.{s}" in slots}
-        visual = {s: kept(_try_tokenizer(s, spec, besides, pooling)) for s, spec in asked.items()}
+        asked: dict[Scenario, Any] = {
+            s: slots[f"model.tokenizer.{s}"] for s in SCENARIOS if f"model.tokenizer.{s}" in slots
+        }
+        visual = {s: kept(_try_tokenizer(s, a, besides, pooling)) for s, a in asked.items()}
     built = {s: t for s, t in visual.items() if t is not None}
     if beside is not None and backbone is not None:
         found += limits.media_faults(built, beside.view_px, backbone.max_tokens)
@@ -146,12 +148,20 @@ def _try_backbone(spec: Any, offline: bool) -> Trial:
 
 
 def _try_projector(spec: Any, encoder: Any, backbone: Any) -> Trial:
-    """Beside a neighbour that is unknown, a width that fits is assumed."""
+    """Where a neighbour is unknown, or its width refused, a width that fits is assumed, so that the grid still shows."""
     in_dim = next((n.dim for n in (encoder, backbone) if n is not None), 64)
     out_dim = in_dim if backbone is None else backbone.dim
     grids = [b.grid for b in STAND_INS] if encoder is None else [encoder.grid]
-    trials = [tried("model.projector", projectors, spec, in_dim=in_dim, out_dim=out_dim, grid=grid) for grid in grids]
-    return Trial(trials[0].part if encoder is not None else None, common(trials))
+    trials = [_projector_between(spec, in_dim, out_dim, grid) for grid in grids]
+    if encoder is None:
+        return Trial(None, common(trials))
+    if trials[0].part is None and in_dim != out_dim:
+        trials[0].part = _projector_between(spec, in_dim, in_dim, encoder.grid).part
+    return trials[0]
+
+
+def _projector_between(spec: Any, in_dim: int, out_dim: int, grid: Size) -> Trial:
+    return tried("model.projector", projectors, spec, in_dim=in_dim, out_dim=out_dim, grid=grid)
 
 
 def _try_grid(encoder: Any, projector: Any) -> Trial:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmblocks import __version__
 from mmblocks.errors import CheckpointError
-from mmblocks.model.build import wire
+from mmblocks.model.build import wire, with_dtype
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 
@@ -51,7 +51,7 @@ def load(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> OneVision
     for name in ("encoder", "projector", "marks"):
         load_strictly(getattr(model, name), folder / name / WEIGHTS)
     model.backbone.load_from(folder / "backbone", dtype)
-    return model.to(dtype)
+    return with_dtype(model, dtype)
 
 
 def read_spec(folder: Path) -> ModelSpec:

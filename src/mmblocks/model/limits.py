@@ -33,8 +33,9 @@ class Sizes:
     def of(cls, settings: Mapping[str, Any]) -> Sizes | None:
         """None where the settings do not say, or say something impossible."""
         dim, max_tokens = settings.get("dim"), settings.get("max_tokens")
-        usable = isinstance(dim, int) and isinstance(max_tokens, int) and dim > 0 and max_tokens > 0
-        return cls(dim, max_tokens) if usable else None
+        if isinstance(dim, int) and isinstance(max_tokens, int) and dim > 0 and max_tokens > 0:
+            return cls(dim, max_tokens)
+        return None
 
 
 # Backbones ----------------------------------------------------------------------------------------------------------

@@ -153,3 +153,4 @@ def _scaled(x: Tensor, cells: Size) -> Tensor:
 
 
 tokenizers.preset("anyres_max", of="anyres", max_tiles=9)
+tokenizers.preset("anyres_tiny", of="anyres", pinpoints="(1x1),...,(2x2)", max_tiles=4)

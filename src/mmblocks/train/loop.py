@@ -21,6 +21,7 @@ from mmblocks.model.trainable import train_only
 from mmblocks.train.batches import from_step, stage_batches
 from mmblocks.train.optim import optimizer_for, schedule, set_rate
 from mmblocks.train.progress import Progress
+from mmblocks.train.sight import learn_to_see
 from mmblocks.train.stages import Curriculum, Stage, TrainRun, read_run
 from mmblocks.train.state import Place, claim, restore_model, restore_optimizer, save_state
 
@@ -44,6 +45,8 @@ def run(recipe: Mapping[str, Any]) -> Path:
     if resumed:
         restore_model(out, model)
         log.info("going on in %s at stage %d, step %d", out, place.stage, place.step)
+    elif curriculum.sight is not None:
+        learn_to_see(model, curriculum.sight, budget=settings.budget, seed=settings.seed, metrics=out / "metrics.jsonl")
     for number, stage in enumerate(curriculum.stages):
         if number >= place.stage:
             train_stage(model, curriculum, number, place.step if number == place.stage else 0)

@@ -19,7 +19,7 @@ def optimizer_for(model: OneVision, stage: Stage) -> AdamW:
     groups = [
         g for name, rate in stage.train.items() for g in _groups(part(model, name), name, rate, stage.weight_decay)
     ]
-    return AdamW(groups)
+    return AdamW(groups, betas=(0.9, stage.beta2))
 
 
 def _groups(module: nn.Module, name: str, rate: float, decay: float) -> Iterator[dict[str, Any]]:

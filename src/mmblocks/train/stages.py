@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmblocks.errors import ConfigError
@@ -19,6 +19,7 @@ class Stage:
     train: learning rate of each part that learns (encoder, projector, marks, backbone); parts left out are frozen.
     steps: optimizer steps at budget 1. batch_size: samples per step, packed into one row.
     warmup: share of the steps in which the rate rises linearly; it then falls to zero along a cosine.
+    clip: largest norm of all gradients together. beta2: AdamW's memory of squared gradients.
     template: chat template of this stage instead of the model's own ("plain" in LLaVA's first stage).
     targets: "answers" trains what the assistant says; "original" repeats the masks of LLaVA's training code.
     """
@@ -31,8 +32,21 @@ class Stage:
     warmup: float = 0.03
     weight_decay: float = 0.0
     clip: float = 1.0
+    beta2: float = 0.999
     template: str | None = None
     targets: Literal["answers", "original"] = "answers"
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Pretraining of an encoder without a checkpoint on TinyWorld (see `mmblocks.train.sight`): how long, how fast."""
+
+    steps: int
+    batch_size: int = 32
+    rate: float = 2e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    clip: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +56,7 @@ class TrainRun:
     weights: "random", "pretrained" (each component's checkpoint) or a folder saved by mmblocks.
     budget: factor on every stage's steps. out: folder of the run: checkpoints, metrics.jsonl and the final model.
     threads: CPU threads of torch, 0 for its own choice. workers: processes that make batches ahead.
+    sight: settings of `Sight`, for an encoder that has to learn to see before the first stage.
     stop_after: name of the stage after which to stop, for running part of a curriculum.
     """
 
@@ -57,15 +72,17 @@ class TrainRun:
     save_every: int = 200
     log_every: int = 10
     stop_after: str | None = None
+    sight: Mapping[str, Any] | None = None
     resume: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Curriculum:
-    """A validated run: its settings and its stages."""
+    """A validated run: its settings, what comes before the stages, and the stages."""
 
     run: TrainRun
-    stages: tuple[Stage, ...] = field(default=())
+    stages: tuple[Stage, ...]
+    sight: Sight | None = None
 
 
 def read_run(raw: Mapping[str, Any]) -> Curriculum:
@@ -73,12 +90,15 @@ def read_run(raw: Mapping[str, Any]) -> Curriculum:
     if faults := run_faults(raw):
         raise ConfigError("\n".join(faults))
     run = read(TrainRun, raw, "run")
-    return Curriculum(run, tuple(read(Stage, s, f"stages.{i}") for i, s in enumerate(run.stages)))
+    sight = None if run.sight is None else read(Sight, run.sight, "sight")
+    return Curriculum(run, tuple(read(Stage, s, f"stages.{i}") for i, s in enumerate(run.stages)), sight)
 
 
 def run_faults(raw: Mapping[str, Any]) -> list[str]:
     """Every fault of a run's plain values apart from its model, each naming the config key."""
     faults = faults_in(TrainRun, raw, "run")
+    if isinstance(raw.get("sight"), Mapping):
+        faults += faults_in(Sight, raw["sight"], "sight")
     stages = raw.get("stages", [])
     if not isinstance(stages, Sequence) or not stages:
         return [*faults, "stages: at least one stage is needed."]

@@ -22,8 +22,8 @@ def picture(scene: Scene, rng: random.Random, size_px: tuple[int, int]) -> Image
     return Image.fromarray(_noisy(_paint(marks, _background(rng), size_px), rng))
 
 
-def clip(scene: Scene, rng: random.Random) -> np.ndarray:
-    """A (frames, height, width, 3) uint8 clip in which the first thing travels at constant speed."""
+def clip(scene: Scene, rng: random.Random, side_px: int = CLIP_SIDE_PX) -> np.ndarray:
+    """A square (frames, height, width, 3) uint8 clip in which the first thing travels at constant speed."""
     marks = [_mark(thing, rng) for thing in scene.things]
     background = _background(rng)
     down, right = DIRECTIONS[scene.direction]
@@ -32,7 +32,7 @@ def clip(scene: Scene, rng: random.Random) -> np.ndarray:
         gone = scene.cells * i / (CLIP_FRAMES - 1)
         shape, colour, y, x, radius = marks[0]
         moved = (shape, colour, y + down * gone, x + right * gone, radius)
-        frames.append(_paint([*marks[1:], moved], background, (CLIP_SIDE_PX, CLIP_SIDE_PX)))
+        frames.append(_paint([*marks[1:], moved], background, (side_px, side_px)))
     return _noisy(np.stack(frames), rng)
 
 

@@ -19,20 +19,25 @@ Turns = list[tuple[str, str, str]]  # kind, question, answer
 Subject = TypeVar("Subject", Scene, ask.Scenes)
 
 MULTI_SIDE_PX = (40, 72)
-NEED_PLACES = {"where", "left_right", "above_below", "describe", "places", "name_first"}
+CAPTION_COUNTS = (1, 2, 3, 4, 5)
+QUESTION_COUNTS = (1, 2, 2, 3, 3)
+NAMING = {"where", "left_right"}
+NEED_PLACES = {"tell", "where", "left_right", "describe", "places", "name_first"}
 
 
 def record(task: Task, index: int, *, seed: int = 0, split: Split = "train", turns: int = 1) -> dict[str, Any]:
     """One conversation: `messages`, and `kinds`, the question type of each of its turns.
 
-    The first turn's kind is drawn evenly from the task's kinds; up to `turns - 1` further turns
-    of other kinds ask about the same media. `kind` is the first turn's.
+    The kind of a single turn is drawn evenly from the task's kinds; up to `turns - 1` further questions are asked about
+    the same media, those that name whole things last, since they tell what is there. `kind` is the first turn's.
     """
     rng = random.Random(f"{seed}/{split}/{task}/{index}")
     media, asked = _MAKERS[task](rng, split, turns)
     messages: list[Part] = []
     for _, question, answer in asked:
-        content = [*(media if not messages else ()), {"type": "text", "text": question}]
+        content = (
+            [{"type": "text", "text": question}] if messages else [*media, {"type": "text", "text": f"\n{question}"}]
+        )
         messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     kinds = [kind for kind, _, _ in asked]
@@ -55,22 +60,25 @@ def labelled_picture(index: int, *, seed: int = 0, split: Split = "train") -> tu
 
 
 def _caption(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
-    scene, asked = _pose(ask.CAPTIONS, lambda _: sample_still(rng, split), rng, turns)
+    scene, asked = _pose(ask.CAPTIONS, lambda _: sample_still(rng, split, CAPTION_COUNTS), rng, turns)
     return [_image(scene, rng)], asked
 
 
 def _single(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
-    scene, asked = _pose(ask.SINGLE, lambda _: sample_still(rng, split), rng, turns)
+    scene, asked = _pose(ask.SINGLE, lambda _: sample_still(rng, split, QUESTION_COUNTS), rng, turns)
     return [_image(scene, rng)], asked
 
 
 def _multi(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
     scenes, asked = _pose(ask.MULTI, lambda kind: _several(rng, split, kind), rng, turns)
+    named = rng.random() < 0.5
     media: list[Part] = []
     for number, scene in enumerate(scenes, 1):
         side = rng.randint(*MULTI_SIDE_PX)
         image = draw.picture(scene, rng, (side, rng.randint(side, min(96, side * 3 // 2))))
-        media += [{"type": "text", "text": f"Picture {number}:"}, {"type": "image", "image": image}]
+        before = ("\n" if number > 1 else "") + (f"Picture {number}: " if named else "")
+        media += [{"type": "text", "text": before}] if before else []
+        media.append({"type": "image", "image": image})
     return media, asked
 
 
@@ -84,83 +92,19 @@ def _text(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Tur
     about = rng.choices(("caption", "single", "multi", "video"), (4, 4, 3, 1))[0]
     if about == "multi":
         scenes, asked = _pose(ask.MULTI, lambda kind: _several(rng, split, kind), rng, turns)
-        told = [ask.in_words(scene, rng, with_places=False) for scene in scenes]
+        with_places = any(kind in NEED_PLACES for kind, _, _ in asked)
+        told = [ask.in_words(scene, rng, with_places=with_places) for scene in scenes]
         words = "\n".join(f"Picture {number}: {said}" for number, said in enumerate(told, 1))
     elif about == "video":
         scene, asked = _pose(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
         words = ask.motion_in_words(scene, rng)
     else:
-        askers = ask.CAPTIONS if about == "caption" else ask.SINGLE
-        scene, asked = _pose(askers, lambda _: sample_still(rng, split), rng, turns)
-        with_places = any(kind in NEED_PLACES for kind, _, _ in asked)
-        words = ask.in_words(scene, rng, with_places=with_places)
-    return [{"type": "text", "text": f"{words}."}], asked
-
-
-_MAKERS[task](rng, split, turns)
-    messages: list[Part] = []
-    for _, question, answer in asked:
-        content = [*(media if not messages else ()), {"type": "text", "text": question}]
-        messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    kinds = [kind for kind, _, _ in asked]
-    return {"messages": messages, "kind": kinds[0], "kinds": kinds, "task": task}
-
-
-def labelled_picture(index: int, *, seed: int = 0, split: Split = "train") -> tuple[Image.Image, np.ndarray]:
-    """A picture and, for each cell of its (3, 3) grid, 0 or 1 + the number of the colour and shape there.
-
-    A thing of colour i and shape j has the number i * len(SHAPES) + j. For teaching an encoder to see.
-    """
-    rng = random.Random(f"{seed}/{split}/labelled/{index}")
-    scene = sample_still(rng, split, (1, 2, 3, 4, 5))
-    labels = np.zeros((3, 3), dtype=np.int64)
-    for thing in scene.things:
-        labels[thing.row, thing.column] = (
-            1 + tuple(COLOURS).index(thing.colour) * len(SHAPES) + SHAPES.index(thing.shape)
+        askers, counts = (ask.CAPTIONS, CAPTION_COUNTS) if about == "caption" else (ask.SINGLE, QUESTION_COUNTS)
+        scene, asked = _pose(
+            askers, lambda _: sample_still(rng, split, counts), rng, 1 if about == "caption" else turns
         )
-    return draw.picture(scene, rng, draw.any_size_px(rng)), labels
-
-
-def _caption(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
-    scene, asked = _pose(ask.CAPTIONS, lambda _: sample_still(rng, split), rng, turns)
-    return [_image(scene, rng)], asked
-
-
-def _single(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
-    scene, asked = _pose(ask.SINGLE, lambda _: sample_still(rng, split), rng, turns)
-    return [_image(scene, rng)], asked
-
-
-def _multi(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
-    scenes, asked = _pose(ask.MULTI, lambda kind: _several(rng, split, kind), rng, turns)
-    media: list[Part] = []
-    for number, scene in enumerate(scenes, 1):
-        side = rng.randint(*MULTI_SIDE_PX)
-        image = draw.picture(scene, rng, (side, rng.randint(side, min(96, side * 3 // 2))))
-        media += [{"type": "text", "text": f"Picture {number}:"}, {"type": "image", "image": image}]
-    return media, asked
-
-
-def _video(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
-    scene, asked = _pose(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
-    return [{"type": "video", "video": draw.clip(scene, rng), "fps": draw.CLIP_FPS}], asked
-
-
-def _text(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
-    """Words instead of pictures: one scene, several scenes or a moving scene, and the same questions."""
-    about = rng.choices(("single", "multi", "video"), (6, 3, 1))[0]
-    if about == "single":
-        scene, asked = _pose(ask.SINGLE, lambda _: sample_still(rng, split), rng, turns)
         with_places = any(kind in NEED_PLACES for kind, _, _ in asked)
         words = ask.in_words(scene, rng, with_places=with_places)
-    elif about == "multi":
-        scenes, asked = _pose(ask.MULTI, lambda kind: _several(rng, split, kind), rng, turns)
-        told = [ask.in_words(scene, rng, with_places=False) for scene in scenes]
-        words = "\n".join(f"Picture {number}: {said}" for number, said in enumerate(told, 1))
-    else:
-        scene, asked = _pose(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
-        words = ask.motion_in_words(scene, rng)
     return [{"type": "text", "text": f"{words}."}], asked
 
 
@@ -174,13 +118,12 @@ def _pose(askers: Askers, sample: Callable[[str], Subject], rng: random.Random, 
         subject = sample(first)
         if asked := askers[first](subject, rng):
             break
-    posed = [(first, *asked)]
-    others = [kind for kind in askers if kind != first]
-    rng.shuffle(others)
-    for kind in others:
+    posed = {asked[0]: (first, *asked)}
+    for _ in range(3 * (turns - 1)):
+        kind = rng.choice(tuple(askers))
         if len(posed) < turns and (asked := askers[kind](subject, rng)):
-            posed.append((kind, *asked))
-    return subject, posed
+            posed.setdefault(asked[0], (kind, *asked))
+    return subject, sorted(posed.values(), key=lambda turn: turn[0] in NAMING)
 
 
 def _several(rng: random.Random, split: Split, kind: str) -> ask.Scenes:

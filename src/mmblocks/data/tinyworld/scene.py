@@ -24,6 +24,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "centre", "right")
+GRID = (len(ROWS), len(COLUMNS))
+NUM_CELL_LABELS = 1 + len(COLOURS) * len(SHAPES)
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 HELDOUT_ONE_IN = 8
 
@@ -48,7 +50,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to three things, no two alike; with a direction, the first one moves `cells` cells."""
+    """One to five things, no two alike; with a direction, the first one moves `cells` cells."""
 
     things: tuple[Thing, ...]
     direction: str = ""
@@ -111,9 +113,11 @@ def _start(rng: random.Random, travel: int) -> int:
 
 
 def _looks(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """Different looks; half of the time also no colour and no shape twice, so that each of them tells its thing."""
+    if count <= len(SHAPES) and rng.random() < 0.5:
+        return list(zip(rng.sample(tuple(COLOURS), count), rng.sample(SHAPES, count), strict=True))
     chosen = rng.sample(range(len(COLOURS) * len(SHAPES)), count)
-    names = tuple(COLOURS)
-    return [(names[i // len(SHAPES)], SHAPES[i % len(SHAPES)]) for i in chosen]
+    return [(tuple(COLOURS)[i // len(SHAPES)], SHAPES[i % len(SHAPES)]) for i in chosen]
 
 
 def _until(draw: Callable[[], Scene], split: Split) -> Scene:

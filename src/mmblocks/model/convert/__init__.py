@@ -33,3 +33,11 @@ def detect(folder: Path | str) -> Kind:
         f"{folder} holds a {config.get('model_type')!r} model of {config.get('architectures')}, "
         f"which cannot be converted. Known: {known}."
     )
+
+
+def quiet_transformers() -> None:
+    """Silence transformers' progress bars and notes: a command that reads a model six times says what matters itself."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -67,7 +67,8 @@ def reasons_against_export(model: OneVision) -> list[str]:
 
 
 def _tokenizer_reasons(model: OneVision) -> list[str]:
-    image, several, video = model.router.image, model.router.multi_image, model.router.video
+    router: Any = model.router
+    image, several, video = router.image, router.multi_image, router.video
     reasons = []
     if not (isinstance(image, AnyRes) and image.merge == "unpad" and image.base and image.max_tiles is not None):
         reasons.append("tokenizer.image: only 'anyres' with a base view, merge='unpad' and max_tiles can be expressed.")
@@ -120,6 +121,7 @@ def _with_visual_tokens(model: OneVision) -> Any:
 def _write_config(model: OneVision, tokenizer: Any, folder: Path, dtype: torch.dtype | None) -> None:
     from transformers import LlavaOnevisionConfig, SiglipVisionConfig
 
+    image = cast(AnyRes, model.router.image)
     text = model.backbone.config.to_dict()
     text["architectures"] = [type(model.backbone.lm).__name__]
     vision = SiglipVisionConfig.from_dict(model.encoder.vision_model.config.to_dict())
@@ -131,8 +133,8 @@ def _write_config(model: OneVision, tokenizer: Any, folder: Path, dtype: torch.d
         projector_hidden_act="gelu",
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
-        vision_aspect_ratio=f"anyres_max_{model.router.image.max_tiles}",
-        image_grid_pinpoints=[list(canvas) for canvas in model.router.image.canvases],
+        vision_aspect_ratio=f"anyres_max_{image.max_tiles}",
+        image_grid_pinpoints=[list(canvas) for canvas in image.canvases],
         tie_word_embeddings=bool(model.backbone.config.tie_word_embeddings),
     )
     config.architectures = ["LlavaOnevisionForConditionalGeneration"]
@@ -179,7 +181,7 @@ def _processor(model: OneVision, tokenizer: Any) -> Any:
     from transformers import LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
     from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-    view, image = model.encoder.view_px, model.router.image
+    view, image = model.encoder.view_px, cast(AnyRes, model.router.image)
     pixels: dict[str, Any] = {
         "image_mean": list(model.encoder.pixel_mean),
         "image_std": list(model.encoder.pixel_std),

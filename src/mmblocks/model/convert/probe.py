@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import IGNORE, Batch, Packing
+from mmblocks.errors import CheckpointError
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import RoutedPlan, Size, VisualShape
 
@@ -49,8 +50,12 @@ def _probe(model: OneVision, shapes: tuple[VisualShape, ...], generator: torch.G
 
 
 def _text(model: OneVision, generator: torch.Generator) -> list[int]:
-    """Five ids from the lower half of the vocabulary, where no model keeps its special tokens for visuals."""
-    return torch.randint(1, model.backbone.vocab_size // 2, (5,), generator=generator).tolist()
+    """Five random ids of plain text, never one that stands for visuals here or in transformers."""
+    tokenizer_source = model.backbone.tokenizer_source
+    special = set(model.backbone.text_tokenizer.get_added_vocab().values()) if tokenizer_source else set()
+    special |= {model.backbone.placeholder_id, model.backbone.placeholder_id + 1}  # <video> follows <image>
+    ids = torch.randperm(model.backbone.vocab_size, generator=generator).tolist()
+    return [token for token in ids if token not in special][:5]
 
 
 @torch.no_grad()
@@ -70,10 +75,15 @@ def our_logits(model: OneVision, probe: Probe) -> Tensor:
 
 
 def load_transformers(folder: Path) -> Any:
-    """A `llava_onevision` checkpoint in transformers' own class, in fp32, nothing missing."""
+    """A `llava_onevision` checkpoint in transformers' own class, in fp32. Raises `CheckpointError` where keys differ."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
-    return LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    kind: Any = LlavaOnevisionForConditionalGeneration
+    theirs, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    troubles = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    if faults := [f"{name}: {', '.join(sorted(map(str, report[name])))}" for name in troubles if report.get(name)]:
+        raise CheckpointError(f"transformers does not load {folder} whole.\n  " + "\n  ".join(faults))
+    return theirs.eval()
 
 
 @torch.no_grad()

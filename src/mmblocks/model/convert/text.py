@@ -50,7 +50,7 @@ def template_name(folder: Path, tokenizer: Any | None) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
         text = file.read_text(encoding="utf-8")
-        for name in templates:
+        for name in [*TEMPLATES, *templates]:
             if templates.reasons_against(name) == [] and jinja_of(templates.build(name)) == text:
                 return name
     vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.errors import CheckpointError
+from mmblocks.model.build import with_dtype
 from mmblocks.model.checkpoint import disagreements, read_tensors
 from mmblocks.model.convert.keys import Table, to_ours, to_theirs, why_unused
 from mmblocks.model.onevision import OneVision
@@ -120,7 +121,7 @@ def load_matched(model: OneVision, found: Matched, text_config: Any, dtype: torc
     for part in ("encoder", "projector", "marks"):
         getattr(model, part).load_state_dict(_under(f"{part}.", found.tensors))
     model.backbone.load_tensors(text_config, _under("backbone.lm.", found.tensors), str(where), dtype)
-    model.to(dtype)
+    with_dtype(model, dtype)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,63 @@
+"""A brief pretraining for encoders without a checkpoint: name the coloured shape in every cell of TinyWorld pictures.
+
+It stands where a large model takes SigLIP's weights: the curriculum then begins with an encoder that sees.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from mmblocks.data import tinyworld
+from mmblocks.data.pixels import render
+from mmblocks.geometry.views import squashed
+from mmblocks.model.onevision import OneVision
+from mmblocks.shapes import Size
+from mmblocks.train.optim import schedule, set_rate
+from mmblocks.train.progress import Progress
+from mmblocks.train.stages import Sight
+
+
+def learn_to_see(model: OneVision, sight: Sight, *, budget: float, seed: int, metrics: Path) -> None:
+    """Train the encoder alone. What happens depends on the seed and the encoder's weights only."""
+    torch.manual_seed(seed)
+    head = nn.Linear(model.encoder.dim, tinyworld.NUM_CELL_LABELS).to(model.device)
+    model.encoder.requires_grad_(True).train()
+    learning = [*model.encoder.parameters(), *head.parameters()]
+    optimizer = AdamW(learning, lr=sight.rate, weight_decay=sight.weight_decay)
+    optimizer.param_groups[0]["base_lr"] = sight.rate
+    steps = max(1, round(sight.steps * budget))
+    with Progress("sight", 0, steps, metrics, log_every=50) as progress:
+        for step in range(steps):
+            pixels, labels = _batch(model, range(step * sight.batch_size, (step + 1) * sight.batch_size), seed)
+            loss = F.cross_entropy(_cells(model, head, pixels), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(learning, sight.clip)
+            set_rate(optimizer, schedule(step, steps, sight.warmup))
+            optimizer.step()
+            progress.report(step, loss.item(), len(labels))
+    model.encoder.eval()
+
+
+def _batch(model: OneVision, indices: range, seed: int) -> tuple[Tensor, Tensor]:
+    """Pictures squashed to one view, and the label of each of their cells."""
+    made = [tinyworld.labelled_picture(i, seed=seed) for i in indices]
+    views = [
+        render(picture, [squashed(0, Size(picture.height, picture.width), model.encoder.view_px)], (0, 0, 0))
+        for picture, _ in made
+    ]
+    labels = torch.cat([torch.from_numpy(cells).flatten() for _, cells in made])
+    return torch.cat(views).to(model.device), labels.to(model.device)
+
+
+def _cells(model: OneVision, head: nn.Module, pixels: Tensor) -> Tensor:
+    """(views, 3, h, w) to (cells, labels): features averaged over TinyWorld's grid, then named."""
+    features = rearrange(model.encoder(model.normalised(pixels)), "v h w d -> v d h w")
+    per_cell = F.adaptive_avg_pool2d(features, tinyworld.GRID)
+    return head(rearrange(per_cell, "v d h w -> (v h w) d"))

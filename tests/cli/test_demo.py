@@ -1,0 +1,69 @@
+"""The demo asks what TinyWorld asks, and the bundled model answers right."""
+
+import random
+import runpy
+from pathlib import Path
+
+import pytest
+
+import mmblocks
+from mmblocks.assets import media
+from mmblocks.cli import main
+from mmblocks.cli.demo import scenes
+from mmblocks.conversation import Conversation, Text
+from mmblocks.data.tinyworld import ask, record
+
+ANSWERS = {
+    "Describe the picture.": "a blue square, a red circle and a yellow triangle",
+    "How many shapes are there?": "3",
+    "What colour is the triangle?": "yellow",
+    "Which picture shows a red circle?": "2",
+    "How many shapes are in picture 1?": "2",
+    "What is moving?": "yellow triangle",
+    "Which way does it move?": "right",
+}
+
+
+def read(messages):
+    """What a message says, with <> in the place of a visual."""
+    return "".join(part.text if isinstance(part, Text) else "<>" for part in messages[0].parts)
+
+
+def all_questions(askers, subject):
+    """Every question that these askers can put to a subject, with its answer."""
+    asked = [asker(subject, random.Random(seed)) for asker in askers.values() for seed in range(50)]
+    return dict(pair for pair in asked if pair)
+
+
+def test_questions_and_answers_are_tinyworlds_own():
+    made = runpy.run_path(str(Path(__file__).parents[2] / "examples/make_demo_media.py"))
+    picture, *several = [scene for _, scene in made["PICTURES"].values()]
+    exact = all_questions(ask.SINGLE | ask.CAPTIONS, picture)
+    exact |= all_questions(ask.MULTI, tuple(several)) | all_questions(ask.VIDEO, made["CLIP"])
+    questions = [question for _, _, questions in scenes() for question in questions]
+    assert {question: exact[question] for question in questions} == ANSWERS
+
+
+@pytest.mark.parametrize("task", ["single", "video"])
+def test_a_chat_asks_about_a_visual_as_training_does(task, tiny_model):
+    made = record(task, 0)["messages"]
+    trained = Conversation.of(made).messages
+    chat = mmblocks.Chat(tiny_model)
+    chat.ask(mmblocks.image(media("first.png")), read(trained).removeprefix("<>").strip())
+    assert read(chat.messages) == read(trained)
+
+
+def test_a_chat_asks_about_named_pictures_as_training_does(tiny_model):
+    named = [Conversation.of(record("multi", i)["messages"]).messages for i in range(40)]
+    trained = next(read(m) for m in named if read(m).startswith("Picture 1: <>\nPicture 2: <>\n"))
+    chat = mmblocks.Chat(tiny_model, decoding=mmblocks.Decoding(max_new_tokens=1))
+    picture = mmblocks.image(media("first.png"))
+    chat.ask("Picture 1: ", picture, "Picture 2: ", picture, trained.rpartition("\n")[2])
+    assert read(chat.messages) == trained
+
+
+def test_the_demo_answers_every_question_right(capsys):
+    assert main(["demo"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    asked = {line.removeprefix("  you: "): i for i, line in enumerate(lines) if line.startswith("  you: ")}
+    assert {q: lines[i + 1].removeprefix("  it:  ") for q, i in asked.items()} == ANSWERS

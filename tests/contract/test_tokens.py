@@ -1,0 +1,124 @@
+"""The plan counts visual tokens and nobody else: counted = placeholders = features, for every combination of parts."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmblocks.components import encoders, poolings, projectors, tokenizers
+from mmblocks.conversation import Conversation
+from mmblocks.data.collate import collate
+from mmblocks.data.processor import Processor
+from mmblocks.model.build import build
+from mmblocks.shapes import Size, VisualShape
+
+ODD_SIZES = [
+    *(Size(h, w) for h, w in itertools.product((1, 2, 29, 30, 31, 61), repeat=2)),
+    *(Size(h, w) for h, w in [(1, 4000), (4000, 1), (700, 1000), (1000, 700), (333, 37), (97, 101), (48, 640)]),
+    *(Size(h, w) for h, w in [(640, 48), (384, 384), (719, 1279), (13, 17), (24, 25), (90, 89), (59, 121)]),
+]
+PICTURES = [VisualShape("image", size) for size in ODD_SIZES]
+CLIPS = [VisualShape("video", Size(9, 160), frames, fps) for frames in (1, 2, 3, 8, 33, 901) for fps in (1.0, 29.97)]
+
+
+def tiny(registry, name):
+    return name if registry.about(name).of else {"name": name, **registry[name].tiny}
+
+
+def bases(registry):
+    return [tiny(registry, name) for name in registry if not registry.about(name).of]
+
+
+def name_of(spec):
+    return spec if isinstance(spec, str) else "-".join(v for v in spec.values() if isinstance(v, str))
+
+
+NEWLINES = [{"name": "frames", "max_frames": 4, "newline": newline} for newline in ("grid", "frame", "none")]
+MERGES = [{"name": "anyres", "pinpoints": "(1x1),...,(3x3)", "merge": m} for m in ("spatial", "maxpool2x2", "flat")]
+SHRUNK = {"name": "anyres", "pinpoints": "(1x1),...,(6x6)", "max_tiles": 2, "base": False}
+TOKENIZERS = [*(tiny(tokenizers, name) for name in tokenizers), *MERGES, SHRUNK, *NEWLINES]
+ENCODERS = [*bases(encoders), {"name": "clip", **encoders["clip"].tiny, "select": "cls_patch"}]
+
+
+@torch.no_grad()
+def features_of(encoder, projector):
+    """Projected features of two views, and what a tokenizer learns of encoder and projector."""
+    seen = encoders.build(encoder)
+    projected = projectors.build(projector, in_dim=seen.dim, out_dim=seen.dim, grid=seen.grid)
+    beside = {
+        "view_px": seen.view_px,
+        "grid": projected.out_grid(seen.grid),
+        "spatial": seen.spatial and projected.spatial,
+        "squash": seen.squash,
+    }
+    return projected(seen(torch.rand(2, 3, *seen.view_px))), beside
+
+
+def require_count(tokenizer, shape, features):
+    """Plan one visual and assemble as many views as it asks for."""
+    plan = tokenizer.plan(shape)
+    marks = {mark: torch.zeros(features.shape[-1]) for mark in tokenizer.marks}
+    rows = tokenizer.assemble(features[:1].expand(len(plan.views), -1, -1, -1), plan, marks)
+
+    assert all(view.window.size == tokenizer.view_px for view in plan.views)
+    assert plan.num_tokens == tokenizer.count(plan) == len(rows), shape
+
+
+@pytest.mark.parametrize("projector", bases(projectors), ids=name_of)
+@pytest.mark.parametrize("encoder", ENCODERS, ids=name_of)
+def test_counted_tokens_are_the_rows_that_come_out(encoder, projector):
+    features, beside = features_of(encoder, projector)
+    assert features.shape[:3] == (2, *beside["grid"])
+
+    served = set()
+    for pooling, spec in itertools.product(bases(poolings), TOKENIZERS):
+        tokenizer = tokenizers.build(spec, **beside, pooling=poolings.build(pooling))
+        pooled = "video" in tokenizer.scenarios
+        if tokenizer.reasons_against() or (name_of(spec) in served and not pooled):
+            continue
+        served.add(name_of(spec))
+        for shape in CLIPS if pooled else PICTURES:
+            require_count(tokenizer, shape, features)
+
+    everywhere = {"pad", "pad_newline", "square", "highres", "anyres-(1x1),...,(3x3)-flat", "frames-none"}
+    assert served >= everywhere
+
+
+def asked(*visuals):
+    content = [{"type": "image" if isinstance(v, Image.Image) else "video", "image": v, "video": v} for v in visuals]
+    return Conversation.of([{"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]}])
+
+
+def blank(size):
+    return Image.new("RGB", (size.width, size.height))
+
+
+CONVERSATIONS = {
+    "image": [asked(blank(size)) for size in ODD_SIZES],
+    "multi_image": [asked(blank(a), blank(b)) for a, b in zip(ODD_SIZES[::2], ODD_SIZES[1::2], strict=True)],
+    "video": [asked(np.zeros((frames, 9, 16, 3), np.uint8)) for frames in (1, 2, 3, 4, 5, 9)],
+}
+PLACEHOLDER = 639  # no word of TinyWorld
+SERVED = [
+    (s, t) for t in TOKENIZERS for s in (("video",) if name_of(t).startswith("frames") else ("image", "multi_image"))
+]
+
+
+@pytest.mark.parametrize(("scenario", "tokenizer"), SERVED, ids=name_of)
+@torch.no_grad()
+def test_placeholders_and_features_are_what_the_plan_says(tiny_spec, scenario, tokenizer):
+    backbone = {**tiny_spec["backbone"], "max_tokens": 8192, "placeholder_id": PLACEHOLDER}
+    chosen = {**tiny_spec["tokenizer"], scenario: tokenizer}
+    model = build({**tiny_spec, "tokenizer": chosen, "backbone": backbone}, seed=0)
+    processor = Processor.of(model)
+    samples = [processor.prompt(conversation) for conversation in CONVERSATIONS[scenario]]
+    batch = collate(samples)
+    planned = [sum(r.plan.num_tokens for r in sample.encoded.plans) for sample in samples]
+
+    assert {r.scenario for r in batch.plans} == {scenario}
+    assert [len(s.encoded.visual_positions) for s in samples] == planned
+    assert [int((s.encoded.input_ids == PLACEHOLDER).sum()) for s in samples] == planned
+    assert len(model.visual_tokens(batch)) == len(batch.visual_positions) == sum(planned)
+    assert len(batch.pixels) == sum(len(r.plan.views) for r in batch.plans)
