@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
     """Write every file of the demo."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (size, scene) in PICTURES.items():
-        draw.picture(held_out(scene), random.Random(SEED), tuple(size)).save(folder / name, optimize=True)
+        draw.picture(held_out(scene), random.Random(SEED), (size.height, size.width)).save(folder / name, optimize=True)
     write_clip(folder / CLIP_NAME, draw.clip(held_out(CLIP), random.Random(SEED), CLIP_SIDE_PX))
     for path in sorted(folder.iterdir()):
         print(f"{path}  {path.stat().st_size / 1000:.1f} kB")

@@ -13,16 +13,6 @@ from mmblocks.cli.demo import scenes
 from mmblocks.conversation import Conversation, Text
 from mmblocks.data.tinyworld import ask, record
 
-ANSWERS = {
-    "Describe the picture.": "a blue square, a red circle and a yellow triangle",
-    "How many shapes are there?": "3",
-    "What colour is the triangle?": "yellow",
-    "Which picture shows a red circle?": "2",
-    "How many shapes are in picture 1?": "2",
-    "What is moving?": "yellow triangle",
-    "Which way does it move?": "right",
-}
-
 
 def read(messages):
     """What a message says, with <> in the place of a visual."""
@@ -30,18 +20,24 @@ def read(messages):
 
 
 def all_questions(askers, subject):
-    """Every question that these askers can put to a subject, with its answer."""
+    """Every question that these askers put to a subject, with its exact answer."""
     asked = [asker(subject, random.Random(seed)) for asker in askers.values() for seed in range(50)]
     return dict(pair for pair in asked if pair)
 
 
-def test_questions_and_answers_are_tinyworlds_own():
+@pytest.fixture(scope="module")
+def exact():
+    """What TinyWorld asks about the scenes of the demo, and answers."""
     made = runpy.run_path(str(Path(__file__).parents[2] / "examples/make_demo_media.py"))
     picture, *several = [scene for _, scene in made["PICTURES"].values()]
-    exact = all_questions(ask.SINGLE | ask.CAPTIONS, picture)
-    exact |= all_questions(ask.MULTI, tuple(several)) | all_questions(ask.VIDEO, made["CLIP"])
+    one = all_questions(ask.SINGLE | ask.CAPTIONS, picture)
+    return one | all_questions(ask.MULTI, tuple(several)) | all_questions(ask.VIDEO, made["CLIP"])
+
+
+def test_the_demo_asks_what_tinyworld_asks(exact):
     questions = [question for _, _, questions in scenes() for question in questions]
-    assert {question: exact[question] for question in questions} == ANSWERS
+    assert set(questions) <= set(exact)
+    assert exact["Describe the picture."] == "a blue square, a red circle and a yellow triangle"
 
 
 @pytest.mark.parametrize("task", ["single", "video"])
@@ -62,8 +58,10 @@ def test_a_chat_asks_about_named_pictures_as_training_does(tiny_model):
     assert read(chat.messages) == trained
 
 
-def test_the_demo_answers_every_question_right(capsys):
+def test_the_demo_answers_every_question_right(exact, capsys):
     assert main(["demo"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    asked = {line.removeprefix("  you: "): i for i, line in enumerate(lines) if line.startswith("  you: ")}
-    assert {q: lines[i + 1].removeprefix("  it:  ") for q, i in asked.items()} == ANSWERS
+    questions = {line.removeprefix("  you: "): i for i, line in enumerate(lines) if line.startswith("  you: ")}
+    said = {question: lines[i + 1].removeprefix("  it:  ") for question, i in questions.items()}
+    assert said == {question: exact[question] for question in questions}
+    assert len(said) == 7

@@ -38,7 +38,7 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     found = list(FENCE.finditer(text))
-    behind = [*found[1:], None]
+    behind = [*found, None][1:]
     return [
         Block(page.name, text[: m.start()].count("\n") + 1, m[1], m[2], _output(text, m, after))
         for m, after in zip(found, behind, strict=True)

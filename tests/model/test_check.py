@@ -45,6 +45,7 @@ PLANTED = [
     ("backbone", "qwen2_8b", "model.backbone", "Did you mean 'qwen2_7b'?"),
     ("template", "qwen2", "model.template", "Did you mean 'qwen_2'?"),
     ("tokenizer.image", "any_res", "model.tokenizer.image", "Did you mean 'anyres'?"),
+    ("tokenizer.video", None, "model.tokenizer.video", "Write a name"),
     ("tokenizer.vidoe", "frames", "model.tokenizer.vidoe", "Did you mean 'video'?"),
     ("tokenizer", "anyres", "model.tokenizer", "Write one for each of image, multi_image, video"),
     ("projektor", "mlp", "model.projektor", "Did you mean 'projector'?"),

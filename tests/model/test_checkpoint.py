@@ -2,11 +2,12 @@
 
 import json
 
-import mmblocks
 import pytest
 import torch
-from mmblocks.errors import CheckpointError
 from safetensors.torch import load_file, save_file
+
+import mmblocks
+from mmblocks.errors import CheckpointError
 
 
 def test_what_is_saved_comes_back_bit_for_bit(tiny_model, tmp_path):
@@ -21,7 +22,12 @@ def test_what_is_saved_comes_back_bit_for_bit(tiny_model, tmp_path):
 def test_the_folder_holds_one_folder_per_component_and_no_pickle(tiny_model, tmp_path):
     mmblocks.save(tiny_model, tmp_path / "m")
     files = {str(p.relative_to(tmp_path / "m")) for p in (tmp_path / "m").rglob("*") if p.is_file()}
-    assert {"config.json", "encoder/model.safetensors", "projector/model.safetensors", "marks/model.safetensors"} <= files
+    assert {
+        "config.json",
+        "encoder/model.safetensors",
+        "projector/model.safetensors",
+        "marks/model.safetensors",
+    } <= files
     assert {f.rpartition(".")[2] for f in files} <= {"json", "safetensors", "jinja"}
     assert "_target_" not in (tmp_path / "m" / "config.json").read_text()
 

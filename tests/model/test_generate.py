@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from PIL import Image
+
 from mmblocks.chat import Chat, answer, image, video
 from mmblocks.conversation import Conversation
 from mmblocks.data.collate import collate
 from mmblocks.data.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.model.generate import Decoding, generate
-from PIL import Image
 
 RED = Image.new("RGB", (60, 40), "red")
 CLIP = torch.arange(5 * 20 * 30 * 3).remainder(256).to(torch.uint8).view(5, 20, 30, 3).numpy()

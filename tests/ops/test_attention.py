@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mmblocks.batch import Packing
 from mmblocks.ops.attention import attend
 

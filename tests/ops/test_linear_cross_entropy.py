@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+
 from mmblocks.batch import IGNORE
 from mmblocks.ops.linear_cross_entropy import linear_cross_entropy
 

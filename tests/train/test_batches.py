@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+
 from mmblocks.conversation import Conversation
 from mmblocks.errors import ConfigError
 from mmblocks.train.batches import Mixture

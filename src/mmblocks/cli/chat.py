@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmblocks.chat import Chat
@@ -16,15 +16,19 @@ HELP = "commands: /image PATH and /video PATH show something with your next word
 class _Shown(argparse.Action):
     """Collects --image and --video in the order in which they were written."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:  # type: ignore[override]
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         kind = str(option_string).lstrip("-")
         namespace.visuals = [*namespace.visuals, *((kind, path) for path in values)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="folder of a model (default: the bundled tiny model)")
-    parser.add_argument("--image", nargs="+", action=_Shown, dest="visuals", default=[], metavar="FILE", help="pictures to show")
-    parser.add_argument("--video", nargs="+", action=_Shown, dest="visuals", default=[], metavar="FILE", help="clips to show")
+    parser.add_argument(
+        "--image", nargs="+", action=_Shown, dest="visuals", default=[], metavar="FILE", help="pictures to show"
+    )
+    parser.add_argument(
+        "--video", nargs="+", action=_Shown, dest="visuals", default=[], metavar="FILE", help="clips to show"
+    )
     parser.add_argument("--ask", help="ask this, print the answer and end")
     parser.add_argument("--system", help="a system message")
     parser.add_argument("--max-new-tokens", type=int, default=128)

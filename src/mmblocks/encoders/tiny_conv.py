@@ -119,4 +119,6 @@ def _require_stem(
         faults.append(f"dim={dim} is not a multiple of heads={heads}")
     if faults:
         raise ConfigError("encoder 'tiny_conv': " + "; ".join(faults) + ".")
+
+
 encoders.preset("tiny_conv_48", of="tiny_conv", view_px=48, strides=(4, 2, 2))

@@ -36,7 +36,12 @@ Table = dict[str, dict[str, Score]]
 
 
 def evaluate(
-    model: OneVision, tasks: Sequence[tinyworld.Task] = TASKS, *, samples: int = 500, batch_size: int = 50, seed: int = 1
+    model: OneVision,
+    tasks: Sequence[tinyworld.Task] = TASKS,
+    *,
+    samples: int = 500,
+    batch_size: int = 50,
+    seed: int = 1,
 ) -> Table:
     """Scores by task and question type over `samples` held-out conversations of each task, answered greedily."""
     return {task: _evaluate_task(model, task, samples, batch_size, seed) for task in tasks}

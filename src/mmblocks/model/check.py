@@ -62,8 +62,9 @@ class Examination:
     def parameters(self, part: str) -> int | None:
         """Parameters of a part, each shared one once; None where it could not be built."""
         if part == "marks":
-            known = len(self.tokenizers) == len(SCENARIOS) and self.backbone is not None
-            return len(self.router.marks) * self.backbone.dim if known else None
+            if self.backbone is None or len(self.tokenizers) < len(SCENARIOS):
+                return None
+            return len(self.router.marks) * self.backbone.dim
         module = getattr(self, part)
         return sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else None
 
@@ -90,11 +91,11 @@ def examine(spec: ModelSpec | Mapping[str, Any], *, offline: bool = True) -> Exa
         beside = kept(_try_grid(encoder, projector))
         pooling = kept(_try_pooling(pooling, slots, beside))
         besides = _besides(encoder, beside)
-        asked: dict[Scenario, Any] = {
-            s: slots[f"model.tokenizer.{s}"] for s in SCENARIOS if f"model.tokenizer.{s}" in slots
-        }
-        visual = {s: kept(_try_tokenizer(s, a, besides, pooling)) for s, a in asked.items()}
-    built = {s: t for s, t in visual.items() if t is not None}
+        built: dict[Scenario, Any] = {}
+        for scenario in SCENARIOS:
+            key = f"model.tokenizer.{scenario}"
+            part = kept(_try_tokenizer(scenario, slots[key], besides, pooling)) if key in slots else None
+            built |= {} if part is None else {scenario: part}
     if beside is not None and backbone is not None:
         found += limits.media_faults(built, beside.view_px, backbone.max_tokens)
     if backbone is not None and template is not None:

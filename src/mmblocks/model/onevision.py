@@ -77,8 +77,9 @@ class OneVision(nn.Module):
         """(visual tokens, dim): the tokens of all visuals of the batch, in order."""
         features = self.projector(self.encoder(self.normalised(batch.pixels)))
         per_visual = features.split([len(routed.plan.views) for routed in batch.plans])
+        marks = dict(self.marks.items())
         rows = [
-            self.router.for_scenario(routed.scenario).assemble(views, routed.plan, self.marks)
+            self.router.for_scenario(routed.scenario).assemble(views, routed.plan, marks)
             for views, routed in zip(per_visual, batch.plans, strict=True)
         ]
         return torch.cat(rows)

@@ -101,4 +101,6 @@ class Frames:
                 return ended_by(rows_of(pooled), marks["newline"])
             case "none":
                 return rows_of(pooled)
+
+
 tokenizers.preset("frames_8", of="frames", max_frames=8)

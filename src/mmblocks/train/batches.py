@@ -48,7 +48,8 @@ class StageBatches(Dataset[Batch]):
 
     def __init__(self, mixture: Mixture, processor: Processor, batch_size: int, targets: Targets) -> None:
         self.mixture, self.processor = mixture, processor
-        self.batch_size, self.targets = batch_size, targets
+        self.batch_size = batch_size
+        self.targets: Targets = targets
 
     def __len__(self) -> int:
         return len(self.mixture) // self.batch_size
@@ -68,8 +69,8 @@ def stage_batches(stage: Stage, number: int, steps: int, processor: Processor, s
 def from_step(batches: StageBatches, first: int, workers: int) -> Iterator[Batch]:
     """Batches from a step on, made ahead in worker processes when there are any."""
     steps = range(first, len(batches))
-    loader: Any = DataLoader(batches, sampler=steps, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
-    return iter(loader)
+    as_it_is: Any = _as_it_is
+    return iter(DataLoader(batches, sampler=steps, batch_size=None, num_workers=workers, collate_fn=as_it_is))
 
 
 def _as_it_is(batch: Batch) -> Batch:

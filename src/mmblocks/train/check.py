@@ -39,6 +39,12 @@ def check_run(raw: Mapping[str, Any]) -> list[Fault]:
     return [*found, *_text_tokenizer(seen)]
 
 
+def require_run(raw: Mapping[str, Any]) -> None:
+    """Raise one `ConfigError` that lists every fault of a composed recipe."""
+    if found := check_run(raw):
+        raise ConfigError("this run cannot work:\n" + "\n".join(f"  - {fault}" for fault in found))
+
+
 def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
 

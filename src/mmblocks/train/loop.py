@@ -19,6 +19,7 @@ from mmblocks.model.checkpoint import load, save
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.trainable import train_only
 from mmblocks.train.batches import from_step, stage_batches
+from mmblocks.train.check import require_run
 from mmblocks.train.optim import optimizer_for, schedule, set_rate
 from mmblocks.train.progress import Progress
 from mmblocks.train.sight import learn_to_see
@@ -34,6 +35,7 @@ def run(recipe: Mapping[str, Any]) -> Path:
     Written to `out`: run.json (the recipe), metrics.jsonl, state/ (to resume from), stages/ (the model after each
     stage) and model/ (the last). Raises `ConfigError` with every fault before any weight is read.
     """
+    require_run(recipe)
     curriculum = read_run(recipe)
     settings = curriculum.run
     if settings.threads:

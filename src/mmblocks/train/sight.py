@@ -1,4 +1,4 @@
-"""A brief pretraining for encoders without a checkpoint: name the coloured shape in every cell of TinyWorld pictures.
+"""A brief pretraining for encoders without a checkpoint: tell colour, shape and place in every cell of TinyWorld pictures.
 
 It stands where a large model takes SigLIP's weights: the curriculum then begins with an encoder that sees.
 """
@@ -26,7 +26,7 @@ from mmblocks.train.stages import Sight
 def learn_to_see(model: OneVision, sight: Sight, *, budget: float, seed: int, metrics: Path) -> None:
     """Train the encoder alone. What happens depends on the seed and the encoder's weights only."""
     torch.manual_seed(seed)
-    head = nn.Linear(model.encoder.dim, tinyworld.NUM_CELL_LABELS).to(model.device)
+    head = nn.Linear(model.encoder.dim, sum(tinyworld.CELL_LABELS)).to(model.device)
     model.encoder.requires_grad_(True).train()
     learning = [*model.encoder.parameters(), *head.parameters()]
     optimizer = AdamW(learning, lr=sight.rate, weight_decay=sight.weight_decay)
@@ -35,24 +35,24 @@ def learn_to_see(model: OneVision, sight: Sight, *, budget: float, seed: int, me
     with Progress("sight", 0, steps, metrics, log_every=50) as progress:
         for step in range(steps):
             pixels, labels = _batch(model, range(step * sight.batch_size, (step + 1) * sight.batch_size), seed)
-            loss = F.cross_entropy(_cells(model, head, pixels), labels)
+            loss = _loss(_cells(model, head, pixels), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(learning, sight.clip)
             set_rate(optimizer, schedule(step, steps, sight.warmup))
             optimizer.step()
-            progress.report(step, loss.item(), len(labels))
+            progress.report(step, loss.item(), labels.shape[1])
     model.encoder.eval()
 
 
 def _batch(model: OneVision, indices: range, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures squashed to one view, and the label of each of their cells."""
+    """Pictures squashed to one view, and the (4, cells) numbers of their cells."""
     made = [tinyworld.labelled_picture(i, seed=seed) for i in indices]
     views = [
         render(picture, [squashed(0, Size(picture.height, picture.width), model.encoder.view_px)], (0, 0, 0))
         for picture, _ in made
     ]
-    labels = torch.cat([torch.from_numpy(cells).flatten() for _, cells in made])
+    labels = torch.cat([torch.from_numpy(cells).flatten(1) for _, cells in made], dim=1)
     return torch.cat(views).to(model.device), labels.to(model.device)
 
 
@@ -61,3 +61,9 @@ def _cells(model: OneVision, head: nn.Module, pixels: Tensor) -> Tensor:
     features = rearrange(model.encoder(model.normalised(pixels)), "v h w d -> v d h w")
     per_cell = F.adaptive_avg_pool2d(features, tinyworld.GRID)
     return head(rearrange(per_cell, "v d h w -> (v h w) d"))
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Colour, shape, row and column told apart: the sum of four cross entropies."""
+    per_question = zip(logits.split(tinyworld.CELL_LABELS, dim=1), labels, strict=True)
+    return torch.stack([F.cross_entropy(said, right) for said, right in per_question]).sum()

@@ -37,7 +37,9 @@ def clip(scene: Scene, rng: random.Random, side_px: int = CLIP_SIDE_PX) -> np.nd
 
 
 def any_size_px(rng: random.Random) -> tuple[int, int]:
-    """A (height, width) with sides of 40 to 96 px and an aspect ratio of at most two."""
+    """A (height, width): half of the time at most 48 px a side, else 40 to 96 px and an aspect ratio of at most two."""
+    if rng.random() < 0.5:
+        return rng.randint(36, 48), rng.randint(36, 48)
     short = rng.randint(40, 72)
     long = rng.randint(short, min(96, 2 * short))
     return rng.choice(((short, short), (short, long), (long, short)))

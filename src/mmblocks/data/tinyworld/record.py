@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from . import ask, draw
-from .scene import COLOURS, SHAPES, Scene, Split, sample_moving, sample_still
+from .scene import COLOURS, GRID, SHAPES, Scene, Split, sample_moving, sample_still
 
 Task = Literal["text", "caption", "single", "multi", "video"]
 TASKS: tuple[Task, ...] = ("text", "caption", "single", "multi", "video")
@@ -45,18 +45,16 @@ def record(task: Task, index: int, *, seed: int = 0, split: Split = "train", tur
 
 
 def labelled_picture(index: int, *, seed: int = 0, split: Split = "train") -> tuple[Image.Image, np.ndarray]:
-    """A picture and, for each cell of its (3, 3) grid, 0 or 1 + the number of the colour and shape there.
+    """A picture, and four numbers for each cell of its grid: (4, 3, 3) colour and shape (0 for nothing), row, column.
 
-    A thing of colour i and shape j has the number i * len(SHAPES) + j. For teaching an encoder to see.
+    For teaching an encoder to see: told apart, each becomes a direction of its own in the encoder's features.
     """
     rng = random.Random(f"{seed}/{split}/labelled/{index}")
     scene = sample_still(rng, split, (1, 2, 3, 4, 5))
-    labels = np.zeros((3, 3), dtype=np.int64)
+    looks = np.zeros((2, *GRID), dtype=np.int64)
     for thing in scene.things:
-        labels[thing.row, thing.column] = (
-            1 + tuple(COLOURS).index(thing.colour) * len(SHAPES) + SHAPES.index(thing.shape)
-        )
-    return draw.picture(scene, rng, draw.any_size_px(rng)), labels
+        looks[:, thing.row, thing.column] = 1 + tuple(COLOURS).index(thing.colour), 1 + SHAPES.index(thing.shape)
+    return draw.picture(scene, rng, draw.any_size_px(rng)), np.concatenate([looks, np.indices(GRID)])
 
 
 def _caption(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:

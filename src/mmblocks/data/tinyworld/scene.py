@@ -25,7 +25,7 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "centre", "right")
 GRID = (len(ROWS), len(COLUMNS))
-NUM_CELL_LABELS = 1 + len(COLOURS) * len(SHAPES)
+CELL_LABELS = (1 + len(COLOURS), 1 + len(SHAPES), *GRID)
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 HELDOUT_ONE_IN = 8
 
