@@ -18,6 +18,7 @@ from mmblocks.ops import attention
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+SHOWN_FROM = 300_000_000  # parameters; less than that is read and written in a moment
 _SIZES = {  # our setting -> transformers' name
     "vocab_size": "vocab_size",
     "dim": "hidden_size",
@@ -136,7 +137,7 @@ class CausalLM(nn.Module):
         from transformers import AutoModelForCausalLM
 
         kind: Any = AutoModelForCausalLM
-        with _reading(str(folder)):
+        with _reading(str(folder)), _bars(self.lm):
             lm, report = kind.from_pretrained(folder, use_safetensors=True, **_loading(dtype))
         self._take(lm, report, str(folder))
 
@@ -148,7 +149,8 @@ class CausalLM(nn.Module):
         `where` says in errors where the tensors come from.
         """
         kind: Any = type(self.lm)
-        lm, report = kind.from_pretrained(None, config=config, state_dict=dict(tensors), **_loading(dtype))
+        with _bars(self.lm):
+            lm, report = kind.from_pretrained(None, config=config, state_dict=dict(tensors), **_loading(dtype))
         self._take(lm, report, where)
 
     def _take(self, lm: Any, report: dict[str, Any], where: str) -> None:
@@ -160,7 +162,8 @@ class CausalLM(nn.Module):
     def save_to(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write an ordinary transformers checkpoint, with the text tokenizer where one is known."""
         lm = self.lm if dtype is None else copy.deepcopy(self.lm).to(dtype)
-        lm.save_pretrained(folder)
+        with _bars(lm):
+            lm.save_pretrained(folder)
         if self.tokenizer_source is not None:
             self.text_tokenizer.save_pretrained(folder)
 
@@ -240,6 +243,21 @@ def _reading(where: str) -> Iterator[None]:
         raise CheckpointError(f"{where}: a weights file cannot be read ({cause}); it is cut or damaged.") from cause
     except OSError as cause:
         raise CheckpointError(f"{where}: no whole language model can be read there ({cause}).") from cause
+
+
+@contextmanager
+def _bars(lm: nn.Module) -> Iterator[None]:
+    """transformers' progress bars for models that take long to read or write, and only for these."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if sum(p.numel() for p in lm.parameters()) < SHOWN_FROM:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _require_complete(where: str, report: dict[str, Any]) -> None:

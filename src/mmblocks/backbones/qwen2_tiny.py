@@ -28,7 +28,7 @@ class TinyQwen2(CausalLM):
         kv_heads: int = 2,
         mlp_dim: int = 352,
         max_tokens: int = 2048,
-        text_tokenizer: str = "mmblocks:tinyworld_text",
+        text_tokenizer: str | None = "mmblocks:tinyworld_text",
         placeholder_id: int = 0,
         checkpoint: str | None = None,
     ) -> None:

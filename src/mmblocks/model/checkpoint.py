@@ -32,7 +32,7 @@ def save(model: OneVision, folder: Path | str, *, dtype: torch.dtype | None = No
     dtype: type of the stored weights, by default the type they have.
     """
     with replaced_whole(Path(folder)) as fresh:
-        config = {"mmblocks": __version__, "model": model.spec.plain()}
+        config = {"mmblocks": __version__, "model": _portable(model.spec.plain())}
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in ("encoder", "projector", "marks"):
             (fresh / name).mkdir()
@@ -119,6 +119,15 @@ def _swap(fresh: Path, folder: Path) -> None:
     folder.replace(old)
     fresh.replace(folder)
     shutil.rmtree(old)
+
+
+def _portable(plain: dict[str, Any]) -> dict[str, Any]:
+    """A spec without folders of this machine: what they held is inside the model's own folder."""
+    here = {
+        kind: {k: None for k in ("checkpoint", "text_tokenizer") if Path(str(plain[kind].get(k))).is_absolute()}
+        for kind in ("encoder", "backbone")
+    }
+    return plain | {kind: plain[kind] | dropped for kind, dropped in here.items()}
 
 
 def _stored(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
