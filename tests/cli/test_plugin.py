@@ -1,5 +1,6 @@
 """A package of somebody else adds a projector: installed for real, used everywhere by its name."""
 
+import json
 import os
 import subprocess
 import sys
@@ -129,6 +130,14 @@ def test_settings_of_a_plugged_in_component_are_checked(run):
     done = run("-m", "mmblocks.cli", "train", "mini", "model/projector=gated", "model.projector.expansion=wide")
     assert done.returncode == 2
     assert done.stderr == "mmblocks: recipe 'mini': model.projector.expansion='wide' is not float.\n"
+
+
+def test_a_recipe_trains_with_a_plugged_in_component(run, somewhere):
+    arguments = ["train", "tiny/onevision", "model/projector=gated", "budget=0.001", "workers=0", "out=runs/gated"]
+    done = run("-m", "mmblocks.cli", *arguments)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((somewhere / "runs/gated/model/config.json").read_text())
+    assert config["model"]["projector"] == {"name": "gated", "expansion": 4.0}
 
 
 def test_a_plug_in_that_cannot_be_imported_stops_only_its_own_use(run, somewhere):
