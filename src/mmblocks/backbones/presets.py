@@ -1,0 +1,89 @@
+"""Sizes of well-known language models, from the config.json that each publishes."""
+
+from mmblocks.components import backbones
+
+backbones.preset(
+    "qwen2_0_5b",
+    of="causal_lm",
+    family="qwen2",
+    checkpoint="Qwen/Qwen2-0.5B-Instruct",
+    vocab_size=151936,
+    dim=896,
+    depth=24,
+    heads=14,
+    kv_heads=2,
+    mlp_dim=4864,
+    max_tokens=32768,
+    rope_theta=1e6,
+    norm_eps=1e-6,
+    tie_embeddings=True,
+    placeholder_id=151646,
+)
+backbones.preset(
+    "qwen2_7b",
+    of="qwen2_0_5b",
+    checkpoint="Qwen/Qwen2-7B-Instruct",
+    vocab_size=152064,
+    dim=3584,
+    depth=28,
+    heads=28,
+    kv_heads=4,
+    mlp_dim=18944,
+    tie_embeddings=False,
+)
+backbones.preset(
+    "qwen2_72b",
+    of="qwen2_7b",
+    checkpoint="Qwen/Qwen2-72B-Instruct",
+    dim=8192,
+    depth=80,
+    heads=64,
+    kv_heads=8,
+    mlp_dim=29568,
+)
+backbones.preset(
+    "vicuna_7b",
+    of="causal_lm",
+    family="llama",
+    checkpoint="lmsys/vicuna-7b-v1.5",
+    vocab_size=32000,
+    dim=4096,
+    depth=32,
+    heads=32,
+    kv_heads=32,
+    mlp_dim=11008,
+    max_tokens=4096,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    tie_embeddings=False,
+)
+backbones.preset(
+    "vicuna_13b",
+    of="vicuna_7b",
+    checkpoint="lmsys/vicuna-13b-v1.5",
+    dim=5120,
+    depth=40,
+    heads=40,
+    kv_heads=40,
+    mlp_dim=13824,
+)
+backbones.preset(
+    "llama3_8b",
+    of="vicuna_7b",
+    checkpoint="meta-llama/Meta-Llama-3-8B-Instruct",
+    vocab_size=128256,
+    kv_heads=8,
+    mlp_dim=14336,
+    max_tokens=8192,
+    rope_theta=5e5,
+)
+backbones.preset(
+    "mistral_7b",
+    of="llama3_8b",
+    family="mistral",
+    checkpoint="mistralai/Mistral-7B-Instruct-v0.2",
+    vocab_size=32000,
+    max_tokens=32768,
+    rope_theta=1e6,
+    sliding_window=0,
+)
