@@ -12,13 +12,13 @@ from mmblocks.errors import ConfigError
 class TinyWorld:
     """Pictures, picture sets and clips of coloured shapes with exact questions and answers, drawn as they are read.
 
-    task: text, caption, single, multi or video. split: "train" or "heldout"; no scene is in both.
+    task: text, caption, single, by_shape, multi or video. split: "train" or "heldout"; no scene is in both.
     turns: most questions asked about the same media. size: conversations until the source repeats itself.
     """
 
     def __init__(
         self,
-        task: Literal["text", "caption", "single", "multi", "video"],
+        task: Literal["text", "caption", "single", "by_shape", "multi", "video"],
         split: Literal["train", "heldout"] = "train",
         turns: int = 1,
         seed: int = 0,

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from . import ask, draw
-from .scene import COLOURS, GRID, SHAPES, Scene, Split, sample_moving, sample_still
+from .scene import COLOURS, GRID, SHAPES, Scene, Split, apart, one_colour, sample_moving, sample_still
 
-Task = Literal["text", "caption", "single", "multi", "video"]
-TASKS: tuple[Task, ...] = ("text", "caption", "single", "multi", "video")
+Task = Literal["text", "caption", "single", "by_shape", "multi", "video"]
+TASKS: tuple[Task, ...] = ("text", "caption", "single", "by_shape", "multi", "video")
 
 Part = dict[str, Any]
 Askers = dict[str, Callable[[Any, random.Random], ask.Asked]]
@@ -67,6 +67,14 @@ def _single(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], T
     return [_image(scene, rng)], asked
 
 
+def _by_shape(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
+    """Questions about single pictures in which the shape alone tells which thing is meant."""
+    kinds, looks = rng.choice(((("colour",), apart), (("where", "left_right"), one_colour)))
+    askers = {kind: ask.SINGLE[kind] for kind in kinds}
+    scene, asked = _pose(askers, lambda _: sample_still(rng, split, (2, 3, 4), looks), rng, turns)
+    return [_image(scene, rng)], asked
+
+
 def _multi(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
     scenes, asked = _pose(ask.MULTI, lambda kind: _several(rng, split, kind), rng, turns)
     named = rng.random() < 0.5
@@ -106,7 +114,14 @@ def _text(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Tur
     return [{"type": "text", "text": f"{words}."}], asked
 
 
-_MAKERS = {"text": _text, "caption": _caption, "single": _single, "multi": _multi, "video": _video}
+_MAKERS = {
+    "text": _text,
+    "caption": _caption,
+    "single": _single,
+    "by_shape": _by_shape,
+    "multi": _multi,
+    "video": _video,
+}
 
 
 def _pose(askers: Askers, sample: Callable[[str], Subject], rng: random.Random, turns: int) -> tuple[Subject, Turns]:

@@ -78,13 +78,38 @@ def _sorted(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
     return tuple(sorted(things, key=lambda t: (t.row, t.column)))
 
 
-def sample_still(rng: random.Random, split: Split, counts: tuple[int, ...] = (1, 2, 3)) -> Scene:
+Look = tuple[str, str]
+Looks = Callable[[random.Random, int], list[Look]]
+
+
+def any_looks(rng: random.Random, count: int) -> list[Look]:
+    """Different looks; half of the time also no colour and no shape twice, so that each of them tells its thing."""
+    if count <= len(SHAPES) and rng.random() < 0.5:
+        return apart(rng, count)
+    chosen = rng.sample(range(len(COLOURS) * len(SHAPES)), count)
+    return [(tuple(COLOURS)[i // len(SHAPES)], SHAPES[i % len(SHAPES)]) for i in chosen]
+
+
+def apart(rng: random.Random, count: int) -> list[Look]:
+    """No colour and no shape twice."""
+    return list(zip(rng.sample(tuple(COLOURS), count), rng.sample(SHAPES, count), strict=True))
+
+
+def one_colour(rng: random.Random, count: int) -> list[Look]:
+    """All of one colour, so that only the shape tells a thing."""
+    colour = rng.choice(tuple(COLOURS))
+    return [(colour, shape) for shape in rng.sample(SHAPES, count)]
+
+
+def sample_still(
+    rng: random.Random, split: Split, counts: tuple[int, ...] = (1, 2, 3), looks: Looks = any_looks
+) -> Scene:
     """A still scene of one of these counts of things, from this split."""
 
     def draw() -> Scene:
         count = rng.choice(counts)
         cells = rng.sample(range(9), count)
-        return Scene(tuple(Thing(*look, *divmod(c, 3)) for look, c in zip(_looks(rng, count), cells, strict=True)))
+        return Scene(tuple(Thing(*look, *divmod(c, 3)) for look, c in zip(looks(rng, count), cells, strict=True)))
 
     return _until(draw, split)
 
@@ -102,7 +127,7 @@ def sample_moving(rng: random.Random, split: Split) -> Scene:
         free = [divmod(c, 3) for c in range(9) if divmod(c, 3) not in path]
         count = rng.choice((0, 1, 1, 2))
         places = [(row, column), *rng.sample(free, count)]
-        things = tuple(Thing(*look, *p) for look, p in zip(_looks(rng, count + 1), places, strict=True))
+        things = tuple(Thing(*look, *p) for look, p in zip(any_looks(rng, count + 1), places, strict=True))
         return Scene(things, direction, cells)
 
     return _until(draw, split)
@@ -110,14 +135,6 @@ def sample_moving(rng: random.Random, split: Split) -> Scene:
 
 def _start(rng: random.Random, travel: int) -> int:
     return rng.randint(max(0, -travel), 2 - max(0, travel))
-
-
-def _looks(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """Different looks; half of the time also no colour and no shape twice, so that each of them tells its thing."""
-    if count <= len(SHAPES) and rng.random() < 0.5:
-        return list(zip(rng.sample(tuple(COLOURS), count), rng.sample(SHAPES, count), strict=True))
-    chosen = rng.sample(range(len(COLOURS) * len(SHAPES)), count)
-    return [(tuple(COLOURS)[i // len(SHAPES)], SHAPES[i % len(SHAPES)]) for i in chosen]
 
 
 def _until(draw: Callable[[], Scene], split: Split) -> Scene:
