@@ -120,7 +120,7 @@ def test_show_explains_a_component(say):
 
 
 def test_show_says_of_what_a_preset_is_one(say):
-    assert say("show", "backbone", "qwen2_7b")[1].startswith("backbone qwen2_7b, a preset of causal_lm\n")
+    assert say("show", "backbone", "qwen2_7b")[1].startswith("backbone qwen2_7b, a preset of qwen2_0_5b\n")
 
 
 def test_show_marks_settings_that_must_be_given(say):

@@ -64,7 +64,7 @@ PLANTED = [
     ("stages.0.data.0", "tinyworld", "stages.0.data.0", "Write name: one of"),
     ("stages.0.data.0.name", "tinywolrd", "stages.0.data.0", "Did you mean 'tinyworld'?"),
     ("stages.0.data.0.taks", "text", "stages.0.data.0.taks", "Did you mean 'task'?"),
-    ("stages.0.data.0.task", "images", "stages.0.data.0.task", "one of text, caption, single, multi, video"),
+    ("stages.0.data.0.task", "images", "stages.0.data.0.task", "one of text, caption, single, by_shape, multi, video"),
     ("stages.0.data.0.turns", 0, "stages.0.data.0", "must be at least 1"),
     ("stages.0.data.0.weight", 0, "stages.0.data.0.weight", "Write a number above 0"),
     ("model.backbone.text_tokenizer", MISSING, "model.backbone.text_tokenizer", "mmblocks:tinyworld_text"),

@@ -71,7 +71,7 @@ def scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
         (
             "Two pictures in one conversation",
             ["Picture 1: ", image(media("first.png")), "Picture 2: ", image(media("second.png"))],
-            ["Which picture shows a red circle?", "How many shapes are in picture 1?"],
+            ["What is in picture 1?", "How many shapes are in picture 2?"],
         ),
         (
             "A clip of two seconds",
