@@ -35,7 +35,14 @@ def test_plan_tells_media_from_overrides(capsys):
     assert [v["kind"] for v in plain["visuals"]] == ["image", "image", "video"]
     assert plain["visuals"][2]["num_frames"] == 60
     assert plain["sequence_tokens"] == plain["visual_tokens"] + 64
-    assert set(plain["training_bytes"]) == {"text", "align", "knowledge", "single_image", "onevision", "onevision_again"}
+    assert set(plain["training_bytes"]) == {
+        "text",
+        "align",
+        "knowledge",
+        "single_image",
+        "onevision",
+        "onevision_again",
+    }
 
 
 def test_plan_shows_a_page(capsys):
