@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -114,8 +113,3 @@ def _text(model: OneVision, ids: Sequence[int]) -> str:
     for stop in Stop.of(model).texts:
         text = text.partition(stop)[0]
     return text.strip()
-
-
-def is_clip(path: str | Path) -> bool:
-    """Whether a path looks like a clip by its ending."""
-    return Path(path).suffix.lower() in {".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg"}

@@ -14,7 +14,7 @@ from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Spec
-from mmblocks.shapes import Scenario, Size
+from mmblocks.shapes import Scenario
 from mmblocks.tokenizers.router import Router
 
 
@@ -87,8 +87,3 @@ def wire_tokenizers(spec: ModelSpec, encoder: Any, projector: Any) -> Router:
 def count_parameters(module: nn.Module) -> int:
     """Parameters of a module, each shared one once."""
     return sum(p.numel() for p in module.parameters())
-
-
-def grid_of(encoder: Any, projector: Any) -> Size:
-    """Cells per view after projection."""
-    return projector.out_grid(encoder.grid)
