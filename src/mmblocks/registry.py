@@ -28,12 +28,17 @@ Spec = str | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[T]):
-    """A registered component or preset. `builder` makes it; `settings` are what a preset fixes beforehand."""
+    """A registered component or preset. `builder` makes it; `settings` are what a preset fixes beforehand.
+
+    source: the paper or code it comes from. oracle: what its outputs are compared with in the tests. tiny: settings
+    small enough for tests.
+    """
 
     name: str
     builder: Callable[..., T]
     source: str
     tiny: Mapping[str, Any]
+    oracle: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     of: str | None = None
 
@@ -72,12 +77,12 @@ class Registry(Generic[T]):
         return f"mmblocks.{self.kind}"
 
     def register(
-        self, name: str, *, source: str, tiny: Mapping[str, Any] | None = None
+        self, name: str, *, source: str, tiny: Mapping[str, Any] | None = None, oracle: str = ""
     ) -> Callable[[Callable[..., T]], Any]:
-        """Register a class or factory. `source` cites the paper or code; `tiny` holds settings small enough for tests."""
+        """Register a class or factory; see `Entry` for what is said of it."""
 
         def add(builder: Callable[..., T]) -> Callable[..., T]:
-            self._add(Entry(name, builder, source, dict(tiny or {})))
+            self._add(Entry(name, builder, source, dict(tiny or {}), oracle))
             return builder
 
         return add
@@ -86,7 +91,7 @@ class Registry(Generic[T]):
         """Register `name` as the component `of` with some of its settings given."""
         base = self[of]
         self._refuse(name, self._faults(base, settings, f"preset {name!r} of {of!r}"))
-        self._add(Entry(name, base.builder, base.source, base.tiny, {**base.settings, **settings}, of))
+        self._add(Entry(name, base.builder, base.source, base.tiny, base.oracle, {**base.settings, **settings}, of))
 
     def _add(self, entry: Entry[T]) -> None:
         known = self._entries.get(entry.name)

@@ -5,7 +5,7 @@ A size is always (height, width); the unit is in the name of the variable (`_px`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 VisualKind = Literal["image", "video"]
@@ -67,10 +67,15 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class VisualPlan:
-    """Where every token of one visual comes from, in integers: comparable, picklable, made without a pixel."""
+    """Where every token of one visual comes from, in integers: comparable, picklable, made without a pixel.
+
+    num_tokens: rows of the visual, learned marks included. told: texts that stand before, between and after these rows
+    ("at 1.50s: "), each with the number of rows that come before it, in their order; they are no visual tokens.
+    """
 
     views: tuple[View, ...]
     num_tokens: int
+    told: tuple[tuple[int, str], ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
