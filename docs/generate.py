@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmblocks.cli.facts import facts
 from mmblocks.components import REGISTRIES
 from mmblocks.data.sources import sources
 from mmblocks.registry import Registry
@@ -55,7 +56,14 @@ def component(registry: Registry[Any], name: str) -> Iterator[str]:
         yield "| setting | type | default |\n|---|---|---|"
         yield from (row(setting) for setting in schema)
         yield ""
-    yield f"Source: {linked(entry.source)}\n"
+    yield "".join(f"{said.capitalize()}: {value}  \n" for said, value in told(registry, name).items())
+
+
+def told(registry: Registry[Any], name: str) -> dict[str, str]:
+    """What stands below a component's settings."""
+    entry = registry[name]
+    oracle = {"compared with": entry.oracle} if entry.oracle else {}
+    return {**facts(registry, name), "source": linked(entry.source), **oracle}
 
 
 def preset_table(registry: Registry[Any], presets: list[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "build": "mmblocks.model.build",
+    "compose": "mmblocks.model.systems",
     "OneVision": "mmblocks.model.onevision",
     "ModelSpec": "mmblocks.model.spec",
     "save": "mmblocks.model.checkpoint",
@@ -38,6 +39,7 @@ __all__ = [
     "answer",
     "build",
     "collate",
+    "compose",
     "generate",
     "image",
     "load",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from mmblocks.model.generate import Decoding, generate
     from mmblocks.model.onevision import OneVision
     from mmblocks.model.spec import ModelSpec
+    from mmblocks.model.systems import compose
 
 
 def __getattr__(name: str) -> Any:

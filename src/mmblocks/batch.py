@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmblocks.shapes import RoutedPlan
@@ -32,6 +33,38 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True)
+class Instructions:
+    """What was asked about each view, for projectors that read it: their own tokenizer's ids, not the backbone's.
+
+    ids: (views, length) int64, shorter questions filled up behind. mask: (views, length) bool, True for real words.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, words: Sequence[Tensor]) -> Instructions:
+        """One row of ids per view, any of them empty."""
+        length = max(map(len, words), default=0)
+        ids = torch.stack([F.pad(row, (0, length - len(row))) for row in words]) if words else torch.empty(0, 0)
+        sizes = torch.tensor([len(row) for row in words], dtype=torch.int64)
+        return cls(ids.to(torch.int64), torch.arange(length) < sizes[:, None])
+
+    @classmethod
+    def none(cls, views: int) -> Instructions:
+        """Nothing was asked about any view."""
+        return cls(torch.empty(views, 0, dtype=torch.int64), torch.empty(views, 0, dtype=torch.bool))
+
+    def split(self, counts: Sequence[int]) -> list[Instructions]:
+        """The same for groups of `counts` views."""
+        pairs = zip(self.ids.split(list(counts)), self.mask.split(list(counts)), strict=True)
+        return [Instructions(ids, mask) for ids, mask in pairs]
+
+    def to(self, device: torch.device | str) -> Instructions:
+        return Instructions(self.ids.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Packed samples, ready for the model.
 
@@ -39,6 +72,7 @@ class Batch:
     pixels: (views, 3, height, width) uint8, all views of all visuals in order.
     plans: one per visual, in the order of their pixels and of their rows.
     visual_positions: (visual tokens,) int64, the rows of `input_ids` that visual tokens replace, in order.
+    instructions: what was asked about each view, where the model's projector reads it.
     """
 
     input_ids: Tensor
@@ -48,6 +82,7 @@ class Batch:
     pixels: Tensor
     plans: tuple[RoutedPlan, ...]
     visual_positions: Tensor
+    instructions: Instructions | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -66,6 +101,7 @@ class Batch:
             packing=self.packing.to(device),
             pixels=self.pixels.to(device),
             visual_positions=self.visual_positions.to(device),
+            instructions=None if self.instructions is None else self.instructions.to(device),
         )
 
 

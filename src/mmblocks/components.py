@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from mmblocks.batch import Packing
+    from mmblocks.batch import Instructions, Packing
     from mmblocks.conversation import Message, Visual
 
 P = TypeVar("P", bound=VisualPlan)
@@ -55,6 +55,27 @@ class Projector(Protocol):
         ...
 
     def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class InstructedProjector(Protocol):
+    """A projector that also reads what was asked about each view: `forward(x, ins) == head(body(x, ins))`.
+
+    It is a `Projector` too: without instructions, nothing was asked. `needs_text = True` says that batches must carry
+    them; a projector that does not declare it is never given any.
+    """
+
+    needs_text: bool
+    text_tokenizer: Any
+    """Writes the question's ids. Named by a setting of the projector; longer questions are cut as it says."""
+    max_text_tokens: int
+
+    def __call__(self, x: Tensor, instructions: Instructions | None = None) -> Tensor: ...
+
+
+def needs_text(projector: Any) -> bool:
+    """Whether a projector is an `InstructedProjector`."""
+    return getattr(projector, "needs_text", False)
 
 
 @runtime_checkable
@@ -112,6 +133,14 @@ class Backbone(Protocol):
         ...
 
 
+def before_projector(tokenizer: Any, x: Tensor) -> Tensor:
+    """Encoder features of a visual as its tokenizer wants them projected: as they are, but for one that pools them
+    first and says so by a method of this name.
+    """
+    first = getattr(tokenizer, "before_projector", None)
+    return x if first is None else first(x)
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A piece of a rendered conversation: text or a visual; `learn` marks what the model is trained to write."""
@@ -123,8 +152,10 @@ class Span:
 class ChatTemplate(Protocol):
     """Messages to spans. What is learned is decided here, never by searching a rendered string."""
 
-    stop: tuple[str, ...]
-    """Texts that end an answer."""
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end an answer. A template may also name `special` texts, which must be tokens of their own."""
+        ...
 
     def spans(self, messages: Sequence[Message]) -> list[Span]: ...
 
@@ -148,7 +179,7 @@ tokenizers: Registry[Any] = Registry(
     "tokenizer", "mmblocks.tokenizers", wired=("view_px", "grid", "spatial", "squash", "pooling")
 )
 backbones: Registry[Any] = Registry("backbone", "mmblocks.backbones")
-templates: Registry[Any] = Registry("template", "mmblocks.templates")
+templates: Registry[Any] = Registry("template", "mmblocks.templates", wired=("text_tokenizer",))
 
 REGISTRIES: dict[str, Registry[Any]] = {
     r.kind: r for r in (encoders, projectors, poolings, tokenizers, backbones, templates)

@@ -25,12 +25,14 @@ class Visual:
     """A picture or clip, not yet opened.
 
     `source` is a path, bytes, a PIL image (pictures), or a uint8 array (frames, height, width, 3) (clips);
-    `fps` belongs to clips given as arrays.
+    `fps` belongs to clips given as arrays. `note` says what is known of it beside its pixels ("camera at (1.2, 0.4)"), for
+    tokenizers that tell it.
     """
 
     kind: VisualKind
     source: Any
     fps: float = 1.0
+    note: str = ""
 
 
 Part = Text | Visual
@@ -61,7 +63,10 @@ class Conversation:
 
     @classmethod
     def of(cls, messages: Sequence[Mapping[str, Any]], origin: str = "conversation") -> Conversation:
-        """Read chat-completions messages: {"role", "content": text | [{"type": "text"|"image"|"video", ...}]}."""
+        """Read chat-completions messages: {"role", "content": text | [{"type": "text"|"image"|"video", ...}]}.
+
+        A picture or clip may have a "note" (see `Visual`).
+        """
         return cls(tuple(_message(m, f"{origin}: message {i}") for i, m in enumerate(messages)), origin)
 
 
@@ -83,11 +88,12 @@ def _parts(content: Sequence[Any], where: str) -> Iterator[Part]:
         if kind == "text":
             yield Text(_field(raw, "text", f"{where}, part {i}"))
         elif kind in ("image", "video"):
-            yield Visual(kind, _field(raw, kind, f"{where}, part {i}"), float(raw.get("fps", 1.0)))
+            source = _field(raw, kind, f"{where}, part {i}")
+            yield Visual(kind, source, float(raw.get("fps", 1.0)), _note(raw, f"{where}, part {i}"))
         elif kind in ("image_url", "video_url"):
             url = _field(raw, kind, f"{where}, part {i}")
             source = url.get("url") if isinstance(url, Mapping) else url
-            yield Visual("image" if kind == "image_url" else "video", source)
+            yield Visual("image" if kind == "image_url" else "video", source, note=_note(raw, f"{where}, part {i}"))
         else:
             raise DataError(f"{where}, part {i}: {raw!r}; a part is {{'type': 'text'|'image'|'video', ...}}.")
 
@@ -96,3 +102,10 @@ def _field(raw: Mapping[str, Any], key: str, where: str) -> Any:
     if raw.get(key) is None:
         raise DataError(f"{where}: a part of type {raw['type']!r} has no {key!r} entry.")
     return raw[key]
+
+
+def _note(raw: Mapping[str, Any], where: str) -> str:
+    note = raw.get("note", "")
+    if not isinstance(note, str):
+        raise DataError(f"{where}: note is {note!r}; write a text, or leave it out.")
+    return note

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mmblocks.errors import ConfigError, UnknownComponentError
-from mmblocks.settings import REQUIRED, Setting, did_you_mean, fitted
+from mmblocks.settings import REQUIRED, Setting, accepts, did_you_mean, fitted
 
 T = TypeVar("T")
 Spec = str | Mapping[str, Any]
+"""A component as plain values. A setting annotated `Spec` or `tuple[Spec, ...]` holds components of its own kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +115,6 @@ class Registry(Generic[T]):
             found[item.name] = item
         return found
 
-    def refresh(self) -> None:
-        """Look again for installed components (after a plug-in was installed while Python runs)."""
-        self.__dict__.pop("_found", None)
-
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._found, *self._entries}))
 
@@ -169,7 +166,21 @@ class Registry(Generic[T]):
             return [str(unknown)]
         faults = self._faults(entry, settings, f"{self.kind} {name!r}")
         missing = [s.name for s in self.schema(name) if s.default is REQUIRED and s.name not in settings]
-        return faults + [f"{self.kind} {name!r} needs the setting {m!r}." for m in missing]
+        faults += [f"{self.kind} {name!r} needs the setting {m!r}." for m in missing]
+        return faults + [f"{key}: {r}" for key, inner in self.members(spec).items() for r in self._inner_reasons(inner)]
+
+    def members(self, spec: Spec) -> dict[str, Spec]:
+        """The components that a component is made of, by key: {"members.0": "clip", "members.1": {"name": ...}}."""
+        name, given = split(spec)
+        return {
+            key: inner for s in self.schema(name) for key, inner in members_in(s, given.get(s.name, s.default)).items()
+        }
+
+    def _inner_reasons(self, inner: Spec) -> list[str]:
+        try:
+            return self.reasons_against(inner)
+        except ConfigError as nameless:
+            return [str(nameless)]
 
     def build(self, spec: Spec, /, **arguments: Any) -> T:
         """Build from a name or {"name": ..., settings}. Wired arguments that the component does not declare are dropped."""
@@ -202,6 +213,15 @@ def split(spec: Spec) -> tuple[str, dict[str, Any]]:
     if not isinstance(name, str):
         raise ConfigError(f"a component is a name or a mapping with a 'name', not {spec!r}.")
     return name, settings
+
+
+def members_in(setting: Setting, value: Any) -> dict[str, Spec]:
+    """The components in a setting's value by key; none where the setting holds none, or the value does not fit."""
+    if setting.annotation == Spec and accepts(Spec, value):
+        return {setting.name: value}
+    if setting.annotation == tuple[Spec, ...] and accepts(tuple[Spec, ...], value):
+        return {f"{setting.name}.{i}": inner for i, inner in enumerate(value)}
+    return {}
 
 
 def _parameters(builder: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:

@@ -102,7 +102,7 @@ def type_name(annotation: Any) -> str:
     return (
         annotation.__name__
         if isinstance(annotation, type) and not arguments
-        else str(annotation).replace("typing.", "")
+        else str(annotation).replace("typing.", "").replace("collections.abc.", "")
     )
 
 

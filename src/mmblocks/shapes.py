@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 VisualKind = Literal["image", "video"]
 Scenario = Literal["image", "multi_image", "video"]
+ResizeFilter = Literal["bicubic", "lanczos"]
 SCENARIOS: tuple[Scenario, ...] = ("image", "multi_image", "video")
 
 
@@ -42,12 +43,16 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VisualShape:
-    """A picture or clip before it is decoded: its size in pixels, its number of frames and frames per second."""
+    """A picture or clip before it is decoded: its size in pixels, its number of frames and frames per second.
+
+    note: what is known of it beside its pixels, such as a camera's pose; tokenizers that tell notes read it.
+    """
 
     kind: VisualKind
     size: Size
     num_frames: int = 1
     fps: float = 1.0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class View:
     resized: Size
     canvas: Size
     window: Box
+    resize: ResizeFilter = "bicubic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,16 @@ class VisualPlan:
     views: tuple[View, ...]
     num_tokens: int
     told: tuple[tuple[int, str], ...] = field(default=(), kw_only=True)
+
+    def pieces(self) -> tuple[int | str, ...]:
+        """Rows and told texts in the order they are read: a number of rows, or a text; nothing empty."""
+        pieces: list[int | str] = []
+        begin = 0
+        for rows_before, text in self.told:
+            assert begin <= rows_before <= self.num_tokens, f"told={self.told} leaves 0 to {self.num_tokens} rows"
+            pieces += [rows_before - begin, text]
+            begin = rows_before
+        return tuple(piece for piece in (*pieces, self.num_tokens - begin) if piece)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def exact():
 def test_the_demo_asks_what_tinyworld_asks(exact):
     questions = [question for _, _, questions in scenes() for question in questions]
     assert set(questions) <= set(exact)
-    assert exact["Describe the picture."] == "a blue square, a red circle and a yellow triangle"
+    assert exact["Where is the red circle?"] == "red circle middle left"
 
 
 @pytest.mark.parametrize("task", ["single", "video"])

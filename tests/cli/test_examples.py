@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def shown(monkeypatch, tmp_path, capsys):
     """Run an example as a script; returns the lines it prints."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(projectors, "_entries", {**projectors._entries})
+    monkeypatch.setattr(projectors, "_entries", {name: projectors[name] for name in projectors})
 
     def run(name, *arguments):
         monkeypatch.setattr("sys.argv", [name, *arguments])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -17,10 +18,10 @@ name = "somebodys-projectors"
 version = "1.0"
 
 [project.entry-points."mmblocks.projector"]
-gated = "somebodys_projectors"
+geglu = "somebodys_projectors"
 """
 
-GATED = '''\
+PLUGIN = '''\
 """A projector that mmblocks does not have."""
 
 import torch.nn.functional as F
@@ -30,26 +31,26 @@ from mmblocks.components import projectors
 from mmblocks.shapes import Size
 
 
-class SwiGLU(nn.Module):
+class GatedGELU(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.gate = nn.Linear(in_dim, hidden_dim)
         self.up = nn.Linear(in_dim, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.gate(x)) * self.up(x)
+        return F.gelu(self.gate(x)) * self.up(x)
 
 
-@projectors.register("gated", source="https://arxiv.org/abs/2002.05202", tiny={"expansion": 2.0})
-class Gated(nn.Module):
-    """SwiGLU per patch: down(silu(gate(x)) * up(x)).   Shape: (..., in_dim) -> (..., out_dim)."""
+@projectors.register("geglu", source="https://arxiv.org/abs/2002.05202", tiny={"expansion": 2.0})
+class GEGLU(nn.Module):
+    """GEGLU per patch: down(gelu(gate(x)) * up(x)).   Shape: (..., in_dim) -> (..., out_dim)."""
 
     spatial = True
 
     def __init__(self, in_dim: int, out_dim: int, expansion: float = 4.0) -> None:
         super().__init__()
         hidden_dim = round(in_dim * expansion)
-        self.body = SwiGLU(in_dim, hidden_dim)
+        self.body = GatedGELU(in_dim, hidden_dim)
         self.head = nn.Linear(hidden_dim, out_dim)
 
     def out_grid(self, grid: Size) -> Size:
@@ -82,7 +83,7 @@ def somewhere(tmp_path_factory):
     package = folder / "package"
     package.mkdir()
     (package / "pyproject.toml").write_text(PYPROJECT)
-    (package / "somebodys_projectors.py").write_text(GATED)
+    (package / "somebodys_projectors.py").write_text(PLUGIN)
     (folder / "recipes").mkdir()
     (folder / "recipes/mini.yaml").write_text(RECIPE)
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
@@ -106,8 +107,8 @@ def run(somewhere):
 
 def test_a_plugged_in_component_is_listed_and_shown(run):
     listed = run("-m", "mmblocks.cli", "list", "projector")
-    assert "gated     from the package somebodys-projectors" in listed.stdout
-    shown = run("-m", "mmblocks.cli", "show", "projector", "gated")
+    assert re.search(r"^ *geglu +from the package somebodys-projectors$", listed.stdout, re.MULTILINE)
+    shown = run("-m", "mmblocks.cli", "show", "projector", "geglu")
     assert "expansion  float  = 4.0" in shown.stdout
     assert "https://arxiv.org/abs/2002.05202" in shown.stdout
 
@@ -118,8 +119,8 @@ def test_a_plugged_in_component_is_chosen_in_a_recipe_and_builds(run):
         """
 from mmblocks import conf
 from mmblocks.components import projectors
-spec = conf.compose("mini", ["model/projector=gated", "model.projector.expansion=2"])["model"]["projector"]
-assert spec == {"name": "gated", "expansion": 2.0}, spec
+spec = conf.compose("mini", ["model/projector=geglu", "model.projector.expansion=2"])["model"]["projector"]
+assert spec == {"name": "geglu", "expansion": 2.0}, spec
 print(projectors.build(spec, in_dim=6, out_dim=5).head)
 """,
     )
@@ -127,17 +128,17 @@ print(projectors.build(spec, in_dim=6, out_dim=5).head)
 
 
 def test_settings_of_a_plugged_in_component_are_checked(run):
-    done = run("-m", "mmblocks.cli", "train", "mini", "model/projector=gated", "model.projector.expansion=wide")
+    done = run("-m", "mmblocks.cli", "train", "mini", "model/projector=geglu", "model.projector.expansion=wide")
     assert done.returncode == 2
     assert done.stderr == "mmblocks: recipe 'mini': model.projector.expansion='wide' is not float.\n"
 
 
 def test_a_recipe_trains_with_a_plugged_in_component(run, somewhere):
-    arguments = ["train", "tiny/onevision", "model/projector=gated", "budget=0.001", "workers=0", "out=runs/gated"]
+    arguments = ["train", "tiny/onevision", "model/projector=geglu", "budget=0.001", "workers=0", "out=runs/geglu"]
     done = run("-m", "mmblocks.cli", *arguments)
     assert done.returncode == 0, done.stderr
-    config = json.loads((somewhere / "runs/gated/model/config.json").read_text())
-    assert config["model"]["projector"] == {"name": "gated", "expansion": 4.0}
+    config = json.loads((somewhere / "runs/geglu/model/config.json").read_text())
+    assert config["model"]["projector"] == {"name": "geglu", "expansion": 4.0}
 
 
 def test_a_plug_in_that_cannot_be_imported_stops_only_its_own_use(run, somewhere):
@@ -149,9 +150,9 @@ def test_a_plug_in_that_cannot_be_imported_stops_only_its_own_use(run, somewhere
         "-c",
         """
 from mmblocks import conf
-print(conf.compose("mini", ["model/projector=gated"])["model"]["projector"]["name"])
+print(conf.compose("mini", ["model/projector=geglu"])["model"]["projector"]["name"])
 conf.compose("mini", ["model/projector=broken"])
 """,
     )
-    assert done.stdout == "gated\n"
+    assert done.stdout == "geglu\n"
     assert "'broken' cannot be used: ModuleNotFoundError: No module named 'nowhere_to_be_found'" in done.stderr

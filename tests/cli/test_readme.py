@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
 def test_python_blocks_run_each_on_its_own(block, folder, monkeypatch):
     monkeypatch.chdir(folder)
     for registry in (projectors, templates):  # what a block registers is gone after it
-        monkeypatch.setattr(registry, "_entries", {**registry._entries})
+        monkeypatch.setattr(registry, "_entries", {name: registry[name] for name in registry})
     exec(compile(block.code, str(block), "exec"), {"__name__": "readme"})
 
 

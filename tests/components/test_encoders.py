@@ -11,18 +11,65 @@ from mmblocks.components import encoders
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
 
+SINGLE_TOWERS = ("clip", "siglip", "dinov2", "dinov3", "hf_vision", "timm_vit", "timm_features")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PRESETS: dict[str, tuple[str, int, int, int, int]] = {  # checkpoint, view, grid side, dim, millions of parameters
-    "siglip_so400m_384": ("google/siglip-so400m-patch14-384", 384, 27, 1152, 398),
-    "siglip_so400m_224": ("google/siglip-so400m-patch14-224", 224, 16, 1152, 397),
-    "siglip2_so400m_384": ("google/siglip2-so400m-patch14-384", 384, 27, 1152, 398),
     "siglip_base_224": ("google/siglip-base-patch16-224", 224, 14, 768, 79),
+    "siglip_base_256": ("google/siglip-base-patch16-256", 256, 16, 768, 79),
     "siglip_base_384": ("google/siglip-base-patch16-384", 384, 24, 768, 79),
+    "siglip_base_512": ("google/siglip-base-patch16-512", 512, 32, 768, 79),
+    "siglip_large_256": ("google/siglip-large-patch16-256", 256, 16, 1024, 291),
     "siglip_large_384": ("google/siglip-large-patch16-384", 384, 24, 1024, 291),
-    "clip_vit_l_336": ("openai/clip-vit-large-patch14-336", 336, 24, 1024, 291),
-    "clip_vit_l_224": ("openai/clip-vit-large-patch14", 224, 16, 1024, 291),
+    "siglip_so400m_224": ("google/siglip-so400m-patch14-224", 224, 16, 1152, 397),
+    "siglip_so400m_384": ("google/siglip-so400m-patch14-384", 384, 27, 1152, 398),
+    "siglip2_base_224": ("google/siglip2-base-patch16-224", 224, 14, 768, 79),
+    "siglip2_base_256": ("google/siglip2-base-patch16-256", 256, 16, 768, 79),
+    "siglip2_base_384": ("google/siglip2-base-patch16-384", 384, 24, 768, 79),
+    "siglip2_base_512": ("google/siglip2-base-patch16-512", 512, 32, 768, 79),
+    "siglip2_giant_256": ("google/siglip2-giant-opt-patch16-256", 256, 16, 1536, 1107),
+    "siglip2_giant_384": ("google/siglip2-giant-opt-patch16-384", 384, 24, 1536, 1107),
+    "siglip2_large_256": ("google/siglip2-large-patch16-256", 256, 16, 1024, 291),
+    "siglip2_large_384": ("google/siglip2-large-patch16-384", 384, 24, 1024, 291),
+    "siglip2_large_512": ("google/siglip2-large-patch16-512", 512, 32, 1024, 292),
+    "siglip2_so400m_224": ("google/siglip2-so400m-patch14-224", 224, 16, 1152, 397),
+    "siglip2_so400m_384": ("google/siglip2-so400m-patch14-384", 384, 27, 1152, 398),
+    "siglip2_so400m_p16_256": ("google/siglip2-so400m-patch16-256", 256, 16, 1152, 397),
+    "siglip2_so400m_p16_384": ("google/siglip2-so400m-patch16-384", 384, 24, 1152, 398),
+    "siglip2_so400m_p16_512": ("google/siglip2-so400m-patch16-512", 512, 32, 1152, 398),
     "clip_vit_b_16": ("openai/clip-vit-base-patch16", 224, 14, 768, 79),
     "clip_vit_b_32": ("openai/clip-vit-base-patch32", 224, 7, 768, 80),
+    "clip_vit_l_224": ("openai/clip-vit-large-patch14", 224, 16, 1024, 291),
+    "clip_vit_l_336": ("openai/clip-vit-large-patch14-336", 336, 24, 1024, 291),
+    "dinov2_base": ("facebook/dinov2-base", 518, 37, 768, 87),
+    "dinov2_giant": ("facebook/dinov2-giant", 518, 37, 1536, 1136),
+    "dinov2_large": ("facebook/dinov2-large", 518, 37, 1024, 304),
+    "dinov2_reg_base": ("facebook/dinov2-with-registers-base", 518, 37, 768, 87),
+    "dinov2_reg_giant": ("facebook/dinov2-with-registers-giant", 518, 37, 1536, 1136),
+    "dinov2_reg_large": ("facebook/dinov2-with-registers-large", 518, 37, 1024, 304),
+    "dinov2_reg_small": ("facebook/dinov2-with-registers-small", 518, 37, 384, 22),
+    "dinov2_small": ("facebook/dinov2-small", 518, 37, 384, 22),
+    "dinov3_vit7b16": ("facebook/dinov3-vit7b16-pretrain-lvd1689m", 224, 14, 4096, 6716),
+    "dinov3_vitb16": ("facebook/dinov3-vitb16-pretrain-lvd1689m", 224, 14, 768, 86),
+    "dinov3_vith16plus": ("facebook/dinov3-vith16plus-pretrain-lvd1689m", 224, 14, 1280, 841),
+    "dinov3_vitl16": ("facebook/dinov3-vitl16-pretrain-lvd1689m", 224, 14, 1024, 303),
+    "dinov3_vits16": ("facebook/dinov3-vits16-pretrain-lvd1689m", 224, 14, 384, 22),
+    "dinov3_vits16plus": ("facebook/dinov3-vits16plus-pretrain-lvd1689m", 224, 14, 384, 29),
+    "dinov3_convnext_base": ("facebook/dinov3-convnext-base-pretrain-lvd1689m", 224, 7, 1024, 88),
+    "dinov3_convnext_large": ("facebook/dinov3-convnext-large-pretrain-lvd1689m", 224, 7, 1536, 196),
+    "dinov3_convnext_small": ("facebook/dinov3-convnext-small-pretrain-lvd1689m", 224, 7, 768, 49),
+    "dinov3_convnext_tiny": ("facebook/dinov3-convnext-tiny-pretrain-lvd1689m", 224, 7, 768, 28),
+    "mlcd_bigg_336": ("DeepGlint-AI/mlcd-vit-bigG-patch14-336", 336, 24, 1664, 1842),
+    "mlcd_bigg_448": ("DeepGlint-AI/mlcd-vit-bigG-patch14-448", 448, 32, 1664, 1842),
+    "dfn_vit_h_378": ("pretrained", 378, 27, 1280, 612),
+    "eva02_clip_l_224": ("pretrained", 224, 16, 1024, 291),
+    "eva02_clip_l_336": ("pretrained", 336, 24, 1024, 291),
+    "openclip_convnext_large_320": ("pretrained", 320, 10, 1536, 196),
+    "openclip_convnext_xxlarge_256": ("pretrained", 256, 8, 3072, 843),
+    "openclip_vit_bigg_224": ("pretrained", 224, 16, 1664, 1804),
+    "openclip_vit_h_224": ("pretrained", 224, 16, 1280, 611),
+    "openclip_vit_l_224": ("pretrained", 224, 16, 1024, 291),
+    "pe_core_l_336": ("pretrained", 336, 24, 1024, 291),
+    "vitamin_l_336": ("pretrained", 336, 21, 1024, 322),
 }
 
 
@@ -37,7 +84,9 @@ def tiny(name: str, **settings: Any) -> Any:
 
 
 def test_all_presets_of_published_models_stand_in_the_table_above() -> None:
-    assert {name for name in encoders if encoders.about(name).of} - {"tiny_conv_48"} == set(PRESETS)
+    files = {f"mmblocks.encoders.{name}" for name in SINGLE_TOWERS}
+    presets = {name for name in encoders if encoders.about(name).of and encoders.about(name).module in files}
+    assert presets == set(PRESETS)
 
 
 def test_tinyworlds_encoder_sees_one_cell_of_its_grid_per_token() -> None:
@@ -54,6 +103,12 @@ def test_presets_have_the_sizes_of_the_published_models(name: str) -> None:
     assert encoder.grid == Size(side, side)
     assert encoder.dim == dim
     assert round(sum(p.numel() for p in encoder.parameters()) / 1e6) == millions
+
+
+def test_towers_trained_on_other_pictures_state_other_colours() -> None:
+    means = {name: on_meta(name).pixel_mean[0] for name in ("dinov2_small", "dinov3_vits16", "eva02_clip_l_336")}
+    assert means == {"dinov2_small": 0.485, "dinov3_vits16": 0.485, "eva02_clip_l_336": CLIP_MEAN[0]}
+    assert on_meta("openclip_vit_l_224").pixel_mean == (0.5,) * 3  # laion's ViT-L alone was trained so
 
 
 def test_listing_encoders_imports_neither_torch_nor_timm_nor_transformers() -> None:
@@ -111,15 +166,84 @@ def test_clip_with_its_class_token_is_one_row_that_is_no_picture() -> None:
         ({"layer": 0}, r"layer=0 names no block; with 3 blocks choose 1 to 3 or -3 to -1"),
         ({"layer": 4}, r"layer=4 names no block"),
         ({"layer": -4}, r"layer=-4 names no block"),
+        ({"layer": [1, 4, -9]}, r"layer=\(1, 4, -9\): 4, -9 of it do not exist; with 3 blocks choose from 0"),
+        ({"layer": [0]}, r"layer=\(0,\): it names no block"),
+        ({"layer": []}, r"layer=\(\): it names no block"),
         ({"heads": 3}, r"dim=16 is not a multiple of heads=3"),
         ({"image_px": 10}, r"image_px=10 holds no whole patch of patch_px=14"),
         ({"image_px": 10, "heads": 3, "layer": 9}, r"image_px=10.*heads=3.*layer=9"),
     ],
 )
 @pytest.mark.parametrize("name", ["siglip", "clip"])
-def test_sizes_that_make_no_transformer_are_refused(name: str, settings: dict[str, int], reason: str) -> None:
+def test_sizes_that_make_no_transformer_are_refused(name: str, settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         tiny(name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "reason"),
+    [
+        (
+            "dinov2",
+            {"trained_px": 10, "registers": -1},
+            r"trained_px=10 holds no whole patch.*registers=-1 is no number",
+        ),
+        ("dinov2", {"heads": 3}, r"dim=16 is not a multiple of heads=3"),
+        ("dinov3", {"heads": 8, "registers": -1}, r"dim=16 with heads=8 gives 2 channels per head.*registers=-1"),
+        ("dinov3", {"layer": 9}, r"layer=9 names no block"),
+    ],
+)
+def test_sizes_that_make_no_dino_are_refused(name: str, settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        tiny(name, **settings)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov3"])
+def test_dino_without_its_norm_holds_no_norm_and_never_a_mask_token(name: str) -> None:
+    final = {"dinov2": "tower.layernorm.weight", "dinov3": "tower.norm.weight"}[name]
+    assert final in tiny(name).state_dict()
+    assert final not in tiny(name, norm=False).state_dict()
+    assert not [key for key in tiny(name).state_dict() if "mask_token" in key]
+
+
+@pytest.mark.parametrize("name", ["siglip", "clip", "dinov2", "dinov3", "timm_vit"])
+def test_layers_side_by_side_are_as_wide_as_all_of_them(name: str) -> None:
+    encoder = tiny(name, layer=[1, -1, 2])
+    assert encoder.dim == 3 * tiny(name).dim
+    assert encoder(torch.zeros(1, 3, *encoder.view_px)).shape == (1, *encoder.grid, encoder.dim)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (
+            {"grid": [3, 3]},
+            r"grid=\(3, 3\) and prefix_tokens=1 are declared, but ViTModel gives 5 tokens, not 1 \+ 3 x 3 for image_px=32",
+        ),
+        ({"prefix_tokens": 0}, r"prefix_tokens=0 are declared, but ViTModel gives 5 tokens, not 0 \+ 2 x 2"),
+        ({"image_px": 48}, r"ViTModel cannot take image_px=48: ValueError: "),
+        ({"layer": 3}, r"layer=3 names no block; with 2 blocks choose 1 to 2"),
+        ({"sizes": {"hiden_size": 16}}, r"sizes has \['hiden_size'\], which family='vit' does not know"),
+        ({"sizes": {"hidden_size": "wide"}}, r"family='vit' with sizes=.*hidden_size"),
+        ({"family": "nonesuch"}, r"family='nonesuch'"),
+        ({"family": "bert", "sizes": {"num_hidden_layers": 1}}, r"BertModel cannot take image_px=32"),
+        ({"family": None, "sizes": {}}, r"family=None with checkpoint=None and sizes=\{\}; write a checkpoint alone"),
+    ],
+)
+def test_a_tower_that_is_not_as_declared_is_refused_with_both_statements(settings: dict[str, Any], reason: str) -> None:
+    with torch.device("meta"), pytest.raises(ConfigError, match=reason):
+        tiny("hf_vision", **settings)
+
+
+def test_a_tower_without_prefix_tokens_states_its_grid_itself() -> None:
+    settings = {"family": "resnet", "sizes": {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8}}
+    with pytest.raises(ConfigError, match=r"but ResNetModel gives a grid of \(4, 4\) without prefix tokens"):
+        tiny("hf_vision", **settings)
+    assert tiny("hf_vision", **settings, grid=[4, 4], prefix_tokens=0).dim == 16
+
+
+def test_parts_that_any_towers_features_do_not_need_are_not_kept() -> None:
+    assert not [key for key in tiny("hf_vision").state_dict() if "pooler" in key or "mask" in key]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +260,50 @@ def test_timm_states_the_facts_of_its_models(model_name: str, view_px: int, side
     encoder = on_meta("timm_vit", model_name=model_name)
     assert (encoder.view_px, encoder.grid, encoder.dim) == (Size(view_px, view_px), Size(side, side), dim)
     assert encoder.pixel_mean[0] == mean
+
+
+@pytest.mark.parametrize(
+    ("model_name", "view_px", "side", "dim"),
+    [
+        ("vitamin_small_224", 224, 14, 384),  # patches of feature maps
+        ("vit_small_r26_s32_224", 224, 7, 384),
+        ("vit_small_patch16_dinov3", 256, 16, 384),  # rotary positions, a class token and four registers
+    ],
+)
+def test_transformers_of_timm_that_are_not_plain_have_a_patch_grid_too(
+    model_name: str, view_px: int, side: int, dim: int
+) -> None:
+    encoder = on_meta("timm_vit", model_name=model_name)
+    assert (encoder.view_px, encoder.grid, encoder.dim) == (Size(view_px, view_px), Size(side, side), dim)
+
+
+@pytest.mark.parametrize(
+    ("settings", "view_px", "side", "dim"),
+    [
+        ({"model_name": "test_convnext"}, 160, 5, 64),
+        ({"model_name": "test_convnext", "image_px": 100}, 100, 3, 64),  # 3.1 cells of 32 pixels
+        ({"model_name": "test_convnext", "stage": 1}, 160, 20, 32),
+        ({"model_name": "resnet18", "image_px": 100}, 100, 4, 512),  # padded convolutions round up
+        ({"model_name": "swin_tiny_patch4_window7_224"}, 224, 7, 768),
+        ({"model_name": "swin_tiny_patch4_window7_224", "stage": -2, "image_px": 448}, 448, 28, 384),
+    ],
+)
+def test_timm_states_the_facts_of_its_stages(settings: dict[str, Any], view_px: int, side: int, dim: int) -> None:
+    encoder = on_meta("timm_features", **settings)
+    assert (encoder.view_px, encoder.grid, encoder.dim) == (Size(view_px, view_px), Size(side, side), dim)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"stage": 4}, r"stage=4 names no stage; 'test_convnext' has 4: choose 0 to 3 or -4 to -1"),
+        ({"model_name": "test_convnex"}, r"encoder 'timm_features': timm has no model 'test_convnex'. Did you mean"),
+        ({"image_px": 2}, r"'test_convnext' \(ConvNeXt\) gives no feature map for a view of image_px=2"),
+    ],
+)
+def test_stages_that_timm_does_not_have_are_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        on_meta("timm_features", **{"model_name": "test_convnext", **settings})
 
 
 def test_a_timm_tag_given_as_checkpoint_decides_mean_and_std() -> None:
@@ -161,6 +329,11 @@ def test_a_timm_model_can_be_built_for_another_view() -> None:
 def test_timm_models_without_a_patch_grid_are_refused_with_the_reason(model_name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         on_meta("timm_vit", model_name=model_name)
+
+
+def test_timm_gives_no_state_before_the_first_block() -> None:
+    with pytest.raises(ConfigError, match=r"layer=\(0, 2\): timm gives no state before the first block"):
+        tiny("timm_vit", layer=[0, 2])
 
 
 def test_two_names_for_timm_weights_are_refused() -> None:

@@ -214,3 +214,11 @@ def test_lists_become_the_tuples_that_a_constructor_asks_for(lamps):
     add(lamps, "shelf", shelf)
     assert lamps.build("shelf", widths=[1, 2]) == (1, 2)
     assert lamps.build("shelf") is None
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_every_component_says_what_it_is_compared_with(kind):
+    registry = REGISTRIES[kind]
+    own = [name for name in registry if registry.about(name).module.startswith("mmblocks.")]
+    assert [name for name in own if not registry[name].oracle] == []
+    assert [name for name in own if not registry[name].source] == []

@@ -1,10 +1,17 @@
 """Chat templates: what they write, and which of it the model learns to write."""
 
+import pickle
+
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.errors import DataError
+from mmblocks.errors import ConfigError, DataError
+from mmblocks.model.check import faults
+from mmblocks.model.limits import template_faults
+from mmblocks.templates.later import Later
 
 TALK = [
     {"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "Which animal?"}]},
@@ -12,7 +19,24 @@ TALK = [
     {"role": "user", "content": "Colour?"},
     {"role": "assistant", "content": "White."},
 ]
-CHATS = {"chatml", "qwen_1_5", "qwen_2", "qwen_2_5", "vicuna_v1", "llava_v1", "llama_3", "llava_llama_3"}
+STYLES = {
+    "chatml": {"qwen_1_5", "qwen_2", "qwen_2_5"},
+    "llama_2": {
+        "mistral_instruct",
+        "llava_mistral_instruct",
+        "llava_llama_2",
+        "llava_llama_2_simple",
+        "llava_llama_2_mmtag",
+    },
+    "llama_3": {"llava_llama_3"},
+    "llava_v0": {"default", "v0", "llava_v0_mmtag", "v0_mmtag"},
+    "plain": {"v0_plain"},
+    "tokenizer": set(),
+    "turns": {"mpt", "chatml_direct", "mistral_direct", "mistral_orca", "mistral_zephyr", "gemma_instruct"},
+    "vicuna_v1": {"v1", "llava_v1", "llava_v1_mmtag", "v1_mmtag"},
+}
+CHATS = {name for style, presets in STYLES.items() for name in (style, *presets)} - {"plain", "v0_plain", "tokenizer"}
+SPACED = STYLES["vicuna_v1"] | STYLES["llava_v0"] | STYLES["llama_2"] | {"vicuna_v1", "llava_v0", "llama_2"}
 
 
 def messages(talk):
@@ -28,15 +52,16 @@ def learned(spans):
 
 
 def test_every_template_is_known():
-    assert set(templates) == CHATS | {"plain"}
+    assert set(templates) == CHATS | {"plain", "v0_plain", "tokenizer"}
 
 
 @pytest.mark.parametrize("name", sorted(CHATS))
 def test_what_is_learned_is_each_answer_and_its_stop(name):
     template = templates.build(name)
-    before = " " if name in ("vicuna_v1", "llava_v1") else ""
+    before, after = " " if name in SPACED else "", " " if "[INST]" in written(template.spans(messages(TALK))) else ""
     (stop,) = template.stop
-    assert learned(template.spans(messages(TALK))) == f"{before}A cat.{stop}{before}White.{stop}"
+    answers = "".join(f"{before}{text}{after}{stop}" for text in ("A cat.", "White."))
+    assert learned(template.spans(messages(TALK))) == answers
 
 
 @pytest.mark.parametrize("name", sorted(CHATS))
@@ -104,3 +129,145 @@ def test_plain_without_a_caption_asks_as_it_was_trained():
 def test_plain_needs_something_to_caption():
     with pytest.raises(DataError, match="captions visuals and the user message has none"):
         templates.build("plain").spans(messages(TALK[2:]))
+
+
+@pytest.mark.parametrize("name", sorted(name for name in CHATS if name.endswith("mmtag")))
+def test_mmtag_templates_write_tags_around_visuals(name):
+    shown = templates.build(name).spans(messages([{"role": "system", "content": ""}, *TALK[:1]]))
+    assert "<Image><image></Image>Which animal?" in written(shown)
+
+
+def test_gemma_has_no_system_turn_and_opens_the_first_question_with_it():
+    told = messages([{"role": "system", "content": "Answer in verse."}, *TALK[2:]])
+    assert written(templates.build("gemma_instruct").spans(told)) == (
+        "<start_of_turn>user\nAnswer in verse.\n\nColour?<end_of_turn>\n<start_of_turn>model\nWhite.<end_of_turn>\n"
+    )
+
+
+# The text tokenizer's own chat template ------------------------------------------------------------------------------
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TRIMMED = CHATML.replace("m.content", "m.content | trim")
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if quick %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def with_chat(jinja):
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.chat_template = jinja
+    return tokenizer
+
+
+def own(jinja, **settings):
+    return templates.build({"name": "tokenizer", **settings}, text_tokenizer=lambda: with_chat(jinja))
+
+
+def test_the_tokenizers_own_chatml_gives_the_spans_of_ours():
+    theirs, ours = own(CHATML), templates.build("chatml")
+    spans = theirs.spans(messages(TALK))
+    assert (written(spans), learned(spans)) == (
+        written(ours.spans(messages(TALK))),
+        learned(ours.spans(messages(TALK))),
+    )
+    assert [s.content for s in spans if isinstance(s.content, Visual)] == [messages(TALK)[0].parts[0]]
+    assert (theirs.stop, theirs.open_answer()) == (ours.stop, ours.open_answer())
+
+
+def test_its_text_is_what_the_tokenizer_renders():
+    talk = [{"role": "system", "content": "Be brief."}, *TALK[2:]]
+    rendered = with_chat(CHATML).apply_chat_template(talk, tokenize=False)
+    assert written(own(CHATML).spans(messages(talk))) == rendered
+
+
+def test_a_template_that_trims_is_followed():
+    spans = own(TRIMMED).spans(
+        messages([{"role": "user", "content": " Hi.\n"}, {"role": "assistant", "content": "Ho. "}])
+    )
+    assert written(spans) == "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nHo.<|im_end|>\n"
+    assert learned(spans) == "Ho.<|im_end|>"
+
+
+def test_what_it_writes_in_front_of_an_answer_is_learned_unless_the_prompt_has_it():
+    spans = own(THINKING).spans(messages(TALK))
+    assert learned(spans) == "A cat.<|im_end|><think>\n\n</think>\n\nWhite.<|im_end|>"
+    quick = own(THINKING, arguments={"quick": True})
+    assert learned(quick.spans(messages(TALK[:2]))) == "A cat.<|im_end|>"
+    assert written(quick.open_answer()) == "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+def test_a_prompt_that_no_conversation_begins_with_is_refused():
+    with pytest.raises(ConfigError, match="does not write message 1 after its own prompt for it"):
+        own(THINKING, arguments={"quick": True}).spans(messages(TALK))
+
+
+@pytest.mark.parametrize(
+    ("jinja", "error", "reason"),
+    [
+        (None, ConfigError, "has no chat template; choose a template by name"),
+        (CHATML.replace("m.content", "m.content | upper"), DataError, "drops, moves or rewrites what is said"),
+        (CHATML.replace("messages %}", "messages if m.role != 'user' %}"), DataError, "drops, moves or rewrites"),
+        ("{{ raise_exception('no system role') }}", DataError, "refuses this conversation: no system role"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", ConfigError, "writes nothing after an answer"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_learned_from_is_refused(jinja, error, reason):
+    with pytest.raises(error, match=reason):
+        own(jinja).spans(messages(TALK[2:]))
+
+
+# What `check` asks of a template -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("llama_3", "'<|begin_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'"),
+        ("llama_2", "'<s>', '</s>'"),
+        ("vicuna_v1", "'</s>'"),
+        ("mistral_zephyr", "'</s>'"),
+        ("gemma_instruct", "'<start_of_turn>', '<end_of_turn>'"),
+    ],
+)
+def test_a_template_whose_texts_the_tokenizer_lacks_is_refused_by_check(name, missing, tiny_spec):
+    (fault,) = faults({**tiny_spec, "template": name})
+    assert (fault.key, missing in fault.message) == ("model.template", True)
+    assert "answers would never end" in fault.message
+
+
+@pytest.mark.parametrize("name", ["chatml", "qwen_2", "mpt", "chatml_direct", "llava_v0"])
+def test_a_template_whose_texts_are_known_passes(name, tiny_spec):
+    assert faults({**tiny_spec, "template": name}) == []
+
+
+def test_a_stop_in_plain_text_must_be_writable():
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?")))
+    (fault,) = template_faults("model.template", templates.build("llava_v0"), words)
+    assert "does not have '###' as a token, so answers would never end" in fault.message
+
+
+def test_check_says_when_the_tokenizer_has_no_template_of_its_own(tiny_spec):
+    (fault,) = faults({**tiny_spec, "template": "tokenizer"})
+    assert "has no chat template; choose a template by name" in fault.message
+
+
+def test_a_data_worker_gets_the_tokenizer_and_not_what_reads_it():
+    class Backbone:
+        text_tokenizer = with_chat(CHATML)
+
+        def __reduce__(self):
+            raise AssertionError("the backbone itself must stay here")
+
+    template = templates.build("tokenizer", text_tokenizer=Later.of(Backbone()))
+    sent = pickle.loads(pickle.dumps(template))
+    assert sent.spans(messages(TALK)) == template.spans(messages(TALK))

@@ -1,3 +1,4 @@
+import itertools
 import json
 import subprocess
 import sys
@@ -12,8 +13,6 @@ from mmblocks.conf.groups import options
 from mmblocks.errors import ConfigError
 from mmblocks.settings import REQUIRED
 from mmblocks.train.stages import read_run
-
-EXAMPLES = {int: 4, str: "some", float: 0.5, bool: True}
 
 pytestmark = pytest.mark.usefixtures("recipes")
 
@@ -37,13 +36,23 @@ def test_a_presets_values_are_its_defaults():
     assert config["model"]["tokenizer"]["image"] == {"name": "anyres_max", **given}
 
 
-@pytest.mark.parametrize("group", conf.GROUPS)
-def test_any_component_can_be_chosen(group):
+def chosen(group):
+    """Overrides that choose each component of a group, and every seventh preset."""
     kind = conf.GROUPS[group][0]
-    for name in options(group):
+    names = list(options(group))
+    presets = [name for name in names if REGISTRIES[kind].about(name).of]
+    for name in [name for name in names if name not in presets] + presets[::7]:
         required = [s for s in REGISTRIES[kind].schema(name) if s.default is REQUIRED]
-        given = [f"{group.replace('/', '.')}.{s.name}={EXAMPLES[s.annotation]}" for s in required]
-        assert at(conf.compose("mini/one", [f"{group}={name}", *given]), group)["name"] == name
+        tiny = REGISTRIES[kind][name].tiny
+        given = [f"{group.replace('/', '.')}.{s.name}={json.dumps(tiny[s.name]).replace(' ', '')}" for s in required]
+        yield group, name, [f"{group}={name}", *[g.replace('"', "") for g in given]]
+
+
+def test_any_component_can_be_chosen():
+    for together in itertools.zip_longest(*map(chosen, conf.GROUPS)):
+        picked = [choice for choice in together if choice]
+        config = conf.compose("mini/one", [override for *_, overrides in picked for override in overrides])
+        assert all(at(config, group)["name"] == name for group, name, _ in picked)
 
 
 def at(config, group):
@@ -96,7 +105,7 @@ def test_composing_inside_a_program_that_uses_hydra_leaves_that_programs_hydra_a
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("model/projector=mlpp", "no projector is called 'mlpp'. Did you mean 'mlp'? Known: identity, linear, mlp"),
+        ("model/projector=mlpp", "no projector is called 'mlpp'. Did you mean 'mlp'? Known: c_abstractor, conv_pooler"),
         ("modle/projector=mlp", "no component group 'modle/projector'. Did you mean 'model/projector'?"),
         ("model/tokenizer/video=anyres", "the tokenizer 'anyres' does not serve 'video'. Known: frames"),
         ("model.pooling.strid=3", "model.pooling.strid is not a setting. Did you mean 'stride'?"),

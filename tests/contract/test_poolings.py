@@ -1,47 +1,46 @@
-"""Laws that every pooling obeys."""
+"""Laws that every pooling obeys: those of mmblocks.testing, asked one by one, and the family's own sizes."""
 
 import pytest
-import torch
 
 from mmblocks.components import poolings
+from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
-
-GRIDS = [Size(27, 27), Size(24, 24), Size(4, 6), Size(3, 3), Size(2, 5)]
-
-
-@pytest.fixture(params=list(poolings))
-def pooling(request):
-    return poolings.build({"name": request.param, **poolings[request.param].tiny})
+from mmblocks.testing import LAWS
+from mmblocks.testing.laws import Subject
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-def test_out_grid_says_what_comes_out(pooling, grid):
-    assert pooling(torch.randn(2, *grid, 5)).shape == (2, *pooling.out_grid(grid), 5)
+@pytest.mark.parametrize("law", LAWS["pooling"], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", list(poolings))
+def test_a_pooling_keeps_the_law(name, law):
+    law(Subject.of(poolings, name, {}))
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-def test_a_linear_pooling_commutes_with_an_affine_map_and_no_other_claims_to(pooling, grid):
-    head, x = torch.nn.Linear(5, 7).double(), torch.randn(2, *grid, 5).double()
-    commutes = torch.allclose(head(pooling(x)), pooling(head(x)))
-    assert commutes == pooling.linear
-
-
-def test_a_constant_grid_stays_constant(pooling):
-    assert torch.allclose(pooling(torch.full((1, 6, 6, 2), 3.25)), torch.tensor(3.25))
-
-
-def test_frames_do_not_see_each_other(pooling):
-    x = torch.randn(3, 6, 6, 4)
-    assert torch.equal(pooling(x)[1:2], pooling(x[1:2]))
-
-
-def test_gradients_flow_through(pooling):
-    x = torch.randn(1, 6, 6, 4, requires_grad=True)
-    pooling(x).sum().backward()
-    assert x.grad is not None
-    assert x.grad.abs().sum() > 0
+def test_a_grid_of_the_family_is_taken():
+    for name in poolings:
+        assert min(poolings.build(name).out_grid(grid).area for grid in (Size(27, 27), Size(24, 24))) >= 1
 
 
 def test_the_sizes_of_the_family_are_met():
-    sizes = {name: poolings.build(name).out_grid(Size(27, 27)).area for name in ("bilinear", "average", "max", "none")}
-    assert sizes == {"bilinear": 196, "average": 169, "max": 169, "none": 729}
+    sizes = {name: poolings.build(name).out_grid(Size(27, 27)).area for name in poolings}
+    of_the_original = {"bilinear": 196, "average": 169, "max": 169, "none": 729}
+    fixed = {"adaptive_average": 144, "adaptive_average_8": 64, "adaptive_average_1": 1}
+    others = {"average_3": 81, "average_4": 36, "bilinear_antialiased": 196}
+    assert {**of_the_original, **fixed, **others}.items() <= sizes.items()
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"name": "adaptive_average", "rows": 0}, "rows=0; write rows >= 1"),
+        ({"name": "adaptive_average", "columns": -1}, "columns=-1; write columns >= 1"),
+        ({"name": "bilinear_antialiased", "stride": 0}, "'bilinear_antialiased': stride=0"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused(spec, words):
+    with pytest.raises(ConfigError, match=words):
+        poolings.build(spec)
+
+
+def test_a_fixed_grid_is_not_made_of_fewer_cells():
+    with pytest.raises(ConfigError, match="a grid of 9x24 has; write at most rows=9 and columns=24"):
+        poolings.build("adaptive_average").out_grid(Size(9, 24))

@@ -1,8 +1,10 @@
 """Conversations to ids: every token where it belongs, and nothing learned but answers."""
 
+import itertools
 import random
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -37,8 +39,8 @@ def byte_tokenizer(*, bos=None):
 TOKENIZER = byte_tokenizer()
 
 
-def plan(num_tokens):
-    return RoutedPlan("image", VisualPlan((), num_tokens))
+def plan(num_tokens, *told):
+    return RoutedPlan("image", VisualPlan((), num_tokens, told=told))
 
 
 def settings(template="chatml", tokenizer=TOKENIZER):
@@ -123,13 +125,19 @@ def test_a_text_that_looks_like_the_placeholder_is_no_visual():
     assert decoded_targets(encoded) == "ab<|im_end|>"
 
 
-@pytest.mark.parametrize("name", sorted(set(templates) - {"plain"}))
+CHATS = sorted(set(templates) - {"plain", "v0_plain", "tokenizer"})
+"""Templates of several turns; `tokenizer` has its own tests (components/test_templates.py)."""
+
+
+@pytest.mark.parametrize("name", CHATS)
 def test_any_talk_trains_exactly_its_answers(name):
     rng = random.Random(name)
     alphabet = ["a", "b", "ab", "\n", "\n\n", " ", "é", "猫", "🐈", ".", ":"]
     template = templates.build(name)
     (stop,) = template.stop
-    before = " " if "v1" in name else ""
+    in_brackets = "llama_2" in name or name.endswith("mistral_instruct")
+    before = " " if "v1" in name or "v0" in name or name == "default" or in_brackets else ""
+    stop = f" {stop}" if in_brackets else stop
     for _ in range(20):
         said = ["x" + "".join(rng.choices(alphabet, k=rng.randint(1, 12))) + "x" for _ in range(6)]
         visuals = [[CAT] * rng.randint(0, 2) for _ in range(3)]
@@ -140,7 +148,7 @@ def test_any_talk_trains_exactly_its_answers(name):
         assert encoded.visual_positions.numel() == sum(p.plan.num_tokens for p in plans)
 
 
-@pytest.mark.parametrize("name", sorted(set(templates) - {"plain"}))
+@pytest.mark.parametrize("name", CHATS)
 @pytest.mark.parametrize("answer", ["A cat.", "\nA cat.", "ab\n\n"])
 def test_a_training_sample_begins_with_its_prompt(name, answer):
     """Also where one token would cover the header's newline and the answer's: the model never sees that token."""
@@ -204,8 +212,72 @@ def test_original_targets_need_a_template_that_the_original_has():
     class Mine:
         stop = ()
 
-    with pytest.raises(ConfigError, match="known for the templates chatml, llama_3, plain and vicuna_v1, not for Mine"):
+    with pytest.raises(ConfigError, match="known for LLaVA's own templates, not for Mine"):
         encode_for_training(talk("a", "b"), [], **{**settings(), "template": Mine()}, targets="original")
+
+
+# Texts between the rows of a visual -------------------------------------------------------------------------------------
+
+STAMPED = plan(4, (0, "at 0s: "), (2, " at 1s: "), (4, " end"))
+
+
+def test_told_texts_stand_between_the_rows_of_their_visual():
+    encoded = encode_for_training(talk(["See ", CLIP, "\nWhat?"], "A cat."), [STAMPED], **settings())
+    assert "user\nSee at 0s: ·· at 1s: ·· end\nWhat?<|im_end|>" in decoded_text(encoded)
+
+
+def test_visual_positions_count_rows_and_no_told_text():
+    encoded = encode_for_training(talk([CLIP, CAT, "?"], "A cat."), [STAMPED, plan(3)], **settings())
+    positions = encoded.visual_positions
+    assert positions.numel() == 7
+    assert encoded.input_ids[positions].tolist() == [PLACEHOLDER] * 7
+    assert (encoded.input_ids == PLACEHOLDER).sum() == 7
+    assert [b - a for a, b in itertools.pairwise(positions.tolist())] == [1, 1 + len(" at 1s: "), 1, 1 + 4, 1, 1]
+
+
+def test_told_text_is_tokenised_together_with_what_adjoins_it():
+    joined = plan(2, (0, "b"), (1, "\n"), (2, "a"))
+    encoded = encode_prompt(talk(["a", CAT, "b"]), [joined], **settings())
+    ids = encoded.input_ids.tolist()
+    (ab,), (newline,) = TOKENIZER("ab")["input_ids"], TOKENIZER("\n")["input_ids"]
+    begin = ids.index(PLACEHOLDER)
+    assert ids[begin - 1 : begin + 4] == [ab, PLACEHOLDER, newline, PLACEHOLDER, ab]
+
+
+def test_texts_told_between_two_visuals_join():
+    encoded = encode_prompt(talk([CAT, DOG, "?"]), [plan(1, (1, "a")), plan(1, (0, "b"))], **settings())
+    (ab,) = TOKENIZER("ab")["input_ids"]
+    assert encoded.input_ids.tolist().count(ab) == 1
+
+
+@pytest.mark.parametrize("targets", ["answers", "original"])
+def test_told_text_is_never_learned(targets):
+    spaced = plan(4, (0, "x\n<|im_start|>a\n"), (3, "\n"), (4, "\n"))
+    bare = encode_for_training(talk([CLIP, "What?"], "A\ncat."), [plan(4)], **settings(), targets=targets)
+    told = encode_for_training(talk([CLIP, "What?"], "A\ncat."), [spaced], **settings(), targets=targets)
+    assert len(told) == len(bare) + 7
+    assert decoded_targets(told) == decoded_targets(bare)
+    ids, learned = told.input_ids.tolist(), told.targets.tolist()
+    assert all(t in (IGNORE, following) for t, following in zip(learned, [*ids[1:], IGNORE], strict=True))
+
+
+def test_told_text_inside_an_answer_is_given_and_cut_from_it():
+    shown = talk("Show one.", ["a", CAT, "b"])
+    encoded = encode_for_training(shown, [plan(2, (0, "b"), (2, "a"))], **settings())
+    assert decoded_targets(encoded) == "ab<|im_end|>"
+    assert "assistant\nab··ab<|im_end|>" in decoded_text(encoded)
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_a_training_sample_begins_with_its_prompt_when_texts_are_told(name):
+    told = talk(["a", CLIP, "\nWhat?"], "A\n\n", [CAT, "b"], "\nab")
+    asked = Conversation(told.messages[:-1], told.origin)
+    plans = [plan(3, (0, "b"), (1, "\n"), (3, "\n")), plan(2, (2, "a"))]
+    whole = encode_for_training(told, plans, **settings(name))
+    prompt = encode_prompt(asked, plans, **settings(name))
+    assert whole.input_ids[: len(prompt)].tolist() == prompt.input_ids.tolist()
+    assert torch.equal(prompt.visual_positions, whole.visual_positions)
+    assert prompt.num_labelled == 0
 
 
 @pytest.mark.parametrize("plans", [[], [plan(1)], [plan(1)] * 3])

@@ -8,8 +8,10 @@ import pytest
 
 from mmblocks.assets import FOLDER
 from mmblocks.data import tinyworld
+from mmblocks.data.sources import sources
 from mmblocks.data.tinyworld import TASKS, ask, build_tokenizer, draw, labelled_picture, record
 from mmblocks.data.tinyworld.scene import COLOURS, SHAPES, Scene, Thing, one_colour, sample_moving, sample_still
+from mmblocks.errors import ConfigError
 
 
 def texts(made):
@@ -58,15 +60,15 @@ def all_asked(asker, subject):
 
 def test_answers_say_what_is_there():
     assert all_asked(ask.colour, SCENE) == {
-        "What colour is the circle?": "the circle is red",
-        "What colour is the ring?": "the ring is blue",
-        "What colour is the cross?": "the cross is white",
+        "What colour is the circle?": "circle red",
+        "What colour is the ring?": "ring blue",
+        "What colour is the cross?": "cross white",
     }
-    assert all_asked(ask.shape, SCENE)["What shape is blue?"] == "the blue shape is a ring"
+    assert all_asked(ask.shape, SCENE)["What shape is blue?"] == "blue ring"
     assert all_asked(ask.count, SCENE) == {"How many shapes are there?": "3"}
-    assert all_asked(ask.where, SCENE)["Where is the white cross?"] == "the white cross is at the middle right"
+    assert all_asked(ask.where, SCENE)["Where is the white cross?"] == "white cross middle right"
     assert all_asked(ask.left_right, SCENE)["Is the white cross left or right of the blue ring?"] == (
-        "the white cross is at the middle right, the blue ring is at the bottom centre, so right"
+        "white cross middle right, blue ring bottom centre, so right"
     )
     assert ask.describe(SCENE, random.Random(0)) == (
         "Describe the picture.",
@@ -83,10 +85,13 @@ def test_a_question_with_two_answers_is_not_asked():
 def test_questions_about_several_pictures_name_the_right_one():
     one, other = Scene((Thing("red", "circle", 0, 0),)), Scene((Thing("red", "ring", 2, 1),))
     assert all_asked(ask.which, (one, other)) == {
-        "Which picture shows a red circle?": "the red circle is in picture 1",
-        "Which picture shows a red ring?": "the red ring is in picture 2",
+        "Which picture shows a red circle?": "red circle picture 1",
+        "Which picture shows a red ring?": "red ring picture 2",
     }
-    assert set(all_asked(ask.same, (one, other)).values()) == {"red and red, so same", "circle and ring, so different"}
+    assert set(all_asked(ask.same, (one, other)).values()) == {
+        "picture 1 red, picture 2 red, so same",
+        "picture 1 circle, picture 2 ring, so different",
+    }
 
 
 def test_in_a_scene_of_one_colour_only_the_shape_tells_a_thing():
@@ -122,14 +127,28 @@ def test_the_first_thing_of_a_clip_moves_and_the_others_stand_still():
     assert np.abs(stood).max() < 1
 
 
-def test_later_questions_do_not_tell_earlier_answers():
+def test_questions_that_name_whole_things_come_last():
     for i in range(300):
-        said = texts(record("single", i, turns=4))
-        for turn in range(0, len(said), 2):
-            colour = said[turn + 1].split()[-1]
-            if said[turn].strip().startswith("What colour"):
-                shape = said[turn].split()[-1].rstrip("?")
-                assert not any(f"{colour} {shape}" in earlier for earlier in said[:turn])
+        naming = [kind in ("where", "left_right") for kind in record("single", i, turns=4)["kinds"]]
+        assert naming == sorted(naming)
+
+
+@pytest.mark.parametrize("task", tinyworld.KINDS)
+def test_only_the_kinds_that_are_wanted_are_asked(task):
+    for kind in tinyworld.KINDS[task]:
+        assert {k for i in range(20) for k in record(task, i, turns=3, kinds=(kind,))["kinds"]} == {kind}
+
+
+@pytest.mark.parametrize(
+    ("task", "kinds", "said"),
+    [
+        ("single", ("wher",), "write one of colour, shape, count, where, left_right"),
+        ("text", ("where",), "this task takes no kinds"),
+    ],
+)
+def test_kinds_that_a_task_does_not_have_are_refused(task, kinds, said):
+    with pytest.raises(ConfigError, match=said):
+        sources.build({"name": "tinyworld", "task": task, "kinds": kinds})
 
 
 def test_the_words_that_ship_are_those_of_tinyworld():

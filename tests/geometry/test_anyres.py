@@ -214,6 +214,10 @@ def test_a_range_takes_views_of_any_size():
     assert parse_pinpoints("(1x1), (1x2)", Size(392, 518)) == (Size(392, 518), Size(784, 518))
 
 
+def test_a_list_of_tiles_holds_just_these_columns_first():
+    assert parse_pinpoints("1x2, 2x1,3 x 1", Size(10, 20)) == (Size(20, 20), Size(10, 40), Size(10, 60))
+
+
 def test_pairs_are_width_first_as_text_and_as_lists():
     expected = (Size(768, 384), Size(384, 768))
     assert parse_pinpoints("[(384, 768), (768, 384)]", Size(384, 384)) == expected
@@ -226,6 +230,9 @@ def test_pairs_are_width_first_as_text_and_as_lists():
         ("(6x6),...,(1x1)", "from 6x6 to 1x1 tiles, which is an empty range"),
         ("(0x1),...,(2x2)", "start at 1x1 or more"),
         ("six by six", "names no canvas"),
+        ("1x2, two", "'two' names no canvas"),
+        ("0x1, 1x1", "'0x1' names no canvas"),
+        ("1x1,", "'' names no canvas"),
         ("[(384, 768", "cannot be read"),
         ("384", "is not a list of"),
         ("[]", "is not a list of"),

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from mmblocks.components import poolings, tokenizers
 from mmblocks.geometry.anyres import best_canvas, centred, kept_cells, parse_pinpoints, resized_within, tile_grid
 from mmblocks.geometry.frames import sample_frames, time_instruction
-from mmblocks.shapes import Size
+from mmblocks.shapes import Size, VisualShape
 
 
 def golden(name: str) -> dict[str, Any]:
@@ -24,6 +25,13 @@ SETS = SELECT["pinpoint_sets"]
 @pytest.mark.parametrize("name", SETS)
 def test_pinpoints_name_the_same_canvases_in_the_same_order(name):
     canvases = parse_pinpoints(SETS[name]["spec"], Size(SETS[name]["tile"], SETS[name]["tile"]))
+    assert [[c.width, c.height] for c in canvases] == SETS[name]["resolved"]
+
+
+@pytest.mark.parametrize("name", ["next_336", "next_siglip"])
+def test_the_preset_counted_in_tiles_names_the_canvases_of_both_encoders(name):
+    view = Size(SETS[name]["tile"], SETS[name]["tile"])
+    canvases = tokenizers.build("anyres_next", view_px=view, grid=Size(2, 2), spatial=True).canvases
     assert [[c.width, c.height] for c in canvases] == SETS[name]["resolved"]
 
 
@@ -86,6 +94,30 @@ def test_clips_show_the_same_frames_at_the_same_times():
         if not all(agree):
             wrong.append((case, agree, indices))
     assert wrong == []
+
+
+INSTRUCTED = [case for case in golden("frames")["cases"] if "time_instruction" in case]
+
+
+@pytest.mark.parametrize("case", INSTRUCTED, ids=lambda c: f"{c['total_frames']}-{c['avg_fps']}-{c['frames_upbound']}")
+def test_a_clip_tells_its_times_in_the_same_sentence_behind_its_rows(case):
+    tokenizer = tokenizers.build(
+        {
+            "name": "frames",
+            "max_frames": case["frames_upbound"] or case["total_frames"],
+            "fps": float(case["video_fps"]),
+            "force": case["force_sample"] and case["frames_upbound"] > 0,
+            "tell_times": "steps",
+        },
+        view_px=Size(8, 8),
+        grid=Size(4, 4),
+        spatial=True,
+        squash=True,
+        pooling=poolings.build("bilinear"),
+    )
+    plan = tokenizer.plan(VisualShape("video", Size(8, 8), case["total_frames"], case["avg_fps"]))
+    assert len(plan.views) == case["num_frames"]
+    assert plan.told == ((plan.num_tokens, "\n" + case["time_instruction"] + "\n"),)
 
 
 def same_frames(indices: list[int], stored: list[int] | dict[str, Any]) -> bool:

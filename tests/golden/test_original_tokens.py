@@ -1,7 +1,7 @@
 """Rows of visual tokens as LLaVA-NeXT assembles them, from features that name their own position.
 
 feat(image, tile, row, column) has the cell's number in channel 0 and a position-dependent value in channel 1; the newline
-is (-1, 100). Sizes in the files are (width, height).
+is (-1, 100) and the faster token (-2, 300). Sizes in the files are (width, height).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from mmblocks.components import poolings, tokenizers
 from mmblocks.shapes import Size, VisualShape
 
-MARKS = {"newline": torch.tensor([-1.0, 100.0])}
+MARKS = {"newline": torch.tensor([-1.0, 100.0]), "faster_token": torch.tensor([-2.0, 300.0])}
 MERGES = {
     "spatial_unpad": {"merge": "unpad"},
     "spatial_unpad_nobase": {"merge": "unpad", "base": False},
@@ -162,9 +162,66 @@ def test_a_clip_becomes_the_same_tokens(case):
         check_close(rows, VIDEO_ROWS[case["tensor"]])
 
 
-def test_what_is_not_offered_is_written_down():
-    numerics = (Path(__file__).parents[2] / "docs" / "numerics.md").read_text()
-    left_out = {case["name"].partition("|")[0] for case in VIDEO["slowfast"]}
-    assert left_out == {"slowfast"}
-    assert "slowfast*" in numerics
-    assert "crop_split_*" in numerics
+@pytest.mark.parametrize("case", VIDEO["slowfast"], ids=lambda c: c["name"])
+def test_slow_and_fast_frames_become_the_tokens_that_were_meant(case):
+    """What the original computes once the name it forgot is bound."""
+    tokenizer = tokenizers.build(
+        {"name": "slow_fast", "max_frames": case["frames"], "every": case["faster_token_stride"]},
+        view_px=Size(384, 384),
+        grid=Size(case["side"], case["side"]),
+        spatial=True,
+        squash=True,
+        pooling=poolings.build(case["mode"]),
+    )
+    plan = tokenizer.plan(VisualShape("video", Size(48, 64), num_frames=300, fps=30.0))
+    x = features(case["frames"], case["side"])
+    rows = tokenizer.assemble(x, plan, MARKS)
+
+    assert tokenizer.count(plan) == len(rows) == case["n_tokens"]
+    ends = (rows[:, 0] == -2).nonzero().flatten()
+    assert torch.diff(ends, prepend=torch.tensor([-1])).tolist() == case["tokens_per_frame"]
+    assert int((rows[:, 0] == -1).sum()) == case["n_newlines"]
+    assert list(tokenizer.pooling(x).flatten(1, 2).shape) == case["slow_shape"]
+    assert list(tokenizer.fast_pooling(x).flatten(1, 2).shape) == case["fast_shape"]
+    # float32 taps added up in another order, as in check_sums.
+    want = torch.tensor(case["sum"], dtype=torch.float64)
+    torch.testing.assert_close(rows.double().sum(0), want, rtol=1e-6, atol=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "average"])
+def test_a_slow_and_a_fast_frame_hold_the_stored_cells(mode):
+    tokenizer = tokenizers.build(
+        {"name": "slow_fast", "every": 2},
+        view_px=Size(384, 384),
+        grid=Size(27, 27),
+        spatial=True,
+        squash=True,
+        pooling=poolings.build(mode),
+    )
+    plan = tokenizer.plan(VisualShape("video", Size(48, 64), num_frames=2))
+    rows = tokenizer.assemble(features(1, 27).expand(2, -1, -1, -1), plan, MARKS)
+    cells = rows[rows[:, 0] >= 0]
+    stored = [VIDEO_ROWS[f"pool|27|1|{mode}|{stride}"].flatten(0, 1) for stride in (2, 4)]
+    check_close(cells, torch.cat(stored))
+
+
+FRAMED = [c for c in VIDEO["video"] if newline_of(c) == "frame"]
+
+
+@pytest.mark.parametrize("case", FRAMED, ids=lambda c: f"{c['side']}-{c['frames']}-{c['mode']}-{c['merge']}")
+def test_stamped_frames_are_the_frames_of_a_clip_that_ends_each(case):
+    tokenizer = tokenizers.build(
+        {"name": "stamped_frames", "max_frames": case["frames"], "newline": True},
+        view_px=Size(384, 384),
+        grid=Size(case["side"], case["side"]),
+        spatial=True,
+        squash=True,
+        pooling=poolings.build(case["mode"]),
+    )
+    plan = tokenizer.plan(VisualShape("video", Size(48, 64), num_frames=300, fps=30.0))
+    rows = tokenizer.assemble(features(case["frames"], case["side"]), plan, MARKS)
+    starts = [0, *(row + 1 for row in case["newline_rows"])][:-1]
+
+    assert len(rows) == case["n_tokens"]
+    assert [before for before, _ in plan.told][: len(starts)] == starts
+    check_sums(rows, case, interpolated=True)

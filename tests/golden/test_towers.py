@@ -1,4 +1,4 @@
-"""Vision towers and projectors against outputs of the original LLaVA-NeXT code (tests/golden/modules.json)."""
+"""Vision towers against outputs of the original LLaVA-NeXT code (tests/golden/modules.json)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmblocks.components import encoders, projectors
+from mmblocks.components import encoders
 
 HERE = Path(__file__).parent
 CASES: list[dict[str, Any]] = json.loads((HERE / "modules.json").read_text())["cases"]
@@ -75,38 +75,3 @@ def test_clip_towers_give_the_original_features(case: dict[str, Any], tmp_path: 
     assert encoder.dim == case["hidden_size_property"]
     assert encoder.grid.area == case["num_patches_property"]
     torch.testing.assert_close(features, TENSORS[f"{case['name']}/out"], **TOLERANCE)
-
-
-def projected(case: dict[str, Any], projector: Any) -> Tensor:
-    (views, cells, _), side = case["input_shape"], math.isqrt(case["input_shape"][1])
-    x = picture(case["input_shape"])
-    with torch.no_grad():
-        return projector(x.view(views, side, side, -1)).view(views, cells, -1)
-
-
-def mlp_keys(depth: int) -> dict[str, str]:
-    """Ours by the original's: linear layers stand at 0, 2, 4, ... of one sequence there; here the last is the head."""
-    there = {f"{2 * i}.": f"body.{2 * i}." for i in range(depth - 1)} | {f"{2 * (depth - 1)}.": "head."}
-    return {old + end: new + end for old, new in there.items() for end in ("weight", "bias")}
-
-
-@named("projector_mlp1x_gelu", "projector_mlp2x_gelu", "projector_mlp3x_gelu")
-def test_mlp_projectors_give_the_original_features(case: dict[str, Any]) -> None:
-    depth = len(weights(case)) // 2
-    projector = projectors.build("mlp", in_dim=case["mm_hidden_size"], out_dim=case["hidden_size"], depth=depth)
-    keys = mlp_keys(depth)
-    projector.load_state_dict({keys[k]: v for k, v in weights(case).items()})
-    torch.testing.assert_close(projected(case, projector), TENSORS[f"{case['name']}/out"], **TOLERANCE)
-
-
-@named("projector_linear")
-def test_the_linear_projector_gives_the_original_features(case: dict[str, Any]) -> None:
-    projector = projectors.build("linear", in_dim=case["mm_hidden_size"], out_dim=case["hidden_size"])
-    projector.load_state_dict({f"head.{k}": v for k, v in weights(case).items()})
-    torch.testing.assert_close(projected(case, projector), TENSORS[f"{case['name']}/out"], **TOLERANCE)
-
-
-@named("projector_identity")
-def test_the_identity_projector_passes_features_on(case: dict[str, Any]) -> None:
-    projector = projectors.build("identity", in_dim=case["mm_hidden_size"], out_dim=case["mm_hidden_size"])
-    assert torch.equal(projected(case, projector), TENSORS[f"{case['name']}/out"])

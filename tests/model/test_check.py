@@ -17,6 +17,7 @@ from mmblocks.shapes import SCENARIOS, Size
 SIGLIP = {"name": "siglip", "image_px": 30, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
 CLIP = {"name": "clip", "image_px": 30, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
 QWEN = {"name": "causal_lm", "family": "qwen2", "vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "kv_heads": 2}
+FRAMES_IN_A_ROW = {"name": "frames", "max_frames": 4, "newline": "none"}
 MISSING = object()
 
 
@@ -42,7 +43,7 @@ PLANTED = [
     ("encoder", "siglib", "model.encoder", "Did you mean 'siglip'?"),
     ("projector", "mpl", "model.projector", "Did you mean 'mlp'?"),
     ("pooling", "bilinaer", "model.pooling", "Did you mean 'bilinear'?"),
-    ("backbone", "qwen2_8b", "model.backbone", "Did you mean 'qwen2_7b'?"),
+    ("backbone", "qwen2_7bb", "model.backbone", "Did you mean 'qwen2_7b'?"),
     ("template", "qwen2", "model.template", "Did you mean 'qwen_2'?"),
     ("tokenizer.image", "any_res", "model.tokenizer.image", "Did you mean 'anyres'?"),
     ("tokenizer.video", None, "model.tokenizer.video", "Write a name"),
@@ -183,9 +184,13 @@ def test_every_misspelt_key_is_refused(tiny_spec):
 
 @pytest.mark.parametrize("kind", ["encoder", "projector", "pooling", "backbone"])
 def test_every_preset_and_component_passes_in_a_composition_that_suits_it(kind, tiny_spec):
-    roomy = {**tiny_spec, "backbone": {**QWEN, "dim": 16}, "template": "plain"}
+    wide = {**tiny_spec["encoder"], "view_px": 96}  # 8x8 cells, enough for every pooling
+    roomy = {**tiny_spec, "encoder": wide, "backbone": {**QWEN, "dim": 16}, "template": "plain"}
+    for_a_row = {"pooling": "none", "tokenizer": {"image": "pad", "multi_image": "pad", "video": FRAMES_IN_A_ROW}}
     for name in REGISTRIES[kind]:
-        assert faults({**roomy, kind: tiny(REGISTRIES[kind], name)}) == [], name
+        ordered = getattr(REGISTRIES[kind][name].builder, "spatial", True)
+        suited = roomy if ordered else {**roomy, **for_a_row}
+        assert faults({**suited, kind: tiny(REGISTRIES[kind], name)}) == [], name
 
 
 def test_templates_pass_where_the_text_tokenizer_is_not_on_this_machine(tiny_spec):
@@ -258,20 +263,21 @@ def can_be_wired(spec):
             return False
 
 
-def test_check_and_wiring_agree_over_all_parts_with_the_tokenizers_in_turn():
-    for number, parts in enumerate(PARTS):
+def require_agreement(step):
+    """Every `step`-th combination of parts, with the tokenizers in turn."""
+    for number, parts in [*enumerate(PARTS)][::step]:
         spec = composition(*parts, PICTURES[number % len(PICTURES)], CLIPS[number % len(CLIPS)])
 
         assert (faults(spec) == []) == can_be_wired(spec), spec
 
 
-@pytest.mark.slow
-def test_check_and_wiring_agree_over_the_whole_product():
-    visual = [(PICTURES[i % len(PICTURES)], CLIPS[i % len(CLIPS)]) for i in range(max(len(PICTURES), len(CLIPS)))]
-    for parts, (picture, clip) in itertools.product(PARTS, visual):
-        spec = composition(*parts, picture, clip)
+def test_check_and_wiring_agree_over_a_sample_of_all_parts():
+    require_agreement(29)
 
-        assert (faults(spec) == []) == can_be_wired(spec), spec
+
+@pytest.mark.slow
+def test_check_and_wiring_agree_over_all_parts():
+    require_agreement(1)
 
 
 @pytest.mark.parametrize("name", list(tokenizers))

@@ -1,13 +1,23 @@
 """A model on disk is a folder of components: whole, strict, readable."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import mmblocks
+from mmblocks.components import projectors
+from mmblocks.conversation import Conversation
+from mmblocks.data.collate import collate
+from mmblocks.data.processor import Processor
 from mmblocks.errors import CheckpointError
+from mmblocks.model.generate import Decoding, generate
+
+PICTURE = Image.effect_noise((60, 40), 90).convert("RGB")
 
 
 def test_what_is_saved_comes_back_bit_for_bit(tiny_model, tmp_path):
@@ -111,3 +121,54 @@ def test_a_saved_model_needs_no_hub(tiny_model, tmp_path):
     config["model"]["backbone"]["text_tokenizer"] = "someone/not-to-be-asked"
     (tmp_path / "m/config.json").write_text(json.dumps(config))
     assert mmblocks.load(tmp_path / "m").backbone.text_tokenizer.encode("red") != []
+
+
+# Words of the projector -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asking(tiny_spec, tmp_path):
+    """A model whose projector reads the question with a text tokenizer from a folder of this machine."""
+    from mmblocks.assets import resolve_source
+
+    words = Path(shutil.copytree(resolve_source("mmblocks:tinyworld_text"), tmp_path / "words"))
+    projector = {"name": "instruct_qformer", **projectors["instruct_qformer"].tiny, "text_tokenizer": str(words)}
+    video = {"name": "frames", "max_frames": 4, "newline": "none"}
+    tokenizer = {"image": "pad", "multi_image": "pad", "video": video}
+    spec = {**tiny_spec, "projector": projector, "pooling": "none", "tokenizer": tokenizer}
+    return mmblocks.build(spec, seed=0).eval()
+
+
+def answer(model):
+    talk = Conversation.of(
+        [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What colour?"}]}]
+    )
+    return generate(model, collate([Processor.of(model).prompt(talk)]), Decoding(max_new_tokens=6))
+
+
+def test_a_projectors_text_tokenizer_goes_with_the_model(asking, tmp_path):
+    said = answer(asking)
+    mmblocks.save(asking, tmp_path / "here")
+    assert str(tmp_path) not in (tmp_path / "here/config.json").read_text()
+    (tmp_path / "here").rename(tmp_path / "there")
+    shutil.rmtree(tmp_path / "words")
+    assert answer(mmblocks.load(tmp_path / "there")) == said
+
+
+def test_a_model_with_its_own_words_is_saved_again_and_built_again(asking, tmp_path):
+    loaded = mmblocks.load(mmblocks.save(asking, tmp_path / "first"))
+    mmblocks.save(loaded, tmp_path / "second")
+    first, second = ((tmp_path / name / "config.json").read_text() for name in ("first", "second"))
+    assert first == second
+    assert mmblocks.build(loaded.spec).projector.text_tokenizer.encode("red") != []
+    shutil.rmtree(tmp_path / "first")
+    assert mmblocks.load(tmp_path / "second").projector.text_tokenizer.encode("red") != []
+
+
+def test_words_that_ship_with_the_package_are_named_not_copied(asking, tiny_spec, tmp_path):
+    shipped = {**asking.spec.plain(), "backbone": tiny_spec["backbone"]}
+    shipped["projector"] = {**shipped["projector"], "text_tokenizer": "mmblocks:tinyworld_text"}
+    model = mmblocks.build(shipped, seed=0)
+    back = mmblocks.load(mmblocks.save(model, tmp_path / "m"))
+    assert back.spec.plain() == model.spec.plain()
+    assert [file.name for file in (tmp_path / "m/projector").iterdir()] == ["model.safetensors"]

@@ -1,26 +1,54 @@
-"""A tiny random `llava_onevision` checkpoint of transformers, made here, with its processor: 112 pixels, 8x8 cells."""
+"""Tiny random checkpoints of transformers' LLaVAs, made here, with their processors: 112 pixels, 8x8 cells."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaNextVideoProcessor,
+    LlavaNextVideoVideoProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
+    LlavaProcessor,
     Qwen2Config,
     Qwen2Tokenizer,
     SiglipVisionConfig,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from mmblocks.conversation import Conversation
+from mmblocks.data.collate import collate
+from mmblocks.data.processor import Processor
+from mmblocks.model.convert.export_hf import export_hf
+from mmblocks.model.convert.hf import import_hf
+from mmblocks.model.generate import Decoding, generate
+from mmblocks.model.onevision import OneVision
 
 SIDE_PX, PATCH_PX = 112, 14
 PINPOINTS = [[SIDE_PX * rows, SIDE_PX * columns] for rows in range(1, 7) for columns in range(1, 7)]
@@ -132,3 +160,156 @@ def checkpoint(theirs: Any, their_processor: Any, tmp_path_factory: pytest.TempP
     theirs.save_pretrained(folder)
     their_processor.save_pretrained(folder)
     return folder
+
+
+# The other LLaVAs of transformers -----------------------------------------------------------------------------------
+
+CLASSES = {
+    "llava": (LlavaConfig, LlavaForConditionalGeneration),
+    "llava_next": (LlavaNextConfig, LlavaNextForConditionalGeneration),
+    "llava_next_video": (LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration),
+}
+FIVE = [[SIDE_PX * rows, SIDE_PX * columns] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": SIDE_PX,
+    "patch_size": PATCH_PX,
+}
+
+
+def llava_config(family: str, vision: str = "clip", **changes: Any) -> Any:
+    ids = tokenizer().get_vocab()
+    siglip = vision == "siglip"
+    settings: dict[str, Any] = {
+        "vision_config": SiglipVisionConfig(**TOWER, vision_use_head=False) if siglip else CLIPVisionConfig(**TOWER),
+        "text_config": config().text_config,
+        "image_token_index": ids["<image>"],
+        "vision_feature_select_strategy": "full" if siglip else "default",
+    }
+    if family != "llava":
+        settings["image_grid_pinpoints"] = FIVE
+    if family == "llava_next_video":
+        settings["video_token_index"] = ids["<video>"]
+    return CLASSES[family][0](**{**settings, **changes})
+
+
+def llava_processor(family: str, made: Any, framing: str = "") -> Any:
+    """As the family's published checkpoints have it, slow (PIL), with patches and CLS of the config."""
+    siglip = made.vision_config.model_type == "siglip_vision_model"
+    means = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if siglip else {}
+    cut = {"size": {"shortest_edge": SIDE_PX}, "crop_size": {"height": SIDE_PX, "width": SIDE_PX}, **means}
+    shared = {
+        "patch_size": PATCH_PX,
+        "vision_feature_select_strategy": made.vision_feature_select_strategy,
+        "num_additional_image_tokens": 0 if siglip else 1,
+    }
+    if family == "llava":
+        images = {
+            "cropped": lambda: CLIPImageProcessorPil(**cut),
+            "padded": lambda: LlavaImageProcessorPil(**cut, do_pad=True),
+            "squashed": lambda: SiglipImageProcessorPil(size=cut["crop_size"], resample=3, **means),
+        }[framing or ("squashed" if siglip else "cropped")]()
+        return LlavaProcessor(images, tokenizer(), **shared)
+    images = LlavaNextImageProcessorPil(**cut, image_grid_pinpoints=made.image_grid_pinpoints)
+    if family == "llava_next":
+        return LlavaNextProcessor(images, tokenizer(), **shared)
+    return LlavaNextVideoProcessor(LlavaNextVideoVideoProcessor(**cut), images, tokenizer(), **shared)
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """A gradient with noise, different for every size."""
+    noise = np.random.default_rng(width * 7919 + height).integers(0, 64, (height, width, 3))
+    ramp = np.linspace(0, 190, width * height).reshape(height, width, 1)
+    return Image.fromarray((noise + ramp).astype(np.uint8))
+
+
+def prompt(messages: list[dict[str, Any]]) -> str:
+    """ChatML's prompt, written out by hand."""
+    text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    for message in messages:
+        content = "".join(p["text"] if p["type"] == "text" else f"<{p['type']}>" for p in message["content"])
+        text += f"<|im_start|>{message['role']}\n{content}<|im_end|>\n"
+    return text + "<|im_start|>assistant\n"
+
+
+@dataclass
+class Rig:
+    """A tiny random checkpoint of transformers on disk, its model and processor, and our import of it."""
+
+    theirs: Any
+    processor: Any
+    folder: Path
+    ours: OneVision
+
+    def require_same(self, *parts: Any) -> None:
+        """Texts, (width, height) of pictures and clips (arrays) in their order: the same ids, the same logits at every
+        position, the same greedy tokens.
+        """
+        messages = [{"role": "user", "content": [self._part(part) for part in parts]}]
+        batch = collate([Processor.of(self.ours).prompt(Conversation.of(messages))])
+        inputs = self.inputs(messages)
+        ids = inputs["input_ids"][0]
+        visual = torch.isin(ids, torch.tensor(self._visual_ids()))
+        assert batch.visual_positions.tolist() == visual.nonzero().flatten().tolist()
+        assert batch.input_ids[~visual].tolist() == ids[~visual].tolist()
+        with torch.no_grad():
+            ours, theirs = self.ours.logits(batch), self.theirs(**inputs).logits[0]
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # fp32: attention sums in another order
+        assert generate(self.ours, batch, Decoding(max_new_tokens=8)) == [self._answer(inputs)]
+
+    def inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        seen = [part for message in messages for part in message["content"]]
+        images = [part["image"] for part in seen if part["type"] == "image"]
+        clips = [torch.from_numpy(part["video"]).permute(0, 3, 1, 2) for part in seen if part["type"] == "video"]
+        visuals = ({"images": images} if images else {}) | ({"videos": clips} if clips else {})
+        return self.processor(text=[prompt(messages)], return_tensors="pt", **visuals)
+
+    @staticmethod
+    def _part(part: Any) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        if isinstance(part, tuple):
+            return {"type": "image", "image": picture(*part)}
+        return {"type": "video", "video": part}
+
+    def _visual_ids(self) -> list[int]:
+        return [getattr(self.theirs.config, f"{kind}_token_id", -1) for kind in ("image", "video")]
+
+    def _answer(self, inputs: dict[str, Any]) -> list[int]:
+        stop = self.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        out = self.theirs.generate(**inputs, do_sample=False, max_new_tokens=8, eos_token_id=stop, pad_token_id=stop)
+        ids = out[0, inputs["input_ids"].shape[1] :].tolist()
+        return ids[: ids.index(stop)] if stop in ids else ids
+
+
+@pytest.fixture(scope="session")
+def make_rig(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`make_rig("llava", vision="siglip", framing="padded", vision_feature_layer=[1, 3])`."""
+
+    def make(family: str, vision: str = "clip", framing: str = "", **changes: Any) -> Rig:
+        torch.manual_seed(0)
+        theirs = disturbed(CLASSES[family][1](llava_config(family, vision, **changes)))
+        processor = llava_processor(family, theirs.config, framing)
+        folder = tmp_path_factory.mktemp(family)
+        theirs.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return Rig(theirs, processor, folder, import_hf(folder))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported_rig() -> Any:
+    """Our export of a rig's model, as transformers loads it: `exported_rig(rig, folder)` is a rig of these two."""
+
+    def export(rig: Rig, folder: Path) -> Rig:
+        export_hf(rig.ours, folder, rig.theirs.config.model_type)
+        kind: Any = AutoModelForImageTextToText
+        theirs, report = kind.from_pretrained(folder, output_loading_info=True)
+        assert not any(report[trouble] for trouble in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        return Rig(theirs.eval(), AutoProcessor.from_pretrained(folder, use_fast=False), folder, rig.ours)
+
+    return export

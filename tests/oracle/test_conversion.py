@@ -7,29 +7,38 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mmblocks
 from mmblocks import cli
+from mmblocks.components import poolings, templates, tokenizers
 from mmblocks.conversation import Conversation
 from mmblocks.data.collate import collate
 from mmblocks.data.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.model.convert import detect
+from mmblocks.model.build import wire_tokenizers
+from mmblocks.model.convert import detect, door_of
 from mmblocks.model.convert.export_hf import export_hf
+from mmblocks.model.convert.hf import import_hf, import_hf_with_report
+from mmblocks.model.convert.jinja import jinja_of
 from mmblocks.model.convert.llava import import_original
-from mmblocks.model.convert.llava_onevision import import_hf, import_hf_with_report
 from mmblocks.model.convert.probe import our_logits, probes, transformers_logits
+from mmblocks.model.convert.text import template_name
 from mmblocks.model.onevision import OneVision
+from mmblocks.settings import REQUIRED
+from mmblocks.shapes import Size, VisualShape
+from mmblocks.tokenizers.frames import Frames
 
 Tensors = dict[str, Tensor]
 SAME_KERNELS: dict[str, Any] = {"rtol": 0, "atol": 1e-5}  # fp32: only the attention code differs
@@ -279,31 +288,138 @@ def test_the_processor_of_an_export_prepares_what_our_model_sees(exported: Path,
     assert theirs.generation_config.eos_token_id in (stop, [stop])
 
 
+SHOWN = {"type": "image", "image": "a.png"}
 TALKS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Hi"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+    [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}],
     [
-        {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": 'What\'s "it"?\n'}]},
+        {"role": "system", "content": [{"type": "text", "text": " Say\n"}, {"type": "text", "text": " \u00e9.\n"}]},
+        {"role": "user", "content": [{"type": "text", "text": " \n"}, SHOWN, SHOWN, {"type": "text", "text": " two "}]},
+        {"role": "assistant", "content": " Two. "},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes."},
+    ],
+    [
+        {"role": "user", "content": [SHOWN, {"type": "text", "text": 'What\'s "it"?\n'}]},
         {"role": "assistant", "content": "A ramp."},
         {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "video", "video": "b.mp4"}]},
     ],
+    [{"role": "assistant", "content": "Ask me."}, {"role": "user", "content": "Why?"}],
 ]
+FORMLESS = ["plain", "tokenizer", "v0_plain"]
+FORMED = sorted({*templates} - {*FORMLESS})
 
 
-@pytest.mark.parametrize("messages", TALKS)
-@pytest.mark.parametrize("name", ["chatml", "qwen_2", "qwen_2_5", "vicuna_v1", "llava_v1"])
-def test_exported_chat_templates_write_what_our_spans_say(
-    exported: Path, name: str, messages: list[dict[str, Any]]
-) -> None:
-    from mmblocks.components import templates
-    from mmblocks.model.convert.jinja import jinja_of
+def said_by(template: Any, messages: list[dict[str, Any]], opened: bool) -> str:
+    """The text of a template's spans, visuals as <image> and <video>."""
+    spans = [*template.spans(Conversation.of(messages).messages), *(template.open_answer() if opened else [])]
+    return "".join(s.content if isinstance(s.content, str) else f"<{s.content.kind}>" for s in spans)
 
-    template = templates.build(name)
-    spans = [*template.spans(Conversation.of(messages).messages), *template.open_answer()]
-    text = "".join(s.content if isinstance(s.content, str) else f"<{s.content.kind}>" for s in spans)
-    tokenizer: Any = AutoTokenizer.from_pretrained(exported)
+
+def require_same_text(tokenizer: Any, template: Any) -> None:
+    """Of all conversations, with and without an answer to be written."""
+    for messages, opened in product(TALKS, (True, False)):
+        written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
+        assert written == said_by(template, messages, opened)
+
+
+@pytest.mark.parametrize("name", FORMED)
+def test_exported_chat_templates_write_what_our_spans_say(make_tokenizer: Callable[..., Any], name: str) -> None:
+    tokenizer, template = make_tokenizer(), templates.build(name)
     tokenizer.chat_template = jinja_of(template)
-    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == text
+    require_same_text(tokenizer, template)
+
+
+def test_a_chat_template_is_written_with_its_own_settings(make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer()
+    for spec in ({"name": "gemma_instruct", "system": "Be kind.\n"}, {"name": "llama_3", "system": " Be kind. "}):
+        tokenizer.chat_template = jinja_of(template := templates.build(spec))
+        require_same_text(tokenizer, template)
+
+
+def test_an_exported_chat_template_refuses_a_late_system_message(make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = jinja_of(templates.build("gemma_instruct"))
+    with pytest.raises(TemplateError, match="can only be the first"):
+        tokenizer.apply_chat_template([*TALKS[0], TALKS[1][0]], tokenize=False)
+
+
+OWN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+@pytest.fixture
+def with_own_chat(make_tokenizer: Callable[..., Any]) -> Any:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = OWN
+    return tokenizer
+
+
+def test_the_text_tokenizers_own_template_is_exported_for_contents_of_parts(
+    make_tokenizer: Callable[..., Any], with_own_chat: Any
+) -> None:
+    template = templates.build("tokenizer", text_tokenizer=lambda: with_own_chat)
+    exported = make_tokenizer()
+    exported.chat_template = jinja_of(template)
+    require_same_text(exported, template)
+
+
+def test_a_model_with_its_tokenizers_own_chat_comes_back_with_it(
+    ours: OneVision, with_own_chat: Any, tmp_path: Path
+) -> None:
+    with_own_chat.save_pretrained(tmp_path / "text")
+    backbone = {**ours.spec.plain()["backbone"], "text_tokenizer": str(tmp_path / "text")}
+    model = mmblocks.build({**ours.spec.plain(), "backbone": backbone, "template": "tokenizer"}, seed=1)
+    back = import_hf(export_hf(model, tmp_path / "out"))
+    assert back.spec.plain()["template"] == model.spec.plain()["template"]
+    assert said_by(back.template, TALKS[4], True) == said_by(model.template, TALKS[4], True)
+    assert jinja_of(back.template) == jinja_of(model.template)
+
+
+def test_templates_without_a_form_say_so() -> None:
+    assert [name for name in templates if jinja_of(templates.build(name)) is None] == FORMLESS
+
+
+def test_every_exported_chat_template_is_recognised(tmp_path: Path) -> None:
+    for name in FORMED:
+        jinja = jinja_of(templates.build(name))
+        (tmp_path / "chat_template.jinja").write_text(str(jinja), encoding="utf-8")
+        assert jinja_of(templates.build(template_name(tmp_path, None))) == jinja
+
+
+@pytest.mark.parametrize(
+    ("stored", "special", "family", "name", "why"),
+    [
+        ("", ["<|im_end|>"], "mistral", "qwen_2", "<|im_end|> is in the vocabulary"),
+        ("", ["<|eot_id|>"], "llama", "llava_llama_3", "<|eot_id|> is in the vocabulary"),
+        ("", ["<end_of_turn>"], "gemma", "gemma_instruct", "<end_of_turn> is in the vocabulary"),
+        ("", ["</s>"], "llama", "vicuna_v1", "</s> is in the vocabulary"),
+        ("", ["</s>"], "mistral", "mistral_instruct", "family mistral"),
+        ("{{ '[INST] ' + messages[0].content }}", ["</s>"], "llama", "mistral_instruct", "writes [INST]"),
+        ("{{ '[INST] <<SYS>>' + messages[0].content }}", ["</s>"], "llama", "llama_2", "writes <<SYS>>"),
+        ("{{ '<|start_header_id|>' + messages[0].role }}", [], "llama", "llava_llama_3", "writes <|start_header_id|>"),
+        ("{{ '<start_of_turn>' + messages[0].role }}", [], "gemma", "gemma_instruct", "writes <start_of_turn>"),
+        ("{{ 'ASSISTANT:' }}", ["</s>"], "mistral", "vicuna_v1", "writes ASSISTANT:"),
+        ("", [], "llama", "qwen_2", "default"),
+    ],
+)
+def test_an_unknown_chat_template_is_guessed_with_a_reason(
+    make_tokenizer: Callable[..., Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    stored: str,
+    special: list[str],
+    family: str,
+    name: str,
+    why: str,
+) -> None:
+    tokenizer = make_tokenizer(special)
+    tokenizer.chat_template = stored or None
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {"model_type": family}}))
+    with caplog.at_level("INFO"):
+        assert template_name(tmp_path, tokenizer) == name
+    assert f"chat template: {name} (" in caplog.text
+    assert why in caplog.text
 
 
 def test_a_model_that_transformers_cannot_express_is_refused_with_every_reason(
@@ -338,6 +454,121 @@ def test_each_thing_that_transformers_cannot_express_has_its_reason(
     model = mmblocks.build({**plain, **change, "tokenizer": tokenizer})
     with pytest.raises(ConfigError, match=re.escape(reason)):
         export_hf(model, tmp_path / "out")
+
+
+EXPRESSIBLE = {
+    ("llava_onevision", "image"): {"anyres", "anyres_max", "anyres_tiny"},
+    ("llava_onevision", "multi_image"): {"pad_newline"},
+    ("llava_onevision", "video"): {"frames", "frames_8"},
+    ("llava", "image", "multi_image"): {"pad", "square"},
+    ("llava_next", "image", "multi_image"): {"anyres", "anyres_next"},
+    ("llava_next_video", "image", "multi_image"): {"anyres", "anyres_next"},
+    ("llava_next_video", "video"): {"frames", "frames_plain", "frames_8_plain", "frames_16_plain"},
+}
+"""Tokenizers by family and scenarios, with the settings of `suited` where a family wants some."""
+SHAPES = {
+    "image": [VisualShape("image", Size(90, 250))],
+    "multi_image": [VisualShape("image", Size(90, 250)), VisualShape("image", Size(120, 70))],
+    "video": [VisualShape("video", Size(112, 112), num_frames=4)],
+}
+
+
+def suited(family: str, name: str) -> dict[str, Any]:
+    """A tokenizer with what it must be given, and what the family wants where it is a bare component."""
+    needed = {s.name: 224 for s in tokenizers.schema(name) if s.default is REQUIRED}
+    wanted = {
+        ("llava_onevision", "anyres"): {"max_tiles": 4},
+        ("llava_next_video", "frames"): {"newline": "none"},
+    }
+    early = {"pool_at": "features"} if family == "llava_next_video" and tokenizers[name].builder is Frames else {}
+    return {"name": name, **needed, **wanted.get((family, name), {}), **early}
+
+
+def with_tokenizers(model: OneVision, changed: dict[str, Any]) -> OneVision | None:
+    """The model with other visual tokenizers; None where they cannot work in it."""
+    spec = replace(model.spec, tokenizer={**model.spec.tokenizer, **changed})
+    router = wire_tokenizers(spec, model.encoder, model.projector)
+    if router.reasons_against():
+        return None
+    return OneVision(model.encoder, model.projector, router, model.backbone, model.template, spec)
+
+
+def tokens_of_transformers(folder: Path, shapes: list[VisualShape]) -> int:
+    """How many visual tokens the processor in a folder writes."""
+    processor: Any = AutoProcessor.from_pretrained(folder, use_fast=False)
+    if shapes[0].kind == "video":
+        clips = [torch.zeros(s.num_frames, 3, *s.size, dtype=torch.uint8) for s in shapes]
+        inputs, token = processor(text=["<video>"], videos=clips), "<video>"
+    else:
+        pictures = [Image.new("RGB", (s.size.width, s.size.height)) for s in shapes]
+        inputs, token = processor(text=["<image>" * len(shapes)], images=[pictures]), "<image>"
+    return list(inputs["input_ids"][0]).count(processor.tokenizer.convert_tokens_to_ids(token))
+
+
+@pytest.mark.parametrize("case", EXPRESSIBLE)
+def test_of_all_visual_tokenizers_an_export_keeps_the_counts_or_refuses(
+    ours: OneVision, make_rig: Any, tmp_path: Path, case: tuple[str, ...]
+) -> None:
+    family, *scenarios = case
+    base = ours if family == "llava_onevision" else make_rig(family).ours
+    kept = set()
+    for name in tokenizers:
+        model = with_tokenizers(base, dict.fromkeys(scenarios, suited(family, name)))
+        if model is None:
+            continue
+        if reasons := door_of(family).reasons_against_export(model):
+            assert any(reason.startswith((f"tokenizer.{scenarios[0]}:", "pooling:")) for reason in reasons), name
+            continue
+        kept.add(name)
+        folder = export_hf(model, tmp_path / name, family)
+        for scenario in scenarios:
+            plans = [routed.plan for routed in model.router.plan(SHAPES[scenario])]
+            assert not any(plan.told for plan in plans)
+            assert tokens_of_transformers(folder, SHAPES[scenario]) == sum(plan.num_tokens for plan in plans), name
+    assert kept == EXPRESSIBLE[case]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("change", [{"tell_times": "seconds"}, {"force": True}, {"tell_times": "steps", "force": True}])
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video"])
+def test_what_is_told_or_repeated_of_a_clip_is_refused(
+    ours: OneVision, make_rig: Any, family: str, change: dict[str, Any]
+) -> None:
+    base = ours if family == "llava_onevision" else make_rig(family).ours
+    model = with_tokenizers(base, {"video": {**base.spec.plain()["tokenizer"]["video"], **change}})
+    assert model is not None
+    reasons = door_of(family).reasons_against_export(model)
+    assert [reason.partition("=")[0] for reason in reasons] == [f"tokenizer.video: {setting}" for setting in change]
+
+
+@pytest.mark.parametrize(
+    ("family", "known"), [("llava_onevision", {"bilinear"}), ("llava_next_video", {"average", "max"})]
+)
+def test_of_all_poolings_an_export_takes_those_of_its_family(
+    ours: OneVision, make_rig: Any, family: str, known: set[str]
+) -> None:
+    base = ours if family == "llava_onevision" else make_rig(family).ours
+    taken = set()
+    for name in poolings:
+        pooling = {"name": name, **(poolings[name].tiny or {})}
+        model = with_tokenizers(replaced_pooling(base, pooling), {})
+        if model is not None and not (reasons := door_of(family).reasons_against_export(model)):
+            taken.add(name)
+        elif model is not None:
+            assert [reason.partition(":")[0] for reason in reasons] == ["pooling"]
+    assert taken == known
+
+
+def replaced_pooling(model: OneVision, pooling: dict[str, Any]) -> OneVision:
+    spec = replace(model.spec, pooling=pooling)
+    return OneVision(model.encoder, model.projector, model.router, model.backbone, model.template, spec)
+
+
+def test_an_export_to_a_family_without_clips_warns_that_they_are_left_out(
+    make_rig: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export_hf(make_rig("llava").ours, tmp_path / "out", "llava")
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warnings == ["transformers' llava knows no clips: tokenizer.video is left out."]
 
 
 def test_a_vocabulary_without_room_for_the_visual_tokens_is_refused(
@@ -428,32 +659,6 @@ def test_an_original_checkpoint_reaches_transformers_through_us(original: Path, 
     require_same_logits(model, AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval())
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"mm_projector_type": "pooler"}, "mm_projector_type is 'pooler'"),
-        ({"mm_patch_merge_type": "flat"}, "mm_patch_merge_type is 'flat'"),
-        ({"mm_resampler_type": "perceiver"}, "mm_resampler_type is 'perceiver'"),
-        ({"image_aspect_ratio": "pad"}, "image_aspect_ratio is 'pad'"),
-        ({"add_faster_video": True}, "add_faster_video is True"),
-        ({"architectures": ["LlavaMptForCausalLM"]}, "architectures are"),
-        ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "mm_vision_tower is 'openai/clip"),
-    ],
-)
-def test_an_original_config_that_we_do_not_compute_is_refused(
-    original: Path, tmp_path: Path, change: dict[str, Any], reason: str
-) -> None:
-    folder = Path(shutil.copytree(original, tmp_path / "copy"))
-    with pytest.raises(ConfigError, match=re.escape(reason)):
-        import_original(reconfigured(folder, **change))
-
-
-def test_a_tower_of_another_size_than_its_name_is_refused(original: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(original, tmp_path / "copy"))
-    with pytest.raises(CheckpointError, match="64 positions of 14 pixels, which does not fit pictures of 384 pixels"):
-        import_original(reconfigured(folder, mm_vision_tower="google/siglip-so400m-patch14-384"))
-
-
 # Faults -------------------------------------------------------------------------------------------------------------
 
 
@@ -511,7 +716,9 @@ def test_a_folder_of_pickled_weights_is_refused(copied: Path) -> None:
         ({"projector_hidden_act": "relu"}, "projector_hidden_act is 'relu'"),
         ({"multimodal_projector_bias": False}, "multimodal_projector_bias is False"),
         ({"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy is 'default'"),
-        ({"vision_feature_layer": [-1, -2]}, r"vision_feature_layer is [-1, -2]"),
+        ({"vision_feature_layer": 9}, "layer=9 names no block; with 3 blocks choose 1 to 3"),
+        ({"image_token_index": 400}, "the config puts <image> at id 400, beyond the 320 token embeddings"),
+        ({"image_token_index": 258}, "its text tokenizer has <image> at id 259, its config at 258"),
         ({"vision_aspect_ratio": "pad"}, "vision_aspect_ratio is 'pad'"),
     ],
 )
@@ -529,12 +736,52 @@ def test_a_processor_with_other_colours_is_refused(copied: Path) -> None:
         import_hf(copied)
 
 
+def test_all_reasons_against_a_config_and_its_processor_are_listed_together(copied: Path) -> None:
+    path = copied / "processor_config.json"
+    config = json.loads(path.read_text())
+    config["image_processor"]["resample"] = 2
+    path.write_text(json.dumps(config))
+    reconfigured(copied, projector_hidden_act="relu", vision_aspect_ratio="pad", video_token_index=999)
+    with pytest.raises(ConfigError) as refused:
+        import_hf(copied)
+    for reason in ("projector_hidden_act", "vision_aspect_ratio", "resample=2", "<video> at id 999"):
+        assert reason in str(refused.value)
+
+
+def test_a_tokenizer_in_which_no_turn_can_end_is_refused(copied: Path, make_tokenizer: Callable[..., Any]) -> None:
+    make_tokenizer(["<image>", "<video>"]).save_pretrained(copied)
+    reconfigured(copied, image_token_index=257, video_token_index=258)
+    with pytest.raises(ConfigError, match="none of the special tokens that end a turn"):
+        import_hf(copied)
+
+
+def test_widths_that_disagree_are_listed_before_a_value_is_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def narrow(tensors: Tensors) -> Tensors:
+        return tensors | {
+            "multi_modal_projector.linear_1.weight": torch.zeros(32, 8),
+            "image_newline": torch.zeros(16),
+        }
+
+    rewritten(copied, narrow)
+
+    def read(stored: Any, name: str) -> Tensor:
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr("mmblocks.model.convert.weights.Stored.__getitem__", read)
+    with pytest.raises(CheckpointError) as refused:
+        import_hf(copied)
+    assert str(refused.value).splitlines()[1:] == [
+        "  shape: image_newline is (16,) in the file, (32,) in the model",
+        "  shape: multi_modal_projector.linear_1.weight is (32, 8) in the file, (32, 16) in the model",
+    ]
+
+
 # The command --------------------------------------------------------------------------------------------------------
 
 
 def test_each_kind_of_folder_is_recognised(checkpoint: Path, original: Path, ours: OneVision, tmp_path: Path) -> None:
     mmblocks.save(ours, tmp_path / "ours")
-    assert [detect(f) for f in (checkpoint, original, tmp_path / "ours")] == ["llava_onevision", "llava", "mmblocks"]
+    assert [detect(f) for f in (checkpoint, original, tmp_path / "ours")] == ["llava_onevision", "original", "mmblocks"]
 
 
 def test_an_unknown_kind_of_folder_is_refused_with_what_it_is(tmp_path: Path) -> None:
@@ -565,7 +812,7 @@ def test_convert_reads_the_original_and_writes_either(
 ) -> None:
     assert cli.main(["convert", str(original), str(tmp_path / "ours")]) == 0
     assert cli.main(["convert", str(original), str(tmp_path / "hf"), "--to", "llava_onevision"]) == 0
-    assert "LLaVA-OneVision's own layout" in capsys.readouterr().out
+    assert "LLaVA's own layout" in capsys.readouterr().out
     require_same_logits(mmblocks.load(tmp_path / "ours"), theirs)
 
 
@@ -576,10 +823,10 @@ def test_a_result_that_computes_something_else_is_not_kept(
 
     save = checkpoints.save
 
-    def save_wrongly(model: OneVision, folder: Path) -> Path:
+    def save_wrongly(model: OneVision, folder: Path, **options: Any) -> Path:
         with torch.no_grad():
             model.marks["newline"].add_(1)
-        return save(model, folder)
+        return save(model, folder, **options)
 
     monkeypatch.setattr(checkpoints, "save", save_wrongly)
     assert cli.main(["convert", str(checkpoint), str(tmp_path / "out")]) == 1

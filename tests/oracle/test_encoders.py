@@ -12,10 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
+    AutoModel,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
@@ -26,7 +34,7 @@ from mmblocks.components import encoders
 from mmblocks.errors import CheckpointError, ConfigError
 
 SIZES = {"image_px": 30, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
-VISION = {
+VISION: dict[str, Any] = {
     "image_size": 30,
     "patch_size": 14,
     "hidden_size": 16,
@@ -34,7 +42,13 @@ VISION = {
     "num_attention_heads": 2,
     "intermediate_size": 24,
 }
-TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 20}
+TEXT: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 20,
+}
 TEXT |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_size": 16}
 LAYERS = [-2, -1, 1]
 
@@ -101,6 +115,22 @@ def test_clip_gives_the_hidden_states_of_transformers(make: Any, layer: int, tmp
     with torch.no_grad():
         assert torch.equal(patches(pixels(30)).flatten(1, 2), want[:, 1:])
         assert torch.equal(everything(pixels(30)).flatten(1, 2), want)
+
+
+@pytest.mark.parametrize("layer", [(1, -1), (-2, 3, 1), (0, 2)])
+@pytest.mark.parametrize("name", ["siglip", "clip"])
+def test_several_layers_stand_side_by_side_in_the_order_written(
+    name: str, layer: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = {"siglip": siglip_tower, "clip": clip_tower}[name]()
+    model.save_pretrained(tmp_path)
+    encoder = loaded(name, tmp_path, layer=layer)
+    assert encoder.dim == 16 * len(layer)
+    with torch.no_grad():
+        features = encoder(pixels(30)).flatten(1, 2)
+    hidden = states(model, pixels(30))
+    patches = slice(1, None) if name == "clip" else slice(None)
+    assert torch.equal(features, torch.cat([hidden[n] for n in layer], dim=-1)[:, patches])
 
 
 def test_a_checkpoint_in_several_files_is_read(tmp_path: Path) -> None:
@@ -187,6 +217,200 @@ def test_weights_are_not_read_into_the_meta_device(tmp_path: Path) -> None:
         encoder.load_pretrained()
 
 
+DINO_SIZES: dict[str, Any] = {"patch_px": 14, "dim": 16, "depth": 3, "heads": 2}
+DINO: dict[str, Any] = {"patch_size": 14, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
+def dinov2_tower(registers: int, **settings: Any) -> Any:
+    config = {**DINO, "image_size": 42, **settings}
+    if registers:
+        return disturbed(Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**config, num_register_tokens=registers)))
+    return disturbed(Dinov2Model(Dinov2Config(**config)))
+
+
+def dinov2(folder: Path, **settings: Any) -> Any:
+    encoder = encoders.build({"name": "dinov2", **DINO_SIZES, "trained_px": 42, **settings, "checkpoint": str(folder)})
+    encoder.load_pretrained()
+    return encoder.eval()
+
+
+@pytest.mark.parametrize("image_px", [42, 28, 71])
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dinov2_gives_the_last_hidden_state_of_transformers(registers: int, image_px: int, tmp_path: Path) -> None:
+    model = dinov2_tower(registers)
+    model.save_pretrained(tmp_path)
+    encoder = dinov2(tmp_path, registers=registers, image_px=image_px)
+    with torch.no_grad():
+        want = model(pixels(image_px)).last_hidden_state[:, 1 + registers :]
+        assert torch.equal(encoder(pixels(image_px)).flatten(1, 2), want)
+
+
+@pytest.mark.parametrize("layer", [-2, 1, (1, -1)])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dinov2_gives_the_hidden_states_of_transformers(
+    registers: int, norm: bool, layer: int | tuple[int, ...], tmp_path: Path
+) -> None:
+    model = dinov2_tower(registers)
+    model.save_pretrained(tmp_path)
+    encoder = dinov2(tmp_path, registers=registers, image_px=42, layer=layer, norm=norm)
+    with torch.no_grad():
+        hidden = model(pixels(42), output_hidden_states=True).hidden_states
+        wanted = [hidden[n] for n in ((layer,) if isinstance(layer, int) else layer)]
+        want = torch.cat([model.layernorm(state) if norm else state for state in wanted], dim=-1)
+        assert torch.equal(encoder(pixels(42)).flatten(1, 2), want[:, 1 + registers :])
+
+
+def test_dinov2_giants_gated_mlp_works(tmp_path: Path) -> None:
+    model = dinov2_tower(0, use_swiglu_ffn=True)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        features = dinov2(tmp_path, image_px=42, swiglu=True)(pixels(42))
+        assert torch.equal(features.flatten(1, 2), model(pixels(42)).last_hidden_state[:, 1:])
+
+
+def test_dinov2_and_its_kin_with_registers_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
+    dinov2_tower(4).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="is a 'dinov2_with_registers' model, not 'dinov2'"):
+        dinov2(tmp_path)
+    with pytest.raises(ConfigError, match=r"trained_px=518, but image_size is 42(.|\n)*registers=2, but num_.* is 4"):
+        dinov2(tmp_path, registers=2, trained_px=518)
+
+
+def dinov3_tower(**settings: Any) -> Any:
+    sizes = {**DINO, "patch_size": 16, "intermediate_size": 24, "num_register_tokens": 4, **settings}
+    return disturbed(DINOv3ViTModel(DINOv3ViTConfig(**sizes)))
+
+
+def dinov3(folder: Path, **settings: Any) -> Any:
+    sizes = {**DINO_SIZES, "patch_px": 16, "mlp_dim": 24, "image_px": 48}
+    encoder = encoders.build({"name": "dinov3", **sizes, **settings, "checkpoint": str(folder)})
+    encoder.load_pretrained()
+    return encoder.eval()
+
+
+@pytest.mark.parametrize("image_px", [48, 70])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {}),
+        ({"registers": 0}, {"num_register_tokens": 0}),
+        ({"gated": True}, {"use_gated_mlp": True, "hidden_act": "silu"}),
+        ({"qv_bias": False}, {"query_bias": False, "value_bias": False}),
+    ],
+)
+def test_dinov3_gives_the_last_hidden_state_of_transformers(
+    ours: dict[str, Any], theirs: dict[str, Any], image_px: int, tmp_path: Path
+) -> None:
+    model = dinov3_tower(**theirs)
+    model.save_pretrained(tmp_path)
+    encoder = dinov3(tmp_path, image_px=image_px, **ours)
+    with torch.no_grad():
+        want = model(pixels(image_px)).last_hidden_state[:, 1 + model.config.num_register_tokens :]
+        assert torch.equal(encoder(pixels(image_px)).flatten(1, 2), want)
+
+
+@pytest.mark.parametrize("layer", [-2, 1, (1, -1)])
+@pytest.mark.parametrize("norm", [True, False])
+def test_dinov3_gives_the_hidden_states_of_transformers(
+    norm: bool, layer: int | tuple[int, ...], tmp_path: Path
+) -> None:
+    model = dinov3_tower()
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        hidden = model(pixels(48), output_hidden_states=True).hidden_states
+        wanted = [hidden[n] for n in ((layer,) if isinstance(layer, int) else layer)]
+        want = torch.cat([model.norm(state) if norm else state for state in wanted], dim=-1)
+        features = dinov3(tmp_path, layer=layer, norm=norm)(pixels(48))
+    assert torch.equal(features.flatten(1, 2), want[:, 5:])
+
+
+def test_dinov3_does_not_stretch_positions_in_training(tmp_path: Path) -> None:
+    dinov3_tower().save_pretrained(tmp_path)
+    encoder = dinov3(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(encoder.train()(pixels(48)), encoder.eval()(pixels(48)))
+
+
+GREY = {"pixel_mean": [0.5] * 3, "pixel_std": [0.5] * 3}
+FAMILIES: dict[str, tuple[dict[str, Any], int, list[int], int]] = {  # sizes, view, grid, prefix tokens
+    "vit": ({**VISION, "image_size": 28}, 28, [2, 2], 1),
+    "dinov2": ({**DINO, "image_size": 42}, 56, [4, 4], 1),
+    "siglip_vision_model": (VISION, 30, [2, 2], 0),
+    "mlcd_vision_model": ({**VISION, "image_size": 28}, 28, [2, 2], 1),
+    "dinov3_convnext": ({"hidden_sizes": [8, 16], "depths": [1, 1]}, 32, [4, 4], 1),
+    "swin": (
+        {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+        32,
+        [4, 4],
+        0,
+    ),
+    "resnet": ({"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}, 32, [4, 4], 0),
+}
+
+
+def hf_model(family: str) -> Any:
+    torch.manual_seed(6)
+    return disturbed(AutoModel.from_config(AutoConfig.for_model(family, **FAMILIES[family][0])))
+
+
+def hf_vision(like: str, **settings: Any) -> Any:
+    _, image_px, grid, prefix = FAMILIES[like]
+    facts = {"image_px": image_px, "grid": grid, "prefix_tokens": prefix, **GREY}
+    return encoders.build({"name": "hf_vision", **facts, **settings})
+
+
+@pytest.mark.parametrize("declared", ["by family and sizes", "by the checkpoint"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_tower_of_transformers_gives_its_last_hidden_state(family: str, declared: str, tmp_path: Path) -> None:
+    model = hf_model(family)
+    model.save_pretrained(tmp_path)
+    sizes = {"family": family, "sizes": FAMILIES[family][0]} if declared == "by family and sizes" else {}
+    encoder = hf_vision(family, checkpoint=str(tmp_path), **sizes)
+    encoder.load_pretrained()
+    x = pixels(encoder.view_px.height)
+    with torch.no_grad():
+        want = model(x).last_hidden_state
+        want = want.flatten(2).mT if want.ndim == 4 else want[:, FAMILIES[family][3] :]
+        # in training mode, too: batch normalisation is held
+        assert torch.equal(encoder.train()(x).flatten(1, 2), want)
+    assert encoder.dim == want.shape[-1]
+
+
+@pytest.mark.parametrize("layer", [-1, -2, (1, -1)])
+def test_any_towers_layers_are_its_hidden_states(layer: int | tuple[int, ...], tmp_path: Path) -> None:
+    model = hf_model("vit")
+    model.save_pretrained(tmp_path)
+    encoder = hf_vision("vit", checkpoint=str(tmp_path), layer=layer)
+    encoder.load_pretrained()
+    with torch.no_grad():
+        hidden = model(pixels(28), output_hidden_states=True).hidden_states
+        want = torch.cat([hidden[n] for n in ((layer,) if isinstance(layer, int) else layer)], dim=-1)
+        assert torch.equal(encoder.eval()(pixels(28)).flatten(1, 2), want[:, 1:])
+
+
+def test_the_vision_tower_of_a_model_with_text_is_found(tmp_path: Path) -> None:
+    model = siglip_with_text()
+    model.save_pretrained(tmp_path)
+    encoder = hf_vision("siglip_vision_model", checkpoint=str(tmp_path))
+    encoder.load_pretrained()
+    with torch.no_grad():
+        want = model.vision_model(pixels(30)).last_hidden_state
+        assert torch.equal(encoder.eval()(pixels(30)).flatten(1, 2), want)
+
+
+def test_towers_whose_sizes_or_colours_disagree_with_the_checkpoint_are_refused(tmp_path: Path) -> None:
+    hf_model("vit").save_pretrained(tmp_path)
+    sizes = {**FAMILIES["vit"][0], "hidden_size": 32, "num_hidden_layers": 2}
+    with pytest.raises(ConfigError, match=r"num_hidden_layers=2, but num_hidden_layers is 3") as error:
+        hf_vision("vit", family="vit", sizes=sizes, checkpoint=str(tmp_path)).load_pretrained()
+    assert "hidden_size=32, but hidden_size is 16" in str(error.value)
+    stated = {"image_mean": [0.5, 0.4, 0.5], "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    with pytest.raises(ConfigError, match=r"pixel_mean=\[0.5, 0.5, 0.5\], but image_mean is \[0.5, 0.4, 0.5\]"):
+        hf_vision("vit", checkpoint=str(tmp_path)).load_pretrained()
+
+
 def timm_model(name: str = "test_vit", image_px: int = 32) -> Any:
     torch.manual_seed(5)
     return disturbed(timm.create_model(name, pretrained=False, img_size=image_px))
@@ -220,6 +444,81 @@ def test_timm_blocks_are_counted_as_hidden_states_are(layer: int, norm: bool, tm
     with torch.no_grad():
         (want,) = model.forward_intermediates(pixels(32), indices=[block], norm=norm, intermediates_only=True)
         assert torch.equal(encoder(pixels(32)), want.permute(0, 2, 3, 1))
+
+
+def test_timm_blocks_stand_side_by_side_in_the_order_written(tmp_path: Path) -> None:
+    model = timm_model()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    encoder = timm_encoder(tmp_path, layer=[3, 1, -1])
+    with torch.no_grad():
+        first, third, last = model.forward_intermediates(
+            pixels(32), indices=[0, 2, len(model.blocks) - 1], norm=True, intermediates_only=True
+        )
+        assert torch.equal(encoder(pixels(32)), torch.cat([third, first, last], dim=1).permute(0, 2, 3, 1))
+
+
+def test_timm_rotary_models_built_on_meta_work_once_weights_are_given() -> None:
+    spec = {"name": "timm_vit", "model_name": "eva02_tiny_patch14_224", "image_px": 28, "layer": 2}
+    encoder = encoders.build(spec).eval()
+    with torch.device("meta"):
+        blueprint = encoders.build(spec).eval()
+    blueprint.load_state_dict(encoder.state_dict(), assign=True)
+    with torch.no_grad():
+        assert torch.equal(blueprint(pixels(28)), encoder(pixels(28)))
+
+
+STAGED = {"test_convnext": 64, "test_resnet": 64, "swin_tiny_patch4_window7_224": 224}  # views
+
+
+def staged(name: str) -> Any:
+    torch.manual_seed(7)
+    return disturbed(timm.create_model(name, pretrained=False))
+
+
+def stage_of(name: str, folder: Path, **settings: Any) -> Any:
+    spec = {"name": "timm_features", "model_name": name, "image_px": STAGED[name], **settings}
+    encoder = encoders.build({**spec, "checkpoint": str(folder)})
+    encoder.load_pretrained()
+    return encoder
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_the_last_stage_of_timm_models_is_that_of_forward_features(name: str, tmp_path: Path) -> None:
+    model = staged(name)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    encoder = stage_of(name, tmp_path)
+    x = pixels(STAGED[name])
+    with torch.no_grad():
+        want = model.forward_features(x)
+        features = encoder.train()(x)  # in training mode, too: batch normalisation is held
+    assert features.shape == (2, *encoder.grid, encoder.dim)
+    assert torch.equal(features, want if want.shape[-1] == encoder.dim else want.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("stage", [0, 2, -2])
+@pytest.mark.parametrize("name", ["test_convnext", "test_resnet"])
+def test_earlier_stages_of_timm_models_are_those_of_features_only(name: str, stage: int, tmp_path: Path) -> None:
+    model = staged(name)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    encoder = stage_of(name, tmp_path, stage=stage).eval()
+    pyramid = timm.create_model(name, pretrained=False, features_only=True).eval()
+    pyramid.load_state_dict(
+        {k.replace("stages.", "stages_").replace("stem.", "stem_"): v for k, v in model.state_dict().items()},
+        strict=False,
+    )
+    assert set(pyramid.state_dict()) <= {
+        k.replace("stages.", "stages_").replace("stem.", "stem_") for k in model.state_dict()
+    }
+    with torch.no_grad():
+        assert torch.equal(encoder(pixels(64)), pyramid(pixels(64))[stage].permute(0, 2, 3, 1))
+
+
+def test_later_stages_need_not_be_in_the_file(tmp_path: Path) -> None:
+    kept = {k: v for k, v in staged("test_convnext").state_dict().items() if k.startswith(("stem", "stages.0"))}
+    save_file(kept, tmp_path / "model.safetensors")
+    stage_of("test_convnext", tmp_path, stage=0)
+    with pytest.raises(CheckpointError, match=r"encoder 'timm_features'(.|\n)*stages.1.blocks.0.*: missing"):
+        stage_of("test_convnext", tmp_path, stage=1)
 
 
 def test_timm_rotary_models_work(tmp_path: Path) -> None:

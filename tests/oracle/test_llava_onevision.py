@@ -15,7 +15,7 @@ from mmblocks.batch import Batch
 from mmblocks.conversation import Conversation
 from mmblocks.data.collate import collate
 from mmblocks.data.processor import Processor
-from mmblocks.model.convert.llava_onevision import import_hf
+from mmblocks.model.convert.hf import import_hf
 from mmblocks.model.generate import Decoding, generate
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import Size, VisualShape

@@ -23,3 +23,8 @@ def _present(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path} is missing; the installation is damaged, install mmblocks again.")
     return path
+
+
+def resolve_source(source: str) -> str:
+    """A hub id or folder as transformers takes it; "mmblocks:NAME" is a folder that ships with the package."""
+    return str(FOLDER / source.removeprefix("mmblocks:")) if source.startswith("mmblocks:") else source

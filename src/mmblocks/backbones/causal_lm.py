@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, nullcontext
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from mmblocks.assets import resolve_source
+from mmblocks.backbones.packing_probe import explaining, require_packing
 from mmblocks.batch import Packing
 from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError, ConfigError
@@ -26,16 +28,19 @@ _SIZES = {  # our setting -> transformers' name
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
     "mlp_dim": "intermediate_size",
+    "head_dim": "head_dim",
     "max_tokens": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
 }
+_NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 
 @backbones.register(
     "causal_lm",
     source="https://github.com/huggingface/transformers",
     tiny={"family": "qwen2", "vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "kv_heads": 2, "mlp_dim": 48},
+    oracle="the same transformers model with its own eager attention",
 )
 class CausalLM(nn.Module):
     """Any causal language model of transformers, over packed embeddings.
@@ -44,8 +49,10 @@ class CausalLM(nn.Module):
     config.json of `checkpoint`, a hub id or a local folder. Weights are random until `load_pretrained`.
     `text_tokenizer` is a hub id or folder, by default that of `checkpoint`. `placeholder_id` stands in `input_ids`
     where visual tokens go; its embedding is never used. `sliding_window=None` keeps the family's own, 0 switches it off.
+    `further` are settings of the family's transformers config by the names they have there (rope_parameters, experts).
 
-    A family in which packed sequences would see each other is refused when it is built.
+    A family in which packed sequences would see each other is refused when it is built, and so is one whose logits on
+    one sequence are not those of transformers' own forward.
     """
 
     def __init__(
@@ -59,12 +66,14 @@ class CausalLM(nn.Module):
         heads: int | None = None,
         kv_heads: int | None = None,
         mlp_dim: int | None = None,
+        head_dim: int | None = None,
         max_tokens: int | None = None,
         rope_theta: float | None = None,
         norm_eps: float | None = None,
         tie_embeddings: bool | None = None,
         sliding_window: int | None = None,
         placeholder_id: int = 0,
+        further: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -74,23 +83,30 @@ class CausalLM(nn.Module):
             "heads": heads,
             "kv_heads": kv_heads,
             "mlp_dim": mlp_dim,
+            "head_dim": head_dim,
             "max_tokens": max_tokens,
             "norm_eps": norm_eps,
             "tie_embeddings": tie_embeddings,
         }
-        self._given = {_SIZES[name]: value for name, value in sizes.items() if value is not None}
+        given = {_SIZES[name]: value for name, value in sizes.items() if value is not None}
+        self._given = given if family is None else _in_words_of(family, given)
         self.checkpoint = checkpoint
         self.tokenizer_source = text_tokenizer or checkpoint
-        config = self._config(family, rope_theta, sliding_window)
-        self.dim: int = config.hidden_size
-        self.vocab_size: int = config.vocab_size
-        self.max_tokens: int = config.max_position_embeddings
+        config = self._config(family, rope_theta, sliding_window, further or {})
+        self.dim, self.vocab_size, self.max_tokens = _facts(config)
         self.placeholder_id = placeholder_id
         self._require_placeholder()
         from transformers import AutoModelForCausalLM
+        from transformers.initialization import no_init_weights
 
-        self.lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention.register())
-        self._require_isolation()
+        on_meta = torch.get_default_device().type == "meta"  # where drawing weights costs time and makes none
+        with (
+            explaining(config.model_type, "cannot be built with these settings"),
+            no_init_weights() if on_meta else nullcontext(),
+        ):
+            self.lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention.register())
+        self.lm.tie_weights()
+        require_packing(self)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -121,8 +137,15 @@ class CausalLM(nn.Module):
         return states.last_hidden_state.squeeze(0)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(n, dim) to (n, vocab_size)."""
-        return self.lm.get_output_embeddings()(hidden)
+        """(n, dim) to (n, vocab_size), scaled and capped as the family does."""
+        logits = self.lm.get_output_embeddings()(hidden)
+        if (factor := getattr(self.config, "logit_scale", None)) is not None:  # Cohere
+            logits = logits * factor
+        if (divisor := getattr(self.config, "logits_scaling", None)) is not None:  # Granite
+            logits = logits / divisor
+        if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:  # Gemma
+            logits = torch.tanh(logits / cap) * cap
+        return logits
 
     def load_pretrained(self, dtype: torch.dtype | None = None) -> None:
         """Read the weights of `checkpoint`; all of them must be there, and sizes must agree with the settings."""
@@ -157,7 +180,7 @@ class CausalLM(nn.Module):
         _require_complete(where, report)
         self._require_sizes(lm.config, where)
         self.lm = lm
-        self._require_isolation()
+        require_packing(self)
 
     def save_to(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write an ordinary transformers checkpoint, with the text tokenizer where one is known."""
@@ -167,7 +190,9 @@ class CausalLM(nn.Module):
         if self.tokenizer_source is not None:
             self.text_tokenizer.save_pretrained(folder)
 
-    def _config(self, family: str | None, rope_theta: float | None, sliding_window: int | None) -> PreTrainedConfig:
+    def _config(
+        self, family: str | None, rope_theta: float | None, sliding_window: int | None, further: Mapping[str, Any]
+    ) -> PreTrainedConfig:
         from transformers import AutoConfig
 
         if family is None and self.checkpoint is None:
@@ -178,8 +203,10 @@ class CausalLM(nn.Module):
             return config
         extra: dict[str, Any] = {} if sliding_window is None else {"sliding_window": sliding_window or None}
         if rope_theta is not None:
-            extra["rope_parameters"] = {"rope_type": "default", "rope_theta": rope_theta}
-        return AutoConfig.for_model(family, **self._given, **extra)
+            extra["rope_parameters"] = _rope(family, rope_theta)
+        settings = {**self._given, **extra, **further}
+        with explaining(family, "cannot be built with these settings"):
+            return AutoConfig.for_model(family, **_special_tokens(family, settings), **settings)
 
     def _require_sizes(self, config: PreTrainedConfig, where: str) -> None:
         wrong = [
@@ -196,32 +223,66 @@ class CausalLM(nn.Module):
                 f"backbone: placeholder_id={self.placeholder_id} is outside the vocabulary of {self.vocab_size} tokens."
             )
 
-    @torch.no_grad()
-    def _require_isolation(self) -> None:
-        """Run two packed sequences and refuse a model in which the second notices what the first says."""
-        parameter = next(self.lm.parameters())
-        if parameter.is_meta:
-            return
-        x = torch.linspace(-1, 1, 5 * self.dim, device=parameter.device, dtype=parameter.dtype).view(5, self.dim)
-        positions = torch.tensor([0, 1, 0, 1, 2], device=parameter.device)
-        packing = Packing.of([2, 3]).to(parameter.device)
-        other = torch.cat([x[:2].flip(0), x[2:]])
-        was_training = self.lm.training
-        self.lm.eval()
-        seen = (self.hidden(x, positions, packing)[2:] - self.hidden(other, positions, packing)[2:]).abs().max().item()
-        self.lm.train(was_training)
-        if seen != 0:
-            raise ConfigError(
-                f"backbone family {self.config.model_type!r}: packed sequences see each other (difference {seen:.2g}); "
-                "its transformers code drops the packing keywords, so it cannot be trained on packed batches."
-            )
+
+# What a family of transformers takes ---------------------------------------------------------------------------------
 
 
-def resolve_source(source: str) -> str:
-    """A hub id or folder as transformers takes it; "mmblocks:NAME" is a folder that ships with the package."""
-    if source.startswith("mmblocks:"):
-        return str(Path(__file__).parents[1] / "assets" / source.removeprefix("mmblocks:"))
-    return source
+def _in_words_of(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes by the names that a family's config has for them. Raises `ConfigError` for one that it does not have."""
+    default = _default(family)
+    named = dict(given)
+    if "rms_norm_eps" in named:
+        name = next((n for n in _NORM_EPS if hasattr(default, n)), "rms_norm_eps")
+        named[name] = named.pop("rms_norm_eps")
+    ours = {theirs: setting for setting, theirs in _SIZES.items()} | dict.fromkeys(_NORM_EPS, "norm_eps")
+    unknown = [f"{ours[name]}={value}" for name, value in named.items() if not hasattr(default, name)]
+    if unknown:
+        raise ConfigError(f"backbone family {family!r} has no such size: {', '.join(unknown)}; leave it out.")
+    return named
+
+
+def _rope(family: str, theta: float) -> dict[str, Any]:
+    """The family's rotary settings with another base."""
+    own = getattr(_default(family), "rope_parameters", None) or {}
+    if any(isinstance(value, Mapping) for value in own.values()):
+        raise ConfigError(
+            f"backbone family {family!r} has rotary settings for each kind of layer, so rope_theta={theta:g} does not say "
+            "which; write further.rope_parameters."
+        )
+    return {"rope_type": "default", **own, "rope_theta": theta}
+
+
+def _special_tokens(family: str, settings: Mapping[str, Any]) -> dict[str, None]:
+    """Special ids of the family that lie outside a smaller vocabulary, switched off."""
+    size = settings.get("vocab_size")
+    if size is None:
+        return {}
+    names = [f"{n}_token_id" for n in ("pad", "bos", "eos") if f"{n}_token_id" not in settings]
+    ids = {name: getattr(_default(family), name, None) for name in names}
+    return {n: None for n, i in ids.items() if any(j >= size for j in (i if isinstance(i, list) else [i or 0]))}
+
+
+@cache
+def _default(family: str) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(family)
+    except ValueError as cause:
+        raise ConfigError(f"transformers has no family={family!r}; write its model_type, such as 'qwen2'.") from cause
+
+
+def _facts(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Width, vocabulary and sequence limit."""
+    names = ("hidden_size", "vocab_size", "max_position_embeddings")
+    missing = [name for name in names if not isinstance(getattr(config, name, None), int)]
+    if missing:
+        nested = " (its text model is a part of it; name the family of that)" if hasattr(config, "text_config") else ""
+        raise ConfigError(
+            f"backbone family {config.model_type!r}: its config says no {', '.join(missing)}{nested}, "
+            "so it cannot be a backbone."
+        )
+    return config.hidden_size, config.vocab_size, config.max_position_embeddings
 
 
 def _loading(dtype: torch.dtype | None) -> dict[str, Any]:

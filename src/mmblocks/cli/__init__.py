@@ -32,8 +32,8 @@ COMMANDS = {
     c.name: c
     for c in (
         Command("demo", "ask the small model that ships with mmblocks; needs nothing else"),
-        Command("list", "components that can be combined, by kind", file="listing"),
-        Command("show", "one component: its settings, types, defaults and source"),
+        Command("list", "components and whole systems that can be combined, by kind", file="listing"),
+        Command("show", "one component: its settings, types, defaults and source; or one system: its parts"),
         Command("recipes", "recipes that can be trained, or what one of them composes to"),
         Command("check", "every reason why a composition cannot work"),
         Command("plan", "tokens, compute and memory of a composition for given pictures and clips"),
@@ -41,6 +41,8 @@ COMMANDS = {
         Command("eval", "measure a model on tasks"),
         Command("chat", "talk with a model about pictures and clips"),
         Command("convert", "read and write the layouts of transformers and LLaVA"),
+        Command("swap", "other parts for a saved model, and a record of what was kept"),
+        Command("new", "a package with a component of your own, its test and its entry point"),
         Command("doctor", "versions, devices and fast paths of this machine"),
     )
 }

@@ -1,4 +1,4 @@
-"""Every reason why a recipe cannot run, at once. Reads no weights and no network.
+"""Every reason why a recipe or a system cannot run, at once. Reads no weights and no network.
 
 mmblocks check RECIPE model/projector=identity model.encoder.layer=-3
 """
@@ -14,16 +14,19 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a name from `mmblocks recipes`, or a path to a YAML file")
+    parser.add_argument(
+        "recipe", help="a recipe (`mmblocks recipes`, or a YAML file), or a system (`mmblocks list system`)"
+    )
     parser.add_argument("overrides", nargs="*", help="GROUP=NAME or KEY=VALUE")
 
 
 def run(args: argparse.Namespace) -> int:
     from mmblocks.conf.assemble import compose_unchecked
+    from mmblocks.model.check import faults
     from mmblocks.train.check import check_run
 
     raw = compose_unchecked(args.recipe, args.overrides)
-    found = check_run(raw)
+    found = check_run(raw) if "stages" in raw else faults(raw["model"])
     print(refusal(args.recipe, found) if found else approval(args.recipe, raw))
     return 1 if found else 0
 
@@ -40,5 +43,5 @@ def approval(recipe: str, raw: Mapping[str, Any]) -> str:
 
     model = raw["model"]
     names = [split(model[kind])[0] for kind in ("encoder", "projector", "backbone")]
-    stages = ", ".join(stage["name"] for stage in raw["stages"])
-    return f"ok: {recipe}: {' -> '.join(names)}; stages {stages}"
+    stages = ", ".join(stage["name"] for stage in raw.get("stages", []))
+    return f"ok: {recipe}: {' -> '.join(names)}{stages and f'; stages {stages}'}"

@@ -1,32 +1,42 @@
-"""`mmblocks convert FROM TO`: a checkpoint in another layout, checked by running both before it is kept."""
+"""`mmblocks convert FROM TO`: a checkpoint in another layout, checked by running both before it is kept.
+
+`mmblocks convert mm_projector.bin MODEL --out NEW` puts a projector that LLaVA trained alone into a copy of a model.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmblocks.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from mmblocks.model.convert import Kind
+    from mmblocks.model.convert.door import Door
     from mmblocks.model.convert.probe import Probe
     from mmblocks.model.onevision import OneVision
 
+PARTS = ("encoder", "projector", "marks", "backbone")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="FROM", type=Path, help="folder of the checkpoint to read")
-    parser.add_argument("target", metavar="TO", type=Path, help="folder to write; it must not exist")
+    from mmblocks.model.convert import DOORS
+
+    parser.add_argument(
+        "source", metavar="FROM", type=Path, help="folder of the checkpoint to read, or an adapter's file"
+    )
+    parser.add_argument(
+        "target", metavar="TO", type=Path, help="folder to write, which must not exist; for an adapter, its model"
+    )
     parser.add_argument(
         "--to",
-        choices=("mmblocks", "llava_onevision"),
-        help="layout to write (default: mmblocks, or llava_onevision for a model saved by mmblocks)",
+        choices=(*DOORS, "parts"),
+        help="layout to write (default: mmblocks; for a model saved by mmblocks the first that can express it); "
+        "parts: encoder and projector of a BLIP-2 without its language model",
     )
     parser.add_argument(
         "--dtype",
@@ -36,82 +46,140 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-check", action="store_true", help="keep the result without running both (for models beyond memory)"
     )
+    parser.add_argument("--out", type=Path, help="with an adapter: folder to write; it must not exist")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.source.is_file():
+        return _adapt(arguments.source, arguments.target, arguments.out)
+    if arguments.out is not None:
+        raise ConfigError(f"--out goes with an adapter's file; {arguments.source} is none. Write convert FROM TO.")
+    return _convert(arguments)
+
+
+def _adapt(file: Path, model: Path, out: Path | None) -> int:
+    from mmblocks.model.convert.adapter import merge_adapter
+
+    if out is None:
+        raise ConfigError(f"{file} is an adapter for the model in {model}; name the folder to write with --out.")
+    taken = merge_adapter(file, model, out)
+    print(f"taken    {len(taken.tensors)} tensors of {file}")
+    for name in taken.kept:
+        print(f"kept     {name}: the file does not have it")
+    print(f"written  {out}")
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
     from mmblocks.model.checkpoint import replaced_whole
-    from mmblocks.model.convert import ABOUT, detect, quiet_transformers
+    from mmblocks.model.convert import detect, door_of, quiet_transformers
 
     if arguments.target.exists():
         raise ConfigError(f"{arguments.target} exists; name a folder that does not.")
     quiet_transformers()
-    kind = detect(arguments.source)
-    to: Kind = arguments.to or ("llava_onevision" if kind == "mmblocks" else "mmblocks")
-    print(f"found    {ABOUT[kind]} in {arguments.source}")
+    found = detect(arguments.source)
+    read = door_of(found)
+    print(f"found    {read.about} in {arguments.source}")
+    if arguments.to == "parts":
+        return _keep_parts(arguments.source, arguments.target, arguments.dtype)
     with replaced_whole(arguments.target) as fresh:
-        model = _read(kind, arguments.source, arguments.dtype)
-        _write(model, to, fresh)
-        print(f"written  {ABOUT[to]}")
+        model = _read(read, arguments.source, arguments.dtype)
+        write = door_of(arguments.to or _fitting(found, model))
+        _require_expressed(write, model)
+        write.export(model, fresh)
+        print(f"written  {write.about}")
         if not arguments.no_check:
-            _check(model, kind, arguments.source, to, fresh, exact=arguments.dtype is None)
+            _check(model, read, arguments.source, write, fresh, exact=arguments.dtype is None)
     print(f"kept     {arguments.target}")
     return 0
 
 
-def _read(kind: Kind, folder: Path, dtype_name: str | None) -> OneVision:
+def _keep_parts(source: Path, target: Path, dtype_name: str | None) -> int:
     import torch
 
-    from mmblocks.model.checkpoint import load
-    from mmblocks.model.convert.llava import import_original_with_report
-    from mmblocks.model.convert.llava_onevision import import_hf_with_report
+    from mmblocks.model.build import count_parameters
+    from mmblocks.model.convert.parts import import_vision_parts
+    from mmblocks.model.convert.weights import stored_dtype
 
-    dtype: torch.dtype = getattr(torch, dtype_name) if dtype_name else _stored_dtype(folder)
-    if kind == "mmblocks":
-        return load(folder, dtype=dtype)
-    read = import_hf_with_report if kind == "llava_onevision" else import_original_with_report
-    model, found = read(folder, dtype=dtype)
+    parts = import_vision_parts(source, dtype=getattr(torch, dtype_name) if dtype_name else stored_dtype(source))
+    for part in ("encoder", "projector"):
+        print(f"part     {part}: {parts.settings[part]['name']}, {count_parameters(getattr(parts, part)):,} parameters")
+    parts.save(target)
+    print(f"kept     {target}, without the language model")
+    return 0
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def _read(door: Door, folder: Path, dtype_name: str | None) -> OneVision:
+    import torch
+
+    from mmblocks.model.convert.weights import stored_dtype
+
+    dtype: torch.dtype = getattr(torch, dtype_name) if dtype_name else stored_dtype(folder)
+    model, found = door.import_(folder, dtype=dtype)
+    for part, size in _sizes(model).items():
+        print(f"part     {part}: {size}")
     print(f"layout   {found.layout}: {len(found.tensors)} tensors read as {str(dtype).removeprefix('torch.')}")
     for reason, count in Counter(found.unused.values()).items():
         print(f"unused   {count} tensors: {reason}")
     return model
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """The type that holds every value of a checkpoint. Damaged files are left to the reader, which names them."""
-    import torch
-    from safetensors import SafetensorError, safe_open
+def _sizes(model: OneVision) -> dict[str, str]:
+    """What each part of a model is, and its parameters."""
+    from mmblocks.model.build import count_parameters
+    from mmblocks.registry import split
 
-    found: set[str] = set()
-    for file in sorted(folder.rglob("*.safetensors")):
-        with suppress(SafetensorError), safe_open(file, framework="pt") as tensors:
-            found.update(tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118 (not a dict)
-    return {frozenset({"BF16"}): torch.bfloat16, frozenset({"F16"}): torch.float16}.get(frozenset(found), torch.float32)
-
-
-def _write(model: OneVision, to: Kind, folder: Path) -> None:
-    from mmblocks.model.checkpoint import save
-    from mmblocks.model.convert.llava_onevision import export_hf
-
-    if to == "mmblocks":
-        save(model, folder)
-    else:
-        export_hf(model, folder)
+    names = {part: split(getattr(model.spec, part))[0] for part in PARTS if part != "marks"}
+    names["marks"] = ", ".join(model.marks.keys()) or "none"
+    names["backbone"] = model.backbone.config.model_type
+    return {part: f"{names[part]}, {count_parameters(getattr(model, part)):,} parameters" for part in PARTS}
 
 
-def _check(model: OneVision, kind: Kind, source: Path, to: Kind, written: Path, *, exact: bool) -> None:
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+def _fitting(found: str, model: OneVision) -> str:
+    """mmblocks' own layout, or for a model that has it already the family of transformers that can express it."""
+    from mmblocks.model.convert import DOORS, door_of
+
+    if found != "mmblocks":
+        return "mmblocks"
+    families = [name for name, module in DOORS.items() if module.startswith("hf_llava")]
+    families.sort(key=lambda name: not door_of(name).clips)
+    reasons = {name: door_of(name).reasons_against_export(model) for name in families}
+    fitting = next((name for name in families if not reasons[name]), None)
+    if fitting is None:
+        listed = "\n".join(f"  {name}:\n" + "\n".join(f"  - {r}" for r in reasons[name]) for name in families)
+        raise ConfigError(f"no family of transformers can express this model:\n{listed}")
+    return fitting
+
+
+def _require_expressed(door: Door, model: OneVision) -> None:
+    if reasons := door.reasons_against_export(model):
+        listed = "\n".join(f"  - {reason}" for reason in reasons)
+        raise ConfigError(f"{door.about} cannot express this model:\n{listed}")
+
+
+# Checking -----------------------------------------------------------------------------------------------------------
+
+
+def _check(model: OneVision, read: Door, source: Path, write: Door, written: Path, *, exact: bool) -> None:
     """Run the source and the result on probes and refuse a result that differs by more than `TOLERANCE`.
 
     exact: the weights kept their type; otherwise the model in memory, rounded as what was written, is compared.
     """
+    import torch
+
     from mmblocks.model.convert.probe import TOLERANCE, probes
 
-    if kind == "llava":
-        print("checking against the model as read; LLaVA's own code is not here to run")
     ours = model.float()
-    before = _runner(kind if exact else "llava", source, ours)
-    after = _runner(to, written, ours)
+    before = _runner(read, source, ours, lambda: ours) if exact else _in_memory(ours)
+    after = _runner(write, written, ours, lambda: write.import_(written, dtype=torch.float32)[0])
     differences: list[float] = []
-    for probe in probes(ours):
+    for probe in probes(ours, clips=(read.clips or not exact) and write.clips):
         differences.append((before(probe) - after(probe)).abs().max().item())
         _say(probe, differences[-1])
     if not all(difference <= TOLERANCE for difference in differences):
@@ -127,13 +195,16 @@ def _say(probe: Probe, difference: float) -> None:
     print(f"checked  {what}: {len(probe.rows)} rows, largest difference of logits {difference:.1e}")
 
 
-def _runner(kind: Kind, folder: Path, model: OneVision) -> Callable[[Probe], Tensor]:
-    """A function from probe to logits: the checkpoint in its own code where that is here, else the imported model."""
-    from mmblocks.model.checkpoint import load
-    from mmblocks.model.convert.probe import load_transformers, our_logits, transformers_logits
+def _runner(door: Door, folder: Path, model: OneVision, as_read: Callable[[], OneVision]) -> Callable[[Probe], Tensor]:
+    """A function from probe to logits: the checkpoint in its own code, or as we read it where that is not here."""
+    run = door.runner(folder)
+    if run is not None:
+        return lambda probe: run(model, probe)
+    print(f"checking the model as we read it; the code of {door.about} is not here to run")
+    return _in_memory(as_read())
 
-    if kind == "llava_onevision":
-        theirs = load_transformers(folder)
-        return lambda probe: transformers_logits(theirs, model, probe)
-    ours = load(folder) if kind == "mmblocks" else model
-    return lambda probe: our_logits(ours, probe)
+
+def _in_memory(model: OneVision) -> Callable[[Probe], Tensor]:
+    from mmblocks.model.convert.probe import our_logits
+
+    return lambda probe: our_logits(model, probe)

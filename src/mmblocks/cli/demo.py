@@ -66,12 +66,12 @@ def scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
         (
             "One picture of 1024x768 pixels",
             [image(media("picture.png"))],
-            ["Describe the picture.", "How many shapes are there?", "What colour is the triangle?"],
+            ["How many shapes are there?", "What colour is the triangle?", "Where is the red circle?"],
         ),
         (
             "Two pictures in one conversation",
             ["Picture 1: ", image(media("first.png")), "Picture 2: ", image(media("second.png"))],
-            ["What is in picture 1?", "How many shapes are in picture 2?"],
+            ["What is in picture 1?", "Which picture shows a purple square?"],
         ),
         (
             "A clip of two seconds",

@@ -1,4 +1,4 @@
-"""Components that can be combined, by kind. Nothing is imported to show them."""
+"""Components and whole systems that can be combined, by kind. No component is imported to show them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from typing import Any
 from mmblocks.components import REGISTRIES
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
+from mmblocks.model.systems import SYSTEMS
 from mmblocks.registry import Found, Registry
 from mmblocks.settings import did_you_mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", nargs="?", help="encoder, projector, pooling, ...; all kinds without it")
+    parser.add_argument("kind", nargs="?", help="encoder, projector, pooling, ..., or system; all kinds without it")
 
 
 def run(args: argparse.Namespace) -> int:
-    for kind in [args.kind] if args.kind else kinds():
-        print(f"{kind}:")
-        print("\n".join(f"  {line}" for line in table(registry_of(kind))))
+    for kind in [args.kind] if args.kind else [*kinds(), "system"]:
+        lines = systems() if kind == "system" else table(registry_of(kind))
+        print("\n".join([f"{kind}:", *(f"  {line}" for line in lines)]))
     return 0
+
+
+def systems() -> Iterator[str]:
+    """One line per system: name, what it is, its sizes."""
+    width = max(map(len, SYSTEMS))
+    return (f"{s.name:{width}}  {s.summary}: {', '.join(s.sizes)}" for s in SYSTEMS.values())
 
 
 def kinds() -> dict[str, Registry[Any]]:
@@ -33,7 +40,7 @@ def kinds() -> dict[str, Registry[Any]]:
 def registry_of(kind: str) -> Registry[Any]:
     """The registry of a kind. Raises `ConfigError` for an unknown one."""
     if kind not in kinds():
-        raise ConfigError(f"no kind of component is called {kind!r}.{did_you_mean(kind, kinds())}")
+        raise ConfigError(f"no kind of component is called {kind!r}.{did_you_mean(kind, [*kinds(), 'system'])}")
     return kinds()[kind]
 
 

@@ -1,7 +1,7 @@
 """Tokens, compute and memory of a recipe's model for given pictures and clips. Reads no weights and no network.
 
   mmblocks plan RECIPE image=1000x700 image=384x384 video=1280x720@30s
-  mmblocks plan RECIPE model/backbone=qwen2_7b image=1000x700 --json
+  mmblocks plan llava_next/vicuna_7b model/projector=gated image=1000x700 --json
 
 Sizes are WIDTHxHEIGHT in pixels; a clip says its seconds, and its frames per second if they are not 30
 (video=1280x720@30s@25fps). All visuals stand in one conversation. Other words are overrides.
@@ -22,7 +22,9 @@ DEFAULT_MEDIA = ("image=1000x700",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a name from `mmblocks recipes`, or a path to a YAML file")
+    parser.add_argument(
+        "recipe", help="a recipe (`mmblocks recipes`, or a YAML file), or a system (`mmblocks list system`)"
+    )
     parser.add_argument(
         "words", nargs="*", help=f"pictures and clips ({DEFAULT_MEDIA[0]} when there are none), and overrides"
     )
@@ -35,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     from mmblocks.model.budget import plan, visual_shape
 
     media = [word for word in args.words if word.startswith(MEDIA)]
-    raw = conf.compose(args.recipe, [word for word in args.words if not word.startswith(MEDIA)])
+    raw = conf.compose_for_planning(args.recipe, [word for word in args.words if not word.startswith(MEDIA)])
     shapes = [visual_shape(word) for word in media or DEFAULT_MEDIA]
-    stages = {stage["name"]: list(stage["train"]) for stage in raw["stages"]}
+    stages = {stage["name"]: list(stage["train"]) for stage in raw.get("stages", [])}
     budget = plan(raw["model"], shapes, text_tokens=args.text, stages=stages)
     print(json.dumps(budget.plain(), indent=2) if args.json else "\n".join(report(raw["model"], budget)))
     return 0
@@ -76,6 +78,8 @@ def _visual_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
         frames = f", {visual.num_frames} frames" if visual.kind == "video" else ""
         pixels = f"{visual.size.width}x{visual.size.height}{frames}"
         yield visual.kind, pixels, visual.scenario, str(visual.views), str(visual.tokens)
+    if budget.told_tokens:
+        yield "told with them", "", "", "", str(budget.told_tokens)
     yield "text", "", "", "", str(budget.text_tokens)
     yield "sequence", "", "", str(budget.views), f"{budget.sequence_tokens} of {budget.max_tokens}"
 

@@ -1,4 +1,8 @@
-"""One component: its settings with types and defaults, what the composition supplies, its source and file."""
+"""One component: its settings with types and defaults, what it makes of usual neighbours, its source, oracle and file.
+
+mmblocks show projector mlp
+mmblocks show system llava_next      a whole system: what it is made of, in each of its sizes
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,34 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from mmblocks.cli.facts import facts
 from mmblocks.cli.listing import registry_of
+from mmblocks.model.systems import find
 from mmblocks.registry import Entry, Registry
 from mmblocks.settings import REQUIRED, Setting
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", help="encoder, projector, pooling, tokenizer, backbone, template or source")
+    parser.add_argument("kind", help="encoder, projector, pooling, tokenizer, backbone, template, source or system")
     parser.add_argument("name", help="a name from `mmblocks list KIND`")
 
 
 def run(args: argparse.Namespace) -> int:
-    print("\n".join(described(registry_of(args.kind), args.name)))
+    lines = of_system(args.name) if args.kind == "system" else described(registry_of(args.kind), args.name)
+    print("\n".join(lines))
     return 0
+
+
+def of_system(name: str) -> Iterator[str]:
+    """A system as lines of text: the parts of the size that is named, or of all sizes."""
+    system, size = find(name)
+    yield f"system {system.name}: {system.summary}"
+    for shown in [size] if "/" in name else system.sizes:
+        yield f"\n{system.name}/{shown}"
+        for key, (_, spec) in system.spec(shown).slots().items():
+            yield f"  {key.removeprefix('model.'):22} {spec}"
+    yield f"\nsource:   {system.source}"
+    yield f"use:      mmblocks plan {system.name}/{size} model/projector=gated"
 
 
 def described(registry: Registry[Any], name: str) -> Iterator[str]:
@@ -32,7 +51,10 @@ def described(registry: Registry[Any], name: str) -> Iterator[str]:
     yield from _settings(registry.schema(name))
     if wired := sorted(registry.wants(name)):
         yield f"wired:    {', '.join(wired)} (from its neighbours, never set by hand)"
+    yield from (f"{said + ':':9} {value}" for said, value in facts(registry, name).items())
     yield f"source:   {entry.source}"
+    if entry.oracle:
+        yield f"oracle:   {entry.oracle}"
     yield f"file:     {_file(entry)}"
 
 

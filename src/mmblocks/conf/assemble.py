@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmblocks.components import REGISTRIES
 from mmblocks.conf.faults import FOREIGN, refusal
-from mmblocks.conf.files import find_recipe, roots
-from mmblocks.conf.groups import GROUPS, register_groups
+from mmblocks.conf.files import find_recipe, recipes, roots, shipped_recipes
+from mmblocks.conf.groups import GROUPS, SCHEMA, SYSTEM, register_groups
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
+from mmblocks.model import systems
 from mmblocks.settings import did_you_mean
 from mmblocks.train.stages import run_faults
 
@@ -28,12 +29,47 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Raises `ConfigError` for whatever does not fit: names, keys, types, settings of components and data sources.
     """
+    if is_system(recipe):
+        raise ConfigError(
+            f"{recipe!r} is a system: it has no data and no stages. Write a recipe with the defaults '- /train_run' and "
+            f"'- /system: {recipe}', or look at it with `mmblocks plan`."
+        )
     return plain_run(_config(recipe, overrides), find_recipe(recipe).name)
 
 
+def compose_for_planning(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A recipe as `compose` gives it, or {"model": ...} of a system such as llava_next/vicuna_7b."""
+    if not is_system(name):
+        return compose(name, overrides)
+    raw = compose_unchecked(name, overrides)
+    _refuse(name, _component_faults(raw))
+    return raw
+
+
+def is_system(name: str) -> bool:
+    """Whether a name is a system's; a recipe of the same name goes first."""
+    return name not in recipes() and name.partition("/")[0] in systems.SYSTEMS
+
+
 def compose_unchecked(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """As `compose`, with keys and types checked by Hydra alone: for `mmblocks check`, which lists all that is wrong."""
+    """As `compose`, with keys and types checked by Hydra alone: for `mmblocks check`, which lists all that is wrong.
+
+    A system gives {"model": ...}, as it has no stages.
+    """
+    if is_system(recipe):
+        return _plain(_config_of_system(recipe, overrides), recipe)
     return _plain(_config(recipe, overrides), find_recipe(recipe).name)
+
+
+def _config_of_system(system: str, overrides: Sequence[str]) -> DictConfig:
+    found, size = systems.find(system)
+    register_groups()
+    try:
+        with _own_hydra(), hydra.initialize_config_dir(str(shipped_recipes()), version_base=HYDRA_VERSION):
+            chosen = [f"+{SYSTEM}={found.name}/{size}", *overrides, search_path()]
+            return OmegaConf.masked_copy(hydra.compose(SCHEMA, overrides=chosen), ["model"])
+    except FOREIGN as error:
+        raise refusal(system, error) from error
 
 
 def _config(recipe: str, overrides: Sequence[str]) -> DictConfig:

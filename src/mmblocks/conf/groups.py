@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from mmblocks.components import REGISTRIES
+from mmblocks.model import systems
 from mmblocks.model.spec import ModelSpec
 from mmblocks.settings import REQUIRED, Setting, fields_of
 from mmblocks.shapes import SCENARIOS, Scenario
@@ -35,6 +36,9 @@ GROUPS: dict[str, tuple[str, Scenario | None]] = {
 }
 """Group -> the kind of its components, and the scenario they must serve."""
 
+SYSTEM = "system"
+"""The group that chooses all components at once: `- /system: llava_next/vicuna_7b` after `- /train_run` in a recipe."""
+
 
 _stored: dict[tuple[str, str], tuple[Setting, ...]] = {}
 
@@ -51,6 +55,16 @@ def register_groups() -> None:
                 _stored[group, name] = schema
     if f"{SCHEMA}.yaml" not in store.repo:
         store.store(name=SCHEMA, node=run_node())
+        for name in systems.names():
+            system, _, size = name.partition("/")
+            chosen = {"defaults": _choices_of(name)}
+            store.store(group=f"{SYSTEM}/{system}", name=size, package="_global_", node=chosen)
+
+
+def _choices_of(system: str) -> list[dict[str, str]]:
+    """A system as Hydra's overrides of every component group; systems choose by name alone."""
+    slots = systems.compose(system).slots()
+    return [{f"override /{key.replace('.', '/')}": str(spec)} for key, (_, spec) in slots.items()]
 
 
 def options(group: str) -> Iterator[str]:

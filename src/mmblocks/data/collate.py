@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import torch
 
-from mmblocks.batch import Batch, Packing
+from mmblocks.batch import Batch, Instructions, Packing
 from mmblocks.data.processor import Sample
 
 
@@ -24,4 +24,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
         pixels=torch.cat([sample.pixels for sample in samples]),
         plans=tuple(plan for e in encoded for plan in e.plans),
         visual_positions=torch.cat([e.visual_positions + s for e, s in zip(encoded, starts, strict=True)]),
+        instructions=_instructions(samples),
     )
+
+
+def _instructions(samples: Sequence[Sample]) -> Instructions | None:
+    asked = [sample.instructions for sample in samples if sample.instructions is not None]
+    return Instructions.of([row for rows in asked for row in rows]) if len(asked) == len(samples) else None

@@ -2,7 +2,8 @@
 
 Text between two visuals is tokenised in one piece, so its ids are those of the whole prompt; a token is learned when
 the span it comes from is. Where one token would join learned and given text ("\\n" of a header with the first "\\n" of
-an answer), the text is cut there and tokenised apart: that is what the model meets when it writes.
+an answer), the text is cut there and tokenised apart: that is what the model meets when it writes. What a plan tells
+between the rows of a visual is text like any other, tokenised with what adjoins it, and never learned.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Encoded:
     """One conversation, ready to be packed.
 
     input_ids, targets: (tokens,) int64; `targets[i]` is the id that row i must predict, or IGNORE.
-    visual_positions: (visual tokens,) int64, the rows of `input_ids` that visual tokens replace, in order.
+    visual_positions: (visual tokens,) int64, the rows of `input_ids` that visual tokens replace, in order; the rows of one
+        visual adjoin unless its plan tells something between them.
     plans: one per visual, in order.
     """
 
@@ -168,18 +170,18 @@ class _Rows:
         placeholder_id: int,
         everywhere: frozenset[int],
     ) -> _Rows:
-        """`everywhere` holds text ids that are learned wherever they stand."""
+        """`everywhere` holds text ids that are learned wherever they stand, told texts apart."""
         _require_offsets(text_tokenizer)
         ids = _begin(spans, text_tokenizer)
         rows = cls(ids, [token in everywhere for token in ids], [])
-        counts = iter(plan.plan.num_tokens for plan in plans)
-        for is_text, group in groupby(spans, key=lambda span: isinstance(span.content, str)):
+        for is_text, group in groupby(_unfolded(spans, plans), key=lambda piece: isinstance(piece, Span)):
             if is_text:
-                for token, learned in _tokenised([span for span in group if span.content], text_tokenizer):
+                run = [piece for piece in group if isinstance(piece, Span) and piece.content]
+                for token, span in _tokenised(run, text_tokenizer):
                     rows.ids.append(token)
-                    rows.learned.append(learned or token in everywhere)
+                    rows.learned.append(span.learn or (token in everywhere and not isinstance(span, _Told)))
             else:
-                rows._show(sum(next(counts) for _ in group), placeholder_id)
+                rows._show(sum(piece for piece in group if isinstance(piece, int)), placeholder_id)
         return rows
 
     def _show(self, num_tokens: int, placeholder_id: int) -> None:
@@ -189,6 +191,21 @@ class _Rows:
 
     def without_targets(self) -> _Rows:
         return _Rows(self.ids, [False] * len(self.ids), self.visual)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told(Span):
+    """Text that a plan puts between visual rows."""
+
+
+def _unfolded(spans: Sequence[Span], plans: Sequence[RoutedPlan]) -> Iterator[Span | int]:
+    """Text spans, and in place of each visual its numbers of rows and what is told around them."""
+    waiting = iter(plans)
+    for span in spans:
+        if isinstance(span.content, str):
+            yield span
+        else:
+            yield from (_Told(p) if isinstance(p, str) else p for p in next(waiting).plan.pieces())
 
 
 def _begin(spans: Sequence[Span], text_tokenizer: TextTokenizer) -> list[int]:
@@ -209,8 +226,8 @@ def _require_offsets(text_tokenizer: TextTokenizer) -> None:
         )
 
 
-def _tokenised(run: list[Span], text_tokenizer: TextTokenizer) -> Iterator[tuple[int, bool]]:
-    """(id, learned) of a run of text spans, tokenised together unless a token would straddle a learn boundary."""
+def _tokenised(run: list[Span], text_tokenizer: TextTokenizer) -> Iterator[tuple[int, Span]]:
+    """(id, the span it begins in) of a run of text spans, tokenised together unless a token would straddle a learn boundary."""
     texts = [str(span.content) for span in run]
     starts = [0, *accumulate(map(len, texts))][:-1]
     encoding = text_tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
@@ -221,7 +238,7 @@ def _tokenised(run: list[Span], text_tokenizer: TextTokenizer) -> Iterator[tuple
         yield from _tokenised(run[cut:], text_tokenizer)
         return
     for token, (start, _) in zip(encoding["input_ids"], covered, strict=True):
-        yield token, run[bisect_right(starts, start) - 1].learn
+        yield token, run[bisect_right(starts, start) - 1]
 
 
 def _first_straddled(run: list[Span], starts: list[int], covered: Sequence[tuple[int, int]]) -> int | None:

@@ -22,8 +22,8 @@ from mmblocks.shapes import VisualPlan, VisualShape
 def shape_of(visual: Visual) -> VisualShape:
     """What a plan is made from; pictures are not decoded for it, clips one frame only."""
     if visual.kind == "image":
-        return VisualShape("image", image_size(visual.source))
-    shape = video_shape(visual.source)
+        return VisualShape("image", image_size(visual.source), note=visual.note)
+    shape = replace(video_shape(visual.source), note=visual.note)
     return replace(shape, fps=visual.fps) if isinstance(visual.source, np.ndarray) else shape
 
 

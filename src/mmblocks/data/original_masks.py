@@ -1,23 +1,30 @@
 """Which tokens LLaVA-NeXT's own preprocessing trains, for runs that must follow it to the letter.
 
-Facts of https://github.com/LLaVA-VL/LLaVA-NeXT (llava/train/train.py, preprocess_qwen, _llama3, _v1, _plain):
-answers of ChatML and Llama 3 are trained with their role headers, some ids are trained wherever they stand, the system
-text is a constant, and a conversation's first message is dropped when it is an answer.
-Not followed: a v1 sample whose lengths the original miscounts loses all its targets there (a warning is printed).
+Facts of https://github.com/LLaVA-VL/LLaVA-NeXT (llava/train/train.py, preprocess and preprocess_plain, _qwen, _llama3,
+_llama_2, _mpt, _gemma, _v1): answers of ChatML and Llama 3 are trained with their role headers, some ids are trained
+wherever they stand, the system text is a constant, a conversation's first message is dropped when it is an answer (not
+in v0), and v0 counts tokens of its pieces so that its marks drift.
+Not followed: a sample whose lengths the original miscounts (v1, mpt without BOS) loses all its targets there (a warning
+is printed).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from mmblocks.components import Span, templates
-from mmblocks.conversation import Message, Visual
+from mmblocks.conversation import Message, Text, Visual
 from mmblocks.errors import ConfigError, DataError
+from mmblocks.templates._turns import spans_of
 from mmblocks.templates.chatml import ChatML
+from mmblocks.templates.llama_2 import Llama2
 from mmblocks.templates.llama_3 import Llama3
+from mmblocks.templates.llava_v0 import Headed
 from mmblocks.templates.plain import Plain
+from mmblocks.templates.turns import Turns
 from mmblocks.templates.vicuna import Vicuna
 
 CHATML_TEXTS = ("<|im_start|>", "<|im_end|>", "\n")
@@ -30,9 +37,13 @@ def original_spans(
     """Spans with the original's marks, and the ids that it trains wherever they stand."""
     if isinstance(template, Plain):
         return template.spans(messages), frozenset()
+    if isinstance(template, Headed):
+        return _counted(_first_format(template, messages), text_tokenizer), frozenset()
     turns = _from_first_question(messages)
-    if isinstance(template, Vicuna):
+    if isinstance(template, Vicuna | Llama2):
         return template.spans(turns), frozenset()
+    if isinstance(template, Turns):
+        return _with_after(template.spans(turns), template.after), frozenset()
     if isinstance(template, ChatML):
         fixed = replace(template, system=templates["qwen_1_5"].settings["system"])
         return _whole_answers(fixed, turns), _ids(CHATML_TEXTS, text_tokenizer)
@@ -40,8 +51,7 @@ def original_spans(
         fixed = replace(template, system=templates["llava_llama_3"].settings["system"])
         return _whole_answers(fixed, turns), _ids(LLAMA_3_TEXTS, text_tokenizer)
     raise ConfigError(
-        f"targets='original' is known for the templates chatml, llama_3, plain and vicuna_v1, not for "
-        f"{type(template).__name__}; use targets='answers'."
+        f"targets='original' is known for LLaVA's own templates, not for {type(template).__name__}; use targets='answers'."
     )
 
 
@@ -67,3 +77,95 @@ def _whole_answers(template: ChatML | Llama3, messages: Sequence[Message]) -> li
 def _ids(texts: Sequence[str], text_tokenizer: Any) -> frozenset[int]:
     found = [text_tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     return frozenset(ids[0] for ids in found if len(ids) == 1)
+
+
+def _with_after(spans: Sequence[Span], after: str) -> list[Span]:
+    """What stands after the end of an answer is trained with it (Gemma's newline)."""
+    return [
+        replace(span, learn=True) if i and after and span.content == after and spans[i - 1].learn else span
+        for i, span in enumerate(spans)
+    ]
+
+
+# v0 -------------------------------------------------------------------------------------------------------------------
+
+KEPT = 2
+"""Tokens at the beginning of a human turn that v0 leaves unmasked, meant for its ###."""
+
+
+def _first_format(template: Headed, messages: Sequence[Message]) -> list[list[Span]]:
+    """The header and the turns of v0's training text, which is not that of its chats; `learn` marks answers."""
+    told = messages[0].parts if messages and messages[0].role == "system" else (Text(template.system or ""),)
+    speakers = {"user": "Human", "assistant": "Assistant"}
+    pieces = [[*spans_of(told, learn=False), Span("\n\n")]]
+    for message in messages:
+        if message.role in speakers:
+            said = spans_of(message.parts, learn=False, around=template.around_visuals)
+            pieces.append([Span(f"### {speakers[message.role]}: "), *said, Span("\n")])
+            if message.role == "assistant":
+                pieces[-1] = [replace(span, learn=isinstance(span.content, str)) for span in pieces[-1]]
+    return [*pieces, [Span("### ")]]
+
+
+def _counted(pieces: Sequence[Sequence[Span]], text_tokenizer: Any) -> list[Span]:
+    """Marks set by counting the tokens of each piece alone, each with its BOS, as v0 does: they drift by one per piece."""
+    spans = [span for piece in pieces for span in piece]
+    if len(pieces) < 3:
+        return spans
+    header, *turns = pieces[:-1]
+    edge = _length(header, text_tokenizer)
+    masked = set(range(edge))
+    for turn in turns:
+        end = edge + _length(turn, text_tokenizer)
+        masked |= set() if any(span.learn for span in turn) else set(range(edge + KEPT, end))
+        edge = end
+    return list(_marked(spans, masked, text_tokenizer))
+
+
+def _length(piece: Sequence[Span], text_tokenizer: Any) -> int:
+    """Tokens of a piece with its BOS, a visual counted as one."""
+    bos = len(text_tokenizer("", add_special_tokens=True)["input_ids"])
+    return bos + sum(len(encoded) for encoded in _runs(piece, text_tokenizer))
+
+
+def _marked(spans: Sequence[Span], masked: set[int], text_tokenizer: Any) -> Iterator[Span]:
+    """The same text and visuals, learned where the token's number is not masked."""
+    at = len(text_tokenizer("", add_special_tokens=True)["input_ids"])
+    for content in _runs(spans, text_tokenizer):
+        if isinstance(content, _Shown):
+            yield Span(content.visual)
+        else:
+            starts = [0, *(start for start, _ in content.offsets[1:]), len(content.text)]
+            for i in range(len(content)):
+                yield Span(content.text[starts[i] : starts[i + 1]], at + i not in masked)
+        at += len(content)
+
+
+class _Shown:
+    """A visual, one token long here."""
+
+    def __init__(self, visual: Visual) -> None:
+        self.visual = visual
+
+    def __len__(self) -> int:
+        return 1
+
+
+class _Run:
+    """Text between visuals and the characters that each of its tokens covers."""
+
+    def __init__(self, text: str, text_tokenizer: Any) -> None:
+        self.text = text
+        encoding = text_tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        self.offsets: list[tuple[int, int]] = encoding["offset_mapping"]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+def _runs(spans: Sequence[Span], text_tokenizer: Any) -> Iterator[_Run | _Shown]:
+    for is_text, group in groupby(spans, key=lambda span: isinstance(span.content, str)):
+        if is_text:
+            yield _Run("".join(str(span.content) for span in group), text_tokenizer)
+        else:
+            yield from (_Shown(span.content) for span in group if isinstance(span.content, Visual))

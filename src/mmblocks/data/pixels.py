@@ -1,4 +1,4 @@
-"""From one decoded picture to the views of its plan: sheets, one bicubic resize, windows. Nothing is decided here."""
+"""From one decoded picture to the views of its plan: sheets, one resize, windows. Nothing is decided here."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from PIL import Image
 from torch import Tensor
 
 from mmblocks.errors import DataError
-from mmblocks.shapes import Box, Size, View
+from mmblocks.shapes import Box, ResizeFilter, Size, View
 
 Colour = tuple[int, int, int]
 BLACK: Colour = (0, 0, 0)
+FILTERS: dict[ResizeFilter, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 def render(image: Image.Image, views: Sequence[View], fill: Colour) -> Tensor:
     """Cut `views` out of an RGB picture: uint8 (views, 3, height, width), in their order.
 
     `fill` is the colour of the sheet a picture is framed on, usually the encoder's mean. `View.frame` is not read:
-    `image` is that frame. The resize is PIL's BICUBIC, done once for all windows of one sheet.
+    `image` is that frame. The resize is PIL's, done once for all windows of one sheet.
     """
     if image.mode != "RGB":
         raise DataError(
@@ -28,11 +32,11 @@ def render(image: Image.Image, views: Sequence[View], fill: Colour) -> Tensor:
         )
     height, width = _window_size(views)
     pixels = np.empty((len(views), height, width, 3), dtype=np.uint8)
-    sheets: dict[tuple[Size, Size, Size], np.ndarray] = {}
+    sheets: dict[tuple[Size, Size, Size, ResizeFilter], np.ndarray] = {}
     for view, target in zip(views, pixels, strict=True):
-        key = (view.framed, view.resized, view.canvas)
+        key = (view.framed, view.resized, view.canvas, view.resize)
         if key not in sheets:
-            sheets[key] = np.asarray(_sheet(image, *key, fill))
+            sheets[key] = np.asarray(_sheet(image, *key, fill=fill))
         target[:] = _cut(sheets[key], view.window)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
@@ -43,14 +47,16 @@ def _window_size(views: Sequence[View]) -> Size:
     return sizes.pop()
 
 
-def _sheet(image: Image.Image, framed: Size, resized: Size, canvas: Size, fill: Colour) -> Image.Image:
+def _sheet(
+    image: Image.Image, framed: Size, resized: Size, canvas: Size, resize: ResizeFilter, *, fill: Colour
+) -> Image.Image:
     size = Size(image.height, image.width)
     if size.height > framed.height or size.width > framed.width:
         raise DataError(
             f"the picture is {size} pixels but was planned as at most {framed}; plan it again from its size."
         )
     on_fill = _centred(image, framed, fill)
-    shrunk = on_fill.resize((resized.width, resized.height), Image.Resampling.BICUBIC)
+    shrunk = on_fill.resize((resized.width, resized.height), FILTERS[resize])
     return _centred(shrunk, canvas, BLACK)
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation
 from mmblocks.data.encode import Encoded, Targets, encode_for_training, encode_prompt
+from mmblocks.data.instructions import InstructionReader
 from mmblocks.data.media import pixels_of, shape_of
+from mmblocks.data.positions import Visuals, arranged
 from mmblocks.errors import DataError, MMBlocksError
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import RoutedPlan, Size
@@ -20,10 +22,14 @@ from mmblocks.tokenizers.router import Router
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One encoded conversation and the uint8 pixels (views, 3, h, w) of its visuals, in order."""
+    """One encoded conversation and the uint8 pixels (views, 3, h, w) of its visuals, in order.
+
+    instructions: for a projector that reads the question, its ids for each view.
+    """
 
     encoded: Encoded
     pixels: Tensor
+    instructions: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +43,23 @@ class Processor:
     view_px: Size
     fill: tuple[int, int, int]
     max_tokens: int | None
+    instruction_reader: InstructionReader | None = None
+    visuals: Visuals = "as_written"
+    seed: int = 0
 
     @classmethod
-    def of(cls, model: OneVision, *, template: ChatTemplate | None = None) -> Processor:
-        """The processor of a model, with another chat template for a training stage that wants one."""
+    def of(
+        cls,
+        model: OneVision,
+        *,
+        template: ChatTemplate | None = None,
+        visuals: Visuals = "as_written",
+        seed: int = 0,
+    ) -> Processor:
+        """The processor of a model; a training stage may want another chat template, or visuals in other places.
+
+        `seed` draws the conversations of visuals="mixed" whose visuals move (see `positions.arranged`).
+        """
         return cls(
             router=model.router,
             template=template or model.template,
@@ -49,6 +68,9 @@ class Processor:
             view_px=model.encoder.view_px,
             fill=mean_colour(model.encoder.pixel_mean),
             max_tokens=model.backbone.max_tokens,
+            instruction_reader=InstructionReader.of(model.projector),
+            visuals=visuals,
+            seed=seed,
         )
 
     def plan(self, conversation: Conversation) -> tuple[RoutedPlan, ...]:
@@ -60,13 +82,20 @@ class Processor:
 
     def training_sample(self, conversation: Conversation, targets: Targets = "answers") -> Sample:
         """A conversation with targets, its visuals decoded."""
+        conversation = arranged(conversation, self.visuals, self.seed)
         encoded = encode_for_training(conversation, self.plan(conversation), targets=targets, **self._encoding())
-        return Sample(encoded, self._pixels(conversation, encoded))
+        return self._sample(conversation, encoded)
 
     def prompt(self, conversation: Conversation) -> Sample:
         """A conversation up to where the answer begins, its visuals decoded."""
+        conversation = arranged(conversation, self.visuals, self.seed)
         encoded = encode_prompt(conversation, self.plan(conversation), **self._encoding())
-        return Sample(encoded, self._pixels(conversation, encoded))
+        return self._sample(conversation, encoded)
+
+    def _sample(self, conversation: Conversation, encoded: Encoded) -> Sample:
+        reader = self.instruction_reader
+        asked = None if reader is None else reader.read(conversation, encoded.plans)
+        return Sample(encoded, self._pixels(conversation, encoded), asked)
 
     def _encoding(self) -> dict[str, Any]:
         return {

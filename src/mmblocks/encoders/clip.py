@@ -14,12 +14,17 @@ from mmblocks.shapes import Size
     "clip",
     source="https://arxiv.org/abs/2103.00020",
     tiny={"image_px": 30, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24},
+    oracle="transformers CLIPVisionModel; LLaVA-NeXT (golden modules)",
 )
 class CLIP(nn.Module):
     """CLIP's vision transformer: tokens after the block that `layer` names, before the final LayerNorm.
 
     `layer` counts as transformers' hidden_states: -2 is the second-last block, LLaVA's choice; later blocks are not
-    built. `select="patch"` drops the CLS token; "cls_patch" keeps it first, and the grid is then one row of
+    built. Several layers stand side by side in the channels, in the order written; 0 is the state before the first
+    block. LLaVA-NeXT's "slicefour" on 24 blocks is [4, 10, 16, 22], its "slice_m25811_f6" is [-2, -5, -8, -11, 6];
+    `dim` states all channels (LLaVA-NeXT states four times one layer's, whatever the number of slices).
+
+    `dim` in the settings is the width of one block. `select="patch"` drops the CLS token; "cls_patch" keeps it first, and the grid is then one row of
     1 + patches tokens without a picture's order.
 
     Tensor names are those of published checkpoints: `vision_model.encoder.layers.0.mlp.fc1.weight`.
@@ -37,7 +42,7 @@ class CLIP(nn.Module):
         depth: int = 24,
         heads: int = 16,
         mlp_dim: int = 4096,
-        layer: int = -2,
+        layer: vit.Layer = -2,
         select: Literal["patch", "cls_patch"] = "patch",
         hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu",
         checkpoint: str | None = None,
@@ -47,7 +52,7 @@ class CLIP(nn.Module):
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
         side = image_px // patch_px
-        self.dim = dim
+        self.dim = vit.width(dim, layer)
         self.view_px = Size(image_px, image_px)
         self.spatial = select == "patch"
         self.grid = Size(side, side) if self.spatial else Size(1, 1 + side * side)
@@ -64,6 +69,7 @@ class CLIP(nn.Module):
         }
         config = CLIPVisionConfig(**{vit.CONFIG_KEYS[setting]: value for setting, value in self._sizes.items()})
         config.num_hidden_layers = vit.blocks_for(layer, depth)
+        self._states = vit.state_indices(layer, depth)
         self.vision_model = CLIPVisionModel(config)
         self.vision_model.register_module(
             "post_layernorm", nn.Identity()
@@ -73,7 +79,7 @@ class CLIP(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, image_px, image_px) to (views, rows, columns, dim)."""
         vit.require_view("clip", pixels, self.view_px)
-        tokens = self.vision_model(pixel_values=pixels).last_hidden_state
+        tokens = vit.states(self.vision_model, pixels, self._states)
         tokens = tokens[:, 1:] if self.spatial else tokens
         return rearrange(tokens, "v (h w) d -> v h w d", h=self.grid.height)
 

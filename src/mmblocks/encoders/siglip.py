@@ -12,13 +12,18 @@ from mmblocks.shapes import Size
     "siglip",
     source="https://arxiv.org/abs/2303.15343",
     tiny={"image_px": 30, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24},
+    oracle="transformers SiglipVisionModel; LLaVA-NeXT (golden modules)",
 )
 class SigLIP(nn.Module):
     """SigLIP's vision transformer: all patches after the block that `layer` names, before the final LayerNorm.
 
     `layer` counts as transformers' hidden_states: -2 is the second-last block, LLaVA-OneVision's choice. Later blocks,
-    the final LayerNorm and the pooling head are not built. Pixels beyond the last whole patch are not seen: 384 at
+    the final LayerNorm and the pooling head are not built. Several layers stand side by side in the channels (`dim` in
+    the settings is the width of one). Pixels beyond the last whole patch are not seen: 384 at
     patches of 14 gives 27, and 6 are left over.
+
+    SigLIP 2's checkpoints of fixed size have the same architecture. Its NaFlex ones are not offered: their grid follows
+    the picture's aspect ratio, while an encoder here states one grid for every view.
 
     Tensor names are those of published checkpoints: `vision_model.encoder.layers.0.mlp.fc1.weight`.
     """
@@ -36,14 +41,14 @@ class SigLIP(nn.Module):
         depth: int = 27,
         heads: int = 16,
         mlp_dim: int = 4304,
-        layer: int = -2,
+        layer: vit.Layer = -2,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         vit.require_vit("siglip", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer)
         from transformers import SiglipVisionConfig, SiglipVisionModel
 
-        self.dim = dim
+        self.dim = vit.width(dim, layer)
         self.view_px = Size(image_px, image_px)
         self.grid = Size(image_px // patch_px, image_px // patch_px)
         self.checkpoint = checkpoint
@@ -61,6 +66,7 @@ class SigLIP(nn.Module):
             **{vit.CONFIG_KEYS[setting]: value for setting, value in self._sizes.items()}, vision_use_head=False
         )
         config.num_hidden_layers = vit.blocks_for(layer, depth)
+        self._states = vit.state_indices(layer, depth)
         self.vision_model = SiglipVisionModel(config)
         self.vision_model.register_module("post_layernorm", nn.Identity())
         vit.make_positions_real(self.vision_model)
@@ -68,7 +74,7 @@ class SigLIP(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, image_px, image_px) to (views, rows, columns, dim)."""
         vit.require_view("siglip", pixels, self.view_px)
-        features = self.vision_model(pixel_values=pixels).last_hidden_state
+        features = vit.states(self.vision_model, pixels, self._states)
         return rearrange(features, "v (h w) d -> v h w d", h=self.grid.height)
 
     def load_pretrained(self) -> None:
@@ -80,7 +86,6 @@ class SigLIP(nn.Module):
 
 encoders.preset("siglip_so400m_384", of="siglip", checkpoint="google/siglip-so400m-patch14-384")
 encoders.preset("siglip_so400m_224", of="siglip", checkpoint="google/siglip-so400m-patch14-224", image_px=224)
-encoders.preset("siglip2_so400m_384", of="siglip", checkpoint="google/siglip2-so400m-patch14-384")
 encoders.preset(
     "siglip_base_224",
     of="siglip",
@@ -92,7 +97,9 @@ encoders.preset(
     heads=12,
     mlp_dim=3072,
 )
+encoders.preset("siglip_base_256", of="siglip_base_224", checkpoint="google/siglip-base-patch16-256", image_px=256)
 encoders.preset("siglip_base_384", of="siglip_base_224", checkpoint="google/siglip-base-patch16-384", image_px=384)
+encoders.preset("siglip_base_512", of="siglip_base_224", checkpoint="google/siglip-base-patch16-512", image_px=512)
 encoders.preset(
     "siglip_large_384",
     of="siglip",
@@ -102,4 +109,43 @@ encoders.preset(
     depth=24,
     heads=16,
     mlp_dim=4096,
+)
+encoders.preset("siglip_large_256", of="siglip_large_384", checkpoint="google/siglip-large-patch16-256", image_px=256)
+
+encoders.preset("siglip2_base_224", of="siglip_base_224", checkpoint="google/siglip2-base-patch16-224")
+encoders.preset("siglip2_base_256", of="siglip_base_256", checkpoint="google/siglip2-base-patch16-256")
+encoders.preset("siglip2_base_384", of="siglip_base_384", checkpoint="google/siglip2-base-patch16-384")
+encoders.preset("siglip2_base_512", of="siglip_base_512", checkpoint="google/siglip2-base-patch16-512")
+encoders.preset("siglip2_large_256", of="siglip_large_256", checkpoint="google/siglip2-large-patch16-256")
+encoders.preset("siglip2_large_384", of="siglip_large_384", checkpoint="google/siglip2-large-patch16-384")
+encoders.preset("siglip2_large_512", of="siglip_large_384", checkpoint="google/siglip2-large-patch16-512", image_px=512)
+encoders.preset("siglip2_so400m_224", of="siglip_so400m_224", checkpoint="google/siglip2-so400m-patch14-224")
+encoders.preset("siglip2_so400m_384", of="siglip", checkpoint="google/siglip2-so400m-patch14-384")
+encoders.preset(
+    "siglip2_so400m_p16_256",
+    of="siglip",
+    checkpoint="google/siglip2-so400m-patch16-256",
+    image_px=256,
+    patch_px=16,
+)
+encoders.preset("siglip2_so400m_p16_384", of="siglip", checkpoint="google/siglip2-so400m-patch16-384", patch_px=16)
+encoders.preset(
+    "siglip2_so400m_p16_512",
+    of="siglip",
+    checkpoint="google/siglip2-so400m-patch16-512",
+    image_px=512,
+    patch_px=16,
+)
+encoders.preset(
+    "siglip2_giant_384",
+    of="siglip",
+    checkpoint="google/siglip2-giant-opt-patch16-384",
+    patch_px=16,
+    dim=1536,
+    depth=40,
+    heads=16,
+    mlp_dim=6144,
+)
+encoders.preset(
+    "siglip2_giant_256", of="siglip2_giant_384", checkpoint="google/siglip2-giant-opt-patch16-256", image_px=256
 )

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -19,11 +20,14 @@ from mmblocks.shapes import Size
     "timm_vit",
     source="https://github.com/huggingface/pytorch-image-models",
     tiny={"model_name": "test_vit", "image_px": 32, "layer": 2},
+    oracle="timm forward_features and forward_intermediates",
 )
 class TimmViT(nn.Module):
-    """Any plain vision transformer of timm by its name: patches after the block that `layer` names.
+    """Any vision transformer of timm by its name: patches after the block that `layer` names.
 
-    `layer` counts as transformers' hidden_states (-1: last block). With `norm` the model's final norm follows, as in
+    Plain ones, those with rotary positions (EVA-02, PE) and those behind a convolutional stem (ViTamin, R50 hybrids)
+    will do. `layer` counts as transformers' hidden_states (-1: last block); several layers stand side by side in the
+    channels, and 0, the state before the first block, is not to be had. With `norm` the model's final norm follows, as in
     timm's forward_features; without it features are the block's raw output, as in LLaVA. Class and register tokens are
     dropped. `image_px=None` is the size the model was published for.
 
@@ -41,52 +45,94 @@ class TimmViT(nn.Module):
         self,
         model_name: str,
         image_px: int | None = None,
-        layer: int = -1,
+        layer: vit.Layer = -1,
         norm: bool = True,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         self.checkpoint = checkpoint
-        self.model_name = model_name if checkpoint is None or _is_path(checkpoint) else _tagged(model_name, checkpoint)
+        self.model_name = full_name("timm_vit", model_name, checkpoint)
         self._fixed: dict[str, Any] = {} if image_px is None else {"img_size": image_px}
         self._norm = norm
-        trunk = _create(self.model_name, self._fixed, pretrained=False)
+        trunk = create("timm_vit", self.model_name, self._fixed)
         _require_patch_grid(self.model_name, trunk, layer)
         stated = trunk.pretrained_cfg
-        self.dim: int = trunk.embed_dim
+        self.dim: int = vit.width(trunk.embed_dim, layer)
         self.view_px = Size(*trunk.patch_embed.img_size)
         self.grid = Size(*trunk.patch_embed.grid_size)
         self.pixel_mean: tuple[float, float, float] = tuple(stated["mean"])
         self.pixel_std: tuple[float, float, float] = tuple(stated["std"])
         self.squash: bool = stated.get("crop_mode") == "squash"
         self.trunk = trunk
-        last = vit.blocks_for(layer, len(trunk.blocks)) - 1
-        trunk.prune_intermediate_layers([last], prune_norm=not norm, prune_head=True)
+        blocks = [i - 1 for i in vit.state_indices(layer, len(trunk.blocks))]
+        self._blocks = sorted(set(blocks))
+        self._order = [self._blocks.index(block) for block in blocks]
+        trunk.prune_intermediate_layers(self._blocks, prune_norm=not norm, prune_head=True)
+        self.register_load_state_dict_post_hook(_make_buffers_real)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, *view_px) to (views, rows, columns, dim)."""
         vit.require_view("timm_vit", pixels, self.view_px)
-        (features,) = self.trunk.forward_intermediates(
+        states = self.trunk.forward_intermediates(
             pixels.to(next(self.trunk.parameters()).dtype),
-            indices=1,
+            indices=self._blocks,
             norm=self._norm,
             output_fmt="NLC",
             intermediates_only=True,
         )
+        features = torch.cat([states[i] for i in self._order], dim=-1)
         return rearrange(features, "v (h w) d -> v h w d", h=self.grid.height)
 
     def load_pretrained(self) -> None:
         """Read the weights of `checkpoint`; all that the blocks in use need must be there."""
         if self.checkpoint is None:
             raise vit.no_checkpoint("timm_vit", "pretrained")
-        with vit.readable("timm_vit", self.checkpoint):
-            if _is_path(self.checkpoint):
-                from timm.models import load_state_dict
-
-                found = load_state_dict(str(_weights_file(Path(self.checkpoint))))
-            else:
-                found = _create(self.model_name, self._fixed, pretrained=True).state_dict()
+        found = read_weights("timm_vit", self.model_name, self._fixed, self.checkpoint)
         vit.fill("timm_vit", self.trunk, found, self.checkpoint)
+
+
+def _make_buffers_real(encoder: Any, _: Any) -> None:
+    device = next(encoder.parameters()).device
+    vit.refill_buffers(encoder.trunk, device, lambda: create("timm_vit", encoder.model_name, encoder._fixed))
+
+
+# What encoders made of timm's models share --------------------------------------------------------------------------
+
+
+def full_name(encoder: str, model_name: str, checkpoint: str | None) -> str:
+    """timm's name of model and weights, model.tag, where `checkpoint` is a tag: mean and std belong to the tag."""
+    return model_name if checkpoint is None or _is_path(checkpoint) else _tagged(encoder, model_name, checkpoint)
+
+
+def create(encoder: str, name: str, fixed: dict[str, Any], *, pretrained: bool = False) -> Any:
+    """A model of timm that skips no block at random. Raises `ConfigError`, or `CheckpointError` where weights were asked for."""
+    import timm
+    from timm.layers.drop import DropPath
+
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
+        raise ConfigError(f"encoder {encoder!r}: timm has no model {name!r}.{hint}")
+    try:
+        model: Any = timm.create_model(name, pretrained=pretrained, **fixed)
+    except (RuntimeError, TypeError, AssertionError) as cause:
+        if pretrained:
+            raise CheckpointError(f"encoder {encoder!r}: timm cannot load {name!r}: {cause}") from cause
+        raise ConfigError(f"encoder {encoder!r}: timm cannot build {name!r} with {fixed}: {cause}") from cause
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    return model
+
+
+def read_weights(encoder: str, name: str, fixed: dict[str, Any], checkpoint: str) -> dict[str, Tensor]:
+    """The tensors of a file or folder, or timm's own weights of a model."""
+    with vit.readable(encoder, checkpoint):
+        if not _is_path(checkpoint):
+            return create(encoder, name, fixed, pretrained=True).state_dict()
+        from timm.models import load_state_dict
+
+        return load_state_dict(str(_weights_file(encoder, Path(checkpoint))))
 
 
 def _is_path(checkpoint: str) -> bool:
@@ -94,35 +140,31 @@ def _is_path(checkpoint: str) -> bool:
     return "/" in checkpoint or os.sep in checkpoint or checkpoint.endswith(".safetensors")
 
 
-def _tagged(model_name: str, checkpoint: str) -> str:
-    """timm's full name, model.tag: mean and std belong to the tag."""
+def _tagged(encoder: str, model_name: str, checkpoint: str) -> str:
     model, _, tag = model_name.partition(".")
     if checkpoint == "pretrained" or checkpoint == tag:
         return model_name
     if tag:
         raise ConfigError(
-            f"encoder 'timm_vit': model_name={model_name!r} and checkpoint={checkpoint!r} name two sets of weights; "
+            f"encoder {encoder!r}: model_name={model_name!r} and checkpoint={checkpoint!r} name two sets of weights; "
             'write the tag once, or checkpoint="pretrained".'
         )
     return f"{model}.{checkpoint}"
 
 
-def _create(name: str, fixed: dict[str, Any], *, pretrained: bool) -> Any:
-    import timm
-
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
-        hint = f" Did you mean {', '.join(close)}?" if close else ""
-        raise ConfigError(f"encoder 'timm_vit': timm has no model {name!r}.{hint}")
-    try:
-        return timm.create_model(name, pretrained=pretrained, **fixed)
-    except (RuntimeError, TypeError, AssertionError) as cause:
-        if pretrained:
-            raise CheckpointError(f"encoder 'timm_vit': timm cannot load {name!r}: {cause}") from cause
-        raise ConfigError(f"encoder 'timm_vit': timm cannot build {name!r} with {fixed}: {cause}") from cause
+def _weights_file(encoder: str, path: Path) -> Path:
+    if path.is_file():
+        return path
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        raise CheckpointError(f"encoder {encoder!r}: {path} holds {len(files)} .safetensors files; name one.")
+    return files[0]
 
 
-def _require_patch_grid(name: str, trunk: Any, layer: int) -> None:
+# Which models have one grid of patches ------------------------------------------------------------------------------
+
+
+def _require_patch_grid(name: str, trunk: Any, layer: vit.Layer) -> None:
     """Refuse a model whose features are not one grid of patches, with everything that speaks against it."""
     faults = []
     reductions = sorted({stage["reduction"] for stage in getattr(trunk, "feature_info", [])})
@@ -132,7 +174,7 @@ def _require_patch_grid(name: str, trunk: Any, layer: int) -> None:
         faults.append("it states no grid of patches (patch_embed.grid_size)")
     if getattr(trunk, "num_prefix_tokens", None) is None or not _tells_prefix_apart(trunk):
         faults.append("it does not tell patch tokens from prefix tokens")
-    if not faults and (wrong := vit.layer_fault(layer, len(trunk.blocks))):
+    if not faults and (wrong := _layer_fault(layer, len(trunk.blocks))):
         faults.append(wrong)
     if not {"mean", "std"} <= set(trunk.pretrained_cfg or {}):
         faults.append("timm states no pixel mean and std for it")
@@ -140,15 +182,40 @@ def _require_patch_grid(name: str, trunk: Any, layer: int) -> None:
         raise ConfigError(f"encoder 'timm_vit': {name!r} ({type(trunk).__name__}) cannot be used: {'; '.join(faults)}.")
 
 
+def _layer_fault(layer: vit.Layer, depth: int) -> str:
+    if fault := vit.layer_fault(layer, depth):
+        return fault
+    return f"layer={layer}: timm gives no state before the first block" if 0 in vit.state_indices(layer, depth) else ""
+
+
 def _tells_prefix_apart(trunk: Any) -> bool:
     intermediates = getattr(trunk, "forward_intermediates", None)
     return intermediates is not None and "return_prefix_tokens" in inspect.signature(intermediates).parameters
 
 
-def _weights_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        raise CheckpointError(f"encoder 'timm_vit': {path} holds {len(files)} .safetensors files; name one.")
-    return files[0]
+encoders.preset(
+    "eva02_clip_l_336",
+    of="timm_vit",
+    model_name="eva02_large_patch14_clip_336.merged2b",
+    checkpoint="pretrained",
+    layer=-2,
+    norm=False,
+)
+encoders.preset(
+    "eva02_clip_l_224",
+    of="eva02_clip_l_336",
+    model_name="eva02_large_patch14_clip_224.merged2b",
+)
+encoders.preset(
+    "openclip_vit_l_224",
+    of="timm_vit",
+    model_name="vit_large_patch14_clip_224.laion2b",
+    checkpoint="pretrained",
+    layer=-2,
+    norm=False,
+)
+encoders.preset("openclip_vit_h_224", of="openclip_vit_l_224", model_name="vit_huge_patch14_clip_224.laion2b")
+encoders.preset("openclip_vit_bigg_224", of="openclip_vit_l_224", model_name="vit_gigantic_patch14_clip_224.laion2b")
+encoders.preset("dfn_vit_h_378", of="openclip_vit_l_224", model_name="vit_huge_patch14_clip_quickgelu_378.dfn5b")
+encoders.preset("vitamin_l_336", of="openclip_vit_l_224", model_name="vitamin_large_336.datacomp1b_clip")
+encoders.preset("pe_core_l_336", of="openclip_vit_l_224", model_name="vit_pe_core_large_patch14_336.fb")

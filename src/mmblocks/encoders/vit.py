@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -14,19 +15,27 @@ from torch import Tensor, nn
 from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError
 from mmblocks.shapes import Size
 
+Layer = int | tuple[int, ...]
+"""The block whose output is given, counted as transformers' hidden_states; several stand side by side in the channels."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 CONFIG_KEYS = {  # our setting -> its name in a transformers config.json
     "image_px": "image_size",
+    "trained_px": "image_size",
     "patch_px": "patch_size",
     "dim": "hidden_size",
     "depth": "num_hidden_layers",
     "heads": "num_attention_heads",
     "mlp_dim": "intermediate_size",
+    "swiglu": "use_swiglu_ffn",
+    "gated": "use_gated_mlp",
+    "registers": "num_register_tokens",
     "hidden_act": "hidden_act",
     "norm_eps": "layer_norm_eps",
 }
 
 
-def require_vit(name: str, *, image_px: int, patch_px: int, dim: int, depth: int, heads: int, layer: int) -> None:
+def require_vit(name: str, *, image_px: int, patch_px: int, dim: int, depth: int, heads: int, layer: Layer) -> None:
     """Refuse sizes that make no vision transformer, naming every fault at once."""
     faults = []
     if patch_px < 1 or image_px < patch_px:
@@ -39,17 +48,48 @@ def require_vit(name: str, *, image_px: int, patch_px: int, dim: int, depth: int
         raise ConfigError(f"encoder {name!r}: " + "; ".join(faults) + ".")
 
 
-def blocks_for(layer: int, depth: int) -> int:
+def blocks_for(layer: Layer, depth: int) -> int:
     """How many blocks must run for transformers' hidden_states[layer], where entry 0 stands before the first block."""
+    return max(state_indices(layer, depth))
+
+
+def state_indices(layer: Layer, depth: int) -> tuple[int, ...]:
+    """`layer` as entries of hidden_states, none below 0, in the order given."""
     assert not layer_fault(layer, depth)
-    return layer if layer > 0 else depth + 1 + layer
+    layers = (layer,) if isinstance(layer, int) else layer
+    return tuple(n if n >= 0 else depth + 1 + n for n in layers)
 
 
-def layer_fault(layer: int, depth: int) -> str:
-    """Why `layer` is not the output of one of `depth` blocks; empty when it is."""
-    if 1 <= layer <= depth or -depth <= layer <= -1:
+def width(dim: int, layer: Layer) -> int:
+    """Channels of the features: those of every layer side by side."""
+    return dim if isinstance(layer, int) else dim * len(layer)
+
+
+def layer_fault(layer: Layer, depth: int) -> str:
+    """Why `layer` is not the output of some of `depth` blocks; empty when it is.
+
+    Entry 0, the embeddings before the first block, may only stand beside others.
+    """
+    if isinstance(layer, int):
+        if 1 <= layer <= depth or -depth <= layer <= -1:
+            return ""
+        return f"layer={layer} names no block; with {depth} blocks choose 1 to {depth} or {-depth} to -1"
+    wrong = [n for n in layer if not -depth - 1 <= n <= depth]
+    if not wrong and any(n not in (0, -depth - 1) for n in layer):
         return ""
-    return f"layer={layer} names no block; with {depth} blocks choose 1 to {depth} or {-depth} to -1"
+    what = f"{', '.join(map(str, wrong))} of it do not exist" if wrong else "it names no block"
+    return f"layer={layer}: {what}; with {depth} blocks choose from 0 (before the first) to {depth} or {-depth} to -1"
+
+
+def states(tower: Any, pixels: Tensor, indices: tuple[int, ...], norm: nn.Module | None = None) -> Tensor:
+    """(views, tokens, channels) of a transformers tower that ends with the last block that is needed.
+
+    Its last state is what the tower returns; several states stand side by side, each after `norm`.
+    """
+    if len(indices) == 1:
+        return tower(pixel_values=pixels).last_hidden_state
+    hidden = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+    return torch.cat([hidden[i] if norm is None else norm(hidden[i]) for i in indices], dim=-1)
 
 
 def require_view(name: str, pixels: Tensor, view_px: Size) -> None:
@@ -75,16 +115,69 @@ def make_positions_real(tower: nn.Module) -> None:
         embeddings.position_ids = torch.arange(embeddings.num_positions, device="cpu").unsqueeze(0)
 
 
-def fill_from_transformers(name: str, tower: Any, checkpoint: str, settings: Mapping[str, Any]) -> None:
+def refill_buffers(part: nn.Module, device: torch.device, make: Callable[[], nn.Module]) -> None:
+    """Take buffers of `part` that are still on meta, because no checkpoint holds them, from a fresh one.
+
+    `device` is where the weights are by now; nothing is done while that is meta too.
+    """
+    missing = [name for name, buffer in part.named_buffers() if buffer.is_meta]
+    if not missing or device.type == "meta":
+        return
+    with torch.random.fork_rng(devices=[]), device:
+        fresh = make()
+    for name in missing:
+        owner, _, leaf = name.rpartition(".")
+        setattr(part.get_submodule(owner), leaf, fresh.get_buffer(name))
+
+
+def hold_statistics(tower: nn.Module) -> None:
+    """Keep batch normalisation at the statistics it was trained with, so that no view depends on its batch."""
+    for module in tower.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+@torch.enable_grad()
+def idle_parts(tower: nn.Module, features: Tensor) -> list[str]:
+    """Children and lone parameters of a tower on meta that have no part in its features: poolers, heads, mask tokens."""
+    features.sum().backward()
+    idle = {name for name, p in tower.named_parameters() if p.grad is None}
+    busy = [name for name, _ in tower.named_parameters() if name not in idle]
+    children = [
+        name
+        for name, child in tower.named_children()
+        if any(True for _ in child.parameters()) and not any(b.startswith(f"{name}.") for b in busy)
+    ]
+    lone = [name for name in idle if any(b.startswith(name[: name.rfind(".") + 1]) for b in busy)]
+    return [*children, *sorted(lone)]
+
+
+def drop(tower: nn.Module, parts: Sequence[str]) -> None:
+    """Take parts out of a tower: a module becomes an identity, a parameter None."""
+    for name in parts:
+        owner, _, leaf = name.rpartition(".")
+        holder = tower.get_submodule(owner)
+        setattr(holder, leaf, None if leaf in holder._parameters else nn.Identity())
+
+
+def fill_from_transformers(
+    name: str, tower: Any, checkpoint: str, settings: Mapping[str, Any], prefix: str = ""
+) -> None:
     """Fill a transformers vision tower from a hub id or folder of its family, vision tower alone or with its text tower.
 
-    Raises `ConfigError` with every setting that config.json contradicts, `CheckpointError` with every tensor that is
+    `settings` go by our names or config.json's. Raises `ConfigError` with every one that config.json contradicts, `CheckpointError` with every tensor that is
     missing or of another shape. Tensors that the tower does not use (later blocks, heads, text) are left where they are.
+    `prefix` stands before the tower's names where the checkpoint holds more than the tower and transformers does not
+    know so.
     """
     _require_same_sizes(name, type(tower).config_class, checkpoint, settings)
     with _quiet_transformers(), readable(name, checkpoint):
         loaded, report = type(tower).from_pretrained(
-            checkpoint, config=deepcopy(tower.config), output_loading_info=True, ignore_mismatched_sizes=True
+            checkpoint,
+            config=deepcopy(tower.config),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            key_mapping={rf"^{re.escape(prefix)}": ""} if prefix else None,
         )
     misshapen = {key: _shapes(there, here) for key, there, here in report["mismatched_keys"]}
     found = {k: v for k, v in loaded.state_dict().items() if k not in report["missing_keys"] and k not in misshapen}
@@ -124,14 +217,14 @@ def _shapes(there: Sequence[int], here: Sequence[int]) -> str:
 def _require_same_sizes(name: str, config_class: Any, checkpoint: str, settings: Mapping[str, Any]) -> None:
     with readable(name, checkpoint):
         raw, _ = config_class.get_config_dict(checkpoint)
-    family = config_class.model_type.partition("_")[0]
-    if str(raw.get("model_type")).partition("_")[0] != family:
+    family = config_class.model_type.removesuffix("_vision_model")
+    if str(raw.get("model_type")).replace("-", "_") not in (family, config_class.model_type):
         raise ConfigError(f"encoder {name!r}: {checkpoint} is a {raw.get('model_type')!r} model, not {family!r}.")
     config = config_class.from_dict(raw.get(config_class.base_config_key, raw))
     wrong = [
-        f"{setting}={here}, but {CONFIG_KEYS[setting]} is {there}"
+        f"{setting}={here}, but {key} is {there}"
         for setting, here in settings.items()
-        if (there := getattr(config, CONFIG_KEYS[setting])) != here
+        if (there := getattr(config, key := CONFIG_KEYS.get(setting, setting))) != here
     ]
     if wrong:
         raise ConfigError(

@@ -19,9 +19,10 @@ Rounding = Literal["original", "transformers"]
 """How unpadding rounds: LLaVA-NeXT truncates, transformers rounds to 7 digits first (and keeps 2 cells more at times)."""
 
 RANGE_END = re.compile(r"\(\s*(\d+)\s*x\s*(\d+)\s*\)")
+ONE_CANVAS = re.compile(r"\s*([1-9]\d*)\s*x\s*([1-9]\d*)\s*")
 PINPOINTS_CURE = (
-    "write a range of columns x rows such as '(1x1),...,(6x6)', or pairs of pixels (width, height) such as "
-    "[(384, 768), (768, 384)]."
+    "write a range of columns x rows such as '(1x1),...,(6x6)', a list of them such as '1x2, 2x1, 2x2', or pairs of "
+    "pixels (width, height) such as [(384, 768), (768, 384)]."
 )
 
 
@@ -32,11 +33,12 @@ def parse_pinpoints(pinpoints: str | Sequence[Sequence[int]], tile_px: Size) -> 
     """The canvases that pinpoints name, in their order (ties between canvases go to the earlier one).
 
     A range "(1x1),...,(6x6)" counts tiles, columns first, and is taken times `tile_px`; only its first and last
-    member count. Anything else is a list of (width, height) in pixels, or the text of one.
+    member count. A list "1x2, 2x1, 2x2" of tiles has no brackets and holds just these. Anything else is a list of
+    (width, height) in pixels, or the text of one.
     """
     if isinstance(pinpoints, str):
         if "x" in pinpoints:
-            return _range(pinpoints, tile_px)
+            return _range(pinpoints, tile_px) if "(" in pinpoints else _listed(pinpoints, tile_px)
         return _pairs(_literal(pinpoints), pinpoints)
     return _pairs(pinpoints, pinpoints)
 
@@ -56,6 +58,16 @@ def _range(text: str, tile_px: Size) -> tuple[Size, ...]:
         for columns in range(first_columns, last_columns + 1)
         for rows in range(first_rows, last_rows + 1)
     )
+
+
+def _listed(text: str, tile_px: Size) -> tuple[Size, ...]:
+    canvases = []
+    for member in text.split(","):
+        match = ONE_CANVAS.fullmatch(member)
+        if match is None:
+            raise ConfigError(f"pinpoints={text!r}: {member.strip()!r} names no canvas; {PINPOINTS_CURE}")
+        canvases.append(Size(int(match[2]) * tile_px.height, int(match[1]) * tile_px.width))
+    return tuple(canvases)
 
 
 def _literal(text: str) -> Any:

@@ -14,21 +14,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmblocks.batch import Packing
 from mmblocks.errors import ConfigError
 from mmblocks.model.check import Examination, examine
-from mmblocks.model.limits import kv_bytes_per_token
+from mmblocks.model.limits import kv_bytes_per_token, local_tokenizer
 from mmblocks.model.spec import PARTS, ModelSpec
-from mmblocks.shapes import Scenario, Size, VisualKind, VisualShape
+from mmblocks.shapes import Scenario, Size, VisualKind, VisualPlan, VisualShape
 
 BYTES_STORED = 2
 """Weights and cache in bf16."""
 BYTES_TRAINED = 16
 """Weight, gradient and Adam's two moments in fp32; as much as bf16 weight and gradient, fp32 copy and moments."""
 DEFAULT_FPS = 30.0
+GUESSED_CHARACTERS = 2
+"""Characters per token of told texts, which are mostly digits, where the text tokenizer is not on this machine."""
 MEDIA_WORD = re.compile(r"(image|video)=(\d+)x(\d+)(?:@([\d.]+)s)?(?:@([\d.]+)fps)?")
 
 
 @dataclass(frozen=True, slots=True)
 class VisualBudget:
-    """What one visual takes: `views` pictures through the encoder, `tokens` in the sequence."""
+    """What one visual takes: `views` pictures through the encoder, `tokens` in the sequence, `told_tokens` of text that
+    its tokenizer puts around these (time stamps and the like).
+    """
 
     kind: VisualKind
     size: Size
@@ -36,6 +40,7 @@ class VisualBudget:
     scenario: Scenario
     views: int
     tokens: int
+    told_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,10 @@ class Budget:
     def views(self) -> int:
         return sum(visual.views for visual in self.visuals)
 
+    @property
+    def told_tokens(self) -> int:
+        return sum(visual.told_tokens for visual in self.visuals)
+
     def plain(self) -> dict[str, Any]:
         """Values that json takes, totals included."""
         visuals = [{**asdict(v), "size": v.size._asdict()} for v in self.visuals]
@@ -91,12 +100,13 @@ def plan(
     seen = examine(spec)
     seen.require()
     routed = seen.router.plan(media)
+    told, told_notes = _told_tokens([r.plan for r in routed], seen.backbone)
     visuals = tuple(
-        VisualBudget(shape.kind, shape.size, shape.num_frames, r.scenario, len(r.plan.views), r.plan.num_tokens)
-        for shape, r in zip(media, routed, strict=True)
+        VisualBudget(shape.kind, shape.size, shape.num_frames, r.scenario, len(r.plan.views), r.plan.num_tokens, words)
+        for shape, r, words in zip(media, routed, told, strict=True)
     )
     visual_tokens = sum(visual.tokens for visual in visuals)
-    sequence = visual_tokens + text_tokens
+    sequence = visual_tokens + sum(told) + text_tokens
     parameters = {part: seen.parameters(part) or 0 for part in PARTS}
     flops, notes = prefill_flops(seen, sum(visual.views for visual in visuals), sequence)
     per_token = kv_bytes_per_token(getattr(seen.backbone, "config", None), BYTES_STORED)
@@ -113,8 +123,20 @@ def plan(
         training_bytes={
             name: training_bytes(parameters, parts) for name, parts in (stages or {"all parts": PARTS}).items()
         },
-        notes=notes,
+        notes=(*told_notes, *notes),
     )
+
+
+def _told_tokens(plans: Sequence[VisualPlan], backbone: Any) -> tuple[list[int], tuple[str, ...]]:
+    """Tokens of the text that each plan tells, each text by itself, and a note where they had to be guessed."""
+    texts = [[text for _, text in plan.told] for plan in plans]
+    if not any(texts):
+        return [0] * len(texts), ()
+    if local_tokenizer(backbone) is not None:
+        tokenizer = backbone.text_tokenizer
+        return [sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in ts) for ts in texts], ()
+    guessed = [sum(-(-len(t) // GUESSED_CHARACTERS) for t in ts) for ts in texts]
+    return guessed, (f"text between visual rows is guessed at a token per {GUESSED_CHARACTERS} characters",)
 
 
 def training_bytes(parameters: Mapping[str, int], learning: Sequence[str]) -> int:

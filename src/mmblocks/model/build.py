@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmblocks.components import backbones, encoders, poolings, projectors, templates, tokenizers
+from mmblocks.components import ChatTemplate, backbones, encoders, poolings, projectors, templates, tokenizers
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Spec
 from mmblocks.shapes import Scenario
+from mmblocks.templates.later import Later
 from mmblocks.tokenizers.router import Router
 
 
@@ -64,7 +65,12 @@ def wire(spec: ModelSpec, *, backbone_on_meta: bool = False) -> OneVision:
         backbone = backbones.build(spec.backbone)
     projector = projectors.build(spec.projector, in_dim=encoder.dim, out_dim=backbone.dim, grid=encoder.grid)
     router = wire_tokenizers(spec, encoder, projector)
-    return OneVision(encoder, projector, router, backbone, templates.build(spec.template), spec)
+    return OneVision(encoder, projector, router, backbone, wire_template(spec.template, backbone), spec)
+
+
+def wire_template(spec: Spec, backbone: Any) -> ChatTemplate:
+    """A chat template that may ask for the backbone's text tokenizer, which is read when it does."""
+    return templates.build(spec, text_tokenizer=Later.of(backbone))
 
 
 def wire_tokenizers(spec: ModelSpec, encoder: Any, projector: Any) -> Router:

@@ -22,6 +22,7 @@ from mmblocks.model.trial import STAND_INS, Beside, Trial, common, settings_name
 from mmblocks.registry import split
 from mmblocks.settings import did_you_mean
 from mmblocks.shapes import SCENARIOS, Scenario, Size
+from mmblocks.templates.later import Later
 from mmblocks.tokenizers.router import Router
 
 KINDS = ("encoder", "projector", "pooling", "backbone", "template")
@@ -83,11 +84,11 @@ def examine(spec: ModelSpec | Mapping[str, Any], *, offline: bool = True) -> Exa
         return trial.part
 
     with torch.device("meta"):
-        encoder = kept(_try_encoder(slots["model.encoder"]))
+        encoder = kept(_try_encoder("model.encoder", slots["model.encoder"]))
         backbone = kept(_try_backbone(slots["model.backbone"], offline))
         projector = kept(_try_projector(slots["model.projector"], encoder, backbone))
         pooling = kept(tried("model.pooling", poolings, slots["model.pooling"]))
-        template = kept(tried("model.template", templates, slots["model.template"]))
+        template = kept(_try_template(slots["model.template"], backbone))
         beside = kept(_try_grid(encoder, projector))
         pooling = kept(_try_pooling(pooling, slots, beside))
         besides = _besides(encoder, beside)
@@ -126,10 +127,16 @@ def _strangers(key: str, raw: Mapping[str, Any], known: Sequence[str], message: 
 # Parts --------------------------------------------------------------------------------------------------------------
 
 
-def _try_encoder(spec: Any) -> Trial:
-    trial = tried("model.encoder", encoders, spec)
+def _try_encoder(key: str, spec: Any) -> Trial:
+    """An encoder made of encoders is built when each member can be; else its members say what is wrong."""
+    own = component_faults(key, encoders, spec)
+    members = {} if any(fault.key == key for fault in own) else encoders.members(spec)
+    wrong = [fault for inner, member in members.items() for fault in _try_encoder(f"{key}.{inner}", member).faults]
+    if wrong:
+        return Trial(None, own + wrong)
+    trial = tried(key, encoders, spec)
     if trial.part is not None and not trial.faults:
-        trial.faults += limits.encoder_faults(resolved(encoders, spec))
+        trial.faults += limits.encoder_faults(key, resolved(encoders, spec))
     return trial
 
 
@@ -163,6 +170,10 @@ def _try_projector(spec: Any, encoder: Any, backbone: Any) -> Trial:
 
 def _projector_between(spec: Any, in_dim: int, out_dim: int, grid: Size) -> Trial:
     return tried("model.projector", projectors, spec, in_dim=in_dim, out_dim=out_dim, grid=grid)
+
+
+def _try_template(spec: Any, backbone: Any) -> Trial:
+    return tried("model.template", templates, spec, text_tokenizer=Later.of(backbone))
 
 
 def _try_grid(encoder: Any, projector: Any) -> Trial:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmblocks import __version__
+from mmblocks.components import needs_text
 from mmblocks.errors import CheckpointError
 from mmblocks.model.build import wire, with_dtype
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
+from mmblocks.registry import split
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+WORDS_BESIDE = "./projector"
+"""Text tokenizer of a projector that is stored in the model's own folder."""
 
 
 def save(model: OneVision, folder: Path | str, *, dtype: torch.dtype | None = None) -> Path:
@@ -32,11 +37,13 @@ def save(model: OneVision, folder: Path | str, *, dtype: torch.dtype | None = No
     dtype: type of the stored weights, by default the type they have.
     """
     with replaced_whole(Path(folder)) as fresh:
-        config = {"mmblocks": __version__, "model": _portable(model.spec.plain())}
+        config = {"mmblocks": __version__, "model": _portable(model)}
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in ("encoder", "projector", "marks"):
             (fresh / name).mkdir()
             save_file(_stored(getattr(model, name), dtype), fresh / name / WEIGHTS)
+        if _reads_words_from_a_folder(model):
+            model.projector.text_tokenizer.save_pretrained(fresh / "projector")
         model.backbone.save_to(fresh / "backbone", dtype)
     return Path(folder)
 
@@ -45,9 +52,9 @@ def load(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> OneVision
     """Read a model saved by `save`, every tensor of it or none. Raises `CheckpointError` that lists what disagrees."""
     folder = Path(folder)
     spec = read_spec(folder)
-    own_backbone = _at_home(spec, folder)
+    own_backbone = at_home(spec, folder)
     model = wire(own_backbone, backbone_on_meta=True)
-    model.spec = spec
+    model.spec = _with_own_words(spec, folder)
     for name in ("encoder", "projector", "marks"):
         load_strictly(getattr(model, name), folder / name / WEIGHTS)
     model.backbone.load_from(folder / "backbone", dtype)
@@ -121,13 +128,26 @@ def _swap(fresh: Path, folder: Path) -> None:
     shutil.rmtree(old)
 
 
-def _portable(plain: dict[str, Any]) -> dict[str, Any]:
-    """A spec without folders of this machine: what they held is inside the model's own folder."""
-    here = {
-        kind: {k: None for k in ("checkpoint", "text_tokenizer") if Path(str(plain[kind].get(k))).is_absolute()}
-        for kind in ("encoder", "backbone")
-    }
-    return plain | {kind: plain[kind] | dropped for kind, dropped in here.items()}
+def _portable(model: OneVision) -> dict[str, Any]:
+    """A model's spec without folders of this machine: what they held is inside the model's own folder."""
+    plain = model.spec.plain()
+    if _reads_words_from_a_folder(model):
+        plain["projector"] = {**plain["projector"], "text_tokenizer": WORDS_BESIDE}
+    return plain | {kind: _without_folders(plain[kind]) for kind in ("encoder", "backbone")}
+
+
+def _reads_words_from_a_folder(model: OneVision) -> bool:
+    """Whether the projector reads the question with a text tokenizer that only this machine has."""
+    source = model.spec.plain()["projector"].get("text_tokenizer")
+    return needs_text(model.projector) and source is not None and (Path(source).is_absolute() or Path(source).is_dir())
+
+
+def _without_folders(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {k: _without_folders(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(v) for v in value]
+    return None if key in ("checkpoint", "text_tokenizer") and Path(str(value)).is_absolute() else value
 
 
 def _stored(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -135,10 +155,18 @@ def _stored(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     return {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in state.items()}
 
 
-def _at_home(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """The same model with its language model and text tokenizer read from the folder instead of a hub."""
+def at_home(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """The same model with its language model and text tokenizers read from the folder instead of a hub."""
     backbone = {**dict(spec.backbone), "checkpoint": str(folder / "backbone")}  # type: ignore[arg-type]
     has_tokenizer = (folder / "backbone" / "tokenizer_config.json").is_file()
     if has_tokenizer:
         backbone["text_tokenizer"] = str(folder / "backbone")
-    return ModelSpec.of({**{k: getattr(spec, k) for k in spec.__dataclass_fields__}, "backbone": backbone})
+    return replace(_with_own_words(spec, folder), backbone=backbone)
+
+
+def _with_own_words(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """The same model with the projector's text tokenizer where the folder holds it."""
+    name, settings = split(spec.projector)
+    if settings.get("text_tokenizer") != WORDS_BESIDE:
+        return spec
+    return replace(spec, projector={"name": name, **settings, "text_tokenizer": str((folder / "projector").resolve())})

@@ -49,9 +49,9 @@ def backbone_faults(settings: Mapping[str, Any]) -> list[Fault]:
     return [*found, *(list(_heads(known)) or _kv_heads(known))]
 
 
-def encoder_faults(settings: Mapping[str, Any]) -> list[Fault]:
+def encoder_faults(key: str, settings: Mapping[str, Any]) -> list[Fault]:
     """What the attention of an encoder does not allow."""
-    return list(_head_limit("model.encoder", settings.get("dim"), settings.get("heads")))
+    return list(_head_limit(key, settings.get("dim"), settings.get("heads")))
 
 
 def _counts(settings: Mapping[str, Any]) -> Iterator[Fault]:
@@ -81,8 +81,10 @@ def _placeholder(settings: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _heads(settings: Mapping[str, Any]) -> Iterator[Fault]:
-    dim, heads = settings.get("dim"), settings.get("heads")
-    if not dim or not heads:
+    dim, heads, own = settings.get("dim"), settings.get("heads"), settings.get("head_dim")
+    if own:
+        yield from _head_limit("model.backbone", own * (heads or 1), heads or 1)
+    if own or not dim or not heads:
         return
     key, share = "model.backbone.heads", dim // heads
     if dim % heads:
@@ -173,7 +175,20 @@ def text_faults(backbone: Any, template: Any) -> list[Fault]:
         return [
             Fault("model.backbone.text_tokenizer", f"{folder} holds no text tokenizer: {cause}", "Name another folder.")
         ]
-    return [*_vocabulary(backbone, text_tokenizer), *_stop(template, text_tokenizer)]
+    return [*_vocabulary(backbone, text_tokenizer), *template_faults("model.template", template, text_tokenizer)]
+
+
+def words_of(source: str) -> int:
+    """Tokens of a text tokenizer by its hub id or folder, when it is on this machine, else 0."""
+    folder = on_this_machine(source, "tokenizer_config.json")
+    if folder is None:
+        return 0
+    from transformers import AutoTokenizer
+
+    try:
+        return len(AutoTokenizer.from_pretrained(folder))
+    except (OSError, ValueError):  # the examination says so
+        return 0
 
 
 def local_tokenizer(backbone: Any) -> Path | None:
@@ -215,12 +230,28 @@ def _vocabulary(backbone: Any, text_tokenizer: Any) -> Iterator[Fault]:
         )
 
 
-def _stop(template: Any, text_tokenizer: Any) -> Iterator[Fault]:
-    ends = [text for text in template.stop if len(text_tokenizer.encode(text, add_special_tokens=False)) == 1]
-    if template.stop and not ends:
-        stops = ", ".join(map(repr, template.stop))
-        yield Fault(
-            "model.template",
-            f"no text that ends an answer ({stops}) is one token of the text tokenizer, so answers would never end.",
-            "Choose the template that the tokenizer was made for.",
-        )
+def template_faults(key: str, template: Any, text_tokenizer: Any) -> list[Fault]:
+    """Texts of a chat template that the text tokenizer cannot write, or not as the one token that they should be."""
+    try:
+        stop = template.stop
+    except MMBlocksError as cause:
+        return [Fault(key, str(cause))]
+    special = getattr(template, "special", stop if not any(_is_token(t, text_tokenizer) for t in stop) else ())
+    unknown = [text for text in special if not _is_token(text, text_tokenizer)]
+    unwritten = [text for text in stop if text not in special and not _is_written(text, text_tokenizer)]
+    cure = "Choose the template that the tokenizer was made for."
+    if unknown or unwritten:
+        which = ", ".join(map(repr, [*unknown, *unwritten]))
+        never = any(text in stop for text in [*unknown, *unwritten])
+        so = "so answers would never end" if never else "so the model would read other text than it was trained on"
+        return [Fault(key, f"the text tokenizer does not have {which} as a token, {so}.", cure)]
+    return []
+
+
+def _is_token(text: str, text_tokenizer: Any) -> bool:
+    ids = text_tokenizer.encode(text, add_special_tokens=False)
+    return len(ids) == 1 and ids[0] != getattr(text_tokenizer, "unk_token_id", None)
+
+
+def _is_written(text: str, text_tokenizer: Any) -> bool:
+    return text.strip() in text_tokenizer.decode(text_tokenizer.encode(text, add_special_tokens=False))

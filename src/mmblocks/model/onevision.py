@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmblocks.batch import Batch
-from mmblocks.components import Backbone, ChatTemplate, Projector, VisionEncoder
+from mmblocks.batch import Batch, Instructions
+from mmblocks.components import Backbone, ChatTemplate, Projector, VisionEncoder, before_projector, needs_text
+from mmblocks.errors import DataError
 from mmblocks.model.spec import ModelSpec
 from mmblocks.ops.linear_cross_entropy import linear_cross_entropy
 from mmblocks.tokenizers.router import Router
@@ -75,14 +77,38 @@ class OneVision(nn.Module):
 
     def visual_tokens(self, batch: Batch) -> Tensor:
         """(visual tokens, dim): the tokens of all visuals of the batch, in order."""
-        features = self.projector(self.encoder(self.normalised(batch.pixels)))
-        per_visual = features.split([len(routed.plan.views) for routed in batch.plans])
         marks = dict(self.marks.items())
         rows = [
             self.router.for_scenario(routed.scenario).assemble(views, routed.plan, marks)
-            for views, routed in zip(per_visual, batch.plans, strict=True)
+            for views, routed in zip(self.projected(batch), batch.plans, strict=True)
         ]
         return torch.cat(rows)
+
+    def projected(self, batch: Batch) -> Sequence[Tensor]:
+        """(views, rows, columns, dim) for each visual: its features in the backbone's width."""
+        asked = self._asked(batch)
+        counts = [len(routed.plan.views) for routed in batch.plans]
+        features = self.encoder(self.normalised(batch.pixels))
+        encoded = features.split(counts)
+        early = [
+            before_projector(self.router.for_scenario(routed.scenario), views)
+            for views, routed in zip(encoded, batch.plans, strict=True)
+        ]
+        if all(after is before for after, before in zip(early, encoded, strict=True)):
+            return self.projector(features, *asked).split(counts)
+        parts = [one.split(counts) for one in asked]
+        return [self.projector(*part) for part in zip(early, *parts, strict=True)]
+
+    def _asked(self, batch: Batch) -> tuple[Instructions, ...]:
+        """What the projector is given beside features: nothing, or the question about each view."""
+        if not needs_text(self.projector):
+            return ()
+        if batch.instructions is None:
+            raise DataError(
+                "the projector reads the question, and this batch carries none; make batches of samples from "
+                "Processor.of(model)."
+            )
+        return (batch.instructions,)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 (views, 3, h, w) to what the encoder was trained on: (x / 255 - mean) / std."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from mmblocks.components import REGISTRIES
 from mmblocks.errors import ConfigError
-from mmblocks.registry import Spec, split
-from mmblocks.settings import did_you_mean, read
+from mmblocks.registry import Spec, members_in, split
+from mmblocks.settings import Setting, did_you_mean, read
 from mmblocks.shapes import SCENARIOS
 
 PARTS = ("encoder", "projector", "marks", "backbone")
@@ -56,8 +56,16 @@ class ModelSpec:
 
 def _written_out(kind: str, spec: Spec) -> dict[str, Any]:
     name, settings = split(spec)
-    values = {s.name: settings.get(s.name, s.default) for s in REGISTRIES[kind].schema(name)}
-    return {"name": name} | {k: _listed(v) for k, v in values.items()}
+    schema = REGISTRIES[kind].schema(name)
+    return {"name": name} | {s.name: _plain_value(kind, s, settings.get(s.name, s.default)) for s in schema}
+
+
+def _plain_value(kind: str, setting: Setting, value: Any) -> Any:
+    """A setting's value as json knows it; components in it are written out too."""
+    inner = [_written_out(kind, spec) for spec in members_in(setting, value).values()]
+    if not inner:
+        return _listed(value)
+    return inner if isinstance(value, list | tuple) else inner[0]
 
 
 def _listed(value: Any) -> Any:

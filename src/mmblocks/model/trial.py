@@ -15,14 +15,23 @@ from mmblocks.shapes import Size
 
 FACTS = frozenset(
     {
+        "align",
         "checkpoint",
         "dim",
         "family",
+        "grid",
         "image_px",
         "max_tokens",
+        "member",
+        "members",
         "model_name",
         "patch_px",
+        "queries",
+        "scales",
         "select",
+        "squash",
+        "sizes",
+        "stage",
         "strides",
         "view_px",
         "vocab_size",

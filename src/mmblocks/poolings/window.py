@@ -27,7 +27,11 @@ def _pooled(pool: Callable[..., Tensor], x: Tensor, stride: int) -> Tensor:
     return rearrange(pool(rearrange(x, "n h w d -> n d h w"), stride), "n d h w -> n h w d")
 
 
-@poolings.register("average", source="https://llava-vl.github.io/blog/2024-04-30-llava-next-video/")
+@poolings.register(
+    "average",
+    source="https://llava-vl.github.io/blog/2024-04-30-llava-next-video/",
+    oracle="LLaVA-NeXT (golden video, modules)",
+)
 @dataclass(frozen=True)
 class AveragePooling:
     """Mean of each whole window of stride x stride cells: 27x27 to 13x13 at stride 2, as LLaVA-NeXT-Video does."""
@@ -45,7 +49,7 @@ class AveragePooling:
         return _pooled(F.avg_pool2d, x, self.stride)
 
 
-@poolings.register("max", source="https://github.com/LLaVA-VL/LLaVA-NeXT")
+@poolings.register("max", source="https://github.com/LLaVA-VL/LLaVA-NeXT", oracle="LLaVA-NeXT (golden video, modules)")
 @dataclass(frozen=True)
 class MaxPooling:
     """Largest value per channel in each whole window of stride x stride cells: 27x27 to 13x13 at stride 2."""
@@ -61,3 +65,7 @@ class MaxPooling:
 
     def __call__(self, x: Tensor) -> Tensor:
         return _pooled(F.max_pool2d, x, self.stride)
+
+
+poolings.preset("average_3", of="average", stride=3)
+poolings.preset("average_4", of="average", stride=4)

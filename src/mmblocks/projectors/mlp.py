@@ -21,7 +21,20 @@ class PerToken(nn.Module):
         return self.head(self.body(x))
 
 
-@projectors.register("mlp", source="https://arxiv.org/abs/2310.03744", tiny={"depth": 2})
+def linear_layers(name: str, in_dim: int, out_dim: int, depth: int) -> tuple[nn.Sequential, nn.Linear]:
+    """Body and head of `depth` linear layers with GELU between them; every layer after the first is out_dim wide."""
+    if depth < 1:
+        raise ConfigError(f"projector {name!r}: depth={depth}; it needs at least one linear layer, so depth >= 1.")
+    widths = [in_dim, *[out_dim] * (depth - 1)]
+    layers: list[nn.Module] = []
+    for width in widths[:-1]:
+        layers += [nn.Linear(width, out_dim), nn.GELU()]
+    return nn.Sequential(*layers), nn.Linear(widths[-1], out_dim)
+
+
+@projectors.register(
+    "mlp", source="https://arxiv.org/abs/2310.03744", tiny={"depth": 2}, oracle="LLaVA-NeXT (golden modules)"
+)
 class MLP(PerToken):
     """Linear layers with GELU between them: LLaVA-1.5's and OneVision's connector at depth 2.
 
@@ -30,17 +43,10 @@ class MLP(PerToken):
 
     def __init__(self, in_dim: int, out_dim: int, depth: int = 2) -> None:
         super().__init__()
-        if depth < 1:
-            raise ConfigError(f"projector 'mlp': depth={depth}; it needs at least one linear layer, so depth >= 1.")
-        widths = [in_dim, *[out_dim] * (depth - 1)]
-        layers: list[nn.Module] = []
-        for width in widths[:-1]:
-            layers += [nn.Linear(width, out_dim), nn.GELU()]
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(widths[-1], out_dim)
+        self.body, self.head = linear_layers("mlp", in_dim, out_dim, depth)
 
 
-@projectors.register("linear", source="https://arxiv.org/abs/2304.08485")
+@projectors.register("linear", source="https://arxiv.org/abs/2304.08485", oracle="LLaVA-NeXT (golden modules)")
 class Linear(PerToken):
     """One linear map per patch: LLaVA's first connector.   Shape: (..., in_dim) -> (..., out_dim)."""
 
@@ -50,7 +56,7 @@ class Linear(PerToken):
         self.head = nn.Linear(in_dim, out_dim)
 
 
-@projectors.register("identity", source="https://github.com/LLaVA-VL/LLaVA-NeXT")
+@projectors.register("identity", source="https://github.com/LLaVA-VL/LLaVA-NeXT", oracle="LLaVA-NeXT (golden modules)")
 class Identity(PerToken):
     """Pass features on unchanged; encoder and LLM must have the same width."""
 

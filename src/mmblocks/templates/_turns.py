@@ -25,9 +25,12 @@ def split_system(messages: Sequence[Message], default: str | None) -> tuple[tupl
     return (Text(default),) if default else (), turns
 
 
-def spans_of(parts: Sequence[Part], *, learn: bool) -> list[Span]:
-    """Parts as spans; a visual is never learned."""
-    return [Span(p.text, learn) if isinstance(p, Text) else Span(p) for p in parts]
+def spans_of(parts: Sequence[Part], *, learn: bool, around: tuple[str, str] = ("", "")) -> list[Span]:
+    """Parts as spans; a visual is never learned, nor is the text that is written `around` each."""
+    before, after = ([Span(text)] if text else [] for text in around)
+    return [
+        span for p in parts for span in ([Span(p.text, learn)] if isinstance(p, Text) else [*before, Span(p), *after])
+    ]
 
 
 def stripped(parts: Sequence[Part]) -> tuple[Part, ...]:

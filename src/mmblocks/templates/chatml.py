@@ -9,7 +9,11 @@ from mmblocks.conversation import Message, Part
 from mmblocks.templates._turns import spans_of, split_system
 
 
-@templates.register("chatml", source="https://arxiv.org/abs/2309.16609")
+@templates.register(
+    "chatml",
+    source="https://arxiv.org/abs/2309.16609",
+    oracle="LLaVA-NeXT (golden conversations, labels)",
+)
 @dataclass(frozen=True)
 class ChatML:
     """ChatML turns, as Qwen models are tuned on: <|im_start|>role, newline, text, <|im_end|>, newline.
@@ -20,6 +24,7 @@ class ChatML:
 
     system: str | None = None
     stop: ClassVar[tuple[str, ...]] = ("<|im_end|>",)
+    special: ClassVar[tuple[str, ...]] = ("<|im_start|>", "<|im_end|>")
 
     def spans(self, messages: Sequence[Message]) -> list[Span]:
         system, turns = split_system(messages, self.system)

@@ -9,7 +9,11 @@ from mmblocks.conversation import Message, Part
 from mmblocks.templates._turns import spans_of, split_system, stripped
 
 
-@templates.register("llama_3", source="https://arxiv.org/abs/2407.21783")
+@templates.register(
+    "llama_3",
+    source="https://arxiv.org/abs/2407.21783",
+    oracle="LLaVA-NeXT (golden conversations, labels)",
+)
 @dataclass(frozen=True)
 class Llama3:
     """Llama 3 turns: a role header, two newlines, text without outer white space, <|eot_id|>.
@@ -19,6 +23,12 @@ class Llama3:
 
     system: str | None = None
     stop: ClassVar[tuple[str, ...]] = ("<|eot_id|>",)
+    special: ClassVar[tuple[str, ...]] = (
+        "<|begin_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+    )
 
     def spans(self, messages: Sequence[Message]) -> list[Span]:
         system, turns = split_system(messages, self.system)

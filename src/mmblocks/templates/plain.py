@@ -10,7 +10,11 @@ from mmblocks.errors import DataError
 from mmblocks.templates._turns import spans_of
 
 
-@templates.register("plain", source="https://arxiv.org/abs/2304.08485")
+@templates.register(
+    "plain",
+    source="https://arxiv.org/abs/2304.08485",
+    oracle="LLaVA-NeXT (golden conversations, labels)",
+)
 @dataclass(frozen=True)
 class Plain:
     """Visuals, then their caption and a newline: LLaVA's first stage, without roles or questions.
@@ -21,6 +25,7 @@ class Plain:
     """
 
     stop: ClassVar[tuple[str, ...]] = ("\n",)
+    special: ClassVar[tuple[str, ...]] = ()
 
     def spans(self, messages: Sequence[Message]) -> list[Span]:
         roles = [m.role for m in messages]
@@ -46,3 +51,6 @@ def _captioned(shown: Message, caption: Message) -> list[Span]:
 
 def _asked(message: Message) -> list[Span]:
     return [*spans_of(message.parts, learn=False), *([Span("\n")] if message.text else [])]
+
+
+templates.preset("v0_plain", of="plain")

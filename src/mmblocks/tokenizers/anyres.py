@@ -39,6 +39,7 @@ class AnyResPlan(VisualPlan):
     "anyres",
     source="https://llava-vl.github.io/blog/2024-01-30-llava-next/",
     tiny={"pinpoints": "(1x1),...,(2x2)"},
+    oracle="LLaVA-NeXT (golden tokens); transformers LlavaOnevision",
 )
 @dataclass(frozen=True, slots=True)
 class AnyRes:
@@ -152,5 +153,7 @@ def _scaled(x: Tensor, cells: Size) -> Tensor:
     return rearrange(scaled, "n d h w -> n h w d")
 
 
+# LLaVA-NeXT's five canvases, the same in tiles for CLIP's 336 pixels (v1.6) and for SigLIP's 384 ("a4").
+tokenizers.preset("anyres_next", of="anyres", pinpoints="1x2, 2x1, 2x2, 3x1, 1x3")
 tokenizers.preset("anyres_max", of="anyres", max_tiles=9)
 tokenizers.preset("anyres_tiny", of="anyres", pinpoints="(1x1),...,(2x2)", max_tiles=4)

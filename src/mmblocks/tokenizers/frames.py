@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mmblocks.components import Pooling, tokenizers
+from mmblocks.components import tokenizers
 from mmblocks.errors import ConfigError
-from mmblocks.geometry.frames import FrameSample, sample_frames
-from mmblocks.geometry.views import processed
-from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
+from mmblocks.geometry.frames import Clock, time_instruction
+from mmblocks.shapes import Size, VisualPlan, VisualShape
+from mmblocks.tokenizers.clips import Clips
 from mmblocks.tokenizers.rows import ended_by, line_by_line, rows_of, view_by_view
 
 
@@ -21,77 +21,62 @@ class FramesPlan(VisualPlan):
     frame_cells: Size
 
 
-@tokenizers.register("frames", source="https://arxiv.org/abs/2408.03326", tiny={"max_frames": 4})
+@tokenizers.register(
+    "frames", source="https://arxiv.org/abs/2408.03326", tiny={"max_frames": 4}, oracle="LLaVA-NeXT (golden clips)"
+)
 @dataclass(frozen=True, slots=True)
-class Frames:
+class Frames(Clips):
     """A clip as frames, each made a view by the encoder's processor and pooled, one after the other.
 
     `fps` null spreads up to `max_frames` evenly over the clip (LLaVA-OneVision's inference); a number takes that many
     frames per second and spreads only when they are too many (its training, 1). `force` gives exactly `max_frames`,
     with repeats for short clips. `newline`: after each line of each frame ("grid"), after each frame ("frame"), once
-    at the end ("one_token": 196 per frame and 1 in LLaVA-OneVision), or nowhere.
+    at the end ("one_token": 196 per frame and 1 in LLaVA-OneVision), or nowhere. `tell_times` puts LLaVA-Video's
+    sentence about the times of the frames behind them: true "seconds", or "steps" as LLaVA-NeXT counted them.
+    `pool_at="features"` pools what the encoder gives, before the projector, as transformers' llava_next_video does;
+    the projector must then map every cell on its own.
     """
 
-    view_px: Size
-    grid: Size
-    spatial: bool
-    squash: bool
-    pooling: Pooling
-    max_frames: int = 32
-    fps: float | None = None
-    force: bool = False
     newline: Literal["grid", "frame", "one_token", "none"] = "one_token"
-    scenarios: ClassVar[frozenset[Scenario]] = frozenset({"video"})
-
-    def __post_init__(self) -> None:
-        if self.max_frames < 1:
-            raise ConfigError(f"tokenizer 'frames': max_frames={self.max_frames}; show at least 1 frame.")
-        if self.fps is not None and not self.fps > 0:
-            raise ConfigError(f"tokenizer 'frames': fps={self.fps}; write a rate above 0, or null to spread evenly.")
+    tell_times: Clock | None = None
+    pool_at: Literal["tokens", "features"] = "tokens"
+    name: ClassVar[str] = "frames"
 
     @property
     def marks(self) -> tuple[str, ...]:
         return () if self.newline == "none" else ("newline",)
 
     def reasons_against(self) -> list[str]:
-        try:
-            pooled = self.pooling.out_grid(self.grid)
-        except ConfigError as cause:
-            return [f"tokenizer 'frames': {cause}"]
-        if self.spatial:
-            return []
-        reasons = []
-        if pooled != self.grid:
-            reasons.append(
-                "tokenizer 'frames' pools neighbouring cells, but the features have no picture order; "
-                "use the pooling 'none' or a projector that keeps the grid."
-            )
-        if self.newline == "grid":
+        reasons = Clips.reasons_against(self)
+        if self.newline == "grid" and not self.spatial:
             reasons.append(
                 "tokenizer 'frames': newline='grid' ends each line of a frame, but the features have no lines; "
                 "use newline='frame', 'one_token' or 'none'."
             )
         return reasons
 
-    def sample(self, visual: VisualShape) -> FrameSample:
-        """The frames of a clip that its plan shows, with their times."""
-        return sample_frames(
-            visual.num_frames, visual.fps, max_frames=self.max_frames, fps_wanted=self.fps, force=self.force
-        )
-
     def plan(self, visual: VisualShape) -> FramesPlan:
-        frames = self.sample(visual).indices
+        views = self.views(visual)
         cells = self.pooling.out_grid(self.grid)
-        newlines = {"grid": len(frames) * cells.height, "frame": len(frames), "one_token": 1, "none": 0}[self.newline]
-        views = tuple(processed(frame, visual.size, self.view_px, self.squash) for frame in frames)
-        return FramesPlan(views, len(frames) * cells.area + newlines, cells)
+        newlines = {"grid": len(views) * cells.height, "frame": len(views), "one_token": 1, "none": 0}[self.newline]
+        num_tokens = len(views) * cells.area + newlines
+        told = () if self.tell_times is None else ((num_tokens, self._times(visual, self.tell_times)),)
+        return FramesPlan(views, num_tokens, cells, told=told)
+
+    def _times(self, visual: VisualShape, clock: Clock) -> str:
+        """On lines of its own, as LLaVA-Video's training data has it."""
+        return f"\n{time_instruction(self.sample(visual), clock)}\n"
 
     def count(self, plan: FramesPlan) -> int:
         return plan.num_tokens
 
+    def before_projector(self, x: Tensor) -> Tensor:
+        """(frames, h, w, encoder channels), pooled where features are."""
+        return self.pooling(x) if self.pool_at == "features" else x
+
     def assemble(self, x: Tensor, plan: FramesPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
-        pooled = self.pooling(x)
+        pooled = self._pooled(x, plan)
         match self.newline:
             case "grid":
                 return line_by_line(pooled, marks["newline"])
@@ -102,5 +87,22 @@ class Frames:
             case "none":
                 return rows_of(pooled)
 
+    def _pooled(self, x: Tensor, plan: FramesPlan) -> Tensor:
+        if self.pool_at == "tokens":
+            return self.pooling(x)
+        if x.shape[1:3] != plan.frame_cells:
+            raise ConfigError(
+                f"tokenizer 'frames': pool_at='features' leaves {plan.frame_cells} cells, of which the projector makes "
+                f"{Size(*x.shape[1:3])}; use a projector that maps every cell on its own, or pool_at='tokens'."
+            )
+        return x
+
 
 tokenizers.preset("frames_8", of="frames", max_frames=8)
+tokenizers.preset(
+    "frames_llava_video", of="frames", max_frames=64, fps=1.0, force=True, newline="grid", tell_times="seconds"
+)
+tokenizers.preset("frames_plain", of="frames", newline="none")
+tokenizers.preset("frames_16_plain", of="frames_plain", max_frames=16)
+tokenizers.preset("frames_8_plain", of="frames_plain", max_frames=8)
+tokenizers.preset("frames_lines", of="frames", newline="grid")

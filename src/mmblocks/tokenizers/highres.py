@@ -13,7 +13,12 @@ from mmblocks.shapes import Scenario, Size, View, VisualPlan, VisualShape
 from mmblocks.tokenizers.rows import rows_of
 
 
-@tokenizers.register("highres", source="https://github.com/LLaVA-VL/LLaVA-NeXT", tiny={"side_px": 64})
+@tokenizers.register(
+    "highres",
+    source="https://github.com/LLaVA-VL/LLaVA-NeXT",
+    tiny={"side_px": 64},
+    oracle="LLaVA-NeXT (golden pixels)",
+)
 @dataclass(frozen=True, slots=True)
 class HighRes:
     """A squashed base view, then every tile of the picture padded to a square of fixed side, one after the other.

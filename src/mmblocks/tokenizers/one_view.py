@@ -43,7 +43,7 @@ class OneView:
         return ended_by(rows_of(x), marks["newline"]) if self.newline else rows_of(x)
 
 
-@tokenizers.register("square", source="https://arxiv.org/abs/2304.08485")
+@tokenizers.register("square", source="https://arxiv.org/abs/2304.08485", oracle="LLaVA-NeXT (golden prompts)")
 def square(view_px: Size, grid: Size, squash: bool, newline: bool = False) -> OneView:
     """One view made by the encoder's own processor alone: squashed (SigLIP) or cut to its middle (CLIP), as in LLaVA v1.
 
@@ -52,7 +52,7 @@ def square(view_px: Size, grid: Size, squash: bool, newline: bool = False) -> On
     return OneView(view_px, grid, "squashed" if squash else "cropped", newline)
 
 
-@tokenizers.register("pad", source="https://arxiv.org/abs/2310.03744")
+@tokenizers.register("pad", source="https://arxiv.org/abs/2310.03744", oracle="LLaVA-NeXT (golden prompts)")
 def pad(view_px: Size, grid: Size, newline: bool = False) -> OneView:
     """One view of the whole picture in the middle of a square in the encoder's mean colour, as in LLaVA-1.5.
 

@@ -44,7 +44,13 @@ class Router:
     def _plan(self, visual: VisualShape, scenario: Scenario, which: str) -> RoutedPlan:
         if min(visual.size) < 1:
             raise DataError(f"{which} ({visual.kind}) is {visual.size} pixels; replace the file, it shows nothing.")
-        return RoutedPlan(scenario, self.for_scenario(scenario).plan(visual))
+        plan = self.for_scenario(scenario).plan(visual)
+        if visual.note and not any(visual.note in text for _, text in plan.told):
+            raise DataError(
+                f"{which} ({visual.kind}) has the note {visual.note!r}, which the tokenizer of {scenario} does not tell; "
+                "write it into the conversation's text, or choose 'scene_views'."
+            )
+        return RoutedPlan(scenario, plan)
 
 
 def _reasons(tokenizer: VisionTokenizer[Any], scenario: Scenario) -> list[str]:

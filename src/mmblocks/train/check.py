@@ -13,9 +13,11 @@ from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError, DataError, MMBlocksError
 from mmblocks.model.check import Examination, examine
 from mmblocks.model.faults import Fault, component_faults, resolved
+from mmblocks.model.limits import local_tokenizer, template_faults
 from mmblocks.model.spec import PARTS
 from mmblocks.registry import Registry
 from mmblocks.settings import accepts, did_you_mean, fields_of
+from mmblocks.templates.later import Later
 from mmblocks.train.stages import TrainRun, run_faults
 
 LEAST = {
@@ -95,16 +97,25 @@ def _checkpoints(model: Any) -> Iterator[Fault]:
     """Parts that have no checkpoint to take pretrained weights from."""
     kinds: tuple[tuple[str, Registry[Any]], ...] = (("encoder", encoders), ("backbone", backbones))
     for kind, registry in kinds:
-        key, spec = f"model.{kind}", model.get(kind) if isinstance(model, Mapping) else None
-        if spec is None or component_faults(key, registry, spec):
-            continue
-        settings = resolved(registry, spec)
-        if "checkpoint" not in settings:
-            cure = f"Choose another {kind}, or weights=random."
-            yield Fault(key, "weights=pretrained was asked for, but nobody publishes weights for it.", cure)
-        elif settings["checkpoint"] is None:
-            cure = "Name a hub id or a folder, or write weights=random."
-            yield Fault(f"{key}.checkpoint", "weights=pretrained was asked for, but no checkpoint is named.", cure)
+        spec = model.get(kind) if isinstance(model, Mapping) else None
+        if spec is not None:
+            yield from _checkpoint_of(f"model.{kind}", registry, spec)
+
+
+def _checkpoint_of(key: str, registry: Registry[Any], spec: Any) -> Iterator[Fault]:
+    if component_faults(key, registry, spec):
+        return
+    settings, members = resolved(registry, spec), registry.members(spec)
+    for inner, member in members.items():
+        yield from _checkpoint_of(f"{key}.{inner}", registry, member)
+    if members:
+        return
+    if "checkpoint" not in settings:
+        cure = f"Choose another {registry.kind}, or weights=random."
+        yield Fault(key, "weights=pretrained was asked for, but nobody publishes weights for it.", cure)
+    elif settings["checkpoint"] is None:
+        cure = "Name a hub id or a folder, or write weights=random."
+        yield Fault(f"{key}.checkpoint", "weights=pretrained was asked for, but no checkpoint is named.", cure)
 
 
 def _names(raw: Mapping[str, Any], stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[Fault]:
@@ -140,7 +151,9 @@ def _stage(key: str, stage: Mapping[str, Any], seen: Examination) -> Iterator[Fa
     yield from _learnable(key, stage.get("train"), seen)
     template = stage.get("template")
     if isinstance(template, str):
-        yield from component_faults(f"{key}.template", templates, template)
+        yield from component_faults(f"{key}.template", templates, template) or _template(
+            f"{key}.template", template, seen
+        )
     yield from _original(key, stage, seen)
     for number, source in enumerate(_list(stage.get("data"))):
         yield from _source(f"{key}.data.{number}", source)
@@ -171,7 +184,7 @@ def _original(key: str, stage: Mapping[str, Any], seen: Examination) -> Iterator
     if stage.get("targets") != "original":
         return
     try:
-        template = templates.build(stage["template"]) if stage.get("template") else seen.template
+        template = _own_template(stage["template"], seen) if stage.get("template") else seen.template
     except MMBlocksError:
         return
     from mmblocks.data.original_masks import original_spans
@@ -180,6 +193,17 @@ def _original(key: str, stage: Mapping[str, Any], seen: Examination) -> Iterator
         original_spans(template, [], _NoIds()) if template is not None else None
     except ConfigError as cause:
         yield Fault(f"{key}.targets", str(cause))
+
+
+def _own_template(name: str, seen: Examination) -> Any:
+    return templates.build(name, text_tokenizer=Later.of(seen.backbone))
+
+
+def _template(key: str, name: str, seen: Examination) -> Iterator[Fault]:
+    """What the backbone's text tokenizer lacks for a stage's own template."""
+    unread = any(fault.key == "model.backbone.text_tokenizer" for fault in seen.faults)
+    if seen.backbone is not None and local_tokenizer(seen.backbone) is not None and not unread:
+        yield from template_faults(key, _own_template(name, seen), seen.backbone.text_tokenizer)
 
 
 class _NoIds:

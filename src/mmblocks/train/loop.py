@@ -11,10 +11,9 @@ import torch
 from torch.optim import AdamW
 
 from mmblocks.batch import Batch
-from mmblocks.components import templates
 from mmblocks.data.processor import Processor
 from mmblocks.errors import ConfigError
-from mmblocks.model.build import build
+from mmblocks.model.build import build, wire_template
 from mmblocks.model.checkpoint import load, save
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.trainable import train_only
@@ -68,7 +67,7 @@ def train_stage(model: OneVision, curriculum: Curriculum, number: int, first: in
     optimizer = optimizer_for(model, stage)
     if first:
         restore_optimizer(out, optimizer)
-    batches = stage_batches(stage, number, steps, stage_processor(model, stage), settings.seed)
+    batches = stage_batches(stage, number, steps, stage_processor(model, stage, settings.seed), settings.seed)
     model.train()
     with Progress(stage.name, first, steps, out / "metrics.jsonl", settings.log_every) as progress:
         for step, batch in enumerate(from_step(batches, first, settings.workers), start=first):
@@ -92,9 +91,10 @@ def train_step(model: OneVision, batch: Batch, optimizer: AdamW, factor: float, 
     return loss.item()
 
 
-def stage_processor(model: OneVision, stage: Stage) -> Processor:
+def stage_processor(model: OneVision, stage: Stage, seed: int = 0) -> Processor:
     """The data side of a stage, with the stage's own chat template where it names one."""
-    return Processor.of(model, template=templates.build(stage.template) if stage.template else None)
+    template = wire_template(stage.template, model.backbone) if stage.template else None
+    return Processor.of(model, template=template, visuals=stage.visuals, seed=seed)
 
 
 def starting_model(settings: TrainRun) -> OneVision:

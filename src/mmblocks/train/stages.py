@@ -22,6 +22,7 @@ class Stage:
     clip: largest norm of all gradients together. beta2: AdamW's memory of squared gradients.
     template: chat template of this stage instead of the model's own ("plain" in LLaVA's first stage).
     targets: "answers" trains what the assistant says; "original" repeats the masks of LLaVA's training code.
+    visuals: "front" moves the visuals of each question before its text, "mixed" does so in half of the conversations.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Stage:
     beta2: float = 0.999
     template: str | None = None
     targets: Literal["answers", "original"] = "answers"
+    visuals: Literal["as_written", "front", "mixed"] = "as_written"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """TinyWorld: pictures, picture sets and clips of coloured shapes with exact questions and answers."""
 
-from .record import TASKS, Task, labelled_picture, record
+from .record import KINDS, TASKS, Task, labelled_picture, record
 from .scene import CELL_LABELS, GRID, Scene, Split, Thing
 from .tokenizer import SPECIAL_TOKENS, build_tokenizer
 
 __all__ = [
     "CELL_LABELS",
     "GRID",
+    "KINDS",
     "SPECIAL_TOKENS",
     "TASKS",
     "Scene",

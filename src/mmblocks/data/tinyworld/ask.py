@@ -1,8 +1,9 @@
 """What can be said and asked of scenes, in words, with the exact answer.
 
 An asker takes its subject (a scene, or several scenes) and returns a question and its answer, or
-None when the subject does not allow that question. An answer that has to look something up first names what was asked
-for ("the circle is red"), in the words of the captions; one that compares first says what it compares.
+None when the subject does not allow that question. Answers are terse: one that has to look something up names what was
+asked for and at once what was found ("red circle top left"), since a small model looks up what it has just said; one
+that compares first says what it compares.
 """
 
 import random
@@ -16,12 +17,12 @@ Scenes = tuple[Scene, ...]
 
 def colour(scene: Scene, rng: random.Random) -> Asked:
     thing = scene.only(shape=rng.choice(scene.things).shape)
-    return thing and (f"What colour is the {thing.shape}?", f"the {thing.shape} is {thing.colour}")
+    return thing and (f"What colour is the {thing.shape}?", f"{thing.shape} {thing.colour}")
 
 
 def shape(scene: Scene, rng: random.Random) -> Asked:
     thing = scene.only(colour=rng.choice(scene.things).colour)
-    return thing and (f"What shape is {thing.colour}?", f"the {thing.colour} shape is a {thing.shape}")
+    return thing and (f"What shape is {thing.colour}?", f"{thing.colour} {thing.shape}")
 
 
 def count(scene: Scene, rng: random.Random) -> Asked:
@@ -30,7 +31,7 @@ def count(scene: Scene, rng: random.Random) -> Asked:
 
 def where(scene: Scene, rng: random.Random) -> Asked:
     thing = rng.choice(scene.things)
-    return f"Where is the {thing.name}?", f"the {thing.name} is at the {thing.place}"
+    return f"Where is the {thing.name}?", f"{thing.name} {thing.place}"
 
 
 def left_right(scene: Scene, rng: random.Random) -> Asked:
@@ -39,7 +40,7 @@ def left_right(scene: Scene, rng: random.Random) -> Asked:
         return None
     one, other = pair
     side = "left" if one.column < other.column else "right"
-    places = f"the {one.name} is at the {one.place}, the {other.name} is at the {other.place}"
+    places = f"{one.name} {one.place}, {other.name} {other.place}"
     return f"Is the {one.name} left or right of the {other.name}?", f"{places}, so {side}"
 
 
@@ -48,18 +49,18 @@ def which(scenes: Scenes, rng: random.Random) -> Asked:
     name = rng.choice(scenes[number].things).name
     if sum(thing.name == name for scene in scenes for thing in scene.things) != 1:
         return None
-    return f"Which picture shows a {name}?", f"the {name} is in picture {number + 1}"
+    return f"Which picture shows a {name}?", f"{name} picture {number + 1}"
 
 
 def tell(scenes: Scenes, rng: random.Random) -> Asked:
     number = rng.randrange(len(scenes))
     said = _listed([f"a {t.name}" for t in scenes[number].reading_order])
-    return f"What is in picture {number + 1}?", said
+    return f"What is in picture {number + 1}?", f"picture {number + 1} {said}"
 
 
 def count_in(scenes: Scenes, rng: random.Random) -> Asked:
     number = rng.randrange(len(scenes))
-    return f"How many shapes are in picture {number + 1}?", str(len(scenes[number].things))
+    return f"How many shapes are in picture {number + 1}?", f"picture {number + 1} {len(scenes[number].things)}"
 
 
 def same(scenes: Scenes, rng: random.Random) -> Asked:
@@ -72,7 +73,7 @@ def same(scenes: Scenes, rng: random.Random) -> Asked:
     kinds = len(COLOURS if attribute == "colour" else SHAPES)
     if answer == "different" and rng.random() > 1 / (kinds - 1):
         return None
-    return f"Is the {attribute} the same or different?", f"{one} and {other}, so {answer}"
+    return f"Is the {attribute} the same or different?", f"picture 1 {one}, picture 2 {other}, so {answer}"
 
 
 def direction(scene: Scene, rng: random.Random) -> Asked:
@@ -95,21 +96,21 @@ def describe(scene: Scene, rng: random.Random) -> Asked:
 
 
 def places(scene: Scene, rng: random.Random) -> Asked:
-    return "Say what is where.", ", ".join(f"{t.place}: {t.name}" for t in scene.reading_order)
+    return "Say what is where.", ", ".join(f"{t.place} {t.name}" for t in scene.reading_order)
 
 
 def shape_first(scene: Scene, rng: random.Random) -> Asked:
     """Any order: which thing comes first is chance, but not what is then said of it."""
-    return "Say which colour each shape has.", ", ".join(f"the {t.shape} is {t.colour}" for t in _any_order(scene, rng))
+    return "Say which colour each shape has.", ", ".join(f"{t.shape} {t.colour}" for t in _any_order(scene, rng))
 
 
 def colour_first(scene: Scene, rng: random.Random) -> Asked:
-    said = ", ".join(f"the {t.colour} shape is a {t.shape}" for t in _any_order(scene, rng))
+    said = ", ".join(f"{t.colour} {t.shape}" for t in _any_order(scene, rng))
     return "Say which shape each colour has.", said
 
 
 def name_first(scene: Scene, rng: random.Random) -> Asked:
-    said = ", ".join(f"the {t.name} is at the {t.place}" for t in _any_order(scene, rng))
+    said = ", ".join(f"{t.name} {t.place}" for t in _any_order(scene, rng))
     return "Say where each shape is.", said
 
 
@@ -132,7 +133,7 @@ def motion_in_words(scene: Scene, rng: random.Random) -> str:
 
 
 def _places_any_order(scene: Scene, rng: random.Random) -> Asked:
-    return "", ", ".join(f"{t.place}: {t.name}" for t in _any_order(scene, rng))
+    return "", ", ".join(f"{t.place} {t.name}" for t in _any_order(scene, rng))
 
 
 def _any_order(scene: Scene, rng: random.Random) -> list[Thing]:

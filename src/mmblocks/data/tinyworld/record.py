@@ -1,7 +1,7 @@
 """Records: chat messages with pictures or clips, a pure function of task, index, seed and split."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -15,24 +15,42 @@ TASKS: tuple[Task, ...] = ("text", "caption", "single", "by_shape", "multi", "vi
 
 Part = dict[str, Any]
 Askers = dict[str, Callable[[Any, random.Random], ask.Asked]]
+Kinds = tuple[str, ...]
 Turns = list[tuple[str, str, str]]  # kind, question, answer
 Subject = TypeVar("Subject", Scene, ask.Scenes)
 
 MULTI_SIDE_PX = (40, 72)
 CAPTION_COUNTS = (1, 2, 3, 4, 5)
 QUESTION_COUNTS = (1, 2, 2, 3, 3)
+KINDS: dict[str, tuple[str, ...]] = {
+    "caption": tuple(ask.CAPTIONS),
+    "single": tuple(ask.SINGLE),
+    "multi": tuple(ask.MULTI),
+    "video": tuple(ask.VIDEO),
+}
+"""Question types of the tasks that can be asked for some of them only."""
 NAMING = {"where", "left_right"}
 NEED_PLACES = {"tell", "where", "left_right", "describe", "places", "name_first"}
 
 
-def record(task: Task, index: int, *, seed: int = 0, split: Split = "train", turns: int = 1) -> dict[str, Any]:
+def record(
+    task: Task,
+    index: int,
+    *,
+    seed: int = 0,
+    split: Split = "train",
+    turns: int = 1,
+    kinds: Sequence[str] = (),
+) -> dict[str, Any]:
     """One conversation: `messages`, and `kinds`, the question type of each of its turns.
 
-    The kind of a single turn is drawn evenly from the task's kinds; up to `turns - 1` further questions are asked about
-    the same media, those that name whole things last, since they tell what is there. `kind` is the first turn's.
+    The kind of a single turn is drawn evenly from `kinds`, by default all of the task's; up to `turns - 1` further
+    questions are asked about the same media, those that name whole things last, since they tell what is there. `kind`
+    is the first turn's. Only the tasks in KINDS take `kinds`.
     """
     rng = random.Random(f"{seed}/{split}/{task}/{index}")
-    media, asked = _MAKERS[task](rng, split, turns)
+    chosen = kinds or KINDS.get(task, ())
+    media, asked = _MAKERS[task](rng, split, turns, tuple(chosen))
     messages: list[Part] = []
     for _, question, answer in asked:
         content = (
@@ -40,8 +58,8 @@ def record(task: Task, index: int, *, seed: int = 0, split: Split = "train", tur
         )
         messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    kinds = [kind for kind, _, _ in asked]
-    return {"messages": messages, "kind": kinds[0], "kinds": kinds, "task": task}
+    posed = [kind for kind, _, _ in asked]
+    return {"messages": messages, "kind": posed[0], "kinds": posed, "task": task}
 
 
 def labelled_picture(index: int, *, seed: int = 0, split: Split = "train") -> tuple[Image.Image, np.ndarray]:
@@ -57,43 +75,40 @@ def labelled_picture(index: int, *, seed: int = 0, split: Split = "train") -> tu
     return draw.picture(scene, rng, draw.any_size_px(rng)), np.concatenate([looks, np.indices(GRID)])
 
 
-def _caption(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
-    scene, asked = _pose(ask.CAPTIONS, lambda _: sample_still(rng, split, CAPTION_COUNTS), rng, turns)
+def _caption(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
+    scene, asked = _pose(_of(ask.CAPTIONS, kinds), lambda _: sample_still(rng, split, CAPTION_COUNTS), rng, turns)
     return [_image(scene, rng)], asked
 
 
-def _single(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
-    scene, asked = _pose(ask.SINGLE, lambda _: sample_still(rng, split, QUESTION_COUNTS), rng, turns)
+def _single(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
+    scene, asked = _pose(_of(ask.SINGLE, kinds), lambda _: sample_still(rng, split, QUESTION_COUNTS), rng, turns)
     return [_image(scene, rng)], asked
 
 
-def _by_shape(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
+def _by_shape(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[list[Part], Turns]:
     """Questions about single pictures in which the shape alone tells which thing is meant."""
     kinds, looks = rng.choice(((("colour",), apart), (("where", "left_right"), one_colour)))
-    askers = {kind: ask.SINGLE[kind] for kind in kinds}
-    scene, asked = _pose(askers, lambda _: sample_still(rng, split, (2, 3, 4), looks), rng, turns)
+    scene, asked = _pose(_of(ask.SINGLE, kinds), lambda _: sample_still(rng, split, (2, 3, 4), looks), rng, turns)
     return [_image(scene, rng)], asked
 
 
-def _multi(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
-    scenes, asked = _pose(ask.MULTI, lambda kind: _several(rng, split, kind), rng, turns)
-    named = rng.random() < 0.5
+def _multi(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
+    scenes, asked = _pose(_of(ask.MULTI, kinds), lambda kind: _several(rng, split, kind), rng, turns)
     media: list[Part] = []
     for number, scene in enumerate(scenes, 1):
         side = rng.randint(*MULTI_SIDE_PX)
         image = draw.picture(scene, rng, (side, rng.randint(side, min(96, side * 3 // 2))))
-        before = ("\n" if number > 1 else "") + (f"Picture {number}: " if named else "")
-        media += [{"type": "text", "text": before}] if before else []
-        media.append({"type": "image", "image": image})
+        before = ("\n" if number > 1 else "") + f"Picture {number}: "
+        media += [{"type": "text", "text": before}, {"type": "image", "image": image}]
     return media, asked
 
 
-def _video(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
-    scene, asked = _pose(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
+def _video(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
+    scene, asked = _pose(_of(ask.VIDEO, kinds), lambda _: sample_moving(rng, split), rng, turns)
     return [{"type": "video", "video": draw.clip(scene, rng), "fps": draw.CLIP_FPS}], asked
 
 
-def _text(rng: random.Random, split: Split, turns: int) -> tuple[list[Part], Turns]:
+def _text(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[list[Part], Turns]:
     """Words instead of media: one scene, several scenes or a moving scene, and the same things asked."""
     about = rng.choices(("caption", "single", "multi", "video"), (4, 4, 3, 1))[0]
     if about == "multi":
@@ -122,6 +137,10 @@ _MAKERS = {
     "multi": _multi,
     "video": _video,
 }
+
+
+def _of(askers: Askers, kinds: Kinds) -> Askers:
+    return {kind: askers[kind] for kind in kinds}
 
 
 def _pose(askers: Askers, sample: Callable[[str], Subject], rng: random.Random, turns: int) -> tuple[Subject, Turns]:

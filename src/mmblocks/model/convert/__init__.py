@@ -1,38 +1,57 @@
-"""The door to other checkpoint layouts: transformers' `llava_onevision` in both directions, LLaVA-OneVision's own inwards."""
+"""The doors to other checkpoint layouts: a table from their names to the modules that know them. Imports no torch."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
-from mmblocks.errors import CheckpointError
-from mmblocks.model.convert.weights import read_json
+from mmblocks.errors import CheckpointError, ConfigError
+from mmblocks.settings import did_you_mean
 
-Kind = Literal["mmblocks", "llava_onevision", "llava"]
-ABOUT: dict[Kind, str] = {
-    "mmblocks": "a model saved by mmblocks",
-    "llava_onevision": "transformers' llava_onevision",
-    "llava": "LLaVA-OneVision's own layout (LLaVA-NeXT)",
+if TYPE_CHECKING:
+    from mmblocks.model.convert.door import Door
+
+DOORS: dict[str, str] = {
+    "mmblocks": "ours",
+    "llava": "hf_llava",
+    "llava_next": "hf_llava_next",
+    "llava_next_video": "hf_llava_next_video",
+    "llava_onevision": "hf_llava_onevision",
+    "blip-2": "hf_blip2",
+    "instructblip": "hf_instructblip",
+    "original": "llava",
 }
+"""Layout -> module of this package that holds its `DOOR`. The first whose `reads` says yes is taken."""
 
 
-def detect(folder: Path | str) -> Kind:
+def door_of(name: str) -> Door:
+    """The door to a layout. Raises `ConfigError` for a name that is not known."""
+    if name not in DOORS:
+        raise ConfigError(f"no layout is called {name!r}.{did_you_mean(name, DOORS)}")
+    return import_module(f"{__name__}.{DOORS[name]}").DOOR
+
+
+def detect(folder: Path | str) -> str:
     """Which layout a checkpoint folder has. Raises `CheckpointError` for one that is not known here."""
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; download the checkpoint first and give its path.")
-    config = read_json(folder / "config.json")
-    if "mmblocks" in config and "model" in config:
-        return "mmblocks"
-    if config.get("model_type") == "llava_onevision":
-        return "llava_onevision"
-    if "mm_vision_tower" in config and "mm_projector_type" in config:
-        return "llava"
-    known = "; ".join(ABOUT.values())
-    raise CheckpointError(
-        f"{folder} holds a {config.get('model_type')!r} model of {config.get('architectures')}, "
-        f"which cannot be converted. Known: {known}."
-    )
+    found = next((name for name in DOORS if door_of(name).reads(folder)), None)
+    if found is None:
+        config, known = raw_config(folder), "; ".join(door_of(name).about for name in DOORS)
+        raise CheckpointError(
+            f"{folder} holds a {config.get('model_type')!r} model of {config.get('architectures')}, "
+            f"which cannot be converted. Known: {known}."
+        )
+    return found
+
+
+def raw_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json as it stands; empty when there is none. Raises `CheckpointError` when it is cut."""
+    from mmblocks.model.convert.weights import read_json
+
+    return read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
 
 
 def quiet_transformers() -> None:

@@ -1,4 +1,4 @@
-"""A model of ours as a `llava_onevision` checkpoint of transformers, with the hub's names and a processor."""
+"""A model of ours as a checkpoint of one of transformers' families, with the hub's names and a processor."""
 
 from __future__ import annotations
 
@@ -6,88 +6,105 @@ import copy
 import json
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmblocks.encoders.siglip import SigLIP
 from mmblocks.errors import ConfigError
 from mmblocks.model.checkpoint import replaced_whole
+from mmblocks.model.convert import door_of
+from mmblocks.model.convert.hf_towers import TOWERS, tower_config, tower_of
 from mmblocks.model.convert.jinja import jinja_of
 from mmblocks.model.convert.keys import HUB, to_theirs
 from mmblocks.model.convert.weights import INDEX, LM_HEAD
 from mmblocks.model.generate import Stop
 from mmblocks.model.onevision import OneVision
-from mmblocks.poolings.bilinear import BilinearPooling
 from mmblocks.projectors.mlp import MLP
-from mmblocks.tokenizers.anyres import AnyRes
-from mmblocks.tokenizers.frames import Frames
-from mmblocks.tokenizers.one_view import OneView
+
+if TYPE_CHECKING:
+    from mmblocks.model.convert.hf import Family
 
 log = logging.getLogger(__name__)
 
-IMAGE, VIDEO = "<image>", "<video>"
-
 
 def export_hf(
-    model: OneVision, folder: Path | str, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB"
+    model: OneVision,
+    folder: Path | str,
+    family: str = "llava_onevision",
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = "5GB",
 ) -> Path:
     """Write a folder that transformers' AutoModelForImageTextToText and AutoProcessor load, whole or not at all.
 
-    dtype: type of the stored weights, by default the type they have. Raises `ConfigError` listing everything about the
-    model that `llava_onevision` cannot express. Pictures must be prepared by the slow (PIL) image processor for equal
-    pixels: AutoProcessor.from_pretrained(folder, use_fast=False).
+    family: transformers' model_type. dtype: type of the stored weights, by default the type they have. Raises
+    `ConfigError` listing everything about the model that the family cannot express; clips are left out, with a warning
+    in the log, where it knows none. Pictures must be prepared by the
+    slow (PIL) image processor for equal pixels: AutoProcessor.from_pretrained(folder, use_fast=False).
     """
-    if reasons := reasons_against_export(model):
-        raise ConfigError(
-            "transformers' llava_onevision cannot express this model:\n" + "\n".join(f"  - {r}" for r in reasons)
-        )
-    tokenizer = _with_visual_tokens(model)
-    with replaced_whole(Path(folder)) as fresh:
-        _write_config(model, tokenizer, fresh, dtype)
-        _write_weights(_tensors(model, dtype), fresh, max_shard_size)
+    return door_of(family).export(model, Path(folder), dtype=dtype, max_shard_size=max_shard_size)
+
+
+def export_family(
+    family: Family, model: OneVision, folder: Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB"
+) -> Path:
+    """`export_hf` for a family's record."""
+    if reasons := reasons_against(family, model):
+        listed = "\n".join(f"  - {reason}" for reason in reasons)
+        raise ConfigError(f"transformers' {family.model_type} cannot express this model:\n{listed}")
+    if not family.clips:
+        log.warning("transformers' %s knows no clips: tokenizer.video is left out.", family.model_type)
+    tokenizer = _with_visual_tokens(model, family.visual_tokens)
+    with replaced_whole(folder) as fresh:
+        _write_config(family, model, tokenizer, fresh, dtype)
+        write_weights(_tensors(model, dtype), fresh, max_shard_size)
         _write_generation_config(model, tokenizer, fresh)
-        _processor(model, tokenizer).save_pretrained(fresh)
-    return Path(folder)
+        family.processor(model, tokenizer).save_pretrained(fresh)
+    return folder
 
 
 # What transformers cannot say ---------------------------------------------------------------------------------------
 
 
-def reasons_against_export(model: OneVision) -> list[str]:
-    """Everything about a model that `llava_onevision` cannot express; empty when it can be exported."""
+def reasons_against(family: Family, model: OneVision) -> list[str]:
+    """Everything about a model that a family cannot express; empty when it can be exported."""
     reasons = []
-    if not isinstance(model.encoder, SigLIP):
-        reasons.append(f"encoder: {type(model.encoder).__name__}; llava_onevision is exported with SigLIP only.")
-    if not (isinstance(model.projector, MLP) and len(model.projector.body) == 2):
-        reasons.append("projector: llava_onevision has two linear layers with a GELU between them ('mlp', depth=2).")
-    return reasons + _tokenizer_reasons(model) + _text_reasons(model)
+    if not isinstance(model.encoder, tuple(TOWERS[tower].encoder for tower in family.towers)):
+        names = " or ".join(TOWERS[tower].name for tower in family.towers)
+        reasons.append(f"encoder: {type(model.encoder).__name__}; {family.model_type} is written with {names} only.")
+    if not _is_two_layers(model.projector):
+        reasons.append(
+            f"projector: {family.model_type} has two linear layers with a GELU between them ('mlp', depth=2)."
+        )
+    reasons += family.export_reasons(model)
+    reasons += _mark_reasons(family, model)
+    return reasons + _text_reasons(family, model)
 
 
-def _tokenizer_reasons(model: OneVision) -> list[str]:
-    router: Any = model.router
-    image, several, video = router.image, router.multi_image, router.video
-    reasons = []
-    if not (isinstance(image, AnyRes) and image.merge == "unpad" and image.base and image.max_tiles is not None):
-        reasons.append("tokenizer.image: only 'anyres' with a base view, merge='unpad' and max_tiles can be expressed.")
-    elif image.rounding != "transformers":
-        log.info("unpadding: transformers rounds where the original truncates; 1 in some 20 000 picture sizes differs")
-    if not (isinstance(several, OneView) and several.framing == "padded" and several.newline):
-        reasons.append("tokenizer.multi_image: only 'pad' with newline=true can be expressed.")
-    if not (isinstance(video, Frames) and video.newline == "one_token" and video.squash):
-        reasons.append("tokenizer.video: only 'frames' with newline='one_token' and squashed frames can be expressed.")
-    elif video.pooling != BilinearPooling(stride=2):
-        reasons.append(f"pooling: {video.pooling}; only 'bilinear' with stride=2 can be expressed.")
+def _is_two_layers(projector: Any) -> bool:
+    if not (isinstance(projector, MLP) and len(projector.body) == 2):  # type: ignore[arg-type]
+        return False
+    layers = (projector.body[0], projector.head)  # type: ignore[index]
+    exact = isinstance(projector.body[1], nn.GELU) and projector.body[1].approximate == "none"  # type: ignore[index]
+    return exact and all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers)
+
+
+def _mark_reasons(family: Family, model: OneVision) -> list[str]:
+    known = {"newline"} if family.newline else set()
+    foreign = sorted(set(model.marks.keys()) - known)
+    reasons = [f"marks: {family.model_type} has no learned row {mark!r}." for mark in foreign]
+    if family.newline and "newline" not in model.marks:
+        reasons.append(f"marks: {family.model_type} has a learned row 'newline', which this model never made.")
     return reasons
 
 
-def _text_reasons(model: OneVision) -> list[str]:
+def _text_reasons(family: Family, model: OneVision) -> list[str]:
     reasons = []
     if jinja_of(model.template) is None:
         reasons.append(
-            f"template: {type(model.template).__name__} has no form in transformers; use a ChatML or Vicuna one."
+            f"template: {type(model.template).__name__} has no form in transformers; use one such as qwen_2 or vicuna_v1."
         )
     foreign = [name for name in model.backbone.state_dict() if not name.startswith(("lm.model.", "lm.lm_head."))]
     if foreign:
@@ -96,8 +113,8 @@ def _text_reasons(model: OneVision) -> list[str]:
         )
     if model.backbone.tokenizer_source is None:
         return [*reasons, "backbone: no text tokenizer; set backbone.text_tokenizer, a processor needs one."]
-    tokenizer = _with_visual_tokens(model)
-    beyond = [t for t in (IMAGE, VIDEO) if tokenizer.convert_tokens_to_ids(t) >= model.backbone.vocab_size]
+    tokenizer = _with_visual_tokens(model, family.visual_tokens)
+    beyond = [t for t in family.visual_tokens if tokenizer.convert_tokens_to_ids(t) >= model.backbone.vocab_size]
     if beyond:
         reasons.append(
             f"backbone: its {model.backbone.vocab_size} token embeddings leave no room for {' and '.join(beyond)}; "
@@ -109,35 +126,32 @@ def _text_reasons(model: OneVision) -> list[str]:
 # What is written ----------------------------------------------------------------------------------------------------
 
 
-def _with_visual_tokens(model: OneVision) -> Any:
-    """A copy of the text tokenizer in which <image> and <video> are special tokens."""
+def _with_visual_tokens(model: OneVision, visual_tokens: tuple[str, ...]) -> Any:
+    """A copy of the text tokenizer in which <image> (and <video>) are special tokens."""
     from transformers import AddedToken
 
     tokenizer = copy.deepcopy(model.backbone.text_tokenizer)
-    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in (IMAGE, VIDEO)], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in visual_tokens], special_tokens=True)
     return tokenizer
 
 
-def _write_config(model: OneVision, tokenizer: Any, folder: Path, dtype: torch.dtype | None) -> None:
-    from transformers import LlavaOnevisionConfig, SiglipVisionConfig
+def _write_config(family: Family, model: OneVision, tokenizer: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASSES
 
-    image = cast(AnyRes, model.router.image)
     text = model.backbone.config.to_dict()
     text["architectures"] = [type(model.backbone.lm).__name__]
-    vision = SiglipVisionConfig.from_dict(model.encoder.vision_model.config.to_dict())
-    config = LlavaOnevisionConfig(
-        vision_config=vision.to_dict(),
+    ids = {f"{token.strip('<>')}_token_index": tokenizer.convert_tokens_to_ids(token) for token in family.visual_tokens}
+    kind: Any = CONFIG_MAPPING[family.model_type]
+    config = kind(
+        **tower_config(model),
+        **ids,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        video_token_index=tokenizer.convert_tokens_to_ids(VIDEO),
         projector_hidden_act="gelu",
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-        vision_aspect_ratio=f"anyres_max_{image.max_tiles}",
-        image_grid_pinpoints=[list(canvas) for canvas in image.canvases],
         tie_word_embeddings=bool(model.backbone.config.tie_word_embeddings),
+        **family.settings(model),
     )
-    config.architectures = ["LlavaOnevisionForConditionalGeneration"]
+    config.architectures = [CLASSES[family.model_type]]
     config.dtype = dtype or next(model.parameters()).dtype
     config.save_pretrained(folder)
 
@@ -147,7 +161,7 @@ def _tensors(model: OneVision, dtype: torch.dtype | None) -> dict[str, Tensor]:
     state = model.state_dict()
     if model.backbone.config.tie_word_embeddings:
         state.pop(LM_HEAD, None)
-    dim, kind = model.encoder.dim, next(model.encoder.parameters()).dtype
+    dim, kind = model.encoder.vision_model.config.hidden_size, next(model.encoder.parameters()).dtype
     state["encoder.vision_model.post_layernorm.weight"] = torch.ones(dim, dtype=kind)
     state["encoder.vision_model.post_layernorm.bias"] = torch.zeros(dim, dtype=kind)
     return {
@@ -156,7 +170,8 @@ def _tensors(model: OneVision, dtype: torch.dtype | None) -> dict[str, Tensor]:
     }
 
 
-def _write_weights(tensors: dict[str, Tensor], folder: Path, max_shard_size: str) -> None:
+def write_weights(tensors: dict[str, Tensor], folder: Path, max_shard_size: str) -> None:
+    """Safetensors in one file, or in shards with an index."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
@@ -177,22 +192,31 @@ def _write_generation_config(model: OneVision, tokenizer: Any, folder: Path) -> 
     )
 
 
-def _processor(model: OneVision, tokenizer: Any) -> Any:
-    from transformers import LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
-    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+# What the families' processors share --------------------------------------------------------------------------------
 
-    view, image = model.encoder.view_px, cast(AnyRes, model.router.image)
-    pixels: dict[str, Any] = {
-        "image_mean": list(model.encoder.pixel_mean),
-        "image_std": list(model.encoder.pixel_std),
-        "size": {"height": view.height, "width": view.width},
+
+def processor_settings(model: OneVision) -> dict[str, Any]:
+    """What every processor but OneVision's is told of patches, CLS and the chat."""
+    tower = tower_of(model)
+    assert tower, "refused before"
+    return {
+        "patch_size": model.encoder.vision_model.config.patch_size,
+        "vision_feature_select_strategy": tower_config(model)["vision_feature_select_strategy"],
+        "num_additional_image_tokens": int(tower.cls),
+        "chat_template": jinja_of(model.template),
     }
-    return LlavaOnevisionProcessor(
-        LlavaOnevisionImageProcessorPil(**pixels, image_grid_pinpoints=[list(canvas) for canvas in image.canvases]),
-        tokenizer,
-        LlavaOnevisionVideoProcessor(**pixels),
-        num_image_tokens=model.encoder.grid.area,
-        vision_feature_select_strategy="full",
-        chat_template=jinja_of(model.template),
-        vision_aspect_ratio=f"anyres_max_{image.max_tiles}",
-    )
+
+
+def colours(model: OneVision) -> dict[str, Any]:
+    """The encoder's mean and deviation, as image processors take them."""
+    return {"image_mean": list(model.encoder.pixel_mean), "image_std": list(model.encoder.pixel_std)}
+
+
+def squashed_to(model: OneVision) -> dict[str, Any]:
+    """Pictures resized whole to the view."""
+    return {"size": {"height": model.encoder.view_px.height, "width": model.encoder.view_px.width}}
+
+
+def cut_to(model: OneVision) -> dict[str, Any]:
+    """Pictures resized by their shorter side and cut to the middle."""
+    return {"size": {"shortest_edge": model.encoder.view_px.height}, "crop_size": squashed_to(model)["size"]}

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 Table = Mapping[str, str]
-"""Our prefix -> theirs. Longer prefixes of ours stand for themselves; no prefix of theirs begins another of the table."""
+"""Our prefix -> theirs. Longer prefixes of ours stand for themselves; of two prefixes that
+begin alike the longer stands first."""
 
 HUB: Table = {
     "encoder.vision_model.": "vision_tower.vision_model.",
@@ -27,23 +28,31 @@ IN_MEMORY: Table = {
     "backbone.lm.lm_head.": "lm_head.",
 }
 
-LLAVA_ONEVISION: Mapping[str, Table] = {
+HF_LAYOUTS: Mapping[str, Table] = {
     "hub": HUB,
     "transformers 4.52": {**IN_MEMORY, "encoder.vision_model.": "model.vision_tower.vision_model."},
     "transformers 5, hub prefixes": {**HUB, "encoder.vision_model.": "vision_tower."},
     "transformers 5, in-memory names": IN_MEMORY,
 }
-"""Every layout that transformers has written for `llava_onevision`."""
+"""Every layout that transformers has written for the LLaVAs; `llava` has no newline."""
 
 
-def original(projector_depth: int) -> Table:
-    """Names in LLaVA-NeXT's own checkpoints. Its projector counts layers and activations: linears are 0, 2, 4, ..."""
-    last = projector_depth - 1
-    body = {f"projector.body.{2 * i}.": f"model.mm_projector.{2 * i}." for i in range(last)}
+BLIP2: Table = {
+    "projector.body.ln_vision.": "vision_model.post_layernorm.",
+    "encoder.vision_model.": "vision_model.",
+    "projector.body.query_tokens": "query_tokens",
+    "projector.body.qformer.": "qformer.",
+    "projector.head.": "language_projection.",
+    "backbone.lm.": "language_model.",
+}
+"""transformers' `blip2` and `instructblip`, on the hub and in memory. The norm's name begins the tower's: it goes first."""
+
+
+def original(projector: Table) -> Table:
+    """Names in LLaVA's own checkpoints, given those of its projector."""
     return {
         "encoder.vision_model.": "model.vision_tower.vision_tower.vision_model.",
-        **body,
-        "projector.head.": f"model.mm_projector.{2 * last}.",
+        **projector,
         "marks.newline": "model.image_newline",
         "backbone.lm.model.embed_tokens.": "model.embed_tokens.",
         "backbone.lm.model.layers.": "model.layers.",
@@ -77,9 +86,10 @@ UNUSED = (
 BLOCK = re.compile(r"encoder\.vision_model\.encoder\.layers\.(\d+)\.")
 
 
-def why_unused(ours: str, encoder_blocks: int) -> str | None:
+def why_unused(ours: str, encoder_blocks: int, may_remain: Mapping[str, str] | None = None) -> str | None:
     """Why a tensor that the model does not hold may stay in the checkpoint; None when it may not."""
     block = BLOCK.match(ours)
     if block and int(block[1]) >= encoder_blocks:
         return "a block after the layer that features are taken from"
-    return next((reason for pattern, reason in UNUSED if re.match(pattern, ours)), None)
+    known = [*UNUSED, *(may_remain or {}).items()]
+    return next((reason for pattern, reason in known if re.match(pattern, ours)), None)

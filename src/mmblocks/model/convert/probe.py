@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from mmblocks.batch import IGNORE, Batch, Packing
+from mmblocks.batch import IGNORE, Batch, Instructions, Packing
+from mmblocks.components import needs_text
 from mmblocks.errors import CheckpointError
 from mmblocks.model.onevision import OneVision
-from mmblocks.shapes import RoutedPlan, Size, VisualShape
+from mmblocks.shapes import RoutedPlan, Size, VisualPlan, VisualShape
 
 TOLERANCE = 1e-4
 """fp32: kernels of two code paths sum in different orders; an error of structure shows at 1e-2 and above."""
+TILED = ("llava_next", "llava_next_video", "llava_onevision")
+"""Families of transformers that are given all views of a picture, and its size."""
+QUERIED = ("blip-2", "instructblip")
+"""Families of transformers whose Q-Former makes a picture's tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +34,19 @@ class Probe:
     pixels: Tensor
     rows: tuple[int | None, ...]
     """A text id, or None where a visual token stands; visuals are separated by text."""
+    asked: Instructions | None = None
+    """Words about each view, for a projector that reads them."""
 
 
-def probes(model: OneVision, seed: int = 0) -> list[Probe]:
-    """A wide picture, two pictures, a clip of three frames, and text alone."""
+def probes(model: OneVision, seed: int = 0, *, clips: bool = True) -> list[Probe]:
+    """A wide picture, two pictures, a clip of three frames (where `clips` can be shown), and text alone."""
     view = model.encoder.view_px
     wide = VisualShape("image", Size(view.height, 2 * view.width + 3))
     square = VisualShape("image", Size(view.height, view.width))
     clip = VisualShape("video", Size(view.height, view.width), num_frames=3)
     generator = torch.Generator().manual_seed(seed)
-    return [_probe(model, shapes, generator) for shapes in ((wide,), (square, wide), (clip,), ())]
+    shown = [(wide,), (square, wide), (clip,), ()] if clips else [(wide,), (square, wide), ()]
+    return [_probe(model, shapes, generator) for shapes in shown]
 
 
 def _probe(model: OneVision, shapes: tuple[VisualShape, ...], generator: torch.Generator) -> Probe:
@@ -45,15 +55,29 @@ def _probe(model: OneVision, shapes: tuple[VisualShape, ...], generator: torch.G
     pixels = torch.randint(0, 256, (views, 3, *model.encoder.view_px), generator=generator, dtype=torch.uint8)
     rows = [*_text(model, generator)]
     for routed in plans:
-        rows += [*[None] * routed.plan.num_tokens, *_text(model, generator)]
-    return Probe(shapes, plans, pixels, tuple(rows))
+        rows += [*_shown(model, routed.plan, generator), *_text(model, generator)]
+    return Probe(shapes, plans, pixels, tuple(rows), _asked(model, views, generator))
+
+
+def _asked(model: OneVision, views: int, generator: torch.Generator) -> Instructions | None:
+    if not needs_text(model.projector):
+        return None
+    ids = torch.randint(1, model.projector.vocab_size, (views, 4), generator=generator)
+    return Instructions(ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+def _shown(model: OneVision, plan: VisualPlan, generator: torch.Generator) -> Iterator[int | None]:
+    """The rows of a visual; what its plan tells between them may be any text here."""
+    for piece in plan.pieces():
+        yield from _text(model, generator) if isinstance(piece, str) else [None] * piece
 
 
 def _text(model: OneVision, generator: torch.Generator) -> list[int]:
     """Five random ids of plain text, never one that stands for visuals here or in transformers."""
     tokenizer_source = model.backbone.tokenizer_source
     special = set(model.backbone.text_tokenizer.get_added_vocab().values()) if tokenizer_source else set()
-    special |= {model.backbone.placeholder_id, model.backbone.placeholder_id + 1}  # <video> follows <image>
+    placeholder = model.backbone.placeholder_id
+    special |= {placeholder - 1, placeholder, placeholder + 1}  # <video> is a neighbour of <image>
     ids = torch.randperm(model.backbone.vocab_size, generator=generator).tolist()
     return [token for token in ids if token not in special][:5]
 
@@ -70,15 +94,16 @@ def our_logits(model: OneVision, probe: Probe) -> Tensor:
         pixels=probe.pixels,
         plans=probe.plans,
         visual_positions=torch.tensor([i for i, row in enumerate(probe.rows) if row is None], dtype=torch.int64),
+        instructions=probe.asked,
     )
     return model.eval().logits(batch)
 
 
 def load_transformers(folder: Path) -> Any:
-    """A `llava_onevision` checkpoint in transformers' own class, in fp32. Raises `CheckpointError` where keys differ."""
-    from transformers import LlavaOnevisionForConditionalGeneration
+    """A checkpoint in transformers' own class, in fp32. Raises `CheckpointError` where keys differ."""
+    from transformers import AutoModelForImageTextToText
 
-    kind: Any = LlavaOnevisionForConditionalGeneration
+    kind: Any = AutoModelForImageTextToText
     theirs, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     troubles = ("missing_keys", "unexpected_keys", "mismatched_keys")
     if faults := [f"{name}: {', '.join(sorted(map(str, report[name])))}" for name in troubles if report.get(name)]:
@@ -91,22 +116,37 @@ def transformers_logits(theirs: Any, model: OneVision, probe: Probe) -> Tensor:
     """(rows, vocabulary) from transformers' model, given the pixels of `model`'s plans."""
     token = theirs.config.video_token_id if _is_clip(probe) else theirs.config.image_token_id
     ids = torch.tensor([[token if row is None else row for row in probe.rows]])
-    return theirs(input_ids=ids, **_pixels(model, probe)).logits[0]
+    return theirs(input_ids=ids, **_pixels(theirs.config.model_type, model, probe)).logits[0]
 
 
 def _is_clip(probe: Probe) -> bool:
     return any(shape.kind == "video" for shape in probe.shapes)
 
 
-def _pixels(model: OneVision, probe: Probe) -> dict[str, Tensor]:
+def _pixels(model_type: str, model: OneVision, probe: Probe) -> dict[str, Tensor]:
+    """The visuals of a probe as transformers' processors name and shape them."""
+    if model_type in QUERIED:
+        return _queried(model, probe)
     if not probe.shapes:
         return {}
     pixels = model.normalised(probe.pixels).float()
     if _is_clip(probe):
         return {"pixel_values_videos": pixels[None]}
+    if model_type not in TILED:
+        return {"pixel_values": pixels}
     views = pixels.split([len(routed.plan.views) for routed in probe.plans])
-    return {
-        "pixel_values": torch.stack(list(views)),
+    tiled = {
+        "pixel_values": pad_sequence(list(views), batch_first=True),
         "image_sizes": torch.tensor([list(shape.size) for shape in probe.shapes]),
-        "batch_num_images": torch.tensor([len(probe.shapes)]),
     }
+    return tiled | ({"batch_num_images": torch.tensor([len(views)])} if model_type == "llava_onevision" else {})
+
+
+def _queried(model: OneVision, probe: Probe) -> dict[str, Tensor]:
+    """BLIP-2 always asks for a picture; one of which no token is placed changes nothing."""
+    pixels, asked = model.normalised(probe.pixels).float(), probe.asked
+    pixels = pixels if len(pixels) else torch.zeros(1, *pixels.shape[1:])
+    if not needs_text(model.projector):
+        return {"pixel_values": pixels}
+    ids = asked.ids if asked is not None and len(asked.ids) else torch.ones(1, 1, dtype=torch.int64)
+    return {"pixel_values": pixels, "qformer_input_ids": ids, "qformer_attention_mask": torch.ones_like(ids)}

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from mmblocks.components import templates
 from mmblocks.errors import CheckpointError, ConfigError
+from mmblocks.model import limits
 from mmblocks.model.build import wire
-from mmblocks.model.check import require
-from mmblocks.model.convert.jinja import jinja_of
+from mmblocks.model.check import Examination, examine
+from mmblocks.model.convert import raw_config
+from mmblocks.model.convert.jinja import FLATTENED, jinja_of
 from mmblocks.model.convert.keys import Table
 from mmblocks.model.convert.weights import Matched, load_matched, matched
 from mmblocks.model.onevision import OneVision
@@ -22,8 +24,25 @@ from mmblocks.model.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
-TEMPLATES = {"qwen_2": "<|im_end|>", "llava_llama_3": "<|eot_id|>", "vicuna_v1": "</s>"}
+WRITTEN = {
+    "<|im_start|>": "qwen_2",
+    "<|start_header_id|>": "llava_llama_3",
+    "<start_of_turn>": "gemma_instruct",
+    "<<SYS>>": "llama_2",
+    "[INST]": "mistral_instruct",
+    "ASSISTANT:": "vicuna_v1",
+}
+"""Chat templates by a text that a tokenizer's own template writes, in the order they are tried."""
+ENDS = {
+    "<|im_end|>": "qwen_2",
+    "<|eot_id|>": "llava_llama_3",
+    "<end_of_turn>": "gemma_instruct",
+    "</s>": "vicuna_v1",
+}
 """Chat templates by the token that ends their turns, in the order they are tried."""
+MISTRAL = ("mistral", "llava_mistral")
+"""Families that end their turns like Vicuna and write them otherwise."""
+DEFAULT = "qwen_2"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -45,18 +64,68 @@ def tokenizer_of(folder: Path) -> Any | None:
         raise CheckpointError(f"{folder}: its text tokenizer cannot be read ({cause}).") from cause
 
 
+def tokenizer_reasons(tokenizer: Any | None, visual_ids: Mapping[str, int], vocab_size: int, folder: Path) -> list[str]:
+    """What a text tokenizer lacks for the checkpoint beside it: the visual tokens, room for them, the end of a turn."""
+    reasons = [
+        f"the config puts {token} at id {number}, beyond the {vocab_size} token embeddings."
+        for token, number in visual_ids.items()
+        if not 0 <= number < vocab_size
+    ]
+    if tokenizer is None:
+        return reasons
+    vocabulary = tokenizer.get_vocab()
+    for token, number in visual_ids.items():
+        if vocabulary.get(token, number) != number:
+            reasons.append(f"its text tokenizer has {token} at id {vocabulary[token]}, its config at {number}.")
+    if _stored_template(folder, tokenizer) is None and not ENDS.keys() & vocabulary.keys():
+        ends = ", ".join(ENDS)
+        reasons.append(f"its text tokenizer has none of the special tokens that end a turn ({ends}).")
+    return reasons
+
+
 def template_name(folder: Path, tokenizer: Any | None) -> str:
-    """The chat template of a checkpoint: ours whose Jinja it holds, else by the token that ends a turn."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        text = file.read_text(encoding="utf-8")
-        for name in [*TEMPLATES, *templates]:
-            if templates.reasons_against(name) == [] and jinja_of(templates.build(name)) == text:
-                return name
-    vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
-    found = next((name for name, stop in TEMPLATES.items() if stop in vocabulary), "qwen_2")
-    log.info("chat template: %s (%s)", found, f"{TEMPLATES[found]} is in the vocabulary" if vocabulary else "default")
+    """The chat template of a checkpoint: ours whose Jinja it holds, else a guess, which is logged with its reason."""
+    if (stored := _stored_template(folder, tokenizer)) is not None:
+        return stored
+    found, why = _guessed(folder, tokenizer)
+    log.info("chat template: %s (%s)", found, why)
     return found
+
+
+def _stored_template(folder: Path, tokenizer: Any | None) -> str | None:
+    """The template of ours whose Jinja a folder holds."""
+    text = _own_jinja(folder, tokenizer)
+    if text.startswith(FLATTENED):
+        return "tokenizer"
+    fine = (name for name in [*ENDS.values(), *WRITTEN.values(), *templates] if not templates.reasons_against(name))
+    return next((name for name in fine if jinja_of(templates.build(name)) == text), None)
+
+
+def _own_jinja(folder: Path, tokenizer: Any | None) -> str:
+    """The chat template that a folder or its text tokenizer holds; empty when there is none."""
+    file = folder / "chat_template.jinja"
+    own = file.read_text(encoding="utf-8") if file.is_file() else getattr(tokenizer, "chat_template", None)
+    return own if isinstance(own, str) else ""
+
+
+def _guessed(folder: Path, tokenizer: Any | None) -> tuple[str, str]:
+    """A template and why it was taken: what the stored one writes, else the token that ends a turn."""
+    own = _own_jinja(folder, tokenizer)
+    for text, name in WRITTEN.items():
+        if text in own:
+            return name, f"the stored chat template writes {text}"
+    vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
+    end = next((end for end in ENDS if end in vocabulary), None)
+    family = _family(folder)
+    if end in (None, "</s>") and family in MISTRAL:
+        return "mistral_instruct", f"the language model is of the family {family}"
+    return (DEFAULT, "default") if end is None else (ENDS[end], f"{end} is in the vocabulary")
+
+
+def _family(folder: Path) -> str:
+    config = raw_config(folder)
+    text = config.get("text_config")
+    return str((text if isinstance(text, dict) else config).get("model_type"))
 
 
 def backbone_settings(config: Any, folder: Path, tokenizer: Any | None, placeholder_id: int) -> dict[str, Any]:
@@ -72,7 +141,7 @@ def backbone_settings(config: Any, folder: Path, tokenizer: Any | None, placehol
         "depth": config.num_hidden_layers,
         "heads": config.num_attention_heads,
         "kv_heads": getattr(config, "num_key_value_heads", None),
-        "mlp_dim": config.intermediate_size,
+        "mlp_dim": getattr(config, "intermediate_size", None),
         "max_tokens": config.max_position_embeddings,
         "rope_theta": float(rope["rope_theta"]) if rope.get("rope_type") == "default" else None,
         "norm_eps": getattr(config, "rms_norm_eps", None),
@@ -82,6 +151,20 @@ def backbone_settings(config: Any, folder: Path, tokenizer: Any | None, placehol
     }
 
 
+def require_parts_fit(spec: ModelSpec) -> None:
+    """Raise one `ConfigError` that lists every fault of an imported composition.
+
+    That its largest visuals do not fit into a sequence is the checkpoint's own limit, and only told.
+    """
+    found = examine(spec, offline=False)
+    too_long = []
+    if found.encoder is not None and found.backbone is not None:
+        too_long = limits.media_faults(found.tokenizers, found.encoder.view_px, found.backbone.max_tokens)
+    for fault in too_long:
+        log.warning("%s", fault)
+    Examination([fault for fault in found.faults if fault not in too_long]).require()
+
+
 def assembled(
     spec: ModelSpec,
     text_config: Any,
@@ -89,11 +172,17 @@ def assembled(
     layouts: Mapping[str, Table],
     dtype: torch.dtype,
     where: Path,
+    unused: Mapping[str, str] | None = None,
 ) -> tuple[OneVision, Matched]:
-    """The model of a spec with a checkpoint's tensors, all of them or none."""
-    require(spec)
+    """The model of a spec with a checkpoint's tensors, all of them or none.
+
+    unused: what may be left over beside what `keys.UNUSED` names, as patterns of our names and reasons.
+    """
+    require_parts_fit(spec)
     model = wire(spec, backbone_on_meta=True)
-    found = matched(model, stored, layouts, where)
+    with torch.device("meta"):  # a text config may say sizes that our settings cannot
+        model.backbone.lm = type(model.backbone.lm)(text_config)
+    found = matched(model, stored, layouts, where, unused)
     load_matched(model, found, text_config, dtype, where)
     log.info(
         "%s: layout %s, %d tensors read, %d not needed", where, found.layout, len(found.tensors), len(found.unused)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmblocks.errors import CheckpointError
 from mmblocks.model.build import with_dtype
-from mmblocks.model.checkpoint import disagreements, read_tensors
+from mmblocks.model.checkpoint import disagreements
 from mmblocks.model.convert.keys import Table, to_ours, to_theirs, why_unused
 from mmblocks.model.onevision import OneVision
 
@@ -33,12 +35,54 @@ class Matched:
     unused: Mapping[str, str]
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, in one file or in shards. Raises `CheckpointError` when a file is missing or cut."""
-    tensors: dict[str, Tensor] = {}
-    for file in _files(folder):
-        tensors |= read_tensors(folder / file)
-    return tensors
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a checkpoint, in one file or in shards: names and shapes at once, values when they are asked for.
+
+    Raises `CheckpointError` when a file is missing or cut.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.shapes: dict[str, Tensor] = {}
+        """Names and shapes, as tensors without memory."""
+        self._file: dict[str, Path] = {}
+        for file in _files(folder):
+            with _opened(folder / file) as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    self.shapes[name] = torch.empty(tensors.get_slice(name).get_shape(), device="meta")
+                    self._file[name] = folder / file
+
+    def __getitem__(self, name: str) -> Tensor:
+        with _opened(self._file[name]) as tensors:
+            return tensors.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def read_weights(folder: Path) -> Stored:
+    """The tensors of a checkpoint. Raises `CheckpointError` when a file is missing or cut."""
+    return Stored(folder)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type that holds every value of a checkpoint. Damaged files are left to the reader, which names them."""
+    found: set[str] = set()
+    for file in sorted(folder.rglob("*.safetensors")):
+        with suppress(SafetensorError), safe_open(file, framework="pt") as tensors:
+            found.update(tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118 (not a dict)
+    return {frozenset({"BF16"}): torch.bfloat16, frozenset({"F16"}): torch.float16}.get(frozenset(found), torch.float32)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as cause:
+        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
 
 
 def _files(folder: Path) -> list[str]:
@@ -69,11 +113,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def matched(model: OneVision, stored: Mapping[str, Tensor], layouts: Mapping[str, Table], where: Path) -> Matched:
+def matched(
+    model: OneVision,
+    stored: Mapping[str, Tensor],
+    layouts: Mapping[str, Table],
+    where: Path,
+    may_remain: Mapping[str, str] | None = None,
+) -> Matched:
     """Pair the model's tensors with a checkpoint's, in the layout that names most of them.
 
-    Raises `CheckpointError` listing every tensor that is missing, extra, doubled or of another shape.
+    Raises `CheckpointError` listing every tensor that is missing, extra, doubled or of another shape; shapes are
+    compared before any value is read.
     """
+    shapes = stored.shapes if isinstance(stored, Stored) else stored
     wanted = _wanted(model, stored, layouts)
     layout = max(layouts, key=lambda name: len(wanted.keys() & {to_ours(key, layouts[name]) for key in stored}))
     table = layouts[layout]
@@ -81,15 +133,15 @@ def matched(model: OneVision, stored: Mapping[str, Tensor], layouts: Mapping[str
     unused = {
         key: reason
         for key, name in ours.items()
-        if name not in wanted and (reason := why_unused(name, _encoder_blocks(model)))
+        if name not in wanted and (reason := why_unused(name, _encoder_blocks(model), may_remain))
     }
     used = {key: name for key, name in ours.items() if key not in unused}
     faults = [f"doubled: {name} has {n} sources" for name, n in Counter(used.values()).items() if n > 1]
     faults += disagreements(
         {to_theirs(name, table): tensor for name, tensor in wanted.items()},
-        {to_theirs(name, table): stored[key] for key, name in used.items()},
+        {to_theirs(name, table): shapes[key] for key, name in used.items()},
     )
-    faults += _untied(model, {name: stored[key] for key, name in used.items()})
+    faults = faults or _untied(model, stored, {name: key for key, name in used.items()})
     if faults:
         raise CheckpointError(f"{where} (layout: {layout}) does not fit its config:\n  " + "\n  ".join(faults))
     return Matched(layout, {name: stored[key] for key, name in used.items()}, unused)
@@ -104,16 +156,17 @@ def _wanted(model: OneVision, stored: Mapping[str, Tensor], layouts: Mapping[str
     return wanted
 
 
-def _untied(model: OneVision, tensors: Mapping[str, Tensor]) -> list[str]:
-    if not model.backbone.config.tie_word_embeddings or LM_HEAD not in tensors or EMBEDDINGS not in tensors:
+def _untied(model: OneVision, stored: Mapping[str, Tensor], theirs: Mapping[str, str]) -> list[str]:
+    if not model.backbone.config.tie_word_embeddings or LM_HEAD not in theirs or EMBEDDINGS not in theirs:
         return []
-    if torch.equal(tensors[LM_HEAD], tensors[EMBEDDINGS]):
+    if torch.equal(stored[theirs[LM_HEAD]], stored[theirs[EMBEDDINGS]]):
         return []
     return ["untied: the config ties the language head to the token embeddings, but their values differ"]
 
 
 def _encoder_blocks(model: OneVision) -> int:
-    return len(model.encoder.vision_model.encoder.layers)
+    tower = getattr(model.encoder, "vision_model", None)
+    return len(tower.encoder.layers) if tower is not None else 0
 
 
 def load_matched(model: OneVision, found: Matched, text_config: Any, dtype: torch.dtype, where: Path) -> None:

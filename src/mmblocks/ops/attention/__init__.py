@@ -12,19 +12,32 @@ from torch import Tensor, nn
 
 from mmblocks.batch import Packing
 from mmblocks.ops.attention.reference import attend as attend_reference
+from mmblocks.ops.attention.reference import weighed
 
 NAME = "mmblocks"
+CHOOSING = ("position_bias", "indices", "block_indices", "sinks")
+"""Keywords by which some families change scores or leave keys out, often in long texts only; never dropped silently."""
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, causal: bool, scale: float, window: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    *,
+    causal: bool,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention inside each packed sequence.
 
     q: (tokens, heads, head_dim); k, v: (tokens, kv_heads, head_dim), heads a multiple of kv_heads.
-    `window` limits a token to itself and the window - 1 tokens before it. Returns (tokens, heads, head_dim).
+    `window` limits a token to itself and the window - 1 tokens before it. `softcap` bounds scores to +-softcap by tanh
+    (Gemma 2). `sinks` (heads,) are scores of a place that holds nothing (gpt-oss). Returns (tokens, heads, head_dim).
     """
-    return attend_reference(q, k, v, packing, causal=causal, scale=scale, window=window)
+    return attend_reference(q, k, v, packing, causal=causal, scale=scale, window=window, softcap=softcap, sinks=sinks)
 
 
 def register() -> str:
@@ -65,16 +78,40 @@ def _transformers_attention(
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' calling convention: query (1, heads, tokens, head_dim) to (1, tokens, heads, head_dim)."""
     if cu_seq_lens_q is None or max_length_q is None:
+        if softcap is not None or s_aux is not None:
+            return _padded_scores(query, key, value, attention_mask, scaling, softcap, s_aux), None
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
+    if unknown := [name for name in CHOOSING if others.get(name) is not None]:
+        raise NotImplementedError(f"packed attention does not know {', '.join(unknown)}")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     packing = Packing(cu_seq_lens_q, max_length_q)
-    return attend(q, k, v, packing, causal=True, scale=scale, window=sliding_window).unsqueeze(0), None
+    out = attend(q, k, v, packing, causal=True, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux)
+    return out.unsqueeze(0), None
+
+
+def _padded_scores(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Generation with what torch's own attention does not know. No mask means causal, as transformers' sdpa takes it."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if mask is None:
+        past = key.shape[2] - query.shape[2]
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(past)
+    return weighed(query, key, value, mask[..., : key.shape[2]], scale, softcap, sinks).transpose(1, 2)

@@ -1,0 +1,105 @@
+"""Proof by trial that a language model of transformers can be run on packed sequences.
+
+Families differ in what they do with the keywords that carry a packing: some drop them, some mix tokens in other ways
+than attention, some compute scores that a common attention function does not know. Five rows show all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmblocks.batch import Packing
+from mmblocks.errors import ConfigError
+from mmblocks.ops import attention
+
+if TYPE_CHECKING:
+    from mmblocks.backbones.causal_lm import CausalLM
+
+LENGTHS = (2, 3)
+
+
+@torch.no_grad()
+def require_packing(backbone: CausalLM) -> None:
+    """Raise `ConfigError` unless packed sequences are strangers and logits are those of transformers' own forward.
+
+    A model on the meta device has nothing to run and passes.
+    """
+    parameter = next(backbone.lm.parameters())
+    if parameter.is_meta:
+        return
+    rows = torch.linspace(-1, 1, sum(LENGTHS) * backbone.dim, device=parameter.device, dtype=parameter.dtype)
+    x = rows.view(sum(LENGTHS), backbone.dim)
+    with _evaluating(backbone.lm), explaining(backbone.config.model_type, "does not run on packed embeddings"):
+        packed, seen = _run(backbone, x, LENGTHS), _noticed(backbone, x)
+        single, theirs = backbone.logits(_run(backbone, x, (len(x),))), _own_logits(backbone.lm, x)
+    _require_isolation(backbone.config, seen, packed)
+    _require_agreement(backbone.config.model_type, single, theirs)
+
+
+def _run(backbone: CausalLM, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    positions = torch.cat([torch.arange(n, device=x.device) for n in lengths])
+    return backbone.hidden(x, positions, Packing.of(list(lengths)).to(x.device))
+
+
+def _noticed(backbone: CausalLM, x: Tensor) -> float:
+    """How much the second sequence changes with the first."""
+    first = LENGTHS[0]
+    other = torch.cat([x[:first].flip(0), x[first:]])
+    return (_run(backbone, x, LENGTHS)[first:] - _run(backbone, other, LENGTHS)[first:]).abs().max().item()
+
+
+def _own_logits(lm: Any, x: Tensor) -> Tensor:
+    """What transformers computes on one sequence with the attention that is written in the model's file."""
+    lm.set_attn_implementation("eager")
+    try:
+        return lm(inputs_embeds=x.unsqueeze(0), use_cache=False).logits.squeeze(0)
+    finally:
+        lm.set_attn_implementation(attention.register())
+
+
+def _require_isolation(config: Any, seen: float, hidden: Tensor) -> None:
+    """Exact for dense models. Experts get another number of rows with every text, which rounds otherwise."""
+    experts = max((getattr(config, n, None) or 0) for n in ("num_experts", "num_local_experts", "n_routed_experts"))
+    allowed = 32 * torch.finfo(hidden.dtype).eps * hidden.abs().max().item() if experts else 0.0
+    if seen > allowed:
+        raise ConfigError(
+            f"backbone family {config.model_type!r}: packed sequences see each other (difference {seen:.2g}); "
+            "its transformers code drops the packing keywords, so it cannot be trained on packed batches."
+        )
+
+
+def _require_agreement(family: str, ours: Tensor, theirs: Tensor) -> None:
+    """Within 1e-4 of the largest logit; a tenth of it in half precision, where deep models drift."""
+    share = 1e-4 if ours.dtype in (torch.float32, torch.float64) else 0.1
+    difference = (ours - theirs).abs().max().item()
+    if not difference <= share * theirs.abs().max().item():
+        raise ConfigError(
+            f"backbone family {family!r}: packed attention does not compute what its transformers code computes "
+            f"(logits differ by {difference:.2g}), so it cannot be a backbone."
+        )
+
+
+@contextmanager
+def _evaluating(lm: Any) -> Iterator[None]:
+    was_training = lm.training
+    lm.eval()
+    try:
+        yield
+    finally:
+        lm.train(was_training)
+
+
+@contextmanager
+def explaining(family: str, what: str) -> Iterator[None]:
+    """Whatever a family's code raises is a reason against it."""
+    try:
+        yield
+    except Exception as cause:
+        raise ConfigError(
+            f"backbone family {family!r}: its transformers code {what} ({type(cause).__name__}: {cause})."
+        ) from cause

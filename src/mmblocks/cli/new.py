@@ -1,0 +1,66 @@
+"""A package with a component of your own: the part, its test and the entry point by which mmblocks finds it.
+
+mmblocks new projector my_projector
+cd my_projector && pip install -e . && pytest
+mmblocks train tiny/onevision model/projector=my_projector
+"""
+
+from __future__ import annotations
+
+import argparse
+import keyword
+import re
+from pathlib import Path
+
+from mmblocks.cli.skeletons import PARTS, PYPROJECT, TEST
+from mmblocks.components import REGISTRIES
+from mmblocks.errors import ConfigError
+from mmblocks.settings import did_you_mean
+
+FUNCTIONS = ("tokenizer", "backbone")
+"""Kinds whose skeleton is a function, not a class."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", help=", ".join(PARTS))
+    parser.add_argument("name", help="its name in configs, also of the package: letters, digits and underscores")
+    parser.add_argument("--out", type=Path, default=Path(), help="the folder to make the package in (this one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = write(args.kind, args.name, args.out)
+    print(f"{folder}: the part is in src/{args.name}/__init__.py, its test in tests/test_{args.name}.py")
+    print(f"next: cd {folder} && pip install -e . && pytest")
+    return 0
+
+
+def write(kind: str, name: str, out: Path) -> Path:
+    """Write the package into a new folder of `out` and return it. Raises `ConfigError` for a name that cannot be used."""
+    folder = out / name
+    if faults := _faults(kind, name, folder):
+        raise ConfigError("\n".join(faults))
+    text, small = PARTS[kind]
+    part = name if kind in FUNCTIONS else "".join(word.capitalize() for word in name.split("_"))
+    words = {"kind": kind, "name": name, "part": part, "package": name.replace("_", "-"), "small": small}
+    files = {
+        "pyproject.toml": PYPROJECT,
+        f"src/{name}/__init__.py": text,
+        f"tests/test_{name}.py": TEST,
+    }
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content.format(**words), encoding="utf-8")
+    return folder
+
+
+def _faults(kind: str, name: str, folder: Path) -> list[str]:
+    if kind not in PARTS:
+        return [f"there is no skeleton for {kind!r}.{did_you_mean(kind, PARTS)}"]
+    faults = []
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        faults.append(f"{name!r} cannot name a component and its package; write it like my_{kind}.")
+    elif name in REGISTRIES[kind]:
+        faults.append(f"mmblocks knows a {kind} called {name!r} already; take another name.")
+    if folder.exists():
+        faults.append(f"{folder} is there already; take another name or --out.")
+    return faults

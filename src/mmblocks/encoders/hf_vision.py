@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmblocks.components import encoders
+from mmblocks.encoders import vit
+from mmblocks.errors import ConfigError
+from mmblocks.shapes import Size
+
+
+@encoders.register(
+    "hf_vision",
+    source="https://github.com/huggingface/transformers",
+    tiny={
+        "family": "vit",
+        "sizes": {
+            "image_size": 32,
+            "patch_size": 16,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+        },
+        "image_px": 32,
+        "grid": [2, 2],
+        "prefix_tokens": 1,
+        "pixel_mean": [0.5, 0.5, 0.5],
+        "pixel_std": [0.5, 0.5, 0.5],
+    },
+    oracle="transformers AutoModel: ViT, DINOv3 ConvNeXt, Swin, MLCD, ResNet",
+)
+class HFVision(nn.Module):
+    """Any vision tower that transformers' AutoModel builds: what the settings declare of it is tried before it is used.
+
+    The tower is that of `family` (a model_type such as "vit" or "mlcd_vision_model") with `sizes` (values by their names
+    in config.json), or that of the config.json of `checkpoint`; of a model with a text tower it is the vision tower. A
+    model that is to be saved and carried elsewhere needs `family` and `sizes`, or a hub name.
+
+    `grid` (rows, columns) and `prefix_tokens` (class token and registers in front of the patches, dropped) are what the
+    tower gives for a view of `image_px`; a tower that gives another number of tokens is refused with both numbers. Mean
+    and std, too, are declared, and compared with preprocessor_config.json when weights are read. `dim` is measured.
+
+    `layer=None` gives what the model calls its last_hidden_state; otherwise it counts hidden_states as they are, before
+    any final norm, and several layers stand side by side in the channels. All blocks run whatever `layer` is: encoders
+    written for one family (siglip, clip, dinov2, dinov3) save the later ones. Poolers and heads are not kept; batch
+    normalisation keeps the statistics it has, and no block is skipped at random (drop_path_rate) unless `sizes` say so.
+
+    Tensor names are transformers' under `tower.`.
+    """
+
+    spatial = True
+
+    def __init__(
+        self,
+        image_px: int,
+        grid: Size,
+        prefix_tokens: int,
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+        family: str | None = None,
+        sizes: dict[str, Any] | None = None,
+        layer: vit.Layer | None = None,
+        squash: bool = True,
+        checkpoint: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._sizes = dict(sizes or {})
+        self._asked = _asked(_config(family, self._sizes, checkpoint), image_px, Size(*grid), prefix_tokens, layer)
+        self.dim, idle = _tried(self._asked)
+        self.view_px = Size(image_px, image_px)
+        self.grid = self._asked.grid
+        self.pixel_mean = _floats(pixel_mean)
+        self.pixel_std = _floats(pixel_std)
+        self.squash = squash
+        self.checkpoint = checkpoint
+        self.tower = _tower(self._asked.config)
+        vit.drop(self.tower, idle)
+        self.register_load_state_dict_post_hook(_make_buffers_real)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(views, 3, image_px, image_px) to (views, rows, columns, dim)."""
+        vit.require_view("hf_vision", pixels, self.view_px)
+        return self._asked.on_grid(self._asked.raw(self.tower, pixels.to(next(self.tower.parameters()).dtype)))
+
+    def train(self, mode: bool = True) -> HFVision:
+        super().train(mode)
+        vit.hold_statistics(self.tower)
+        return self
+
+    def load_pretrained(self) -> None:
+        """Read the weights of `checkpoint`; its sizes, mean and std must be the settings'."""
+        if self.checkpoint is None:
+            raise vit.no_checkpoint("hf_vision", "google/vit-base-patch16-224")
+        self._require_preprocessing(self.checkpoint)
+        vit.fill_from_transformers("hf_vision", self.tower, self.checkpoint, self._sizes)
+
+    def _require_preprocessing(self, checkpoint: str) -> None:
+        stated = _preprocessing(checkpoint)
+        wrong = [
+            f"{setting}={list(here)}, but {key} is {stated[key]}"
+            for setting, key, here in (
+                ("pixel_mean", "image_mean", self.pixel_mean),
+                ("pixel_std", "image_std", self.pixel_std),
+            )
+            if stated.get(key) is not None
+            and not torch.allclose(torch.tensor(stated[key]).float(), torch.tensor(here), atol=1e-4)
+        ]
+        if wrong:
+            raise ConfigError(
+                f"encoder 'hf_vision': the settings disagree with {checkpoint}/preprocessor_config.json; "
+                "take its values.\n  " + "\n  ".join(wrong)
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the settings say of a tower. `key` is its config as text, by which one is told from another."""
+
+    key: str
+    config: Any = field(compare=False)
+    image_px: int
+    grid: Size
+    prefix_tokens: int
+    layer: vit.Layer | None
+
+    def raw(self, tower: Any, pixels: Tensor) -> Tensor:
+        """What the tower says: (views, tokens, dim), or (views, dim, rows, columns)."""
+        if self.layer is None:
+            return tower(pixel_values=pixels).last_hidden_state
+        hidden = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+        if fault := vit.layer_fault(self.layer, len(hidden) - 1):
+            raise ConfigError(f"encoder 'hf_vision': {fault}.")
+        chosen = [hidden[i] for i in vit.state_indices(self.layer, len(hidden) - 1)]
+        if len({state.shape for state in chosen}) > 1:
+            shapes = ", ".join(str(tuple(state.shape[1:])) for state in chosen)
+            raise ConfigError(f"encoder 'hf_vision': layer={self.layer} has states of several shapes: {shapes}.")
+        return torch.cat(chosen, dim=1 if chosen[0].ndim == 4 else -1)
+
+    def on_grid(self, features: Tensor) -> Tensor:
+        if features.ndim == 4:
+            return rearrange(features, "v d h w -> v h w d")
+        return rearrange(features[:, self.prefix_tokens :], "v (h w) d -> v h w d", h=self.grid.height)
+
+    def contradiction(self, raw: Tensor) -> str:
+        """What the tower gives that was declared otherwise; empty when all is as declared."""
+        if raw.ndim not in (3, 4):
+            return f"an output of shape {tuple(raw.shape)}, which is no grid"
+        if raw.ndim == 4:
+            rows, columns = raw.shape[2:]
+            as_declared = (rows, columns) == self.grid and not self.prefix_tokens
+            return "" if as_declared else f"a grid of {(rows, columns)} without prefix tokens"
+        possible = self.prefix_tokens >= 0 and min(self.grid) > 0
+        if possible and raw.shape[1] == self.prefix_tokens + self.grid.area:
+            return ""
+        return f"{raw.shape[1]} tokens, not {self.prefix_tokens} + {self.grid.height} x {self.grid.width}"
+
+
+def _asked(config: Any, image_px: int, grid: Size, prefix_tokens: int, layer: vit.Layer | None) -> _Asked:
+    layer = layer if layer is None or isinstance(layer, int) else tuple(layer)
+    return _Asked(config.to_json_string(use_diff=False), config, image_px, grid, prefix_tokens, layer)
+
+
+@lru_cache(maxsize=64)
+def _tried(asked: _Asked) -> tuple[int, tuple[str, ...]]:
+    """Channels of a tower's features, measured on one view on meta, and the parts that have no say in them."""
+    with torch.device("meta"), torch.enable_grad():
+        blueprint = _tower(asked.config)
+        what, side = type(blueprint).__name__, asked.image_px
+        try:
+            raw = asked.raw(blueprint, torch.empty(1, 3, side, side))
+        except ConfigError:
+            raise
+        except Exception as cause:  # whatever a tower raises for a view of this size speaks against it
+            raise ConfigError(
+                f"encoder 'hf_vision': {what} cannot take image_px={side}: {type(cause).__name__}: {cause}"
+            ) from cause
+        if gives := asked.contradiction(raw):
+            raise ConfigError(
+                f"encoder 'hf_vision': grid={tuple(asked.grid)} and prefix_tokens={asked.prefix_tokens} are declared, "
+                f"but {what} gives {gives} for image_px={side}."
+            )
+        features = asked.on_grid(raw)
+        return features.shape[-1], tuple(vit.idle_parts(blueprint, features))
+
+
+def _config(family: str | None, sizes: dict[str, Any], checkpoint: str | None) -> Any:
+    """The config of a vision tower; of a model with a text tower, that of its vision tower."""
+    from transformers import AutoConfig
+
+    if family is not None:
+        return _steady(_config_of(family, sizes), sizes)
+    if checkpoint is None or sizes:
+        raise ConfigError(
+            f"encoder 'hf_vision': family=None with checkpoint={checkpoint!r} and sizes={sizes}; write a checkpoint "
+            "alone, whose config.json says it all, or family (its model_type) and sizes."
+        )
+    with vit.readable("hf_vision", checkpoint):
+        config = AutoConfig.from_pretrained(checkpoint)
+    return _steady(getattr(config, "vision_config", config), sizes)
+
+
+def _steady(config: Any, sizes: dict[str, Any]) -> Any:
+    """The same tower with no block skipped at random, unless `sizes` ask for it."""
+    if hasattr(config, "drop_path_rate") and "drop_path_rate" not in sizes:
+        config.drop_path_rate = 0.0
+    return config
+
+
+def _config_of(family: str, sizes: dict[str, Any]) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        default = AutoConfig.for_model(family)
+        unknown = [name for name in sizes if not hasattr(default, name)]
+        if unknown:
+            raise ConfigError(f"encoder 'hf_vision': sizes has {unknown}, which family={family!r} does not know.")
+        config = AutoConfig.for_model(family, **sizes)
+    except (ValueError, TypeError, StrictDataclassError) as cause:
+        if isinstance(cause, ConfigError):
+            raise
+        raise ConfigError(f"encoder 'hf_vision': family={family!r} with sizes={sizes}: {cause}") from cause
+    return getattr(config, "vision_config", config)
+
+
+def _tower(config: Any) -> Any:
+    from transformers import AutoModel
+
+    try:
+        return AutoModel.from_config(deepcopy(config), dtype=torch.float32)
+    except (ValueError, TypeError, ImportError) as cause:
+        raise ConfigError(
+            f"encoder 'hf_vision': transformers' AutoModel builds no vision tower of {config.model_type!r}: {cause}"
+        ) from cause
+
+
+def _make_buffers_real(encoder: Any, _: Any) -> None:
+    vit.refill_buffers(encoder.tower, next(encoder.parameters()).device, lambda: _tower(encoder._asked.config))
+
+
+def _preprocessing(checkpoint: str) -> dict[str, Any]:
+    """What preprocessor_config.json says; empty where there is none."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        stated, _ = ImageProcessingMixin.get_image_processor_dict(checkpoint)
+    except OSError:
+        return {}
+    return stated
+
+
+def _floats(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+encoders.preset(
+    "mlcd_bigg_448",
+    of="hf_vision",
+    checkpoint="DeepGlint-AI/mlcd-vit-bigG-patch14-448",
+    family="mlcd_vision_model",
+    sizes={"image_size": 448},
+    image_px=448,
+    grid=Size(32, 32),
+    prefix_tokens=1,
+    pixel_mean=(0.48145466, 0.4578275, 0.40821073),
+    pixel_std=(0.26862954, 0.26130258, 0.27577711),
+    layer=-2,
+    squash=False,
+)
+encoders.preset(
+    "mlcd_bigg_336",
+    of="mlcd_bigg_448",
+    checkpoint="DeepGlint-AI/mlcd-vit-bigG-patch14-336",
+    sizes={"image_size": 336},
+    image_px=336,
+    grid=Size(24, 24),
+)
+encoders.preset(
+    "dinov3_convnext_tiny",
+    of="hf_vision",
+    checkpoint="facebook/dinov3-convnext-tiny-pretrain-lvd1689m",
+    family="dinov3_convnext",
+    sizes={"hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3]},
+    image_px=224,
+    grid=Size(7, 7),
+    prefix_tokens=1,
+    pixel_mean=(0.485, 0.456, 0.406),
+    pixel_std=(0.229, 0.224, 0.225),
+)
+encoders.preset(
+    "dinov3_convnext_small",
+    of="dinov3_convnext_tiny",
+    checkpoint="facebook/dinov3-convnext-small-pretrain-lvd1689m",
+    sizes={"hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 27, 3]},
+)
+encoders.preset(
+    "dinov3_convnext_base",
+    of="dinov3_convnext_tiny",
+    checkpoint="facebook/dinov3-convnext-base-pretrain-lvd1689m",
+    sizes={"hidden_sizes": [128, 256, 512, 1024], "depths": [3, 3, 27, 3]},
+)
+encoders.preset(
+    "dinov3_convnext_large",
+    of="dinov3_convnext_tiny",
+    checkpoint="facebook/dinov3-convnext-large-pretrain-lvd1689m",
+    sizes={"hidden_sizes": [192, 384, 768, 1536], "depths": [3, 3, 27, 3]},
+)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmblocks.components import encoders
+from mmblocks.encoders import timm_vit, vit
+from mmblocks.errors import ConfigError
+from mmblocks.shapes import Size
+
+
+@encoders.register(
+    "timm_features",
+    source="https://github.com/huggingface/pytorch-image-models",
+    tiny={"model_name": "test_convnext", "image_px": 64},
+    oracle="timm forward_features and features_only: ConvNeXt, Swin, ResNet",
+)
+class TimmFeatures(nn.Module):
+    """Any model of timm that works in stages (ConvNeXt, Swin, ResNet, MambaOut ...): the feature map of one stage.
+
+    `stage` counts timm's feature_info from 0, or from the end (-1: last stage); later stages are not built. With `norm`
+    the model's final norm follows where it has one and the last stage is taken, as in timm's forward_features.
+    `image_px=None` is the size the model was published for; convolutional models take any other.
+
+    Grid and width are measured on a trial view; mean, std and cropping are timm's own statements. Batch normalisation
+    keeps the statistics it has. `checkpoint` is as in `timm_vit`, and tensor names are timm's under `trunk.`.
+    """
+
+    spatial = True
+
+    def __init__(
+        self,
+        model_name: str,
+        image_px: int | None = None,
+        stage: int = -1,
+        norm: bool = True,
+        checkpoint: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        self.model_name = timm_vit.full_name("timm_features", model_name, checkpoint)
+        self._asked, self.grid, self.dim, idle = _tried(self.model_name, image_px, stage, norm)
+        self.view_px = self._asked.view_px
+        self.pixel_mean = self._asked.pixel_mean
+        self.pixel_std = self._asked.pixel_std
+        self.squash = self._asked.squash
+        self.trunk = self._asked.build()
+        vit.drop(self.trunk, idle)
+        self.register_load_state_dict_post_hook(_make_buffers_real)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(views, 3, *view_px) to (views, rows, columns, dim)."""
+        vit.require_view("timm_features", pixels, self.view_px)
+        return self._asked.features(self.trunk, pixels.to(next(self.trunk.parameters()).dtype))
+
+    def train(self, mode: bool = True) -> TimmFeatures:
+        super().train(mode)
+        vit.hold_statistics(self.trunk)
+        return self
+
+    def load_pretrained(self) -> None:
+        """Read the weights of `checkpoint`; all that the stages in use need must be there."""
+        if self.checkpoint is None:
+            raise vit.no_checkpoint("timm_features", "pretrained")
+        found = timm_vit.read_weights("timm_features", self.model_name, self._asked.fixed, self.checkpoint)
+        vit.fill("timm_features", self.trunk, found, self.checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the settings ask of a model of timm, and what timm states about its pictures."""
+
+    model_name: str
+    fixed: dict[str, Any]
+    stage: int
+    norm: bool
+    view_px: Size
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    squash: bool
+
+    def build(self) -> Any:
+        """The model up to the stage that is asked for."""
+        trunk = timm_vit.create("timm_features", self.model_name, self.fixed)
+        trunk.prune_intermediate_layers([self.stage], prune_norm=not self.norm, prune_head=True)
+        return trunk
+
+    def features(self, trunk: Any, pixels: Tensor) -> Tensor:
+        """(views, 3, height, width) to (views, rows, columns, dim)."""
+        (features,) = trunk.forward_intermediates(
+            pixels, indices=[self.stage], norm=self.norm, output_fmt="NCHW", intermediates_only=True
+        )
+        return rearrange(features, "v d h w -> v h w d")
+
+
+@lru_cache(maxsize=64)
+def _tried(model_name: str, image_px: int | None, stage: int, norm: bool) -> tuple[_Asked, Size, int, tuple[str, ...]]:
+    """Grid and width of a model's feature map, measured on one view on meta, and the parts that have no say in it."""
+    with torch.device("meta"), torch.enable_grad():
+        asked = _asked(model_name, image_px, stage, norm)
+        blueprint = asked.build()
+        try:
+            features = asked.features(blueprint, torch.empty(1, 3, *asked.view_px))
+        except Exception as cause:  # whatever a model raises for a view of this size speaks against it
+            raise ConfigError(
+                f"encoder 'timm_features': {model_name!r} ({type(blueprint).__name__}) gives no feature map for a "
+                f"view of image_px={asked.view_px.height}: {type(cause).__name__}: {cause}"
+            ) from cause
+        idle = tuple(vit.idle_parts(blueprint, features))
+    return asked, Size(*features.shape[1:3]), features.shape[3], idle
+
+
+def _asked(model_name: str, image_px: int | None, stage: int, norm: bool) -> _Asked:
+    """What the settings and timm's own statements say of a model."""
+    trunk = timm_vit.create("timm_features", model_name, {})
+    stated = dict(trunk.pretrained_cfg or {})
+    faults = [f"timm states no {fact} for it" for fact in ("mean", "std", "input_size") if not stated.get(fact)]
+    if not hasattr(trunk, "forward_intermediates") or not hasattr(trunk, "prune_intermediate_layers"):
+        faults.append("timm gives no feature maps of it (forward_intermediates)")
+    if faults:
+        raise ConfigError(
+            f"encoder 'timm_features': {model_name!r} ({type(trunk).__name__}) cannot be used: {'; '.join(faults)}."
+        )
+    return _Asked(
+        model_name=model_name,
+        fixed={"img_size": image_px} if image_px and stated.get("fixed_input_size") else {},
+        stage=_index(model_name, trunk, stage),
+        norm=norm,
+        view_px=Size(*((image_px, image_px) if image_px else stated["input_size"][1:])),
+        pixel_mean=tuple(stated["mean"]),
+        pixel_std=tuple(stated["std"]),
+        squash=stated.get("crop_mode") == "squash",
+    )
+
+
+def _index(model_name: str, trunk: Any, stage: int) -> int:
+    """`stage` counted from 0."""
+    stages = len(trunk.feature_info)
+    if not -stages <= stage < stages:
+        raise ConfigError(
+            f"encoder 'timm_features': stage={stage} names no stage; {model_name!r} has {stages}: "
+            f"choose 0 to {stages - 1} or {-stages} to -1."
+        )
+    return stage % stages
+
+
+def _make_buffers_real(encoder: Any, _: Any) -> None:
+    device = next(encoder.parameters()).device
+    vit.refill_buffers(encoder.trunk, device, encoder._asked.build)
+
+
+encoders.preset(
+    "openclip_convnext_large_320",
+    of="timm_features",
+    model_name="convnext_large_mlp.clip_laion2b_ft_soup_320",
+    checkpoint="pretrained",
+)
+encoders.preset(
+    "openclip_convnext_xxlarge_256",
+    of="timm_features",
+    model_name="convnext_xxlarge.clip_laion2b_soup",
+    checkpoint="pretrained",
+)

@@ -1,0 +1,68 @@
+"""How many tiles a picture is cut into, where their number follows its aspect ratio. Integers only, (rows, columns)."""
+
+from __future__ import annotations
+
+import math
+
+from mmblocks.shapes import Box, Size
+
+
+def closest_tiles(image: Size, tile_px: Size, min_tiles: int, max_tiles: int) -> Size:
+    """The tiles whose sheet has the aspect ratio nearest to the picture's: InternVL's dynamic tiling.
+
+    Of equally near ones the larger wins as long as the picture has more than half its pixels, so that small pictures
+    take few tiles. Nearness is the difference of width / height, in which wide pictures differ more than tall ones.
+    """
+    aspect = image.width / image.height
+    best, nearest = Size(1, 1), math.inf
+    for tiles in _tilings(min_tiles, max_tiles):
+        gap = abs(aspect - (tiles.width * tile_px.width) / (tiles.height * tile_px.height))
+        fills_half = image.area > 0.5 * tile_px.area * tiles.area
+        if gap < nearest or (gap == nearest and fills_half):
+            best, nearest = tiles, gap
+    return best
+
+
+def _tilings(min_tiles: int, max_tiles: int) -> list[Size]:
+    """Every (rows, columns) of so many tiles, few tiles first, then few columns: ties depend on this order."""
+    sides = range(1, max_tiles + 1)
+    tilings = [Size(rows, columns) for columns in sides for rows in sides if min_tiles <= rows * columns <= max_tiles]
+    return sorted(tilings, key=lambda tiles: tiles.area)
+
+
+def long_side_tiles(image: Size, tile_px: Size, side_tiles: int) -> Size:
+    """`side_tiles` along the picture's longer side, and as many along the other as its aspect ratio needs: Idefics3.
+
+    The picture is first scaled, up or down, to that longer side; its other side is rounded to an even number of
+    pixels, and then filled up to whole tiles. Never more than `side_tiles` either way.
+    """
+    aspect = image.width / image.height
+    # Idefics3 divides twice: a quotient may fall under the integer it came from, and then spares a row of tiles.
+    if image.width >= image.height:
+        long_px = side_tiles * tile_px.width
+        even_px = _even(int(long_px / aspect))
+        return Size(_tiles_along(int(long_px / (long_px / even_px)), tile_px.height, side_tiles), side_tiles)
+    long_px = side_tiles * tile_px.height
+    even_px = _even(int(long_px * aspect))
+    return Size(side_tiles, _tiles_along(int(long_px * (even_px / long_px)), tile_px.width, side_tiles))
+
+
+def _even(side_px: int) -> int:
+    return max(side_px + side_px % 2, 1)
+
+
+def _tiles_along(side_px: int, tile_px: int, most: int) -> int:
+    return min(max(-(-side_px // tile_px), 1), most)
+
+
+def scaled_over_square(image: Size, side_px: int) -> tuple[Size, Box]:
+    """The picture scaled so that its shorter side is `side_px`, and the square in its middle: LLaVA-NeXT's crop_split.
+
+    Half pixels round to the even side, as PIL's crop does.
+    """
+    if image.width < image.height:
+        scaled = Size(int(side_px / (image.width / image.height)), side_px)
+    else:
+        scaled = Size(side_px, int(side_px * (image.width / image.height)))
+    top, left = (round((side - side_px) / 2) for side in scaled)
+    return scaled, Box(top, left, side_px, side_px)

@@ -1,0 +1,66 @@
+"""What every layout of checkpoints offers: to recognise a folder, to become a model of ours, to be written from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mmblocks.model.convert.probe import Probe
+    from mmblocks.model.convert.weights import Matched
+    from mmblocks.model.onevision import OneVision
+
+Runner = Callable[["OneVision", "Probe"], "Tensor"]
+"""(the same model in our layout, a probe) to logits (rows, vocabulary)."""
+
+
+class Door(Protocol):
+    """One layout. `mmblocks.model.convert.DOORS` says in which module each layout's `DOOR` stands."""
+
+    about: str
+    """What the layout is, in a few words: "transformers' llava_next"."""
+    clips: bool
+    """Whether its own code takes clips; a model keeps its other abilities there."""
+
+    def reads(self, folder: Path) -> bool:
+        """Whether the folder is in this layout, from its file names and json alone; no tensor is read."""
+        ...
+
+    def import_(self, folder: Path, *, dtype: torch.dtype) -> tuple[OneVision, Matched]:
+        """The model and how each tensor was accounted for. Raises `ConfigError` or `CheckpointError` with every reason."""
+        ...
+
+    def reasons_against_export(self, model: OneVision) -> list[str]:
+        """Everything about a model that the layout cannot express; empty when it can be written."""
+        ...
+
+    def export(
+        self, model: OneVision, folder: Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB"
+    ) -> Path:
+        """Write the folder whole or not at all. Raises `ConfigError` listing `reasons_against_export`."""
+        ...
+
+    def runner(self, folder: Path) -> Runner | None:
+        """The checkpoint in its own code; None where that is not here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A door made of functions. `run` is left out where the layout's own code is not here."""
+
+    about: str
+    reads: Callable[[Path], bool]
+    import_: Callable[..., Any]
+    reasons_against_export: Callable[[OneVision], list[str]]
+    export: Callable[..., Path]
+    run: Callable[[Path], Runner] | None = None
+    clips: bool = True
+
+    def runner(self, folder: Path) -> Runner | None:
+        return self.run(folder) if self.run is not None else None

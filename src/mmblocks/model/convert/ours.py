@@ -1,0 +1,36 @@
+"""mmblocks' own folders of components, seen as one layout among the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mmblocks.model import checkpoint
+from mmblocks.model.convert import raw_config
+from mmblocks.model.convert.door import Layout, Runner
+from mmblocks.model.convert.probe import our_logits
+from mmblocks.model.convert.weights import Matched
+from mmblocks.model.onevision import OneVision
+
+
+def reads(folder: Path) -> bool:
+    config = raw_config(folder)
+    return "mmblocks" in config and "model" in config
+
+
+def import_(folder: Path, *, dtype: torch.dtype) -> tuple[OneVision, Matched]:
+    model = checkpoint.load(folder, dtype=dtype)
+    return model, Matched("mmblocks", model.state_dict(), {})
+
+
+def export(model: OneVision, folder: Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB") -> Path:
+    return checkpoint.save(model, folder, dtype=dtype)
+
+
+def run(folder: Path) -> Runner:
+    loaded = checkpoint.load(folder)
+    return lambda _, probe: our_logits(loaded, probe)
+
+
+DOOR = Layout("a model saved by mmblocks", reads, import_, lambda _: [], export, run)

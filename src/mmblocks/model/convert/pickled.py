@@ -1,0 +1,44 @@
+"""Weights that torch pickled, read by torch's restricted reader: tensors and plain containers, never code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmblocks.errors import CheckpointError
+from mmblocks.model.convert.weights import read_json
+
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a pickled file. Raises `CheckpointError` when it is cut, needs code, or holds anything else."""
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as cause:
+        raise CheckpointError(
+            f"{path} cannot be read: it is damaged, or a pickle that asks for code to be run, which mmblocks never "
+            "does. Load it where you trust it and save its tensors as safetensors."
+        ) from cause
+    except (OSError, RuntimeError, EOFError, ValueError) as cause:
+        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
+    tensors = isinstance(found, dict) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items())
+    if not tensors:
+        raise CheckpointError(f"{path} holds {type(found).__name__}, not tensors by name.")
+    return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def read_pickled_folder(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint in pytorch_model.bin or its shards."""
+    index = folder / PICKLE_INDEX
+    files = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["pytorch_model.bin"]
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise CheckpointError(f"{folder}: weights are missing: {', '.join(missing)}.")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= read_pickled(folder / file)
+    return tensors

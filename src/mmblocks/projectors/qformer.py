@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmblocks.components import projectors
+from mmblocks.projectors._queries import LearnedQueries, require_counts, require_heads
+
+TINY = {"queries": 4, "dim": 16, "depth": 2, "heads": 2, "mlp_dim": 24}
+
+
+class QFormerBody(nn.Module):
+    """Cells through LayerNorm to a Q-Former's queries: (views, h, w, in_dim) to (views, 1, queries, dim)."""
+
+    def __init__(self, in_dim: int, queries: int, dim: int, qformer: nn.Module) -> None:
+        super().__init__()
+        self.query_tokens = nn.Parameter(0.02 * torch.randn(1, queries, dim))
+        self.ln_vision = nn.LayerNorm(in_dim)
+        self.qformer = qformer
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.ln_vision(x).flatten(1, 2)
+        queries = self.query_tokens.expand(len(x), -1, -1)
+        seen = self.qformer(query_embeds=queries, encoder_hidden_states=cells)
+        return seen.last_hidden_state.unsqueeze(1)
+
+
+@projectors.register(
+    "qformer",
+    source="https://arxiv.org/abs/2301.12597",
+    tiny=TINY,
+    oracle="transformers Blip2ForConditionalGeneration; LLaVA-NeXT (golden modules)",
+)
+class QFormer(LearnedQueries):
+    """BLIP-2's Q-Former: learned queries attend to each other and, every `cross_every` blocks, to the cells.
+
+    Cells pass a LayerNorm first, with torch's own epsilon as in BLIP-2; transformers counts that norm to its vision
+    model (post_layernorm). The text branch is not built. Queries are drawn with a deviation of 0.02 as in the original:
+    the zeros of transformers would keep all queries alike. Tensor names below `body` are the published ones.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        queries: int = 32,
+        dim: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_dim: int = 3072,
+        cross_every: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        require_counts("qformer", queries=queries, depth=depth, mlp_dim=mlp_dim, cross_every=cross_every)
+        require_heads("qformer", dim, heads)
+        super().__init__(queries)
+        from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+        config = Blip2QFormerConfig(
+            hidden_size=dim,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            intermediate_size=mlp_dim,
+            cross_attention_frequency=cross_every,
+            encoder_hidden_size=in_dim,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+        self.body = QFormerBody(in_dim, queries, dim, Blip2QFormerModel(config))
+        self.head = nn.Linear(dim, out_dim)
+
+
+projectors.preset("qformer_llava_next", of="qformer", cross_every=3)

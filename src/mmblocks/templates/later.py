@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+
+class Later:
+    """A text tokenizer that is read when it is first asked for: `Later(read)()`.
+
+    Pickled, it is the tokenizer alone, so a data worker does not receive the backbone that would read it.
+    """
+
+    def __init__(self, read: Callable[[], Any]) -> None:
+        self._read = read
+
+    @classmethod
+    def of(cls, backbone: Any) -> Later:
+        return cls(partial(getattr, backbone, "text_tokenizer"))
+
+    def __call__(self) -> Any:
+        return self._read()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Later, (partial(_same, self()),)
+
+
+def _same(tokenizer: Any) -> Any:
+    return tokenizer

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mmblocks.components import Span, templates
+from mmblocks.conversation import Message, Part, Text
+from mmblocks.templates._turns import spans_of, split_system
+
+
+@templates.register(
+    "turns",
+    source="https://huggingface.co/mosaicml/mpt-30b-chat",
+    oracle="LLaVA-NeXT (golden conversations, labels)",
+)
+@dataclass(frozen=True)
+class Turns:
+    """Any chat of closed turns: a head for each role, the text, an end, and what stands after it.
+
+    Learned: the answer and its `end`; `after` is not, since generation has stopped before it. Without a `system_head`
+    the system text opens the first message of the user, with an empty line after it (as Gemma 3 has it).
+    `special` are the texts that must be tokens of their own.
+    """
+
+    system: str | None = None
+    system_head: str | None = "<|im_start|>system\n"
+    user_head: str = "<|im_start|>user\n"
+    assistant_head: str = "<|im_start|>assistant\n"
+    end: str = "<|im_end|>"
+    after: str = ""
+    special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        return (self.end,)
+
+    def spans(self, messages: Sequence[Message]) -> list[Span]:
+        system, turns = split_system(messages, self.system)
+        if system and self.system_head is None:
+            system, turns = (), _opened(turns, system)
+        head = self._turn(str(self.system_head), system, learn=False) if system else []
+        return [*head, *(span for turn in turns for span in self.turn(turn))]
+
+    def turn(self, message: Message) -> list[Span]:
+        """One message of the user or the assistant."""
+        learn = message.role == "assistant"
+        return self._turn(self.assistant_head if learn else self.user_head, message.parts, learn=learn)
+
+    def open_answer(self) -> list[Span]:
+        return [Span(self.assistant_head)]
+
+    def _turn(self, head: str, parts: Sequence[Part], *, learn: bool) -> list[Span]:
+        after = [Span(self.after)] if self.after else []
+        return [Span(head), *spans_of(parts, learn=learn), Span(self.end, learn), *after]
+
+
+def _opened(turns: Sequence[Message], system: tuple[Part, ...]) -> tuple[Message, ...]:
+    """Turns with the system text at the beginning of the first user message."""
+    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        return tuple(turns)
+    opened = replace(turns[first], parts=(*system, Text("\n\n"), *turns[first].parts))
+    return (*turns[:first], opened, *turns[first + 1 :])
+
+
+templates.preset(
+    "mpt",
+    of="turns",
+    system="A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers.",
+)
+templates.preset("chatml_direct", of="turns", system="Answer the questions.")
+templates.preset("mistral_direct", of="chatml_direct")
+templates.preset(
+    "mistral_orca",
+    of="turns",
+    system=(
+        "You are MistralOrca, a large language model trained by Alignment Lab AI. "
+        "Write out your reasoning step-by-step to be sure you get the right answers!"
+    ),
+)
+templates.preset(
+    "mistral_zephyr",
+    of="turns",
+    system="You are a helpful AI assistant.",
+    system_head="<|system|>\n",
+    user_head="<|user|>\n",
+    assistant_head="<|assistant|>\n",
+    end="</s>",
+    special=("</s>",),
+)
+templates.preset(
+    "gemma_instruct",
+    of="turns",
+    system_head=None,
+    user_head="<start_of_turn>user\n",
+    assistant_head="<start_of_turn>model\n",
+    end="<end_of_turn>",
+    after="\n",
+    special=("<start_of_turn>", "<end_of_turn>"),
+)

@@ -1,0 +1,144 @@
+"""Laws of visual tokenizers."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmblocks.components import VisionTokenizer, poolings
+from mmblocks.shapes import SCENARIOS, Size, VisualPlan, VisualShape
+from mmblocks.testing.laws import Subject, require
+
+VIEW_PX = Size(28, 28)
+GRIDS = ((Size(4, 4), True), (Size(3, 3), True), (Size(1, 5), False))
+"""What encoder and projector may leave: cells, and whether they are in a picture's order."""
+POOLINGS = ("none", "bilinear")
+DIM = 6
+SIZES = (
+    *(Size(h, w) for h, w in product((1, 2, 27, 28, 29, 57), repeat=2)),
+    *(Size(h, w) for h, w in ((1, 4000), (4000, 1), (700, 1000), (333, 37), (97, 101), (719, 1279), (48, 640))),
+)
+CLIPS = tuple(VisualShape("video", Size(9, 160), n, fps) for n in (1, 2, 3, 8, 33, 901) for fps in (1.0, 29.97))
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tokenizer beside an encoder and a projector that leave it `grid`."""
+
+    tokenizer: Any
+    grid: Size
+
+    def features(self, plan: VisualPlan) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(len(plan.views), *self.grid, DIM, generator=generator)
+
+    def shapes(self) -> Iterator[VisualShape]:
+        """Pictures and clips that it serves."""
+        if self.tokenizer.scenarios & {"image", "multi_image"}:
+            yield from (VisualShape("image", size) for size in SIZES)
+        if "video" in self.tokenizer.scenarios:
+            yield from CLIPS
+
+
+def placed(subject: Subject) -> list[Placed]:
+    """The tokenizer beside every grid and pooling."""
+    return [
+        Placed(
+            subject.build(view_px=VIEW_PX, grid=grid, spatial=spatial, squash=True, pooling=poolings.build(pooling)),
+            grid,
+        )
+        for (grid, spatial), pooling in product(GRIDS, POOLINGS)
+    ]
+
+
+def cases(subject: Subject) -> Iterator[tuple[Placed, VisualShape]]:
+    """Every place where it has no reason against working, with everything that it serves."""
+    for place in placed(subject):
+        if not place.tokenizer.reasons_against():
+            yield from ((place, shape) for shape in place.shapes())
+
+
+def it_keeps_the_protocol(subject: Subject) -> None:
+    """It has marks, scenarios, reasons_against, plan, count and assemble."""
+    for place in placed(subject):
+        require(isinstance(place.tokenizer, VisionTokenizer), "Something of it is missing.")
+        strange = sorted(set(place.tokenizer.scenarios) - set(SCENARIOS))
+        require(not strange, f"It serves {', '.join(strange)}; scenarios are {', '.join(SCENARIOS)}.")
+        require(bool(place.tokenizer.scenarios), "It serves no scenario.")
+
+
+def it_works_somewhere(subject: Subject) -> None:
+    """There is a grid that it has no reason against, and each reason is a sentence."""
+    all_reasons = [place.tokenizer.reasons_against() for place in placed(subject)]
+    require(any(not reasons for reasons in all_reasons), f"Everywhere it says: {all_reasons[0]}")
+    for reason in (r for reasons in all_reasons for r in reasons):
+        require(isinstance(reason, str) and reason.endswith("."), f"{reason!r} is not a sentence.")
+
+
+def it_counts_what_it_makes(subject: Subject) -> None:
+    """count(plan) == plan.num_tokens == rows that assemble gives, for every size of picture or clip."""
+    for place, shape in cases(subject):
+        plan = place.tokenizer.plan(shape)
+        marks = {mark: torch.zeros(DIM) for mark in place.tokenizer.marks}
+        rows = place.tokenizer.assemble(place.features(plan), plan, marks)
+        counts = (place.tokenizer.count(plan), plan.num_tokens, len(rows))
+        shown = f"A {shape.kind} of {shape.size} pixels, frames {shape.num_frames}:"
+        require(len(set(counts)) == 1, f"{shown} count {counts[0]}, num_tokens {counts[1]}, rows {counts[2]}.")
+        require(rows.shape[1] == DIM, f"{shown} the rows are {tuple(rows.shape)}.")
+
+
+def its_views_are_views(subject: Subject) -> None:
+    """Every view is as large as the encoder's, out of a frame that exists."""
+    for place, shape in cases(subject):
+        for view in place.tokenizer.plan(shape).views:
+            require(view.window.size == VIEW_PX, f"{shape}: a view is {view.window.size}, not {VIEW_PX}.")
+            require(0 <= view.frame < shape.num_frames, f"{shape}: it shows frame {view.frame}.")
+
+
+def its_texts_stand_in_order(subject: Subject) -> None:
+    """`told` puts texts before, between and after the rows, in their order."""
+    for place, shape in cases(subject):
+        plan = place.tokenizer.plan(shape)
+        before = [rows for rows, _ in plan.told]
+        inside = all(0 <= rows <= plan.num_tokens for rows in before)
+        require(inside and before == sorted(before), f"{shape}: told after {before} of {plan.num_tokens} rows.")
+
+
+def its_plans_travel(subject: Subject) -> None:
+    """Plans are made from sizes alone: equal for equal shapes, and they survive pickling."""
+    for place, shape in cases(subject):
+        plan = place.tokenizer.plan(shape)
+        require(plan == place.tokenizer.plan(shape), f"{shape}: two plans differ.")
+        require(pickle.loads(pickle.dumps(plan)) == plan, f"{shape}: the pickled plan differs.")
+
+
+def its_marks_are_learned_rows(subject: Subject) -> None:
+    """Gradients reach the features and every mark, each at some size of picture or clip."""
+    reached: dict[str, bool] = {}
+    for place, shape in cases(subject):
+        plan = place.tokenizer.plan(shape)
+        marks = {mark: torch.ones(DIM, requires_grad=True) for mark in place.tokenizer.marks}
+        x = place.features(plan).requires_grad_()
+        place.tokenizer.assemble(x, plan, marks).square().sum().backward()
+        require(x.grad is not None, f"{shape}: no gradient reaches the features.")
+        for mark, row in marks.items():
+            reached[mark] = reached.get(mark, False) or (row.grad is not None and bool(row.grad.any()))
+    unused = [mark for mark, seen in reached.items() if not seen]
+    require(not unused, f"Nothing brings {', '.join(unused)}.")
+
+
+LAWS = (
+    it_keeps_the_protocol,
+    it_works_somewhere,
+    it_counts_what_it_makes,
+    its_views_are_views,
+    its_texts_stand_in_order,
+    its_plans_travel,
+    its_marks_are_learned_rows,
+)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from mmblocks.components import Pooling, tokenizers
+from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
+from mmblocks.tokenizers.clips import pooling_reasons
+from mmblocks.tokenizers.one_view import FRAMINGS
+from mmblocks.tokenizers.rows import ended_by, rows_of
+from mmblocks.tokenizers.telling import require_format
+
+
+@tokenizers.register(
+    "scene_views",
+    source="https://arxiv.org/abs/2407.07895",
+    oracle="the tokenizer 'pad' (golden prompts)",
+)
+@dataclass(frozen=True, slots=True)
+class SceneViews:
+    """A scene seen from several places: each picture as one view, behind a text that says where it was taken.
+
+    The place is the note of the picture ({"type": "image", "image": ..., "note": "camera at (1.2, 0.4), facing east"});
+    `pose` is the text it is told in, and a picture without a note has none. With `pooled` each view is pooled as
+    frames are, so that many fit; with `newline` a row ends each. Notes and newlines apart these are LLaVA-NeXT-
+    Interleave's tokens of a scene; positions added to features (LLaVA-3D) are not among them.
+    """
+
+    view_px: Size
+    grid: Size
+    spatial: bool
+    pooling: Pooling
+    framing: Literal["squashed", "cropped", "padded"] = "padded"
+    pooled: bool = False
+    newline: bool = False
+    pose: str = "{note}: "
+    scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
+
+    def __post_init__(self) -> None:
+        require_format("scene_views", "pose", self.pose, {"note": "here"}, must="note")
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return ("newline",) if self.newline else ()
+
+    def reasons_against(self) -> list[str]:
+        return pooling_reasons("scene_views", self.pooling, self.grid, self.spatial) if self.pooled else []
+
+    def plan(self, visual: VisualShape) -> VisualPlan:
+        view = FRAMINGS[self.framing](0, visual.size, self.view_px)
+        cells = self.pooling.out_grid(self.grid) if self.pooled else self.grid
+        told = ((0, self.pose.format(note=visual.note)),) if visual.note else ()
+        return VisualPlan((view,), cells.area + int(self.newline), told=told)
+
+    def count(self, plan: VisualPlan) -> int:
+        return plan.num_tokens
+
+    def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
+        """(1, h, w, d) to (plan.num_tokens, d)."""
+        rows = rows_of(self.pooling(x) if self.pooled else x)
+        return ended_by(rows, marks["newline"]) if self.newline else rows
+
+
+tokenizers.preset("scene_views_pooled", of="scene_views", pooled=True)

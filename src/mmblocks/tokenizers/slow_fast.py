@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mmblocks.components import Pooling, tokenizers
+from mmblocks.errors import ConfigError
+from mmblocks.shapes import VisualPlan, VisualShape
+from mmblocks.tokenizers.clips import Clips, pooling_reasons
+from mmblocks.tokenizers.rows import line_by_line, view_by_view
+
+
+@tokenizers.register(
+    "slow_fast",
+    source="https://arxiv.org/abs/2410.02713",
+    tiny={"max_frames": 4, "every": 2},
+    oracle="LLaVA-NeXT (golden clips)",
+)
+@dataclass(frozen=True, slots=True)
+class SlowFast(Clips):
+    """Frames of a clip in two sizes: every `every`-th pooled as usual, the others more, with LLaVA-Video's separators.
+
+    The others are pooled alike at the stride `fast_stride`. Each line of each frame ends with a newline and each frame
+    with a learned `faster_token`: 211 or 57 tokens for 27x27 cells pooled bilinear, 2440 for 32 frames. `max_frames`,
+    `fps` and `force` choose frames as in 'frames'. LLaVA-NeXT has this as `add_faster_video`, which stops with a
+    NameError; here it is as its code was meant.
+    """
+
+    every: int = 10
+    fast_stride: int = 4
+    name: ClassVar[str] = "slow_fast"
+    marks: ClassVar[tuple[str, ...]] = ("newline", "faster_token")
+
+    def __post_init__(self) -> None:
+        Clips.__post_init__(self)
+        if self.every < 1:
+            raise ConfigError(f"tokenizer 'slow_fast': every={self.every}; write 1 (no fast frames) or more.")
+        if self.fast_stride < 1:
+            raise ConfigError(f"tokenizer 'slow_fast': fast_stride={self.fast_stride}; write 1 or more.")
+
+    def reasons_against(self) -> list[str]:
+        if not self.spatial:
+            return [
+                "tokenizer 'slow_fast' pools frames and ends their lines, but the features have no picture order; "
+                "use the tokenizer 'frames' or a projector that keeps the grid."
+            ]
+        if not _has_stride(self.pooling):
+            return [
+                f"tokenizer 'slow_fast': the pooling {type(self.pooling).__name__} has no stride to pool fast frames "
+                "more; use bilinear, average or max."
+            ]
+        reasons = Clips.reasons_against(self)
+        return reasons or pooling_reasons(self.name, self.fast_pooling, self.grid, self.spatial)
+
+    @property
+    def fast_pooling(self) -> Pooling:
+        """The pooling of the frames between."""
+        slow: Any = self.pooling
+        return replace(slow, stride=self.fast_stride)
+
+    def plan(self, visual: VisualShape) -> VisualPlan:
+        views = self.views(visual)
+        slow = -(-len(views) // self.every)
+        num_tokens = slow * self._frame_tokens(self.pooling) + (len(views) - slow) * self._frame_tokens(
+            self.fast_pooling
+        )
+        return VisualPlan(views, num_tokens)
+
+    def _frame_tokens(self, pooling: Pooling) -> int:
+        cells = pooling.out_grid(self.grid)
+        return cells.height * (cells.width + 1) + 1
+
+    def count(self, plan: VisualPlan) -> int:
+        return plan.num_tokens
+
+    def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
+        """(frames, h, w, d) to (plan.num_tokens, d)."""
+        others = [n for n in range(len(x)) if n % self.every]
+        slow = iter(_separated(self.pooling(x[:: self.every]), marks))
+        fast = iter(_separated(self.fast_pooling(x[others]), marks) if others else ())
+        return torch.cat([next(fast if n % self.every else slow) for n in range(len(x))])
+
+
+def _separated(x: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
+    """(frames, h, w, d) to (frames, h * (w + 1) + 1, d): newlines after lines, a faster_token after each frame."""
+    lines = rearrange(line_by_line(x, marks["newline"]), "(n lines) d -> n lines 1 d", n=len(x))
+    return rearrange(view_by_view(lines, marks["faster_token"]), "(n rows) d -> n rows d", n=len(x))
+
+
+def _has_stride(pooling: Any) -> bool:
+    return is_dataclass(pooling) and any(f.name == "stride" for f in fields(pooling))

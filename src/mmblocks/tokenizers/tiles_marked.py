@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mmblocks.components import tokenizers
+from mmblocks.errors import ConfigError
+from mmblocks.geometry.tiles import long_side_tiles
+from mmblocks.geometry.views import squashed
+from mmblocks.shapes import Scenario, Size, VisualShape
+from mmblocks.tokenizers.rows import rows_of
+from mmblocks.tokenizers.tiling import TilesPlan, squashed_tiles
+
+
+@tokenizers.register(
+    "tiles_marked",
+    source="https://arxiv.org/abs/2408.12637",
+    tiny={"side_tiles": 2},
+    oracle="transformers Idefics3 (layout; pixels are resized once, not twice)",
+)
+@dataclass(frozen=True, slots=True)
+class TilesMarked:
+    """Tiles that say their row and column, then the whole picture, as in Idefics3 and SmolVLM.
+
+    The picture's longer side takes `side_tiles` tiles, the other as many as its shape needs. `marking` "told" writes
+    "<row_1_col_2>" before a tile, "<global-img>" before the whole and a line end after each row of tiles; "learned" has
+    one learned row in place of each text (row_1_col_2, global, line_end), for text tokenizers that would cut these
+    texts to pieces. `around` (with "told") stands before every view and after the last; Idefics3 has
+    "<fake_token_around_image>". Takes any grid.
+    """
+
+    view_px: Size
+    grid: Size
+    side_tiles: int = 4
+    marking: Literal["told", "learned"] = "told"
+    around: str = ""
+    scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
+
+    def __post_init__(self) -> None:
+        if self.side_tiles < 1:
+            raise ConfigError(f"tokenizer 'tiles_marked': side_tiles={self.side_tiles}; write 1 or more.")
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        if self.marking == "told":
+            return ()
+        sides = range(1, self.side_tiles + 1)
+        return (*(f"row_{row}_col_{column}" for row, column in product(sides, sides)), "line_end", "global")
+
+    def reasons_against(self) -> list[str]:
+        if self.marking == "told" or not self.around:
+            return []
+        return [
+            f"tokenizer 'tiles_marked': around={self.around!r} is a text, and marking='learned' writes none; "
+            "leave it out or use marking='told'."
+        ]
+
+    # Integers -------------------------------------------------------------------------------------------------------
+
+    def plan(self, visual: VisualShape) -> TilesPlan:
+        tiles = long_side_tiles(visual.size, self.view_px, self.side_tiles)
+        cut = () if tiles.area == 1 else squashed_tiles(visual.size, tiles, self.view_px)
+        views = (*cut, squashed(0, visual.size, self.view_px))
+        if self.marking == "learned":
+            marks = len(views) + (tiles.height if cut else 0)
+            return TilesPlan(views, len(views) * self.grid.area + marks, tiles)
+        texts = tuple((n * self.grid.area, text) for n, text in enumerate(self._texts(tiles)))
+        return TilesPlan(views, len(views) * self.grid.area, tiles, told=texts)
+
+    def _texts(self, tiles: Size) -> Iterator[str]:
+        """What is told before each view, and after the last."""
+        if tiles.area > 1:
+            for row, column in product(range(tiles.height), range(tiles.width)):
+                row_end = "\n" if row > 0 and column == 0 else ""
+                yield f"{row_end}{self.around}<row_{row + 1}_col_{column + 1}>"
+        rows_end = "\n\n" if tiles.area > 1 else ""
+        yield f"{rows_end}{self.around}<global-img>"
+        yield self.around
+
+    def count(self, plan: TilesPlan) -> int:
+        return plan.num_tokens
+
+    # Tensors --------------------------------------------------------------------------------------------------------
+
+    def assemble(self, x: Tensor, plan: TilesPlan, marks: Mapping[str, Tensor]) -> Tensor:
+        """(tiles and the whole, h, w, d) to (plan.num_tokens, d)."""
+        if self.marking == "told":
+            return rows_of(x)
+        pieces = []
+        for n, view in enumerate(x[:-1].flatten(1, 2)):
+            row, column = divmod(n, plan.tiles.width)
+            pieces += [_row(marks[f"row_{row + 1}_col_{column + 1}"], x), view]
+            if column == plan.tiles.width - 1:
+                pieces.append(_row(marks["line_end"], x))
+        return torch.cat([*pieces, _row(marks["global"], x), rows_of(x[-1:])])
+
+
+def _row(mark: Tensor, like: Tensor) -> Tensor:
+    return mark.to(like).unsqueeze(0)
+
+
+tokenizers.preset("tiles_marked_idefics3", of="tiles_marked", around="<fake_token_around_image>")
+tokenizers.preset("tiles_marked_learned", of="tiles_marked", marking="learned")
