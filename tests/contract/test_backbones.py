@@ -10,6 +10,8 @@ from mmblocks.batch import Packing
 from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
 from mmblocks.model.generate import left_padded
+from mmblocks.testing import LAWS
+from mmblocks.testing.laws import Subject
 
 OWN = [name for name in backbones if backbones.about(name).of is None]
 FAMILIES = json.loads((Path(__file__).parent / "families.json").read_text())
@@ -122,3 +124,9 @@ def test_a_family_that_cannot_be_packed_is_refused_with_the_reason(family, setti
     given = {k: v for k, v in {**TINY, "family": family, **settings}.items() if v is not None}
     with pytest.raises(ConfigError, match=f"family '{family}'.*{reason}"):
         backbones.build({"name": "causal_lm", **given})
+
+
+@pytest.mark.parametrize("law", LAWS["backbone"], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", OWN)
+def test_a_backbone_keeps_the_law_of_the_kit(name, law):
+    law(Subject.of(backbones, name, {}))
