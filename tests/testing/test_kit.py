@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from mmblocks import testing
+from mmblocks.backbones.causal_lm import CausalLM
+from mmblocks.batch import Packing
 from mmblocks.components import poolings, projectors, tokenizers
 from mmblocks.encoders.tiny_conv import TinyConv
 from mmblocks.errors import ConfigError
@@ -274,6 +276,53 @@ class UnusedMark(OneView):
 def test_a_broken_tokenizer_is_told_which_law_it_breaks(part, said):
     with pytest.raises(testing.LawBroken, match=said):
         testing.check_tokenizer(part, framing="padded", newline=True)
+
+
+class Sound(nn.Module):
+    """A language model of somebody else's, around one of transformers'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = CausalLM("qwen2", vocab_size=64, dim=32, depth=2, heads=4, kv_heads=2, mlp_dim=48)
+        self.dim, self.vocab_size, self.max_tokens = 32, 64, 128
+        self.embed = self.inner.embed
+
+    def hidden(self, x, position_ids, packing):
+        return self.inner.hidden(x, position_ids, packing)
+
+    def logits(self, hidden):
+        return self.inner.logits(hidden)
+
+
+class Leaky(Sound):
+    """Packed sequences are one to it."""
+
+    def hidden(self, x, position_ids, packing):
+        return super().hidden(x, torch.arange(len(x)), Packing.of([len(x)]))
+
+
+class Foreseeing(Sound):
+    def hidden(self, x, position_ids, packing):
+        return super().hidden(x + x.mean(0), position_ids, packing)
+
+
+class Wordless(Sound):
+    def logits(self, hidden):
+        return super().logits(hidden)[:, 1:]
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (Leaky, "Another first sequence moves the second by exactly nothing. It moves by"),
+        (Foreseeing, "It is causal: later rows move no earlier one. They move by"),
+        (Wordless, r"logits gives \(9, 63\), vocab_size is 64"),
+    ],
+)
+def test_a_broken_backbone_is_told_which_law_it_breaks(part, said):
+    testing.check_backbone(Sound)
+    with pytest.raises(testing.LawBroken, match=said):
+        testing.check_backbone(part)
 
 
 def test_a_factory_can_be_asked_too():
