@@ -116,9 +116,7 @@ def test_a_pil_image_is_not_changed_by_reading_it():
     assert (image.info, np.array(image).tolist()) == ({"note": "mine"}, noise().tolist())
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1/a.png", "https://127.0.0.1/a.png", "file:///tmp/a.png", "FILE:a.png"]
-)
+@pytest.mark.parametrize("url", ["http://127.0.0.1/a.png", "https://127.0.0.1/a.png", "file:///a.png", "FILE:a.png"])
 def test_urls_are_refused(url):
     with pytest.raises(DataError, match="mmblocks opens no URLs; download the image and pass its path"):
         load_image(url)

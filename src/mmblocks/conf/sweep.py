@@ -25,8 +25,8 @@ def job(config: DictConfig) -> None:
     train.run({**raw, "out": hydra_config.runtime.output_dir})
 
 
-def main() -> int:
-    """Run the sweep that the command line describes. Every job runs; the first failure becomes the exit code."""
+def main() -> str | None:
+    """Run the sweep that the command line describes. Every job runs; the first failure is returned in words."""
     register_groups()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed as tracebacks
     warnings.filterwarnings("ignore", message=".*Defaults list is missing `_self_`")
@@ -35,9 +35,8 @@ def main() -> int:
     except (MMBlocksError, HydraException) as error:
         if os.environ.get("MMBLOCKS_DEBUG") == "1":
             raise
-        print(error if isinstance(error, MMBlocksError) else explain(error), file=sys.stderr)
-        return 1
-    return 0
+        return str(error) if isinstance(error, MMBlocksError) else explain(error)
+    return None
 
 
 if __name__ == "__main__":

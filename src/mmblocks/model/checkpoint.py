@@ -113,9 +113,8 @@ def replaced_whole(folder: Path) -> Iterator[Path]:
         yield fresh
         fresh.chmod(0o755)
         _swap(fresh, folder)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # not there any more where it has taken its place
 
 
 def _swap(fresh: Path, folder: Path) -> None:

@@ -139,6 +139,7 @@ LAWS = (
 
 
 def pictures(encoder: VisionEncoder, views: int) -> Tensor:
+    """(views, 3, *view_px) of noise, the same every time."""
     return torch.randn(views, 3, *encoder.view_px, generator=torch.Generator().manual_seed(1))
 
 

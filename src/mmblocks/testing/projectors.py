@@ -122,10 +122,12 @@ LAWS = (
 
 
 def built(subject: Subject, grid: Size) -> Any:
+    """The projector between IN_DIM and OUT_DIM for a grid, in evaluation."""
     return subject.build(in_dim=IN_DIM, out_dim=OUT_DIM, grid=grid).eval()
 
 
 def features(views: int, grid: Size) -> torch.Tensor:
+    """(views, *grid, IN_DIM) of noise, the same every time."""
     return torch.randn(views, *grid, IN_DIM, generator=torch.Generator().manual_seed(1))
 
 
@@ -145,10 +147,12 @@ def _refusal(subject: Subject, grid: Size) -> str:
 
 
 def projected(projector: Any, x: torch.Tensor) -> torch.Tensor:
+    """Its output; one that reads the question is asked the same about every view."""
     return projector(x, *_asked(projector, x))
 
 
 def bodied(projector: Any, x: torch.Tensor) -> torch.Tensor:
+    """What its head takes, for the same question."""
     return projector.body(x, *_asked(projector, x))
 
 

@@ -104,6 +104,7 @@ def _kinds(container: InputContainer) -> str:
 
 
 def frames_of(container: InputContainer, stream: VideoStream, clip: Clip) -> Iterator[VideoFrame]:
+    """Every frame in the order of decoding. Raises `DataError` with the frame at which decoding breaks off."""
     position = 0
     try:
         for frame in container.decode(stream):
@@ -114,14 +115,17 @@ def frames_of(container: InputContainer, stream: VideoStream, clip: Clip) -> Ite
 
 
 def breaks_off(clip: Clip, frame: int, cause: Exception) -> NoReturn:
+    """Raise the `DataError` of a clip whose frames cannot be read from `frame` on."""
     raise DataError(f"{clip.name}: decoding breaks off at frame {frame} ({_reason(cause)}); {CURE}") from cause
 
 
 def upright(frame: VideoFrame) -> np.ndarray:
+    """(height, width, 3) uint8, turned as the file says it is to be shown."""
     return np.rot90(frame.to_ndarray(format="rgb24"), k=_quarter_turns(frame))
 
 
 def size_of(frame: VideoFrame) -> Size:
+    """Pixels of a frame as it is shown, after turning."""
     return Size(frame.width, frame.height) if _quarter_turns(frame) % 2 else Size(frame.height, frame.width)
 
 

@@ -18,6 +18,8 @@ from mmblocks.shapes import Size
 
 
 class Key(NamedTuple):
+    """A key frame: decoding can begin here."""
+
     time: int  # when it is shown
     seek_to: int  # the time that a demuxer finds it by
 
@@ -50,6 +52,7 @@ class _Packet(NamedTuple):
 
 
 def index_of(clip: Clip) -> Index:
+    """Read a clip's packets without decoding them. Raises `DataError` for a file that holds no clip."""
     with opened(clip) as (container, stream):
         packets, first = _demux(container, stream, clip)
         container_name, codec, promised = container.format.name, stream.codec_context.name, stream.frames

@@ -36,6 +36,7 @@ def _decord() -> ModuleType | None:
 
 
 def read_decord(clip: Clip, index: Index, wanted: Sequence[int]) -> np.ndarray:
+    """The wanted frames (frames, height, width, 3). Raises `DecordRefuses` for what decord does not read rightly."""
     decord = _decord()
     if decord is None:
         raise DecordRefuses("decord is not installed")

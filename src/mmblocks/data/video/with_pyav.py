@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def read_pyav(clip: Clip, index: Index, wanted: Sequence[int]) -> np.ndarray:
+    """The wanted frames (frames, height, width, 3): by seeking, and from the start where that finds not all."""
     found = _read_by_seeking(clip, index, wanted) if index.times else {}
     if len(found) < len(wanted):
         found = _read_from_the_start(clip, index, wanted)

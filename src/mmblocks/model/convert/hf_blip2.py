@@ -103,10 +103,12 @@ def _template(folder: Path, tokenizer: Any) -> str:
 
 
 def refuse_export(model: OneVision) -> list[str]:
+    """Why no model is written in BLIP-2's layouts."""
     return ["BLIP-2's layouts are read only; write mmblocks' own."]
 
 
 def no_export(model: OneVision, folder: Path, **options: Any) -> Path:
+    """Refused: raises `ConfigError`."""
     raise ConfigError(refuse_export(model)[0])
 
 

@@ -43,10 +43,12 @@ def export_reasons(model: OneVision) -> list[str]:
 
 
 def settings(model: OneVision) -> dict[str, Any]:
+    """What LlavaNextConfig says beside the parts."""
     return {"image_grid_pinpoints": pinpoints_of(model), "image_seq_length": model.encoder.grid.area}
 
 
 def image_processor(model: OneVision) -> Any:
+    """transformers' processor with the model's colours, view and canvases."""
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
     return LlavaNextImageProcessorPil(**colours(model), **cut_to(model), image_grid_pinpoints=pinpoints_of(model))

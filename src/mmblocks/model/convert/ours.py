@@ -15,16 +15,19 @@ from mmblocks.model.onevision import OneVision
 
 
 def reads(folder: Path) -> bool:
+    """Whether a folder is a model saved by mmblocks."""
     config = raw_config(folder)
     return "mmblocks" in config and "model" in config
 
 
 def import_(folder: Path, *, dtype: torch.dtype) -> tuple[OneVision, Matched]:
+    """Load it; every tensor of it is used, or loading fails."""
     model = checkpoint.load(folder, dtype=dtype)
     return model, Matched("mmblocks", model.state_dict(), {})
 
 
 def export(model: OneVision, folder: Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB") -> Path:
+    """Save it; parts are one file each, whatever `max_shard_size` says."""
     return checkpoint.save(model, folder, dtype=dtype)
 
 
