@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmblocks.shapes import RoutedPlan
+from mmblocks.shapes import RoutedPlan, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ class Batch:
     plans: one per visual, in the order of their pixels and of their rows.
     visual_positions: (visual tokens,) int64, the rows of `input_ids` that visual tokens replace, in order.
     instructions: what was asked about each view, where the model's projector reads it.
+    features: (views, rows, columns, dim), what a frozen encoder once made of the views; `pixels` are not read then.
     """
 
     input_ids: Tensor
@@ -83,6 +84,7 @@ class Batch:
     plans: tuple[RoutedPlan, ...]
     visual_positions: Tensor
     instructions: Instructions | None = None
+    features: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -91,6 +93,36 @@ class Batch:
     @property
     def num_labelled(self) -> int:
         return int((self.targets != IGNORE).sum())
+
+    @property
+    def num_views(self) -> int:
+        return len(self.pixels if self.features is None else self.features)
+
+    def with_blank_view(self, view_px: Size) -> Batch:
+        """The same for a batch without views: a black one that is encoded and takes no place in the sequence."""
+        if self.num_views:
+            return self
+        blank = self.pixels.new_zeros(1, 3, *view_px)
+        features = None if self.features is None else self.features.new_zeros(1, *self.features.shape[1:])
+        return replace(self, pixels=blank, instructions=Instructions.none(1).to(blank.device), features=features)
+
+    @classmethod
+    def empty(cls, view_px: Size, features: Tensor | None = None) -> Batch:
+        """A batch from which nothing is learned: two sequences of one token without a target.
+
+        features: (0, rows, columns, dim) where the other batches carry features.
+        """
+        nothing = torch.zeros(2, dtype=torch.int64)
+        return cls(
+            input_ids=nothing,
+            position_ids=nothing,
+            targets=torch.full((2,), IGNORE),
+            packing=Packing.of([1, 1]),
+            pixels=torch.empty(0, 3, *view_px, dtype=torch.uint8),
+            plans=(),
+            visual_positions=torch.empty(0, dtype=torch.int64),
+            features=features,
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(
@@ -102,6 +134,7 @@ class Batch:
             pixels=self.pixels.to(device),
             visual_positions=self.visual_positions.to(device),
             instructions=None if self.instructions is None else self.instructions.to(device),
+            features=None if self.features is None else self.features.to(device),
         )
 
 

@@ -70,6 +70,22 @@ class Conversation:
         return cls(tuple(_message(m, f"{origin}: message {i}") for i, m in enumerate(messages)), origin)
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two conversations that differ in the last answer: one that was preferred, and one that was not."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+    @property
+    def origin(self) -> str:
+        return self.chosen.origin
+
+
+Item = Conversation | Pair
+"""What a source of training data holds."""
+
+
 def _message(raw: Mapping[str, Any], where: str) -> Message:
     role = raw.get("role")
     if role not in ROLES:

@@ -24,5 +24,9 @@ class CheckpointError(MMBlocksError, RuntimeError):
     """A checkpoint folder is missing, cut, or disagrees with the model."""
 
 
+class TrainingError(MMBlocksError, RuntimeError):
+    """A run cannot go on from where it is."""
+
+
 class MissingDependencyError(MMBlocksError, ImportError):
     """An optional package is needed for what was asked."""

@@ -106,6 +106,17 @@ def type_name(annotation: Any) -> str:
     )
 
 
+def differing(one: Any, other: Any, key: str = "") -> list[str]:
+    """Keys under which two nests of plain values differ, the deepest ones."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        inside = [differing(one.get(k), other.get(k), f"{key}.{k}") for k in {**one, **other}]
+        return [name for names in inside for name in names]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        inside = [differing(a, b, f"{key}.{i}") for i, (a, b) in enumerate(zip(one, other, strict=True))]
+        return [name for names in inside for name in names]
+    return [] if one == other else [key.removeprefix(".")]
+
+
 # Dataclasses as schemas ---------------------------------------------------------------------------------------------
 
 

@@ -42,7 +42,7 @@ def test_a_recipe_is_printed_as_it_composes(capsys):
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("command", [["recipes", "mini"], ["train", "mini"], ["train", "mini", "-m"]])
+@pytest.mark.parametrize("command", [["recipes", "mini"], ["train", "mini"], ["sweep", "mini", "seed=0,1"]])
 def test_a_wrong_override_is_refused_by_every_command(command, capsys):
     assert main([*command, "bugdet=2"]) == 2
     assert "bugdet is not a setting. Did you mean 'budget'?" in capsys.readouterr().err
@@ -50,8 +50,8 @@ def test_a_wrong_override_is_refused_by_every_command(command, capsys):
 
 @pytest.mark.usefixtures("here")
 def test_options_may_stand_anywhere_between_overrides(capsys):
-    assert main(["train", "mini", "-m", "seed=0,x"]) == 2
-    assert main(["train", "-m", "mini", "seed=0,x"]) == 2
+    assert main(["sweep", "mini", "--star", "seed=0,x"]) == 2
+    assert main(["sweep", "--star", "mini", "seed=0,x"]) == 2
     assert capsys.readouterr().err.count("seed='x' is not int") == 2
 
 

@@ -123,7 +123,7 @@ def test_composing_inside_a_program_that_uses_hydra_leaves_that_programs_hydra_a
         ("seed=${nowhere}", "seed: Interpolation key 'nowhere' not found"),
         ("seed=[", "override 'seed=[' cannot be read"),
         ("seed", "override 'seed' cannot be read"),
-        ("seed=0,1", "override 'seed=0,1' names several values; add -m"),
+        ("seed=0,1", "override 'seed=0,1' names several values; `mmblocks sweep` runs each"),
         ("out=???", "out has no value"),
         ("model=3", "recipe 'mini/one': "),
         ("stages=[]", "at least one stage is needed"),
@@ -133,7 +133,7 @@ def test_composing_inside_a_program_that_uses_hydra_leaves_that_programs_hydra_a
         ("+stages.0.train.encodr=0.1", "no such part. Did you mean 'encoder'?"),
         ("stages.0.data.0.name=tinywrld", "no source is called 'tinywrld'. Did you mean 'tinyworld'?"),
         ("stages.0.data.0.task=captions", "task='captions' is not one of"),
-        ("stages.0.data.0.weight=-1", "weight=-1 must be a number above 0"),
+        ("stages.0.data.0.weight=-1", "weight=-1 is no share of the samples"),
         ("~stages.0.data.0.name", "has no 'name'"),
     ],
 )

@@ -1,82 +1,96 @@
+"""What a sweep is asked for, and what is refused before anything starts."""
+
 import json
-import subprocess
-import sys
 
 import pytest
 
 from mmblocks import conf
-from mmblocks.conf.launch import rehearse, sweep_arguments
+from mmblocks.conf.launch import TINY_VISUALS, Words
 from mmblocks.errors import ConfigError
-
-RECORDING = """
-import json, pathlib, sys
-from mmblocks import train
-from mmblocks.errors import DataError
-
-def run(raw):
-    if raw["seed"] == 13:
-        raise DataError("seed 13 brings bad luck")
-    pathlib.Path(raw["out"], "seen.json").write_text(json.dumps(raw))
-
-train.run = run
-from mmblocks.conf.sweep import main
-sys.exit(main())
-"""
+from mmblocks.eval.cells import Axis, Sweep
 
 
-def swept(*overrides):
-    """Hydra's multirun of mini/one with a trainer that only writes down what it was asked to train."""
-    command = [sys.executable, "-c", RECORDING, *sweep_arguments("mini/one", overrides)]
-    return subprocess.run(command, capture_output=True, text=True)
+def test_words_vary_hold_for_all_choose_the_launcher_or_name_visuals():
+    words = ["model/projector=mlp,linear", "budget=0.5", "hydra/launcher=joblib", "image=96x72", "seed=range(0,3)"]
+    said = Words.of("mini/one", words)
+    assert said.axes == (Axis("model/projector", ("mlp", "linear")), Axis("seed", ("0", "1", "2")))
+    assert (said.shared, said.launcher, said.visuals) == (("budget=0.5",), ("hydra/launcher=joblib",), ("image=96x72",))
 
 
-def test_a_sweep_trains_each_combination_in_a_folder_of_its_own(recipes):
-    done = swept("model/projector=mlp,linear", "seed=0,1")
-    assert done.returncode == 0, done.stderr
-    found = sorted(recipes.parents[1].glob("runs/mini/sweep/*/*/seen.json"))
-    runs = [json.loads(p.read_text()) for p in found]
-    assert [p.parent.name for p in found] == ["0", "1", "2", "3"]
-    assert [(r["model"]["projector"]["name"], r["seed"]) for r in runs] == [
-        ("mlp", 0),
-        ("mlp", 1),
-        ("linear", 0),
-        ("linear", 1),
-    ]
-    assert runs[1] == {**conf.compose("mini/one", ["model/projector=mlp", "seed=1"]), "out": runs[1]["out"]}
-
-
-def test_a_job_that_fails_says_why_without_a_traceback_and_the_others_still_run(recipes):
-    done = swept("seed=13,14", "hydra.sweep.dir=here")
-    assert done.returncode == 1
-    assert "seed 13 brings bad luck" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert json.loads((recipes.parents[1] / "here/1/seen.json").read_text())["seed"] == 14
+def test_a_list_is_one_value():
+    said = Words.of("mini/one", ["model.encoder.widths=[8,8],[16,16]"])
+    assert said.axes[0].values == ("[8,8]", "[16,16]")
 
 
 @pytest.mark.usefixtures("recipes")
-def test_hydras_own_overrides_pass_through_without_being_rehearsed():
-    rehearse("mini/one", ["seed=0,1", "hydra/launcher=a_cluster", "hydra.launcher.jobs=4"])
-    assert sweep_arguments("mini/one", ["seed=0,1", "hydra/launcher=a_cluster"])[-2:] == [
-        "seed=0,1",
-        "hydra/launcher=a_cluster",
+def test_every_cell_is_composed_into_a_folder_of_its_own():
+    folder = conf.prepare_sweep("mini/one", ["model/projector=mlp,linear", "seed=0,1", "budget=0.25"])
+    assert folder.as_posix() == "runs/mini/sweep"
+    names = [cell.name for cell in Sweep.load(folder).cells]
+    assert names == [
+        "projector-mlp_seed-0",
+        "projector-mlp_seed-1",
+        "projector-linear_seed-0",
+        "projector-linear_seed-1",
     ]
+    made = json.loads((folder / names[3] / "cell.json").read_text())
+    expected = conf.compose("mini/one", ["model/projector=linear", "seed=1", "budget=0.25"])
+    assert made["recipe"] == {**expected, "out": str(folder / names[3])}
+    assert made["cost"]["visual_tokens"] > 0
+    assert made["cost"]["flops"] > made["cost"]["parameters"] > 0
+
+
+@pytest.mark.usefixtures("recipes")
+def test_drawn_data_is_scored_by_exact_answers_and_counted_at_its_own_sizes(tmp_path):
+    sweep = Sweep.load(conf.prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path / "a"))
+    assert (sweep.score, sweep.visuals) == ("tiny", TINY_VISUALS)
+    asked = conf.prepare_sweep("mini/one", ["seed=0,1", "image=1000x700"], out=tmp_path / "b", score="loss")
+    assert (Sweep.load(asked).score, Sweep.load(asked).visuals) == ("loss", ("image=1000x700",))
+
+
+@pytest.mark.usefixtures("recipes")
+def test_all_faults_of_all_cells_are_listed_and_nothing_is_written(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        conf.prepare_sweep("mini/one", ["model/projector=mlp,linera", "stages.0.warmup=0.1,7"], out=tmp_path / "s")
+    said = str(caught.value)
+    assert "projector-mlp_warmup-7: stages.0.warmup: warmup=7.0 is not a share of the steps." in said
+    assert (
+        "projector-linera_warmup-0.1: recipe 'mini/one': no projector is called 'linera'. Did you mean 'linear'?"
+        in said
+    )
+    assert "projector-mlp_warmup-0.1" not in said
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.usefixtures("recipes")
 @pytest.mark.parametrize(
-    "overrides",
+    ("words", "said"),
     [
-        ["model/projector=mlp,linera"],
-        ["seed=0,x"],
-        ["seed=0,1", "bugdet=1,2"],
-        ["model/projector=mlp,linear", "seed=["],
+        (["seed=1"], "nothing varies"),
+        (["seed=interval(0,1)"], r"does not say which values; list them: seed=a,b,c"),
+        (["seed=0,1", "out=here"], r"name the sweep's with --out"),
+        (["seed=0,1", "hydra/launcher=jobblib"], r"no launcher is called 'jobblib'. Did you mean 'joblib'\?"),
+        (["seed=0,1", "hydra.launcher.speed=9"], "hydra.launcher.speed"),
+        (["seed=0,1", "hydra.sweep.dir=x"], "of Hydra's settings a sweep takes"),
+        (["seed=["], "cannot be read"),
     ],
 )
-def test_a_typo_in_any_value_is_refused_before_the_first_job(overrides):
-    with pytest.raises(ConfigError):
-        rehearse("mini/one", overrides)
+def test_words_that_make_no_sweep_are_refused(words, said):
+    with pytest.raises(ConfigError, match=said):
+        conf.prepare_sweep("mini/one", words)
 
 
 @pytest.mark.usefixtures("recipes")
-def test_values_that_only_fit_together_are_left_to_the_jobs():
-    rehearse("mini/one", ["model/projector=mlp,linear", "seed=range(0,2)", "budget=interval(0,1)"])
+def test_a_folder_keeps_the_cells_it_has_and_takes_more(tmp_path):
+    conf.prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path)
+    conf.prepare_sweep("mini/one", ["seed=1,2", "threads=2"], out=tmp_path)
+    assert [cell.name for cell in Sweep.load(tmp_path).cells] == ["seed-1", "seed-2"]
+    with pytest.raises(ConfigError, match=r"seed-1 holds a cell with other settings \(they differ in budget\)"):
+        conf.prepare_sweep("mini/one", ["seed=1,2", "budget=0.1"], out=tmp_path)
+
+
+@pytest.mark.usefixtures("recipes")
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "seed-0").mkdir()
+    with pytest.raises(ConfigError, match="is there already, and is no cell of a sweep"):
+        conf.prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path)

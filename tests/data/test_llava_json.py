@@ -164,7 +164,7 @@ def test_a_fault_names_the_record(folder, bad, fault):
 def test_a_key_that_stands_twice_is_a_fault(folder):
     path = folder / "data.json"
     path.write_text('[{"image": "cat.png", "image": "dog.png", "conversations": []}]')
-    with pytest.raises(DataError, match="record 0: the key 'image' stands twice in the record"):
+    with pytest.raises(DataError, match="record 0: the key 'image' stands twice; keep one"):
         read_llava(path)[0]
     path.write_text('[{"conversations": [{"from": "human", "value": "a", "value": "b"}]}]')
     with pytest.raises(DataError, match="record 0, turn 0: the key 'value' stands twice"):

@@ -6,8 +6,6 @@ from PIL import Image
 from mmblocks.conversation import Conversation, Message, Text, Visual
 from mmblocks.data.positions import arranged
 from mmblocks.data.processor import Processor
-from mmblocks.train.loop import stage_processor
-from mmblocks.train.stages import Stage
 
 A, B, CLIP = Visual("image", "a.png"), Visual("image", "b.png"), Visual("video", "c.mp4")
 
@@ -74,10 +72,9 @@ def test_a_stages_processor_moves_visuals_of_its_samples(tiny_model):
         {"type": "text", "text": " ?"},
     ]
     talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "red"}]
-    stage = Stage("s", [{"name": "tinyworld"}], {"backbone": 1e-3}, steps=1, batch_size=1, visuals="front")
     first_visual_row = [
         processor.training_sample(Conversation.of(talk)).encoded.visual_positions[0].item()
-        for processor in (Processor.of(tiny_model), stage_processor(tiny_model, stage))
+        for processor in (Processor.of(tiny_model), Processor.of(tiny_model, visuals="front"))
     ]
     header = len(tiny_model.backbone.text_tokenizer.encode("<|im_start|>user\n"))
     assert first_visual_row[1] == header < first_visual_row[0]

@@ -67,9 +67,49 @@ PLANTED = [
     ("stages.0.data.0", "tinyworld", "stages.0.data.0", "Write name: one of"),
     ("stages.0.data.0.name", "tinywolrd", "stages.0.data.0", "Did you mean 'tinyworld'?"),
     ("stages.0.data.0.taks", "text", "stages.0.data.0.taks", "Did you mean 'task'?"),
-    ("stages.0.data.0.task", "images", "stages.0.data.0.task", "one of text, caption, single, by_shape, multi, video"),
+    ("stages.0.data.0.task", "images", "stages.0.data.0.task", "one of text, caption, single, by_shape"),
     ("stages.0.data.0.turns", 0, "stages.0.data.0", "must be at least 1"),
     ("stages.0.data.0.weight", 0, "stages.0.data.0.weight", "Write a number above 0"),
+    ("stages.0.data.0.take", "last:3", "stages.0.data.0.take", "write all, first:N"),
+    ("stages.0.data.0.prompt", 3, "stages.0.data.0.prompt", "is not a text"),
+    (
+        "stages.0.data.0",
+        {"name": "llava_json", "path": "gone/{a,b}.json"},
+        "stages.0.data.0.path",
+        "gone/b.json does not",
+    ),
+    ("stages.0.data.0", {"name": "webdataset", "path": ["a.tar"]}, "stages.0.data.0.path", "a.tar does not exist"),
+    ("stages.0.data.0", {"name": "parquet"}, "stages.0.data.0", "write either path or hub"),
+    ("evaluate", {"data": [{"name": "tinywolrd"}]}, "evaluate.data.0", "Did you mean 'tinyworld'?"),
+    ("evaluate", {"every": 0, "tiny": 5}, "evaluate.every", "Write 1 or more"),
+    ("evaluate", {"every": 5}, "evaluate", "nothing to measure"),
+    ("keep_best", True, "keep_best", "evaluate: {data"),
+    ("keep", 0, "keep", "Write 1 or more"),
+    ("ema", 1.0, "ema", "below 1"),
+    ("track", ["tensorbord"], "track", "Did you mean 'tensorboard'?"),
+    ("look_at", -1, "look_at", "Write 0 or more"),
+    ("timeout_s", 0.0, "timeout_s", "above 0"),
+    ("broken", "repeat", "broken", "one of raise, skip"),
+    ("start_at", "alin", "start_at", "Did you mean 'align'?"),
+    ("export", "transformers", "export", "Leave export out"),
+    ("cache_features", "cache", "cache_features", "it trains the encoder"),
+    ("stages.0.steps", MISSING, "stages.0", "write either steps or epochs"),
+    ("stages.0.epochs", 1.0, "stages.0", "write either steps or epochs"),
+    ("stages.0.step_tokens", 100, "stages.0", "either batch_size"),
+    ("stages.0.batch_size", MISSING, "stages.0", "either batch_size"),
+    ("stages.0.pack_tokens", 0, "stages.0.pack_tokens", "at least 1"),
+    ("stages.0.schedule", "cosin", "stages.0.schedule", "one of cosine, linear, constant"),
+    ("stages.0.precision", "fp8", "stages.0.precision", "one of float32, bfloat16"),
+    ("stages.0.objective", "dop", "stages.0.objective", "Did you mean 'dpo'?"),
+    ("stages.0.objective", "dpo", "stages.0.data.0", "pairs of answers"),
+    ("stages.0.train", {"lora": {"rank": 4}}, "stages.0.train.lora.rate", "missing"),
+    ("stages.0.train", {"lora": {"rate": 1e-3, "rank": 0}}, "stages.0.train.lora.rank", "Write 1 or more"),
+    ("stages.0.train", {"lora": {"rate": 1e-3, "bits": 3}}, "stages.0.train.lora", "one of 4, 8"),
+    ("stages.0.train", {"lora": 1e-3, "backbone": 1e-3}, "stages.0.train", "keep one"),
+    ("stages.0.train", {"projector": {"rate": 1e-3, "decay": 0.1}}, "stages.0.train.projector.decay", "weight_decay"),
+    ("stages.0.tokenizer", {"picture": "frames"}, "stages.0.tokenizer.picture", "Write one of image"),
+    ("stages.0.tokenizer", {"image": "anyres_mx"}, "stages.0.tokenizer.image", "Did you mean"),
+    ("stages.0.tokenizer", {"video": "anyres_max"}, "stages.0.tokenizer.video", "does not serve"),
     ("model.backbone.text_tokenizer", MISSING, "model.backbone.text_tokenizer", "mmblocks:tinyworld_text"),
     ("model.projector", "mpl", "model.projector", "Did you mean 'mlp'?"),
     ("model", "onevision", "model", "is not"),
@@ -84,6 +124,20 @@ def test_a_planted_fault_is_named_with_its_key_and_a_cure(recipe, path, value, k
 
 
 def test_a_good_recipe_has_no_fault(recipe):
+    assert check_run(recipe) == []
+
+
+def test_a_mixture_file_is_looked_into_before_a_run(recipe, tmp_path):
+    (tmp_path / "m.yaml").write_text("datasets: [{json_path: gone.json}]")
+    recipe["stages"][1]["data"] = [{"name": "llava_mixture", "path": str(tmp_path / "m.yaml")}]
+    (fault,) = check_run(recipe)
+    assert fault.key == "stages.1.data.0"
+    assert "datasets.0" in fault.message
+    assert "gone.json does not exist" in fault.message
+
+
+def test_the_hub_is_not_asked_before_a_run(recipe):
+    recipe["stages"][0]["data"] = [{"name": "parquet", "hub": "nobody/nothing"}]
     assert check_run(recipe) == []
 
 

@@ -6,38 +6,22 @@ import pytest
 import torch
 
 import mmblocks
+from mmblocks.batch import Batch
 from mmblocks.errors import ConfigError
+from mmblocks.model.trainable import train_only
 from mmblocks.train import run
-from mmblocks.train.loop import train_step
+from mmblocks.train.batches import Made
+from mmblocks.train.distributed import World
+from mmblocks.train.objectives import objectives
 from mmblocks.train.optim import optimizer_for, schedule
+from mmblocks.train.panel import Panel
 from mmblocks.train.stages import Stage, read_run
+from mmblocks.train.step import Stepper
 
-WORLD = [{"name": "tinyworld", "task": "single", "weight": 2.0}, {"name": "tinyworld", "task": "video"}]
-
-
-@pytest.fixture
-def recipe(tiny_spec, tmp_path):
-    return {
-        "model": tiny_spec,
-        "out": str(tmp_path / "run"),
-        "save_every": 2,
-        "log_every": 2,
-        "stages": [
-            {"name": "align", "data": WORLD, "train": {"projector": 1e-3}, "steps": 3, "batch_size": 3},
-            {"name": "all", "data": WORLD, "train": {"projector": 1e-3, "backbone": 1e-3}, "steps": 5, "batch_size": 2},
-        ],
-    }
+WORLD = [{"name": "tinyworld", "task": "single"}]
 
 
-def weights(folder):
-    return mmblocks.load(folder).state_dict()
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def test_a_run_leaves_a_model_its_stages_and_metrics(recipe, tmp_path):
+def test_a_run_leaves_a_model_its_stages_and_metrics(recipe, tmp_path, weights, same):
     run(recipe)
     out = tmp_path / "run"
     assert sorted(p.name for p in (out / "stages").iterdir()) == ["0-align", "1-all"]
@@ -47,27 +31,7 @@ def test_a_run_leaves_a_model_its_stages_and_metrics(recipe, tmp_path):
     assert all(r["loss"] > 0 and r["tokens_per_s"] > 0 for r in rows)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
-def test_a_stopped_run_goes_on_as_if_it_never_stopped(recipe, tmp_path, monkeypatch, stop_at):
-    run({**recipe, "out": str(tmp_path / "whole")})
-    taken = 0
-
-    def stops(*arguments):
-        nonlocal taken
-        if taken == stop_at:
-            raise KeyboardInterrupt
-        taken += 1
-        return train_step(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mmblocks.train.loop.train_step", stops)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe)
-    run(recipe)
-    assert same(weights(tmp_path / "run/model"), weights(tmp_path / "whole/model"))
-
-
-def test_two_runs_of_a_recipe_are_equal_and_another_seed_differs(recipe, tmp_path):
+def test_two_runs_of_a_recipe_are_equal_and_another_seed_differs(recipe, tmp_path, weights, same):
     run({**recipe, "out": str(tmp_path / "a")})
     run({**recipe, "out": str(tmp_path / "b")})
     run({**recipe, "out": str(tmp_path / "c"), "seed": 1})
@@ -75,13 +39,13 @@ def test_two_runs_of_a_recipe_are_equal_and_another_seed_differs(recipe, tmp_pat
     assert not same(weights(tmp_path / "a/model"), weights(tmp_path / "c/model"))
 
 
-def test_worker_processes_change_nothing(recipe, tmp_path):
+def test_worker_processes_change_nothing(recipe, tmp_path, weights, same):
     run({**recipe, "out": str(tmp_path / "a")})
     run({**recipe, "out": str(tmp_path / "b"), "workers": 1})
     assert same(weights(tmp_path / "a/model"), weights(tmp_path / "b/model"))
 
 
-def test_frozen_parts_keep_their_weights_bit_for_bit(recipe, tmp_path):
+def test_frozen_parts_keep_their_weights_bit_for_bit(recipe, tmp_path, weights):
     start = mmblocks.build(recipe["model"], seed=0).state_dict()
     run({**recipe, "stop_after": "align"})
     end = weights(tmp_path / "run/model")
@@ -95,7 +59,7 @@ def test_a_folder_of_another_run_is_refused(recipe):
         run({**recipe, "seed": 5})
 
 
-def test_a_run_starts_from_a_saved_model(recipe, tmp_path):
+def test_a_run_starts_from_a_saved_model(recipe, tmp_path, weights, same):
     run({**recipe, "stop_after": "align"})
     again = {**recipe, "weights": str(tmp_path / "run/model"), "out": str(tmp_path / "next"), "budget": 0.2}
     again["stages"] = [{**recipe["stages"][0], "train": {"marks": 1e-9}}]
@@ -125,14 +89,20 @@ def test_the_loss_falls_on_twenty_samples(tiny_model):
 
     source = sources.build("tinyworld", task="single")
     batch = collate([Processor.of(tiny_model).training_sample(source[i]) for i in range(20)])
-    stage = Stage("x", WORLD, {"encoder": 3e-3, "projector": 3e-3, "marks": 3e-3, "backbone": 3e-3}, 1, 1)
+    rates = {"encoder": 3e-3, "projector": 3e-3, "marks": 3e-3, "backbone": 3e-3}
+    stage = Stage("x", WORLD, rates, steps=1, batch_size=20)
+    train_only(tiny_model, stage.train)
     optimizer = optimizer_for(tiny_model, stage)
-    losses = [train_step(tiny_model, batch, optimizer, 1.0, 1.0) for _ in range(80)]
+    with Panel(tiny_model) as panel:
+        nothing = Batch.empty(tiny_model.encoder.view_px)
+        alone = World(0, 1, torch.device("cpu"))
+        step = Stepper(tiny_model, objectives.build("answers"), optimizer, stage, alone, panel, nothing)
+        losses = [float(step(Made((batch,)), 1.0).loss) for _ in range(80)]
     assert losses[-1] < 0.3 * losses[0]
 
 
 def test_each_part_has_its_own_learning_rate_and_norms_do_not_decay(tiny_model):
-    stage = Stage("x", WORLD, {"encoder": 2e-6, "backbone": 1e-5}, 1, 1, weight_decay=0.1)
+    stage = Stage("x", WORLD, {"encoder": 2e-6, "backbone": 1e-5}, steps=1, batch_size=1, weight_decay=0.1)
     groups = optimizer_for(tiny_model, stage).param_groups
     assert {(g["part"], g["lr"]) for g in groups} == {("encoder", 2e-6), ("backbone", 1e-5)}
     assert all((g["weight_decay"] == 0) == all(p.ndim <= 1 for p in g["params"]) for g in groups)

@@ -37,7 +37,10 @@ COMMANDS = {
         Command("recipes", "recipes that can be trained, or what one of them composes to"),
         Command("check", "every reason why a composition cannot work"),
         Command("plan", "tokens, compute and memory of a composition for given pictures and clips"),
-        Command("train", "train a recipe, or sweep over overrides with -m"),
+        Command("inspect", "what a recipe's data holds, and single records as the model will see them"),
+        Command("train", "train a recipe, or go on where it stopped"),
+        Command("sweep", "train one run per combination of values, and compare them in a table and a picture"),
+        Command("diff", "what tells two runs or two models apart"),
         Command("eval", "measure a model on tasks"),
         Command("chat", "talk with a model about pictures and clips"),
         Command("convert", "read and write the layouts of transformers and LLaVA"),
@@ -103,6 +106,6 @@ def _parser_of(command: Command, module: ModuleType) -> argparse.ArgumentParser:
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Options may stand between overrides (`train RECIPE -m a=1,2`); argparse allows that where nothing is nested."""
+    """Options may stand between overrides (`sweep RECIPE --star a=1,2`); argparse allows that where nothing is nested."""
     nested = any(action.nargs in (argparse.PARSER, argparse.REMAINDER) for action in parser._actions)
     return parser.parse_args(arguments) if nested else parser.parse_intermixed_args(arguments)

@@ -143,18 +143,9 @@ def _sizes(model: OneVision) -> dict[str, str]:
 
 def _fitting(found: str, model: OneVision) -> str:
     """mmblocks' own layout, or for a model that has it already the family of transformers that can express it."""
-    from mmblocks.model.convert import DOORS, door_of
+    from mmblocks.model.convert import fitting_family
 
-    if found != "mmblocks":
-        return "mmblocks"
-    families = [name for name, module in DOORS.items() if module.startswith("hf_llava")]
-    families.sort(key=lambda name: not door_of(name).clips)
-    reasons = {name: door_of(name).reasons_against_export(model) for name in families}
-    fitting = next((name for name in families if not reasons[name]), None)
-    if fitting is None:
-        listed = "\n".join(f"  {name}:\n" + "\n".join(f"  - {r}" for r in reasons[name]) for name in families)
-        raise ConfigError(f"no family of transformers can express this model:\n{listed}")
-    return fitting
+    return fitting_family(model) if found == "mmblocks" else "mmblocks"
 
 
 def _require_expressed(door: Door, model: OneVision) -> None:

@@ -1,10 +1,22 @@
-"""Tokens, compute and memory of a recipe's model for given pictures and clips. Reads no weights and no network.
+"""Tokens, compute and memory of a recipe's model for given pictures and clips, or what training on given data takes.
+
+Reads no weights and no network.
 
   mmblocks plan RECIPE image=1000x700 image=384x384 video=1280x720@30s
   mmblocks plan llava_next/vicuna_7b model/projector=gated image=1000x700 --json
 
 Sizes are WIDTHxHEIGHT in pixels; a clip says its seconds, and its frames per second if they are not 30
 (video=1280x720@30s@25fps). All visuals stand in one conversation. Other words are overrides.
+
+  mmblocks plan RECIPE data=train.json ranks=64 images=photos stage=onevision
+  mmblocks plan RECIPE data=recipe
+  mmblocks plan RECIPE ranks=8,64 --memory
+  mmblocks plan RECIPE --trains
+
+With data, headers of its media are read and nothing else: how many tokens, views and labels its samples have, what padding
+and packing make of them, how evenly the ranks are kept busy. data=FILE (several, too) is planned as the last stage would
+read it, or the one that stage= names; data=recipe is what the stages of the recipe read themselves. images= and videos= are
+the folders that media are relative to, samples= how many are measured at most (10000), cost= a saved calibration.
 """
 
 from __future__ import annotations
@@ -12,7 +24,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from mmblocks.cli.plan_data import WORDS, Question, page, planned
+from mmblocks.cli.tables import aligned
+from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmblocks.model.budget import Budget
@@ -26,22 +43,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe", help="a recipe (`mmblocks recipes`, or a YAML file), or a system (`mmblocks list system`)"
     )
     parser.add_argument(
-        "words", nargs="*", help=f"pictures and clips ({DEFAULT_MEDIA[0]} when there are none), and overrides"
+        "words", nargs="*", help=f"pictures and clips ({DEFAULT_MEDIA[0]} when there are none) or data, and overrides"
     )
     parser.add_argument("--text", type=int, default=64, metavar="TOKENS", help="text tokens beside the visuals (64)")
+    parser.add_argument("--memory", action="store_true", help="memory of training by stage, for ranks=8,64 processes")
+    parser.add_argument("--trains", action="store_true", help="what learns in each stage, how much and how fast")
     parser.add_argument("--json", action="store_true", help="the same as json")
 
 
 def run(args: argparse.Namespace) -> int:
     from mmblocks import conf
-    from mmblocks.model.budget import plan, visual_shape
 
     media = [word for word in args.words if word.startswith(MEDIA)]
-    raw = conf.compose_for_planning(args.recipe, [word for word in args.words if not word.startswith(MEDIA)])
+    about_data = [word for word in args.words if word.startswith(WORDS)]
+    raw = conf.compose_for_planning(args.recipe, [w for w in args.words if w not in media and w not in about_data])
+    if args.memory:
+        return _plan_memory(raw, about_data, as_json=args.json)
+    if args.trains:
+        return _plan_trains(raw, as_json=args.json)
+    if not about_data:
+        return _plan_media(raw, media, args)
+    question = Question.of(about_data)
+    if media or not question.data:
+        wrong = f"{media[0]} is a picture or clip" if media else f"{about_data[0]} is about data"
+        raise ConfigError(
+            f"{wrong}; write either pictures and clips, or data=FILE (or data=recipe) and words about it."
+        )
+    return _plan_data(raw, question, as_json=args.json)
+
+
+def _plan_media(raw: Mapping[str, Any], media: Sequence[str], args: argparse.Namespace) -> int:
+    from mmblocks.model.budget import plan, visual_shape
+
     shapes = [visual_shape(word) for word in media or DEFAULT_MEDIA]
     stages = {stage["name"]: list(stage["train"]) for stage in raw.get("stages", [])}
     budget = plan(raw["model"], shapes, text_tokens=args.text, stages=stages)
     print(json.dumps(budget.plain(), indent=2) if args.json else "\n".join(report(raw["model"], budget)))
+    return 0
+
+
+def _plan_trains(raw: Mapping[str, Any], *, as_json: bool) -> int:
+    from mmblocks.train.table import as_text, tables_of
+
+    if not raw.get("stages"):
+        raise ConfigError("--trains is about training, and a system has no stages; name a recipe (`mmblocks recipes`).")
+    tables = tables_of(raw)
+    if as_json:
+        print(json.dumps({name: [asdict(row) for row in rows] for name, rows in tables.items()}, indent=2))
+    else:
+        print("\n\n".join(f"{name}\n{as_text(rows)}" for name, rows in tables.items()))
+    return 0
+
+
+def _plan_memory(raw: Mapping[str, Any], words: Sequence[str], *, as_json: bool) -> int:
+    from mmblocks.cli.memory_report import memory_of, memory_page, ranks_in
+
+    found = memory_of(raw, ranks_in(words))
+    plain = {name: [memory.plain() for memory in rows] for name, rows in found.items()}
+    print(json.dumps(plain, indent=2) if as_json else "\n".join(memory_page(found)))
+    return 0
+
+
+def _plan_data(raw: Mapping[str, Any], question: Question, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps([found.plain() for found in planned(raw, question)], indent=2))
+        return 0
+    for number, found in enumerate(planned(raw, question)):
+        print("\n".join(["\n"] * (number > 0) + list(page(found))))
     return 0
 
 
@@ -52,11 +120,11 @@ def report(model: Mapping[str, Any], budget: Budget) -> Iterator[str]:
     """The budget as aligned tables."""
     yield from _names(model)
     yield ""
-    yield from _aligned([("visual", "pixels", "scenario", "views", "tokens"), *_visual_rows(budget)])
+    yield from aligned([("visual", "pixels", "scenario", "views", "tokens"), *_visual_rows(budget)])
     yield ""
-    yield from _aligned([("part", "parameters", "weights (bf16)", "prefill"), *_part_rows(budget)])
+    yield from aligned([("part", "parameters", "weights (bf16)", "prefill"), *_part_rows(budget)])
     yield ""
-    yield from _aligned(list(_memory_rows(budget)))
+    yield from aligned(list(_memory_rows(budget)))
     yield from (f"note: {note}" for note in budget.notes)
     if not budget.fits:
         yield (
@@ -110,11 +178,3 @@ def scaled(number: float | None, unit: str = "") -> str:
         if number >= size:
             return f"{number / size:.1f} {prefix}{unit}"
     return f"{number} {unit}".rstrip()
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Rows with the first column to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for first, *others in rows:
-        cells = [f"{text:>{width}}" for text, width in zip(others, widths[1:], strict=True)]
-        yield "  ".join([f"{first:{widths[0]}}", *cells]).rstrip()

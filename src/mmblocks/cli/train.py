@@ -1,30 +1,35 @@
 """Train a recipe, or go on where it stopped.
 
   mmblocks train RECIPE model/projector=linear model.pooling.stride=3 seed=1
-  mmblocks train RECIPE -m model/projector=mlp,linear seed=0,1      one run per combination
+  torchrun --nproc-per-node 8 -m mmblocks.cli train RECIPE
 
-GROUP=NAME chooses a component, KEY=VALUE changes a setting; `mmblocks recipes RECIPE` shows all keys. With -m,
-Hydra's launchers can be used: hydra/launcher=joblib.
+GROUP=NAME chooses a component, KEY=VALUE changes a setting; `mmblocks recipes RECIPE` shows all keys. One run per
+combination of several values is `mmblocks sweep`.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a name from `mmblocks recipes`, or a path to a YAML file")
     parser.add_argument("overrides", nargs="*", help="GROUP=NAME or KEY=VALUE")
-    parser.add_argument("-m", "--multirun", action="store_true", help="one run per combination of the values given")
+    parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)  # Hydra's users will try it
 
 
 def run(args: argparse.Namespace) -> int:
     from mmblocks import conf, train
+    from mmblocks.errors import ConfigError
 
     if args.multirun:
-        return conf.run_sweep(args.recipe, args.overrides)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+        words = " ".join([args.recipe, *args.overrides])
+        raise ConfigError(f"train runs one recipe; for one run per combination write: mmblocks sweep {words}")
+    is_first = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes of a run
+    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s")
     model = train.run(conf.compose(args.recipe, args.overrides))
-    print(f"the model is in {model}")
+    if is_first:
+        print(f"the model is in {model}")
     return 0

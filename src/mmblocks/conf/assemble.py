@@ -15,6 +15,7 @@ from mmblocks.components import REGISTRIES
 from mmblocks.conf.faults import FOREIGN, refusal
 from mmblocks.conf.files import find_recipe, recipes, roots, shipped_recipes
 from mmblocks.conf.groups import GROUPS, SCHEMA, SYSTEM, register_groups
+from mmblocks.data.entries import split_entry, use_faults
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
 from mmblocks.model import systems
@@ -65,7 +66,7 @@ def _config_of_system(system: str, overrides: Sequence[str]) -> DictConfig:
     found, size = systems.find(system)
     register_groups()
     try:
-        with _own_hydra(), hydra.initialize_config_dir(str(shipped_recipes()), version_base=HYDRA_VERSION):
+        with own_hydra(), hydra.initialize_config_dir(str(shipped_recipes()), version_base=HYDRA_VERSION):
             chosen = [f"+{SYSTEM}={found.name}/{size}", *overrides, search_path()]
             return OmegaConf.masked_copy(hydra.compose(SCHEMA, overrides=chosen), ["model"])
     except FOREIGN as error:
@@ -76,7 +77,7 @@ def _config(recipe: str, overrides: Sequence[str]) -> DictConfig:
     found = find_recipe(recipe)
     register_groups()
     try:
-        with _own_hydra(), hydra.initialize_config_dir(str(found.path.parent), version_base=HYDRA_VERSION):
+        with own_hydra(), hydra.initialize_config_dir(str(found.path.parent), version_base=HYDRA_VERSION):
             return hydra.compose(found.path.stem, overrides=[*overrides, search_path()])
     except FOREIGN as error:
         raise refusal(found.name, error) from error
@@ -114,7 +115,7 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _own_hydra() -> Iterator[None]:
+def own_hydra() -> Iterator[None]:
     """Hydra holds one global state; a program that runs under Hydra itself gets its own back."""
     state = GlobalHydra.instance()
     before, state.hydra = state.hydra, None
@@ -162,20 +163,18 @@ def _strangers(raw: Mapping[str, Any]) -> list[str]:
 
 
 def _source_faults(raw: Mapping[str, Any]) -> list[str]:
-    stages = raw.get("stages")
+    stages, evaluate = raw.get("stages"), raw.get("evaluate")
+    readers = [(f"stages.{i}", stage) for i, stage in enumerate(stages if isinstance(stages, list) else [])]
     return [
-        f"stages.{i}.data.{j}: {reason}"
-        for i, stage in enumerate(stages if isinstance(stages, list) else [])
-        for j, source in enumerate(stage.get("data") or [])
+        f"{where}.data.{j}: {reason}"
+        for where, reader in [*readers, ("evaluate", evaluate if isinstance(evaluate, dict) else {})]
+        for j, source in enumerate(reader.get("data") or [])
         for reason in _faults_of_source(source)
     ]
 
 
 def _faults_of_source(source: Mapping[str, Any]) -> list[str]:
-    weight = source.get("weight", 1)
-    settings = {k: v for k, v in source.items() if k != "weight"}
+    settings, _ = split_entry(source)
     if not isinstance(settings.get("name"), str):
         return [f"{settings!r} has no 'name'; write name: SOURCE."]
-    heavy = isinstance(weight, int | float) and not isinstance(weight, bool) and weight > 0
-    faults = [] if heavy else [f"weight={weight!r} must be a number above 0."]
-    return faults + sources.reasons_against(settings)
+    return [text for _, text in use_faults(source)] + sources.reasons_against(settings)

@@ -107,7 +107,7 @@ def _other(text: str) -> str:
     if unmatched := re.search(r"Could not override '([^'@]+)'", text):
         return f"there is no component group {unmatched[1]!r}.{did_you_mean(unmatched[1], GROUPS)}"
     if several := re.search(r"Ambiguous value for argument '(.+)'", text):
-        return f"override {several[1]!r} names several values; add -m to run each, or write [a,b] for a list."
+        return f"override {several[1]!r} names several values; `mmblocks sweep` runs each, and [a,b] is a list."
     return " ".join(line.strip() for line in text.splitlines() if "https://hydra.cc" not in line)
 
 

@@ -1,41 +1,42 @@
-"""The program behind `mmblocks train -m`: Hydra's own multirun. Run as `python -m mmblocks.conf.sweep`."""
+"""The program behind `mmblocks sweep`: Hydra's multirun over the numbers of cells. Run as `python -m mmblocks.conf.sweep`."""
 
 from __future__ import annotations
 
 import os
 import sys
-import warnings
+from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from mmblocks import train
-from mmblocks.conf.assemble import HYDRA_VERSION, plain_run
+from mmblocks.conf.assemble import HYDRA_VERSION
+from mmblocks.conf.cell import run_apart
 from mmblocks.conf.faults import explain
-from mmblocks.conf.groups import register_groups
 from mmblocks.errors import MMBlocksError
+from mmblocks.eval.cells import Sweep
 
 
 def job(config: DictConfig) -> None:
-    """One run of a sweep, in the folder that Hydra made for it."""
-    hydra_config = HydraConfig.get()
-    raw = plain_run(config, hydra_config.job.name)
-    train.run({**raw, "out": hydra_config.runtime.output_dir})
+    """One cell of a sweep, in a process of its own; what became of it is in its folder and told in a line."""
+    folder = Path(config.folder)
+    sweep = Sweep.load(folder)
+    cell = sweep.cells[config.cell]
+    where = f"[{config.cell + 1}/{len(sweep.cells)}] {cell.name}"
+    print(f"{where}: started", flush=True)
+    print(f"{where}: {run_apart(folder / cell.name, sweep.scoring)}", flush=True)
 
 
 def main() -> str | None:
-    """Run the sweep that the command line describes. Every job runs; the first failure is returned in words."""
-    register_groups()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed as tracebacks
-    warnings.filterwarnings("ignore", message=".*Defaults list is missing `_self_`")
+    """Run the cells that the command line names, by the launcher it names. Returns what went wrong with launching."""
+    ConfigStore.instance().store(name="cells", node={"folder": "???", "cell": "???"})
     try:
-        hydra.main(version_base=HYDRA_VERSION, config_path=None)(job)()
+        hydra.main(version_base=HYDRA_VERSION, config_path=None, config_name="cells")(job)()
     except (MMBlocksError, HydraException) as error:
         if os.environ.get("MMBLOCKS_DEBUG") == "1":
             raise
-        return str(error) if isinstance(error, MMBlocksError) else explain(error)
+        return f"mmblocks: {error if isinstance(error, MMBlocksError) else explain(error)}"
     return None
 
 

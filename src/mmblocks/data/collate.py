@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from mmblocks.batch import Batch, Instructions, Packing
 from mmblocks.data.processor import Sample
@@ -25,7 +26,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
         plans=tuple(plan for e in encoded for plan in e.plans),
         visual_positions=torch.cat([e.visual_positions + s for e, s in zip(encoded, starts, strict=True)]),
         instructions=_instructions(samples),
+        features=_features(samples),
     )
+
+
+def _features(samples: Sequence[Sample]) -> Tensor | None:
+    kept = [sample.features for sample in samples if sample.features is not None]
+    return torch.cat(kept) if len(kept) == len(samples) else None
 
 
 def _instructions(samples: Sequence[Sample]) -> Instructions | None:

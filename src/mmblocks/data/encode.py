@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,10 @@ from mmblocks.errors import ConfigError, DataError
 from mmblocks.shapes import RoutedPlan
 
 Targets = Literal["answers", "original"]
+
+
+class NothingTrained(DataError):
+    """A sample has no token to learn."""
 
 
 class TextTokenizer(Protocol):
@@ -90,7 +95,7 @@ def encode_for_training(
             spans, everywhere = template.spans(conversation.messages), frozenset()
     rows = _Rows.of(spans, plans, text_tokenizer, placeholder_id, everywhere)
     if not any(span.learn for span in spans) or not any(rows.learned[1:]):
-        raise DataError(
+        raise NothingTrained(
             f"{conversation.origin}: none of its {len(rows.ids)} tokens is an answer to train on; "
             "add a message of the role 'assistant'."
         )
@@ -142,12 +147,13 @@ def _encoded(conversation: Conversation, plans: Sequence[RoutedPlan], rows: _Row
             f"{conversation.origin}: {len(rows.ids)} tokens ({len(rows.visual)} of them visual), the limit is "
             f"{max_tokens}; shorten the conversation, give its visuals fewer tokens, or raise max_tokens."
         )
-    following = zip(rows.ids[1:], rows.learned[1:], strict=True)
-    targets = [token if learned else IGNORE for token, learned in following]
+    ids, learned = np.array(rows.ids, dtype=np.int64), np.array(rows.learned, dtype=bool)
+    targets = np.full_like(ids, IGNORE)
+    targets[:-1] = np.where(learned[1:], ids[1:], IGNORE)
     return Encoded(
-        torch.tensor(rows.ids, dtype=torch.int64),
-        torch.tensor([*targets, IGNORE][: len(rows.ids)], dtype=torch.int64),
-        torch.tensor(rows.visual, dtype=torch.int64),
+        torch.from_numpy(ids),
+        torch.from_numpy(targets),
+        torch.from_numpy(np.array(rows.visual, dtype=np.int64)),  # a third of the time of torch.tensor(list)
         tuple(plans),
         conversation.origin,
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -20,8 +22,73 @@ _LONGEST_NAME = 200
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|file:", re.IGNORECASE)
 
 
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A run of bytes within a file, such as a member of a tar, not opened yet."""
+
+    path: Path
+    offset: int
+    size: int
+    name: str
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        """A file of these bytes alone; of a header only the header is read."""
+        assert mode == "rb", mode
+        return io.BufferedReader(_Window(self))
+
+    def read(self) -> bytes:
+        """All of its bytes. Raises `DataError` where the file is gone or ends before them."""
+        try:
+            with self.open() as file:
+                content = file.read()
+        except OSError as cause:
+            raise DataError(f"{self}: cannot be opened ({cause}); check the path and its permissions.") from cause
+        if len(content) != self.size:
+            raise DataError(f"{self}: {len(content)} of {self.size} bytes are there; fetch {self.path.name} again.")
+        return content
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.name}"
+
+
+class _Window(io.RawIOBase):
+    """The bytes of a slice as a file."""
+
+    def __init__(self, part: Slice) -> None:
+        self._part, self._at = part, 0
+        self._file = part.path.open("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(0, (0, self._at, self._part.size)[whence] + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer)[: max(0, self._part.size - self._at)]
+        self._file.seek(self._part.offset + self._at)
+        done = self._file.readinto(wanted) or 0
+        self._at += done
+        return done
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def name_of(source: Any, what: What) -> str:
     """What error messages call a source: its path, or what kind of thing it is when it has none."""
+    if isinstance(source, Slice):
+        return str(source)
+    if isinstance(source, tuple) and source:
+        return f"{name_of(source[0], what)} and {len(source) - 1} more frames"
     if isinstance(source, str | os.PathLike):
         name = str(os.fspath(source))
         if name.startswith("data:"):

@@ -15,11 +15,11 @@ from typing import IO, Literal, NamedTuple, TypeVar, get_args
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from mmblocks.data.files import bytes_or_file, name_of
+from mmblocks.data.files import Slice, bytes_or_file, name_of
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image
+ImageSource = str | os.PathLike[str] | bytes | Slice | Image.Image
 T = TypeVar("T")
 Alpha = Literal["drop", "white"]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -76,16 +76,17 @@ def _opened(source: ImageSource, max_px: float) -> Iterator[_Opened]:
         _check_size(source, max_px, name)
         yield _Opened(source, _quietly(lambda: _orientation(source), name, max_px))
         return
-    if not isinstance(source, str | os.PathLike | bytes):
+    if not isinstance(source, str | os.PathLike | bytes | Slice):
         raise DataError(f"{name}: cannot be read as a picture; pass a path, bytes, a data: URI or a PIL image.")
-    with _file(bytes_or_file(source, "image"), name) as file:
+    content = source if isinstance(source, Slice) else bytes_or_file(source, "image")
+    with _file(content, name) as file:
         image, orientation = _quietly(lambda: _header(file), name, max_px)
         with image:
             _check_size(image, max_px, name)
             yield _Opened(image, orientation)
 
 
-def _file(content: bytes | Path, name: str) -> IO[bytes]:
+def _file(content: bytes | Path | Slice, name: str) -> IO[bytes]:
     if isinstance(content, bytes):
         return io.BytesIO(content)
     try:

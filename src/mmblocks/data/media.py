@@ -14,22 +14,30 @@ from mmblocks.conversation import Visual
 from mmblocks.data.files import name_of
 from mmblocks.data.images import Alpha, image_size, load_image
 from mmblocks.data.pixels import Colour, render
-from mmblocks.data.video import read_frames, video_shape
+from mmblocks.data.video import is_frames, read_frames, video_shape
+from mmblocks.data.video.guarded import ClipReader
 from mmblocks.errors import DataError
 from mmblocks.shapes import VisualPlan, VisualShape
 
 
-def shape_of(visual: Visual) -> VisualShape:
-    """What a plan is made from; pictures are not decoded for it, clips one frame only."""
+def shape_of(visual: Visual, clips: ClipReader | None = None) -> VisualShape:
+    """What a plan is made from; pictures are not decoded for it, clips one frame only.
+
+    `clips` reads clips with a deadline and a memory bound; without it they are read in this process.
+    """
     if visual.kind == "image":
         return VisualShape("image", image_size(visual.source), note=visual.note)
-    shape = replace(video_shape(visual.source), note=visual.note)
-    return replace(shape, fps=visual.fps) if isinstance(visual.source, np.ndarray) else shape
+    read = video_shape if clips is None else clips.shape
+    shape = replace(read(visual.source), note=visual.note)
+    has_no_clock = isinstance(visual.source, np.ndarray) or is_frames(visual.source)
+    return replace(shape, fps=visual.fps) if has_no_clock else shape
 
 
-def pixels_of(visual: Visual, plan: VisualPlan, fill: Colour, *, alpha: Alpha = "drop") -> Tensor:
+def pixels_of(
+    visual: Visual, plan: VisualPlan, fill: Colour, *, alpha: Alpha = "drop", clips: ClipReader | None = None
+) -> Tensor:
     """The views of `plan`: uint8 (views, 3, height, width). Each frame of a clip is read once, however often shown."""
-    pictures = _pictures(visual, plan, alpha)
+    pictures = _pictures(visual, plan, alpha, clips)
     runs = [(frame, list(views)) for frame, views in groupby(plan.views, key=lambda view: view.frame)]
     try:
         return torch.cat([render(pictures[frame], views, fill) for frame, views in runs])
@@ -37,9 +45,11 @@ def pixels_of(visual: Visual, plan: VisualPlan, fill: Colour, *, alpha: Alpha = 
         raise DataError(f"{name_of(visual.source, visual.kind)}: {error}") from error
 
 
-def _pictures(visual: Visual, plan: VisualPlan, alpha: Alpha) -> dict[int, Image.Image]:
+def _pictures(
+    visual: Visual, plan: VisualPlan, alpha: Alpha, clips: ClipReader | None = None
+) -> dict[int, Image.Image]:
     if visual.kind == "image":
         return {0: load_image(visual.source, alpha=alpha)}
     numbers = sorted({view.frame for view in plan.views})
-    frames = read_frames(visual.source, numbers)
+    frames = read_frames(visual.source, numbers) if clips is None else clips.frames(visual.source, numbers)
     return {number: Image.fromarray(frame) for number, frame in zip(numbers, frames, strict=True)}

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mmblocks.components import ChatTemplate
-from mmblocks.conversation import Conversation
+from mmblocks.conversation import Conversation, Item, Pair, Visual
 from mmblocks.data.encode import Encoded, Targets, encode_for_training, encode_prompt
 from mmblocks.data.instructions import InstructionReader
 from mmblocks.data.media import pixels_of, shape_of
 from mmblocks.data.positions import Visuals, arranged
-from mmblocks.errors import DataError, MMBlocksError
-from mmblocks.model.onevision import OneVision
+from mmblocks.data.video.guarded import ClipReader
+from mmblocks.errors import DataError
+from mmblocks.model.build import wire_template
+from mmblocks.model.check import examine
+from mmblocks.model.spec import ModelSpec
+from mmblocks.registry import Spec
 from mmblocks.shapes import RoutedPlan, Size
 from mmblocks.tokenizers.router import Router
 
@@ -25,11 +31,36 @@ class Sample:
     """One encoded conversation and the uint8 pixels (views, 3, h, w) of its visuals, in order.
 
     instructions: for a projector that reads the question, its ids for each view.
+    features: (views, rows, columns, dim) where the encoder's work was kept; no pixels are read then, and there are none.
     """
 
     encoded: Encoded
     pixels: Tensor
     instructions: tuple[Tensor, ...] | None = None
+    features: Tensor | None = None
+
+
+class Features(Protocol):
+    """Features of a frozen encoder that were kept (see `mmblocks.train.features`)."""
+
+    def read(self, visuals: Sequence[Visual], plans: Sequence[RoutedPlan]) -> Tensor:
+        """(views, rows, columns, dim): those of all views, in order. Raises `DataError` where some are missing."""
+        ...
+
+
+class Parts(Protocol):
+    """What a processor is made from: a `OneVision`, or a composition on the meta device (`Examination`)."""
+
+    @property
+    def encoder(self) -> Any: ...
+    @property
+    def projector(self) -> Any: ...
+    @property
+    def backbone(self) -> Any: ...
+    @property
+    def template(self) -> Any: ...
+    @property
+    def router(self) -> Router: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,45 +77,89 @@ class Processor:
     instruction_reader: InstructionReader | None = None
     visuals: Visuals = "as_written"
     seed: int = 0
+    features: Features | None = None
+    clips: ClipReader | None = None
 
     @classmethod
     def of(
         cls,
-        model: OneVision,
+        model: Parts,
         *,
         template: ChatTemplate | None = None,
+        router: Router | None = None,
+        max_tokens: int | None = None,
         visuals: Visuals = "as_written",
         seed: int = 0,
+        clips: ClipReader | None = None,
     ) -> Processor:
-        """The processor of a model; a training stage may want another chat template, or visuals in other places.
+        """The processor of a model; a training stage may want another chat template, other visual tokenizers, a lower
+        limit of tokens than the backbone's, or visuals in other places.
 
         `seed` draws the conversations of visuals="mixed" whose visuals move (see `positions.arranged`).
+        `clips` reads clips with a deadline and a memory bound; without it they are read in the asking process.
         """
+        longest = model.backbone.max_tokens
         return cls(
-            router=model.router,
+            router=router or model.router,
             template=template or model.template,
             text_tokenizer=model.backbone.text_tokenizer,
             placeholder_id=model.backbone.placeholder_id,
             view_px=model.encoder.view_px,
             fill=mean_colour(model.encoder.pixel_mean),
-            max_tokens=model.backbone.max_tokens,
+            max_tokens=longest if max_tokens is None else min(max_tokens, longest or max_tokens),
             instruction_reader=InstructionReader.of(model.projector),
             visuals=visuals,
             seed=seed,
+            clips=clips,
         )
+
+    @classmethod
+    def planning(
+        cls,
+        model: ModelSpec | Mapping[str, Any],
+        *,
+        template: Spec | None = None,
+        tokenizer: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+        visuals: Visuals = "as_written",
+        seed: int = 0,
+        clips: ClipReader | None = None,
+    ) -> Processor:
+        """The processor of a composition that is not built: the model on the meta device, no weight read.
+
+        The settings are those of a training stage; `tokenizer` replaces the visual tokenizers of some scenarios.
+        Raises one `ConfigError` that lists every fault of the composition.
+        """
+        raw = model.plain() if isinstance(model, ModelSpec) else model
+        changed = {**raw, "tokenizer": {**raw.get("tokenizer", {}), **tokenizer}} if tokenizer else raw
+        seen = examine(changed, offline=False)
+        seen.require()
+        own = None if template is None else wire_template(template, seen.backbone)
+        return cls.of(seen, template=own, max_tokens=max_tokens, visuals=visuals, seed=seed, clips=clips)
 
     def plan(self, conversation: Conversation) -> tuple[RoutedPlan, ...]:
         """Where every visual token comes from, from file headers alone."""
         try:
-            return self.router.plan([shape_of(visual) for visual in conversation.visuals])
+            return self.router.plan([shape_of(visual, self.clips) for visual in conversation.visuals])
         except DataError as fault:
             raise DataError(f"{conversation.origin}: {fault}") from fault
 
     def training_sample(self, conversation: Conversation, targets: Targets = "answers") -> Sample:
         """A conversation with targets, its visuals decoded."""
+        return self._sample(*self._planned(conversation, targets))
+
+    def training_samples(self, item: Item, targets: Targets = "answers") -> list[Sample]:
+        """A conversation with targets, its visuals decoded; of a pair both, the preferred one first."""
+        return [self.training_sample(one, targets) for one in conversations_of(item)]
+
+    def encoded(self, item: Item, targets: Targets = "answers") -> list[Encoded]:
+        """The same without decoding a pixel: what the samples will hold, from file headers alone."""
+        return [self._planned(one, targets)[1] for one in conversations_of(item)]
+
+    def _planned(self, conversation: Conversation, targets: Targets) -> tuple[Conversation, Encoded]:
         conversation = arranged(conversation, self.visuals, self.seed)
-        encoded = encode_for_training(conversation, self.plan(conversation), targets=targets, **self._encoding())
-        return self._sample(conversation, encoded)
+        plans = self.plan(conversation)
+        return conversation, encode_for_training(conversation, plans, targets=targets, **self._encoding())
 
     def prompt(self, conversation: Conversation) -> Sample:
         """A conversation up to where the answer begins, its visuals decoded."""
@@ -95,7 +170,13 @@ class Processor:
     def _sample(self, conversation: Conversation, encoded: Encoded) -> Sample:
         reader = self.instruction_reader
         asked = None if reader is None else reader.read(conversation, encoded.plans)
-        return Sample(encoded, self._pixels(conversation, encoded), asked)
+        return Sample(encoded, self._pixels(conversation, encoded), asked, self._features(conversation, encoded))
+
+    def _features(self, conversation: Conversation, encoded: Encoded) -> Tensor | None:
+        if self.features is None:
+            return None
+        with _naming(conversation):
+            return self.features.read(conversation.visuals, encoded.plans)
 
     def _encoding(self) -> dict[str, Any]:
         return {
@@ -107,11 +188,26 @@ class Processor:
 
     def _pixels(self, conversation: Conversation, encoded: Encoded) -> Tensor:
         none = torch.empty(0, 3, *self.view_px, dtype=torch.uint8)
-        try:
+        if self.features is not None:
+            return none
+        with _naming(conversation):
             pairs = zip(conversation.visuals, encoded.plans, strict=True)
-            return torch.cat([none, *(pixels_of(visual, routed.plan, self.fill) for visual, routed in pairs)])
-        except MMBlocksError as fault:
-            raise DataError(f"{conversation.origin}: {fault}") from fault
+            views = [pixels_of(visual, routed.plan, self.fill, clips=self.clips) for visual, routed in pairs]
+            return torch.cat([none, *views])
+
+
+@contextmanager
+def _naming(conversation: Conversation) -> Iterator[None]:
+    """Put the conversation's origin in front of what is wrong with its media."""
+    try:
+        yield
+    except DataError as fault:
+        raise DataError(f"{conversation.origin}: {fault}") from fault
+
+
+def conversations_of(item: Item) -> tuple[Conversation, ...]:
+    """A conversation alone, or both of a pair, the preferred one first."""
+    return (item.chosen, item.rejected) if isinstance(item, Pair) else (item,)
 
 
 def mean_colour(pixel_mean: tuple[float, float, float]) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from mmblocks.chat import answer
 from mmblocks.conversation import Conversation
 from mmblocks.data import tinyworld
+from mmblocks.data.positions import Visuals, arranged
 from mmblocks.model.generate import Decoding
 from mmblocks.model.onevision import OneVision
 
@@ -42,9 +43,13 @@ def evaluate(
     samples: int = 500,
     batch_size: int = 50,
     seed: int = 1,
+    visuals: Visuals = "as_written",
 ) -> Table:
-    """Scores by task and question type over `samples` held-out conversations of each task, answered greedily."""
-    return {task: _evaluate_task(model, task, samples, batch_size, seed) for task in tasks}
+    """Scores by task and question type over `samples` held-out conversations of each task, answered greedily.
+
+    visuals: where pictures stand in the questions (see `mmblocks.data.positions.arranged`).
+    """
+    return {task: _evaluate_task(model, task, samples, batch_size, seed, visuals) for task in tasks}
 
 
 def total(scores: dict[str, Score]) -> Score:
@@ -66,12 +71,12 @@ def _row(task: str, kind: str, score: Score) -> str:
 
 
 def _evaluate_task(
-    model: OneVision, task: tinyworld.Task, samples: int, batch_size: int, seed: int
+    model: OneVision, task: tinyworld.Task, samples: int, batch_size: int, seed: int, visuals: Visuals
 ) -> dict[str, Score]:
     scores: dict[str, Score] = defaultdict(lambda: Score(0, 0))
     with tqdm(total=samples, desc=task, unit="question", leave=False) as bar:
         for records in _batches(task, samples, batch_size, seed):
-            asked = [Conversation.of(r["messages"][:1], f"held-out {task}") for r in records]
+            asked = [arranged(Conversation.of(r["messages"][:1], f"held-out {task}"), visuals) for r in records]
             answers = answer(model, asked, Decoding(max_new_tokens=32))
             for record, said in zip(records, answers, strict=True):
                 scores[record["kind"]] += Score(int(said == _expected(record)), 1)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmblocks.batch import Batch, Instructions
+from mmblocks.batch import IGNORE, Batch, Instructions
 from mmblocks.components import Backbone, ChatTemplate, Projector, VisionEncoder, before_projector, needs_text
 from mmblocks.errors import DataError
 from mmblocks.model.spec import ModelSpec
-from mmblocks.ops.linear_cross_entropy import linear_cross_entropy
+from mmblocks.ops.linear_cross_entropy import linear_cross_entropy, row_cross_entropies
 from mmblocks.tokenizers.router import Router
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Sum of the cross entropies over `rows` labelled rows."""
+    """Sum of what is minimised over `rows`: cross entropies over labelled rows, or what an objective counts.
+
+    metrics: further sums over the same rows, without gradients.
+    """
 
     total: Tensor
     rows: int
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def mean(self) -> Tensor:
@@ -60,6 +64,15 @@ class OneVision(nn.Module):
         total = linear_cross_entropy(self.hidden(batch), batch.targets, self.backbone.logits)
         return Loss(total, batch.num_labelled)
 
+    def row_losses(self, batch: Batch) -> Tensor:
+        """(labelled rows,) float32: cross entropy of each labelled row of a packed batch, in their order."""
+        return row_cross_entropies(self.hidden(batch), batch.targets, self.backbone.logits)
+
+    def row_hits(self, batch: Batch) -> Tensor:
+        """(labelled rows,) bool: whether each labelled row's target is what the model would write there."""
+        labelled = batch.targets != IGNORE
+        return self.backbone.logits(self.hidden(batch)[labelled]).argmax(-1) == batch.targets[labelled]
+
     def logits(self, batch: Batch) -> Tensor:
         """(tokens, vocabulary): every row's prediction."""
         return self.backbone.logits(self.hidden(batch))
@@ -71,9 +84,22 @@ class OneVision(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """(tokens, dim): text embeddings with visual tokens in their places."""
         x = self.backbone.embed(batch.input_ids)
-        if not batch.plans:
-            return x
-        return x.index_copy(0, batch.visual_positions, self.visual_tokens(batch).to(x.dtype))
+        if batch.plans:
+            x = x.index_copy(0, batch.visual_positions, self.visual_tokens(batch).to(x.dtype))
+        return x + 0 * self._idle(batch).to(x.dtype) if torch.is_grad_enabled() else x
+
+    def _idle(self, batch: Batch) -> Tensor:
+        """A number made of what a batch may leave out: every mark, and views without a plan (`Batch.with_blank_view`).
+
+        Times 0 it is part of every step, since processes that share a sharded model have to run and differentiate the
+        same weights at the same time.
+        """
+        total = torch.zeros((), device=self.device)
+        for mark in self.marks.values():
+            total = total + mark.sum()
+        if batch.num_views and not batch.plans:
+            total = total + self.projector(self.encoded(batch), *self._asked(batch)).sum()
+        return total
 
     def visual_tokens(self, batch: Batch) -> Tensor:
         """(visual tokens, dim): the tokens of all visuals of the batch, in order."""
@@ -88,7 +114,7 @@ class OneVision(nn.Module):
         """(views, rows, columns, dim) for each visual: its features in the backbone's width."""
         asked = self._asked(batch)
         counts = [len(routed.plan.views) for routed in batch.plans]
-        features = self.encoder(self.normalised(batch.pixels))
+        features = self.encoded(batch)
         encoded = features.split(counts)
         early = [
             before_projector(self.router.for_scenario(routed.scenario), views)
@@ -98,6 +124,10 @@ class OneVision(nn.Module):
             return self.projector(features, *asked).split(counts)
         parts = [one.split(counts) for one in asked]
         return [self.projector(*part) for part in zip(early, *parts, strict=True)]
+
+    def encoded(self, batch: Batch) -> Tensor:
+        """(views, rows, columns, dim): the encoder's features of all views, or those that came with the batch."""
+        return self.encoder(self.normalised(batch.pixels)) if batch.features is None else batch.features
 
     def _asked(self, batch: Batch) -> tuple[Instructions, ...]:
         """What the projector is given beside features: nothing, or the question about each view."""

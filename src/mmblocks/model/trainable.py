@@ -11,6 +11,9 @@ from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import PARTS
 from mmblocks.settings import did_you_mean
 
+LORA = "lora"
+"""The name under which the adapters inside a backbone are chosen; "backbone" is the rest of it."""
+
 
 def part(model: OneVision, name: str) -> nn.Module:
     """A part of a model by its name. Raises `ConfigError` for another name."""
@@ -19,8 +22,27 @@ def part(model: OneVision, name: str) -> nn.Module:
     return getattr(model, name)
 
 
+def adapters(model: OneVision) -> list[nn.Module]:
+    """The low-rank adapters inside a backbone's linear layers; none unless `mmblocks.train.lora` has put them there.
+
+    A layer of PEFT says under `adapter_layer_names` which of its members are adapters.
+    """
+    return [getattr(m, name) for m in model.backbone.modules() for name in getattr(m, "adapter_layer_names", ())]
+
+
+def learnable(model: OneVision, name: str) -> list[nn.Parameter]:
+    """The parameters of a part, or of the adapters ("lora"). Raises `ConfigError` for a name the model does not have."""
+    low_rank = [p for adapter in adapters(model) for p in adapter.parameters()]
+    if name == LORA:
+        if not low_rank:
+            raise ConfigError("the model has no adapters to train; put them in with mmblocks.train.lora.add_lora.")
+        return low_rank
+    apart = set(map(id, low_rank))
+    return [p for p in part(model, name).parameters() if id(p) not in apart]
+
+
 def train_only(model: OneVision, names: Iterable[str]) -> None:
-    """Let the named parts learn and freeze the others."""
-    wanted = {name: part(model, name) for name in names}
-    for name in PARTS:
-        part(model, name).requires_grad_(name in wanted)
+    """Let the named parts learn and freeze the others. "lora" are the adapters, "backbone" what is around them."""
+    wanted = {id(p) for name in names for p in learnable(model, name)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in wanted)

@@ -8,17 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmblocks.components import backbones, encoders, templates
-from mmblocks.data.sources import sources
-from mmblocks.errors import ConfigError, DataError, MMBlocksError
+from mmblocks.components import backbones, encoders
+from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.model.check import Examination, examine
+from mmblocks.model.checkpoint import read_spec
 from mmblocks.model.faults import Fault, component_faults, resolved
-from mmblocks.model.limits import local_tokenizer, template_faults
-from mmblocks.model.spec import PARTS
+from mmblocks.model.recompose import reasons_against
+from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Registry
-from mmblocks.settings import accepts, did_you_mean, fields_of
-from mmblocks.templates.later import Later
-from mmblocks.train.stages import TrainRun, run_faults
+from mmblocks.settings import did_you_mean, fields_of
+from mmblocks.train.check_stage import listed, source_faults, stage_faults
+from mmblocks.train.features import reason_against
+from mmblocks.train.stages import Evaluation, TrainRun, run_faults
+from mmblocks.train.tracking import tracking_faults
 
 LEAST = {
     "budget": (0, False),
@@ -26,18 +28,27 @@ LEAST = {
     "workers": (0, True),
     "save_every": (1, True),
     "log_every": (1, True),
+    "keep": (1, True),
+    "look_at": (0, True),
+    "timeout_s": (0, False),
+    "video_deadline_s": (0, False),
 }
 """Least value of a run's settings, and whether that value itself is allowed."""
+LEAST_MEASURED = {"every": (1, True), "samples": (1, True), "tiny": (0, True)}
+"""The same for what is measured while training."""
 
 
 def check_run(raw: Mapping[str, Any]) -> list[Fault]:
     """Every fault of a composed recipe, network off: run, model, stages, data sources and what they need of each other."""
     model = raw.get("model")
     seen = examine(model) if isinstance(model, Mapping) else Examination()
-    stages = [(i, s) for i, s in enumerate(_list(raw.get("stages"))) if isinstance(s, Mapping)]
+    stages = [(i, s) for i, s in enumerate(listed(raw.get("stages"))) if isinstance(s, Mapping)]
     found = [*map(_as_fault, run_faults(raw)), *seen.faults, *_run_values(raw), *_weights(raw), *_names(raw, stages)]
+    found += [*_cache(raw, stages), *_export(raw, seen)]
     for number, stage in stages:
-        found += _stage(f"stages.{number}", stage, seen)
+        found += stage_faults(f"stages.{number}", stage, seen, model)
+    for number, source in enumerate(_measured(raw)):
+        found += source_faults(f"evaluate.data.{number}", source)
     return [*found, *_text_tokenizer(seen)]
 
 
@@ -47,8 +58,10 @@ def require_run(raw: Mapping[str, Any]) -> None:
         raise ConfigError("this run cannot work:\n" + "\n".join(f"  - {fault}" for fault in found))
 
 
-def _list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+def _measured(raw: Mapping[str, Any]) -> Sequence[Any]:
+    """The sources that a run is measured on."""
+    evaluate = raw.get("evaluate")
+    return listed(evaluate.get("data")) if isinstance(evaluate, Mapping) else ()
 
 
 def _as_fault(text: str) -> Fault:
@@ -62,24 +75,58 @@ def _as_fault(text: str) -> Fault:
 
 
 def _run_values(raw: Mapping[str, Any]) -> Iterator[Fault]:
-    typed = {
-        s.name: raw[s.name]
-        for s in fields_of(TrainRun).values()
-        if s.name in raw and not s.reasons_against(raw[s.name])
-    }
-    for name, (least, allowed) in LEAST.items():
-        value = typed.get(name, least + 1)
-        if value < least or (value == least and not allowed):
-            yield Fault(
-                name,
-                f"{name}={value!r} is too small.",
-                f"Write {least} or more." if allowed else f"Write a number above {least}.",
-            )
+    typed = _typed(TrainRun, raw)
+    yield from _too_small("", typed, LEAST)
+    if not 0 <= (typed.get("ema") or 0) < 1:
+        yield Fault("ema", f"ema={typed['ema']} is no decay.", "Write a number from 0 to below 1, such as 0.999.")
+    yield from (Fault("track", text.removeprefix("track: ")) for text in tracking_faults(typed.get("track", ())))
+    yield from _evaluation(raw.get("evaluate"), typed.get("keep_best", False))
     device = typed.get("device", "auto")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         yield Fault("device", f"no device is called {device!r}.", "Write auto, cpu, cuda or cuda:1.")
     if "out" in typed and Path(typed["out"]).is_file():
         yield Fault("out", f"{typed['out']} is a file.", "Name a folder.")
+
+
+def _typed(schema: type, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the right type."""
+    return {
+        s.name: raw[s.name] for s in fields_of(schema).values() if s.name in raw and not s.reasons_against(raw[s.name])
+    }
+
+
+def _too_small(where: str, typed: Mapping[str, Any], limits: Mapping[str, tuple[int, bool]]) -> Iterator[Fault]:
+    for name, (least, allowed) in limits.items():
+        value = typed.get(name, least + 1)
+        if value < least or (value == least and not allowed):
+            cure = f"Write {least} or more." if allowed else f"Write a number above {least}."
+            yield Fault(f"{where}{name}", f"{name}={value!r} is too small.", cure)
+
+
+def _evaluation(evaluate: Any, keep_best: bool) -> Iterator[Fault]:
+    if not isinstance(evaluate, Mapping):
+        if keep_best:
+            yield Fault(
+                "keep_best", "nothing is measured, so no weights are the best.", "Write evaluate: {data: [...]}."
+            )
+        return
+    typed = _typed(Evaluation, evaluate)
+    yield from _too_small("evaluate.", typed, LEAST_MEASURED)
+    if not typed.get("data") and not typed.get("tiny"):
+        yield Fault("evaluate", "it names nothing to measure.", "Write data: [...], or tiny: 100 for TinyWorld.")
+
+
+def _export(raw: Mapping[str, Any], seen: Examination) -> Iterator[Fault]:
+    """An export that the composition cannot have, while nothing has been trained for it."""
+    if raw.get("export") is None or seen.faults or seen.backbone is None:
+        return
+    from mmblocks.model.convert import fitting_family
+    from mmblocks.train.table import meta_model
+
+    try:
+        fitting_family(meta_model(raw["model"]))
+    except ConfigError as cause:
+        yield Fault("export", str(cause), "Leave export out, or choose components that transformers has.")
 
 
 def _weights(raw: Mapping[str, Any]) -> Iterator[Fault]:
@@ -91,6 +138,19 @@ def _weights(raw: Mapping[str, Any]) -> Iterator[Fault]:
     elif not (Path(weights) / "config.json").is_file():
         cure = "Write random, pretrained, or a folder written by `mmblocks train`."
         yield Fault("weights", f"{weights!r} is not a model saved by mmblocks.", cure)
+    else:
+        yield from _other_parts(weights, raw.get("model"))
+
+
+def _other_parts(weights: str, model: Any) -> Iterator[Fault]:
+    """Parts of a saved model that are not the recipe's."""
+    try:
+        reasons = reasons_against(read_spec(Path(weights)), ModelSpec.of(model))
+    except MMBlocksError as cause:
+        yield Fault("weights", str(cause))
+        return
+    cure = "Exchange parts with `mmblocks swap` first, or write the recipe's model as the saved one is."
+    yield from (Fault(f"model.{reason.partition(':')[0]}", reason.partition(": ")[2] + ".", cure) for reason in reasons)
 
 
 def _checkpoints(model: Any) -> Iterator[Fault]:
@@ -129,9 +189,22 @@ def _names(raw: Mapping[str, Any], stages: Sequence[tuple[int, Mapping[str, Any]
     for name in [name for name, times in often.items() if times > 1]:
         last = max(i for i, other in names if other == name)
         yield Fault(f"stages.{last}.name", f"{often[name]} stages are called {name!r}.", "Give each its own name.")
-    stop = raw.get("stop_after")
-    if isinstance(stop, str) and stop not in often:
-        yield Fault("stop_after", f"no stage is called {stop!r}.", did_you_mean(stop, often).strip())
+    start, stop = raw.get("start_at"), raw.get("stop_after")
+    for key, name in (("start_at", start), ("stop_after", stop)):
+        if isinstance(name, str) and name not in often:
+            yield Fault(key, f"no stage is called {name!r}.", did_you_mean(name, often).strip())
+    order = [name for _, name in names]
+    if start in order and stop in order and order.index(start) > order.index(stop):
+        yield Fault("stop_after", f"{stop!r} comes before start_at={start!r}.", "Exchange them.")
+
+
+def _cache(raw: Mapping[str, Any], stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[Fault]:
+    """Stages that would keep features of an encoder that learns."""
+    if not isinstance(raw.get("cache_features"), str):
+        return
+    for i, stage in stages:
+        if isinstance(stage.get("train"), Mapping) and (reason := reason_against(stage["train"])):
+            yield Fault("cache_features", f"stages.{i} ({stage.get('name')!r}): {reason}")
 
 
 def _text_tokenizer(seen: Examination) -> Iterator[Fault]:
@@ -141,100 +214,3 @@ def _text_tokenizer(seen: Examination) -> Iterator[Fault]:
         yield Fault(
             key, "the backbone has no text tokenizer.", "Name a hub id or a folder, or 'mmblocks:tinyworld_text'."
         )
-
-
-# Stages -------------------------------------------------------------------------------------------------------------
-
-
-def _stage(key: str, stage: Mapping[str, Any], seen: Examination) -> Iterator[Fault]:
-    yield from _stage_values(key, stage)
-    yield from _learnable(key, stage.get("train"), seen)
-    template = stage.get("template")
-    if isinstance(template, str):
-        yield from component_faults(f"{key}.template", templates, template) or _template(
-            f"{key}.template", template, seen
-        )
-    yield from _original(key, stage, seen)
-    for number, source in enumerate(_list(stage.get("data"))):
-        yield from _source(f"{key}.data.{number}", source)
-
-
-def _stage_values(key: str, stage: Mapping[str, Any]) -> Iterator[Fault]:
-    numbers = {n: stage[n] for n in ("warmup", "weight_decay", "clip") if accepts(float, stage.get(n))}
-    if not 0 <= numbers.get("warmup", 0) <= 1:
-        yield Fault(
-            f"{key}.warmup", f"warmup={numbers['warmup']} is not a share of the steps.", "Write a number from 0 to 1."
-        )
-    if numbers.get("weight_decay", 0) < 0:
-        yield Fault(f"{key}.weight_decay", f"weight_decay={numbers['weight_decay']} is negative.", "Write 0 or more.")
-    if numbers.get("clip", 1) <= 0:
-        yield Fault(f"{key}.clip", f"clip={numbers['clip']} would stop every step.", "Write a norm above 0.")
-
-
-def _learnable(key: str, train: Any, seen: Examination) -> Iterator[Fault]:
-    """A stage whose parts hold no weight at all."""
-    parts = [p for p in train if p in PARTS] if isinstance(train, Mapping) else []
-    sizes = [seen.parameters(part) for part in parts]
-    if parts and not any(sizes) and None not in sizes:
-        cure = f"Name one of {', '.join(p for p in PARTS if seen.parameters(p))}."
-        yield Fault(f"{key}.train", f"{', '.join(parts)} of this model has no weights to learn.", cure)
-
-
-def _original(key: str, stage: Mapping[str, Any], seen: Examination) -> Iterator[Fault]:
-    if stage.get("targets") != "original":
-        return
-    try:
-        template = _own_template(stage["template"], seen) if stage.get("template") else seen.template
-    except MMBlocksError:
-        return
-    from mmblocks.data.original_masks import original_spans
-
-    try:
-        original_spans(template, [], _NoIds()) if template is not None else None
-    except ConfigError as cause:
-        yield Fault(f"{key}.targets", str(cause))
-
-
-def _own_template(name: str, seen: Examination) -> Any:
-    return templates.build(name, text_tokenizer=Later.of(seen.backbone))
-
-
-def _template(key: str, name: str, seen: Examination) -> Iterator[Fault]:
-    """What the backbone's text tokenizer lacks for a stage's own template."""
-    unread = any(fault.key == "model.backbone.text_tokenizer" for fault in seen.faults)
-    if seen.backbone is not None and local_tokenizer(seen.backbone) is not None and not unread:
-        yield from template_faults(key, _own_template(name, seen), seen.backbone.text_tokenizer)
-
-
-class _NoIds:
-    """A text tokenizer that knows no word: masks are asked for, not made."""
-
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-        return {"input_ids": []}
-
-
-def _source(key: str, source: Any) -> Iterator[Fault]:
-    if not isinstance(source, Mapping):
-        yield Fault(key, f"{source!r} is not a source.", f"Write name: one of {', '.join(sources)}, and its settings.")
-        return
-    weight = source.get("weight", 1)
-    if not accepts(float, weight) or weight <= 0:
-        yield Fault(f"{key}.weight", f"weight={weight!r} is no share of the samples.", "Write a number above 0.")
-    spec = {k: v for k, v in source.items() if k != "weight"}
-    wrong = component_faults(key, sources, spec)
-    yield from wrong or _readable(key, spec)
-
-
-def _readable(key: str, spec: Mapping[str, Any]) -> Iterator[Fault]:
-    """Files and folders that a source names must be there; a source that names none is made, which costs nothing."""
-    settings = resolved(sources, spec)
-    paths = {k: v for k, v in settings.items() if k.endswith(("path", "file", "folder")) and isinstance(v, str)}
-    for name, path in paths.items():
-        if not Path(path).exists():
-            yield Fault(f"{key}.{name}", f"{path} does not exist.", "Write the path of your data.")
-    if paths:
-        return
-    try:
-        sources.build(spec)
-    except (ConfigError, DataError) as cause:
-        yield Fault(key, str(cause))

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import AdamW
 
 from mmblocks.model.onevision import OneVision
-from mmblocks.model.trainable import part
-from mmblocks.train.stages import Stage
+from mmblocks.model.trainable import LORA, learnable
+from mmblocks.train.stages import Learning, Lora, Stage
 
 
 def optimizer_for(model: OneVision, stage: Stage) -> AdamW:
-    """AdamW over the stage's parts, each with its own rate (`base_lr` in its groups)."""
+    """AdamW over the stage's parts, each with its own rate (`base_lr` in its groups) and decay."""
     groups = [
-        g for name, rate in stage.train.items() for g in _groups(part(model, name), name, rate, stage.weight_decay)
+        group
+        for name, learning in learners(stage).items()
+        for group in _groups(learnable(model, name), name, learning.rate, _decay(learning, stage))
     ]
     return AdamW(groups, betas=(0.9, stage.beta2))
 
 
-def _groups(module: nn.Module, name: str, rate: float, decay: float) -> Iterator[dict[str, Any]]:
-    learning = [p for p in module.parameters() if p.requires_grad]
-    for parameters, weight_decay in (
+def learners(stage: Stage) -> dict[str, Learning | Lora]:
+    """What a stage trains, and how fast: parts of the model and, last, the adapters."""
+    return {**stage.learning, **({} if stage.lora is None else {LORA: stage.lora})}
+
+
+def _decay(learning: Learning | Lora, stage: Stage) -> float:
+    return stage.weight_decay if learning.weight_decay is None else learning.weight_decay
+
+
+def _groups(parameters: list[nn.Parameter], name: str, rate: float, decay: float) -> Iterator[dict[str, Any]]:
+    learning = [p for p in parameters if p.requires_grad]
+    for chosen, weight_decay in (
         ([p for p in learning if p.ndim > 1], decay),
         ([p for p in learning if p.ndim <= 1], 0.0),
     ):
-        if parameters:
-            yield {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": weight_decay, "part": name}
+        if chosen:
+            yield {"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": weight_decay, "part": name}
 
 
 def set_rate(optimizer: AdamW, factor: float) -> None:
@@ -38,9 +49,10 @@ def set_rate(optimizer: AdamW, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Factor on the learning rate at a step: linear from 0 over the warm-up share, then a cosine to 0."""
+def schedule(step: int, steps: int, warmup: float, shape: Literal["cosine", "linear", "constant"] = "cosine") -> float:
+    """Factor on the learning rate at a step: linear from 0 over the warm-up share, then to 0 along a cosine or a line."""
     rising = max(1, round(steps * warmup))
     if step < rising:
         return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+    done = (step - rising) / max(1, steps - rising)
+    return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[shape]

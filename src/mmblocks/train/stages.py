@@ -3,40 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.spec import PARTS
+from mmblocks.registry import Spec
 from mmblocks.settings import did_you_mean, faults_in, read
+
+LEARNERS = (*PARTS, "lora")
+"""What a stage can train: the parts of a model, and low-rank adapters on its backbone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """How fast a part learns: its AdamW rate, and a weight decay where it is not the stage's."""
+
+    rate: float
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Low-rank adapters (https://arxiv.org/abs/2106.09685) on every linear layer of the backbone's blocks.
+
+    They are merged into the backbone when the stage is saved. bits: 4 or 8 keeps the frozen backbone quantized while it
+    learns (QLoRA, https://arxiv.org/abs/2305.14314). The defaults are those of LLaVA's training code.
+    """
+
+    rate: float
+    weight_decay: float | None = None
+    rank: int = 64
+    alpha: float = 16.0
+    dropout: float = 0.05
+    bits: Literal[4, 8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One stage of a curriculum; it starts from the weights of the stage before.
 
-    data: sources with their settings and a `weight`, the share of samples drawn from each.
-    train: learning rate of each part that learns (encoder, projector, marks, backbone); parts left out are frozen.
-    steps: optimizer steps at budget 1. batch_size: samples per step, packed into one row.
-    warmup: share of the steps in which the rate rises linearly; it then falls to zero along a cosine.
+    data: sources with their settings (see `mmblocks.data.mixture`).
+    train: what learns (encoder, projector, marks, backbone, lora), each with a learning rate or the fields of `Learning`
+        (`Lora` for lora); parts left out are frozen.
+    steps: optimizer steps at budget 1, samples being drawn by weight; or epochs: how often every conversation is read.
+    batch_size: samples per step; or step_tokens: tokens per step, in packs of `pack_tokens`.
+    pack_tokens, pack_views: most tokens and pictures of one packed row, that is of one forward pass; without
+        `pack_tokens` a process takes its samples of a step in one row.
+    order: "mixed" as drawn; "length" and "modality_length" group samples of like length as LLaVA's samplers do.
+    max_tokens: longest sample, where it is less than the backbone takes.
+    tokenizer: visual tokenizers by scenario that this stage uses instead of the model's own (fewer tiles, fewer frames).
+    warmup: share of the steps in which the rate rises linearly; `schedule` says how it falls from there to zero.
     clip: largest norm of all gradients together. beta2: AdamW's memory of squared gradients.
+    precision: what forward and backward compute in; weights and optimizer stay float32.
     template: chat template of this stage instead of the model's own ("plain" in LLaVA's first stage).
     targets: "answers" trains what the assistant says; "original" repeats the masks of LLaVA's training code.
     visuals: "front" moves the visuals of each question before its text, "mixed" does so in half of the conversations.
+    objective: what is minimised: "answers", or {name: dpo, ...} on pairs of answers.
     """
 
     name: str
     data: Sequence[Mapping[str, Any]]
-    train: Mapping[str, float]
-    steps: int
-    batch_size: int
+    train: Mapping[str, Any]
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
+    step_tokens: int | None = None
+    pack_tokens: int | None = None
+    pack_views: int | None = None
+    order: Literal["mixed", "length", "modality_length"] = "mixed"
+    max_tokens: int | None = None
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
     warmup: float = 0.03
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.0
     clip: float = 1.0
     beta2: float = 0.999
+    precision: Literal["float32", "bfloat16"] = "float32"
     template: str | None = None
     targets: Literal["answers", "original"] = "answers"
     visuals: Literal["as_written", "front", "mixed"] = "as_written"
+    objective: Spec = "answers"
+
+    @property
+    def learning(self) -> dict[str, Learning]:
+        """Rate and decay of every part that learns, lora apart."""
+        return {part: _learning(given) for part, given in self.train.items() if part != "lora"}
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapters of this stage, None where it trains none."""
+        given = self.train.get("lora")
+        if given is None:
+            return None
+        return Lora(**given) if isinstance(given, Mapping) else Lora(given)
+
+
+def _learning(given: Any) -> Learning:
+    return Learning(**given) if isinstance(given, Mapping) else Learning(given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +116,41 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is measured while training: the loss on conversations that are not learned, TinyWorld's exact answers.
+
+    every: steps between two measurements; the last step of a stage is always measured. samples: conversations of `data`.
+    tiny: questions of each of TinyWorld's tasks, 0 for none.
+    """
+
+    every: int = 500
+    data: Sequence[Mapping[str, Any]] = ()
+    samples: int = 100
+    tiny: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TrainRun:
     """A whole run, read from a composed recipe.
 
     weights: "random", "pretrained" (each component's checkpoint) or a folder saved by mmblocks.
-    budget: factor on every stage's steps. out: folder of the run: checkpoints, metrics.jsonl and the final model.
+    budget: factor on every stage's steps or epochs. out: folder of the run: checkpoints, metrics.jsonl, the final model.
     threads: CPU threads of torch, 0 for its own choice. workers: processes that make batches ahead.
     sight: settings of `Sight`, for an encoder that has to learn to see before the first stage.
-    stop_after: name of the stage after which to stop, for running part of a curriculum.
+    start_at, stop_after: names of the first and last stage to run, for part of a curriculum.
+    save_every: steps between two states to resume from, of which the last `keep` stay; keep_best also keeps the weights
+        that measured best (see `Evaluation`).
+    broken: "raise" stops at a record that cannot be read, "skip" leaves it out and lists it in broken.jsonl.
+    video_deadline_s: seconds after which reading a clip is given up and the clip counts as broken.
+    recompute: compute the inside of every block again in backward instead of keeping it (activation checkpointing).
+    accumulate: where gradients of several rows are added up when the model is sharded: "local" sends their sum once, which
+        takes room for whole gradients; "sharded" sends each row's and keeps this process' share.
+    compile: compile the encoder's and the backbone's blocks with torch.compile.
+    ema: decay of a moving average of what learns, which is then what is saved.
+    cache_features: folder in which the features of a frozen encoder are kept, for stages that read pictures again.
+    track: "tensorboard" and "wandb", beside metrics.jsonl. look_at: step of each stage at which loss with shuffled and
+        blank visuals is compared with the true one, 0 for never. export: "transformers" writes the last model so, too.
+    timeout_s: seconds that a process waits for the others before it gives up.
     """
 
     model: Mapping[str, Any]
@@ -72,19 +163,59 @@ class TrainRun:
     threads: int = 0
     workers: int = 0
     save_every: int = 200
+    keep: int = 1
+    keep_best: bool = False
     log_every: int = 10
+    start_at: str | None = None
     stop_after: str | None = None
     sight: Mapping[str, Any] | None = None
+    evaluate: Mapping[str, Any] | None = None
+    broken: Literal["raise", "skip"] = "raise"
+    video_deadline_s: float = 120.0
+    recompute: bool = False
+    accumulate: Literal["local", "sharded"] = "local"
+    compile: bool = False
+    ema: float | None = None
+    cache_features: str | None = None
+    track: Sequence[str] = ()
+    look_at: int = 0
+    export: Literal["transformers"] | None = None
+    timeout_s: float = 600.0
     resume: bool = True
+
+
+FREE = frozenset(
+    {
+        "accumulate",
+        "cache_features",
+        "compile",
+        "device",
+        "export",
+        "keep",
+        "log_every",
+        "out",
+        "recompute",
+        "resume",
+        "save_every",
+        "stop_after",
+        "threads",
+        "timeout_s",
+        "track",
+        "video_deadline_s",
+        "workers",
+    }
+)
+"""Settings that may change when a run goes on: where and how often it writes, how fast it is, where it ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curriculum:
-    """A validated run: its settings, what comes before the stages, and the stages."""
+    """A validated run: its settings, what comes before the stages, the stages, and what is measured on the way."""
 
     run: TrainRun
     stages: tuple[Stage, ...]
     sight: Sight | None = None
+    evaluate: Evaluation | None = None
 
 
 def read_run(raw: Mapping[str, Any]) -> Curriculum:
@@ -93,14 +224,17 @@ def read_run(raw: Mapping[str, Any]) -> Curriculum:
         raise ConfigError("\n".join(faults))
     run = read(TrainRun, raw, "run")
     sight = None if run.sight is None else read(Sight, run.sight, "sight")
-    return Curriculum(run, tuple(read(Stage, s, f"stages.{i}") for i, s in enumerate(run.stages)), sight)
+    evaluate = None if run.evaluate is None else read(Evaluation, run.evaluate, "evaluate")
+    stages = tuple(read(Stage, s, f"stages.{i}") for i, s in enumerate(run.stages))
+    return Curriculum(run, stages, sight, evaluate)
 
 
 def run_faults(raw: Mapping[str, Any]) -> list[str]:
     """Every fault of a run's plain values apart from its model, each naming the config key."""
     faults = faults_in(TrainRun, raw, "run")
-    if isinstance(raw.get("sight"), Mapping):
-        faults += faults_in(Sight, raw["sight"], "sight")
+    for name, schema in (("sight", Sight), ("evaluate", Evaluation)):
+        if isinstance(raw.get(name), Mapping):
+            faults += faults_in(schema, raw[name], name)
     stages = raw.get("stages", [])
     if not isinstance(stages, Sequence) or not stages:
         return [*faults, "stages: at least one stage is needed."]
@@ -114,23 +248,47 @@ def run_faults(raw: Mapping[str, Any]) -> list[str]:
 
 
 def _stage_faults(stage: Mapping[str, Any], where: str) -> list[str]:
-    train = stage.get("train")
-    parts = train if isinstance(train, Mapping) else {}
-    faults = [f"{where}.train.{part}: no such part.{did_you_mean(part, PARTS)}" for part in parts if part not in PARTS]
-    faults += [
-        f"{where}.train.{p}={r!r}: a learning rate is a number above 0; leave the part out to freeze it."
-        for p, r in parts.items()
-        if not _is_positive(r)
-    ]
-    if isinstance(train, Mapping) and not train:
-        faults.append(f"{where}.train: nothing is trained; name at least one of {', '.join(PARTS)}.")
+    faults = _train_faults(stage.get("train"), f"{where}.train") + _length_faults(stage, where)
     faults += [
         f"{where}.{name}={stage[name]!r} must be at least 1."
-        for name in ("steps", "batch_size")
+        for name in ("steps", "batch_size", "step_tokens", "pack_tokens", "pack_views", "max_tokens")
         if isinstance(stage.get(name), int) and stage[name] < 1
     ]
     if not stage.get("data"):
         faults.append(f"{where}.data: at least one source is needed.")
+    return faults
+
+
+def _train_faults(train: Any, where: str) -> list[str]:
+    if not isinstance(train, Mapping):
+        return []
+    if not train:
+        return [f"{where}: nothing is trained; name at least one of {', '.join(LEARNERS)}."]
+    faults = [f"{where}.{part}: no such part.{did_you_mean(part, LEARNERS)}" for part in train if part not in LEARNERS]
+    if "lora" in train and "backbone" in train:
+        faults.append(f"{where}: 'backbone' and 'lora' would both change the backbone; keep one.")
+    for part, given in train.items():
+        inner = given if isinstance(given, Mapping) else {"rate": given}
+        faults += faults_in(Lora if part == "lora" else Learning, inner, f"{where}.{part}")
+        if "rate" in inner and not _is_positive(inner["rate"]):
+            faults.append(
+                f"{where}.{part}={inner['rate']!r}: a learning rate is a number above 0; leave the part out to freeze it."
+            )
+    return faults
+
+
+def _length_faults(stage: Mapping[str, Any], where: str) -> list[str]:
+    """How long a stage is and how large its steps are: each said once."""
+    given = {
+        name for name in ("steps", "epochs", "batch_size", "step_tokens", "pack_tokens") if stage.get(name) is not None
+    }
+    faults = []
+    if len(given & {"steps", "epochs"}) != 1:
+        faults.append(f"{where}: write either steps or epochs.")
+    if len(given & {"batch_size", "step_tokens"}) != 1:
+        faults.append(f"{where}: write either batch_size (samples per step) or step_tokens.")
+    if "step_tokens" in given and "pack_tokens" not in given:
+        faults.append(f"{where}: step_tokens needs pack_tokens, the tokens of one packed row.")
     return faults
 
 

@@ -1,88 +1,177 @@
-"""Where a run stands on disk, so that a stopped run goes on as if it had never stopped."""
+"""Where a run stands on disk, so that a stopped run goes on as if it had never stopped.
+
+What learns, the optimizer's moments and the moving average are written by torch's distributed checkpoint, from any number
+of processes and back into any number. What does not learn is in the model that the stage started from.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.model.checkpoint import read_tensors, replaced_whole
-from mmblocks.model.onevision import OneVision
+from mmblocks.settings import differing
+from mmblocks.train.distributed import World
 
-STATE, WEIGHTS, MOMENTS, PLACE = "state", "model.safetensors", "optimizer.safetensors", "place.json"
+STATE, PLACE = "state", "place.json"
+LEARNED = StateDictOptions(ignore_frozen_params=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Place:
     """The next step to take: stage number and step in it."""
 
     stage: int = 0
     step: int = 0
 
+    @property
+    def folder(self) -> str:
+        return f"{self.stage}-{self.step}"
+
 
 def claim(out: Path, recipe: dict[str, Any], *, resume: bool) -> Place:
     """Take a folder for a run and say where to begin. Raises `ConfigError` when another run lives there."""
     written = out / "run.json"
     if written.is_file() and not resume:
-        shutil.rmtree(out / STATE, ignore_errors=True)
-        (out / "metrics.jsonl").unlink(missing_ok=True)
-    elif written.is_file() and json.loads(written.read_text(encoding="utf-8")) != recipe:
+        for left in (STATE, "stages", "best"):
+            shutil.rmtree(out / left, ignore_errors=True)
+        for left in ("metrics.jsonl", "broken.jsonl"):
+            (out / left).unlink(missing_ok=True)
+    elif written.is_file() and (other := differing(json.loads(written.read_text(encoding="utf-8")), recipe)):
         raise ConfigError(
-            f"{out} holds a run with other settings; choose another folder (out=...), or begin anew with resume=false."
+            f"{out} holds a run with other settings ({', '.join(other)}); choose another folder (out=...), or begin anew "
+            "with resume=false."
         )
-    out.mkdir(parents=True, exist_ok=True)
+    (out / STATE).mkdir(parents=True, exist_ok=True)
+    for cut in (out / STATE).glob(".*"):  # a save that was interrupted
+        shutil.rmtree(cut)
     written.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-    place = out / STATE / PLACE
-    return Place(**json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else Place()
+    return max(places(out), default=Place())
 
 
-def save_state(out: Path, place: Place, model: OneVision, optimizer: Optimizer | None) -> None:
-    """Write weights, optimizer moments and place as one folder, whole or not at all."""
-    with replaced_whole(out / STATE) as fresh:
-        save_file(_unshared(model), fresh / WEIGHTS)
-        if optimizer is not None:
-            save_file(_moments(optimizer), fresh / MOMENTS)
-        (fresh / PLACE).write_text(json.dumps(asdict(place)), encoding="utf-8")
+def places(out: Path) -> list[Place]:
+    """The states that are whole, in the order they were written."""
+    names = (re.fullmatch(r"(\d+)-(\d+)", path.parent.name) for path in (out / STATE).glob(f"*/{PLACE}"))
+    return sorted(Place(int(name[1]), int(name[2])) for name in names if name)
 
 
-def restore_model(out: Path, model: OneVision) -> None:
-    """Fill a model with the weights of the run's state."""
-    stored = read_tensors(out / STATE / WEIGHTS)
-    wanted = _unshared(model)
-    if stored.keys() != wanted.keys():
+def notes_of(out: Path, place: Place) -> dict[str, Any]:
+    """What was noted beside a state; nothing at the beginning of a run."""
+    file = out / STATE / place.folder / PLACE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def save_state(
+    out: Path,
+    place: Place,
+    model: nn.Module,
+    optimizer: Optimizer,
+    world: World,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    keep: int = 1,
+) -> None:
+    """Write what a run needs to go on at `place`, whole or not at all; the last `keep` states stay.
+
+    extra: further tensors by name, such as a moving average. notes: plain values. Every process takes part.
+    """
+    fresh = out / STATE / f".{place.folder}"
+    _write(_state(model, optimizer, extra), fresh, world)
+    if world.is_first:
+        (fresh / PLACE).write_text(json.dumps({**asdict(place), **(notes or {})}), encoding="utf-8")
+        _put_in_place(fresh, out / STATE / place.folder)
+        for old in places(out)[:-keep]:
+            shutil.rmtree(out / STATE / old.folder)
+    world.wait()
+
+
+def begin_stage(out: Path, stage: int, world: World, *, notes: Mapping[str, Any] | None = None) -> None:
+    """Note that a stage is next and nothing of it is done: the states of the stage before are not needed any more."""
+    if world.is_first:
+        fresh = out / STATE / f".{Place(stage).folder}"
+        fresh.mkdir(exist_ok=True)
+        (fresh / PLACE).write_text(json.dumps({**asdict(Place(stage)), **(notes or {})}), encoding="utf-8")
+        _put_in_place(fresh, out / STATE / Place(stage).folder)
+        for old in places(out):
+            if old.stage < stage:
+                shutil.rmtree(out / STATE / old.folder)
+    world.wait()
+
+
+def restore_state(
+    out: Path,
+    place: Place,
+    model: nn.Module,
+    optimizer: Optimizer,
+    world: World,
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Fill model, optimizer and the tensors of `extra` in place from the state written at `place`."""
+    folder = out / STATE / place.folder
+    state = _state(model, optimizer, extra)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(single process|process group)")
+            load(state, checkpoint_id=folder, no_dist=world.is_alone)
+    except CheckpointException as cause:  # derives from BaseException
         raise CheckpointError(
-            f"{out / STATE / WEIGHTS}: its keys differ from the model's: {sorted(stored.keys() ^ wanted.keys())}"
-        )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(stored[name])
+            f"{folder} cannot be read ({cause}); remove it to go on from an older state, or begin anew with resume=false."
+        ) from cause
+    set_model_state_dict(model, state["model"], options=StateDictOptions(ignore_frozen_params=True, strict=False))
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=LEARNED)
 
 
-def restore_optimizer(out: Path, optimizer: Optimizer) -> None:
-    """Fill an optimizer with the moments of the run's state."""
-    stored = read_tensors(out / STATE / MOMENTS)
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in stored.items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _moments(optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value.contiguous() for number, entry in state.items() for name, value in entry.items()}
-
-
-def _unshared(model: OneVision) -> dict[str, torch.Tensor]:
-    """The state dict with tensors that share memory (tied embeddings) kept once."""
-    seen: dict[int, str] = {}
+def _state(model: nn.Module, optimizer: Optimizer, extra: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
-        name: tensor for name, tensor in model.state_dict().items() if seen.setdefault(tensor.data_ptr(), name) == name
+        "model": get_model_state_dict(model, options=LEARNED),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=LEARNED),
+        "extra": dict(extra or {}),
     }
+
+
+def _write(state: dict[str, Any], folder: Path, world: World) -> None:
+    if world.is_first:
+        shutil.rmtree(folder, ignore_errors=True)
+    world.wait()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(single process|process group)")
+        save(state, checkpoint_id=folder, no_dist=world.is_alone)
+    world.wait()
+
+
+def _put_in_place(fresh: Path, folder: Path) -> None:
+    """Rename a folder so that after a power cut it is there whole or not at all."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _flush(fresh)
+    fresh.replace(folder)
+    _flush(folder.parent)
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -12,14 +12,14 @@ from mmblocks.errors import ConfigError
 class TinyWorld:
     """Pictures, picture sets and clips of coloured shapes with exact questions and answers, drawn as they are read.
 
-    task: text, caption, single, by_shape, multi or video. split: "train" or "heldout"; no scene is in both.
-    kinds: question types to ask, by default all of the task (caption, single, multi and video have some to choose).
+    task: text, caption, single, by_shape, small, multi or video. split: "train" or "heldout"; no scene is in both.
+    kinds: question types to ask, by default all of the task (caption, single, small, multi and video have some to choose).
     turns: most questions asked about the same media. size: conversations until the source repeats itself.
     """
 
     def __init__(
         self,
-        task: Literal["text", "caption", "single", "by_shape", "multi", "video"],
+        task: Literal["text", "caption", "single", "by_shape", "small", "multi", "video"],
         split: Literal["train", "heldout"] = "train",
         turns: int = 1,
         kinds: tuple[str, ...] = (),

@@ -11,6 +11,9 @@ OVERSAMPLE = 2
 CLIP_SIDE_PX = 48
 CLIP_FRAMES = 8
 CLIP_FPS = 4.0
+LARGE_SIDE_PX = (80, 96)
+SMALL = 0.35
+"""How large small shapes are beside usual ones."""
 
 Colour = tuple[int, int, int]
 Mark = tuple[str, Colour, float, float, float]  # shape, colour, centre y, centre x, radius (cells)
@@ -19,6 +22,13 @@ Mark = tuple[str, Colour, float, float, float]  # shape, colour, centre y, centr
 def picture(scene: Scene, rng: random.Random, size_px: tuple[int, int]) -> Image.Image:
     """A (height, width) picture; two calls with one scene differ in jitter, background and noise."""
     marks = [_mark(thing, rng) for thing in scene.things]
+    return Image.fromarray(_noisy(_paint(marks, _background(rng), size_px), rng))
+
+
+def picture_of_small_shapes(scene: Scene, rng: random.Random) -> Image.Image:
+    """A picture of 80 to 96 pixels a side whose shapes are about five pixels high in half of its resolution."""
+    size_px = (rng.randint(*LARGE_SIDE_PX), rng.randint(*LARGE_SIDE_PX))
+    marks = [(*look, SMALL * radius) for *look, radius in (_mark(thing, rng) for thing in scene.things)]
     return Image.fromarray(_noisy(_paint(marks, _background(rng), size_px), rng))
 
 

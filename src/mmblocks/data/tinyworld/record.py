@@ -10,8 +10,8 @@ from PIL import Image
 from . import ask, draw
 from .scene import COLOURS, GRID, SHAPES, Scene, Split, apart, one_colour, sample_moving, sample_still
 
-Task = Literal["text", "caption", "single", "by_shape", "multi", "video"]
-TASKS: tuple[Task, ...] = ("text", "caption", "single", "by_shape", "multi", "video")
+Task = Literal["text", "caption", "single", "by_shape", "small", "multi", "video"]
+TASKS: tuple[Task, ...] = ("text", "caption", "single", "by_shape", "small", "multi", "video")
 
 Part = dict[str, Any]
 Askers = dict[str, Callable[[Any, random.Random], ask.Asked]]
@@ -25,6 +25,7 @@ QUESTION_COUNTS = (1, 2, 2, 3, 3)
 KINDS: dict[str, tuple[str, ...]] = {
     "caption": tuple(ask.CAPTIONS),
     "single": tuple(ask.SINGLE),
+    "small": tuple(ask.SINGLE),
     "multi": tuple(ask.MULTI),
     "video": tuple(ask.VIDEO),
 }
@@ -92,6 +93,12 @@ def _by_shape(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[l
     return [_image(scene, rng)], asked
 
 
+def _small(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
+    """The questions about single pictures, asked of small shapes in large pictures."""
+    scene, asked = _pose(_of(ask.SINGLE, kinds), lambda _: sample_still(rng, split, QUESTION_COUNTS), rng, turns)
+    return [{"type": "image", "image": draw.picture_of_small_shapes(scene, rng)}], asked
+
+
 def _multi(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
     scenes, asked = _pose(_of(ask.MULTI, kinds), lambda kind: _several(rng, split, kind), rng, turns)
     media: list[Part] = []
@@ -134,6 +141,7 @@ _MAKERS = {
     "caption": _caption,
     "single": _single,
     "by_shape": _by_shape,
+    "small": _small,
     "multi": _multi,
     "video": _video,
 }

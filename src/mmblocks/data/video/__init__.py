@@ -1,7 +1,9 @@
-"""Clips: their shape without decoding them, and the frames a plan asks for. The one door to decord and PyAV.
+"""Clips: their shape without decoding them, and the frames a plan asks for. The one door to decord, PyAV, torchcodec.
 
 PyAV judges every clip and counts its frames; decord, where it is installed, then decodes those in which it was found
-to hit the right frames. PyAV decodes the rest. Both give the same pixels for 8-bit clips of even size.
+to hit the right frames. PyAV decodes the rest. Both give the same pixels for 8-bit clips of even size, and so does
+torchcodec, which is asked last: for clips in a coding that the FFmpeg inside PyAV lacks and the system's may have. What
+PyAV finds cut or damaged stays refused. `guarded.ClipReader` does the same with a deadline and a memory bound.
 Clips are opened per call and nothing is kept: open readers do not survive the fork of a data worker.
 """
 
@@ -14,63 +16,97 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mmblocks.data.files import name_of
-from mmblocks.data.video.clip import Clip
+from mmblocks.data.files import Slice, name_of
+from mmblocks.data.video.clip import CURE, Clip, NoDecoder, NoSuchFrame
+from mmblocks.data.video.frames_folder import frames_shape, is_frames, read_frame_files
 from mmblocks.data.video.index import Index, index_of
 from mmblocks.data.video.with_decord import DecordRefuses, read_decord
 from mmblocks.data.video.with_pyav import read_pyav
+from mmblocks.data.video.with_torchcodec import TorchcodecRefuses, read_torchcodec, torchcodec_shape
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size, VisualShape
 
-__all__ = ["Reader", "VideoSource", "read_frames", "video_shape"]
+__all__ = ["Reader", "VideoSource", "is_frames", "read_frames", "video_shape"]
 
 log = logging.getLogger(__name__)
 
-VideoSource = str | os.PathLike[str] | bytes | np.ndarray
-Reader = Literal["auto", "decord", "pyav"]
+VideoSource = str | os.PathLike[str] | bytes | Slice | np.ndarray | tuple[str | os.PathLike[str], ...]
+Reader = Literal["auto", "decord", "pyav", "torchcodec"]
 
 
 def video_shape(source: VideoSource) -> VisualShape:
     """Size (upright), number of frames and average frames per second of a clip: demuxed, and one frame decoded.
 
-    An array (frames, height, width, 3) of uint8 is a clip too; it has no clock, so its fps is 1.
+    An array (frames, height, width, 3) of uint8 is a clip too, and so are a folder of pictures and a tuple of picture
+    files; these have no clock, so their fps is 1.
     """
+    if is_frames(source):
+        return frames_shape(source)
     if isinstance(source, np.ndarray):
         num_frames, height, width, _ = _checked(source).shape
         return VisualShape("video", Size(height, width), num_frames)
-    index = index_of(Clip.of(source))
-    return VisualShape("video", index.size, index.num_frames, index.fps)
+    return _judged(Clip.of(source))[0]
 
 
 def read_frames(source: VideoSource, indices: Sequence[int], *, reader: Reader = "auto") -> np.ndarray:
     """The frames of these numbers, in this order, repeats allowed: uint8 (n, height, width, 3), RGB, upright.
 
-    `reader` "auto" is decord where it is installed and takes the clip, else PyAV.
+    `reader` "auto" is decord where it is installed and takes the clip, else PyAV, else torchcodec (see above).
     """
     if reader not in get_args(Reader):
         raise DataError(f"reader is {reader!r}; write one of {', '.join(get_args(Reader))}.")
+    if is_frames(source):
+        return read_frame_files(source, indices)
     if isinstance(source, np.ndarray):
         _check_range(indices, len(_checked(source)), name_of(source, "video"))
         return source[list(indices)]
     clip = Clip.of(source)
-    index = index_of(clip)
-    _check_range(indices, index.num_frames, clip.name)
+    shape, index = _judged(clip)
+    _check_range(indices, shape.num_frames, clip.name)
     if len(indices) == 0:
-        return np.empty((0, *index.size, 3), dtype=np.uint8)
+        return np.empty((0, *shape.size, 3), dtype=np.uint8)
     wanted = sorted(set(indices))
-    frames = _decode(clip, index, wanted, reader)
+    frames = _decode_alone(clip, shape, wanted, reader) if index is None else _decode(clip, index, wanted, reader)
     return frames[np.searchsorted(wanted, indices)]
 
 
-def _decode(clip: Clip, index: Index, wanted: Sequence[int], reader: Reader) -> np.ndarray:
-    if reader != "pyav":
+def _judged(clip: Clip) -> tuple[VisualShape, Index | None]:
+    """The shape of a clip and PyAV's index of it, which is None where only torchcodec has a decoder."""
+    try:
+        index = index_of(clip)
+    except NoDecoder as fault:
         try:
+            return torchcodec_shape(clip), None
+        except TorchcodecRefuses as cause:
+            raise NoDecoder(f"{fault} (torchcodec: {cause})") from cause
+    return _shape(index), index
+
+
+def _shape(index: Index) -> VisualShape:
+    return VisualShape("video", index.size, index.num_frames, index.fps)
+
+
+def _decode(clip: Clip, index: Index, wanted: Sequence[int], reader: Reader) -> np.ndarray:
+    try:
+        if reader == "torchcodec":
+            return read_torchcodec(clip, _shape(index), wanted)
+        if reader != "pyav":
             return read_decord(clip, index, wanted)
-        except DecordRefuses as cause:
-            if reader == "decord":
-                raise DataError(f"{clip.name}: decord cannot read this clip ({cause}); use reader='pyav'.") from cause
-            log.debug("%s: read by PyAV; decord: %s", clip.name, cause)
+    except (DecordRefuses, TorchcodecRefuses) as cause:
+        if reader != "auto":
+            raise DataError(f"{clip.name}: {reader} cannot read this clip ({cause}); use reader='pyav'.") from cause
+        log.debug("%s: read by PyAV; decord: %s", clip.name, cause)
     return read_pyav(clip, index, wanted)
+
+
+def _decode_alone(clip: Clip, shape: VisualShape, wanted: Sequence[int], reader: Reader) -> np.ndarray:
+    """A clip that PyAV has no decoder for, by torchcodec."""
+    if reader in ("decord", "pyav"):
+        raise NoDecoder(f"{clip.name}: {reader} cannot read this clip (PyAV has no decoder for it); use reader='auto'.")
+    try:
+        return read_torchcodec(clip, shape, wanted)
+    except TorchcodecRefuses as cause:
+        raise DataError(f"{clip.name}: torchcodec breaks off ({cause}); {CURE}") from cause
 
 
 def _checked(clip: np.ndarray) -> np.ndarray:
@@ -85,4 +121,4 @@ def _checked(clip: np.ndarray) -> np.ndarray:
 def _check_range(indices: Sequence[int], num_frames: int, name: str) -> None:
     for i in indices:
         if not 0 <= i < num_frames:
-            raise DataError(f"{name}: frame {i} was asked for, but the clip has {num_frames}, counted from 0.")
+            raise NoSuchFrame(f"{name}: frame {i} was asked for, but the clip has {num_frames}, counted from 0.")

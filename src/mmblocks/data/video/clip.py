@@ -19,7 +19,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from mmblocks.data.files import bytes_or_file, name_of
+from mmblocks.data.files import Slice, bytes_or_file, name_of
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size
 
@@ -33,6 +33,18 @@ _CONTAINERS = (
 )
 
 
+class NoDecoder(DataError):
+    """The FFmpeg that PyAV carries cannot decode the picture; another one may."""
+
+
+class NotTheClip(DataError):
+    """No fault of the clip's content: the file may not be opened, say."""
+
+
+class NoSuchFrame(NotTheClip):
+    """A frame was asked for that the clip does not have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """A clip that can be opened again and again."""
@@ -43,6 +55,8 @@ class Clip:
     @classmethod
     def of(cls, source: Any) -> Clip:
         name = name_of(source, "video")
+        if isinstance(source, Slice):
+            source = source.read()
         if not isinstance(source, str | os.PathLike | bytes):
             raise DataError(f"{name}: cannot be read as a clip; pass a path, bytes, a data: URI or a uint8 array.")
         return cls(name, bytes_or_file(source, "video"))
@@ -53,7 +67,7 @@ class Clip:
         try:
             return self.content.open("rb")
         except OSError as cause:
-            raise DataError(f"{self.name}: cannot be opened ({cause}); check its permissions.") from cause
+            raise NotTheClip(f"{self.name}: cannot be opened ({cause}); check its permissions.") from cause
 
 
 @contextmanager
@@ -94,7 +108,7 @@ def _picture(container: InputContainer, clip: Clip) -> VideoStream:
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         raise DataError(f"{clip.name}: there is no video stream, only {_kinds(container)}; pass a clip with a picture.")
     if stream.codec_context is None:  # FFmpeg has no decoder for it, or the header is damaged
-        raise DataError(f"{clip.name}: its picture is in a coding that cannot be decoded; re-encode it, to H.264 say.")
+        raise NoDecoder(f"{clip.name}: its picture is in a coding that cannot be decoded; re-encode it, to H.264 say.")
     stream.codec_context.thread_count = 1  # data workers are the threads
     return stream
 

@@ -11,6 +11,7 @@ from mmblocks.settings import did_you_mean
 
 if TYPE_CHECKING:
     from mmblocks.model.convert.door import Door
+    from mmblocks.model.onevision import OneVision
 
 DOORS: dict[str, str] = {
     "mmblocks": "ours",
@@ -45,6 +46,27 @@ def detect(folder: Path | str) -> str:
             f"which cannot be converted. Known: {known}."
         )
     return found
+
+
+def fitting_family(model: OneVision) -> str:
+    """The family of transformers that can express a model, one with clips if there is. Raises `ConfigError` with reasons."""
+    families = [name for name, module in DOORS.items() if module.startswith("hf_llava")]
+    families.sort(key=lambda name: not door_of(name).clips)
+    reasons = {name: door_of(name).reasons_against_export(model) for name in families}
+    fitting = next((name for name in families if not reasons[name]), None)
+    if fitting is None:
+        listed = "\n".join(f"  {name}:\n" + "\n".join(f"  - {r}" for r in reasons[name]) for name in families)
+        raise ConfigError(f"no family of transformers can express this model:\n{listed}")
+    return fitting
+
+
+def export_to_transformers(model: OneVision, folder: Path) -> None:
+    """Write a model as the family of transformers that can express it. Raises `ConfigError` with reasons where none can."""
+    from mmblocks.model.checkpoint import replaced_whole
+
+    door = door_of(fitting_family(model))
+    with replaced_whole(folder) as fresh:
+        door.export(model, fresh)
 
 
 def raw_config(folder: Path) -> dict[str, Any]:

@@ -17,3 +17,12 @@ def linear_cross_entropy(hidden: Tensor, targets: Tensor, logits: Callable[[Tens
     """
     labelled = targets != IGNORE
     return F.cross_entropy(logits(hidden[labelled]).float(), targets[labelled], reduction="sum")
+
+
+def row_cross_entropies(hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+    """(labelled rows,) float32: the cross entropy of each row that has a target, in their order.
+
+    Shapes as in `linear_cross_entropy`, whose result is their sum.
+    """
+    labelled = targets != IGNORE
+    return F.cross_entropy(logits(hidden[labelled]).float(), targets[labelled], reduction="none")

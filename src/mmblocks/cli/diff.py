@@ -1,0 +1,57 @@
+"""What tells two runs or two models apart: components, shapes, visual tokens, data, stages, settings, final metrics.
+
+  mmblocks diff runs/a runs/b
+  mmblocks diff runs/a/model runs/b/model image=1000x700 --json
+
+Only what differs is shown. Words like image=1000x700 name the pictures and clips for which tokens are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmblocks.eval.diff import Differences
+
+NOTHING = "(none)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("one", type=Path, help="folder of a run, of a sweep's cell, or of a model")
+    parser.add_argument("other", type=Path, help="the one to compare it with")
+    parser.add_argument("visuals", nargs="*", help="pictures and clips to count tokens for, in place of the usual ones")
+    parser.add_argument("--json", action="store_true", help="the same as json")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmblocks.eval.diff import VISUALS, differences
+
+    found = differences(args.one, args.other, args.visuals or VISUALS)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n".join(report(str(args.one), str(args.other), found)))
+    return 0
+
+
+def report(one: str, other: str, found: Differences) -> Iterator[str]:
+    """The differences as people read them, section by section."""
+    yield f"a: {one}"
+    yield f"b: {other}"
+    if not found:
+        yield "no difference"
+    for section, entries in found.items():
+        yield f"\n{section}"
+        width = max(map(len, entries))
+        for key, (left, right) in entries.items():
+            yield f"  {key:{width}}  {_shown(left)} -> {_shown(right)}"
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return NOTHING
+    return value if isinstance(value, str) else json.dumps(value)

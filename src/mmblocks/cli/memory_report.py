@@ -1,0 +1,52 @@
+"""The training side of `mmblocks plan --memory`: what a process needs in each stage, by the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmblocks.cli.tables import aligned
+from mmblocks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmblocks.train.memory import Memory
+
+RANKS = (1, 8, 16, 64, 128, 256)
+GIB = 2**30
+COLUMNS = ("weights", "gradients", "optimizer", "copies", "gathered", "passing", "activations", "total", "between_rows")
+
+
+def ranks_in(words: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of processes that words such as ranks=64 or ranks=8,64 ask for; several sizes without any."""
+    given = [part for word in words if word.startswith("ranks=") for part in word.removeprefix("ranks=").split(",")]
+    wrong = [part for part in given if not part.isdecimal() or int(part) < 1]
+    if wrong:
+        raise ConfigError(f"ranks={wrong[0]}: no number of processes; write ranks=64, or several as ranks=8,64.")
+    return tuple(map(int, given)) or RANKS
+
+
+def memory_of(raw: Mapping[str, Any], ranks: Sequence[int]) -> dict[str, list[Memory]]:
+    """By stage, for a composed recipe. Raises `ConfigError` for a system, which has no stages."""
+    from mmblocks.settings import read
+    from mmblocks.train.memory import stage_memory
+    from mmblocks.train.stages import Stage
+
+    if not raw.get("stages"):
+        raise ConfigError("--memory is about training, and a system has no stages; name a recipe (`mmblocks recipes`).")
+    stages = [read(Stage, stage, f"stages.{i}") for i, stage in enumerate(raw["stages"])]
+    settings = {"recompute": raw.get("recompute", False), "ema": raw.get("ema") is not None}
+    return {stage.name: stage_memory(raw["model"], stage, ranks, **settings) for stage in stages}
+
+
+def memory_page(found: Mapping[str, Sequence[Memory]]) -> Iterator[str]:
+    """One table per stage, in GiB for each process."""
+    for name, rows in found.items():
+        sizes = sorted({(row.tokens, row.views) for row in rows})
+        yield f"{name}: GiB per process, rows of " + ", ".join(f"{t} tokens and {v} views" for t, v in sizes)
+        yield from aligned([("ranks", *(c.replace("_", " ") for c in COLUMNS)), *map(_row, rows)])
+        yield ""
+    yield "between rows: whole gradients that wait where a process has several rows a step and accumulate=local; not in the total."
+
+
+def _row(memory: Memory) -> tuple[str, ...]:
+    return str(memory.ranks), *(f"{getattr(memory, column) / GIB:.1f}" for column in COLUMNS)

@@ -1,0 +1,61 @@
+"""JSON-lines files that several processes append to and people edit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmblocks.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Add a line per record, all in one write at the end of the file, so that lines of other writers stay whole.
+
+    That holds on local file systems; NFS has no appending, so there a line may be lost (and is skipped by readers).
+    """
+    data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    if not data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(file, data if _ends_a_line(file) else b"\n" + data)
+    finally:
+        os.close(file)
+
+
+def _ends_a_line(file: int) -> bool:
+    """False behind an editor that leaves the last line open."""
+    size = os.fstat(file).st_size
+    return size == 0 or os.pread(file, 1, size - 1) == b"\n"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, none if there is no file; a line that is no JSON object is left out with a warning."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as cause:
+        raise DataError(f"{path}: cannot be read ({cause.strerror}); make it a file that may be read.") from cause
+    records = []
+    for number, line in enumerate(lines, start=1):
+        record = _record(line)
+        if isinstance(record, dict):
+            records.append(record)
+        elif line.strip():
+            log.warning("%s:%d: not a JSON object, left out; repair or delete the line.", path, number)
+    return records
+
+
+def _record(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # UnicodeDecodeError is one
+        return None

@@ -1,0 +1,324 @@
+"""Whether samples train what they should, asked before training: what is learned is read back and compared with what was said.
+
+The checks do not trust the marks of the chat template. The trained tokens are decoded, and the text must be that of the
+assistant's messages, each followed by a text that ends a turn, and nothing else. White space is left out of the
+comparison, since templates strip it and text tokenizers add it. targets="original" has rules of its own: there only
+lengths, visuals and whether anything is trained are checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mmblocks.batch import IGNORE
+from mmblocks.components import ChatTemplate
+from mmblocks.conversation import Conversation, Message, Text
+from mmblocks.data.encode import Encoded, NothingTrained, Targets
+from mmblocks.data.mixture import Draw, Mixture
+from mmblocks.data.processor import Processor, conversations_of
+from mmblocks.errors import DataError
+
+Kind = Literal["broken", "nothing_trained", "too_long", "given_trained", "no_end", "cut", "visuals", "shifted"]
+KINDS: dict[Kind, str] = {
+    "broken": "cannot be read",
+    "nothing_trained": "no trained token",
+    "too_long": "longer than the limit of tokens",
+    "given_trained": "trained text that the assistant did not say",
+    "no_end": "the end of a turn is not trained",
+    "cut": "an answer is not trained to its end",
+    "visuals": "visual tokens differ from the plans",
+    "shifted": "a trained token is not the one that follows",
+}
+LEFT_OUT: tuple[Kind, ...] = ("broken", "nothing_trained", "too_long")
+"""Kinds that a run with broken=skip leaves out of training, and so may pass over."""
+SHOWN = 3
+"""Origins named for each kind of fault of a source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fault of one sample. `detail` says it with the sample's own words and numbers."""
+
+    kind: Kind
+    origin: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A conversation that was looked at: what it encodes to, None where it cannot be, and its faults."""
+
+    conversation: Conversation
+    encoded: Encoded | None
+    findings: tuple[Finding, ...]
+
+
+# Reports ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLint:
+    """Faults of one source: `looked_at` samples of its `size` records, and the findings of each faulty one."""
+
+    name: str
+    size: int
+    looked_at: int
+    faulty: tuple[tuple[Finding, ...], ...]
+
+    @classmethod
+    def of(cls, name: str, size: int, looked: Sequence[Looked]) -> SourceLint:
+        return cls(name, size, len(looked), tuple(one.findings for one in looked if one.findings))
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        """Samples by kind of fault, kinds without any left out."""
+        found: dict[Kind, int] = {
+            kind: sum(kind in {f.kind for f in findings} for findings in self.faulty) for kind in KINDS
+        }
+        return {kind: count for kind, count in found.items() if count}
+
+    def lines(self) -> Iterator[str]:
+        """The source, and each kind of fault with the first samples that have it."""
+        yield f"{self.name}: {len(self.faulty) or 'no'} faulty of {self.looked_at} looked at ({self.size} records)"
+        for kind, count in self.counts.items():
+            yield f"  {count} x {KINDS[kind]}"
+            yield from (f"    {finding}" for finding in self._first(kind))
+
+    def _first(self, kind: Kind) -> list[Finding]:
+        return [finding for findings in self.faulty for finding in findings if finding.kind == kind][:SHOWN]
+
+
+@dataclass(frozen=True, slots=True)
+class LintReport:
+    """Faults by source."""
+
+    sources: tuple[SourceLint, ...]
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        """Samples by kind of fault, over all sources."""
+        sums: dict[Kind, int] = {kind: sum(source.counts.get(kind, 0) for source in self.sources) for kind in KINDS}
+        return {kind: count for kind, count in sums.items() if count}
+
+    def __str__(self) -> str:
+        return "\n".join(line for source in self.sources for line in source.lines())
+
+    def require(self, *, skip_broken: bool = False) -> None:
+        """Raise one `DataError` that lists every fault.
+
+        skip_broken: pass over samples that are left out of training anyway (see LEFT_OUT), unless a source has no others.
+        """
+        wrong = [source for source in self.sources if _refused(source, skip_broken)]
+        if wrong:
+            listed = "\n".join(line for source in wrong for line in source.lines())
+            raise DataError(
+                f"these samples would not train what they should:\n{listed}\n"
+                "Mend or drop the records, raise max_tokens, or choose another chat template; "
+                "`mmblocks inspect RECIPE --record N` shows what is trained."
+            )
+
+
+def _refused(source: SourceLint, skip_broken: bool) -> bool:
+    stay = [findings for findings in source.faulty if not any(finding.kind in LEFT_OUT for finding in findings)]
+    nothing_left = len(source.faulty) - len(stay) >= source.looked_at
+    return bool(stay or (source.faulty and (nothing_left or not skip_broken)))
+
+
+# Looking ------------------------------------------------------------------------------------------------------------
+
+
+def lint(
+    mixture: Mixture, processor: Processor, targets: Targets = "answers", *, samples_per_source: int | None = 200
+) -> LintReport:
+    """Check samples of every source from file headers alone: evenly drawn ones, or all when `samples_per_source` is None."""
+    linter = Linter(processor, targets)
+    chosen = [chosen_records(len(source), samples_per_source) for source in mixture.sources]
+    reports = []
+    with tqdm(total=sum(map(len, chosen)), desc="labels", unit="record", leave=False, disable=None) as bar:
+        for number, indices in enumerate(chosen):
+            looked = []
+            for index in indices:
+                looked += linter.read(mixture, Draw(number, int(index)))
+                bar.update()
+            reports.append(SourceLint.of(mixture.names[number], len(mixture.sources[number]), looked))
+    return LintReport(tuple(reports))
+
+
+def chosen_records(size: int, most: int | None) -> np.ndarray:
+    """Up to `most` record numbers of `size`, drawn evenly, in their order; the same every time."""
+    if most is None or most >= size:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(0).choice(size, most, replace=False))
+
+
+class Linter:
+    """The checks of one processor's samples."""
+
+    def __init__(self, processor: Processor, targets: Targets = "answers") -> None:
+        self.processor = processor
+        self.targets: Targets = targets
+        self._unlimited = replace(processor, max_tokens=None)
+
+    def read(self, mixture: Mixture, draw: Draw) -> list[Looked]:
+        """A record's conversations, looked at; one that cannot be read counts as one."""
+        try:
+            item = mixture[draw]
+        except DataError as fault:
+            origin = f"{mixture.names[draw.source]} record {draw.record}"
+            return [Looked(Conversation((), origin), None, (Finding("broken", origin, str(fault)),))]
+        return [self.look(conversation) for conversation in conversations_of(item)]
+
+    def look(self, conversation: Conversation) -> Looked:
+        """Encode a conversation without a limit of length, and check what comes out."""
+        origin = conversation.origin
+        try:
+            (encoded,) = self._unlimited.encoded(conversation, self.targets)
+        except DataError as fault:
+            kind: Kind = "nothing_trained" if isinstance(fault, NothingTrained) else "broken"
+            said = str(fault).removeprefix(f"{origin}: ")
+            return Looked(conversation, None, (Finding(kind, origin, said),))
+        found = [Finding(kind, origin, detail) for kind, detail in self._faults(conversation, encoded)]
+        return Looked(conversation, encoded, tuple(found))
+
+    def _faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[Kind, str]]:
+        limit = self.processor.max_tokens
+        if limit is not None and len(encoded) > limit:
+            visual = encoded.visual_positions.numel()
+            yield "too_long", f"{len(encoded)} tokens ({visual} of them visual), the limit is {limit}"
+        yield from _visual_faults(conversation, encoded, self.processor)
+        yield from _shift_faults(encoded)
+        if self.targets == "answers":
+            yield from self._text_faults(conversation, encoded)
+
+    def _text_faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[Kind, str]]:
+        learned = _Learned(self._decode(encoded.targets[encoded.targets != IGNORE].tolist()))
+        answers = [self._normal(m.text) for m in conversation.messages if m.role == "assistant"]
+        at = 0
+        for number, answer in enumerate(answers, start=1):
+            found = learned.find(answer, self._stops, at)
+            if found is None:
+                at += _agreeing(answer, learned.ink[at:])
+                yield "cut", f"answer {number} is trained up to {_shortened(learned.ink[:at][-40:])!r} only"
+                at = learned.ended(at, self._stops) or at
+                continue
+            if learned.ink[at:found] not in ("", self._preface):
+                yield "given_trained", f"before answer {number}: {_shortened(learned.ink[at:found])!r}"
+            at = found + len(answer)
+            if (end := learned.ended(at, self._stops)) is None:
+                yield "no_end", f"answer {number} is trained without {' or '.join(map(repr, self._stops))} after it"
+            at = at if end is None else end
+        if at < len(learned.ink):
+            yield "given_trained", f"after the last answer: {_shortened(learned.ink[at:])!r}"
+
+    @cached_property
+    def _stops(self) -> tuple[str, ...]:
+        """What may end an answer, as the text tokenizer writes it."""
+        eos = self.processor.text_tokenizer.eos_token
+        return tuple(map(self._read_back, self.processor.template.stop or ((eos,) if eos else ())))
+
+    @cached_property
+    def _preface(self) -> str:
+        return self._normal(_preface(self.processor.template))
+
+    def _normal(self, text: str) -> str:
+        return _ink(self._read_back(text))
+
+    def _read_back(self, text: str) -> str:
+        """A text as it comes out of the text tokenizer, which may write letters in another way."""
+        return self._decode(list(self.processor.text_tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        tokenizer: Any = self.processor.text_tokenizer
+        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _visual_faults(conversation: Conversation, encoded: Encoded, processor: Processor) -> Iterator[tuple[Kind, str]]:
+    shown, plans = len(conversation.visuals), encoded.plans
+    if len(plans) != shown:
+        yield "visuals", f"{shown} visuals, but {len(plans)} plans"
+    planned = sum(processor.router.for_scenario(p.scenario).count(p.plan) for p in plans)
+    rows = encoded.visual_positions
+    if planned != rows.numel():
+        yield "visuals", f"its plans make {planned} visual tokens, the sample has room for {rows.numel()}"
+    if bool((encoded.input_ids[rows] != processor.placeholder_id).any()):
+        yield "visuals", "a visual's place holds another token than the placeholder"
+    if bool((encoded.targets[rows[rows > 0] - 1] != IGNORE).any()):
+        yield "visuals", "a visual's place is trained as if it were text"
+
+
+def _shift_faults(encoded: Encoded) -> Iterator[tuple[Kind, str]]:
+    following = torch.cat([encoded.input_ids[1:], encoded.input_ids.new_tensor([IGNORE])])
+    wrong = (encoded.targets != IGNORE) & (encoded.targets != following)
+    if bool(wrong.any()):
+        yield "shifted", f"row {int(wrong.nonzero()[0])} must predict a token that does not follow it"
+
+
+# Text without white space ---------------------------------------------------------------------------------------------
+
+
+class _Learned:
+    """All trained text of a sample. `ink` is it without white space; `_at` says where each letter stood."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = [i for i, letter in enumerate(text) if not letter.isspace()]
+        self.ink = "".join(text[i] for i in self._at)
+
+    def find(self, answer: str, stops: Sequence[str], begin: int) -> int | None:
+        """Where an answer stands from `begin` on: best before an end of turn, so that a question is not taken for it."""
+        closed = [self.ink.find(answer + _ink(stop), begin) for stop in stops]
+        found = min([at for at in closed if at >= 0], default=self.ink.find(answer, begin))
+        return found if found >= 0 else None
+
+    def ended(self, at: int, stops: Sequence[str]) -> int | None:
+        """The letter after an end of turn that stands at `at`, None where there is none."""
+        for stop in stops:
+            if ink := _ink(stop):
+                if self.ink.startswith(ink, at):
+                    return at + len(ink)
+            elif stop in self._between(at):
+                return at
+        return None
+
+    def _between(self, at: int) -> str:
+        """The white space in front of the letter `at`."""
+        begin = self._at[at - 1] + 1 if at else 0
+        return self._text[begin : self._at[at] if at < len(self._at) else len(self._text)]
+
+
+def _ink(text: str) -> str:
+    return "".join(text.split())
+
+
+def _agreeing(one: str, other: str) -> int:
+    """Letters that two texts have in common from their beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _preface(template: ChatTemplate) -> str:
+    """What a template itself writes in every answer before the words, such as an empty thought."""
+    word = "Zebra"
+    talk = [Message("user", (Text("Which?"),)), Message("assistant", (Text(word),))]
+    try:
+        written, opening = (
+            "".join(str(span.content) for span in spans) for spans in (template.spans(talk), template.open_answer())
+        )
+    except DataError:  # a template for captions alone
+        return ""
+    before, _, _ = written.rpartition(word)
+    return before.rpartition(opening)[2] if opening and opening in before else ""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:30]}...{text[-25:]}"

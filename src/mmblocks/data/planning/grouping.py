@@ -1,0 +1,130 @@
+"""Orders that put samples of like length together, as LLaVA's samplers do.
+
+Lengths are words, not tokens; a negative one marks a sample without pictures or clips. The samplers cut a random order
+into chunks of a global batch, sort each by length and deal it to ranks of like total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from mmblocks.conversation import Conversation, Item, Message, Pair, Text
+from mmblocks.data.mixture import Draw, Draws, Mixture
+
+MARKER = "<image>"
+"""What stands for a picture or clip when words are counted, as in a LLaVA record."""
+PICTURE_WORDS = 128
+"""What a picture counts for in `length`; a clip counts for nothing there."""
+
+
+def words(item: Item) -> int:
+    """Words of all turns, markers of visuals included, at least 1; negative for an item that shows nothing.
+
+    A pair has its preferred conversation's.
+    """
+    conversation = _conversation(item)
+    count = max(1, sum(len(_written(m).split()) for m in conversation.messages if m.role != "system"))
+    return count if conversation.visuals else -count
+
+
+def length(item: Item) -> int:
+    """Words of all turns, and 128 more where there is a picture."""
+    has_picture = any(visual.kind == "image" for visual in _conversation(item).visuals)
+    return abs(words(item)) + (PICTURE_WORDS if has_picture else 0)
+
+
+def _conversation(item: Item) -> Conversation:
+    return item.chosen if isinstance(item, Pair) else item
+
+
+def _written(message: Message) -> str:
+    return "".join(part.text if isinstance(part, Text) else MARKER for part in message.parts)
+
+
+def grouped_order(
+    mixture: Mixture, draws: Draws, order: Literal["length", "modality_length"], batch_size: int, seed: Sequence[int]
+) -> np.ndarray:
+    """Numbers of draws, (n,) int64, in steps of `batch_size` of like length, or of like length and one modality.
+
+    The whole batch counts as one rank's, so the order is the same for every number of processes.
+    """
+    of = {"length": length, "modality_length": words}[order]
+    known: dict[Draw, int] = {}
+    drawn = [draws[number] for number in range(len(draws))]
+    for draw in drawn:
+        if draw not in known:
+            known[draw] = of(mixture[draw])
+    lengths = [known[draw] for draw in drawn]
+    inside, across = (torch.Generator().manual_seed(s) for s in _seeds(seed))
+    if order == "length":
+        return np.array(grouped(lengths, batch_size, 1, across), dtype=np.int64)
+    return np.array(grouped_by_modality(lengths, batch_size, 1, inside=inside, across=across), dtype=np.int64)
+
+
+def _seeds(seed: Sequence[int]) -> list[int]:
+    return np.random.SeedSequence(tuple(seed)).generate_state(2).tolist()
+
+
+def grouped(lengths: Sequence[int] | np.ndarray, batch_size: int, world: int, generator: torch.Generator) -> list[int]:
+    """Numbers of samples: a random order in chunks of `world * batch_size`, each sorted and dealt to `world` ranks."""
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    size = world * batch_size
+    chunks = [order[i : i + size] for i in range(0, len(order), size)]
+    return [number for chunk in chunks for number in _sorted_and_dealt(chunk, lengths, world)]
+
+
+def _sorted_and_dealt(chunk: list[int], lengths: Sequence[int] | np.ndarray, ranks: int) -> Iterator[int]:
+    longest = sorted(chunk, key=lambda number: lengths[number], reverse=True)
+    for share in even_shares(longest, lengths, ranks):
+        yield from share
+
+
+def even_shares(numbers: Sequence[int], lengths: Sequence[int] | np.ndarray, ranks: int) -> list[list[int]]:
+    """Numbers in `ranks` shares of one size and like total length; dealt in turn where they cannot be of one size.
+
+    Each number goes to the share of least total that is not full, the first of equals.
+    """
+    if len(numbers) % ranks:
+        return [list(numbers[rank::ranks]) for rank in range(ranks)]
+    size = len(numbers) // ranks
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    totals = [0.0] * ranks
+    for number in numbers:
+        rank = totals.index(min(totals))
+        shares[rank].append(number)
+        totals[rank] = totals[rank] + float(lengths[number]) if len(shares[rank]) < size else float("inf")
+    return shares
+
+
+def grouped_by_modality(
+    lengths: Sequence[int] | np.ndarray,
+    batch_size: int,
+    world: int,
+    *,
+    inside: torch.Generator,
+    across: torch.Generator,
+) -> list[int]:
+    """As `grouped`, with chunks that show something (lengths above 0) or nothing (below 0), in a random order.
+
+    What both kinds leave over makes the last chunk, in the order of its numbers. `inside` draws the orders of both kinds,
+    `across` the order of chunks; with one kind alone `across` draws all.
+    """
+    signed = np.asarray(lengths, dtype=np.int64)
+    assert (signed != 0).all(), "a sample without words has no modality"
+    shown, unshown = np.flatnonzero(signed > 0), np.flatnonzero(signed < 0)
+    if not len(shown) or not len(unshown):
+        return grouped(np.abs(signed).tolist(), batch_size, world, across)
+    size = world * batch_size
+    whole: list[list[int]] = []
+    rest: list[int] = []
+    for kind in (shown, unshown):
+        order = kind[grouped(np.abs(signed[kind]).tolist(), batch_size, world, inside)].tolist()
+        chunks = [order[i : i + size] for i in range(0, len(order), size)]
+        whole += chunks[:-1]
+        rest += chunks[-1]
+    shuffled = [whole[i] for i in torch.randperm(len(whole), generator=across).tolist()]
+    return [number for chunk in shuffled for number in chunk] + sorted(rest)

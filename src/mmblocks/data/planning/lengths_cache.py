@@ -1,0 +1,124 @@
+"""Measured lengths on disk, under a name that says what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmblocks import __version__
+from mmblocks.components import ChatTemplate
+from mmblocks.conversation import Conversation, Message
+from mmblocks.data.encode import Targets
+from mmblocks.data.mixture import Draw
+from mmblocks.data.processor import Processor
+from mmblocks.errors import DataError
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_ASKED = {"role": "user", "content": [{"type": "image", "image": "i"}, {"type": "text", "text": "q"}]}
+_ANSWERED = {"role": "assistant", "content": "a"}
+PROBES = (
+    Conversation.of([_ASKED, _ANSWERED]).messages,
+    Conversation.of([{"role": "system", "content": "c"}, _ASKED, _ANSWERED, _ASKED, _ANSWERED]).messages,
+)
+"""What chat templates are told apart by: how they write these."""
+
+
+@dataclass(frozen=True, slots=True)
+class LengthsCache:
+    """One file of lengths. What is read from it is right as long as nothing in its name's digest has changed."""
+
+    file: Path
+
+    @classmethod
+    def of(
+        cls,
+        folder: str | Path,
+        data: Sequence[Mapping[str, Any]],
+        model: Any,
+        processor: Processor,
+        targets: Targets = "answers",
+    ) -> LengthsCache:
+        """The file for these sources, this model's spec and this processor, in `folder`.
+
+        Named by a digest of all that decides a length: sources with size and time of change of the files they name, the
+        model's spec, what a stage changes of it in `processor` (visual tokenizers, template, limit of tokens), the text
+        tokenizer, targets, and the version of mmblocks. A picture that is replaced by one of another size is not
+        noticed, nor is a file that is named by another file only: delete the folder then.
+        """
+        depends = [_plain(list(data)), _files(data), _plain(model), _processing(processor), targets, __version__]
+        digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=repr).encode()).hexdigest()
+        return cls(Path(folder) / f"lengths-{digest[:20]}.npy")
+
+    def read(self) -> dict[Draw, tuple[int, int, int, int]]:
+        """Lengths by conversation; none where nothing was kept, or what was kept cannot be read."""
+        try:
+            table = np.load(self.file, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return {}
+        return {
+            Draw(source, index): (sizes[0], sizes[1], sizes[2], sizes[3]) for source, index, *sizes in table.tolist()
+        }
+
+    def write(self, lengths: Mapping[Draw, tuple[int, int, int, int]]) -> None:
+        """Keep lengths, whole or not at all."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        table = np.array([(*draw, *row) for draw, row in lengths.items()], dtype=np.int64)
+        handle, beside = tempfile.mkstemp(dir=self.file.parent, prefix=self.file.stem, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, table, allow_pickle=False)
+        Path(beside).replace(self.file)
+
+
+def _processing(processor: Processor) -> list[Any]:
+    """What a stage's processor decides beside the model's spec."""
+    said = [_written(processor.template, messages) for messages in PROBES]
+    tokenizers = _ADDRESS.sub("", repr(processor.router))
+    own = [processor.max_tokens, processor.visuals, processor.seed]
+    return [said, tokenizers, _text_tokenizer(processor.text_tokenizer), *own]
+
+
+def _written(template: ChatTemplate, messages: Sequence[Message]) -> Any:
+    """How a template writes messages, or why it does not."""
+    try:
+        spans = template.spans(messages)
+    except DataError as refusal:
+        return str(refusal)
+    return [(span.content if isinstance(span.content, str) else "visual", span.learn) for span in spans]
+
+
+def _text_tokenizer(tokenizer: Any) -> str:
+    """The whole of a fast tokenizer, as a digest."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    said = repr(tokenizer) if backend is None else backend.to_str()
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _files(data: Any) -> list[tuple[str, int, int]]:
+    """Files that a source's settings name, with size and time of change."""
+    if isinstance(data, Mapping):
+        return [file for value in data.values() for file in _files(value)]
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        return [file for value in data for file in _files(value)]
+    return _file(data) if isinstance(data, str) else []
+
+
+def _file(name: str) -> list[tuple[str, int, int]]:
+    try:
+        path = Path(name)
+        known = path.stat()
+    except (OSError, ValueError):
+        return []
+    return [(str(path.resolve()), known.st_size, known.st_mtime_ns)] if path.is_file() else []

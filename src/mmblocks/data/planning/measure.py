@@ -1,0 +1,165 @@
+"""How large samples will be, from file headers alone: tokens, pictures and labels before a pixel is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mmblocks.conversation import Item
+from mmblocks.data.encode import Targets
+from mmblocks.data.mixture import Draw, Draws, Mixture
+from mmblocks.data.planning.lengths_cache import LengthsCache
+from mmblocks.data.processor import Processor
+from mmblocks.errors import DataError
+
+CHUNK = 64
+"""Samples that a worker process measures at a time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sizes:
+    """What samples hold, four int64 arrays (n,): tokens, views, labels (trained tokens), and pairs: the sum of squared
+    lengths of their sequences, which attention's work grows with. A pair of conversations counts as both.
+    """
+
+    tokens: np.ndarray
+    views: np.ndarray
+    labels: np.ndarray
+    pairs: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[int, int, int, int]]) -> Sizes:
+        """From (tokens, views, labels, pairs) of each sample."""
+        table = np.array(list(rows), dtype=np.int64).reshape(-1, 4)
+        return cls(*(np.ascontiguousarray(column) for column in table.T))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, order: np.ndarray) -> Sizes:
+        """Sizes of the same samples in another order, of some of them, or of some of them several times."""
+        return Sizes(self.tokens[order], self.views[order], self.labels[order], self.pairs[order])
+
+    def table(self) -> np.ndarray:
+        """(n, 4) int64."""
+        return np.stack([getattr(self, field.name) for field in fields(self)], axis=1)
+
+
+class Broken(NamedTuple):
+    """A record that cannot be used: the first draw of it, where it stands, and why."""
+
+    number: int
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """Sizes of draws, zeros where a record is broken; and the broken records.
+
+    readable: numbers of the draws that are not of a broken record.
+    """
+
+    sizes: Sizes
+    broken: list[Broken]
+    readable: np.ndarray
+
+
+def measure(
+    mixture: Mixture,
+    draws: Draws,
+    processor: Processor,
+    targets: Targets = "answers",
+    *,
+    policy: Literal["raise", "skip"] = "raise",
+    workers: int = 0,
+    title: str = "",
+    cache: LengthsCache | None = None,
+) -> Measured:
+    """Measure every conversation that is drawn, once, in `workers` processes if there are any.
+
+    policy: "raise" stops with a `DataError` at the first that cannot be used, "skip" lists it. title: what the progress
+    bar says; none is shown without one. cache: lengths known from before, and where new ones are kept.
+    """
+    unique, firsts, places = _unique(draws)
+    known = {} if cache is None else cache.read()
+    missing = [draw for draw in unique if draw not in known]
+    found: dict[Draw, Row] = {}
+    faults: dict[Draw, Fault] = {}
+    for draw, row in zip(missing, _rows(mixture, missing, processor, targets, workers, title), strict=True):
+        if isinstance(row, Fault):
+            if policy == "raise":
+                raise DataError(row.reason)
+            faults[draw] = row
+        else:
+            found[draw] = row
+    if cache is not None and found:
+        cache.write(known | found)
+    known = known | found
+    sizes = Sizes.of(known.get(draw, (0, 0, 0, 0)) for draw in unique).take(places)
+    broken = [Broken(int(firsts[i]), *faults[draw]) for i, draw in enumerate(unique) if draw in faults]
+    whole = np.array([draw not in faults for draw in unique], dtype=bool)
+    return Measured(sizes, sorted(broken), np.flatnonzero(whole[places]))
+
+
+Row = tuple[int, int, int, int]
+"""Tokens, views, labels, pairs."""
+
+
+class Fault(NamedTuple):
+    origin: str
+    reason: str
+
+
+def size_of(item: Item, processor: Processor, targets: Targets) -> Row:
+    """What the samples of an item will hold together."""
+    encoded = processor.encoded(item, targets)
+    return (
+        sum(len(e) for e in encoded),
+        sum(len(routed.plan.views) for e in encoded for routed in e.plans),
+        sum(e.num_labelled for e in encoded),
+        sum(len(e) ** 2 for e in encoded),
+    )
+
+
+def _unique(draws: Draws) -> tuple[list[Draw], np.ndarray, np.ndarray]:
+    """Each conversation that is drawn, its first draw, and for each draw the place of its conversation."""
+    pairs = np.stack([draws.source, draws.index], axis=1).reshape(-1, 2)
+    unique, firsts, places = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    return [Draw(source, index) for source, index in unique.tolist()], firsts, places.reshape(-1)
+
+
+def _rows(
+    mixture: Mixture, draws: list[Draw], processor: Processor, targets: Targets, workers: int, title: str
+) -> Iterator[Row | Fault]:
+    headers: Any = _Headers(mixture, draws, processor, targets)
+    loader = DataLoader(headers, batch_size=CHUNK, num_workers=workers, collate_fn=list)
+    rows = chain.from_iterable(loader)
+    return iter(tqdm(rows, total=len(draws), desc=title, unit="sample", disable=not title, dynamic_ncols=True))
+
+
+class _Headers(Dataset[Row | Fault]):
+    """Sizes of conversations, read where they are asked for: in a worker process if there are any."""
+
+    def __init__(self, mixture: Mixture, draws: list[Draw], processor: Processor, targets: Targets) -> None:
+        self.mixture, self.draws, self.processor = mixture, draws, processor
+        self.targets: Targets = targets
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __getitem__(self, number: int) -> Row | Fault:
+        draw = self.draws[number]
+        origin = f"{self.mixture.names[draw.source]}, record {draw.record}"
+        try:
+            item = self.mixture[draw]
+            origin = item.origin
+            return size_of(item, self.processor, self.targets)
+        except DataError as fault:
+            return Fault(origin, str(fault))

@@ -1,0 +1,124 @@
+"""Sources made of sources: a part of one, several in a row, one whose questions end in a prompt."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import accumulate
+from math import ceil
+
+import numpy as np
+
+from mmblocks.conversation import Conversation, Item, Message, Pair, Text
+from mmblocks.data.sources import Source
+from mmblocks.errors import ConfigError
+
+_TAKE = re.compile(r"(first|end|random):(\d+(?:\.\d+)?%|\d+)(?::(\d+))?")
+CURE = "write all, first:N, end:N or random:N (random:N:SEED), N a number or a percentage such as 10%"
+
+
+def taken(source: Source, take: str) -> Source:
+    """The conversations of a source that `take` names, in their order; see `chosen`."""
+    return source if take == "all" else Selected(source, chosen(len(source), take))
+
+
+def chosen(length: int, take: str, seed: Sequence[int] = (0,)) -> np.ndarray:
+    """Which of `length` records are kept: ascending numbers, int64 (n,).
+
+    take: all, first:N, end:N or random:N; N is a number, or a share "10%" of which a fraction of a record is a whole
+    one, as in LLaVA-NeXT's mixtures. random:N:SEED draws with that seed instead of `seed`. More than there are is all.
+    """
+    if fault := take_fault(take):
+        raise ConfigError(fault)
+    if take == "all":
+        return np.arange(length)
+    kind, amount, own = _TAKE.fullmatch(take).groups()  # type: ignore[union-attr]
+    size = min(length, _size(amount, length))
+    if kind == "random":
+        drawn = np.random.default_rng(tuple(seed) if own is None else (int(own),)).permutation(length)[:size]
+        return np.sort(drawn)
+    return np.arange(length)[:size] if kind == "first" else np.arange(length - size, length)
+
+
+def take_fault(take: object) -> str | None:
+    """What is wrong with a choice of records, with its cure; None if nothing is."""
+    found = _TAKE.fullmatch(take) if isinstance(take, str) else None
+    if take == "all":
+        return None
+    if found is None:
+        return f"{take!r} chooses no records; {CURE}."
+    if found[2].endswith("%") and Fraction(found[2][:-1]) > 100:
+        return f"{take!r} is more than there is; write a percentage up to 100%."
+    if found[3] is not None and found[1] != "random":
+        return f"{take!r} has a seed, but nothing is drawn; write {found[1]}:{found[2]}."
+    return None
+
+
+def _size(amount: str, length: int) -> int:
+    return ceil(Fraction(amount[:-1]) * length / 100) if amount.endswith("%") else int(amount)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selected:
+    """Some conversations of a source: those of the numbers `indices` (n,)."""
+
+    source: Source
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.source[int(self.indices[index])]
+
+
+class Concatenated:
+    """Sources one after another. `names` tell them apart in reports."""
+
+    def __init__(self, parts: Sequence[Source], names: Sequence[str]) -> None:
+        self.parts, self.names = tuple(parts), tuple(names)
+        self._ends = list(accumulate(map(len, self.parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Item:
+        number = range(len(self))[index]
+        part = bisect_right(self._ends, number)
+        return self.parts[part][number - (self._ends[part] - len(self.parts[part]))]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """A source whose questions all end in a line that says what the answer is to look like.
+
+    "Answer the question using a single word or phrase." is LLaVA-1.5's (https://arxiv.org/abs/2310.03744, 3.2).
+    """
+
+    source: Source
+    prompt: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Item:
+        item = self.source[index]
+        if isinstance(item, Pair):
+            return Pair(self._asked(item.chosen), self._asked(item.rejected))
+        return self._asked(item)
+
+    def _asked(self, conversation: Conversation) -> Conversation:
+        return replace(conversation, messages=tuple(self._ended(m) for m in conversation.messages))
+
+    def _ended(self, message: Message) -> Message:
+        if message.role != "user":
+            return message
+        *before, last = message.parts or (Text(""),)
+        if not isinstance(last, Text):
+            return replace(message, parts=(*message.parts, Text(f"\n{self.prompt}")))
+        said = last.text.rstrip()
+        ended = Text(f"{said}\n{self.prompt}" if said or before else self.prompt)
+        return replace(message, parts=(*before, ended))

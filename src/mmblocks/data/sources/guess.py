@@ -1,0 +1,66 @@
+"""Which source reads a file, told by its name: what `data=FILE` on the command line means."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmblocks.errors import ConfigError
+
+READERS = {
+    ".json": "llava_json",
+    ".jsonl": "llava_json",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".yaml": "llava_mixture",
+    ".yml": "llava_mixture",
+}
+"""Source by suffix; records of .json and .jsonl that hold messages go to the source "messages"."""
+GLIMPSE = 1 << 16
+"""Bytes of a JSON file that are looked at for the keys of its first record."""
+
+
+def source_of(path: str) -> dict[str, Any]:
+    """The settings of the source that reads `path`, everything else at its default.
+
+    `path` may also be a pattern with a suffix, or a folder: of tars, else of parquet files. Nothing is checked but the
+    name. Raises `ConfigError` for one whose suffix nothing reads.
+    """
+    if Path(path).is_dir():
+        tars = any(Path(path).glob("*.tar"))
+        return {"name": "webdataset", "path": str(Path(path) / "*.tar")} if tars else {"name": "parquet", "path": path}
+    suffix = Path(path).suffix.lower()
+    if suffix not in READERS:
+        raise ConfigError(
+            f"data={path}: nothing reads a file of the suffix {suffix!r}; write one that ends in "
+            f"{', '.join(READERS)}, or name a source in a recipe's stages.0.data."
+        )
+    return {"name": "messages" if _holds_messages(Path(path)) else READERS[suffix], "path": path}
+
+
+def sources_of(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Several files side by side, as a stage's `data`."""
+    return [source_of(path) for path in paths]
+
+
+def _holds_messages(path: Path) -> bool:
+    """Whether the first record of a JSON file holds {"messages": ...}, or is a list of them, and is none of LLaVA's."""
+    if READERS[path.suffix.lower()] != "llava_json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(GLIMPSE).decode("utf-8", errors="ignore")
+    try:
+        record = _first_record(head)
+        return isinstance(record, list) or "messages" in record or "role" in record
+    except ValueError:  # its first record is longer than what was read, or is not JSON, which its source will say
+        found = re.search(r'"(conversations|messages)"\s*:', head)
+        return found is not None and found[1] == "messages"
+
+
+def _first_record(head: str) -> Any:
+    opening = re.match(r"\s*\[?\s*", head)
+    record, _ = json.JSONDecoder().raw_decode(head, 0 if opening is None else opening.end())
+    return record if isinstance(record, dict | list) else {}

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmblocks.data.llava_json import Placement, read_llava
+from mmblocks.data.named_media import MediaRoots
+from mmblocks.data.selection import Concatenated, Prompted, Selected, chosen, take_fault
+from mmblocks.data.sources import Source, sources
+from mmblocks.errors import ConfigError, DataError
+from mmblocks.settings import faults_in
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One entry below `datasets`; images, videos and prompt are ours."""
+
+    json_path: str
+    sampling_strategy: str = "all"
+    images: str | None = None
+    videos: str | None = None
+    prompt: str = ""
+
+
+@sources.register("llava_mixture", source="https://github.com/LLaVA-VL/LLaVA-NeXT (scripts/train/onevision.yaml)")
+class LlavaMixture(Concatenated):
+    """LLaVA-NeXT's mixture YAML: `datasets`, each with a json_path and a sampling_strategy, one after another.
+
+    sampling_strategy: all, first:N, end:N or random:N, N a number of records or a percentage, rounded up. A dataset may
+    also have folders of its own (images, videos) and a prompt that ends its questions. Paths in the file are relative
+    to its folder. Unlike LLaVA-NeXT's, "end:0" keeps nothing, "random" is drawn from `seed`, a dataset's records keep
+    their order, and what it would silently take for "all" is refused. The other settings are those of `llava_json`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        images: str | None = None,
+        videos: str | None = None,
+        placement: Placement = "lone_first",
+        frames_fps: float = 2.0,
+        seed: int = 0,
+    ) -> None:
+        file = Path(path)
+        MediaRoots.of(file.parent, images, videos)
+        named = datasets_of(file)
+        if lost := _lost(file, named):
+            raise DataError("\n".join(lost))
+        parts = [
+            _part(one, number, file.parent, (images, videos), placement, frames_fps, seed)
+            for number, one in enumerate(named)
+        ]
+        super().__init__(parts, [one.json_path for one in named])
+
+    @staticmethod
+    def lacks(settings: Mapping[str, Any]) -> list[str]:
+        """What is wrong with the file or missing beside it, told without reading a record."""
+        file = Path(settings["path"])
+        try:
+            return _lost(file, datasets_of(file))
+        except (ConfigError, DataError) as fault:
+            return [str(fault)]
+
+
+def datasets_of(file: Path) -> list[Dataset]:
+    """The entries of a mixture file. Raises one `ConfigError` that lists every fault with its place."""
+    raw = _parsed(file)
+    entries = raw.get("datasets") if isinstance(raw, Mapping) else None
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{file}: there is no list 'datasets'; write datasets: and an entry with a json_path.")
+    if faults := [f"{file}: {text}" for i, one in enumerate(entries) for text in _faults(one, f"datasets.{i}")]:
+        raise ConfigError("\n".join(faults))
+    return [Dataset(**entry) for entry in entries]
+
+
+def _parsed(file: Path) -> Any:
+    if not file.is_file():
+        raise DataError(f"{file}: there is no such file.")
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as cause:
+        raise DataError(f"{file}: not YAML: {cause}.") from cause
+
+
+def _faults(entry: Any, where: str) -> Iterator[str]:
+    if not isinstance(entry, Mapping):
+        yield f"{where}: {entry!r:.80} is not a dataset; write json_path: FILE."
+        return
+    yield from faults_in(Dataset, {str(key): value for key, value in entry.items()}, where)
+    if fault := take_fault(entry.get("sampling_strategy", "all")):
+        yield f"{where}.sampling_strategy: {fault}"
+
+
+def _lost(file: Path, named: list[Dataset]) -> list[str]:
+    return [
+        f"{file}: datasets.{i}: {file.parent / path} does not exist; paths are relative to the file's folder."
+        for i, one in enumerate(named)
+        for path in (one.json_path, one.images, one.videos)
+        if path is not None and not (file.parent / path).exists()
+    ]
+
+
+def _part(
+    one: Dataset,
+    number: int,
+    folder: Path,
+    common: tuple[str | None, str | None],
+    placement: Placement,
+    frames_fps: float,
+    seed: int,
+) -> Source:
+    images = common[0] if one.images is None else folder / one.images
+    videos = common[1] if one.videos is None else folder / one.videos
+    read = read_llava(folder / one.json_path, images, video_root=videos, placement=placement, frames_fps=frames_fps)
+    kept = Selected(read, chosen(len(read), one.sampling_strategy, (seed, number)))
+    return Prompted(kept, one.prompt) if one.prompt else kept

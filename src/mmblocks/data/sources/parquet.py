@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmblocks._optional import need
+from mmblocks.conversation import Conversation
+from mmblocks.data.llava_json import Placement
+from mmblocks.data.named_media import MediaRoots
+from mmblocks.data.patterns import files_of
+from mmblocks.data.records import called
+from mmblocks.data.rows import Columns, RowReader
+from mmblocks.data.sources import sources
+from mmblocks.errors import ConfigError, DataError
+
+
+@sources.register("parquet", source="https://github.com/huggingface/datasets")
+class Table:
+    """Parquet files, and data sets of the `datasets` library, saved in a folder or on the hub; nothing is decoded early.
+
+    path: a file, several, a pattern, a folder of them, or one written by save_to_disk; or else hub: "owner/name", with
+    its `config`. split: which part of a data set that has several. Columns are found by their usual names
+    (conversations, messages, texts; question, answer; image, images; video, videos) unless they are named. A conversation
+    is written as LLaVA or chat-completions write it, or as {"user", "assistant"}; a picture is a path, bytes, or the
+    library's Image; a list holds several. ask: the question where a table has answers only. cache: folder in which
+    `datasets` keeps its memory-mapped copy. The other settings are those of `llava_json`.
+    """
+
+    def __init__(
+        self,
+        path: str | tuple[str, ...] | None = None,
+        hub: str | None = None,
+        config: str | None = None,
+        split: str = "train",
+        conversation_column: str | None = None,
+        question_column: str | None = None,
+        answer_column: str | None = None,
+        image_column: str | None = None,
+        video_column: str | None = None,
+        ask: str = "",
+        images: str | None = None,
+        videos: str | None = None,
+        placement: Placement = "lone_first",
+        frames_fps: float = 2.0,
+        cache: str | None = None,
+    ) -> None:
+        if (path is None) == (hub is None):
+            raise ConfigError(f"source 'parquet': path={path!r} and hub={hub!r}; write one of them.")
+        self.name = hub or ", ".join([path] if isinstance(path, str) else path or ())
+        table, folder = _from_hub(hub, config, split, cache) if hub else _from_files(path or "", split, cache)
+        columns = Columns(conversation_column, question_column, answer_column, image_column, video_column, ask)
+        if fault := columns.missing(table.column_names):
+            raise ConfigError(f"source 'parquet', {self.name}: {fault}")
+        self._table = table.with_format("arrow")  # rows as they are stored: media stay bytes
+        self._reader = RowReader(columns, MediaRoots.of(folder, images, videos, frames_fps), placement)
+
+    @staticmethod
+    def lacks(settings: Mapping[str, Any]) -> list[str]:
+        """Nothing is asked of the hub before a run."""
+        given = [name for name in ("path", "hub") if settings.get(name) is not None]
+        return [] if len(given) == 1 else ["source 'parquet': write either path or hub."]
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Conversation:
+        number = range(len(self))[index]
+        row = self._table[number].to_pylist()[0]
+        return self._reader.read(row, f"{self.name}:row {number}{called(row)}")
+
+
+def _library() -> Any:
+    return need("datasets", extra="data", to="reading parquet files and data sets of the hub")
+
+
+def _from_hub(hub: str, config: str | None, split: str, cache: str | None) -> tuple[Any, Path]:
+    library = _library()
+    try:
+        return library.load_dataset(hub, config, split=split, cache_dir=cache), Path()
+    except Exception as cause:  # whatever a network, a hub and a script make of it
+        raise DataError(
+            f"{hub}: cannot be loaded from the hub ({_first_line(cause)}); check its name, config and split."
+        ) from cause
+
+
+def _from_files(path: str | tuple[str, ...], split: str, cache: str | None) -> tuple[Any, Path]:
+    """The table, and the folder that paths in it are relative to."""
+    if isinstance(path, str) and (saved := _saved(Path(path), split)) is not None:
+        return saved, Path(path)
+    files = files_of(path, within="*.parquet")
+    library = _library()
+    try:
+        found = library.load_dataset(
+            "parquet", data_files=[str(file.absolute()) for file in files], split="train", cache_dir=cache
+        )
+    except Exception as cause:  # pyarrow's and the library's own errors, wrapped in one another
+        raise DataError(f"{', '.join(map(str, files))}: cannot be read as parquet ({_root_of(cause)}).") from cause
+    return found, Path(path) if isinstance(path, str) and Path(path).is_dir() else files[0].parent
+
+
+def _saved(folder: Path, split: str) -> Any | None:
+    """The data set in a folder that `save_to_disk` wrote; None for other folders."""
+    if (folder / "dataset_dict.json").is_file():
+        inner = folder / split
+        if not inner.is_dir():
+            known = sorted(one.name for one in folder.iterdir() if one.is_dir())
+            raise DataError(f"{folder}: there is no split {split!r}; write split: one of {', '.join(known)}.")
+        folder = inner
+    if not (folder / "state.json").is_file():
+        return None
+    try:
+        return _library().load_from_disk(str(folder))
+    except Exception as cause:  # pyarrow's and the library's own errors
+        raise DataError(f"{folder}: cannot be read as a saved data set ({_root_of(cause)}).") from cause
+
+
+def _root_of(cause: BaseException) -> str:
+    """What the innermost error says: the library wraps it in 'An error occurred'."""
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return _first_line(cause)
+
+
+def _first_line(cause: BaseException) -> str:
+    return (str(cause) or repr(cause)).splitlines()[0].rstrip(".")

@@ -1,0 +1,87 @@
+"""Clips given as pictures: a folder of frames, or the files themselves in their order."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmblocks.data.files import name_of
+from mmblocks.data.images import image_size, load_image
+from mmblocks.data.video.clip import NoSuchFrame
+from mmblocks.errors import DataError
+from mmblocks.shapes import Size, VisualShape
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+"""Files of a folder that are frames; others lie beside them. A GIF is a clip itself."""
+
+
+def is_frames(source: Any) -> bool:
+    """Whether a clip is given as pictures: a folder, or a tuple of files."""
+    if isinstance(source, tuple):
+        return True
+    is_path = isinstance(source, os.PathLike) or (isinstance(source, str) and not source.startswith("data:"))
+    try:
+        return is_path and Path(source).is_dir()
+    except (OSError, ValueError):  # no usable path; whoever opens it says so
+        return False
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of a picture."""
+    return name.lower().endswith(PICTURES)
+
+
+def frames_shape(source: Any) -> VisualShape:
+    """The size of the first frame and how many there are, from one header. Pictures have no clock, so the fps is 1."""
+    files = _files(source)
+    return VisualShape("video", image_size(files[0]), len(files))
+
+
+def read_frame_files(source: Any, indices: Sequence[int]) -> np.ndarray:
+    """The frames of these numbers, in this order, repeats allowed: uint8 (n, height, width, 3), RGB, upright."""
+    files = _files(source)
+    for i in indices:
+        if not 0 <= i < len(files):
+            raise NoSuchFrame(
+                f"{name_of(source, 'video')}: frame {i} was asked for, but there are {len(files)}, counted from 0."
+            )
+    size = image_size(files[0])
+    read = {i: _frame(files[i], size, files[0]) for i in sorted(set(indices))}
+    return np.stack([read[i] for i in indices]) if read else np.empty((0, *size, 3), dtype=np.uint8)
+
+
+def _frame(file: Path, size: Size, first: Path) -> np.ndarray:
+    frame = np.asarray(load_image(file))
+    if frame.shape[:2] != size:
+        raise DataError(
+            f"{file}: this frame is {Size(*frame.shape[:2])} pixels, the first one ({first.name}) {size}; "
+            "frames of a clip have one size."
+        )
+    return frame
+
+
+def _files(source: Any) -> list[Path]:
+    if isinstance(source, tuple):
+        files = [Path(file) for file in source]
+        where = "no frame is named; name the files of a clip in their order"
+    else:
+        folder = Path(source)
+        files = sorted((f for f in folder.iterdir() if _is_frame(f)), key=lambda f: natural(f.name))
+        where = f"{folder}: this folder holds no picture; put the clip's frames there as {', '.join(PICTURES[:4])}"
+    if not files:
+        raise DataError(f"{where}.")
+    return files
+
+
+def _is_frame(file: Path) -> bool:
+    return is_picture(file.name) and not file.name.startswith(".")
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by, in which frame 2 comes before frame 10."""
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]

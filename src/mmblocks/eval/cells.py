@@ -1,0 +1,173 @@
+"""The cells of a sweep: which values meet, what each combination is called, and the folder that holds them all."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmblocks.errors import ConfigError
+
+SEED = "seed"
+"""The setting over whose values scores are averaged."""
+SWEEP, CELL, RESULT = "sweep.json", "cell.json", "result.json"
+LONGEST_NAME = 120
+Score = Literal["tiny", "loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A setting or component group and the values it takes, as they are written in overrides."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One combination: a value for every axis. `name` is its folder's, of letters, digits, '-', '_' and '.'."""
+
+    name: str
+    choices: Mapping[str, str]
+
+    @property
+    def overrides(self) -> list[str]:
+        return [f"{key}={value}" for key, value in self.choices.items()]
+
+
+def product(axes: Sequence[Axis]) -> list[Cell]:
+    """Every value of every axis with every other, the last axis turning fastest. Raises `ConfigError` for no axis."""
+    _require(axes)
+    return _named(axes, [dict(zip(_keys(axes), values, strict=True)) for values in itertools.product(*_values(axes))])
+
+
+def star(axes: Sequence[Axis]) -> list[Cell]:
+    """One-at-a-time study: the first values, and each axis alone at each of its others. Every arm has every seed."""
+    _require(axes)
+    centre = {axis.key: axis.values[0] for axis in axes}
+    arms = [centre, *({**centre, a.key: value} for a in axes if a.key != SEED for value in a.values[1:])]
+    seeds = next((axis.values for axis in axes if axis.key == SEED), ())
+    return _named(axes, [{**arm, SEED: seed} for arm in arms for seed in seeds] if seeds else arms)
+
+
+def _keys(axes: Sequence[Axis]) -> list[str]:
+    return [axis.key for axis in axes]
+
+
+def _values(axes: Sequence[Axis]) -> list[tuple[str, ...]]:
+    return [axis.values for axis in axes]
+
+
+def _require(axes: Sequence[Axis]) -> None:
+    if not axes:
+        raise ConfigError("nothing varies: give several values, such as seed=0,1,2, or use `mmblocks train`.")
+    for key, times in Counter(_keys(axes)).items():
+        if times > 1:
+            raise ConfigError(f"{key} is varied {times} times; write all its values in one word, such as {key}=a,b,c.")
+    for axis in axes:
+        if twice := [value for value, times in Counter(axis.values).items() if times > 1]:
+            raise ConfigError(f"{axis.key} takes the value {twice[0]} more than once; write it once.")
+
+
+# Names --------------------------------------------------------------------------------------------------------------
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Keys by their last words, as many as it takes to tell them apart: model/projector -> projector."""
+    return {key: next(s for s in _tails(key) if sum(s in _tails(k) for k in keys) == 1 or s == key) for key in keys}
+
+
+def _tails(key: str) -> list[str]:
+    words = re.split(r"[/.]", key.lstrip("+~"))
+    return [*(".".join(words[i:]) for i in reversed(range(len(words)))), key]
+
+
+def _named(axes: Sequence[Axis], combinations: Sequence[Mapping[str, str]]) -> list[Cell]:
+    shown = short_keys(_keys(axes))
+    names = ["_".join(f"{_slug(shown[k])}-{_slug(v)}" for k, v in chosen.items()) for chosen in combinations]
+    often = Counter(names)
+    return [
+        Cell(name if often[name] == 1 and len(name) <= LONGEST_NAME else _marked(name, chosen), chosen)
+        for name, chosen in zip(names, combinations, strict=True)
+    ]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "empty"
+
+
+def _marked(name: str, chosen: Mapping[str, str]) -> str:
+    """A name that is too long, or not the only one of its kind, with a mark of its own."""
+    mark = hashlib.sha256(json.dumps(list(chosen.items())).encode()).hexdigest()[:8]
+    return f"{name[: LONGEST_NAME - 9]}-{mark}"
+
+
+# The folder of a sweep ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What `sweep.json` holds: the cells, and how they are compared.
+
+    overrides: those that all cells share. samples: questions of each of TinyWorld's tasks where score is "tiny". visuals:
+    words such as image=1000x700 (see `mmblocks.model.budget.visual_shape`) for which tokens and FLOPs are counted.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    score: Score
+    samples: int
+    visuals: tuple[str, ...]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SWEEP, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Sweep:
+        """Raises `ConfigError` where there is no sweep."""
+        if not (folder / SWEEP).is_file():
+            raise ConfigError(f"{folder} is not the folder of a sweep: it has no {SWEEP}.")
+        raw = read_json(folder / SWEEP)
+        listed = {key: tuple(raw[key]) for key in ("overrides", "visuals")}
+        return cls(**{**raw, **listed, "cells": tuple(Cell(**cell) for cell in raw["cells"])})
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """What a score must have been made with to be this sweep's."""
+        return {"score": self.score, "samples": self.samples} if self.score == "tiny" else {"score": self.score}
+
+    def result(self, folder: Path, cell: Cell) -> dict[str, Any] | None:
+        """What came of a cell, or None as long as it has not ended, or where it was scored in another way."""
+        path = folder / cell.name / RESULT
+        found = read_json(path) if path.is_file() else None
+        return None if found is None or (found["status"] == "done" and found["scoring"] != self.scoring) else found
+
+    def unfinished(self, folder: Path) -> list[int]:
+        """Numbers of the cells that have no score yet, failed ones included."""
+        results = [self.result(folder, cell) for cell in self.cells]
+        return [number for number, found in enumerate(results) if found is None or found["status"] != "done"]
+
+
+def read_json(path: Path) -> Any:
+    """A file of ours. Raises `ConfigError` where somebody has cut it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as cause:
+        raise ConfigError(
+            f"{path} is not JSON ({cause}); delete it, or the folder it is in, and start again."
+        ) from cause
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all, whenever the process is killed."""
+    fresh = path.with_suffix(".part")
+    fresh.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)

@@ -1,0 +1,64 @@
+"""Features of a frozen encoder, kept on disk, for stages and sweeps that read the same pictures again.
+
+A folder per encoder (its settings, its weights, the precision it computes in), and in it a file per visual and plan. What
+is read back is what the encoder gave, to the bit; another batch around a picture may round its features otherwise, with
+a cache or without.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from mmblocks.data.broken import Policy
+from mmblocks.data.mixture import Draws, Mixture
+from mmblocks.data.processor import Processor
+from mmblocks.errors import ConfigError
+from mmblocks.model.onevision import OneVision
+from mmblocks.train.features.estimating import Estimate, estimate
+from mmblocks.train.features.filling import fill
+from mmblocks.train.features.store import FeatureCache
+from mmblocks.train.stages import Stage
+
+__all__ = ["Estimate", "FeatureCache", "estimate", "fill", "kept_features", "reason_against"]
+
+log = logging.getLogger(__name__)
+
+
+def kept_features(
+    root: Path | str,
+    model: OneVision,
+    stage: Stage,
+    mixture: Mixture,
+    draws: Draws,
+    processor: Processor,
+    *,
+    workers: int = 0,
+    broken: Policy = "raise",
+) -> FeatureCache:
+    """Everything that a stage will show, encoded beforehand; what the cache holds already is not read again.
+
+    Give the result to the stage's processor: dataclasses.replace(processor, features=cache). The model must be whole
+    (not sharded) with the weights that the stage starts from. What it costs and saves is logged first, with a warning
+    where it does not pay. Raises `ConfigError` where the encoder learns or the disk is too small.
+    """
+    if reason := reason_against(stage.train):
+        raise ConfigError(f"cache_features, stage {stage.name!r}: {reason}")
+    cache = FeatureCache.of(root, model, stage.precision)
+    before = estimate(cache, model, stage.precision, mixture, draws, processor)
+    if before.disk_bytes > before.free_bytes:
+        raise ConfigError(f"cache_features={str(root)!r}: {before}; choose a larger disk, or leave it out.")
+    log.log(logging.INFO if before.pays else logging.WARNING, "%s", before)
+    fill(cache, model, stage.precision, mixture, draws, processor, workers=workers, broken=broken)
+    return cache
+
+
+def reason_against(train: Any) -> str | None:
+    """Why a stage that trains these parts cannot use kept features; None when it can."""
+    if "encoder" not in train:
+        return None
+    return (
+        "it trains the encoder, whose features change with every step; run it apart from the stages before it "
+        "(start_at, stop_after) with cache_features left out."
+    )

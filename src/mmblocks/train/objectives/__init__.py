@@ -1,0 +1,63 @@
+"""What a stage minimises. An objective turns a model and a packed batch into a sum and says what it is divided by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from mmblocks.batch import Batch
+from mmblocks.conversation import Pair
+from mmblocks.data.mixture import Draw, Mixture
+from mmblocks.errors import ConfigError
+from mmblocks.model.onevision import Loss, OneVision
+from mmblocks.registry import Registry
+
+
+class Objective(Protocol):
+    """Built from settings alone; `start` gives it the model.
+
+    It calls the model as `model(batch)` or `model.row_losses(batch)`, the two ways that a sharded model knows. A step
+    minimises the sum of `Loss.total` over the micro-batches and processes, divided by the sum of `count`.
+    """
+
+    pairs: ClassVar[bool]
+    """Whether it compares two answers: sources hold `Pair`s, and a batch holds [preferred, other, preferred, ...]."""
+
+    reference: OneVision | None
+    """A frozen model that runs beside the one that learns, made by `start`; it is to be sharded as that one is."""
+
+    def start(self, model: OneVision, another: Callable[[], OneVision]) -> None:
+        """Called once before a stage learns, with what learns chosen and the weights that the stage starts from, also
+        when a run is resumed. `another` makes one more such model, sharded as the first is.
+        """
+        ...
+
+    def count(self, batch: Batch) -> int:
+        """What a batch adds to the divisor, known before the model has run."""
+        ...
+
+    def __call__(self, model: OneVision, batch: Batch) -> Loss:
+        """The sum to minimise; `Loss.rows` is `count(batch)`, `Loss.metrics` are sums over the same."""
+        ...
+
+
+objectives: Registry[Any] = Registry("objective", "mmblocks.train.objectives")
+
+
+def require_items(objective: Objective, mixture: Mixture) -> None:
+    """Raise `ConfigError` naming the sources that hold conversations where pairs are compared, or the reverse."""
+    wrong = [
+        name for n, name in enumerate(mixture.names) if isinstance(mixture[Draw(n, 0)], Pair) is not objective.pairs
+    ]
+    if wrong:
+        raise ConfigError("\n".join(f"data.{name}: {said(objective)}" for name in wrong))
+
+
+def said(objective: Objective) -> str:
+    """What is wrong with a source that holds the other kind of item."""
+    if objective.pairs:
+        return (
+            "this source holds conversations, and the objective compares pairs of answers; give records a 'chosen' and a "
+            "'rejected' answer, or write objective: answers."
+        )
+    return "this source holds pairs of answers, of which the objective would also learn the rejected ones; write objective: dpo."

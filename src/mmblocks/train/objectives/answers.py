@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from mmblocks.batch import Batch
+from mmblocks.model.onevision import Loss, OneVision
+from mmblocks.train.objectives import objectives
+
+
+@objectives.register("answers", source="https://arxiv.org/abs/2304.08485")
+class Answers:
+    """Next-token cross entropy of every labelled row."""
+
+    pairs: ClassVar[bool] = False
+    reference: None = None
+
+    def start(self, model: OneVision, another: Callable[[], OneVision]) -> None:
+        """Nothing is needed of the starting model."""
+
+    def count(self, batch: Batch) -> int:
+        """Labelled rows."""
+        return batch.num_labelled
+
+    def __call__(self, model: OneVision, batch: Batch) -> Loss:
+        return model(batch)

@@ -1,0 +1,300 @@
+"""One stage: a model, its data and an objective, step by step from a folder of weights to the next."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmblocks.batch import Batch
+from mmblocks.data.broken import left_out, note_broken, read_broken, sizes_of
+from mmblocks.data.lint import lint
+from mmblocks.data.planning.cost import Cost
+from mmblocks.errors import DataError, TrainingError
+from mmblocks.model.onevision import OneVision
+from mmblocks.train.batches import StageBatches, from_step
+from mmblocks.train.distributed import World
+from mmblocks.train.ema import EMA
+from mmblocks.train.evaluation import evaluate_now, is_better, is_due
+from mmblocks.train.features import FeatureCache, kept_features
+from mmblocks.train.handover import save_stage, stage_model, stage_processor, whole_model
+from mmblocks.train.objectives import objectives, require_items
+from mmblocks.train.optim import optimizer_for, schedule
+from mmblocks.train.panel import Panel
+from mmblocks.train.plan import Planner, StageData
+from mmblocks.train.probe import look
+from mmblocks.train.progress import Progress
+from mmblocks.train.stages import Curriculum
+from mmblocks.train.state import Place, notes_of, restore_state, save_state
+from mmblocks.train.step import Done, Stepper, autocast
+from mmblocks.train.table import as_text, training_table, write_table
+from mmblocks.train.tracking import trackers
+
+log = logging.getLogger(__name__)
+
+BROKEN = "broken.jsonl"
+LINTED = 50
+"""Records of each source whose labels are checked before a stage begins."""
+LOOK_OVER = 32
+"""Samples per process whose visuals are exchanged (see `probe`); with fewer, chance decides too often."""
+
+
+class StageRun:
+    """Stage `number` of a run: what it needs is made in the order in which it is needed, then steps are taken.
+
+    before: folder of the model that it starts from, None for the run's start. after: where its model goes. steps_before:
+    those of the stages before it.
+    """
+
+    def __init__(
+        self, curriculum: Curriculum, number: int, world: World, *, before: Path | None, after: Path, steps_before: int
+    ) -> None:
+        self.curriculum, self.number, self.world = curriculum, number, world
+        self.settings, self.stage = curriculum.run, curriculum.stages[number]
+        self.out = Path(self.settings.out)
+        self.before, self.after, self.steps_before = before, after, steps_before
+        self.model = self._another()
+        self.processor = stage_processor(self.model, self.stage, self.settings)
+        self.cost = Cost.estimated(self.model.spec, self.stage.train) if self.stage.pack_tokens else None
+        self.data = self._data()
+        if self.settings.cache_features is not None:
+            self.processor = replace(self.processor, features=self._features(self.settings.cache_features))
+        self.objective = objectives.build(self.stage.objective)
+        require_items(self.objective, self.data.mixture)
+        self.objective.start(self.model, self._another)
+        self.optimizer = optimizer_for(self.model, self.stage)
+        self.average = None if self.settings.ema is None else EMA(self.model, self.settings.ema)
+        self.batches = StageBatches(
+            self.data, self.processor, self.stage.targets, self.world, cost=self.cost, policy=self.settings.broken
+        )
+
+    @property
+    def steps(self) -> int:
+        return len(self.data.plan)
+
+    def run(self, first: int) -> None:
+        """Train from step `first`, and write the model."""
+        pending = self._restore(first) if first else self._begin()
+        with Panel(self.model) as panel, self._progress(first, pending) as progress:
+            stepper = Stepper(
+                self.model,
+                self.objective,
+                self.optimizer,
+                self.stage,
+                self.world,
+                panel,
+                self._nothing,
+                sends_all=self.settings.accumulate == "sharded",
+            )
+            self.model.train()
+            with panel.during("data"):
+                waiting = from_step(self.batches, first, self.settings.workers)
+            for step in range(first, self.steps):
+                with panel.during("data"):
+                    made = next(waiting)
+                note_broken(self.out / BROKEN, made.broken)
+                self._step(step, stepper(made, self._seeded(step)), panel, progress)
+            progress.say(panel.table())
+        with self._averaged():
+            self._write(self.after)
+        for line in left_out(read_broken(self.out / BROKEN), sizes_of(self.data.mixture)):
+            log.warning("%s (%s)", line, self.out / BROKEN)
+
+    def _step(self, step: int, done: Done | None, panel: Panel, progress: Progress) -> None:
+        """What follows an optimizer step: the average, reports, measurements, a state to resume from."""
+        if done is None:
+            log.warning("stage %s, step %d: every record was left out, nothing was learned", self.stage.name, step)
+        else:
+            if self.average is not None:
+                self.average.update(self.model)
+            self._report(step, done, panel, progress)
+        if step + 1 == self.settings.look_at:
+            with panel.during("evaluating"):
+                progress.write(step + 1, **self._look(step + 1))
+        if is_due(self.curriculum.evaluate, step + 1, self.steps):
+            with panel.during("evaluating"):
+                progress.write(step + 1, **self._evaluate(step + 1))
+        if (step + 1) % self.settings.save_every == 0 and step + 1 < self.steps:
+            with panel.during("saving"):
+                self._save(step + 1, progress)
+
+    # Beginning and going on ---------------------------------------------------------------------------------------
+
+    def _another(self) -> OneVision:
+        """A model as the stage starts from."""
+        return stage_model(self.settings, self.stage, self.before, self.world)
+
+    def _data(self) -> StageData:
+        """The stage's data, measured by the first process; the others read the lengths that it found."""
+        planner = Planner(self.stage, self.number, self.settings, self.processor, self.cost)
+        made: list[StageData] = []
+
+        def first_of_all() -> str:
+            made.append(planner.data())
+            note_broken(self.out / BROKEN, made[0].broken)
+            return made[0].digest
+
+        digest = self.world.from_first(first_of_all)
+        data = made[0] if made else planner.data()
+        if data.digest != digest:
+            raise DataError(
+                f"stage {self.stage.name!r}: process {self.world.rank} finds other data than process 0; do all machines "
+                "see the same files?"
+            )
+        return data
+
+    def _begin(self) -> list[float]:
+        def checks() -> None:
+            found = lint(self.data.mixture, self.processor, self.stage.targets, samples_per_source=LINTED)
+            found.require(skip_broken=self.settings.broken == "skip")
+            rows = training_table(self.model, self.stage)
+            log.info("stage %s, %d steps\n%s", self.stage.name, self.steps, as_text(rows))
+            write_table(self.out, self.stage.name, rows)
+
+        self.world.from_first(checks)
+        return []
+
+    def _restore(self, first: int) -> list[float]:
+        place, extra = Place(self.number, first), self._extra()
+        restore_state(self.out, place, self.model, self.optimizer, self.world, extra=extra)
+        notes = notes_of(self.out, place)
+        if self.average is not None:
+            self.average.load_state_dict(extra)
+        if notes["data"] != self.data.digest:
+            raise DataError(
+                f"stage {self.stage.name!r} was at step {first} of other data: records or media have changed since. Put "
+                "them back as they were, or begin anew with resume=false."
+            )
+        return notes["pending"]
+
+    def _extra(self) -> dict[str, Any]:
+        return {} if self.average is None else self.average.state_dict()
+
+    def _features(self, root: str) -> FeatureCache:
+        """The frozen encoder's features of everything that the stage shows, made by the first process."""
+
+        def kept() -> FeatureCache:
+            whole = self.model
+            if not self.world.is_alone:
+                whole = whole_model(self.settings, self.stage, self.before).to(self.world.device)
+            given = (root, whole, self.stage, self.data.mixture, self.data.draws, self.processor)
+            return kept_features(*given, workers=self.settings.workers, broken=self.settings.broken)
+
+        return self.world.from_first(kept)
+
+    @cached_property
+    def _nothing(self) -> Batch:
+        """What is run where other processes have a batch and this one has none."""
+        features = None if self.processor.features is None else self.processor.features.read((), ())
+        return Batch.empty(self.processor.view_px, features)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.stage, self.world)
+
+    def _progress(self, first: int, pending: list[float]) -> Progress:
+        names = self.settings.track if self.world.is_first else ()
+        return Progress(
+            self.stage.name,
+            first,
+            self.steps,
+            self.out / "metrics.jsonl",
+            self.settings.log_every,
+            writes=self.world.is_first,
+            trackers=trackers(names, self.out, first=self.steps_before + first, settings=asdict(self.settings)),
+            before=self.steps_before,
+            pending=pending,
+        )
+
+    # In and after a step ------------------------------------------------------------------------------------------
+
+    def _seeded(self, step: int) -> float:
+        """Give dropout its seed of this step and process; returns the step's factor on the learning rates."""
+        torch.manual_seed(hash_of(self.settings.seed, self.number, step) + self.world.rank)
+        return schedule(step, self.steps, self.stage.warmup, self.stage.schedule)
+
+    def _report(self, step: int, done: Done, panel: Panel, progress: Progress) -> None:
+        due = progress.is_due(step)
+        if due and not math.isfinite(float(done.loss) + float(done.norm)):
+            raise TrainingError(
+                f"stage {self.stage.name!r}, step {step + 1}: the loss is {float(done.loss)} and the gradients' norm "
+                f"{float(done.norm)}. A lower learning rate, a longer warm-up or precision=float32 usually helps; the "
+                "last good state is kept, and the run goes on from it when started again."
+            )
+        others = {name: float(value) for name, value in done.metrics.items()} if due else {}
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        progress.report(
+            step,
+            done.loss,
+            done.tokens,
+            views=done.views,
+            rate=rate,
+            gradient_norm=done.norm,
+            **others,
+            **(panel.row() if due else {}),
+        )
+
+    def _look(self, first: int) -> dict[str, float]:
+        """Whether the visuals of the next steps' samples matter to the loss."""
+        batches: list[Batch | None] = []
+        for step in range(first, self.steps):
+            batches += self.batches[step].batches
+            (sequences,) = self.world.sum(sum(len(batch.packing.lengths) for batch in batches if batch is not None))
+            if sequences >= LOOK_OVER * self.world.size:
+                break
+        with self._autocast():
+            looks = look(
+                self.model, batches, self.world, sequences=2 if self.objective.pairs else 1, nothing=self._nothing
+            )
+        log.info("look_at: %s", looks.verdict)
+        looks.act()
+        return looks.row()
+
+    def _evaluate(self, done: int) -> dict[str, float]:
+        """Measure the model; keep its weights where they are the best of the stage so far."""
+        best = self.out / "best" / f"{self.number}.json"
+        with self._averaged():
+            with self._autocast():
+                row = evaluate_now(self.model, self.curriculum, self.stage, self.processor, self.world)
+            if self.settings.keep_best and self.world.from_first(lambda: is_better(row, _read(best))):
+                self._write(self.out / "best" / f"{self.number}-{self.stage.name}")
+                if self.world.is_first:
+                    best.write_text(json.dumps({"step": done, **row}) + "\n", encoding="utf-8")
+        return row
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The model with its averaged weights, where there are some."""
+        return nullcontext() if self.average is None else self.average.in_place(self.model)
+
+    def _save(self, step: int, progress: Progress) -> None:
+        notes = {"before": self.steps_before, "pending": progress.pending, "data": self.data.digest}
+        save_state(
+            self.out,
+            Place(self.number, step),
+            self.model,
+            self.optimizer,
+            self.world,
+            extra=self._extra(),
+            notes=notes,
+            keep=self.settings.keep,
+        )
+
+    def _write(self, folder: Path) -> None:
+        """The whole model, written by the first process."""
+        save_stage(self.model, self.settings, self.stage, self.before, folder, self.world)
+        self.world.wait()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def hash_of(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(torch.tensor(numbers, dtype=torch.int64).mul(torch.tensor([1_000_003, 10_007, 1])).sum()) % 2**31

@@ -1,0 +1,91 @@
+"""Where the rows of metrics.jsonl go besides: TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmblocks._optional import need
+from mmblocks.errors import ConfigError
+from mmblocks.settings import did_you_mean
+
+
+class Tracker(Protocol):
+    """Takes rows of numbers by step, counted over the whole run."""
+
+    def write(self, step: int, row: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in `out`/tensorboard. What an earlier part of the run wrote after step `first` is hidden."""
+
+    def __init__(self, out: Path, first: int, settings: Mapping[str, Any]) -> None:
+        need("tensorboard", extra="train", to="track=[tensorboard]")
+        from torch.utils.tensorboard import SummaryWriter
+
+        # TensorBoard drops events from purge_step on, and rows carry the number of finished steps.
+        self._writer = SummaryWriter(out / "tensorboard", purge_step=first + 1)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # or a killed run would lose its last two minutes
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of wandb, whose own environment says where to (WANDB_PROJECT, WANDB_MODE=offline, ...).
+
+    Going on writes to the same run: its id stays in `out`/wandb_id. Steps that it has are not written twice; being a
+    function of the recipe, they would be the same.
+    """
+
+    def __init__(self, out: Path, first: int, settings: Mapping[str, Any]) -> None:
+        wandb: Any = need("wandb", to="track=[wandb]")
+        self._run = wandb.init(
+            id=_kept_id(out / "wandb_id"),
+            resume="allow",
+            name=out.name,
+            dir=str(out),
+            config=dict(settings),
+        )
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        self._run.log(dict(row), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+TRACKERS: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+}
+
+
+def trackers(names: Sequence[str], out: Path, *, first: int, settings: Mapping[str, Any]) -> tuple[Tracker, ...]:
+    """Open the trackers of a run that goes on after `first` finished steps of the whole run; `settings` is its recipe.
+
+    Raises `ConfigError` for an unknown name and `MissingDependencyError` for one whose package is not installed.
+    """
+    if faults := tracking_faults(names):
+        raise ConfigError("\n".join(faults))
+    return tuple(TRACKERS[name](out, first, settings) for name in names)
+
+
+def tracking_faults(names: Sequence[str]) -> list[str]:
+    """Why these names of trackers cannot be meant."""
+    return [f"track: no tracker {n!r}.{did_you_mean(n, tuple(TRACKERS))}" for n in names if n not in TRACKERS]
+
+
+def _kept_id(file: Path) -> str:
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
+    return file.read_text(encoding="utf-8")

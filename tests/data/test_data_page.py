@@ -1,0 +1,56 @@
+"""The examples of docs/data.md work: files written as shown, code run, every `data` list read to its end."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from mmblocks.assets import media
+from mmblocks.data.media import shape_of
+from mmblocks.data.mixture import Mixture
+from mmblocks.data.processor import conversations_of
+from mmblocks.data.video import read_frames
+
+PAGE = Path(__file__).parents[2] / "docs/data.md"
+FENCE = re.compile(r"(?:^`(?P<file>[\w.]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```\n", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "clips/jump").mkdir(parents=True)
+    for name in ("cat", "dog"):
+        Image.open(media("first.png")).convert("RGB").save(tmp_path / f"photos/{name}.jpg")
+    shutil.copy(media("clip.mp4"), tmp_path / "clips/run.mp4")
+    for i in range(1, 11):
+        Image.new("RGB", (16, 16), (20 * i,) * 3).save(tmp_path / f"clips/jump/{i}.jpg")
+    return tmp_path
+
+
+def test_every_example_of_the_page_works(folder):
+    counts = []
+    for block in FENCE.finditer(PAGE.read_text(encoding="utf-8")):
+        if block["file"]:
+            (folder / block["file"]).write_text(block["text"], encoding="utf-8")
+        elif block["language"] == "python":
+            exec(compile(block["text"], str(PAGE), "exec"), {"__name__": "example"})
+        elif block["language"] == "yaml":
+            counts.append(read_to_the_end(yaml.safe_load(block["text"])["data"]))
+    assert counts == [[5], [3], [2, 2], [1], [1], [5, 2, 1, 4], [1, 3], [5]]
+
+
+def read_to_the_end(entries):
+    """How many conversations the sources of a `data` list hold; all are read, their media looked at."""
+    mixture = Mixture.of(entries)
+    for draw in map(mixture.everything().__getitem__, range(len(mixture))):
+        for talk in conversations_of(mixture[draw]):
+            assert talk.messages[-1].text
+            for visual in talk.visuals:
+                shape = shape_of(visual)
+                assert visual.kind == "image" or len(read_frames(visual.source, [shape.num_frames - 1])) == 1
+    return [len(source) for source in mixture.sources]

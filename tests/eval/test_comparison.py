@@ -1,0 +1,99 @@
+"""The table and the picture of a sweep, from results written by hand."""
+
+import csv
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from mmblocks.eval.cells import Axis, Sweep, product
+from mmblocks.eval.comparison import as_csv, as_markdown, compare, front, write
+
+TOKENS = {"linear": 10, "mlp": 10, "gated": 40}
+SCORES = {("linear", "0"): 0.25, ("linear", "1"): 0.75, ("mlp", "0"): 0.25, ("mlp", "1"): 0.25, ("gated", "0"): 1.0}
+CRASHED = "gated", "1"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three projectors with two seeds each; one cell has failed."""
+    cells = product([Axis("model/projector", tuple(TOKENS)), Axis("seed", ("0", "1"))])
+    Sweep("mini", ("budget=0.5",), tuple(cells), "tiny", 20, ("image=96x72",)).save(tmp_path)
+    for cell in cells:
+        projector, seed = cell.choices.values()
+        tokens = TOKENS[projector]
+        cost = {"visual_tokens": tokens, "parameters": 1000, "flops": None if projector == "mlp" else 2e6 * tokens}
+        put(tmp_path / cell.name / "cell.json", {"cost": cost})
+        put(tmp_path / cell.name / "result.json", result((projector, seed)))
+    return tmp_path
+
+
+def result(chosen):
+    if chosen == CRASHED:
+        return {"status": "failed", "reason": "it rained"}
+    values = {"score": SCORES[chosen], "loss": 2.0}
+    scoring = {"score": "tiny", "samples": 20}
+    return {"status": "done", "scoring": scoring, "values": values, "peak_bytes": 5_000_000, "seconds": 3.0}
+
+
+def put(path, value):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def test_seeds_are_one_row_with_mean_least_and_greatest(folder):
+    rows = list(csv.DictReader(io.StringIO(as_csv(compare(folder)))))
+    assert [(r["projector"], r["cells"], r["finished"]) for r in rows] == [
+        ("linear", "2", "2"),
+        ("mlp", "2", "2"),
+        ("gated", "2", "1"),
+    ]
+    assert [float(rows[0][f"score{end}"]) for end in ("", "_min", "_max")] == [0.5, 0.25, 0.75]
+    assert rows[1]["flops"] == ""
+    assert float(rows[2]["peak_bytes"]) == 5e6
+
+
+def test_people_read_shares_in_percent_and_why_a_cell_is_missing(folder):
+    text = as_markdown(compare(folder))
+    assert "# mini with budget=0.5" in text
+    assert (
+        "| 1 | linear | 2 | 50.0 (25.0 to 75.0) | 2.000 | 10 | 1.0 k | 20.0 M | 5.0 MB | 3 s | tokens, FLOPs |" in text
+    )
+    assert "| 3 | gated | 1 of 2 | 100.0 | 2.000 |" in text
+    assert "5 of 6 cells have finished" in text
+    assert "- projector-gated_seed-1: it rained" in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_a_cell_scored_in_another_way_counts_as_not_finished(folder):
+    sweep = Sweep.load(folder)
+    Sweep(sweep.recipe, (), sweep.cells, "loss", 20, sweep.visuals).save(folder)
+    assert set(compare(folder).missing) == {cell.name for cell in sweep.cells}
+
+
+def test_the_front_is_what_no_other_point_beats():
+    cheap, good, beaten, unknown, as_good = (1, 5), (3, 9), (3, 5), None, (1, 5)
+    assert front([cheap, good, beaten, unknown, as_good]) == {0, 1, 4}
+    assert front([(7, 0), None]) == {0}
+    assert front([]) == set()
+
+
+def test_where_the_loss_is_the_score_less_is_better(folder):
+    sweep = Sweep.load(folder)
+    Sweep(sweep.recipe, (), sweep.cells, "loss", 20, sweep.visuals).save(folder)
+    for number, cell in enumerate(sweep.cells):
+        ended = {**result(("linear", "0")), "scoring": {"score": "loss"}, "values": {"loss": 1.0 + number}}
+        put(folder / cell.name / "result.json", ended)
+    assert [row.front for row in compare(folder).rows] == [("tokens", "FLOPs"), (), ()]
+
+
+def test_the_picture_is_a_png_and_draws_what_has_finished(folder):
+    *_, picture = write(compare(folder), folder)
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
+        drawn = drawn.convert("RGB")
+        assert min(drawn.size) > 300
+        red = sum(count for count, (r, g, b) in drawn.getcolors(1 << 20) if r > 190 and g < 60 and b < 60)
+    assert red > 50  # the points on the front

@@ -1,0 +1,136 @@
+"""A recipe of two short stages; runs in processes of their own, forked from the one that has imported torch."""
+
+import copy
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mmblocks
+from mmblocks.train import run, stage_run
+from mmblocks.train.distributed import World, joined
+
+WORLD = [{"name": "tinyworld", "task": "single", "weight": 2.0}, {"name": "tinyworld", "task": "video"}]
+FORK = multiprocessing.get_context("fork")
+Patch = Callable[[int], None]
+
+
+@pytest.fixture(scope="session")
+def recipe_in(tiny_spec):
+    """The recipe with its folder."""
+    align = {"name": "align", "data": WORLD, "train": {"projector": 1e-3}, "steps": 3, "batch_size": 3}
+    rates = {"projector": 1e-3, "backbone": 1e-3}
+    whole = {"name": "all", "data": WORLD, "train": rates, "steps": 5, "batch_size": 2}
+    run = {"model": tiny_spec, "save_every": 2, "log_every": 2, "stages": [align, whole]}
+    return lambda out: copy.deepcopy({**run, "out": str(out)})
+
+
+@pytest.fixture
+def recipe(recipe_in, tmp_path):
+    return recipe_in(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def weights():
+    """The state dict of a model's folder."""
+    return lambda folder: mmblocks.load(folder).state_dict()
+
+
+@pytest.fixture(scope="session")
+def same():
+    """Whether two state dicts are equal to the bit."""
+    return lambda one, other: one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.fixture
+def killed_in_step():
+    """A patch for `trained`: the process kills itself at the beginning of its `call`th step."""
+
+    def patched(call: int) -> Patch:
+        def patch(rank: int) -> None:
+            real, calls = stage_run.Stepper.__call__, []
+
+            def step(*arguments):
+                calls.append(1)
+                if len(calls) == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments)
+
+            stage_run.Stepper.__call__ = step
+
+        return patch
+
+    return patched
+
+
+@pytest.fixture
+def trained():
+    """Run a recipe in `ranks` processes as torchrun would, `patch(rank)` being called in each before it begins; returns
+    their exit codes, negative ones for signals. What takes more than `seconds` is killed and fails the test.
+    """
+
+    def train(recipe: dict, ranks: int = 1, patch: Patch = lambda rank: None, seconds: float = 120) -> list[int | None]:
+        port = _free_port()
+        started = [FORK.Process(target=_train, args=(recipe, rank, ranks, port, patch)) for rank in range(ranks)]
+        for process in started:
+            process.start()
+        return _exit_codes(started, seconds)
+
+    return train
+
+
+@pytest.fixture
+def together(tmp_path):
+    """Call `work(world)` in two processes that share a world; returns what each gave back, by rank."""
+
+    def start(work: Callable[[World], Any], seconds: float = 120) -> list[Any]:
+        port = _free_port()
+        files = [tmp_path / f"rank{rank}.pt" for rank in range(2)]
+        started = [FORK.Process(target=_work, args=(work, rank, port, file)) for rank, file in enumerate(files)]
+        for process in started:
+            process.start()
+        assert _exit_codes(started, seconds) == [0, 0]
+        return [torch.load(file, weights_only=False) for file in files]
+
+    return start
+
+
+def _work(work: Callable[[World], Any], rank: int, port: int, file: Path) -> None:
+    _join(rank, 2, port)
+    with joined("cpu", 60) as world:
+        torch.save(work(world), file)
+
+
+def _exit_codes(started: list[BaseProcess], seconds: float) -> list[int | None]:
+    for process in started:
+        process.join(seconds)
+    late = [process for process in started if process.is_alive()]
+    for process in late:
+        process.kill()
+    assert not late, f"{len(late)} processes have not ended after {seconds} s"
+    return [process.exitcode for process in started]
+
+
+def _train(recipe: dict, rank: int, ranks: int, port: int, patch: Patch) -> None:
+    _join(rank, ranks, port)
+    patch(rank)
+    run(recipe)
+
+
+def _join(rank: int, ranks: int, port: int) -> None:
+    torch.set_num_threads(1)
+    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in world.items()})
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

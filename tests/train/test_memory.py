@@ -1,0 +1,227 @@
+"""What a step needs is known without weights: as much as a real step keeps, dealt out as FSDP2 deals it out."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.checkpoint import checkpoint
+
+import mmblocks
+from mmblocks.cli import main
+from mmblocks.cli.memory_report import memory_of, ranks_in
+from mmblocks.conf import compose
+from mmblocks.data.collate import collate
+from mmblocks.data.processor import Processor
+from mmblocks.data.sources import sources
+from mmblocks.errors import ConfigError
+from mmblocks.train.abstract import abstract_batch, abstract_model, activations, row_of
+from mmblocks.train.distributed import World, blocks_of, shard
+from mmblocks.train.memory import share, stage_memory
+from mmblocks.train.stages import Stage
+
+EVERYTHING = {"encoder": 1e-3, "projector": 1e-3, "marks": 1e-3, "backbone": 1e-3}
+SIGLIP = {"name": "siglip", "image_px": 30, "patch_px": 14, "dim": 16, "depth": 4, "heads": 2, "mlp_dim": 24}
+
+
+def stage(train=EVERYTHING, **settings):
+    settings = {"steps": 1, "batch_size": 2, **settings}
+    return Stage(name="stage", data=[{"name": "tinyworld"}], train=train, **settings)
+
+
+@pytest.fixture(params=["tiny_conv", "siglip"])
+def spec(request, tiny_spec):
+    return tiny_spec if request.param == "tiny_conv" else {**tiny_spec, "encoder": SIGLIP}
+
+
+@pytest.fixture
+def model(spec):
+    return mmblocks.build(spec, seed=0).train()
+
+
+@pytest.fixture
+def batch(model):
+    single, video = (sources.build({"name": "tinyworld", "task": task}) for task in ("single", "video"))
+    return collate([Processor.of(model).training_sample(c) for c in (single[0], single[1], video[0])])
+
+
+def without_data(batch):
+    """The same batch with nothing but its sizes."""
+    return replace(batch.to("meta"), packing=batch.packing)
+
+
+# Against a real step ------------------------------------------------------------------------------------------------
+
+
+def saved_bytes(model, batch):
+    """What autograd really saves in a forward pass, each storage once, weights apart."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    seen, alive = {}, []
+
+    def keep(tensor):
+        alive.append(tensor)
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(batch)
+    return sum(size for place, size in seen.items() if place not in own)
+
+
+def allocated_bytes(model, batch):
+    """What the allocator has given away in a forward pass and not got back."""
+    model(batch)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        loss = model(batch)
+    assert loss.rows
+    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
+
+
+@pytest.mark.parametrize("train", [EVERYTHING, {"projector": 1e-3}, {"backbone": 1e-3}], ids=lambda t: "+".join(t))
+def test_what_is_counted_without_data_is_what_a_real_step_saves(spec, model, batch, train):
+    mmblocks.model.trainable.train_only(model, train)
+    counted = activations(abstract_model(spec, stage(train)), without_data(batch), batch.num_labelled)
+    # 1e-3: labelled rows are picked by number here and by a mask there, which is a byte a token
+    assert counted.most(recompute=False) == pytest.approx(saved_bytes(model, batch), rel=1e-3)
+
+
+def test_the_allocator_agrees(spec, model, batch):
+    counted = activations(abstract_model(spec, stage()), without_data(batch), batch.num_labelled)
+    # 5e-3: the batch itself was there before
+    assert counted.most(recompute=False) == pytest.approx(allocated_bytes(model, batch), rel=5e-3)
+
+
+def test_with_recomputation_only_what_enters_a_block_is_kept(spec, model, batch):
+    counted = activations(abstract_model(spec, stage()), without_data(batch), batch.num_labelled)
+    for block in blocks_of(model):
+        block.forward = again_in_backward(block.forward)
+    # 2e-2: the batch itself was there before
+    assert counted.entering == pytest.approx(allocated_bytes(model, batch), rel=2e-2)
+    assert counted.most(recompute=True) < counted.most(recompute=False)
+
+
+def again_in_backward(forward):
+    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def test_a_frozen_encoder_keeps_nothing(spec):
+    frozen, learning = (
+        stage_memory(spec, stage(train), [1])[0].activations for train in ({"projector": 1e-3}, EVERYTHING)
+    )
+    trained = abstract_model(spec, stage({"projector": 1e-3}))
+    batch = abstract_batch(trained, row_of(trained, stage({"projector": 1e-3}), 1))
+    features = batch.pixels.shape[0] * trained.encoder.grid.area * trained.encoder.dim * 4
+    assert features <= frozen < learning
+
+
+# Against FSDP2 ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processes():
+    """A group of processes of which only this one exists, for wrapping a model without running it."""
+
+    def of(size):
+        dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+        return World(0, size, torch.device("cpu"))
+
+    yield of
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7, 64])
+def test_shares_are_those_of_fsdp2(tiny_spec, processes, ranks):
+    model = abstract_model(tiny_spec, stage())
+    shares = [share(p, ranks) for p in model.parameters()]
+    shard(model, processes(ranks), "float32")
+    assert shares == [p.to_local().numel() for p in model.parameters()]
+
+
+@pytest.mark.parametrize(("name", "ranks", "billions"), [("onevision/7b", 128, 8.03), ("onevision/72b", 256, 73.18)])
+def test_the_large_recipes_are_wrapped_block_by_block(name, ranks, billions, processes):
+    recipe = compose(name)
+    last = Stage(**recipe["stages"][-1])
+    model = abstract_model(recipe["model"], last)
+    (memory,) = stage_memory(recipe["model"], last, [ranks], recompute=True)
+    blocks, count = len(blocks_of(model)), sum(p.numel() for p in model.parameters())
+    shard(model, processes(ranks), last.precision)
+    assert blocks == 26 + {"onevision/7b": 28, "onevision/72b": 80}[name]
+    assert count / 1e9 == pytest.approx(billions, rel=1e-3)
+    assert memory.weights == 4 * sum(p.to_local().numel() for p in model.parameters())
+    assert memory.optimizer == 2 * memory.weights
+
+
+# Over ranks and settings --------------------------------------------------------------------------------------------
+
+
+def test_ranks_share_the_state_and_nothing_else(tiny_spec):
+    capped = stage(pack_tokens=512)
+    two, four = stage_memory(tiny_spec, capped, [2, 4])
+    assert two.state == pytest.approx(2 * four.state, rel=0.05)  # odd sizes are padded
+    assert (two.activations, two.gathered, two.passing) == (four.activations, four.gathered, four.passing)
+    assert two.total == two.state + two.gathered + two.passing + two.activations
+
+
+def test_adapters_learn_and_the_weights_around_them_are_stored_in_four_bits(tiny_spec):
+    full, lora, qlora = (
+        stage_memory(tiny_spec, stage(train, pack_tokens=512), [1])[0]
+        for train in (
+            {"backbone": 1e-3},
+            {"lora": {"rate": 1e-3, "rank": 2}},
+            {"lora": {"rate": 1e-3, "rank": 2, "bits": 4}},
+        )
+    )
+    blocks = 2 * (
+        4 * 32 * 32 - 2 * 32 * 16 + 3 * 32 * 48
+    )  # two layers: queries, keys and values of half the heads, MLP
+    assert lora.gradients < full.gradients / 3
+    assert lora.weights > full.weights
+    assert lora.weights - qlora.weights == pytest.approx(blocks * (4 - 0.5 - 1 / 64), rel=1e-3)
+
+
+def test_preferences_need_a_second_model_and_an_average_a_second_set_of_weights(tiny_spec):
+    plain = stage_memory(tiny_spec, stage(pack_tokens=512), [2])[0]
+    dpo = stage_memory(tiny_spec, stage(pack_tokens=512, objective="dpo"), [2])[0]
+    averaged = stage_memory(tiny_spec, stage(pack_tokens=512), [2], ema=True)[0]
+    assert (plain.copies, dpo.copies, averaged.copies) == (0, plain.weights, plain.weights)
+
+
+@pytest.mark.parametrize(("tokens", "views"), [(512, None), (512, 30), (512, 5), (1000, 40), (40, 3)])
+def test_a_row_is_filled_up_to_its_caps_and_not_beyond(tiny_spec, tokens, views):
+    capped = stage(pack_tokens=tokens, pack_views=views)
+    model = abstract_model(tiny_spec, capped)
+    batch = abstract_batch(model, row_of(model, capped, 1))
+    assert batch.num_tokens == tokens
+    assert batch.packing.cu_seqlens[-1] == tokens
+    assert views is None or len(batch.pixels) <= views
+
+
+def test_a_stage_without_caps_reads_its_samples_in_one_row(tiny_spec):
+    one, four = stage_memory(tiny_spec, stage(batch_size=8), [1, 4])
+    assert one.tokens == 4 * four.tokens
+
+
+# On the command line ------------------------------------------------------------------------------------------------
+
+
+def test_plan_prints_the_memory_of_every_stage(capsys):
+    assert main(["plan", "tiny/onevision", "ranks=1,2", "--memory"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("text: GiB", "align: GiB", "onevision_again: GiB"))
+    assert main(["plan", "tiny/onevision", "ranks=2", "--memory", "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert [row["ranks"] for row in plain["onevision"]] == [2]
+    assert plain["onevision"][0]["state"] > plain["align"][0]["state"]
+
+
+def test_a_system_has_no_memory_of_training():
+    with pytest.raises(ConfigError, match=r"a system has no stages; name a recipe"):
+        memory_of({"model": {}}, [1])
+
+
+def test_a_number_of_ranks_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match=r"ranks=many.*ranks=64"):
+        ranks_in(["ranks=many"])
