@@ -21,14 +21,21 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
 
+LONGEST = timedelta(days=2)
+"""What the first process may take for work of its own, such as measuring millions of records."""
+
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The processes of a run: this one's number, how many there are, and this one's device."""
+    """The processes of a run: this one's number, how many there are, and this one's device.
+
+    patient: the group in which the others wait for what the first process alone does, however long that takes.
+    """
 
     rank: int
     size: int
     device: torch.device
+    patient: Any = None
 
     @property
     def is_first(self) -> bool:
@@ -61,7 +68,7 @@ class World:
                 box[0] = make()
             except Exception as error:
                 box[1] = error
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.patient)
         if box[1] is not None:
             raise box[1]
         return box[0]
@@ -82,7 +89,7 @@ def joined(device: str, timeout_s: float) -> Iterator[World]:
     )  # counts and states travel without waiting for a GPU
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
-        yield World(dist.get_rank(), size, own)
+        yield World(dist.get_rank(), size, own, dist.new_group(backend="gloo", timeout=LONGEST))
     finally:
         dist.destroy_process_group()
 

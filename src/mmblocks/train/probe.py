@@ -88,13 +88,12 @@ class Looks:
         }
 
     def act(self) -> None:
-        """Raise `ConfigError` when the visuals change nothing, since no training helps; warn when the model is blind,
-        which it may also be because it has not learned enough yet.
+        """Raise `ConfigError` when the visuals change nothing, since no training helps; else log the verdict, as a warning
+        when the model is blind, which it may also be because it has not learned enough yet.
         """
         if self.is_dead:
             raise ConfigError(f"look_at: {self.verdict}")
-        if self.is_blind:
-            log.warning("look_at: %s", self.verdict)
+        log.log(logging.WARNING if self.is_blind else logging.INFO, "look_at: %s", self.verdict)
 
 
 @torch.no_grad()

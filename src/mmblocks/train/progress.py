@@ -107,11 +107,6 @@ class Progress:
         for tracker in self._trackers:
             tracker.write(self._before + done, row)
 
-    def say(self, text: str) -> None:
-        """Print text for people without breaking the progress line."""
-        if self._file is not None:
-            self._bar.write(text)
-
     def __enter__(self) -> Progress:
         return self
 

@@ -101,7 +101,7 @@ class StageRun:
                     made = next(waiting)
                 note_broken(self.out / BROKEN, made.broken)
                 self._step(step, stepper(made, self._seeded(step)), panel, progress)
-            progress.say(panel.table())
+            log.info("stage %s: where the time went\n%s", self.stage.name, panel.table())
         with self._averaged():
             self._write(self.after)
         for line in left_out(read_broken(self.out / BROKEN), sizes_of(self.data.mixture)):
@@ -252,7 +252,6 @@ class StageRun:
             looks = look(
                 self.model, batches, self.world, sequences=2 if self.objective.pairs else 1, nothing=self._nothing
             )
-        log.info("look_at: %s", looks.verdict)
         looks.act()
         return looks.row()
 

@@ -12,7 +12,7 @@ CLIP_SIDE_PX = 48
 CLIP_FRAMES = 8
 CLIP_FPS = 4.0
 LARGE_SIDE_PX = (80, 96)
-SMALL = 0.35
+SMALL = 0.4
 """How large small shapes are beside usual ones."""
 
 Colour = tuple[int, int, int]
@@ -28,7 +28,8 @@ def picture(scene: Scene, rng: random.Random, size_px: tuple[int, int]) -> Image
 def picture_of_small_shapes(scene: Scene, rng: random.Random) -> Image.Image:
     """A picture of 80 to 96 pixels a side whose shapes are about five pixels high in half of its resolution."""
     size_px = (rng.randint(*LARGE_SIDE_PX), rng.randint(*LARGE_SIDE_PX))
-    marks = [(*look, SMALL * radius) for *look, radius in (_mark(thing, rng) for thing in scene.things)]
+    usual = [_mark(thing, rng) for thing in scene.things]
+    marks = [(shape, colour, y, x, SMALL * radius) for shape, colour, y, x, radius in usual]
     return Image.fromarray(_noisy(_paint(marks, _background(rng), size_px), rng))
 
 
