@@ -240,7 +240,15 @@ def test_a_clip_that_takes_too_much_memory_is_refused(clip, long_clip):
     assert len(reader.frames(long_clip, [59])) == 1  # one frame fits
 
 
-def test_an_interrupted_read_leaves_no_half_answer_behind(clip, running):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where a shell has started the tests in the background and ignores it for them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_read_leaves_no_half_answer_behind(clip, running, interruptible):
     os.kill(running, signal.SIGSTOP)
     later(0.2, signal.SIGINT, os.getpid())
     with pytest.raises(KeyboardInterrupt):

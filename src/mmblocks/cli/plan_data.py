@@ -131,23 +131,23 @@ def _planned(raw: Mapping[str, Any], stage: Stage, question: Question) -> Planne
     from mmblocks.data.mixture import Mixture
     from mmblocks.data.planning.measure import measure
     from mmblocks.data.planning.report import report
+    from mmblocks.train.plan import ordered, steps_over
 
     seed = int(raw.get("seed", 0))
     mixture = Mixture.of(stage.data)
-    draws = _draws(mixture, stage, question.samples, seed)
+    draws = ordered(mixture, _draws(mixture, stage, question.samples, seed), stage, (seed,))
     title = f"{stage.name}: headers"
     measured = measure(mixture, draws, _processor(raw, stage, seed), stage.targets, policy="skip", title=title)
     if not len(measured.readable):
         raise ConfigError(f"{stage.name}: none of {len(draws)} records can be used; {measured.broken[0].reason}")
-    draws, sizes = draws.take(measured.readable), measured.sizes.take(measured.readable)
-    sizes = _ordered(mixture, draws, sizes, stage, seed)
+    sizes = measured.sizes.take(measured.readable)
     cost = _cost(raw, stage, question)
-    plan = _plan(sizes, stage, cost, seed)
+    plan = steps_over(sizes, stage, (seed,), cost)
     figures = report(
         sizes, cost, question.ranks, pack_tokens=stage.pack_tokens, pack_views=stage.pack_views, plan=plan, seed=seed
     )
     faults = tuple(broken.reason for broken in measured.broken)
-    return Planned(stage.name, len(mixture), len(draws), faults, _steps(stage, mixture, plan, sizes), figures)
+    return Planned(stage.name, len(mixture), len(sizes), faults, _steps(stage, mixture, plan, sizes), figures)
 
 
 def _processor(raw: Mapping[str, Any], stage: Stage, seed: int) -> Processor:
@@ -176,26 +176,6 @@ def _cost(raw: Mapping[str, Any], stage: Stage, question: Question) -> Cost:
     if question.cost is not None:
         return Cost.load(question.cost)
     return Cost.estimated(raw["model"], tuple(stage.train), recompute=bool(raw.get("recompute", False)))
-
-
-def _ordered(mixture: Mixture, draws: Draws, sizes: Sizes, stage: Stage, seed: int) -> Sizes:
-    """Sizes in the order in which the stage reads what was drawn."""
-    from mmblocks.data.planning.grouping import grouped_order
-
-    if stage.order == "mixed":
-        return sizes
-    return sizes.take(grouped_order(mixture, draws, stage.order, stage.batch_size or 1, (seed,)))
-
-
-def _plan(sizes: Sizes, stage: Stage, cost: Cost, seed: int) -> StepPlan:
-    """The stage's own steps over what was measured."""
-    from mmblocks.data.planning.steps import plan_by_count, plan_by_tokens
-
-    if stage.step_tokens is not None and stage.pack_tokens is not None:
-        return plan_by_tokens(sizes, stage.step_tokens, stage.pack_tokens, stage.pack_views, seed=(seed,), cost=cost)
-    return plan_by_count(
-        len(sizes), stage.batch_size or 1, sizes=sizes, max_tokens=stage.pack_tokens, max_views=stage.pack_views
-    )
 
 
 def _steps(stage: Stage, mixture: Mixture, plan: StepPlan, sizes: Sizes) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mmblocks.data.planning.lengths_cache import LengthsCache
 from mmblocks.data.planning.measure import Sizes, measure
 from mmblocks.data.planning.steps import StepPlan, plan_by_count, plan_by_tokens
 from mmblocks.data.processor import Processor
+from mmblocks.errors import DataError
 from mmblocks.train.stages import Stage, TrainRun
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,24 @@ class StageData:
         return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
 
 
+def ordered(mixture: Mixture, draws: Draws, stage: Stage, seed: Sequence[int]) -> Draws:
+    """Draws in the order in which a stage learns them: samples of like length beside each other where it asks for it."""
+    if stage.order == "mixed":
+        return draws
+    assert stage.batch_size is not None  # `check_stage` asks for it
+    return draws.take(grouped_order(mixture, draws, stage.order, stage.batch_size, seed))
+
+
+def steps_over(sizes: Sizes, stage: Stage, seed: Sequence[int], cost: Cost | None) -> StepPlan:
+    """A stage's steps over samples of these sizes."""
+    if stage.step_tokens is not None and stage.pack_tokens is not None:
+        return plan_by_tokens(sizes, stage.step_tokens, stage.pack_tokens, stage.pack_views, seed=seed, cost=cost)
+    assert stage.batch_size is not None  # `run_faults` asks for either
+    return plan_by_count(
+        len(sizes), stage.batch_size, sizes=sizes, max_tokens=stage.pack_tokens, max_views=stage.pack_views
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Planner:
     """Makes the data of a curriculum's stage `number`."""
@@ -53,7 +73,7 @@ class Planner:
         mixture = Mixture.of(self.stage.data)
         if self.stage.step_tokens is not None and self.stage.steps is not None:
             return self._until_enough(mixture, self.steps)
-        draws = self._ordered(mixture, self._draws(mixture))
+        draws = ordered(mixture, self._draws(mixture), self.stage, self.seed)
         if self.stage.pack_tokens is None and self.stage.pack_views is None:
             return StageData(mixture, draws, plan_by_count(len(draws), self.batch_size))
         return self._packed(mixture, draws)
@@ -77,26 +97,9 @@ class Planner:
             return mixture.epochs(self.stage.epochs * self.settings.budget, self.seed)
         return mixture.drawn(self.steps * self.batch_size, self.seed)
 
-    def _ordered(self, mixture: Mixture, draws: Draws) -> Draws:
-        """Samples of like length beside each other, where the stage asks for it."""
-        if self.stage.order == "mixed":
-            return draws
-        return draws.take(grouped_order(mixture, draws, self.stage.order, self.batch_size, self.seed))
-
     def _packed(self, mixture: Mixture, draws: Draws) -> StageData:
         draws, sizes, broken = self._measured(mixture, draws)
-        return StageData(mixture, draws, self._plan(sizes), broken)
-
-    def _plan(self, sizes: Sizes) -> StepPlan:
-        stage = self.stage
-        if stage.step_tokens is None:
-            return plan_by_count(
-                len(sizes), self.batch_size, sizes=sizes, max_tokens=stage.pack_tokens, max_views=stage.pack_views
-            )
-        assert stage.pack_tokens is not None
-        return plan_by_tokens(
-            sizes, stage.step_tokens, stage.pack_tokens, stage.pack_views, seed=self.seed, cost=self.cost
-        )
+        return StageData(mixture, draws, steps_over(sizes, self.stage, self.seed, self.cost), broken)
 
     def _until_enough(self, mixture: Mixture, steps: int) -> StageData:
         """Draw until the packs fill the steps: twice as many as long as they do not."""
@@ -104,8 +107,10 @@ class Planner:
         size = max(64, steps)
         while True:
             draws, sizes, broken = self._measured(mixture, mixture.drawn(size, self.seed))
+            if not len(sizes):
+                raise DataError(f"stage {self.stage.name!r}: none of {size} records that were drawn can be read.")
             if int(sizes.tokens.sum()) >= steps * self.stage.step_tokens:
-                plan = self._plan(sizes)
+                plan = steps_over(sizes, self.stage, self.seed, self.cost)
                 if len(plan) > steps:  # the last step may be incomplete
                     return StageData(mixture, draws, plan.first(steps), broken)
             size *= 2
