@@ -165,7 +165,8 @@ def _alone(place: Path) -> Iterator[None]:
             except BlockingIOError:
                 os._exit(BUSY)
         lock.truncate(0)
-        print(os.getpid(), file=lock, flush=True)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
         yield
 
 

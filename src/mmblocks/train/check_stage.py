@@ -28,6 +28,7 @@ PATHS = ("path", "file", "folder", "images", "videos")
 
 
 def listed(value: Any) -> Sequence[Any]:
+    """A value that ought to be a list; empty where it is none, which others report."""
     return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
 
 
@@ -182,6 +183,7 @@ class _NoIds:
 
 
 def source_faults(key: str, source: Any) -> Iterator[Fault]:
+    """What is wrong with one entry of a stage's data, files that are not there included; keys begin with `key`."""
     if not isinstance(source, Mapping):
         yield Fault(key, f"{source!r} is not a source.", f"Write name: one of {', '.join(sources)}, and its settings.")
         return

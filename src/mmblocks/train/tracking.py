@@ -15,9 +15,13 @@ from mmblocks.settings import did_you_mean
 class Tracker(Protocol):
     """Takes rows of numbers by step, counted over the whole run."""
 
-    def write(self, step: int, row: Mapping[str, float]) -> None: ...
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Keep the numbers of a row under their names."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Send what waits, and end."""
+        ...
 
 
 class TensorBoard:

@@ -113,6 +113,8 @@ Row = tuple[int, int, int, int]
 
 
 class Fault(NamedTuple):
+    """Why a record has no size: where it stands, and the reason."""
+
     origin: str
     reason: str
 

@@ -102,11 +102,13 @@ def _keep(model: OneVision, precision: str, waiting: Sequence[tuple[Path, Tensor
 
 
 def visuals_of(mixture: Mixture, draw: Draw, processor: Processor) -> Iterator[tuple[Visual, VisualPlan]]:
+    """Every visual of a draw with its plan, those of both answers of a pair included."""
     for conversation in conversations_of(mixture[draw]):
         for visual, routed in zip(conversation.visuals, processor.plan(conversation), strict=True):
             yield visual, routed.plan
 
 
 def distinct(draws: Draws) -> list[Draw]:
+    """Each conversation that is drawn, once."""
     rows = np.unique(np.stack([draws.source, draws.index], axis=1), axis=0)
     return [Draw(int(source), int(index)) for source, index in rows]
