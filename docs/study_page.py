@@ -215,10 +215,10 @@ def _sentence(verdict: Verdict) -> str:
 def _compared(claim: Claim) -> str:
     (arm, measure), than = claim.value, claim.than
     if not isinstance(than, tuple):
-        return f"`{arm}` against {than:.0%} in {measure}"
+        return f"`{arm}` against {than:.0%} (asked: {measure})"
     if than[1] == measure:
-        return f"`{arm}` against `{than[0]}` in {measure}"
-    return f"`{arm}` in {measure} against `{than[0]}` in {than[1]}"
+        return f"`{arm}` against `{than[0]}` (asked: {measure})"
+    return f"`{arm}` (asked: {measure}) against `{than[0]}` (asked: {than[1]})"
 
 
 def _time(numbers: Mapping[str, Any], questions: Sequence[Question]) -> Iterator[str]:

@@ -100,7 +100,7 @@ def test_the_page_shows_means_spreads_and_verdicts(study_page):
     text = study_page.page(numbers_of([300, 320, 340], [100]), [question])
     assert "| a |  | 3 | 80.0 (75.0 to 85.0) | 1 |" in text
     assert "| b |  | 1 | 25.0 | 1 |" in text
-    assert "* It is said (somewhere): **agrees**. `a` against `b` in m: +55.0 points" in text
+    assert "* It is said (somewhere): **agrees**. `a` against `b` (asked: m): +55.0 points" in text
     assert "**1 minutes** in all" in text
 
 

@@ -24,7 +24,7 @@ PARTS = ("encoder", "projector", "marks", "backbone")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mmblocks.model.convert import DOORS
+    from mmblocks.model.convert import WRITTEN
 
     parser.add_argument(
         "source", metavar="FROM", type=Path, help="folder of the checkpoint to read, or an adapter's file"
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--to",
-        choices=(*DOORS, "parts"),
+        choices=(*WRITTEN, "parts"),
         help="layout to write (default: mmblocks; for a model saved by mmblocks the first that can express it); "
         "parts: encoder and projector of a BLIP-2 without its language model",
     )

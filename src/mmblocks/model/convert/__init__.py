@@ -24,6 +24,8 @@ DOORS: dict[str, str] = {
     "original": "llava",
 }
 """Layout -> module of this package that holds its `DOOR`. The first whose `reads` says yes is taken."""
+READ_ONLY = ("blip-2", "instructblip")
+WRITTEN = tuple(name for name in DOORS if name not in READ_ONLY)
 
 
 def door_of(name: str) -> Door:
