@@ -9,6 +9,7 @@ lengths of texts are assumed below, costs are estimated from FLOPs. Deterministi
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ SAMPLES = 20_000
 LONGEST_TEXT = 2048
 PACK_TOKENS = 16_384
 MODELS = ("llava_onevision/qwen2_0_5b", "llava_onevision/qwen2_7b")
-RANKS = (8, 64)
+RANKS = (1, 2, 4, 8, 16, 32, 64)
 PICTURES = (
     (224, 224, 0.1),
     (480, 640, 0.38),
@@ -94,8 +95,15 @@ def rows() -> list[dict[str, Any]]:
 def _figures(model: str, stage: str, sizes: Sizes, cost: Cost, ranks: int) -> list[dict[str, Any]]:
     found = report(sizes, cost, ranks, pack_tokens=PACK_TOKENS)
     own = {"model": model, "stage": stage, "ranks": ranks}
-    spread = {f"{name} {k}": v for name in ("tokens", "views", "labels") for k, v in found.plain()[name].items()}
-    groups = {"per sample": spread, "waste": found.waste, "pairs": found.pairs, "efficiency": found.efficiency}
+    groups: dict[str, Mapping[str, float | None]] = {"efficiency": found.efficiency}
+    if ranks == RANKS[0]:  # the others do not depend on the number of ranks
+        spreads = ((name, found.plain()[name]) for name in ("tokens", "views", "labels"))
+        spread = {f"{name} {k}": v for name, values in spreads for k, v in values.items()}
+        groups = {"per sample": spread, "waste": found.waste, "pairs": found.pairs, **groups}
+    return _lines(own, groups)
+
+
+def _lines(own: Mapping[str, Any], groups: Mapping[str, Mapping[str, float | None]]) -> list[dict[str, Any]]:
     return [
         {**own, "figure": figure, "batching": name, "value": f"{value:.4g}"}
         for figure, values in groups.items()

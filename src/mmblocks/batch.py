@@ -34,9 +34,9 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Instructions:
-    """What was asked about each view, for projectors that read it: their own tokenizer's ids, not the backbone's.
+    """What was asked about each picture, for projectors that read it: their own tokenizer's ids, not the backbone's.
 
-    ids: (views, length) int64, shorter questions filled up behind. mask: (views, length) bool, True for real words.
+    ids: (pictures, length) int64, shorter questions filled up behind. mask: (pictures, length) bool, True for real words.
     """
 
     ids: Tensor
@@ -44,7 +44,7 @@ class Instructions:
 
     @classmethod
     def of(cls, words: Sequence[Tensor]) -> Instructions:
-        """One row of ids per view, any of them empty."""
+        """One row of ids per picture, any of them empty."""
         length = max(map(len, words), default=0)
         ids = torch.stack([F.pad(row, (0, length - len(row))) for row in words]) if words else torch.empty(0, 0)
         sizes = torch.tensor([len(row) for row in words], dtype=torch.int64)
@@ -60,8 +60,86 @@ class Instructions:
         pairs = zip(self.ids.split(list(counts)), self.mask.split(list(counts)), strict=True)
         return [Instructions(ids, mask) for ids, mask in pairs]
 
+    def of_views(self, views: Tensor) -> Instructions:
+        """One row for each of `views`, the number of its picture."""
+        return Instructions(self.ids[views], self.mask[views])
+
     def to(self, device: torch.device | str) -> Instructions:
         return Instructions(self.ids.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a packed batch, ascending: `index` int64 (n,), and on the host how many belong to each sequence.
+
+    places, ends: the index and the cumulative lengths of the packing once more, on the host, where they were looked up
+    there: what they decide need not wait for a device then.
+    """
+
+    index: Tensor
+    counts: tuple[int, ...]
+    places: tuple[int, ...] | None = None
+    ends: tuple[int, ...] | None = None
+
+    @classmethod
+    def labelled(cls, targets: Tensor, packing: Packing) -> Rows:
+        """The rows that have a target."""
+        index = (targets != IGNORE).nonzero().squeeze(1)
+        counts = torch.searchsorted(index, packing.cu_seqlens.to(index)).diff()
+        return cls(index, tuple(counts.tolist()), tuple(index.tolist()), tuple(packing.cu_seqlens.tolist()))
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def to(self, device: torch.device | str) -> Rows:
+        return replace(self, index=self.index.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """Rows made of other rows: row i is the sum over j of weights[i, j] * x[rows[i, j]]. Weight 0 reads nothing.
+
+    rows: int64 (n, k); weights: float32 (n, k); size: how many rows x has.
+    back: the same turned round, taps of x's gradient from the result's (size, k2), where it was made beforehand.
+    """
+
+    rows: Tensor
+    weights: Tensor
+    size: int
+    back: Taps | None = None
+
+    def to(self, device: torch.device | str) -> Taps:
+        return replace(
+            self,
+            rows=self.rows.to(device, non_blocking=True),
+            weights=self.weights.to(device, non_blocking=True),
+            back=None if self.back is None else self.back.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the visual rows of a batch are made of the encoder's cells, in integers, for all visuals at once.
+
+    cells: what the projector's body reads, out of the encoder's cells (pictures * rows * columns); None where it reads
+        them all, as maps. taps: visual rows out of the body's cells. positions: int64, the place of each of these rows in
+        the sequence. marks: int64, for each learned row its number among the model's marks; mark_positions: their places.
+    """
+
+    cells: Taps | None
+    taps: Taps
+    positions: Tensor
+    marks: Tensor
+    mark_positions: Tensor
+
+    def to(self, device: torch.device | str) -> Layout:
+        return Layout(
+            None if self.cells is None else self.cells.to(device),
+            self.taps.to(device),
+            self.positions.to(device, non_blocking=True),
+            self.marks.to(device, non_blocking=True),
+            self.mark_positions.to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +147,14 @@ class Batch:
     """Packed samples, ready for the model.
 
     input_ids, position_ids, targets: (tokens,) int64. `targets[i]` is the id that row i must predict, or IGNORE.
-    pixels: (views, 3, height, width) uint8, all views of all visuals in order.
+    pixels: (pictures, 3, height, width) uint8, the views of all visuals in order, equal views of a visual once.
     plans: one per visual, in the order of their pixels and of their rows.
     visual_positions: (visual tokens,) int64, the rows of `input_ids` that visual tokens replace, in order.
-    instructions: what was asked about each view, where the model's projector reads it.
-    features: (views, rows, columns, dim), what a frozen encoder once made of the views; `pixels` are not read then.
+    instructions: what was asked about each picture, where the model's projector reads it.
+    features: (pictures, rows, columns, dim), what a frozen encoder once made of them; `pixels` are not read then.
+    views: (views of all plans,) int64, which picture each view is; None where every view is a picture of its own.
+    layout: how visual rows are made of features, in integers; None where a tokenizer cannot say.
+    labelled: the rows that have a target, where they were looked up beforehand; `learned` gives them in any case.
     """
 
     input_ids: Tensor
@@ -85,18 +166,41 @@ class Batch:
     visual_positions: Tensor
     instructions: Instructions | None = None
     features: Tensor | None = None
+    views: Tensor | None = None
+    layout: Layout | None = None
+    labelled: Rows | None = None
 
     @property
     def num_tokens(self) -> int:
         return self.input_ids.numel()
 
     @property
+    def learned(self) -> Rows:
+        """The rows that have a target."""
+        return Rows.labelled(self.targets, self.packing) if self.labelled is None else self.labelled
+
+    @property
     def num_labelled(self) -> int:
-        return int((self.targets != IGNORE).sum())
+        return len(self.learned)
 
     @property
     def num_views(self) -> int:
+        """Pictures that are encoded: views, equal ones of a visual once."""
         return len(self.pixels if self.features is None else self.features)
+
+    def with_all_views(self) -> Batch:
+        """The same with a picture for every view of every plan, for those who exchange pictures; it has no layout."""
+        if self.views is None:
+            return self
+        asked = self.instructions
+        return replace(
+            self,
+            pixels=self.pixels[self.views] if len(self.pixels) else self.pixels,
+            instructions=None if asked is None else asked.of_views(self.views),
+            features=None if self.features is None else self.features[self.views],
+            views=None,
+            layout=None,
+        )
 
     def with_blank_view(self, view_px: Size) -> Batch:
         """The same for a batch without views: a black one that is encoded and takes no place in the sequence."""
@@ -122,6 +226,7 @@ class Batch:
             plans=(),
             visual_positions=torch.empty(0, dtype=torch.int64),
             features=features,
+            labelled=Rows(torch.empty(0, dtype=torch.int64), (0, 0)),
         )
 
     def to(self, device: torch.device | str) -> Batch:
@@ -135,6 +240,9 @@ class Batch:
             visual_positions=self.visual_positions.to(device),
             instructions=None if self.instructions is None else self.instructions.to(device),
             features=None if self.features is None else self.features.to(device),
+            views=None if self.views is None else self.views.to(device),
+            layout=None if self.layout is None else self.layout.to(device),
+            labelled=None if self.labelled is None else self.labelled.to(device),
         )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from mmblocks.batch import Instructions, Packing
+    from mmblocks.batch import Instructions, Packing, Rows
     from mmblocks.conversation import Message, Visual
 
 P = TypeVar("P", bound=VisualPlan)
@@ -22,7 +22,10 @@ P = TypeVar("P", bound=VisualPlan)
 
 @runtime_checkable
 class VisionEncoder(Protocol):
-    """Normalised pixels (views, 3, view_px) to features (views, grid, dim): patches only, no CLS, no registers."""
+    """Normalised pixels (views, 3, view_px) to features (views, grid, dim): patches only, no CLS, no registers.
+
+    One that says `takes_bytes = True` is given pixels as they are stored, uint8, and normalises them itself.
+    """
 
     dim: int
     view_px: Size
@@ -42,7 +45,8 @@ class Projector(Protocol):
     """Features (views, h, w, in_dim) to the LLM's width (views, h2, w2, out_dim).
 
     `forward(x) == head(body(x))`, where `head` is the last per-token affine map (or identity), so that linear
-    operations on the grid may move in front of it.
+    operations on the grid may move in front of it. One that says `per_token = True` has a body that maps every cell by
+    itself, and is given only the cells that tokens are made of, (cells, in_dim).
     """
 
     body: nn.Module
@@ -108,7 +112,11 @@ class VisionTokenizer(Protocol[P]):
     def count(self, plan: P) -> int: ...
 
     def assemble(self, x: Tensor, plan: P, marks: Mapping[str, Tensor]) -> Tensor:
-        """(views, h, w, d) to (plan.num_tokens, d)."""
+        """(views, h, w, d) to (plan.num_tokens, d).
+
+        A tokenizer may also have `lower(plan) -> Lowered | None`, the same in integers (see `tokenizers.lowering`): its
+        tokens are then made by the one gather of their batch, and `assemble` is what that is tested against.
+        """
         ...
 
 
@@ -124,8 +132,11 @@ class Backbone(Protocol):
         """(tokens,) to (tokens, dim)."""
         ...
 
-    def hidden(self, x: Tensor, position_ids: Tensor, packing: Packing) -> Tensor:
-        """(tokens, dim) to (tokens, dim); a token sees only earlier tokens of its own sequence."""
+    def hidden(self, x: Tensor, position_ids: Tensor, packing: Packing, rows: Rows | None = None) -> Tensor:
+        """(tokens, dim) to (tokens, dim); a token sees only earlier tokens of its own sequence.
+
+        With `rows` to (rows, dim), these rows of the same.
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -83,6 +83,11 @@ class VisualPlan:
     num_tokens: int
     told: tuple[tuple[int, str], ...] = field(default=(), kw_only=True)
 
+    @property
+    def pictures(self) -> tuple[View, ...]:
+        """The views that differ, in the order they first occur: what is rendered and encoded, each once."""
+        return tuple(dict.fromkeys(self.views))
+
     def pieces(self) -> tuple[int | str, ...]:
         """Rows and told texts in the order they are read: a number of rows, or a text; nothing empty."""
         pieces: list[int | str] = []

@@ -8,6 +8,8 @@ import mmblocks
 from mmblocks.cli import COMMANDS, main
 from mmblocks.components import REGISTRIES
 from mmblocks.data.sources import sources
+from mmblocks.ops.choice import all_ops
+from mmblocks.ops.selftest import Result
 
 HEAVY = {"torch", "numpy", "transformers", "timm", "hydra", "omegaconf", "xformers", "decord", "av", "PIL"}
 
@@ -133,5 +135,29 @@ def test_show_marks_settings_that_must_be_given(say):
 def test_doctor_reports_versions_devices_and_paths(say):
     code, out, _ = say("doctor")
     assert code == 0
-    for word in ("torch", "transformers", "cuda", "xformers operators", "video readers", "bundled model"):
+    for word in ("torch", "transformers", "cuda", "xformers library", "video readers", "bundled model"):
         assert f"  {word} " in out
+
+
+def test_doctor_says_of_every_way_of_every_op_whether_it_runs(say):
+    _, out, _ = say("doctor")
+    shown = [line.split() for line in out.partition("\nops:\n")[2].partition("\nmmblocks:")[0].splitlines()]
+    assert [line[0] for line in shown] == [word for op in all_ops() for word in (op.name, *(w.name for w in op.ways))]
+    assert all(line[1:] == ["runs", "here"] for line in shown if line[0] == "reference")
+
+
+def test_doctor_tests_itself(say):
+    code, out, _ = say("doctor", "--selftest")
+    assert code == 0
+    assert out.endswith("self-test: every way agrees with its reference\n")
+    for op in ("attention", "rows_attention", "fixed_attention", "gather_lerp"):
+        assert f"  {op} reference " in out.partition("self-test on cpu:")[2]
+
+
+def test_doctor_fails_when_a_way_is_off(say, monkeypatch):
+    off = Result("attention", "varlen", "causal, float16", error=0.5, tolerance=0.004)
+    monkeypatch.setattr("mmblocks.ops.selftest.selftest", lambda device: [off])
+    code, out, _ = say("doctor", "--selftest")
+    assert code == 1
+    assert "causal, float16: error 0.5, tolerance 0.004" in out
+    assert out.endswith("self-test: 1 cases are off\n")

@@ -1,8 +1,15 @@
 """What is special to `causal_lm` and its presets."""
 
+import logging
+
 import pytest
 import torch
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
+from mmblocks.backbones import last_layer
+from mmblocks.backbones.last_layer import reason_against
+from mmblocks.batch import Packing, Rows
 from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
 from mmblocks.model.faults import resolved
@@ -94,6 +101,79 @@ def test_a_preset_has_the_published_number_of_parameters(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_nothing_is_said_against_a_preset(name):
     assert backbone_faults(resolved(backbones, name)) == []
+
+
+# The last layer -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_last_layer_of_a_preset_computes_asked_rows_only(name):
+    assert reason_against(on_meta(name).lm) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "name"), [("_normed", "qwen3_0_6b"), ("_normed", "olmo2_1b"), ("_projected", "phi3_mini")]
+)
+def test_keys_or_values_other_than_the_familys_are_a_reason_against_it(monkeypatch, step, name):
+    real = getattr(last_layer, step)
+    monkeypatch.setattr(last_layer, "_tried", {})
+    monkeypatch.setattr(last_layer, step, lambda *given: tree_map(lambda x: 1.01 * x, real(*given)))
+    assert reason_against(on_meta(name).lm) == "it computes something else"
+
+
+def flops(backbone, tokens, rows=None):
+    packing = Packing(torch.tensor([0, tokens], dtype=torch.int32), tokens)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        hidden = backbone.hidden(torch.empty(tokens, backbone.dim), torch.arange(tokens), packing, rows)
+    return hidden.shape, counter.get_total_flops()
+
+
+@torch.no_grad()
+def test_rows_that_nobody_asks_for_cost_keys_and_values_alone():
+    backbone, tokens, labels = on_meta("qwen2_0_5b"), 6400, 100
+    _, whole = flops(backbone, tokens)
+    shape, some = flops(backbone, tokens, Rows(torch.empty(labels, dtype=torch.int64, device="meta"), (labels,)))
+    assert shape == (labels, backbone.dim)
+    dim, kv, mlp = 896, 128, 4864
+    saved = 2 * (tokens - labels) * (2 * dim * dim + 3 * dim * mlp)
+    again = 2 * labels * 2 * dim * kv  # keys and values of the asked rows, twice
+    assert whole - some >= saved - again  # and what attention saves, which depends on how it is computed
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at that of a block's input
+def test_compiled_blocks_compute_asked_rows_as_they_do_uncompiled():
+    backbone = backbones.build({**TINY, "family": "qwen3", "kv_heads": 2}).eval()
+    for block in backbone.lm.get_decoder().layers:
+        block.compile(backend="eager")
+    for lengths, index, counts in (([4, 3, 6], [1, 3, 9], (2, 0, 1)), ([5, 7], [11], (0, 1))):
+        x, packing = torch.randn(sum(lengths), 32), Packing.of(lengths)
+        given = x, torch.cat([torch.arange(n) for n in lengths]), packing
+        rows = Rows(torch.tensor(index), counts)
+        with torch.compiler.set_stance("force_eager"):
+            want = backbone.hidden(*given)[rows.index]
+        torch.testing.assert_close(backbone.hidden(*given, rows), want, rtol=1e-5, atol=1e-5)
+    torch.compiler.reset()
+
+
+def test_making_a_backbone_leaves_torchs_generator_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    on_meta("causal_lm", family="qwen2", dim=64, heads=8)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_last_layer_that_computes_all_rows_is_told_once_with_the_reason(caplog):
+    caplog.set_level(logging.INFO, "mmblocks")
+    last_layer._tell.cache_clear()
+    for _ in range(2):
+        backbones.build({**TINY, "family": "gpt2"})
+    said = [r.getMessage() for r in caplog.records if "last layer" in r.getMessage()]
+    reason = "its attention has neither k_proj and v_proj nor qkv_proj"
+    assert said == [f"backbone family 'gpt2': its last layer computes all rows: {reason}"]
+
+
+# Settings -----------------------------------------------------------------------------------------------------------
 
 
 def test_sizes_have_the_names_of_the_family():

@@ -363,3 +363,34 @@ def test_tiny_conv_works_without_attention_blocks() -> None:
 def test_tiny_conv_refuses_stems_that_do_not_fit(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         tiny("tiny_conv", **settings)
+
+
+def blocks_run(encoder: Any, pixels: torch.Tensor) -> list[int]:
+    """The blocks that ran, in order."""
+    ran: list[int] = []
+    for i, block in enumerate(encoder.vision_model.encoder.layers):
+        block.register_forward_hook(lambda *_, i=i: ran.append(i))
+    encoder(pixels)
+    return ran
+
+
+@pytest.mark.parametrize(("layer", "count"), [(-2, 26), (-1, 27), ([3, 9], 9)])
+def test_a_siglip_of_27_blocks_runs_those_that_its_layer_needs(layer: int, count: int) -> None:
+    encoder = tiny("siglip", depth=27, layer=layer)
+    assert blocks_run(encoder, torch.zeros(1, 3, 30, 30, dtype=torch.uint8)) == list(range(count))
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluating"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("name", ["siglip", "clip", "dinov2", "dinov3", "hf_vision", "timm_vit"])
+def test_a_frozen_encoder_keeps_nothing_for_a_backward_pass(name: str, dtype: torch.dtype, mode: bool) -> None:
+    encoder = tiny(name).train(mode)
+    pixels = torch.zeros(2, 3, *encoder.view_px, dtype=dtype)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes), lambda x: x):
+        encoder(pixels)
+        assert sum(kept) > 0  # while it learns
+        kept.clear()
+        features = encoder.requires_grad_(False)(pixels)
+    assert not kept
+    assert features.grad_fn is None

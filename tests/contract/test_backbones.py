@@ -1,17 +1,24 @@
 """Laws that every backbone obeys, asked of every family that `families.json` has in tiny form."""
 
+import copy
+import io
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
-from mmblocks.batch import Packing
+from mmblocks.batch import IGNORE, Packing, Rows
 from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
-from mmblocks.model.generate import left_padded
 from mmblocks.testing import LAWS
 from mmblocks.testing.laws import Subject
+from mmblocks.train.lora import add_lora
+from mmblocks.train.stages import Lora
 
 OWN = [name for name in backbones if backbones.about(name).of is None]
 FAMILIES = json.loads((Path(__file__).parent / "families.json").read_text())
@@ -40,6 +47,17 @@ def backbone(request):
 
 def positions(lengths):
     return torch.cat([torch.arange(n) for n in lengths])
+
+
+def blocks(backbone):
+    decoder = backbone.lm.get_decoder()
+    return decoder.h if backbone.config.model_type == "gpt2" else decoder.layers
+
+
+def rows_at(index, lengths):
+    targets = torch.full((sum(lengths),), IGNORE)
+    targets[index] = 1
+    return Rows.labelled(targets, Packing.of(lengths))
 
 
 def test_rows_in_rows_out(backbone):
@@ -88,7 +106,8 @@ def test_facts_on_meta_are_the_facts(backbone):
 def test_what_is_written_with_a_cache_is_what_packed_rows_predict(backbone):
     lengths, steps = [5, 9], 4
     x = backbone.embed(torch.randint(1, 60, (14,)))
-    prompts, mask = left_padded(x, lengths)
+    prompts = pad_sequence(x.split(lengths), batch_first=True, padding_side="left")
+    mask = pad_sequence([torch.ones(n) for n in lengths], batch_first=True, padding_side="left").long()
     written = backbone.lm.generate(
         inputs_embeds=prompts,
         attention_mask=mask,
@@ -104,6 +123,165 @@ def test_what_is_written_with_a_cache_is_what_packed_rows_predict(backbone):
         hidden = backbone.hidden(rows, torch.arange(len(rows)), Packing.of([len(rows)]))
         cached = torch.stack([logits[i] for logits in written.logits])
         torch.testing.assert_close(cached, backbone.logits(hidden[len(prompt) - 1 :]), rtol=1e-4, atol=1e-5)
+
+
+# Some rows ----------------------------------------------------------------------------------------------------------
+
+LENGTHS = [4, 3, 6]
+ASKED = {
+    "some of some sequences": [1, 3, 9],
+    "the last": [12],
+    "the last of each": [3, 6, 12],
+    "none": [],
+    "all": list(range(13)),
+}
+
+
+@pytest.fixture
+def exact(backbone):
+    """In float64, and in training. Norms compute in float32 all the same, which bounds how far things agree."""
+    return learning(backbone)
+
+
+def learning(backbone):
+    if backbone.config.model_type in MIXED:
+        backbone.lm.set_experts_implementation("eager")  # grouped products know no float64
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return backbone.double().train()
+
+
+def learned(backbone, index, asked):
+    """These rows, and the gradients that a loss over them gives to parameters and inputs."""
+    backbone.zero_grad()
+    x = torch.randn(13, backbone.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    rows = rows_at(index, LENGTHS) if asked else None
+    hidden = backbone.hidden(x, positions(LENGTHS), Packing.of(LENGTHS), rows)
+    found = hidden if asked else hidden[index]
+    (found * torch.arange(1, found.numel() + 1).view_as(found).cos()).sum().backward()
+    return found, x.grad, {n: p.grad for n, p in backbone.named_parameters() if p.grad is not None}
+
+
+def same(got, want):
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", ASKED.values(), ids=ASKED)
+def test_some_rows_are_rows_of_the_whole_and_learn_the_same(exact, index):
+    same(learned(exact, index, asked=True), learned(exact, index, asked=False))
+
+
+def recomputed(backbone, folder):
+    for block in blocks(backbone):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return backbone
+
+
+def recomputed_by_transformers(backbone, folder):
+    backbone.lm.activation_checkpointing_enable({"use_reentrant": False})
+    return backbone
+
+
+def copied(backbone, folder):
+    """As an average of weights is; the original goes on learning."""
+    copy_of_it = copy.deepcopy(backbone)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(1)
+    return copy_of_it
+
+
+def pickled(backbone, folder):
+    written = io.BytesIO()
+    torch.save(backbone, written)
+    written.seek(0)
+    return torch.load(written, weights_only=False)
+
+
+def read_again(backbone, folder):
+    backbone.save_to(folder)
+    backbone.load_from(folder)
+    return learning(backbone)
+
+
+def with_adapters(backbone, folder):
+    model = nn.Module()
+    model.backbone = backbone
+    if backbone.config.model_type != "gpt2":  # its layers are no torch.nn.Linear
+        add_lora(model, Lora(1e-3, rank=2, dropout=0.0))
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return backbone
+
+
+@pytest.mark.parametrize("way", [recomputed, recomputed_by_transformers, copied, pickled, read_again, with_adapters])
+def test_some_rows_are_rows_of_the_whole_when(exact, way, tmp_path):
+    changed = way(exact, tmp_path)
+    met = []
+    blocks(changed)[-1].mlp.register_forward_pre_hook(lambda _, args: met.append(args[0].shape[1]))
+    want, got = (learned(changed, [1, 3, 9], asked) for asked in (False, True))
+    same(got, want)
+    assert met[0] == 13
+    assert met[-1] == (13 if changed.config.model_type == "gpt2" else 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("index", [[1, 3, 9], []])
+def test_a_cache_is_told_keys_and_values_of_all_rows(exact, index):
+    told, x = ([], []), torch.randn(13, exact.dim, dtype=torch.float64)
+    for asked, kept in zip((None, rows_at(index, LENGTHS)), told, strict=True):
+        exact.hidden(x, positions(LENGTHS), Packing.of(LENGTHS), asked, cache=Watching(kept))
+    assert [layer for layer, *_ in told[1]] == list(range(exact.config.num_hidden_layers))
+    assert told[0][-1][1].shape[2] == 13
+    same([kv for _, *kv in told[1]], [kv for _, *kv in told[0]])
+
+
+class Watching:
+    def __init__(self, kept):
+        self.kept = kept
+
+    def update(self, k, v, layer, *_, **__):
+        self.kept.append((layer, k, v))
+        return k, v
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("index", [None, [0, 2, 3], []])
+def test_tokens_go_on_from_keys_and_values_that_are_kept(exact, index):
+    """Three sequences of which 4, 0 and 5 tokens are known; 1, 3 and 1 come."""
+    known, new = [4, 0, 5], [1, 3, 1]
+    lengths = [a + b for a, b in zip(known, new, strict=True)]
+    x = torch.randn(14, exact.dim, dtype=torch.float64)
+    comes = torch.cat([torch.arange(b) >= a for a, b in zip(known, lengths, strict=True)])
+    store = Store(comes)
+    before = [n for n in known if n]
+    exact.hidden(x[~comes], positions(before), Packing.of(before), rows_at([], before), cache=store)
+    places = positions(lengths)[comes]
+    rows = None if index is None else rows_at(index, new)
+    keys = Packing.of(lengths)
+    got = exact.hidden(x[comes], places, Packing.of(new), rows, cache=store, keys=keys)
+    want = exact.hidden(x, positions(lengths), keys)[comes]
+    same(got, want if index is None else want[index])
+
+
+class Store:
+    """Keys and values of tokens that are known, and then of all, in their places."""
+
+    def __init__(self, comes):
+        self.comes, self.known = comes, {}
+
+    def update(self, k, v, layer, *_, **__):
+        if layer not in self.known:
+            self.known[layer] = k, v
+            return k, v
+        return tuple(self._whole(kept, come) for kept, come in zip(self.known[layer], (k, v), strict=True))
+
+    def _whole(self, kept, come):
+        whole = kept.new_empty(1, kept.shape[1], len(self.comes), kept.shape[3])
+        whole[:, :, ~self.comes], whole[:, :, self.comes] = kept, come
+        return whole
 
 
 @pytest.mark.parametrize(

@@ -149,4 +149,5 @@ def test_placeholders_and_features_are_what_the_plan_says(tiny_spec, scenario, t
     assert [len(s.encoded.visual_positions) for s in samples] == planned
     assert [int((s.encoded.input_ids == PLACEHOLDER).sum()) for s in samples] == planned
     assert len(model.visual_tokens(batch)) == len(batch.visual_positions) == sum(planned)
-    assert len(batch.pixels) == sum(len(r.plan.views) for r in batch.plans)
+    assert len(batch.pixels) == sum(len(r.plan.pictures) for r in batch.plans)
+    assert len(batch.with_all_views().pixels) == sum(len(r.plan.views) for r in batch.plans)

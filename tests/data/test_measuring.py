@@ -109,7 +109,8 @@ def test_measuring_decodes_no_pixel(tiny_model, photos, monkeypatch):
     monkeypatch.setattr("mmblocks.data.media.load_image", decodes)
     mixture = Mixture.of([photos])
     draws = Draws(np.zeros(2, np.int64), np.arange(2))
-    assert measure(mixture, draws, Processor.of(tiny_model)).sizes.views.tolist() == [2, 2]
+    # The only tile of a square photo is its base view: one picture.
+    assert measure(mixture, draws, Processor.of(tiny_model)).sizes.views.tolist() == [1, 2]
 
 
 def test_a_composition_that_is_not_built_measures_the_same(tiny_spec, tiny_model):

@@ -1,18 +1,31 @@
-"""Answers are the backbone's own greedy or sampled tokens, whatever else is in the batch."""
+"""Answers are those of transformers' own `generate`, whatever the family and whatever else is in the batch."""
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+from transformers import TextStreamer
 
-from mmblocks.chat import Chat, answer, image, video
+from mmblocks.components import backbones
 from mmblocks.conversation import Conversation
 from mmblocks.data.collate import collate
 from mmblocks.data.processor import Processor
-from mmblocks.errors import DataError
-from mmblocks.model.generate import Decoding, generate
+from mmblocks.errors import ConfigError
+from mmblocks.model.generate import Decoding, Stop, generate, written_on
+from mmblocks.model.generation.step import SeenSlots, Step, give_back, reasons_against_capture, step_for
+from mmblocks.model.generation.store import KVStore
+from mmblocks.model.generation.writing import prepare, read, write
+from mmblocks.train.lora import add_lora
+from mmblocks.train.stages import Lora
 
 RED = Image.new("RGB", (60, 40), "red")
 CLIP = torch.arange(5 * 20 * 30 * 3).remainder(256).to(torch.uint8).view(5, 20, 30, 3).numpy()
+FAMILIES = json.loads((Path(__file__).parents[1] / "contract" / "families.json").read_text())
+TINY = {"vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "max_tokens": 64}
+NO_END = Stop((), ())
 
 
 def asked(*content):
@@ -31,43 +44,179 @@ def prompts(model, conversations):
     return collate([Processor.of(model).prompt(c) for c in conversations])
 
 
-def greedy_without_cache(model, conversation, steps):
-    """Greedy decoding written out: the whole sequence again for every new token."""
-    batch = prompts(model, [conversation])
-    x = model.embed(batch)
-    ids = []
-    for _ in range(steps):
-        positions = torch.arange(len(x))
-        hidden = model.backbone.lm.get_decoder()(inputs_embeds=x[None], position_ids=positions[None], use_cache=False)
-        ids.append(int(model.backbone.logits(hidden.last_hidden_state[0, -1:]).argmax()))
-        x = torch.cat([x, model.backbone.embed(torch.tensor(ids[-1:]))])
-    return ids
-
-
-@pytest.mark.parametrize("conversation", ASKED)
-def test_cached_decoding_equals_uncached(tiny_model, conversation):
+def lively(backbone):
+    """Random in every tensor, so that scores are large enough for caps, windows and sinks to matter."""
     with torch.no_grad():
-        want = greedy_without_cache(tiny_model, conversation, 6)
-    got = generate(tiny_model, prompts(tiny_model, [conversation]), Decoding(max_new_tokens=6))[0]
-    assert got == want[: len(got)]
-    assert len(got) == 6 or want[len(got)] in tiny_model.backbone.text_tokenizer.encode("<|im_end|>")
+        for parameter in backbone.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return backbone.eval()
 
 
-def test_a_batch_answers_as_each_conversation_alone(tiny_model):
-    together = generate(tiny_model, prompts(tiny_model, ASKED), Decoding(max_new_tokens=8))
-    alone = [generate(tiny_model, prompts(tiny_model, [c]), Decoding(max_new_tokens=8))[0] for c in ASKED]
+def family(name, **changed):
+    given = {**TINY, "family": name, **FAMILIES[name], **changed}
+    made = lively(backbones.build({"name": "causal_lm", **{k: v for k, v in given.items() if v is not None}}))
+    made.lm.generation_config.eos_token_id = None
+    return made
+
+
+@pytest.fixture
+def backbone():
+    return family("qwen2")
+
+
+@pytest.fixture
+def model(tiny_model):
+    lively(tiny_model.backbone)
+    return tiny_model
+
+
+def theirs(backbone, x, lengths, **settings):
+    """New ids (prompts, tokens) that transformers writes on prompts padded in front."""
+    mask = pad_sequence([torch.ones(n, dtype=torch.int64) for n in lengths], batch_first=True, padding_side="left")
+    padded = pad_sequence(list(x.split(lengths)), batch_first=True, padding_side="left")
+    settings = {"do_sample": False, "pad_token_id": 0, **settings}
+    return backbone.lm.generate(inputs_embeds=padded, attention_mask=mask, **settings).tolist()
+
+
+# As transformers writes -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_writes_what_transformers_writes(name):
+    backbone, lengths = family(name), [5, 9, 1]
+    x = backbone.embed(torch.randint(1, 60, (15,)))
+    ours = written_on(backbone, x, lengths, Decoding(max_new_tokens=10), NO_END)
+    assert ours == theirs(backbone, x, lengths, max_new_tokens=10)
+    assert len({token for row in ours for token in row}) > 2  # no constant that any cache would give
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_was_read_before_need_not_be_read_again(name):
+    backbone = family(name)
+    x = backbone.embed(torch.randint(1, 60, (21,)))
+    whole, parts = KVStore(2), KVStore(2)
+    first, second = x[:12], x[12:]
+    want = read(backbone, whole, x, [12, 9])
+    read(backbone, parts, torch.cat([first[:7], second[:2]]), [7, 2])
+    got = read(backbone, parts, torch.cat([first[7:], second[2:]]), [5, 7])
+    assert parts.lengths == whole.lengths == [12, 9]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)  # fp32: products of fewer rows
+
+
+SAMPLED = [
+    {"temperature": 1.0},
+    {"temperature": 0.7},
+    {"temperature": 1.5, "top_k": 5},
+    {"temperature": 2.0, "top_p": 0.8},
+    {"temperature": 1.3, "top_k": 20, "top_p": 0.9},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", SAMPLED, ids=str)
+@pytest.mark.parametrize("lengths", [[7], [5, 9, 1]], ids=str)
+def test_draws_under_a_seed_are_those_of_transformers(backbone, settings, lengths):
+    x = backbone.embed(torch.randint(1, 60, (sum(lengths),)))
+    ours = written_on(backbone, x, lengths, Decoding(max_new_tokens=12, seed=3, **settings), NO_END)
+    torch.manual_seed(3)
+    want = theirs(backbone, x, lengths, max_new_tokens=12, do_sample=True, **{"top_k": 0, "top_p": 1.0, **settings})
+    assert ours == want
+
+
+@torch.no_grad()
+def test_sequences_that_end_change_no_draw_of_those_that_go_on(backbone):
+    x = backbone.embed(torch.randint(1, 60, (15,)))
+    ends = tuple(range(20))
+    decoding = Decoding(max_new_tokens=20, temperature=1.0, seed=5)
+    ours = written_on(backbone, x, [5, 9, 1], decoding, Stop(ends, ()))
+    torch.manual_seed(5)
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": [*ends], "pad_token_id": 0}
+    want = theirs(backbone, x, [5, 9, 1], max_new_tokens=20, do_sample=True, **settings)
+    assert ours == [row[: next(i for i, t in enumerate(row) if t in ends)] for row in want]
+    assert len({len(row) for row in ours}) > 1
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Passing .* with `inputs_embeds`:UserWarning")
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 2}], ids=str)
+def test_what_a_checkpoint_says_against_repetition_holds(backbone, settings):
+    x, decoding = backbone.embed(torch.randint(1, 60, (6,))), Decoding(max_new_tokens=16)
+    plain = written_on(backbone, x, [6], decoding, NO_END)
+    for name, value in settings.items():
+        setattr(backbone.lm.generation_config, name, value)
+    ours = written_on(backbone, x, [6], decoding, NO_END)
+    assert ours == theirs(backbone, x, [6], max_new_tokens=16)
+    assert ours != plain
+
+
+@torch.no_grad()
+def test_half_precision_writes_what_transformers_writes_in_it(backbone):
+    backbone.bfloat16()
+    x = backbone.embed(torch.randint(1, 60, (14,)))
+    ours = written_on(backbone, x, [5, 9], Decoding(max_new_tokens=4), NO_END)
+    want = theirs(backbone, x, [5, 9], max_new_tokens=4)
+    assert [row[0] for row in ours] == [row[0] for row in want]  # later ones may fall to a neighbour by rounding
+    ids = torch.tensor(want)
+    stores = KVStore(2), KVStore(2)
+    steps = [Step(backbone, store, x.device) for store in stores]
+    logits = [read(backbone, store, x, [5, 9]) for store in stores]
+    for column in ids.T[:-1]:
+        logits.append(steps[0](column, [True, True]))
+        stores[0].reserve(16)
+    whole = backbone.float()
+    rows = [torch.cat([part.float(), whole.embed(row[:-1])]) for part, row in zip(x.split([5, 9]), ids, strict=True)]
+    exact = read(whole, KVStore(2), torch.cat(rows), [len(r) for r in rows])
+    allowed = 0.05 * exact.abs().max().item()  # bf16 carries three digits through two layers
+    torch.testing.assert_close(logits[-1].float(), exact, rtol=0, atol=allowed)
+
+
+@torch.no_grad()
+def test_text_alone_pictures_and_clips_are_answered_as_transformers_answers_them(model):
+    batch = prompts(model, ASKED)
+    ends = [model.backbone.text_tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    ours = generate(model, batch, Decoding(max_new_tokens=8))
+    want = theirs(model.backbone, model.embed(batch), batch.packing.lengths, max_new_tokens=8, eos_token_id=ends)
+    assert ours == [row[: row.index(ends[0])] if ends[0] in row else row for row in want]
+
+
+@torch.no_grad()
+def test_a_model_with_adapters_is_answered_as_transformers_answers_it(model):
+    batch = prompts(model, ASKED[:2])
+    plain = generate(model, batch, Decoding(max_new_tokens=8))
+    add_lora(model, Lora(rate=1e-3, rank=4))
+    for name, parameter in model.backbone.lm.named_parameters():
+        if "lora_B" in name:
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    ours = generate(model.eval(), batch, Decoding(max_new_tokens=8))
+    want = theirs(model.backbone, model.embed(batch), batch.packing.lengths, max_new_tokens=8, eos_token_id=None)
+    assert ours == [row[: len(mine)] for row, mine in zip(want, ours, strict=True)]
+    assert ours != plain
+
+
+# What else is in the batch --------------------------------------------------------------------------------------------
+
+
+def test_a_batch_answers_as_each_conversation_alone(model):
+    together = generate(model, prompts(model, ASKED), Decoding(max_new_tokens=8))
+    alone = [generate(model, prompts(model, [c]), Decoding(max_new_tokens=8))[0] for c in ASKED]
     assert together == alone
 
 
-def test_sampling_repeats_with_its_seed_and_leaves_the_generator_alone(tiny_model):
-    batch = prompts(tiny_model, ASKED[:1])
-    before = torch.get_rng_state()
-    draws = [
-        generate(tiny_model, batch, Decoding(max_new_tokens=12, temperature=2.0, seed=seed)) for seed in (1, 1, 2, 3, 4)
-    ]
-    assert draws[0] == draws[1]
-    assert len({tuple(d[0]) for d in draws}) > 1
-    assert torch.equal(before, torch.get_rng_state())
+@torch.no_grad()
+def test_no_row_of_padding_is_read_and_only_last_rows_meet_the_head(model):
+    batch, rows, heads = prompts(model, ASKED), [], []
+    layers = model.backbone.lm.get_decoder().layers
+    layers[0].register_forward_hook(lambda _, args, out: rows.append(args[0].shape[:2].numel()))
+    model.backbone.lm.get_output_embeddings().register_forward_hook(lambda _, args, out: heads.append(len(args[0])))
+    generate(model, batch, Decoding(max_new_tokens=3))
+    assert rows[0] == batch.num_tokens
+    assert rows[1:] == [len(ASKED)] * (len(rows) - 1)
+    assert set(heads) == {len(ASKED)}
+
+
+# Ends -----------------------------------------------------------------------------------------------------------------
 
 
 def test_an_answer_ends_at_its_stop_token(tiny_model):
@@ -81,28 +230,200 @@ def test_an_answer_ends_at_its_stop_token(tiny_model):
     assert len(said) < 20
 
 
-def test_a_chat_remembers_pictures_and_answers(tiny_model):
-    chat = Chat(tiny_model, decoding=Decoding(max_new_tokens=4))
-    first = chat.ask(image(RED), "What is this?")
-    chat.ask(video(CLIP), "And this?")
-    assert [m.role for m in chat.messages] == ["user", "assistant", "user", "assistant"]
-    assert chat.messages[1].text == first
-    whole = Conversation(chat.messages[:3])
-    assert answer(tiny_model, [whole], Decoding(max_new_tokens=4))[0] == chat.messages[3].text
+@torch.no_grad()
+def test_an_answer_ends_with_a_stop_text_of_several_tokens(model):
+    tokenizer = model.backbone.text_tokenizer
+    batch = prompts(model, ASKED)
+    x, lengths = model.embed(batch), batch.packing.lengths
+    decoding = Decoding(max_new_tokens=10, temperature=1.0, seed=1)
+    free = written_on(model.backbone, x, lengths, decoding, NO_END)
+    text = tokenizer.decode(free[2][2:4])
+    ours = written_on(model.backbone, x, lengths, decoding, Stop((), (text,)))
+    drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "stop_strings": [text], "tokenizer": tokenizer}
+    torch.manual_seed(1)
+    want = theirs(model.backbone, x, lengths, max_new_tokens=10, eos_token_id=639, **drawn)
+    assert ours == [row[: len(mine)] for row, mine in zip(want, ours, strict=True)]
+    assert ours[2] == free[2][:4]
+    assert len(ours[1]) == 10
 
 
-def test_streamed_pieces_make_the_answer(tiny_model):
-    decoding = Decoding(max_new_tokens=9)
-    streamed = "".join(Chat(tiny_model, decoding=decoding).stream(image(RED), "What is this?"))
-    assert streamed.strip() == Chat(tiny_model, decoding=decoding).ask(image(RED), "What is this?")
+@torch.no_grad()
+def test_without_ends_of_the_template_the_checkpoint_s_own_count(backbone):
+    x = backbone.embed(torch.randint(1, 60, (6,)))
+    free = written_on(backbone, x, [6], Decoding(max_new_tokens=8), NO_END)[0]
+    end = free[4]
+    backbone.lm.generation_config.eos_token_id = end
+    assert written_on(backbone, x, [6], Decoding(max_new_tokens=8), NO_END)[0] == free[: free.index(end)]
 
 
-def test_a_broken_picture_reaches_the_reader_of_a_stream_as_an_error(tiny_model, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"broken\.png"):
-        list(Chat(tiny_model).stream(image(tmp_path / "broken.png"), "What is this?"))
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0; an answer has at least 1"),
+        ({"temperature": -1.0}, "temperature=-1.0; write 0 for greedy"),
+        ({"top_p": 0.0}, "top_p=0.0; write a share"),
+        ({"top_k": -2}, "top_k=-2; write 0 for all"),
+    ],
+)
+def test_decoding_that_cannot_be_is_refused(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        Decoding(**setting)
 
 
-def test_saying_nothing_is_an_error(tiny_model):
-    with pytest.raises(DataError, match="nothing was said"):
-        Chat(tiny_model).ask()
+# Randomness and streams -----------------------------------------------------------------------------------------------
+
+
+def test_sampling_repeats_with_its_seed_and_leaves_the_generator_alone(tiny_model):
+    batch = prompts(tiny_model, ASKED[:1])
+    before = torch.get_rng_state()
+    draws = [
+        generate(tiny_model, batch, Decoding(max_new_tokens=12, temperature=2.0, seed=seed)) for seed in (1, 1, 2, 3, 4)
+    ]
+    assert draws[0] == draws[1]
+    assert len({tuple(d[0]) for d in draws}) > 1
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Pieces(TextStreamer):
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        self.put_values = []
+
+    def put(self, value):
+        self.put_values.append(value.tolist())
+        super().put(value)
+
+
+def test_a_streamer_is_given_what_transformers_gives_it(model, capsys):
+    batch, decoding = prompts(model, ASKED[:1]), Decoding(max_new_tokens=5)
+    ends = [model.backbone.text_tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    ours, own = Pieces(model.backbone.text_tokenizer), Pieces(model.backbone.text_tokenizer)
+    generate(model, batch, decoding, streamer=ours)
+    printed = capsys.readouterr().out
+    with torch.no_grad():
+        x = model.embed(batch)
+    theirs(model.backbone, x, batch.packing.lengths, max_new_tokens=5, eos_token_id=ends, streamer=own)
+    assert ours.put_values == own.put_values
+    assert printed == capsys.readouterr().out
+
+
+# The store ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_store_that_grows_loses_nothing(backbone):
+    x = backbone.embed(torch.randint(1, 60, (7,)))
+    roomy, tight = KVStore(1), KVStore(1)
+    roomy.reserve(200)
+    logits = {store: read(backbone, store, x, [7]) for store in (roomy, tight)}
+    steps = {store: Step(backbone, store, x.device) for store in logits}
+    for _ in range(70):
+        tight.reserve(max(tight.lengths) + 1)
+        for store, step in steps.items():
+            logits[store] = step(logits[store].argmax(-1), [True])
+    assert tight.lengths == roomy.lengths == [77]
+    assert tight.capacity < roomy.capacity
+    torch.testing.assert_close(logits[tight], logits[roomy], rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_run_that_fails_half_way_leaves_the_store_as_it_was(backbone):
+    x, store = backbone.embed(torch.randint(1, 60, (11,))), KVStore(1)
+    read(backbone, store, x[:6], [6])
+    hook = backbone.lm.get_decoder().layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        read(backbone, store, -x[6:], [5])
+    hook.remove()
+    assert store.lengths == [6]
+    got = read(backbone, store, x[6:], [5])
+    torch.testing.assert_close(got, read(backbone, KVStore(1), x, [11]), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_store_gives_memory_back_and_forgets_what_does_not_fit(backbone):
+    x, store = backbone.embed(torch.randint(1, 60, (40,))), KVStore(1)
+    read(backbone, store, x, [40])
+    per_slot = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, head_dim, bytes
+    assert store.slot_bytes == per_slot
+    store.shrink(10 * per_slot + 5)
+    assert (store.capacity, store.lengths) == (10, [10])
+    got = read(backbone, store, x[10:], [30])
+    torch.testing.assert_close(got, read(backbone, KVStore(1), x, [40]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_hides_what_lies_further_back():
+    seen = SeenSlots(torch.tensor([4, 1]), 6, alike=False)
+    assert seen[None].int().squeeze().tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]]
+    assert seen[3].int().squeeze().tolist() == [[0, 0, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]]
+    assert seen[6] is seen[None]
+
+
+def test_where_all_is_seen_there_is_no_mask():
+    seen = SeenSlots(torch.tensor([5, 5]), 6, alike=True)
+    assert seen[None] is seen[6] is None
+    assert seen[2].int().squeeze().tolist() == [[0, 0, 0, 0, 1, 1]] * 2
+
+
+# Captured steps -------------------------------------------------------------------------------------------------------
+
+
+def test_on_the_cpu_steps_are_run_as_they_are(backbone):
+    assert reasons_against_capture(backbone, torch.device("cpu"), 100) == ["tensors are on cpu, graphs are CUDA's"]
+    step = step_for(backbone, 1, 10, torch.device("cpu"))
+    give_back(step)
+    assert step_for(backbone, 1, 10, torch.device("cpu")) is not step
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "reason"),
+    [
+        ("mixtral", {}, "chooses among 4 experts on the host"),
+        (
+            "llama",
+            {"further": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}},
+            "by a rule that looks at their values",
+        ),
+    ],
+)
+def test_families_whose_steps_ask_the_host_are_not_captured(name, changed, reason):
+    assert any(reason in said for said in reasons_against_capture(family(name, **changed), torch.device("cuda"), 100))
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("qwen3_moe", "mixtral", "gpt_oss")])
+def test_a_captured_step_writes_what_it_writes_uncaptured(name):
+    backbone, lengths = family(name).cuda(), [5, 9, 1]
+    x = backbone.embed(torch.randint(1, 60, (15,), device="cuda"))
+    step = Step(backbone, KVStore(3), x.device)
+    uncaptured = write(step, read(backbone, step.store, x, lengths), Decoding(max_new_tokens=20), NO_END)
+    captured = [written_on(backbone, x, lengths, Decoding(max_new_tokens=20), NO_END) for _ in range(2)]
+    assert captured == [uncaptured, uncaptured]
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_captured_step_serves_further_prompts_until_the_weights_lie_elsewhere(backbone):
+    backbone, decoding = backbone.cuda(), Decoding(max_new_tokens=20)
+    x = backbone.embed(torch.randint(1, 60, (15,), device="cuda"))
+    written_on(backbone, x, [15], decoding, NO_END)
+    step = step_for(backbone, 1, 35, x.device)
+    prepare(step, 20)
+    before = step._captured
+    prepare(step, 20)
+    assert step._captured is before
+    backbone.lm.get_decoder().layers[0].mlp.up_proj.weight.data = torch.randn(48, 32, device="cuda")
+    prepare(step, 20)
+    assert step._captured is not before
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_captured_step_sees_weights_that_were_changed_in_their_place(backbone):
+    backbone, decoding = backbone.cuda(), Decoding(max_new_tokens=20)
+    x = backbone.embed(torch.randint(1, 60, (15,), device="cuda"))
+    written_on(backbone, x, [15], decoding, NO_END)
+    lively(backbone)
+    step = Step(backbone, KVStore(1), x.device)
+    want = write(step, read(backbone, step.store, x, [15]), decoding, NO_END)
+    assert written_on(backbone, x, [15], decoding, NO_END) == want

@@ -99,7 +99,7 @@ class Pair:
 
     def with_our_frames(self, inputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """transformers resizes clips with torchvision only; this gives it the frames that PIL resized."""
-        frames = self.ours.normalised(batch.pixels)
+        frames = self.ours.normalised(batch.with_all_views().pixels)
         assert (frames - inputs["pixel_values_videos"][0]).abs().max() <= 2 * 2 / 255 + 1e-6  # two grey levels
         return {**inputs, "pixel_values_videos": frames[None]}
 
@@ -206,7 +206,7 @@ def test_the_views_of_one_picture_are_those_of_the_pil_processor_bit_for_bit(
 ) -> None:
     conversation = user(picture(width, height), "?")
     theirs = pair.their_inputs(conversation)["pixel_values"][0]
-    ours = pair.our_batch(conversation).pixels
+    ours = pair.our_batch(conversation).with_all_views().pixels
     assert torch.equal(((theirs * 0.5 + 0.5) * 255).round().to(torch.uint8), ours)
     torch.testing.assert_close(pair.ours.normalised(ours), theirs.float(), rtol=0, atol=2e-7)  # float32 and its order
 
@@ -214,7 +214,8 @@ def test_the_views_of_one_picture_are_those_of_the_pil_processor_bit_for_bit(
 def test_the_views_of_two_pictures_are_those_of_the_pil_processor_bit_for_bit(pair: Pair) -> None:
     conversation = user(picture(300, 200), picture(90, 251), "?")
     theirs = pair.their_inputs(conversation)["pixel_values"][:, 0]
-    assert torch.equal(((theirs * 0.5 + 0.5) * 255).round().to(torch.uint8), pair.our_batch(conversation).pixels)
+    ours = pair.our_batch(conversation).with_all_views().pixels
+    assert torch.equal(((theirs * 0.5 + 0.5) * 255).round().to(torch.uint8), ours)
 
 
 def test_plans_count_as_the_processor_counts_at_the_released_geometry(their_processor: Any) -> None:

@@ -69,6 +69,17 @@ class Centred(nn.Module):
         return self.inner(x - x.mean(0))
 
 
+class LooksAround(Projected):
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim)
+        self.body = Smoothed()
+
+
+class Smoothed(nn.Module):
+    def forward(self, x):
+        return x - x.mean(-2, keepdim=True)
+
+
 class FloatOnly(Projected):
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__(in_dim, out_dim)
@@ -121,6 +132,7 @@ class RealOnMeta(Projected):
         (BentHead, "The head is one affine map per token"),
         (Deaf, "None reaches unused"),
         (Gossip, "A view gives the same rows whatever stands beside it"),
+        (LooksAround, "Without every other cell those that stay are"),
         (FloatOnly, r"It gives torch\.float32"),
         (Forgetful, "The copy gives other numbers"),
         (RealOnMeta, "Some parameters are real"),
@@ -263,6 +275,12 @@ class UnusedMark(OneView):
     marks = ("newline", "never")
 
 
+class Backwards(OneView):
+    def lower(self, plan):
+        made = super().lower(plan)
+        return replace(made, rows=made.rows.flip(0))
+
+
 @pytest.mark.parametrize(
     ("part", "said"),
     [
@@ -271,6 +289,7 @@ class UnusedMark(OneView):
         (Babbling, r"told after \[5, 1\] of 17 rows"),
         (OtherViews, "a view is 7x28, not 28x28"),
         (UnusedMark, "Nothing brings never"),
+        (Backwards, r"A image of 1x1 pixels, frames 1: row \[0\] of 17 is another one assembled"),
     ],
 )
 def test_a_broken_tokenizer_is_told_which_law_it_breaks(part, said):
@@ -287,8 +306,8 @@ class Sound(nn.Module):
         self.dim, self.vocab_size, self.max_tokens = 32, 64, 128
         self.embed = self.inner.embed
 
-    def hidden(self, x, position_ids, packing):
-        return self.inner.hidden(x, position_ids, packing)
+    def hidden(self, x, position_ids, packing, rows=None):
+        return self.inner.hidden(x, position_ids, packing, rows)
 
     def logits(self, hidden):
         return self.inner.logits(hidden)
@@ -297,13 +316,19 @@ class Sound(nn.Module):
 class Leaky(Sound):
     """Packed sequences are one to it."""
 
-    def hidden(self, x, position_ids, packing):
-        return super().hidden(x, torch.arange(len(x)), Packing.of([len(x)]))
+    def hidden(self, x, position_ids, packing, rows=None):
+        return super().hidden(x, torch.arange(len(x)), Packing.of([len(x)]), rows)
 
 
 class Foreseeing(Sound):
-    def hidden(self, x, position_ids, packing):
-        return super().hidden(x + x.mean(0), position_ids, packing)
+    def hidden(self, x, position_ids, packing, rows=None):
+        return super().hidden(x + x.mean(0), position_ids, packing, rows)
+
+
+class Shifting(Sound):
+    def hidden(self, x, position_ids, packing, rows=None):
+        whole = super().hidden(x, position_ids, packing)
+        return whole if rows is None else whole[rows.index - 1]
 
 
 class Wordless(Sound):
@@ -316,6 +341,7 @@ class Wordless(Sound):
     [
         (Leaky, "Another first sequence moves the second by exactly nothing. It moves by"),
         (Foreseeing, "It is causal: later rows move no earlier one. They move by"),
+        (Shifting, "gives these rows of what it gives without: some, none, or all. They are"),
         (Wordless, r"logits gives \(9, 63\), vocab_size is 64"),
     ],
 )

@@ -83,19 +83,19 @@ def allocated_bytes(model, batch):
 @pytest.mark.parametrize("train", [EVERYTHING, {"projector": 1e-3}, {"backbone": 1e-3}], ids=lambda t: "+".join(t))
 def test_what_is_counted_without_data_is_what_a_real_step_saves(spec, model, batch, train):
     mmblocks.model.trainable.train_only(model, train)
-    counted = activations(abstract_model(spec, stage(train)), without_data(batch), batch.num_labelled)
+    counted = activations(abstract_model(spec, stage(train)), without_data(batch))
     # 1e-3: labelled rows are picked by number here and by a mask there, which is a byte a token
     assert counted.most(recompute=False) == pytest.approx(saved_bytes(model, batch), rel=1e-3)
 
 
 def test_the_allocator_agrees(spec, model, batch):
-    counted = activations(abstract_model(spec, stage()), without_data(batch), batch.num_labelled)
+    counted = activations(abstract_model(spec, stage()), without_data(batch))
     # 5e-3: the batch itself was there before
     assert counted.most(recompute=False) == pytest.approx(allocated_bytes(model, batch), rel=5e-3)
 
 
 def test_with_recomputation_only_what_enters_a_block_is_kept(spec, model, batch):
-    counted = activations(abstract_model(spec, stage()), without_data(batch), batch.num_labelled)
+    counted = activations(abstract_model(spec, stage()), without_data(batch))
     for block in blocks_of(model):
         block.forward = again_in_backward(block.forward)
     # 2e-2: the batch itself was there before

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks.assets import resolve_source
+from mmblocks.backbones.last_layer import ASKED, compute_only_asked, some
 from mmblocks.backbones.packing_probe import explaining, require_packing
-from mmblocks.batch import Packing
+from mmblocks.batch import Packing, Rows
 from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.ops import attention
@@ -107,6 +108,7 @@ class CausalLM(nn.Module):
             self.lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention.register())
         self.lm.tie_weights()
         require_packing(self)
+        compute_only_asked(self.lm)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -126,15 +128,36 @@ class CausalLM(nn.Module):
         """(tokens,) to (tokens, dim)."""
         return self.lm.get_input_embeddings()(ids)
 
-    def hidden(self, x: Tensor, position_ids: Tensor, packing: Packing) -> Tensor:
-        """(tokens, dim) to (tokens, dim), after the final norm; a token sees earlier tokens of its own sequence only."""
+    def hidden(
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        packing: Packing,
+        rows: Rows | None = None,
+        *,
+        cache: Any = None,
+        keys: Packing | None = None,
+    ) -> Tensor:
+        """(tokens, dim) to (tokens, dim), after the final norm; a token sees earlier tokens of its own sequence only.
+
+        With `rows` to (len(rows.index), dim), these rows of the same: the last layer computes no others.
+        `cache` is told the keys and values of all tokens in every layer, as transformers' caches are:
+        `cache.update(k, v, layer)`, k and v (1, kv_heads, tokens, head_dim), returns those to attend to, packed as
+        `keys` says (default `packing`), the tokens of each sequence being the last of its keys.
+        """
+        asked = None if rows is None or len(rows.index) == len(x) else some(rows)
         states = self.lm.get_decoder()(
             inputs_embeds=x.unsqueeze(0),
             position_ids=position_ids.unsqueeze(0),
+            past_key_values=cache,
             use_cache=False,
-            **attention.packing_arguments(packing, x.device),
+            **attention.packing_arguments(packing, x.device, keys),
+            **({} if asked is None else {ASKED: asked}),
         )
-        return states.last_hidden_state.squeeze(0)
+        found = states.last_hidden_state.squeeze(0)
+        if asked is not None and len(found) != len(asked.index):  # a family whose last layer computes all rows
+            found = found[asked.index]
+        return found if rows is None else found[: len(rows.index)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, dim) to (n, vocab_size), scaled and capped as the family does."""
@@ -181,6 +204,7 @@ class CausalLM(nn.Module):
         self._require_sizes(lm.config, where)
         self.lm = lm
         require_packing(self)
+        compute_only_asked(self.lm)
 
     def save_to(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write an ordinary transformers checkpoint, with the text tokenizer where one is known."""

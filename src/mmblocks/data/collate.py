@@ -8,7 +8,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from mmblocks.batch import Batch, Instructions, Packing
+from mmblocks.batch import Batch, Instructions, Layout, Packing, Rows
+from mmblocks.data.layout import joined, moved, ready_for_backward, views_of
 from mmblocks.data.processor import Sample
 
 
@@ -17,17 +18,32 @@ def collate(samples: Sequence[Sample]) -> Batch:
     encoded = [sample.encoded for sample in samples]
     lengths = [len(e) for e in encoded]
     starts = [0, *accumulate(lengths)][:-1]
+    packing, targets = Packing.of(lengths), torch.cat([e.targets for e in encoded])
+    labelled = Rows.labelled(targets, packing)
+    plans = tuple(plan for e in encoded for plan in e.plans)
     return Batch(
         input_ids=torch.cat([e.input_ids for e in encoded]),
         position_ids=torch.cat([torch.arange(n) for n in lengths]),
-        targets=torch.cat([e.targets for e in encoded]),
-        packing=Packing.of(lengths),
+        targets=targets,
+        packing=packing,
         pixels=torch.cat([sample.pixels for sample in samples]),
-        plans=tuple(plan for e in encoded for plan in e.plans),
+        plans=plans,
         visual_positions=torch.cat([e.visual_positions + s for e, s in zip(encoded, starts, strict=True)]),
         instructions=_instructions(samples),
         features=_features(samples),
+        views=views_of(plans),
+        layout=_layout(samples, starts, is_learned=any(labelled.counts)),
+        labelled=labelled,
     )
+
+
+def _layout(samples: Sequence[Sample], starts: Sequence[int], is_learned: bool) -> Layout | None:
+    """None where nothing is shown, or where one sample with visuals has none."""
+    shown = [(sample.layout, start) for sample, start in zip(samples, starts, strict=True) if sample.encoded.plans]
+    layouts = [moved(layout, start) for layout, start in shown if layout is not None]
+    if not layouts or len(layouts) < len(shown):
+        return None
+    return ready_for_backward(joined(layouts)) if is_learned else joined(layouts)
 
 
 def _features(samples: Sequence[Sample]) -> Tensor | None:

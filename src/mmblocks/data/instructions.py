@@ -1,4 +1,4 @@
-"""What was asked about each view, in the words of the projector's own text tokenizer."""
+"""What was asked about each picture, in the words of the projector's own text tokenizer."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class InstructionReader:
         return cls(projector.text_tokenizer, projector.max_text_tokens) if needs_text(projector) else None
 
     def read(self, conversation: Conversation, plans: Sequence[RoutedPlan]) -> tuple[Tensor, ...]:
-        """Ids of the question, one row for each view; all views of a visual have the same."""
+        """Ids of the question, one row for each picture; all pictures of a visual have the same."""
         asked = zip(questions(conversation), plans, strict=True)
-        return tuple(row for question, routed in asked for row in [self.ids(question)] * len(routed.plan.views))
+        return tuple(row for question, routed in asked for row in [self.ids(question)] * len(routed.plan.pictures))
 
     def ids(self, question: str) -> Tensor:
         """A question longer than `max_tokens` is cut on the side that the tokenizer says."""

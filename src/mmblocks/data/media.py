@@ -36,9 +36,9 @@ def shape_of(visual: Visual, clips: ClipReader | None = None) -> VisualShape:
 def pixels_of(
     visual: Visual, plan: VisualPlan, fill: Colour, *, alpha: Alpha = "drop", clips: ClipReader | None = None
 ) -> Tensor:
-    """The views of `plan`: uint8 (views, 3, height, width). Each frame of a clip is read once, however often shown."""
+    """The pictures of `plan`, its views without repeats: uint8 (pictures, 3, height, width). A frame is read once."""
     pictures = _pictures(visual, plan, alpha, clips)
-    runs = [(frame, list(views)) for frame, views in groupby(plan.views, key=lambda view: view.frame)]
+    runs = [(frame, list(views)) for frame, views in groupby(plan.pictures, key=lambda view: view.frame)]
     try:
         return torch.cat([render(pictures[frame], views, fill) for frame, views in runs])
     except DataError as error:  # the renderer knows no file names

@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mmblocks.batch import Layout
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Item, Pair, Visual
 from mmblocks.data.encode import Encoded, Targets, encode_for_training, encode_prompt
 from mmblocks.data.instructions import InstructionReader
+from mmblocks.data.layout import Layouts
 from mmblocks.data.media import pixels_of, shape_of
 from mmblocks.data.positions import Visuals, arranged
 from mmblocks.data.video.guarded import ClipReader
@@ -28,23 +30,25 @@ from mmblocks.tokenizers.router import Router
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One encoded conversation and the uint8 pixels (views, 3, h, w) of its visuals, in order.
+    """One encoded conversation and the uint8 pixels (pictures, 3, h, w) of its visuals, in order; `VisualPlan.pictures`.
 
-    instructions: for a projector that reads the question, its ids for each view.
-    features: (views, rows, columns, dim) where the encoder's work was kept; no pixels are read then, and there are none.
+    instructions: for a projector that reads the question, its ids for each picture.
+    features: (pictures, rows, columns, dim) where the encoder's work was kept; no pixels are read then, and there are none.
+    layout: how its visual rows are made, in integers; None without visuals, or where a tokenizer cannot say.
     """
 
     encoded: Encoded
     pixels: Tensor
     instructions: tuple[Tensor, ...] | None = None
     features: Tensor | None = None
+    layout: Layout | None = None
 
 
 class Features(Protocol):
     """Features of a frozen encoder that were kept (see `mmblocks.train.features`)."""
 
     def read(self, visuals: Sequence[Visual], plans: Sequence[RoutedPlan]) -> Tensor:
-        """(views, rows, columns, dim): those of all views, in order. Raises `DataError` where some are missing."""
+        """(pictures, rows, columns, dim): those of all pictures, in order. Raises `DataError` where some are missing."""
         ...
 
 
@@ -79,6 +83,7 @@ class Processor:
     seed: int = 0
     features: Features | None = None
     clips: ClipReader | None = None
+    layouts: Layouts | None = None
 
     @classmethod
     def of(
@@ -111,6 +116,7 @@ class Processor:
             visuals=visuals,
             seed=seed,
             clips=clips,
+            layouts=Layouts.of(model),
         )
 
     @classmethod
@@ -146,7 +152,7 @@ class Processor:
 
     def training_sample(self, conversation: Conversation, targets: Targets = "answers") -> Sample:
         """A conversation with targets, its visuals decoded."""
-        return self._sample(*self._planned(conversation, targets))
+        return self.opened(*self._planned(conversation, targets))
 
     def training_samples(self, item: Item, targets: Targets = "answers") -> list[Sample]:
         """A conversation with targets, its visuals decoded; of a pair both, the preferred one first."""
@@ -164,13 +170,23 @@ class Processor:
     def prompt(self, conversation: Conversation) -> Sample:
         """A conversation up to where the answer begins, its visuals decoded."""
         conversation = arranged(conversation, self.visuals, self.seed)
-        encoded = encode_prompt(conversation, self.plan(conversation), **self._encoding())
-        return self._sample(conversation, encoded)
+        return self.opened(conversation, self.encoded_prompt(conversation))
 
-    def _sample(self, conversation: Conversation, encoded: Encoded) -> Sample:
+    def encoded_prompt(self, conversation: Conversation) -> Encoded:
+        """The same as it is written, without decoding a pixel."""
+        return encode_prompt(conversation, self.plan(conversation), **self._encoding())
+
+    def opened(self, conversation: Conversation, encoded: Encoded) -> Sample:
+        """A conversation that is encoded, its visuals decoded."""
         reader = self.instruction_reader
         asked = None if reader is None else reader.read(conversation, encoded.plans)
-        return Sample(encoded, self._pixels(conversation, encoded), asked, self._features(conversation, encoded))
+        pixels, features = self._pixels(conversation, encoded), self._features(conversation, encoded)
+        return Sample(encoded, pixels, asked, features, self._layout(encoded))
+
+    def _layout(self, encoded: Encoded) -> Layout | None:
+        if self.layouts is None:
+            return None
+        return self.layouts.of_sample(encoded.plans, encoded.visual_positions, self.router)
 
     def _features(self, conversation: Conversation, encoded: Encoded) -> Tensor | None:
         if self.features is None:
@@ -192,8 +208,8 @@ class Processor:
             return none
         with _naming(conversation):
             pairs = zip(conversation.visuals, encoded.plans, strict=True)
-            views = [pixels_of(visual, routed.plan, self.fill, clips=self.clips) for visual, routed in pairs]
-            return torch.cat([none, *views])
+            pictures = [pixels_of(visual, routed.plan, self.fill, clips=self.clips) for visual, routed in pairs]
+            return torch.cat([none, *pictures])
 
 
 @contextmanager

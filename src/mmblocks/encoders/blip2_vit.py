@@ -3,7 +3,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmblocks.components import encoders
-from mmblocks.encoders import vit
+from mmblocks.encoders import patches, vit
 from mmblocks.encoders.clip import CLIP
 from mmblocks.shapes import Size
 
@@ -27,6 +27,7 @@ class Blip2ViT(nn.Module):
     pixel_std = CLIP.pixel_std
     spatial = False
     squash = True
+    takes_bytes = True
 
     def __init__(
         self,
@@ -62,11 +63,13 @@ class Blip2ViT(nn.Module):
         # transformers draws these weights with a deviation of 1e-10, which leaves all patches alike.
         self.vision_model = Blip2VisionModel(Blip2VisionConfig(**sizes, initializer_range=0.02))
         self.vision_model.register_module("post_layernorm", nn.Identity())
+        vit.share_attention(self.vision_model)
+        patches.read_bytes(self.vision_model, "embeddings.patch_embedding", self.pixel_mean, self.pixel_std)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(views, 3, image_px, image_px) to (views, 1, 1 + patches, dim)."""
-        vit.require_view("blip2_vit", pixels, self.view_px)
-        return self.vision_model(pixel_values=pixels).last_hidden_state.unsqueeze(1)
+        """(views, 3, image_px, image_px), normalised or uint8, to (views, 1, 1 + patches, dim)."""
+        vit.require_view("blip2_vit", pixels, self.view_px, bytes_too=True)
+        return self.vision_model(pixel_values=patches.as_read(pixels)).last_hidden_state.unsqueeze(1)
 
     def load_pretrained(self) -> None:
         """Read the weights of `checkpoint`, a BLIP-2 or its vision model alone; its sizes must be the settings'."""

@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmblocks.components import encoders
-from mmblocks.encoders import vit
+from mmblocks.encoders import patches, vit
 from mmblocks.shapes import Size
 
 
@@ -33,6 +33,7 @@ class CLIP(nn.Module):
     pixel_mean = (0.48145466, 0.4578275, 0.40821073)
     pixel_std = (0.26862954, 0.26130258, 0.27577711)
     squash = False
+    takes_bytes = True
 
     def __init__(
         self,
@@ -75,10 +76,12 @@ class CLIP(nn.Module):
             "post_layernorm", nn.Identity()
         )  # transformers applies it to the pooled CLS only
         vit.make_positions_real(self.vision_model)
+        vit.share_attention(self.vision_model)
+        patches.read_bytes(self.vision_model, "embeddings.patch_embedding", self.pixel_mean, self.pixel_std)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(views, 3, image_px, image_px) to (views, rows, columns, dim)."""
-        vit.require_view("clip", pixels, self.view_px)
+        """(views, 3, image_px, image_px), normalised or uint8, to (views, rows, columns, dim)."""
+        vit.require_view("clip", pixels, self.view_px, bytes_too=True)
         tokens = vit.states(self.vision_model, pixels, self._states)
         tokens = tokens[:, 1:] if self.spatial else tokens
         return rearrange(tokens, "v (h w) d -> v h w d", h=self.grid.height)

@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmblocks.components import encoders
-from mmblocks.encoders import vit
+from mmblocks.encoders import patches, vit
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
 
@@ -36,6 +36,7 @@ class DINOv3(nn.Module):
     pixel_std = vit.IMAGENET_STD
     spatial = True
     squash = True
+    takes_bytes = True
 
     def __init__(
         self,
@@ -76,11 +77,13 @@ class DINOv3(nn.Module):
         self._states = vit.state_indices(layer, depth)
         self._prefix = 1 + registers
         self.tower = _tower(self._sizes, max(self._states), norm)
+        vit.share_attention(self.tower)
+        patches.read_bytes(self.tower, "embeddings.patch_embeddings", self.pixel_mean, self.pixel_std)
         self.register_load_state_dict_post_hook(_make_rope_real)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(views, 3, image_px, image_px) to (views, rows, columns, dim)."""
-        vit.require_view("dinov3", pixels, self.view_px)
+        """(views, 3, image_px, image_px), normalised or uint8, to (views, rows, columns, dim)."""
+        vit.require_view("dinov3", pixels, self.view_px, bytes_too=True)
         tokens = vit.states(self.tower, pixels, self._states, self.tower.norm)
         return rearrange(tokens[:, self._prefix :], "v (h w) d -> v h w d", h=self.grid.height)
 

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmblocks.components import encoders
-from mmblocks.encoders import vit
+from mmblocks.encoders import patches, vit
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
 
@@ -73,7 +73,7 @@ class HFVision(nn.Module):
         super().__init__()
         self._sizes = dict(sizes or {})
         self._asked = _asked(_config(family, self._sizes, checkpoint), image_px, Size(*grid), prefix_tokens, layer)
-        self.dim, idle = _tried(self._asked)
+        self.dim, idle, reader = _tried(self._asked)
         self.view_px = Size(image_px, image_px)
         self.grid = self._asked.grid
         self.pixel_mean = _floats(pixel_mean)
@@ -82,12 +82,16 @@ class HFVision(nn.Module):
         self.checkpoint = checkpoint
         self.tower = _tower(self._asked.config)
         vit.drop(self.tower, idle)
+        self.takes_bytes = bool(reader)
+        if reader:
+            patches.read_bytes(self.tower, reader, self.pixel_mean, self.pixel_std)
         self.register_load_state_dict_post_hook(_make_buffers_real)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(views, 3, image_px, image_px) to (views, rows, columns, dim)."""
-        vit.require_view("hf_vision", pixels, self.view_px)
-        return self._asked.on_grid(self._asked.raw(self.tower, pixels.to(next(self.tower.parameters()).dtype)))
+        """(views, 3, image_px, image_px), normalised or, with `takes_bytes`, uint8, to (views, rows, columns, dim)."""
+        vit.require_view("hf_vision", pixels, self.view_px, bytes_too=self.takes_bytes)
+        seen = patches.as_read(pixels).to(next(self.tower.parameters()).dtype)
+        return self._asked.on_grid(self._asked.raw(self.tower, seen))
 
     def train(self, mode: bool = True) -> HFVision:
         super().train(mode)
@@ -168,13 +172,16 @@ def _asked(config: Any, image_px: int, grid: Size, prefix_tokens: int, layer: vi
 
 
 @lru_cache(maxsize=64)
-def _tried(asked: _Asked) -> tuple[int, tuple[str, ...]]:
-    """Channels of a tower's features, measured on one view on meta, and the parts that have no say in them."""
+def _tried(asked: _Asked) -> tuple[int, tuple[str, ...], str]:
+    """Channels of a tower's features, measured on one view on meta, the parts that have no say in them, and the patch
+    convolution that alone reads pixels, if there is one.
+    """
     with torch.device("meta"), torch.enable_grad():
         blueprint = _tower(asked.config)
         what, side = type(blueprint).__name__, asked.image_px
         try:
-            raw = asked.raw(blueprint, torch.empty(1, 3, side, side))
+            with patches.Readers(blueprint) as readers:
+                raw = asked.raw(blueprint, torch.empty(1, 3, side, side).as_subclass(patches.Bytes))
         except ConfigError:
             raise
         except Exception as cause:  # whatever a tower raises for a view of this size speaks against it
@@ -187,7 +194,7 @@ def _tried(asked: _Asked) -> tuple[int, tuple[str, ...]]:
                 f"but {what} gives {gives} for image_px={side}."
             )
         features = asked.on_grid(raw)
-        return features.shape[-1], tuple(vit.idle_parts(blueprint, features))
+        return features.shape[-1], tuple(vit.idle_parts(blueprint, features)), readers.only
 
 
 def _config(family: str | None, sizes: dict[str, Any], checkpoint: str | None) -> Any:
@@ -234,11 +241,13 @@ def _tower(config: Any) -> Any:
     from transformers import AutoModel
 
     try:
-        return AutoModel.from_config(deepcopy(config), dtype=torch.float32)
+        tower = AutoModel.from_config(deepcopy(config), dtype=torch.float32)
     except (ValueError, TypeError, ImportError) as cause:
         raise ConfigError(
             f"encoder 'hf_vision': transformers' AutoModel builds no vision tower of {config.model_type!r}: {cause}"
         ) from cause
+    vit.share_attention(tower)
+    return tower
 
 
 def _make_buffers_real(encoder: Any, _: Any) -> None:

@@ -4,7 +4,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmblocks.components import encoders
-from mmblocks.encoders import vit
+from mmblocks.encoders import patches, vit
 from mmblocks.shapes import Size
 
 
@@ -32,6 +32,7 @@ class SigLIP(nn.Module):
     pixel_std = (0.5, 0.5, 0.5)
     spatial = True
     squash = True
+    takes_bytes = True
 
     def __init__(
         self,
@@ -70,10 +71,12 @@ class SigLIP(nn.Module):
         self.vision_model = SiglipVisionModel(config)
         self.vision_model.register_module("post_layernorm", nn.Identity())
         vit.make_positions_real(self.vision_model)
+        vit.share_attention(self.vision_model)
+        patches.read_bytes(self.vision_model, "embeddings.patch_embedding", self.pixel_mean, self.pixel_std)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(views, 3, image_px, image_px) to (views, rows, columns, dim)."""
-        vit.require_view("siglip", pixels, self.view_px)
+        """(views, 3, image_px, image_px), normalised or uint8, to (views, rows, columns, dim)."""
+        vit.require_view("siglip", pixels, self.view_px, bytes_too=True)
         features = vit.states(self.vision_model, pixels, self._states)
         return rearrange(features, "v (h w) d -> v h w d", h=self.grid.height)
 

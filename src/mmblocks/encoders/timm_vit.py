@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmblocks.components import encoders
-from mmblocks.encoders import vit
+from mmblocks.encoders import patches, vit
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.shapes import Size
 
@@ -64,6 +64,9 @@ class TimmViT(nn.Module):
         self.pixel_std: tuple[float, float, float] = tuple(stated["std"])
         self.squash: bool = stated.get("crop_mode") == "squash"
         self.trunk = trunk
+        self.takes_bytes = _embeds_patches(trunk)
+        if self.takes_bytes:
+            patches.read_bytes(trunk, "patch_embed.proj", self.pixel_mean, self.pixel_std)
         blocks = [i - 1 for i in vit.state_indices(layer, len(trunk.blocks))]
         self._blocks = sorted(set(blocks))
         self._order = [self._blocks.index(block) for block in blocks]
@@ -71,10 +74,10 @@ class TimmViT(nn.Module):
         self.register_load_state_dict_post_hook(_make_buffers_real)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(views, 3, *view_px) to (views, rows, columns, dim)."""
-        vit.require_view("timm_vit", pixels, self.view_px)
+        """(views, 3, *view_px), normalised or, with `takes_bytes`, uint8, to (views, rows, columns, dim)."""
+        vit.require_view("timm_vit", pixels, self.view_px, bytes_too=self.takes_bytes)
         states = self.trunk.forward_intermediates(
-            pixels.to(next(self.trunk.parameters()).dtype),
+            patches.as_read(pixels).to(next(self.trunk.parameters()).dtype),
             indices=self._blocks,
             norm=self._norm,
             output_fmt="NLC",
@@ -180,6 +183,14 @@ def _require_patch_grid(name: str, trunk: Any, layer: vit.Layer) -> None:
         faults.append("timm states no pixel mean and std for it")
     if faults:
         raise ConfigError(f"encoder 'timm_vit': {name!r} ({type(trunk).__name__}) cannot be used: {'; '.join(faults)}.")
+
+
+def _embeds_patches(trunk: Any) -> bool:
+    """Whether it reads pixels through one patch convolution, to which timm's models give them as they are."""
+    from timm.layers.patch_embed import PatchEmbed
+
+    embed = trunk.patch_embed
+    return type(embed) is PatchEmbed and not embed.dynamic_img_pad and patches.is_patchwise(embed.proj)
 
 
 def _layer_fault(layer: vit.Layer, depth: int) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmblocks.encoders.patches import as_read
 from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError
+from mmblocks.ops import attention
 from mmblocks.shapes import Size
 
 Layer = int | tuple[int, ...]
@@ -84,16 +86,25 @@ def layer_fault(layer: Layer, depth: int) -> str:
 def states(tower: Any, pixels: Tensor, indices: tuple[int, ...], norm: nn.Module | None = None) -> Tensor:
     """(views, tokens, channels) of a transformers tower that ends with the last block that is needed.
 
-    Its last state is what the tower returns; several states stand side by side, each after `norm`.
+    Its last state is what the tower returns; several states stand side by side, each after `norm`. uint8 pixels are
+    read as bytes.
     """
+    pixels = as_read(pixels)
     if len(indices) == 1:
         return tower(pixel_values=pixels).last_hidden_state
     hidden = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
     return torch.cat([hidden[i] if norm is None else norm(hidden[i]) for i in indices], dim=-1)
 
 
-def require_view(name: str, pixels: Tensor, view_px: Size) -> None:
-    """Refuse pixels of another size than the encoder's view: position embeddings are not interpolated."""
+def require_view(name: str, pixels: Tensor, view_px: Size, *, bytes_too: bool = False) -> None:
+    """Refuse pixels of another size than the encoder's view: position embeddings are not interpolated.
+
+    uint8 pixels are refused, too, unless the encoder takes `bytes_too`: it would read them as normalised ones.
+    """
+    if pixels.dtype == torch.uint8 and not bytes_too:
+        raise ConfigError(
+            f"encoder {name!r} takes normalised pixels, (x / 255 - pixel_mean) / pixel_std, and these are uint8."
+        )
     if pixels.shape[1:] != (3, *view_px):
         raise ConfigError(
             f"encoder {name!r} takes pixels (views, 3, {view_px.height}, {view_px.width}), not {tuple(pixels.shape)}."
@@ -106,6 +117,12 @@ def no_checkpoint(name: str, example: str) -> ConfigError:
         f"encoder {name!r}: pretrained weights were asked for, but checkpoint is None; "
         f"set encoder.checkpoint to a local folder or a hub name such as {example!r}."
     )
+
+
+def share_attention(tower: Any) -> None:
+    """Let a transformers tower attend through `mmblocks.ops.attention`, where its family asks transformers for attention."""
+    if tower._supports_attention_backend:
+        tower.set_attn_implementation(attention.register())
 
 
 def make_positions_real(tower: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmblocks.batch import Packing
+from mmblocks.batch import Packing, Rows
 from mmblocks.errors import ConfigError
 from mmblocks.model.check import Examination, examine
 from mmblocks.model.limits import kv_bytes_per_token, local_tokenizer
@@ -48,7 +48,8 @@ class Budget:
     """The costs of one conversation. Plain values: `dataclasses.asdict` gives what json takes.
 
     flops: of the prefill by part; a multiplication and an addition are two, attention counts in full although causal
-    kernels may skip half ("attention" is its share of "backbone"), and the head runs on the last row only. None for a
+    kernels may skip half ("attention" is its share of "backbone"), the projector and the last layer count for all cells
+    and rows although fewer may be needed, and the head runs on the last row only. None for a
     part whose work depends on its weights.
     training_bytes: by stage, what weights, gradients and Adam's moments take, activations apart.
     """
@@ -171,9 +172,15 @@ def prefill_flops(seen: Examination, views: int, tokens: int) -> tuple[dict[str,
     return flops, tuple(notes)
 
 
-def _prefill(backbone: Any, tokens: int) -> Tensor:
+def last_row_flops(backbone: Any, tokens: int) -> tuple[int, int]:
+    """FLOPs of a sequence of which only the last row's hidden states are asked for, and attention's share of them."""
+    last = Rows(torch.empty(1, dtype=torch.int64, device="meta"), (1,), (tokens - 1,), (0, tokens))
+    return _counted(lambda: _prefill(backbone, tokens, last))
+
+
+def _prefill(backbone: Any, tokens: int, rows: Rows | None = None) -> Tensor:
     packing = Packing(torch.tensor([0, tokens], dtype=torch.int32, device="cpu"), tokens)
-    return backbone.hidden(torch.empty(tokens, backbone.dim), torch.arange(tokens), packing)
+    return backbone.hidden(torch.empty(tokens, backbone.dim), torch.arange(tokens), packing, rows)
 
 
 @torch.no_grad()

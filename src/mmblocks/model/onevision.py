@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmblocks.batch import IGNORE, Batch, Instructions
-from mmblocks.components import Backbone, ChatTemplate, Projector, VisionEncoder, before_projector, needs_text
+from mmblocks.batch import Batch, Instructions, Layout, Rows
+from mmblocks.components import Backbone, ChatTemplate, Projector, VisionEncoder, needs_text
 from mmblocks.errors import DataError
+from mmblocks.model.assembled import assembled
 from mmblocks.model.spec import ModelSpec
+from mmblocks.ops.gather_lerp import gather_lerp, gelu_gather_lerp
+from mmblocks.ops.graphs import Captured
 from mmblocks.ops.linear_cross_entropy import linear_cross_entropy, row_cross_entropies
 from mmblocks.tokenizers.router import Router
 
@@ -56,37 +59,84 @@ class OneVision(nn.Module):
         self.backbone: Any = backbone
         self.template = template
         self.spec = spec
+        self._encode = Captured(self.encoder)
         scale = backbone.dim**-0.5  # as LLaVA-NeXT draws image_newline
         self.marks = nn.ParameterDict({m: nn.Parameter(torch.randn(backbone.dim) * scale) for m in router.marks})
 
+    # What is learned ------------------------------------------------------------------------------------------------
+
     def forward(self, batch: Batch) -> Loss:
         """Cross entropy of the labelled rows of a packed batch."""
-        total = linear_cross_entropy(self.hidden(batch), batch.targets, self.backbone.logits)
-        return Loss(total, batch.num_labelled)
+        rows = batch.learned
+        total = linear_cross_entropy(self.hidden(batch, rows), batch.targets[rows.index], **self._head)
+        return Loss(total, len(rows))
 
     def row_losses(self, batch: Batch) -> Tensor:
         """(labelled rows,) float32: cross entropy of each labelled row of a packed batch, in their order."""
-        return row_cross_entropies(self.hidden(batch), batch.targets, self.backbone.logits)
+        rows = batch.learned
+        return row_cross_entropies(self.hidden(batch, rows), batch.targets[rows.index], **self._head)
 
     def row_hits(self, batch: Batch) -> Tensor:
         """(labelled rows,) bool: whether each labelled row's target is what the model would write there."""
-        labelled = batch.targets != IGNORE
-        return self.backbone.logits(self.hidden(batch)[labelled]).argmax(-1) == batch.targets[labelled]
+        rows = batch.learned
+        return self.backbone.logits(self.hidden(batch, rows)).argmax(-1) == batch.targets[rows.index]
 
     def logits(self, batch: Batch) -> Tensor:
         """(tokens, vocabulary): every row's prediction."""
         return self.backbone.logits(self.hidden(batch))
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """(tokens, dim): the backbone's last hidden states."""
-        return self.backbone.hidden(self.embed(batch), batch.position_ids, batch.packing)
+    def hidden(self, batch: Batch, rows: Rows | None = None) -> Tensor:
+        """(tokens, dim), or (rows, dim) where only some are asked for: the backbone's last hidden states."""
+        return self.backbone.hidden(self.embed(batch), batch.position_ids, batch.packing, rows)
+
+    @property
+    def _head(self) -> dict[str, Any]:
+        return {"logits": self.backbone.logits, "vocabulary": self.backbone.vocab_size}
+
+    # The sequence ---------------------------------------------------------------------------------------------------
 
     def embed(self, batch: Batch) -> Tensor:
         """(tokens, dim): text embeddings with visual tokens in their places."""
         x = self.backbone.embed(batch.input_ids)
         if batch.plans:
-            x = x.index_copy(0, batch.visual_positions, self.visual_tokens(batch).to(x.dtype))
-        return x + 0 * self._idle(batch).to(x.dtype) if torch.is_grad_enabled() else x
+            x = self._with_visuals(x, batch)
+        if torch.is_grad_enabled() and batch.layout is None:
+            x[:1] += 0 * self._idle(batch).to(x.dtype)
+        return x
+
+    def visual_tokens(self, batch: Batch) -> Tensor:
+        """(visual tokens, dim): the tokens of all visuals of the batch, in order."""
+        return self._with_visuals(self.backbone.embed(batch.input_ids), batch)[batch.visual_positions]
+
+    def _with_visuals(self, x: Tensor, batch: Batch) -> Tensor:
+        """The sequence (tokens, dim) with visual rows written into it, in place."""
+        layout = batch.layout
+        if layout is None:
+            return x.index_copy_(0, batch.visual_positions, assembled(self, batch).to(x.dtype))
+        x.index_copy_(0, layout.positions, self._gathered(batch, layout).to(x.dtype))
+        if self.marks:
+            x.index_copy_(0, layout.mark_positions, self._numbered_marks().index_select(0, layout.marks).to(x.dtype))
+        return x
+
+    def _numbered_marks(self) -> Tensor:
+        """(marks, dim): those that the router's tokenizers insert, in its order, then what other stages have learned.
+
+        All of them, used or not: processes that share a sharded model differentiate the same weights.
+        """
+        names = self.router.marks
+        return torch.stack([self.marks[name] for name in (*names, *(m for m in self.marks if m not in names))])
+
+    def _gathered(self, batch: Batch, layout: Layout) -> Tensor:
+        """(rows, dim): every visual row but marks, one gather for all visuals.
+
+        It is linear and its weights add up to 1, so it stands in front of the projector's last affine map, which then
+        meets as many rows as the language model and not as many as the encoder.
+        """
+        x = self.encoded(batch)
+        if layout.cells is not None:
+            x = gather_lerp(x.flatten(0, 2), layout.cells)
+        body, gather = _before_gelu(self.projector.body)
+        return self.projector.head(gather(body(x, *self.asked(batch)).flatten(0, -2), layout.taps))
 
     def _idle(self, batch: Batch) -> Tensor:
         """A number made of what a batch may leave out: every mark, and views without a plan (`Batch.with_blank_view`).
@@ -98,47 +148,18 @@ class OneVision(nn.Module):
         for mark in self.marks.values():
             total = total + mark.sum()
         if batch.num_views and not batch.plans:
-            total = total + self.projector(self.encoded(batch), *self._asked(batch)).sum()
+            total = total + self.projector(self.encoded(batch), *self.asked(batch)).sum()
         return total
 
-    def visual_tokens(self, batch: Batch) -> Tensor:
-        """(visual tokens, dim): the tokens of all visuals of the batch, in order."""
-        marks = dict(self.marks.items())
-        rows = [
-            self.router.for_scenario(routed.scenario).assemble(views, routed.plan, marks)
-            for views, routed in zip(self.projected(batch), batch.plans, strict=True)
-        ]
-        return torch.cat(rows)
-
-    def projected(self, batch: Batch) -> Sequence[Tensor]:
-        """(views, rows, columns, dim) for each visual: its features in the backbone's width."""
-        asked = self._asked(batch)
-        counts = [len(routed.plan.views) for routed in batch.plans]
-        features = self.encoded(batch)
-        encoded = features.split(counts)
-        early = [
-            before_projector(self.router.for_scenario(routed.scenario), views)
-            for views, routed in zip(encoded, batch.plans, strict=True)
-        ]
-        if all(after is before for after, before in zip(early, encoded, strict=True)):
-            return self.projector(features, *asked).split(counts)
-        parts = [one.split(counts) for one in asked]
-        return [self.projector(*part) for part in zip(early, *parts, strict=True)]
+    # Pictures -------------------------------------------------------------------------------------------------------
 
     def encoded(self, batch: Batch) -> Tensor:
-        """(views, rows, columns, dim): the encoder's features of all views, or those that came with the batch."""
-        return self.encoder(self.normalised(batch.pixels)) if batch.features is None else batch.features
+        """(pictures, rows, columns, dim): the encoder's features of all pictures, or those that came with the batch."""
+        return self.encode(batch.pixels) if batch.features is None else batch.features
 
-    def _asked(self, batch: Batch) -> tuple[Instructions, ...]:
-        """What the projector is given beside features: nothing, or the question about each view."""
-        if not needs_text(self.projector):
-            return ()
-        if batch.instructions is None:
-            raise DataError(
-                "the projector reads the question, and this batch carries none; make batches of samples from "
-                "Processor.of(model)."
-            )
-        return (batch.instructions,)
+    def encode(self, pixels: Tensor) -> Tensor:
+        """uint8 (pictures, 3, h, w) to the encoder's features (pictures, rows, columns, dim)."""
+        return self._encode(pixels if getattr(self.encoder, "takes_bytes", False) else self.normalised(pixels))
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 (views, 3, h, w) to what the encoder was trained on: (x / 255 - mean) / std."""
@@ -149,6 +170,28 @@ class OneVision(nn.Module):
         )
         return ((pixels.float() / 255 - mean) / std).to(dtype)
 
+    def asked(self, batch: Batch) -> tuple[Instructions, ...]:
+        """What the projector is given beside features: nothing, or the question about each view."""
+        if not needs_text(self.projector):
+            return ()
+        if batch.instructions is None:
+            raise DataError(
+                "the projector reads the question, and this batch carries none; make batches of samples from "
+                "Processor.of(model)."
+            )
+        return (batch.instructions,)
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def _before_gelu(body: nn.Module) -> tuple[nn.Module, Any]:
+    """A projector's body without a GELU at its end, and the gather that does it on the way."""
+    if type(body) is nn.Sequential and len(body) and _is_exact_gelu(body[-1]):
+        return body[:-1], gelu_gather_lerp
+    return body, gather_lerp
+
+
+def _is_exact_gelu(module: nn.Module) -> bool:
+    return isinstance(module, nn.GELU) and module.approximate == "none"

@@ -61,6 +61,8 @@ class MaskedDrop(PerToken):
     features exist. In evaluation, and in its weights, it is the projector `mlp`.
     """
 
+    per_token = False  # places are drawn among all cells of a view
+
     def __init__(
         self,
         in_dim: int,

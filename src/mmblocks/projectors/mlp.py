@@ -13,6 +13,7 @@ class PerToken(nn.Module):
     body: nn.Module
     head: nn.Module
     spatial = True
+    per_token = True
 
     def out_grid(self, grid: Size) -> Size:
         return grid

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmblocks.batch import Packing
+from mmblocks.batch import Packing, Rows
 from mmblocks.components import Backbone
 from mmblocks.testing.laws import Subject, require, silent_parameters
 
@@ -25,6 +25,20 @@ def rows_in_rows_out(subject: Subject) -> None:
     require(hidden.shape == x.shape, f"hidden gives {tuple(hidden.shape)}.")
     seen = tuple(backbone.logits(hidden).shape)
     require(seen == (9, backbone.vocab_size), f"logits gives {seen}, vocab_size is {backbone.vocab_size}.")
+
+
+def rows_asked_for_are_those_of_the_whole(subject: Subject) -> None:
+    """hidden(..., rows) gives these rows of what it gives without: some, none, or all."""
+    backbone = subject.build().eval()
+    x, packing = _embeddings(9, backbone.dim), Packing.of([4, 5])
+    whole = backbone.hidden(x, _positions([4, 5]), packing)
+    for index, counts in (((1, 3, 7), (2, 1)), ((), (0, 0)), (range(9), (4, 5))):
+        rows = Rows(torch.tensor(index, dtype=torch.int64), counts)
+        some = backbone.hidden(x, _positions([4, 5]), packing, rows)
+        want = whole[rows.index]
+        require(some.shape == want.shape, f"{len(rows.index)} rows are {tuple(some.shape)}, not {tuple(want.shape)}.")
+        apart = (some - want).abs().max() if len(rows.index) else torch.zeros(())
+        require(bool(apart <= 1e-5), f"They are {apart:.2e} apart.")
 
 
 def packing_changes_nothing(subject: Subject) -> None:
@@ -68,6 +82,7 @@ def gradients_reach_it(subject: Subject) -> None:
 LAWS = (
     it_keeps_the_protocol,
     rows_in_rows_out,
+    rows_asked_for_are_those_of_the_whole,
     packing_changes_nothing,
     no_sequence_notices_its_neighbour,
     no_row_sees_a_later_one,

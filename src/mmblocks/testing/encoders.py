@@ -93,6 +93,19 @@ def it_runs_in_bfloat16(subject: Subject) -> None:
     require(bool(features.isfinite().all()), "Some numbers are not finite.")
 
 
+@torch.no_grad()
+def bytes_are_what_normalised_pixels_are(subject: Subject) -> None:
+    """With `takes_bytes`, uint8 pixels give the features of (x / 255 - pixel_mean) / pixel_std."""
+    encoder = subject.build().eval()
+    if not getattr(encoder, "takes_bytes", False):
+        return
+    pixels = torch.randint(0, 256, (2, 3, *encoder.view_px), generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(fact).view(3, 1, 1) for fact in (encoder.pixel_mean, encoder.pixel_std))
+    want = encoder((pixels / 255 - mean) / std)
+    apart = ((encoder(pixels.to(torch.uint8)) - want).norm() / want.norm()).item()
+    require(apart <= 1e-4, f"They are {apart:.2e} away, relatively.")  # fp32 sums in another order, through all blocks
+
+
 def its_weights_are_all_of_it(subject: Subject) -> None:
     """Its state dict makes another instance equal, one built on the meta device too."""
     encoder, other = subject.build(), subject.build()
@@ -132,6 +145,7 @@ LAWS = (
     views_do_not_see_each_other,
     gradients_reach_it,
     it_runs_in_bfloat16,
+    bytes_are_what_normalised_pixels_are,
     its_weights_are_all_of_it,
     it_refuses_views_of_another_size,
     it_says_when_no_weights_are_named,

@@ -61,6 +61,16 @@ def its_head_is_affine(subject: Subject) -> None:
     require(bool(apart < 1e-8), f"A mix of two inputs is {apart:.2e} away from the mix of their outputs.")
 
 
+def its_body_says_whether_it_looks_around(subject: Subject) -> None:
+    """With `per_token = True` its body maps (cells, in_dim), each by itself, so that some may be left out."""
+    projector, x = takes_some(subject)
+    if not getattr(projector, "per_token", False):
+        return
+    some = slice(None, None, 2)
+    apart = (projector.body(x.flatten(0, -2)[some]) - bodied(projector, x).flatten(0, -2)[some]).abs().max()
+    require(bool(apart <= 1e-5), f"Without every other cell those that stay are {apart:.2e} away.")
+
+
 def gradients_reach_it(subject: Subject) -> None:
     """Gradients reach every parameter, and the features."""
     projector, x = takes_some(subject)
@@ -113,6 +123,7 @@ LAWS = (
     a_grid_without_order_is_one_row,
     it_is_its_head_after_its_body,
     its_head_is_affine,
+    its_body_says_whether_it_looks_around,
     gradients_reach_it,
     views_do_not_see_each_other,
     it_runs_in_bfloat16,

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.components import VisionTokenizer, poolings
+from mmblocks.components import VisionTokenizer, before_projector, poolings
 from mmblocks.shapes import SCENARIOS, Size, VisualPlan, VisualShape
 from mmblocks.testing.laws import Subject, require
+from mmblocks.tokenizers.lowering import Lowered, lowered
 
 VIEW_PX = Size(28, 28)
 GRIDS = ((Size(4, 4), True), (Size(3, 3), True), (Size(1, 5), False))
 """What encoder and projector may leave: cells, and whether they are in a picture's order."""
 POOLINGS = ("none", "bilinear")
 DIM = 6
+EXACT = 1e-12
+"""float64: a lowered token is a sum of few products."""
 SIZES = (
     *(Size(h, w) for h, w in product((1, 2, 27, 28, 29, 57), repeat=2)),
     *(Size(h, w) for h, w in ((1, 4000), (4000, 1), (700, 1000), (333, 37), (97, 101), (719, 1279), (48, 640))),
@@ -133,6 +136,40 @@ def its_marks_are_learned_rows(subject: Subject) -> None:
     require(not unused, f"Nothing brings {', '.join(unused)}.")
 
 
+def it_lowers_to_what_it_assembles(subject: Subject) -> None:
+    """`lower`, where there is one, says in integers what `assemble` does."""
+    for place, shape in cases(subject):
+        require_lowered(place, shape)
+
+
+def require_lowered(place: Placed, shape: VisualShape) -> None:
+    """Gather one visual as its plan lowers, and compare with what is assembled, in float64."""
+    plan = place.tokenizer.plan(shape)
+    said = lowered(place.tokenizer, plan)
+    if said is None:
+        return
+    shown, x = f"A {shape.kind} of {shape.size} pixels, frames {shape.num_frames}:", place.features(plan).double()
+    marks = {mark: torch.full((DIM,), -10.0 - m).double() for m, mark in enumerate(place.tokenizer.marks)}
+    require(
+        said.rows.dtype == torch.int64 and said.rows.shape == said.weights.shape, f"{shown} rows and weights differ."
+    )
+    require(bool(((said.weights.sum(1) - 1).abs() < 1e-6).all()), f"{shown} the weights of a token do not sum to one.")
+    got, want = _gathered(said, x, list(marks.values())), _assembled(place, x, plan, marks)
+    require(got.shape == want.shape, f"{shown} {len(got)} rows are lowered, {len(want)} assembled.")
+    wrong = [row for row, apart in enumerate((got - want).abs().amax(1).tolist()) if apart > EXACT]
+    require(not wrong, f"{shown} row {wrong[:1]} of {len(want)} is another one assembled.")
+
+
+def _gathered(said: Lowered, x: Tensor, marks: list[Tensor]) -> Tensor:
+    """Every number of a cell is a row of the table, and -1 - m counts its marks from behind."""
+    table = torch.cat([x.flatten(0, 2), *(mark[None] for mark in reversed(marks))])
+    return (table[said.rows] * said.weights.to(x)[..., None]).sum(1)
+
+
+def _assembled(place: Placed, x: Tensor, plan: VisualPlan, marks: dict[str, Tensor]) -> Tensor:
+    return place.tokenizer.assemble(before_projector(place.tokenizer, x), plan, marks)
+
+
 LAWS = (
     it_keeps_the_protocol,
     it_works_somewhere,
@@ -141,4 +178,5 @@ LAWS = (
     its_texts_stand_in_order,
     its_plans_travel,
     its_marks_are_learned_rows,
+    it_lowers_to_what_it_assembles,
 )

@@ -23,6 +23,7 @@ from mmblocks.geometry.anyres import (
 )
 from mmblocks.geometry.views import squashed
 from mmblocks.shapes import Box, Scenario, Size, View, VisualPlan, VisualShape
+from mmblocks.tokenizers.lowering import Lowered, coded_marks, moved, numbered, separable
 from mmblocks.tokenizers.rows import line_by_line, rows_of
 
 
@@ -130,18 +131,33 @@ class AnyRes:
         """(base view and tiles, h, w, d) to (plan.num_tokens, d): the base view's rows first, without newlines."""
         if self.merge == "flat":
             return rows_of(x)
+        base, kept = self._parted(x, plan)
+        return torch.cat([rows_of(base), self._map_rows(kept, plan, marks)])
+
+    def lower(self, plan: AnyResPlan) -> Lowered | None:
+        """What each token is made of, in integers; None with merge="maxpool2x2"."""
+        if self.merge == "maxpool2x2":
+            return None
+        if plan.map_cells == plan.kept.size:
+            return moved(self, plan)
+        base, kept = self._parted(numbered(len(plan.views), self.grid), plan)
+        scaling = separable(_scaled, plan.kept.size, plan.map_cells)
+        lines = line_by_line(scaling(kept), coded_marks(self.marks, scaling.k)["newline"])
+        return Lowered.cat([Lowered.read(rows_of(base)), Lowered.read(lines)])
+
+    def _parted(self, x: Tensor, plan: AnyResPlan) -> tuple[Tensor, Tensor]:
+        """The base view, if there is one, and what is kept of the map that the tiles make."""
         first = int(self.base)
         joined = rearrange(x[first:], "(rows columns) h w d -> 1 (rows h) (columns w) d", rows=plan.tiles.height)
-        return torch.cat([rows_of(x[:first]), self._map_rows(joined, plan, marks)])
-
-    def _map_rows(self, joined: Tensor, plan: AnyResPlan, marks: Mapping[str, Tensor]) -> Tensor:
-        if self.merge == "spatial":
-            return rows_of(joined)
-        if self.merge == "maxpool2x2":
-            pooled = F.max_pool2d(rearrange(joined, "1 h w d -> 1 d h w"), 2)
-            return rows_of(rearrange(pooled, "1 d h w -> 1 h w d"))
         top, left, height, width = plan.kept
-        kept = joined[:, top : top + height, left : left + width]
+        return x[:first], joined[:, top : top + height, left : left + width]
+
+    def _map_rows(self, kept: Tensor, plan: AnyResPlan, marks: Mapping[str, Tensor]) -> Tensor:
+        if self.merge == "spatial":
+            return rows_of(kept)
+        if self.merge == "maxpool2x2":
+            halved = F.max_pool2d(rearrange(kept, "1 h w d -> 1 d h w"), 2)
+            return rows_of(rearrange(halved, "1 d h w -> 1 h w d"))
         return line_by_line(_scaled(kept, plan.map_cells), marks["newline"])
 
 

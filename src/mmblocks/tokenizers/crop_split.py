@@ -10,6 +10,7 @@ from mmblocks.components import tokenizers
 from mmblocks.geometry.anyres import centred, tile_grid, tile_windows
 from mmblocks.geometry.tiles import scaled_over_square
 from mmblocks.shapes import Scenario, Size, View, VisualPlan, VisualShape
+from mmblocks.tokenizers.lowering import Lowered, moved
 from mmblocks.tokenizers.rows import rows_of
 
 
@@ -59,3 +60,7 @@ class CropSplit:
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(tiles, h, w, d) to (plan.num_tokens, d), tile by tile."""
         return rows_of(x)
+
+    def lower(self, plan: VisualPlan) -> Lowered:
+        """What each token is made of, in integers."""
+        return moved(self, plan)

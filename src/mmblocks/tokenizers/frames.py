@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from mmblocks.errors import ConfigError
 from mmblocks.geometry.frames import Clock, time_instruction
 from mmblocks.shapes import Size, VisualPlan, VisualShape
 from mmblocks.tokenizers.clips import Clips
+from mmblocks.tokenizers.lowering import Lowered, pooled
 from mmblocks.tokenizers.rows import ended_by, line_by_line, rows_of, view_by_view
 
 
@@ -76,7 +77,14 @@ class Frames(Clips):
 
     def assemble(self, x: Tensor, plan: FramesPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
-        pooled = self._pooled(x, plan)
+        return self._arranged(self._pooled(x, plan), marks)
+
+    def lower(self, plan: FramesPlan) -> Lowered | None:
+        """What each token is made of, in integers; None where the pooling is not linear."""
+        lowered = pooled(self, plan, self._arranged)
+        return lowered if lowered is None else replace(lowered, early=self.pool_at == "features")
+
+    def _arranged(self, pooled: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
         match self.newline:
             case "grid":
                 return line_by_line(pooled, marks["newline"])

@@ -10,6 +10,7 @@ from mmblocks.components import tokenizers
 from mmblocks.geometry.anyres import centred, padded_square, tile_grid, tile_windows
 from mmblocks.geometry.views import squashed
 from mmblocks.shapes import Scenario, Size, View, VisualPlan, VisualShape
+from mmblocks.tokenizers.lowering import Lowered, moved
 from mmblocks.tokenizers.rows import rows_of
 
 
@@ -57,3 +58,7 @@ class HighRes:
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(views, h, w, d) to (plan.num_tokens, d), view by view."""
         return rows_of(x)
+
+    def lower(self, plan: VisualPlan) -> Lowered:
+        """What each token is made of, in integers."""
+        return moved(self, plan)

@@ -9,6 +9,7 @@ from torch import Tensor
 from mmblocks.components import tokenizers
 from mmblocks.geometry.views import cropped, padded, squashed
 from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
+from mmblocks.tokenizers.lowering import Lowered, moved
 from mmblocks.tokenizers.rows import ended_by, rows_of
 
 FRAMINGS = {"squashed": squashed, "cropped": cropped, "padded": padded}
@@ -41,6 +42,10 @@ class OneView:
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(1, h, w, d) to (plan.num_tokens, d)."""
         return ended_by(rows_of(x), marks["newline"]) if self.newline else rows_of(x)
+
+    def lower(self, plan: VisualPlan) -> Lowered:
+        """What each token is made of, in integers."""
+        return moved(self, plan)
 
 
 @tokenizers.register("square", source="https://arxiv.org/abs/2304.08485", oracle="LLaVA-NeXT (golden prompts)")

@@ -9,6 +9,7 @@ from torch import Tensor
 from mmblocks.components import Pooling, tokenizers
 from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
 from mmblocks.tokenizers.clips import pooling_reasons
+from mmblocks.tokenizers.lowering import Lowered, moved, pooled
 from mmblocks.tokenizers.one_view import FRAMINGS
 from mmblocks.tokenizers.rows import ended_by, rows_of
 from mmblocks.tokenizers.telling import require_format
@@ -60,8 +61,14 @@ class SceneViews:
 
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(1, h, w, d) to (plan.num_tokens, d)."""
-        rows = rows_of(self.pooling(x) if self.pooled else x)
-        return ended_by(rows, marks["newline"]) if self.newline else rows
+        return self._arranged(self.pooling(x) if self.pooled else x, marks)
+
+    def lower(self, plan: VisualPlan) -> Lowered | None:
+        """What each token is made of, in integers; None where the pooling is not linear."""
+        return pooled(self, plan, self._arranged) if self.pooled else moved(self, plan)
+
+    def _arranged(self, x: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
+        return ended_by(rows_of(x), marks["newline"]) if self.newline else rows_of(x)
 
 
 tokenizers.preset("scene_views_pooled", of="scene_views", pooled=True)

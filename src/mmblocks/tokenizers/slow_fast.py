@@ -12,6 +12,7 @@ from mmblocks.components import Pooling, tokenizers
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import VisualPlan, VisualShape
 from mmblocks.tokenizers.clips import Clips, pooling_reasons
+from mmblocks.tokenizers.lowering import Lowered, coded_marks, numbered, stencil_of
 from mmblocks.tokenizers.rows import line_by_line, view_by_view
 
 
@@ -80,10 +81,26 @@ class SlowFast(Clips):
 
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
-        others = [n for n in range(len(x)) if n % self.every]
-        slow = iter(_separated(self.pooling(x[:: self.every]), marks))
-        fast = iter(_separated(self.fast_pooling(x[others]), marks) if others else ())
-        return torch.cat([next(fast if n % self.every else slow) for n in range(len(x))])
+        slow, fast = self._parted(x)
+        return self._arranged(self.pooling(slow), self.fast_pooling(fast) if len(fast) else fast, marks)
+
+    def lower(self, plan: VisualPlan) -> Lowered | None:
+        """What each token is made of, in integers; None where the pooling is not linear."""
+        of_slow, of_fast = stencil_of(self.pooling, self.grid), stencil_of(self.fast_pooling, self.grid)
+        if of_slow is None or of_fast is None:
+            return None
+        k = max(of_slow.k, of_fast.k)
+        slow, fast = self._parted(numbered(len(plan.views), self.grid))
+        slow, fast = of_slow.widened(k)(slow), of_fast.widened(k)(fast)
+        return Lowered.read(self._arranged(slow, fast, coded_marks(self.marks, k)))
+
+    def _parted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Slow and fast frames."""
+        return x[:: self.every], x[[n for n in range(len(x)) if n % self.every]]
+
+    def _arranged(self, slow: Tensor, fast: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
+        frames = (iter(_separated(slow, marks)), iter(_separated(fast, marks) if len(fast) else ()))
+        return torch.cat([next(frames[n % self.every > 0]) for n in range(len(slow) + len(fast))])
 
 
 def _separated(x: Tensor, marks: Mapping[str, Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from mmblocks.components import tokenizers
 from mmblocks.shapes import VisualPlan, VisualShape
 from mmblocks.tokenizers.clips import Clips
+from mmblocks.tokenizers.lowering import Lowered, pooled
 from mmblocks.tokenizers.rows import rows_of, view_by_view
 from mmblocks.tokenizers.telling import require_format, stamp_fields
 
@@ -52,7 +53,13 @@ class StampedFrames(Clips):
 
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
-        pooled = self.pooling(x)
+        return self._arranged(self.pooling(x), marks)
+
+    def lower(self, plan: VisualPlan) -> Lowered | None:
+        """What each token is made of, in integers; None where the pooling is not linear."""
+        return pooled(self, plan, self._arranged)
+
+    def _arranged(self, pooled: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
         return view_by_view(pooled, marks["newline"]) if self.newline else rows_of(pooled)
 
 

@@ -13,6 +13,7 @@ from mmblocks.errors import ConfigError
 from mmblocks.geometry.tiles import long_side_tiles
 from mmblocks.geometry.views import squashed
 from mmblocks.shapes import Scenario, Size, VisualShape
+from mmblocks.tokenizers.lowering import Lowered, moved
 from mmblocks.tokenizers.rows import rows_of
 from mmblocks.tokenizers.tiling import TilesPlan, squashed_tiles
 
@@ -98,6 +99,10 @@ class TilesMarked:
             if column == plan.tiles.width - 1:
                 pieces.append(_row(marks["line_end"], x))
         return torch.cat([*pieces, _row(marks["global"], x), rows_of(x[-1:])])
+
+    def lower(self, plan: TilesPlan) -> Lowered:
+        """What each token is made of, in integers."""
+        return moved(self, plan)
 
 
 def _row(mark: Tensor, like: Tensor) -> Tensor:

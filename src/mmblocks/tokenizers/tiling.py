@@ -12,6 +12,7 @@ from mmblocks.geometry.anyres import tile_windows
 from mmblocks.geometry.tiles import closest_tiles
 from mmblocks.geometry.views import squashed
 from mmblocks.shapes import Scenario, Size, View, VisualPlan, VisualShape
+from mmblocks.tokenizers.lowering import Lowered, moved
 from mmblocks.tokenizers.rows import rows_of
 
 
@@ -64,6 +65,10 @@ class Tiling:
     def assemble(self, x: Tensor, plan: TilesPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(views, h, w, d) to (plan.num_tokens, d), view by view."""
         return rows_of(x)
+
+    def lower(self, plan: TilesPlan) -> Lowered:
+        """What each token is made of, in integers."""
+        return moved(self, plan)
 
 
 def squashed_tiles(size: Size, tiles: Size, view_px: Size) -> tuple[View, ...]:

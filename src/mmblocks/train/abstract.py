@@ -5,10 +5,10 @@ Nothing is computed. What autograd saves for backward is counted, each storage o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from math import ceil, log
 from typing import Any
 
@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mmblocks.batch import Batch, Instructions, Packing
+from mmblocks.batch import Batch, Instructions, Layout, Packing, Rows
 from mmblocks.components import needs_text
+from mmblocks.data.layout import Layouts, ready_for_backward, views_of
 from mmblocks.model.budget import visual_shape
 from mmblocks.model.build import wire, wire_tokenizers, with_dtype
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 from mmblocks.model.trainable import train_only
-from mmblocks.shapes import VisualShape
+from mmblocks.shapes import RoutedPlan, VisualShape
 from mmblocks.train.distributed import blocks_of
 from mmblocks.train.stages import Lora, Stage
 
@@ -107,9 +108,9 @@ def row_of(model: OneVision, stage: Stage, ranks: int) -> Row:
 
 
 def _sizes(model: OneVision, sample: Sequence[VisualShape]) -> tuple[int, int]:
-    """Tokens and views of a reference sample."""
+    """Tokens and pictures of a reference sample."""
     plans = [routed.plan for routed in model.router.plan(sample)]
-    return sum(p.num_tokens for p in plans) + TEXT_TOKENS, sum(len(p.views) for p in plans)
+    return sum(p.num_tokens for p in plans) + TEXT_TOKENS, sum(len(p.pictures) for p in plans)
 
 
 def _filled(
@@ -129,12 +130,13 @@ def _filled(
 
 def abstract_batch(model: OneVision, row: Row) -> Batch:
     """A batch of these samples in which only sizes are real: its tensors are on the meta device, but for the packing."""
-    plans = [model.router.plan(sample) for sample in row.samples]
-    shown = [sum(r.plan.num_tokens for r in routed) for routed in plans]
+    by_sample = [model.router.plan(sample) for sample in row.samples]
+    shown = [sum(r.plan.num_tokens for r in routed) for routed in by_sample]
     lengths = [visual + text for visual, text in zip(shown, row.text_tokens, strict=True)]
-    views = sum(len(r.plan.views) for r in chain.from_iterable(plans))
+    plans = tuple(chain.from_iterable(by_sample))
+    pictures = sum(len(r.plan.pictures) for r in plans)
     with torch.device("cpu"):
-        packing = Packing.of(lengths)
+        packing, layout, views = Packing.of(lengths), _layout(model, plans), views_of(plans)
     with torch.device("meta"):
         ids = torch.empty(sum(lengths), dtype=torch.int64)
         return Batch(
@@ -142,34 +144,57 @@ def abstract_batch(model: OneVision, row: Row) -> Batch:
             position_ids=ids,
             targets=ids,
             packing=packing,
-            pixels=torch.empty(views, 3, *model.encoder.view_px, dtype=torch.uint8),
-            plans=tuple(chain.from_iterable(plans)),
+            pixels=torch.empty(pictures, 3, *model.encoder.view_px, dtype=torch.uint8),
+            plans=plans,
             visual_positions=torch.empty(sum(shown), dtype=torch.int64),
-            instructions=_instructions(views) if needs_text(model.projector) else None,
+            instructions=_instructions(pictures) if needs_text(model.projector) else None,
+            views=None if views is None else views.to("meta"),
+            layout=None if layout is None else layout.to("meta"),
+            labelled=_last_rows(_spread(row.labels, lengths), lengths),
         )
 
 
-def _instructions(views: int) -> Instructions:
-    ids = torch.empty(views, TEXT_TOKENS, dtype=torch.int64)
-    return Instructions(ids, torch.empty(views, TEXT_TOKENS, dtype=torch.bool))
+def _layout(model: OneVision, plans: Sequence[RoutedPlan]) -> Layout | None:
+    """As a data worker makes it, with visual rows in places of no meaning."""
+    rows = torch.arange(sum(routed.plan.num_tokens for routed in plans))
+    layout = Layouts.of(model).of_sample(plans, rows, model.router)
+    return None if layout is None else ready_for_backward(layout)
+
+
+def _spread(labels: int, lengths: Sequence[int]) -> tuple[int, ...]:
+    """Labels of each sequence, in proportion to its length."""
+    ends = [labels * end // sum(lengths) for end in accumulate(lengths, initial=0)]
+    return tuple(end - start for start, end in pairwise(ends))
+
+
+def _last_rows(counts: Sequence[int], lengths: Sequence[int]) -> Rows:
+    """So many rows at the end of each sequence, as answers stand."""
+    ends = tuple(accumulate(lengths, initial=0))
+    places = [place for count, end in zip(counts, ends[1:], strict=True) for place in range(end - count, end)]
+    return Rows(torch.empty(len(places), dtype=torch.int64), tuple(counts), tuple(places), ends)
+
+
+def _instructions(pictures: int) -> Instructions:
+    ids = torch.empty(pictures, TEXT_TOKENS, dtype=torch.int64)
+    return Instructions(ids, torch.empty(pictures, TEXT_TOKENS, dtype=torch.bool))
 
 
 # What a forward pass keeps ------------------------------------------------------------------------------------------
 
 
-def activations(model: OneVision, batch: Batch, labels: int) -> Activations:
-    """What the model keeps for backward on a batch of which `labels` rows are learned.
+def activations(model: OneVision, batch: Batch) -> Activations:
+    """What the model keeps for backward on a batch.
 
     Attention is counted as fused kernels keep it: queries, keys, values, output and one float32 per query and head.
     """
+    return kept(model, blocks_of(model), lambda: model(batch))
+
+
+def kept(model: nn.Module, blocks: Sequence[nn.Module], run: Callable[[], Any]) -> Activations:
+    """What any model keeps for backward in a run on the meta device, and what of it in `blocks`. Attention as above."""
     counter = _Counter(model)
-    with torch.device("meta"):
-        learned = torch.empty(labels, dtype=torch.int64)
-    with counter.counting(blocks_of(model)), torch.enable_grad(), _FusedAttention():
-        hidden = model.hidden(batch)
-        # As linear_cross_entropy does, but for finding the labelled rows, which takes their values.
-        logits = model.backbone.logits(hidden[learned]).float()
-        F.cross_entropy(logits, batch.targets[learned], reduction="sum")
+    with counter.counting(blocks), torch.enable_grad(), _FusedAttention():
+        run()
     return counter.result()
 
 
@@ -245,7 +270,8 @@ class _FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and args[0].is_meta:
-            return _Kept.apply(*args[:3])
+            mask = (kwargs or {}).get("attn_mask")
+            return _Kept.apply(*args[:3], None if mask is None else mask.to(args[0].dtype))  # added to scores
         return func(*args, **(kwargs or {}))
 
 
@@ -253,10 +279,10 @@ class _Kept(torch.autograd.Function):
     """Attention of (..., heads, rows, channels) that computes nothing and keeps what its backward would need."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         heads, rows = q.shape[-3:-1]
         out = q.new_empty(*q.shape[:-3], rows, heads, v.shape[-1]).transpose(-3, -2)  # as the kernels lay it out
-        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        ctx.save_for_backward(q, k, v, mask, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod

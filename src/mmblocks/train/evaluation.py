@@ -149,7 +149,7 @@ class _Encoding:
         for number in range(len(self.conversations)):
             with self._leaving_out():
                 encoded = self.processor.encoded(self.conversations[number], self.targets)[0]
-                yield number, len(encoded), sum(len(routed.plan.views) for routed in encoded.plans)
+                yield number, len(encoded), sum(len(routed.plan.pictures) for routed in encoded.plans)
 
     def samples(self, pack: Sequence[int]) -> list[Sample]:
         read = []

@@ -77,7 +77,7 @@ def stage_memory(
     for size in ranks:
         row = row_of(built, stage, size)
         if row not in kept:
-            kept[row] = activations(built, abstract_batch(built, row), row.labels)
+            kept[row] = activations(built, abstract_batch(built, row))
         found.append(_memory(built, stage, row, kept[row], size, recompute, ema))
     return found
 

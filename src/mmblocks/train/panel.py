@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mmblocks.batch import Batch
-from mmblocks.model.budget import prefill_flops
+from mmblocks.model.budget import last_row_flops, prefill_flops
 from mmblocks.model.check import examine
 from mmblocks.model.onevision import OneVision
 from mmblocks.train.table import weights_in
@@ -127,6 +127,7 @@ class Panel:
         self._clock = clock or (DeviceClock(model.device) if model.device.type == "cuda" else HostClock())
         self._phase = OTHER
         self._hooks: list[RemovableHandle] = []
+        self._inside: nn.Module | None = None
         self._flops = self._tokens = self._padding = 0.0
         self._total: dict[str, float] = defaultdict(float)
 
@@ -186,8 +187,7 @@ class Panel:
         self._clock.switch(phase)
 
     def __enter__(self) -> Panel:
-        for name in ("encoder", "projector"):
-            module: nn.Module = getattr(self._model, name)
+        for name, module in self._timed():
             self._hooks += [
                 module.register_forward_pre_hook(self._entering(name), prepend=True),
                 module.register_forward_hook(self._leaving(name), always_call=True),
@@ -201,19 +201,29 @@ class Panel:
             hook.remove()
         self._hooks.clear()
 
+    def _timed(self) -> Iterator[tuple[str, nn.Module]]:
+        """What is charged to a part: a projector's body and head are also run apart, a body layer by layer."""
+        yield "encoder", self._model.encoder
+        projector: Any = self._model.projector
+        layers = list(projector.body) if type(projector.body) is nn.Sequential else []
+        for module in dict.fromkeys((projector, projector.body, projector.head, *layers)):
+            yield "projector", module
+
     # Only a forward is split: what evaluation runs, or backward computes again, stays with its own phase. Graphs of
     # torch.compile must not hold a clock.
 
     def _entering(self, name: str) -> Any:
         def enter(module: nn.Module, arguments: Any) -> None:
             if not torch.compiler.is_compiling() and self._phase == FORWARD:
+                self._inside = module
                 self._switch(name)
 
         return enter
 
     def _leaving(self, name: str) -> Any:
         def leave(module: nn.Module, arguments: Any, output: Any) -> None:
-            if not torch.compiler.is_compiling() and self._phase == name:
+            if not torch.compiler.is_compiling() and self._inside is module:
+                self._inside = None
                 self._switch(FORWARD)
 
         return leave
@@ -229,20 +239,27 @@ _PROBE_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """FLOPs of forward and backward: per view of the encoder and of the projector, per token, per pair of tokens of a
-    sequence (attention, in full although a causal kernel may skip half), per labelled row (the head).
+    """FLOPs of forward and backward: per view of the encoder; per cell of the projector's body and per row of its head; per
+    token, and per pair of tokens of a sequence (attention, in full although a causal kernel may skip half), of all decoder
+    layers but the last; of the last per asked row and per pair of one with a token; per labelled row (the head).
     """
 
     encoder: float
-    projector: float
+    body: float
+    head: float
     token: float
     pair: float
+    asked: float
+    asked_pair: float
     label: float
+    cells: tuple[int, int]
+    """Of a view before and after the projector, where a batch does not say which are used."""
 
     @classmethod
     def of(cls, model: OneVision) -> Work | None:
         """The work of a model with its present learning parts; None, logged with the reason, where it cannot be counted."""
-        flops, notes = prefill_flops(examine(model.spec), 1, _PROBE_TOKENS)
+        seen = examine(model.spec)
+        flops, notes = prefill_flops(seen, 1, _PROBE_TOKENS)
         if missing := [part for part in ("encoder", "projector", "backbone", "head") if flops.get(part) is None]:
             log.info("no MFU: the FLOPs of %s are unknown. %s", ", ".join(missing), "; ".join(notes))
             return None
@@ -251,20 +268,48 @@ class Work:
             _learning_share(getattr(model, p)) for p in ("encoder", "projector", "backbone")
         )
         early = encoder > 0 or projector > 0 or any(mark.requires_grad for mark in model.marks.values())
-        through = 1 + _any(early or backbone) + backbone
+        projects = 1 + _any(encoder or projector) + projector
+        through, attends = 1 + _any(early or backbone) + backbone, 1 + 2 * _any(early or backbone)
+        grid, projected = model.encoder.grid, model.projector.out_grid(model.encoder.grid)
+        per_row = 2.0 * sum(weight.numel() for weight in model.projector.head.parameters() if weight.ndim == 2)
+        token, asked, pair, asked_pair = _layers(known["backbone"], known["attention"], seen.backbone)
         return cls(
             encoder=known["encoder"] * (1 + _any(encoder) + encoder),
-            projector=known["projector"] * (1 + _any(encoder or projector) + projector),
-            token=(known["backbone"] - known["attention"]) / _PROBE_TOKENS * through,
-            pair=known["attention"] / _PROBE_TOKENS**2 * (1 + 2 * _any(early or backbone)),
+            body=(known["projector"] - projected.area * per_row) / grid.area * projects,
+            head=per_row * projects,
+            token=token * through,
+            pair=pair * attends,
+            asked=asked * through,
+            asked_pair=asked_pair * attends,
             label=known["head"] * through,
+            cells=(grid.area, projected.area),
         )
 
     def for_batch(self, batch: Batch, lengths: list[int]) -> float:
         """FLOPs of one micro-batch; features that came with it cost the encoder nothing."""
-        per_view = self.projector + (self.encoder if batch.features is None else 0)
-        rows = self.token * sum(lengths) + self.pair * sum(n * n for n in lengths)
-        return per_view * batch.num_views + rows + self.label * batch.num_labelled
+        encoded = self.encoder * batch.num_views if batch.features is None else 0.0
+        cells, rows = self._projected(batch)
+        tokens = self.token * sum(lengths) + self.pair * sum(n * n for n in lengths)
+        asked = batch.learned.counts
+        last = self.asked * sum(asked) + self.asked_pair * sum(n * m for n, m in zip(asked, lengths, strict=True))
+        return encoded + self.body * cells + self.head * rows + tokens + last + self.label * sum(asked)
+
+    def _projected(self, batch: Batch) -> tuple[int, int]:
+        """Cells that enter the projector's body, and rows that enter its head."""
+        before, after = (batch.num_views * cells for cells in self.cells)
+        if batch.layout is None:
+            return before, after
+        used = batch.layout.cells
+        return before if used is None else len(used.rows), len(batch.layout.positions)
+
+
+def _layers(total: float, attention: float, backbone: Any) -> tuple[float, float, float, float]:
+    """Of a sequence's FLOPs: per token and per asked row, per pair and per pair with an asked row."""
+    tokens = _PROBE_TOKENS
+    one, one_attention = last_row_flops(backbone, tokens)
+    asked = (total - attention - (one - one_attention)) / (tokens - 1)
+    asked_pair = (attention - one_attention) / (tokens * (tokens - 1))
+    return (total - attention) / tokens - asked, asked, attention / tokens**2 - asked_pair, asked_pair
 
 
 def _any(learns: float | bool) -> int:

@@ -131,7 +131,8 @@ def look(
 
 
 def _ready(batch: Batch, model: OneVision, world: World) -> Batch:
-    return (batch if world.is_alone else batch.with_blank_view(model.encoder.view_px)).to(model.device)
+    every = batch.with_all_views()  # visuals are exchanged view by view
+    return (every if world.is_alone else every.with_blank_view(model.encoder.view_px)).to(model.device)
 
 
 # Who gets whose visuals ---------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def _batch(model: OneVision, indices: range, seed: int) -> tuple[Tensor, Tensor]
 
 def _cells(model: OneVision, head: nn.Module, pixels: Tensor) -> Tensor:
     """(views, 3, h, w) to (cells, labels): features averaged over TinyWorld's grid, then named."""
-    features = rearrange(model.encoder(model.normalised(pixels)), "v h w d -> v d h w")
+    features = rearrange(model.encode(pixels), "v h w d -> v d h w")
     per_cell = F.adaptive_avg_pool2d(features, tinyworld.GRID)
     return head(rearrange(per_cell, "v d h w -> (v h w) d"))
 

@@ -124,7 +124,7 @@ def size_of(item: Item, processor: Processor, targets: Targets) -> Row:
     encoded = processor.encoded(item, targets)
     return (
         sum(len(e) for e in encoded),
-        sum(len(routed.plan.views) for e in encoded for routed in e.plans),
+        sum(len(routed.plan.pictures) for e in encoded for routed in e.plans),
         sum(e.num_labelled for e in encoded),
         sum(len(e) ** 2 for e in encoded),
     )

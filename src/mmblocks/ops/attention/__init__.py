@@ -1,20 +1,30 @@
 """Packed attention: one function for every transformers model, segments never see each other.
 
-`attend` is the op; `NAME` is what it is called in transformers' attention interface once `register` has run.
+`attend` and `attend_rows` are the ops; `NAME` is what they are called in transformers' attention interface once
+`register` has run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmblocks.batch import Packing
-from mmblocks.ops.attention.reference import attend as attend_reference
-from mmblocks.ops.attention.reference import weighed
+from mmblocks.batch import Packing, Rows
+from mmblocks.ops.attention import fixed, library, scored
+from mmblocks.ops.attention.call import Call
+from mmblocks.ops.attention.fixed import FixedCall
+from mmblocks.ops.attention.rows import OP as ROWS_OP
+from mmblocks.ops.attention.rows import RowsCall
+
+__all__ = ["FIXED_OP", "NAME", "OP", "ROWS_OP", "attend", "attend_rows", "packing_arguments", "register"]
 
 NAME = "mmblocks"
+OP = library.OP
+FIXED_OP = fixed.OP
 CHOOSING = ("position_bias", "indices", "block_indices", "sinks")
 """Keywords by which some families change scores or leave keys out, often in long texts only; never dropped silently."""
 
@@ -30,40 +40,112 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    keys: Packing | None = None,
 ) -> Tensor:
     """Attention inside each packed sequence.
 
-    q: (tokens, heads, head_dim); k, v: (tokens, kv_heads, head_dim), heads a multiple of kv_heads.
-    `window` limits a token to itself and the window - 1 tokens before it. `softcap` bounds scores to +-softcap by tanh
-    (Gemma 2). `sinks` (heads,) are scores of a place that holds nothing (gpt-oss). Returns (tokens, heads, head_dim).
+    q: (tokens, heads, head_dim); k: (key tokens, kv_heads, head_dim), heads a multiple of kv_heads; v: the same, of any
+    width. `keys` is the packing of k and v where it differs from that of q: as many sequences, each with at least as
+    many keys as queries, and the last query sees all of them (the others of `causal` one less each).
+    `window` limits a token of causal attention to itself and the window - 1 tokens before it. `softcap` bounds scores
+    to +-softcap by tanh (Gemma 2). `sinks` (heads,) are scores of a place that holds nothing (gpt-oss). Returns
+    (tokens, heads, width of v). Under autocast in its type. On CUDA nothing waits for the device, but for the reference.
     """
-    return attend_reference(q, k, v, packing, causal=causal, scale=scale, window=window, softcap=softcap, sinks=sinks)
+    keys = packing if keys is None else keys
+    q, k, v = _autocast(q, k, v)
+    call = Call(
+        q,
+        k,
+        v,
+        packing.cu_seqlens,
+        keys.cu_seqlens,
+        packing.max_seqlen,
+        keys.max_seqlen,
+        causal,
+        scale,
+        window,
+        _learns(q, k, v),
+        softcap is not None,
+        sinks is not None,
+    )
+    if softcap is not None or sinks is not None:
+        OP.choose(call)
+        return scored.attend(call, softcap, sinks)
+    later = torch.compiler.is_compiling() or q.is_meta
+    return library.computed(call, library.LATER if later else OP.choose(call).name)
+
+
+def attend_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    rows: Rows,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of some rows only: q are the queries of `rows`, k and v those of all tokens of `packing`.
+
+    Equal to these rows of `attend`; (n, heads, head_dim) to (n, heads, width of v). On CUDA the host waits for the
+    device where neither one row of each sequence is asked for without gradient nor `rows` has its host side.
+    """
+    q, k, v = _autocast(q, k, v)
+    return ROWS_OP(RowsCall(q, k, v, packing, rows, scale, window, softcap, sinks, _learns(q, k, v)))
+
+
+def _learns(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In the type that torch's own attention would take under autocast."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+# transformers -------------------------------------------------------------------------------------------------------
 
 
 def register() -> str:
-    """Make `attend` known to transformers; returns the name to pass as `attn_implementation`. Safe to call again.
+    """Make attention known to transformers; returns the name to pass as `attn_implementation`. Safe to call again.
 
-    Batches without a packing (generation on padded prompts) take transformers' own sdpa path and masks.
+    Calls without a packing (vision towers, generation on padded prompts) take transformers' own sdpa path and masks; on
+    CUDA torch's kernels are tried for them in a measured order.
     """
+    library.register_flops()
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, _transformers_attention)
+    AttentionInterface.register(NAME, _interface())
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
 
 
-def packing_arguments(packing: Packing, device: torch.device) -> dict[str, Any]:
+@cache
+def _interface() -> Any:
+    """What transformers calls. Compiled code leaves some rows' attention out, whose shapes follow from values."""
+    return partial(_transformers_attention, attend_some=torch.compiler.disable(attend_rows))
+
+
+def packing_arguments(packing: Packing, device: torch.device, keys: Packing | None = None) -> dict[str, Any]:
     """Keywords that carry a packing through a transformers model, and a mask that says "the packing decides".
 
-    A mask of four dimensions is handed through untouched (masking_utils), so no (tokens, tokens) mask is built.
+    `keys` as in `attend`, for a model with a cache. Longest lengths are rounded up, so that few of them differ. A mask of
+    four dimensions is handed through untouched (masking_utils), so no (tokens, tokens) mask is built.
     """
+    keys = packing if keys is None else keys
     return {
         "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device),
         "cu_seq_lens_q": packing.cu_seqlens,
-        "cu_seq_lens_k": packing.cu_seqlens,
-        "max_length_q": packing.max_seqlen,
-        "max_length_k": packing.max_seqlen,
+        "cu_seq_lens_k": keys.cu_seqlens,
+        "max_length_q": library.bucket(packing.max_seqlen),
+        "max_length_k": library.bucket(keys.max_seqlen),
     }
 
 
@@ -76,28 +158,53 @@ def _transformers_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
+    max_length_k: int | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    rows: Rows | None = None,
+    seen_slots: Mapping[int | None, Tensor | None] | None = None,
+    attend_some: Any = attend_rows,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' calling convention: query (1, heads, tokens, head_dim) to (1, tokens, heads, head_dim)."""
+    """transformers' calling convention: query (1, heads, tokens, head_dim) to (1, tokens, heads, head_dim).
+
+    With `rows` the queries are those of these rows, and the packing is that of the keys. `seen_slots` holds the masks of
+    calls without a packing by window: layers of other windows are given one mask by many families.
+    """
     if cu_seq_lens_q is None or max_length_q is None:
+        attention_mask = attention_mask if seen_slots is None else seen_slots[sliding_window]
         if softcap is not None or s_aux is not None:
             return _padded_scores(query, key, value, attention_mask, scaling, softcap, s_aux), None
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
+        return _unpacked(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others), None
     if unknown := [name for name in CHOOSING if others.get(name) is not None]:
         raise NotImplementedError(f"packed attention does not know {', '.join(unknown)}")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     packing = Packing(cu_seq_lens_q, max_length_q)
-    out = attend(q, k, v, packing, causal=True, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux)
-    return out.unsqueeze(0), None
+    further: dict[str, Any] = {"scale": scale, "window": sliding_window, "softcap": softcap, "sinks": s_aux}
+    if rows is not None:
+        return attend_some(q, k, v, packing, rows, **further).unsqueeze(0), None
+    keys = packing if cu_seq_lens_k is None or max_length_k is None else Packing(cu_seq_lens_k, max_length_k)
+    return attend(q, k, v, packing, causal=True, keys=keys, **further).unsqueeze(0), None
+
+
+def _unpacked(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
+) -> Tensor:
+    """One shape for all: (n, heads, rows, head_dim) to (n, rows, heads, head_dim)."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def run() -> Tensor:
+        return sdpa_attention_forward(module, query, key, value, mask, **settings)[0]
+
+    if torch.compiler.is_compiling() or query.is_meta:
+        return run()
+    causal = settings.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    return FIXED_OP(FixedCall(run, query, key, mask is not None, bool(causal), _learns(query, key, value)))
 
 
 def _padded_scores(
@@ -114,4 +221,4 @@ def _padded_scores(
     if mask is None:
         past = key.shape[2] - query.shape[2]
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(past)
-    return weighed(query, key, value, mask[..., : key.shape[2]], scale, softcap, sinks).transpose(1, 2)
+    return scored.weighed(query, key, value, mask[..., : key.shape[2]], scale, softcap, sinks).transpose(1, 2)

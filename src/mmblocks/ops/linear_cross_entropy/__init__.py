@@ -1,28 +1,38 @@
-"""Cross entropy of the language head on labelled rows only: rows without a target never meet the vocabulary."""
+"""Cross entropy of the language head on labelled rows only, a few at a time: (tokens, vocabulary) never exists."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from mmblocks.batch import IGNORE
+from mmblocks.ops.choice import REFERENCE, Op, Way
+from mmblocks.ops.linear_cross_entropy import chunked, reference
+
+__all__ = ["OP", "linear_cross_entropy", "row_cross_entropies"]
+
+OP = Op(
+    "linear_cross_entropy",
+    [
+        Way("chunked", chunked.run, chunked.reasons_against),
+        Way(REFERENCE, reference.run, reference.reasons_against),
+    ],
+)
 
 
-def linear_cross_entropy(hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sum of the cross entropies of the rows that have a target; 0 when there is none.
+def linear_cross_entropy(
+    hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], *, vocabulary: int
+) -> Tensor:
+    """Sum of the cross entropies of rows that all have a target; 0 with a gradient when there are none.
 
-    hidden: (tokens, dim); targets: (tokens,) ids or IGNORE; `logits` maps (n, dim) to (n, vocabulary).
+    hidden: (n, dim); targets: (n,) ids. `logits` maps (m, dim) to (m, vocabulary), each row by itself and always the
+    same way: it is called for a few rows at a time, and again in backward.
     """
-    labelled = targets != IGNORE
-    return F.cross_entropy(logits(hidden[labelled]).float(), targets[labelled], reduction="sum")
+    return row_cross_entropies(hidden, targets, logits, vocabulary=vocabulary).sum()
 
 
-def row_cross_entropies(hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
-    """(labelled rows,) float32: the cross entropy of each row that has a target, in their order.
-
-    Shapes as in `linear_cross_entropy`, whose result is their sum.
-    """
-    labelled = targets != IGNORE
-    return F.cross_entropy(logits(hidden[labelled]).float(), targets[labelled], reduction="none")
+def row_cross_entropies(
+    hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], *, vocabulary: int
+) -> Tensor:
+    """(n,): the cross entropy of each row, in float32 or wider. Arguments as in `linear_cross_entropy`."""
+    return OP(hidden, targets, logits, vocabulary=vocabulary)

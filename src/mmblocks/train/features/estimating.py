@@ -82,8 +82,8 @@ def estimate(
     tried = [different[i] for i in np.unique(np.linspace(0, len(different) - 1, 4 * TRIED).astype(int))]
     shown = [found for draw in tried if (found := _readable(mixture, draw, processor)) is not None]
     visuals = [visual for found in shown for visual in found]
-    views = sum(len(plan.views) for _, plan in visuals) / max(len(shown), 1)
-    lacking = sum(len(plan.views) for visual, plan in visuals if not cache.holds(visual, plan)) / max(len(shown), 1)
+    views = sum(len(plan.pictures) for _, plan in visuals) / max(len(shown), 1)
+    lacking = sum(len(plan.pictures) for visual, plan in visuals if not cache.holds(visual, plan)) / max(len(shown), 1)
     encode_s, write_s, read_s = _measured(
         cache, model, precision, [v for found in shown[:TRIED] for v in found], processor
     )
@@ -127,7 +127,7 @@ def _measured(
             cache.place(visual, plan)  # a data worker has to find the file, too
             read_file(trial, "trial")
             spent += encoded - begin, written - encoded, time.perf_counter() - written
-            views += len(plan.views)
+            views += len(plan.pictures)
         except DataError as fault:
             log.debug("passed over in the estimate: %s", fault)
     trial.unlink(missing_ok=True)

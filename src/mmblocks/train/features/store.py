@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zlib
@@ -12,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mmblocks.conversation import Visual
-from mmblocks.data.files import bytes_or_file, name_of
-from mmblocks.data.images import load_image
+from mmblocks.data.files import name_of
+from mmblocks.data.identity import digest, identity
 from mmblocks.errors import DataError
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import RoutedPlan, VisualPlan
@@ -49,19 +46,21 @@ class FeatureCache:
         return cls(Path(root) / _fingerprint(model, precision), (rows, columns, dim), features.dtype)
 
     def read(self, visuals: Sequence[Visual], plans: Sequence[RoutedPlan]) -> Tensor:
-        """(views, rows, columns, dim): those of all views, in order. Raises `DataError` for missing or damaged ones."""
+        """(pictures, rows, columns, dim): those of all pictures of the plans, in order. Raises `DataError` for missing or
+        damaged ones.
+        """
         none = torch.empty(0, *self.grid, dtype=self.dtype)
         pairs = zip(visuals, plans, strict=True)
         return torch.cat([none, *(self._read(visual, routed.plan) for visual, routed in pairs)])
 
     def _read(self, visual: Visual, plan: VisualPlan) -> Tensor:
         features = read_file(self.place(visual, plan), name_of(visual.source, visual.kind))
-        assert features.shape == (len(plan.views), *self.grid), "the name of the file holds the plan"
+        assert features.shape == (len(plan.pictures), *self.grid), "the name of the file holds the plan"
         return features
 
     def place(self, visual: Visual, plan: VisualPlan) -> Path:
         """The file of a visual under a plan. A picture that has changed on disk has another one."""
-        name = _digest(identity(visual), repr(plan.views))
+        name = digest(identity(visual), repr(plan.pictures))
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def holds(self, visual: Visual, plan: VisualPlan) -> bool:
@@ -108,7 +107,7 @@ def encode(model: OneVision, pixels: Tensor, precision: str) -> Tensor:
     """uint8 (views, 3, h, w) to the features that the model computes of them, on the CPU."""
     pixels = pixels.to(model.device)
     with _evaluating(model), torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return model.encoder(model.normalised(pixels)).cpu()
+        return model.encode(pixels).cpu()
 
 
 @contextmanager
@@ -124,34 +123,6 @@ def _evaluating(model: OneVision) -> Iterator[None]:
 # What makes features what they are -----------------------------------------------------------------------------------
 
 
-def identity(visual: Visual) -> str:
-    """What tells one visual from another: of files their path, size and time of change, of data in memory its content."""
-    source = visual.source
-    if isinstance(source, Image.Image):
-        return _digest("image", f"{source.size}", load_image(source).tobytes())
-    if isinstance(source, np.ndarray):
-        return _digest("array", f"{source.dtype} {source.shape}", np.ascontiguousarray(source).tobytes())
-    if isinstance(source, list | tuple):
-        return _digest("several", *(identity(Visual(visual.kind, one)) for one in source))
-    if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-        return _digest("folder", *(_stamp(path) for path in sorted(Path(source).iterdir())))
-    found = bytes_or_file(source, visual.kind)
-    return _digest("bytes", found) if isinstance(found, bytes) else _digest("file", _stamp(found))
-
-
-def _stamp(path: Path) -> str:
-    seen = path.stat()
-    return f"{path.absolute()} {seen.st_size} {seen.st_mtime_ns}"
-
-
-def _digest(*parts: str | bytes) -> str:
-    digest = hashlib.blake2b(digest_size=20)
-    for part in parts:
-        raw = part.encode() if isinstance(part, str) else part
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return digest.hexdigest()
-
-
 def _fingerprint(model: OneVision, precision: str) -> str:
     """An encoder's settings, weights and how it is run, as a folder's name."""
     encoder = model.encoder
@@ -162,7 +133,7 @@ def _fingerprint(model: OneVision, precision: str) -> str:
         for name, tensor in sorted(encoder.state_dict().items())
         for part in (f"{name} {tensor.dtype} {tuple(tensor.shape)}", _bytes(tensor))
     ]
-    return f"{settings['name']}-{_digest(json.dumps(said, sort_keys=True), *weights)}"
+    return f"{settings['name']}-{digest(json.dumps(said, sort_keys=True), *weights)}"
 
 
 def _plain(value: Any) -> Any:

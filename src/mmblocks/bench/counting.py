@@ -1,0 +1,120 @@
+"""What can be counted without a clock: FLOPs, bytes kept for backward, copies, rows that meet the vocabulary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+COPIES = frozenset(("copy_", "clone", "contiguous", "_to_copy", "cat", "masked_scatter", "index_copy"))
+"""Operators that only move what is there already into new memory."""
+
+
+def flops(run: Callable[[], Any]) -> int:
+    """FLOPs of what `run` computes, backward included where it runs one."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def flops_in(run: Callable[[], Any], modules: Iterable[nn.Module]) -> int:
+    """FLOPs inside calls of these modules, of which none may call another."""
+    spent: list[int] = []
+    with FlopCounterMode(display=False) as counter, ExitStack() as hooked:
+
+        def enter(*_: Any) -> None:
+            spent.append(-counter.get_total_flops())
+
+        def leave(*_: Any) -> None:
+            spent.append(counter.get_total_flops())
+
+        for module in modules:
+            hooked.callback(module.register_forward_pre_hook(enter).remove)
+            hooked.callback(module.register_forward_hook(leave).remove)
+        run()
+    return sum(spent)
+
+
+def saved_bytes(run: Callable[[], Any], *models: nn.Module) -> int:
+    """Bytes that autograd keeps for backward, each storage once, parameters and buffers of `models` left out."""
+    own = {t.untyped_storage()._cdata for model in models for t in chain(model.parameters(), model.buffers())}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage()._cdata
+        if key not in own:
+            alive.append(tensor)  # or another storage could get the same key
+            kept[key] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
+
+
+@contextmanager
+def counted_rows(module: nn.Module) -> Iterator[Counter[str]]:
+    """Counts the rows that a module is given."""
+    found: Counter[str] = Counter()
+
+    def count(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found["rows"] += args[0].shape[:-1].numel()
+        found["calls"] += 1
+
+    handle = module.register_forward_pre_hook(count)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+class Between(TorchDispatchMode):
+    """Operators between the end of one module and the beginning of another that make numbers, and how many they make.
+
+    Tables of integers are not counted.
+    """
+
+    def __init__(self, after: nn.Module, before: nn.Module) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.elements: Counter[str] = Counter()
+        self.open = False
+        self._modules = (after, before)
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Between:
+        after, before = self._modules
+        self._handles = [
+            after.register_forward_hook(lambda *_: self._set(True)),
+            before.register_forward_pre_hook(lambda *_: self._set(False)),
+        ]
+        return super().__enter__()
+
+    def __exit__(self, *fault: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        super().__exit__(*fault)
+
+    def _set(self, is_open: bool) -> None:
+        self.open = is_open
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if self.open and isinstance(made, Tensor) and made.is_floating_point():
+            name = func.overloadpacket.__name__
+            self.calls[name] += 1
+            self.elements[name] += made.numel()
+        return made
+
+    @property
+    def copies(self) -> int:
+        """How many of them were `COPIES`."""
+        return sum(count for name, count in self.calls.items() if name in COPIES)

@@ -1,0 +1,90 @@
+"""The fullest moment of a forward and a backward pass on the meta device: every storage counted while it is alive."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def peak_of(model: nn.Module, step: Callable[[], Tensor]) -> int:
+    """Bytes at the fullest moment of a step and of the backward pass of what it returns, weights and gradients included.
+
+    Nothing is computed. Attention takes what fused kernels take: no scores, in backward a gradient for each input.
+    """
+    model.zero_grad(set_to_none=True)
+    live = _Live()
+    for tensor in (*model.parameters(), *model.buffers()):
+        live.note(tensor)
+    with live, _fused_attention(), torch.enable_grad():
+        step().backward()
+    model.zero_grad(set_to_none=True)
+    return live.most
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the storages that operators make, until they are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in _tensors(made):
+            self.note(tensor)
+        return made
+
+    def note(self, tensor: Tensor) -> None:
+        """Count a tensor's storage from now on, once."""
+        storage = tensor.untyped_storage()
+        if (key := storage._cdata) in self.known:
+            return
+        self.known.add(key)
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def _tensors(nest: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """torch's attention on the meta device would make all scores. A mode would not reach what backward computes again."""
+    own = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: _Fused.apply(q, k, v)
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = own
+
+
+class _Fused(torch.autograd.Function):
+    """Attention of (..., heads, rows, channels) that computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads, rows = q.shape[-3:-1]
+        out = q.new_empty(*q.shape[:-3], rows, heads, v.shape[-1]).transpose(-3, -2)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        q, k, v, *_ = ctx.saved_tensors
+        return tuple(torch.empty_like(tensor) for tensor in (q, k, v))

@@ -1,0 +1,74 @@
+"""The suites by name, each a module with `measure(run)`, imported when it is asked for."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from mmblocks.bench.rows import Row, write
+from mmblocks.bench.run import OutOfTime, Run, Suite, Unequal
+from mmblocks.errors import ConfigError
+from mmblocks.settings import did_you_mean
+
+log = logging.getLogger(__name__)
+SUITES = {
+    "counters": "FLOPs, bytes kept for backward, copies, rows that meet the vocabulary, encoder blocks",
+    "prefill": "from pixels to the last logits",
+    "train": "forward and backward of a mixed batch of four",
+    "pool": "projector, pooling and merging of a clip at the released widths",
+    "second_question": "time to the first token of a second question about the same clip",
+    "decode": "tokens a second",
+    "attention": "every way to compute attention here",
+    "pool_kernel": "bytes a second of the gather that pools",
+    "ceil": "copies and matrix products of the device itself",
+    "vit": "tiles a second through the vision tower",
+    "memory": "peak of a training step",
+    "scale": "how cost grows with pictures, frames and resolution",
+}
+
+
+def suite_of(name: str) -> Suite:
+    """A suite by name. Raises `ConfigError` for one that does not exist."""
+    if name not in SUITES:
+        raise ConfigError(
+            f"no benchmark is called {name!r}; there are {', '.join(SUITES)}.{did_you_mean(name, SUITES)}"
+        )
+    return importlib.import_module(f"mmblocks.bench.{name}").measure
+
+
+def measured(names: Sequence[str], run: Run, out: Path | None) -> Iterator[Row | str]:
+    """Run suites one after the other; every row is written to `out` as soon as it is there.
+
+    Gives rows, and texts about what was left out: cases past the deadline, sides that do not compute the same.
+    """
+    suites = {name: suite_of(name) for name in names}
+    for name, suite in suites.items():
+        found: list[Row] = []
+        begun = time.monotonic()
+        try:
+            for row in suite(run):
+                found.append(row)
+                if out is not None:
+                    write(out, found)
+                yield row
+        except OutOfTime as reason:
+            yield f"{name} at {run.size}: stopped with {len(found)} rows: {reason}"
+        except Unequal as reason:
+            yield f"{name} at {run.size}: not timed: {reason}"
+        _forget()
+        log.info("%s at %s: %.0f s", name, run.size, time.monotonic() - begun)
+
+
+def _forget() -> None:
+    """Give memory back before the next suite builds its models; compiled code holds on to those of the last."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -1,0 +1,188 @@
+"""Talk to a model: single answers for a batch of conversations, and a chat that remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from threading import Thread
+from typing import Any
+
+import torch
+
+from mmblocks.chat.memory import Memory, Reuse
+from mmblocks.chat.prompts import Prompt
+from mmblocks.chat.visuals import SeenVisuals, embedded, rows_of
+from mmblocks.conversation import Conversation, Message, Part, Text, Visual
+from mmblocks.data.processor import Processor
+from mmblocks.errors import DataError
+from mmblocks.model.generate import Decoding, Stop, written_on
+from mmblocks.model.onevision import OneVision
+
+__all__ = ["Chat", "Reuse", "answer", "image", "video"]
+
+
+def image(source: Any) -> Visual:
+    """A picture to show: a path, bytes, a data: URI or a PIL image."""
+    return Visual("image", source)
+
+
+def video(source: Any, *, fps: float = 1.0) -> Visual:
+    """A clip to show: a path, or a uint8 array (frames, height, width, 3) with its frames per second."""
+    return Visual("video", source, fps)
+
+
+@torch.no_grad()
+def answer(model: OneVision, conversations: Sequence[Conversation], decoding: Decoding | None = None) -> list[str]:
+    """One answer per conversation, written together. Each conversation ends with a message of the user.
+
+    What is shown in several conversations is encoded once.
+    """
+    if not conversations:
+        return []
+    processor = Processor.of(model)
+    prompts = [Prompt.of(processor, conversation) for conversation in conversations]
+    rows = rows_of(model, processor, [(prompt, prompt.shown_behind(0)) for prompt in prompts], SeenVisuals(0))
+    x = torch.cat([embedded(model, prompt, rows) for prompt in prompts])
+    lengths = [len(prompt) for prompt in prompts]
+    written = written_on(model.backbone, x, lengths, decoding or Decoding(), Stop.of(model))
+    return [_text(model, ids) for ids in written]
+
+
+class Chat:
+    """A conversation with a model over many turns, with pictures and clips wherever they belong.
+
+    What was read and written is kept on the model's device within the limits of `reuse`, so that a further question
+    costs its own tokens only; `messages` may be changed and the model trained in between.
+
+    >>> chat = Chat(model)                                                            # doctest: +SKIP
+    >>> chat.ask(image("left.png"), image("right.png"), "Which picture has a red circle?")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: OneVision,
+        *,
+        system: str | None = None,
+        decoding: Decoding | None = None,
+        reuse: Reuse | None = None,
+    ) -> None:
+        self.model = model
+        self.decoding = decoding or Decoding()
+        self.reuse = reuse or Reuse()
+        self._first = () if system is None else (Message("system", (Text(system),)),)
+        self._memory = Memory(self.reuse)
+        self.messages: tuple[Message, ...] = self._first
+
+    def ask(self, *parts: str | Visual) -> str:
+        """Say something (texts and visuals in their order) and return the answer. Both are remembered."""
+        asked = self._asked(parts)
+        with self._at_hand() as memory:
+            ids = memory.respond(self.model, Conversation(asked, "chat"), self.decoding)
+        return self._remember(asked, ids)
+
+    def stream(self, *parts: str | Visual) -> Generator[str, None, None]:
+        """Like `ask`, giving the answer piece by piece while it is written.
+
+        An answer that is not read to its end is not remembered, and no longer written.
+        """
+        from transformers import TextIteratorStreamer
+
+        asked = self._asked(parts)
+        streamer = TextIteratorStreamer(self.model.backbone.text_tokenizer, skip_special_tokens=True)
+        with self._at_hand() as memory, _Writer(streamer) as writer:
+            writer.begin(
+                lambda: memory.respond(self.model, Conversation(asked, "chat"), self.decoding, streamer=writer)
+            )
+            yield from streamer
+        self._remember(asked, writer.result())
+
+    def forget(self) -> None:
+        """Begin again; the system message stays."""
+        self.messages = self._first
+
+    @contextmanager
+    def _at_hand(self) -> Iterator[Memory]:
+        """The memory, taken away while it is used: whoever asks in between begins with an empty one."""
+        memory, self._memory = self._memory, Memory(self.reuse)
+        try:
+            yield memory
+        finally:
+            self._memory = memory
+
+    def _asked(self, parts: Sequence[str | Visual]) -> tuple[Message, ...]:
+        if not parts:
+            raise DataError("chat: nothing was said; give a text, a picture or a clip.")
+        said: list[Part] = [Text(p) if isinstance(p, str) else p for p in parts]
+        return (*self.messages, Message("user", tuple(_on_lines(said))))
+
+    def _remember(self, asked: tuple[Message, ...], ids: Sequence[int]) -> str:
+        text = _text(self.model, ids)
+        self.messages = (*asked, Message("assistant", (Text(text),)))
+        return text
+
+
+class _Writer:
+    """Generation beside the reader of its stream; an error reaches the reader through `result`.
+
+    It stands between the model and the streamer, and stops the model when the reader has left.
+    """
+
+    def __init__(self, streamer: Any) -> None:
+        self._streamer = streamer
+        self._thread: Thread | None = None
+        self._left = False
+        self._ids: list[int] = []
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left = True
+        if self._thread is not None:
+            self._thread.join()
+
+    def begin(self, respond: Callable[[], list[int]]) -> None:
+        """Run `respond` beside the reader, with the ops that were asked for here (`mmblocks.ops.choice.using`)."""
+        self._thread = Thread(target=copy_context().run, args=(self._run, respond), daemon=True)
+        self._thread.start()
+
+    def _run(self, respond: Callable[[], list[int]]) -> None:
+        try:
+            self._ids = respond()
+        except BaseException as error:  # handed to the reading thread, which raises it
+            self._error = error
+            self._streamer.end()
+
+    def put(self, ids: Any) -> None:
+        if self._left:
+            raise _ReaderLeft
+        self._streamer.put(ids)
+
+    def end(self) -> None:
+        self._streamer.end()
+
+    def result(self) -> list[int]:
+        if self._error is not None:
+            raise self._error
+        return self._ids
+
+
+class _ReaderLeft(Exception):
+    """Nobody reads on."""
+
+
+def _on_lines(parts: Sequence[Part]) -> Iterator[Part]:
+    """Visuals and the text after them on lines of their own, as LLaVA's prompts have them."""
+    for i, part in enumerate(parts):
+        yield part
+        if isinstance(part, Visual) and i + 1 < len(parts):
+            yield Text("\n")
+
+
+def _text(model: OneVision, ids: Sequence[int]) -> str:
+    text = model.backbone.text_tokenizer.decode(ids, skip_special_tokens=True)
+    for stop in Stop.of(model).texts:
+        text = text.partition(stop)[0]
+    return text.strip()

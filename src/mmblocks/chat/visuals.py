@@ -1,0 +1,74 @@
+"""Visual rows, each visual encoded once for as long as it is remembered."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmblocks.chat.prompts import Prompt
+from mmblocks.data.collate import collate
+from mmblocks.data.processor import Processor, Sample
+from mmblocks.model.onevision import OneVision
+
+
+class SeenVisuals:
+    """Rows of visuals by their keys (see `Prompt`), the least used leaving when they take more than `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._rows: OrderedDict[str, Tensor] = OrderedDict()
+
+    def recall(self, key: str) -> Tensor | None:
+        """(rows, dim), or None."""
+        if key in self._rows:
+            self._rows.move_to_end(key)
+        return self._rows.get(key)
+
+    def remember(self, key: str, rows: Tensor) -> None:
+        """Rows that alone are too large are not kept."""
+        if rows.nbytes <= self._max_bytes:
+            self._rows[key] = rows.clone()  # rows are a piece of what was encoded together, which is not to be held
+        while sum(kept.nbytes for kept in self._rows.values()) > self._max_bytes:
+            self._rows.popitem(last=False)
+
+    def clear(self) -> None:
+        self._rows.clear()
+
+
+def rows_of(
+    model: OneVision, processor: Processor, wanted: Sequence[tuple[Prompt, Sequence[int]]], seen: SeenVisuals
+) -> dict[str, Tensor]:
+    """By key, the rows of some visuals of each prompt. Those not seen before are encoded together, each once."""
+    found: dict[str, Tensor] = {}
+    samples: list[Sample] = []
+    new: list[tuple[str, int]] = []
+    for prompt, numbers in wanted:
+        unseen = []
+        for i in numbers:
+            key = prompt.keys[i]
+            known = found.get(key, seen.recall(key))
+            if known is not None:
+                found[key] = known
+            elif key not in dict(new):
+                new.append((key, prompt.counts[i]))
+                unseen.append(i)
+        samples += [prompt.opened(processor, unseen)] if unseen else []
+    if samples:
+        rows = model.visual_tokens(collate(samples).to(model.device))
+        for (key, _), part in zip(new, rows.split([count for _, count in new]), strict=True):
+            found[key] = part
+            seen.remember(key, part)
+    return found
+
+
+def embedded(model: OneVision, prompt: Prompt, rows: Mapping[str, Tensor], kept: int = 0) -> Tensor:
+    """(tokens - kept, dim): the rows of a prompt behind the first `kept`, visual ones out of `rows`."""
+    x = model.backbone.embed(prompt.encoded.input_ids[kept:].to(model.device))
+    for i in prompt.shown_behind(kept):
+        places = prompt.places[i]
+        first = int(torch.searchsorted(places, kept))
+        x = x.index_copy(0, (places[first:] - kept).to(x.device), rows[prompt.keys[i]][first:].to(x.dtype))
+    return x

@@ -1,0 +1,133 @@
+"""How answers are drawn and what ends them, in transformers' own order and words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmblocks.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How answers are drawn. temperature 0 is greedy; above it, tokens are sampled within `top_p` and `top_k`."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"max_new_tokens={self.max_new_tokens}; an answer has at least 1" * (self.max_new_tokens < 1),
+            f"temperature={self.temperature}; write 0 for greedy, or more" * (not self.temperature >= 0),
+            f"top_p={self.top_p}; write a share above 0 and up to 1" * (not 0 < self.top_p <= 1),
+            f"top_k={self.top_k}; write 0 for all tokens, or more" * (self.top_k < 0),
+        ]
+        if found := [fault for fault in faults if fault]:
+            raise ConfigError(f"decoding: {'; '.join(found)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """What ends an answer: single tokens, and texts that the tokenizer writes with several."""
+
+    tokens: tuple[int, ...]
+    texts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: Any) -> Stop:
+        """The stop texts of a model's chat template, as its text tokenizer writes them."""
+        tokenizer = model.backbone.text_tokenizer
+        ids = {text: tokenizer.encode(text, add_special_tokens=False) for text in model.template.stop}
+        tokens = tuple(i[0] for i in ids.values() if len(i) == 1)
+        return cls(tokens, tuple(text for text, i in ids.items() if len(i) != 1))
+
+
+class Chooser:
+    """Next tokens out of logits, by the processors that transformers' `generate` would make, in its order.
+
+    What a checkpoint's generation_config says of repetition (Qwen2's 1.1) holds; how tokens are drawn is `decoding`'s.
+    """
+
+    def __init__(self, backbone: Any, decoding: Decoding) -> None:
+        self._sampled = decoding.temperature > 0
+        self._processors = [*_against_repetition(backbone), *(_warpers(decoding) if self._sampled else ())]
+
+    def __call__(self, written: Tensor, logits: Tensor) -> Tensor:
+        """(sequences,) next tokens. written: (sequences, tokens) so far; logits: (sequences, vocabulary)."""
+        scores = logits.float()
+        for processor in self._processors:
+            scores = processor(written, scores)
+        if self._sampled:
+            return torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
+        return scores.argmax(-1)
+
+
+def _against_repetition(backbone: Any) -> list[Any]:
+    from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+    settings = getattr(backbone.lm, "generation_config", None)
+    penalty = getattr(settings, "repetition_penalty", None)
+    size = getattr(settings, "no_repeat_ngram_size", None)
+    found: list[Any] = []
+    if penalty is not None and penalty != 1.0:
+        found.append(RepetitionPenaltyLogitsProcessor(penalty=penalty))
+    if size:
+        found.append(NoRepeatNGramLogitsProcessor(size))
+    return found
+
+
+def _warpers(decoding: Decoding) -> list[Any]:
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    found: list[Any] = []
+    if decoding.temperature != 1.0:
+        found.append(TemperatureLogitsWarper(decoding.temperature))
+    if decoding.top_k:
+        found.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p < 1.0:
+        found.append(TopPLogitsWarper(decoding.top_p))
+    return found
+
+
+class Ending:
+    """Which answers have ended.
+
+    tokens: the ids that end one, those of the template or else the checkpoint's own. padding: what stands behind it.
+    """
+
+    def __init__(self, backbone: Any, stop: Stop, device: torch.device) -> None:
+        self.tokens = stop.tokens or _own_end(backbone)
+        self.padding = self.tokens[0] if self.tokens else 0
+        self._tokens = torch.tensor(self.tokens, dtype=torch.int64, device=device)
+        self._texts = _stop_texts(backbone, stop)
+
+    def __call__(self, written: Tensor) -> Tensor:
+        """(sequences,) bool: which of `written` (sequences, tokens) end with their last token."""
+        ended = torch.isin(written[:, -1], self._tokens)
+        return ended if self._texts is None else ended | self._texts(written, None)
+
+
+def _own_end(backbone: Any) -> tuple[int, ...]:
+    own = getattr(getattr(backbone.lm, "generation_config", None), "eos_token_id", None)
+    return tuple(own) if isinstance(own, Sequence) else () if own is None else (own,)
+
+
+def _stop_texts(backbone: Any, stop: Stop) -> Any:
+    if not stop.texts:
+        return None
+    from transformers import StopStringCriteria
+
+    return StopStringCriteria(backbone.text_tokenizer, list(stop.texts))
+
+
+def until(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
+    """Ids before the first stop token."""
+    ends = [i for i, token in enumerate(ids) if token in stop_ids]
+    return list(ids[: ends[0]]) if ends else list(ids)

@@ -1,0 +1,154 @@
+"""Which way an op is computed: the first that has no reasons against the inputs, or the one that was asked for.
+
+`MMBLOCKS_OPS` is "auto", the name of a way ("reference"), or ways by op ("attention=varlen,gather_lerp=reference");
+`using` says the same for a block of code. An op without a way of that name goes on choosing by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from mmblocks.errors import ConfigError
+
+log = logging.getLogger(__name__)
+AUTO = "auto"
+REFERENCE = "reference"
+SETTING = "MMBLOCKS_OPS"
+OPS: dict[str, Op] = {}
+_asked: ContextVar[Mapping[str, str] | None] = ContextVar("mmblocks_ops", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to compute an op. `reasons_against` takes the same inputs as `run` and is empty where it can run.
+
+    here: what speaks against it on this machine, whatever the inputs; `mmblocks doctor` shows it.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    reasons_against: Callable[..., list[str]]
+    here: Callable[[], list[str]] = list
+
+
+@dataclass(slots=True)
+class Op:
+    """An op and its ways, the fastest first and the reference, which always runs, last.
+
+    order: names of all ways for given inputs, where which is the fastest depends on these.
+    """
+
+    name: str
+    ways: Sequence[Way]
+    order: Callable[..., Sequence[str]] | None = None
+    _told: set[tuple[str, ...]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        assert self.ways[-1].name == REFERENCE
+        OPS[self.name] = self
+
+    def __call__(self, *inputs: Any, **settings: Any) -> Any:
+        """What the chosen way makes of the inputs."""
+        return self.choose(*inputs, **settings).run(*inputs, **settings)
+
+    def choose(self, *inputs: Any, **settings: Any) -> Way:
+        """The way that runs these inputs. Raises `ConfigError` with its reasons where the one asked for cannot."""
+        wanted = asked_for(self.name)
+        named = next((way for way in self.ways if way.name == wanted), None)
+        if named is not None:
+            if reasons := named.reasons_against(*inputs, **settings):
+                raise ConfigError(
+                    f"{self.name}: {named.name!r} was asked for and cannot run here: {'; '.join(reasons)}. "
+                    f"Leave the choice to mmblocks ({SETTING}=auto) or ask for {REFERENCE!r}."
+                )
+            return named
+        passed: list[str] = []
+        for way in self._ordered(*inputs, **settings):
+            reasons = way.reasons_against(*inputs, **settings)
+            if not reasons:
+                self._tell(way, passed)
+                return way
+            passed.append(f"{way.name}: {'; '.join(reasons)}")
+        raise AssertionError("a reference has no reasons against it")
+
+    def _ordered(self, *inputs: Any, **settings: Any) -> Sequence[Way]:
+        if self.order is None:
+            return self.ways
+        ways = {way.name: way for way in self.ways}
+        return [ways[name] for name in self.order(*inputs, **settings)]
+
+    def _tell(self, way: Way, passed: list[str]) -> None:
+        """Log a choice once, with what stands against the faster ways."""
+        if (told := (way.name, *passed)) not in self._told:
+            self._told.add(told)
+            log.info("%s: %s%s", self.name, way.name, "".join(f"\n  not {reason}" for reason in passed))
+
+
+def all_ops() -> list[Op]:
+    """Every op, by name."""
+    _load_all()
+    return [OPS[name] for name in sorted(OPS)]
+
+
+def asked_for(op: str) -> str:
+    """The name asked for an op, `AUTO` when none was."""
+    asked = _asked.get()
+    if asked is None:
+        asked = _parsed(os.environ.get(SETTING, AUTO))
+    return asked.get(op, asked.get("", AUTO))
+
+
+@contextmanager
+def using(every: str = AUTO, **ops: str) -> Iterator[None]:
+    """Ask for ways in a block of code: `using("reference")`, `using(attention="varlen")`. Other ops choose themselves.
+
+    Raises `ConfigError` for an op or a way that does not exist.
+    """
+    asked = {"": every, **ops}
+    _require_known(asked)
+    token = _asked.set(asked)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+@cache
+def _parsed(text: str) -> dict[str, str]:
+    pairs = [word.strip().rpartition("=") for word in text.split(",") if word.strip()]
+    asked = {op: way for op, _, way in pairs}
+    _require_known(asked)
+    return asked
+
+
+def _require_known(asked: Mapping[str, str]) -> None:
+    _load_all()
+    names = {op.name: [way.name for way in op.ways] for op in OPS.values()}
+    every = sorted({way for ways in names.values() for way in ways})
+    for op, way in asked.items():
+        if op and op not in names:
+            raise ConfigError(f"{SETTING}: there is no op {op!r}; there are {', '.join(sorted(names))}.")
+        known = names[op] if op else every
+        if way not in (*known, AUTO):
+            raise ConfigError(
+                f"{SETTING}: {op or 'no op'} {'has no' if op else 'has a'} way {way!r}; write {AUTO}, {', '.join(known)}."
+            )
+
+
+@cache
+def _load_all() -> None:
+    """Import every folder of this package, so that the ops are known."""
+    import mmblocks.ops
+
+    for module in pkgutil.iter_modules(mmblocks.ops.__path__):
+        if module.ispkg:
+            import_module(f"mmblocks.ops.{module.name}")

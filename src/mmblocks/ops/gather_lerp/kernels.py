@@ -1,0 +1,87 @@
+"""The gather in Triton: a program makes a few rows of a few hundred channels from a table of taps.
+
+Both directions gather, so there are no atomics, and the same inputs always give the same bits. Importing this needs
+triton; with TRITON_INTERPRET=1 set before that, the kernels run on the CPU.
+
+x, out, gradient, before: (rows, d), rows `stride` elements apart. rows, weights: (n, taps), without gaps.
+"""
+
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# (the body of a kernel is Triton, which is only written like Python)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+UNROLLED = tl.constexpr(4)
+"""Taps that are in flight together; a bilinear sample has four."""
+
+
+@triton.jit
+def gather(
+    x, rows, weights, out, n, d, stride, taps,
+    GELU: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """out[i] = sum over j of weights[i, j] * x[rows[i, j]], or of gelu(x)."""
+    i, channel, inside = _block(n, d, ROWS, CHANNELS)
+    total = _sum_of_taps(x, rows, weights, i, channel, inside, n, d, stride, taps, GELU, EXACT, ROWS, CHANNELS)
+    tl.store(out + i.to(tl.int64)[:, None] * d + channel[None, :], total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gather_back_through_gelu(
+    gradient, rows, weights, before, out, n, d, stride, before_stride, taps,
+    EXACT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """out[i] = gelu'(before[i]) * sum over j of weights[i, j] * gradient[rows[i, j]]."""
+    i, channel, inside = _block(n, d, ROWS, CHANNELS)
+    total = _sum_of_taps(
+        gradient, rows, weights, i, channel, inside, n, d, stride, taps, False, EXACT, ROWS, CHANNELS
+    )  # fmt: skip
+    at = before + i.to(tl.int64)[:, None] * before_stride + channel[None, :]
+    value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    total *= _gelu_slope(value, EXACT)
+    tl.store(out + i.to(tl.int64)[:, None] * d + channel[None, :], total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _block(n, d, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """This program's rows and channels, and which of them there are. Neighbours share rows of x, so rows run first."""
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    return i, channel, (i < n)[:, None] & (channel < d)[None, :]
+
+
+@triton.jit
+def _sum_of_taps(
+    x, rows, weights, i, channel, inside, n, d, stride, taps,
+    GELU: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    total = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
+    first = i.to(tl.int64) * taps
+    for j in tl.range(0, taps, loop_unroll_factor=UNROLLED):
+        row = tl.load(rows + first + j, mask=i < n, other=0)
+        weight = tl.load(weights + first + j, mask=i < n, other=0.0)
+        read = inside & (weight != 0)[:, None]
+        value = tl.load(x + row[:, None] * stride + channel[None, :], mask=read, other=0.0).to(tl.float32)
+        if GELU:
+            value *= _normal(value, EXACT)
+        total += weight[:, None] * value
+    return total
+
+
+@triton.jit
+def _gelu_slope(x, EXACT: tl.constexpr):
+    """Phi(x) + x * phi(x)."""
+    return _normal(x, EXACT) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+
+
+@triton.jit
+def _normal(x, EXACT: tl.constexpr):
+    """Phi(x), by erf or by Abramowitz and Stegun 7.1.26, which is off by 1e-7 at most and takes fewer instructions."""
+    if EXACT:
+        return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+    t = 1.0 / (1.0 + 0.3275911 * 0.7071067811865476 * tl.abs(x))
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    tail = 0.5 * series * tl.exp(-0.5 * x * x)
+    return tl.where(x < 0, tail, 1.0 - tail)

@@ -1,0 +1,181 @@
+"""Both sides compute the same, or nothing is timed; the commands for a GPU run through on a CPU."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmblocks.batch import IGNORE
+from mmblocks.bench import attention, h200, ours, peer
+from mmblocks.bench.cases import SCENARIOS, cases
+from mmblocks.bench.equal import require_same_gradients, require_same_logits
+from mmblocks.bench.pool_kernel import bilinear_taps
+from mmblocks.bench.rows import Row, read
+from mmblocks.bench.run import BOUND, Run, Unequal, error_of
+from mmblocks.bench.sizes import model_of
+from mmblocks.bench.suites import SUITES, measured
+from mmblocks.bench.train import MIXED
+from mmblocks.cli import main
+from mmblocks.errors import ConfigError
+from mmblocks.ops.attention.table import measured as table_of
+from mmblocks.shapes import Size
+
+RUN = Run(tiny=True, repeats=1, warmups=0, input_sets=1)
+
+
+TOWER = next(shape for shape in attention.shapes(RUN) if shape.name == "tower")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Any:
+    model = model_of(RUN.scale, RUN.device, RUN.dtype)
+    return model, peer.peer_of(model)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_both_sides_give_the_same_logits(pair: Any, scenario: str) -> None:
+    assert require_same_logits(scenario, *pair, cases(pair[0], RUN, scenario)[0]) < BOUND
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scenario", ["anyres", "images", "video"])
+def test_other_pixels_change_the_logits_far_more_than_rounding(pair: Any, scenario: str) -> None:
+    one, other = (
+        ours.last_logits(pair[0], case.batch) for case in cases(pair[0], replace(RUN, input_sets=2), scenario)
+    )
+    assert error_of(one, other) > 20 * BOUND
+
+
+def test_both_sides_share_their_weights(pair: Any) -> None:
+    model, theirs = pair
+    found = dict(theirs.named_parameters())
+    names = [(n, t) for n, t in peer.names_of(model).items() if t in found]
+    assert len(names) == len(list(model.named_parameters()))
+    assert all(model.get_parameter(n).data_ptr() == found[t].data_ptr() for n, t in names)
+
+
+def test_a_mixed_batch_gives_the_same_losses_and_gradients(pair: Any) -> None:
+    model, theirs = pair
+    case = cases(model, RUN, *MIXED, answers=True)[0]
+    assert require_same_gradients("train", model, theirs, case) < BOUND
+    losses = [model(case.batch).mean, peer.padded_loss(theirs, case), peer.packed_loss(theirs, case)]
+    torch.testing.assert_close(losses[1:], losses[:1] * 2, rtol=1e-5, atol=0)  # fp32 means over 48 rows
+    assert (case.targets != IGNORE).sum() == case.batch.num_labelled
+
+
+def test_sides_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = peer.peer_of
+
+    def damaged(model: Any) -> Any:
+        theirs = made(model)
+        theirs.model.multi_modal_projector.linear_2.bias = torch.nn.Parameter(torch.ones(model.backbone.dim))
+        return theirs
+
+    monkeypatch.setattr(peer, "peer_of", damaged)
+    told = list(measured(["prefill"], RUN, tmp_path / "a.csv"))
+    assert len(told) == 1
+    assert "not timed: base: outputs differ" in told[0]
+    assert read(tmp_path / "a.csv") == []
+
+
+def test_gradients_that_differ_are_refused(pair: Any) -> None:
+    model, theirs = pair
+    case = cases(model, RUN, *MIXED, answers=True)[0]
+    with pytest.raises(Unequal, match="gradients differ"):
+        require_same_gradients("train", model, theirs, case, bound=0.0)
+
+
+def test_taps_of_the_kernel_benchmark_are_torchs_interpolation() -> None:
+    x = torch.randn(2 * 27 * 27, 3)
+    taps = bilinear_taps(2, Size(27, 27), Size(14, 14))
+    maps = x.view(2, 27, 27, 3).permute(0, 3, 1, 2)
+    want = torch.nn.functional.interpolate(maps, size=(14, 14), mode="bilinear").permute(0, 2, 3, 1).flatten(0, 2)
+    found = (x[taps.rows] * taps.weights.unsqueeze(-1)).sum(1)
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)  # fp32: taps sum in another order
+
+
+@pytest.mark.parametrize("number", h200.COMMANDS)
+def test_each_command_for_a_gpu_goes_through_on_the_cpu(number: int, tmp_path: Path) -> None:
+    out = tmp_path / "gpu.csv"
+    told = list(h200.run_command(number, h200.run_of(number, tiny=True), out))
+    suites = {suite for _, suites in h200.COMMANDS[number] for suite in suites}
+    faults = [text for text in told if isinstance(text, str) and "the order of ways" not in text]
+    assert not faults
+    assert {row.suite for row in read(out)} == suites
+    assert [row for row in told if isinstance(row, Row) and row.peer and not row.ratio] == []
+
+
+def test_the_order_that_attention_writes_is_one_that_attention_reads(tmp_path: Path) -> None:
+    found = [row for row in attention.measure(RUN) if isinstance(row, Row)]
+    attention.write_order(tmp_path / "order.json", found, RUN)
+    rows = table_of(str(tmp_path / "order.json"))
+    assert {row.op for row in rows} == {attention.PACKED, attention.FIXED}
+    times = {row.settings: row.ours for row in found if (row.scenario, row.quantity) == (TOWER.scenario(), "forward")}
+    order = next(row.order for row in rows if row.op == TOWER.op and row.head_dim == 72 and not row.learns)
+    assert order[0] == min(times, key=lambda name: times[name]).removeprefix(f"{TOWER.op}=")
+
+
+def test_what_the_deadline_leaves_is_told(tmp_path: Path) -> None:
+    run = replace(h200.run_of(2, tiny=True), ends=time.monotonic())
+    told = list(h200.run_command(2, run, tmp_path / "gpu.csv"))
+    assert [text.partition(":")[0] for text in told] == [
+        "vit at 0_5b",
+        "prefill at 0_5b",
+        "second_question at 0_5b",
+    ]
+    assert all("stopped with 0 rows" in text for text in told)
+
+
+def test_a_suite_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmblocks.bench import ceil
+
+    def fail(run: Run) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(ceil, "measure", fail)
+    told = h200.run_command(1, h200.run_of(1, tiny=True), None)
+    assert "ceil at 0_5b: failed after 0 rows" in next(told)
+    assert next(told).suite == "attention"
+
+
+# The command --------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_rows_that_say_how_to_measure_them_again(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "a.csv"
+    assert main(["bench", "ceil", "--tiny", "--repeats", "1", "--out", str(out)]) == 0
+    assert "matmul" in capsys.readouterr().out
+    assert {row.command for row in read(out)} == {"mmblocks bench ceil --size tiny --repeats 1 --tiny"}
+
+
+def test_without_a_name_the_command_lists_what_there_is(capsys: Any) -> None:
+    assert main(["bench"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in SUITES)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nonsense"], "no benchmark is called 'nonsense'"),
+        (["prefil"], "prefill"),
+        (["ceil", "--size", "huge"], "no size is called 'huge'"),
+        (["ceil", "--repeats", "0"], "at least one"),
+        (["ceil", "--gpu", "1"], "--gpu says which suites are run"),
+        (["--gpu", "7"], "there are commands 1, 2, 3, 4"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(words: list[str], says: str, capsys: Any) -> None:
+    assert main(["bench", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_without_a_gpu_its_commands_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no CUDA device"):
+        h200.run_of(1, tiny=False)

@@ -1,0 +1,87 @@
+"""Which way an op takes: the first without reasons, or the one that was asked for."""
+
+import logging
+
+import pytest
+
+from mmblocks.errors import ConfigError
+from mmblocks.ops import choice
+from mmblocks.ops.choice import Op, Way, all_ops, asked_for, using
+
+
+@pytest.fixture
+def op(monkeypatch):
+    """An op that says which of its ways ran; "even" runs even numbers only."""
+    monkeypatch.setattr(choice, "OPS", {op.name: op for op in all_ops()})
+    even = Way("even", lambda n: ("even", n), lambda n: ["the number is odd"] if n % 2 else [])
+    return Op("halve", [even, Way("reference", lambda n: ("reference", n), lambda n: [])])
+
+
+def test_the_first_way_without_reasons_runs(op):
+    assert [op(2), op(3)] == [("even", 2), ("reference", 3)]
+
+
+def test_a_way_that_is_asked_for_runs(op):
+    with using(halve="reference"):
+        assert op(2) == ("reference", 2)
+    assert op(2) == ("even", 2)
+
+
+def test_a_way_can_be_asked_for_every_op_that_has_it(op):
+    with using("reference"):
+        assert op(2) == ("reference", 2)
+    with using("reference", halve="even"):
+        assert op(2) == ("even", 2)
+    with using("varlen"):  # another op's
+        assert op(2) == ("even", 2)
+
+
+def test_a_way_that_was_asked_for_and_cannot_run_says_why(op):
+    with using(halve="even"), pytest.raises(ConfigError, match=r"halve: 'even' was asked for .* the number is odd"):
+        op(3)
+
+
+def test_the_environment_asks_too_and_a_block_of_code_overrules_it(op, monkeypatch):
+    monkeypatch.setenv("MMBLOCKS_OPS", "halve=reference, attention=varlen")
+    assert (op(2), asked_for("attention"), asked_for("gather_lerp")) == (("reference", 2), "varlen", "auto")
+    with using():
+        assert op(2) == ("even", 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"halve": "odd"}, "halve has no way 'odd'; write auto, even, reference"),
+        ({"half": "even"}, "there is no op 'half'; there are .*halve"),
+        ({"every": "quickest"}, "no op has a way 'quickest'"),
+    ],
+)
+def test_what_does_not_exist_cannot_be_asked_for(op, asked, message):
+    with pytest.raises(ConfigError, match=message), using(**asked):
+        pass
+
+
+def test_the_environment_is_read_as_strictly(op, monkeypatch):
+    monkeypatch.setenv("MMBLOCKS_OPS", "halve=odd")
+    with pytest.raises(ConfigError, match="MMBLOCKS_OPS: halve has no way 'odd'"):
+        op(2)
+
+
+def test_a_choice_is_logged_once_with_what_stands_against_faster_ways(op, caplog):
+    with caplog.at_level(logging.INFO, "mmblocks.ops.choice"):
+        for number in (3, 5, 2, 4):
+            op(number)
+    assert [record.getMessage() for record in caplog.records] == [
+        "halve: reference\n  not even: the number is odd",
+        "halve: even",
+    ]
+
+
+def test_the_order_may_depend_on_the_inputs(op):
+    ordered = Op("halve", op.ways, order=lambda n: ("reference", "even") if n > 9 else ("even", "reference"))
+    assert [ordered(2), ordered(10)] == [("even", 2), ("reference", 10)]
+
+
+def test_every_op_of_the_library_has_a_reference_that_always_runs_here():
+    assert {op.name for op in all_ops()} >= {"attention", "gather_lerp", "linear_cross_entropy"}
+    assert [way.here() for op in all_ops() for way in op.ways if way.name == "reference"] == [[]] * len(all_ops())
