@@ -85,3 +85,11 @@ def test_the_order_may_depend_on_the_inputs(op):
 def test_every_op_of_the_library_has_a_reference_that_always_runs_here():
     assert {op.name for op in all_ops()} >= {"attention", "gather_lerp", "linear_cross_entropy"}
     assert [way.here() for op in all_ops() for way in op.ways if way.name == "reference"] == [[]] * len(all_ops())
+
+
+def test_a_model_passes_on_what_is_wrong_with_the_setting(tiny_spec, monkeypatch):
+    import mmblocks
+
+    monkeypatch.setenv("MMBLOCKS_OPS", "tritton")
+    with pytest.raises(ConfigError, match=r"^MMBLOCKS_OPS: no op has a way 'tritton'"):
+        mmblocks.build(tiny_spec, seed=0)

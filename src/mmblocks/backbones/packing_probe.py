@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Packing
-from mmblocks.errors import ConfigError
+from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.ops import attention
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def explaining(family: str, what: str) -> Iterator[None]:
     """Whatever a family's code raises is a reason against it."""
     try:
         yield
+    except MMBlocksError:
+        raise
     except Exception as cause:
         raise ConfigError(
             f"backbone family {family!r}: its transformers code {what} ({type(cause).__name__}: {cause})."
