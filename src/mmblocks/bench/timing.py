@@ -23,6 +23,7 @@ class Way:
     prepare: Callable[[int], Any] | None = None
 
     def ready(self, number: int) -> Any:
+        """What is handed to a timed call on that input set, made outside of the clock."""
         return number if self.prepare is None else self.prepare(number)
 
 
@@ -34,6 +35,7 @@ class Timing:
 
     @property
     def median(self) -> float:
+        """Seconds."""
         return statistics.median(self.seconds)
 
     @property

@@ -35,6 +35,7 @@ class SeenVisuals:
             self._rows.popitem(last=False)
 
     def clear(self) -> None:
+        """Keep nothing."""
         self._rows.clear()
 
 

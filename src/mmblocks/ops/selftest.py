@@ -34,6 +34,13 @@ class Result:
         return bool(self.reasons) if self.error is None else self.error <= self.tolerance
 
 
+def difference(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The largest difference from float64 numbers, relative to the largest of these; 0 where there are none."""
+    if not want.numel():
+        return 0.0
+    return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-12))
+
+
 def selftest(device: torch.device | str) -> list[Result]:
     """Every way of every op against its reference on a device, on ragged and odd sizes, value and gradients."""
     return [result for module in _modules() for result in module.selftest(device)]

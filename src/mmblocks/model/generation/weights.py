@@ -22,6 +22,7 @@ class Places:
 
     @classmethod
     def of(cls, model: nn.Module) -> Places:
+        """Those of a module's parameters and buffers at this moment."""
         tensors = list(chain(model.parameters(), model.buffers()))
         # A reference keeps the name of a storage from being given to another, and holds none of its memory.
         found = tuple((StorageWeakRef(t.untyped_storage()), t.storage_offset(), t.shape, t.dtype) for t in tensors)
@@ -43,6 +44,7 @@ class Weights:
     @classmethod
     @torch.no_grad()
     def of(cls, model: nn.Module) -> Weights:
+        """Those of a module at this moment."""
         tensors = list(chain(model.parameters(), model.buffers()))
         kinds: dict[Any, list[Tensor]] = {}
         for tensor in tensors:

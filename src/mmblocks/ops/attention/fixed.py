@@ -41,6 +41,7 @@ class FixedCall:
 
 
 def reasons_against(kernel: str, call: FixedCall) -> list[str]:
+    """Why a kernel cannot take a call."""
     if call.q.device.type != "cuda":
         return [f"it is for CUDA, and the tensors are on {call.q.device.type}"]
     reasons, dim = list(reasons_here(kernel)), call.q.shape[-1]
@@ -54,6 +55,7 @@ def reasons_against(kernel: str, call: FixedCall) -> list[str]:
 
 
 def reasons_here(kernel: str) -> list[str]:
+    """Why a kernel cannot run on this machine, whatever it is given."""
     here = capability()
     if here is None:
         return ["torch sees no CUDA device"]

@@ -18,6 +18,7 @@ _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 
 
 def reasons_against(call: Call) -> list[str]:
+    """None: it runs everywhere."""
     return []
 
 

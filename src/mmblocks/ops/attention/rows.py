@@ -59,6 +59,7 @@ class RowsCall:
 
 
 def against_varlen(call: RowsCall) -> list[str]:
+    """Why `by_varlen` cannot take a call."""
     reasons = varlen.reasons_against(call.dense())
     if call.learns:
         reasons.append("a gradient is asked for, and its backward knows no shortened keys")
@@ -102,6 +103,7 @@ class _Part:
 
 
 def by_sequence(call: RowsCall) -> Tensor:
+    """(n, heads, width of v), by torch's own attention on one sequence after the other."""
     parts = [_one(call, part) for part in _parts(call)]
     return torch.cat(parts) if parts else of_nothing(call.q, call.k, call.v)
 

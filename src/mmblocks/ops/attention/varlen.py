@@ -15,6 +15,7 @@ aten = torch.ops.aten
 
 
 def reasons_against(call: Call) -> list[str]:
+    """Why the kernel cannot take a call."""
     return against_flash(call) + ([] if call.q.device.type != "cuda" else reasons_against_flash())
 
 
@@ -48,6 +49,7 @@ def against_features(call: Call) -> list[str]:
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
+    """(tokens, heads, value_dim), and (heads, tokens) logarithms of the sums of exponentials."""
     left, right = _window(call)
     out, lse, *_ = aten._flash_attention_forward(
         *map(dense, (call.q, call.k, call.v)),
@@ -66,6 +68,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def backward(call: Call, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values."""
     left, right = _window(call)
     state = torch.empty(2, dtype=torch.uint64, device=grad.device)  # of a random generator; there is no dropout
     dq, dk, dv = aten._flash_attention_backward(

@@ -33,6 +33,7 @@ def reasons_against(call: Call) -> list[str]:
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
+    """(tokens, heads, value_dim), and (heads, tokens) logarithms of the sums of exponentials."""
     flash = not _against_flash(call)
     q, k, v = (x.unsqueeze(0) for x in (_in_groups(call) if flash else _expanded(call)))
     operator = fmha().flash.FwOp if flash else fmha().cutlass.FwOp
@@ -44,6 +45,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def backward(call: Call, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values."""
     flash = not _against_flash(call)
     operator = fmha().flash.BwOp if flash else fmha().cutlass.BwOp
     q, k, v = (x.unsqueeze(0) for x in _expanded(call))

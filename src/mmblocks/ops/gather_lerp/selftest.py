@@ -10,7 +10,7 @@ from torch import Tensor
 from mmblocks.batch import Taps
 from mmblocks.ops.choice import Way
 from mmblocks.ops.gather_lerp import OP, reference, turned
-from mmblocks.ops.selftest import Result
+from mmblocks.ops.selftest import Result, difference
 
 TOLERANCES = {
     torch.float32: 1e-6,  # sums of a few taps in another order
@@ -44,7 +44,7 @@ def error_of(way: Way, x: Tensor, taps: Taps, gelu: bool) -> float:
     """The largest difference of value or gradient from those of the reference in float64, relative to the largest."""
     got = _value_and_gradient(way.run, x, taps, gelu)
     want = _value_and_gradient(reference.run, x.double(), taps, gelu)
-    return max(_difference(g, w) for g, w in zip(got, want, strict=True))
+    return max(difference(g, w) for g, w in zip(got, want, strict=True))
 
 
 def _value_and_gradient(run: Callable[..., Tensor], x: Tensor, taps: Taps, gelu: bool) -> tuple[Tensor, Tensor]:
@@ -54,12 +54,6 @@ def _value_and_gradient(run: Callable[..., Tensor], x: Tensor, taps: Taps, gelu:
         pulled = torch.linspace(-1, 1, value.numel(), device=x.device).view_as(value).to(torch.bfloat16)
         (gradient,) = torch.autograd.grad(value, x, pulled.to(x.dtype))
     return value.detach(), gradient
-
-
-def _difference(got: Tensor, want: Tensor) -> float:
-    if not want.numel():
-        return 0.0
-    return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-12))
 
 
 def _inputs(n: int, k: int, size: int, d: int) -> tuple[Tensor, Taps]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmblocks.ops.linear_cross_entropy import OP, chunked, reference
-from mmblocks.ops.selftest import Result
+from mmblocks.ops.selftest import Result, difference
 
 TOLERANCES = {
     torch.float32: 1e-5,  # sums over chunks and vocabulary in another order
@@ -34,7 +34,7 @@ def selftest(device: torch.device | str) -> Iterator[Result]:
             for way in OP.ways:
                 run = partial(way.run, most=MOST) if name == "several chunks" and way.run is chunked.run else way.run
                 got = _value_and_gradients(run, hidden, targets, head, dtype)
-                error = max(_difference(g, w) for g, w in zip(got, want, strict=True))
+                error = max(difference(g, w) for g, w in zip(got, want, strict=True))
                 yield Result(OP.name, way.name, f"{name}, {str(dtype).removeprefix('torch.')}", error, tolerance)
 
 
@@ -53,9 +53,3 @@ def _value_and_gradients(
     with torch.enable_grad():
         losses = run(hidden, targets, lambda rows: F.linear(rows, head), vocabulary=len(head))
         return (losses.detach(), *torch.autograd.grad(losses.sum(), (hidden, head)))
-
-
-def _difference(got: Tensor, want: Tensor) -> float:
-    if not want.numel():
-        return 0.0
-    return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-12))
