@@ -14,6 +14,7 @@ from mmblocks.assets import resolve_source
 from mmblocks.backbones.last_layer import ASKED, compute_only_asked, some
 from mmblocks.backbones.packing_probe import explaining, require_packing
 from mmblocks.batch import Packing, Rows
+from mmblocks.compat import cache_keyword
 from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.ops import attention
@@ -146,11 +147,12 @@ class CausalLM(nn.Module):
         `keys` says (default `packing`), the tokens of each sequence being the last of its keys.
         """
         asked = None if rows is None or len(rows.index) == len(x) else some(rows)
-        states = self.lm.get_decoder()(
+        decoder = self.lm.get_decoder()
+        states = decoder(
             inputs_embeds=x.unsqueeze(0),
             position_ids=position_ids.unsqueeze(0),
-            past_key_values=cache,
             use_cache=False,
+            **{cache_keyword(decoder): cache},
             **attention.packing_arguments(packing, x.device, keys),
             **({} if asked is None else {ASKED: asked}),
         )

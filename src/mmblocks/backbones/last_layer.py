@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks.batch import Packing, Rows
+from mmblocks.compat import cache_keyword
 from mmblocks.ops import attention
 from mmblocks.ops.choice import REFERENCE, using
 
@@ -75,8 +76,9 @@ def _tell(family: str, reason: str) -> None:
 
 def _put_hooks(lm: Any) -> None:
     layer = _last_layer(lm)
-    layer.register_forward_pre_hook(_TakesAskedRows(_rotary_of(layer.self_attn)), with_kwargs=True)
-    layer.self_attn.register_forward_pre_hook(_attends_to_all, with_kwargs=True)
+    attends = layer.self_attn
+    layer.register_forward_pre_hook(_TakesAskedRows(_rotary_of(attends), cache_keyword(layer)), with_kwargs=True)
+    attends.register_forward_pre_hook(_AttendsToAll(cache_keyword(attends)), with_kwargs=True)
 
 
 def _last_layer(lm: Any) -> Any:
@@ -93,6 +95,7 @@ class _TakesAskedRows:
     """Before a layer: it is given the asked rows of its input, and beside them keys and values of all rows."""
 
     rotary: Callable[..., tuple[Tensor, Tensor]]
+    cache: str
 
     def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         rows: Rows | None = kwargs.pop(ASKED, None)
@@ -100,11 +103,11 @@ class _TakesAskedRows:
             return None
         x, *others = args
         k, v = self._keys_and_values(layer, x, *kwargs["position_embeddings"])
-        if (kept := kwargs.get("past_key_values")) is not None:
+        if (kept := kwargs.get(self.cache)) is not None:
             k, v = kept.update(k, v, layer.self_attn.layer_idx)
         changed = {
             _WHOLE: (k, v),
-            "past_key_values": None,
+            self.cache: None,
             "rows": _among_keys(rows, kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]),
             "cu_seq_lens_q": kwargs["cu_seq_lens_k"],
             "max_length_q": kwargs["max_length_k"],
@@ -162,16 +165,21 @@ def _among_keys(rows: Rows, queries: Tensor, keys: Tensor) -> Rows:
     return Rows(rows.index + behind.repeat_interleave(counts, output_size=len(rows.index)), rows.counts)
 
 
-def _attends_to_all(attends: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+@dataclass(frozen=True)
+class _AttendsToAll:
     """Before a layer's attention: what it would take from a cache are keys and values of all rows.
 
     They come here by a keyword, since a layer that recomputes itself in backward takes no cache.
     """
-    whole = kwargs.pop(_WHOLE, None)
-    return None if whole is None else (args, {**kwargs, "past_key_values": _Whole(*whole)})
+
+    cache: str
+
+    def __call__(self, attends: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        whole = kwargs.pop(_WHOLE, None)
+        return None if whole is None else (args, {**kwargs, self.cache: _Whole(*whole)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Whole:
     """What attention takes for a cache, holding all keys and values; those of the asked rows are among them."""
 
@@ -257,17 +265,18 @@ def _drawn(lm: Any, narrow: Any) -> Any:
 
 def _run(lm: Any, x: Tensor, kept: _Recorder, asked: dict[str, Any]) -> Tensor:
     packing = Packing.of(LENGTHS)
-    return lm.get_decoder()(
+    decoder = lm.get_decoder()
+    return decoder(
         inputs_embeds=x,
         position_ids=torch.cat([torch.arange(n) for n in LENGTHS])[None],
-        past_key_values=kept,
         use_cache=False,
+        **{cache_keyword(decoder): kept},
         **attention.packing_arguments(packing, x.device),
         **asked,
     ).last_hidden_state
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Recorder:
     """A cache that only looks on."""
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from mmblocks.compat import cache_keyword
 from mmblocks.model.generation.store import KVStore
 from mmblocks.model.generation.weights import Places
 
@@ -66,14 +67,15 @@ class Step:
     def _logits(self, visible: int, *, alike: bool) -> Tensor:
         seen = SeenSlots(self.positions, visible, alike=alike)
         x = self.backbone.embed(self.ids)
+        decoder = self.backbone.lm.get_decoder()
         with self.store.writing(self.positions, visible):
-            states = self.backbone.lm.get_decoder()(
+            states = decoder(
                 inputs_embeds=x.unsqueeze(1),
                 position_ids=self.positions.unsqueeze(1),
                 attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=x.device),  # see `seen_slots`
                 seen_slots=seen,
-                past_key_values=self.store,
                 use_cache=False,
+                **{cache_keyword(decoder): self.store},
             )
         return self.backbone.logits(states.last_hidden_state.squeeze(1))
 
