@@ -1,15 +1,22 @@
-"""What differs between versions of the packages that mmblocks stands on, each told by looking at what is there.
+"""What differs between versions of torch and transformers, each told by looking at what is there.
 
 A function here looks at a signature or an attribute, never at a version number, so that it holds for versions that are
-not out yet and for parts that a version has not renamed. Nothing is imported before it is needed.
+not out yet and for parts that a version has not renamed.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 CACHE_KEYWORDS = ("cache", "past_key_values")
 """What transformers calls a key-value cache: the second until 5.23, the first since."""
@@ -25,8 +32,58 @@ def cache_keyword(module: Any) -> str:
 
 @cache
 def _cache_keyword(forward: Callable[..., Any]) -> str:
-    taken = inspect.signature(forward).parameters
+    parameters = inspect.signature(forward).parameters
     for name in CACHE_KEYWORDS:
-        if name in taken:
+        if name in parameters:
             return name
-    raise AttributeError(f"{forward.__qualname__} takes no key-value cache by the name of {' or '.join(CACHE_KEYWORDS)}")
+    raise AttributeError(
+        f"{forward.__qualname__} takes no key-value cache by the name of {' or '.join(CACHE_KEYWORDS)}"
+    )
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast computes in on a kind of device ("cpu", "cuda"); None where it is off or not known.
+
+    `torch.amp.is_autocast_available` would ask the same, but torch 2.10 cannot compile it.
+    """
+    try:
+        enabled = torch.is_autocast_enabled(device)
+    except RuntimeError:  # a kind of device without autocast, such as "meta"
+        return None
+    return torch.get_autocast_dtype(device) if enabled else None
+
+
+def make_flop_counter() -> FlopCounterMode:
+    """torch's counter of FLOPs, which prints nothing. It counts attention on the CPU, as torch's own does since 2.15."""
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+    formulas: dict[Any, Callable[..., int]] = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    }
+    missing = {op: formula for op, formula in formulas.items() if op not in flop_registry}
+    return FlopCounterMode(display=False, custom_mapping=missing)
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """Scores and their sums of values; shapes are (batch, heads, rows, width), keys may have fewer heads."""
+    return 2 * query.numel() // query[-1] * key[-2] * (query[-1] + value[-1])
+
+
+def _attention_backward_flops(
+    gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
+) -> int:
+    """Scores once more, then gradients of queries, keys, weights and values."""
+    return 2 * query.numel() // query[-1] * key[-2] * (3 * query[-1] + 2 * value[-1])
+
+
+@contextmanager
+def warnings_not_raised() -> Iterator[None]:
+    """For a probe: other packages' warnings are shown or left out as ever, but raise nothing under `-W error`.
+
+    Otherwise a renamed keyword would be taken for a reason against what is probed.
+    """
+    with warnings.catch_warnings():
+        if any(action == "error" for action, *_ in warnings.filters):
+            warnings.simplefilter("default")
+        yield

@@ -5,11 +5,11 @@ import logging
 import pytest
 import torch
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmblocks.backbones import last_layer
 from mmblocks.backbones.last_layer import reason_against
 from mmblocks.batch import Packing, Rows
+from mmblocks.compat import make_flop_counter
 from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
 from mmblocks.model.faults import resolved
@@ -123,7 +123,7 @@ def test_keys_or_values_other_than_the_familys_are_a_reason_against_it(monkeypat
 
 def flops(backbone, tokens, rows=None):
     packing = Packing(torch.tensor([0, tokens], dtype=torch.int32), tokens)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"), make_flop_counter() as counter:
         hidden = backbone.hidden(torch.empty(tokens, backbone.dim), torch.arange(tokens), packing, rows)
     return hidden.shape, counter.get_total_flops()
 

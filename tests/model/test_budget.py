@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmblocks.batch import Batch, Packing
 from mmblocks.cli.plan import report
+from mmblocks.compat import make_flop_counter
 from mmblocks.errors import ConfigError
 from mmblocks.model.budget import plan, prefill_flops, visual_shape
 from mmblocks.model.build import count_parameters
@@ -125,7 +125,7 @@ def batch_of(model, media, text_tokens):
 @torch.no_grad()
 def test_flops_are_those_that_a_real_prefill_makes(tiny_spec, tiny_model, media):
     batch = batch_of(tiny_model, media, text_tokens=16)
-    with FlopCounterMode(display=False) as counter:
+    with make_flop_counter() as counter:
         tiny_model.backbone.logits(tiny_model.hidden(batch)[-1:])
 
     flops = plan(tiny_spec, media, text_tokens=16).flops

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from mmblocks.compat import make_flop_counter
 from mmblocks.data.collate import collate
 from mmblocks.data.processor import Processor
 from mmblocks.data.sources import sources
@@ -157,7 +157,7 @@ def test_the_work_of_a_step_is_what_torch_counts(tiny_model, frozen):
     for part in frozen:
         getattr(tiny_model, part).requires_grad_(False)
     batch = batch_of(tiny_model, 1, "video")
-    with FlopCounterMode(display=False) as counter:
+    with make_flop_counter() as counter:
         tiny_model(batch).mean.backward()
     counted = Work.of(tiny_model).for_batch(batch, batch.packing.lengths)
     # A first layer passes no gradient to its input, and marks are idle: the formula counts the former.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks.batch import Packing, Rows
-from mmblocks.compat import cache_keyword
+from mmblocks.compat import cache_keyword, warnings_not_raised
 from mmblocks.ops import attention
 from mmblocks.ops.choice import REFERENCE, using
 
@@ -230,6 +230,7 @@ def _of_one_layer(config: Any) -> Any:
     return one
 
 
+@warnings_not_raised()
 def _trial(lm: Any, narrow: Any) -> str | None:
     """Run a narrow model of the last layer whole and for some rows; what speaks against the latter."""
     try:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Packing
+from mmblocks.compat import warnings_not_raised
 from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.ops import attention
 
@@ -96,9 +97,10 @@ def _evaluating(lm: Any) -> Iterator[None]:
 
 @contextmanager
 def explaining(family: str, what: str) -> Iterator[None]:
-    """Whatever a family's code raises is a reason against it."""
+    """Whatever a family's code raises is a reason against it, but for warnings."""
     try:
-        yield
+        with warnings_not_raised():
+            yield
     except MMBlocksError:
         raise
     except Exception as cause:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+
+from mmblocks.compat import make_flop_counter
 
 COPIES = frozenset(("copy_", "clone", "contiguous", "_to_copy", "cat", "masked_scatter", "index_copy"))
 """Operators that only move what is there already into new memory."""
@@ -19,7 +20,7 @@ COPIES = frozenset(("copy_", "clone", "contiguous", "_to_copy", "cat", "masked_s
 
 def flops(run: Callable[[], Any]) -> int:
     """FLOPs of what `run` computes, backward included where it runs one."""
-    with FlopCounterMode(display=False) as counter:
+    with make_flop_counter() as counter:
         run()
     return counter.get_total_flops()
 
@@ -27,7 +28,7 @@ def flops(run: Callable[[], Any]) -> int:
 def flops_in(run: Callable[[], Any], modules: Iterable[nn.Module]) -> int:
     """FLOPs inside calls of these modules, of which none may call another."""
     spent: list[int] = []
-    with FlopCounterMode(display=False) as counter, ExitStack() as hooked:
+    with make_flop_counter() as counter, ExitStack() as hooked:
 
         def enter(*_: Any) -> None:
             spent.append(-counter.get_total_flops())

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmblocks.batch import Batch
 from mmblocks.bench.memory import META, training_model
@@ -22,6 +21,7 @@ from mmblocks.bench.ours import last_rows
 from mmblocks.bench.rows import Row, commit, machine, versions
 from mmblocks.bench.run import Run
 from mmblocks.bench.sizes import Scale
+from mmblocks.compat import make_flop_counter
 from mmblocks.model.limits import kv_bytes_per_token
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import Size, VisualShape
@@ -161,7 +161,7 @@ def _features(model: OneVision, views: int) -> Tensor:
 @torch.no_grad()
 def flops(run: Callable[[], Any], *, causal: bool = False) -> int:
     """FLOPs of a run on the meta device; a multiplication and an addition are two. causal: half of attention's only."""
-    with META, FlopCounterMode(display=False) as counter:
+    with META, make_flop_counter() as counter:
         run()
     by_operator = {str(operator): n for operator, n in counter.get_flop_counts().get("Global", {}).items()}
     attention = sum(n for name, n in by_operator.items() if "bmm" in name or "attention" in name)

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from mmblocks.compat import warnings_not_raised
 from mmblocks.components import encoders
 from mmblocks.encoders import patches, vit
 from mmblocks.errors import ConfigError
@@ -172,6 +173,7 @@ def _asked(config: Any, image_px: int, grid: Size, prefix_tokens: int, layer: vi
 
 
 @lru_cache(maxsize=64)
+@warnings_not_raised()
 def _tried(asked: _Asked) -> tuple[int, tuple[str, ...], str]:
     """Channels of a tower's features, measured on one view on meta, the parts that have no say in them, and the patch
     convolution that alone reads pixels, if there is one.

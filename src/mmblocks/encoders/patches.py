@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from mmblocks.compat import autocast_dtype
+
 Colour = tuple[float, float, float]
 ASKED = frozenset({"shape", "dtype", "device", "ndim", "is_meta", "size", "dim"})
 """What a tower may ask of pixels before its convolution reads them."""
@@ -89,12 +91,8 @@ class PatchConv(nn.Conv2d):
 
     def _product_dtype(self, device: torch.device) -> torch.dtype:
         """That of the weights, or autocast's: casting is done here, since the bias depends on how weights were rounded."""
-        casting = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-        return (
-            torch.get_autocast_dtype(device.type)
-            if casting and self.weight.dtype != torch.float64
-            else self.weight.dtype
-        )
+        casting = autocast_dtype(device.type)
+        return self.weight.dtype if casting is None or self.weight.dtype == torch.float64 else casting
 
 
 def patches_of(pixels: Tensor, size: tuple[int, int], levels: tuple[int, ...], dtype: torch.dtype) -> Tensor:

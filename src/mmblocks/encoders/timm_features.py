@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from mmblocks.compat import warnings_not_raised
 from mmblocks.components import encoders
 from mmblocks.encoders import timm_vit, vit
 from mmblocks.errors import ConfigError
@@ -99,6 +100,7 @@ class _Asked:
 
 
 @lru_cache(maxsize=64)
+@warnings_not_raised()
 def _tried(model_name: str, image_px: int | None, stage: int, norm: bool) -> tuple[_Asked, Size, int, tuple[str, ...]]:
     """Grid and width of a model's feature map, measured on one view on meta, and the parts that have no say in it."""
     with torch.device("meta"), torch.enable_grad():

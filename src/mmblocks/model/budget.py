@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmblocks.batch import Packing, Rows
+from mmblocks.compat import make_flop_counter, warnings_not_raised
 from mmblocks.errors import ConfigError
 from mmblocks.model.check import Examination, examine
 from mmblocks.model.limits import kv_bytes_per_token, local_tokenizer
@@ -184,9 +184,10 @@ def _prefill(backbone: Any, tokens: int, rows: Rows | None = None) -> Tensor:
 
 
 @torch.no_grad()
+@warnings_not_raised()
 def _counted(run: Callable[[], Any]) -> tuple[int, int]:
     """FLOPs of a run on the meta device, and how many of them are products of activations (attention)."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"), make_flop_counter() as counter:
         run()
     by_operator = {str(operator): n for operator, n in counter.get_flop_counts().get("Global", {}).items()}
     return counter.get_total_flops(), sum(n for name, n in by_operator.items() if "bmm" in name or "attention" in name)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmblocks.compat import warnings_not_raised
 from mmblocks.errors import ConfigError
 from mmblocks.model.faults import Fault, component_faults
 from mmblocks.registry import Registry, split
@@ -62,6 +63,7 @@ STAND_INS = (Beside(Size(384, 384), Size(24, 24), True, True), Beside(Size(336, 
 """Neighbours to try a part beside when its own are unknown."""
 
 
+@warnings_not_raised()
 def tried(key: str, registry: Registry[Any], spec: Any, **wired: Any) -> Trial:
     """Build a component. Settings that are refused are reported and left out, and the rest is tried once more."""
     own = component_faults(key, registry, spec)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmblocks.compat import warnings_not_raised
 from mmblocks.registry import Registry, Spec, split
 
 Law = Callable[[Any], None]
@@ -56,6 +57,7 @@ def require_laws(laws: Sequence[Law], subject: Subject) -> None:
         raise LawBroken(f"{subject.registry.kind} {subject}:\n" + "\n".join(f"  - {said}" for said in broken))
 
 
+@warnings_not_raised()
 def _broken(law: Law, subject: Subject) -> str:
     try:
         law(subject)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks.batch import Packing, Rows
+from mmblocks.compat import autocast_dtype
 from mmblocks.ops.attention import fixed, library, scored
 from mmblocks.ops.attention.call import Call
 from mmblocks.ops.attention.fixed import FixedCall
@@ -102,10 +103,9 @@ def _learns(*tensors: Tensor) -> bool:
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """In the type that torch's own attention would take under autocast."""
-    device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(tensors[0].device.type)
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(device)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 

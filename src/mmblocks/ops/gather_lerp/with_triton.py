@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Taps
+from mmblocks.compat import warnings_not_raised
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS = 4
@@ -51,6 +52,7 @@ def interpreted() -> bool:
 
 
 @cache
+@warnings_not_raised()
 def _reasons_after_trial(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Triton also needs a C compiler and a GPU that it knows: found out by running a small gather once."""
     x, rows = torch.ones(2, 8, device=device, dtype=dtype), torch.zeros(1, 1, device=device, dtype=torch.int64)
