@@ -1,6 +1,8 @@
-"""One thread, one seed and no network for every test; a tiny model to use."""
+"""One thread, one seed and no network for every test; a tiny model to use; other packages' warnings summed up."""
 
 import os
+from collections import Counter
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -9,6 +11,25 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A line for each kind of warning, the most frequent first: what other packages will change next."""
+    shown = Counter(
+        summed_up(report.message, report.fslocation) for report in terminalreporter.stats.get("warnings", [])
+    )
+    if shown:
+        terminalreporter.section("warnings of other packages")
+        for line, count in shown.most_common():
+            terminalreporter.write_line(f"{count:5} x {line}")
+
+
+def summed_up(message, place):
+    """The first line of a warning after its path, and the package whose code it points at."""
+    _, _, said = str(message).partition(": ")
+    parts = Path(str(place[0] if place else "")).parts
+    package = parts[parts.index("site-packages") + 1] if "site-packages" in parts else "mmblocks"
+    return f"{package}: {said.partition(chr(10))[0][:160]}"
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from mmblocks.compat import cache_keyword
 from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.ops import attention
+from mmblocks.versions import warn_outside_tested
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -78,6 +79,7 @@ class CausalLM(nn.Module):
         further: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        warn_outside_tested()
         sizes = {
             "vocab_size": vocab_size,
             "dim": dim,

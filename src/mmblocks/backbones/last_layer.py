@@ -27,6 +27,26 @@ from mmblocks.ops.choice import REFERENCE, using
 log = logging.getLogger(__name__)
 ASKED = "rows_of_last_layer"
 """The keyword that carries rows through a transformers model to its last layer; other layers take no notice."""
+FAMILIES = (
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "llama",
+    "mistral",
+    "mixtral",
+    "phi",
+    "phi3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "smollm3",
+    "olmo",
+    "olmo2",
+    "granite",
+    "cohere",
+    "gpt_oss",
+)
+"""Families of transformers whose last layer computes asked rows only, on every version that mmblocks is tested with."""
 _WHOLE = "keys_and_values_of_all_rows"
 FUSED = "qkv_proj"
 
@@ -41,7 +61,7 @@ def some(rows: Rows) -> Rows:
 def compute_only_asked(lm: Any) -> None:
     """Have the last layer of a language model compute asked rows only, if that is proved to change nothing.
 
-    Otherwise it goes on computing all rows, and the reason is logged once.
+    Otherwise it goes on computing all rows, and the reason is logged once: as a warning for one of `FAMILIES`.
     """
     if (reason := reason_against(lm)) is None:
         _put_hooks(lm)
@@ -68,7 +88,26 @@ _tried: dict[str, str | None] = {}
 
 @cache
 def _tell(family: str, reason: str) -> None:
-    log.info("backbone family %r: its last layer computes all rows: %s", family, reason)
+    if family in FAMILIES:
+        log.warning(
+            "backbone family %r: its last layer computes all rows, which takes more time and memory, because its code in "
+            "this version of transformers is not as expected: %s. See `mmblocks doctor`.",
+            family,
+            reason,
+        )
+    else:
+        log.info("backbone family %r: its last layer computes all rows: %s", family, reason)
+
+
+def reason_against_family(family: str) -> str | None:
+    """Why the last layer of a family's default model must compute all rows; None where it need not."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    config = AutoConfig.for_model(family, num_hidden_layers=2)
+    with torch.device("meta"), no_init_weights(), warnings_not_raised():
+        lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention.register())
+    return reason_against(lm)
 
 
 # The hooks ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from mmblocks import __version__
+from mmblocks.cli.logs import log_to_stderr
 from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.settings import did_you_mean
 
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. 0: done; 1: it failed; 2: it was asked for something that cannot be. MMBLOCKS_DEBUG=1 traces."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        with log_to_stderr():
+            return _dispatch(arguments)
     except MMBlocksError as error:
         if os.environ.get("MMBLOCKS_DEBUG") == "1":
             raise
@@ -65,8 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left, e.g. `mmblocks list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            print(f"mmblocks: {stop}", file=sys.stderr)
         return 130
+    except ImportError as error:
+        from mmblocks.versions import missing_dependency
+
+        if (line := missing_dependency(error)) is None:
+            raise
+        print(f"mmblocks: {line}", file=sys.stderr)
+        return 1
 
 
 def _dispatch(arguments: list[str]) -> int:

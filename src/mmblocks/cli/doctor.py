@@ -7,11 +7,10 @@ import importlib.util
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmblocks import __version__
+from mmblocks import __version__, versions
 from mmblocks.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,10 +23,12 @@ PACKAGES = (
     "einops",
     "safetensors",
     "pillow",
+    "numpy",
     "hydra-core",
     "xformers",
     "decord",
     "av",
+    "peft",
 )
 
 
@@ -41,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for title, lines in (("packages", packages()), ("machine", machine()), ("ops", ops()), ("mmblocks", own())):
+    for title, lines in (
+        ("packages", packages()),
+        ("machine", machine()),
+        ("ops", ops()),
+        ("last decoder layer computes asked rows only", savings()),
+        ("mmblocks", own()),
+    ):
         print(f"{title}:")
         for name, value in lines:
             print(f"  {name:18} {value}")
@@ -53,7 +60,7 @@ def packages() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "mmblocks", __version__
     for name in PACKAGES:
-        yield name, _version(name) or "not installed"
+        yield name, _state(name)
 
 
 def machine() -> Iterator[tuple[str, str]]:
@@ -77,6 +84,15 @@ def ops() -> Iterator[tuple[str, str]]:
         yield op.name, "the fastest that takes the inputs" if asked == AUTO else f"{asked} is asked for"
         for way in op.ways:
             yield f"  {way.name}", _runs(way.here(), "runs here", "does not run here")
+
+
+def savings() -> Iterator[tuple[str, str]]:
+    """Families of language models whose last layer need not compute all rows, and what became of each here."""
+    from mmblocks.backbones.last_layer import FAMILIES, reason_against_family
+
+    for family in FAMILIES:
+        reason = reason_against_family(family)
+        yield family, "yes" if reason is None else f"NO, it computes all rows: {reason}"
 
 
 def own() -> Iterator[tuple[str, str]]:
@@ -111,11 +127,16 @@ def _video_readers() -> str:
     return ", then ".join(found) or "none: clips given as arrays only; pip install av"
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _state(package: str) -> str:
+    """The version of a package and what it was tested with, or what to do about it."""
+    version = versions.installed(package)
+    if version is None:
+        return f"not installed: {versions.pip_line(package)}"
+    if broken := versions.import_error(package):
+        return f"{version}, BROKEN: {broken}; run: {versions.pip_line(package)}"
+    tested = versions.tested_range(package)
+    span = f" (tested: {tested[0]} to {tested[1]})" if tested else ""
+    return f"{version}{span}" + (" OUTSIDE" if versions.outside_tested(package) else "")
 
 
 # The self-test ------------------------------------------------------------------------------------------------------

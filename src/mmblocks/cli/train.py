@@ -10,8 +10,9 @@ combination of several values is `mmblocks sweep`.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
+
+from mmblocks.cli.logs import show_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
         words = " ".join([args.recipe, *args.overrides])
         raise ConfigError(f"train runs one recipe; for one run per combination write: mmblocks sweep {words}")
     is_first = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes of a run
-    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(message)s")
+    if is_first:
+        show_progress()
     model = train.run(conf.compose(args.recipe, args.overrides))
     if is_first:
         print(f"the model is in {model}")
