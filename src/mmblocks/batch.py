@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmblocks.reprs import repr_by_shape
 from mmblocks.shapes import RoutedPlan, Size
 
 
@@ -18,6 +19,7 @@ class Packing:
 
     cu_seqlens: Tensor
     max_seqlen: int
+    __repr__ = repr_by_shape
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Packing:
@@ -41,6 +43,7 @@ class Instructions:
 
     ids: Tensor
     mask: Tensor
+    __repr__ = repr_by_shape
 
     @classmethod
     def of(cls, words: Sequence[Tensor]) -> Instructions:
@@ -80,6 +83,7 @@ class Rows:
     counts: tuple[int, ...]
     places: tuple[int, ...] | None = None
     ends: tuple[int, ...] | None = None
+    __repr__ = repr_by_shape
 
     @classmethod
     def labelled(cls, targets: Tensor, packing: Packing) -> Rows:
@@ -107,6 +111,7 @@ class Taps:
     weights: Tensor
     size: int
     back: Taps | None = None
+    __repr__ = repr_by_shape
 
     def to(self, device: torch.device | str) -> Taps:
         return replace(
@@ -131,6 +136,7 @@ class Layout:
     positions: Tensor
     marks: Tensor
     mark_positions: Tensor
+    __repr__ = repr_by_shape
 
     def to(self, device: torch.device | str) -> Layout:
         return Layout(
@@ -169,6 +175,7 @@ class Batch:
     views: Tensor | None = None
     layout: Layout | None = None
     labelled: Rows | None = None
+    __repr__ = repr_by_shape
 
     @property
     def num_tokens(self) -> int:

@@ -84,6 +84,5 @@ def warnings_not_raised() -> Iterator[None]:
     Otherwise a renamed keyword would be taken for a reason against what is probed.
     """
     with warnings.catch_warnings():
-        if any(action == "error" for action, *_ in warnings.filters):
-            warnings.simplefilter("default")
+        warnings.filters[:] = [("default" if action == "error" else action, *rest) for action, *rest in warnings.filters]
         yield

@@ -28,5 +28,9 @@ class TrainingError(MMBlocksError, RuntimeError):
     """A run cannot go on from where it is."""
 
 
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a run; the message says where it stopped and how to resume."""
+
+
 class MissingDependencyError(MMBlocksError, ImportError):
     """An optional package is needed for what was asked."""

@@ -141,7 +141,7 @@ def test_doctor_reports_versions_devices_and_paths(say):
 
 def test_doctor_says_of_every_way_of_every_op_whether_it_runs(say):
     _, out, _ = say("doctor")
-    shown = [line.split() for line in out.partition("\nops:\n")[2].partition("\nmmblocks:")[0].splitlines()]
+    shown = [line.split() for line in out.partition("\nops:\n")[2].partition("\nlast decoder layer")[0].splitlines()]
     assert [line[0] for line in shown] == [word for op in all_ops() for word in (op.name, *(w.name for w in op.ways))]
     assert all(line[1:] == ["runs", "here"] for line in shown if line[0] == "reference")
 

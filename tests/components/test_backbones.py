@@ -181,6 +181,11 @@ def test_sizes_have_the_names_of_the_family():
     assert on_meta("causal_lm", family="llama", dim=32, heads=4, norm_eps=0.25).config.rms_norm_eps == 0.25
 
 
+def test_heads_that_cannot_share_keys_are_refused():
+    with pytest.raises(ConfigError, match="heads=2 is no multiple of kv_heads=32; write kv_heads=2 or a divisor"):
+        backbones.build({"name": "causal_lm", "family": "qwen2", "vocab_size": 8, "dim": 16, "depth": 1, "heads": 2})
+
+
 def test_a_size_that_the_family_does_not_have_is_refused():
     with pytest.raises(ConfigError, match="family 'gpt2' has no such size: kv_heads=2; leave it out"):
         backbones.build({**TINY, "family": "gpt2", "kv_heads": 2})

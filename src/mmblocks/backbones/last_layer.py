@@ -23,6 +23,7 @@ from mmblocks.batch import Packing, Rows
 from mmblocks.compat import cache_keyword, warnings_not_raised
 from mmblocks.ops import attention
 from mmblocks.ops.choice import REFERENCE, using
+from mmblocks.reprs import repr_by_shape
 
 log = logging.getLogger(__name__)
 ASKED = "rows_of_last_layer"
@@ -218,12 +219,13 @@ class _AttendsToAll:
         return None if whole is None else (args, {**kwargs, self.cache: _Whole(*whole)})
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class _Whole:
     """What attention takes for a cache, holding all keys and values; those of the asked rows are among them."""
 
     k: Tensor
     v: Tensor
+    __repr__ = repr_by_shape
 
     def update(self, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return self.k, self.v
@@ -316,11 +318,12 @@ def _run(lm: Any, x: Tensor, kept: _Recorder, asked: dict[str, Any]) -> Tensor:
     ).last_hidden_state
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class _Recorder:
     """A cache that only looks on."""
 
     seen: list[Tensor] = field(default_factory=list)
+    __repr__ = repr_by_shape
 
     def update(self, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.seen.extend((k, v))

@@ -20,6 +20,7 @@ from mmblocks.data.collate import collate
 from mmblocks.data.pixels import render
 from mmblocks.data.processor import Processor, Sample
 from mmblocks.model.onevision import OneVision
+from mmblocks.reprs import repr_by_shape
 from mmblocks.shapes import RoutedPlan, Size
 
 QUESTION = " Which colour has the circle?"
@@ -98,6 +99,7 @@ class Case:
     padded: dict[str, Any]
     targets: Tensor
     packed: dict[str, Any] = field(repr=False)
+    __repr__ = repr_by_shape
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Case:
         """Everything where it is computed; the sizes of pictures stay on the host, where they are read."""

@@ -17,6 +17,7 @@ from mmblocks.bench.rows import Row
 from mmblocks.bench.run import Run, require_equal
 from mmblocks.bench.sizes import LEAST, Scale, model_of, scale_of
 from mmblocks.model.onevision import OneVision
+from mmblocks.reprs import repr_by_shape
 
 NAME = "pool"
 WIDTHS = {896: 4, 3584: 2}
@@ -48,6 +49,7 @@ class Side:
     theirs: Any
     case: Case
     features: Tensor
+    __repr__ = repr_by_shape
 
     def ours(self) -> Tensor:
         """(tokens, dim): the language model's input."""

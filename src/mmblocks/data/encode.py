@@ -24,6 +24,7 @@ from mmblocks.components import ChatTemplate, Span
 from mmblocks.conversation import Conversation
 from mmblocks.data.original_masks import original_spans
 from mmblocks.errors import ConfigError, DataError
+from mmblocks.reprs import repr_by_shape
 from mmblocks.shapes import RoutedPlan
 
 Targets = Literal["answers", "original"]
@@ -63,6 +64,7 @@ class Encoded:
     visual_positions: Tensor
     plans: tuple[RoutedPlan, ...]
     origin: str
+    __repr__ = repr_by_shape
 
     def __len__(self) -> int:
         return self.input_ids.numel()

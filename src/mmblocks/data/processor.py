@@ -24,6 +24,7 @@ from mmblocks.model.build import wire_template
 from mmblocks.model.check import examine
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Spec
+from mmblocks.reprs import repr_by_shape
 from mmblocks.shapes import RoutedPlan, Size
 from mmblocks.tokenizers.router import Router
 
@@ -42,6 +43,7 @@ class Sample:
     instructions: tuple[Tensor, ...] | None = None
     features: Tensor | None = None
     layout: Layout | None = None
+    __repr__ = repr_by_shape
 
 
 class Features(Protocol):

@@ -17,6 +17,7 @@ from mmblocks.model.spec import ModelSpec
 from mmblocks.ops.gather_lerp import gather_lerp, gelu_gather_lerp
 from mmblocks.ops.graphs import Captured
 from mmblocks.ops.linear_cross_entropy import linear_cross_entropy, row_cross_entropies
+from mmblocks.reprs import repr_by_shape
 from mmblocks.tokenizers.router import Router
 
 
@@ -30,6 +31,7 @@ class Loss:
     total: Tensor
     rows: int
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    __repr__ = repr_by_shape
 
     @property
     def mean(self) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks.ops.choice import AUTO, OPS, asked_for
+from mmblocks.reprs import repr_by_shape
 
 log = logging.getLogger(__name__)
 BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
@@ -168,6 +169,7 @@ class _Graph:
 
     static: Tensor
     replay: Replay
+    __repr__ = repr_by_shape
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -204,6 +206,7 @@ class CudaCapture:
 class _Replayed:
     graph: Any
     out: Tensor
+    __repr__ = repr_by_shape
 
     def __call__(self) -> Tensor:
         self.graph.replay()

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmblocks.components import Pooling
+from mmblocks.reprs import repr_by_shape
 from mmblocks.shapes import Size, VisualPlan
 
 MOST_CELLS = 64
@@ -38,6 +39,7 @@ class Lowered:
     rows: Tensor
     weights: Tensor
     early: bool = False
+    __repr__ = repr_by_shape
 
     @classmethod
     def read(cls, codes: Tensor) -> Lowered:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mmblocks.errors import TrainingInterrupted
 from mmblocks.model.checkpoint import load, replaced_whole, save
 from mmblocks.model.convert import export_to_transformers
 from mmblocks.train.check import require_run
@@ -19,7 +20,7 @@ from mmblocks.train.handover import starting_model
 from mmblocks.train.sight import learn_to_see
 from mmblocks.train.stage_run import StageRun
 from mmblocks.train.stages import FREE, Curriculum, TrainRun, read_run
-from mmblocks.train.state import Place, begin_stage, claim, notes_of
+from mmblocks.train.state import Place, begin_stage, claim, notes_of, places
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +74,28 @@ class Training:
         return self.out / "stages" / "sight" if self.curriculum.sight and number == 0 else None
 
     def run(self) -> Path:
-        """Run the stages that are not done."""
+        """Run the stages that are not done. Raises `TrainingInterrupted` on Ctrl-C."""
         place, before = self.world.from_first(self._claim)
         for number in self.stages:
             if number >= place.stage:
                 ends = {"before": self.before(number), "after": self.folder(number)}
                 stage = StageRun(self.curriculum, number, self.world, **ends, steps_before=before)
-                stage.run(place.step if number == place.stage else 0)
+                try:
+                    stage.run(place.step if number == place.stage else 0)
+                except KeyboardInterrupt:
+                    raise TrainingInterrupted(self._interruption(stage) if self.world.is_first else "") from None
                 before += stage.steps
                 begin_stage(self.out, number + 1, self.world, notes={"before": before})
         return self.world.from_first(self._finish)
+
+    def _interruption(self, stage: StageRun) -> str:
+        """Where a stage was stopped, and from where the next call resumes."""
+        saved = max(places(self.out), default=Place())
+        step = saved.step if saved.stage == stage.number else 0
+        return (
+            f"stopped in stage {stage.stage.name!r} after step {stage.steps_done} of {stage.steps}. {self.out} holds the "
+            f"state after step {step}; run the same command again to resume from there."
+        )
 
     def _claim(self) -> tuple[Place, int]:
         """Where to begin, and how many steps the stages before it took."""

@@ -60,6 +60,7 @@ class StageRun:
         self.settings, self.stage = curriculum.run, curriculum.stages[number]
         self.out = Path(self.settings.out)
         self.before, self.after, self.steps_before = before, after, steps_before
+        self.steps_done = 0
         self.model = self._another()
         self.processor = stage_processor(self.model, self.stage, self.settings)
         self.cost = Cost.estimated(self.model.spec, self.stage.train) if self.stage.pack_tokens else None
@@ -81,6 +82,7 @@ class StageRun:
 
     def run(self, first: int) -> None:
         """Train from step `first`, and write the model."""
+        self.steps_done = first
         pending = self._restore(first) if first else self._begin()
         with Panel(self.model) as panel, self._progress(first, pending) as progress:
             stepper = Stepper(
@@ -101,6 +103,7 @@ class StageRun:
                     made = next(waiting)
                 note_broken(self.out / BROKEN, made.broken)
                 self._step(step, stepper(made, self._seeded(step)), panel, progress)
+                self.steps_done = step + 1
             log.info("stage %s: where the time went\n%s", self.stage.name, panel.table())
         with self._averaged():
             self._write(self.after)

@@ -14,6 +14,7 @@ from torch.optim import AdamW
 
 from mmblocks.batch import Batch
 from mmblocks.model.onevision import OneVision
+from mmblocks.reprs import repr_by_shape
 from mmblocks.train.batches import Made
 from mmblocks.train.distributed import World, add_up_gradients
 from mmblocks.train.objectives import Objective
@@ -37,6 +38,7 @@ class Done:
     norm: Tensor
     tokens: int
     views: int
+    __repr__ = repr_by_shape
 
 
 @dataclass(frozen=True, slots=True)

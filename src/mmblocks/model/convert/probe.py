@@ -15,6 +15,7 @@ from mmblocks.batch import IGNORE, Batch, Instructions, Packing
 from mmblocks.components import needs_text
 from mmblocks.errors import CheckpointError
 from mmblocks.model.onevision import OneVision
+from mmblocks.reprs import repr_by_shape
 from mmblocks.shapes import RoutedPlan, Size, VisualPlan, VisualShape
 
 TOLERANCE = 1e-4
@@ -36,6 +37,7 @@ class Probe:
     """A text id, or None where a visual token stands; visuals are separated by text."""
     asked: Instructions | None = None
     """Words about each view, for a projector that reads them."""
+    __repr__ = repr_by_shape
 
 
 def probes(model: OneVision, seed: int = 0, *, clips: bool = True) -> list[Probe]:

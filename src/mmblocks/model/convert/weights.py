@@ -19,6 +19,7 @@ from mmblocks.model.build import with_dtype
 from mmblocks.model.checkpoint import disagreements
 from mmblocks.model.convert.keys import Table, to_ours, to_theirs, why_unused
 from mmblocks.model.onevision import OneVision
+from mmblocks.reprs import repr_by_shape
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,6 +34,7 @@ class Matched:
     layout: str
     tensors: Mapping[str, Tensor]
     unused: Mapping[str, str]
+    __repr__ = repr_by_shape
 
 
 class Stored(Mapping[str, Tensor]):

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mmblocks.reprs import repr_by_shape
+
 GROWN_BY = 64  # slots; memory is asked for in pieces of this many
 
 
@@ -129,6 +131,7 @@ class _Spans:
 
     sequences: Tensor
     slots: Tensor
+    __repr__ = repr_by_shape
 
 
 def _spans(begins: Sequence[int], ends: Sequence[int], device: torch.device) -> _Spans:
@@ -164,6 +167,7 @@ class _Step:
     sequences: Tensor
     slots: Tensor
     visible: int
+    __repr__ = repr_by_shape
 
     def put(self, buffer: Tensor, rows: Tensor) -> None:
         buffer.transpose(1, 2)[self.sequences, self.slots] = rows.squeeze(2)

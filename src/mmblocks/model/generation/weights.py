@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from mmblocks.reprs import repr_by_shape
+
 SAMPLED = 64
 
 
@@ -40,6 +42,7 @@ class Weights:
     places: Places
     versions: tuple[int, ...]
     samples: tuple[Tensor, ...]
+    __repr__ = repr_by_shape
 
     @classmethod
     @torch.no_grad()

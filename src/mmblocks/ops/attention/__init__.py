@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmblocks.batch import Packing, Rows
 from mmblocks.compat import autocast_dtype
+from mmblocks.errors import ConfigError
 from mmblocks.ops.attention import fixed, library, scored
 from mmblocks.ops.attention.call import Call
 from mmblocks.ops.attention.fixed import FixedCall
@@ -51,7 +52,9 @@ def attend(
     `window` limits a token of causal attention to itself and the window - 1 tokens before it. `softcap` bounds scores
     to +-softcap by tanh (Gemma 2). `sinks` (heads,) are scores of a place that holds nothing (gpt-oss). Returns
     (tokens, heads, width of v). Under autocast in its type. On CUDA nothing waits for the device, but for the reference.
+    Raises `ConfigError` where heads are no multiple of kv_heads.
     """
+    _require_groups(q, k)
     keys = packing if keys is None else keys
     q, k, v = _autocast(q, k, v)
     call = Call(
@@ -93,8 +96,17 @@ def attend_rows(
     Equal to these rows of `attend`; (n, heads, head_dim) to (n, heads, width of v). On CUDA the host waits for the
     device where neither one row of each sequence is asked for without gradient nor `rows` has its host side.
     """
+    _require_groups(q, k)
     q, k, v = _autocast(q, k, v)
     return ROWS_OP(RowsCall(q, k, v, packing, rows, scale, window, softcap, sinks, _learns(q, k, v)))
+
+
+def _require_groups(q: Tensor, k: Tensor) -> None:
+    """A kernel of torch for the CPU would end the process (SIGFPE)."""
+    if q.shape[1] % k.shape[1]:
+        raise ConfigError(
+            f"attention: heads={q.shape[1]} is no multiple of kv_heads={k.shape[1]}; write kv_heads={q.shape[1]} or a divisor."
+        )
 
 
 def _learns(*tensors: Tensor) -> bool:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mmblocks.reprs import repr_by_shape
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -29,6 +31,7 @@ class Call:
     learns: bool = False
     capped: bool = False
     sinks: bool = False
+    __repr__ = repr_by_shape
 
     @property
     def groups(self) -> int:

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mmblocks.ops.attention.machine import capability
 from mmblocks.ops.attention.table import FIXED, Key, order_of
 from mmblocks.ops.choice import REFERENCE, Op, Way
+from mmblocks.reprs import repr_by_shape
 
 KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -38,6 +39,7 @@ class FixedCall:
     masked: bool
     causal: bool
     learns: bool
+    __repr__ = repr_by_shape
 
 
 def reasons_against(kernel: str, call: FixedCall) -> list[str]:

@@ -17,6 +17,7 @@ from mmblocks.ops.attention.machine import reasons_against_flash
 from mmblocks.ops.attention.reference import seen
 from mmblocks.ops.attention.scored import of_nothing, weighed
 from mmblocks.ops.choice import REFERENCE, Op, Way
+from mmblocks.reprs import repr_by_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class RowsCall:
     softcap: float | None
     sinks: Tensor | None
     learns: bool
+    __repr__ = repr_by_shape
 
     def dense(self) -> Call:
         """What a fused kernel is asked: one query per sequence, which is the last it sees."""
@@ -100,6 +102,7 @@ class _Part:
     keys: slice
     causal: bool
     mask: Tensor | None
+    __repr__ = repr_by_shape
 
 
 def by_sequence(call: RowsCall) -> Tensor:

@@ -1,0 +1,27 @@
+"""How objects that hold tensors are shown: by dtype and shape. Numbers would fill a screen, and wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+
+def repr_by_shape(self: Any) -> str:
+    """The `__repr__` of a dataclass with tensors: `Packing(cu_seqlens=int32 (3,), max_seqlen=4)`."""
+    shown = (f"{field.name}={_describe(getattr(self, field.name))}" for field in fields(self) if field.repr)
+    return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _describe(value: Any) -> str:
+    if _is_tensor(value):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if type(value) in (list, tuple) and any(map(_is_tensor, value)):
+        return f"[{', '.join(map(_describe, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_describe(item)}" for key, item in value.items()) + "}"
+    return repr(value)
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "shape")
