@@ -32,6 +32,9 @@ _CONTAINERS = (
     "nut,mxf,dv,rm,wtv,swf,apng,yuv4mpegpipe,3gp,h263,wav,mp3,flac,aac,ac3,aiff"
 )
 
+# A title that is not UTF-8 is no fault of the picture. PyAV 19 keeps its bytes by itself and knows the keyword no more.
+_METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if hasattr(InputContainer, "metadata_errors") else {}
+
 
 class NoDecoder(DataError):
     """The FFmpeg that PyAV carries cannot decode the picture; another one may."""
@@ -79,8 +82,8 @@ def opened(clip: Clip, **options: str) -> Iterator[tuple[InputContainer, VideoSt
                 file,
                 mode="r",
                 options={"format_whitelist": _CONTAINERS, **options},
-                metadata_errors="ignore",
                 io_open=_open_nothing,
+                **_METADATA,
             )
         except Exception as cause:  # FFmpegError for the most part, but metadata may raise anything
             why = "a picture, a playlist or something unknown" if _is_unlisted(cause) else _reason(cause)
