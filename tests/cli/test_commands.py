@@ -84,7 +84,7 @@ def test_errors_can_be_traced_for_debugging(monkeypatch):
 
 
 def test_output_can_be_cut_off_by_its_reader():
-    shell = f"{sys.executable} -m mmblocks.cli list | head -1"
+    shell = f"{sys.executable} -m mmblocks list | head -1"
     done = subprocess.run(shell, shell=True, capture_output=True, text=True)
     assert done.stdout == "encoder:\n"
     assert done.stderr == ""

@@ -106,9 +106,9 @@ def run(somewhere):
 
 
 def test_a_plugged_in_component_is_listed_and_shown(run):
-    listed = run("-m", "mmblocks.cli", "list", "projector")
+    listed = run("-m", "mmblocks", "list", "projector")
     assert re.search(r"^ *geglu +from the package somebodys-projectors$", listed.stdout, re.MULTILINE)
-    shown = run("-m", "mmblocks.cli", "show", "projector", "geglu")
+    shown = run("-m", "mmblocks", "show", "projector", "geglu")
     assert "expansion  float  = 4.0" in shown.stdout
     assert "https://arxiv.org/abs/2002.05202" in shown.stdout
 
@@ -128,14 +128,14 @@ print(projectors.build(spec, in_dim=6, out_dim=5).head)
 
 
 def test_settings_of_a_plugged_in_component_are_checked(run):
-    done = run("-m", "mmblocks.cli", "train", "mini", "model/projector=geglu", "model.projector.expansion=wide")
+    done = run("-m", "mmblocks", "train", "mini", "model/projector=geglu", "model.projector.expansion=wide")
     assert done.returncode == 2
     assert done.stderr == "mmblocks: recipe 'mini': model.projector.expansion='wide' is not float.\n"
 
 
 def test_a_recipe_trains_with_a_plugged_in_component(run, somewhere):
     arguments = ["train", "tiny/onevision", "model/projector=geglu", "budget=0.001", "workers=0", "out=runs/geglu"]
-    done = run("-m", "mmblocks.cli", *arguments)
+    done = run("-m", "mmblocks", *arguments)
     assert done.returncode == 0, done.stderr
     config = json.loads((somewhere / "runs/geglu/model/config.json").read_text())
     assert config["model"]["projector"] == {"name": "geglu", "expansion": 4.0}

@@ -62,7 +62,7 @@ def sweep(words, folder, *more):
 
 def kill_midway(words, folder, ended):
     """Start a sweep and end all of its processes at once when `ended` cells have a score and the next has a state to resume."""
-    command = [sys.executable, "-m", "mmblocks.cli", "sweep", "micro", *words, "--samples", "2", "--out", str(folder)]
+    command = [sys.executable, "-m", "mmblocks", "sweep", "micro", *words, "--samples", "2", "--out", str(folder)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, start_new_session=True, **quiet) as process:
         while len(found(folder, "result.json")) < ended or not any(map(is_midway, found(folder, "metrics.jsonl"))):
@@ -122,7 +122,7 @@ def photographs(here):
 
 def kill_one_cell(words, folder, cell):
     """Run a sweep, killing the process of a cell as soon as it is there; the exit code and what the sweep said."""
-    command = [sys.executable, "-m", "mmblocks.cli", "sweep", "micro", *words, "--out", str(folder)]
+    command = [sys.executable, "-m", "mmblocks", "sweep", "micro", *words, "--out", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         lock = folder / cell / ".lock"
         while not lock.is_file() or not lock.read_text().endswith("\n"):

@@ -141,7 +141,7 @@ def test_torchrun_trains_a_recipe(recipe, tmp_path):
     (tmp_path / "micro.yaml").write_text(yaml.safe_dump({"defaults": defaults, "out": "out", "stages": [steps]}))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*torchrun, "-m", "mmblocks.cli", "train", "micro.yaml", "device=cpu"],
+        [*torchrun, "-m", "mmblocks", "train", "micro.yaml", "device=cpu"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -1,7 +1,7 @@
 """Train a recipe, or go on where it stopped.
 
   mmblocks train RECIPE model/projector=linear model.pooling.stride=3 seed=1
-  torchrun --nproc-per-node 8 -m mmblocks.cli train RECIPE
+  torchrun --nproc-per-node 8 -m mmblocks train RECIPE
 
 GROUP=NAME chooses a component, KEY=VALUE changes a setting; `mmblocks recipes RECIPE` shows all keys. One run per
 combination of several values is `mmblocks sweep`.
