@@ -12,6 +12,7 @@ from types import ModuleType
 
 from mmblocks import __version__
 from mmblocks.cli.logs import log_to_stderr
+from mmblocks.cli.parsing import CommandParser
 from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.settings import did_you_mean
 
@@ -90,7 +91,7 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(f"no command is called {name!r}.{did_you_mean(name, COMMANDS)}")
     module = importlib.import_module(COMMANDS[name].module)
-    return module.run(_parse(_parser_of(COMMANDS[name], module), rest))
+    return module.run(_parser_of(COMMANDS[name], module).parse(rest))
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -107,17 +108,11 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser_of(command: Command, module: ModuleType) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser_of(command: Command, module: ModuleType) -> CommandParser:
+    parser = CommandParser(
         prog=f"mmblocks {command.name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
     return parser
-
-
-def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Options may stand between overrides (`sweep RECIPE --star a=1,2`); argparse allows that where nothing is nested."""
-    nested = any(action.nargs in (argparse.PARSER, argparse.REMAINDER) for action in parser._actions)
-    return parser.parse_args(arguments) if nested else parser.parse_intermixed_args(arguments)

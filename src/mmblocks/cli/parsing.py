@@ -1,0 +1,44 @@
+"""argparse as the commands need it: options between positional arguments, errors that name only what is required."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+_MISSING = "the following arguments are required: "
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose `nargs="*"` arguments are optional, and whose errors say what a missing argument is."""
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        action = super().add_argument(*names, **settings)
+        if action.nargs == argparse.ZERO_OR_MORE:
+            action.required = False  # argparse would ask for one that has no default
+        return action
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Options may stand between overrides (`sweep RECIPE --star a=1,2`); argparse allows that where nothing is nested."""
+        if not arguments:  # argparse would name required options alone, then required positional arguments
+            self._refuse_missing([action for action in self._actions if action.required])
+        nested = any(action.nargs in (argparse.PARSER, argparse.REMAINDER) for action in self._actions)
+        return self.parse_args(arguments) if nested else self.parse_intermixed_args(arguments)
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith(_MISSING):
+            names = message.removeprefix(_MISSING).split(", ")
+            self._refuse_missing([action for action in self._actions if name_of(action) in names])
+        super().error(message)
+
+    def _refuse_missing(self, actions: Iterable[argparse.Action]) -> None:
+        needed = "; ".join(f"{name_of(action)}: {action.help}" for action in actions)
+        if needed:
+            self.print_usage(sys.stderr)
+            self.exit(2, f"{self.prog} needs {needed}\n")
+
+
+def name_of(action: argparse.Action) -> str:
+    """What usage and errors call an argument."""
+    return "/".join(action.option_strings) or str(action.metavar or action.dest)
