@@ -9,7 +9,7 @@ import pytest
 from mmblocks.shapes import Size, VisualShape
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
 COUNTED = re.compile(r"^\| (\d+)x(\d+) \|.* = (\d+) \|$", re.MULTILINE)
 

@@ -84,7 +84,9 @@ def test_bash_blocks_run_and_print_what_is_shown(block, folder):
 
 
 def test_every_block_has_a_language_that_says_what_becomes_of_it():
-    assert {b.language for page in (README, *ROOT.glob("docs/*.md")) for b in blocks(page)} <= {
+    assert {
+        b.language for page in (README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")) for b in blocks(page)
+    } <= {
         "bash",
         "json",
         "python",
