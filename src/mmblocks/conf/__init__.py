@@ -1,9 +1,23 @@
-"""The only door to Hydra: recipes and overrides in, a plain dict out. Nothing below this package knows Hydra."""
+"""The only door to Hydra: recipes and overrides in, a plain dict out. Nothing below this package knows Hydra.
 
-from mmblocks.conf.assemble import as_yaml, compose, compose_for_planning
-from mmblocks.conf.files import recipes
-from mmblocks.conf.groups import GROUPS, register_groups
-from mmblocks.conf.launch import prepare_sweep, run_sweep
+The names below are read on first use, so that recipes can be listed without importing Hydra.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "GROUPS": "groups",
+    "as_yaml": "assemble",
+    "compose": "assemble",
+    "compose_for_planning": "assemble",
+    "prepare_sweep": "launch",
+    "recipes": "files",
+    "register_groups": "groups",
+    "run_sweep": "launch",
+}
 
 __all__ = [
     "GROUPS",
@@ -15,3 +29,19 @@ __all__ = [
     "register_groups",
     "run_sweep",
 ]
+
+if TYPE_CHECKING:
+    from mmblocks.conf.assemble import as_yaml, compose, compose_for_planning
+    from mmblocks.conf.files import recipes
+    from mmblocks.conf.groups import GROUPS, register_groups
+    from mmblocks.conf.launch import prepare_sweep, run_sweep
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmblocks.conf' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mmblocks.conf.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
