@@ -50,6 +50,7 @@ COMMANDS = {
         Command("new", "a package with a component of your own, its test and its entry point"),
         Command("bench", "measure mmblocks beside transformers, with the same weights"),
         Command("doctor", "versions, devices and fast paths of this machine"),
+        Command("completion", "what makes Tab complete commands, recipes and overrides in bash or zsh"),
     )
 }
 
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may stand at its cursor
+        importlib.import_module("mmblocks.cli.completion").answer_shell()
     top = _top_parser()
     if not arguments or arguments[0].startswith("-"):
         top.parse_args(arguments)
