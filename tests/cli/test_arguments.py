@@ -18,6 +18,7 @@ REQUIRED = {
     "convert": ["FROM", "TO"],
     "swap": ["MODEL", "--out"],
     "new": ["kind", "name"],
+    "completion": ["shell"],
 }
 """Command -> what cannot be left out; the others need nothing."""
 
