@@ -41,6 +41,12 @@ def _cache_keyword(forward: Callable[..., Any]) -> str:
     )
 
 
+def enable_gradient_checkpointing(lm: Any, settings: dict[str, Any]) -> None:
+    """Have a model of transformers compute its layers anew in backward. `settings` are those of torch's `checkpoint`."""
+    renamed = getattr(lm, "activation_checkpointing_enable", None)
+    (renamed or lm.gradient_checkpointing_enable)(settings)
+
+
 def autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast computes in on a kind of device ("cpu", "cuda"); None where it is off or not known.
 
@@ -84,5 +90,6 @@ def warnings_not_raised() -> Iterator[None]:
     Otherwise a renamed keyword would be taken for a reason against what is probed.
     """
     with warnings.catch_warnings():
-        warnings.filters[:] = [("default" if action == "error" else action, *rest) for action, *rest in warnings.filters]
+        filters: Any = warnings.filters
+        filters[:] = [("default" if action == "error" else action, *rest) for action, *rest in filters]
         yield

@@ -12,7 +12,16 @@ import pytest
 import mmblocks
 
 ROOT = Path(__file__).parents[2]
-AT_ROOT = {"PKG-INFO", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "pyproject.toml"}
+AT_ROOT = {
+    "PKG-INFO",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "constraints.txt",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "pyproject.toml",
+}
 FOLDERS = {"src", "recipes", "tests", "docs", "examples"}
 MB = 10**6
 

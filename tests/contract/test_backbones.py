@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from mmblocks.batch import IGNORE, Packing, Rows
+from mmblocks.compat import enable_gradient_checkpointing
 from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
 from mmblocks.testing import LAWS
@@ -179,7 +180,7 @@ def recomputed(backbone, folder):
 
 
 def recomputed_by_transformers(backbone, folder):
-    backbone.lm.activation_checkpointing_enable({"use_reentrant": False})
+    enable_gradient_checkpointing(backbone.lm, {"use_reentrant": False})
     return backbone
 
 

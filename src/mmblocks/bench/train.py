@@ -15,6 +15,7 @@ from mmblocks.bench.equal import require_same_gradients
 from mmblocks.bench.rows import Row
 from mmblocks.bench.run import Run
 from mmblocks.bench.sizes import model_of
+from mmblocks.compat import enable_gradient_checkpointing
 from mmblocks.model.onevision import OneVision
 
 NAME = "train"
@@ -58,7 +59,7 @@ def _settings(run: Run, model: OneVision, theirs: Any, sets: list[Case]) -> Iter
     yield Peer("best", "packed by position ids, labelled logits", packed(theirs))
     if run.on_gpu:
         recomputing = peer.peer_of(model).train()
-        recomputing.gradient_checkpointing_enable()
+        enable_gradient_checkpointing(recomputing, {"use_reentrant": False})
         yield Peer("as shipped", "padded, all logits, gradient checkpointing", padded(recomputing))
 
 
