@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmblocks.compat import make_flop_counter
 from mmblocks.data.collate import collate
@@ -37,81 +38,114 @@ def seconds(row):
     return {phase: row[f"seconds/{phase}"] for phase in PHASES}
 
 
-def slow(module, by=0.05):
-    """Make the first layer inside a module take longer."""
+class FakeTime:
+    """Nanoseconds that pass only when a test says so."""
+
+    def __init__(self):
+        self.ns = 0
+
+    def now_ns(self):
+        return self.ns
+
+    def sleep(self, by_s):
+        self.ns += round(by_s * 1e9)
+
+
+class OneMillisecondPerOperation(TorchDispatchMode):
+    """Every operation of torch takes a millisecond of the fake time, and nothing else takes any."""
+
+    def __init__(self, fake_time):
+        super().__init__()
+        self.fake_time = fake_time
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.fake_time.sleep(0.001)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def fake_time():
+    return FakeTime()
+
+
+def panel_of(model, fake_time, **settings):
+    return Panel(model, clock=HostClock(fake_time.now_ns), **settings)
+
+
+def slow(module, fake_time):
+    """Make the first layer inside a module take 50 ms; all else takes no time."""
     first = next(m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear))
-    return first.register_forward_hook(lambda *_: time.sleep(by))
+    return first.register_forward_hook(lambda *_: fake_time.sleep(0.05))
 
 
-def test_the_phases_sum_to_the_wall_time_and_nothing_much_is_other(tiny_model, batch):
-    with Panel(tiny_model) as panel:
+def test_the_phases_sum_to_the_wall_time_and_nothing_much_is_other(tiny_model, batch, fake_time):
+    with panel_of(tiny_model, fake_time) as panel, OneMillisecondPerOperation(fake_time):
         panel.row()
-        began = time.perf_counter()
+        began = fake_time.ns
         for _ in range(10):
             step(tiny_model, batch, panel)
         row = panel.row()
     assert sum(seconds(row).values()) == pytest.approx(row["seconds/wall"], rel=1e-9)
-    assert row["seconds/wall"] == pytest.approx(time.perf_counter() - began, rel=0.05)
+    assert row["seconds/wall"] == (fake_time.ns - began) / 1e9
     assert row["seconds/other"] < 0.05 * row["seconds/wall"]
+    assert all(row[f"seconds/{phase}"] > 0 for phase in ("encoder", "projector", "language_model", "backward"))
 
 
 @pytest.mark.parametrize("part", ["encoder", "projector"])
-def test_a_forward_is_split_by_part(tiny_model, batch, part):
-    slow(getattr(tiny_model, part))
-    with Panel(tiny_model) as panel:
+def test_a_forward_is_split_by_part(tiny_model, batch, fake_time, part):
+    slow(getattr(tiny_model, part), fake_time)
+    slow(tiny_model.backbone, fake_time)
+    with panel_of(tiny_model, fake_time) as panel:
         step(tiny_model, batch, panel)
         spent = seconds(panel.row())
-    assert spent[part] > 0.05
-    assert spent["language_model"] > 0
+    assert spent == dict.fromkeys(PHASES, 0.0) | {part: 0.05, "language_model": 0.05}
 
 
-def test_the_backbone_is_the_language_model(tiny_model, batch):
-    slow(tiny_model.backbone)
-    with Panel(tiny_model) as panel:
+def test_the_backbone_is_the_language_model(tiny_model, batch, fake_time):
+    slow(tiny_model.backbone, fake_time)
+    with panel_of(tiny_model, fake_time) as panel:
         step(tiny_model, batch, panel)
-        assert seconds(panel.row())["language_model"] > 0.05
+        spent = seconds(panel.row())
+    assert spent == dict.fromkeys(PHASES, 0.0) | {"language_model": 0.05}
 
 
 @pytest.mark.parametrize("phase", ["evaluating", "backward"])
-def test_only_a_forward_is_split(tiny_model, batch, phase):
+def test_only_a_forward_is_split(tiny_model, batch, fake_time, phase):
     """Evaluation is one figure, and what backward computes again is backward's."""
-    slow(tiny_model.encoder)
-    with Panel(tiny_model) as panel:
+    slow(tiny_model.encoder, fake_time)
+    with panel_of(tiny_model, fake_time) as panel:
         with panel.during(phase):
             tiny_model(batch)
         spent = seconds(panel.row())
-    assert spent[phase] > 0.05
-    assert spent["encoder"] == 0
+    assert spent == dict.fromkeys(PHASES, 0.0) | {phase: 0.05}
 
 
-def test_time_is_charged_to_the_innermost_phase_also_after_an_error(tiny_model):
-    panel = Panel(tiny_model)
+def test_time_is_charged_to_the_innermost_phase_also_after_an_error(tiny_model, fake_time):
+    panel = panel_of(tiny_model, fake_time)
 
     def fails():
-        time.sleep(0.02)
+        fake_time.sleep(0.02)
         raise KeyError
 
     with panel.during("saving"), pytest.raises(KeyError), panel.during("evaluating"):
         fails()
-    time.sleep(0.02)
+    fake_time.sleep(0.03)
     spent = seconds(panel.row())
-    assert spent["evaluating"] > 0.02
-    assert spent["saving"] < 0.02
-    assert spent["other"] > 0.02
+    assert spent == dict.fromkeys(PHASES, 0.0) | {"evaluating": 0.02, "other": 0.03}
 
 
-def test_rows_begin_anew_and_the_table_adds_them_up(tiny_model, batch):
-    with Panel(tiny_model) as panel:
+def test_rows_begin_anew_and_the_table_adds_them_up(tiny_model, fake_time):
+    with panel_of(tiny_model, fake_time) as panel:
         walls = []
-        for _ in range(2):
+        for took in (0.5, 0.7):
             with panel.during("data"):
-                time.sleep(0.05)
+                fake_time.sleep(took)
             walls.append(panel.row()["seconds/wall"])
-    assert all(0.05 < wall < 1 for wall in walls)
+    assert walls == [0.5, 0.7]
     lines = panel.table().splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [line.split()[0] for line in lines[1:]][:3] == ["data", "encoder", "projector"]
-    assert f"{sum(walls):.1f}" in next(line for line in lines if line.startswith("wall"))
+    assert next(line for line in lines if line.startswith("wall")).split() == ["wall", "1.2", "100.0", "%"]
 
 
 def test_no_hook_is_left_behind(tiny_model):
@@ -122,19 +156,20 @@ def test_no_hook_is_left_behind(tiny_model):
 
 
 def test_it_costs_less_than_a_hundredth_of_a_tiny_step(tiny_model, batch):
+    """In processor time of this thread, which other processes do not change."""
     with Panel(tiny_model) as panel:
         took, cost = [], []
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.thread_time()
             step(tiny_model, batch, panel)
-            took.append(time.perf_counter() - began)
-            began = time.perf_counter()
+            took.append(time.thread_time() - began)
+            began = time.thread_time()
             for _ in range(20):
                 panel.count(batch)
                 for phase in ("data", "forward", "encoder", "projector", "backward", "optimizer"):
                     with panel.during(phase):
                         pass
-            cost.append((time.perf_counter() - began) / 20)
+            cost.append((time.thread_time() - began) / 20)
     assert min(cost) < 0.01 * min(took)
 
 
@@ -164,12 +199,13 @@ def test_the_work_of_a_step_is_what_torch_counts(tiny_model, frozen):
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
-def test_mfu_is_work_by_peak_and_time(tiny_model, batch):
-    panel = Panel(tiny_model, peak_flops=1e9)
+def test_mfu_is_work_by_peak_and_time(tiny_model, batch, fake_time):
+    panel = panel_of(tiny_model, fake_time, peak_flops=1e9)
     panel.count(batch)
+    fake_time.sleep(0.25)
     row = panel.row()
     work = Work.of(tiny_model).for_batch(batch, batch.packing.lengths)
-    assert row["mfu"] == pytest.approx(work / 1e9 / row["seconds/wall"])
+    assert row["mfu"] == pytest.approx(work / 1e9 / 0.25)
     assert panel.row()["mfu"] == 0
 
 
@@ -225,27 +261,38 @@ class Stream:
         return Event()
 
 
-def test_on_a_device_time_is_read_from_events_and_what_they_miss_is_other():
+def test_on_a_device_time_is_read_from_events_and_what_they_miss_is_other(fake_time):
     stream = Stream()
-    clock = DeviceClock(torch.device("cpu"), stream.event)
+    clock = DeviceClock(torch.device("cpu"), stream.event, fake_time.now_ns)
     for _ in range(2):
         for phase, ms in (("encoder", 2), ("backward", 3), ("encoder", 4), ("other", 0)):
             clock.switch(phase)
             stream.now += ms
-        time.sleep(0.03)
+        fake_time.sleep(0.03)
         spent, wall = clock.read()
-        assert spent["encoder"] == pytest.approx(0.006)
-        assert spent["backward"] == pytest.approx(0.003)
-        assert sum(spent.values()) == pytest.approx(wall)
+        assert wall == 0.03
+        assert spent == pytest.approx({"encoder": 0.006, "backward": 0.003, "other": 0.021})
     assert stream.made == 6  # events are used again
 
 
-def test_a_phase_goes_on_over_a_reading():
-    clock = HostClock()
+def test_a_phase_goes_on_over_a_reading(fake_time):
+    clock = HostClock(fake_time.now_ns)
     clock.switch("saving")
     clock.read()
-    time.sleep(0.02)
-    assert clock.read()[0]["saving"] > 0.02
+    fake_time.sleep(0.02)
+    assert clock.read() == ({"saving": 0.02}, 0.02)
+
+
+def test_without_another_clock_it_is_the_time_of_the_process():
+    before = time.perf_counter_ns()
+    clock = HostClock()
+    began = time.perf_counter_ns()
+    until = began + 1
+    while time.perf_counter_ns() < until:
+        pass
+    ended = time.perf_counter_ns()
+    _, wall = clock.read()
+    assert ended - began <= round(wall * 1e9) <= time.perf_counter_ns() - before
 
 
 @pytest.mark.gpu

@@ -59,13 +59,14 @@ class Clock(Protocol):
 class HostClock:
     """Time as the process sees it, in whole nanoseconds, so that the parts sum exactly. For the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._now_ns = now_ns
         self._phase = OTHER
         self._spent: Counter[str] = Counter()
-        self._since = time.perf_counter_ns()
+        self._since = now_ns()
 
     def switch(self, phase: str) -> None:
-        now = time.perf_counter_ns()
+        now = self._now_ns()
         self._spent[self._phase] += now - self._since
         self._phase, self._since = phase, now
 
@@ -82,8 +83,14 @@ class DeviceClock:
     device waits for it. Only `read` waits for the device.
     """
 
-    def __init__(self, device: torch.device, event: Callable[[], Any] | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        event: Callable[[], Any] | None = None,
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
         self._event = event or (lambda: torch.Event(device, enable_timing=True))
+        self._now_ns = now_ns
         self._marks: list[tuple[str, Any]] = []
         self._spare: list[Any] = []
         self._phase = OTHER
@@ -98,7 +105,7 @@ class DeviceClock:
     def read(self) -> tuple[dict[str, float], float]:
         self.switch(self._phase)
         self._marks[-1][1].synchronize()
-        wall = (time.perf_counter_ns() - self._since) / 1e9
+        wall = (self._now_ns() - self._since) / 1e9
         spent: dict[str, float] = defaultdict(float)
         for (phase, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
             spent[phase] += begin.elapsed_time(end) / 1e3
@@ -109,7 +116,7 @@ class DeviceClock:
 
     def _begin(self) -> None:
         self._marks = []
-        self._since = time.perf_counter_ns()
+        self._since = self._now_ns()
         self.switch(self._phase)
 
 
