@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -162,6 +163,18 @@ def test_a_shrunk_map_holds_no_more_than_its_budget_plus_a_fifth():
         assert left.area <= max(1.21 * 9 * 729, max(left)), cells
         assert min(left) >= 1, cells
         assert left == cells or cells.area > 1.21 * 9 * 729, cells
+
+
+@pytest.mark.parametrize(
+    ("cells", "max_tiles", "tile_cells"),
+    [(Size(11, 11), 1, Size(10, 10)), (Size(11, 22), 2, Size(10, 10)), (Size(44, 22), 8, Size(10, 10))],
+)
+def test_a_map_of_exactly_the_largest_excess_is_left_alone(cells, max_tiles, tile_cells):
+    """LLaVA-NeXT shrinks where `times > 1.1` (llava_arch.py), and these maps are 1.1 times too large to the bit."""
+    assert math.sqrt(cells.area / (max_tiles * tile_cells.area)) == 1.1
+    assert shrunk(cells, max_tiles, tile_cells) == cells
+    one_more = Size(cells.height + 1, cells.width)
+    assert shrunk(one_more, max_tiles, tile_cells).area <= max_tiles * tile_cells.area < one_more.area
 
 
 def test_tiles_cover_a_canvas_once_row_by_row():
