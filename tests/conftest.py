@@ -1,5 +1,6 @@
 """One thread, one seed and no network for every test; a tiny model to use; other packages' warnings summed up."""
 
+import copy
 import os
 from collections import Counter
 from pathlib import Path
@@ -66,9 +67,15 @@ def tiny_spec():
     }
 
 
-@pytest.fixture
-def tiny_model(tiny_spec):
-    """The tiny model with random weights, new for every test."""
+@pytest.fixture(scope="session")
+def built_tiny_model(tiny_spec):
+    """The tiny model, built once; tests take copies of it, which cost a tenth of a new one."""
     import mmblocks
 
     return mmblocks.build(tiny_spec, seed=0).eval()
+
+
+@pytest.fixture
+def tiny_model(built_tiny_model):
+    """The tiny model with random weights, a copy of its own for every test."""
+    return copy.deepcopy(built_tiny_model)

@@ -1,6 +1,7 @@
 """A recipe of two short stages; runs in processes of their own, forked from the one that has imported torch."""
 
 import copy
+import json
 import multiprocessing
 import os
 import signal
@@ -49,6 +50,27 @@ def same():
     return lambda one, other: one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.fixture(scope="session")
+def undisturbed(trained, tmp_path_factory):
+    """The folder of a whole run of a recipe in `ranks` processes, 1 being this one: each is run once, and then only read."""
+    folders: dict[str, Path] = {}
+
+    def folder_of(recipe: dict, ranks: int = 1) -> Path:
+        recipe = {key: value for key, value in recipe.items() if key != "out"}
+        name = json.dumps([recipe, ranks], sort_keys=True)
+        if name not in folders:
+            out = tmp_path_factory.mktemp("undisturbed") / "run"
+            whole = {**copy.deepcopy(recipe), "out": str(out)}
+            if ranks == 1:
+                run(whole)
+            else:
+                assert trained(whole, ranks=ranks) == [0] * ranks
+            folders[name] = out
+        return folders[name]
+
+    return folder_of
+
+
 @pytest.fixture
 def killed_in_step():
     """A patch for `trained`: the process kills itself at the beginning of its `call`th step."""
@@ -70,7 +92,7 @@ def killed_in_step():
     return patched
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def trained():
     """Run a recipe in `ranks` processes as torchrun would, `patch(rank)` being called in each before it begins; returns
     their exit codes, negative ones for signals. What takes more than `seconds` is killed and fails the test.

@@ -1,11 +1,12 @@
 """Two processes learn what one learns: the same data, the same losses, the same weights up to the order of sums."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -46,19 +47,17 @@ STAGES = {
 
 
 @pytest.mark.parametrize("kind", STAGES)
-def test_two_processes_end_where_one_does(recipe, tmp_path, trained, weights, kind):
+def test_two_processes_end_where_one_does(weights, undisturbed, recipe, kind):
     recipe = {
         **recipe,
         "stages": [STAGES[kind]],
         "log_every": 1,
         "accumulate": "sharded" if "one by one" in kind else "local",
     }
-    alone, both = {**recipe, "out": str(tmp_path / "alone")}, {**recipe, "out": str(tmp_path / "both")}
-    run(alone)
-    assert trained(both, ranks=2) == [0, 0]
-    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
+    alone, both = undisturbed(recipe), undisturbed(recipe, ranks=2)
+    assert losses(both) == pytest.approx(losses(alone), rel=1e-6)
     # Adam divides by the root of squared gradients, which magnifies sums in another order where gradients are near 0.
-    close(weights(tmp_path / "both/model"), weights(tmp_path / "alone/model"), atol=1e-5)
+    close(weights(both / "model"), weights(alone / "model"), atol=1e-5)
 
 
 def test_one_step_of_two_processes_equals_that_of_one(recipe, tmp_path, trained, weights):
@@ -71,16 +70,17 @@ def test_one_step_of_two_processes_equals_that_of_one(recipe, tmp_path, trained,
     assert rows[0]["gradient_norm"] == pytest.approx(rows[1]["gradient_norm"], rel=1e-5)
 
 
-def test_several_stages_are_handed_over_whole(recipe, tmp_path, trained, weights):
-    run({**recipe, "out": str(tmp_path / "alone")})
-    assert trained(recipe, ranks=2) == [0, 0]
+def test_several_stages_are_handed_over_whole(recipe, weights, undisturbed):
+    alone, both = undisturbed(recipe), undisturbed(recipe, ranks=2)
     for folder in ("stages/0-align", "stages/1-all", "model"):
-        close(weights(tmp_path / "run" / folder), weights(tmp_path / "alone" / folder), atol=1e-5)
+        close(weights(both / folder), weights(alone / folder), atol=1e-5)
 
 
-@pytest.fixture
-def killed(recipe, trained):
-    """A run of two processes of which the second was killed in its sixth step, after a save; the first ends by itself."""
+@pytest.fixture(scope="module")
+def killed_once(recipe_in, trained, tmp_path_factory):
+    """The folder of a run of two processes of which the second was killed in its sixth step, after a save; the first ended
+    by itself.
+    """
 
     def patch(rank):
         real, calls = stage_run.Stepper.__call__, []
@@ -93,43 +93,57 @@ def killed(recipe, trained):
 
         stage_run.Stepper.__call__ = step
 
-    codes = trained({**recipe, "timeout_s": 20.0}, ranks=2, patch=patch)
+    out = tmp_path_factory.mktemp("killed") / "run"
+    codes = trained({**recipe_in(out), "timeout_s": 20.0}, ranks=2, patch=patch)
     assert codes[1] == -signal.SIGKILL
     assert codes[0] not in (0, None)
+    return out
+
+
+@pytest.fixture
+def killed(killed_once, recipe, tmp_path):
+    """The recipe of the killed run, in a copy of its folder."""
+    shutil.copytree(killed_once, tmp_path / "run")
     return recipe
 
 
-def test_when_one_of_two_processes_is_killed_both_go_on_to_the_same_end(killed, tmp_path, trained, weights, same):
-    assert trained({**killed, "out": str(tmp_path / "whole")}, ranks=2) == [0, 0]
+def test_when_one_of_two_processes_is_killed_both_go_on_to_the_same_end(
+    killed, tmp_path, trained, weights, same, undisturbed
+):
+    whole = undisturbed(killed, ranks=2)
+    assert len(losses(tmp_path / "run")) < len(losses(whole))
     assert trained(killed, ranks=2) == [0, 0]
-    assert same(weights(tmp_path / "run/model"), weights(tmp_path / "whole/model"))
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert same(weights(tmp_path / "run/model"), weights(whole / "model"))
+    assert losses(tmp_path / "run") == losses(whole)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(killed, tmp_path, weights):
-    run({**killed, "out": str(tmp_path / "alone")})
+def test_a_run_goes_on_with_another_number_of_processes(killed, tmp_path, weights, undisturbed):
+    alone = undisturbed(killed)
     run(killed)
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
-    close(weights(tmp_path / "run/model"), weights(tmp_path / "alone/model"), atol=1e-5)
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-6)
+    close(weights(tmp_path / "run/model"), weights(alone / "model"), atol=1e-5)
 
 
-def test_a_process_that_hangs_is_given_up_after_the_timeout(recipe, trained):
+def test_a_process_that_hangs_is_given_up_after_the_timeout(recipe, tmp_path, trained):
+    """The second process stands still until the first, which waits for it, has ended: its lock goes with it."""
+
     def patch(rank):
-        if rank == 1:
+        lock = (tmp_path / "first.lock").open("a")
+        if rank == 0:
+            stage_run.lock_of_the_first = lock  # held open until the process ends
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        else:
             real = stage_run.Stepper.__call__
-            stage_run.Stepper.__call__ = lambda *arguments: (time.sleep(15), real(*arguments))[1]
+            stage_run.Stepper.__call__ = lambda *arguments: (fcntl.flock(lock, fcntl.LOCK_SH), real(*arguments))[1]
 
-    began = time.perf_counter()
-    codes = trained({**recipe, "timeout_s": 4.0}, ranks=2, patch=patch)
+    codes = trained({**recipe, "timeout_s": 4.0}, ranks=2, patch=patch, seconds=60)
     assert 0 not in codes
-    assert time.perf_counter() - began < 60
 
 
-def test_bfloat16_computes_nearly_the_same_on_two_processes(recipe, tmp_path, trained):
+def test_bfloat16_computes_nearly_the_same_on_two_processes(recipe, undisturbed):
     recipe = {**recipe, "stages": [stage("a", precision="bfloat16")], "log_every": 1}
-    run({**recipe, "out": str(tmp_path / "alone")})
-    assert trained({**recipe, "out": str(tmp_path / "both")}, ranks=2) == [0, 0]
-    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "alone"), rel=0.02)  # 8 bits of mantissa
+    alone, both = undisturbed(recipe), undisturbed(recipe, ranks=2)
+    assert losses(both) == pytest.approx(losses(alone), rel=0.02)  # 8 bits of mantissa
 
 
 def test_torchrun_trains_a_recipe(recipe, tmp_path):

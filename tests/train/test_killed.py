@@ -31,10 +31,10 @@ def dies_before(module, name, call=1):
 
 
 @pytest.fixture(scope="module")
-def whole(recipe_in, tmp_path_factory, weights):
+def whole(recipe_in, undisturbed, weights):
     """Weights and metrics of the run that nothing disturbed."""
-    out = tmp_path_factory.mktemp("whole")
-    return weights(run(recipe_in(out))), metrics(out)
+    out = undisturbed(recipe_in("nowhere"))
+    return weights(out / "model"), metrics(out)
 
 
 def metrics(out):

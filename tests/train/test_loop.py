@@ -31,18 +31,17 @@ def test_a_run_leaves_a_model_its_stages_and_metrics(recipe, tmp_path, weights, 
     assert all(r["loss"] > 0 and r["tokens_per_s"] > 0 for r in rows)
 
 
-def test_two_runs_of_a_recipe_are_equal_and_another_seed_differs(recipe, tmp_path, weights, same):
-    run({**recipe, "out": str(tmp_path / "a")})
+def test_two_runs_of_a_recipe_are_equal_and_another_seed_differs(recipe, tmp_path, weights, same, undisturbed):
+    first = weights(undisturbed(recipe) / "model")
     run({**recipe, "out": str(tmp_path / "b")})
     run({**recipe, "out": str(tmp_path / "c"), "seed": 1})
-    assert same(weights(tmp_path / "a/model"), weights(tmp_path / "b/model"))
-    assert not same(weights(tmp_path / "a/model"), weights(tmp_path / "c/model"))
+    assert same(first, weights(tmp_path / "b/model"))
+    assert not same(first, weights(tmp_path / "c/model"))
 
 
-def test_worker_processes_change_nothing(recipe, tmp_path, weights, same):
-    run({**recipe, "out": str(tmp_path / "a")})
+def test_worker_processes_change_nothing(recipe, tmp_path, weights, same, undisturbed):
     run({**recipe, "out": str(tmp_path / "b"), "workers": 1})
-    assert same(weights(tmp_path / "a/model"), weights(tmp_path / "b/model"))
+    assert same(weights(undisturbed(recipe) / "model"), weights(tmp_path / "b/model"))
 
 
 def test_frozen_parts_keep_their_weights_bit_for_bit(recipe, tmp_path, weights):

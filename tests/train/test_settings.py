@@ -30,26 +30,25 @@ def rows(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_recomputing_blocks_changes_no_weight(recipe, tmp_path, weights, same):
-    run({**recipe, "out": str(tmp_path / "kept")})
+def test_recomputing_blocks_changes_no_weight(recipe, tmp_path, weights, same, undisturbed):
     run({**recipe, "out": str(tmp_path / "again"), "recompute": True})
-    assert same(weights(tmp_path / "kept/model"), weights(tmp_path / "again/model"))
+    assert same(weights(undisturbed(recipe) / "model"), weights(tmp_path / "again/model"))
 
 
-def test_bfloat16_computes_nearly_the_same_and_keeps_float32_weights(recipe, tmp_path, weights):
-    run({**recipe, "out": str(tmp_path / "full"), "log_every": 1})
+def test_bfloat16_computes_nearly_the_same_and_keeps_float32_weights(recipe, tmp_path, weights, undisturbed):
+    whole = undisturbed({**recipe, "log_every": 1})
     run({**with_stage(recipe, precision="bfloat16"), "out": str(tmp_path / "half"), "log_every": 1})
-    full, half = ([row["loss"] for row in rows(tmp_path / out)] for out in ("full", "half"))
+    full, half = ([row["loss"] for row in rows(out)] for out in (whole, tmp_path / "half"))
     assert half == pytest.approx(full, rel=0.02)  # 8 bits of mantissa
     assert half != full
     assert {tensor.dtype for tensor in weights(tmp_path / "half/model").values()} == {torch.float32}
 
 
-def test_the_average_is_what_is_saved_and_the_weights_go_on(recipe, tmp_path, weights, same):
-    run({**recipe, "out": str(tmp_path / "plain"), "log_every": 1})
+def test_the_average_is_what_is_saved_and_the_weights_go_on(recipe, tmp_path, weights, same, undisturbed):
+    whole = undisturbed({**recipe, "log_every": 1})
     run({**recipe, "out": str(tmp_path / "averaged"), "log_every": 1, "ema": 0.9})
-    assert not same(weights(tmp_path / "plain/model"), weights(tmp_path / "averaged/model"))
-    plain, averaged = ([row["loss"] for row in rows(tmp_path / out)] for out in ("plain", "averaged"))
+    assert not same(weights(whole / "model"), weights(tmp_path / "averaged/model"))
+    plain, averaged = ([row["loss"] for row in rows(out)] for out in (whole, tmp_path / "averaged"))
     assert plain == averaged
 
 
@@ -84,10 +83,9 @@ def test_the_weights_that_measured_best_are_kept(recipe, tmp_path, weights, same
         assert same(weights(tmp_path / "run/best/0-a"), weights(tmp_path / "run/model"))
 
 
-def test_measuring_changes_nothing_in_training(recipe, tmp_path, weights, same):
-    run({**recipe, "out": str(tmp_path / "plain")})
+def test_measuring_changes_nothing_in_training(recipe, tmp_path, weights, same, undisturbed):
     run({**recipe, "out": str(tmp_path / "measured"), "evaluate": HELD_OUT, "look_at": 2})
-    assert same(weights(tmp_path / "plain/model"), weights(tmp_path / "measured/model"))
+    assert same(weights(undisturbed(recipe) / "model"), weights(tmp_path / "measured/model"))
     assert any("look/true" in row for row in rows(tmp_path / "measured"))
 
 
@@ -102,13 +100,13 @@ def test_a_curriculum_can_begin_in_the_middle(recipe, tmp_path, weights, same):
     assert same(weights(tmp_path / "one/model"), weights(tmp_path / "run/stages/1-b"))
 
 
-def test_a_stage_has_visual_tokenizers_of_its_own_and_the_model_keeps_its(recipe, tmp_path):
+def test_a_stage_has_visual_tokenizers_of_its_own_and_the_model_keeps_its(recipe, tmp_path, undisturbed):
     few = {"image": "pad", "video": {"name": "frames", "max_frames": 1}}
-    run({**recipe, "out": str(tmp_path / "many"), "log_every": 1})
+    whole = undisturbed({**recipe, "log_every": 1})
     run({**with_stage(recipe, tokenizer=few), "out": str(tmp_path / "few"), "log_every": 1})
-    views = [sum(row["views_per_s"] / row["tokens_per_s"] for row in rows(tmp_path / out)) for out in ("many", "few")]
+    views = [sum(row["views_per_s"] / row["tokens_per_s"] for row in rows(out)) for out in (whole, tmp_path / "few")]
     assert views[1] < views[0]
-    assert mmblocks.load(tmp_path / "few/model").spec == mmblocks.load(tmp_path / "many/model").spec
+    assert mmblocks.load(tmp_path / "few/model").spec == mmblocks.load(whole / "model").spec
 
 
 def test_a_saved_model_takes_the_recipes_tokenizers_and_refuses_other_parts(recipe, tmp_path):

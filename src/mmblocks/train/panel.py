@@ -7,13 +7,14 @@ it (embedding, placing visual tokens, backbone, loss) is the language model's.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from mmblocks.batch import Batch
 from mmblocks.model.budget import last_row_flops, prefill_flops
 from mmblocks.model.check import examine
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.spec import ModelSpec
 from mmblocks.train.table import weights_in
 
 log = logging.getLogger(__name__)
@@ -265,8 +267,8 @@ class Work:
     @classmethod
     def of(cls, model: OneVision) -> Work | None:
         """The work of a model with its present learning parts; None, logged with the reason, where it cannot be counted."""
-        seen = examine(model.spec)
-        flops, notes = prefill_flops(seen, 1, _PROBE_TOKENS)
+        parts = (type(model.encoder), type(model.projector), type(model.backbone))
+        flops, notes, layers = _count_flops(json.dumps(model.spec.plain()), parts)
         if missing := [part for part in ("encoder", "projector", "backbone", "head") if flops.get(part) is None]:
             log.info("no MFU: the FLOPs of %s are unknown. %s", ", ".join(missing), "; ".join(notes))
             return None
@@ -279,7 +281,8 @@ class Work:
         through, attends = 1 + _any(early or backbone) + backbone, 1 + 2 * _any(early or backbone)
         grid, projected = model.encoder.grid, model.projector.out_grid(model.encoder.grid)
         per_row = 2.0 * sum(weight.numel() for weight in model.projector.head.parameters() if weight.ndim == 2)
-        token, asked, pair, asked_pair = _layers(known["backbone"], known["attention"], seen.backbone)
+        assert layers is not None, "they are counted where the backbone's FLOPs are known"
+        token, asked, pair, asked_pair = layers
         return cls(
             encoder=known["encoder"] * (1 + _any(encoder) + encoder),
             body=(known["projector"] - projected.area * per_row) / grid.area * projects,
@@ -308,6 +311,21 @@ class Work:
             return before, after
         used = batch.layout.cells
         return before if used is None else len(used.rows), len(batch.layout.positions)
+
+
+@lru_cache(maxsize=8)
+def _count_flops(
+    spec: str, parts: tuple[type, ...]
+) -> tuple[dict[str, int | None], tuple[str, ...], tuple[float, float, float, float] | None]:
+    """FLOPs by part, notes, and those of the layers. Counted once for all stages of a run: a quarter of a second, or more.
+
+    spec: of a model, as JSON. parts: its classes, since a name may be registered again for another one.
+    """
+    seen = examine(ModelSpec.of(json.loads(spec)))
+    flops, notes = prefill_flops(seen, 1, _PROBE_TOKENS)
+    total, attention = flops.get("backbone"), flops.get("attention")
+    layers = None if total is None or attention is None else _layers(total, attention, seen.backbone)
+    return flops, notes, layers
 
 
 def _layers(total: float, attention: float, backbone: Any) -> tuple[float, float, float, float]:
