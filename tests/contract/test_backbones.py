@@ -35,15 +35,26 @@ MIXED = (
 )  # experts see another number of rows with every text, which rounds otherwise
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case[1].get("family", case[0]))
-def backbone(request):
-    """Random in every tensor, so that scores are large enough for caps, windows and sinks to matter."""
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case[1].get("family", case[0]))
+def built_backbone(request):
+    """Random in every tensor, so that scores are large enough for caps, windows and sinks to matter; where torch's
+    generator stands after that, for other numbers than the weights'.
+    """
+    torch.manual_seed(0)
     name, settings = request.param
     made = backbones.build({"name": name, **settings}).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return made
+    return made, torch.get_rng_state()
+
+
+@pytest.fixture
+def backbone(built_backbone):
+    """A copy of its own for every test."""
+    made, generator_state = built_backbone
+    torch.set_rng_state(generator_state)
+    return copy.deepcopy(made)
 
 
 def positions(lengths):
