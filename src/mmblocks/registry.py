@@ -27,7 +27,7 @@ Spec = str | Mapping[str, Any]
 """A component as plain values. A setting annotated `Spec` or `tuple[Spec, ...]` holds components of its own kind."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Entry(Generic[T]):
     """A registered component or preset. `builder` makes it; `settings` are what a preset fixes beforehand.
 
@@ -47,6 +47,11 @@ class Entry(Generic[T]):
     def summary(self) -> str:
         """First line of the builder's docstring."""
         return (inspect.getdoc(self.builder) or "").partition("\n")[0]
+
+    @cached_property
+    def parameters(self) -> tuple[tuple[inspect.Parameter, Any], ...]:
+        """The constructor's parameters with resolved annotations, read once: every check asks for them."""
+        return tuple(read_parameters(self.builder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +154,13 @@ class Registry(Generic[T]):
         entry = self[name]
         return tuple(
             Setting(p.name, annotation, entry.settings.get(p.name, p.default))
-            for p, annotation in _parameters(entry.builder)
+            for p, annotation in entry.parameters
             if p.name not in self.wired
         )
 
     def wants(self, name: str) -> frozenset[str]:
         """The wired arguments that a component's constructor declares."""
-        return frozenset(p.name for p, _ in _parameters(self[name].builder)) & frozenset(self.wired)
+        return frozenset(p.name for p, _ in self[name].parameters) & frozenset(self.wired)
 
     def reasons_against(self, spec: Spec) -> list[str]:
         """Every fault of a spec (unknown name or setting, wrong type, missing setting), each a sentence; no building."""
@@ -224,7 +229,7 @@ def members_in(setting: Setting, value: Any) -> dict[str, Spec]:
     return {}
 
 
-def _parameters(builder: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:
+def read_parameters(builder: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:
     """A constructor's parameters with resolved annotations. Refuses `*args` and `**kwargs`: they hide settings."""
     target = builder.__init__ if inspect.isclass(builder) else builder
     hints = typing.get_type_hints(target)

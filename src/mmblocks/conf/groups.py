@@ -7,12 +7,13 @@ import logging
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mmblocks.components import REGISTRIES
 from mmblocks.model import systems
@@ -40,25 +41,46 @@ SYSTEM = "system"
 """The group that chooses all components at once: `- /system: llava_next/vicuna_7b` after `- /train_run` in a recipe."""
 
 
-_stored: dict[tuple[str, str], tuple[Setting, ...]] = {}
+class _Option(ConfigNode):
+    """An entry of Hydra's store that is made when it is chosen: a run chooses ten of some three hundred."""
+
+    def __init__(
+        self, name: str, make_node: Callable[[], Any], *, group: str | None = None, package: str | None = None
+    ):
+        self.name, self.group, self.package, self.provider = f"{name}.yaml", group, package, None
+        self._make_node = make_node
+
+    @cached_property
+    def node(self) -> DictConfig:  # type: ignore[override]
+        return OmegaConf.structured(self._make_node())
 
 
 def register_groups() -> None:
     """Tell Hydra every component and the schema of a run. Safe to call again, e.g. after installing a plug-in."""
-    store = ConfigStore.instance()
     for group, (kind, _) in GROUPS.items():
         for name in options(group):
-            schema = _schema(kind, name)
-            if schema is not None and _stored.get((group, name)) != schema:
-                node = _dataclass(f"{kind}_{name}", [Setting("name", str, name), *schema])
-                store.store(group=group, name=name, node=node)
-                _stored[group, name] = schema
-    if f"{SCHEMA}.yaml" not in store.repo:
-        store.store(name=SCHEMA, node=run_node())
-        for name in systems.names():
-            system, _, size = name.partition("/")
-            chosen = {"defaults": _choices_of(name)}
-            store.store(group=f"{SYSTEM}/{system}", name=size, package="_global_", node=chosen)
+            if _is_usable(kind, name):
+                _put(_Option(name, partial(_component_node, kind, name), group=group))
+    _put(_Option(SCHEMA, run_node))
+    for name in systems.names():
+        system, _, size = name.partition("/")
+        _put(_Option(size, partial(_system_node, name), group=f"{SYSTEM}/{system}", package="_global_"))
+
+
+def _put(option: _Option) -> None:
+    """Put an option where `ConfigStore.store` puts a node, which would have to be there already."""
+    folder = ConfigStore.instance().repo
+    for part in option.group.split("/") if option.group else ():
+        folder = folder.setdefault(part, {})
+    folder[option.name] = option
+
+
+def _component_node(kind: str, name: str) -> Any:
+    return _dataclass(f"{kind}_{name}", [Setting("name", str, name), *REGISTRIES[kind].schema(name)])
+
+
+def _system_node(system: str) -> dict[str, Any]:
+    return {"defaults": _choices_of(system)}
 
 
 def _choices_of(system: str) -> list[dict[str, str]]:
@@ -77,20 +99,22 @@ def serves(tokenizer: str, scenario: Scenario) -> bool:
     """Whether a visual tokenizer is offered for a scenario; one that does not say is offered for all."""
     try:
         scenarios = getattr(REGISTRIES["tokenizer"][tokenizer].builder, "scenarios", None)
-    except Exception:  # a broken plug-in is reported by _schema
+    except Exception:  # a broken plug-in is reported by _is_usable
         return True
     return not isinstance(scenarios, frozenset) or scenario in scenarios
 
 
-def _schema(kind: str, name: str) -> tuple[Setting, ...] | None:
-    """A component's settings; None for a plug-in that cannot be imported, so that a broken one stops no other run."""
+def _is_usable(kind: str, name: str) -> bool:
+    """False for a plug-in that cannot be imported, so that a broken one stops no other run. Our own are not tried."""
+    registry = REGISTRIES[kind]
+    if registry.about(name).module.startswith("mmblocks."):
+        return True
     try:
-        return REGISTRIES[kind].schema(name)
+        registry.schema(name)
     except Exception as cause:
-        if REGISTRIES[kind].about(name).module.startswith("mmblocks."):
-            raise
         log.warning("%s %r is left out: %s: %s", kind, name, type(cause).__name__, cause)
-        return None
+        return False
+    return True
 
 
 # Structured configs -------------------------------------------------------------------------------------------------

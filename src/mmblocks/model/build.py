@@ -33,14 +33,21 @@ def build(
     weights: "random" (drawn from `seed`, or torch's generator as it stands) or "pretrained" (what `checkpoint` of the
     encoder and of the backbone names). Raises `ConfigError` listing every reason why the parts do not fit.
     """
+    from mmblocks.model.check import require
+
     spec = spec if isinstance(spec, ModelSpec) else ModelSpec.of({**(spec or {}), **components})
     if weights not in ("random", "pretrained"):
         raise ConfigError(
             f"weights={weights!r}; write 'random' or 'pretrained', or load a saved model with mmblocks.load."
         )
-    from mmblocks.model.check import require
-
     require(spec)
+    return build_checked(spec, weights=weights, dtype=dtype, seed=seed)
+
+
+def build_checked(
+    spec: ModelSpec, *, weights: str = "random", dtype: torch.dtype = torch.float32, seed: int | None = None
+) -> OneVision:
+    """As `build`, for a composition that was checked before: a run checks its recipe once and builds a model per stage."""
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)

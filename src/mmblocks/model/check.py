@@ -17,6 +17,7 @@ from mmblocks.components import backbones, encoders, poolings, projectors, templ
 from mmblocks.errors import ConfigError
 from mmblocks.model import limits
 from mmblocks.model.faults import Fault, component_faults, resolved
+from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ONEVISION_TOKENIZERS, ModelSpec
 from mmblocks.model.trial import STAND_INS, Beside, Trial, common, settings_named, tried
 from mmblocks.registry import split
@@ -33,9 +34,25 @@ def faults(spec: ModelSpec | Mapping[str, Any]) -> list[Fault]:
     return examine(spec).faults
 
 
-def require(spec: ModelSpec | Mapping[str, Any]) -> None:
-    """Raise one `ConfigError` that lists every fault."""
-    examine(spec, offline=False).require()
+def require(spec: ModelSpec | Mapping[str, Any]) -> Examination:
+    """The dry build of a composition without faults. Raises one `ConfigError` that lists every fault."""
+    seen = examine(spec, offline=False)
+    seen.require()
+    return seen
+
+
+@dataclass(frozen=True, slots=True)
+class _BeforeTokenizers:
+    """What is built of a composition before its visual tokenizers, and the faults found on the way."""
+
+    faults: Sequence[Fault]
+    text_faults: Sequence[Fault]
+    encoder: Any
+    projector: Any
+    backbone: Any
+    pooling: Any
+    template: Any
+    beside: Beside | None
 
 
 @dataclass(slots=True)
@@ -48,6 +65,8 @@ class Examination:
     backbone: Any = None
     template: Any = None
     tokenizers: dict[Scenario, Any] = field(default_factory=dict)
+    choices: Mapping[Scenario, Any] = field(default_factory=dict)
+    before_tokenizers: _BeforeTokenizers | None = None
 
     def require(self) -> None:
         """Raise one `ConfigError` that lists every fault."""
@@ -55,10 +74,20 @@ class Examination:
             listed = "\n".join(f"  - {fault}" for fault in self.faults)
             raise ConfigError(f"this composition cannot work:\n{listed}")
 
+    def with_tokenizers(self, chosen: Mapping[str, Any]) -> Examination:
+        """The same composition with other visual tokenizers for some scenarios; nothing else is built again."""
+        assert self.before_tokenizers is not None  # `examine` made it
+        return _with_tokenizers(self.before_tokenizers, {**ONEVISION_TOKENIZERS, **self.choices, **chosen})
+
     @property
     def router(self) -> Router:
         """The tokenizers of a composition without faults."""
         return Router(**self.tokenizers)
+
+    def assemble(self, spec: ModelSpec) -> OneVision:
+        """The parts of a composition without faults as a model without weights; they are the same objects."""
+        with torch.device("meta"):
+            return OneVision(self.encoder, self.projector, self.router, self.backbone, self.template, spec)
 
     def parameters(self, part: str) -> int | None:
         """Parameters of a part, each shared one once; None where it could not be built."""
@@ -78,6 +107,12 @@ def examine(spec: ModelSpec | Mapping[str, Any], *, offline: bool = True) -> Exa
     """
     found: list[Fault] = []
     slots = _slots(spec, found)
+    choices = {s: slots[key] for s in SCENARIOS if (key := f"model.tokenizer.{s}") in slots}
+    return _with_tokenizers(_build_before_tokenizers(slots, found, offline), choices)
+
+
+def _build_before_tokenizers(slots: Mapping[str, Any], found: list[Fault], offline: bool) -> _BeforeTokenizers:
+    """Everything but the visual tokenizers; adds to the faults that were found."""
 
     def kept(trial: Trial) -> Any:
         found.extend(trial.faults)
@@ -90,18 +125,28 @@ def examine(spec: ModelSpec | Mapping[str, Any], *, offline: bool = True) -> Exa
         pooling = kept(tried("model.pooling", poolings, slots["model.pooling"]))
         template = kept(_try_template(slots["model.template"], backbone))
         beside = kept(_try_grid(encoder, projector))
-        pooling = kept(_try_pooling(pooling, slots, beside))
-        besides = _besides(encoder, beside)
-        built: dict[Scenario, Any] = {}
-        for scenario in SCENARIOS:
-            key = f"model.tokenizer.{scenario}"
-            part = kept(_try_tokenizer(scenario, slots[key], besides, pooling)) if key in slots else None
-            built |= {} if part is None else {scenario: part}
+    about_text = [] if backbone is None or template is None else limits.text_faults(backbone, template)
+    return _BeforeTokenizers(tuple(found), tuple(about_text), encoder, projector, backbone, pooling, template, beside)
+
+
+def _with_tokenizers(before: _BeforeTokenizers, choices: Mapping[Any, Any]) -> Examination:
+    """The rest of the dry build: visual tokenizers by scenario, and what they need of what is there."""
+    found = [*before.faults]
+    encoder, backbone, beside = before.encoder, before.backbone, before.beside
+    built: dict[Scenario, Any] = {}
+    with torch.device("meta"):
+        pooled = _try_pooling(before.pooling, choices, beside)
+        found += pooled.faults
+        for scenario, spec in choices.items():
+            trial = _try_tokenizer(scenario, spec, _besides(encoder, beside), pooled.part)
+            found += trial.faults
+            built |= {} if trial.part is None else {scenario: trial.part}
     if beside is not None and backbone is not None:
         found += limits.media_faults(built, beside.view_px, backbone.max_tokens)
-    if backbone is not None and template is not None:
-        found += limits.text_faults(backbone, template)
-    return Examination(found, encoder, projector, backbone, template, built)
+    found += before.text_faults
+    return Examination(
+        found, encoder, before.projector, backbone, before.template, built, choices=choices, before_tokenizers=before
+    )
 
 
 def _slots(spec: ModelSpec | Mapping[str, Any], found: list[Fault]) -> dict[str, Any]:
@@ -194,10 +239,10 @@ def _besides(encoder: Any, beside: Beside | None) -> list[Beside]:
     return [*STAND_INS] if encoder is None else [replace(b, view_px=encoder.view_px) for b in STAND_INS]
 
 
-def _try_pooling(pooling: Any, slots: Mapping[str, Any], beside: Beside | None) -> Trial:
+def _try_pooling(pooling: Any, choices: Mapping[Any, Any], beside: Beside | None) -> Trial:
     """The pooling if it takes the grid (or nobody uses it), else one that keeps every cell, for the checks to go on."""
     keeper = poolings.build("none")
-    if pooling is None or beside is None or not beside.spatial or not any(map(_pools, slots.items())):
+    if pooling is None or beside is None or not beside.spatial or not any(map(_pools, choices.values())):
         return Trial(pooling or keeper)
     try:
         pooling.out_grid(beside.grid)
@@ -206,13 +251,10 @@ def _try_pooling(pooling: Any, slots: Mapping[str, Any], beside: Beside | None) 
     return Trial(pooling)
 
 
-def _pools(slot: tuple[str, Any]) -> bool:
-    key, spec = slot
-    return (
-        key.startswith("model.tokenizer.")
-        and not any(fault.key == key for fault in component_faults(key, tokenizers, spec))
-        and "pooling" in tokenizers.wants(split(spec)[0])
-    )
+def _pools(spec: Any) -> bool:
+    key = "model.tokenizer"
+    named = not any(fault.key == key for fault in component_faults(key, tokenizers, spec))
+    return named and "pooling" in tokenizers.wants(split(spec)[0])
 
 
 def _try_tokenizer(scenario: Scenario, spec: Any, besides: Sequence[Beside], pooling: Any) -> Trial:

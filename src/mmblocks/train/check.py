@@ -40,22 +40,31 @@ LEAST_MEASURED = {"every": (1, True), "samples": (1, True), "tiny": (0, True)}
 
 def check_run(raw: Mapping[str, Any]) -> list[Fault]:
     """Every fault of a composed recipe, network off: run, model, stages, data sources and what they need of each other."""
+    return _check(raw, _composition(raw))
+
+
+def require_run(raw: Mapping[str, Any]) -> Examination:
+    """The dry build of a recipe's model. Raises one `ConfigError` that lists every fault of the composed recipe."""
+    seen = _composition(raw)
+    if found := _check(raw, seen):
+        raise ConfigError("this run cannot work:\n" + "\n".join(f"  - {fault}" for fault in found))
+    return seen
+
+
+def _composition(raw: Mapping[str, Any]) -> Examination:
     model = raw.get("model")
-    seen = examine(model) if isinstance(model, Mapping) else Examination()
+    return examine(model) if isinstance(model, Mapping) else Examination()
+
+
+def _check(raw: Mapping[str, Any], seen: Examination) -> list[Fault]:
     stages = [(i, s) for i, s in enumerate(listed(raw.get("stages"))) if isinstance(s, Mapping)]
     found = [*map(_as_fault, run_faults(raw)), *seen.faults, *_run_values(raw), *_weights(raw), *_names(raw, stages)]
     found += [*_cache(raw, stages), *_export(raw, seen)]
     for number, stage in stages:
-        found += stage_faults(f"stages.{number}", stage, seen, model)
+        found += stage_faults(f"stages.{number}", stage, seen, raw.get("model"))
     for number, source in enumerate(_measured(raw)):
         found += source_faults(f"evaluate.data.{number}", source)
     return [*found, *_text_tokenizer(seen)]
-
-
-def require_run(raw: Mapping[str, Any]) -> None:
-    """Raise one `ConfigError` that lists every fault of a composed recipe."""
-    if found := check_run(raw):
-        raise ConfigError("this run cannot work:\n" + "\n".join(f"  - {fault}" for fault in found))
 
 
 def _measured(raw: Mapping[str, Any]) -> Sequence[Any]:
@@ -121,10 +130,9 @@ def _export(raw: Mapping[str, Any], seen: Examination) -> Iterator[Fault]:
     if raw.get("export") is None or seen.faults or seen.backbone is None:
         return
     from mmblocks.model.convert import fitting_family
-    from mmblocks.train.table import meta_model
 
     try:
-        fitting_family(meta_model(raw["model"]))
+        fitting_family(seen.assemble(ModelSpec.of(raw["model"])))
     except ConfigError as cause:
         yield Fault("export", str(cause), "Leave export out, or choose components that transformers has.")
 

@@ -13,7 +13,7 @@ from mmblocks.data.entries import split_entry, use_faults
 from mmblocks.data.patterns import unmatched
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError, DataError, MMBlocksError
-from mmblocks.model.check import Examination, examine
+from mmblocks.model.check import Examination
 from mmblocks.model.faults import Fault, component_faults, resolved
 from mmblocks.model.limits import local_tokenizer, template_faults
 from mmblocks.model.spec import PARTS
@@ -89,8 +89,7 @@ def _tokenizer(key: str, tokenizer: Any, seen: Examination, model: Any) -> Itera
     if unknown := [scenario for scenario in tokenizer if scenario not in SCENARIOS]:
         yield Fault(f"{key}.{unknown[0]}", "no such scenario.", f"Write one of {', '.join(SCENARIOS)}.")
         return
-    own = model.get("tokenizer", {})
-    changed = examine({**model, "tokenizer": {**(own if isinstance(own, Mapping) else {}), **tokenizer}})
+    changed = seen.with_tokenizers(tokenizer)
     begin = "model.tokenizer."
     new = [fault for fault in changed.faults if fault.key.startswith(begin) and fault not in seen.faults]
     yield from (replace(fault, key=f"{key}.{fault.key.removeprefix(begin)}") for fault in new)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmblocks.data.processor import Processor
 from mmblocks.data.video.guarded import ClipReader
-from mmblocks.model.build import build, wire, wire_template, wire_tokenizers
+from mmblocks.model.build import build_checked, wire, wire_template, wire_tokenizers
 from mmblocks.model.checkpoint import at_home, load, read_spec, replaced_whole, save
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.recompose import recomposed
@@ -22,9 +22,9 @@ from mmblocks.train.stages import Stage, TrainRun
 
 
 def starting_model(settings: TrainRun) -> OneVision:
-    """The model that a run starts from, on the CPU."""
+    """The model that a run starts from, on the CPU. The run has checked its settings."""
     if settings.weights in ("random", "pretrained"):
-        return build(settings.model, weights=settings.weights, seed=settings.seed)
+        return build_checked(ModelSpec.of(settings.model), weights=settings.weights, seed=settings.seed)
     return recomposed(load(settings.weights), ModelSpec.of(settings.model))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mmblocks.errors import TrainingInterrupted
+from mmblocks.model.check import Examination
 from mmblocks.model.checkpoint import load, replaced_whole, save
 from mmblocks.model.convert import export_to_transformers
 from mmblocks.train.check import require_run
@@ -19,7 +20,7 @@ from mmblocks.train.distributed import World, joined
 from mmblocks.train.handover import starting_model
 from mmblocks.train.sight import learn_to_see
 from mmblocks.train.stage_run import StageRun
-from mmblocks.train.stages import FREE, Curriculum, TrainRun, read_run
+from mmblocks.train.stages import FREE, Curriculum, TrainRun, read_checked_run
 from mmblocks.train.state import Place, begin_stage, claim, notes_of, places
 
 log = logging.getLogger(__name__)
@@ -32,21 +33,22 @@ def run(recipe: Mapping[str, Any]) -> Path:
     stage) and model/ (the last). Under torchrun every process calls this, and the model is sharded over them. Raises
     `ConfigError` with every fault before any weight is read.
     """
-    require_run(recipe)
-    curriculum = read_run(recipe)
+    composition = require_run(recipe)
+    curriculum = read_checked_run(recipe)
     if curriculum.run.threads:
         torch.set_num_threads(curriculum.run.threads)
     with joined(curriculum.run.device, curriculum.run.timeout_s) as world:
-        return Training(curriculum, world, dict(recipe)).run()
+        return Training(curriculum, world, dict(recipe), composition).run()
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """A run in this process: its stages, the processes that share it, and its folder."""
+    """A run in this process: its stages, the processes that share it, its recipe and the dry build of its model."""
 
     curriculum: Curriculum
     world: World
     recipe: Mapping[str, Any]
+    composition: Examination
 
     @property
     def settings(self) -> TrainRun:
@@ -79,7 +81,7 @@ class Training:
         for number in self.stages:
             if number >= place.stage:
                 ends = {"before": self.before(number), "after": self.folder(number)}
-                stage = StageRun(self.curriculum, number, self.world, **ends, steps_before=before)
+                stage = StageRun(self.curriculum, number, self.world, self.composition, **ends, steps_before=before)
                 try:
                     stage.run(place.step if number == place.stage else 0)
                 except KeyboardInterrupt:

@@ -7,14 +7,13 @@ it (embedding, placing visual tokens, backbone, loss) is the language model's.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -24,9 +23,8 @@ from torch.utils.hooks import RemovableHandle
 
 from mmblocks.batch import Batch
 from mmblocks.model.budget import last_row_flops, prefill_flops
-from mmblocks.model.check import examine
+from mmblocks.model.check import Examination, examine
 from mmblocks.model.onevision import OneVision
-from mmblocks.model.spec import ModelSpec
 from mmblocks.train.table import weights_in
 
 log = logging.getLogger(__name__)
@@ -126,12 +124,20 @@ class Panel:
     """The figures of a stage beside its loss. Use it as a context: hooks sit on the model only inside.
 
     model: as the stage trains it, frozen parts frozen, sharded or not. peak_flops: of one device; by default that of the
-    model's GPU by its name, on the CPU what a large matrix product reaches, measured once.
+    model's GPU by its name, on the CPU what a large matrix product reaches, measured once. composition: the dry build of
+    the model, where there is one.
     """
 
-    def __init__(self, model: OneVision, *, peak_flops: float | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        model: OneVision,
+        *,
+        peak_flops: float | None = None,
+        clock: Clock | None = None,
+        composition: Examination | None = None,
+    ) -> None:
         self._model = model
-        self._work = Work.of(model)
+        self._work = Work.of(model, composition)
         self._peak = peak_flops if peak_flops is not None else peak_of(model.device)
         self._clock = clock or (DeviceClock(model.device) if model.device.type == "cuda" else HostClock())
         self._phase = OTHER
@@ -265,10 +271,13 @@ class Work:
     """Of a view before and after the projector, where a batch does not say which are used."""
 
     @classmethod
-    def of(cls, model: OneVision) -> Work | None:
-        """The work of a model with its present learning parts; None, logged with the reason, where it cannot be counted."""
-        parts = (type(model.encoder), type(model.projector), type(model.backbone))
-        flops, notes, layers = _count_flops(json.dumps(model.spec.plain()), parts)
+    def of(cls, model: OneVision, composition: Examination | None = None) -> Work | None:
+        """The work of a model with its present learning parts; None, logged with the reason, where it cannot be counted.
+
+        composition: the dry build of the model, where there is one.
+        """
+        seen = composition or examine(model.spec)
+        flops, notes = prefill_flops(seen, 1, _PROBE_TOKENS)
         if missing := [part for part in ("encoder", "projector", "backbone", "head") if flops.get(part) is None]:
             log.info("no MFU: the FLOPs of %s are unknown. %s", ", ".join(missing), "; ".join(notes))
             return None
@@ -281,8 +290,7 @@ class Work:
         through, attends = 1 + _any(early or backbone) + backbone, 1 + 2 * _any(early or backbone)
         grid, projected = model.encoder.grid, model.projector.out_grid(model.encoder.grid)
         per_row = 2.0 * sum(weight.numel() for weight in model.projector.head.parameters() if weight.ndim == 2)
-        assert layers is not None, "they are counted where the backbone's FLOPs are known"
-        token, asked, pair, asked_pair = layers
+        token, asked, pair, asked_pair = _layers(known["backbone"], known["attention"], seen.backbone)
         return cls(
             encoder=known["encoder"] * (1 + _any(encoder) + encoder),
             body=(known["projector"] - projected.area * per_row) / grid.area * projects,
@@ -311,21 +319,6 @@ class Work:
             return before, after
         used = batch.layout.cells
         return before if used is None else len(used.rows), len(batch.layout.positions)
-
-
-@lru_cache(maxsize=8)
-def _count_flops(
-    spec: str, parts: tuple[type, ...]
-) -> tuple[dict[str, int | None], tuple[str, ...], tuple[float, float, float, float] | None]:
-    """FLOPs by part, notes, and those of the layers. Counted once for all stages of a run: a quarter of a second, or more.
-
-    spec: of a model, as JSON. parts: its classes, since a name may be registered again for another one.
-    """
-    seen = examine(ModelSpec.of(json.loads(spec)))
-    flops, notes = prefill_flops(seen, 1, _PROBE_TOKENS)
-    total, attention = flops.get("backbone"), flops.get("attention")
-    layers = None if total is None or attention is None else _layers(total, attention, seen.backbone)
-    return flops, notes, layers
 
 
 def _layers(total: float, attention: float, backbone: Any) -> tuple[float, float, float, float]:

@@ -18,6 +18,7 @@ from mmblocks.data.broken import left_out, note_broken, read_broken, sizes_of
 from mmblocks.data.lint import lint
 from mmblocks.data.planning.cost import Cost
 from mmblocks.errors import DataError, TrainingError
+from mmblocks.model.check import Examination
 from mmblocks.model.onevision import OneVision
 from mmblocks.train.batches import StageBatches, from_step
 from mmblocks.train.distributed import World
@@ -49,21 +50,29 @@ LOOK_OVER = 32
 class StageRun:
     """Stage `number` of a run: what it needs is made in the order in which it is needed, then steps are taken.
 
-    before: folder of the model that it starts from, None for the run's start. after: where its model goes. steps_before:
+    composition: the dry build of the run's model. before: folder of the model that it starts from, None for the run's start. after: where its model goes. steps_before:
     those of the stages before it.
     """
 
     def __init__(
-        self, curriculum: Curriculum, number: int, world: World, *, before: Path | None, after: Path, steps_before: int
+        self,
+        curriculum: Curriculum,
+        number: int,
+        world: World,
+        composition: Examination,
+        *,
+        before: Path | None,
+        after: Path,
+        steps_before: int,
     ) -> None:
-        self.curriculum, self.number, self.world = curriculum, number, world
+        self.curriculum, self.number, self.world, self.composition = curriculum, number, world, composition
         self.settings, self.stage = curriculum.run, curriculum.stages[number]
         self.out = Path(self.settings.out)
         self.before, self.after, self.steps_before = before, after, steps_before
         self.steps_done = 0
         self.model = self._another()
         self.processor = stage_processor(self.model, self.stage, self.settings)
-        self.cost = Cost.estimated(self.model.spec, self.stage.train) if self.stage.pack_tokens else None
+        self.cost = Cost.estimated(composition, self.stage.train) if self.stage.pack_tokens else None
         self.data = self._data()
         if self.settings.cache_features is not None:
             self.processor = replace(self.processor, features=self._features(self.settings.cache_features))
@@ -84,7 +93,7 @@ class StageRun:
         """Train from step `first`, and write the model."""
         self.steps_done = first
         pending = self._restore(first) if first else self._begin()
-        with Panel(self.model) as panel, self._progress(first, pending) as progress:
+        with Panel(self.model, composition=self.composition) as panel, self._progress(first, pending) as progress:
             stepper = Stepper(
                 self.model,
                 self.objective,

@@ -222,6 +222,11 @@ def read_run(raw: Mapping[str, Any]) -> Curriculum:
     """A composed recipe as a curriculum. Raises `ConfigError` that lists every fault with its key."""
     if faults := run_faults(raw):
         raise ConfigError("\n".join(faults))
+    return read_checked_run(raw)
+
+
+def read_checked_run(raw: Mapping[str, Any]) -> Curriculum:
+    """As `read_run`, for a recipe that `run_faults` finds nothing in."""
     run = read(TrainRun, raw, "run")
     sight = None if run.sight is None else read(Sight, run.sight, "sight")
     evaluate = None if run.evaluate is None else read(Evaluation, run.evaluate, "evaluate")

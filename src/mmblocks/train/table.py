@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmblocks.model.build import wire
 from mmblocks.model.check import require
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import PARTS, ModelSpec
@@ -81,14 +81,16 @@ def weights_in(module: nn.Module) -> int:
 
 def tables_of(recipe: Mapping[str, Any]) -> dict[str, list[Row]]:
     """The table of every stage of a composed recipe, by the stage's name, on the meta device: no weight is read or made."""
-    return {stage.name: _on_meta(recipe["model"], stage) for stage in read_run(recipe).stages}
+    stages = read_run(recipe).stages
+    model = meta_model(recipe["model"])
+    return {stage.name: _on_meta(model, stage) for stage in stages}
 
 
-def _on_meta(spec: Mapping[str, Any], stage: Stage) -> list[Row]:
-    model = meta_model(spec)
+def _on_meta(model: OneVision, stage: Stage) -> list[Row]:
     if stage.lora is not None:
         from mmblocks.train.lora import add_lora
 
+        model = copy.deepcopy(model)  # other stages have no adapters
         with torch.device("meta"):
             add_lora(model, replace(stage.lora, bits=None))
     train_only(model, learners(stage))
@@ -97,9 +99,7 @@ def _on_meta(spec: Mapping[str, Any], stage: Stage) -> list[Row]:
 
 def meta_model(spec: Mapping[str, Any]) -> OneVision:
     """A whole model without weights. Raises `ConfigError` where its parts do not fit."""
-    require(spec)
-    with torch.device("meta"):
-        return wire(ModelSpec.of(spec))
+    return require(spec).assemble(ModelSpec.of(spec))
 
 
 # For people and for files -------------------------------------------------------------------------------------------
