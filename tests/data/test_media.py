@@ -45,11 +45,11 @@ def test_frames_come_in_the_order_of_the_views_and_once_where_the_plan_repeats()
 
 
 def test_each_frame_is_read_once(monkeypatch):
-    from mmblocks.data import media
+    from mmblocks.data import video
 
     asked = []
-    read = media.read_frames
-    monkeypatch.setattr(media, "read_frames", lambda source, indices: asked.append(indices) or read(source, indices))
+    read = video.read_frames
+    monkeypatch.setattr(video, "read_frames", lambda source, indices: asked.append(indices) or read(source, indices))
     pixels_of(Visual("video", grey_clip()), plan_of(4, 0, 0, 5, 4), FILL)
     assert asked == [[0, 4, 5]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from mmblocks.conversation import Visual
 from mmblocks.data.files import name_of
 from mmblocks.data.images import Alpha, image_size, load_image
 from mmblocks.data.pixels import Colour, render
-from mmblocks.data.video import is_frames, read_frames, video_shape
-from mmblocks.data.video.guarded import ClipReader
 from mmblocks.errors import DataError
 from mmblocks.shapes import VisualPlan, VisualShape
+
+if TYPE_CHECKING:
+    from mmblocks.data.video.guarded import ClipReader
 
 
 def shape_of(visual: Visual, clips: ClipReader | None = None) -> VisualShape:
@@ -27,6 +29,8 @@ def shape_of(visual: Visual, clips: ClipReader | None = None) -> VisualShape:
     """
     if visual.kind == "image":
         return VisualShape("image", image_size(visual.source), note=visual.note)
+    from mmblocks.data.video import is_frames, video_shape  # imports PyAV and decord, which pictures do not need
+
     read = video_shape if clips is None else clips.shape
     shape = replace(read(visual.source), note=visual.note)
     has_no_clock = isinstance(visual.source, np.ndarray) or is_frames(visual.source)
@@ -50,6 +54,8 @@ def _pictures(
 ) -> dict[int, Image.Image]:
     if visual.kind == "image":
         return {0: load_image(visual.source, alpha=alpha)}
+    from mmblocks.data.video import read_frames
+
     numbers = sorted({view.frame for view in plan.views})
     frames = read_frames(visual.source, numbers) if clips is None else clips.frames(visual.source, numbers)
     return {number: Image.fromarray(frame) for number, frame in zip(numbers, frames, strict=True)}

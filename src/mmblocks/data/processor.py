@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from mmblocks.data.instructions import InstructionReader
 from mmblocks.data.layout import Layouts
 from mmblocks.data.media import pixels_of, shape_of
 from mmblocks.data.positions import Visuals, arranged
-from mmblocks.data.video.guarded import ClipReader
 from mmblocks.errors import DataError
 from mmblocks.model.build import wire_template
 from mmblocks.model.check import examine
@@ -27,6 +26,9 @@ from mmblocks.registry import Spec
 from mmblocks.reprs import repr_by_shape
 from mmblocks.shapes import RoutedPlan, Size
 from mmblocks.tokenizers.router import Router
+
+if TYPE_CHECKING:
+    from mmblocks.data.video.guarded import ClipReader
 
 
 @dataclass(frozen=True, slots=True)

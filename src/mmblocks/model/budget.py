@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Packing, Rows
-from mmblocks.compat import make_flop_counter, warnings_not_raised
+from mmblocks.compat import warnings_not_raised
 from mmblocks.errors import ConfigError
 from mmblocks.model.check import Examination, examine
+from mmblocks.model.flops import count_flops
 from mmblocks.model.limits import kv_bytes_per_token, local_tokenizer
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.shapes import Scenario, Size, VisualKind, VisualPlan, VisualShape
@@ -183,14 +184,11 @@ def _prefill(backbone: Any, tokens: int, rows: Rows | None = None) -> Tensor:
     return backbone.hidden(torch.empty(tokens, backbone.dim), torch.arange(tokens), packing, rows)
 
 
-@torch.no_grad()
 @warnings_not_raised()
 def _counted(run: Callable[[], Any]) -> tuple[int, int]:
     """FLOPs of a run on the meta device, and how many of them are products of activations (attention)."""
-    with torch.device("meta"), make_flop_counter() as counter:
-        run()
-    by_operator = {str(operator): n for operator, n in counter.get_flop_counts().get("Global", {}).items()}
-    return counter.get_total_flops(), sum(n for name, n in by_operator.items() if "bmm" in name or "attention" in name)
+    by_operator = count_flops(run)
+    return by_operator.total(), sum(n for name, n in by_operator.items() if "bmm" in name or "attention" in name)
 
 
 # Media as words -----------------------------------------------------------------------------------------------------

@@ -18,8 +18,7 @@ from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Registry
 from mmblocks.settings import did_you_mean, fields_of
 from mmblocks.train.check_stage import listed, source_faults, stage_faults
-from mmblocks.train.features import reason_against
-from mmblocks.train.stages import Evaluation, TrainRun, run_faults
+from mmblocks.train.stages import Evaluation, TrainRun, reason_against_kept_features, run_faults
 from mmblocks.train.tracking import tracking_faults
 
 LEAST = {
@@ -211,7 +210,7 @@ def _cache(raw: Mapping[str, Any], stages: Sequence[tuple[int, Mapping[str, Any]
     if not isinstance(raw.get("cache_features"), str):
         return
     for i, stage in stages:
-        if isinstance(stage.get("train"), Mapping) and (reason := reason_against(stage["train"])):
+        if isinstance(stage.get("train"), Mapping) and (reason := reason_against_kept_features(stage["train"])):
             yield Fault("cache_features", f"stages.{i} ({stage.get('name')!r}): {reason}")
 
 

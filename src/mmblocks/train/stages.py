@@ -252,6 +252,16 @@ def run_faults(raw: Mapping[str, Any]) -> list[str]:
     return faults
 
 
+def reason_against_kept_features(train: Mapping[str, Any]) -> str | None:
+    """Why a stage that trains these parts cannot use features kept on disk (`train.features`); None when it can."""
+    if "encoder" not in train:
+        return None
+    return (
+        "it trains the encoder, whose features change with every step; run it apart from the stages before it "
+        "(start_at, stop_after) with cache_features left out."
+    )
+
+
 def _stage_faults(stage: Mapping[str, Any], where: str) -> list[str]:
     faults = _train_faults(stage.get("train"), f"{where}.train") + _length_faults(stage, where)
     faults += [

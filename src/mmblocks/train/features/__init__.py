@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from mmblocks.data.broken import Policy
 from mmblocks.data.mixture import Draws, Mixture
@@ -19,9 +18,9 @@ from mmblocks.model.onevision import OneVision
 from mmblocks.train.features.estimating import Estimate, estimate
 from mmblocks.train.features.filling import fill
 from mmblocks.train.features.store import FeatureCache
-from mmblocks.train.stages import Stage
+from mmblocks.train.stages import Stage, reason_against_kept_features
 
-__all__ = ["Estimate", "FeatureCache", "estimate", "fill", "kept_features", "reason_against"]
+__all__ = ["Estimate", "FeatureCache", "estimate", "fill", "kept_features"]
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def kept_features(
     (not sharded) with the weights that the stage starts from. What it costs and saves is logged first, with a warning
     where it does not pay. Raises `ConfigError` where the encoder learns or the disk is too small.
     """
-    if reason := reason_against(stage.train):
+    if reason := reason_against_kept_features(stage.train):
         raise ConfigError(f"cache_features, stage {stage.name!r}: {reason}")
     cache = FeatureCache.of(root, model, stage.precision)
     before = estimate(cache, model, stage.precision, mixture, draws, processor)
@@ -52,13 +51,3 @@ def kept_features(
     log.log(logging.INFO if before.pays else logging.WARNING, "%s", before)
     fill(cache, model, stage.precision, mixture, draws, processor, workers=workers, broken=broken)
     return cache
-
-
-def reason_against(train: Any) -> str | None:
-    """Why a stage that trains these parts cannot use kept features; None when it can."""
-    if "encoder" not in train:
-        return None
-    return (
-        "it trains the encoder, whose features change with every step; run it apart from the stages before it "
-        "(start_at, stop_after) with cache_features left out."
-    )

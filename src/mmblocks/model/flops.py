@@ -1,0 +1,102 @@
+"""FLOPs of a run on the meta device, counted by torch once per operator and inputs: a model's blocks repeat them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmblocks.compat import make_flop_counter
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
+
+
+@torch.no_grad()
+def count_flops(run: Callable[[], Any]) -> Counter[str]:
+    """FLOPs of a run on the meta device by operator."""
+    with torch.device("meta"), make_flop_counter() as counter, _RememberedOperators(counter) as remembered:
+        run()
+    return remembered.flops()
+
+
+class _RememberedOperators(TorchDispatchMode):
+    """Inside, an operator that was run on such inputs before is not run again: its results have only shapes.
+
+    torch finds most shapes in Python, in up to milliseconds. Views and operators that write into their inputs are run.
+    """
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__()
+        self._counter = counter
+        self._results: dict[Hashable, tuple[Any, Counter[str]]] = {}
+        self._repeated: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        key = None if _shares_memory(func) else _key_of((func, args, kwargs))
+        if key is None:
+            return func(*args, **kwargs)
+        if key not in self._results:
+            return self._run(key, func, args, kwargs)
+        layouts, flops = self._results[key]
+        self._repeated.update(flops)
+        return _empty_like(layouts)
+
+    def _run(self, key: Hashable, func: Any, args: Any, kwargs: Any) -> Any:
+        before = self._counted()
+        made = func(*args, **kwargs)
+        self._results[key] = _layouts_of(made), self._counted() - before
+        return made
+
+    def _counted(self) -> Counter[str]:
+        return Counter({str(operator): n for operator, n in self._counter.get_flop_counts().get("Global", {}).items()})
+
+    def flops(self) -> Counter[str]:
+        """What was counted, and the same for what was repeated."""
+        return self._counted() + self._repeated
+
+
+@cache
+def _shares_memory(func: Any) -> bool:
+    """Whether results are views of inputs, or inputs are written to."""
+    schema = func._schema
+    return any(value.alias_info is not None for value in (*schema.arguments, *schema.returns))
+
+
+def _key_of(value: Any) -> Hashable:
+    """What an operator's result depends on, apart from numbers in tensors; None where that cannot be compared."""
+    if isinstance(value, Tensor):
+        return Tensor, value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if isinstance(value, list | tuple):
+        keys = tuple(map(_key_of, value))
+        return None if None in keys else (tuple, keys)
+    try:
+        hash(value)
+    except TypeError:
+        return None
+    return type(value), value  # 1, 1.0 and True are equal
+
+
+def _layouts_of(made: Any) -> Any:
+    if isinstance(made, Tensor):
+        return _Layout((made.shape, made.stride(), made.dtype, made.device))
+    return tuple(map(_layouts_of, made)) if isinstance(made, list | tuple) else made
+
+
+def _empty_like(layouts: Any) -> Any:
+    if isinstance(layouts, _Layout):
+        size, stride, dtype, device = layouts
+        return torch.empty_strided(size, stride, dtype=dtype, device=device)
+    return tuple(map(_empty_like, layouts)) if isinstance(layouts, tuple) else layouts
+
+
+class _Layout(tuple):
+    """Size, strides, type and device of a tensor."""
