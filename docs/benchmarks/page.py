@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import page_figures as figures
-from page_targets import COUNTERS, GPU, MEMORY, TIMES, Target
+from page_targets import COUNTERS, GPU, MEMORY, STARTUP_AIMS, TIMES, Target
 
 from mmblocks.bench.h200 import COMMANDS
 from mmblocks.bench.rows import Row, read
+from mmblocks.bench.startup import MODULES, OWN, OWN_BEYOND_MODULES, WHOLE
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "benchmarks.md"
 PACKING = "packing.csv"
+STARTUP = (MODULES, WHOLE, OWN, OWN_BEYOND_MODULES)
 TIMED = ("prefill", "train", "pool", "second_question", "decode", "vit", "pool_kernel", "attention", "ceil")
 HEAD = """\
 # Benchmarks
@@ -93,6 +95,7 @@ def text(tables: Tables, folder: Path = HERE) -> str:
         _memory,
         _growth,
         _packing,
+        _startup,
         _gpu,
     )
     lines = [HEAD]
@@ -257,6 +260,33 @@ def _efficiency_table(lines: Sequence[Mapping[str, str]], ranks: str) -> Iterato
     for way in dict.fromkeys(line["batching"] for line in found):
         shares = (values.get((*kind, way)) for kind in kinds)
         yield f"| {way} | {' | '.join('' if share is None else f'{float(share):.3f}' for share in shares)} |"
+    yield ""
+
+
+def _startup(tables: Tables) -> Iterator[str]:
+    rows = tables.of_suites("startup")
+    yield "## Starting\n"
+    if not rows:
+        yield NONE
+        return
+    yield (
+        "Processor time of whole processes until a command is done, or has taken its first step; of this, what is beyond a "
+        "process that imports torch and transformers; and what is beyond one that also imports the modules of transformers "
+        "that the command came to load, such as Qwen2's. They run in turns; medians. `tests/cli/test_startup.py` holds what "
+        "is built and imported. The aim is that of the last column of times.\n"
+    )
+    yield from _startup_table(rows)
+    yield from _told(rows)
+
+
+def _startup_table(rows: Sequence[Row]) -> Iterator[str]:
+    yield f"| | {' | '.join(STARTUP)} | aim | |\n|---|{'---:|' * (len(STARTUP) + 1)}---|"
+    for name in dict.fromkeys(row.scenario for row in rows):
+        own = {row.quantity: row.ours for row in rows if row.scenario == name}
+        times = [_value(own.get(quantity), "" if quantity == MODULES else "s") for quantity in STARTUP]
+        aim, found = STARTUP_AIMS.get(name), own.get(OWN_BEYOND_MODULES)
+        reached = "" if aim is None or found is None else "reached" if found < aim else "**missed**"
+        yield f"| {name} | {' | '.join(times)} | {_value(aim, 's')} | {reached} |"
     yield ""
 
 

@@ -140,3 +140,11 @@ GPU = (
         setting=SHIPPED,
     ),
 )
+
+STARTUP_AIMS = {
+    "check tiny/onevision": 1.5,
+    "plan onevision/7b": 1.5,
+    "chat, one question": 3.0,
+    "train, first step": 3.0,
+}
+"""Seconds of processor time at most, beyond importing torch and transformers."""

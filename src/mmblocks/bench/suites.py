@@ -30,6 +30,7 @@ SUITES = {
     "vit": "tiles a second through the vision tower",
     "memory": "peak of a training step",
     "scale": "how cost grows with pictures, frames and resolution",
+    "startup": "processor time until a command has started, beside importing torch and transformers",
 }
 
 
