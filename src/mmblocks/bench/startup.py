@@ -24,7 +24,12 @@ from mmblocks.errors import MMBlocksError
 NAME = "startup"
 WHOLE, OWN, OWN_BEYOND_MODULES = "whole process", "beyond torch and transformers", "beyond the modules they load, too"
 MODULES = "modules of mmblocks"
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "ignore",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 COMMAND = """\
 import json, os, sys
@@ -121,16 +126,17 @@ def imported(modules: Sequence[str]) -> float:
 
 def processor_seconds(program: Sequence[str], folder: Path) -> float:
     """User and system time of `python -c` with these arguments, run in a folder. Raises `MMBlocksError` if it fails."""
-    path = os.pathsep.join(filter(None, sys.path))
-    child = subprocess.Popen(
-        [sys.executable, "-c", *program],
-        cwd=folder,
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "errors.txt").open("w"),
-    )
-    _, status, usage = os.wait4(child.pid, 0)
+    errors = folder / "errors.txt"
+    with errors.open("w") as told:
+        child = subprocess.Popen(
+            [sys.executable, "-c", *program],
+            cwd=folder,
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdout=subprocess.DEVNULL,
+            stderr=told,
+        )
+        _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise MMBlocksError(f"a start failed:\n{(folder / 'errors.txt').read_text(encoding='utf-8')}")
+        raise MMBlocksError(f"a start failed:\n{errors.read_text(encoding='utf-8')}")
     return usage.ru_utime + usage.ru_stime

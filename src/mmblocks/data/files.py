@@ -18,6 +18,8 @@ from PIL import Image
 from mmblocks.errors import DataError
 
 What = Literal["image", "video"]
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+"""What names of pictures end in, where a clip is given as pictures. A GIF is a clip itself."""
 _LONGEST_NAME = 200
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|file:", re.IGNORECASE)
 
@@ -143,3 +145,13 @@ def _data_uri(uri: str, what: What) -> bytes:
         return base64.b64decode(b"".join(data.split()), validate=True)
     except binascii.Error as cause:
         raise DataError(f"{what} data: URI: its base64 is broken ({cause}); encode the file's bytes again.") from cause
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of a picture."""
+    return name.lower().endswith(PICTURES)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by, in which frame 2 comes before frame 10."""
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]

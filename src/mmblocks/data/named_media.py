@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mmblocks.conversation import Visual
-from mmblocks.data.files import Slice
-from mmblocks.data.video.frames_folder import is_picture
+from mmblocks.data.files import Slice, is_picture
 from mmblocks.errors import DataError
 from mmblocks.shapes import VisualKind
 

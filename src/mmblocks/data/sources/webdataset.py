@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.files import Slice
+from mmblocks.data.files import Slice, is_picture, natural
 from mmblocks.data.llava_json import Placement
 from mmblocks.data.named_media import MediaRoots
 from mmblocks.data.patterns import files_of
@@ -15,7 +15,6 @@ from mmblocks.data.rows import USUAL, Columns, RowReader
 from mmblocks.data.selection import Concatenated
 from mmblocks.data.shards import Shard, open_shard
 from mmblocks.data.sources import Source, sources
-from mmblocks.data.video.frames_folder import is_picture, natural
 from mmblocks.errors import DataError
 
 CLIPS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmblocks.data.files import name_of
+from mmblocks.data.files import PICTURES, is_picture, name_of, natural
 from mmblocks.data.images import image_size, load_image
 from mmblocks.data.video.clip import NoSuchFrame
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size, VisualShape
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
-"""Files of a folder that are frames; others lie beside them. A GIF is a clip itself."""
 
 
 def is_frames(source: Any) -> bool:
@@ -29,11 +25,6 @@ def is_frames(source: Any) -> bool:
         return is_path and Path(source).is_dir()
     except (OSError, ValueError):  # no usable path; whoever opens it says so
         return False
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file's name is that of a picture."""
-    return name.lower().endswith(PICTURES)
 
 
 def frames_shape(source: Any) -> VisualShape:
@@ -80,8 +71,3 @@ def _files(source: Any) -> list[Path]:
 
 def _is_frame(file: Path) -> bool:
     return is_picture(file.name) and not file.name.startswith(".")
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """A key to sort names by, in which frame 2 comes before frame 10."""
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
