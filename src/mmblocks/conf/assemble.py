@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmblocks.components import REGISTRIES
 from mmblocks.conf.faults import FOREIGN, refusal
-from mmblocks.conf.files import find_recipe, recipes, roots, shipped_recipes
+from mmblocks.conf.files import Recipe, find_recipe, recipes, roots, shipped_recipes
 from mmblocks.conf.groups import GROUPS, SCHEMA, SYSTEM, register_groups
 from mmblocks.data.entries import split_entry, use_faults
 from mmblocks.data.sources import sources
@@ -35,7 +35,8 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             f"{recipe!r} is a system: it has no data and no stages. Write a recipe with the defaults '- /train_run' and "
             f"'- /system: {recipe}', or look at it with `mmblocks plan`."
         )
-    return plain_run(_config(recipe, overrides), find_recipe(recipe).name)
+    found = find_recipe(recipe)
+    return plain_run(_config(found, overrides), found.name)
 
 
 def compose_for_planning(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -59,7 +60,8 @@ def compose_unchecked(recipe: str, overrides: Sequence[str] = ()) -> dict[str, A
     """
     if is_system(recipe):
         return _plain(_config_of_system(recipe, overrides), recipe)
-    return _plain(_config(recipe, overrides), find_recipe(recipe).name)
+    found = find_recipe(recipe)
+    return _plain(_config(found, overrides), found.name)
 
 
 def _config_of_system(system: str, overrides: Sequence[str]) -> DictConfig:
@@ -73,8 +75,7 @@ def _config_of_system(system: str, overrides: Sequence[str]) -> DictConfig:
         raise refusal(system, error) from error
 
 
-def _config(recipe: str, overrides: Sequence[str]) -> DictConfig:
-    found = find_recipe(recipe)
+def _config(found: Recipe, overrides: Sequence[str]) -> DictConfig:
     register_groups()
     try:
         with own_hydra(), hydra.initialize_config_dir(str(found.path.parent), version_base=HYDRA_VERSION):
