@@ -69,7 +69,7 @@ def files_below(folder: Path) -> set[str]:
 def test_the_wheel_holds_the_package_its_recipes_and_its_licence(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    package = {f"mmblocks/{name}" for name in files_below(ROOT / "src/mmblocks")}
+    package = {f"mmblocks/{name}" for name in files_below(ROOT / "src/mmblocks")} | {"mmblocks/constraints.txt"}
     recipes = {f"mmblocks/recipes/{name}" for name in files_below(ROOT / "recipes")}
     about = {f"mmblocks-{mmblocks.__version__}.dist-info/{name}" for name in ("METADATA", "licenses/LICENSE")}
     assert {"mmblocks/py.typed", "mmblocks/recipes/tiny/onevision.yaml"} <= package | recipes

@@ -99,7 +99,7 @@ def doctor_says(capsys, package):
 
 def test_doctor_names_a_missing_package_and_how_to_install_it(pretend, capsys):
     pretend(timm=None)
-    assert doctor_says(capsys, "timm").split(maxsplit=1)[1] == "not installed: pip install 'timm>=1.0.20'"
+    assert doctor_says(capsys, "timm").split(maxsplit=1)[1] == "not installed: pip install 'timm>=1.0.31'"
 
 
 def test_doctor_names_a_broken_package_and_its_cause(monkeypatch, capsys):
@@ -113,7 +113,7 @@ def test_doctor_names_a_broken_package_and_its_cause(monkeypatch, capsys):
     monkeypatch.setattr(versions.importlib, "import_module", broken)
     said = doctor_says(capsys, "timm")
     assert "BROKEN: OSError: libfoo.so.1" in said
-    assert said.endswith("run: pip install --force-reinstall 'timm>=1.0.20'")
+    assert said.endswith("run: pip install --force-reinstall 'timm>=1.0.31'")
 
 
 def test_a_command_that_meets_a_missing_package_names_it_and_the_cure(monkeypatch, capsys, pretend):

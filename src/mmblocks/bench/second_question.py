@@ -19,6 +19,7 @@ from mmblocks.bench.run import Run, Unequal
 from mmblocks.bench.sizes import model_of
 from mmblocks.bench.timing import Way
 from mmblocks.chat import Chat
+from mmblocks.compat import cache_keyword
 from mmblocks.conversation import Conversation, Visual
 from mmblocks.model.generate import Decoding
 from mmblocks.model.onevision import OneVision
@@ -79,13 +80,13 @@ def _settings(theirs: Any, asked: list[_Asked]) -> Iterator[Peer]:
     new = {"max_new_tokens": 1, "do_sample": False}
     yield Peer("as shipped", "the whole conversation again", lambda i: theirs.generate(**asked[i].whole.padded, **new))
     yield Peer("best", "the whole conversation again", lambda i: theirs.generate(**asked[i].whole.padded, **new))
-    yield Peer("best", "past_key_values kept by the caller", Way(_go_on, lambda i: _kept(theirs, asked[i])))
+    yield Peer("best", "key-value cache kept by the caller", Way(_go_on, lambda i: _kept(theirs, asked[i])))
 
 
 def _kept(theirs: Any, asked: _Asked) -> tuple[Any, Any, Tensor]:
     """The peer with the keys and values of what the first prompt and the whole conversation begin with, and the rest."""
     before, whole = (case.padded["input_ids"][0] for case in (asked.before, asked.whole))
-    cache = theirs(**asked.before.padded, logits_to_keep=1, use_cache=True).past_key_values
+    cache = getattr(theirs(**asked.before.padded, logits_to_keep=1, use_cache=True), cache_keyword(theirs))
     same = int((before == whole[: len(before)]).long().cumprod(0).sum())
     if beyond := len(before) - same:
         cache.crop(-beyond)
@@ -94,7 +95,7 @@ def _kept(theirs: Any, asked: _Asked) -> tuple[Any, Any, Tensor]:
 
 def _go_on(kept: tuple[Any, Any, Tensor]) -> Tensor:
     theirs, cache, rest = kept
-    return theirs(input_ids=rest, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1)
+    return theirs(input_ids=rest, logits_to_keep=1, **{cache_keyword(theirs): cache}).logits[:, -1].argmax(-1)
 
 
 def _require_same_word(model: OneVision, theirs: Any, asked: _Asked) -> None:

@@ -74,6 +74,8 @@ def _in_words(result: Mapping[str, Any]) -> str:
 def run_cell(folder: str, scoring: Mapping[str, Any]) -> None:
     """Train a cell, or go on where it was stopped, and write its result; what it says goes to log.txt."""
     place = Path(folder)
+    # Data workers start as those of `mmblocks train` do: from a server of this process they would import torch anew.
+    multiprocessing.set_start_method(None, force=True)
     with _alone(place), _told_to(place / LOG):
         try:
             result = _done(place, scoring)
