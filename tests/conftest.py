@@ -1,6 +1,7 @@
 """One thread, one seed and no network for every test; a tiny model to use; other packages' warnings summed up."""
 
 import copy
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,16 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collectstart():
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """Modules and collected tests stay until the end: the garbage collector need not go through them again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter):
