@@ -18,7 +18,15 @@ from packaging.version import Version
 log = logging.getLogger(__name__)
 RELIED_ON = ("torch", "transformers", "timm", "peft")
 """Packages of which mmblocks uses more than the documented interface, so that a new version may matter."""
-MODULES = {"pillow": "PIL", "hydra-core": "hydra", "pyyaml": "yaml"}
+MODULES = {
+    "huggingface-hub": "huggingface_hub",
+    "hydra-core": "hydra",
+    "nvidia-cuda-runtime-cu12": "nvidia",
+    "hydra-joblib-launcher": "hydra_plugins.hydra_joblib_launcher",
+    "hydra-submitit-launcher": "hydra_plugins.hydra_submitit_launcher",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+}
 """What a package is imported as, where that is not its name."""
 _PACKAGE = Path(__file__).parent
 
@@ -30,8 +38,20 @@ def requirements() -> dict[str, Requirement]:
         declared = metadata.requires("mmblocks") or []
     except metadata.PackageNotFoundError:
         return {}
-    found = [Requirement(line) for line in declared]
+    found = [Requirement(line) for line in reversed(declared)]  # the first mention of a package counts
     return {requirement.name: requirement for requirement in found if not requirement.extras}
+
+
+def needed() -> list[str]:
+    """The packages that mmblocks cannot do without on this machine."""
+    declared = requirements().items()
+    return sorted(name for name, found in declared if found.marker is None or found.marker.evaluate({"extra": ""}))
+
+
+def optional() -> list[str]:
+    """The packages of the extras, development tools aside."""
+    markers = {name: str(found.marker or "") for name, found in requirements().items()}
+    return sorted(name for name, marker in markers.items() if "extra" in marker and '"dev"' not in marker)
 
 
 def pip_line(package: str) -> str:

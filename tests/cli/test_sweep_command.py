@@ -134,9 +134,12 @@ def kill_one_cell(words, folder, cell):
 
 
 def test_cells_that_fail_or_are_killed_lose_no_other_and_are_tried_again(photographs):
-    words = ["stages.1.data.0.path=bad.json,good.json,killed.json", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    words, joblib = (
+        ["stages.1.data.0.path=bad.json,good.json,killed.json"],
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    )
     folder = photographs / "sweep"
-    code, said = kill_one_cell(words, folder, "path-killed.json")
+    code, said = kill_one_cell([*words, *joblib], folder, "path-killed.json")
     assert code == 1
     assert "1 of 3 cells have finished" in said
     assert re.search(r"- path-bad\.json: .*green\.png", said)

@@ -16,21 +16,6 @@ from mmblocks.errors import CheckpointError
 if TYPE_CHECKING:
     from mmblocks.ops.selftest import Result
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "timm",
-    "einops",
-    "safetensors",
-    "pillow",
-    "numpy",
-    "hydra-core",
-    "xformers",
-    "decord",
-    "av",
-    "peft",
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Nothing is changed and nothing is sent."
@@ -51,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         print(f"{title}:")
         for name, value in lines:
-            print(f"  {name:18} {value}")
+            print(f"  {name:24} {value}")
     return _selftest() if args.selftest else 0
 
 
@@ -59,8 +44,10 @@ def packages() -> Iterator[tuple[str, str]]:
     """Versions of what mmblocks stands on."""
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "mmblocks", __version__
-    for name in PACKAGES:
+    for name in versions.needed():
         yield name, _state(name)
+    for name in versions.optional():
+        yield name, _state(name) if versions.installed(name) else "not installed, optional"
 
 
 def machine() -> Iterator[tuple[str, str]]:
