@@ -7,7 +7,7 @@ import pytest
 from mmblocks import train
 from mmblocks.cli import main
 from mmblocks.errors import TrainingInterrupted
-from mmblocks.train import run, stage_run
+from mmblocks.train import loop, run, stage_run
 
 
 def interrupt_step(monkeypatch, call):
@@ -35,6 +35,35 @@ def test_an_interrupted_run_says_where_it_stopped_and_resumes(
         with pytest.raises(TrainingInterrupted, match=re.escape(said)):
             run(recipe)
     assert same(weights(run(recipe)), weights(undisturbed(recipe) / "model"))
+
+
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        ("claim", "stopped before the first step; run the same command again to begin."),
+        ("begin_stage", "stopped in stage 'align' after step 3 of 3. "),
+    ],
+)
+def test_ctrl_c_outside_of_the_steps_is_told_too(recipe, monkeypatch, moment, said):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, moment, stop)
+    with pytest.raises(TrainingInterrupted, match=f"^{re.escape(said)}"):
+        run(recipe)
+
+
+def test_ctrl_c_while_the_next_stage_is_prepared_names_the_finished_one(recipe, tmp_path, monkeypatch):
+    real = loop.StageRun
+
+    def second_is_stopped(curriculum, number, *arguments, **settings):
+        if number == 1:
+            raise KeyboardInterrupt
+        return real(curriculum, number, *arguments, **settings)
+
+    monkeypatch.setattr(loop, "StageRun", second_is_stopped)
+    with pytest.raises(TrainingInterrupted, match=f"^stopped after stage 'align'. {tmp_path / 'run'} holds its model;"):
+        run(recipe)
 
 
 def test_the_command_prints_one_line_and_ends_as_an_interrupted_one_does(monkeypatch, capsys):

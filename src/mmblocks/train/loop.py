@@ -77,26 +77,32 @@ class Training:
 
     def run(self) -> Path:
         """Run the stages that are not done. Raises `TrainingInterrupted` on Ctrl-C."""
-        place, before = self.world.from_first(self._claim)
-        for number in self.stages:
-            if number >= place.stage:
-                ends = {"before": self.before(number), "after": self.folder(number)}
-                stage = StageRun(self.curriculum, number, self.world, self.composition, **ends, steps_before=before)
-                try:
+        stage: StageRun | None = None
+        try:
+            place, before = self.world.from_first(self._claim)
+            for number in self.stages:
+                if number >= place.stage:
+                    ends = {"before": self.before(number), "after": self.folder(number)}
+                    stage = StageRun(self.curriculum, number, self.world, self.composition, **ends, steps_before=before)
                     stage.run(place.step if number == place.stage else 0)
-                except KeyboardInterrupt:
-                    raise TrainingInterrupted(self._interruption(stage) if self.world.is_first else "") from None
-                before += stage.steps
-                begin_stage(self.out, number + 1, self.world, notes={"before": before})
+                    before += stage.steps
+                    begin_stage(self.out, number + 1, self.world, notes={"before": before})
+        except KeyboardInterrupt:
+            raise TrainingInterrupted(self._interruption(stage) if self.world.is_first else "") from None
         return self.world.from_first(self._finish)
 
-    def _interruption(self, stage: StageRun) -> str:
-        """Where a stage was stopped, and from where the next call resumes."""
+    def _interruption(self, stage: StageRun | None) -> str:
+        """Where the run was stopped, `stage` being the last that began, and from where the next call resumes."""
+        if stage is None:
+            return "stopped before the first step; run the same command again to begin."
         saved = max(places(self.out), default=Place())
+        again = "run the same command again to resume from there."
+        if saved.stage > stage.number:
+            return f"stopped after stage {stage.stage.name!r}. {self.out} holds its model; {again}"
         step = saved.step if saved.stage == stage.number else 0
         return (
             f"stopped in stage {stage.stage.name!r} after step {stage.steps_done} of {stage.steps}. {self.out} holds the "
-            f"state after step {step}; run the same command again to resume from there."
+            f"state after step {step}; {again}"
         )
 
     def _claim(self) -> tuple[Place, int]:
