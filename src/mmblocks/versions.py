@@ -42,13 +42,13 @@ def requirements() -> dict[str, Requirement]:
     return {requirement.name: requirement for requirement in found if not requirement.extras}
 
 
-def needed() -> list[str]:
+def required_packages() -> list[str]:
     """The packages that mmblocks cannot do without on this machine."""
     declared = requirements().items()
     return sorted(name for name, found in declared if found.marker is None or found.marker.evaluate({"extra": ""}))
 
 
-def optional() -> list[str]:
+def optional_packages() -> list[str]:
     """The packages of the extras, development tools aside."""
     markers = {name: str(found.marker or "") for name, found in requirements().items()}
     return sorted(name for name, marker in markers.items() if "extra" in marker and '"dev"' not in marker)
@@ -57,7 +57,7 @@ def optional() -> list[str]:
 def pip_line(package: str) -> str:
     """The command that installs a package in a declared version, anew where it is installed."""
     declared = requirements().get(package)
-    again = "--force-reinstall " if installed(package) else ""
+    again = "--force-reinstall " if installed_version(package) else ""
     return f"pip install {again}'{package}{declared.specifier if declared else ''}'"
 
 
@@ -79,7 +79,7 @@ def tested_range(package: str) -> tuple[Version, Version] | None:
     return (oldest[0], newest) if oldest and newest is not None else None
 
 
-def installed(package: str) -> Version | None:
+def installed_version(package: str) -> Version | None:
     """The installed version of a package; None where it is missing."""
     try:
         return Version(metadata.version(package))
@@ -89,7 +89,7 @@ def installed(package: str) -> Version | None:
 
 def import_error(package: str) -> str | None:
     """Why an installed package cannot be imported; None where it can, and where it is not installed."""
-    if installed(package) is None:
+    if installed_version(package) is None:
         return None
     try:
         importlib.import_module(MODULES.get(package, package))
@@ -100,7 +100,7 @@ def import_error(package: str) -> str | None:
 
 def outside_tested(package: str) -> str | None:
     """A sentence about an installed version that is older or newer than the tested ones; patch releases are not newer."""
-    version, tested = installed(package), tested_range(package)
+    version, tested = installed_version(package), tested_range(package)
     if version is None or tested is None:
         return None
     oldest, newest = tested
@@ -120,7 +120,7 @@ def missing_dependency(error: ImportError) -> str | None:
     package = next((name for name, imported in MODULES.items() if imported == module), module)
     if package not in requirements():
         return None
-    state = f"is broken ({error})" if installed(package) else "is not installed"
+    state = f"is broken ({error})" if installed_version(package) else "is not installed"
     return f"the package {package!r} {state}; run: {pip_line(package)}. `mmblocks doctor` shows all packages."
 
 

@@ -31,9 +31,9 @@ def pretend(monkeypatch):
     """Other versions of packages than those that are installed; None for a package that is missing."""
 
     def pretend(**others):
-        real = versions.installed
+        real = versions.installed_version
         known = {name.replace("_", "-"): version and Version(version) for name, version in others.items()}
-        monkeypatch.setattr(versions, "installed", lambda name: known[name] if name in known else real(name))
+        monkeypatch.setattr(versions, "installed_version", lambda name: known[name] if name in known else real(name))
 
     versions.warn_outside_tested.cache_clear()
     yield pretend

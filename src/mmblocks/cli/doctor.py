@@ -44,10 +44,10 @@ def packages() -> Iterator[tuple[str, str]]:
     """Versions of what mmblocks stands on."""
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield "mmblocks", __version__
-    for name in versions.needed():
+    for name in versions.required_packages():
         yield name, _state(name)
-    for name in versions.optional():
-        yield name, _state(name) if versions.installed(name) else "not installed, optional"
+    for name in versions.optional_packages():
+        yield name, _state(name) if versions.installed_version(name) else "not installed, optional"
 
 
 def machine() -> Iterator[tuple[str, str]]:
@@ -116,7 +116,7 @@ def _video_readers() -> str:
 
 def _state(package: str) -> str:
     """The version of a package and what it was tested with, or what to do about it."""
-    version = versions.installed(package)
+    version = versions.installed_version(package)
     if version is None:
         return f"not installed: {versions.pip_line(package)}"
     if broken := versions.import_error(package):
