@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from mmblocks import conf, registry
-from mmblocks.bench.startup import COMMAND, Start, started
+from mmblocks.bench.startup import COMMAND, Start, run_start
 from mmblocks.cli import main
 from mmblocks.model import check as model_check
 from mmblocks.train import check as train_check
@@ -178,13 +178,13 @@ def imported_among(modules, names):
 
 
 def test_list_imports_neither_torch_nor_hydra():
-    _, modules = started(Start(("list",)))
+    _, modules = run_start(Start(("list",)))
     assert imported_among(modules, NEVER | FREE | {"torch", "transformers", "hydra", "numpy", "PIL"}) == set()
     assert imported_among(modules, {"mmblocks.cli.listing"})  # what is imported is seen
 
 
 def test_check_and_plan_import_nothing_that_trains_reads_media_or_converts():
-    _, modules = started(Start((), CHECKED_THEN_PLANNED))
+    _, modules = run_start(Start((), CHECKED_THEN_PLANNED))
     assert imported_among(modules, NEVER | FREE) == set()
 
 
@@ -192,5 +192,5 @@ def test_chat_about_a_picture_imports_neither_hydra_nor_what_reads_clips(tmp_pat
     from mmblocks.assets import media
 
     words = ("chat", "--image", str(media("picture.png")), "--ask", "What?", "--max-new-tokens", "1")
-    _, modules = started(Start(words))
+    _, modules = run_start(Start(words))
     assert imported_among(modules, NEVER | {"hydra", "omegaconf", "mmblocks.conf", "mmblocks.train"}) == set()

@@ -94,9 +94,9 @@ def measure(run: Run) -> Iterator[Row]:
 
 def rows_of(run: Run, name: str, start: Start) -> Iterator[Row]:
     """Medians over the rounds; differences are taken within a round. A first one is not kept: it reads from disk."""
-    _, modules = started(start)
+    _, modules = run_start(start)
     references = references_of(modules)
-    rounds = [(started(start)[0], *map(imported, references.values())) for _ in range(run.repeats)]
+    rounds = [(run_start(start)[0], *map(time_imports, references.values())) for _ in range(run.repeats)]
     yield run.row(NAME, name, WHOLE, "s", median(whole for whole, *_ in rounds))
     for number, quantity in enumerate(references, start=1):
         yield run.row(NAME, name, quantity, "s", median(times[0] - times[number] for times in rounds))
@@ -110,7 +110,7 @@ def references_of(modules: Sequence[str]) -> dict[str, list[str]]:
     return {OWN: [], OWN_BEYOND_MODULES: [m for m in modules if m.startswith("transformers.")]}
 
 
-def started(start: Start) -> tuple[float, list[str]]:
+def run_start(start: Start) -> tuple[float, list[str]]:
     """Processor seconds of a start, and every module that it imported."""
     with TemporaryDirectory() as folder:
         modules = Path(folder) / "modules.json"
@@ -118,7 +118,7 @@ def started(start: Start) -> tuple[float, list[str]]:
         return seconds, json.loads(modules.read_text(encoding="utf-8"))
 
 
-def imported(modules: Sequence[str]) -> float:
+def time_imports(modules: Sequence[str]) -> float:
     """Processor seconds of a process that imports torch, transformers and these modules."""
     with TemporaryDirectory() as folder:
         listed = Path(folder) / "modules.json"
