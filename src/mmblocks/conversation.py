@@ -40,10 +40,18 @@ Part = Text | Visual
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: who speaks, and the parts in the order they are read."""
+    """One turn: who speaks, and the parts in the order they are read.
+
+    An answer (a turn of the assistant) is learned in training unless `learn` is false.
+    """
 
     role: Role
     parts: tuple[Part, ...]
+    learn: bool = True
+
+    @property
+    def is_learned(self) -> bool:
+        return self.learn and self.role == "assistant"
 
     @property
     def text(self) -> str:

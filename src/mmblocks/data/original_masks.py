@@ -70,7 +70,7 @@ def _whole_answers(template: ChatML | Llama3, messages: Sequence[Message]) -> li
     spans = template.spans(system)
     for message in messages[len(system) :]:
         turn = template.turn(message)
-        spans += [replace(s, learn=isinstance(s.content, str)) for s in turn] if message.role == "assistant" else turn
+        spans += [replace(s, learn=isinstance(s.content, str)) for s in turn] if message.is_learned else turn
     return spans
 
 
@@ -102,7 +102,7 @@ def _first_format(template: Headed, messages: Sequence[Message]) -> list[list[Sp
         if message.role in speakers:
             said = spans_of(message.parts, learn=False, around=template.around_visuals)
             pieces.append([Span(f"### {speakers[message.role]}: "), *said, Span("\n")])
-            if message.role == "assistant":
+            if message.is_learned:
                 pieces[-1] = [replace(span, learn=isinstance(span.content, str)) for span in pieces[-1]]
     return [*pieces, [Span("### ")]]
 

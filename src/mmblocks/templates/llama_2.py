@@ -54,10 +54,10 @@ class Llama2:
         return []
 
     def _answer(self, message: Message) -> list[Span]:
-        return [Span(" ", True), *self._parts(message), Span(" </s>", True)]
+        return [Span(" ", message.is_learned), *self._parts(message), Span(" </s>", message.is_learned)]
 
     def _parts(self, message: Message) -> list[Span]:
-        return spans_of(message.parts, learn=message.role == "assistant", around=self.around_visuals)
+        return spans_of(message.parts, learn=message.is_learned, around=self.around_visuals)
 
 
 templates.preset("mistral_instruct", of="llama_2", system=None, between="")

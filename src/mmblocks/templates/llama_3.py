@@ -37,7 +37,7 @@ class Llama3:
 
     def turn(self, message: Message) -> list[Span]:
         """One message of the user or the assistant."""
-        return _turn(message.role, message.parts, learn=message.role == "assistant")
+        return _turn(message.role, message.parts, learn=message.is_learned)
 
     def open_answer(self) -> list[Span]:
         return [_header("assistant")]

@@ -46,7 +46,7 @@ def _captioned(shown: Message, caption: Message) -> list[Span]:
     visuals = [part for part in shown.parts if isinstance(part, Visual)]
     if not visuals:
         raise DataError("the template 'plain' captions visuals and the user message has none; use a chat template.")
-    return [*spans_of([*visuals, *caption.parts], learn=True), Span("\n", learn=True)]
+    return [*spans_of([*visuals, *caption.parts], learn=caption.learn), Span("\n", learn=caption.learn)]
 
 
 def _asked(message: Message) -> list[Span]:

@@ -66,7 +66,7 @@ class TokenizerChat:
         regions, last = [], -1
         for i, message in enumerate(said):
             last += len(message.parts)
-            if message.role != "assistant":
+            if not message.is_learned:
                 continue
             prompt = self._render(_numbered(said[:i]), True)
             if not marked.startswith(prompt):

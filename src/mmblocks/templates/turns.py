@@ -43,8 +43,8 @@ class Turns:
 
     def turn(self, message: Message) -> list[Span]:
         """One message of the user or the assistant."""
-        learn = message.role == "assistant"
-        return self._turn(self.assistant_head if learn else self.user_head, message.parts, learn=learn)
+        head = self.assistant_head if message.role == "assistant" else self.user_head
+        return self._turn(head, message.parts, learn=message.is_learned)
 
     def open_answer(self) -> list[Span]:
         return [Span(self.assistant_head)]

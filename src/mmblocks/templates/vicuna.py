@@ -37,10 +37,10 @@ class Vicuna:
 
     def turn(self, message: Message) -> list[Span]:
         """One message of the user or the assistant."""
-        parts = spans_of(message.parts, learn=message.role == "assistant", around=self.around_visuals)
+        parts = spans_of(message.parts, learn=message.is_learned, around=self.around_visuals)
         if message.role == "user":
             return [Span("USER: "), *parts, Span(" ")]
-        return [*self.open_answer(), Span(" ", True), *parts, Span("</s>", True)]
+        return [*self.open_answer(), Span(" ", message.learn), *parts, Span("</s>", message.learn)]
 
     def open_answer(self) -> list[Span]:
         return [Span("ASSISTANT:")]
