@@ -199,16 +199,30 @@ def test_a_template_that_trims_is_followed():
 
 
 def test_what_it_writes_in_front_of_an_answer_is_learned_unless_the_prompt_has_it():
-    spans = own(THINKING).spans(messages(TALK))
-    assert learned(spans) == "A cat.<|im_end|><think>\n\n</think>\n\nWhite.<|im_end|>"
+    spans = own(THINKING).spans(messages(TALK[:2]))
+    assert learned(spans) == "<think>\n\n</think>\n\nA cat.<|im_end|>"
     quick = own(THINKING, arguments={"quick": True})
     assert learned(quick.spans(messages(TALK[:2]))) == "A cat.<|im_end|>"
     assert written(quick.open_answer()) == "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
-def test_a_prompt_that_no_conversation_begins_with_is_refused():
-    with pytest.raises(ConfigError, match="does not write message 1 after its own prompt for it"):
+@pytest.mark.parametrize(
+    ("jinja", "rewrites"),
+    [(CHATML, False), (TRIMMED, False), (THINKING, True), (THINKING.replace("quick", "true"), True)],
+)
+def test_whether_earlier_answers_are_written_otherwise_is_found_out(jinja, rewrites):
+    assert own(jinja).rewrites_answers == rewrites
+
+
+def test_an_answer_that_will_be_rewritten_is_not_learned_in_the_middle_of_a_conversation():
+    with pytest.raises(ConfigError, match="rewrites answers once a conversation has gone on"):
         own(THINKING, arguments={"quick": True}).spans(messages(TALK))
+
+
+def test_a_prompt_that_no_conversation_begins_with_is_refused():
+    greeting = CHATML.replace("assistant\n{% endif", "assistant\nWell, {% endif")
+    with pytest.raises(ConfigError, match="does not write message 1 after its own prompt for it"):
+        own(greeting).spans(messages(TALK[:2]))
 
 
 @pytest.mark.parametrize(
