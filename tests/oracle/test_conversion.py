@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 import mmblocks
 from mmblocks import cli
@@ -35,6 +35,7 @@ from mmblocks.model.convert.jinja import jinja_of
 from mmblocks.model.convert.llava import import_original
 from mmblocks.model.convert.probe import our_logits, probes, transformers_logits
 from mmblocks.model.convert.text import template_name
+from mmblocks.model.generate import Stop
 from mmblocks.model.onevision import OneVision
 from mmblocks.settings import REQUIRED
 from mmblocks.shapes import Size, VisualShape
@@ -223,6 +224,19 @@ def test_a_model_read_in_half_precision_keeps_its_rotary_frequencies(
         assert {p.dtype for p in model.parameters()} == {dtype}
         frequencies = model.backbone.lm.model.rotary_emb.inv_freq
         assert torch.equal(frequencies, ours.backbone.lm.model.rotary_emb.inv_freq)
+
+
+def test_the_ends_of_a_checkpoint_come_in_stay_and_go_out_again(copied: Path, tmp_path: Path) -> None:
+    settings = {"eos_token_id": [7, 9], "repetition_penalty": 1.1, "temperature": 0.9}  # a list as Qwen2-Instruct's
+    (copied / "generation_config.json").write_text(json.dumps(settings))
+    model = import_hf(copied)
+    (own,) = (i for i in Stop.of(model).tokens if i not in (7, 9))
+    mmblocks.save(model, tmp_path / "saved")
+    export_hf(mmblocks.load(tmp_path / "saved"), tmp_path / "export")
+    written = GenerationConfig.from_pretrained(tmp_path / "export")
+    assert written.eos_token_id == [own, 7, 9]
+    assert model.backbone.text_tokenizer.convert_ids_to_tokens(own) == model.template.stop[0]
+    assert model.backbone.lm.generation_config.repetition_penalty == 1.1
 
 
 def test_an_imported_model_is_saved_and_loaded_as_one_of_ours(ours: OneVision, tmp_path: Path) -> None:
