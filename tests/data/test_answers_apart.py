@@ -1,14 +1,18 @@
 """Each answer is learned behind exactly the prompt that it will meet, also where a template rewrites earlier answers."""
 
+import json
 from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import mmblocks
+from mmblocks import train
 from mmblocks.batch import IGNORE
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, Pair
+from mmblocks.data.collate import collate
 from mmblocks.data.lint import Linter
 from mmblocks.data.processor import Processor
 
@@ -114,3 +118,21 @@ def test_the_label_lint_finds_nothing_wrong_with_them(processor):
     linter = Linter(processor)
     looked = [linter.look(one) for one in processor.conversations(Conversation.of(said(TALKS[1])))]
     assert [finding for one in looked for finding in one.findings] == []
+
+
+def test_a_stage_learns_every_answer_of_such_a_template(tmp_path):
+    text_tokenizer = tokenizer_with(TEMPLATES["rewrites"])
+    text_tokenizer.save_pretrained(tmp_path / "words")
+    turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(TALKS[1])]
+    (tmp_path / "talk.json").write_text(json.dumps([{"id": 0, "conversations": turns}]))
+    sizes = {"vocab_size": 300, "dim": 32, "depth": 2, "heads": 4, "kv_heads": 2, "mlp_dim": 48, "max_tokens": 512}
+    backbone = {"name": "causal_lm", "family": "qwen2", "text_tokenizer": str(tmp_path / "words"), **sizes}
+    model = {"encoder": "tiny_conv", "projector": "mlp", "backbone": backbone, "template": "tokenizer"}
+    data = [{"name": "llava_json", "path": str(tmp_path / "talk.json")}]
+    stage = {"name": "all", "data": data, "train": {"backbone": 1e-3}, "steps": 2, "batch_size": 1}
+    train.run({"model": model, "stages": [stage], "out": str(tmp_path / "run"), "threads": 1, "log_every": 1})
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    built = mmblocks.build(model, seed=0)
+    batch = collate(Processor.of(built).training_samples(Conversation.of(said(TALKS[1]))))
+    assert len(batch.packing.lengths) == 3
+    assert first["loss"] == pytest.approx(built(batch).mean.item(), abs=1e-5)
