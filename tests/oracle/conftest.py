@@ -15,6 +15,7 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     CLIPVisionConfig,
@@ -133,6 +134,12 @@ def make_tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
+def pil_processor() -> Any:
+    """Reads a folder's processor, whose pictures are prepared by PIL: `pil_processor(folder)`."""
+    return with_pil
+
+
+@pytest.fixture(scope="session")
 def make_theirs() -> Any:
     """transformers' model with random weights: `make_theirs(tied=True, vision_feature_layer=-2)`."""
 
@@ -217,6 +224,13 @@ def llava_processor(family: str, made: Any, framing: str = "") -> Any:
     if family == "llava_next":
         return LlavaNextProcessor(images, tokenizer(), **shared)
     return LlavaNextVideoProcessor(LlavaNextVideoVideoProcessor(**cut), images, tokenizer(), **shared)
+
+
+def with_pil(folder: Path) -> Any:
+    """A folder's processor, with the image processor that prepares pictures by PIL."""
+    found = AutoProcessor.from_pretrained(folder)
+    found.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return found
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -310,6 +324,6 @@ def exported_rig() -> Any:
         kind: Any = AutoModelForImageTextToText
         theirs, report = kind.from_pretrained(folder, output_loading_info=True)
         assert not any(report[trouble] for trouble in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        return Rig(theirs.eval(), AutoProcessor.from_pretrained(folder, use_fast=False), folder, rig.ours)
+        return Rig(theirs.eval(), with_pil(folder), folder, rig.ours)
 
     return export

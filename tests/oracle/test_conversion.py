@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 import mmblocks
 from mmblocks import cli
@@ -284,8 +284,10 @@ def test_an_export_in_bfloat16_says_so_and_holds_rounded_weights(ours: OneVision
     assert torch.equal(stored["image_newline"], newline.bfloat16())
 
 
-def test_the_processor_of_an_export_prepares_what_our_model_sees(exported: Path, ours: OneVision) -> None:
-    processor = AutoProcessor.from_pretrained(exported, use_fast=False)
+def test_the_processor_of_an_export_prepares_what_our_model_sees(
+    exported: Path, ours: OneVision, pil_processor: Any
+) -> None:
+    processor = pil_processor(exported)
     theirs = AutoModelForImageTextToText.from_pretrained(exported).eval()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 260, 3), dtype=np.uint8))
     messages: Any = [
@@ -507,9 +509,8 @@ def with_tokenizers(model: OneVision, changed: dict[str, Any]) -> OneVision | No
     return OneVision(model.encoder, model.projector, router, model.backbone, model.template, spec)
 
 
-def tokens_of_transformers(folder: Path, shapes: list[VisualShape]) -> int:
-    """How many visual tokens the processor in a folder writes."""
-    processor: Any = AutoProcessor.from_pretrained(folder, use_fast=False)
+def tokens_of_transformers(processor: Any, shapes: list[VisualShape]) -> int:
+    """How many visual tokens a processor writes."""
     if shapes[0].kind == "video":
         clips = [torch.zeros(s.num_frames, 3, *s.size, dtype=torch.uint8) for s in shapes]
         inputs, token = processor(text=["<video>"], videos=clips), "<video>"
@@ -521,7 +522,7 @@ def tokens_of_transformers(folder: Path, shapes: list[VisualShape]) -> int:
 
 @pytest.mark.parametrize("case", EXPRESSIBLE)
 def test_of_all_visual_tokenizers_an_export_keeps_the_counts_or_refuses(
-    ours: OneVision, make_rig: Any, tmp_path: Path, case: tuple[str, ...]
+    ours: OneVision, make_rig: Any, pil_processor: Any, tmp_path: Path, case: tuple[str, ...]
 ) -> None:
     family, *scenarios = case
     base = ours if family == "llava_onevision" else make_rig(family).ours
@@ -538,7 +539,9 @@ def test_of_all_visual_tokenizers_an_export_keeps_the_counts_or_refuses(
         for scenario in scenarios:
             plans = [routed.plan for routed in model.router.plan(SHAPES[scenario])]
             assert not any(plan.told for plan in plans)
-            assert tokens_of_transformers(folder, SHAPES[scenario]) == sum(plan.num_tokens for plan in plans), name
+            assert tokens_of_transformers(pil_processor(folder), SHAPES[scenario]) == sum(
+                plan.num_tokens for plan in plans
+            ), name
     assert kept == EXPRESSIBLE[case]  # type: ignore[index]
 
 
