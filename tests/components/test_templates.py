@@ -20,6 +20,7 @@ TALK = [
     {"role": "assistant", "content": "White."},
 ]
 STYLES = {
+    "blip2": set(),
     "chatml": {"qwen_1_5", "qwen_2", "qwen_2_5"},
     "llama_2": {
         "mistral_instruct",
@@ -35,7 +36,8 @@ STYLES = {
     "turns": {"mpt", "chatml_direct", "mistral_direct", "mistral_orca", "mistral_zephyr", "gemma_instruct"},
     "vicuna_v1": {"v1", "llava_v1", "llava_v1_mmtag", "v1_mmtag"},
 }
-CHATS = {name for style, presets in STYLES.items() for name in (style, *presets)} - {"plain", "v0_plain", "tokenizer"}
+NO_CHATS = {"blip2", "plain", "v0_plain", "tokenizer"}
+CHATS = {name for style, presets in STYLES.items() for name in (style, *presets)} - NO_CHATS
 SPACED = STYLES["vicuna_v1"] | STYLES["llava_v0"] | STYLES["llama_2"] | {"vicuna_v1", "llava_v0", "llama_2"}
 
 
@@ -52,7 +54,7 @@ def learned(spans):
 
 
 def test_every_template_is_known():
-    assert set(templates) == CHATS | {"plain", "v0_plain", "tokenizer"}
+    assert set(templates) == CHATS | NO_CHATS
 
 
 @pytest.mark.parametrize("name", sorted(CHATS))
@@ -124,6 +126,18 @@ def test_plain_without_a_caption_asks_as_it_was_trained():
     shown = messages([{"role": "user", "content": [{"type": "image", "image": "cat.png"}]}])
     template = templates.build("plain")
     assert written([*template.spans(shown), *template.open_answer()]) == "<image>"
+
+
+def test_blip2_shows_everything_first_and_says_words_without_roles():
+    spans = templates.build({"name": "blip2", "end": "</s>"}).spans(messages([*TALK, TALK[0]]))
+    assert written(spans) == "<image><image>Which animal? A cat.</s> Colour? White.</s> Which animal?"
+    assert learned(spans) == " A cat.</s> White.</s>"
+
+
+def test_a_caption_of_blip2_without_a_question_begins_at_once():
+    shown = {"role": "user", "content": [{"type": "image", "image": "cat.png"}]}
+    spans = templates.build("blip2").spans(messages([shown, {"role": "assistant", "content": "a cat"}]))
+    assert (written(spans), learned(spans)) == ("<image>a cat\n", "a cat\n")
 
 
 def test_plain_needs_something_to_caption():

@@ -19,6 +19,8 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     CLIPVisionConfig,
+    GPT2Tokenizer,
+    LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -79,6 +81,35 @@ def tokenizer(special: Sequence[str] = SPECIAL) -> Qwen2Tokenizer:
     return made
 
 
+def opt_tokenizer() -> GPT2Tokenizer:
+    """OPT's tokenizer without merges: it begins texts with </s>, which ends them too."""
+    named = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet())]
+    return GPT2Tokenizer(
+        vocab={c: i for i, c in enumerate(named)},
+        merges=[],
+        bos_token="</s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="</s>",
+        add_bos_token=True,
+    )
+
+
+def llama_tokenizer(special: Sequence[str] = ()) -> LlamaTokenizer:
+    """Llama's tokenizer with a few words: a mark for spaces, one before the first word too, and unknown bytes as tokens."""
+    letters = ["\u2581", "\n", *map(chr, range(33, 127))]
+    named = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    vocab, merges = {c: i for i, c in enumerate(named)}, []
+    for word in ("\u2581USER", "\u2581ASSISTANT", "\u2581What", "\u2581is", "What", "USER"):
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocab:
+                vocab[word[:end]] = len(vocab)
+                merges.append((word[: end - 1], word[end - 1]))
+    made = LlamaTokenizer(vocab=vocab, merges=merges)
+    made.add_special_tokens({"additional_special_tokens": list(special)})
+    return made
+
+
 def processor() -> LlavaOnevisionProcessor:
     pixels: dict[str, Any] = {
         "image_mean": [0.5] * 3,
@@ -131,6 +162,12 @@ def config(**changes: Any) -> LlavaOnevisionConfig:
 def make_tokenizer() -> Any:
     """Qwen2's tokenizer with other special tokens: `make_tokenizer(["<|im_end|>"])`."""
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def beginning_tokenizers() -> dict[str, Any]:
+    """Tokenizers that begin a text with a BOS, by the family that has them: `beginning_tokenizers["llama"](special)`."""
+    return {"opt": opt_tokenizer, "llama": llama_tokenizer}
 
 
 @pytest.fixture(scope="session")

@@ -323,7 +323,7 @@ TALKS: list[list[dict[str, Any]]] = [
     ],
     [{"role": "assistant", "content": "Ask me."}, {"role": "user", "content": "Why?"}],
 ]
-FORMLESS = ["plain", "tokenizer", "v0_plain"]
+FORMLESS = ["blip2", "plain", "tokenizer", "v0_plain"]
 FORMED = sorted({*templates} - {*FORMLESS})
 
 

@@ -176,12 +176,19 @@ class _Rows:
         for is_text, group in groupby(_unfolded(spans, plans), key=lambda piece: isinstance(piece, Span)):
             if is_text:
                 run = [piece for piece in group if isinstance(piece, Span) and piece.content]
+                if run and _is_bos(run[0], text_tokenizer):  # what follows is a text of its own, as behind `ids`
+                    rows._append(text_tokenizer.bos_token_id)
+                    run = run[1:]
                 for token, span in tokenizer.ids(run):
                     rows.ids.append(token)
                     rows.learned.append(span.learn or (token in everywhere and not isinstance(span, _Told)))
             else:
                 rows._show(sum(piece for piece in group if isinstance(piece, int)), placeholder_id)
         return rows
+
+    def _append(self, token: int) -> None:
+        self.ids.append(token)
+        self.learned.append(False)
 
     def _show(self, num_tokens: int, placeholder_id: int) -> None:
         self.visual.extend(range(len(self.ids), len(self.ids) + num_tokens))
@@ -210,11 +217,17 @@ def _unfolded(spans: Sequence[Span], plans: Sequence[RoutedPlan]) -> Iterator[Sp
 
 
 def _begin(spans: Sequence[Span], text_tokenizer: TextTokenizer) -> list[int]:
-    """The BOS that the tokenizer puts in front of every text, once, unless the template writes it itself."""
+    """The BOS that the tokenizer puts in front of every text, once, unless the template writes it itself, perhaps behind
+    the visuals.
+    """
     bos = text_tokenizer.bos_token
     added = list(text_tokenizer("", add_special_tokens=True, return_offsets_mapping=False)["input_ids"])
     if bos is None or added[:1] != [text_tokenizer.bos_token_id]:
         return []
-    first = spans[0] if spans else Span("")
-    written = isinstance(first.content, str) and not first.literal and first.content.startswith(bos)
+    first = next((span for span in spans if isinstance(span.content, str)), Span(""))
+    written = not first.literal and str(first.content).startswith(bos)
     return [] if written else added[:1]
+
+
+def _is_bos(span: Span, text_tokenizer: TextTokenizer) -> bool:
+    return span.content == text_tokenizer.bos_token and not span.literal
