@@ -240,7 +240,7 @@ def llava_config(family: str, vision: str = "clip", **changes: Any) -> Any:
     return CLASSES[family][0](**{**settings, **changes})
 
 
-def llava_processor(family: str, made: Any, framing: str = "") -> Any:
+def llava_processor(family: str, made: Any, framing: str = "", words: Any = None) -> Any:
     """As the family's published checkpoints have it, slow (PIL), with patches and CLS of the config."""
     siglip = made.vision_config.model_type == "siglip_vision_model"
     means = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if siglip else {}
@@ -256,11 +256,11 @@ def llava_processor(family: str, made: Any, framing: str = "") -> Any:
             "padded": lambda: LlavaImageProcessorPil(**cut, do_pad=True),
             "squashed": lambda: SiglipImageProcessorPil(size=cut["crop_size"], resample=3, **means),
         }[framing or ("squashed" if siglip else "cropped")]()
-        return LlavaProcessor(images, tokenizer(), **shared)
+        return LlavaProcessor(images, words or tokenizer(), **shared)
     images = LlavaNextImageProcessorPil(**cut, image_grid_pinpoints=made.image_grid_pinpoints)
     if family == "llava_next":
-        return LlavaNextProcessor(images, tokenizer(), **shared)
-    return LlavaNextVideoProcessor(LlavaNextVideoVideoProcessor(**cut), images, tokenizer(), **shared)
+        return LlavaNextProcessor(images, words or tokenizer(), **shared)
+    return LlavaNextVideoProcessor(LlavaNextVideoVideoProcessor(**cut), images, words or tokenizer(), **shared)
 
 
 def with_pil(folder: Path) -> Any:
@@ -340,10 +340,10 @@ class Rig:
 def make_rig(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`make_rig("llava", vision="siglip", framing="padded", vision_feature_layer=[1, 3])`."""
 
-    def make(family: str, vision: str = "clip", framing: str = "", **changes: Any) -> Rig:
+    def make(family: str, vision: str = "clip", framing: str = "", words: Any = None, **changes: Any) -> Rig:
         torch.manual_seed(0)
         theirs = disturbed(CLASSES[family][1](llava_config(family, vision, **changes)))
-        processor = llava_processor(family, theirs.config, framing)
+        processor = llava_processor(family, theirs.config, framing, words)
         folder = tmp_path_factory.mktemp(family)
         theirs.save_pretrained(folder)
         processor.save_pretrained(folder)

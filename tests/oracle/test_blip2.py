@@ -138,7 +138,7 @@ def test_around_an_encoder_decoder_only_the_parts_before_it_are_read(around_t5: 
 
 # Prompts ------------------------------------------------------------------------------------------------------------
 
-PROMPTS = ["What is this?", "Question: what is it? Answer:", "", "a photo of", " two\nlines ", "0.5 USER: </s> it"]
+PROMPTS = ["What is this?", "Question: what is it? Answer:", "", "a photo of", " two\nlines ", "0.5 USER: it"]
 LETTERS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz?.:'"]
 
 

@@ -29,12 +29,12 @@ from mmblocks.data.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.build import wire_tokenizers
 from mmblocks.model.convert import detect, door_of
+from mmblocks.model.convert.chat import chat_of
 from mmblocks.model.convert.export_hf import export_hf
 from mmblocks.model.convert.hf import import_hf, import_hf_with_report
 from mmblocks.model.convert.jinja import jinja_of
 from mmblocks.model.convert.llava import import_original
 from mmblocks.model.convert.probe import our_logits, probes, transformers_logits
-from mmblocks.model.convert.text import template_name
 from mmblocks.model.generate import Stop
 from mmblocks.model.onevision import OneVision
 from mmblocks.settings import REQUIRED
@@ -400,7 +400,7 @@ def test_every_exported_chat_template_is_recognised(tmp_path: Path) -> None:
     for name in FORMED:
         jinja = jinja_of(templates.build(name))
         (tmp_path / "chat_template.jinja").write_text(str(jinja), encoding="utf-8")
-        assert jinja_of(templates.build(template_name(tmp_path, None))) == jinja
+        assert jinja_of(templates.build(chat_of(tmp_path, None).spec)) == jinja
 
 
 @pytest.mark.parametrize(
@@ -408,18 +408,19 @@ def test_every_exported_chat_template_is_recognised(tmp_path: Path) -> None:
     [
         ("", ["<|im_end|>"], "mistral", "qwen_2", "<|im_end|> is in the vocabulary"),
         ("", ["<|eot_id|>"], "llama", "llava_llama_3", "<|eot_id|> is in the vocabulary"),
+        ("", ["<|im_end|>"], "llama", "chatml_direct", "of a Llama, as in LLaVA-v1.6-34b"),
         ("", ["<end_of_turn>"], "gemma", "gemma_instruct", "<end_of_turn> is in the vocabulary"),
         ("", ["</s>"], "llama", "vicuna_v1", "</s> is in the vocabulary"),
         ("", ["</s>"], "mistral", "mistral_instruct", "family mistral"),
-        ("{{ '[INST] ' + messages[0].content }}", ["</s>"], "llama", "mistral_instruct", "writes [INST]"),
-        ("{{ '[INST] <<SYS>>' + messages[0].content }}", ["</s>"], "llama", "llama_2", "writes <<SYS>>"),
+        ("{{ '[INST] ' + messages[0].content | upper }}", ["</s>"], "llama", "mistral_instruct", "writes [INST]"),
+        ("{{ '[INST] <<SYS>>' + messages[0].content | upper }}", ["</s>"], "llama", "llama_2", "writes <<SYS>>"),
         ("{{ '<|start_header_id|>' + messages[0].role }}", [], "llama", "llava_llama_3", "writes <|start_header_id|>"),
         ("{{ '<start_of_turn>' + messages[0].role }}", [], "gemma", "gemma_instruct", "writes <start_of_turn>"),
         ("{{ 'ASSISTANT:' }}", ["</s>"], "mistral", "vicuna_v1", "writes ASSISTANT:"),
         ("", [], "llama", "qwen_2", "default"),
     ],
 )
-def test_an_unknown_chat_template_is_guessed_with_a_reason(
+def test_a_chat_template_that_is_unknown_or_cannot_be_followed_is_guessed_with_a_reason(
     make_tokenizer: Callable[..., Any],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -433,7 +434,7 @@ def test_an_unknown_chat_template_is_guessed_with_a_reason(
     tokenizer.chat_template = stored or None
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {"model_type": family}}))
     with caplog.at_level("INFO"):
-        assert template_name(tmp_path, tokenizer) == name
+        assert chat_of(tmp_path, tokenizer).spec == name
     assert f"chat template: {name} (" in caplog.text
     assert why in caplog.text
 

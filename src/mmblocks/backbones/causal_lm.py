@@ -14,6 +14,7 @@ from mmblocks.assets import resolve_source
 from mmblocks.backbones.family_config import SIZES, facts_of, in_words_of, rope_of, savable, special_tokens_off
 from mmblocks.backbones.last_layer import ASKED, compute_only_asked, some
 from mmblocks.backbones.packing_probe import explaining, require_packing
+from mmblocks.backbones.text_tokenizer import read_text_tokenizer
 from mmblocks.batch import Packing, Rows
 from mmblocks.compat import cache_keyword
 from mmblocks.components import backbones
@@ -111,9 +112,7 @@ class CausalLM(nn.Module):
         """The tokenizer of the checkpoint. Raises `ConfigError` when none was named."""
         if self.tokenizer_source is None:
             raise ConfigError("backbone: no text tokenizer; set backbone.text_tokenizer to a hub id or a local folder.")
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(resolve_source(self.tokenizer_source))
+        return read_text_tokenizer(resolve_source(self.tokenizer_source))
 
     def embed(self, ids: Tensor) -> Tensor:
         """(tokens,) to (tokens, dim)."""

@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of the written weights (default: as they are stored)",
     )
     parser.add_argument(
+        "--template",
+        metavar="NAME",
+        help="chat template to take (`mmblocks list template`) instead of the one that FROM came with",
+    )
+    parser.add_argument(
         "--no-check", action="store_true", help="keep the result without running both (for models beyond memory)"
     )
     parser.add_argument("--out", type=Path, help="with an adapter: folder to write; it must not exist")
@@ -83,7 +88,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.to == "parts":
         return _keep_parts(arguments.source, arguments.target, arguments.dtype)
     with replaced_whole(arguments.target) as fresh:
-        model = _read(read, arguments.source, arguments.dtype)
+        model = _read(read, arguments.source, arguments.dtype, arguments.template)
         write = door_of(arguments.to or _fitting(found, model))
         _require_expressed(write, model)
         write.export(model, fresh)
@@ -112,16 +117,17 @@ def _keep_parts(source: Path, target: Path, dtype_name: str | None) -> int:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def _read(door: Door, folder: Path, dtype_name: str | None) -> OneVision:
+def _read(door: Door, folder: Path, dtype_name: str | None, template: str | None) -> OneVision:
     import torch
 
     from mmblocks.model.convert.weights import stored_dtype
 
     dtype: torch.dtype = getattr(torch, dtype_name) if dtype_name else stored_dtype(folder)
-    model, found = door.import_(folder, dtype=dtype)
+    model, found = door.import_(folder, dtype=dtype, template=template)
     for part, size in _sizes(model).items():
         print(f"part     {part}: {size}")
     print(f"layout   {found.layout}: {len(found.tensors)} tensors read as {str(dtype).removeprefix('torch.')}")
+    print(f"template {found.chat}")
     for reason, count in Counter(found.unused.values()).items():
         print(f"unused   {count} tensors: {reason}")
     return model

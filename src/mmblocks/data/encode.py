@@ -1,7 +1,7 @@
 """A conversation and its plans to ids, targets and visual positions: labels right by construction.
 
 Text between two visuals is tokenised in one piece, so its ids are those of the whole prompt; a token is learned when
-the span it comes from is (see `spans_to_ids`). What a plan tells between the rows of a visual is text like any other,
+the span it comes from is (see `mmblocks.templates.span_tokenizer`). What a plan tells between the rows of a visual is text like any other,
 tokenised with what adjoins it, and never learned.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from mmblocks.batch import IGNORE
 from mmblocks.components import ChatTemplate, Span
-from mmblocks.conversation import Conversation, Message
+from mmblocks.conversation import Conversation
 from mmblocks.data.original_masks import original_spans
-from mmblocks.data.spans_to_ids import SpanTokenizer, TextTokenizer
 from mmblocks.errors import DataError
 from mmblocks.reprs import repr_by_shape
 from mmblocks.shapes import RoutedPlan
+from mmblocks.templates.span_tokenizer import SpanTokenizer, TextTokenizer, prompt_spans
 
 Targets = Literal["answers", "original"]
 
@@ -104,16 +104,9 @@ def encode_prompt(
             f"{conversation.origin}: there is nothing to answer; a prompt ends with a message of the role 'user'."
         )
     with _naming(conversation):
-        spans = [*template.spans(_as_learned(conversation.messages, template)), *template.open_answer()]
-    # Spans keep their marks, so that earlier answers are cut where training cuts them; only the targets go.
+        spans = prompt_spans(template, conversation.messages)
     rows = _Rows.of(spans, plans, template, text_tokenizer, placeholder_id, frozenset()).without_targets()
     return _encoded(conversation, plans, rows, max_tokens)
-
-
-def _as_learned(messages: Sequence[Message], template: ChatTemplate) -> Sequence[Message]:
-    """Earlier messages as training has them in front of the last answer: none is learned where answers are learned apart."""
-    apart = getattr(template, "rewrites_answers", False)
-    return [replace(message, learn=False) for message in messages] if apart else messages
 
 
 def _check_plans(conversation: Conversation, plans: Sequence[RoutedPlan]) -> None:
@@ -179,7 +172,7 @@ class _Rows:
                 if run and _is_bos(run[0], text_tokenizer):  # what follows is a text of its own, as behind `ids`
                     rows._append(text_tokenizer.bos_token_id)
                     run = run[1:]
-                for token, span in tokenizer.ids(run):
+                for token, span in tokenizer.ids(run, behind_visual=bool(rows.visual)):
                     rows.ids.append(token)
                     rows.learned.append(span.learn or (token in everywhere and not isinstance(span, _Told)))
             else:

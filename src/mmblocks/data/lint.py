@@ -24,8 +24,8 @@ from mmblocks.data.encode import Encoded, NothingTrained, Targets
 from mmblocks.data.learned_text import LearnedText, agreeing, ink
 from mmblocks.data.mixture import Draw, Mixture
 from mmblocks.data.processor import Processor
-from mmblocks.data.spans_to_ids import ControlTokens
 from mmblocks.errors import DataError
+from mmblocks.templates.span_tokenizer import ControlTokens
 
 Kind = Literal[
     "broken", "nothing_trained", "too_long", "given_trained", "no_end", "cut", "visuals", "shifted", "control"

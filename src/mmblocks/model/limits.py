@@ -250,7 +250,8 @@ def template_faults(key: str, template: Any, text_tokenizer: Any) -> list[Fault]
 
 def _is_token(text: str, text_tokenizer: Any) -> bool:
     ids = text_tokenizer.encode(text, add_special_tokens=False)
-    return len(ids) == 1 and ids[0] != getattr(text_tokenizer, "unk_token_id", None)
+    unknown = getattr(text_tokenizer, "unk_token_id", None)
+    return len(ids) == 1 and (ids[0] != unknown or text == text_tokenizer.unk_token)  # which is Qwen2's end, too
 
 
 def _is_written(text: str, text_tokenizer: Any) -> bool:

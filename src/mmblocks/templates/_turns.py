@@ -43,3 +43,8 @@ def stripped(parts: Sequence[Part]) -> tuple[Part, ...]:
     if outer and isinstance(outer[-1], Text):
         outer[-1] = replace(outer[-1], text=outer[-1].text.rstrip())
     return tuple(outer)
+
+
+def stripped_apart(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Parts without white space around each text."""
+    return tuple(replace(part, text=part.text.strip()) if isinstance(part, Text) else part for part in parts)

@@ -5,15 +5,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Part, Text
-from mmblocks.errors import ConfigError, DataError
-from mmblocks.templates._turns import stripped
+from mmblocks.errors import ConfigError, DataError, MMBlocksError
+from mmblocks.templates._turns import stripped, stripped_apart
+from mmblocks.templates.contents import MARK, Contents, is_complete, mark
 
-MARK = re.compile("\ue000([0-9]+)\ue001")
-"""Private characters that stand for a part of a message while the template is rendered."""
+ASKED = Message("user", (Text("?"),))
+ANSWERED = Message("assistant", (Text("!"),))
+"""A question and an answer to try a template with."""
 
 
 @templates.register(
@@ -25,16 +27,18 @@ MARK = re.compile("\ue000([0-9]+)\ue001")
 class TokenizerChat:
     """The chat template of the backbone's own text tokenizer (Jinja), as spans.
 
-    It is rendered with a mark in place of every text and visual, so where each stands is known, not searched. Learned:
-    what follows the template's generation prompt, up to the token that ends the answer. What it writes must be what it
-    writes for the real texts (or these without outer white space), and the prompt for an answer must be the beginning of
-    the conversation with it: otherwise it is refused. One that writes an answer otherwise once the conversation goes on
-    (Qwen3 leaves its thought out then) is learned from answer by answer. `arguments` are handed to it, such as
-    {"enable_thinking": false}.
+    It is rendered with a mark in place of every text and visual, so where each stands is known, not searched. A template
+    that takes contents as lists of parts, as processors' templates do, is given lists, and a visual stands where it writes
+    the visual's token. Learned: what follows the template's generation prompt, up to the token that ends the answer; where
+    it writes no such token, the text tokenizer's own. What it writes must be what it writes for the real texts (or these
+    without outer white space), and the prompt for an answer must be the beginning of the conversation with it: otherwise it
+    is refused. One that writes an answer otherwise once the conversation goes on (Qwen3 leaves its thought out then) is
+    learned from answer by answer. `arguments` are handed to it, such as {"enable_thinking": false}.
     """
 
     text_tokenizer: Callable[[], Any] | None = None
     arguments: Mapping[str, Any] | None = None
+    one_text: ClassVar[bool] = True
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -43,38 +47,48 @@ class TokenizerChat:
     @cached_property
     def special(self) -> tuple[str, ...]:
         """The added tokens of a user's turn, of an answer's end, and the one that opens an answer."""
-        turn = self._render([{"role": "user", "content": _mark(0)}], False)
+        turn = self._written([ASKED], False)
         return (*self._added_in(turn + self._ending[0]), *self._added_in(self._opening)[:1])
 
     @cached_property
     def rewrites_answers(self) -> bool:
         """Whether an answer is written otherwise when it is the last message than when the conversation has gone on."""
-        talk = [{"role": role, "content": _mark(n)} for n, role in enumerate(("user", "assistant") * 2)]
+        talk = [ASKED, ANSWERED, ASKED, ANSWERED]
         try:
-            whole = self._render(talk, False)
+            whole = self._written(talk, False)
         except DataError:  # one for a single question
             return False
-        return not all(
-            whole.startswith(first) for first in (self._render(talk[:1], True), self._render(talk[:2], False))
+        begins = all(
+            whole.startswith(first) for first in (self._written(talk[:1], True), self._written(talk[:2], False))
         )
+        return not begins or not self._ending[0]
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether the Jinja places visuals itself, in contents that are lists of parts."""
+        return bool(self._contents.listed)
 
     def spans(self, messages: Sequence[Message]) -> list[Span]:
         said = [replace(m, parts=m.parts or (Text(""),)) for m in messages]
         marked, parts = self._marked(said)
-        if said and said[-1].role != "assistant" and self._render(_numbered(said), True) != marked + self._opening:
+        if said and said[-1].role != "assistant" and self._written(said, True) != marked + self._opening:
             raise ConfigError(f"{self._whose} opens answers in more than one way; choose another template.")
-        return list(_cut(marked, parts, self._learned(said, marked)))
+        regions = self._learned(said, marked)
+        if regions and said[-1].is_learned and not self._ending[0]:  # nothing ends it, so the tokenizer's own end does
+            return [*_cut(marked[: regions[-1][1]], parts, regions), Span(self._ending[1], True)]
+        return list(_cut(marked, parts, regions))
 
     def open_answer(self) -> list[Span]:
         return [Span(self._opening)] if self._opening else []
 
     def _marked(self, said: Sequence[Message]) -> tuple[str, list[Part]]:
         """The conversation with marks, and the parts that they stand for."""
-        marked = self._render(_numbered(said), False)
-        real = self._render(_numbered(said, texts=True), False)
-        for variant in (said, [replace(m, parts=stripped(m.parts)) for m in said]):
-            parts = [part for message in variant for part in message.parts]
-            if [int(n) for n in MARK.findall(marked)] == list(range(len(parts))) and _with_texts(marked, parts) == real:
+        written = self._render(self._contents.messages(said), False)
+        real = self._render(self._contents.messages(said, texts=True), False)
+        marked = self._contents.with_marks(written, said)
+        for strip in (tuple, stripped, stripped_apart):
+            parts = [part for message in said for part in strip(message.parts)]
+            if is_complete(marked, parts) and _with_texts(written, parts) == real:
                 return marked, parts
         raise DataError(
             f"{self._whose} drops, moves or rewrites what is said, so what is learned cannot be told; "
@@ -85,7 +99,7 @@ class TokenizerChat:
         """From where to where each answer is learned."""
         regions, last = [], -1
         for i, message in enumerate(said):
-            last += len(message.parts)
+            first, last = last + 1, last + len(message.parts)
             if not message.is_learned:
                 continue
             if self.rewrites_answers and i + 1 < len(said):
@@ -93,22 +107,26 @@ class TokenizerChat:
                     f"{self._whose} rewrites answers once a conversation has gone on; learn each from a conversation that "
                     "ends with it (mmblocks.data.processor.answer_by_answer)."
                 )
-            prompt = self._render(_numbered(said[:i]), True)
+            prompt = self._written(said[:i], True)
             if not marked.startswith(prompt):
                 raise ConfigError(
                     f"{self._whose} does not write message {i} after its own prompt for it, so a model trained on it would "
                     "meet other prompts than it learned; choose another template."
                 )
-            end = next(m.end() for m in MARK.finditer(marked) if int(m[1]) == last)
+            end = max(m.end() for m in MARK.finditer(marked) if first <= int(m[1]) <= last)
             tail = self._ending[0]
             regions.append((len(prompt), end + (len(tail) if marked.startswith(tail, end) else 0)))
         return regions
 
     @cached_property
+    def _contents(self) -> Contents:
+        """How the Jinja takes contents."""
+        return Contents.of(self._rendered, self._tokenizer)
+
+    @cached_property
     def _opening(self) -> str:
         """What a generation prompt adds to a conversation."""
-        asked = [{"role": "user", "content": _mark(0)}]
-        closed, opened = self._render(asked, False), self._render(asked, True)
+        closed, opened = self._written([ASKED], False), self._written([ASKED], True)
         if not opened.startswith(closed):
             raise ConfigError(f"{self._whose} rewrites a conversation to open an answer; choose another template.")
         return opened.removeprefix(closed)
@@ -116,10 +134,11 @@ class TokenizerChat:
     @cached_property
     def _ending(self) -> tuple[str, str]:
         """What is learned after an answer, and the text in it that stops generation."""
-        talk = [{"role": "user", "content": _mark(0)}, {"role": "assistant", "content": _mark(1)}]
-        tail = self._render(talk, False).partition(_mark(1))[2]
+        tail = self._written([ASKED, ANSWERED], False).partition(mark(1))[2]
         if not tail.strip():
-            raise ConfigError(f"{self._whose} writes nothing after an answer, so answers would never end.")
+            if (own := self._tokenizer.eos_token) is None:
+                raise ConfigError(f"{self._whose} writes nothing after an answer, so answers would never end.")
+            return "", own
         first = self._added_in(tail)[:1]
         return (tail[: tail.index(first[0]) + len(first[0])], first[0]) if first else (tail, tail)
 
@@ -138,9 +157,19 @@ class TokenizerChat:
     def _whose(self) -> str:
         return f"the chat template of the text tokenizer {self._tokenizer.name_or_path or '(unnamed)'}"
 
-    def _render(self, messages: list[dict[str, str]], opened: bool) -> str:
-        from jinja2 import TemplateError
+    def _written(self, said: Sequence[Message], opened: bool) -> str:
+        """A conversation with a mark for every part."""
+        return self._contents.with_marks(self._render(self._contents.messages(said), opened), said)
 
+    def _render(self, messages: list[dict[str, Any]], opened: bool) -> str:
+        try:
+            return self._rendered(messages, opened)
+        except MMBlocksError:
+            raise
+        except Exception as cause:  # a Jinja fails in any way that Python has
+            raise DataError(f"{self._whose} refuses this conversation: {cause}") from cause
+
+    def _rendered(self, messages: list[dict[str, Any]], opened: bool) -> str:
         tokenizer = self._tokenizer
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigError(
@@ -149,31 +178,9 @@ class TokenizerChat:
             )
         if not messages:
             return ""
-        try:
-            return tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opened, **(self.arguments or {})
-            )
-        except TemplateError as cause:
-            raise DataError(f"{self._whose} refuses this conversation: {cause}") from cause
-
-
-def _mark(number: int) -> str:
-    return f"\ue000{number}\ue001"
-
-
-def _numbered(said: Sequence[Message], *, texts: bool = False) -> list[dict[str, str]]:
-    """Messages with a mark for every part, or for every visual only."""
-    numbers = iter(range(sum(len(m.parts) for m in said)))
-    return [
-        {
-            "role": message.role,
-            "content": "".join(
-                part.text if texts and isinstance(part, Text) else _mark(n)
-                for n, part in zip((next(numbers) for _ in message.parts), message.parts, strict=True)
-            ),
-        }
-        for message in said
-    ]
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=opened, **(self.arguments or {})
+        )
 
 
 def _with_texts(marked: str, parts: Sequence[Part]) -> str:

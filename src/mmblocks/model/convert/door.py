@@ -31,8 +31,11 @@ class Door(Protocol):
         """Whether the folder is in this layout, from its file names and json alone; no tensor is read."""
         ...
 
-    def import_(self, folder: Path, *, dtype: torch.dtype) -> tuple[OneVision, Matched]:
-        """The model and how each tensor was accounted for. Raises `ConfigError` or `CheckpointError` with every reason."""
+    def import_(self, folder: Path, *, dtype: torch.dtype, template: str | None = None) -> tuple[OneVision, Matched]:
+        """The model and how each tensor was accounted for. Raises `ConfigError` or `CheckpointError` with every reason.
+
+        template: a chat template in place of the checkpoint's own.
+        """
         ...
 
     def reasons_against_export(self, model: OneVision) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 
 from mmblocks.errors import CheckpointError
 from mmblocks.model.convert import DOORS, door_of, keys, raw_config
+from mmblocks.model.convert.chat import Chat, chat_of
 from mmblocks.model.convert.door import Layout, Runner
 from mmblocks.model.convert.hf_towers import TOWERS, encoder_settings, tower_reasons
 from mmblocks.model.convert.probe import load_transformers, transformers_logits
@@ -21,7 +22,6 @@ from mmblocks.model.convert.text import (
     assembled,
     backbone_settings,
     refuse,
-    template_name,
     tokenizer_of,
     tokenizer_reasons,
 )
@@ -64,10 +64,14 @@ def hf_door(family: Family) -> Layout:
     """The door to a family of transformers."""
     from mmblocks.model.convert import export_hf
 
-    def read(folder: Path, *, dtype: torch.dtype = torch.float32) -> tuple[OneVision, Matched]:
+    def read(
+        folder: Path, *, dtype: torch.dtype = torch.float32, template: str | None = None
+    ) -> tuple[OneVision, Matched]:
         config = read_config(folder, family.model_type)
-        spec = spec_of(family, config, folder)
-        return assembled(spec, config.text_config, read_weights(folder), keys.HF_LAYOUTS, dtype, folder)
+        tokenizer = tokenizer_of(folder)
+        chat = chat_of(folder, tokenizer, template)
+        spec = spec_of(family, config, folder, tokenizer, chat)
+        return assembled(spec, config.text_config, read_weights(folder), keys.HF_LAYOUTS, dtype, folder, chat)
 
     def write(model: OneVision, folder: Path, **options: Any) -> Path:
         return export_hf.export_family(family, model, folder, **options)
@@ -132,11 +136,11 @@ def read_config(folder: Path, model_type: str) -> Any:
     return config
 
 
-def spec_of(family: Family, config: Any, folder: Path) -> ModelSpec:
+def spec_of(family: Family, config: Any, folder: Path, tokenizer: Any, chat: Chat) -> ModelSpec:
     """The composition that computes what the checkpoint's config describes. Raises `ConfigError` listing every reason
     why there is none.
     """
-    image, tokenizer = image_settings(folder), tokenizer_of(folder)
+    image = image_settings(folder)
     refuse(
         folder,
         [
@@ -145,7 +149,7 @@ def spec_of(family: Family, config: Any, folder: Path) -> ModelSpec:
             *family.token_reasons(config),
             *_pixel_reasons(config, image),
             *family.image_reasons(config, image),
-            *tokenizer_reasons(tokenizer, _visual_ids(family, config), config.text_config.vocab_size, folder),
+            *tokenizer_reasons(tokenizer, _visual_ids(family, config), config.text_config.vocab_size, chat),
         ],
     )
     return ModelSpec.of(
@@ -154,7 +158,7 @@ def spec_of(family: Family, config: Any, folder: Path) -> ModelSpec:
             "projector": {"name": "mlp", "depth": 2},
             **family.tokens(config, image),
             "backbone": backbone_settings(config.text_config, folder, tokenizer, config.image_token_index),
-            "template": template_name(folder, tokenizer),
+            "template": chat.spec,
         }
     )
 

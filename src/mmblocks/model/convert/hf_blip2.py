@@ -9,6 +9,7 @@ import torch
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.convert import keys
+from mmblocks.model.convert.chat import ASKED_FOR, Chat
 from mmblocks.model.convert.door import Layout
 from mmblocks.model.convert.hf import different, fixed_reasons, image_settings, longest_clip, read_config, reads, run
 from mmblocks.model.convert.text import assembled, backbone_settings, refuse, stored_ends, tokenizer_of
@@ -20,7 +21,9 @@ VISION = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
 QFORMER = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 
 
-def read_blip2(folder: Path, *, dtype: torch.dtype = torch.float32) -> tuple[OneVision, Matched]:
+def read_blip2(
+    folder: Path, *, dtype: torch.dtype = torch.float32, template: str | None = None
+) -> tuple[OneVision, Matched]:
     """Read a local BLIP-2 checkpoint of transformers whose language model is causal (OPT), and how each tensor was
     accounted for.
 
@@ -28,14 +31,15 @@ def read_blip2(folder: Path, *, dtype: torch.dtype = torch.float32) -> tuple[One
     encoder-decoder (T5) `import_vision_parts` reads what is before the language model.
     """
     config = read_config(folder, "blip-2")
-    spec = spec_of(config, folder, {"name": "qformer", **qformer_settings(config)})
-    return assembled(spec, config.text_config, read_weights(folder), {"blip-2": keys.BLIP2}, dtype, folder)
+    tokenizer = tokenizer_of(folder)
+    chat = bare_chat(folder, tokenizer, template)
+    spec = spec_of(config, folder, {"name": "qformer", **qformer_settings(config)}, tokenizer, chat)
+    return assembled(spec, config.text_config, read_weights(folder), {"blip-2": keys.BLIP2}, dtype, folder, chat)
 
 
-def spec_of(config: Any, folder: Path, projector: dict[str, Any]) -> ModelSpec:
+def spec_of(config: Any, folder: Path, projector: dict[str, Any], tokenizer: Any, chat: Chat) -> ModelSpec:
     """The composition around a Q-Former. Raises `ConfigError` listing every reason why there is none."""
     refuse(folder, [*vision_reasons(config, folder), *_text_reasons(config)])
-    tokenizer = tokenizer_of(folder)
     placeholder = config.image_token_index if config.image_token_index is not None else 0
     video = {"name": "frames", "newline": "none", "max_frames": longest_clip(config, config.num_query_tokens)}
     return ModelSpec.of(
@@ -45,7 +49,7 @@ def spec_of(config: Any, folder: Path, projector: dict[str, Any]) -> ModelSpec:
             "pooling": "none",
             "tokenizer": {"image": "square", "multi_image": "square", "video": video},
             "backbone": backbone_settings(config.text_config, folder, tokenizer, placeholder),
-            "template": _template(folder, tokenizer),
+            "template": chat.spec,
         }
     )
 
@@ -96,13 +100,16 @@ def _text_reasons(config: Any) -> list[str]:
     ]
 
 
-def _template(folder: Path, tokenizer: Any) -> dict[str, Any]:
+def bare_chat(folder: Path, tokenizer: Any, wanted: str | None) -> Chat:
     """The bare prompt, and answers that end where the checkpoint's own do: at a newline beside OPT, at </s> beside Vicuna."""
+    if wanted is not None:
+        return Chat(wanted, ASKED_FOR)
+    why = "the prompt of its processors: query tokens, the BOS, bare words"
     if tokenizer is None:
-        return {"name": "blip2"}
+        return Chat("blip2", why)
     ends = [tokenizer.decode([token]) for token in stored_ends(folder)]
     single = [end for end in ends if len(tokenizer.encode(end, add_special_tokens=False)) == 1]
-    return {"name": "blip2", "end": next(iter([*single, tokenizer.eos_token or "\n"]))}
+    return Chat({"name": "blip2", "end": next(iter([*single, tokenizer.eos_token or "\n"]))}, why)
 
 
 def refuse_export(model: OneVision) -> list[str]:

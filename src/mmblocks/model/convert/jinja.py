@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
+from mmblocks.backbones.text_tokenizer import chat_template_of
 from mmblocks.templates.chatml import ChatML
 from mmblocks.templates.llama_2 import Llama2
 from mmblocks.templates.llama_3 import Llama3
@@ -80,10 +81,10 @@ def _own(template: TokenizerChat) -> str | None:
     """The text tokenizer's own template; `arguments` for it have no place in Jinja."""
     if template.text_tokenizer is None or template.arguments:
         return None
-    own = getattr(template.text_tokenizer(), "chat_template", None)
-    if not isinstance(own, str):
+    own = chat_template_of(template.text_tokenizer())
+    if own is None:
         return None
-    return own if own.startswith(FLATTENED) else FLATTENED + own
+    return own if template.takes_lists else FLATTENED + own
 
 
 # The forms ----------------------------------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from mmblocks.model.convert import keys, original_projectors, original_towers, raw_config
+from mmblocks.model.convert.chat import chat_of
 from mmblocks.model.convert.door import Layout
 from mmblocks.model.convert.original_config import reasons_against, spec_of, text_config
 from mmblocks.model.convert.original_export import export_original, reasons_against_export
 from mmblocks.model.convert.pickled import read_pickled_folder
-from mmblocks.model.convert.text import assembled, refuse
+from mmblocks.model.convert.text import assembled, refuse, tokenizer_of
 from mmblocks.model.convert.weights import INDEX, SINGLE, Matched, read_json, read_weights
 from mmblocks.model.onevision import OneVision
 
@@ -35,16 +36,18 @@ def import_original(folder: Path | str, *, dtype: torch.dtype = torch.float32) -
     return import_original_with_report(folder, dtype=dtype)[0]
 
 
-def import_original_with_report(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> tuple[OneVision, Matched]:
-    """`import_original`, and how each tensor was accounted for."""
+def import_original_with_report(
+    folder: Path | str, *, dtype: torch.dtype = torch.float32, template: str | None = None
+) -> tuple[OneVision, Matched]:
+    """`import_original`, and how each tensor was accounted for. template: one in place of the checkpoint's own."""
     with _config_of_its_time():
-        model, found = _imported(Path(folder), dtype)
+        model, found = _imported(Path(folder), dtype, template)
         if model.backbone.tokenizer_source is not None:
             assert model.backbone.text_tokenizer  # read once and kept, here, where its warnings are known
     return model, found
 
 
-def _imported(folder: Path, dtype: torch.dtype) -> tuple[OneVision, Matched]:
+def _imported(folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, Matched]:
     config = read_json(folder / "config.json")
     refuse(folder, reasons_against(config))
     stored = _weights(folder)
@@ -53,11 +56,13 @@ def _imported(folder: Path, dtype: torch.dtype) -> tuple[OneVision, Matched]:
     if inside:
         tower = original_towers.require_stored(tower, stored, folder)
     text = text_config(config)
-    spec = spec_of(config, text, tower, folder)
+    tokenizer = tokenizer_of(folder)
+    chat = chat_of(folder, tokenizer, template)
+    spec = spec_of(config, text, tower, folder, tokenizer, chat)
     if not inside:
         stored = {**stored, **original_towers.fetched_tensors(spec.encoder)}
     layouts = {"LLaVA": keys.original(original_projectors.names_of(config["mm_projector_type"]))}
-    return assembled(spec, text, stored, layouts, dtype, folder)
+    return assembled(spec, text, stored, layouts, dtype, folder, chat)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.model.convert import original_projectors
+from mmblocks.model.convert.chat import Chat
 from mmblocks.model.convert.original_towers import Tower
-from mmblocks.model.convert.text import backbone_settings, template_name, tokenizer_of
+from mmblocks.model.convert.text import backbone_settings
 from mmblocks.model.spec import ModelSpec
 
 FAMILIES = {"LlavaQwenForCausalLM": "qwen2", "LlavaLlamaForCausalLM": "llama", "LlavaMistralForCausalLM": "mistral"}
@@ -141,13 +142,12 @@ def _placeholder(config: Mapping[str, Any], text: Any) -> int:
 # The composition ----------------------------------------------------------------------------------------------------
 
 
-def spec_of(config: Mapping[str, Any], text: Any, tower: Tower, folder: Path) -> ModelSpec:
+def spec_of(config: Mapping[str, Any], text: Any, tower: Tower, folder: Path, tokenizer: Any, chat: Chat) -> ModelSpec:
     """The composition that computes what a config describes that nothing speaks against.
 
     How several pictures and how many frames are shown stands in no LLaVA config. Several pictures are prepared one by
     one as LLaVA-NeXT 1.6 does with its CLIP, and as one padded view each as LLaVA-OneVision trains.
     """
-    tokenizer = tokenizer_of(folder)
     return ModelSpec.of(
         {
             "encoder": tower.settings(_layer(config, tower), _select(config)),
@@ -159,7 +159,7 @@ def spec_of(config: Mapping[str, Any], text: Any, tower: Tower, folder: Path) ->
                 "video": video_settings(config, _max_frames(config, text, tower)),
             },
             "backbone": backbone_settings(text, folder, tokenizer, _placeholder(config, text)),
-            "template": template_name(folder, tokenizer),
+            "template": chat.spec,
         }
     )
 

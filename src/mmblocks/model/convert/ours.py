@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from mmblocks.model import checkpoint
+from mmblocks.model.build import wire_template
 from mmblocks.model.convert import raw_config
+from mmblocks.model.convert.chat import ASKED_FOR, Chat
 from mmblocks.model.convert.door import Layout, Runner
 from mmblocks.model.convert.probe import our_logits
 from mmblocks.model.convert.weights import Matched
@@ -20,10 +23,14 @@ def reads(folder: Path) -> bool:
     return "mmblocks" in config and "model" in config
 
 
-def import_(folder: Path, *, dtype: torch.dtype) -> tuple[OneVision, Matched]:
+def import_(folder: Path, *, dtype: torch.dtype, template: str | None = None) -> tuple[OneVision, Matched]:
     """Load it; every tensor of it is used, or loading fails."""
     model = checkpoint.load(folder, dtype=dtype)
-    return model, Matched("mmblocks", model.state_dict(), {})
+    chat = Chat(model.spec.template, "its own") if template is None else Chat(template, ASKED_FOR)
+    if template is not None:
+        model.spec = replace(model.spec, template=template)
+        model.template = wire_template(template, model.backbone)
+    return model, Matched("mmblocks", model.state_dict(), {}, str(chat))
 
 
 def export(model: OneVision, folder: Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB") -> Path:

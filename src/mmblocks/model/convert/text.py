@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmblocks.components import templates
+from mmblocks.backbones.text_tokenizer import read_text_tokenizer
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model import limits
 from mmblocks.model.build import wire
 from mmblocks.model.check import Examination, examine
 from mmblocks.model.convert import raw_config
-from mmblocks.model.convert.jinja import FLATTENED, jinja_of
+from mmblocks.model.convert.chat import ENDS, Chat
 from mmblocks.model.convert.keys import Table
 from mmblocks.model.convert.weights import Matched, load_matched, matched, read_json
 from mmblocks.model.onevision import OneVision
@@ -24,25 +25,6 @@ from mmblocks.model.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
-WRITTEN = {
-    "<|im_start|>": "qwen_2",
-    "<|start_header_id|>": "llava_llama_3",
-    "<start_of_turn>": "gemma_instruct",
-    "<<SYS>>": "llama_2",
-    "[INST]": "mistral_instruct",
-    "ASSISTANT:": "vicuna_v1",
-}
-"""Chat templates by a text that a tokenizer's own template writes, in the order they are tried."""
-ENDS = {
-    "<|im_end|>": "qwen_2",
-    "<|eot_id|>": "llava_llama_3",
-    "<end_of_turn>": "gemma_instruct",
-    "</s>": "vicuna_v1",
-}
-"""Chat templates by the token that ends their turns, in the order they are tried."""
-MISTRAL = ("mistral", "llava_mistral")
-"""Families that end their turns like Vicuna and write them otherwise."""
-DEFAULT = "qwen_2"
 GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size")
 """What of a checkpoint's generation settings is read here: ends of answers, and what holds of repetition."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -55,18 +37,16 @@ def refuse(where: Path, reasons: list[str]) -> None:
 
 
 def tokenizer_of(folder: Path) -> Any | None:
-    """The text tokenizer in a checkpoint folder, or None when it has none."""
+    """The text tokenizer in a checkpoint folder, with its processor's chat template; None where there is none."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return read_text_tokenizer(str(folder))
     except (OSError, ValueError) as cause:
         raise CheckpointError(f"{folder}: its text tokenizer cannot be read ({cause}).") from cause
 
 
-def tokenizer_reasons(tokenizer: Any | None, visual_ids: Mapping[str, int], vocab_size: int, folder: Path) -> list[str]:
+def tokenizer_reasons(tokenizer: Any | None, visual_ids: Mapping[str, int], vocab_size: int, chat: Chat) -> list[str]:
     """What a text tokenizer lacks for the checkpoint beside it: the visual tokens, room for them, the end of a turn."""
     reasons = [
         f"the config puts {token} at id {number}, beyond the {vocab_size} token embeddings."
@@ -79,55 +59,13 @@ def tokenizer_reasons(tokenizer: Any | None, visual_ids: Mapping[str, int], voca
     for token, number in visual_ids.items():
         if vocabulary.get(token, number) != number:
             reasons.append(f"its text tokenizer has {token} at id {vocabulary[token]}, its config at {number}.")
-    if _stored_template(folder, tokenizer) is None and not ENDS.keys() & vocabulary.keys():
+    if chat.unfounded:
         ends = ", ".join(ENDS)
-        reasons.append(f"its text tokenizer has none of the special tokens that end a turn ({ends}).")
+        reasons.append(
+            f"its chat template is unknown ({chat.why}), and its text tokenizer has none of the special tokens that end a "
+            f"turn ({ends}); name one with --template."
+        )
     return reasons
-
-
-def template_name(folder: Path, tokenizer: Any | None) -> str:
-    """The chat template of a checkpoint: ours whose Jinja it holds, else a guess, which is logged with its reason."""
-    if (stored := _stored_template(folder, tokenizer)) is not None:
-        return stored
-    found, why = _guessed(folder, tokenizer)
-    log.info("chat template: %s (%s)", found, why)
-    return found
-
-
-def _stored_template(folder: Path, tokenizer: Any | None) -> str | None:
-    """The template of ours whose Jinja a folder holds."""
-    text = _own_jinja(folder, tokenizer)
-    if text.startswith(FLATTENED):
-        return "tokenizer"
-    fine = (name for name in [*ENDS.values(), *WRITTEN.values(), *templates] if not templates.reasons_against(name))
-    return next((name for name in fine if jinja_of(templates.build(name)) == text), None)
-
-
-def _own_jinja(folder: Path, tokenizer: Any | None) -> str:
-    """The chat template that a folder or its text tokenizer holds; empty when there is none."""
-    file = folder / "chat_template.jinja"
-    own = file.read_text(encoding="utf-8") if file.is_file() else getattr(tokenizer, "chat_template", None)
-    return own if isinstance(own, str) else ""
-
-
-def _guessed(folder: Path, tokenizer: Any | None) -> tuple[str, str]:
-    """A template and why it was taken: what the stored one writes, else the token that ends a turn."""
-    own = _own_jinja(folder, tokenizer)
-    for text, name in WRITTEN.items():
-        if text in own:
-            return name, f"the stored chat template writes {text}"
-    vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
-    end = next((end for end in ENDS if end in vocabulary), None)
-    family = _family(folder)
-    if end in (None, "</s>") and family in MISTRAL:
-        return "mistral_instruct", f"the language model is of the family {family}"
-    return (DEFAULT, "default") if end is None else (ENDS[end], f"{end} is in the vocabulary")
-
-
-def _family(folder: Path) -> str:
-    config = raw_config(folder)
-    text = config.get("text_config")
-    return str((text if isinstance(text, dict) else config).get("model_type"))
 
 
 def stored_generation(folder: Path) -> dict[str, Any]:
@@ -188,11 +126,12 @@ def assembled(
     layouts: Mapping[str, Table],
     dtype: torch.dtype,
     where: Path,
+    chat: Chat,
     unused: Mapping[str, str] | None = None,
 ) -> tuple[OneVision, Matched]:
     """The model of a spec with a checkpoint's tensors, all of them or none.
 
-    unused: what may be left over beside what `keys.UNUSED` names, as patterns of our names and reasons.
+    chat: the spec's chat template and why it was taken. unused: what may be left over beside what `keys.UNUSED` names, as patterns of our names and reasons.
     """
     require_parts_fit(spec)
     model = wire(spec, backbone_on_meta=True)
@@ -204,4 +143,4 @@ def assembled(
     log.info(
         "%s: layout %s, %d tensors read, %d not needed", where, found.layout, len(found.tensors), len(found.unused)
     )
-    return model.eval(), found
+    return model.eval(), replace(found, chat=str(chat))

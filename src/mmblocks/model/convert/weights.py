@@ -29,11 +29,15 @@ EMBEDDINGS = "backbone.lm.model.embed_tokens.weight"
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Tensors under our names, the layout they came in, and why each tensor left out is not needed (their names)."""
+    """Tensors under our names, the layout they came in, and why each tensor left out is not needed (their names).
+
+    chat: the chat template of the model and why it was taken.
+    """
 
     layout: str
     tensors: Mapping[str, Tensor]
     unused: Mapping[str, str]
+    chat: str = ""
     __repr__ = repr_by_shape
 
 

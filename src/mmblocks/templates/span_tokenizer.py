@@ -12,13 +12,14 @@ import re
 import secrets
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from mmblocks.components import ChatTemplate, Span
+from mmblocks.conversation import Message
 from mmblocks.errors import ConfigError
 
 Offsets = Sequence[tuple[int, int]]
@@ -80,7 +81,11 @@ _KNOWN: WeakKeyDictionary[Any, dict[tuple[frozenset[str], int], ControlTokens]] 
 
 
 class SpanTokenizer:
-    """The ids of a chat template's text spans by one text tokenizer. Raises `ConfigError` for a slow one."""
+    """The ids of a chat template's text spans by one text tokenizer. Raises `ConfigError` for a slow one.
+
+    Text behind a visual is a text of its own, as in LLaVA's code, or, for a template that says `one_text`, the rest of one
+    text, as in transformers' processors. They differ where a tokenizer writes a space in front of every text (Llama's).
+    """
 
     def __init__(self, text_tokenizer: TextTokenizer, template: ChatTemplate) -> None:
         if not text_tokenizer.is_fast:
@@ -90,18 +95,21 @@ class SpanTokenizer:
             )
         self._tokenizer = text_tokenizer
         self._control = ControlTokens.of(text_tokenizer, template)
+        self._lead = _lead_of(text_tokenizer) if getattr(template, "one_text", False) else []
 
-    def ids(self, run: Sequence[Span]) -> Iterator[tuple[int, Span]]:
+    def ids(self, run: Sequence[Span], *, behind_visual: bool = False) -> Iterator[tuple[int, Span]]:
         """(id, the span it begins in) of spans that adjoin, tokenised together.
 
         Where one token would join learned and given text ("\\n" of a header with the first "\\n" of an answer), the text
         is cut there and tokenised apart: that is what the model meets when it writes.
         """
-        tokens, covered, starts = self._together(run)
+        lead = self._lead if behind_visual else []
+        tokens, covered, starts = self._together([*lead, *run])
+        tokens, covered, starts = tokens[len(lead) :], covered[len(lead) :], starts[len(lead) :]
         cut = _first_straddled(run, starts, covered)
         if cut is not None:
-            yield from self.ids(run[:cut])
-            yield from self.ids(run[cut:])
+            yield from self.ids(run[:cut], behind_visual=behind_visual)
+            yield from self.ids(run[cut:], behind_visual=behind_visual)
             return
         for token, (start, _) in zip(tokens, covered, strict=True):
             yield token, run[bisect_right(starts, start) - 1]
@@ -125,6 +133,23 @@ class SpanTokenizer:
             if token in self._control.numbers
             for span in run[bisect_right(starts, start) - 1 : bisect_right(starts, end - 1)]
         )
+
+
+def _lead_of(text_tokenizer: TextTokenizer) -> list[Span]:
+    """A special token to stand in front of what is the rest of a text, and to be left out again."""
+    added = text_tokenizer.added_tokens_decoder.values()
+    return [Span(token.content) for token in added if token.special and not token.rstrip][:1]
+
+
+def prompt_spans(template: ChatTemplate, messages: Sequence[Message]) -> list[Span]:
+    """Messages up to where the answer begins.
+
+    Earlier answers are marked as training has them in front of the last one, so that they are cut where training cuts them:
+    none is learned where answers are learned apart.
+    """
+    apart = getattr(template, "rewrites_answers", False)
+    given = [replace(message, learn=False) for message in messages] if apart else messages
+    return [*template.spans(given), *template.open_answer()]
 
 
 @dataclass(frozen=True, slots=True)

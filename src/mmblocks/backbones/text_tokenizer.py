@@ -1,0 +1,66 @@
+"""Text tokenizers, with the chat template that stands beside them where transformers' processors look for one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmblocks.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChat:
+    """A chat template (Jinja) and the file that holds it."""
+
+    jinja: str
+    file: str
+
+
+def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The text tokenizer of a hub id or a folder. A folder's processor has the last word on the chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if (stored := processors_chat(Path(source))) is not None:
+        tokenizer.chat_template = stored.jinja
+    return tokenizer
+
+
+def processors_chat(folder: Path) -> StoredChat | None:
+    """The chat template that transformers' processors take from a folder (`ProcessorMixin.get_processor_dict`).
+
+    First that of processor_config.json, then chat_template.json, then chat_template.jinja. Raises `CheckpointError` for a
+    file that is cut.
+    """
+    for name in ("processor_config.json", "chat_template.json"):
+        if (folder / name).is_file() and (jinja := _default(_read(folder / name).get("chat_template"))) is not None:
+            return StoredChat(jinja, name)
+    file = folder / "chat_template.jinja"
+    return StoredChat(file.read_text(encoding="utf-8"), file.name) if file.is_file() else None
+
+
+def chat_template_of(tokenizer: Any) -> str | None:
+    """The Jinja that a text tokenizer renders chats with; None where it has none."""
+    return _default(getattr(tokenizer, "chat_template", None))
+
+
+def _default(stored: Any) -> str | None:
+    """One template, or of several by name the one called default."""
+    if isinstance(stored, list):
+        stored = {each["name"]: each["template"] for each in stored}
+    found = stored.get("default") if isinstance(stored, Mapping) else stored
+    return found if isinstance(found, str) and found else None
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
+        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
+    return found if isinstance(found, Mapping) else {}

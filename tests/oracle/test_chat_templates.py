@@ -1,0 +1,276 @@
+"""The chat template that a checkpoint came with: found where processors look, kept, and our prompts are its processor's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoProcessor, LlamaConfig
+
+from mmblocks.conversation import Conversation
+from mmblocks.data.processor import Processor
+from mmblocks.errors import CheckpointError, MMBlocksError
+from mmblocks.model.convert.export_hf import export_hf
+from mmblocks.model.convert.hf import import_hf
+from mmblocks.model.convert.jinja import jinja_of
+from mmblocks.templates.tokenizer_chat import TokenizerChat
+
+FIRST = (  # as LLaVA's processors on the hub: pictures first, whatever was written first
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + END }}{% endfor %}"
+)
+WRITTEN = (  # pictures where they were written
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}<image>"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}"
+)
+EACH = "{% for message in messages %}"
+CHATML_TURN = EACH + "<|im_start|>{{ message['role'] }}\n" + WRITTEN + "<|im_end|>\n{% endfor %}"
+CHATML_OPEN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+DEFAULT_SYSTEM = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nSAID<|im_end|>\n{% endif %}"
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+
+TAKEN = {
+    "chatml": CHATML_TURN + CHATML_OPEN,
+    "qwen_2": DEFAULT_SYSTEM.replace("SAID", "You are a helpful assistant.") + CHATML_TURN + CHATML_OPEN,
+    "chatml_direct": (
+        DEFAULT_SYSTEM.replace("SAID", "Answer the questions.").replace("<|im_end|>\n", "<|im_end|>")
+        + CHATML_TURN.replace("<|im_end|>\n", "<|im_end|>")
+        + CHATML_OPEN
+    ),
+    "gemma_instruct": (
+        NO_SYSTEM
+        + EACH
+        + "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else 'user' }}\n"
+        + WRITTEN
+        + "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
+}
+"""Jinjas that write what a template of ours writes, by its name."""
+KEPT = {
+    "vicuna, pictures first": (
+        "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+        + FIRST.replace("END", "' '")
+        + "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    ),
+    "onevision, another header for earlier answers": (
+        EACH
+        + "{{ '<|im_start|>' + message['role'] + ' ' }}"
+        + FIRST.replace("<image>\n", "<image>").replace("content['text'] + END", "'\n' + content['text']")
+        + "{{ '<|im_end|>' }}{% endfor %}"
+        + CHATML_OPEN
+    ),
+    "a system text of its own": DEFAULT_SYSTEM.replace("SAID", "You are Ada.") + CHATML_TURN + CHATML_OPEN,
+    "mistral": (
+        "{{ bos_token }}" + EACH + "{% if message['role'] == 'assistant' %} {{ message['content'][0]['text'] }}</s>"
+        "{% elif message['role'] == 'user' %}[INST] " + WRITTEN + " [/INST]"
+        "{% else %}{{ raise_exception('roles alternate') }}{% endif %}{% endfor %}"
+    ),
+    "phi, each text trimmed": (
+        EACH + "<|{{ message['role'] }}|>\n"
+        + WRITTEN.replace("content['text'] }}", "content['text'] | trim }}")
+        + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    ),
+    "system texts are texts, others are lists": (
+        EACH + "<|im_start|>{{ message['role'] }}\n{% if message['role'] == 'system' %}{{ message['content'] + '!' }}{% else %}"
+        + WRITTEN + "{% endif %}<|im_end|>\n{% endfor %}" + CHATML_OPEN
+    ),
+    "texts or lists": (
+        EACH + "<|im_start|>{{ message['role'] }}|{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        + WRITTEN + "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant|{% endif %}"
+    ),
+    "marked for learning": CHATML_TURN.replace("}<|im_end|>", "}{% generation %}!{% endgeneration %}<|im_end|>") + CHATML_OPEN,
+}  # fmt: skip
+"""Jinjas that no template of ours writes, by what is special to them."""
+PLACES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "</s>", "<image>", "<video>"]
+
+
+def picture(side: int = 150) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, 260, 3), dtype=np.uint8))
+
+
+def text(said: str) -> dict[str, str]:
+    return {"type": "text", "text": said}
+
+
+def shown(side: int = 150) -> dict[str, Any]:
+    return {"type": "image", "image": picture(side)}
+
+
+USER = {"role": "user", "content": [text("Which shape is it?")]}
+SHOWN = {"role": "user", "content": [shown(), text("What is this? ")]}
+LATE = {"role": "user", "content": [text("What is this: "), shown(), text("and this? "), shown(90)]}
+ANSWER = {"role": "assistant", "content": [text("A ramp.")]}
+SYSTEM = {"role": "system", "content": [text("Be brief.")]}
+TALKS: dict[str, list[dict[str, Any]]] = {
+    "text": [USER],
+    "a picture": [SHOWN],
+    "pictures between words": [LATE],
+    "several turns": [SHOWN, ANSWER, USER, ANSWER, LATE],
+    "a system text": [SYSTEM, USER],
+    "a system text and a picture": [SYSTEM, SHOWN, ANSWER, USER],
+}
+
+
+def stored(folder: Path, place: str, jinja: str) -> Path:
+    """The folder with a chat template in one of the places where it may stand."""
+    path = folder / place
+    if place.endswith(".jinja"):
+        path.write_text(jinja, encoding="utf-8")
+    else:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path.write_text(json.dumps({**found, "chat_template": jinja}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(make_theirs: Any, their_processor: Any, make_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint without a chat template, with the special tokens of many."""
+    folder = tmp_path_factory.mktemp("bare")
+    tokenizer = make_tokenizer(SPECIAL)
+    ids = {f"{kind}_token_index": tokenizer.convert_tokens_to_ids(f"<{kind}>") for kind in ("image", "video")}
+    make_theirs(**ids).save_pretrained(folder)
+    their_processor.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(bare: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bare, tmp_path / "copy"))
+
+
+def prompt_of(processor: Any, talk: list[dict[str, Any]]) -> list[int]:
+    """A prompt's ids by transformers, in which the rows of a picture are its image token."""
+    if "message['content'] + '!'" in (processor.chat_template or ""):
+        talk = [{**m, "content": m["content"][0]["text"]} if m["role"] == "system" else m for m in talk]
+    return processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=True, return_dict=True)[
+        "input_ids"
+    ][0]
+
+
+def our_prompt(model: Any, talk: list[dict[str, Any]]) -> list[int]:
+    encoded = Processor.of(model).encoded_prompt(Conversation.of(talk))
+    ids = encoded.input_ids.clone()
+    ids[encoded.visual_positions] = model.backbone.text_tokenizer.convert_tokens_to_ids("<image>")
+    return ids.tolist()
+
+
+def require_same_prompts(model: Any, processor: Any) -> int:
+    """Of all talks; one that the processor's template refuses is refused here too. The number that both wrote."""
+    written = 0
+    for talk in TALKS.values():
+        try:
+            wanted = prompt_of(processor, talk)
+        except Exception:
+            if isinstance(model.template, TokenizerChat):
+                with pytest.raises(MMBlocksError, match="refuses this conversation"):
+                    our_prompt(model, talk)
+            continue
+        assert our_prompt(model, talk) == wanted
+        written += 1
+    return written
+
+
+@pytest.mark.parametrize("place", PLACES[:3])
+@pytest.mark.parametrize("name", TAKEN)
+def test_where_one_of_ours_writes_the_same_prompts_it_is_taken(copied: Path, place: str, name: str) -> None:
+    model = import_hf(stored(copied, place, TAKEN[name]))
+    assert model.spec.template == name
+    assert require_same_prompts(model, AutoProcessor.from_pretrained(copied)) >= 4
+
+
+@pytest.mark.parametrize("place", PLACES[:3])
+@pytest.mark.parametrize("case", KEPT)
+def test_any_other_is_kept_and_prompts_are_its_processors(copied: Path, place: str, case: str, tmp_path: Path) -> None:
+    model = import_hf(stored(copied, place, KEPT[case]))
+    assert model.spec.template == "tokenizer"
+    assert require_same_prompts(model, AutoProcessor.from_pretrained(copied)) >= 4
+
+
+def test_a_text_tokenizers_own_template_is_taken_where_no_processor_has_one(copied: Path) -> None:
+    """Its contents are texts, in which a picture stands where it was written."""
+    jinja = EACH + "<|{{ message['role'] }}|>{{ message['content'] }}<|im_end|>{% endfor %}<|assistant|>"
+    jinja = jinja.replace("<|assistant|>", "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    model = import_hf(stored(copied, "tokenizer_config.json", jinja))
+    assert model.spec.template == "tokenizer"
+    tokenizer = model.backbone.text_tokenizer
+    assert our_prompt(model, [USER]) == tokenizer("<|user|>Which shape is it?<|im_end|><|assistant|>")["input_ids"]
+    (first, *_), rest = tokenizer("<|user|>")["input_ids"], our_prompt(model, [SHOWN])
+    assert rest[0] == first
+    assert tokenizer.decode(rest).endswith("<image>What is this? <|im_end|><|assistant|>")
+
+
+def test_the_places_are_read_in_the_order_of_transformers(copied: Path) -> None:
+    """processor_config.json, chat_template.json, chat_template.jinja, and then the text tokenizer's own."""
+    for number, place in reversed([*enumerate(PLACES)]):
+        stored(copied, place, KEPT["a system text of its own"].replace("Ada", f"Number {number}"))
+        model, processor = import_hf(copied), AutoProcessor.from_pretrained(copied)
+        ids = our_prompt(model, [USER])
+        assert f"You are Number {number}." in processor.tokenizer.decode(ids)
+        if processor.chat_template is not None:
+            assert ids == prompt_of(processor, [USER])
+
+
+def test_of_several_templates_the_default_is_taken(copied: Path) -> None:
+    (copied / "additional_chat_templates").mkdir()
+    (copied / "additional_chat_templates" / "tool_use.jinja").write_text("{{ 'tools' }}")
+    stored(copied, "chat_template.jinja", KEPT["a system text of its own"])
+    model, processor = import_hf(copied), AutoProcessor.from_pretrained(copied)
+    assert isinstance(processor.chat_template, dict)
+    assert our_prompt(model, [SHOWN]) == prompt_of(processor, [SHOWN])
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_what_was_kept_is_saved_loaded_and_exported(copied: Path, case: str, tmp_path: Path) -> None:
+    import mmblocks
+
+    model = import_hf(stored(copied, "chat_template.json", KEPT[case]))
+    loaded = mmblocks.load(mmblocks.save(model, tmp_path / "ours"))
+    assert require_same_prompts(loaded, AutoProcessor.from_pretrained(copied)) >= 4
+    exported = export_hf(model, tmp_path / "theirs")
+    assert require_same_prompts(model, AutoProcessor.from_pretrained(exported)) >= 4
+    assert jinja_of(import_hf(exported).template) == KEPT[case]
+
+
+def test_a_broken_template_is_told_and_replaced_by_a_guess(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        model = import_hf(stored(copied, "chat_template.json", "{% for message in messages %}<|im_start|>{{ message"))
+    assert model.spec.template == "qwen_2"
+    assert "a guess: the stored chat template writes <|im_start|>; chat_template.json cannot be followed" in caplog.text
+
+
+def test_a_cut_chat_template_json_is_named(copied: Path) -> None:
+    (copied / "chat_template.json").write_text('{"chat_template": "{% for')
+    with pytest.raises(CheckpointError, match=r"chat_template\.json cannot be read"):
+        import_hf(copied)
+
+
+# Tokenizers that write a space in front of texts ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def around_llama(make_rig: Any, beginning_tokenizers: dict[str, Callable[..., Any]]) -> Path:
+    """LLaVA 1.5 of the hub in small: CLIP and Llama, with Llama's tokenizer."""
+    tokenizer = beginning_tokenizers["llama"](["<image>"])
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    return make_rig("llava", words=tokenizer, text_config=text, image_token_index=image).folder
+
+
+@pytest.mark.parametrize("case", ["vicuna, pictures first", "mistral", "phi, each text trimmed"])
+def test_words_behind_a_picture_are_tokenised_as_transformers_does(
+    around_llama: Path, tmp_path: Path, case: str
+) -> None:
+    copied = Path(shutil.copytree(around_llama, tmp_path / "copy"))
+    model = import_hf(stored(copied, "chat_template.json", KEPT[case]))
+    assert model.spec.template == "tokenizer"
+    assert require_same_prompts(model, AutoProcessor.from_pretrained(copied)) >= 4
