@@ -13,6 +13,7 @@ from PIL import Image, ImageFile
 
 from mmblocks.data.images import image_size, load_image
 from mmblocks.errors import DataError
+from mmblocks.image_reading import ImageReading
 from mmblocks.shapes import Size
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -153,58 +154,6 @@ def test_a_cmyk_jpeg_has_the_colours_it_was_made_of():
     assert np.abs(np.array(loaded).astype(int) - RED).max() <= 3  # JPEG loses a level or two
 
 
-def test_a_16_bit_grey_picture_is_scaled_and_not_clipped():
-    ramp = np.array([[0, 128, 129, 257, 32768, 65406, 65407, 65535]], dtype=np.uint16)
-    loaded = load_image(encoded(Image.fromarray(ramp), "PNG"))
-    assert np.array(loaded)[0, :, 0].tolist() == [0, 0, 1, 1, 128, 254, 255, 255]
-
-
-def test_a_16_bit_grey_tiff_of_either_byte_order_is_scaled():
-    ramp = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
-    little = Image.fromarray(ramp)
-    big = Image.frombytes("I;16B", (3, 1), ramp.astype(">u2").tobytes())
-    for image in (little, big):
-        assert np.array(load_image(encoded(image, "TIFF")))[0, :, 0].tolist() == [0, 100, 255]
-
-
-@pytest.mark.parametrize(("mode", "dtype"), [("F", np.float32), ("I", np.int32)])
-def test_32_bit_pixels_are_refused_because_nothing_says_what_white_is(mode, dtype):
-    data = encoded(Image.fromarray(np.ones((4, 4), dtype)), "TIFF")
-    with pytest.raises(DataError, match=rf"image bytes: its pixels are 32-bit numbers \(mode {mode}\)"):
-        load_image(data)
-
-
-def test_transparency_is_dropped_as_the_original_does_or_laid_on_white_when_asked():
-    rgba = np.dstack([noise(), np.full((12, 20), 0, np.uint8)])
-    data = encoded(Image.fromarray(rgba), "PNG")
-    assert np.array(load_image(data)).tolist() == noise().tolist()
-    assert np.array(load_image(data, alpha="white")).min() == 255
-
-
-def test_half_transparent_black_on_white_is_grey():
-    image = Image.new("RGBA", (2, 2), (0, 0, 0, 128))
-    assert load_image(image, alpha="white").getpixel((0, 0)) == (127, 127, 127)
-
-
-@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
-def test_a_transparent_colour_is_transparent_too(mode):
-    image = Image.new("RGB", (2, 1), RED).convert(mode)
-    clear = image.getpixel((0, 0))
-    data = encoded(image, "PNG", transparency=clear)
-    assert load_image(data, alpha="white").getpixel((0, 0)) == WHITE
-    assert load_image(data).getpixel((0, 0)) == image.convert("RGB").getpixel((0, 0))
-
-
-def test_a_palette_with_many_transparencies_gives_no_warning():
-    data = encoded(stored_in_mode("P"), "PNG", transparency=bytes(range(256)))
-    assert load_image(data).mode == "RGB"
-
-
-def test_an_unknown_alpha_setting_names_the_known_ones():
-    with pytest.raises(DataError, match="alpha is 'black'; write one of drop, white"):
-        load_image(Image.new("RGB", (1, 1)), alpha="black")
-
-
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
 def test_of_an_animation_the_first_frame_is_read(format):
     frames = [Image.new("RGB", (16, 8), colour) for colour in (RED, GREEN, BLUE)]
@@ -237,8 +186,8 @@ def test_pictures_are_turned_upright_and_planned_at_that_size(orientation, forma
 
 def test_exif_can_be_left_alone_as_the_original_does():
     data = encoded(upright_corners(), "PNG", exif=exif(6))
-    assert load_image(data, exif=False).size == (60, 40)
-    assert image_size(data, exif=False) == Size(40, 60)
+    assert load_image(data, ImageReading(exif=False)).size == (60, 40)
+    assert image_size(data, ImageReading(exif=False)) == Size(40, 60)
     assert image_size(data) == Size(60, 40)
 
 
@@ -368,11 +317,11 @@ def test_pils_own_limits_and_warning_filters_do_not_change_that(side, filter):
 
 def test_the_limit_can_be_moved_both_ways():
     data = encoded(Image.new("RGB", (20, 10)), "PNG")
-    assert load_image(data, max_px=200).size == (20, 10)
+    assert load_image(data, ImageReading(max_px=200)).size == (20, 10)
     with pytest.raises(DataError, match="too large, 10x20 is 200 pixels; make it smaller than 199 pixels"):
-        load_image(data, max_px=199)
+        load_image(data, ImageReading(max_px=199))
     with pytest.raises(DataError, match="PIL image: too large"):
-        load_image(Image.new("RGB", (20, 10)), max_px=199)
+        load_image(Image.new("RGB", (20, 10)), ImageReading(max_px=199))
 
 
 # --- good manners

@@ -21,6 +21,7 @@ from mmblocks.data.planning.lengths_cache import LengthsCache
 from mmblocks.data.planning.measure import Sizes, measure
 from mmblocks.data.processor import Processor
 from mmblocks.errors import ConfigError, DataError
+from mmblocks.image_reading import ImageReading
 
 TASKS = ("text", "caption", "single", "by_shape", "multi", "video")
 
@@ -195,12 +196,14 @@ def test_what_decides_a_length_names_the_cache(tiny_model, tiny_spec, photos, tm
         file(targets="original"),
         file(processor=replace(Processor.of(tiny_model), max_tokens=7)),
         file(processor=replace(Processor.of(tiny_model), visuals="front")),
+        file(processor=replace(Processor.of(tiny_model), images=ImageReading(max_px=100))),
+        file(spec={**tiny_spec, "images": {"exif": False}}),
         file(processor=Processor.planning(tiny_spec, tokenizer={"video": {"name": "frames", "max_frames": 2}})),
         file(processor=replace(Processor.of(tiny_model), template=mmblocks.components.templates.build("plain"))),
     ]
     with Path(photos["path"]).open("a") as records:
         records.write("\n")
-    assert len({same, *others, file()}) == 9
+    assert len({same, *others, file()}) == 11
 
 
 def test_a_spoilt_cache_is_measured_again(tiny_model, photos, tmp_path):

@@ -8,7 +8,9 @@ from PIL import Image
 from mmblocks.conversation import Visual
 from mmblocks.data.media import pixels_of, shape_of
 from mmblocks.data.pixels import render
+from mmblocks.data.video.guarded import ClipReader
 from mmblocks.errors import DataError
+from mmblocks.image_reading import ImageReading
 from mmblocks.shapes import Box, Size, View, VisualPlan, VisualShape
 
 FILL = (1, 2, 3)
@@ -54,10 +56,26 @@ def test_each_frame_is_read_once(monkeypatch):
     assert asked == [[0, 4, 5]]
 
 
-def test_transparency_can_be_laid_on_white():
+DROP = ImageReading(alpha="drop")
+
+
+def test_transparency_is_on_white_or_dropped():
     visual = Visual("image", Image.new("RGBA", (8, 8), (9, 9, 9, 0)))
-    assert pixels_of(visual, plan_of(0), FILL).unique().tolist() == [9]
-    assert pixels_of(visual, plan_of(0), FILL, alpha="white").unique().tolist() == [255]
+    assert pixels_of(visual, plan_of(0), FILL).unique().tolist() == [255]
+    assert pixels_of(visual, plan_of(0), FILL, images=DROP).unique().tolist() == [9]
+
+
+@pytest.mark.parametrize("clips", [None, ClipReader()])
+@pytest.mark.parametrize("form", ["folder", "files"])
+def test_frames_that_are_images_are_read_as_images_are(form, clips, tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(2)]
+    for file in files:
+        Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(file)
+    visual = Visual("video", tmp_path if form == "folder" else tuple(files), fps=2.0)
+    assert pixels_of(visual, plan_of(0, 1), FILL, clips=clips).unique().tolist() == [255]
+    assert pixels_of(visual, plan_of(0, 1), FILL, images=DROP, clips=clips).unique().tolist() == [9]
+    with pytest.raises(DataError, match="too large, 8x8 is 64 pixels"):
+        shape_of(visual, clips, ImageReading(max_px=63))
 
 
 def test_a_file_that_changed_after_it_was_planned_is_named(tmp_path):

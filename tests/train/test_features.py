@@ -13,11 +13,12 @@ from mmblocks.data.collate import collate
 from mmblocks.data.mixture import Mixture
 from mmblocks.data.processor import Processor
 from mmblocks.errors import ConfigError, DataError
+from mmblocks.image_reading import ImageReading
 from mmblocks.model.trainable import train_only
 from mmblocks.train import features as module
 from mmblocks.train.check import check_run
-from mmblocks.train.features import Estimate, FeatureCache, estimate, fill, filling, kept_features, store
-from mmblocks.train.features.store import identity
+from mmblocks.train.features import Estimate, FeatureCache, estimate, fill, kept_features, store
+from mmblocks.train.features.store import identity, write_file
 from mmblocks.train.optim import optimizer_for
 from mmblocks.train.stages import Stage
 
@@ -89,7 +90,6 @@ def test_a_second_pass_reads_no_pixel_and_runs_no_encoder(tiny_model, tmp_path, 
     cache = kept(tmp_path, tiny_model, mixture)
     decoded, seen = [], []
     monkeypatch.setattr("mmblocks.data.processor.pixels_of", lambda *given, **named: decoded.append(given))
-    monkeypatch.setattr(filling, "pixels_of", lambda *given, **named: decoded.append(given))
     tiny_model.encoder.register_forward_hook(lambda *given: seen.append(given))
     processor = replace(Processor.of(tiny_model), features=cache)
     for batch in batches(processor, mixture, mixture.everything()):
@@ -316,3 +316,22 @@ def test_it_is_said_when_it_does_not_pay(tiny_model, tmp_path, mixture, caplog, 
     monkeypatch.setattr(module, "estimate", lambda *given: replace(slow, free_bytes=10.0))
     with pytest.raises(ConfigError, match="choose a larger disk"):
         kept(tmp_path, tiny_model, mixture)
+
+
+def test_images_that_are_read_otherwise_are_other_features(tiny_model, tmp_path):
+    Image.new("RGBA", (24, 24), (0, 0, 0, 0)).save(tmp_path / "sheet.png")
+    messages = [{"role": "user", "content": [{"type": "image", "image": tmp_path / "sheet.png"}]}]
+    conversation = Conversation.of(messages)
+    seen = {}
+    for alpha in ("white", "drop", "white"):
+        tiny_model.spec = replace(tiny_model.spec, images=ImageReading(alpha=alpha))
+        processor = Processor.of(tiny_model)
+        cache = FeatureCache.of(tmp_path / "kept", tiny_model)
+        (routed,) = processor.plan(conversation)
+        (visual,) = conversation.visuals
+        if not cache.holds(visual, routed.plan):
+            pixels = processor.pixels_of(visual, routed.plan)
+            write_file(cache.place(visual, routed.plan), store.encode(tiny_model, pixels, "float32"))
+            seen[alpha] = pixels.unique().tolist()
+    assert seen == {"white": [255], "drop": [0]}
+    assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 2

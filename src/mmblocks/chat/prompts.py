@@ -20,8 +20,8 @@ from mmblocks.data.processor import Processor, Sample
 class Prompt:
     """A conversation up to where its answer begins, no pixel decoded.
 
-    keys: for each visual a name of everything its rows are made of beside the model's weights: its content, its plan,
-    and the question where the projector reads it.
+    keys: for each visual a name of everything its rows are made of beside the model's weights: its content, how it is
+    read, its plan, and the question where the projector reads it.
     """
 
     conversation: Conversation
@@ -34,7 +34,8 @@ class Prompt:
         encoded = processor.encoded_prompt(conversation)
         asked = questions(conversation) if processor.instruction_reader else [""] * len(encoded.plans)
         shown = zip(conversation.visuals, encoded.plans, asked, strict=True)
-        keys = tuple(digest(identity(visual), repr(routed), question) for visual, routed, question in shown)
+        read_as = repr(processor.images)
+        keys = tuple(digest(identity(visual), read_as, repr(routed), question) for visual, routed, question in shown)
         return cls(conversation, encoded, keys)
 
     def __len__(self) -> int:

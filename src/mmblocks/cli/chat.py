@@ -6,9 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmblocks.cli.image_options import add_image_options, image_options
+
 if TYPE_CHECKING:
     from mmblocks.chat import Chat
     from mmblocks.conversation import Visual
+    from mmblocks.image_reading import ImageReading
 
 HELP = "commands: /image PATH and /video PATH show something with your next words, /new begins again, /quit ends"
 
@@ -34,17 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     parser.add_argument("--seed", type=int, help="seed of sampling")
+    add_image_options(parser, "as the model says")
 
 
 def run(args: argparse.Namespace) -> int:
     from mmblocks.assets import tiny_model
     from mmblocks.chat import Chat
-    from mmblocks.model.checkpoint import load
+    from mmblocks.model.checkpoint import load, read_spec
     from mmblocks.model.generate import Decoding
 
     decoding = Decoding(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
-    chat = Chat(load(args.model or tiny_model()), system=args.system, decoding=decoding)
-    shown = [_visual(kind, path) for kind, path in args.visuals]
+    folder, options = args.model or tiny_model(), image_options(args)
+    images = read_spec(folder).images.changed(options)
+    shown = [_visual(kind, path, images) for kind, path in args.visuals]
+    chat = Chat(load(folder, images=options), system=args.system, decoding=decoding)
     if args.ask is not None:
         return _say(chat, shown, args.ask)
     print(HELP)
@@ -58,7 +64,7 @@ def _converse(chat: Chat, shown: list[Visual]) -> int:
         command, _, rest = line.partition(" ")
         try:
             if command in ("/image", "/video"):
-                shown.append(_visual(command[1:], rest.strip()))
+                shown.append(_visual(command[1:], rest.strip(), chat.model.images))
             elif command == "/new":
                 chat.forget()
                 shown.clear()
@@ -87,10 +93,10 @@ def _say(chat: Chat, shown: list[Visual], text: str) -> int:
     return 0
 
 
-def _visual(kind: str, path: str) -> Visual:
+def _visual(kind: str, path: str, images: ImageReading) -> Visual:
     from mmblocks.chat import image, video
     from mmblocks.data.media import shape_of
 
-    visual = image(Path(path)) if kind == "image" else video(Path(path))
-    shape_of(visual)  # says at once when the file cannot be read
+    visual = image(path) if kind == "image" else video(path)
+    shape_of(visual, images=images)  # says at once when the file cannot be read, before a model is
     return visual

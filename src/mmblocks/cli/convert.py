@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmblocks.cli.image_options import add_image_options, image_options
 from mmblocks.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -52,14 +54,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-check", action="store_true", help="keep the result without running both (for models beyond memory)"
     )
     parser.add_argument("--out", type=Path, help="with an adapter: folder to write; it must not exist")
+    add_image_options(parser, "what the model says, if anything")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    _require_images_kept(arguments)
     if arguments.source.is_file():
         return _adapt(arguments.source, arguments.target, arguments.out)
     if arguments.out is not None:
         raise ConfigError(f"--out goes with an adapter's file; {arguments.source} is none. Write convert FROM TO.")
     return _convert(arguments)
+
+
+def _require_images_kept(arguments: argparse.Namespace) -> None:
+    """Refuse to say how images are read where nothing of it would be written."""
+    from mmblocks.model.convert import detect
+
+    if not image_options(arguments):
+        return
+    if arguments.source.is_file() or (arguments.to or _usual(detect(arguments.source))) != "mmblocks":
+        raise ConfigError(
+            "--alpha, --grey and --max-px say how a model in mmblocks' own layout reads images, and none is written here; "
+            "leave them out, or write one with --to mmblocks."
+        )
+
+
+def _usual(found: str) -> str | None:
+    """The layout that is written where none is named; None where the model decides."""
+    return None if found == "mmblocks" else "mmblocks"
 
 
 def _adapt(file: Path, model: Path, out: Path | None) -> int:
@@ -89,6 +111,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         return _keep_parts(arguments.source, arguments.target, arguments.dtype)
     with replaced_whole(arguments.target) as fresh:
         model = _read(read, arguments.source, arguments.dtype, arguments.template)
+        model.spec = replace(model.spec, images=model.images.changed(image_options(arguments)))
         write = door_of(arguments.to or _fitting(found, model))
         _require_expressed(write, model)
         write.export(model, fresh)
@@ -151,7 +174,7 @@ def _fitting(found: str, model: OneVision) -> str:
     """mmblocks' own layout, or for a model that has it already the family of transformers that can express it."""
     from mmblocks.model.convert import fitting_family
 
-    return fitting_family(model) if found == "mmblocks" else "mmblocks"
+    return _usual(found) or fitting_family(model)
 
 
 def _require_expressed(door: Door, model: OneVision) -> None:

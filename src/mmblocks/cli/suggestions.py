@@ -13,6 +13,7 @@ from mmblocks.cli.listing import kinds
 from mmblocks.cli.plan import MEDIA
 from mmblocks.cli.plan_data import WORDS as PLAN_WORDS
 from mmblocks.components import REGISTRIES
+from mmblocks.image_reading import ImageReading
 from mmblocks.model.spec import ModelSpec
 from mmblocks.model.systems import SYSTEMS
 from mmblocks.settings import Setting, fields_of
@@ -22,6 +23,7 @@ Suggest = Callable[[str, argparse.Namespace], Iterable[str] | Mapping[str, str]]
 """What may begin with a prefix, given the arguments before it; a mapping also says what each of them is."""
 
 _STAGE_KEY = re.compile(r"stages\.\d+\.")
+_IMAGES = "model.images."
 _STAGES = 8  # that are offered: as many as a curriculum is likely to have
 
 
@@ -44,7 +46,8 @@ def suggest_overrides(prefix: str, given: argparse.Namespace) -> list[str]:
     if prefix.startswith("stages."):
         return [f"stages.{i}.{name}=" for i in range(_STAGES) for name in fields_of(Stage)]
     plain = (name for name in fields_of(TrainRun) if name not in ("model", "stages"))
-    return [*(f"{group}=" for group in _groups()), *(f"{name}=" for name in plain)]
+    images = (f"{_IMAGES}{name}=" for name in fields_of(ImageReading))
+    return [*(f"{group}=" for group in _groups()), *(f"{name}=" for name in plain), *images]
 
 
 def suggest_plan_words(prefix: str, given: argparse.Namespace) -> list[str]:
@@ -60,8 +63,9 @@ def suggest_changes(prefix: str, given: argparse.Namespace) -> list[str]:
     slots = {group.removeprefix("model/").replace("/", "."): kind for group, kind in _groups().items()}
     slot, equals, _ = prefix.partition("=")
     if equals:
-        return [f"{slot}={name}" for name in (REGISTRIES[slots[slot]] if slot in slots else ())]
-    return [f"{slot}=" for slot in slots]
+        values = REGISTRIES[slots[slot]] if slot in slots else _image_values(slot.removeprefix("images."))
+        return [f"{slot}={name}" for name in values]
+    return [*(f"{slot}=" for slot in slots), *(f"images.{name}=" for name in fields_of(ImageReading))]
 
 
 def suggest_kinds(prefix: str, given: argparse.Namespace) -> list[str]:
@@ -101,8 +105,15 @@ def _values_of(key: str) -> Iterable[str]:
     """The names that a setting can have; none for numbers and texts."""
     if key in _groups():
         return REGISTRIES[_groups()[key]]
+    if key.startswith(_IMAGES):
+        return _image_values(key.removeprefix(_IMAGES))
     fields: Mapping[str, Setting] = fields_of(Stage if _STAGE_KEY.match(key) else TrainRun)
     setting = fields.get(_STAGE_KEY.sub("", key))
+    return _choices_of(setting.annotation) if setting is not None else ()
+
+
+def _image_values(name: str) -> Iterable[str]:
+    setting = fields_of(ImageReading).get(name)
     return _choices_of(setting.annotation) if setting is not None else ()
 
 

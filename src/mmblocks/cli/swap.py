@@ -4,7 +4,9 @@ mmblocks swap MODEL projector=gated --out NEW            a new projector, drawn 
 mmblocks swap MODEL encoder.image_px=448 --out NEW       the same encoder for larger pictures, its positions resized
 mmblocks swap MODEL tokenizer.image=pad --out NEW        another way to show pictures
 
-Slots: encoder, projector, pooling, backbone, template, tokenizer.image, tokenizer.multi_image, tokenizer.video.
+mmblocks swap MODEL images.alpha=drop --out NEW          the same model that reads images in another way
+
+Slots: encoder, projector, pooling, backbone, template, tokenizer.image, tokenizer.multi_image, tokenizer.video, images.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from mmblocks.conf.groups import GROUPS, SCHEMA, SYSTEM, register_groups
 from mmblocks.data.entries import split_entry, use_faults
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
+from mmblocks.image_reading import reading_faults
 from mmblocks.model import systems
 from mmblocks.settings import did_you_mean
 from mmblocks.train.stages import run_faults
@@ -152,13 +153,13 @@ def _component_faults(raw: Mapping[str, Any]) -> list[str]:
         for part in group.split("/"):
             spec = spec[part]
         faults += [f"{group.replace('/', '.')}: {reason}" for reason in REGISTRIES[kind].reasons_against(spec)]
-    return faults + _strangers(raw)
+    return faults + reading_faults(raw["model"]["images"], "model.images") + _strangers(raw)
 
 
 def _strangers(raw: Mapping[str, Any]) -> list[str]:
     """Keys below `model` that belong to no group (added with `+`)."""
     slots = {group.replace("/", ".") for group in GROUPS}
-    given = [f"model.{k}" for k in raw["model"] if k != "tokenizer"]
+    given = [f"model.{k}" for k in raw["model"] if k not in ("tokenizer", "images")]
     given += [f"model.tokenizer.{k}" for k in raw["model"]["tokenizer"]]
     return [f"{key} is not a setting.{did_you_mean(key, slots)}" for key in given if key not in slots]
 

@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mmblocks.components import REGISTRIES
+from mmblocks.image_reading import ImageReading
 from mmblocks.model import systems
 from mmblocks.model.spec import ModelSpec
 from mmblocks.settings import REQUIRED, Setting, fields_of
@@ -124,7 +125,7 @@ def run_node() -> type:
     """`TrainRun` for Hydra: typed keys, one group per component, the components of `ModelSpec` as defaults."""
     settings = fields_of(TrainRun)
     stage = _dataclass("Stage", fields_of(Stage).values())
-    own = {"model": _slots("Model", _slot_tree()), "stages": typing.List[stage]}  # noqa: UP006  # OmegaConf reads typing.List
+    own = {"model": _model_node(), "stages": typing.List[stage]}  # noqa: UP006  # OmegaConf reads typing.List
     defaults = ["_self_", *({group: name} for group, name in _default_choices().items())]
     fields: list[Any] = [("defaults", typing.List[Any], dataclasses.field(default_factory=lambda: list(defaults)))]  # noqa: UP006
     for name, setting in settings.items():
@@ -135,6 +136,13 @@ def run_node() -> type:
         else:
             fields.append(_field(setting))
     return dataclasses.make_dataclass("Run", fields)
+
+
+def _model_node() -> type:
+    """Places for all components, and the settings by which images are read."""
+    images = _dataclass("Images", fields_of(ImageReading).values())
+    fields: list[Any] = [("images", images, dataclasses.field(default_factory=images))]
+    return dataclasses.make_dataclass("Model", fields, bases=(_slots("Components", _slot_tree()),))
 
 
 def _default_choices() -> dict[str, str]:

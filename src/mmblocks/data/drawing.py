@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmblocks.data.images import load_image
 from mmblocks.data.inspection import MEASURES, ShownVisual, SourceFigures
-from mmblocks.data.video import read_frames
+from mmblocks.data.media import frames_of
 from mmblocks.shapes import Size, View
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def draw_visual(shown: ShownVisual) -> Image.Image:
 
     Views are numbered from 1 in the order of their tokens. Grey stripes are padding.
     """
-    pictures = _pictures(shown)
+    pictures = frames_of(shown.visual, (number for number, _ in shown.frames), shown.images)
     longest = FRAME_PX if shown.shape.kind == "video" else IMAGE_PX
     panels = [
         _captioned(draw_views(pictures[views[0][1].frame], views, longest), _caption(shown, views))
@@ -91,14 +90,6 @@ def draw_views(picture: Image.Image, views: Sequence[tuple[int, View]], longest_
     for (number, _), region in zip(views, regions, strict=True):
         sheet.box(image, region, number)
     return image
-
-
-def _pictures(shown: ShownVisual) -> dict[int, Image.Image]:
-    """The frames that are shown, by number; a picture is frame 0."""
-    if shown.shape.kind == "image":
-        return {0: load_image(shown.visual.source)}
-    numbers = [number for number, _ in shown.frames]
-    return {n: Image.fromarray(f) for n, f in zip(numbers, read_frames(shown.visual.source, numbers), strict=True)}
 
 
 class _Sheet(NamedTuple):

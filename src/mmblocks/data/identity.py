@@ -11,14 +11,14 @@ from PIL import Image
 
 from mmblocks.conversation import Visual
 from mmblocks.data.files import bytes_or_file
-from mmblocks.data.images import load_image
+from mmblocks.data.images import content_of
 
 
 def identity(visual: Visual) -> str:
     """What tells one visual from another: of files their path, size and time of change, of data in memory its content."""
     source = visual.source
     if isinstance(source, Image.Image):
-        return digest("image", f"{source.size}", load_image(source).tobytes())
+        return digest("image", *content_of(source))
     if isinstance(source, np.ndarray):
         return digest("array", f"{source.dtype} {source.shape}", np.ascontiguousarray(source).tobytes())
     if isinstance(source, list | tuple):

@@ -10,20 +10,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, TypeVar, get_args
+from typing import IO, NamedTuple, TypeVar
 
-import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from mmblocks.data.files import Slice, bytes_or_file, name_of
+from mmblocks.data.to_rgb import Stored, to_rgb, warn_once
 from mmblocks.errors import DataError
+from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import Size
 
 ImageSource = str | os.PathLike[str] | bytes | Slice | Image.Image
 T = TypeVar("T")
-Alpha = Literal["drop", "white"]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-MAX_PX = 64_000_000
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,32 +34,40 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
+_SHRINKS = (2, 4, 8)  # what a JPEG's decoder can leave out of each side
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def load_image(source: ImageSource, *, max_px: float = MAX_PX, alpha: Alpha = "drop", exif: bool = True) -> Image.Image:
-    """A picture as RGB, fully decoded, with no file and no metadata left on it.
+def load_image(source: ImageSource, images: ImageReading = DEFAULT_READING) -> Image.Image:
+    """A picture as RGB, fully decoded, with no file and no metadata left on it, read as `images` says.
 
-    `max_px` bounds height x width before anything is decoded. `alpha`: "drop" keeps the colours below transparent
-    pixels, as LLaVA does, and they can be surprising; "white" lays the picture on white. `exif` turns it upright (LLaVA
-    does not; TIFF is turned in any case, by PIL). Of animations the first frame; of a PIL image the current one.
+    TIFF is turned upright in any case, by PIL. Of animations the first frame; of a PIL image the current one.
     """
-    if alpha not in get_args(Alpha):
-        raise DataError(f"alpha is {alpha!r}; write one of {', '.join(get_args(Alpha))}.")
     name = name_of(source, "image")
-    with _opened(source, max_px) as (image, orientation), _broken_pixels_named(name):
-        image.load()
-        rgb = _rgb(image, alpha, name)
-        upright = rgb.transpose(_TURNS[orientation]) if exif and orientation in _TURNS else rgb
+    with _opened(source, images.max_px) as (image, orientation), _broken_pixels_named(name):
+        stored = Stored.of(image, was_opened_here=image is not source)
+        _decode(image)
+        rgb = to_rgb(image, stored, images, name)
+        upright = rgb.transpose(_TURNS[orientation]) if images.exif and orientation in _TURNS else rgb
     upright.info = {}
     return upright
 
 
-def image_size(source: ImageSource, *, max_px: float = MAX_PX, exif: bool = True) -> Size:
+def image_size(source: ImageSource, images: ImageReading = DEFAULT_READING) -> Size:
     """The size in pixels that `load_image` will give, from the header alone."""
-    with _opened(source, max_px) as (image, orientation):
-        swaps = exif and orientation in _SWAPS_SIDES
+    with _opened(source, images.max_px) as (image, orientation):
+        swaps = images.exif and orientation in _SWAPS_SIDES
         return Size(image.width, image.height) if swaps else Size(image.height, image.width)
+
+
+def content_of(image: Image.Image) -> tuple[str | bytes, ...]:
+    """Everything in a PIL image that decides how it is read. Raises `DataError` where its file is damaged."""
+    with _broken_pixels_named(name_of(image, "image")):
+        orientation = _quietly(lambda: _orientation(image), "PIL image", DEFAULT_READING.max_px)
+        _decode(image)
+        told = (image.mode, image.size, image.info.get("transparency"), orientation, Stored.of(image))
+        palette = (image.palette.mode, image.palette.tobytes()) if image.palette else ("", b"")
+        return repr(told), *palette, image.tobytes()
 
 
 class _Opened(NamedTuple):
@@ -69,7 +76,7 @@ class _Opened(NamedTuple):
 
 
 @contextmanager
-def _opened(source: ImageSource, max_px: float) -> Iterator[_Opened]:
+def _opened(source: ImageSource, max_px: int) -> Iterator[_Opened]:
     """The picture with its header read and its size checked; what was opened here is closed here."""
     name = name_of(source, "image")
     if isinstance(source, Image.Image):
@@ -80,8 +87,9 @@ def _opened(source: ImageSource, max_px: float) -> Iterator[_Opened]:
         raise DataError(f"{name}: cannot be read as a picture; pass a path, bytes, a data: URI or a PIL image.")
     content = source if isinstance(source, Slice) else bytes_or_file(source, "image")
     with _file(content, name) as file:
-        image, orientation = _quietly(lambda: _header(file), name, max_px)
+        image, orientation = _quietly(lambda: _header(file), name, max_px, _most_px(file, max_px))
         with image:
+            _shrink(image, file, max_px, name)
             _check_size(image, max_px, name)
             yield _Opened(image, orientation)
 
@@ -100,15 +108,21 @@ def _header(file: IO[bytes]) -> _Opened:
     return _Opened(image, _orientation(image))
 
 
-def _quietly(read: Callable[[], T], name: str, max_px: float) -> T:
+def _quietly(read: Callable[[], T], name: str, max_px: int, most_px: int = 0) -> T:
     """`read()` without PIL's warnings: about sizes that are judged here, and about broken metadata.
 
-    Warning filters belong to the whole process: hence the lock, and hence only around the header.
+    most_px: of a picture whose header may be read, where this is more than PIL allows. Warning filters belong to the whole process: hence the lock, and hence only around the header.
     """
     try:
         with _ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return read()
+            try:
+                return read()
+            except Image.DecompressionBombError:
+                if Image.MAX_IMAGE_PIXELS is None or most_px <= 2 * Image.MAX_IMAGE_PIXELS:
+                    raise
+                with _pils_limit(most_px):
+                    return read()
     except Image.DecompressionBombError as cause:
         raise DataError(f"{name}: too large ({cause}); {_size_cure(max_px)}") from cause
     except Image.UnidentifiedImageError as cause:
@@ -131,16 +145,88 @@ def _broken_pixels_named(name: str) -> Iterator[None]:
         raise DataError(f"{name}: cut off or damaged ({cause}); fetch the file again or drop the record.") from cause
 
 
-def _check_size(image: Image.Image, max_px: float, name: str) -> None:
+# Size -----------------------------------------------------------------------------------------------------------------
+
+
+def _check_size(image: Image.Image, max_px: int, name: str) -> None:
     size = Size(image.height, image.width)
     if size.area < 1:
         raise DataError(f"{name}: {size} pixels; a picture needs at least one.")
     if size.area > max_px:
-        raise DataError(f"{name}: too large, {size} is {size.area:,} pixels; {_size_cure(max_px)}")
+        raise DataError(f"{name}: too large, {size} is {size.area:,} pixels; {_size_cure(max_px, size.area)}")
 
 
-def _size_cure(max_px: float) -> str:
-    return f"make it smaller than {max_px:,.0f} pixels, or raise max_px if you trust its origin."
+def _size_cure(max_px: int, wanted: int | str = "PIXELS") -> str:
+    return (
+        f"make it smaller than {max_px:,} pixels, or raise max_px if you trust its origin ({_max_px_written(wanted)})."
+    )
+
+
+def _max_px_written(wanted: int | str) -> str:
+    return f"model.images.max_px={wanted} in a recipe, --max-px {wanted} of `mmblocks chat`"
+
+
+def _most_px(file: IO[bytes], max_px: int) -> int:
+    """How large a picture may be whose header is read: a JPEG may be shrunk afterwards."""
+    is_jpeg = file.read(3) == b"\xff\xd8\xff"
+    file.seek(0)
+    return max_px * _SHRINKS[-1] ** 2 if is_jpeg else max_px
+
+
+def _shrink(image: Image.Image, file: IO[bytes], max_px: int, name: str) -> None:
+    """Have a JPEG that is larger than `max_px` decoded smaller, in place, where that makes it small enough.
+
+    Never a smaller one: the decoder shrinks in another way than views are resized, and pixels are to be the original's.
+    What is left is a quarter of `max_px` or more, which views of usual sizes do not show in full anyway.
+    """
+    whole = Size(image.height, image.width)
+    if whole.area <= max_px or not isinstance(image, JpegImagePlugin.JpegImageFile) or not _is_decoded_in_rows(file):
+        return
+    for times in _SHRINKS:
+        if -(-whole.width // times) * -(-whole.height // times) <= max_px:
+            image.draft(None, (max(1, whole.width // times), max(1, whole.height // times)))
+            shrunk = f"{whole} is {whole.area:,} pixels, so it is read as {image.height}x{image.width}"
+            warn_once(name, f"{shrunk}; raise max_px to read it whole ({_max_px_written(whole.area)}).")
+            return
+
+
+def _is_decoded_in_rows(jpeg: IO[bytes]) -> bool:
+    """Whether a JPEG is sequential and in one scan. Of others the decoder holds the whole, shrunk or not."""
+    back, components = jpeg.tell(), b""
+    jpeg.seek(2)
+    try:
+        while len(head := jpeg.read(4)) == 4 and head[0] == 0xFF:
+            segment = jpeg.read(int.from_bytes(head[2:], "big") - 2)
+            if head[1] in (0xC0, 0xC1):  # a sequential frame
+                components = segment[5:6]
+            if head[1] == 0xDA:  # the first scan
+                return segment[:1] == components != b""
+        return False
+    finally:
+        jpeg.seek(back)
+
+
+@contextmanager
+def _pils_limit(most_px: int) -> Iterator[None]:
+    """PIL's own limit as high as ours, for a moment: it belongs to the whole process. The caller holds the lock."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, (most_px + 1) // 2  # PIL refuses above twice its limit
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _decode(image: Image.Image) -> None:
+    """Decode the pixels, whose number is known to be allowed. PIL asks its own limit once more, of TIFF."""
+    area, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+    if limit is None or area <= limit:
+        image.load()
+        return
+    with _ONE_AT_A_TIME, _pils_limit(2 * area):
+        image.load()
+
+
+# EXIF -----------------------------------------------------------------------------------------------------------------
 
 
 def _orientation(image: Image.Image) -> int:
@@ -171,29 +257,3 @@ def _exif_after_the_pixels(png: Image.Image) -> bytes | None:
     finally:
         file.seek(back)
     return None
-
-
-def _rgb(image: Image.Image, alpha: Alpha, name: str) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return _from_16_bits(image, alpha)
-    if image.mode in ("I", "F"):
-        raise DataError(
-            f"{name}: its pixels are 32-bit numbers (mode {image.mode}) and nothing says which one is white; "
-            "scale them to 8 bits and save the picture again."
-        )
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    if alpha == "drop":
-        return rgba.convert("RGB")
-    sheet = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(sheet, rgba).convert("RGB")
-
-
-def _from_16_bits(image: Image.Image, alpha: Alpha) -> Image.Image:
-    """Grey of 0 to 65535 as 0 to 255, rounded; PIL's own convert clips everything above 255 to white."""
-    raw = np.asarray(image).astype(np.uint32)
-    grey = ((raw + 128) // 257).astype(np.uint8)
-    if alpha == "white" and isinstance(clear := image.info.get("transparency"), int):
-        grey[raw == clear] = 255
-    return Image.fromarray(grey).convert("RGB")

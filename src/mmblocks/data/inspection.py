@@ -19,6 +19,7 @@ from mmblocks.data.mixture import Draw, Mixture
 from mmblocks.data.positions import arranged
 from mmblocks.data.processor import Processor
 from mmblocks.errors import ConfigError
+from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import RoutedPlan, VisualShape
 
 QUANTILES = (0.05, 0.5, 0.95, 1.0)
@@ -127,11 +128,12 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class ShownVisual:
-    """A visual of a record: what its header says, and the plan made of it."""
+    """A visual of a record: what its header says, the plan made of it, and how its images are read."""
 
     visual: Visual
     shape: VisualShape
     routed: RoutedPlan
+    images: ImageReading = DEFAULT_READING
 
     @property
     def frames(self) -> tuple[tuple[int, float], ...]:
@@ -170,7 +172,7 @@ def shown_record(conversation: Conversation, processor: Processor, targets: Targ
     assert looked.encoded is not None
     encoded, shown = looked.encoded, arranged(conversation, processor.visuals, processor.seed)
     visuals = [
-        ShownVisual(visual, shape_of(visual, processor.clips), routed)
+        ShownVisual(visual, shape_of(visual, processor.clips, processor.images), routed, processor.images)
         for visual, routed in zip(shown.visuals, encoded.plans, strict=True)
     ]
     prompt = tuple(_prompt(encoded, processor.text_tokenizer))

@@ -19,12 +19,13 @@ from mmblocks.data.layout import Layouts
 from mmblocks.data.media import pixels_of, shape_of
 from mmblocks.data.positions import Visuals, arranged
 from mmblocks.errors import DataError
+from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.model.build import wire_template
 from mmblocks.model.check import examine
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Spec
 from mmblocks.reprs import repr_by_shape
-from mmblocks.shapes import RoutedPlan, Size
+from mmblocks.shapes import RoutedPlan, Size, VisualPlan
 from mmblocks.tokenizers.router import Router
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Parts(Protocol):
     def template(self) -> Any: ...
     @property
     def router(self) -> Router: ...
+    @property
+    def images(self) -> ImageReading: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Processor:
     features: Features | None = None
     clips: ClipReader | None = None
     layouts: Layouts | None = None
+    images: ImageReading = DEFAULT_READING
 
     @classmethod
     def of(
@@ -121,6 +125,7 @@ class Processor:
             seed=seed,
             clips=clips,
             layouts=Layouts.of(model),
+            images=model.images,
         )
 
     @classmethod
@@ -150,7 +155,7 @@ class Processor:
     def plan(self, conversation: Conversation) -> tuple[RoutedPlan, ...]:
         """Where every visual token comes from, from file headers alone."""
         try:
-            return self.router.plan([shape_of(visual, self.clips) for visual in conversation.visuals])
+            return self.router.plan([shape_of(visual, self.clips, self.images) for visual in conversation.visuals])
         except DataError as fault:
             raise DataError(f"{conversation.origin}: {fault}") from fault
 
@@ -222,8 +227,12 @@ class Processor:
             return none
         with _naming(conversation):
             pairs = zip(conversation.visuals, encoded.plans, strict=True)
-            pictures = [pixels_of(visual, routed.plan, self.fill, clips=self.clips) for visual, routed in pairs]
+            pictures = [self.pixels_of(visual, routed.plan) for visual, routed in pairs]
             return torch.cat([none, *pictures])
+
+    def pixels_of(self, visual: Visual, plan: VisualPlan) -> Tensor:
+        """uint8 (pictures, 3, h, w) of one visual; see `media.pixels_of`."""
+        return pixels_of(visual, plan, self.fill, images=self.images, clips=self.clips)
 
 
 @contextmanager

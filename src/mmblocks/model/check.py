@@ -15,6 +15,7 @@ from torch import nn
 
 from mmblocks.components import backbones, encoders, poolings, projectors, templates, tokenizers
 from mmblocks.errors import ConfigError
+from mmblocks.image_reading import DEFAULT_READING, ImageReading, reading_faults
 from mmblocks.model import limits
 from mmblocks.model.faults import Fault, component_faults, resolved
 from mmblocks.model.onevision import OneVision
@@ -53,6 +54,7 @@ class _BeforeTokenizers:
     pooling: Any
     template: Any
     beside: Beside | None
+    images: ImageReading
 
 
 @dataclass(slots=True)
@@ -67,6 +69,7 @@ class Examination:
     tokenizers: dict[Scenario, Any] = field(default_factory=dict)
     choices: Mapping[Scenario, Any] = field(default_factory=dict)
     before_tokenizers: _BeforeTokenizers | None = None
+    images: ImageReading = DEFAULT_READING
 
     def require(self) -> None:
         """Raise one `ConfigError` that lists every fault."""
@@ -106,12 +109,14 @@ def examine(spec: ModelSpec | Mapping[str, Any], *, offline: bool = True) -> Exa
     fetched.
     """
     found: list[Fault] = []
-    slots = _slots(spec, found)
+    slots, images = _slots(spec, found), _images(spec, found)
     choices = {s: slots[key] for s in SCENARIOS if (key := f"model.tokenizer.{s}") in slots}
-    return _with_tokenizers(_build_before_tokenizers(slots, found, offline), choices)
+    return _with_tokenizers(_build_before_tokenizers(slots, images, found, offline), choices)
 
 
-def _build_before_tokenizers(slots: Mapping[str, Any], found: list[Fault], offline: bool) -> _BeforeTokenizers:
+def _build_before_tokenizers(
+    slots: Mapping[str, Any], images: ImageReading, found: list[Fault], offline: bool
+) -> _BeforeTokenizers:
     """Everything but the visual tokenizers; adds to the faults that were found."""
 
     def kept(trial: Trial) -> Any:
@@ -126,7 +131,9 @@ def _build_before_tokenizers(slots: Mapping[str, Any], found: list[Fault], offli
         template = kept(_try_template(slots["model.template"], backbone))
         beside = kept(_try_grid(encoder, projector))
     about_text = [] if backbone is None or template is None else limits.text_faults(backbone, template)
-    return _BeforeTokenizers(tuple(found), tuple(about_text), encoder, projector, backbone, pooling, template, beside)
+    return _BeforeTokenizers(
+        tuple(found), tuple(about_text), encoder, projector, backbone, pooling, template, beside, images
+    )
 
 
 def _with_tokenizers(before: _BeforeTokenizers, choices: Mapping[Any, Any]) -> Examination:
@@ -145,13 +152,21 @@ def _with_tokenizers(before: _BeforeTokenizers, choices: Mapping[Any, Any]) -> E
         found += limits.media_faults(built, beside.view_px, backbone.max_tokens)
     found += before.text_faults
     return Examination(
-        found, encoder, before.projector, backbone, before.template, built, choices=choices, before_tokenizers=before
+        found,
+        encoder,
+        before.projector,
+        backbone,
+        before.template,
+        built,
+        choices=choices,
+        before_tokenizers=before,
+        images=before.images,
     )
 
 
 def _slots(spec: ModelSpec | Mapping[str, Any], found: list[Fault]) -> dict[str, Any]:
     """The components asked for, by config key, defaults filled in; what cannot be told apart is a fault."""
-    known = (*KINDS, "tokenizer")
+    known = (*KINDS, "tokenizer", "images")
     raw = {k: getattr(spec, k) for k in known} if isinstance(spec, ModelSpec) else spec
     found += _strangers("model", raw, known, "a model has no such part.")
     default = ModelSpec()
@@ -163,6 +178,16 @@ def _slots(spec: ModelSpec | Mapping[str, Any], found: list[Fault]) -> dict[str,
         return slots
     found += _strangers("model.tokenizer", chosen, SCENARIOS, "there is no such scenario.")
     return slots | {f"model.tokenizer.{s}": chosen.get(s, ONEVISION_TOKENIZERS[s]) for s in SCENARIOS}
+
+
+def _images(spec: ModelSpec | Mapping[str, Any], found: list[Fault]) -> ImageReading:
+    """How images are read; the default where the settings are faulty."""
+    raw = spec.images if isinstance(spec, ModelSpec) else spec.get("images", {})
+    if isinstance(raw, ImageReading):
+        return raw
+    faults = reading_faults(raw, "model.images")
+    found += [Fault("model.images", fault.removeprefix("model.images: ")) for fault in faults]
+    return DEFAULT_READING if faults else ImageReading.of(raw)
 
 
 def _strangers(key: str, raw: Mapping[str, Any], known: Sequence[str], message: str) -> list[Fault]:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -48,10 +48,16 @@ def save(model: OneVision, folder: Path | str, *, dtype: torch.dtype | None = No
     return Path(folder)
 
 
-def load(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> OneVision:
-    """Read a model saved by `save`, every tensor of it or none. Raises `CheckpointError` that lists what disagrees."""
+def load(
+    folder: Path | str, *, dtype: torch.dtype = torch.float32, images: Mapping[str, Any] | None = None
+) -> OneVision:
+    """Read a model saved by `save`, every tensor of it or none. Raises `CheckpointError` that lists what disagrees.
+
+    images: settings of `ImageReading` instead of the stored ones, such as {"alpha": "drop"}.
+    """
     folder = Path(folder)
-    spec = read_spec(folder)
+    stored = read_spec(folder)
+    spec = replace(stored, images=stored.images.changed(images or {}))
     own_backbone = at_home(spec, folder)
     model = wire(own_backbone, backbone_on_meta=True)
     model.spec = _with_own_words(spec, folder)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmblocks.batch import Batch, Instructions, Layout, Rows
 from mmblocks.components import Backbone, ChatTemplate, Projector, VisionEncoder, needs_text
 from mmblocks.errors import DataError
+from mmblocks.image_reading import ImageReading
 from mmblocks.model.assembled import assembled
 from mmblocks.model.spec import ModelSpec
 from mmblocks.ops.gather_lerp import gather_lerp, gelu_gather_lerp
@@ -182,6 +183,11 @@ class OneVision(nn.Module):
                 "Processor.of(model)."
             )
         return (batch.instructions,)
+
+    @property
+    def images(self) -> ImageReading:
+        """How images are read that the model is shown."""
+        return self.spec.images
 
     @property
     def device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""A saved model in another composition around the same weights: other visual tokenizers, pooling or chat template."""
+"""A saved model in another composition around the same weights: visual tokenizers, pooling, template, how images are read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def reasons_against(stored: ModelSpec, wanted: ModelSpec) -> list[str]:
 
 
 def recomposed(model: OneVision, wanted: ModelSpec) -> OneVision:
-    """The same model with the visual tokenizers, pooling and chat template of `wanted`, in place.
+    """The same model with the visual tokenizers, pooling, chat template and image reading of `wanted`, in place.
 
     Raises `ConfigError` when parts with weights differ, or when a tokenizer inserts marks that the model has not.
     """
@@ -37,7 +37,13 @@ def recomposed(model: OneVision, wanted: ModelSpec) -> OneVision:
             + "".join(f"  - {reason}\n" for reason in reasons)
             + "Exchange parts with `mmblocks swap` first, or write the recipe's model as the saved one is."
         )
-    spec = replace(model.spec, pooling=wanted.pooling, tokenizer=wanted.tokenizer, template=wanted.template)
+    spec = replace(
+        model.spec,
+        pooling=wanted.pooling,
+        tokenizer=wanted.tokenizer,
+        template=wanted.template,
+        images=wanted.images,
+    )
     router = wire_tokenizers(spec, model.encoder, model.projector)
     if strange := set(router.marks) - set(model.marks.keys()):
         raise ConfigError(

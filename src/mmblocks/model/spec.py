@@ -8,6 +8,7 @@ from typing import Any
 
 from mmblocks.components import REGISTRIES
 from mmblocks.errors import ConfigError
+from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.registry import Spec, members_in, split
 from mmblocks.settings import Setting, did_you_mean, read
 from mmblocks.shapes import SCENARIOS
@@ -21,7 +22,7 @@ class ModelSpec:
     """A composition: each component is a name, or a mapping of its name and settings.
 
     The defaults are LLaVA-OneVision's (https://arxiv.org/abs/2408.03326) around an encoder and a backbone of choice.
-    `tokenizer` holds one visual tokenizer per scenario: image, multi_image, video.
+    `tokenizer` holds one visual tokenizer per scenario: image, multi_image, video. `images` says how images are read.
     """
 
     encoder: str | Mapping[str, Any] = "siglip_so400m_384"
@@ -30,15 +31,21 @@ class ModelSpec:
     tokenizer: Mapping[str, Any] = field(default_factory=lambda: dict(ONEVISION_TOKENIZERS))
     backbone: str | Mapping[str, Any] = "qwen2_0_5b"
     template: str | Mapping[str, Any] = "qwen_2"
+    images: ImageReading = DEFAULT_READING
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> ModelSpec:
-        """Read plain values. Raises `ConfigError` for unknown keys; scenarios left out get OneVision's tokenizer."""
+        """Read plain values. Raises `ConfigError` for unknown keys; scenarios left out get OneVision's tokenizer.
+
+        Models saved before `images` was a setting have none, and get the default.
+        """
         tokenizer = raw.get("tokenizer", {})
         unknown = [s for s in tokenizer if s not in SCENARIOS] if isinstance(tokenizer, Mapping) else []
         if unknown:
             raise ConfigError(f"model.tokenizer has no scenario {unknown[0]!r}.{did_you_mean(unknown[0], SCENARIOS)}")
-        return read(cls, {**raw, "tokenizer": {**ONEVISION_TOKENIZERS, **tokenizer}}, "model")
+        images = raw.get("images", {})
+        read_as = images if isinstance(images, ImageReading) else ImageReading.of(images, "model.images")
+        return read(cls, {**raw, "tokenizer": {**ONEVISION_TOKENIZERS, **tokenizer}, "images": read_as}, "model")
 
     def slots(self) -> dict[str, tuple[str, Spec]]:
         """Every component slot by its config key: {"model.encoder": ("encoder", spec), "model.tokenizer.image": ...}."""
@@ -51,7 +58,7 @@ class ModelSpec:
         named = {key: _written_out(kind, spec) for key, (kind, spec) in self.slots().items()}
         kinds = ("encoder", "projector", "pooling", "backbone", "template")
         tokenizer = {s: named[f"model.tokenizer.{s}"] for s in SCENARIOS}
-        return {k: named[f"model.{k}"] for k in kinds} | {"tokenizer": tokenizer}
+        return {k: named[f"model.{k}"] for k in kinds} | {"tokenizer": tokenizer, "images": self.images.plain()}
 
 
 def _written_out(kind: str, spec: Spec) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from mmblocks.shapes import SCENARIOS, Size
 
 log = logging.getLogger(__name__)
 
-SLOTS = ("encoder", "projector", "pooling", "backbone", "template", *(f"tokenizer.{s}" for s in SCENARIOS))
+SLOTS = ("encoder", "projector", "pooling", "backbone", "template", *(f"tokenizer.{s}" for s in SCENARIOS), "images")
 RECORD = "swap.json"
 Weights = Literal["pretrained", "random"]
 
@@ -116,6 +116,8 @@ def read_changes(changes: Mapping[str, Any]) -> list[Change]:
             found.setdefault(slot, {})[key.removeprefix(f"{slot}.")] = value
         elif isinstance(value, Mapping):
             found.setdefault(slot, {}).update(value)
+        elif slot == "images":
+            faults.append(Fault("model.images", f"{value!r} is no setting.", "Write images.alpha=drop, say."))
         else:
             found.setdefault(slot, {})["name"] = value
     Examination(faults).require()

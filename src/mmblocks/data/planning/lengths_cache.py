@@ -50,8 +50,8 @@ class LengthsCache:
         """The file for these sources, this model's spec and this processor, in `folder`.
 
         Named by a digest of all that decides a length: sources with size and time of change of the files they name, the
-        model's spec, what a stage changes of it in `processor` (visual tokenizers, template, limit of tokens), the text
-        tokenizer, targets, and the version of mmblocks. A picture that is replaced by one of another size is not
+        model's spec, what a stage changes of it in `processor` (visual tokenizers, template, limit of tokens, how images
+        are read), the text tokenizer, targets, and the version of mmblocks. A picture that is replaced by one of another size is not
         noticed, nor is a file that is named by another file only: delete the folder then.
         """
         depends = [_plain(list(data)), _files(data), _plain(model), _processing(processor), targets, __version__]
@@ -82,7 +82,7 @@ def _processing(processor: Processor) -> list[Any]:
     """What a stage's processor decides beside the model's spec."""
     said = [_written(processor.template, one.messages) for probe in PROBES for one in processor.conversations(probe)]
     tokenizers = _ADDRESS.sub("", repr(processor.router))
-    own = [processor.max_tokens, processor.visuals, processor.seed]
+    own = [processor.max_tokens, processor.visuals, processor.seed, processor.images.plain()]
     return [said, tokenizers, _text_tokenizer(processor.text_tokenizer), *own]
 
 

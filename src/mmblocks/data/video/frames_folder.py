@@ -13,6 +13,7 @@ from mmblocks.data.files import PICTURES, is_picture, name_of, natural
 from mmblocks.data.images import image_size, load_image
 from mmblocks.data.video.clip import NoSuchFrame
 from mmblocks.errors import DataError
+from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import Size, VisualShape
 
 
@@ -27,13 +28,13 @@ def is_frames(source: Any) -> bool:
         return False
 
 
-def frames_shape(source: Any) -> VisualShape:
+def frames_shape(source: Any, images: ImageReading = DEFAULT_READING) -> VisualShape:
     """The size of the first frame and how many there are, from one header. Pictures have no clock, so the fps is 1."""
     files = _files(source)
-    return VisualShape("video", image_size(files[0]), len(files))
+    return VisualShape("video", image_size(files[0], images), len(files))
 
 
-def read_frame_files(source: Any, indices: Sequence[int]) -> np.ndarray:
+def read_frame_files(source: Any, indices: Sequence[int], images: ImageReading = DEFAULT_READING) -> np.ndarray:
     """The frames of these numbers, in this order, repeats allowed: uint8 (n, height, width, 3), RGB, upright."""
     files = _files(source)
     for i in indices:
@@ -41,13 +42,13 @@ def read_frame_files(source: Any, indices: Sequence[int]) -> np.ndarray:
             raise NoSuchFrame(
                 f"{name_of(source, 'video')}: frame {i} was asked for, but there are {len(files)}, counted from 0."
             )
-    size = image_size(files[0])
-    read = {i: _frame(files[i], size, files[0]) for i in sorted(set(indices))}
+    size = image_size(files[0], images)
+    read = {i: _frame(files[i], size, files[0], images) for i in sorted(set(indices))}
     return np.stack([read[i] for i in indices]) if read else np.empty((0, *size, 3), dtype=np.uint8)
 
 
-def _frame(file: Path, size: Size, first: Path) -> np.ndarray:
-    frame = np.asarray(load_image(file))
+def _frame(file: Path, size: Size, first: Path, images: ImageReading) -> np.ndarray:
+    frame = np.asarray(load_image(file, images))
     if frame.shape[:2] != size:
         raise DataError(
             f"{file}: this frame is {Size(*frame.shape[:2])} pixels, the first one ({first.name}) {size}; "

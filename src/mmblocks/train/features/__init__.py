@@ -8,6 +8,7 @@ a cache or without.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from mmblocks.data.broken import Policy
@@ -44,7 +45,7 @@ def kept_features(
     """
     if reason := reason_against_kept_features(stage.train):
         raise ConfigError(f"cache_features, stage {stage.name!r}: {reason}")
-    cache = FeatureCache.of(root, model, stage.precision)
+    cache = replace(FeatureCache.of(root, model, stage.precision), images=processor.images)
     before = estimate(cache, model, stage.precision, mixture, draws, processor)
     if before.disk_bytes > before.free_bytes:
         raise ConfigError(f"cache_features={str(root)!r}: {before}; choose a larger disk, or leave it out.")

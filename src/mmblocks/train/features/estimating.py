@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from mmblocks.conversation import Visual
-from mmblocks.data.media import pixels_of
 from mmblocks.data.mixture import Draw, Draws, Mixture
 from mmblocks.data.processor import Processor
 from mmblocks.errors import DataError, MMBlocksError
@@ -120,7 +119,7 @@ def _measured(
     for visual, plan in visuals:
         try:
             begin = time.perf_counter()
-            features = encode(model, pixels_of(visual, plan, processor.fill, clips=processor.clips), precision)
+            features = encode(model, processor.pixels_of(visual, plan), precision)
             encoded = time.perf_counter()
             write_file(trial, features)
             written = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmblocks.conversation import Visual
 from mmblocks.data.broken import Policy
-from mmblocks.data.media import pixels_of
 from mmblocks.data.mixture import Draw, Draws, Mixture
 from mmblocks.data.processor import Processor
 from mmblocks.errors import MMBlocksError
@@ -43,7 +43,7 @@ def fill(
 
     broken="skip" logs what cannot be read and leaves it out; reading it later is a `DataError`.
     """
-    missing = _Missing(cache, mixture, distinct(draws), processor, broken)
+    missing = _Missing(cache, mixture, distinct(draws), replace(processor, images=cache.images), broken)
     whole: Any = _as_it_is
     waiting: list[tuple[Path, Tensor]] = []
     encoded = 0
@@ -71,10 +71,7 @@ class _Missing(Dataset[list[tuple[Path, Tensor]]]):
         try:
             found = visuals_of(self.mixture, self.draws[number], self.processor)
             return [
-                (
-                    self.cache.place(visual, plan),
-                    pixels_of(visual, plan, self.processor.fill, clips=self.processor.clips),
-                )
+                (self.cache.place(visual, plan), self.processor.pixels_of(visual, plan))
                 for visual, plan in found
                 if not self.cache.holds(visual, plan)
             ]

@@ -20,6 +20,7 @@ from mmblocks.conversation import Visual
 from mmblocks.data.files import name_of
 from mmblocks.data.identity import digest, identity
 from mmblocks.errors import DataError
+from mmblocks.image_reading import ImageReading
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import RoutedPlan, VisualPlan
 
@@ -30,12 +31,13 @@ FORMAT = 1
 class FeatureCache:
     """The features of one encoder on disk. It holds no weights, so data workers can carry it.
 
-    folder: where those of this encoder are. grid: (rows, columns, dim) of a view's features.
+    folder: where those of this encoder are. grid: (rows, columns, dim) of a view's features. images: how images are read.
     """
 
     folder: Path
     grid: tuple[int, int, int]
     dtype: torch.dtype
+    images: ImageReading
 
     @classmethod
     def of(cls, root: Path | str, model: OneVision, precision: str = "float32") -> FeatureCache:
@@ -43,7 +45,7 @@ class FeatureCache:
         black = torch.zeros(1, 3, *model.encoder.view_px, dtype=torch.uint8)
         features = encode(model, black, precision)
         _, rows, columns, dim = features.shape
-        return cls(Path(root) / _fingerprint(model, precision), (rows, columns, dim), features.dtype)
+        return cls(Path(root) / _fingerprint(model, precision), (rows, columns, dim), features.dtype, model.images)
 
     def read(self, visuals: Sequence[Visual], plans: Sequence[RoutedPlan]) -> Tensor:
         """(pictures, rows, columns, dim): those of all pictures of the plans, in order. Raises `DataError` for missing or
@@ -59,8 +61,8 @@ class FeatureCache:
         return features
 
     def place(self, visual: Visual, plan: VisualPlan) -> Path:
-        """The file of a visual under a plan. A picture that has changed on disk has another one."""
-        name = digest(identity(visual), repr(plan.pictures))
+        """The file of a visual under a plan. A picture that has changed on disk, or is read otherwise, has another one."""
+        name = digest(identity(visual), repr(plan.pictures), repr(self.images))
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def holds(self, visual: Visual, plan: VisualPlan) -> bool:

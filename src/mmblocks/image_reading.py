@@ -1,0 +1,76 @@
+"""How images become 8-bit RGB: a part of a model's composition, as a model sees what it was shown while it learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mmblocks.errors import ConfigError
+from mmblocks.settings import faults_in, fields_of, fitted
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReading:
+    """What is seen of images beyond 8-bit RGB, and how large they may be.
+
+    alpha: "white" lays transparent images on white, as viewers show them; "drop" shows the colours that transparent
+        pixels hide, as LLaVA does.
+    grey: for grey images of more than 8 bits, the numbers that become black and white, with values outside clipped:
+        "full" the range of 16 bits, "stretch" the image's own least and greatest, [low, high] these, as a radiologist's
+        window. Images of 32-bit numbers have no full range.
+    max_px: most pixels (height x width) that are decoded. Larger images are refused; a larger JPEG is decoded at a half,
+        a quarter or an eighth of its sides where this is small enough.
+    exif: turn images upright, as EXIF says; LLaVA does not.
+    """
+
+    alpha: Literal["white", "drop"] = "white"
+    grey: Literal["full", "stretch"] | tuple[float, float] = "full"
+    max_px: int = 64_000_000
+    exif: bool = True
+
+    def __post_init__(self) -> None:
+        if faults := reading_faults(asdict(self)):
+            raise ConfigError("\n".join(faults))
+
+    @classmethod
+    def of(cls, raw: Any, where: str = "images") -> ImageReading:
+        """Read plain values. Raises `ConfigError` that lists every fault; keys start with `where`."""
+        if faults := reading_faults(raw, where):
+            raise ConfigError("\n".join(faults))
+        known = fields_of(cls)
+        return cls(**{name: fitted(known[name].annotation, value) for name, value in raw.items()})
+
+    def changed(self, changes: Mapping[str, Any]) -> ImageReading:
+        """The same with other values for some settings."""
+        return ImageReading.of({**asdict(self), **changes})
+
+    def plain(self) -> dict[str, Any]:
+        """Every setting as JSON knows it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def reading_faults(raw: Any, where: str = "images") -> list[str]:
+    """Every fault of plain values meant for an `ImageReading`."""
+    if not isinstance(raw, Mapping):
+        return [f"{where}={raw!r} holds no settings; write {where}.alpha=..., or a mapping of {_names()}."]
+    return [*faults_in(ImageReading, raw, where), *_value_faults(raw, where)]
+
+
+def _value_faults(raw: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Values of the right type that mean nothing."""
+    max_px, grey = raw.get("max_px"), raw.get("grey")
+    if type(max_px) is int and max_px < 1:
+        yield f"{where}: max_px={max_px} lets no image pass; write a number of pixels above 0."
+    if isinstance(grey, list | tuple) and len(grey) == 2 and all(isinstance(n, int | float) for n in grey):
+        low, high = grey
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            yield f"{where}: grey={[low, high]} is no range; write [low, high] with low below high, such as [0, 1023]."
+
+
+def _names() -> str:
+    return ", ".join(fields_of(ImageReading))
+
+
+DEFAULT_READING = ImageReading()
