@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,10 +118,37 @@ def test_a_pil_image_is_not_changed_by_reading_it():
     assert (image.info, np.array(image).tolist()) == ({"note": "mine"}, noise().tolist())
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1/a.png", "https://127.0.0.1/a.png", "file:///a.png", "FILE:a.png"])
-def test_urls_are_refused(url):
-    with pytest.raises(DataError, match="mmblocks opens no URLs; download the image and pass its path"):
-        load_image(url)
+URLS = ["http://127.0.0.1/a.png", "HTTPS://127.0.0.1/a.png", "s3://bucket/a.png", "http:a.png", "//127.0.0.1/a.png"]
+
+
+@pytest.mark.parametrize("url", [*URLS, "https://127.0.0.1/?" + "q" * 5000])
+@pytest.mark.parametrize("form", [str, Path])
+def test_urls_are_refused(url, form):
+    with pytest.raises(DataError, match=r"127\.0\.0\.1|bucket|http:a") as raised:
+        image_size(form(url))
+    assert "mmblocks opens no URLs; download the image and pass its path" in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["file:///a%20b.png", "file:/a b.png", "FILE:/a%20b.png"])
+@pytest.mark.parametrize("form", [str, Path])
+def test_a_file_url_is_told_its_path(url, form):
+    with pytest.raises(DataError, match=r"mmblocks opens no URLs; write the path alone: /a b\.png"):
+        load_image(form(url))
+
+
+def test_a_file_whose_name_looks_like_a_url_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("https:", "file:"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(noise()).save(tmp_path / name / "a.png")
+        assert load_image(f"{name}/a.png").size == (20, 12)
+    assert load_image(f"/{tmp_path}/file:/a.png").size == (20, 12)  # two slashes in front
+
+
+@pytest.mark.parametrize("path", ["C:\\photos\\a.png", "C:/photos/a.png", "photos/a.png"])
+def test_paths_are_not_taken_for_urls(path):
+    with pytest.raises(DataError, match="there is no such file; check the path"):
+        load_image(path)
 
 
 # --- modes

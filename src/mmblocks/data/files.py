@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ What = Literal["image", "video"]
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 """What names of pictures end in, where a clip is given as pictures. A GIF is a clip itself."""
 _LONGEST_NAME = 200
-_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|file:", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/|(file|https?|ftp|blob):|//", re.IGNORECASE)  # Path leaves one slash of two
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,9 @@ def bytes_or_file(source: str | os.PathLike[str] | bytes, what: What) -> bytes |
 
 def _local_file(source: str | os.PathLike[str], what: What) -> Path:
     name = name_of(source, what)
-    if isinstance(source, str) and _SCHEME.match(source):
-        raise DataError(f"{name}: mmblocks opens no URLs; download the {what} and pass its path, or pass its bytes.")
     path = Path(source)
+    if (refusal := refusal_of_url(source, what)) is not None:
+        raise DataError(f"{name}: {refusal}")
     try:
         exists, regular = path.exists(), path.is_file()
         empty = regular and path.stat().st_size == 0
@@ -132,6 +132,25 @@ def _local_file(source: str | os.PathLike[str], what: What) -> Path:
     if empty:
         raise DataError(f"{name}: the file is empty (zero bytes); fetch it again or drop the record.")
     return path.absolute()
+
+
+def refusal_of_url(source: str | os.PathLike[str], what: What) -> str | None:
+    """What to do instead of naming a URL; None for a path, and for a file that exists under such a name."""
+    name = str(os.fspath(source))
+    if not _URL.match(name) or is_there(name):
+        return None
+    if name.lower().startswith("file:"):
+        return f"mmblocks opens no URLs; write the path alone: {unquote(urlsplit(name).path)}"
+    missing = "there is no such file, and " if name.startswith("//") else ""
+    return f"{missing}mmblocks opens no URLs; download the {what} and pass its path, or pass its bytes."
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether a file or folder exists; what cannot be a path does not."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long, or with a null byte
+        return False
 
 
 def _data_uri(uri: str, what: What) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,13 @@ import numpy as np
 from PIL import Image
 
 from mmblocks.conversation import Visual
-from mmblocks.data.files import Slice, is_picture
+from mmblocks.data.files import Slice, is_picture, is_there, refusal_of_url
 from mmblocks.errors import DataError
 from mmblocks.shapes import VisualKind
 
 KINDS: tuple[VisualKind, ...] = ("image", "video")
 Media = Mapping[VisualKind, Sequence[Visual]]
 """The pictures and the clips of a record, in their order."""
-
-_URL = re.compile(r"data:|[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +31,10 @@ class MediaRoots:
     @classmethod
     def of(cls, default: Path, images: str | None, videos: str | None, frames_fps: float = 1.0) -> MediaRoots:
         """`images` and `videos` as a user gives them; without `videos` both are the same, without either `default`."""
-        for folder in (images, videos):
+        for kind, folder in zip(KINDS, (images, videos), strict=True):
             if folder is not None and not Path(folder).is_dir():
+                if (refusal := refusal_of_url(folder, kind)) is not None:
+                    raise DataError(f"{folder}: {refusal}")
                 raise DataError(f"{folder}: there is no such folder; name the one that paths of media are relative to.")
         image = default if images is None else Path(images)
         return cls(image, image if videos is None else Path(videos), frames_fps)
@@ -54,7 +53,7 @@ class MediaRoots:
             named = named.get("bytes") or named.get("path")
         if kind == "video" and isinstance(named, list | tuple) and _are_frames(named):
             return Visual(kind, tuple(self._there(kind, name, origin) for name in named), self.frames_fps)
-        if isinstance(named, str) and named and not _URL.match(named):
+        if isinstance(named, str) and named and not named.startswith("data:"):
             path = self._there(kind, named, origin)
             paced = kind == "video" and path.is_dir()
             return Visual(kind, path, self.frames_fps) if paced else Visual(kind, path)
@@ -64,9 +63,11 @@ class MediaRoots:
 
     def _there(self, kind: VisualKind, name: str, origin: str) -> Path:
         path = (self.image if kind == "image" else self.video) / name
-        if not path.exists():
-            raise DataError(f"{origin}: the {kind} {path} does not exist; check the path and the media root.")
-        return path
+        if is_there(path):
+            return path
+        if (refusal := refusal_of_url(name, kind)) is not None:
+            raise DataError(f"{origin}: {name:.200}: {refusal}")
+        raise DataError(f"{origin}: the {kind} {path!s:.500} does not exist; check the path and the media root.")
 
 
 def _are_frames(named: Any) -> bool:
