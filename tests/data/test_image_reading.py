@@ -245,6 +245,11 @@ def test_the_window_of_all_16_bits_is_the_full_range():
     assert greys(every, ImageReading(grey=(0, 65535))) == greys(every)
 
 
+def test_the_window_of_a_byte_is_what_the_original_computes():
+    image = Image.fromarray(RAMP)
+    assert np.array_equal(load_image(image, ImageReading(grey=(0, 255))), image.convert("RGB"))  # clips above 255
+
+
 def test_stretch_shows_an_image_from_its_least_to_its_greatest():
     ten_bits = np.array([[100, 300, 700, 1023]], np.uint16)
     assert greys(tiff(ten_bits), STRETCH) == windowed(ten_bits, 100, 1023)
