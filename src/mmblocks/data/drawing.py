@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mmblocks.data.inspection import MEASURES, ShownVisual, SourceFigures
-from mmblocks.data.media import frames_of
+from mmblocks.data.media import pictures_of
 from mmblocks.shapes import Size, View
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def draw_visual(shown: ShownVisual) -> Image.Image:
 
     Views are numbered from 1 in the order of their tokens. Grey stripes are padding.
     """
-    pictures = frames_of(shown.visual, (number for number, _ in shown.frames), shown.images)
+    pictures = pictures_of(shown.visual, (number for number, _ in shown.frames), shown.images)
     longest = FRAME_PX if shown.shape.kind == "video" else IMAGE_PX
     panels = [
         _captioned(draw_views(pictures[views[0][1].frame], views, longest), _caption(shown, views))

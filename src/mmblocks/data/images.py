@@ -87,7 +87,7 @@ def _opened(source: ImageSource, max_px: int) -> Iterator[_Opened]:
         raise DataError(f"{name}: cannot be read as a picture; pass a path, bytes, a data: URI or a PIL image.")
     content = source if isinstance(source, Slice) else bytes_or_file(source, "image")
     with _file(content, name) as file:
-        image, orientation = _quietly(lambda: _header(file), name, max_px, _most_px(file, max_px))
+        image, orientation = _quietly(lambda: _header(file, max_px), name, max_px)
         with image:
             _shrink(image, file, max_px, name)
             _check_size(image, max_px, name)
@@ -103,26 +103,28 @@ def _file(content: bytes | Path | Slice, name: str) -> IO[bytes]:
         raise DataError(f"{name}: cannot be opened ({cause}); check its permissions.") from cause
 
 
-def _header(file: IO[bytes]) -> _Opened:
-    image = Image.open(file, formats=FORMATS)
+def _header(file: IO[bytes], max_px: int) -> _Opened:
+    """The caller holds the lock."""
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        most_px = _most_px(file, max_px)
+        if most_px <= 2 * (Image.MAX_IMAGE_PIXELS or 0):
+            raise
+        with _pils_limit(most_px):
+            image = Image.open(file, formats=FORMATS)
     return _Opened(image, _orientation(image))
 
 
-def _quietly(read: Callable[[], T], name: str, max_px: int, most_px: int = 0) -> T:
+def _quietly(read: Callable[[], T], name: str, max_px: int) -> T:
     """`read()` without PIL's warnings: about sizes that are judged here, and about broken metadata.
 
-    most_px: of a picture whose header may be read, where this is more than PIL allows. Warning filters belong to the whole process: hence the lock, and hence only around the header.
+    Warning filters belong to the whole process: hence the lock, and hence only around the header.
     """
     try:
         with _ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                return read()
-            except Image.DecompressionBombError:
-                if Image.MAX_IMAGE_PIXELS is None or most_px <= 2 * Image.MAX_IMAGE_PIXELS:
-                    raise
-                with _pils_limit(most_px):
-                    return read()
+            return read()
     except Image.DecompressionBombError as cause:
         raise DataError(f"{name}: too large ({cause}); {_size_cure(max_px)}") from cause
     except Image.UnidentifiedImageError as cause:
@@ -168,9 +170,8 @@ def _max_px_written(wanted: int | str) -> str:
 
 def _most_px(file: IO[bytes], max_px: int) -> int:
     """How large a picture may be whose header is read: a JPEG may be shrunk afterwards."""
-    is_jpeg = file.read(3) == b"\xff\xd8\xff"
     file.seek(0)
-    return max_px * _SHRINKS[-1] ** 2 if is_jpeg else max_px
+    return max_px * _SHRINKS[-1] ** 2 if file.read(3) == b"\xff\xd8\xff" else max_px
 
 
 def _shrink(image: Image.Image, file: IO[bytes], max_px: int, name: str) -> None:

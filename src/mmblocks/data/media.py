@@ -51,7 +51,7 @@ def pixels_of(
     clips: ClipReader | None = None,
 ) -> Tensor:
     """The pictures of `plan`, its views without repeats: uint8 (pictures, 3, height, width). A frame is read once."""
-    pictures = frames_of(visual, {view.frame for view in plan.views}, images, clips)
+    pictures = pictures_of(visual, {view.frame for view in plan.views}, images, clips)
     runs = [(frame, list(views)) for frame, views in groupby(plan.pictures, key=lambda view: view.frame)]
     try:
         return torch.cat([render(pictures[frame], views, fill) for frame, views in runs])
@@ -59,7 +59,7 @@ def pixels_of(
         raise DataError(f"{name_of(visual.source, visual.kind)}: {error}") from error
 
 
-def frames_of(
+def pictures_of(
     visual: Visual, wanted: Iterable[int], images: ImageReading = DEFAULT_READING, clips: ClipReader | None = None
 ) -> dict[int, Image.Image]:
     """The frames of these numbers, each once; a picture is frame 0."""

@@ -51,8 +51,8 @@ class LengthsCache:
 
         Named by a digest of all that decides a length: sources with size and time of change of the files they name, the
         model's spec, what a stage changes of it in `processor` (visual tokenizers, template, limit of tokens, how images
-        are read), the text tokenizer, targets, and the version of mmblocks. A picture that is replaced by one of another size is not
-        noticed, nor is a file that is named by another file only: delete the folder then.
+        are read), the text tokenizer, targets, and the version of mmblocks. A picture that is replaced by one of another
+        size is not noticed, nor is a file that is named by another file only: delete the folder then.
         """
         depends = [_plain(list(data)), _files(data), _plain(model), _processing(processor), targets, __version__]
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=repr).encode()).hexdigest()
