@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmblocks.data.processor import Processor
     from mmblocks.train.stages import Stage
 
-WORDS = ("data=", "ranks=", "stage=", "images=", "videos=", "cost=", "samples=")
+WORDS = ("data=", "ranks=", "stage=", "images=", "videos=", "ignore=", "cost=", "samples=")
 OF_THE_RECIPE = "recipe"
 RANKS = 8
 SAMPLES = 10_000
@@ -29,28 +29,29 @@ SHOWN_FAULTS = 3
 class Question:
     """What was asked on the command line: which data, for which stage, on how many ranks.
 
-    data: files, or "recipe" for what the stages themselves read. roots: media folders of these files. samples: how many
-    are measured at most. cost: a saved calibration.
+    data: files, or "recipe" for what the stages themselves read. roots: media folders and ignored keys of these files.
+    samples: how many are measured at most. cost: a saved calibration.
     """
 
     data: tuple[str, ...]
     ranks: int = RANKS
     stage: str | None = None
-    roots: tuple[tuple[str, str], ...] = ()
+    roots: tuple[tuple[str, Any], ...] = ()
     samples: int = SAMPLES
     cost: str | None = None
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Question:
-        """Read data=..., ranks=..., stage=..., images=..., videos=..., cost=..., samples=...."""
+        """Read data=..., ranks=..., stage=..., images=..., videos=..., ignore=..., cost=..., samples=...."""
         given = [(key, value) for key, _, value in (word.partition("=") for word in words)]
         last = dict(given)
-        roots = tuple((key, last[key]) for key in ("images", "videos") if key in last)
+        roots = [(key, last[key]) for key in ("images", "videos") if key in last]
+        roots += [("ignore", last["ignore"].split(","))] if "ignore" in last else []
         return cls(
             data=tuple(value for key, value in given if key == "data"),
             ranks=_count("ranks", last.get("ranks", str(RANKS))),
             stage=last.get("stage"),
-            roots=roots,
+            roots=tuple(roots),
             samples=_count("samples", last.get("samples", str(SAMPLES))),
             cost=last.get("cost"),
         )

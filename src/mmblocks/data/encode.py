@@ -99,7 +99,7 @@ def encode_for_training(
     if not any(span.learn for span in spans) or not any(rows.learned[1:]):
         raise NothingTrained(
             f"{conversation.origin}: none of its {len(rows.ids)} tokens is an answer to train on; "
-            "add a message of the role 'assistant'."
+            "add a message of the role 'assistant', or let one of them be learned."
         )
     return _encoded(conversation, plans, rows, max_tokens)
 

@@ -202,7 +202,7 @@ class Linter:
 
     def _text_faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[Kind, str]]:
         learned = _Learned(self._decode(encoded.targets[encoded.targets != IGNORE].tolist()))
-        answers = [self._normal(m.text) for m in conversation.messages if m.role == "assistant"]
+        answers = [self._normal(m.text) for m in conversation.messages if m.is_learned]
         at = 0
         for number, answer in enumerate(answers, start=1):
             found = learned.find(answer, self._stops, at)
