@@ -114,7 +114,11 @@ def is_empty(value: Any) -> bool:
 def unread(given: Mapping[str, Any], read: Collection[str], level: Level = "record") -> list[str]:
     """The keys of a record, turn or part that hold something, that nothing reads and that are not harmless."""
     strange = [key for key in given if key not in read and key not in HARMLESS[level]]
-    return [key for key in strange if not is_empty(given[key]) and given[key] not in EMPTY_JSON]
+    return [key for key in strange if not is_empty(given[key]) and not _is_empty_json(given[key])]
+
+
+def _is_empty_json(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() in EMPTY_JSON
 
 
 def refuse_unread(given: Mapping[str, Any], read: Collection[str], where: str, level: Level = "record") -> None:

@@ -127,6 +127,7 @@ def _processor(raw: Mapping[str, Any], stage: Stage) -> Processor:
         tokenizer=stage.tokenizer,
         max_tokens=stage.max_tokens,
         visuals=stage.visuals,
+        overlong=stage.overlong,
         seed=raw.get("seed", 0),
         clips=ClipReader(raw["video_deadline_s"]) if "video_deadline_s" in raw else ClipReader(),
     )
@@ -201,6 +202,8 @@ def described(record: ShownRecord, marks: tuple[str, str]) -> Iterator[str]:
     encoded = record.encoded
     yield f"record   {record.origin}"
     yield f"tokens   {len(encoded)}, {encoded.visual_positions.numel()} of them visual, {encoded.num_labelled} trained"
+    if encoded.num_cut:
+        yield f"cut      {encoded.num_cut} tokens at the end of the last answer, which are over the limit"
     yield from (f"fault    {finding.detail}" for finding in record.findings)
     for number, shown in enumerate(record.visuals, start=1):
         yield from _visual_lines(number, shown)
