@@ -103,6 +103,8 @@ Item = Conversation | Pair
 def learn_of(turn: Mapping[str, Any], role: Role, where: str) -> bool:
     """Whether a turn is to be learned, as its `LEARN_KEYS` say; an answer is unless it is told otherwise."""
     said = {key: turn[key] for key in LEARN_KEYS if turn.get(key) is not None}
+    if not said:
+        return True
     for key, value in said.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             raise DataError(

@@ -69,7 +69,7 @@ _THOUGHTS = "thoughts are not written into answers"
 _SOUND = "sound is not read"
 _BOXES = "boxes are not read; write them into the text"
 _PREFERENCES = "preferences are read by the source 'llava_pairs'"
-_JUDGED = "single answers that were judged are not learned from"
+_JUDGED = "classes, and labels of single answers, are not learned"
 _TURN = "it belongs to a turn; a record holds a list of turns as 'conversations' or 'messages'"
 _EVERYWHERE: Mapping[str, str] = {
     **dict.fromkeys(
@@ -85,7 +85,7 @@ _EVERYWHERE: Mapping[str, str] = {
 REASONS: Mapping[Level, Mapping[str, str]] = {
     "record": {
         **_EVERYWHERE,
-        **dict.fromkeys(("chosen", "rejected", "rejected_response", "rejected_messages"), _PREFERENCES),
+        **dict.fromkeys(("chosen", "rejected", "rejected_response"), _PREFERENCES),
         **dict.fromkeys(("role", "from", "content", "value"), _TURN),
         "text": "a text alone is no answer; write it as 'question' and 'answer', or as 'conversations'",
     },

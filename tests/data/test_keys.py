@@ -159,7 +159,7 @@ REFUSED = {
     "objects": ({"objects": {"bbox": [1]}, "messages": chat()}, "'objects' .boxes are not read"),
     "preferences": ({"prompt": "q", "chosen": "a", "rejected": "b"}, "'chosen' .preferences are read by the source 'llava_pairs'"),
     "rejected": ({"messages": chat(), "rejected_response": "b"}, "'rejected_response' .preferences"),
-    "a label": ({"prompt": "q", "completion": "a", "label": True}, "'label' .single answers"),
+    "a label": ({"prompt": "q", "completion": "a", "label": True}, "'label' .classes, and labels of single answers"),
     "false": ({"prompt": "q", "completion": "a", "masked": False}, "'masked'"),
     "a turn for a record": ({"role": "user", "content": "q"}, "'role' .it belongs to a turn"),
     "plain text": ({"text": "Hello"}, "'text' .a text alone is no answer"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmblocks.data.records import WithTwins
@@ -16,7 +16,8 @@ from mmblocks.settings import did_you_mean
 class Columns:
     """The columns of a conversation, None for their usual names. `ask` is what is asked where no question stands.
 
-    ignore: keys that are not read, in records, turns and parts.
+    ignore: keys that are not read, in records, turns and parts. names: the columns that may hold each kind; read: all that
+    may be read.
     """
 
     conversation: str | None = None
@@ -28,6 +29,16 @@ class Columns:
     ask: str = ""
     ignore: tuple[str, ...] = ()
 
+    names: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+    read: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        own = self.own
+        free = {kind: tuple(name for name in usual if name not in own.values()) for kind, usual in USUAL.items()}
+        names = {kind: (own[kind],) if kind in own else free[kind] for kind in USUAL}
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "read", (*(name for kind in USUAL for name in names[kind]), INPUT, HISTORY))
+
     @property
     def own(self) -> dict[str, str]:
         """The names that a user gave, by kind."""
@@ -35,13 +46,7 @@ class Columns:
 
     def named(self, kind: str) -> tuple[str, ...]:
         """The column that holds `kind`, or those that may."""
-        own = self.own
-        return (own[kind],) if kind in own else tuple(n for n in USUAL[kind] if n not in own.values())
-
-    @property
-    def read(self) -> tuple[str, ...]:
-        """Every column that may be read."""
-        return (*(name for kind in USUAL for name in self.named(kind)), INPUT, HISTORY)
+        return self.names[kind]
 
     def of(self, row: Mapping[str, Any], kind: str, origin: str) -> tuple[str, Any]:
         """(name, value) of a row's column; (the usual name, None) where it holds nothing.
@@ -71,8 +76,10 @@ class Columns:
     def of_row(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row without what is not to be read: ignored keys and replaced columns."""
         row = self.without_ignored(row)
+        if not self.own:
+            return row
         replaced = self.replaced
-        return {key: value for key, value in row.items() if key not in replaced} if replaced else row
+        return {key: value for key, value in row.items() if key not in replaced}
 
     def strange(self, columns: Sequence[str]) -> list[str]:
         """Those columns of a table that nothing reads and that are not harmless."""

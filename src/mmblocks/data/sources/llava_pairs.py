@@ -48,10 +48,11 @@ def llava_pairs(
 class _PairColumns(Columns):
     """Columns of records that hold two answers."""
 
-    @property
-    def read(self) -> tuple[str, ...]:
-        one_answer = self.named("answer")
-        return (*(name for name in Columns.read.fget(self) if name not in one_answer), CHOSEN, REJECTED, RESPONSE)  # type: ignore[misc]
+    def __post_init__(self) -> None:
+        Columns.__post_init__(self)
+        answers = self.names["answer"]
+        others = tuple(name for name in self.read if name not in answers)
+        object.__setattr__(self, "read", (*others, CHOSEN, REJECTED, RESPONSE))
 
 
 @dataclass(frozen=True, slots=True)
