@@ -154,14 +154,23 @@ def before_projector(tokenizer: Any, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of a rendered conversation: text or a visual; `learn` marks what the model is trained to write."""
+    """A piece of a rendered conversation: text or a visual.
+
+    learn: what the model is trained to write. literal: text that people wrote, tokenised without control tokens, so that
+    "<|im_end|>" in a question ends no turn; a template's own text is not.
+    """
 
     content: str | Visual
     learn: bool = False
+    literal: bool = False
 
 
 class ChatTemplate(Protocol):
-    """Messages to spans. What is learned is decided here, never by searching a rendered string."""
+    """Messages to spans. What is learned is decided here, never by searching a rendered string.
+
+    A template may say `rewrites_answers`: that it writes an answer otherwise once the conversation has gone on (as those of
+    thinking models drop the thoughts). Conversations are then learned answer by answer, each behind its own prompt.
+    """
 
     @property
     def stop(self) -> tuple[str, ...]:

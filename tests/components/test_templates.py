@@ -20,6 +20,7 @@ TALK = [
     {"role": "assistant", "content": "White."},
 ]
 STYLES = {
+    "blip2": set(),
     "chatml": {"qwen_1_5", "qwen_2", "qwen_2_5"},
     "llama_2": {
         "mistral_instruct",
@@ -35,7 +36,8 @@ STYLES = {
     "turns": {"mpt", "chatml_direct", "mistral_direct", "mistral_orca", "mistral_zephyr", "gemma_instruct"},
     "vicuna_v1": {"v1", "llava_v1", "llava_v1_mmtag", "v1_mmtag"},
 }
-CHATS = {name for style, presets in STYLES.items() for name in (style, *presets)} - {"plain", "v0_plain", "tokenizer"}
+NO_CHATS = {"blip2", "plain", "v0_plain", "tokenizer"}
+CHATS = {name for style, presets in STYLES.items() for name in (style, *presets)} - NO_CHATS
 SPACED = STYLES["vicuna_v1"] | STYLES["llava_v0"] | STYLES["llama_2"] | {"vicuna_v1", "llava_v0", "llama_2"}
 
 
@@ -52,7 +54,7 @@ def learned(spans):
 
 
 def test_every_template_is_known():
-    assert set(templates) == CHATS | {"plain", "v0_plain", "tokenizer"}
+    assert set(templates) == CHATS | NO_CHATS
 
 
 @pytest.mark.parametrize("name", sorted(CHATS))
@@ -124,6 +126,18 @@ def test_plain_without_a_caption_asks_as_it_was_trained():
     shown = messages([{"role": "user", "content": [{"type": "image", "image": "cat.png"}]}])
     template = templates.build("plain")
     assert written([*template.spans(shown), *template.open_answer()]) == "<image>"
+
+
+def test_blip2_shows_everything_first_and_says_words_without_roles():
+    spans = templates.build({"name": "blip2", "end": "</s>"}).spans(messages([*TALK, TALK[0]]))
+    assert written(spans) == "<image><image>Which animal? A cat.</s> Colour? White.</s> Which animal?"
+    assert learned(spans) == " A cat.</s> White.</s>"
+
+
+def test_a_caption_of_blip2_without_a_question_begins_at_once():
+    shown = {"role": "user", "content": [{"type": "image", "image": "cat.png"}]}
+    spans = templates.build("blip2").spans(messages([shown, {"role": "assistant", "content": "a cat"}]))
+    assert (written(spans), learned(spans)) == ("<image>a cat\n", "a cat\n")
 
 
 def test_plain_needs_something_to_caption():
@@ -199,16 +213,30 @@ def test_a_template_that_trims_is_followed():
 
 
 def test_what_it_writes_in_front_of_an_answer_is_learned_unless_the_prompt_has_it():
-    spans = own(THINKING).spans(messages(TALK))
-    assert learned(spans) == "A cat.<|im_end|><think>\n\n</think>\n\nWhite.<|im_end|>"
+    spans = own(THINKING).spans(messages(TALK[:2]))
+    assert learned(spans) == "<think>\n\n</think>\n\nA cat.<|im_end|>"
     quick = own(THINKING, arguments={"quick": True})
     assert learned(quick.spans(messages(TALK[:2]))) == "A cat.<|im_end|>"
     assert written(quick.open_answer()) == "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
-def test_a_prompt_that_no_conversation_begins_with_is_refused():
-    with pytest.raises(ConfigError, match="does not write message 1 after its own prompt for it"):
+@pytest.mark.parametrize(
+    ("jinja", "rewrites"),
+    [(CHATML, False), (TRIMMED, False), (THINKING, True), (THINKING.replace("quick", "true"), True)],
+)
+def test_whether_earlier_answers_are_written_otherwise_is_found_out(jinja, rewrites):
+    assert own(jinja).rewrites_answers == rewrites
+
+
+def test_an_answer_that_will_be_rewritten_is_not_learned_in_the_middle_of_a_conversation():
+    with pytest.raises(ConfigError, match="rewrites answers once a conversation has gone on"):
         own(THINKING, arguments={"quick": True}).spans(messages(TALK))
+
+
+def test_a_prompt_that_no_conversation_begins_with_is_refused():
+    greeting = CHATML.replace("assistant\n{% endif", "assistant\nWell, {% endif")
+    with pytest.raises(ConfigError, match="does not write message 1 after its own prompt for it"):
+        own(greeting).spans(messages(TALK[:2]))
 
 
 @pytest.mark.parametrize(

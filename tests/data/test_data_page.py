@@ -9,9 +9,9 @@ import yaml
 from PIL import Image
 
 from mmblocks.assets import media
+from mmblocks.conversation import Pair
 from mmblocks.data.media import shape_of
 from mmblocks.data.mixture import Mixture
-from mmblocks.data.processor import conversations_of
 from mmblocks.data.video import read_frames
 
 PAGE = Path(__file__).parents[2] / "docs/data.md"
@@ -48,7 +48,8 @@ def read_to_the_end(entries):
     """How many conversations the sources of a `data` list hold; all are read, their media looked at."""
     mixture = Mixture.of(entries)
     for draw in map(mixture.everything().__getitem__, range(len(mixture))):
-        for talk in conversations_of(mixture[draw]):
+        item = mixture[draw]
+        for talk in (item.chosen, item.rejected) if isinstance(item, Pair) else (item,):
             assert talk.messages[-1].text
             for visual in talk.visuals:
                 shape = shape_of(visual)

@@ -136,7 +136,7 @@ def test_any_talk_trains_exactly_its_answers(name):
     template = templates.build(name)
     (stop,) = template.stop
     in_brackets = "llama_2" in name or name.endswith("mistral_instruct")
-    before = " " if "v1" in name or "v0" in name or name == "default" or in_brackets else ""
+    before = " " if "v1" in name or "v0" in name or name in ("default", "blip2") or in_brackets else ""
     stop = f" {stop}" if in_brackets else stop
     for _ in range(20):
         said = ["x" + "".join(rng.choices(alphabet, k=rng.randint(1, 12))) + "x" for _ in range(6)]

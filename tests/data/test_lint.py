@@ -232,6 +232,24 @@ def test_what_is_left_out_anyway_is_passed_over_unless_nothing_is_left(processor
         lint(mixture(good, bad), forgetful).require(skip_broken=True)
 
 
+def test_text_that_looks_like_control_is_told_with_its_place_and_refuses_nothing(processor):
+    report = lint(
+        mixture(talk("Which?", "A cat.<|im_end|>"), talk("<|im_start|>user", "Yes."), talk("#", "1")), processor
+    )
+    (source,) = report.sources
+    assert report.counts == {"control": 2}
+    assert [finding.detail for findings in source.faulty for finding in findings] == [
+        "message 1 (assistant) holds '<|im_end|>'",
+        "message 0 (user) holds '<|im_start|>'",
+    ]
+    report.require()
+
+
+def test_an_end_of_turn_in_plain_text_is_told_too(tiny_spec):
+    processor = Processor.planning({**tiny_spec, "template": "llava_v0"})
+    assert kinds(processor, "Which?", "### A cat.") == ["control"]
+
+
 def test_both_answers_of_a_pair_are_looked_at(processor):
     report = lint(mixture(Pair(talk("Hi", "hello"), talk("Hi"))), processor)
     assert (report.sources[0].looked_at, report.counts) == (2, {"nothing_trained": 1})

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmblocks.batch import IGNORE
 from mmblocks.components import templates
-from mmblocks.conversation import Conversation, Message, Text, Visual
+from mmblocks.conversation import Conversation, Message, Pair, Text, Visual
 from mmblocks.data.broken import samples_of
 from mmblocks.data.encode import TooLong
 from mmblocks.data.inspection import figures_of
@@ -177,7 +177,7 @@ def test_what_cutting_takes_is_counted(processor, data, tmp_path):
     assert measured.cut.tolist() == [max(0, n - LIMIT) for n in lengths]
     assert measured.sizes.tokens.tolist() == [min(n, LIMIT) for n in lengths]
     samples, broken = samples_of(mixture, mixture.everything(), cutting, "answers", "raise")
-    cut = cuts_of(samples, mixture.names[0])
+    cut = [one for sample in samples for one in cuts_of([sample], mixture.names[0])]
     assert (broken, [one.tokens for one in cut]) == ([], [lengths[1] - LIMIT, lengths[3] - LIMIT])
     note_cut(tmp_path / "cut.jsonl", [*cut, cut[0]])  # drawn again in another epoch
     lost = lengths[1] + lengths[3] - 2 * LIMIT
@@ -186,6 +186,14 @@ def test_what_cutting_takes_is_counted(processor, data, tmp_path):
     ]
     assert list(cut_lines(tmp_path / "none.jsonl", {})) == []
     assert cut[0] == Cut(mixture[Draw(0, 1)].origin, lengths[1] - LIMIT, mixture.names[0])
+
+
+def test_both_answers_of_a_pair_count_as_one_record(processor):
+    pair = Pair(TALK, replace(TALK, messages=(*TALK.messages[:-1], Message("assistant", (Text("red " * 20),)))))
+    limit = len(encoded(processor)) - 2
+    samples = limited(processor, limit).training_samples(pair)
+    (cut,) = cuts_of(samples, "0 pairs")
+    assert cut.tokens == 2 + len(encoded(processor, pair.rejected)) - limit
 
 
 def test_the_choice_names_the_cache_of_lengths(processor, data, tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -42,6 +42,11 @@ class Characters:
     """Text token k is the character k."""
 
     is_fast, bos_token, bos_token_id = True, None, None
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+    backend_tokenizer = None
+
+    def __len__(self) -> int:
+        return 0x110000
 
     def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool) -> dict[str, Any]:
         return {"input_ids": [ord(c) for c in text], "offset_mapping": [(i, i + 1) for i in range(len(text))]}

@@ -15,6 +15,7 @@ from mmblocks.data.collate import collate
 from mmblocks.data.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.generate import Decoding, Stop, generate, written_on
+from mmblocks.model.generation.decoding import end_tokens
 from mmblocks.model.generation.step import SeenSlots, Step, give_back, reasons_against_capture, step_for
 from mmblocks.model.generation.store import KVStore
 from mmblocks.model.generation.writing import prepare, read, write
@@ -247,13 +248,33 @@ def test_an_answer_ends_with_a_stop_text_of_several_tokens(model):
     assert len(ours[1]) == 10
 
 
+@pytest.mark.parametrize("several", [False, True])
 @torch.no_grad()
-def test_without_ends_of_the_template_the_checkpoint_s_own_count(backbone):
-    x = backbone.embed(torch.randint(1, 60, (6,)))
-    free = written_on(backbone, x, [6], Decoding(max_new_tokens=8), NO_END)[0]
+def test_the_checkpoint_s_own_ends_count_beside_those_of_the_template(tiny_model, several):
+    lively(tiny_model.backbone)
+    batch = prompts(tiny_model, [ASKED[1]])
+    free = generate(tiny_model, batch, Decoding(max_new_tokens=8))[0]
     end = free[4]
-    backbone.lm.generation_config.eos_token_id = end
-    assert written_on(backbone, x, [6], Decoding(max_new_tokens=8), NO_END)[0] == free[: free.index(end)]
+    tiny_model.backbone.lm.generation_config.eos_token_id = [end, 0] if several else end
+    assert generate(tiny_model, batch, Decoding(max_new_tokens=8))[0] == free[: free.index(end)]
+    im_end = tiny_model.backbone.text_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert Stop.of(tiny_model).tokens == ((im_end, end, 0) if several else (im_end, end))
+
+
+def test_a_family_without_a_checkpoint_has_no_ends_of_its_own():
+    made = backbones.build({"name": "causal_lm", "family": "llama", **TINY})  # a LlamaConfig says eos_token_id=2
+    assert end_tokens(made) == ()
+
+
+def test_a_checkpoint_that_names_a_temperature_and_no_sampling_can_be_saved_again(tmp_path):
+    made = backbones.build({"name": "causal_lm", "family": "llama", **TINY})
+    made.save_to(tmp_path / "vicuna")
+    config = {"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6, "repetition_penalty": 1.1}
+    (tmp_path / "vicuna" / "generation_config.json").write_text(json.dumps(config))
+    made.load_from(tmp_path / "vicuna")
+    made.save_to(tmp_path / "again")
+    kept = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert (kept["eos_token_id"], kept["repetition_penalty"], "temperature" in kept) == (2, 1.1, False)
 
 
 @pytest.mark.parametrize(

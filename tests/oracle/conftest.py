@@ -15,9 +15,12 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     CLIPVisionConfig,
+    GPT2Tokenizer,
+    LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -78,6 +81,35 @@ def tokenizer(special: Sequence[str] = SPECIAL) -> Qwen2Tokenizer:
     return made
 
 
+def opt_tokenizer() -> GPT2Tokenizer:
+    """OPT's tokenizer without merges: it begins texts with </s>, which ends them too."""
+    named = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet())]
+    return GPT2Tokenizer(
+        vocab={c: i for i, c in enumerate(named)},
+        merges=[],
+        bos_token="</s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="</s>",
+        add_bos_token=True,
+    )
+
+
+def llama_tokenizer(special: Sequence[str] = ()) -> LlamaTokenizer:
+    """Llama's tokenizer with a few words: a mark for spaces, one before the first word too, and unknown bytes as tokens."""
+    letters = ["\u2581", "\n", *map(chr, range(33, 127))]
+    named = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    vocab, merges = {c: i for i, c in enumerate(named)}, []
+    for word in ("\u2581USER", "\u2581ASSISTANT", "\u2581What", "\u2581is", "What", "USER"):
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocab:
+                vocab[word[:end]] = len(vocab)
+                merges.append((word[: end - 1], word[end - 1]))
+    made = LlamaTokenizer(vocab=vocab, merges=merges)
+    made.add_special_tokens({"additional_special_tokens": list(special)})
+    return made
+
+
 def processor() -> LlavaOnevisionProcessor:
     pixels: dict[str, Any] = {
         "image_mean": [0.5] * 3,
@@ -130,6 +162,18 @@ def config(**changes: Any) -> LlavaOnevisionConfig:
 def make_tokenizer() -> Any:
     """Qwen2's tokenizer with other special tokens: `make_tokenizer(["<|im_end|>"])`."""
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def beginning_tokenizers() -> dict[str, Any]:
+    """Tokenizers that begin a text with a BOS, by the family that has them: `beginning_tokenizers["llama"](special)`."""
+    return {"opt": opt_tokenizer, "llama": llama_tokenizer}
+
+
+@pytest.fixture(scope="session")
+def pil_processor() -> Any:
+    """Reads a folder's processor, whose pictures are prepared by PIL: `pil_processor(folder)`."""
+    return with_pil
 
 
 @pytest.fixture(scope="session")
@@ -217,6 +261,13 @@ def llava_processor(family: str, made: Any, framing: str = "") -> Any:
     if family == "llava_next":
         return LlavaNextProcessor(images, tokenizer(), **shared)
     return LlavaNextVideoProcessor(LlavaNextVideoVideoProcessor(**cut), images, tokenizer(), **shared)
+
+
+def with_pil(folder: Path) -> Any:
+    """A folder's processor, with the image processor that prepares pictures by PIL."""
+    found = AutoProcessor.from_pretrained(folder)
+    found.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return found
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -310,6 +361,6 @@ def exported_rig() -> Any:
         kind: Any = AutoModelForImageTextToText
         theirs, report = kind.from_pretrained(folder, output_loading_info=True)
         assert not any(report[trouble] for trouble in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        return Rig(theirs.eval(), AutoProcessor.from_pretrained(folder, use_fast=False), folder, rig.ours)
+        return Rig(theirs.eval(), with_pil(folder), folder, rig.ours)
 
     return export

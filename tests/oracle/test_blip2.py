@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoProcessor,
+    BertTokenizer,
     Blip2Config,
     Blip2ForConditionalGeneration,
+    Blip2Processor,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
 )
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import mmblocks
 from mmblocks import cli
+from mmblocks.batch import IGNORE
 from mmblocks.components import encoders
+from mmblocks.conversation import Conversation, Message, Text
+from mmblocks.data.collate import collate
+from mmblocks.data.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.convert.hf import import_hf, import_hf_with_report
 from mmblocks.model.convert.parts import import_vision_parts
@@ -54,11 +66,15 @@ KINDS = {
 CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-4}
 
 
-def made(config_class: Any, model_class: Any, text: dict[str, Any], folder: Path) -> Path:
+def made(config_class: Any, model_class: Any, text: dict[str, Any], folder: Path, image_token_index: int = 300) -> Path:
     """A random checkpoint. Every tensor is disturbed: transformers starts queries at zero and the tower near it."""
     torch.manual_seed(0)
     config = config_class(
-        vision_config=VISION, qformer_config=QFORMER, text_config=text, num_query_tokens=4, image_token_index=300
+        vision_config=VISION,
+        qformer_config=QFORMER,
+        text_config=text,
+        num_query_tokens=4,
+        image_token_index=image_token_index,
     )
     model = model_class(config)
     with torch.no_grad():
@@ -118,6 +134,89 @@ def test_around_an_encoder_decoder_only_the_parts_before_it_are_read(around_t5: 
         ours = parts.projector(parts.encoder(pixels))[:, 0]
         want = theirs.get_image_features(pixels, return_dict=True).pooler_output
     torch.testing.assert_close(ours, want, **CLOSE)
+
+
+# Prompts ------------------------------------------------------------------------------------------------------------
+
+PROMPTS = ["What is this?", "Question: what is it? Answer:", "", "a photo of", " two\nlines ", "0.5 USER: </s> it"]
+LETTERS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz?.:'"]
+
+
+def with_processor(kind: str, tokenizer: Any, folder: Path, **generation: Any) -> Path:
+    """A random checkpoint whose processor has this text tokenizer and prepares pictures by PIL."""
+    config_class, model_class, text = KINDS[kind]
+    images = BlipImageProcessorPil(size={"height": 56, "width": 56})
+    if config_class is Blip2Config:
+        processor: Any = Blip2Processor(images, tokenizer, num_query_tokens=4)
+    else:
+        words = BertTokenizer(vocab={letter: i for i, letter in enumerate(LETTERS)})
+        processor = InstructBlipProcessor(images, tokenizer, words, num_query_tokens=4)
+    image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    made(config_class, model_class, {**text, "vocab_size": 700}, folder, image_token_index=image)
+    processor.save_pretrained(folder)
+    if generation:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+@pytest.fixture(scope="module", params=[(kind, text) for kind in KINDS for text in ("opt", "llama")], ids=str)
+def prompted(
+    request: pytest.FixtureRequest, beginning_tokenizers: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    kind, text = request.param
+    return with_processor(kind, beginning_tokenizers[text](), tmp_path_factory.mktemp("prompted"))
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+
+
+def asked(text: str, *pictures: Any, first: bool = True) -> Conversation:
+    shown, said = [{"type": "image", "image": p} for p in pictures], [{"type": "text", "text": text}]
+    return Conversation.of([{"role": "user", "content": shown + said if first else said + shown}])
+
+
+def test_prompts_are_those_of_transformers_processors(prompted: Path) -> None:
+    """Query rows, then the BOS, then bare words, whatever the order in which words and picture were written."""
+    ours, theirs = import_hf(prompted), AutoProcessor.from_pretrained(prompted)
+    image = theirs.tokenizer.convert_tokens_to_ids("<image>")
+    for text, first in product(PROMPTS, (True, False)):
+        wanted = theirs(images=picture(), text=text)
+        sample = Processor.of(ours).prompt(asked(text, picture(), first=first))
+        ids = sample.encoded.input_ids.clone()
+        ids[sample.encoded.visual_positions] = image
+        assert ids.tolist() == wanted["input_ids"][0]
+        if sample.instructions is not None:
+            assert [row.tolist() for row in sample.instructions] == wanted["qformer_input_ids"]
+    for text in PROMPTS:
+        assert Processor.of(ours).prompt(asked(text)).encoded.input_ids.tolist() == theirs(text=text)["input_ids"][0]
+
+
+def test_a_picture_and_a_question_give_the_logits_of_transformers(prompted: Path, pil_processor: Any) -> None:
+    ours, theirs, processor = import_hf(prompted), load_transformers(prompted), pil_processor(prompted)
+    batch = collate([Processor.of(ours).prompt(asked("What is this?", picture()))])
+    with torch.no_grad():
+        want = theirs(**processor(images=picture(), text="What is this?", return_tensors="pt")).logits[0]
+        torch.testing.assert_close(ours.logits(batch), want, **CLOSE)
+
+
+@pytest.mark.parametrize(("end", "text"), [(202, "\n"), ([2, 202], "</s>"), (2, "</s>")])
+def test_answers_end_where_the_checkpoints_own_do(
+    beginning_tokenizers: dict[str, Any], tmp_path: Path, end: Any, text: str
+) -> None:
+    tokenizer = beginning_tokenizers["opt"]()
+    assert tokenizer.encode("\n", add_special_tokens=False) == [202]
+    ours = import_hf(with_processor("blip-2, OPT", tokenizer, tmp_path, eos_token_id=end))
+    assert ours.template.stop == (text,)
+    assert ours.backbone.lm.generation_config.eos_token_id == end
+
+
+def test_only_the_answer_and_its_end_are_learned(prompted: Path) -> None:
+    ours = import_hf(prompted)
+    talk = [*asked("What is it?", picture()).messages, Message("assistant", (Text("A cat."),))]
+    encoded = Processor.of(ours).training_sample(Conversation(tuple(talk))).encoded
+    learned = encoded.targets[encoded.targets != IGNORE]
+    assert ours.backbone.text_tokenizer.decode(learned) in (" A cat.</s>", "A cat.</s>")
 
 
 def test_convert_tells_what_it_found_and_keeps_parts_when_asked(

@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 import mmblocks
 from mmblocks import cli
@@ -35,6 +35,7 @@ from mmblocks.model.convert.jinja import jinja_of
 from mmblocks.model.convert.llava import import_original
 from mmblocks.model.convert.probe import our_logits, probes, transformers_logits
 from mmblocks.model.convert.text import template_name
+from mmblocks.model.generate import Stop
 from mmblocks.model.onevision import OneVision
 from mmblocks.settings import REQUIRED
 from mmblocks.shapes import Size, VisualShape
@@ -225,6 +226,19 @@ def test_a_model_read_in_half_precision_keeps_its_rotary_frequencies(
         assert torch.equal(frequencies, ours.backbone.lm.model.rotary_emb.inv_freq)
 
 
+def test_the_ends_of_a_checkpoint_come_in_stay_and_go_out_again(copied: Path, tmp_path: Path) -> None:
+    settings = {"eos_token_id": [7, 9], "repetition_penalty": 1.1, "temperature": 0.9}  # a list as Qwen2-Instruct's
+    (copied / "generation_config.json").write_text(json.dumps(settings))
+    model = import_hf(copied)
+    (own,) = (i for i in Stop.of(model).tokens if i not in (7, 9))
+    mmblocks.save(model, tmp_path / "saved")
+    export_hf(mmblocks.load(tmp_path / "saved"), tmp_path / "export")
+    written = GenerationConfig.from_pretrained(tmp_path / "export")
+    assert written.eos_token_id == [own, 7, 9]
+    assert model.backbone.text_tokenizer.convert_ids_to_tokens(own) == model.template.stop[0]
+    assert model.backbone.lm.generation_config.repetition_penalty == 1.1
+
+
 def test_an_imported_model_is_saved_and_loaded_as_one_of_ours(ours: OneVision, tmp_path: Path) -> None:
     loaded = mmblocks.load(mmblocks.save(ours, tmp_path / "ours"))
     assert same_state(loaded, ours)
@@ -270,8 +284,10 @@ def test_an_export_in_bfloat16_says_so_and_holds_rounded_weights(ours: OneVision
     assert torch.equal(stored["image_newline"], newline.bfloat16())
 
 
-def test_the_processor_of_an_export_prepares_what_our_model_sees(exported: Path, ours: OneVision) -> None:
-    processor = AutoProcessor.from_pretrained(exported, use_fast=False)
+def test_the_processor_of_an_export_prepares_what_our_model_sees(
+    exported: Path, ours: OneVision, pil_processor: Any
+) -> None:
+    processor = pil_processor(exported)
     theirs = AutoModelForImageTextToText.from_pretrained(exported).eval()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 260, 3), dtype=np.uint8))
     messages: Any = [
@@ -307,7 +323,7 @@ TALKS: list[list[dict[str, Any]]] = [
     ],
     [{"role": "assistant", "content": "Ask me."}, {"role": "user", "content": "Why?"}],
 ]
-FORMLESS = ["plain", "tokenizer", "v0_plain"]
+FORMLESS = ["blip2", "plain", "tokenizer", "v0_plain"]
 FORMED = sorted({*templates} - {*FORMLESS})
 
 
@@ -493,9 +509,8 @@ def with_tokenizers(model: OneVision, changed: dict[str, Any]) -> OneVision | No
     return OneVision(model.encoder, model.projector, router, model.backbone, model.template, spec)
 
 
-def tokens_of_transformers(folder: Path, shapes: list[VisualShape]) -> int:
-    """How many visual tokens the processor in a folder writes."""
-    processor: Any = AutoProcessor.from_pretrained(folder, use_fast=False)
+def tokens_of_transformers(processor: Any, shapes: list[VisualShape]) -> int:
+    """How many visual tokens a processor writes."""
     if shapes[0].kind == "video":
         clips = [torch.zeros(s.num_frames, 3, *s.size, dtype=torch.uint8) for s in shapes]
         inputs, token = processor(text=["<video>"], videos=clips), "<video>"
@@ -507,7 +522,7 @@ def tokens_of_transformers(folder: Path, shapes: list[VisualShape]) -> int:
 
 @pytest.mark.parametrize("case", EXPRESSIBLE)
 def test_of_all_visual_tokenizers_an_export_keeps_the_counts_or_refuses(
-    ours: OneVision, make_rig: Any, tmp_path: Path, case: tuple[str, ...]
+    ours: OneVision, make_rig: Any, pil_processor: Any, tmp_path: Path, case: tuple[str, ...]
 ) -> None:
     family, *scenarios = case
     base = ours if family == "llava_onevision" else make_rig(family).ours
@@ -524,7 +539,9 @@ def test_of_all_visual_tokenizers_an_export_keeps_the_counts_or_refuses(
         for scenario in scenarios:
             plans = [routed.plan for routed in model.router.plan(SHAPES[scenario])]
             assert not any(plan.told for plan in plans)
-            assert tokens_of_transformers(folder, SHAPES[scenario]) == sum(plan.num_tokens for plan in plans), name
+            assert tokens_of_transformers(pil_processor(folder), SHAPES[scenario]) == sum(
+                plan.num_tokens for plan in plans
+            ), name
     assert kept == EXPRESSIBLE[case]  # type: ignore[index]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks.assets import resolve_source
+from mmblocks.backbones.family_config import SIZES, facts_of, in_words_of, rope_of, savable, special_tokens_off
 from mmblocks.backbones.last_layer import ASKED, compute_only_asked, some
 from mmblocks.backbones.packing_probe import explaining, require_packing
 from mmblocks.batch import Packing, Rows
@@ -24,19 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 SHOWN_FROM = 300_000_000  # parameters; less than that is read and written in a moment
-_SIZES = {  # our setting -> transformers' name
-    "vocab_size": "vocab_size",
-    "dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "mlp_dim": "intermediate_size",
-    "head_dim": "head_dim",
-    "max_tokens": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "tie_embeddings": "tie_word_embeddings",
-}
-_NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 
 @backbones.register(
@@ -92,12 +80,12 @@ class CausalLM(nn.Module):
             "norm_eps": norm_eps,
             "tie_embeddings": tie_embeddings,
         }
-        given = {_SIZES[name]: value for name, value in sizes.items() if value is not None}
-        self._given = given if family is None else _in_words_of(family, given)
+        given = {SIZES[name]: value for name, value in sizes.items() if value is not None}
+        self._given = given if family is None else in_words_of(family, given)
         self.checkpoint = checkpoint
         self.tokenizer_source = text_tokenizer or checkpoint
         config = self._config(family, rope_theta, sliding_window, further or {})
-        self.dim, self.vocab_size, self.max_tokens = _facts(config)
+        self.dim, self.vocab_size, self.max_tokens = facts_of(config)
         self.placeholder_id = placeholder_id
         self._require_placeholder()
         from transformers import AutoModelForCausalLM
@@ -203,10 +191,18 @@ class CausalLM(nn.Module):
             lm, report = kind.from_pretrained(None, config=config, state_dict=dict(tensors), **_loading(dtype))
         self._take(lm, report, where)
 
+    def take_generation_config(self, folder: Path) -> None:
+        """Have the ends and the penalties of a checkpoint's generation_config.json, where it has one."""
+        from transformers import GenerationConfig
+
+        if (folder / "generation_config.json").is_file():
+            self.lm.generation_config = savable(GenerationConfig.from_pretrained(folder))
+
     def _take(self, lm: Any, report: dict[str, Any], where: str) -> None:
         _require_complete(where, report)
         self._require_sizes(lm.config, where)
         self.lm = lm
+        lm.generation_config = savable(lm.generation_config)
         require_packing(self)
         compute_only_asked(self.lm)
 
@@ -231,10 +227,12 @@ class CausalLM(nn.Module):
             return config
         extra: dict[str, Any] = {} if sliding_window is None else {"sliding_window": sliding_window or None}
         if rope_theta is not None:
-            extra["rope_parameters"] = _rope(family, rope_theta)
+            extra["rope_parameters"] = rope_of(family, rope_theta)
         settings = {**self._given, **extra, **further}
+        if self.checkpoint is None:
+            settings = {"eos_token_id": None, **settings}  # the family's own belongs to the family's text tokenizer
         with explaining(family, "cannot be built with these settings"):
-            return AutoConfig.for_model(family, **_special_tokens(family, settings), **settings)
+            return AutoConfig.for_model(family, **special_tokens_off(family, settings), **settings)
 
     def _require_sizes(self, config: PreTrainedConfig, where: str) -> None:
         wrong = [
@@ -250,67 +248,6 @@ class CausalLM(nn.Module):
             raise ConfigError(
                 f"backbone: placeholder_id={self.placeholder_id} is outside the vocabulary of {self.vocab_size} tokens."
             )
-
-
-# What a family of transformers takes ---------------------------------------------------------------------------------
-
-
-def _in_words_of(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes by the names that a family's config has for them. Raises `ConfigError` for one that it does not have."""
-    default = _default(family)
-    named = dict(given)
-    if "rms_norm_eps" in named:
-        name = next((n for n in _NORM_EPS if hasattr(default, n)), "rms_norm_eps")
-        named[name] = named.pop("rms_norm_eps")
-    ours = {theirs: setting for setting, theirs in _SIZES.items()} | dict.fromkeys(_NORM_EPS, "norm_eps")
-    unknown = [f"{ours[name]}={value}" for name, value in named.items() if not hasattr(default, name)]
-    if unknown:
-        raise ConfigError(f"backbone family {family!r} has no such size: {', '.join(unknown)}; leave it out.")
-    return named
-
-
-def _rope(family: str, theta: float) -> dict[str, Any]:
-    """The family's rotary settings with another base."""
-    own = getattr(_default(family), "rope_parameters", None) or {}
-    if any(isinstance(value, Mapping) for value in own.values()):
-        raise ConfigError(
-            f"backbone family {family!r} has rotary settings for each kind of layer, so rope_theta={theta:g} does not say "
-            "which; write further.rope_parameters."
-        )
-    return {"rope_type": "default", **own, "rope_theta": theta}
-
-
-def _special_tokens(family: str, settings: Mapping[str, Any]) -> dict[str, None]:
-    """Special ids of the family that lie outside a smaller vocabulary, switched off."""
-    size = settings.get("vocab_size")
-    if size is None:
-        return {}
-    names = [f"{n}_token_id" for n in ("pad", "bos", "eos") if f"{n}_token_id" not in settings]
-    ids = {name: getattr(_default(family), name, None) for name in names}
-    return {n: None for n, i in ids.items() if any(j >= size for j in (i if isinstance(i, list) else [i or 0]))}
-
-
-@cache
-def _default(family: str) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.for_model(family)
-    except ValueError as cause:
-        raise ConfigError(f"transformers has no family={family!r}; write its model_type, such as 'qwen2'.") from cause
-
-
-def _facts(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Width, vocabulary and sequence limit."""
-    names = ("hidden_size", "vocab_size", "max_position_embeddings")
-    missing = [name for name in names if not isinstance(getattr(config, name, None), int)]
-    if missing:
-        nested = " (its text model is a part of it; name the family of that)" if hasattr(config, "text_config") else ""
-        raise ConfigError(
-            f"backbone family {config.model_type!r}: its config says no {', '.join(missing)}{nested}, "
-            "so it cannot be a backbone."
-        )
-    return config.hidden_size, config.vocab_size, config.max_position_embeddings
 
 
 def _loading(dtype: torch.dtype | None) -> dict[str, Any]:

@@ -191,7 +191,10 @@ def _show_records(mixture: Mixture, processor: Processor, stage: Stage, args: ar
         except DataError as fault:
             raise DataError(f"--record {text} of {mixture.names[draw.source]}: {fault}") from fault
         for number, record in enumerate(shown):
-            page = args.out / f"{_as_name(stage.name)}-{draw.source}-{draw.record}{'ab'[number] if number else ''}.html"
+            page = (
+                args.out
+                / f"{_as_name(stage.name)}-{draw.source}-{draw.record}{f'-{number + 1}' if number else ''}.html"
+            )
             page.write_text(page_of(record), encoding="utf-8")
             print("\n".join(described(record, marks)))
             print(f"written  {page}\n")

@@ -1,19 +1,17 @@
 """A conversation and its plans to ids, targets and visual positions: labels right by construction.
 
 Text between two visuals is tokenised in one piece, so its ids are those of the whole prompt; a token is learned when
-the span it comes from is. Where one token would join learned and given text ("\\n" of a header with the first "\\n" of
-an answer), the text is cut there and tokenised apart: that is what the model meets when it writes. What a plan tells
-between the rows of a visual is text like any other, tokenised with what adjoins it, and never learned.
+the span it comes from is (see `spans_to_ids`). What a plan tells between the rows of a visual is text like any other,
+tokenised with what adjoins it, and never learned.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, groupby
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,9 +19,10 @@ from torch import Tensor
 
 from mmblocks.batch import IGNORE
 from mmblocks.components import ChatTemplate, Span
-from mmblocks.conversation import Conversation
+from mmblocks.conversation import Conversation, Message
 from mmblocks.data.original_masks import original_spans
-from mmblocks.errors import ConfigError, DataError
+from mmblocks.data.spans_to_ids import SpanTokenizer, TextTokenizer
+from mmblocks.errors import DataError
 from mmblocks.reprs import repr_by_shape
 from mmblocks.shapes import RoutedPlan
 
@@ -38,21 +37,6 @@ class NothingTrained(DataError):
 
 class TooLong(DataError):
     """A sample has more tokens than the limit."""
-
-
-class TextTokenizer(Protocol):
-    """What is asked of a text tokenizer; every fast tokenizer of transformers has it."""
-
-    @property
-    def is_fast(self) -> bool: ...
-
-    @property
-    def bos_token(self) -> str | None: ...
-
-    @property
-    def bos_token_id(self) -> Any: ...
-
-    def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +90,7 @@ def encode_for_training(
             spans, everywhere = original_spans(template, conversation.messages, text_tokenizer)
         else:
             spans, everywhere = template.spans(conversation.messages), frozenset()
-    rows = _Rows.of(spans, plans, text_tokenizer, placeholder_id, everywhere)
+    rows = _Rows.of(spans, plans, template, text_tokenizer, placeholder_id, everywhere)
     if not any(span.learn for span in spans) or not any(rows.learned[1:]):
         raise NothingTrained(
             f"{conversation.origin}: none of its {len(rows.ids)} tokens is an answer to train on; "
@@ -133,10 +117,16 @@ def encode_prompt(
             f"{conversation.origin}: there is nothing to answer; a prompt ends with a message of the role 'user'."
         )
     with _naming(conversation):
-        spans = [*template.spans(conversation.messages), *template.open_answer()]
+        spans = [*template.spans(_as_learned(conversation.messages, template)), *template.open_answer()]
     # Spans keep their marks, so that earlier answers are cut where training cuts them; only the targets go.
-    rows = _Rows.of(spans, plans, text_tokenizer, placeholder_id, frozenset()).without_targets()
+    rows = _Rows.of(spans, plans, template, text_tokenizer, placeholder_id, frozenset()).without_targets()
     return _encoded(conversation, plans, rows, max_tokens)
+
+
+def _as_learned(messages: Sequence[Message], template: ChatTemplate) -> Sequence[Message]:
+    """Earlier messages as training has them in front of the last answer: none is learned where answers are learned apart."""
+    apart = getattr(template, "rewrites_answers", False)
+    return [replace(message, learn=False) for message in messages] if apart else messages
 
 
 def _check_plans(conversation: Conversation, plans: Sequence[RoutedPlan]) -> None:
@@ -195,23 +185,31 @@ class _Rows:
         cls,
         spans: Sequence[Span],
         plans: Sequence[RoutedPlan],
+        template: ChatTemplate,
         text_tokenizer: TextTokenizer,
         placeholder_id: int,
         everywhere: frozenset[int],
     ) -> _Rows:
         """`everywhere` holds text ids that are learned wherever they stand, told texts apart."""
-        _require_offsets(text_tokenizer)
+        tokenizer = SpanTokenizer(text_tokenizer, template)
         ids = _begin(spans, text_tokenizer)
         rows = cls(ids, [token in everywhere for token in ids], [])
         for is_text, group in groupby(_unfolded(spans, plans), key=lambda piece: isinstance(piece, Span)):
             if is_text:
                 run = [piece for piece in group if isinstance(piece, Span) and piece.content]
-                for token, span in _tokenised(run, text_tokenizer):
+                if run and _is_bos(run[0], text_tokenizer):  # what follows is a text of its own, as behind `ids`
+                    rows._append(text_tokenizer.bos_token_id)
+                    run = run[1:]
+                for token, span in tokenizer.ids(run):
                     rows.ids.append(token)
                     rows.learned.append(span.learn or (token in everywhere and not isinstance(span, _Told)))
             else:
                 rows._show(sum(piece for piece in group if isinstance(piece, int)), placeholder_id)
         return rows
+
+    def _append(self, token: int) -> None:
+        self.ids.append(token)
+        self.learned.append(False)
 
     def _show(self, num_tokens: int, placeholder_id: int) -> None:
         self.visual.extend(range(len(self.ids), len(self.ids) + num_tokens))
@@ -245,44 +243,23 @@ def _unfolded(spans: Sequence[Span], plans: Sequence[RoutedPlan]) -> Iterator[Sp
         if isinstance(span.content, str):
             yield span
         else:
-            yield from (_Told(p) if isinstance(p, str) else p for p in next(waiting).plan.pieces())
+            note = span.content.note
+            for piece in next(waiting).plan.pieces():
+                yield _Told(piece, literal=bool(note) and note in piece) if isinstance(piece, str) else piece
 
 
 def _begin(spans: Sequence[Span], text_tokenizer: TextTokenizer) -> list[int]:
-    """The BOS that the tokenizer puts in front of every text, once, unless the template writes it itself."""
+    """The BOS that the tokenizer puts in front of every text, once, unless the template writes it itself, perhaps behind
+    the visuals.
+    """
     bos = text_tokenizer.bos_token
     added = list(text_tokenizer("", add_special_tokens=True, return_offsets_mapping=False)["input_ids"])
     if bos is None or added[:1] != [text_tokenizer.bos_token_id]:
         return []
-    first = spans[0].content if spans else ""
-    return [] if isinstance(first, str) and first.startswith(bos) else added[:1]
+    first = next((span for span in spans if isinstance(span.content, str)), Span(""))
+    written = not first.literal and str(first.content).startswith(bos)
+    return [] if written else added[:1]
 
 
-def _require_offsets(text_tokenizer: TextTokenizer) -> None:
-    if not text_tokenizer.is_fast:
-        raise ConfigError(
-            f"the text tokenizer {type(text_tokenizer).__name__} does not say which characters a token covers; "
-            "use its fast form."
-        )
-
-
-def _tokenised(run: list[Span], text_tokenizer: TextTokenizer) -> Iterator[tuple[int, Span]]:
-    """(id, the span it begins in) of a run of text spans, tokenised together unless a token would straddle a learn boundary."""
-    texts = [str(span.content) for span in run]
-    starts = [0, *accumulate(map(len, texts))][:-1]
-    encoding = text_tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
-    covered: Sequence[tuple[int, int]] = encoding["offset_mapping"]
-    cut = _first_straddled(run, starts, covered)
-    if cut is not None:
-        yield from _tokenised(run[:cut], text_tokenizer)
-        yield from _tokenised(run[cut:], text_tokenizer)
-        return
-    for token, (start, _) in zip(encoding["input_ids"], covered, strict=True):
-        yield token, run[bisect_right(starts, start) - 1]
-
-
-def _first_straddled(run: list[Span], starts: list[int], covered: Sequence[tuple[int, int]]) -> int | None:
-    """The first span at whose start learning begins or ends in the middle of a token."""
-    edges = {starts[i]: i for i in range(1, len(run)) if run[i].learn != run[i - 1].learn}
-    straddled = [edges[c] for start, end in covered for c in range(start + 1, end) if c in edges]
-    return min(straddled, default=None)
+def _is_bos(span: Span, text_tokenizer: TextTokenizer) -> bool:
+    return span.content == text_tokenizer.bos_token and not span.literal

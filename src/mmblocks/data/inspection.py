@@ -17,7 +17,7 @@ from mmblocks.data.lint import Finding, Linter, Looked, SourceLint, chosen_recor
 from mmblocks.data.media import shape_of
 from mmblocks.data.mixture import Draw, Mixture
 from mmblocks.data.positions import arranged
-from mmblocks.data.processor import Processor, conversations_of
+from mmblocks.data.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import RoutedPlan, VisualShape
 
@@ -93,7 +93,7 @@ class _Tally:
         self.images += images
         self.clips += len(conversation.visuals) - images
         self.text_only += bool(conversation.messages) and not conversation.visuals
-        self.turns += sum(message.role == "assistant" for message in conversation.messages)
+        self.turns += sum(message.is_learned for message in conversation.messages)
 
     def figures(self, name: str, size: int) -> SourceFigures:
         tokens, views, labels = np.array(self.sizes, dtype=np.int64).reshape(-1, 3).T
@@ -160,8 +160,8 @@ class ShownRecord:
 def shown_records(
     mixture: Mixture, draw: Draw, processor: Processor, targets: Targets = "answers"
 ) -> list[ShownRecord]:
-    """A record of a mixture: one conversation, or the two of a pair. Raises `DataError` where it cannot be encoded."""
-    return [shown_record(one, processor, targets) for one in conversations_of(mixture[draw])]
+    """The conversations that a record of a mixture is learned from. Raises `DataError` where it cannot be encoded."""
+    return [shown_record(one, processor, targets) for one in processor.conversations(mixture[draw])]
 
 
 def shown_record(conversation: Conversation, processor: Processor, targets: Targets = "answers") -> ShownRecord:

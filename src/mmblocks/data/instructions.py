@@ -32,8 +32,9 @@ class InstructionReader:
         return tuple(row for question, routed in asked for row in [self.ids(question)] * len(routed.plan.pictures))
 
     def ids(self, question: str) -> Tensor:
-        """A question longer than `max_tokens` is cut on the side that the tokenizer says."""
-        ids = self.text_tokenizer(question, truncation=True, max_length=self.max_tokens)["input_ids"]
+        """A question longer than `max_tokens` is cut on the side that the tokenizer says. Special tokens in it are text."""
+        told = {"truncation": True, "max_length": self.max_tokens, "split_special_tokens": True}
+        ids = self.text_tokenizer(question, **told)["input_ids"]
         return torch.tensor(ids, dtype=torch.int64)
 
 

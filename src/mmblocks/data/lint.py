@@ -21,11 +21,15 @@ from mmblocks.batch import IGNORE
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Message, Text
 from mmblocks.data.encode import Encoded, NothingTrained, Targets, TooLong
+from mmblocks.data.learned_text import LearnedText, agreeing, ink
 from mmblocks.data.mixture import Draw, Mixture
-from mmblocks.data.processor import Processor, conversations_of
+from mmblocks.data.processor import Processor
+from mmblocks.data.spans_to_ids import ControlTokens
 from mmblocks.errors import DataError
 
-Kind = Literal["broken", "nothing_trained", "too_long", "given_trained", "no_end", "cut", "visuals", "shifted"]
+Kind = Literal[
+    "broken", "nothing_trained", "too_long", "given_trained", "no_end", "cut", "visuals", "shifted", "control"
+]
 KINDS: dict[Kind, str] = {
     "broken": "cannot be read",
     "nothing_trained": "no trained token",
@@ -35,9 +39,12 @@ KINDS: dict[Kind, str] = {
     "cut": "an answer is not trained to its end",
     "visuals": "visual tokens differ from the plans",
     "shifted": "a trained token is not the one that follows",
+    "control": "text that looks like a control token; it is read as plain text",
 }
 LEFT_OUT: tuple[Kind, ...] = ("broken", "nothing_trained", "too_long")
 """Kinds that a run with broken=skip leaves out of training, and so may pass over."""
+REMARKS: tuple[Kind, ...] = ("control",)
+"""Kinds that are told and refuse nothing."""
 SHOWN = 3
 """Origins named for each kind of fault of a source."""
 
@@ -145,9 +152,10 @@ class LintReport:
 
 
 def _refused(source: SourceLint, passed: Sequence[Kind]) -> bool:
-    stay = [findings for findings in source.faulty if not any(finding.kind in passed for finding in findings)]
-    nothing_left = len(source.faulty) - len(stay) >= source.looked_at
-    return bool(stay or (source.faulty and nothing_left))
+    kinds = [{finding.kind for finding in findings} - set(REMARKS) for findings in source.faulty]
+    left_out = sum(not found.isdisjoint(passed) for found in kinds)
+    stay = any(found and found.isdisjoint(passed) for found in kinds)
+    return stay or 0 < left_out >= source.looked_at
 
 
 # Looking ------------------------------------------------------------------------------------------------------------
@@ -192,7 +200,7 @@ class Linter:
         except DataError as fault:
             origin = f"{mixture.names[draw.source]} record {draw.record}"
             return [Looked(Conversation((), origin), None, (Finding("broken", origin, str(fault)),))]
-        return [self.look(conversation) for conversation in conversations_of(item)]
+        return [self.look(conversation) for conversation in self.processor.conversations(item)]
 
     def look(self, conversation: Conversation) -> Looked:
         """Encode a conversation without a limit of length, and check what comes out."""
@@ -221,17 +229,30 @@ class Linter:
     def _faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[Kind, str]]:
         yield from _visual_faults(conversation, encoded, self.processor)
         yield from _shift_faults(encoded)
+        yield from self._control_texts(conversation)
         if self.targets == "answers":
             yield from self._text_faults(conversation, encoded)
 
+    def _control_texts(self, conversation: Conversation) -> Iterator[tuple[Kind, str]]:
+        for number, message in enumerate(conversation.messages):
+            if found := [text for text in self._controls if text in message.text]:
+                yield "control", f"message {number} ({message.role}) holds {', '.join(map(repr, found))}"
+
+    @cached_property
+    def _controls(self) -> tuple[str, ...]:
+        """Control tokens, and the template's own ends of an answer where these are plain text ("###")."""
+        template = self.processor.template
+        known = ControlTokens.of(self.processor.text_tokenizer, template).ids
+        return tuple(dict.fromkeys([*known, *(stop for stop in template.stop if stop.strip())]))
+
     def _text_faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[Kind, str]]:
-        learned = _Learned(self._decode(encoded.targets[encoded.targets != IGNORE].tolist()))
+        learned = LearnedText(self._decode(encoded.targets[encoded.targets != IGNORE].tolist()))
         answers = [self._normal(m.text) for m in conversation.messages if m.is_learned]
         at = 0
         for number, answer in enumerate(answers, start=1):
             found = learned.find(answer, self._stops, at)
             if found is None:
-                at += _agreeing(answer, learned.ink[at:])
+                at += agreeing(answer, learned.ink[at:])
                 yield "cut", f"answer {number} is trained up to {_shortened(learned.ink[:at][-40:])!r} only"
                 at = learned.ended(at, self._stops) or at
                 continue
@@ -255,7 +276,7 @@ class Linter:
         return self._normal(_preface(self.processor.template))
 
     def _normal(self, text: str) -> str:
-        return _ink(self._read_back(text))
+        return ink(self._read_back(text))
 
     def _read_back(self, text: str) -> str:
         """A text as it comes out of the text tokenizer, which may write letters in another way."""
@@ -285,49 +306,6 @@ def _shift_faults(encoded: Encoded) -> Iterator[tuple[Kind, str]]:
     wrong = (encoded.targets != IGNORE) & (encoded.targets != following)
     if bool(wrong.any()):
         yield "shifted", f"row {int(wrong.nonzero()[0])} must predict a token that does not follow it"
-
-
-# Text without white space ---------------------------------------------------------------------------------------------
-
-
-class _Learned:
-    """All trained text of a sample. `ink` is it without white space; `_at` says where each letter stood."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._at = [i for i, letter in enumerate(text) if not letter.isspace()]
-        self.ink = "".join(text[i] for i in self._at)
-
-    def find(self, answer: str, stops: Sequence[str], begin: int) -> int | None:
-        """Where an answer stands from `begin` on: best before an end of turn, so that a question is not taken for it."""
-        closed = [self.ink.find(answer + _ink(stop), begin) for stop in stops]
-        found = min([at for at in closed if at >= 0], default=self.ink.find(answer, begin))
-        return found if found >= 0 else None
-
-    def ended(self, at: int, stops: Sequence[str]) -> int | None:
-        """The letter after an end of turn that stands at `at`, None where there is none."""
-        for stop in stops:
-            if ink := _ink(stop):
-                if self.ink.startswith(ink, at):
-                    return at + len(ink)
-            elif stop in self._between(at):
-                return at
-        return None
-
-    def _between(self, at: int) -> str:
-        """The white space in front of the letter `at`."""
-        begin = self._at[at - 1] + 1 if at else 0
-        return self._text[begin : self._at[at] if at < len(self._at) else len(self._text)]
-
-
-def _ink(text: str) -> str:
-    return "".join(text.split())
-
-
-def _agreeing(one: str, other: str) -> int:
-    """Letters that two texts have in common from their beginning."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _preface(template: ChatTemplate) -> str:

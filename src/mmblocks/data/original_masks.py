@@ -10,9 +10,10 @@ is printed).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 from mmblocks.components import Span, templates
@@ -137,7 +138,8 @@ def _marked(spans: Sequence[Span], masked: set[int], text_tokenizer: Any) -> Ite
         else:
             starts = [0, *(start for start, _ in content.offsets[1:]), len(content.text)]
             for i in range(len(content)):
-                yield Span(content.text[starts[i] : starts[i + 1]], at + i not in masked)
+                literal = content.is_literal(starts[i])
+                yield Span(content.text[starts[i] : starts[i + 1]], at + i not in masked, literal)
         at += len(content)
 
 
@@ -154,10 +156,16 @@ class _Shown:
 class _Run:
     """Text between visuals and the characters that each of its tokens covers."""
 
-    def __init__(self, text: str, text_tokenizer: Any) -> None:
-        self.text = text
-        encoding = text_tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    def __init__(self, spans: Sequence[Span], text_tokenizer: Any) -> None:
+        texts = [str(span.content) for span in spans]
+        self.text = "".join(texts)
+        self._spans, self._ends = spans, list(accumulate(map(len, texts)))
+        encoding = text_tokenizer(self.text, add_special_tokens=False, return_offsets_mapping=True)
         self.offsets: list[tuple[int, int]] = encoding["offset_mapping"]
+
+    def is_literal(self, at: int) -> bool:
+        """Whether a character was written by people."""
+        return self._spans[bisect_right(self._ends, at)].literal
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -166,6 +174,6 @@ class _Run:
 def _runs(spans: Sequence[Span], text_tokenizer: Any) -> Iterator[_Run | _Shown]:
     for is_text, group in groupby(spans, key=lambda span: isinstance(span.content, str)):
         if is_text:
-            yield _Run("".join(str(span.content) for span in group), text_tokenizer)
+            yield _Run(list(group), text_tokenizer)
         else:
             yield from (_Shown(span.content) for span in group if isinstance(span.content, Visual))

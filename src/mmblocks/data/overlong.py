@@ -29,9 +29,10 @@ class Cut:
     source: str
 
 
-def cuts_of(samples: Iterable[Sample], source: str) -> list[Cut]:
-    """The cut ones of samples of one record."""
-    return [Cut(s.encoded.origin, s.encoded.num_cut, source) for s in samples if s.encoded.num_cut]
+def cuts_of(samples: Sequence[Sample], source: str) -> list[Cut]:
+    """What the samples of one record lost: one `Cut` for all of them, none where they are whole."""
+    lost = sum(sample.encoded.num_cut for sample in samples)
+    return [Cut(samples[0].encoded.origin, lost, source)] if lost else []
 
 
 def note_cut(file: Path, cut: Iterable[Cut]) -> None:

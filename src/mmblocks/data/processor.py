@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -166,12 +166,22 @@ class Processor:
         return self.opened(*self._planned(conversation, targets))
 
     def training_samples(self, item: Item, targets: Targets = "answers") -> list[Sample]:
-        """A conversation with targets, its visuals decoded; of a pair both, the preferred one first."""
-        return [self.training_sample(one, targets) for one in conversations_of(item)]
+        """All samples of an item (see `conversations`), their visuals decoded."""
+        return [self.training_sample(one, targets) for one in self.conversations(item)]
 
     def encoded(self, item: Item, targets: Targets = "answers") -> list[Encoded]:
         """The same without decoding a pixel: what the samples will hold, from file headers alone."""
-        return [self._planned(one, targets)[1] for one in conversations_of(item)]
+        return [self._planned(one, targets)[1] for one in self.conversations(item)]
+
+    def conversations(self, item: Item) -> tuple[Conversation, ...]:
+        """What an item is learned from: a conversation, both of a pair (the preferred one first), and with a chat template
+        that rewrites answers one conversation per answer (of a pair the last answers alone, which tell its two apart).
+        """
+        both = (item.chosen, item.rejected) if isinstance(item, Pair) else (item,)
+        if not getattr(self.template, "rewrites_answers", False):
+            return both
+        apart = tuple(answer_by_answer(one) for one in both)
+        return tuple(one[-1] for one in apart) if isinstance(item, Pair) else apart[0]
 
     def _planned(self, conversation: Conversation, targets: Targets) -> tuple[Conversation, Encoded]:
         conversation = arranged(conversation, self.visuals, self.seed)
@@ -233,9 +243,12 @@ def _naming(conversation: Conversation) -> Iterator[None]:
         raise DataError(f"{conversation.origin}: {fault}") from fault
 
 
-def conversations_of(item: Item) -> tuple[Conversation, ...]:
-    """A conversation alone, or both of a pair, the preferred one first."""
-    return (item.chosen, item.rejected) if isinstance(item, Pair) else (item,)
+def answer_by_answer(conversation: Conversation) -> tuple[Conversation, ...]:
+    """One conversation per learned answer, which ends with it and learns nothing else; the same where nothing is learned."""
+    messages = conversation.messages
+    ends = [i for i, message in enumerate(messages) if message.is_learned]
+    given = tuple(replace(message, learn=False) for message in messages)
+    return tuple(replace(conversation, messages=(*given[:i], messages[i])) for i in ends) or (conversation,)
 
 
 def mean_colour(pixel_mean: tuple[float, float, float]) -> tuple[int, int, int]:

@@ -29,7 +29,9 @@ def spans_of(parts: Sequence[Part], *, learn: bool, around: tuple[str, str] = ("
     """Parts as spans; a visual is never learned, nor is the text that is written `around` each."""
     before, after = ([Span(text)] if text else [] for text in around)
     return [
-        span for p in parts for span in ([Span(p.text, learn)] if isinstance(p, Text) else [*before, Span(p), *after])
+        span
+        for p in parts
+        for span in ([Span(p.text, learn, literal=True)] if isinstance(p, Text) else [*before, Span(p), *after])
     ]
 
 

@@ -27,8 +27,10 @@ class TokenizerChat:
 
     It is rendered with a mark in place of every text and visual, so where each stands is known, not searched. Learned:
     what follows the template's generation prompt, up to the token that ends the answer. What it writes must be what it
-    writes for the real texts (or these without outer white space), and its prompts must be beginnings of its
-    conversations: otherwise it is refused. `arguments` are handed to it, such as {"enable_thinking": false}.
+    writes for the real texts (or these without outer white space), and the prompt for an answer must be the beginning of
+    the conversation with it: otherwise it is refused. One that writes an answer otherwise once the conversation goes on
+    (Qwen3 leaves its thought out then) is learned from answer by answer. `arguments` are handed to it, such as
+    {"enable_thinking": false}.
     """
 
     text_tokenizer: Callable[[], Any] | None = None
@@ -37,6 +39,24 @@ class TokenizerChat:
     @property
     def stop(self) -> tuple[str, ...]:
         return (self._ending[1],)
+
+    @cached_property
+    def special(self) -> tuple[str, ...]:
+        """The added tokens of a user's turn, of an answer's end, and the one that opens an answer."""
+        turn = self._render([{"role": "user", "content": _mark(0)}], False)
+        return (*self._added_in(turn + self._ending[0]), *self._added_in(self._opening)[:1])
+
+    @cached_property
+    def rewrites_answers(self) -> bool:
+        """Whether an answer is written otherwise when it is the last message than when the conversation has gone on."""
+        talk = [{"role": role, "content": _mark(n)} for n, role in enumerate(("user", "assistant") * 2)]
+        try:
+            whole = self._render(talk, False)
+        except DataError:  # one for a single question
+            return False
+        return not all(
+            whole.startswith(first) for first in (self._render(talk[:1], True), self._render(talk[:2], False))
+        )
 
     def spans(self, messages: Sequence[Message]) -> list[Span]:
         said = [replace(m, parts=m.parts or (Text(""),)) for m in messages]
@@ -68,6 +88,11 @@ class TokenizerChat:
             last += len(message.parts)
             if not message.is_learned:
                 continue
+            if self.rewrites_answers and i + 1 < len(said):
+                raise ConfigError(
+                    f"{self._whose} rewrites answers once a conversation has gone on; learn each from a conversation that "
+                    "ends with it (mmblocks.data.processor.answer_by_answer)."
+                )
             prompt = self._render(_numbered(said[:i]), True)
             if not marked.startswith(prompt):
                 raise ConfigError(
@@ -95,9 +120,13 @@ class TokenizerChat:
         tail = self._render(talk, False).partition(_mark(1))[2]
         if not tail.strip():
             raise ConfigError(f"{self._whose} writes nothing after an answer, so answers would never end.")
+        first = self._added_in(tail)[:1]
+        return (tail[: tail.index(first[0]) + len(first[0])], first[0]) if first else (tail, tail)
+
+    def _added_in(self, text: str) -> list[str]:
+        """The added tokens that a text holds, in its order."""
         known = sorted(self._tokenizer.get_added_vocab(), key=len, reverse=True)
-        found = re.search("|".join(map(re.escape, known)), tail) if known else None
-        return (tail, tail) if found is None else (tail[: found.end()], found[0])
+        return re.findall("|".join(map(re.escape, known)), text) if known else []
 
     @property
     def _tokenizer(self) -> Any:
@@ -166,4 +195,4 @@ def _cut(marked: str, parts: Sequence[Part], regions: Sequence[tuple[int, int]])
         if not isinstance(part, Text):
             yield Span(part)
         elif part.text:
-            yield Span(part.text, learn)
+            yield Span(part.text, learn, literal=start in marks)

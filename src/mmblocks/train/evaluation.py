@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import IGNORE, Batch
-from mmblocks.conversation import Conversation
+from mmblocks.conversation import Conversation, Pair
 from mmblocks.data import tinyworld
 from mmblocks.data.collate import collate
 from mmblocks.data.encode import Targets, TooLong
 from mmblocks.data.mixture import Draws, Mixture
-from mmblocks.data.processor import Processor, Sample, conversations_of
+from mmblocks.data.processor import Processor, Sample
 from mmblocks.errors import DataError
 from mmblocks.model.onevision import OneVision
 from mmblocks.train.distributed import World
@@ -148,14 +148,15 @@ class _Encoding:
         """Number, tokens and views of each conversation."""
         for number in range(len(self.conversations)):
             with self._leaving_out():
-                encoded = self.processor.encoded(self.conversations[number], self.targets)[0]
-                yield number, len(encoded), sum(len(routed.plan.pictures) for routed in encoded.plans)
+                encoded = self.processor.encoded(self.conversations[number], self.targets)
+                views = sum(len(routed.plan.pictures) for one in encoded for routed in one.plans)
+                yield number, sum(map(len, encoded)), views
 
     def samples(self, pack: Sequence[int]) -> list[Sample]:
         read = []
         for number in pack:
             with self._leaving_out():
-                read.append(self.processor.training_sample(self.conversations[number], self.targets))
+                read += self.processor.training_samples(self.conversations[number], self.targets)
         return read
 
     @contextmanager
@@ -186,7 +187,8 @@ class _HeldOut:
         return len(self.draws)
 
     def __getitem__(self, number: int) -> Conversation:
-        return conversations_of(self.mixture[self.draws[number]])[0]
+        item = self.mixture[self.draws[number]]
+        return item.chosen if isinstance(item, Pair) else item
 
 
 def _labelled(batch: Batch) -> list[int]:

@@ -26,8 +26,8 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _ASKED = {"role": "user", "content": [{"type": "image", "image": "i"}, {"type": "text", "text": "q"}]}
 _ANSWERED = {"role": "assistant", "content": "a"}
 PROBES = (
-    Conversation.of([_ASKED, _ANSWERED]).messages,
-    Conversation.of([{"role": "system", "content": "c"}, _ASKED, _ANSWERED, _ASKED, _ANSWERED]).messages,
+    Conversation.of([_ASKED, _ANSWERED]),
+    Conversation.of([{"role": "system", "content": "c"}, _ASKED, _ANSWERED, _ASKED, _ANSWERED]),
 )
 """What chat templates are told apart by: how they write these."""
 
@@ -81,7 +81,7 @@ class LengthsCache:
 
 def _processing(processor: Processor) -> list[Any]:
     """What a stage's processor decides beside the model's spec."""
-    said = [_written(processor.template, messages) for messages in PROBES]
+    said = [_written(processor.template, one.messages) for probe in PROBES for one in processor.conversations(probe)]
     tokenizers = _ADDRESS.sub("", repr(processor.router))
     own = [processor.max_tokens, processor.overlong, processor.visuals, processor.seed]
     return [said, tokenizers, _text_tokenizer(processor.text_tokenizer), *own]
@@ -93,7 +93,7 @@ def _written(template: ChatTemplate, messages: Sequence[Message]) -> Any:
         spans = template.spans(messages)
     except DataError as refusal:
         return str(refusal)
-    return [(span.content if isinstance(span.content, str) else "visual", span.learn) for span in spans]
+    return [(s.content if isinstance(s.content, str) else "visual", s.learn, s.literal) for s in spans]
 
 
 def _text_tokenizer(tokenizer: Any) -> str:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from mmblocks.errors import ConfigError
 from mmblocks.model.checkpoint import replaced_whole
 from mmblocks.model.convert import door_of
+from mmblocks.model.convert.export_text import finish_config, finish_tokenizer, write_generation_config
 from mmblocks.model.convert.hf_towers import TOWERS, tower_config, tower_of
 from mmblocks.model.convert.jinja import jinja_of
 from mmblocks.model.convert.keys import HUB, to_theirs
 from mmblocks.model.convert.weights import INDEX, LM_HEAD
-from mmblocks.model.generate import Stop
 from mmblocks.model.onevision import OneVision
 from mmblocks.projectors.mlp import MLP
 
@@ -41,8 +41,8 @@ def export_hf(
 
     family: transformers' model_type. dtype: type of the stored weights, by default the type they have. Raises
     `ConfigError` listing everything about the model that the family cannot express; clips are left out, with a warning
-    in the log, where it knows none. Pictures must be prepared by the
-    slow (PIL) image processor for equal pixels: AutoProcessor.from_pretrained(folder, use_fast=False).
+    in the log, where it knows none. For equal pixels, pictures must be prepared by the PIL image processor, which
+    `AutoImageProcessor.from_pretrained(folder, backend="pil")` is (`image_processor` of the AutoProcessor).
     """
     return door_of(family).export(model, Path(folder), dtype=dtype, max_shard_size=max_shard_size)
 
@@ -60,8 +60,9 @@ def export_family(
     with replaced_whole(folder) as fresh:
         _write_config(family, model, tokenizer, fresh, dtype)
         write_weights(_tensors(model, dtype), fresh, max_shard_size)
-        _write_generation_config(model, tokenizer, fresh)
+        write_generation_config(model, fresh)
         family.processor(model, tokenizer).save_pretrained(fresh)
+        finish_tokenizer(fresh)
     return folder
 
 
@@ -154,6 +155,7 @@ def _write_config(family: Family, model: OneVision, tokenizer: Any, folder: Path
     config.architectures = [CLASSES[family.model_type]]
     config.dtype = dtype or next(model.parameters()).dtype
     config.save_pretrained(folder)
+    finish_config(folder)
 
 
 def _tensors(model: OneVision, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -180,16 +182,6 @@ def write_weights(tensors: dict[str, Tensor], folder: Path, max_shard_size: str)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_generation_config(model: OneVision, tokenizer: Any, folder: Path) -> None:
-    from transformers import GenerationConfig
-
-    stops = list(Stop.of(model).tokens)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stops or [None])[0]
-    GenerationConfig(eos_token_id=stops or None, bos_token_id=tokenizer.bos_token_id, pad_token_id=pad).save_pretrained(
-        folder
-    )
 
 
 # What the families' processors share --------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from mmblocks.errors import ConfigError
 from mmblocks.model.convert import keys
 from mmblocks.model.convert.door import Layout
 from mmblocks.model.convert.hf import different, fixed_reasons, image_settings, longest_clip, read_config, reads, run
-from mmblocks.model.convert.text import assembled, backbone_settings, refuse, template_name, tokenizer_of
+from mmblocks.model.convert.text import assembled, backbone_settings, refuse, stored_ends, tokenizer_of
 from mmblocks.model.convert.weights import Matched, read_weights
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
@@ -96,10 +96,13 @@ def _text_reasons(config: Any) -> list[str]:
     ]
 
 
-def _template(folder: Path, tokenizer: Any) -> str:
-    """BLIP-2 is prompted with bare text, and its captions end at a newline, where that is one token."""
-    newline = tokenizer is None or len(tokenizer.encode("\n", add_special_tokens=False)) == 1
-    return "plain" if newline else template_name(folder, tokenizer)
+def _template(folder: Path, tokenizer: Any) -> dict[str, Any]:
+    """The bare prompt, and answers that end where the checkpoint's own do: at a newline beside OPT, at </s> beside Vicuna."""
+    if tokenizer is None:
+        return {"name": "blip2"}
+    ends = [tokenizer.decode([token]) for token in stored_ends(folder)]
+    single = [end for end in ends if len(tokenizer.encode(end, add_special_tokens=False)) == 1]
+    return {"name": "blip2", "end": next(iter([*single, tokenizer.eos_token or "\n"]))}
 
 
 def refuse_export(model: OneVision) -> list[str]:

@@ -18,6 +18,7 @@ from mmblocks.encoders.siglip import SigLIP
 from mmblocks.model.checkpoint import replaced_whole
 from mmblocks.model.convert import keys, original_projectors
 from mmblocks.model.convert.export_hf import write_weights
+from mmblocks.model.convert.export_text import PADDING_SIDE, finish_tokenizer, write_generation_config
 from mmblocks.model.convert.jinja import jinja_of
 from mmblocks.model.convert.original_config import FAMILIES, NEWLINES, POOLINGS, RESAMPLED, TEXT_KEYS
 from mmblocks.model.convert.original_towers import KINDS, SIZES, Tower, known_towers
@@ -154,7 +155,7 @@ def config_of(model: OneVision, dtype: torch.dtype | None = None) -> dict[str, A
         "use_mm_proj": True,
         "image_token_index": model.backbone.placeholder_id,
         "tokenizer_model_max_length": model.backbone.max_tokens,
-        "tokenizer_padding_side": "right",
+        "tokenizer_padding_side": PADDING_SIDE,
         **_text_keys(model),
         "torch_dtype": str(kind).removeprefix("torch."),
     }
@@ -277,3 +278,5 @@ def _write_tokenizer(model: OneVision, folder: Path) -> None:
     if (template := jinja_of(model.template)) is not None:
         tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
+    finish_tokenizer(folder)
+    write_generation_config(model, folder)

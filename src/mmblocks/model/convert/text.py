@@ -18,7 +18,7 @@ from mmblocks.model.check import Examination, examine
 from mmblocks.model.convert import raw_config
 from mmblocks.model.convert.jinja import FLATTENED, jinja_of
 from mmblocks.model.convert.keys import Table
-from mmblocks.model.convert.weights import Matched, load_matched, matched
+from mmblocks.model.convert.weights import Matched, load_matched, matched, read_json
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 
@@ -43,6 +43,8 @@ ENDS = {
 MISTRAL = ("mistral", "llava_mistral")
 """Families that end their turns like Vicuna and write them otherwise."""
 DEFAULT = "qwen_2"
+GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size")
+"""What of a checkpoint's generation settings is read here: ends of answers, and what holds of repetition."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -128,6 +130,20 @@ def _family(folder: Path) -> str:
     return str((text if isinstance(text, dict) else config).get("model_type"))
 
 
+def stored_generation(folder: Path) -> dict[str, Any]:
+    """A checkpoint's own generation settings, as far as they are read."""
+    path = folder / "generation_config.json"
+    found = read_json(path) if path.is_file() else {}
+    return {key: found[key] for key in GENERATION if found.get(key) is not None}
+
+
+def stored_ends(folder: Path) -> tuple[int, ...]:
+    """The ids that end an answer by the checkpoint's generation settings, or else by its text model's."""
+    text = raw_config(folder).get("text_config") or {}
+    found = stored_generation(folder).get("eos_token_id", text.get("eos_token_id"))
+    return tuple(found) if isinstance(found, list) else () if found is None else (found,)
+
+
 def backbone_settings(config: Any, folder: Path, tokenizer: Any | None, placeholder_id: int) -> dict[str, Any]:
     """A transformers text config as settings of our `causal_lm`. What they cannot say stays in the config itself."""
     rope = getattr(config, "rope_parameters", None) or {}
@@ -184,6 +200,7 @@ def assembled(
         model.backbone.lm = type(model.backbone.lm)(text_config)
     found = matched(model, stored, layouts, where, unused)
     load_matched(model, found, text_config, dtype, where)
+    model.backbone.lm.generation_config.update(**stored_generation(where))
     log.info(
         "%s: layout %s, %d tensors read, %d not needed", where, found.layout, len(found.tensors), len(found.unused)
     )

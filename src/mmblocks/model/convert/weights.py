@@ -176,6 +176,7 @@ def load_matched(model: OneVision, found: Matched, text_config: Any, dtype: torc
     for part in ("encoder", "projector", "marks"):
         getattr(model, part).load_state_dict(_under(f"{part}.", found.tensors))
     model.backbone.load_tensors(text_config, _under("backbone.lm.", found.tensors), str(where), dtype)
+    model.backbone.take_generation_config(where)
     with_dtype(model, dtype)
 
 

@@ -35,18 +35,25 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """What ends an answer: single tokens, and texts that the tokenizer writes with several."""
+    """What ends an answer: single tokens, and texts that the tokenizer writes with several; the first that comes ends it."""
 
     tokens: tuple[int, ...]
     texts: tuple[str, ...]
 
     @classmethod
     def of(cls, model: Any) -> Stop:
-        """The stop texts of a model's chat template, as its text tokenizer writes them."""
+        """The stop texts of a model's chat template, as its text tokenizer writes them, and its checkpoint's end tokens."""
         tokenizer = model.backbone.text_tokenizer
         ids = {text: tokenizer.encode(text, add_special_tokens=False) for text in model.template.stop}
-        tokens = tuple(i[0] for i in ids.values() if len(i) == 1)
-        return cls(tokens, tuple(text for text, i in ids.items() if len(i) != 1))
+        tokens = [i[0] for i in ids.values() if len(i) == 1]
+        every = dict.fromkeys((*tokens, *end_tokens(model.backbone)))
+        return cls(tuple(every), tuple(text for text, i in ids.items() if len(i) != 1))
+
+
+def end_tokens(backbone: Any) -> tuple[int, ...]:
+    """The ids that end an answer by a checkpoint's generation_config, which names one or a list (Qwen2-Instruct's two)."""
+    own = getattr(getattr(backbone.lm, "generation_config", None), "eos_token_id", None)
+    return tuple(own) if isinstance(own, Sequence) else () if own is None else (own,)
 
 
 class Chooser:
@@ -99,11 +106,11 @@ def _warpers(decoding: Decoding) -> list[Any]:
 class Ending:
     """Which answers have ended.
 
-    tokens: the ids that end one, those of the template or else the checkpoint's own. padding: what stands behind it.
+    tokens: the ids that end one. padding: what stands behind it.
     """
 
     def __init__(self, backbone: Any, stop: Stop, device: torch.device) -> None:
-        self.tokens = stop.tokens or _own_end(backbone)
+        self.tokens = stop.tokens
         self.padding = self.tokens[0] if self.tokens else 0
         self._tokens = torch.tensor(self.tokens, dtype=torch.int64, device=device)
         self._texts = _stop_texts(backbone, stop)
@@ -112,11 +119,6 @@ class Ending:
         """(sequences,) bool: which of `written` (sequences, tokens) end with their last token."""
         ended = torch.isin(written[:, -1], self._tokens)
         return ended if self._texts is None else ended | self._texts(written, None)
-
-
-def _own_end(backbone: Any) -> tuple[int, ...]:
-    own = getattr(getattr(backbone.lm, "generation_config", None), "eos_token_id", None)
-    return tuple(own) if isinstance(own, Sequence) else () if own is None else (own,)
 
 
 def _stop_texts(backbone: Any, stop: Stop) -> Any:

@@ -16,7 +16,7 @@ from mmblocks.conversation import Visual
 from mmblocks.data.broken import Policy
 from mmblocks.data.media import pixels_of
 from mmblocks.data.mixture import Draw, Draws, Mixture
-from mmblocks.data.processor import Processor, conversations_of
+from mmblocks.data.processor import Processor
 from mmblocks.errors import MMBlocksError
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import VisualPlan
@@ -103,7 +103,7 @@ def _keep(model: OneVision, precision: str, waiting: Sequence[tuple[Path, Tensor
 
 def visuals_of(mixture: Mixture, draw: Draw, processor: Processor) -> Iterator[tuple[Visual, VisualPlan]]:
     """Every visual of a draw with its plan, those of both answers of a pair included."""
-    for conversation in conversations_of(mixture[draw]):
+    for conversation in processor.conversations(mixture[draw]):
         for visual, routed in zip(conversation.visuals, processor.plan(conversation), strict=True):
             yield visual, routed.plan
 

@@ -1,0 +1,94 @@
+"""What a family of transformers takes: its names of sizes, its rotary settings, its special ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from mmblocks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig
+
+SIZES = {  # our setting -> transformers' name
+    "vocab_size": "vocab_size",
+    "dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "mlp_dim": "intermediate_size",
+    "head_dim": "head_dim",
+    "max_tokens": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+}
+_NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+
+
+def in_words_of(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes by the names that a family's config has for them. Raises `ConfigError` for one that it does not have."""
+    default = default_of(family)
+    named = dict(given)
+    if "rms_norm_eps" in named:
+        name = next((n for n in _NORM_EPS if hasattr(default, n)), "rms_norm_eps")
+        named[name] = named.pop("rms_norm_eps")
+    ours = {theirs: setting for setting, theirs in SIZES.items()} | dict.fromkeys(_NORM_EPS, "norm_eps")
+    unknown = [f"{ours[name]}={value}" for name, value in named.items() if not hasattr(default, name)]
+    if unknown:
+        raise ConfigError(f"backbone family {family!r} has no such size: {', '.join(unknown)}; leave it out.")
+    return named
+
+
+def rope_of(family: str, theta: float) -> dict[str, Any]:
+    """The family's rotary settings with another base."""
+    own = getattr(default_of(family), "rope_parameters", None) or {}
+    if any(isinstance(value, Mapping) for value in own.values()):
+        raise ConfigError(
+            f"backbone family {family!r} has rotary settings for each kind of layer, so rope_theta={theta:g} does not say "
+            "which; write further.rope_parameters."
+        )
+    return {"rope_type": "default", **own, "rope_theta": theta}
+
+
+def special_tokens_off(family: str, settings: Mapping[str, Any]) -> dict[str, None]:
+    """Special ids of the family that lie outside a smaller vocabulary, switched off."""
+    size = settings.get("vocab_size")
+    if size is None:
+        return {}
+    names = [f"{n}_token_id" for n in ("pad", "bos", "eos") if f"{n}_token_id" not in settings]
+    ids = {name: getattr(default_of(family), name, None) for name in names}
+    return {n: None for n, i in ids.items() if any(j >= size for j in (i if isinstance(i, list) else [i or 0]))}
+
+
+@cache
+def default_of(family: str) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(family)
+    except ValueError as cause:
+        raise ConfigError(f"transformers has no family={family!r}; write its model_type, such as 'qwen2'.") from cause
+
+
+def savable(settings: GenerationConfig) -> GenerationConfig:
+    """The same, without its settings of sampling where it does not sample: transformers refuses to save these (Vicuna's)."""
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        kept = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size")
+        return type(settings)(**{name: getattr(settings, name) for name in kept})
+    return settings
+
+
+def facts_of(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Width, vocabulary and sequence limit."""
+    names = ("hidden_size", "vocab_size", "max_position_embeddings")
+    missing = [name for name in names if not isinstance(getattr(config, name, None), int)]
+    if missing:
+        nested = " (its text model is a part of it; name the family of that)" if hasattr(config, "text_config") else ""
+        raise ConfigError(
+            f"backbone family {config.model_type!r}: its config says no {', '.join(missing)}{nested}, "
+            "so it cannot be a backbone."
+        )
+    return config.hidden_size, config.vocab_size, config.max_position_embeddings

@@ -1,0 +1,184 @@
+"""Text spans to ids. Control tokens are recognised in a template's own text only, never in what people wrote.
+
+A chat template and the text of people are tokenised together, so that the ids are those of the whole prompt. Where the
+text of people contains a control token ("<|im_end|>" in a question), it is tokenised as ordinary text there, into ids
+that decode to the same text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from mmblocks.components import ChatTemplate, Span
+from mmblocks.errors import ConfigError
+
+Offsets = Sequence[tuple[int, int]]
+
+
+class TextTokenizer(Protocol):
+    """What is asked of a text tokenizer; every fast tokenizer of transformers has it."""
+
+    @property
+    def is_fast(self) -> bool: ...
+
+    @property
+    def bos_token(self) -> str | None: ...
+
+    @property
+    def bos_token_id(self) -> Any: ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]: ...
+
+    @property
+    def backend_tokenizer(self) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool) -> Mapping[str, Any]: ...
+
+
+class ControlTokens:
+    """The control tokens of a text tokenizer (text -> id), and the tokenizer without them."""
+
+    def __init__(self, ids: Mapping[str, int], backend: Any) -> None:
+        self.ids = ids
+        self.numbers = frozenset(ids.values())
+        self._backend = backend
+
+    @classmethod
+    def of(cls, text_tokenizer: TextTokenizer, template: ChatTemplate) -> ControlTokens:
+        """What has a meaning beside its letters: special tokens, and added ones that the template names.
+
+        Added tokens that are neither (Qwen3's <think>) are text that an answer may hold.
+        """
+        named = frozenset((*template.stop, *getattr(template, "special", ())))
+        known = _KNOWN.setdefault(text_tokenizer, {})
+        key = named, len(text_tokenizer)
+        if key not in known:
+            added = text_tokenizer.added_tokens_decoder.items()
+            ids = {token.content: number for number, token in added if token.special or token.content in named}
+            known[key] = cls(ids, text_tokenizer.backend_tokenizer)
+        return known[key]
+
+    @cached_property
+    def renamed(self) -> _Renamed:
+        """Made when text of people first holds a control token: reading a large vocabulary takes a second."""
+        return _Renamed.of(self._backend, self.ids)
+
+
+_KNOWN: WeakKeyDictionary[Any, dict[tuple[frozenset[str], int], ControlTokens]] = WeakKeyDictionary()
+
+
+class SpanTokenizer:
+    """The ids of a chat template's text spans by one text tokenizer. Raises `ConfigError` for a slow one."""
+
+    def __init__(self, text_tokenizer: TextTokenizer, template: ChatTemplate) -> None:
+        if not text_tokenizer.is_fast:
+            raise ConfigError(
+                f"the text tokenizer {type(text_tokenizer).__name__} does not say which characters a token covers; "
+                "use its fast form."
+            )
+        self._tokenizer = text_tokenizer
+        self._control = ControlTokens.of(text_tokenizer, template)
+
+    def ids(self, run: Sequence[Span]) -> Iterator[tuple[int, Span]]:
+        """(id, the span it begins in) of spans that adjoin, tokenised together.
+
+        Where one token would join learned and given text ("\\n" of a header with the first "\\n" of an answer), the text
+        is cut there and tokenised apart: that is what the model meets when it writes.
+        """
+        tokens, covered, starts = self._together(run)
+        cut = _first_straddled(run, starts, covered)
+        if cut is not None:
+            yield from self.ids(run[:cut])
+            yield from self.ids(run[cut:])
+            return
+        for token, (start, _) in zip(tokens, covered, strict=True):
+            yield token, run[bisect_right(starts, start) - 1]
+
+    def _together(self, run: Sequence[Span]) -> tuple[Sequence[int], Offsets, list[int]]:
+        """Ids of the spans' whole text, the characters that each covers, and where each span starts."""
+        texts = [str(span.content) for span in run]
+        starts = [0, *accumulate(map(len, texts))][:-1]
+        found = self._tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
+        tokens, covered = found["input_ids"], found["offset_mapping"]
+        if self._has_control_in_literal_text(run, starts, tokens, covered):
+            return self._control.renamed.together(run)
+        return tokens, covered, starts
+
+    def _has_control_in_literal_text(
+        self, run: Sequence[Span], starts: list[int], tokens: Sequence[int], covered: Offsets
+    ) -> bool:
+        return any(
+            span.literal
+            for token, (start, end) in zip(tokens, covered, strict=True)
+            if token in self._control.numbers
+            for span in run[bisect_right(starts, start) - 1 : bisect_right(starts, end - 1)]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Renamed:
+    """A text tokenizer whose control tokens have names that nobody can write: the same ids for a template's own text."""
+
+    backend: Any
+    names: Mapping[str, str]
+    pattern: re.Pattern[str]
+
+    @classmethod
+    def of(cls, backend: Any, control: Mapping[str, int]) -> _Renamed:
+        from tokenizers import Tokenizer
+
+        # Drawn anew in every process; a tokenizer's own texts are left alone, for these are private characters.
+        secret = secrets.token_hex(8)
+        names = {text: f"\U000f0000{secret}{number}\U000f0001" for text, number in control.items()}
+        settings = json.loads(backend.to_str())
+        for token in settings["added_tokens"]:
+            token["content"] = names.get(token["content"], token["content"])
+        _rename(settings["model"], names)
+        settings["post_processor"] = None
+        pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return cls(Tokenizer.from_str(json.dumps(settings)), names, re.compile(pattern))
+
+    def together(self, run: Sequence[Span]) -> tuple[Sequence[int], Offsets, list[int]]:
+        """As `SpanTokenizer._together`, the control tokens being those in the template's own spans."""
+        texts = [str(span.content) if span.literal else self._with_names(str(span.content)) for span in run]
+        starts = [0, *accumulate(map(len, texts))][:-1]
+        encoding = self.backend.encode("".join(texts), add_special_tokens=False)
+        return encoding.ids, encoding.offsets, starts
+
+    def _with_names(self, text: str) -> str:
+        return self.pattern.sub(lambda found: self.names[found[0]], text)
+
+
+def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Rename tokens of a model of the tokenizers library (BPE, WordPiece, WordLevel, Unigram), in place."""
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): number for token, number in model["vocab"].items()}
+    else:
+        model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        model["merges"] = [pair for pair in model["merges"] if _merged(pair) not in names]
+
+
+def _merged(pair: str | Sequence[str]) -> str:
+    return "".join(pair.split(" ") if isinstance(pair, str) else pair)
+
+
+def _first_straddled(run: Sequence[Span], starts: list[int], covered: Offsets) -> int | None:
+    """The first span at whose start learning begins or ends in the middle of a token."""
+    edges = {starts[i]: i for i in range(1, len(run)) if run[i].learn != run[i - 1].learn}
+    straddled = [edges[c] for start, end in covered for c in range(start + 1, end) if c in edges]
+    return min(straddled, default=None)

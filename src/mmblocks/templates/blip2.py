@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mmblocks.components import Span, templates
+from mmblocks.conversation import Message, Visual
+
+
+@templates.register(
+    "blip2",
+    source="https://arxiv.org/abs/2301.12597",
+    oracle="transformers Blip2Processor, InstructBlipProcessor",
+)
+@dataclass(frozen=True)
+class Blip2:
+    """The bare prompt of BLIP-2 and InstructBLIP: all visuals, then what the text tokenizer begins a text with, then the words.
+
+    There are no roles: messages follow each other with a space between. Learned: the answer with that space, and its
+    `end`, which is a newline beside OPT and </s> beside Vicuna.
+    """
+
+    text_tokenizer: Callable[[], Any] | None = None
+    end: str = "\n"
+    special: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        return (self.end,)
+
+    def spans(self, messages: Sequence[Message]) -> list[Span]:
+        visuals = [Span(part) for message in messages for part in message.parts if isinstance(part, Visual)]
+        words: list[Span] = []
+        for message in messages:
+            learn = message.is_learned
+            said = [
+                Span(part.text, learn, literal=True)
+                for part in message.parts
+                if not isinstance(part, Visual) and part.text
+            ]
+            if said and words and not str(words[-1].content)[-1:].isspace():
+                words.append(Span(" ", learn))
+            words += [*said, Span(self.end, learn)] if message.role == "assistant" else said
+        return [*visuals, *self._begin(), *words]
+
+    def open_answer(self) -> list[Span]:
+        return []
+
+    def _begin(self) -> list[Span]:
+        """The BOS, where the text tokenizer puts one in front of every text: here it stands behind the visuals."""
+        tokenizer = self.text_tokenizer() if self.text_tokenizer is not None else None
+        if tokenizer is None or tokenizer.bos_token is None:
+            return []
+        adds = tokenizer("", add_special_tokens=True)["input_ids"][:1] == [tokenizer.bos_token_id]
+        return [Span(tokenizer.bos_token)] if adds else []
