@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from mmblocks.errors import DataError
+from mmblocks.keys import refuse_unread
 from mmblocks.shapes import VisualKind
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+LEARN_KEYS = ("loss", "train", "weight")
+"""What a turn may hold to say whether it is learned: true or false, or 1 or 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,8 @@ class Conversation:
     def of(cls, messages: Sequence[Mapping[str, Any]], origin: str = "conversation") -> Conversation:
         """Read chat-completions messages: {"role", "content": text | [{"type": "text"|"image"|"video", ...}]}.
 
-        A picture or clip may have a "note" (see `Visual`).
+        A picture or clip may have a "note" (see `Visual`); an answer may have "loss", "train" (true or false) or "weight"
+        (0 or 1), which say whether it is learned. Raises `DataError` for keys that nothing reads.
         """
         return cls(tuple(_message(m, f"{origin}: message {i}") for i, m in enumerate(messages)), origin)
 
@@ -94,32 +100,86 @@ Item = Conversation | Pair
 """What a source of training data holds."""
 
 
+def learn_of(turn: Mapping[str, Any], role: Role, where: str) -> bool:
+    """Whether a turn is to be learned, as its `LEARN_KEYS` say; an answer is unless it is told otherwise."""
+    said = {key: turn[key] for key in LEARN_KEYS if turn.get(key) is not None}
+    if not said:
+        return True
+    for key, value in said.items():
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise DataError(
+                f"{where}: {key!r} is {value!r}; an answer is learned or not, with no weight between: write true or false."
+            )
+    if len({bool(value) for value in said.values()}) > 1:
+        raise DataError(f"{where}: {' and '.join(f'{k!r} is {v!r}' for k, v in said.items())}; keep one.")
+    if role != "assistant" and any(said.values()):
+        raise DataError(
+            f"{where}: {' and '.join(map(repr, said))} would let a turn of the {role} be learned, but only answers can be; "
+            "remove it."
+        )
+    return role != "assistant" or all(said.values())
+
+
 def _message(raw: Mapping[str, Any], where: str) -> Message:
     role = raw.get("role")
     if role not in ROLES:
         raise DataError(f"{where}: role is {role!r}; write one of {', '.join(ROLES)}.")
-    content = raw.get("content")
+    refuse_unread(raw, ("role", "content", *LEARN_KEYS), where, "turn")
+    content, learn = raw.get("content"), learn_of(raw, role, where)
     if isinstance(content, str):
-        return Message(role, (Text(content),))
+        return Message(role, (Text(content),), learn)
     if not isinstance(content, Sequence):
         raise DataError(f"{where}: content is {content!r}; write a text or a list of parts.")
-    return Message(role, tuple(_parts(content, where)))
+    return Message(role, tuple(_parts(content, where)), learn)
+
+
+PART_KEYS: Mapping[str, tuple[str, ...]] = {
+    "text": ("type", "text"),
+    "image": ("type", "image", "note"),
+    "video": ("type", "video", "fps", "note"),
+    "image_url": ("type", "image_url", "note"),
+    "video_url": ("type", "video_url", "note"),
+}
+"""The keys of a part, by its type."""
 
 
 def _parts(content: Sequence[Any], where: str) -> Iterator[Part]:
     for i, raw in enumerate(content):
         kind = raw.get("type") if isinstance(raw, Mapping) else None
-        if kind == "text":
-            yield Text(_field(raw, "text", f"{where}, part {i}"))
-        elif kind in ("image", "video"):
-            source = _field(raw, kind, f"{where}, part {i}")
-            yield Visual(kind, source, float(raw.get("fps", 1.0)), _note(raw, f"{where}, part {i}"))
-        elif kind in ("image_url", "video_url"):
-            url = _field(raw, kind, f"{where}, part {i}")
-            source = url.get("url") if isinstance(url, Mapping) else url
-            yield Visual("image" if kind == "image_url" else "video", source, note=_note(raw, f"{where}, part {i}"))
-        else:
-            raise DataError(f"{where}, part {i}: {raw!r}; a part is {{'type': 'text'|'image'|'video', ...}}.")
+        if not isinstance(kind, str) or kind not in PART_KEYS:
+            raise DataError(f"{where}, part {i}: {raw!r:.200}; a part is {{'type': 'text'|'image'|'video', ...}}.")
+        yield _part(raw, kind, f"{where}, part {i}")
+
+
+def _part(raw: Mapping[str, Any], kind: str, where: str) -> Part:
+    refuse_unread(raw, PART_KEYS[kind], where, "part")
+    found = _field(raw, kind, where)
+    if kind == "text":
+        return Text(_text(found, f"{where}: its text"))
+    note = "" if raw.get("note") is None else _text(raw["note"], f"{where}: note")
+    if kind == "image":
+        return Visual("image", found, note=note)
+    if kind == "video":
+        return Visual("video", found, _pace(raw, found, where), note)
+    if isinstance(found, Mapping):
+        refuse_unread({k: v for k, v in found.items() if (k, v) != ("detail", "auto")}, ("url",), where, "part")
+        found = found.get("url")
+    return Visual("image" if kind == "image_url" else "video", found, note=note)
+
+
+def _pace(raw: Mapping[str, Any], found: Any, where: str) -> float:
+    """Frames per second of a clip that has no clock of its own; `found` may be a `Visual` that was opened before."""
+    given, fps = (found.source, found.fps) if isinstance(found, Visual) else (found, 1.0)
+    if raw.get("fps") is None:
+        return fps
+    if not isinstance(raw["fps"], int | float) or raw["fps"] <= 0:
+        raise DataError(f"{where}: fps is {raw['fps']!r}; write frames per second, a number above 0.")
+    if isinstance(given, bytes) or (isinstance(given, str | Path) and not os.path.isdir(given)):  # noqa: PTH112 - a long URI is none
+        raise DataError(
+            f"{where}: fps is {raw['fps']!r}, but a video file has a clock of its own, so nothing reads it; remove it, or "
+            "add it to the source's `ignore`. How many frames are shown is a setting of the visual tokenizer."
+        )
+    return float(raw["fps"])
 
 
 def _field(raw: Mapping[str, Any], key: str, where: str) -> Any:
@@ -128,8 +188,7 @@ def _field(raw: Mapping[str, Any], key: str, where: str) -> Any:
     return raw[key]
 
 
-def _note(raw: Mapping[str, Any], where: str) -> str:
-    note = raw.get("note", "")
-    if not isinstance(note, str):
-        raise DataError(f"{where}: note is {note!r}; write a text, or leave it out.")
-    return note
+def _text(given: Any, what: str) -> str:
+    if not isinstance(given, str):
+        raise DataError(f"{what} is {given!r:.80}; write a text, or leave it out.")
+    return given

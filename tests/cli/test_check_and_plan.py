@@ -107,6 +107,19 @@ def test_plan_shows_a_page_of_data(capsys, photos):
     assert "work on 8 ranks" in page
 
 
+def test_plan_counts_what_a_limit_cuts(capsys, photos):
+    main(["plan", RECIPE, *photos, "--json"])
+    (whole,) = json.loads(capsys.readouterr().out)
+    limit = int(whole["tokens"]["max"]) - 1
+    words = ["plan", RECIPE, *photos, f"stages.5.max_tokens={limit}", "stages.5.overlong=cut_answer"]
+    assert main([*words, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["tokens"]["max"] == limit
+    assert found["cut"]["records"] == found["cut"]["tokens"] > 0  # one token of each of the longest
+    assert main(words) == 0
+    assert f"{found['cut']['records']} are cut at the end of their last answer" in capsys.readouterr().out
+
+
 def test_plan_measures_what_the_stages_of_a_recipe_read(capsys):
     assert main(["plan", RECIPE, "data=recipe", "samples=20", "stages.1.batch_size=5", "stage=align", "--json"]) == 0
 

@@ -74,6 +74,27 @@ def test_a_record_is_shown_as_the_model_will_see_it(records, tmp_path, capsys):
     assert (tmp_path / "onevision-0-1.html").read_text(encoding="utf-8").count("<img ") == 2
 
 
+def test_keys_that_may_be_left_out_are_named_beside_the_file(records, tmp_path, capsys):
+    path = records.with_name("scored.json")
+    path.write_text(json.dumps([{**record, "score": 3} for record in json.loads(records.read_text())[:3]]))
+    words = ["inspect", RECIPE, f"data={path}", *STAGE, "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert "nothing reads the key 'score'" in capsys.readouterr().out
+    assert main([*words, "ignore=score,grade"]) == 0
+    assert "no faulty of 3 looked at" in capsys.readouterr().out
+
+
+def test_an_answer_that_the_limit_cuts_is_shown_cut(records, tmp_path, capsys):
+    words = ["inspect", RECIPE, f"data={records}", *STAGE, "--out", str(tmp_path), "--record", "3"]
+    main(words)
+    length = int(re.search(r"tokens +(\d+),", capsys.readouterr().out)[1])
+    assert main([*words, f"stages.4.max_tokens={length - 3}", "stages.4.overlong=cut_answer"]) == 0
+    page = capsys.readouterr().out
+    assert re.findall(r"\[\[(.*?)\]\]", page, re.DOTALL) == ["hello"]
+    assert "cut      3 tokens at the end of the last answer" in page
+    assert "3 tokens at the end of the last answer" in (tmp_path / "onevision-0-3.html").read_text()
+
+
 def test_without_a_file_the_recipes_own_data_is_looked_at(tmp_path, capsys):
     assert main(["inspect", RECIPE, "--stage", "align", "--samples", "5", "--out", str(tmp_path)]) == 0
     page = capsys.readouterr().out

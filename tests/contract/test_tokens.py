@@ -122,7 +122,8 @@ def tokenizers_that_count_right(view_px, grid, spatial, squash, dim):
 
 
 def asked(*visuals):
-    content = [{"type": "image" if isinstance(v, Image.Image) else "video", "image": v, "video": v} for v in visuals]
+    kinds = ["image" if isinstance(v, Image.Image) else "video" for v in visuals]
+    content = [{"type": kind, kind: v} for kind, v in zip(kinds, visuals, strict=True)]
     return Conversation.of([{"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]}])
 
 

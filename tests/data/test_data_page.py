@@ -41,7 +41,7 @@ def test_every_example_of_the_page_works(folder):
             exec(compile(block["text"], str(PAGE), "exec"), {"__name__": "example"})
         elif block["language"] == "yaml":
             counts.append(read_to_the_end(yaml.safe_load(block["text"])["data"]))
-    assert counts == [[5], [3], [2, 2], [1], [1], [5, 2, 1, 4], [1, 3], [5]]
+    assert counts == [[5], [3], [2, 2], [1], [1], [3], [5, 2, 1, 4], [1, 3], [5]]
 
 
 def read_to_the_end(entries):

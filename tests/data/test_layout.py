@@ -167,13 +167,15 @@ def noise(seed, *shape):
 
 
 def said(answer, *visuals):
-    content = [{"type": "video" if v.ndim == 4 else "image", "video": v, "image": shown(v)} for v in visuals]
+    content = [shown(v) for v in visuals]
     user = {"role": "user", "content": [*content, {"type": "text", "text": "What colour is the circle?"}]}
     return Conversation.of([user, {"role": "assistant", "content": answer}])
 
 
 def shown(array):
-    return Image.fromarray(array) if array.ndim == 3 else None
+    if array.ndim == 4:
+        return {"type": "video", "video": array}
+    return {"type": "image", "image": Image.fromarray(array)}
 
 
 CONVERSATIONS = [

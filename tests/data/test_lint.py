@@ -170,6 +170,16 @@ def test_the_originals_own_masks_are_no_fault(processor):
     assert kinds(processor, QUESTION, "three", targets="original") == []
 
 
+@pytest.mark.parametrize("name", ["chatml", "vicuna_v1", "llama_2", "llava_llama_3"])
+def test_an_answer_that_is_not_learned_is_no_fault_and_is_not_trained(processor, name):
+    one = talk("first ?", "one two", "second ?", "three four")
+    given, *rest = [m if i != 1 else replace(m, learn=False) for i, m in enumerate(one.messages)]
+    looked = Linter(replace(processor, template=templates.build(name))).look(replace(one, messages=(given, *rest)))
+    assert looked.findings == ()
+    ids = looked.encoded.targets[looked.encoded.targets >= 0].tolist()
+    assert processor.text_tokenizer.decode(ids).strip().startswith("three four")
+
+
 # Samples ------------------------------------------------------------------------------------------------------------
 
 

@@ -135,7 +135,8 @@ FAULTS = [
         "3 <image> markers but 2 images; add the image or",
     ),
     (record("<image>", "x", image=["cat.png", "dog.png"]), "1 <image> marker but 2 images; write <image> where"),
-    (record("What?", "x", image="cat.png"), "0 <image> markers but 1 image; write <image> where"),
+    (record("What?", "<image>", image=["cat.png", "dog.png"]), "1 <image> marker but 2 images; write <image> where"),
+    (record("<video>", "x", image="cat.png", video="clip.mp4"), "0 <image> markers but 1 image; write <image> where"),
     (record("<image>", "x"), "1 <image> marker but 0 images"),
     (record("<image>", "x", image="no.png"), r"the image .*no.png does not exist; check the path and the media root"),
     (record("<video>", "x", video="no.mp4"), r"the video .*no.mp4 does not exist"),
@@ -193,3 +194,63 @@ def test_a_file_that_holds_no_records_is_a_fault(folder, name, text, fault):
 def test_a_missing_file_is_a_fault(folder):
     with pytest.raises(DataError, match=r"gone.json: there is no such file"):
         read_llava(folder / "gone.json")
+
+
+# What a file holds, whatever its name ---------------------------------------------------------------------------------
+
+ONE, TWO = (json.dumps({"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": n}]}) for n in "12")
+CHAT = json.dumps([{"role": "user", "content": "?"}, {"role": "assistant", "content": "1"}])
+BOM = "\ufeff"
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl", "DATA.JSON"])
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        (f"{ONE}\n{TWO}\n", "12"),
+        (f"{ONE}\r\n\r\n{TWO}", "12"),
+        (f"{BOM}{ONE}\n{TWO}\n", "12"),
+        (f"{BOM}\n \n{ONE}\n{TWO}\n", "12"),
+        (ONE, "1"),
+        (f"[{ONE}, {TWO}]", "12"),
+        (f"{BOM}[\n{ONE},\n{TWO}\n]\n", "12"),
+        (json.dumps([json.loads(ONE), json.loads(TWO)], indent=2), "12"),
+        (f"{CHAT}\n{CHAT}", "11"),
+        (f"[{CHAT}]", "1"),
+    ],
+)
+def test_a_list_and_one_record_a_line_are_told_apart_by_what_the_file_holds(folder, name, text, answers):
+    (folder / name).write_text(text, encoding="utf-8")
+    assert "".join(talk.messages[1].text for talk in read_llava(folder / name)) == answers
+
+
+def test_one_record_over_several_lines_is_read(folder):
+    (folder / "data.json").write_text(json.dumps(json.loads(ONE), indent=2))
+    assert len(read_llava(folder / "data.json")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (f"[{ONE}, ]", r"not JSON: .*Remove the comma before '\]'"),
+        ('[{"conversations": [], }]', "not JSON: .*Remove the comma before '}'"),
+        (f"{ONE},\n{TWO}\n", "not JSON: .*one record a line, with no comma between them"),
+        (ONE + TWO, "not JSON: .*Write a list of records, or one record a line"),
+        ('{"data": []}', "it holds one dict with the keys data; a file of records is a list"),
+        (" \n", "it is empty; write a list of records"),
+        ("3", "it holds one int"),
+    ],
+)
+def test_a_file_that_is_no_json_says_what_to_write(folder, text, fault):
+    (folder / "data.json").write_text(text)
+    with pytest.raises(DataError, match=rf"data\.json: {fault}"):
+        read_llava(folder / "data.json")
+
+
+def test_a_line_that_ends_in_a_comma_says_so(folder):
+    (folder / "data.jsonl").write_text(f"{ONE}\n{TWO},\n")
+    with pytest.raises(DataError, match=r"data\.jsonl:record 1: not JSON: .*with no comma between them"):
+        read_llava(folder / "data.jsonl")[1]
+    (folder / "data.jsonl").write_text(f"{ONE}\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"data\.jsonl: it is encoded in UTF-16; save it as UTF-8"):
+        read_llava(folder / "data.jsonl")

@@ -445,7 +445,7 @@ def test_a_tar_that_is_cut_off_or_packed_wrongly_is_refused(folder):
         ([("a.json", b"3")], "t.tar:a.json: it holds 3; write a record"),
         ([("a.json", b'{"id": 1, "id": 2}')], "t.tar:a.json: the key 'id' stands twice"),
         ([("a.txt", b"\xff\xfe")], "t.tar:a.txt: not UTF-8"),
-        ([("a.json", json.dumps(as_llava(("?", ["x.png"], "!"))).encode())], "1 <image> marker but 0 images"),
+        ([("a.json", json.dumps(as_llava(("?", ["x.png"], "!"))).encode())], "'image' names 1, but the sample holds 0"),
     ],
 )
 def test_a_fault_names_the_sample(folder, members, fault):
@@ -472,7 +472,7 @@ def test_pictures_may_be_links_with_data(folder):
     [
         ({"role": "user"}, "there is no text to learn"),
         (as_parts(("?", ["gone.png"], "!")), "the image .*gone.png does not exist"),
-        (as_parts(("?", ["red.png"], " ")), "an answer is empty"),
+        (as_parts(("?", ["red.png"], " ")), "turn 1: the answer is empty"),
         (
             {"images": [], "messages": as_parts(TALKS[0], named=False)["messages"]},
             "message 0, part 0: no image is left",

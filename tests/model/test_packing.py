@@ -15,7 +15,7 @@ def noise(seed, *shape):
 
 
 def said(question, answer, *visuals):
-    content = [{"type": "video" if v.ndim == 4 else "image", "video": v, "image": picture(v)} for v in visuals]
+    content = [shown(v) for v in visuals]
     return Conversation.of(
         [
             {"role": "user", "content": [*content, {"type": "text", "text": question}]},
@@ -24,8 +24,10 @@ def said(question, answer, *visuals):
     )
 
 
-def picture(array):
-    return Image.fromarray(array) if array.ndim == 3 else None
+def shown(array):
+    if array.ndim == 4:
+        return {"type": "video", "video": array}
+    return {"type": "image", "image": Image.fromarray(array)}
 
 
 CONVERSATIONS = [

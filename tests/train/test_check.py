@@ -90,6 +90,7 @@ PLANTED = [
     ("look_at", -1, "look_at", "Write 0 or more"),
     ("timeout_s", 0.0, "timeout_s", "above 0"),
     ("broken", "repeat", "broken", "one of raise, skip"),
+    ("stages.0.overlong", "cut", "stages.0.overlong", "one of raise, skip, cut_answer"),
     ("start_at", "alin", "start_at", "Did you mean 'align'?"),
     ("export", "transformers", "export", "Leave export out"),
     ("cache_features", "cache", "cache_features", "it trains the encoder"),
@@ -121,6 +122,12 @@ def test_a_planted_fault_is_named_with_its_key_and_a_cure(recipe, path, value, k
     found = check_run(planted(recipe, path, value))
 
     assert any(fault.key == key and words in str(fault) for fault in found), "\n".join(map(str, found))
+
+
+def test_answers_are_not_cut_where_more_than_answers_is_learned(recipe):
+    recipe["stages"][0] |= {"targets": "original", "overlong": "cut_answer", "template": "qwen_1_5"}
+    (fault,) = [fault for fault in check_run(recipe) if fault.key == "stages.0.overlong"]
+    assert "Write targets: answers, or overlong: skip" in str(fault)
 
 
 def test_a_good_recipe_has_no_fault(recipe):

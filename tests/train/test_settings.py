@@ -141,6 +141,34 @@ def test_a_record_that_cannot_be_read_stops_the_run_or_is_left_out_and_listed(re
     assert "1 of 6 records left out" in caplog.text
 
 
+def test_an_overlong_sample_stops_the_run_or_is_left_out_or_cut_and_listed(recipe, tmp_path, caplog):
+    said = ["red", "red " * 40, "blue"]
+    records = [[{"from": "human", "value": "what ?"}, {"from": "gpt", "value": text}] for text in said]
+    (tmp_path / "data.json").write_text(json.dumps([{"conversations": turns} for turns in records]))
+    data = [{"name": "llava_json", "path": str(tmp_path / "data.json")}]
+    recipe = with_stage(recipe, data=data, steps=None, epochs=2.0, max_tokens=30)
+    packed = with_stage(recipe, batch_size=None, step_tokens=60, pack_tokens=30)
+    with pytest.raises(DataError, match=r"1 x longer than the limit of tokens; with max_tokens=\d+ none would be"):
+        run(recipe)
+    with pytest.raises(DataError, match=r"Of the 3 records of '0 llava_json .*' 1 is too long; with max_tokens=\d+"):
+        run({**packed, "out": str(tmp_path / "packed")})
+    for number, one in enumerate((recipe, packed)):
+        run({**with_stage(one, overlong="skip"), "out": str(tmp_path / f"skipped {number}")})
+        (line,) = {line["origin"] for line in lines_of(tmp_path / f"skipped {number}/broken.jsonl")}
+        assert line.endswith("data.json:record 1")
+        assert "1 of 3 records left out" in caplog.text
+        caplog.clear()
+        run({**with_stage(one, overlong="cut_answer"), "out": str(tmp_path / f"cut {number}")})
+        cut = lines_of(tmp_path / f"cut {number}/cut.jsonl")
+        assert [line["origin"][-8:] for line in cut] == ["record 1"] * 2  # once in each epoch
+        assert f"1 of 3 records lost {cut[0]['tokens']} tokens at the end of their last answer" in caplog.text
+        caplog.clear()
+
+
+def lines_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def test_the_last_model_is_exported(recipe, tmp_path, tiny_spec):
     encoder = {"name": "siglip", "image_px": 24, "patch_px": 8, "dim": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
     recipe = {**with_stage(recipe, steps=1), "model": {**tiny_spec, "encoder": encoder}, "export": "transformers"}

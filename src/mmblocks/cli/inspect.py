@@ -5,8 +5,8 @@
   mmblocks inspect RECIPE data=my.json --record 12       record 12: prompt, trained tokens, tiles, frames
 
 data=FILE (.json, .jsonl, .parquet, .tar, .yaml, or a folder; several may be given) replaces the data of all stages;
-images=FOLDER and videos=FOLDER say where its media lie. Other words are overrides. Figures come from file headers;
-pictures and pages go to the folder of --out.
+images=FOLDER and videos=FOLDER say where its media lie, ignore=KEY,KEY which keys of its records may be left out. Other
+words are overrides. Figures come from file headers; pictures and pages go to the folder of --out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mmblocks.data.processor import Processor
     from mmblocks.train.stages import Stage
 
-WORDS = ("data=", "images=", "videos=")
+WORDS = ("data=", "images=", "videos=", "ignore=")
 TRAINED = ("\033[42;30m", "\033[0m")
 BRACKETS = ("[[", "]]")
 MOST_TIMES = 12
@@ -78,13 +78,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _data(words: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """The sources of the files that are named, with their media folders; empty without any."""
+    """The sources of the files that are named, with their media folders and ignored keys; empty without any."""
     from mmblocks.data.sources.guess import sources_of
 
-    roots = {key: value for key, _, value in words if key != "data"}
+    roots = {key: value.split(",") if key == "ignore" else value for key, _, value in words if key != "data"}
     files = [value for key, _, value in words if key == "data"]
     if roots and not files:
-        raise ConfigError(f"{', '.join(roots)}: these are media folders of data=FILE; name the file too.")
+        raise ConfigError(
+            f"{', '.join(roots)}: these are media folders and ignored keys of data=FILE; name the file too."
+        )
     return [{**source, **roots} for source in sources_of(files)]
 
 
@@ -125,6 +127,7 @@ def _processor(raw: Mapping[str, Any], stage: Stage) -> Processor:
         tokenizer=stage.tokenizer,
         max_tokens=stage.max_tokens,
         visuals=stage.visuals,
+        overlong=stage.overlong,
         seed=raw.get("seed", 0),
         clips=ClipReader(raw["video_deadline_s"]) if "video_deadline_s" in raw else ClipReader(),
     )
@@ -202,6 +205,8 @@ def described(record: ShownRecord, marks: tuple[str, str]) -> Iterator[str]:
     encoded = record.encoded
     yield f"record   {record.origin}"
     yield f"tokens   {len(encoded)}, {encoded.visual_positions.numel()} of them visual, {encoded.num_labelled} trained"
+    if encoded.num_cut:
+        yield f"cut      {encoded.num_cut} tokens at the end of the last answer, which are over the limit"
     yield from (f"fault    {finding.detail}" for finding in record.findings)
     for number, shown in enumerate(record.visuals, start=1):
         yield from _visual_lines(number, shown)

@@ -16,7 +16,8 @@ Sizes are WIDTHxHEIGHT in pixels; a clip says its seconds, and its frames per se
 With data, headers of its media are read and nothing else: how many tokens, views and labels its samples have, what padding
 and packing make of them, how evenly the ranks are kept busy. data=FILE (several, too) is planned as the last stage would
 read it, or the one that stage= names; data=recipe is what the stages of the recipe read themselves. images= and videos= are
-the folders that media are relative to, samples= how many are measured at most (10000), cost= a saved calibration.
+the folders that media are relative to, ignore=KEY,KEY keys of records that may be left out, samples= how many are measured
+at most (10000), cost= a saved calibration.
 """
 
 from __future__ import annotations

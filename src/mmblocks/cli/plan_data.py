@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmblocks.data.processor import Processor
     from mmblocks.train.stages import Stage
 
-WORDS = ("data=", "ranks=", "stage=", "images=", "videos=", "cost=", "samples=")
+WORDS = ("data=", "ranks=", "stage=", "images=", "videos=", "ignore=", "cost=", "samples=")
 OF_THE_RECIPE = "recipe"
 RANKS = 8
 SAMPLES = 10_000
@@ -29,28 +29,29 @@ SHOWN_FAULTS = 3
 class Question:
     """What was asked on the command line: which data, for which stage, on how many ranks.
 
-    data: files, or "recipe" for what the stages themselves read. roots: media folders of these files. samples: how many
-    are measured at most. cost: a saved calibration.
+    data: files, or "recipe" for what the stages themselves read. roots: media folders and ignored keys of these files.
+    samples: how many are measured at most. cost: a saved calibration.
     """
 
     data: tuple[str, ...]
     ranks: int = RANKS
     stage: str | None = None
-    roots: tuple[tuple[str, str], ...] = ()
+    roots: tuple[tuple[str, Any], ...] = ()
     samples: int = SAMPLES
     cost: str | None = None
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Question:
-        """Read data=..., ranks=..., stage=..., images=..., videos=..., cost=..., samples=...."""
+        """Read data=..., ranks=..., stage=..., images=..., videos=..., ignore=..., cost=..., samples=...."""
         given = [(key, value) for key, _, value in (word.partition("=") for word in words)]
         last = dict(given)
-        roots = tuple((key, last[key]) for key in ("images", "videos") if key in last)
+        roots = [(key, last[key]) for key in ("images", "videos") if key in last]
+        roots += [("ignore", last["ignore"].split(","))] if "ignore" in last else []
         return cls(
             data=tuple(value for key, value in given if key == "data"),
             ranks=_count("ranks", last.get("ranks", str(RANKS))),
             stage=last.get("stage"),
-            roots=roots,
+            roots=tuple(roots),
             samples=_count("samples", last.get("samples", str(SAMPLES))),
             cost=last.get("cost"),
         )
@@ -67,19 +68,23 @@ def _count(key: str, value: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The figures of one stage. records: conversations in its sources; steps: of the stage, or of one epoch."""
+    """The figures of one stage. records: conversations in its sources; cut: how many of those measured lose the end of their
+    last answer to the limit, and how many tokens; steps: of the stage, or of one epoch.
+    """
 
     stage: str
     records: int
     measured: int
     broken: tuple[str, ...]
+    cut: tuple[int, int]
     steps: int
     report: Report
 
     def plain(self) -> dict[str, Any]:
         """Values that json takes."""
         own = {"stage": self.stage, "records": self.records, "measured": self.measured, "steps": self.steps}
-        return {**own, "broken": list(self.broken), **self.report.plain()}
+        cut = dict(zip(("records", "tokens"), self.cut, strict=True))
+        return {**own, "broken": list(self.broken), "cut": cut, **self.report.plain()}
 
 
 def planned(raw: Mapping[str, Any], question: Question) -> Iterator[Planned]:
@@ -147,7 +152,8 @@ def _planned(raw: Mapping[str, Any], stage: Stage, question: Question) -> Planne
         sizes, cost, question.ranks, pack_tokens=stage.pack_tokens, pack_views=stage.pack_views, plan=plan, seed=seed
     )
     faults = tuple(broken.reason for broken in measured.broken)
-    return Planned(stage.name, len(mixture), len(sizes), faults, _steps(stage, mixture, plan, sizes), figures)
+    cut = int((measured.cut > 0).sum()), int(measured.cut.sum())
+    return Planned(stage.name, len(mixture), len(sizes), faults, cut, _steps(stage, mixture, plan, sizes), figures)
 
 
 def _processor(raw: Mapping[str, Any], stage: Stage, seed: int) -> Processor:
@@ -159,6 +165,7 @@ def _processor(raw: Mapping[str, Any], stage: Stage, seed: int) -> Processor:
         tokenizer=stage.tokenizer,
         max_tokens=stage.max_tokens,
         visuals=stage.visuals,
+        overlong=stage.overlong,
         seed=seed,
     )
 
@@ -193,6 +200,8 @@ def page(found: Planned) -> Iterator[str]:
     if found.broken:
         yield f"{len(found.broken)} cannot be used:"
         yield from (f"  {reason}" for reason in found.broken[:SHOWN_FAULTS])
+    if found.cut[0]:
+        yield f"{found.cut[0]} are cut at the end of their last answer, {found.cut[1]} tokens in all"
     yield ""
     spreads = (("tokens", figures.tokens), ("views", figures.views), ("labels", figures.labels))
     rows = [(name, *(f"{v:.0f}" for v in (s.p5, s.p50, s.p95, s.max)), f"{s.mean:.1f}") for name, s in spreads]

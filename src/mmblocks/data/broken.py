@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from mmblocks.data.encode import Targets
+from mmblocks.data.encode import Targets, TooLong
 from mmblocks.data.lines import append_lines, read_lines
 from mmblocks.data.mixture import Draw, Draws, Mixture
+from mmblocks.data.overlong import CHOICES, how_many
 from mmblocks.data.processor import Processor, Sample
 from mmblocks.errors import ConfigError, DataError
 
@@ -49,7 +50,8 @@ def samples_of(
     """The samples of these draws in their order, and with policy "skip" the records that gave none.
 
     A draw gives all samples of its item or none (a pair gives two). Nothing takes a broken record's place, so there may
-    be no sample at all. Only `DataError` counts as broken; with "raise" it is passed on, as every other error always is.
+    be no sample at all. Only `DataError` counts as broken; with "raise" it is passed on, as every other error always is,
+    but a sample over the limit of tokens is left out where the processor's `overlong` says so.
     """
     if policy not in get_args(Policy):
         raise ConfigError(f"broken={policy!r}; write one of {', '.join(get_args(Policy))}.")
@@ -59,7 +61,10 @@ def samples_of(
         try:
             samples += processor.training_samples(mixture[draw], targets)
         except DataError as fault:
-            if policy == "raise":
+            too_long = isinstance(fault, TooLong)
+            if policy == "raise" and too_long and processor.overlong != "skip":
+                raise TooLong(f"{fault} {how_many(mixture, draw, processor, targets)} {CHOICES}") from fault
+            if policy == "raise" and not too_long:
                 raise
             broken.append(_broken(mixture, draw, fault))
     return samples, broken

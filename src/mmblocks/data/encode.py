@@ -27,10 +27,16 @@ from mmblocks.shapes import RoutedPlan
 from mmblocks.templates.span_tokenizer import SpanTokenizer, TextTokenizer, prompt_spans
 
 Targets = Literal["answers", "original"]
+Overlong = Literal["raise", "skip", "cut_answer"]
+"""What becomes of a sample over the limit of tokens."""
 
 
 class NothingTrained(DataError):
     """A sample has no token to learn."""
+
+
+class TooLong(DataError):
+    """A sample has more tokens than the limit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +46,7 @@ class Encoded:
     input_ids, targets: (tokens,) int64; `targets[i]` is the id that row i must predict, or IGNORE.
     visual_positions: (visual tokens,) int64, the rows of `input_ids` that visual tokens replace, in order; the rows of one
         visual adjoin unless its plan tells something between them.
-    plans: one per visual, in order.
+    plans: one per visual, in order. num_cut: tokens that the end of its last answer lost to the limit.
     """
 
     input_ids: Tensor
@@ -48,6 +54,7 @@ class Encoded:
     visual_positions: Tensor
     plans: tuple[RoutedPlan, ...]
     origin: str
+    num_cut: int = 0
     __repr__ = repr_by_shape
 
     def __len__(self) -> int:
@@ -67,11 +74,15 @@ def encode_for_training(
     placeholder_id: int,
     max_tokens: int | None = None,
     targets: Targets = "answers",
+    overlong: Overlong = "raise",
 ) -> Encoded:
     """Ids of a conversation and what each row must predict.
 
     targets="answers" trains what the model has to write. targets="original" trains what LLaVA-NeXT's own
     preprocessing leaves unmasked (role headers, newlines everywhere, a fixed system text; see `original_masks`).
+
+    Raises `TooLong` over `max_tokens`, unless overlong="cut_answer" and the end of the last answer can be cut so that one
+    of its tokens is still learned: never a question, never a visual.
     """
     _check_plans(conversation, plans)
     with _naming(conversation):
@@ -83,8 +94,10 @@ def encode_for_training(
     if not any(span.learn for span in spans) or not any(rows.learned[1:]):
         raise NothingTrained(
             f"{conversation.origin}: none of its {len(rows.ids)} tokens is an answer to train on; "
-            "add a message of the role 'assistant'."
+            "add a message of the role 'assistant', or let one of them be learned."
         )
+    if overlong == "cut_answer" and max_tokens is not None and conversation.messages[-1].is_learned:
+        return _encoded(conversation, plans, rows.cut_to(max_tokens), max_tokens, len(rows.ids))
     return _encoded(conversation, plans, rows, max_tokens)
 
 
@@ -126,9 +139,16 @@ def _naming(conversation: Conversation) -> Iterator[None]:
         raise DataError(f"{conversation.origin}: {fault}") from fault
 
 
-def _encoded(conversation: Conversation, plans: Sequence[RoutedPlan], rows: _Rows, max_tokens: int | None) -> Encoded:
+def _encoded(
+    conversation: Conversation,
+    plans: Sequence[RoutedPlan],
+    rows: _Rows,
+    max_tokens: int | None,
+    uncut: int | None = None,
+) -> Encoded:
+    """Rows within the limit as tensors. uncut: their number before an answer was cut, where one was."""
     if max_tokens is not None and len(rows.ids) > max_tokens:
-        raise DataError(
+        raise TooLong(
             f"{conversation.origin}: {len(rows.ids)} tokens ({len(rows.visual)} of them visual), the limit is "
             f"{max_tokens}; shorten the conversation, give its visuals fewer tokens, or raise max_tokens."
         )
@@ -141,6 +161,7 @@ def _encoded(conversation: Conversation, plans: Sequence[RoutedPlan], rows: _Row
         torch.from_numpy(np.array(rows.visual, dtype=np.int64)),  # a third of the time of torch.tensor(list)
         tuple(plans),
         conversation.origin,
+        0 if uncut is None else uncut - len(rows.ids),
     )
 
 
@@ -187,6 +208,17 @@ class _Rows:
         self.visual.extend(range(len(self.ids), len(self.ids) + num_tokens))
         self.ids.extend([placeholder_id] * num_tokens)
         self.learned.extend([False] * num_tokens)
+
+    def cut_to(self, limit: int) -> _Rows:
+        """The first `limit` rows, where all others belong to the end of the last answer; else all rows.
+
+        That end is the last run of learned rows, of which one stays, and what the template writes behind it.
+        """
+        last = max(row for row, learned in enumerate(self.learned) if learned)
+        first = next((row + 1 for row in range(last, 0, -1) if not self.learned[row]), 1)
+        if not first < limit < len(self.ids) or (self.visual and self.visual[-1] >= limit):
+            return self
+        return _Rows(self.ids[:limit], self.learned[:limit], self.visual)
 
     def without_targets(self) -> _Rows:
         return _Rows(self.ids, [False] * len(self.ids), self.visual)

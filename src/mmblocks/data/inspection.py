@@ -76,6 +76,7 @@ class _Tally:
         self.looked_at = self.images = self.clips = self.text_only = self.turns = 0
         self.sizes: list[tuple[int, int, int]] = []
         self.faulty: list[tuple[Finding, ...]] = []
+        self.cut: list[int] = []
 
     def add(self, looked: Sequence[Looked]) -> None:
         for one in looked:
@@ -86,6 +87,7 @@ class _Tally:
             if one.encoded is not None:
                 views = sum(len(routed.plan.views) for routed in one.encoded.plans)
                 self.sizes.append((len(one.encoded), views, one.encoded.num_labelled))
+                self.cut += [one.encoded.num_cut] if one.encoded.num_cut else []
 
     def _count(self, conversation: Conversation) -> None:
         images = sum(visual.kind == "image" for visual in conversation.visuals)
@@ -96,7 +98,7 @@ class _Tally:
 
     def figures(self, name: str, size: int) -> SourceFigures:
         tokens, views, labels = np.array(self.sizes, dtype=np.int64).reshape(-1, 3).T
-        lint = SourceLint(name, size, self.looked_at, tuple(self.faulty))
+        lint = SourceLint(name, size, self.looked_at, tuple(self.faulty), tuple(self.cut))
         return SourceFigures(name, self.images, self.clips, self.text_only, self.turns, tokens, views, labels, lint)
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mmblocks.batch import IGNORE
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Message, Text
-from mmblocks.data.encode import Encoded, NothingTrained, Targets
+from mmblocks.data.encode import Encoded, NothingTrained, Targets, TooLong
 from mmblocks.data.learned_text import LearnedText, agreeing, ink
 from mmblocks.data.mixture import Draw, Mixture
 from mmblocks.data.processor import Processor
@@ -51,11 +51,12 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fault of one sample. `detail` says it with the sample's own words and numbers."""
+    """One fault of one sample. `detail` says it with the sample's own words and numbers; `tokens` of one that is too long."""
 
     kind: Kind
     origin: str
     detail: str
+    tokens: int = 0
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.detail}"
@@ -63,7 +64,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A conversation that was looked at: what it encodes to, None where it cannot be, and its faults."""
+    """A conversation that was looked at: what it encodes to, None where it cannot be, and its faults.
+
+    One beyond the limit is encoded without it, unless the processor cuts its last answer.
+    """
 
     conversation: Conversation
     encoded: Encoded | None
@@ -75,16 +79,21 @@ class Looked:
 
 @dataclass(frozen=True, slots=True)
 class SourceLint:
-    """Faults of one source: `looked_at` samples of its `size` records, and the findings of each faulty one."""
+    """Faults of one source: `looked_at` samples of its `size` records, and the findings of each faulty one.
+
+    cut: for each sample whose last answer is cut to the limit, the tokens that it loses; that is no fault.
+    """
 
     name: str
     size: int
     looked_at: int
     faulty: tuple[tuple[Finding, ...], ...]
+    cut: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, name: str, size: int, looked: Sequence[Looked]) -> SourceLint:
-        return cls(name, size, len(looked), tuple(one.findings for one in looked if one.findings))
+        cut = tuple(one.encoded.num_cut for one in looked if one.encoded is not None and one.encoded.num_cut)
+        return cls(name, size, len(looked), tuple(one.findings for one in looked if one.findings), cut)
 
     @property
     def counts(self) -> dict[Kind, int]:
@@ -98,8 +107,12 @@ class SourceLint:
         """The source, and each kind of fault with the first samples that have it."""
         yield f"{self.name}: {len(self.faulty) or 'no'} faulty of {self.looked_at} looked at ({self.size} records)"
         for kind, count in self.counts.items():
-            yield f"  {count} x {KINDS[kind]}"
+            longest = max(finding.tokens for findings in self.faulty for finding in findings)
+            cure = f"; with max_tokens={longest} none would be" if kind == "too_long" else ""
+            yield f"  {count} x {KINDS[kind]}{cure}"
             yield from (f"    {finding}" for finding in self._first(kind))
+        if self.cut:
+            yield f"  {len(self.cut)} x cut at the end of the last answer, {sum(self.cut)} tokens in all"
 
     def _first(self, kind: Kind) -> list[Finding]:
         return [finding for findings in self.faulty for finding in findings if finding.kind == kind][:SHOWN]
@@ -120,26 +133,29 @@ class LintReport:
     def __str__(self) -> str:
         return "\n".join(line for source in self.sources for line in source.lines())
 
-    def require(self, *, skip_broken: bool = False) -> None:
+    def require(self, *, skip_broken: bool = False, skip_overlong: bool = False) -> None:
         """Raise one `DataError` that lists every fault.
 
         skip_broken: pass over samples that are left out of training anyway (see LEFT_OUT), unless a source has no others.
+        skip_overlong: the same of those that are too long alone.
         """
-        wrong = [source for source in self.sources if _refused(source, skip_broken)]
+        passed: tuple[Kind, ...] = LEFT_OUT if skip_broken else ("too_long",) if skip_overlong else ()
+        wrong = [source for source in self.sources if _refused(source, passed)]
         if wrong:
             listed = "\n".join(line for source in wrong for line in source.lines())
             raise DataError(
                 f"these samples would not train what they should:\n{listed}\n"
-                "Mend or drop the records, raise max_tokens, or choose another chat template; "
+                "Mend or drop the records, raise max_tokens or choose what becomes of overlong samples, or choose another chat "
+                "template; "
                 "`mmblocks inspect RECIPE --record N` shows what is trained."
             )
 
 
-def _refused(source: SourceLint, skip_broken: bool) -> bool:
+def _refused(source: SourceLint, passed: Sequence[Kind]) -> bool:
     kinds = [{finding.kind for finding in findings} - set(REMARKS) for findings in source.faulty]
-    left_out = sum(not found.isdisjoint(LEFT_OUT) for found in kinds)
-    stay = any(found and found.isdisjoint(LEFT_OUT) for found in kinds)
-    return stay or (left_out > 0 and (left_out >= source.looked_at or not skip_broken))
+    left_out = sum(not found.isdisjoint(passed) for found in kinds)
+    stay = any(found and found.isdisjoint(passed) for found in kinds)
+    return stay or 0 < left_out >= source.looked_at
 
 
 # Looking ------------------------------------------------------------------------------------------------------------
@@ -196,13 +212,21 @@ class Linter:
             said = str(fault).removeprefix(f"{origin}: ")
             return Looked(conversation, None, (Finding(kind, origin, said),))
         found = [Finding(kind, origin, detail) for kind, detail in self._faults(conversation, encoded)]
-        return Looked(conversation, encoded, tuple(found))
+        limit = self.processor.max_tokens
+        if limit is None or len(encoded) <= limit:
+            return Looked(conversation, encoded, tuple(found))
+        try:
+            (cut,) = self.processor.encoded(conversation, self.targets)
+        except TooLong:
+            return Looked(conversation, encoded, (self._too_long(origin, encoded), *found))
+        return Looked(conversation, cut, tuple(found))
+
+    def _too_long(self, origin: str, encoded: Encoded) -> Finding:
+        length, visual = len(encoded), encoded.visual_positions.numel()
+        said = f"{length} tokens ({visual} of them visual), the limit is {self.processor.max_tokens}"
+        return Finding("too_long", origin, said, length)
 
     def _faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[Kind, str]]:
-        limit = self.processor.max_tokens
-        if limit is not None and len(encoded) > limit:
-            visual = encoded.visual_positions.numel()
-            yield "too_long", f"{len(encoded)} tokens ({visual} of them visual), the limit is {limit}"
         yield from _visual_faults(conversation, encoded, self.processor)
         yield from _shift_faults(encoded)
         yield from self._control_texts(conversation)

@@ -13,6 +13,7 @@ from PIL import Image
 from mmblocks.conversation import Visual
 from mmblocks.data.files import Slice, is_picture, is_there, refusal_of_url
 from mmblocks.errors import DataError
+from mmblocks.keys import refuse_unread
 from mmblocks.shapes import VisualKind
 
 KINDS: tuple[VisualKind, ...] = ("image", "video")
@@ -50,6 +51,7 @@ class MediaRoots:
 
     def _visual(self, kind: VisualKind, named: Any, origin: str, column: str | None) -> Visual:
         if isinstance(named, Mapping):  # how tables store media: {"bytes": ..., "path": ...}
+            refuse_unread(named, ("bytes", "path"), f"{origin}: {column or kind!r}", "part")
             named = named.get("bytes") or named.get("path")
         if kind == "video" and isinstance(named, list | tuple) and _are_frames(named):
             return Visual(kind, tuple(self._there(kind, name, origin) for name in named), self.frames_fps)

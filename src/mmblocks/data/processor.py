@@ -13,7 +13,7 @@ from torch import Tensor
 from mmblocks.batch import Layout
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Item, Pair, Visual
-from mmblocks.data.encode import Encoded, Targets, encode_for_training, encode_prompt
+from mmblocks.data.encode import Encoded, Overlong, Targets, encode_for_training, encode_prompt
 from mmblocks.data.instructions import InstructionReader
 from mmblocks.data.layout import Layouts
 from mmblocks.data.media import pixels_of, shape_of
@@ -92,6 +92,7 @@ class Processor:
     clips: ClipReader | None = None
     layouts: Layouts | None = None
     images: ImageReading = DEFAULT_READING
+    overlong: Overlong = "raise"
 
     @classmethod
     def of(
@@ -104,12 +105,14 @@ class Processor:
         visuals: Visuals = "as_written",
         seed: int = 0,
         clips: ClipReader | None = None,
+        overlong: Overlong = "raise",
     ) -> Processor:
         """The processor of a model; a training stage may want another chat template, other visual tokenizers, a lower
         limit of tokens than the backbone's, or visuals in other places.
 
         `seed` draws the conversations of visuals="mixed" whose visuals move (see `positions.arranged`).
         `clips` reads clips with a deadline and a memory bound; without it they are read in the asking process.
+        `overlong` says what becomes of training samples over the limit.
         """
         longest = model.backbone.max_tokens
         return cls(
@@ -126,6 +129,7 @@ class Processor:
             clips=clips,
             layouts=Layouts.of(model),
             images=model.images,
+            overlong=overlong,
         )
 
     @classmethod
@@ -139,6 +143,7 @@ class Processor:
         visuals: Visuals = "as_written",
         seed: int = 0,
         clips: ClipReader | None = None,
+        overlong: Overlong = "raise",
     ) -> Processor:
         """The processor of a composition that is not built: the model on the meta device, no weight read.
 
@@ -150,7 +155,9 @@ class Processor:
         seen = examine(changed, offline=False)
         seen.require()
         own = None if template is None else wire_template(template, seen.backbone)
-        return cls.of(seen, template=own, max_tokens=max_tokens, visuals=visuals, seed=seed, clips=clips)
+        return cls.of(
+            seen, template=own, max_tokens=max_tokens, visuals=visuals, seed=seed, clips=clips, overlong=overlong
+        )
 
     def plan(self, conversation: Conversation) -> tuple[RoutedPlan, ...]:
         """Where every visual token comes from, from file headers alone."""
@@ -184,7 +191,8 @@ class Processor:
     def _planned(self, conversation: Conversation, targets: Targets) -> tuple[Conversation, Encoded]:
         conversation = arranged(conversation, self.visuals, self.seed)
         plans = self.plan(conversation)
-        return conversation, encode_for_training(conversation, plans, targets=targets, **self._encoding())
+        made = encode_for_training(conversation, plans, targets=targets, overlong=self.overlong, **self._encoding())
+        return conversation, made
 
     def prompt(self, conversation: Conversation) -> Sample:
         """A conversation up to where the answer begins, its visuals decoded."""

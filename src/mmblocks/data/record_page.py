@@ -36,6 +36,8 @@ def _summary(record: ShownRecord) -> Iterator[str]:
     encoded = record.encoded
     yield f"<h1>{escape(record.origin)}</h1>"
     yield f"<p>{len(encoded)} tokens, {encoded.visual_positions.numel()} of them visual, {encoded.num_labelled} trained.</p>"
+    if encoded.num_cut:
+        yield f"<p>{encoded.num_cut} tokens at the end of the last answer are over the limit, and cut.</p>"
     yield from (f'<p class="fault">{escape(finding.detail)}</p>' for finding in record.findings)
 
 

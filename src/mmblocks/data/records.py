@@ -4,26 +4,65 @@ from __future__ import annotations
 
 import json
 from array import array
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmblocks.errors import DataError
+from mmblocks.keys import ANSWERS
+
+SPACE = b" \t\r\n"
 
 
 def open_records(path: Path) -> Sequence[Any] | Lines:
-    """The records of a file: a .json file is held in memory, a .jsonl file is read record by record when asked."""
-    if path.suffix not in (".json", ".jsonl"):
+    """The records of a .json or .jsonl file: a list, held in memory, or one record a line, read when it is asked for.
+
+    Which of the two it is, the file says, not its name.
+    """
+    if path.suffix.lower() not in (".json", ".jsonl"):
         raise DataError(
             f"{path}: its name ends in {path.suffix!r}; LLaVA records are read from .json and .jsonl files."
         )
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
-    if path.suffix == ".jsonl":
-        return Lines(path)
-    records = parsed(path.read_bytes(), str(path))
+    return Lines(path) if _is_lines(path) else _listed(path)
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether a file holds one record a line: several JSON values, or one that is a record and no list of records."""
+    named_so = path.suffix.lower() == ".jsonl"
+    with path.open("rb") as file:
+        first = next((line for line in file if line.removeprefix(BOM_UTF8).strip(SPACE)), b"")
+        more = any(line.strip(SPACE) for line in file)
+    if first.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) and named_so:
+        raise DataError(f"{path}: it is encoded in UTF-16; save it as UTF-8.")
+    if not (more or named_so):
+        return False
+    try:
+        value = json.loads(first) if first else None
+    except ValueError:  # the beginning of a list or of an object over several lines, or a line with a mistake
+        return named_so and not first.removeprefix(BOM_UTF8).strip(SPACE).startswith(b"[")
+    return more or not _is_list_of_records(value)
+
+
+def _is_list_of_records(value: Any) -> bool:
+    """False for a list of messages, which is a record itself."""
+    return isinstance(value, list) and not any(isinstance(one, dict) and one.keys() & {"role", "from"} for one in value)
+
+
+def _listed(path: Path) -> Sequence[Any]:
+    raw = path.read_bytes()
+    if not raw.removeprefix(BOM_UTF8).strip(SPACE):
+        raise DataError(f"{path}: it is empty; write a list of records, or one record a line.")
+    records = parsed(raw, str(path))
+    if isinstance(records, dict) and records.keys() & set(ANSWERS):
+        return [records]
     if not isinstance(records, list):
-        raise DataError(f"{path}: it holds one {type(records).__name__}; a .json file of LLaVA records is a list.")
+        keys = f" with the keys {', '.join(records)}" if isinstance(records, dict) and records else ""
+        raise DataError(
+            f"{path}: it holds one {type(records).__name__}{keys}; a file of records is a list of them, or holds one a line."
+        )
     return records
 
 
@@ -32,7 +71,22 @@ def parsed(raw: bytes | str, where: str) -> Any:
     try:
         return json.loads(raw, object_pairs_hook=_object)
     except ValueError as fault:  # bad JSON, or bytes that are not UTF-8
-        raise DataError(f"{where}: not JSON: {fault}.") from fault
+        raise DataError(f"{where}: not JSON: {fault}.{_cure(fault)}") from fault
+
+
+def _cure(fault: ValueError) -> str:
+    """What to write instead, where the mistake is one of the usual ones."""
+    if not isinstance(fault, json.JSONDecodeError):
+        return ""
+    before, after = fault.doc[: fault.pos].rstrip(), fault.doc[fault.pos :].strip()
+    if before.endswith(",") and after[:1] in ("]", "}"):
+        return f" Remove the comma before {after[0]!r}."
+    if fault.msg.startswith("Illegal trailing comma"):
+        return " Remove the comma before the closing bracket."
+    if fault.msg == "Extra data":
+        comma = ", with no comma between them" if after.startswith(",") else ""
+        return f" Write a list of records, or one record a line{comma}."
+    return ""
 
 
 def called(record: Any) -> str:
@@ -64,7 +118,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class Lines:
-    """Records of a .jsonl file, read when asked for; blank lines are none."""
+    """Records of a file that holds one a line, read when asked for; blank lines are none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -72,7 +126,7 @@ class Lines:
         at = 0
         with path.open("rb") as file:
             for line in file:
-                if not line.isspace():
+                if line.removeprefix(BOM_UTF8).strip(SPACE):
                     self._begins.append(at)
                 at += len(line)
 

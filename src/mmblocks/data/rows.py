@@ -1,9 +1,9 @@
-"""Rows of tables, tars and JSON as conversations: which column holds what, and how a conversation may be written.
+"""Records of every source as conversations: which keys hold what, and how a conversation may be written.
 
 A conversation column holds turns as LLaVA ({"from", "value"}), as chat-completions ({"role", "content"}, content a text
 or a list of parts) or as pairs ({"user", "assistant"}) write them, or any of these as JSON text. Without one there are a
-column of questions and one of answers. Texts hold a marker per visual, <image> or <video>; where questions and answers
-are given and no marker is written, the visuals stand in front of the first question.
+question and an answer (Alpaca's, ms-swift's and TRL's names too). Texts hold a marker per visual, <image> or <video>;
+where no marker is written, the visuals stand in front of the first question. A key that nothing reads is refused.
 """
 
 from __future__ import annotations
@@ -12,57 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmblocks.conversation import Conversation, Message, Role, Visual
-from mmblocks.data.llava_json import MARKER, Placement, illustrated, spoken_turns
+from mmblocks.conversation import Conversation, Visual
+from mmblocks.data.columns import Columns
 from mmblocks.data.named_media import KINDS, Media, MediaRoots
+from mmblocks.data.parts import of_parts
 from mmblocks.data.records import parsed, refuse_twins
+from mmblocks.data.turns import Placement, Turn, illustrated, read_turn, read_turns
 from mmblocks.errors import DataError
-from mmblocks.settings import did_you_mean
+from mmblocks.keys import HISTORY, INPUT, is_empty, reason_against, refuse_unread, unread
 from mmblocks.shapes import VisualKind
-
-USUAL = {
-    "conversation": ("conversations", "messages", "conversation", "texts"),
-    "question": ("question",),
-    "answer": ("answer", "caption", "txt"),
-    "image": ("image", "images"),
-    "video": ("video", "videos"),
-}
-"""What columns are called where a user names none; the first that a row has is read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """The columns of a conversation, None for their usual names. `ask` is what is asked where no question stands."""
-
-    conversation: str | None = None
-    question: str | None = None
-    answer: str | None = None
-    image: str | None = None
-    video: str | None = None
-    ask: str = ""
-
-    def named(self, kind: str) -> tuple[str, ...]:
-        """The column that holds `kind`, or those that may."""
-        own = getattr(self, kind)
-        return USUAL[kind] if own is None else (own,)
-
-    def of(self, row: Mapping[str, Any], kind: str) -> tuple[str, Any]:
-        """(name, value) of a row's column; (the usual name, None) where it holds nothing."""
-        names = self.named(kind)
-        return next(((n, row[n]) for n in names if row.get(n) is not None), (names[0], None))
-
-    def missing(self, known: Sequence[str]) -> str | None:
-        """What is wrong with these names for a table that has the columns `known`; None if nothing is."""
-        for kind in USUAL:
-            own = getattr(self, kind)
-            if own is not None and own not in known:
-                return f"{kind}_column={own!r}: there is no such column.{did_you_mean(own, known)}"
-        if not any(name in known for kind in ("conversation", "answer") for name in self.named(kind)):
-            return (
-                f"no column holds conversations; there are {', '.join(known)}. Name one as conversation_column, "
-                "or question_column and answer_column."
-            )
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,58 +33,134 @@ class RowReader:
 
     def read(self, row: Any, origin: str) -> Conversation:
         """One row as a conversation, its media not opened. Raises `DataError` that begins with `origin`."""
+        row = self.opened(row, origin)
+        column, turns = self.columns.of(row, "conversation", origin)
+        if is_empty(turns) and (turns is None or not is_empty(self.columns.of(row, "answer", origin)[1])):
+            return self._asked_and_answered(row, origin)
+        self.columns.refuse_unread(row, (*self.columns.named("conversation"), *self.always_read), origin)
+        return self.conversation(self.turns_of(turns, origin, column), row, origin)
+
+    def opened(self, row: Any, origin: str) -> Mapping[str, Any]:
+        """A row as an object without the keys that are ignored."""
         if not isinstance(row, Mapping):
             raise DataError(f"{origin}: a record is an object with its columns, not {row!r:.80}.")
+        row = self.columns.of_row(row)
         refuse_twins(row, origin)
+        return row
+
+    @property
+    def always_read(self) -> tuple[str, ...]:
+        """What is read beside every form of conversation."""
+        return tuple(name for kind in (*KINDS, "system") for name in self.columns.named(kind))
+
+    def turns_of(self, turns: Any, origin: str, column: str) -> list[Turn]:
+        """Turns in any of the forms of a conversation column."""
+        turns = self.columns.without_ignored(_listed(turns, f"{origin}: {column!r}"))
+        return read_turns(_from_pairs(turns, origin) if _are_pairs(turns) else turns, origin, column)
+
+    def conversation(self, turns: Sequence[Turn], row: Mapping[str, Any], origin: str) -> Conversation:
+        """Turns with the system text and the media of their row."""
         media: Media = {kind: self._media(row, kind, origin) for kind in KINDS}
-        column, turns = self.columns.of(row, "conversation")
-        if turns is None:
-            return self._asked_and_answered(row, media, origin)
-        turns = _plain(turns, f"{origin}: {column!r}")
-        if _has_parts(turns):
-            return _of_parts(turns, media, self.roots, origin)
-        if _are_pairs(turns):
-            return self._told(_from_pairs(turns, origin), media, origin)
-        return illustrated(spoken_turns(turns, origin, column), media, origin=origin, placement=self.placement)
+        turns = _with_system(turns, *self.columns.of(row, "system", origin), origin)
+        if any(isinstance(turn.content, list) for turn in turns):
+            return of_parts(turns, media, self.roots, origin)
+        return illustrated(turns, media, origin=origin, placement=self.placement)
 
-    def _media(self, row: Mapping[str, Any], kind: VisualKind, origin: str) -> list[Visual]:
-        column, named = self.columns.of(row, kind)
-        return self.roots.visuals(kind, named, origin, column)
+    def _media(self, row: Mapping[str, Any], kind: VisualKind, origin: str) -> Sequence[Visual]:
+        column, named = self.columns.of(row, kind, origin)
+        return [] if is_empty(named) else self.roots.visuals(kind, named, origin, column)
 
-    def _asked_and_answered(self, row: Mapping[str, Any], media: Media, origin: str) -> Conversation:
-        column, answer = self.columns.of(row, "answer")
+    # A question and an answer ---------------------------------------------------------------------------------------
+
+    def _asked_and_answered(self, row: Mapping[str, Any], origin: str) -> Conversation:
+        column, answer = self.columns.of(row, "answer", origin)
         if answer is None:
-            raise DataError(
-                f"{origin}: there is no text to learn: neither {' nor '.join(self.columns.named('conversation'))} "
-                f"nor {column} holds any. Its columns: {', '.join(row)}."
-            )
-        question = self.columns.of(row, "question")[1]
-        turns = [{"from": "human", "value": self.columns.ask if question is None else question}]
-        return self._told([*turns, {"from": "gpt", "value": answer}], media, origin)
+            raise DataError(f"{origin}: {self._why_nothing(row)}")
+        asked, used = self.asked(row, origin)
+        self.columns.refuse_unread(row, (*self.columns.named("answer"), *used, *self.always_read), origin)
+        talk = self.conversation([*asked, self.answer(answer, column, origin, len(asked))], row, origin)
+        if not isinstance(self.columns.of(row, "question", origin)[1], list):
+            return talk
+        # A prompt that is a list of turns is TRL's, which learns the completion alone.
+        *before, answered = talk.messages
+        given = [replace(message, learn=message.role != "assistant") for message in before]
+        return replace(talk, messages=(*given, answered))
 
-    def _told(self, turns: list[dict[str, Any]], media: Media, origin: str) -> Conversation:
-        """Turns of a form that knows no markers: visuals that none stands for are shown with the first question."""
-        spoken = spoken_turns(turns, origin)
-        if not any(MARKER.search(text) for _, text in spoken):
-            spoken = _marked(spoken, media)
-        return illustrated(spoken, media, origin=origin, placement=self.placement)
+    def _why_nothing(self, row: Mapping[str, Any]) -> str:
+        first, *others = self.columns.named("conversation")
+        nothing = (
+            f"there is no text to learn: {first!r} is {row.get(first)!r}, and neither {', '.join(others)} nor "
+            f"{', '.join(self.columns.named('answer'))} holds any. Its columns: {', '.join(row)}."
+        )
+        strange = unread(row, self.columns.read)
+        return f"{nothing} And {reason_against(strange, self.columns.read)}" if strange else nothing
+
+    def asked(self, row: Mapping[str, Any], origin: str) -> tuple[list[Turn], tuple[str, ...]]:
+        """The turns up to the answer, and the keys that they were read from."""
+        column, question = self.columns.of(row, "question", origin)
+        used = [*self.columns.named("question"), HISTORY]
+        if column == "instruction":
+            used.append(INPUT)
+            question = _joined(question, row.get(INPUT), origin)
+        before = list(_history(row.get(HISTORY), origin))
+        if isinstance(question, list):
+            earlier = read_turns(before, f"{origin}: {HISTORY!r}") if before else []
+            return [*earlier, *self.turns_of(question, origin, column)], tuple(used)
+        asked = {"from": "human", "value": self.columns.ask if question is None else question}
+        return read_turns([*before, asked], origin), tuple(used)
+
+    def answer(self, given: Any, column: str, origin: str, number: int) -> Turn:
+        """Turn `number`, the answer of a column: a text, a turn, or a list that holds one turn."""
+        if not isinstance(given, list | Mapping):
+            return read_turn({"from": "gpt", "value": given}, f"{origin}, turn {number}")
+        found = self.turns_of([given] if isinstance(given, Mapping) else given, f"{origin}: {column!r}", column)
+        if [turn.role for turn in found] != ["assistant"]:
+            raise DataError(f"{origin}: {column!r} holds {len(found)} turns; write one answer.")
+        return found[0]
 
 
-def _marked(spoken: list[tuple[Role, str]], media: Media) -> list[tuple[Role, str]]:
-    markers = "".join(f"<{kind}>" * len(media[kind]) for kind in KINDS)
-    first = next((i for i, (role, _) in enumerate(spoken) if role == "user"), None)
-    if first is None or not markers:
-        return spoken
-    text = spoken[first][1]
-    shown = f"{markers}\n{text}" if text else markers
-    return [*spoken[:first], ("user", shown), *spoken[first + 1 :]]
+def _joined(instruction: Any, more: Any, origin: str) -> Any:
+    if is_empty(more):
+        return instruction
+    if not isinstance(more, str) or not isinstance(instruction, str):
+        raise DataError(f"{origin}: {INPUT!r} is {more!r:.80}; write a text that belongs to an 'instruction'.")
+    return f"{instruction}\n{more}" if instruction else more
 
 
-def _plain(turns: Any, where: str) -> Any:
+def _history(history: Any, origin: str) -> Iterator[dict[str, Any]]:
+    """The turns of [[question, answer], ...]."""
+    for i, pair in enumerate([] if is_empty(history) else history if isinstance(history, list) else [history]):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(f"{origin}: {HISTORY!r}, entry {i}: {pair!r:.80}; write [question, answer].")
+        yield from ({"from": speaker, "value": text} for speaker, text in zip(("human", "gpt"), pair, strict=True))
+
+
+def _with_system(turns: Sequence[Turn], column: str, system: Any, origin: str) -> Sequence[Turn]:
+    """Turns behind the system text of their record, which may stand only once."""
+    if is_empty(system):
+        return turns
+    if not isinstance(system, str):
+        raise DataError(f"{origin}: {column!r} is {system!r:.80}; write a text.")
+    if not turns or turns[0].role != "system":
+        return [Turn("system", system), *turns]
+    if _words(turns[0]) != system.strip():
+        raise DataError(f"{origin}: {column!r} and the first turn are two different system texts; keep one.")
+    return turns
+
+
+def _words(turn: Turn) -> str:
+    if isinstance(turn.content, str):
+        return turn.content.strip()
+    return "".join(str(part.get("text")) for part in turn.content if isinstance(part, Mapping)).strip()
+
+
+def _listed(turns: Any, where: str) -> Any:
     """Turns as a list: JSON text is parsed, and columns of columns (as some tables store them) are turned round."""
     if isinstance(turns, str):
         turns = parsed(turns, where)
     if isinstance(turns, Mapping) and turns and all(isinstance(v, list) for v in turns.values()):
+        if len({len(values) for values in turns.values()}) > 1:
+            raise DataError(f"{where}: its columns {', '.join(turns)} are not of one length.")
         return [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
     return turns
 
@@ -142,64 +176,7 @@ def _from_pairs(turns: list[Any], origin: str) -> list[dict[str, Any]]:
     for i, turn in enumerate(turns):
         if not isinstance(turn, Mapping) or not {"user", "assistant"} <= turn.keys():
             raise DataError(f"{origin}, turn {i}: {turn!r:.80}; write {{'user': ..., 'assistant': ...}}.")
+        refuse_twins(turn, f"{origin}, turn {i}")
+        refuse_unread(turn, ("user", "assistant"), f"{origin}, turn {i}", "turn")
     speakers = (("human", "user"), ("gpt", "assistant"))
     return [{"from": speaker, "value": turn[key]} for turn in turns for speaker, key in speakers]
-
-
-# Messages in parts --------------------------------------------------------------------------------------------------
-
-
-def _has_parts(turns: Any) -> bool:
-    return isinstance(turns, list) and any(isinstance(t, Mapping) and isinstance(t.get("content"), list) for t in turns)
-
-
-def _of_parts(turns: list[Any], media: Media, roots: MediaRoots, origin: str) -> Conversation:
-    """Messages whose parts name their media, or take those of the row's columns in their order."""
-    waiting: dict[VisualKind, Iterator[Visual]] = {kind: iter(found) for kind, found in media.items()}
-    messages = [_filled(turn, waiting, f"{origin}: message {i}") for i, turn in enumerate(turns)]
-    for kind in KINDS:
-        if (left := len(list(waiting[kind]))) > 0:
-            raise DataError(f"{origin}: {len(media[kind])} {kind}s, but {left} of them stand in no message.")
-    talk = Conversation.of(messages, origin)
-    return replace(talk, messages=tuple(_located(message, roots, origin) for message in talk.messages))
-
-
-def _filled(turn: Any, waiting: Mapping[VisualKind, Iterator[Visual]], where: str) -> Mapping[str, Any]:
-    if not isinstance(turn, Mapping):
-        raise DataError(f"{where}: a message is {{'role': ..., 'content': ...}}, not {turn!r:.80}.")
-    refuse_twins(turn, where)
-    content = turn.get("content")
-    if not isinstance(content, list):
-        return turn
-    return {**turn, "content": [_given(part, waiting, f"{where}, part {i}") for i, part in enumerate(content)]}
-
-
-def _given(part: Any, waiting: Mapping[VisualKind, Iterator[Visual]], where: str) -> Any:
-    """A part without the nulls of a table's other columns, and with its picture or clip."""
-    if not isinstance(part, Mapping):
-        return part
-    said = {key: value for key, value in part.items() if value is not None}
-    kind = said.get("type")
-    if kind not in KINDS or kind in said:
-        return said
-    visual = next(waiting[kind], None)
-    if visual is None:
-        raise DataError(f"{where}: no {kind} is left for it; give the part a {kind!r} entry, or the record one more.")
-    return {**said, kind: visual}
-
-
-def _located(message: Message, roots: MediaRoots, origin: str) -> Message:
-    if message.role == "assistant" and not message.text.strip():
-        raise DataError(f"{origin}: an answer is empty, so only silence would be learned; write it or remove it.")
-    parts = tuple(_placed(p, roots, origin) if isinstance(p, Visual) else p for p in message.parts)
-    return replace(message, parts=parts)
-
-
-def _placed(visual: Visual, roots: MediaRoots, origin: str) -> Visual:
-    """A visual of a part: one of the row's own, or what the part names."""
-    if isinstance(visual.source, Visual):
-        return replace(visual.source, note=visual.note)
-    found = roots.visuals(visual.kind, visual.source, origin)
-    if len(found) != 1:
-        raise DataError(f"{origin}: a part of type {visual.kind!r} names {len(found)}; write a part for each.")
-    return replace(found[0], note=visual.note, fps=visual.fps if visual.fps != 1.0 else found[0].fps)

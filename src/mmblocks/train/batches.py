@@ -12,21 +12,23 @@ from mmblocks.batch import Batch
 from mmblocks.data.broken import Broken, Policy, samples_of
 from mmblocks.data.collate import collate
 from mmblocks.data.encode import Targets
+from mmblocks.data.overlong import Cut, cuts_of
 from mmblocks.data.planning.cost import Cost
-from mmblocks.data.processor import Processor
+from mmblocks.data.processor import Processor, Sample
 from mmblocks.train.distributed import World
 from mmblocks.train.plan import StageData
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a process works on in one step: a packed batch per forward pass, and the records that were left out.
+    """What a process works on in one step: a packed batch per forward pass, and the records that were left out or cut.
 
     None stands where it has nothing to do while other processes run a forward pass.
     """
 
     batches: tuple[Batch | None, ...]
     broken: tuple[Broken, ...] = ()
+    cut: tuple[Cut, ...] = ()
 
 
 class StageBatches(Dataset[Made]):
@@ -53,12 +55,19 @@ class StageBatches(Dataset[Made]):
     def __getitem__(self, step: int) -> Made:
         packs = self.data.plan.packs_for(step, self._rank, self._world, self._cost)
         made = [self._pack(numbers) for numbers in packs]
-        return Made(tuple(batch for batch, _ in made), tuple(fault for _, broken in made for fault in broken))
+        broken = tuple(record for _, left_out, _ in made for record in left_out)
+        return Made(tuple(batch for batch, _, _ in made), broken, tuple(record for _, _, cut in made for record in cut))
 
-    def _pack(self, numbers: list[int]) -> tuple[Batch | None, list[Broken]]:
-        drawn = [self.data.draws[n] for n in numbers]
-        samples, broken = samples_of(self.data.mixture, drawn, self.processor, self.targets, self.policy)
-        return (collate(samples) if samples else None), broken
+    def _pack(self, numbers: list[int]) -> tuple[Batch | None, list[Broken], list[Cut]]:
+        samples: list[Sample] = []
+        broken: list[Broken] = []
+        cut: list[Cut] = []
+        mixture = self.data.mixture
+        for draw in (self.data.draws[n] for n in numbers):
+            found, left_out = samples_of(mixture, [draw], self.processor, self.targets, self.policy)
+            samples, broken = samples + found, broken + left_out
+            cut += cuts_of(found, mixture.names[draw.source])
+        return (collate(samples) if samples else None), broken, cut
 
 
 def from_step(batches: StageBatches, first: int, workers: int) -> Iterator[Made]:

@@ -62,6 +62,9 @@ def _stage_values(key: str, stage: Mapping[str, Any]) -> Iterator[Fault]:
         )
     if numbers.get("weight_decay", 0) < 0:
         yield Fault(f"{key}.weight_decay", f"weight_decay={numbers['weight_decay']} is negative.", "Write 0 or more.")
+    if stage.get("overlong") == "cut_answer" and stage.get("targets") == "original":
+        cure = "Write targets: answers, or overlong: skip."
+        yield Fault(f"{key}.overlong", "targets=original learns more than answers, so their ends cannot be told.", cure)
     if numbers.get("clip", 1) <= 0:
         yield Fault(f"{key}.clip", f"clip={numbers['clip']} would stop every step.", "Write a norm above 0.")
 

@@ -17,7 +17,7 @@ from mmblocks.batch import IGNORE, Batch
 from mmblocks.conversation import Conversation, Pair
 from mmblocks.data import tinyworld
 from mmblocks.data.collate import collate
-from mmblocks.data.encode import Targets
+from mmblocks.data.encode import Targets, TooLong
 from mmblocks.data.mixture import Draws, Mixture
 from mmblocks.data.processor import Processor, Sample
 from mmblocks.errors import DataError
@@ -164,7 +164,7 @@ class _Encoding:
         try:
             yield
         except DataError as fault:
-            if not self.skips:
+            if not (self.skips or (isinstance(fault, TooLong) and self.processor.overlong == "skip")):
                 raise
             log.warning("evaluation leaves out a record: %s", fault)
 

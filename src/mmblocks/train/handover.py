@@ -91,7 +91,12 @@ def stage_processor(model: OneVision, stage: Stage, settings: TrainRun) -> Proce
     template = wire_template(stage.template, model.backbone) if stage.template else None
     clips = ClipReader(settings.video_deadline_s, quarantine=Path(settings.out) / "quarantine.jsonl")
     processor = Processor.of(
-        model, template=template, max_tokens=stage.max_tokens, visuals=stage.visuals, seed=settings.seed
+        model,
+        template=template,
+        max_tokens=stage.max_tokens,
+        visuals=stage.visuals,
+        seed=settings.seed,
+        overlong=stage.overlong,
     )
     return replace(processor, clips=clips)
 

@@ -16,6 +16,7 @@ import torch
 from mmblocks.batch import Batch
 from mmblocks.data.broken import left_out, note_broken, read_broken, sizes_of
 from mmblocks.data.lint import lint
+from mmblocks.data.overlong import cut_lines, note_cut
 from mmblocks.data.planning.cost import Cost
 from mmblocks.errors import DataError, TrainingError
 from mmblocks.model.check import Examination
@@ -40,7 +41,7 @@ from mmblocks.train.tracking import trackers
 
 log = logging.getLogger(__name__)
 
-BROKEN = "broken.jsonl"
+BROKEN, CUT = "broken.jsonl", "cut.jsonl"
 LINTED = 50
 """Records of each source whose labels are checked before a stage begins."""
 LOOK_OVER = 32
@@ -111,6 +112,7 @@ class StageRun:
                 with panel.during("data"):
                     made = next(waiting)
                 note_broken(self.out / BROKEN, made.broken)
+                note_cut(self.out / CUT, made.cut)
                 self._step(step, stepper(made, self._seeded(step)), panel, progress)
                 self.steps_done = step + 1
             log.info("stage %s: where the time went\n%s", self.stage.name, panel.table())
@@ -118,6 +120,8 @@ class StageRun:
             self._write(self.after)
         for line in left_out(read_broken(self.out / BROKEN), sizes_of(self.data.mixture)):
             log.warning("%s (%s)", line, self.out / BROKEN)
+        for line in cut_lines(self.out / CUT, sizes_of(self.data.mixture)):
+            log.warning("%s (%s)", line, self.out / CUT)
 
     def _step(self, step: int, done: Done | None, panel: Panel, progress: Progress) -> None:
         """What follows an optimizer step: the average, reports, measurements, a state to resume from."""
@@ -165,7 +169,7 @@ class StageRun:
     def _begin(self) -> list[float]:
         def checks() -> None:
             found = lint(self.data.mixture, self.processor, self.stage.targets, samples_per_source=LINTED)
-            found.require(skip_broken=self.settings.broken == "skip")
+            found.require(skip_broken=self.settings.broken == "skip", skip_overlong=self.stage.overlong == "skip")
             rows = training_table(self.model, self.stage)
             log.info("stage %s, %d steps\n%s", self.stage.name, self.steps, as_text(rows))
             write_table(self.out, self.stage.name, rows)

@@ -51,7 +51,9 @@ class Stage:
     pack_tokens, pack_views: most tokens and pictures of one packed row, that is of one forward pass; without
         `pack_tokens` a process takes its samples of a step in one row.
     order: "mixed" as drawn; "length" and "modality_length" group samples of like length as LLaVA's samplers do.
-    max_tokens: longest sample, where it is less than the backbone takes.
+    max_tokens: longest sample, where it is less than the backbone takes. overlong: "raise" takes a longer one for a record
+        that cannot be used (see `TrainRun.broken`), "skip" leaves it out and lists it in broken.jsonl, "cut_answer" cuts
+        the end of its last answer, lists it in cut.jsonl, and raises where that is not enough.
     tokenizer: visual tokenizers by scenario that this stage uses instead of the model's own (fewer tiles, fewer frames).
     warmup: share of the steps in which the rate rises linearly; `schedule` says how it falls from there to zero.
     clip: largest norm of all gradients together. beta2: AdamW's memory of squared gradients.
@@ -73,6 +75,7 @@ class Stage:
     pack_views: int | None = None
     order: Literal["mixed", "length", "modality_length"] = "mixed"
     max_tokens: int | None = None
+    overlong: Literal["raise", "skip", "cut_answer"] = "raise"
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     warmup: float = 0.03
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

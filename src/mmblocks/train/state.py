@@ -55,7 +55,7 @@ def claim(out: Path, recipe: dict[str, Any], *, resume: bool) -> Place:
     if written.is_file() and not resume:
         for left in (STATE, "stages", "best"):
             shutil.rmtree(out / left, ignore_errors=True)
-        for left in ("metrics.jsonl", "broken.jsonl"):
+        for left in ("metrics.jsonl", "broken.jsonl", "cut.jsonl"):
             (out / left).unlink(missing_ok=True)
     elif written.is_file() and (other := differing(json.loads(written.read_text(encoding="utf-8")), recipe)):
         raise ConfigError(

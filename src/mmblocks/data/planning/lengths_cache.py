@@ -58,17 +58,18 @@ class LengthsCache:
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=repr).encode()).hexdigest()
         return cls(Path(folder) / f"lengths-{digest[:20]}.npy")
 
-    def read(self) -> dict[Draw, tuple[int, int, int, int]]:
+    def read(self) -> dict[Draw, tuple[int, int, int, int, int]]:
         """Lengths by conversation; none where nothing was kept, or what was kept cannot be read."""
         try:
             table = np.load(self.file, allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return {}
         return {
-            Draw(source, index): (sizes[0], sizes[1], sizes[2], sizes[3]) for source, index, *sizes in table.tolist()
+            Draw(source, index): (tokens, views, labels, pairs, cut)
+            for source, index, tokens, views, labels, pairs, cut in table.tolist()
         }
 
-    def write(self, lengths: Mapping[Draw, tuple[int, int, int, int]]) -> None:
+    def write(self, lengths: Mapping[Draw, tuple[int, int, int, int, int]]) -> None:
         """Keep lengths, whole or not at all."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         table = np.array([(*draw, *row) for draw, row in lengths.items()], dtype=np.int64)
@@ -82,7 +83,7 @@ def _processing(processor: Processor) -> list[Any]:
     """What a stage's processor decides beside the model's spec."""
     said = [_written(processor.template, one.messages) for probe in PROBES for one in processor.conversations(probe)]
     tokenizers = _ADDRESS.sub("", repr(processor.router))
-    own = [processor.max_tokens, processor.visuals, processor.seed, processor.images.plain()]
+    own = [processor.max_tokens, processor.overlong, processor.visuals, processor.seed, processor.images.plain()]
     return [said, tokenizers, _text_tokenizer(processor.text_tokenizer), *own]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mmblocks.conversation import Item
-from mmblocks.data.encode import Targets
+from mmblocks.data.encode import Targets, TooLong
 from mmblocks.data.mixture import Draw, Draws, Mixture
+from mmblocks.data.overlong import CHOICES, said, tokens_of
 from mmblocks.data.planning.lengths_cache import LengthsCache
 from mmblocks.data.processor import Processor
 from mmblocks.errors import DataError
@@ -63,12 +64,14 @@ class Broken(NamedTuple):
 class Measured:
     """Sizes of draws, zeros where a record is broken; and the broken records.
 
-    readable: numbers of the draws that are not of a broken record.
+    readable: numbers of the draws that are not of a broken record. cut: tokens that the end of an answer lost to the limit,
+    int64, by conversation that was drawn.
     """
 
     sizes: Sizes
     broken: list[Broken]
     readable: np.ndarray
+    cut: np.ndarray
 
 
 def measure(
@@ -84,7 +87,8 @@ def measure(
 ) -> Measured:
     """Measure every conversation that is drawn, once, in `workers` processes if there are any.
 
-    policy: "raise" stops with a `DataError` at the first that cannot be used, "skip" lists it. title: what the progress
+    policy: "raise" stops with a `DataError` at the first that cannot be used, "skip" lists it. Samples over the limit of
+    tokens are counted to the end before that, or listed where the processor's `overlong` says "skip". title: what the progress
     bar says; none is shown without one. cache: lengths known from before, and where new ones are kept.
     """
     unique, firsts, places = _unique(draws)
@@ -94,29 +98,45 @@ def measure(
     faults: dict[Draw, Fault] = {}
     for draw, row in zip(missing, _rows(mixture, missing, processor, targets, workers, title), strict=True):
         if isinstance(row, Fault):
-            if policy == "raise":
+            if policy == "raise" and not row.tokens:
                 raise DataError(row.reason)
             faults[draw] = row
         else:
             found[draw] = row
     if cache is not None and found:
         cache.write(known | found)
+    if policy == "raise" and faults and processor.overlong != "skip":
+        raise TooLong(_too_long(mixture, unique, faults))
     known = known | found
-    sizes = Sizes.of(known.get(draw, (0, 0, 0, 0)) for draw in unique).take(places)
-    broken = [Broken(int(firsts[i]), *faults[draw]) for i, draw in enumerate(unique) if draw in faults]
+    table = [known.get(draw, _NO_ROW) for draw in unique]
+    sizes = Sizes.of(row[:4] for row in table).take(places)
+    broken = [Broken(int(firsts[i]), *faults[draw][:2]) for i, draw in enumerate(unique) if draw in faults]
     whole = np.array([draw not in faults for draw in unique], dtype=bool)
-    return Measured(sizes, sorted(broken), np.flatnonzero(whole[places]))
+    cut = np.array([row[4] for row in table], dtype=np.int64)
+    return Measured(sizes, sorted(broken), np.flatnonzero(whole[places]), cut)
 
 
-Row = tuple[int, int, int, int]
-"""Tokens, views, labels, pairs."""
+def _too_long(mixture: Mixture, measured: Sequence[Draw], faults: Mapping[Draw, Fault]) -> str:
+    """What is wrong with the first, how many others there are by source, and which limit takes them all."""
+    told = [next(iter(faults.values())).reason]
+    for number in sorted({draw.source for draw in faults}):
+        tokens = [fault.tokens for draw, fault in faults.items() if draw.source == number]
+        looked_at = sum(draw.source == number for draw in measured)
+        told.append(said(mixture.names[number], tokens, looked_at, len(mixture.sources[number])))
+    return " ".join([*told, CHOICES])
+
+
+Row = tuple[int, int, int, int, int]
+"""Tokens, views, labels, pairs, tokens cut."""
+_NO_ROW: Row = (0, 0, 0, 0, 0)
 
 
 class Fault(NamedTuple):
-    """Why a record has no size: where it stands, and the reason."""
+    """Why a record has no size: where it stands, and the reason; `tokens` of one that is too long."""
 
     origin: str
     reason: str
+    tokens: int = 0
 
 
 def size_of(item: Item, processor: Processor, targets: Targets) -> Row:
@@ -127,6 +147,7 @@ def size_of(item: Item, processor: Processor, targets: Targets) -> Row:
         sum(len(routed.plan.pictures) for e in encoded for routed in e.plans),
         sum(e.num_labelled for e in encoded),
         sum(len(e) ** 2 for e in encoded),
+        sum(e.num_cut for e in encoded),
     )
 
 
@@ -162,6 +183,9 @@ class _Headers(Dataset[Row | Fault]):
         try:
             item = self.mixture[draw]
             origin = item.origin
-            return size_of(item, self.processor, self.targets)
+            try:
+                return size_of(item, self.processor, self.targets)
+            except TooLong as fault:
+                return Fault(origin, str(fault), tokens_of(item, self.processor, self.targets))
         except DataError as fault:
             return Fault(origin, str(fault))

@@ -18,7 +18,7 @@ READERS = {
     ".yaml": "llava_mixture",
     ".yml": "llava_mixture",
 }
-"""Source by suffix; records of .json and .jsonl that hold messages go to the source "messages"."""
+"""Source by suffix; records of .json and .jsonl that hold messages go to "messages", those with two answers to "llava_pairs"."""
 GLIMPSE = 1 << 16
 """Bytes of a JSON file that are looked at for the keys of its first record."""
 
@@ -38,7 +38,7 @@ def source_of(path: str) -> dict[str, Any]:
             f"data={path}: nothing reads a file of the suffix {suffix!r}; write one that ends in "
             f"{', '.join(READERS)}, or name a source in a recipe's stages.0.data."
         )
-    return {"name": "messages" if _holds_messages(Path(path)) else READERS[suffix], "path": path}
+    return {"name": _reader(Path(path)), "path": path}
 
 
 def sources_of(paths: Sequence[str]) -> list[dict[str, Any]]:
@@ -46,18 +46,21 @@ def sources_of(paths: Sequence[str]) -> list[dict[str, Any]]:
     return [source_of(path) for path in paths]
 
 
-def _holds_messages(path: Path) -> bool:
-    """Whether the first record of a JSON file holds {"messages": ...}, or is a list of them, and is none of LLaVA's."""
-    if READERS[path.suffix.lower()] != "llava_json" or not path.is_file():
-        return False
+def _reader(path: Path) -> str:
+    """The source that reads a file: for JSON told by its first record, LLaVA's where that says nothing."""
+    usual = READERS[path.suffix.lower()]
+    if usual != "llava_json" or not path.is_file():
+        return usual
     with path.open("rb") as file:
-        head = file.read(GLIMPSE).decode("utf-8", errors="ignore")
+        head = file.read(GLIMPSE).decode("utf-8-sig", errors="ignore")
     try:
         record = _first_record(head)
-        return isinstance(record, list) or "messages" in record or "role" in record
     except ValueError:  # its first record is longer than what was read, or is not JSON, which its source will say
         found = re.search(r'"(conversations|messages)"\s*:', head)
-        return found is not None and found[1] == "messages"
+        return "messages" if found is not None and found[1] == "messages" else usual
+    if isinstance(record, dict) and record.keys() & {"chosen", "rejected", "rejected_response"}:
+        return "llava_pairs"
+    return "messages" if isinstance(record, list) or "messages" in record or "role" in record else usual
 
 
 def _first_record(head: str) -> Any:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from mmblocks.data.llava_json import Placement, read_llava
+from typing import Any
+
+from mmblocks.data.llava_json import read_llava
 from mmblocks.data.named_media import MediaRoots
 from mmblocks.data.patterns import files_of
 from mmblocks.data.selection import Concatenated
 from mmblocks.data.sources import Source, sources
+from mmblocks.data.turns import Placement
 
 
 @sources.register("llava_json", source="https://github.com/haotian-liu/LLaVA")
@@ -14,15 +17,18 @@ def llava_json(
     videos: str | None = None,
     placement: Placement = "lone_first",
     frames_fps: float = 2.0,
+    ignore: tuple[str, ...] = (),
 ) -> Source:
     """Records of LLaVA .json or .jsonl files, with the folders that their pictures and clips are relative to.
 
     path: one file, several, or a pattern: "data/{a,b}.json", "data/*.jsonl". images, videos: without them paths are
     relative to each file's own folder. placement: where a turn's visuals go: "lone_first" moves a lone one to the front
     as LLaVA does, "as_written" keeps every marker's place, "all_first" puts all in front. frames_fps: frames per second
-    of clips that are a folder of pictures; LLaVA-NeXT takes them for 2.
+    of clips that are a folder of pictures; LLaVA-NeXT takes them for 2. ignore: keys of records, turns and parts that may
+    be left out; other keys that nothing reads are refused.
     """
     files = files_of(path)
     MediaRoots.of(files[0].parent, images, videos)
-    read = [read_llava(f, images, video_root=videos, placement=placement, frames_fps=frames_fps) for f in files]
+    settings: Any = {"video_root": videos, "placement": placement, "frames_fps": frames_fps, "ignore": ignore}
+    read = [read_llava(file, images, **settings) for file in files]
     return read[0] if len(read) == 1 else Concatenated(read, [str(file) for file in files])

@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
-from mmblocks.data.llava_json import Placement, read_llava
+from mmblocks.data.llava_json import read_llava
 from mmblocks.data.named_media import MediaRoots
 from mmblocks.data.selection import Concatenated, Prompted, Selected, chosen, take_fault
 from mmblocks.data.sources import Source, sources
+from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.settings import faults_in
 
@@ -44,16 +45,15 @@ class LlavaMixture(Concatenated):
         placement: Placement = "lone_first",
         frames_fps: float = 2.0,
         seed: int = 0,
+        ignore: tuple[str, ...] = (),
     ) -> None:
         file = Path(path)
         MediaRoots.of(file.parent, images, videos)
         named = datasets_of(file)
         if lost := _lost(file, named):
             raise DataError("\n".join(lost))
-        parts = [
-            _part(one, number, file.parent, (images, videos), placement, frames_fps, seed)
-            for number, one in enumerate(named)
-        ]
+        settings = {"placement": placement, "frames_fps": frames_fps, "ignore": ignore}
+        parts = [_part(one, file.parent, (images, videos), (seed, i), settings) for i, one in enumerate(named)]
         super().__init__(parts, [one.json_path for one in named])
 
     @staticmethod
@@ -106,15 +106,13 @@ def _lost(file: Path, named: list[Dataset]) -> list[str]:
 
 def _part(
     one: Dataset,
-    number: int,
     folder: Path,
     common: tuple[str | None, str | None],
-    placement: Placement,
-    frames_fps: float,
-    seed: int,
+    seed: tuple[int, int],
+    settings: Mapping[str, Any],
 ) -> Source:
     images = common[0] if one.images is None else folder / one.images
     videos = common[1] if one.videos is None else folder / one.videos
-    read = read_llava(folder / one.json_path, images, video_root=videos, placement=placement, frames_fps=frames_fps)
-    kept = Selected(read, chosen(len(read), one.sampling_strategy, (seed, number)))
+    read = read_llava(folder / one.json_path, images, video_root=videos, **settings)
+    kept = Selected(read, chosen(len(read), one.sampling_strategy, seed))
     return Prompted(kept, one.prompt) if one.prompt else kept

@@ -5,14 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmblocks.conversation import Pair, Role
-from mmblocks.data.llava_json import MARKER, Placement, illustrated, spoken_turns
-from mmblocks.data.named_media import KINDS, Media, MediaRoots
+from mmblocks.conversation import Pair
+from mmblocks.data.columns import Columns
+from mmblocks.data.named_media import MediaRoots
 from mmblocks.data.patterns import files_of
-from mmblocks.data.records import Lines, called, open_records, refuse_twins
+from mmblocks.data.records import Lines, called, open_records
+from mmblocks.data.rows import RowReader
 from mmblocks.data.selection import Concatenated
 from mmblocks.data.sources import Source, sources
+from mmblocks.data.turns import Placement, Turn
 from mmblocks.errors import DataError
+from mmblocks.keys import is_empty
+
+CHOSEN, REJECTED, RESPONSE = "chosen", "rejected", "rejected_response"
 
 
 @sources.register("llava_pairs", source="https://github.com/LLaVA-VL/LLaVA-NeXT (train_dpo.py)")
@@ -22,16 +27,32 @@ def llava_pairs(
     videos: str | None = None,
     placement: Placement = "lone_first",
     frames_fps: float = 2.0,
+    ignore: tuple[str, ...] = (),
 ) -> Source:
     """Pairs of answers for training on preferences, in .json or .jsonl files.
 
     A record: {"id", "image" or "video", "prompt", "chosen", "rejected"}. The prompt is a question or a list of turns
     that ends in one; visuals that no marker stands for are shown before its first question. chosen and rejected are
-    texts, or lists that hold one turn of the assistant. The settings are those of `llava_json`.
+    texts, turns of the assistant, or lists that hold one; without a prompt they are two conversations that differ in the
+    last answer. conversations or messages may stand for the prompt; with messages that end in the chosen answer,
+    "rejected_response" is the other one. The settings are those of `llava_json`.
     """
     files = files_of(path)
-    read = [PairFile(f, open_records(f), MediaRoots.of(f.parent, images, videos, frames_fps), placement) for f in files]
+    columns = _PairColumns(ignore=ignore)
+    readers = [RowReader(columns, MediaRoots.of(f.parent, images, videos, frames_fps), placement) for f in files]
+    read = [PairFile(file, open_records(file), reader) for file, reader in zip(files, readers, strict=True)]
     return read[0] if len(read) == 1 else Concatenated(read, [str(file) for file in files])
+
+
+@dataclass(frozen=True, slots=True)
+class _PairColumns(Columns):
+    """Columns of records that hold two answers."""
+
+    def __post_init__(self) -> None:
+        Columns.__post_init__(self)
+        answers = self.names["answer"]
+        others = tuple(name for name in self.read if name not in answers)
+        object.__setattr__(self, "read", (*others, CHOSEN, REJECTED, RESPONSE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +61,7 @@ class PairFile:
 
     path: Path
     records: Sequence[Any] | Lines
-    roots: MediaRoots
-    placement: Placement
+    reader: RowReader
 
     def __len__(self) -> int:
         return len(self.records)
@@ -49,37 +69,50 @@ class PairFile:
     def __getitem__(self, index: int) -> Pair:
         number = range(len(self))[index]
         record = self.records[number]
-        return self._pair(record, f"{self.path}:record {number}{called(record)}")
-
-    def _pair(self, record: Any, origin: str) -> Pair:
+        origin = f"{self.path}:record {number}{called(record)}"
         if not isinstance(record, Mapping):
             raise DataError(
                 f"{origin}: a record is an object with 'prompt', 'chosen' and 'rejected', not {record!r:.80}."
             )
-        refuse_twins(record, origin)
-        media: Media = {kind: self.roots.visuals(kind, record.get(kind), origin) for kind in KINDS}
-        asked = _asked(record.get("prompt"), "".join(f"<{kind}>" * len(media[kind]) for kind in KINDS), origin)
-        chosen, rejected = (
-            illustrated([*asked, _answer(record.get(key), key, origin)], media, origin=origin, placement=self.placement)
-            for key in ("chosen", "rejected")
-        )
-        return Pair(chosen, rejected)
+        return self._pair(self.reader.opened(record, origin), origin)
+
+    def _pair(self, row: Mapping[str, Any], origin: str) -> Pair:
+        asked, chosen, rejected, used = self._turns(row, origin)
+        self.reader.columns.refuse_unread(row, (*used, *self.reader.always_read), origin)
+        if not asked or asked[-1].role != "user":
+            last = f"ends with a turn of the {asked[-1].role}" if asked else "is empty"
+            raise DataError(f"{origin}: its prompt {last}; end it with a question.")
+        return Pair(*(self.reader.conversation([*asked, answer], row, origin) for answer in (chosen, rejected)))
+
+    def _turns(self, row: Mapping[str, Any], origin: str) -> tuple[list[Turn], Turn, Turn, tuple[str, ...]]:
+        """The turns up to the answers, the two answers, and the keys that they were read from."""
+        reader, columns = self.reader, self.reader.columns
+        column, turns = columns.of(row, "conversation", origin)
+        if is_empty(turns):
+            asked, used = reader.asked(row, origin)
+            if is_empty(columns.of(row, "question", origin)[1]) and _are_conversations(row):
+                return (*self._two_conversations(row, origin), (CHOSEN, REJECTED))
+        else:
+            asked, used = reader.turns_of(turns, origin, column), columns.named("conversation")
+            if not is_empty(row.get(RESPONSE)):
+                return asked[:-1], asked[-1], self._answer(row, RESPONSE, origin), (*used, RESPONSE)
+        answers = self._answer(row, CHOSEN, origin), self._answer(row, REJECTED, origin)
+        return asked, *answers, (*used, CHOSEN, REJECTED)
+
+    def _answer(self, row: Mapping[str, Any], key: str, origin: str) -> Turn:
+        given = row.get(key)
+        if given is None:
+            raise DataError(f"{origin}: {key!r} is None; write a list with at least one turn, or a text.")
+        return self.reader.answer(given, key, f"{origin}: {key!r}", 0)
+
+    def _two_conversations(self, row: Mapping[str, Any], origin: str) -> tuple[list[Turn], Turn, Turn]:
+        chosen, rejected = (self.reader.turns_of(row[key], f"{origin}: {key!r}", key) for key in (CHOSEN, REJECTED))
+        if chosen[:-1] != rejected[:-1] or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
+            raise DataError(
+                f"{origin}: 'chosen' and 'rejected' differ in more than their last answer; write a 'prompt'."
+            )
+        return chosen[:-1], chosen[-1], rejected[-1]
 
 
-def _asked(prompt: Any, markers: str, origin: str) -> list[tuple[Role, str]]:
-    turns = [{"from": "human", "value": prompt}] if isinstance(prompt, str) else prompt
-    spoken = spoken_turns(turns, origin, "prompt")
-    if spoken[-1][0] != "user":
-        raise DataError(f"{origin}: its prompt ends with a turn of the {spoken[-1][0]}; end it with a question.")
-    if markers and not any(MARKER.search(text) for _, text in spoken):
-        first = [role for role, _ in spoken].index("user")
-        spoken[first] = ("user", f"{markers}\n{spoken[first][1]}")
-    return spoken
-
-
-def _answer(given: Any, key: str, origin: str) -> tuple[Role, str]:
-    turns = [{"from": "gpt", "value": given}] if isinstance(given, str) else given
-    spoken = spoken_turns(turns, f"{origin}: {key!r}", key)
-    if [role for role, _ in spoken] != ["assistant"]:
-        raise DataError(f"{origin}: {key!r} holds {len(spoken)} turns; write one answer.")
-    return spoken[0]
+def _are_conversations(row: Mapping[str, Any]) -> bool:
+    return all(isinstance(row.get(key), list) and len(row[key]) > 1 for key in (CHOSEN, REJECTED))

@@ -6,13 +6,18 @@ from typing import Any
 
 from mmblocks._optional import need
 from mmblocks.conversation import Conversation
-from mmblocks.data.llava_json import Placement
+from mmblocks.data.columns import Columns
 from mmblocks.data.named_media import MediaRoots
 from mmblocks.data.patterns import files_of
 from mmblocks.data.records import called
-from mmblocks.data.rows import Columns, RowReader
+from mmblocks.data.rows import RowReader
 from mmblocks.data.sources import sources
+from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError
+from mmblocks.keys import is_empty, reason_against
+
+LOOKED_THROUGH = 1000
+"""Rows of a column that are looked through at a time, to know whether it is empty."""
 
 
 @sources.register("parquet", source="https://github.com/huggingface/datasets")
@@ -21,9 +26,9 @@ class Table:
 
     path: a file, several, a pattern, a folder of them, or one written by save_to_disk; or else hub: "owner/name", with
     its `config`. split: which part of a data set that has several. Columns are found by their usual names
-    (conversations, messages, texts; question, answer; image, images; video, videos) unless they are named. A conversation
-    is written as LLaVA or chat-completions write it, or as {"user", "assistant"}; a picture is a path, bytes, or the
-    library's Image; a list holds several. ask: the question where a table has answers only. cache: folder in which
+    (conversations, messages, texts; question, answer; system; image, images; video, videos) unless they are named. A
+    conversation is written as LLaVA or chat-completions write it, or as {"user", "assistant"}; a picture is a path, bytes,
+    or the library's Image; a list holds several. ask: the question where a table has answers only. cache: folder in which
     `datasets` keeps its memory-mapped copy. The other settings are those of `llava_json`.
     """
 
@@ -38,21 +43,27 @@ class Table:
         answer_column: str | None = None,
         image_column: str | None = None,
         video_column: str | None = None,
+        system_column: str | None = None,
         ask: str = "",
         images: str | None = None,
         videos: str | None = None,
         placement: Placement = "lone_first",
         frames_fps: float = 2.0,
         cache: str | None = None,
+        ignore: tuple[str, ...] = (),
     ) -> None:
         if (path is None) == (hub is None):
             raise ConfigError(f"source 'parquet': path={path!r} and hub={hub!r}; write one of them.")
         self.name = hub or ", ".join([path] if isinstance(path, str) else path or ())
         table, folder = _from_hub(hub, config, split, cache) if hub else _from_files(path or "", split, cache)
-        columns = Columns(conversation_column, question_column, answer_column, image_column, video_column, ask)
+        columns = Columns(
+            conversation_column, question_column, answer_column, image_column, video_column, system_column, ask, ignore
+        )
         if fault := columns.missing(table.column_names):
             raise ConfigError(f"source 'parquet', {self.name}: {fault}")
+        table = table.remove_columns([name for name in table.column_names if name in ignore])
         self._table = table.with_format("arrow")  # rows as they are stored: media stay bytes
+        self._refuse_unread(columns)
         self._reader = RowReader(columns, MediaRoots.of(folder, images, videos, frames_fps), placement)
 
     @staticmethod
@@ -60,6 +71,16 @@ class Table:
         """Nothing is asked of the hub before a run."""
         given = [name for name in ("path", "hub") if settings.get(name) is not None]
         return [] if len(given) == 1 else ["source 'parquet': write either path or hub."]
+
+    def _refuse_unread(self, columns: Columns) -> None:
+        """Raise `DataError` for columns that nothing reads and that hold something, before a row is asked for."""
+        strange = columns.strange(self._table.column_names)
+        if held := [name for name in strange if self._holds_something(name)]:
+            raise DataError(f"{self.name}: {reason_against(held, columns.read, what='column')}")
+
+    def _holds_something(self, column: str) -> bool:
+        rows = self._table.select_columns(column).iter(LOOKED_THROUGH)
+        return any(not is_empty(value) for batch in rows for value in batch[column].to_pylist())
 
     def __len__(self) -> int:
         return len(self._table)

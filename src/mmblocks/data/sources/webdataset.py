@@ -6,18 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.files import Slice, is_picture, natural
-from mmblocks.data.llava_json import Placement
-from mmblocks.data.named_media import MediaRoots
+from mmblocks.data.columns import Columns
+from mmblocks.data.files import PICTURES, Slice, is_picture, natural
+from mmblocks.data.named_media import KINDS, MediaRoots
 from mmblocks.data.patterns import files_of
 from mmblocks.data.records import called, parsed, refuse_twins
-from mmblocks.data.rows import USUAL, Columns, RowReader
+from mmblocks.data.rows import RowReader
 from mmblocks.data.selection import Concatenated
 from mmblocks.data.shards import Shard, open_shard
 from mmblocks.data.sources import Source, sources
+from mmblocks.data.turns import Placement
 from mmblocks.errors import DataError
+from mmblocks.keys import is_empty, reason_against
 
 CLIPS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
+READ = ("json", "txt", *(suffix[1:] for suffix in (*PICTURES, *CLIPS)))
+IMG2DATASET = frozenset(
+    ["url", "status", "error_message", "original_width", "original_height", "exif", "sha256", "md5"]
+)
+"""What img2dataset notes of a download beside its picture."""
 
 
 @sources.register("webdataset", source="https://github.com/webdataset/webdataset")
@@ -26,16 +33,19 @@ def webdataset(
     ask: str = "",
     placement: Placement = "lone_first",
     keep_index: bool = False,
+    ignore: tuple[str, ...] = (),
 ) -> Source:
     """Samples in tar files, read in any order: members whose names agree up to the first dot, with their media.
 
     path: a tar, several, a folder of them, or a pattern: "shards/{000..127}.tar". A sample's .json holds a record as
     `llava_json` or `messages` read it; without one its .txt is the answer to `ask`. Its pictures and clips (.jpg, .0.jpg,
     .mp4) are shown in the order of their names, and stand for those that the record names. keep_index: keep where members
-    lie in a file beside each tar, so that it need not be looked through again.
+    lie in a file beside each tar, so that it need not be looked through again. ignore: keys, and suffixes of members, that
+    may be left out; others that nothing reads are refused.
     """
     files = files_of(path, within="*.tar")
-    shards = [TarSamples(open_shard(file, keep_index), ask, placement) for file in files]
+    reader = RowReader(Columns(ask=ask, ignore=ignore), MediaRoots(Path(), Path()), placement)
+    shards = [TarSamples(open_shard(file, keep_index), reader) for file in files]
     return shards[0] if len(shards) == 1 else Concatenated(shards, [str(file) for file in files])
 
 
@@ -44,45 +54,57 @@ class TarSamples:
     """Conversations of one tar, by sample number from 0."""
 
     shard: Shard
-    ask: str
-    placement: Placement
+    reader: RowReader
 
     def __len__(self) -> int:
         return len(self.shard)
 
     def __getitem__(self, index: int) -> Conversation:
         number = range(len(self))[index]
-        members = self.shard.sample(number)
-        origin = f"{self.shard.path}:{self.shard.keys[number]}"
-        row = _row(members)
-        reader = RowReader(Columns(ask=self.ask), MediaRoots(Path(), Path()), self.placement)
-        return reader.read(row, origin + called(row))
+        members, origin = self.shard.sample(number), f"{self.shard.path}:{self.shard.keys[number]}"
+        said = _said(members)
+        origin += called(said)
+        row, media = self.reader.opened(said, origin), self._media(members, origin)
+        self._require_named(row, media, origin)
+        own = {name for kind in KINDS for name in self.reader.columns.named(kind)}
+        return self.reader.read({**{k: v for k, v in row.items() if k not in own}, **media}, origin)
+
+    def _media(self, members: Mapping[str, Slice], origin: str) -> dict[str, list[Slice]]:
+        """Pictures and clips of a sample in the order of their names. Raises `DataError` for members that nothing reads."""
+        in_order = sorted(members.items(), key=lambda one: natural(one[0]))
+        pictures = {suffix: part for suffix, part in in_order if is_picture(f".{suffix}")}
+        clips = {suffix: part for suffix, part in in_order if f".{suffix}".endswith(CLIPS)}
+        read = {"json", "txt", *pictures, *clips, *self.reader.columns.ignore}
+        if strange := [suffix for suffix, part in in_order if suffix not in read and part.size]:
+            raise DataError(f"{origin}: {reason_against(strange, READ, what='member')}")
+        return {kind: [*found.values()] for kind, found in (("image", pictures), ("video", clips)) if found}
+
+    def _require_named(self, row: Mapping[str, Any], media: Mapping[str, list[Slice]], origin: str) -> None:
+        """Raise `DataError` where a record names more pictures or clips than lie in the tar: those stand for them."""
+        for kind in KINDS:
+            column, named = self.reader.columns.of(row, kind, origin)
+            wanted, held = len(named) if isinstance(named, list) else 1, len(media.get(kind, ()))
+            if not is_empty(named) and held < (wanted if kind == "image" else 1):
+                raise DataError(
+                    f"{origin}: {column!r} names {wanted}, but the sample holds {held}; pack them into the tar."
+                )
 
 
-def _row(members: Mapping[str, Slice]) -> dict[str, Any]:
-    """A sample as a row: what its text members say, and its media as they lie in the tar."""
-    said: dict[str, Any] = {}
-    if (told := members.get("json")) is not None:
-        said = _record(told)
-    if (told := members.get("txt")) is not None:
-        said["txt"] = _text(told)
-    in_order = sorted(members.items(), key=lambda one: natural(one[0]))
-    media = {
-        "image": [part for suffix, part in in_order if is_picture(f".{suffix}")],
-        "video": [part for suffix, part in in_order if f".{suffix}".endswith(CLIPS)],
-    }
-    return {**said, **{kind: found for kind, found in media.items() if found}}
+def _said(members: Mapping[str, Slice]) -> dict[str, Any]:
+    """What the text members of a sample say."""
+    said = {} if (told := members.get("json")) is None else _record(told)
+    return said if (told := members.get("txt")) is None else {**said, "txt": _text(told)}
 
 
 def _record(part: Slice) -> dict[str, Any]:
-    """What a sample's JSON says, without the media that it names: those of the tar stand for them."""
+    """What a sample's JSON says, without what its making has left there."""
     record = parsed(part.read(), str(part))
     if isinstance(record, list):
         return {"messages": record}
     if not isinstance(record, dict):
         raise DataError(f"{part}: it holds {record!r:.80}; write a record, or a list of messages.")
     refuse_twins(record, str(part))
-    return {column: value for column, value in record.items() if column not in (*USUAL["image"], *USUAL["video"])}
+    return {key: value for key, value in record.items() if key not in IMG2DATASET}
 
 
 def _text(part: Slice) -> str:

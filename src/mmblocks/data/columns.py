@@ -1,0 +1,124 @@
+"""Which key of a record, or column of a table, holds what: the names of the field, and those that a user gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmblocks.data.records import WithTwins
+from mmblocks.errors import DataError
+from mmblocks.keys import HARMLESS, HISTORY, INPUT, USUAL, is_empty, refuse_unread, unread
+from mmblocks.settings import did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a conversation, None for their usual names. `ask` is what is asked where no question stands.
+
+    ignore: keys that are not read, in records, turns and parts. names: the columns that may hold each kind; read: all that
+    may be read.
+    """
+
+    conversation: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    image: str | None = None
+    video: str | None = None
+    system: str | None = None
+    ask: str = ""
+    ignore: tuple[str, ...] = ()
+
+    names: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+    read: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        own = self.own
+        free = {kind: tuple(name for name in usual if name not in own.values()) for kind, usual in USUAL.items()}
+        names = {kind: (own[kind],) if kind in own else free[kind] for kind in USUAL}
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "read", (*(name for kind in USUAL for name in names[kind]), INPUT, HISTORY))
+
+    @property
+    def own(self) -> dict[str, str]:
+        """The names that a user gave, by kind."""
+        return {kind: name for kind in USUAL if (name := getattr(self, kind)) is not None}
+
+    def named(self, kind: str) -> tuple[str, ...]:
+        """The column that holds `kind`, or those that may."""
+        return self.names[kind]
+
+    def of(self, row: Mapping[str, Any], kind: str, origin: str) -> tuple[str, Any]:
+        """(name, value) of a row's column; (the usual name, None) where it holds nothing.
+
+        Raises `DataError` where two columns of a kind say different things.
+        """
+        names = self.named(kind)
+        said = [name for name in names if not is_empty(row.get(name))]
+        for other in said[1:]:
+            if _plain(row[other]) != _plain(row[said[0]]):
+                raise DataError(
+                    f"{origin}: {said[0]!r} and {other!r} both hold something, and not the same; keep one, or add the "
+                    "other to the source's `ignore`."
+                )
+        held = said or [name for name in names if row.get(name) is not None]
+        return (held[0], row[held[0]]) if held else (names[0], None)
+
+    def without_ignored(self, value: Any) -> Any:
+        """A row, or a part of one, without the keys that are ignored; of columns that a user named others, the usual ones."""
+        return _without(value, frozenset(self.ignore)) if self.ignore else value
+
+    @property
+    def replaced(self) -> frozenset[str]:
+        """The usual columns of those kinds for which a user named another one."""
+        return frozenset(name for kind in self.own for name in USUAL[kind]) - frozenset(self.read)
+
+    def of_row(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row without what is not to be read: ignored keys and replaced columns."""
+        row = self.without_ignored(row)
+        if not self.own:
+            return row
+        replaced = self.replaced
+        return {key: value for key, value in row.items() if key not in replaced}
+
+    def strange(self, columns: Sequence[str]) -> list[str]:
+        """Those columns of a table that nothing reads and that are not harmless."""
+        known = {*self.read, *self.replaced, *self.ignore, *HARMLESS["record"]}
+        return [name for name in columns if name not in known]
+
+    def refuse_unread(self, row: Mapping[str, Any], used: Sequence[str], origin: str) -> None:
+        """Raise `DataError` for keys that hold something and are not among the `used` ones, nor harmless."""
+        refuse_unread(row, self.read, origin)
+        if idle := unread(row, used):
+            beside = next((name for name in used if not is_empty(row.get(name))), used[0])
+            raise DataError(
+                f"{origin}: {', '.join(map(repr, idle))} beside {beside!r}: only the latter is read; remove one of them, or add "
+                "to the source's `ignore` what may be left out."
+            )
+
+    def missing(self, known: Sequence[str]) -> str | None:
+        """What is wrong with these names for a table that has the columns `known`; None if nothing is."""
+        for kind, own in self.own.items():
+            if own not in known:
+                return f"{kind}_column={own!r}: there is no such column.{did_you_mean(own, known)}"
+        if not any(name in known for kind in ("conversation", "answer") for name in self.named(kind)):
+            return (
+                f"no column holds conversations; there are {', '.join(known)}. Name one as conversation_column, "
+                "or question_column and answer_column."
+            )
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """A value to compare: texts without white space at their ends, one thing as a list of it."""
+    if isinstance(value, str):
+        value = value.strip()
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _without(value: Any, ignored: frozenset[str]) -> Any:
+    if isinstance(value, WithTwins) and value.twin not in ignored:
+        return value  # which is refused anyway
+    if isinstance(value, Mapping):
+        return {key: _without(one, ignored) for key, one in value.items() if key not in ignored}
+    return [_without(one, ignored) for one in value] if isinstance(value, list) else value

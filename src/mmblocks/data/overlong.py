@@ -1,0 +1,86 @@
+"""Samples over the limit of tokens: how many of a source there are and which limit takes them all; which were cut."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from mmblocks.conversation import Item
+from mmblocks.data.encode import Targets, TooLong
+from mmblocks.data.lines import append_lines, read_lines
+from mmblocks.data.lint import chosen_records
+from mmblocks.data.mixture import Draw, Mixture
+from mmblocks.data.processor import Processor, Sample
+from mmblocks.errors import DataError
+
+LOOKED_AT = 200
+"""Records of a source whose headers are read to say how many are too long, where their lengths are not known."""
+CHOICES = "Or write overlong: skip, or overlong: cut_answer, in the stage."
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A record whose samples lost so many tokens at the end of their last answers, and its source of the mixture."""
+
+    origin: str
+    tokens: int
+    source: str
+
+
+def cuts_of(samples: Sequence[Sample], source: str) -> list[Cut]:
+    """What the samples of one record lost: one `Cut` for all of them, none where they are whole."""
+    lost = sum(sample.encoded.num_cut for sample in samples)
+    return [Cut(samples[0].encoded.origin, lost, source)] if lost else []
+
+
+def note_cut(file: Path, cut: Iterable[Cut]) -> None:
+    """Add records to the list of a run; several processes may do so at once."""
+    append_lines(file, map(asdict, cut))
+
+
+def cut_lines(file: Path, sizes: Mapping[str, int]) -> Iterator[str]:
+    """A line per source of a run's list: how many records were cut, each counted once, and how many tokens they lost."""
+    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for line in read_lines(file):
+        found[str(line.get("source", ""))][str(line.get("origin", ""))] = int(line.get("tokens", 0))
+    for source, tokens in sorted(found.items()):
+        of = f" of {sizes[source]}" if source in sizes else ""
+        yield f"{source}: {len(tokens)}{of} records lost {sum(tokens.values())} tokens at the end of their last answer"
+
+
+def tokens_of(item: Item, processor: Processor, targets: Targets) -> int:
+    """Tokens of the longest sample of an item, whatever the limit."""
+    return max(len(encoded) for encoded in replace(processor, max_tokens=None).encoded(item, targets))
+
+
+def how_many(mixture: Mixture, draw: Draw, processor: Processor, targets: Targets) -> str:
+    """How many records of the source of a record that is too long are so, and which limit takes them all.
+
+    Told from headers: of all records of a small source, of this one and of others that are evenly drawn from a large one.
+    """
+    size = len(mixture.sources[draw.source])
+    records = {*map(int, chosen_records(size, LOOKED_AT)), draw.record}
+    lengths = [_tokens_over(mixture, Draw(draw.source, record), processor, targets) for record in records]
+    return said(mixture.names[draw.source], [tokens for tokens in lengths if tokens], len(records), size)
+
+
+def said(name: str, too_long: Sequence[int], looked_at: int, size: int) -> str:
+    """The same in words. too_long: the tokens of those of `looked_at` of the source's records that are too long."""
+    of = f"the {size} records" if looked_at == size else f"{looked_at} of the {size} records"
+    are = "is" if len(too_long) == 1 else "are"
+    return f"Of {of} of {name!r} {len(too_long)} {are} too long; with max_tokens={max(too_long)} none would be."
+
+
+def _tokens_over(mixture: Mixture, draw: Draw, processor: Processor, targets: Targets) -> int:
+    """Tokens of a record that is too long; 0 for one that is not, or cannot be read."""
+    try:
+        item = mixture[draw]
+        try:
+            processor.encoded(item, targets)
+        except TooLong:
+            return tokens_of(item, processor, targets)
+    except DataError:
+        pass
+    return 0
