@@ -45,7 +45,9 @@ class Box(NamedTuple):
 class VisualShape:
     """A picture or clip before it is decoded: its size in pixels, its number of frames and frames per second.
 
-    note: what is known of it beside its pixels, such as a camera's pose; tokenizers that tell notes read it.
+    note: what is known of it beside its pixels, such as a camera's pose; tokenizers that tell notes read it. times_s:
+    when each frame of a clip of uneven pace is shown, ascending from 0, with `fps` the average up to the end of the
+    last one; None where frame i is shown at i / fps.
     """
 
     kind: VisualKind
@@ -53,6 +55,11 @@ class VisualShape:
     num_frames: int = 1
     fps: float = 1.0
     note: str = ""
+    times_s: tuple[float, ...] | None = None
+
+    def time_s(self, frame: int) -> float:
+        """When a frame is shown."""
+        return frame / self.fps if self.times_s is None else self.times_s[frame]
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,7 +239,7 @@ def _visual_lines(number: int, shown: ShownVisual) -> Iterator[str]:
     if shape.kind == "video":
         frames = [f"{frame} ({seconds:.2f}s)" for frame, seconds in shown.frames]
         more = f" and {len(frames) - MOST_TIMES} more" if len(frames) > MOST_TIMES else ""
-        yield f"         frames {', '.join(frames[:MOST_TIMES])}{more} of {shape.num_frames}, {shape.fps:g} per second"
+        yield f"         frames {', '.join(frames[:MOST_TIMES])}{more} of {shape.num_frames}, {shown.rate}"
     yield from (f"         told after {rows} tokens: {text!r}" for rows, text in plan.told)
 
 

@@ -153,7 +153,7 @@ def _caption(shown: ShownVisual, views: Sequence[tuple[int, View]]) -> str:
     first, last, view = views[0][0], views[-1][0], views[0][1]
     said = f"view {first}" if len(views) == 1 else f"views {first}-{last}"
     if shown.shape.kind == "video":
-        return f"{said}: frame {view.frame}, {view.frame / shown.shape.fps:.2f} s"
+        return f"{said}: frame {view.frame}, {shown.shape.time_s(view.frame):.2f} s"
     return f"{said}: resized to {_wide(view.resized)} on {_wide(view.canvas)}"
 
 

@@ -141,7 +141,12 @@ class ShownVisual:
     def frames(self) -> tuple[tuple[int, float], ...]:
         """The frames that are shown, in order of their views, with their times in seconds; a frame in several views once."""
         numbers = dict.fromkeys(view.frame for view in self.routed.plan.views)
-        return tuple((number, number / self.shape.fps) for number in numbers)
+        return tuple((number, self.shape.time_s(number)) for number in numbers)
+
+    @property
+    def rate(self) -> str:
+        """Frames per second of the clip, for people."""
+        return f"{self.shape.fps:g} per second{'' if self.shape.times_s is None else ' on average'}"
 
 
 @dataclass(frozen=True, slots=True)

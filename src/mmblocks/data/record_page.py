@@ -67,7 +67,7 @@ def _visual(number: int, shown: ShownVisual) -> Iterator[str]:
         f"{len(plan.views)} views, {plan.num_tokens} tokens.</p>"
     )
     if shown.shape.kind == "video":
-        yield f"<p>{len(shown.frames)} of {shown.shape.num_frames} frames at {shown.shape.fps:g} per second.</p>"
+        yield f"<p>{len(shown.frames)} of {shown.shape.num_frames} frames at {shown.rate}.</p>"
     for rows_before, text in plan.told:
         yield f"<p>told after {rows_before} tokens: <code>{escape(text)}</code></p>"
     yield f'<img alt="views of visual {number}" src="data:image/png;base64,{_png(draw_visual(shown))}">'

@@ -44,7 +44,12 @@ class Clips:
     def sample(self, visual: VisualShape) -> FrameSample:
         """The frames of a clip that its plan shows, with their times."""
         return sample_frames(
-            visual.num_frames, visual.fps, max_frames=self.max_frames, fps_wanted=self.fps, force=self.force
+            visual.num_frames,
+            visual.fps,
+            max_frames=self.max_frames,
+            fps_wanted=self.fps,
+            force=self.force,
+            times_s=visual.times_s,
         )
 
     def views(self, visual: VisualShape) -> tuple[View, ...]:

@@ -22,6 +22,8 @@ from mmblocks.data.mixture import Draw
 from mmblocks.data.processor import Processor
 from mmblocks.errors import DataError
 
+_COUNTED = "frames of uneven clips by their times"
+"""Written anew when the same data and model come to other lengths within one version."""
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _ASKED = {"role": "user", "content": [{"type": "image", "image": "i"}, {"type": "text", "text": "q"}]}
 _ANSWERED = {"role": "assistant", "content": "a"}
@@ -54,7 +56,15 @@ class LengthsCache:
         are read), the text tokenizer, targets, and the version of mmblocks. A picture that is replaced by one of another
         size is not noticed, nor is a file that is named by another file only: delete the folder then.
         """
-        depends = [_plain(list(data)), _files(data), _plain(model), _processing(processor), targets, __version__]
+        depends = [
+            _plain(list(data)),
+            _files(data),
+            _plain(model),
+            _processing(processor),
+            targets,
+            __version__,
+            _COUNTED,
+        ]
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=repr).encode()).hexdigest()
         return cls(Path(folder) / f"lengths-{digest[:20]}.npy")
 

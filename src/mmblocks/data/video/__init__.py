@@ -9,7 +9,6 @@ Clips are opened per call and nothing is kept: open readers do not survive the f
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -27,8 +26,6 @@ from mmblocks.errors import DataError
 from mmblocks.shapes import Size, VisualShape
 
 __all__ = ["Reader", "VideoSource", "is_frames", "read_frames", "video_shape"]
-
-log = logging.getLogger(__name__)
 
 VideoSource = str | os.PathLike[str] | bytes | Slice | np.ndarray | tuple[str | os.PathLike[str], ...]
 Reader = Literal["auto", "decord", "pyav", "torchcodec"]
@@ -79,23 +76,17 @@ def _judged(clip: Clip) -> tuple[VisualShape, Index | None]:
             return torchcodec_shape(clip), None
         except TorchcodecRefuses as cause:
             raise NoDecoder(f"{fault} (torchcodec: {cause})") from cause
-    return _shape(index), index
-
-
-def _shape(index: Index) -> VisualShape:
-    return VisualShape("video", index.size, index.num_frames, index.fps)
+    return index.shape, index
 
 
 def _decode(clip: Clip, index: Index, wanted: Sequence[int], reader: Reader) -> np.ndarray:
     try:
         if reader == "torchcodec":
-            return read_torchcodec(clip, _shape(index), wanted)
-        if reader != "pyav":
+            return read_torchcodec(clip, index.shape, wanted)
+        if reader == "decord":
             return read_decord(clip, index, wanted)
     except (DecordRefuses, TorchcodecRefuses) as cause:
-        if reader != "auto":
-            raise DataError(f"{clip.name}: {reader} cannot read this clip ({cause}); use reader='pyav'.") from cause
-        log.debug("%s: read by PyAV; decord: %s", clip.name, cause)
+        raise DataError(f"{clip.name}: {reader} cannot read this clip ({cause}); use reader='pyav'.") from cause
     return read_pyav(clip, index, wanted)
 
 

@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EINVAL
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 import av
 import numpy as np
 from av import VideoFrame
+from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from mmblocks.data.files import Slice, bytes_or_file, name_of
@@ -24,6 +26,13 @@ from mmblocks.errors import DataError
 from mmblocks.shapes import Size
 
 CURE = "fetch the file again, re-encode it, or drop the record."
+
+# What a decoder looks for. "buffer" (more or less bits than the pictures take) finds damage in WMV; "explode" turns what
+# the JPEG decoder hides into errors. H.264 and HEVC go without "explode": it refuses sound pictures for a faulty message
+# beside them (SEI). "bitstream" is left out for it refuses the stuffing of MPEG-1 and 2 at a constant bit rate,
+# "aggressive" for it refuses Xvid.
+_CHECKS = "crccheck+buffer"
+_CHECKS_ALONE = ("h264", "hevc")
 
 # FFmpeg's names of containers that hold pictures themselves. Playlists (hls, concat, dash) are left out: they make
 # FFmpeg open whatever file they name. Sound files are in, to be told that they have no picture.
@@ -86,7 +95,7 @@ def opened(clip: Clip, **options: str) -> Iterator[tuple[InputContainer, VideoSt
                 **_METADATA,
             )
         except Exception as cause:  # FFmpegError for the most part, but metadata may raise anything
-            why = "a picture, a playlist or something unknown" if _is_unlisted(cause) else _reason(cause)
+            why = "a picture, a playlist or something unknown" if _is_unlisted(cause) else reason_of(cause)
             raise DataError(
                 f"{clip.name}: not a clip, or its end is missing ({why}); pass a video file (mp4, webm, mkv, avi, gif)."
             ) from cause
@@ -98,7 +107,7 @@ def _is_unlisted(cause: Exception) -> bool:
     return isinstance(cause, FFmpegError) and cause.errno == EINVAL
 
 
-def _reason(cause: Exception) -> str:
+def reason_of(cause: Exception) -> str:
     return getattr(cause, "strerror", None) or str(cause)  # FFmpeg's words, without its number and the file again
 
 
@@ -112,39 +121,68 @@ def _picture(container: InputContainer, clip: Clip) -> VideoStream:
         raise DataError(f"{clip.name}: there is no video stream, only {_kinds(container)}; pass a clip with a picture.")
     if stream.codec_context is None:  # FFmpeg has no decoder for it, or the header is damaged
         raise NoDecoder(f"{clip.name}: its picture is in a coding that cannot be decoded; re-encode it, to H.264 say.")
-    stream.codec_context.thread_count = 1  # data workers are the threads
+    _set(stream.codec_context)
     return stream
+
+
+def _set(context: VideoCodecContext) -> None:
+    context.thread_count = 1  # data workers are the threads
+    context.options = {"err_detect": _CHECKS if context.name in _CHECKS_ALONE else f"{_CHECKS}+explode"}
+
+
+def decoder_of(stream: VideoStream) -> VideoCodecContext:
+    """What decodes a stream: libvpx for VP9, as far as it reads it. FFmpeg's own decoder takes any damage for pictures."""
+    context = stream.codec_context
+    if context.name != "vp9" or context.format is None or any(part.bits != 8 for part in context.format.components):
+        return context
+    try:
+        decoder = VideoCodecContext.create("libvpx-vp9", "r")
+    except UnknownCodecError:
+        return context
+    _set(decoder)
+    return decoder
 
 
 def _kinds(container: InputContainer) -> str:
     return ", ".join(sorted({stream.type for stream in container.streams})) or "a header"
 
 
-def frames_of(container: InputContainer, stream: VideoStream, clip: Clip) -> Iterator[VideoFrame]:
-    """Every frame in the order of decoding. Raises `DataError` with the frame at which decoding breaks off."""
-    position = 0
-    try:
-        for frame in container.decode(stream):
-            yield frame
-            position += 1
-    except FFmpegError as cause:
-        breaks_off(clip, position, cause)
+class Damage(NamedTuple):
+    """In place of a frame: it was not decoded rightly. `time` is the packet's or the frame's, where there is one."""
+
+    time: int | None
+    reason: str
 
 
-def breaks_off(clip: Clip, frame: int, cause: Exception) -> NoReturn:
-    """Raise the `DataError` of a clip whose frames cannot be read from `frame` on."""
-    raise DataError(f"{clip.name}: decoding breaks off at frame {frame} ({_reason(cause)}); {CURE}") from cause
+def decoded(
+    container: InputContainer, stream: VideoStream, decoder: VideoCodecContext
+) -> Iterator[VideoFrame | Damage]:
+    """Every frame from here on in the order of showing; those that FFmpeg refuses or flags are told as damage."""
+    for packet in container.demux(stream):
+        try:
+            frames = decoder.decode(packet if packet.size else None)
+        except FFmpegError as cause:
+            yield Damage(packet.pts, reason_of(cause))
+            continue
+        for frame in frames:
+            yield Damage(frame.pts, "FFmpeg finds it corrupt") if frame.is_corrupt else frame
 
 
-def upright(frame: VideoFrame) -> np.ndarray:
+def moment(frame: int, seconds: float | None) -> str:
+    """A frame for people: by its number, and when it is shown after the first one."""
+    return f"frame {frame}" if seconds is None else f"frame {frame} ({seconds:.2f} s)"
+
+
+def upright(frame: VideoFrame, quarter_turns: int) -> np.ndarray:
     """(height, width, 3) uint8, turned as the file says it is to be shown."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), k=_quarter_turns(frame))
+    return np.rot90(frame.to_ndarray(format="rgb24"), k=quarter_turns)
 
 
-def size_of(frame: VideoFrame) -> Size:
+def size_of(frame: VideoFrame, quarter_turns: int) -> Size:
     """Pixels of a frame as it is shown, after turning."""
-    return Size(frame.width, frame.height) if _quarter_turns(frame) % 2 else Size(frame.height, frame.width)
+    return Size(frame.width, frame.height) if quarter_turns % 2 else Size(frame.height, frame.width)
 
 
-def _quarter_turns(frame: VideoFrame) -> int:
+def quarter_turns_of(frame: VideoFrame) -> int:
+    """How a file says its frames are to be turned, counter-clockwise."""
     return round(frame.rotation / 90)

@@ -47,7 +47,8 @@ class ClipReader:
         if not _needs_guard(source):
             return video_shape(source)
         answer, _ = self._read(source, None)
-        return VisualShape("video", Size(*answer["size"]), answer["num_frames"], answer["fps"])
+        times_s = None if answer["times_s"] is None else tuple(answer["times_s"])
+        return VisualShape("video", Size(*answer["size"]), answer["num_frames"], answer["fps"], times_s=times_s)
 
     def frames(self, source: VideoSource, indices: Sequence[int]) -> np.ndarray:
         """What `read_frames` gives: uint8 (n, height, width, 3)."""

@@ -5,16 +5,26 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
-from av import Packet, VideoFrame
-from av.container import InputContainer
-from av.error import FFmpegError
-from av.video.stream import VideoStream
+from av import VideoFrame
 
-from mmblocks.data.video.clip import CURE, Clip, breaks_off, frames_of, opened, size_of
+from mmblocks.data.video.clip import (
+    CURE,
+    Clip,
+    Damage,
+    decoded,
+    decoder_of,
+    moment,
+    opened,
+    quarter_turns_of,
+    size_of,
+)
+from mmblocks.data.video.packets import PacketFacts, are_keys_fresh, are_ordered, demux
+from mmblocks.data.video.times import Pace, pace_of
 from mmblocks.errors import DataError
-from mmblocks.shapes import Size
+from mmblocks.shapes import Size, VisualShape
 
 
 class Key(NamedTuple):
@@ -24,140 +34,131 @@ class Key(NamedTuple):
     seek_to: int  # the time that a demuxer finds it by
 
 
+class Entry(NamedTuple):
+    """A frame of the clip.
+
+    decoded_to: the latest time of all that a decoder gets from the frame's key frame up to the frame itself. What is
+    shown later than the frame may be what it is predicted from.
+    """
+
+    time: int
+    decoded_to: int
+
+
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What demuxing tells. `times` (pts, ascending) number the frames; without them only decoding can."""
+    """What demuxing tells. `entries` (times ascending) number the frames; where it is empty, only decoding can."""
 
     container: str
-    size: Size
-    fps: float
-    num_frames: int
-    times: tuple[int, ...] | None
-    keys: tuple[Key, ...]
     codec: str
+    size: Size
+    quarter_turns: int
+    num_frames: int
+    pace: Pace
+    entries: tuple[Entry, ...]
+    keys: tuple[Key, ...]
     fresh_keys: bool  # nothing refers across a key frame
 
-    def seek_point(self, frame: int) -> int:
-        assert self.times is not None
-        key = bisect_right([key.time for key in self.keys], self.times[frame]) - 1
-        return self.keys[key].seek_to
+    @property
+    def shape(self) -> VisualShape:
+        return VisualShape("video", self.size, self.num_frames, self.pace.fps, times_s=self.pace.times_s)
 
+    def key_of(self, frame: int) -> Key:
+        """The key frame that decoding of a frame begins at."""
+        return self.keys[bisect_right(self.keys, self.entries[frame].time, key=lambda key: key.time) - 1]
 
-class _Packet(NamedTuple):
-    time: int | None
-    dts: int | None
-    is_key: bool
-    is_fresh: bool  # a key frame that makes the decoder forget everything before
-    is_shown: bool
+    def number_at(self, time: int) -> int:
+        """The frame that is shown at a time."""
+        return max(0, bisect_right(self.entries, time, key=lambda entry: entry.time) - 1)
+
+    def moment(self, frame: int) -> str:
+        """A frame for people, by its number and its time."""
+        return moment(frame, self.shape.time_s(frame))
 
 
 def index_of(clip: Clip) -> Index:
     """Read a clip's packets without decoding them. Raises `DataError` for a file that holds no clip."""
     with opened(clip) as (container, stream):
-        packets, first = _demux(container, stream, clip)
+        packets, first = demux(container, stream, clip)
         container_name, codec, promised = container.format.name, stream.codec_context.name, stream.frames
-        fps = float(stream.average_rate or stream.guessed_rate or 1)
-        # AVI holds no times of showing, and those FFmpeg makes up are wrong for reordered H.264.
-        guessed = container_name == "avi" and stream.codec_context.has_b_frames and _in_order(packets)
+        said_fps, unit = float(stream.average_rate or stream.guessed_rate or 1), stream.time_base or Fraction(1)
+        # AVI holds no times of showing, and those FFmpeg makes up are wrong for reordered H.264 and packed Xvid.
+        guessed = container_name == "avi" and stream.codec_context.has_b_frames
     if "mov" in container_name and promised > len(packets):
         _refuse_if_cut(clip, promised)
     if not packets:
         raise DataError(f"{clip.name}: the clip has no frames; drop the record or record the clip again.")
-    keys = _keys(packets)
-    times = None if guessed else _times(packets, keys)
-    num_frames = len(times) if times else 0
-    if not times or first is None:
-        times, (num_frames, first) = None, _count_by_decoding(clip)
-    fresh = times is not None and _are_keys_fresh(packets)
-    return Index(container_name, size_of(first), fps, num_frames, times, tuple(keys), codec, fresh)
+    keys = _keys(packets, container_name)
+    entries = () if guessed or first is None else _entries(packets, keys)
+    if entries:
+        times = [entry.time for entry in entries]
+        lasts = next(packet.lasts for packet in packets if packet.time == times[-1])
+        num_frames, pace = len(times), pace_of(times, lasts, unit, said_fps)
+    else:
+        first, counted = _decode_all(clip, said_fps)
+        num_frames, pace = len(counted), Pace(said_fps, None) if guessed else _pace_as_decoded(counted, unit, said_fps)
+    assert first is not None
+    turns, fresh = quarter_turns_of(first), bool(entries) and are_keys_fresh(packets)
+    size = size_of(first, turns)
+    return Index(container_name, codec, size, turns, num_frames, pace, entries, tuple(keys), fresh)
 
 
-def _demux(container: InputContainer, stream: VideoStream, clip: Clip) -> tuple[list[_Packet], VideoFrame | None]:
-    """All packets of the picture and, decoded from the first key frame on, the first frame."""
-    packets: list[_Packet] = []
-    first, decodable = None, False
-    try:
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise DataError(f"{clip.name}: cut off or damaged at frame {len(packets)}; {CURE}")
-            if packet.size:
-                packets.append(_packet(packet, stream))
-            decodable = decodable or packet.is_keyframe
-            if first is None and decodable:
-                first = next(iter(packet.decode()), None)
-    except FFmpegError as cause:
-        breaks_off(clip, max(0, len(packets) - 1), cause)
-    return packets, first
+# Demuxers that find a key frame by when it is shown. The others look for when it is decoded; the earlier of both times
+# never overshoots.
+_SEEK_BY_SHOWING = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
 
-def _packet(packet: Packet[VideoStream], stream: VideoStream) -> _Packet:
-    context = stream.codec_context
-    # Edit lists hide frames, and VP8 has frames that only others refer to (RFC 6386, 9.1: show_frame).
-    shown = not packet.is_discard and (context.name != "vp8" or bool(memoryview(packet)[0] & 0x10))
-    fresh = packet.is_keyframe and (context.name != "h264" or _has_idr(bytes(packet), context.extradata or b""))
-    return _Packet(packet.pts, packet.dts, packet.is_keyframe, fresh, shown)
+def _keys(packets: Sequence[PacketFacts], container: str) -> list[Key]:
+    found = [(p.time, p.dts) for p in packets if p.is_key and p.time is not None]
+    if container in _SEEK_BY_SHOWING:
+        return sorted(Key(time, time) for time, _ in found)
+    return sorted(Key(time, time if dts is None else min(time, dts)) for time, dts in found)
 
 
-def _has_idr(data: bytes, avcc: bytes) -> bool:
-    """Whether an H.264 packet of mp4 or Matroska (units behind their lengths, ISO 14496-15) holds an IDR picture."""
-    if len(avcc) < 5 or avcc[0] != 1:
-        return False
-    length_bytes, at = (avcc[4] & 3) + 1, 0
-    while at + length_bytes < len(data):
-        length = int.from_bytes(data[at : at + length_bytes], "big")
-        at += length_bytes
-        if data[at] & 0x1F == 5:
-            return True
-        at += length
-    return False
-
-
-def _keys(packets: Sequence[_Packet]) -> list[Key]:
-    # Matroska finds a key frame by when it is shown, mp4 by when it is decoded: the earlier never overshoots.
-    return sorted(
-        Key(p.time, p.time if p.dts is None else min(p.time, p.dts)) for p in packets if p.is_key and p.time is not None
-    )
-
-
-def _times(packets: Sequence[_Packet], keys: Sequence[Key]) -> tuple[int, ...] | None:
-    """When each frame is shown, or None where packets do not tell. What precedes the first key cannot be decoded."""
-    if not keys or any(packet.time is None for packet in packets):
-        return None
-    times = sorted(p.time for p in packets if p.is_shown and p.time is not None and p.time >= keys[0].time)
-    return tuple(times) if len(set(times)) == len(times) else None
-
-
-def _in_order(packets: Sequence[_Packet]) -> bool:
-    times = [packet.time for packet in packets if packet.time is not None]
-    return times == sorted(times)
-
-
-def _are_keys_fresh(packets: Sequence[_Packet]) -> bool:
-    """Whether every key frame starts anew, and no frame behind one in the file is shown before it."""
-    key_time = None
+def _entries(packets: Sequence[PacketFacts], keys: Sequence[Key]) -> tuple[Entry, ...]:
+    """The frames, or none where packets do not tell them. What precedes the first key frame cannot be decoded."""
+    if not keys or not are_ordered(packets):
+        return ()
+    entries: list[Entry] = []
+    decoded_to = keys[0].time
     for packet in packets:
-        if packet.is_key:
-            key_time = packet.time if packet.is_fresh else None
-        if key_time is None or packet.time is None or packet.time < key_time:
-            return False
-    return True
+        if packet.time is None:
+            return ()
+        decoded_to = packet.time if packet.is_key else max(decoded_to, packet.time)
+        if packet.is_shown and packet.time >= keys[0].time:
+            entries.append(Entry(packet.time, decoded_to))
+    entries.sort()
+    return () if len({entry.time for entry in entries}) < len(entries) else tuple(entries)
 
 
 def _refuse_if_cut(clip: Clip, promised: int) -> None:
     """An edit list may leave frames out; read without it, every promised frame is there unless the file is cut."""
     with opened(clip, ignore_editlist="1") as (container, stream):
-        packets, _ = _demux(container, stream, clip)
+        packets, _ = demux(container, stream, clip)
     if promised > len(packets):
         raise DataError(
             f"{clip.name}: cut off, its header promises {promised} frames and {len(packets)} are there; {CURE}"
         )
 
 
-def _count_by_decoding(clip: Clip) -> tuple[int, VideoFrame]:
-    first, num_frames = None, 0
+def _decode_all(clip: Clip, fps: float) -> tuple[VideoFrame, list[int | None]]:
+    """The first frame, and the times of all as far as they have some."""
+    first, times = None, []
     with opened(clip) as (container, stream):
-        for frame in frames_of(container, stream, clip):
-            first, num_frames = first or frame, num_frames + 1
+        for frame in decoded(container, stream, decoder_of(stream)):
+            if isinstance(frame, Damage):
+                where = moment(len(times), len(times) / fps)
+                raise DataError(f"{clip.name}: damaged at {where} ({frame.reason}); {CURE}")
+            first = first or frame
+            times.append(frame.pts)
     if first is None:
         raise DataError(f"{clip.name}: no frame of the clip can be decoded; {CURE}")
-    return num_frames, first
+    return first, times
+
+
+def _pace_as_decoded(counted: Sequence[int | None], unit: Fraction, said_fps: float) -> Pace:
+    """Of frames that come out with times, in their order: that is their pace. Otherwise the header's rate."""
+    times = [time for time in counted if time is not None]
+    if len(times) < len(counted) or times != sorted(times):
+        return Pace(said_fps, None)
+    return pace_of(times, 0, unit, said_fps)

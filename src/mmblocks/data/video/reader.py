@@ -78,7 +78,12 @@ def _answer(request: Mapping[str, Any], content: bytes) -> tuple[dict[str, Any],
     try:
         if request["indices"] is None:
             shape = video_shape(source)
-            return {"size": shape.size, "num_frames": shape.num_frames, "fps": shape.fps}, None
+            return {
+                "size": shape.size,
+                "num_frames": shape.num_frames,
+                "fps": shape.fps,
+                "times_s": shape.times_s,
+            }, None
         frames = np.ascontiguousarray(read_frames(source, request["indices"]))
         return {"frames": frames.shape}, frames
     except DataError as fault:

@@ -1,0 +1,91 @@
+"""The packets of a clip's picture: when each is shown and decoded, and what it is to the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from av import Packet, VideoFrame
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from mmblocks.data.video.clip import CURE, Clip, moment, reason_of
+from mmblocks.errors import DataError
+
+
+class PacketFacts(NamedTuple):
+    """One packet, in units of its stream's time base."""
+
+    time: int | None
+    dts: int | None
+    lasts: int
+    is_key: bool
+    is_fresh: bool  # a key frame that makes the decoder forget everything before
+    is_shown: bool
+
+
+def demux(container: InputContainer, stream: VideoStream, clip: Clip) -> tuple[list[PacketFacts], VideoFrame | None]:
+    """All packets of the picture and, decoded from the first key frame on, the first frame."""
+    packets: list[PacketFacts] = []
+    first, decodable = None, False
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                where = _moment(packets, stream, len(packets))
+                raise DataError(f"{clip.name}: cut off or damaged at {where}; {CURE}")
+            if packet.size:
+                packets.append(_facts(packet, stream))
+            decodable = decodable or packet.is_keyframe
+            if first is None and decodable:
+                first = next(iter(packet.decode()), None)
+    except FFmpegError as cause:
+        where = _moment(packets, stream, max(0, len(packets) - 1))
+        raise DataError(f"{clip.name}: decoding breaks off at {where} ({reason_of(cause)}); {CURE}") from cause
+    return packets, first
+
+
+def _moment(packets: Sequence[PacketFacts], stream: VideoStream, number: int) -> str:
+    """Where the last of these packets is, which is the one of this number or the one before it."""
+    times = [packet.time for packet in packets if packet.time is not None]
+    unit = stream.time_base
+    return moment(number, float((times[-1] - min(times)) * unit) if times and unit else None)
+
+
+def _facts(packet: Packet[VideoStream], stream: VideoStream) -> PacketFacts:
+    context = stream.codec_context
+    # Edit lists hide frames, and VP8 has frames that only others refer to (RFC 6386, 9.1: show_frame).
+    shown = not packet.is_discard and (context.name != "vp8" or bool(memoryview(packet)[0] & 0x10))
+    fresh = packet.is_keyframe and (context.name != "h264" or _has_idr(bytes(packet), context.extradata or b""))
+    return PacketFacts(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, fresh, shown)
+
+
+def _has_idr(data: bytes, avcc: bytes) -> bool:
+    """Whether an H.264 packet of mp4 or Matroska (units behind their lengths, ISO 14496-15) holds an IDR picture."""
+    if len(avcc) < 5 or avcc[0] != 1:
+        return False
+    length_bytes, at = (avcc[4] & 3) + 1, 0
+    while at + length_bytes < len(data):
+        length = int.from_bytes(data[at : at + length_bytes], "big")
+        at += length_bytes
+        if data[at] & 0x1F == 5:
+            return True
+        at += length
+    return False
+
+
+def are_ordered(packets: Sequence[PacketFacts]) -> bool:
+    """Whether no packet is decoded before the one in front of it, as where recordings were put end to end."""
+    dts = [packet.dts for packet in packets if packet.dts is not None]
+    return dts == sorted(dts)
+
+
+def are_keys_fresh(packets: Sequence[PacketFacts]) -> bool:
+    """Whether every key frame starts anew, and no frame behind one in the file is shown before it."""
+    key_time = None
+    for packet in packets:
+        if packet.is_key:
+            key_time = packet.time if packet.is_fresh else None
+        if key_time is None or packet.time is None or packet.time < key_time:
+            return False
+    return True
