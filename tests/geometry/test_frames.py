@@ -65,3 +65,55 @@ def test_an_empty_or_timeless_clip_is_refused():
         frames(0)
     with pytest.raises(DataError, match=r"fps=0\.0"):
         frames(10, fps=0.0)
+
+
+# Clips of uneven pace -------------------------------------------------------------------------------------------------
+
+BURST_S = [*(i / 70 for i in range(70)), *range(1, 10), 9.5]  # the last one up to the second 10
+
+
+def burst(**settings):
+    chosen = {"max_frames": 32, "fps_wanted": None, "force": False, **settings}
+    return sample_frames(len(BURST_S), len(BURST_S) / 10, times_s=BURST_S, **chosen)
+
+
+def test_a_spread_is_even_in_time():
+    sample = burst(max_frames=8)
+    assert sample.indices == (0, 70, 71, 73, 74, 75, 77, 79)  # shown at i * 9.5 / 7 seconds
+    assert sample.times_s() == (0.0, 1.0, 2.0, 4.0, 5.0, 6.0, 8.0, 9.5)
+    assert sample.duration_s == 10.0
+    assert burst(max_frames=1).indices == (0,)
+
+
+def test_a_rate_takes_the_frame_that_is_shown_at_each_of_its_instants():
+    assert burst(fps_wanted=1).times_s() == (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
+    assert burst(fps_wanted=0.4).times_s() == (0.0, 2.0, 5.0, 7.0)  # 0, 2.5, 5 and 7.5 seconds; 10 is behind the end
+    assert burst(fps_wanted=2, max_frames=8).indices == burst(max_frames=8).indices
+
+
+def test_a_frame_that_stays_is_taken_once_unless_forced():
+    assert burst(fps_wanted=2).times_s() == (0.0, 0.5, *map(float, range(1, 10)), 9.5)
+    slides = {"max_frames": 5, "fps_wanted": None, "times_s": [0.0, 1.0, 2.0, 3.0, 4.0, 40.0]}
+    assert sample_frames(6, 0.1, force=False, **slides).indices == (0, 4, 5)
+    assert sample_frames(6, 0.1, force=True, **slides).indices == (0, 4, 4, 4, 5)
+    assert sample_frames(6, 0.1, force=False, **{**slides, "max_frames": 6}).indices == (0, 1, 2, 3, 4, 5)
+
+
+def test_frames_of_the_same_moment_give_the_last_of_them():
+    sample = sample_frames(4, 2.0, max_frames=None, fps_wanted=1, force=False, times_s=[0.0, 0.0, 1.0, 1.0])
+    assert sample.indices == (1, 3)
+
+
+def test_the_original_clock_keeps_its_numbers_on_uneven_clips():
+    assert burst(fps_wanted=0.4).times_s(clock="steps") == (0.0, 1.0, 2.0, 3.0)
+    assert burst(max_frames=2).times_s(clock="steps") == (0.0, 79 / 8)  # by the average rate, as LLaVA-NeXT has it
+
+
+def test_times_of_an_even_clip_change_nothing():
+    for num_frames, fps in [(1, 1.0), (7, 2.0), (100, 4.0), (901, 32.0)]:
+        for settings in [(8, None), (8, 1.0), (64, 1.0), (None, 2.0)]:
+            chosen = {"max_frames": settings[0], "fps_wanted": settings[1], "force": False}
+            even = sample_frames(num_frames, fps, **chosen)
+            timed = sample_frames(num_frames, fps, **chosen, times_s=[i / fps for i in range(num_frames)])
+            assert timed.indices == even.indices
+            assert timed.times_s() == even.times_s()

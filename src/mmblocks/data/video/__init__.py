@@ -1,10 +1,11 @@
 """Clips: their shape without decoding them, and the frames a plan asks for. The one door to decord, PyAV, torchcodec.
 
-PyAV judges every clip and counts its frames; decord, where it is installed, then decodes those in which it was found
-to hit the right frames. PyAV decodes the rest. Both give the same pixels for 8-bit clips of even size, and so does
-torchcodec, which is asked last: for clips in a coding that the FFmpeg inside PyAV lacks and the system's may have. What
-PyAV finds cut or damaged stays refused. `guarded.ClipReader` does the same with a deadline and a memory bound.
-Clips are opened per call and nothing is kept: open readers do not survive the fork of a data worker.
+PyAV judges every clip, counts its frames and decodes them: it alone can be asked whether FFmpeg found a frame, or one
+that it was predicted from, corrupt. torchcodec is asked last, for clips in a coding that the FFmpeg inside PyAV lacks
+and the system's may have. decord decodes where it is asked for (`reader="decord"`), the same pixels for 8-bit clips of
+even size, but wrong ones of damaged clips. `guarded.ClipReader` does the same as `video_shape` and `read_frames`, with
+a deadline and a memory bound. Clips are opened per call and nothing is kept: open readers do not survive the fork of a
+data worker.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Reader = Literal["auto", "decord", "pyav", "torchcodec"]
 
 
 def video_shape(source: VideoSource) -> VisualShape:
-    """Size (upright), number of frames and average frames per second of a clip: demuxed, and one frame decoded.
+    """Size (upright), number of frames and their times of a clip: demuxed, and one frame decoded.
 
     An array (frames, height, width, 3) of uint8 is a clip too, and so are a folder of pictures and a tuple of picture
     files; these have no clock, so their fps is 1.
@@ -48,7 +49,8 @@ def video_shape(source: VideoSource) -> VisualShape:
 def read_frames(source: VideoSource, indices: Sequence[int], *, reader: Reader = "auto") -> np.ndarray:
     """The frames of these numbers, in this order, repeats allowed: uint8 (n, height, width, 3), RGB, upright.
 
-    `reader` "auto" is decord where it is installed and takes the clip, else PyAV, else torchcodec (see above).
+    `reader` "auto" is PyAV, and torchcodec for what PyAV has no decoder for (see above). Raises `DataError` with the
+    damaged frame, its time and the cure for a frame that FFmpeg finds corrupt, or that is decoded from such a one.
     """
     if reader not in get_args(Reader):
         raise DataError(f"reader is {reader!r}; write one of {', '.join(get_args(Reader))}.")

@@ -90,7 +90,8 @@ def opened(clip: Clip, **options: str) -> Iterator[tuple[InputContainer, VideoSt
             container = av.open(
                 file,
                 mode="r",
-                options={"format_whitelist": _CONTAINERS, **options},
+                # Not `options`: PyAV 15 crashes on these where streams show up late, as in FLV and MPEG programs.
+                container_options={"format_whitelist": _CONTAINERS, **options},
                 io_open=_open_nothing,
                 **_METADATA,
             )

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from typing import NamedTuple
 
 from av import VideoFrame
@@ -21,7 +22,7 @@ from mmblocks.data.video.clip import (
     quarter_turns_of,
     size_of,
 )
-from mmblocks.data.video.packets import PacketFacts, are_keys_fresh, are_ordered, demux
+from mmblocks.data.video.packets import PacketFacts, are_keys_fresh, are_ordered, demux, last_lasts
 from mmblocks.data.video.times import Pace, pace_of
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size, VisualShape
@@ -92,8 +93,7 @@ def index_of(clip: Clip) -> Index:
     entries = () if guessed or first is None else _entries(packets, keys)
     if entries:
         times = [entry.time for entry in entries]
-        lasts = next(packet.lasts for packet in packets if packet.time == times[-1])
-        num_frames, pace = len(times), pace_of(times, lasts, unit, said_fps)
+        num_frames, pace = len(times), pace_of(times, last_lasts(packets, times), unit, said_fps)
     else:
         first, counted = _decode_all(clip, said_fps)
         num_frames, pace = len(counted), Pace(said_fps, None) if guessed else _pace_as_decoded(counted, unit, said_fps)
@@ -157,8 +157,8 @@ def _decode_all(clip: Clip, fps: float) -> tuple[VideoFrame, list[int | None]]:
 
 
 def _pace_as_decoded(counted: Sequence[int | None], unit: Fraction, said_fps: float) -> Pace:
-    """Of frames that come out with times, in their order: that is their pace. Otherwise the header's rate."""
+    """The pace of frames in the order in which they come out, whose times may repeat or step back for a moment."""
     times = [time for time in counted if time is not None]
-    if len(times) < len(counted) or times != sorted(times):
+    if len(times) < len(counted) or times[-1] < max(times):
         return Pace(said_fps, None)
-    return pace_of(times, 0, unit, said_fps)
+    return pace_of(list(accumulate(times, max)), 0, unit, said_fps)

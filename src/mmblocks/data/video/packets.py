@@ -11,6 +11,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from mmblocks.data.video.clip import CURE, Clip, moment, reason_of
+from mmblocks.data.video.gif import gif_fault
 from mmblocks.errors import DataError
 
 
@@ -36,6 +37,10 @@ def demux(container: InputContainer, stream: VideoStream, clip: Clip) -> tuple[l
                 raise DataError(f"{clip.name}: cut off or damaged at {where}; {CURE}")
             if packet.size:
                 packets.append(_facts(packet, stream))
+                fault = gif_fault(bytes(packet)) if stream.codec_context.name == "gif" else None
+                if fault:
+                    where = _moment(packets, stream, len(packets) - 1)
+                    raise DataError(f"{clip.name}: cut off or damaged at {where}: {fault}; {CURE}")
             decodable = decodable or packet.is_keyframe
             if first is None and decodable:
                 first = next(iter(packet.decode()), None)
@@ -72,6 +77,19 @@ def _has_idr(data: bytes, avcc: bytes) -> bool:
             return True
         at += length
     return False
+
+
+def last_lasts(packets: Sequence[PacketFacts], times: Sequence[int]) -> float:
+    """For how long the frame with the last of these times is shown; 0 where packets do not tell.
+
+    How long a packet lasts is the time up to the next one that is decoded. Where frames are reordered, that is not what
+    is shown next: a long time is believed only of the packet that is decoded last.
+    """
+    last, final = next(packet for packet in packets if packet.time == times[-1]), packets[-1]
+    if last is final or final.dts is None:
+        return last.lasts
+    usual = (times[-1] - times[0]) / max(1, len(times) - 1)
+    return max(min(last.lasts, usual), final.dts + final.lasts - times[-1])
 
 
 def are_ordered(packets: Sequence[PacketFacts]) -> bool:

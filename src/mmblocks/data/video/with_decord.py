@@ -1,4 +1,7 @@
-"""Frames by decord, of clips where it was found to give the right ones."""
+"""Frames by decord, of clips where it was found to give the right ones.
+
+It never says what FFmpeg finds corrupt: of a damaged clip it gives whatever was decoded.
+"""
 
 from __future__ import annotations
 
