@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor, LlamaConfig
 
+import mmblocks
+from mmblocks import cli
 from mmblocks.conversation import Conversation
 from mmblocks.data.processor import Processor
 from mmblocks.errors import CheckpointError, MMBlocksError
@@ -229,8 +231,6 @@ def test_of_several_templates_the_default_is_taken(copied: Path) -> None:
 
 @pytest.mark.parametrize("case", KEPT)
 def test_what_was_kept_is_saved_loaded_and_exported(copied: Path, case: str, tmp_path: Path) -> None:
-    import mmblocks
-
     model = import_hf(stored(copied, "chat_template.json", KEPT[case]))
     loaded = mmblocks.load(mmblocks.save(model, tmp_path / "ours"))
     assert require_same_prompts(loaded, AutoProcessor.from_pretrained(copied)) >= 4
@@ -274,3 +274,86 @@ def test_words_behind_a_picture_are_tokenised_as_transformers_does(
     model = import_hf(stored(copied, "chat_template.json", KEPT[case]))
     assert model.spec.template == "tokenizer"
     assert require_same_prompts(model, AutoProcessor.from_pretrained(copied)) >= 4
+
+
+# What convert says and does ------------------------------------------------------------------------------------------
+
+
+def converted(source: Path, target: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str, str]:
+    status = cli.main(["convert", str(source), str(target), *options])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_convert_says_which_template_it_took_and_that_prompts_are_the_same(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, said, _ = converted(stored(copied, "chat_template.json", TAKEN["qwen_2"]), tmp_path / "one", capsys)
+    assert status == 0
+    assert "template qwen_2 (it writes the prompts of chat_template.json, 7 of 7 tried)" in said
+    assert "prompts  7 of 7 are those of the source" in said
+    status, said, _ = converted(
+        stored(copied, "chat_template.json", KEPT["a system text of its own"]), tmp_path / "two", capsys
+    )
+    assert status == 0
+    assert "template tokenizer (kept as it stands in chat_template.json" in said
+    assert "prompts  7 of 7 are those of the result" in said
+    assert require_same_prompts(mmblocks.load(tmp_path / "two"), AutoProcessor.from_pretrained(copied)) == len(TALKS)
+
+
+def test_convert_keeps_nothing_whose_prompts_are_others(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shouted = TAKEN["chatml"].replace("content['text'] }}", "content['text'] | upper }}")
+    status, said, failed = converted(stored(copied, "chat_template.json", shouted), tmp_path / "out", capsys)
+    assert status == 1
+    assert "template qwen_2 (a guess: the stored chat template writes <|im_start|>; chat_template.json" in said
+    assert "prompts  0 of 7 are those of the source" in said
+    assert "nothing was kept. Take a chat template by name with --template" in failed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_template_that_is_asked_for_is_taken_whatever_is_stored(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored(copied, "chat_template.json", TAKEN["qwen_2"])
+    status, said, _ = converted(copied, tmp_path / "out", capsys, "--template", "vicuna_v1")
+    assert status == 0
+    assert "template vicuna_v1 (as asked for)" in said
+    assert "prompts  0 of 7 are those of the source" in said
+    assert mmblocks.load(tmp_path / "out").spec.template["name"] == "vicuna_v1"
+    status, said, _ = converted(tmp_path / "out", tmp_path / "back", capsys, "--template", "chatml")
+    assert status == 0
+    assert require_same_prompts(import_hf(tmp_path / "back"), AutoProcessor.from_pretrained(tmp_path / "back")) == len(
+        TALKS
+    )
+    assert import_hf(tmp_path / "back").spec.template == "chatml"
+
+
+def test_a_template_that_is_not_known_is_refused_by_name(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, failed = converted(copied, tmp_path / "out", capsys, "--template", "vicunna_v1")
+    assert status == 2
+    assert "vicunna_v1" in failed
+    assert "vicuna_v1" in failed
+
+
+def test_without_a_stored_template_the_guess_is_said(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, said, _ = converted(copied, tmp_path / "out", capsys)
+    assert status == 0
+    assert "template qwen_2 (a guess: no chat template is stored, <|im_end|> is in the vocabulary)" in said
+
+
+def test_what_an_export_cannot_prompt_alike_is_said(
+    around_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LLaVA's code tokenises words behind a picture as a text of their own, transformers' processor does not."""
+    model = import_hf(around_llama)
+    assert model.spec.template == "vicuna_v1"
+    mmblocks.save(model, tmp_path / "ours")
+    status, said, _ = converted(tmp_path / "ours", tmp_path / "out", capsys)
+    assert status == 0
+    assert "are those of the result\ndiffers  " in said

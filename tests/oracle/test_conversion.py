@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 import mmblocks
 from mmblocks import cli
+from mmblocks.cli.convert_check import check_logits
 from mmblocks.components import poolings, templates, tokenizers
 from mmblocks.conversation import Conversation
 from mmblocks.data.collate import collate
@@ -31,10 +32,12 @@ from mmblocks.model.build import wire_tokenizers
 from mmblocks.model.convert import detect, door_of
 from mmblocks.model.convert.chat import chat_of
 from mmblocks.model.convert.export_hf import export_hf
+from mmblocks.model.convert.float32 import InFloat32
 from mmblocks.model.convert.hf import import_hf, import_hf_with_report
 from mmblocks.model.convert.jinja import jinja_of
 from mmblocks.model.convert.llava import import_original
 from mmblocks.model.convert.probe import our_logits, probes, transformers_logits
+from mmblocks.model.convert.weights import stored_dtype, stored_gigabytes
 from mmblocks.model.generate import Stop
 from mmblocks.model.onevision import OneVision
 from mmblocks.settings import REQUIRED
@@ -850,6 +853,49 @@ def test_a_result_that_computes_something_else_is_not_kept(
     assert cli.main(["convert", str(checkpoint), str(tmp_path / "out")]) == 1
     assert "nothing was kept" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_widened_one_by_one_compute_what_a_model_in_float32_does(checkpoint: Path) -> None:
+    half, wide = import_hf(checkpoint, dtype=torch.bfloat16), import_hf(checkpoint, dtype=torch.bfloat16).float()
+    theirs = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
+    widened = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16).float().eval()
+    for probe in probes(wide):
+        with InFloat32():
+            ours, own = our_logits(half, probe), transformers_logits(theirs, half, probe)
+        assert torch.equal(ours, our_logits(wide, probe))
+        assert torch.equal(own, transformers_logits(widened, wide, probe))
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_logits_of_some_rows_are_those_of_all(ours: OneVision, theirs: Any) -> None:
+    probe = probes(ours)[0]
+    rows = probe.compared(7)
+    assert rows.tolist()[-1] == len(probe.rows) - 1
+    assert torch.equal(our_logits(ours, probe, rows), our_logits(ours, probe)[rows])
+    assert torch.equal(transformers_logits(theirs, ours, probe, rows), transformers_logits(theirs, ours, probe)[rows])
+
+
+def test_a_check_holds_one_model_at_a_time(checkpoint: Path, ours: OneVision, tmp_path: Path) -> None:
+    """The model in memory has given up its weights where the others are run, one after the other."""
+    model = import_hf(checkpoint)
+    mmblocks.save(model, tmp_path / "ours")
+    check_logits(model, door_of("llava_onevision"), checkpoint, door_of("mmblocks"), tmp_path / "ours", exact=True)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_integers_in_a_checkpoint_do_not_make_it_float32(checkpoint: Path, tmp_path: Path) -> None:
+    """Old ones hold position ids; read in float32, their weights would take twice the memory."""
+    half = {name: tensor.bfloat16() for name, tensor in load_file(checkpoint / WEIGHTS).items()}
+    save_file({**half, "position_ids": torch.arange(4)}, tmp_path / WEIGHTS)
+    assert stored_dtype(tmp_path) == torch.bfloat16
+    assert stored_gigabytes(tmp_path, torch.float32) == 2 * stored_gigabytes(tmp_path)
+
+
+def test_convert_says_how_much_memory_it_takes(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["convert", str(checkpoint), str(tmp_path / "ours")]) == 0
+    assert "memory   up to 1.0 GB for 0.0 GB of weights" in capsys.readouterr().out
 
 
 def test_convert_never_writes_over_a_folder(

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmblocks.cli.image_options import add_image_options, image_options
-from mmblocks.errors import CheckpointError, ConfigError
+from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mmblocks.model.convert.door import Door
-    from mmblocks.model.convert.probe import Probe
     from mmblocks.model.onevision import OneVision
 
 PARTS = ("encoder", "projector", "marks", "backbone")
@@ -98,6 +94,8 @@ def _adapt(file: Path, model: Path, out: Path | None) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    from mmblocks.cli.convert_check import check_logits, say_memory
+    from mmblocks.cli.convert_prompts import check_prompts
     from mmblocks.model.checkpoint import replaced_whole
     from mmblocks.model.convert import detect, door_of, quiet_transformers
 
@@ -109,6 +107,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     print(f"found    {read.about} in {arguments.source}")
     if arguments.to == "parts":
         return _keep_parts(arguments.source, arguments.target, arguments.dtype)
+    say_memory(arguments.source, arguments.dtype, checked=not arguments.no_check)
     with replaced_whole(arguments.target) as fresh:
         model = _read(read, arguments.source, arguments.dtype, arguments.template)
         model.spec = replace(model.spec, images=model.images.changed(image_options(arguments)))
@@ -117,7 +116,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         write.export(model, fresh)
         print(f"written  {write.about}")
         if not arguments.no_check:
-            _check(model, read, arguments.source, write, fresh, exact=arguments.dtype is None)
+            check_prompts(model, arguments.source, fresh, asked_for=arguments.template is not None)
+            check_logits(model, read, arguments.source, write, fresh, exact=arguments.dtype is None)
     print(f"kept     {arguments.target}")
     return 0
 
@@ -181,50 +181,3 @@ def _require_expressed(door: Door, model: OneVision) -> None:
     if reasons := door.reasons_against_export(model):
         listed = "\n".join(f"  - {reason}" for reason in reasons)
         raise ConfigError(f"{door.about} cannot express this model:\n{listed}")
-
-
-# Checking -----------------------------------------------------------------------------------------------------------
-
-
-def _check(model: OneVision, read: Door, source: Path, write: Door, written: Path, *, exact: bool) -> None:
-    """Run the source and the result on probes and refuse a result that differs by more than `TOLERANCE`.
-
-    exact: the weights kept their type; otherwise the model in memory, rounded as what was written, is compared.
-    """
-    import torch
-
-    from mmblocks.model.convert.probe import TOLERANCE, probes
-
-    ours = model.float()
-    before = _runner(read, source, ours, lambda: ours) if exact else _in_memory(ours)
-    after = _runner(write, written, ours, lambda: write.import_(written, dtype=torch.float32)[0])
-    differences: list[float] = []
-    for probe in probes(ours, clips=(read.clips or not exact) and write.clips):
-        differences.append((before(probe) - after(probe)).abs().max().item())
-        _say(probe, differences[-1])
-    if not all(difference <= TOLERANCE for difference in differences):
-        raise CheckpointError(
-            f"the written model's logits differ by {max(differences):.2g} (at most {TOLERANCE:g} is let pass); "
-            "nothing was kept."
-        )
-
-
-def _say(probe: Probe, difference: float) -> None:
-    kinds = Counter(shape.kind for shape in probe.shapes)
-    what = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in kinds.items()) or "text"
-    print(f"checked  {what}: {len(probe.rows)} rows, largest difference of logits {difference:.1e}")
-
-
-def _runner(door: Door, folder: Path, model: OneVision, as_read: Callable[[], OneVision]) -> Callable[[Probe], Tensor]:
-    """A function from probe to logits: the checkpoint in its own code, or as we read it where that is not here."""
-    run = door.runner(folder)
-    if run is not None:
-        return lambda probe: run(model, probe)
-    print(f"checking the model as we read it; the code of {door.about} is not here to run")
-    return _in_memory(as_read())
-
-
-def _in_memory(model: OneVision) -> Callable[[Probe], Tensor]:
-    from mmblocks.model.convert.probe import our_logits
-
-    return lambda probe: our_logits(model, probe)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mmblocks.model.convert.weights import Matched
     from mmblocks.model.onevision import OneVision
 
-Runner = Callable[["OneVision", "Probe"], "Tensor"]
-"""(the same model in our layout, a probe) to logits (rows, vocabulary)."""
+Runner = Callable[["OneVision", "Probe", "Tensor"], "Tensor"]
+"""(the same model in our layout, which may be without weights, a probe, numbers of its rows) to logits (rows, vocabulary)."""
 
 
 class Door(Protocol):
@@ -48,8 +48,13 @@ class Door(Protocol):
         """Write the folder whole or not at all. Raises `ConfigError` listing `reasons_against_export`."""
         ...
 
-    def runner(self, folder: Path) -> Runner | None:
-        """The checkpoint in its own code; None where that is not here."""
+    @property
+    def runs(self) -> bool:
+        """Whether the layout's own code is here to run."""
+        ...
+
+    def runner(self, folder: Path, dtype: torch.dtype) -> Runner:
+        """The checkpoint in its own code, its weights in a type; called only where that is here."""
         ...
 
 
@@ -62,8 +67,13 @@ class Layout:
     import_: Callable[..., Any]
     reasons_against_export: Callable[[OneVision], list[str]]
     export: Callable[..., Path]
-    run: Callable[[Path], Runner] | None = None
+    run: Callable[[Path, torch.dtype], Runner] | None = None
     clips: bool = True
 
-    def runner(self, folder: Path) -> Runner | None:
-        return self.run(folder) if self.run is not None else None
+    @property
+    def runs(self) -> bool:
+        return self.run is not None
+
+    def runner(self, folder: Path, dtype: torch.dtype) -> Runner:
+        assert self.run is not None, "asked before"
+        return self.run(folder, dtype)

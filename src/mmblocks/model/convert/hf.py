@@ -112,9 +112,9 @@ def reads(folder: Path, model_type: str) -> bool:
     return config.get("model_type") == model_type and "mm_vision_tower" not in config
 
 
-def run(folder: Path) -> Runner:
-    theirs = load_transformers(folder)
-    return lambda model, probe: transformers_logits(theirs, model, probe)
+def run(folder: Path, dtype: torch.dtype) -> Runner:
+    theirs = load_transformers(folder, dtype)
+    return lambda model, probe, rows: transformers_logits(theirs, model, probe, rows)
 
 
 # In -----------------------------------------------------------------------------------------------------------------

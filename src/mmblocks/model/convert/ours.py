@@ -38,9 +38,9 @@ def export(model: OneVision, folder: Path, *, dtype: torch.dtype | None = None, 
     return checkpoint.save(model, folder, dtype=dtype)
 
 
-def run(folder: Path) -> Runner:
-    loaded = checkpoint.load(folder)
-    return lambda _, probe: our_logits(loaded, probe)
+def run(folder: Path, dtype: torch.dtype) -> Runner:
+    loaded = checkpoint.load(folder, dtype=dtype)
+    return lambda _, probe, rows: our_logits(loaded, probe, rows)
 
 
 DOOR = Layout("a model saved by mmblocks", reads, import_, lambda _: [], export, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ class Probe:
     asked: Instructions | None = None
     """Words about each view, for a projector that reads them."""
     __repr__ = repr_by_shape
+
+    def compared(self, most: int = 256) -> Tensor:
+        """Numbers of the rows whose logits are compared: all, or as many as are said, spread to the last, which sees
+        every other.
+        """
+        return torch.linspace(0, len(self.rows) - 1, min(most, len(self.rows))).round().long()
 
 
 def probes(model: OneVision, seed: int = 0, *, clips: bool = True) -> list[Probe]:
@@ -85,8 +92,8 @@ def _text(model: OneVision, generator: torch.Generator) -> list[int]:
 
 
 @torch.no_grad()
-def our_logits(model: OneVision, probe: Probe) -> Tensor:
-    """(rows, vocabulary) from a model of ours."""
+def our_logits(model: OneVision, probe: Probe, rows: Tensor | None = None) -> Tensor:
+    """(rows, vocabulary) from a model of ours: all of a probe, or those of these numbers."""
     ids = torch.tensor([model.backbone.placeholder_id if row is None else row for row in probe.rows])
     batch = Batch(
         input_ids=ids,
@@ -98,15 +105,16 @@ def our_logits(model: OneVision, probe: Probe) -> Tensor:
         visual_positions=torch.tensor([i for i, row in enumerate(probe.rows) if row is None], dtype=torch.int64),
         instructions=probe.asked,
     )
-    return model.eval().logits(batch)
+    hidden = model.eval().hidden(batch)
+    return model.backbone.logits(hidden if rows is None else hidden[rows])
 
 
-def load_transformers(folder: Path) -> Any:
-    """A checkpoint in transformers' own class, in fp32. Raises `CheckpointError` where keys differ."""
+def load_transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A checkpoint in transformers' own class. Raises `CheckpointError` where keys differ."""
     from transformers import AutoModelForImageTextToText
 
     kind: Any = AutoModelForImageTextToText
-    theirs, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    theirs, report = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     troubles = ("missing_keys", "unexpected_keys", "mismatched_keys")
     if faults := [f"{name}: {', '.join(sorted(map(str, report[name])))}" for name in troubles if report.get(name)]:
         raise CheckpointError(f"transformers does not load {folder} whole.\n  " + "\n  ".join(faults))
@@ -114,11 +122,16 @@ def load_transformers(folder: Path) -> Any:
 
 
 @torch.no_grad()
-def transformers_logits(theirs: Any, model: OneVision, probe: Probe) -> Tensor:
-    """(rows, vocabulary) from transformers' model, given the pixels of `model`'s plans."""
+def transformers_logits(theirs: Any, model: OneVision, probe: Probe, rows: Tensor | None = None) -> Tensor:
+    """(rows, vocabulary) from transformers' model, given the pixels of `model`'s plans: all, or those of these numbers."""
     token = theirs.config.video_token_id if _is_clip(probe) else theirs.config.image_token_id
     ids = torch.tensor([[token if row is None else row for row in probe.rows]])
-    return theirs(input_ids=ids, **_pixels(theirs.config.model_type, model, probe)).logits[0]
+    inputs = {"input_ids": ids, **_pixels(theirs.config.model_type, model, probe)}
+    if rows is None:
+        return theirs(**inputs).logits[0]
+    if "logits_to_keep" in signature(theirs.forward).parameters:
+        return theirs(**inputs, logits_to_keep=rows).logits[0]
+    return theirs(**inputs).logits[0, rows]
 
 
 def _is_clip(probe: Probe) -> bool:

@@ -74,12 +74,21 @@ def read_weights(folder: Path) -> Stored:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The type that holds every value of a checkpoint. Damaged files are left to the reader, which names them."""
+    """The type that holds every number of a checkpoint but integers. Damaged files are left to the reader, which names
+    them.
+    """
     found: set[str] = set()
     for file in sorted(folder.rglob("*.safetensors")):
         with suppress(SafetensorError), safe_open(file, framework="pt") as tensors:
             found.update(tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118 (not a dict)
-    return {frozenset({"BF16"}): torch.bfloat16, frozenset({"F16"}): torch.float16}.get(frozenset(found), torch.float32)
+    floats = frozenset(kind for kind in found if "F" in kind)
+    return {frozenset({"BF16"}): torch.bfloat16, frozenset({"F16"}): torch.float16}.get(floats, torch.float32)
+
+
+def stored_gigabytes(folder: Path, dtype: torch.dtype | None = None) -> float:
+    """What a checkpoint's weights take, in the type they have or another one."""
+    size = sum(file.stat().st_size for kind in ("safetensors", "bin") for file in folder.rglob(f"*.{kind}")) / 1e9
+    return size if dtype is None else size * dtype.itemsize / stored_dtype(folder).itemsize
 
 
 @contextmanager

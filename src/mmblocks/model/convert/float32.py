@@ -1,0 +1,38 @@
+"""Computing in float32 with weights that stay as they are stored: each is widened when an operation takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class InFloat32(TorchFunctionMode):
+    """`with InFloat32(): model(...)` gives what `model.float()` would, at the cost of one widened weight at a time.
+
+    For checks of models that fill the memory; it converts every weight again in every pass.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.embedding or getattr(func, "__name__", "") == "__get__":  # some rows of a table; a property
+            return _widened(func(*args, **kwargs))
+        return func(*_widened(args), **_widened(kwargs))
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in HALVES else value
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in HALVES else value
+    if type(value) in (tuple, list):
+        return type(value)(_widened(each) for each in value)
+    return {key: _widened(each) for key, each in value.items()} if type(value) is dict else value
