@@ -27,7 +27,12 @@ DROPPED = (  # a thought stands in front of answers to the last question only, a
 OPENED = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% if hurried %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-TEMPLATES = {"keeps": KEPT + OPENED, "rewrites": DROPPED + OPENED, "is hurried": DROPPED + OPENED}
+TEMPLATES = {
+    "keeps": KEPT + OPENED,
+    "rewrites": DROPPED + OPENED,
+    "is hurried": DROPPED + OPENED,
+    "opens with a space": (KEPT + OPENED).replace("}}\n", "}}: ").replace("assistant\n", "assistant: "),
+}
 TALKS = [
     ["Hi", "Ho"],
     ["Which?", "A cat.", "Colour?", "White.", "Sure?", "Yes."],
@@ -36,7 +41,10 @@ TALKS = [
 
 
 def tokenizer_with(jinja):
-    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    joined = [("\u0120", letter) for letter in "AHWY"]  # a space and the letter behind it
+    vocab = {token: i for i, token in enumerate([*letters, *map("".join, joined)])}
+    backend = Tokenizer(models.BPE(vocab, joined))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
@@ -63,10 +71,13 @@ def said(talk):
 
 
 def rendered(arguments, messages, opened):
-    """The ids that transformers' apply_chat_template gives."""
+    """What transformers' apply_chat_template writes."""
     given, tokenizer = arguments
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **given)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **given)
+
+
+def ids_of(arguments, text):
+    return arguments[1](text, add_special_tokens=False)["input_ids"]
 
 
 def answers(sample):
@@ -83,8 +94,9 @@ def test_every_answer_stands_behind_the_prompt_for_it_and_reads_as_the_last_one(
     expected = []
     for i in range(1, len(talk), 2):
         prompt, whole = (rendered(arguments, said(talk)[:n], opened) for n, opened in ((i, True), (i + 1, False)))
-        assert whole[: len(prompt)] == prompt
-        expected.append((prompt, whole[len(prompt) : -1]))  # the newline behind <|im_end|> is not learned
+        answer = whole.removeprefix(prompt).removesuffix("\n")  # the newline behind <|im_end|> is not learned
+        assert whole == f"{prompt}{answer}\n"
+        expected.append((ids_of(arguments, prompt), ids_of(arguments, answer)))
     assert learned == expected
 
 
@@ -92,7 +104,7 @@ def test_every_answer_stands_behind_the_prompt_for_it_and_reads_as_the_last_one(
 def test_a_prompt_is_what_transformers_makes_of_it(talk, arguments, processor):
     for i in range(0, len(talk), 2):
         prompt = processor.prompt(Conversation.of(said(talk)[: i + 1])).encoded.input_ids.tolist()
-        assert prompt == rendered(arguments, said(talk)[: i + 1], True)
+        assert prompt == ids_of(arguments, rendered(arguments, said(talk)[: i + 1], True))
 
 
 def test_a_conversation_is_one_sample_unless_answers_are_rewritten(processor):

@@ -82,6 +82,15 @@ KEPT = {
         EACH + "<|im_start|>{{ message['role'] }}\n{% if message['role'] == 'system' %}{{ message['content'] + '!' }}{% else %}"
         + WRITTEN + "{% endif %}<|im_end|>\n{% endfor %}" + CHATML_OPEN
     ),
+    "gemma, trimmed": (
+        "{{ bos_token }}" + EACH + "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+        + WRITTEN.replace("content['text'] }}", "content['text'] | trim }}")
+        + "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
+    "an opening with a space at its end": (
+        EACH + "{{ message['role'] + '> ' }}" + WRITTEN + "</s>{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant> ' }}{% endif %}"
+    ),
     "texts or lists": (
         EACH + "<|im_start|>{{ message['role'] }}|{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         + WRITTEN + "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant|{% endif %}"
@@ -115,6 +124,7 @@ TALKS: dict[str, list[dict[str, Any]]] = {
     "a picture": [SHOWN],
     "pictures between words": [LATE],
     "several turns": [SHOWN, ANSWER, USER, ANSWER, LATE],
+    "white space": [{"role": "user", "content": [text(" \n See: "), shown(), text("\n  ")]}],
     "a system text": [SYSTEM, USER],
     "a system text and a picture": [SYSTEM, SHOWN, ANSWER, USER],
 }
@@ -266,7 +276,7 @@ def around_llama(make_rig: Any, beginning_tokenizers: dict[str, Callable[..., An
     return make_rig("llava", words=tokenizer, text_config=text, image_token_index=image).folder
 
 
-@pytest.mark.parametrize("case", ["vicuna, pictures first", "mistral", "phi, each text trimmed"])
+@pytest.mark.parametrize("case", [case for case in KEPT if "another header" not in case])
 def test_words_behind_a_picture_are_tokenised_as_transformers_does(
     around_llama: Path, tmp_path: Path, case: str
 ) -> None:
@@ -290,14 +300,14 @@ def test_convert_says_which_template_it_took_and_that_prompts_are_the_same(
 ) -> None:
     status, said, _ = converted(stored(copied, "chat_template.json", TAKEN["qwen_2"]), tmp_path / "one", capsys)
     assert status == 0
-    assert "template qwen_2 (it writes the prompts of chat_template.json, 7 of 7 tried)" in said
-    assert "prompts  7 of 7 are those of the source" in said
+    assert "template qwen_2 (it writes the prompts of chat_template.json, 8 of 8 tried)" in said
+    assert "prompts  8 of 8 are those of the source" in said
     status, said, _ = converted(
         stored(copied, "chat_template.json", KEPT["a system text of its own"]), tmp_path / "two", capsys
     )
     assert status == 0
     assert "template tokenizer (kept as it stands in chat_template.json" in said
-    assert "prompts  7 of 7 are those of the result" in said
+    assert "prompts  8 of 8 are those of the result" in said
     assert require_same_prompts(mmblocks.load(tmp_path / "two"), AutoProcessor.from_pretrained(copied)) == len(TALKS)
 
 
@@ -308,7 +318,7 @@ def test_convert_keeps_nothing_whose_prompts_are_others(
     status, said, failed = converted(stored(copied, "chat_template.json", shouted), tmp_path / "out", capsys)
     assert status == 1
     assert "template qwen_2 (a guess: the stored chat template writes <|im_start|>; chat_template.json" in said
-    assert "prompts  0 of 7 are those of the source" in said
+    assert "prompts  0 of 8 are those of the source" in said
     assert "nothing was kept. Take a chat template by name with --template" in failed
     assert not (tmp_path / "out").exists()
 
@@ -320,7 +330,7 @@ def test_a_template_that_is_asked_for_is_taken_whatever_is_stored(
     status, said, _ = converted(copied, tmp_path / "out", capsys, "--template", "vicuna_v1")
     assert status == 0
     assert "template vicuna_v1 (as asked for)" in said
-    assert "prompts  0 of 7 are those of the source" in said
+    assert "prompts  0 of 8 are those of the source" in said
     assert mmblocks.load(tmp_path / "out").spec.template["name"] == "vicuna_v1"
     status, said, _ = converted(tmp_path / "out", tmp_path / "back", capsys, "--template", "chatml")
     assert status == 0

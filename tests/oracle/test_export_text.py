@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, GenerationConfig, LlamaConfig
 
 import mmblocks
 from mmblocks.model.convert import raw_config
@@ -95,6 +95,22 @@ def test_names_of_special_tokens_are_kept(make_tokenizer: Callable[..., Any], ou
     folder = export_hf(mmblocks.build({**ours.spec.plain(), "backbone": backbone}, seed=1), tmp_path / "out")
     assert written(folder, "tokenizer_config")["extra_special_tokens"] == {"image_token": "<image>"}
     assert AutoTokenizer.from_pretrained(folder).image_token == "<image>"
+
+
+def test_a_tokenizer_without_padding_gets_some(
+    make_rig: Any, beginning_tokenizers: dict[str, Callable[..., Any]], tmp_path: Path
+) -> None:
+    tokenizer = beginning_tokenizers["llama"](["<image>"])
+    assert tokenizer.pad_token is None
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    text = LlamaConfig(vocab_size=len(tokenizer), **sizes)
+    rig = make_rig("llava", words=tokenizer, text_config=text, image_token_index=image)
+    folder = export_hf(rig.ours, tmp_path / "out", "llava")
+    padded = AutoTokenizer.from_pretrained(folder)([SHORT, LONG], padding=True)
+    assert len({len(ids) for ids in padded["input_ids"]}) == 1
+    assert padded["attention_mask"][0][0] == 0
+    assert GenerationConfig.from_pretrained(folder).pad_token_id == padded["input_ids"][0][0] == 2
 
 
 @pytest.mark.parametrize("layout", ["exported", "original"])

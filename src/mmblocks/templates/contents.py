@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmblocks.conversation import Message, Part, Role, Text, Visual
+from mmblocks.errors import DataError
 
 MARK = re.compile("\ue000([0-9]+)\ue001")
 Render = Callable[[list[dict[str, Any]], bool], str]
 """(messages, whether an answer is opened) to text. Raises what a Jinja raises."""
+
+
+class Refused(DataError):
+    """A Jinja does not take a conversation."""
 
 
 def mark(number: int) -> str:

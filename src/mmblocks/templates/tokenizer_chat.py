@@ -11,7 +11,7 @@ from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Part, Text
 from mmblocks.errors import ConfigError, DataError, MMBlocksError
 from mmblocks.templates._turns import stripped, stripped_apart
-from mmblocks.templates.contents import MARK, Contents, is_complete, mark
+from mmblocks.templates.contents import MARK, Contents, Refused, is_complete, mark
 
 ASKED = Message("user", (Text("?"),))
 ANSWERED = Message("assistant", (Text("!"),))
@@ -52,7 +52,10 @@ class TokenizerChat:
 
     @cached_property
     def rewrites_answers(self) -> bool:
-        """Whether an answer is written otherwise when it is the last message than when the conversation has gone on."""
+        """Whether an answer is written otherwise when it is the last message than when the conversation has gone on.
+
+        Its tokens are others also where its first word would join the white space that ends the prompt.
+        """
         talk = [ASKED, ANSWERED, ASKED, ANSWERED]
         try:
             whole = self._written(talk, False)
@@ -61,7 +64,7 @@ class TokenizerChat:
         begins = all(
             whole.startswith(first) for first in (self._written(talk[:1], True), self._written(talk[:2], False))
         )
-        return not begins or not self._ending[0]
+        return not begins or not self._ending[0] or self._opening_joins_words
 
     @property
     def takes_lists(self) -> bool:
@@ -131,6 +134,15 @@ class TokenizerChat:
             raise ConfigError(f"{self._whose} rewrites a conversation to open an answer; choose another template.")
         return opened.removeprefix(closed)
 
+    @property
+    def _opening_joins_words(self) -> bool:
+        """Whether a word behind the prompt shares a token with the prompt's end."""
+        if not self._tokenizer.is_fast:
+            return False
+        end = len(self._opening)
+        written = self._tokenizer(self._opening + "A", add_special_tokens=False, return_offsets_mapping=True)
+        return any(first < end < last for first, last in written["offset_mapping"])
+
     @cached_property
     def _ending(self) -> tuple[str, str]:
         """What is learned after an answer, and the text in it that stops generation."""
@@ -162,12 +174,14 @@ class TokenizerChat:
         return self._contents.with_marks(self._render(self._contents.messages(said), opened), said)
 
     def _render(self, messages: list[dict[str, Any]], opened: bool) -> str:
+        from jinja2 import TemplateError
+
         try:
             return self._rendered(messages, opened)
         except MMBlocksError:
             raise
-        except Exception as cause:  # a Jinja fails in any way that Python has
-            raise DataError(f"{self._whose} refuses this conversation: {cause}") from cause
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as cause:
+            raise Refused(f"{self._whose} refuses this conversation: {cause}") from cause
 
     def _rendered(self, messages: list[dict[str, Any]], opened: bool) -> str:
         tokenizer = self._tokenizer

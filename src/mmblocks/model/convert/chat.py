@@ -17,6 +17,7 @@ from mmblocks.errors import MMBlocksError
 from mmblocks.model.convert import raw_config
 from mmblocks.model.convert.jinja import FLATTENED, form_of, jinja_of
 from mmblocks.registry import Spec, split
+from mmblocks.templates.contents import Refused
 from mmblocks.templates.span_tokenizer import SpanTokenizer, prompt_spans
 
 log = logging.getLogger(__name__)
@@ -52,17 +53,22 @@ _SEVERAL: dict[str, Any] = {
     "content": [_PICTURE, _PICTURE, {"type": "text", "text": "Do they differ?"}],
 }
 _ANSWER: dict[str, Any] = {"role": "assistant", "content": [{"type": "text", "text": "A red circle."}]}
+_SPACED: dict[str, Any] = {
+    "role": "user",
+    "content": [{"type": "text", "text": " See \n"}, _PICTURE, {"type": "text", "text": " .\n"}],
+}
 _SYSTEM: dict[str, Any] = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
 PROBES: tuple[tuple[dict[str, Any], ...], ...] = (
     (_USER,),
     (_SHOWN,),
     (_SEVERAL,),
+    (_SPACED,),
     (_USER, _ANSWER, _USER),
     (_SHOWN, _ANSWER, _USER, _ANSWER, _SEVERAL),
     (_SYSTEM, _USER),
     (_SYSTEM, _SHOWN, _ANSWER, _USER),
 )
-"""Prompts in chat messages: with and without pictures, earlier turns and a system text."""
+"""Prompts in chat messages: with and without pictures, white space, earlier turns and a system text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +131,10 @@ def _followed(folder: Path, tokenizer: Any, stored: StoredChat) -> Chat:
     """Ours that writes the same prompts, else the stored one, else a guess that says why."""
     own = copy.copy(tokenizer)
     own.chat_template = stored.jinja
-    wanted = {i: ids for i, probe in enumerate(PROBES) if isinstance(ids := _prompt(OWN, own, probe), list)}
-    if 0 not in wanted:
-        return _instead(folder, own, stored, str(_prompt(OWN, own, PROBES[0])))
+    prompts = [_prompt(OWN, own, probe) for probe in PROBES]
+    if not isinstance(prompts[0], list):
+        return _instead(folder, own, stored, str(prompts[0]))
+    wanted = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, Refused)}
     for name in _candidates():
         if all(_prompt(name, own, PROBES[i]) == ids for i, ids in wanted.items()):
             return Chat(name, f"it writes the prompts of {stored.file}, {len(wanted)} of {len(wanted)} tried")

@@ -62,7 +62,7 @@ def export_family(
         write_weights(_tensors(model, dtype), fresh, max_shard_size)
         write_generation_config(model, fresh)
         family.processor(model, tokenizer).save_pretrained(fresh)
-        finish_tokenizer(fresh)
+        finish_tokenizer(model, fresh)
     return folder
 
 

@@ -22,12 +22,21 @@ OF_A_READING = ("backend", "is_local", "local_files_only")
 REPETITION = ("repetition_penalty", "no_repeat_ngram_size")
 
 
-def finish_tokenizer(folder: Path) -> None:
-    """Complete the tokenizer_config.json that transformers 5 wrote into a folder."""
+def finish_tokenizer(model: Any, folder: Path) -> None:
+    """Complete the tokenizer_config.json that transformers 5 wrote into a folder.
+
+    A tokenizer without a token to pad with gets one, and one that begins texts with no BOS says so: transformers 4 reads
+    every tokenizer of llava_next_video as a Llama's, which begins them with one.
+    """
+    tokenizer = model.backbone.text_tokenizer
     path = folder / "tokenizer_config.json"
     config = {key: value for key, value in read_json(path).items() if key not in OF_A_READING}
     config["padding_side"] = PADDING_SIDE
     config["tokenizer_class"] = CLASSES.get(config["tokenizer_class"], config["tokenizer_class"])
+    if config.get("pad_token") is None and (padding := _padding(model)) is not None:
+        config["pad_token"] = tokenizer.convert_ids_to_tokens(padding)
+    if tokenizer.bos_token is None:
+        config["add_bos_token"] = False
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if named := config.pop("model_specific_special_tokens", None):
@@ -70,10 +79,18 @@ def write_generation_config(model: Any, folder: Path) -> None:
 
     tokenizer, own = model.backbone.text_tokenizer, getattr(model.backbone.lm, "generation_config", None)
     repetition = {key: value for key in REPETITION if (value := getattr(own, key, None)) is not None}
-    ends = list(Stop.of(model).tokens)
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [None])[0]
-    ids = {"eos_token_id": ends or None, "bos_token_id": tokenizer.bos_token_id, "pad_token_id": padding}
+    ids = {
+        "eos_token_id": list(Stop.of(model).tokens) or None,
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": _padding(model),
+    }
     GenerationConfig(**ids, **repetition).save_pretrained(folder)
+
+
+def _padding(model: Any) -> int | None:
+    """The text tokenizer's own, else what ends an answer."""
+    own = model.backbone.text_tokenizer.pad_token_id
+    return own if own is not None else next(iter(Stop.of(model).tokens), None)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

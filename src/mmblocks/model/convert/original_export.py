@@ -278,5 +278,5 @@ def _write_tokenizer(model: OneVision, folder: Path) -> None:
     if (template := jinja_of(model.template)) is not None:
         tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
-    finish_tokenizer(folder)
+    finish_tokenizer(model, folder)
     write_generation_config(model, folder)
