@@ -14,7 +14,7 @@ from mmblocks.errors import CheckpointError, MMBlocksError
 from mmblocks.model.checkpoint import at_home, read_spec
 from mmblocks.model.convert import detect
 from mmblocks.model.convert.chat import PROBES
-from mmblocks.model.convert.probe import QUERIED
+from mmblocks.model.convert.probe import QUERIED, load_processor
 from mmblocks.model.onevision import OneVision
 
 Talk = list[dict[str, Any]]
@@ -103,9 +103,7 @@ def _of_folder(folder: Path) -> Prompter | None:
         return None
     if kind == "mmblocks":
         return _of_model(Processor.planning(at_home(read_spec(folder), folder)))
-    from transformers import AutoProcessor
-
-    return _of_processor(AutoProcessor.from_pretrained(folder), bare=kind in QUERIED)
+    return _of_processor(load_processor(folder), bare=kind in QUERIED)
 
 
 def _of_processor(processor: Any, *, bare: bool) -> Prompter:

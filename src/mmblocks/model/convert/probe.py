@@ -121,6 +121,13 @@ def load_transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return theirs.eval()
 
 
+def load_processor(folder: Path) -> Any:
+    """A checkpoint's own processor. Raises what transformers raises where there is none."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(folder)
+
+
 @torch.no_grad()
 def transformers_logits(theirs: Any, model: OneVision, probe: Probe, rows: Tensor | None = None) -> Tensor:
     """(rows, vocabulary) from transformers' model, given the pixels of `model`'s plans: all, or those of these numbers."""
