@@ -233,10 +233,13 @@ def test_an_answer_that_will_be_rewritten_is_not_learned_in_the_middle_of_a_conv
         own(THINKING, arguments={"quick": True}).spans(messages(TALK))
 
 
-def test_a_prompt_that_no_conversation_begins_with_is_refused():
-    greeting = CHATML.replace("assistant\n{% endif", "assistant\nWell, {% endif")
-    with pytest.raises(ConfigError, match="does not write message 1 after its own prompt for it"):
-        own(greeting).spans(messages(TALK[:2]))
+def test_an_answer_is_learned_behind_its_prompt_where_no_conversation_begins_with_that():
+    greeting = own(CHATML.replace("assistant\n{% endif", "assistant\nWell, {% endif"))
+    spans = greeting.spans(messages(TALK[:2]))
+    prompt = [*greeting.spans(messages(TALK[:1])), *greeting.open_answer()]
+    assert written(spans) == written(prompt) + "A cat.<|im_end|>"
+    assert learned(spans) == "A cat.<|im_end|>"
+    assert greeting.rewrites_answers
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Part, Text
 from mmblocks.errors import ConfigError, DataError, MMBlocksError
-from mmblocks.templates._turns import stripped, stripped_apart
+from mmblocks.templates._turns import spans_of, stripped, stripped_apart
 from mmblocks.templates.contents import MARK, Contents, Refused, is_complete, mark
 
 ASKED = Message("user", (Text("?"),))
@@ -31,9 +31,9 @@ class TokenizerChat:
     that takes contents as lists of parts, as processors' templates do, is given lists, and a visual stands where it writes
     the visual's token. Learned: what follows the template's generation prompt, up to the token that ends the answer; where
     it writes no such token, the text tokenizer's own. What it writes must be what it writes for the real texts (or these
-    without outer white space), and the prompt for an answer must be the beginning of the conversation with it: otherwise it
-    is refused. One that writes an answer otherwise once the conversation goes on (Qwen3 leaves its thought out then) is
-    learned from answer by answer. `arguments` are handed to it, such as {"enable_thinking": false}.
+    without outer white space): otherwise it is refused. One that writes an answer otherwise once the conversation goes on
+    (Qwen3 leaves its thought out then), or behind another header than its prompt has (LLaVA-OneVision's on the hub), is
+    learned from answer by answer, each behind the prompt that it will meet. `arguments` are handed to it, such as {"enable_thinking": false}.
     """
 
     text_tokenizer: Callable[[], Any] | None = None
@@ -73,6 +73,9 @@ class TokenizerChat:
 
     def spans(self, messages: Sequence[Message]) -> list[Span]:
         said = [replace(m, parts=m.parts or (Text(""),)) for m in messages]
+        if said and said[-1].is_learned and not self._written(said, False).startswith(self._written(said[:-1], True)):
+            end = Span(self._ending[0] or self._ending[1], True)
+            return [*self.spans(said[:-1]), *self.open_answer(), *spans_of(said[-1].parts, learn=True), end]
         marked, parts = self._marked(said)
         if said and said[-1].role != "assistant" and self._written(said, True) != marked + self._opening:
             raise ConfigError(f"{self._whose} opens answers in more than one way; choose another template.")
