@@ -14,7 +14,6 @@ from typing import IO, Any, NamedTuple, NoReturn
 import av
 import numpy as np
 from av import VideoFrame
-from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
@@ -138,7 +137,7 @@ def decoder_of(stream: VideoStream) -> VideoCodecContext:
         return context
     try:
         decoder = VideoCodecContext.create("libvpx-vp9", "r")
-    except UnknownCodecError:
+    except ValueError:  # this PyAV was built without libvpx
         return context
     _set(decoder)
     return decoder
