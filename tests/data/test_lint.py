@@ -239,15 +239,17 @@ def test_text_that_looks_like_control_is_told_with_its_place_and_refuses_nothing
     (source,) = report.sources
     assert report.counts == {"control": 2}
     assert [finding.detail for findings in source.faulty for finding in findings] == [
-        "message 1 (assistant) holds '<|im_end|>'",
-        "message 0 (user) holds '<|im_start|>'",
+        "message 1 (assistant) holds '<|im_end|>', read as plain text",
+        "message 0 (user) holds '<|im_start|>', read as plain text",
     ]
     report.require()
 
 
-def test_an_end_of_turn_in_plain_text_is_told_too(tiny_spec):
-    processor = Processor.planning({**tiny_spec, "template": "llava_v0"})
-    assert kinds(processor, "Which?", "### A cat.") == ["control"]
+@pytest.mark.parametrize(("template", "text"), [("llava_v0", "###"), ("llava_v0", "Assistant:")])
+def test_a_turn_that_a_template_writes_in_plain_text_is_told_too(template, text, tiny_spec):
+    looked = Linter(Processor.planning({**tiny_spec, "template": template})).look(talk("Which?", f"{text} A cat."))
+    (finding,) = looked.findings
+    assert finding.detail == f"message 1 (assistant) holds {text!r}, read as the template's"
 
 
 def test_both_answers_of_a_pair_are_looked_at(processor):

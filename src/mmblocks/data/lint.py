@@ -39,7 +39,7 @@ KINDS: dict[Kind, str] = {
     "cut": "an answer is not trained to its end",
     "visuals": "visual tokens differ from the plans",
     "shifted": "a trained token is not the one that follows",
-    "control": "text that looks like a control token; it is read as plain text",
+    "control": "text that looks like the chat template's own",
 }
 LEFT_OUT: tuple[Kind, ...] = ("broken", "nothing_trained", "too_long")
 """Kinds that a run with broken=skip leaves out of training, and so may pass over."""
@@ -235,15 +235,24 @@ class Linter:
 
     def _control_texts(self, conversation: Conversation) -> Iterator[tuple[Kind, str]]:
         for number, message in enumerate(conversation.messages):
-            if found := [text for text in self._controls if text in message.text]:
-                yield "control", f"message {number} ({message.role}) holds {', '.join(map(repr, found))}"
+            for texts, so in (
+                (self._control_tokens, "read as plain text"),
+                (self._plain_control, "read as the template's"),
+            ):
+                if found := [text for text in texts if text in message.text]:
+                    yield "control", f"message {number} ({message.role}) holds {', '.join(map(repr, found))}, {so}"
 
     @cached_property
-    def _controls(self) -> tuple[str, ...]:
-        """Control tokens, and the template's own ends of an answer where these are plain text ("###")."""
+    def _control_tokens(self) -> tuple[str, ...]:
+        return tuple(ControlTokens.of(self.processor.text_tokenizer, self.processor.template).ids)
+
+    @cached_property
+    def _plain_control(self) -> tuple[str, ...]:
+        """What the template opens and ends answers with in plain text ("ASSISTANT:", "###"): no token tells it from words."""
         template = self.processor.template
-        known = ControlTokens.of(self.processor.text_tokenizer, template).ids
-        return tuple(dict.fromkeys([*known, *(stop for stop in template.stop if stop.strip())]))
+        opening = "".join(str(span.content) for span in template.open_answer())
+        texts = {text.strip() for text in (opening, *template.stop)} - {""}
+        return tuple(text for text in texts if not any(token in text for token in self._control_tokens))
 
     def _text_faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[Kind, str]]:
         learned = LearnedText(self._decode(encoded.targets[encoded.targets != IGNORE].tolist()))
