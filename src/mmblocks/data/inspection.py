@@ -13,7 +13,8 @@ from tqdm import tqdm
 from mmblocks.batch import IGNORE
 from mmblocks.conversation import Conversation, Visual
 from mmblocks.data.encode import Encoded, Targets
-from mmblocks.data.lint import Finding, Linter, Looked, SourceLint, chosen_records
+from mmblocks.data.lint import Linter, chosen_records
+from mmblocks.data.lint_report import Finding, Looked, SourceLint
 from mmblocks.data.media import shape_of
 from mmblocks.data.mixture import Draw, Mixture
 from mmblocks.data.positions import arranged

@@ -9,9 +9,9 @@ lengths, visuals and whether anything is trained are checked.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,143 +22,11 @@ from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Message, Text
 from mmblocks.data.encode import Encoded, NothingTrained, Targets, TooLong
 from mmblocks.data.learned_text import LearnedText, agreeing, ink
+from mmblocks.data.lint_report import Finding, Kind, LintReport, Looked, SourceLint
 from mmblocks.data.mixture import Draw, Mixture
 from mmblocks.data.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.templates.span_tokenizer import ControlTokens
-
-Kind = Literal[
-    "broken", "nothing_trained", "too_long", "given_trained", "no_end", "cut", "visuals", "shifted", "control"
-]
-KINDS: dict[Kind, str] = {
-    "broken": "cannot be read",
-    "nothing_trained": "no trained token",
-    "too_long": "longer than the limit of tokens",
-    "given_trained": "trained text that the assistant did not say",
-    "no_end": "the end of a turn is not trained",
-    "cut": "an answer is not trained to its end",
-    "visuals": "visual tokens differ from the plans",
-    "shifted": "a trained token is not the one that follows",
-    "control": "text that looks like the chat template's own",
-}
-LEFT_OUT: tuple[Kind, ...] = ("broken", "nothing_trained", "too_long")
-"""Kinds that a run with broken=skip leaves out of training, and so may pass over."""
-REMARKS: tuple[Kind, ...] = ("control",)
-"""Kinds that are told and refuse nothing."""
-SHOWN = 3
-"""Origins named for each kind of fault of a source."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One fault of one sample. `detail` says it with the sample's own words and numbers; `tokens` of one that is too long."""
-
-    kind: Kind
-    origin: str
-    detail: str
-    tokens: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.origin}: {self.detail}"
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """A conversation that was looked at: what it encodes to, None where it cannot be, and its faults.
-
-    One beyond the limit is encoded without it, unless the processor cuts its last answer.
-    """
-
-    conversation: Conversation
-    encoded: Encoded | None
-    findings: tuple[Finding, ...]
-
-
-# Reports ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class SourceLint:
-    """Faults of one source: `looked_at` samples of its `size` records, and the findings of each faulty one.
-
-    cut: for each sample whose last answer is cut to the limit, the tokens that it loses; that is no fault.
-    """
-
-    name: str
-    size: int
-    looked_at: int
-    faulty: tuple[tuple[Finding, ...], ...]
-    cut: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, name: str, size: int, looked: Sequence[Looked]) -> SourceLint:
-        cut = tuple(one.encoded.num_cut for one in looked if one.encoded is not None and one.encoded.num_cut)
-        return cls(name, size, len(looked), tuple(one.findings for one in looked if one.findings), cut)
-
-    @property
-    def counts(self) -> dict[Kind, int]:
-        """Samples by kind of fault, kinds without any left out."""
-        found: dict[Kind, int] = {
-            kind: sum(kind in {f.kind for f in findings} for findings in self.faulty) for kind in KINDS
-        }
-        return {kind: count for kind, count in found.items() if count}
-
-    def lines(self) -> Iterator[str]:
-        """The source, and each kind of fault with the first samples that have it."""
-        yield f"{self.name}: {len(self.faulty) or 'no'} faulty of {self.looked_at} looked at ({self.size} records)"
-        for kind, count in self.counts.items():
-            longest = max(finding.tokens for findings in self.faulty for finding in findings)
-            cure = f"; with max_tokens={longest} none would be" if kind == "too_long" else ""
-            yield f"  {count} x {KINDS[kind]}{cure}"
-            yield from (f"    {finding}" for finding in self._first(kind))
-        if self.cut:
-            yield f"  {len(self.cut)} x cut at the end of the last answer, {sum(self.cut)} tokens in all"
-
-    def _first(self, kind: Kind) -> list[Finding]:
-        return [finding for findings in self.faulty for finding in findings if finding.kind == kind][:SHOWN]
-
-
-@dataclass(frozen=True, slots=True)
-class LintReport:
-    """Faults by source."""
-
-    sources: tuple[SourceLint, ...]
-
-    @property
-    def counts(self) -> dict[Kind, int]:
-        """Samples by kind of fault, over all sources."""
-        sums: dict[Kind, int] = {kind: sum(source.counts.get(kind, 0) for source in self.sources) for kind in KINDS}
-        return {kind: count for kind, count in sums.items() if count}
-
-    def __str__(self) -> str:
-        return "\n".join(line for source in self.sources for line in source.lines())
-
-    def require(self, *, skip_broken: bool = False, skip_overlong: bool = False) -> None:
-        """Raise one `DataError` that lists every fault.
-
-        skip_broken: pass over samples that are left out of training anyway (see LEFT_OUT), unless a source has no others.
-        skip_overlong: the same of those that are too long alone.
-        """
-        passed: tuple[Kind, ...] = LEFT_OUT if skip_broken else ("too_long",) if skip_overlong else ()
-        wrong = [source for source in self.sources if _refused(source, passed)]
-        if wrong:
-            listed = "\n".join(line for source in wrong for line in source.lines())
-            raise DataError(
-                f"these samples would not train what they should:\n{listed}\n"
-                "Mend or drop the records, raise max_tokens or choose what becomes of overlong samples, or choose another chat "
-                "template; "
-                "`mmblocks inspect RECIPE --record N` shows what is trained."
-            )
-
-
-def _refused(source: SourceLint, passed: Sequence[Kind]) -> bool:
-    kinds = [{finding.kind for finding in findings} - set(REMARKS) for findings in source.faulty]
-    left_out = sum(not found.isdisjoint(passed) for found in kinds)
-    stay = any(found and found.isdisjoint(passed) for found in kinds)
-    return stay or 0 < left_out >= source.looked_at
-
-
-# Looking ------------------------------------------------------------------------------------------------------------
 
 
 def lint(
