@@ -169,7 +169,8 @@ class ChatTemplate(Protocol):
     """Messages to spans. What is learned is decided here, never by searching a rendered string.
 
     A template may say `rewrites_answers`: that it writes an answer otherwise once the conversation has gone on (as those of
-    thinking models drop the thoughts). Conversations are then learned answer by answer, each behind its own prompt.
+    thinking models drop the thoughts). Conversations are then learned answer by answer, each behind its own prompt. With
+    `one_text` the text behind a visual is tokenised as the rest of one text, without it as a text of its own.
     """
 
     @property

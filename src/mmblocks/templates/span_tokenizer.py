@@ -49,11 +49,15 @@ class TextTokenizer(Protocol):
 
 
 class ControlTokens:
-    """The control tokens of a text tokenizer (text -> id), and the tokenizer without them."""
+    """The control tokens of a text tokenizer (text -> id), and the tokenizer without them.
 
-    def __init__(self, ids: Mapping[str, int], backend: Any) -> None:
+    lead: a special token to stand in front of what is the rest of a text, and to be left out again; none where there is none.
+    """
+
+    def __init__(self, ids: Mapping[str, int], lead: str | None, backend: Any) -> None:
         self.ids = ids
         self.numbers = frozenset(ids.values())
+        self.lead = [] if lead is None else [Span(lead)]
         self._backend = backend
 
     @classmethod
@@ -68,7 +72,8 @@ class ControlTokens:
         if key not in known:
             added = text_tokenizer.added_tokens_decoder.items()
             ids = {token.content: number for number, token in added if token.special or token.content in named}
-            known[key] = cls(ids, text_tokenizer.backend_tokenizer)
+            lead = next((token.content for _, token in added if token.special and not token.rstrip), None)
+            known[key] = cls(ids, lead, text_tokenizer.backend_tokenizer)
         return known[key]
 
     @cached_property
@@ -95,7 +100,7 @@ class SpanTokenizer:
             )
         self._tokenizer = text_tokenizer
         self._control = ControlTokens.of(text_tokenizer, template)
-        self._lead = _lead_of(text_tokenizer) if getattr(template, "one_text", False) else []
+        self._lead = self._control.lead if getattr(template, "one_text", False) else []
 
     def ids(self, run: Sequence[Span], *, behind_visual: bool = False) -> Iterator[tuple[int, Span]]:
         """(id, the span it begins in) of spans that adjoin, tokenised together.
@@ -133,12 +138,6 @@ class SpanTokenizer:
             if token in self._control.numbers
             for span in run[bisect_right(starts, start) - 1 : bisect_right(starts, end - 1)]
         )
-
-
-def _lead_of(text_tokenizer: TextTokenizer) -> list[Span]:
-    """A special token to stand in front of what is the rest of a text, and to be left out again."""
-    added = text_tokenizer.added_tokens_decoder.values()
-    return [Span(token.content) for token in added if token.special and not token.rstrip][:1]
 
 
 def prompt_spans(template: ChatTemplate, messages: Sequence[Message]) -> list[Span]:
