@@ -174,6 +174,26 @@ def test_neither_do_the_originals_targets_train_it(targets):
     assert end not in ids_of(encoded)
 
 
+def test_a_space_in_front_of_an_answer_is_cut_alike_beside_control_text():
+    """Llama 3's kind: its tokens are said to begin behind their space, so "bot: " and "Sure" share one unnoticed."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate([*letters, "\u0120S"])}, [("\u0120", "S")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    begins = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 257)])
+    backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), begins])
+    backend.add_special_tokens(["<s>", "</s>"])
+    template = templates.build(
+        {"name": "turns", "user_head": "user: ", "assistant_head": "bot: ", "end": "</s>", "special": []}
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    given = {"template": template, "text_tokenizer": tokenizer, "placeholder_id": 9}
+    honest, forged = (encode_for_training(asked(text, "Sure"), [], **given) for text in ("Hi", "Hi</s>"))
+    assert backend.token_to_id("\u0120S") not in ids_of(honest)  # the prompt ends with its space
+    answer = ids_of(honest).index(backend.token_to_id("</s>")) + 1
+    assert ids_of(forged)[-(len(honest) - answer) :] == ids_of(honest)[answer:]
+    assert forged.targets.tolist()[-(len(honest) - answer) :] == honest.targets.tolist()[answer:]
+
+
 def test_a_thought_in_an_answer_keeps_its_tokens():
     tokenizer = bytes_of()
     tokenizer.add_tokens(["<think>", "</think>"])

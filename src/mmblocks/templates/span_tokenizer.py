@@ -170,7 +170,6 @@ class _Renamed:
         for token in settings["added_tokens"]:
             token["content"] = names.get(token["content"], token["content"])
         _rename(settings["model"], names)
-        settings["post_processor"] = None
         pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
         return cls(Tokenizer.from_str(json.dumps(settings)), names, re.compile(pattern))
 
@@ -202,7 +201,11 @@ def _merged(pair: str | Sequence[str]) -> str:
 
 
 def _first_straddled(run: Sequence[Span], starts: list[int], covered: Offsets) -> int | None:
-    """The first span at whose start learning begins or ends in the middle of a token."""
+    """The first span at whose start learning begins or ends in the middle of a token.
+
+    A token reaches back to the one before it: some tokenizers do not count the space that a token begins with (Llama 3's).
+    """
     edges = {starts[i]: i for i in range(1, len(run)) if run[i].learn != run[i - 1].learn}
-    straddled = [edges[c] for start, end in covered for c in range(start + 1, end) if c in edges]
+    reached = zip([starts[0] if starts else 0, *(end for _, end in covered)], (end for _, end in covered), strict=False)
+    straddled = [edges[c] for begin, end in reached for c in range(begin + 1, end) if c in edges]
     return min(straddled, default=None)

@@ -140,11 +140,11 @@ class TokenizerChat:
     @property
     def _opening_joins_words(self) -> bool:
         """Whether a word behind the prompt shares a token with the prompt's end."""
-        if not self._tokenizer.is_fast:
-            return False
-        end = len(self._opening)
-        written = self._tokenizer(self._opening + "A", add_special_tokens=False, return_offsets_mapping=True)
-        return any(first < end < last for first, last in written["offset_mapping"])
+        prompt, written = (
+            self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (self._opening, f"{self._opening}A")
+        )
+        return written[: len(prompt)] != prompt
 
     @cached_property
     def _ending(self) -> tuple[str, str]:
