@@ -206,6 +206,16 @@ def checkpoint(theirs: Any, their_processor: Any, tmp_path_factory: pytest.TempP
     return folder
 
 
+@pytest.fixture(scope="module")
+def ours(checkpoint: Path) -> OneVision:
+    return import_hf(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def exported(ours: OneVision, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_hf(ours, tmp_path_factory.mktemp("export") / "model")
+
+
 # The other LLaVAs of transformers -----------------------------------------------------------------------------------
 
 CLASSES = {

@@ -49,16 +49,6 @@ SAME_KERNELS: dict[str, Any] = {"rtol": 0, "atol": 1e-5}  # fp32: only the atten
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def ours(checkpoint: Path) -> OneVision:
-    return import_hf(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def exported(ours: OneVision, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_hf(ours, tmp_path_factory.mktemp("export") / "model")
-
-
 @pytest.fixture
 def copied(checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the checkpoint to damage."""

@@ -23,16 +23,6 @@ SHORT, LONG = "Which?", "Is it red or is it blue, and how many shapes are there 
 
 
 @pytest.fixture(scope="module")
-def ours(checkpoint: Path) -> OneVision:
-    return import_hf(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def exported(ours: OneVision, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_hf(ours, tmp_path_factory.mktemp("export") / "model")
-
-
-@pytest.fixture(scope="module")
 def original(ours: OneVision, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_original(ours, tmp_path_factory.mktemp("original") / "model")
 

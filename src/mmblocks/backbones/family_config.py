@@ -63,6 +63,7 @@ def special_tokens_off(family: str, settings: Mapping[str, Any]) -> dict[str, No
 
 @cache
 def default_of(family: str) -> PreTrainedConfig:
+    """A family's config with its own settings. Raises `ConfigError` for a family that transformers lacks."""
     from transformers import AutoConfig
 
     try:

@@ -15,7 +15,7 @@ from typing import IO, NamedTuple, TypeVar
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from mmblocks.data.files import Slice, bytes_or_file, name_of
-from mmblocks.data.to_rgb import Stored, to_rgb, warn_once
+from mmblocks.data.to_rgb import HeaderFacts, to_rgb, warn_once
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import Size
@@ -45,7 +45,7 @@ def load_image(source: ImageSource, images: ImageReading = DEFAULT_READING) -> I
     """
     name = name_of(source, "image")
     with _opened(source, images.max_px) as (image, orientation), _broken_pixels_named(name):
-        stored = Stored.of(image, was_opened_here=image is not source)
+        stored = HeaderFacts.of(image, was_opened_here=image is not source)
         _decode(image)
         rgb = to_rgb(image, stored, images, name)
         upright = rgb.transpose(_TURNS[orientation]) if images.exif and orientation in _TURNS else rgb
@@ -65,7 +65,7 @@ def content_of(image: Image.Image) -> tuple[str | bytes, ...]:
     with _broken_pixels_named(name_of(image, "image")):
         orientation = _quietly(lambda: _orientation(image), "PIL image", DEFAULT_READING.max_px)
         _decode(image)
-        told = (image.mode, image.size, image.info.get("transparency"), orientation, Stored.of(image))
+        told = (image.mode, image.size, image.info.get("transparency"), orientation, HeaderFacts.of(image))
         palette = (image.palette.mode, image.palette.tobytes()) if image.palette else ("", b"")
         return repr(told), *palette, image.tobytes()
 

@@ -21,7 +21,7 @@ _WHITE_IS_ZERO, _BITS, _PHOTOMETRIC = 0, 258, 262  # TIFF
 _warned: set[str] = set()
 
 
-class Stored(NamedTuple):
+class HeaderFacts(NamedTuple):
     """What only the header says: PIL's raw mode, the bits of a sample, and whether 0 is white.
 
     raw_mode: empty for a PIL image of somebody else, which has none any more when it is decoded.
@@ -33,7 +33,7 @@ class Stored(NamedTuple):
     white_is_zero: bool
 
     @classmethod
-    def of(cls, image: Image.Image, *, was_opened_here: bool = False) -> Stored:
+    def of(cls, image: Image.Image, *, was_opened_here: bool = False) -> HeaderFacts:
         """To be asked before the pixels are decoded."""
         tiles, tags = getattr(image, "tile", None) if was_opened_here else None, getattr(image, "tag_v2", {})
         told: Any = tiles[0][3] if tiles else ""
@@ -42,7 +42,7 @@ class Stored(NamedTuple):
         return cls(raw_mode if isinstance(raw_mode, str) else "", bits, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
 
 
-def to_rgb(image: Image.Image, stored: Stored, images: ImageReading, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, stored: HeaderFacts, images: ImageReading, name: str) -> Image.Image:
     """A decoded image as RGB. Raises `DataError` for numbers of which nothing says what is white."""
     if is_deep_grey(image):
         return _from_grey(image, stored, images, name)
@@ -96,7 +96,7 @@ def _with_scaled_key(image: Image.Image, raw_mode: str) -> Image.Image:
 # Grey -----------------------------------------------------------------------------------------------------------------
 
 
-def _from_grey(image: Image.Image, stored: Stored, images: ImageReading, name: str) -> Image.Image:
+def _from_grey(image: Image.Image, stored: HeaderFacts, images: ImageReading, name: str) -> Image.Image:
     raw = np.asarray(image)
     key = image.info.get("transparency")
     clear = raw == key if images.alpha == "white" and isinstance(key, int) else np.zeros(1, dtype=bool)
@@ -109,7 +109,7 @@ def _from_grey(image: Image.Image, stored: Stored, images: ImageReading, name: s
     return Image.fromarray(grey).convert("RGB")
 
 
-def _range(shown: np.ndarray, mode: str, stored: Stored, images: ImageReading, name: str) -> tuple[float, float]:
+def _range(shown: np.ndarray, mode: str, stored: HeaderFacts, images: ImageReading, name: str) -> tuple[float, float]:
     """The numbers that become black and white."""
     if isinstance(images.grey, tuple):
         return images.grey

@@ -35,7 +35,7 @@ class Key(NamedTuple):
     seek_to: int  # the time that a demuxer finds it by
 
 
-class Entry(NamedTuple):
+class FrameEntry(NamedTuple):
     """A frame of the clip.
 
     decoded_to: the latest time of all that a decoder gets from the frame's key frame up to the frame itself. What is
@@ -56,7 +56,7 @@ class Index:
     quarter_turns: int
     num_frames: int
     pace: Pace
-    entries: tuple[Entry, ...]
+    entries: tuple[FrameEntry, ...]
     keys: tuple[Key, ...]
     fresh_keys: bool  # nothing refers across a key frame
 
@@ -115,18 +115,18 @@ def _keys(packets: Sequence[PacketFacts], container: str) -> list[Key]:
     return sorted(Key(time, time if dts is None else min(time, dts)) for time, dts in found)
 
 
-def _entries(packets: Sequence[PacketFacts], keys: Sequence[Key]) -> tuple[Entry, ...]:
+def _entries(packets: Sequence[PacketFacts], keys: Sequence[Key]) -> tuple[FrameEntry, ...]:
     """The frames, or none where packets do not tell them. What precedes the first key frame cannot be decoded."""
     if not keys or not are_ordered(packets):
         return ()
-    entries: list[Entry] = []
+    entries: list[FrameEntry] = []
     decoded_to = keys[0].time
     for packet in packets:
         if packet.time is None:
             return ()
         decoded_to = packet.time if packet.is_key else max(decoded_to, packet.time)
         if packet.is_shown and packet.time >= keys[0].time:
-            entries.append(Entry(packet.time, decoded_to))
+            entries.append(FrameEntry(packet.time, decoded_to))
     entries.sort()
     return () if len({entry.time for entry in entries}) < len(entries) else tuple(entries)
 

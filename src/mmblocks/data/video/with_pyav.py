@@ -25,7 +25,7 @@ class _Damaged(DataError):
     """FFmpeg finds something wrong with what wanted frames are decoded from."""
 
 
-class _Group(NamedTuple):
+class _WantedGroup(NamedTuple):
     """Wanted frames behind one key frame. All that is decoded for them is shown from `begin` to `end`."""
 
     seek_to: int
@@ -49,15 +49,15 @@ def read_pyav(clip: Clip, index: Index, wanted: Sequence[int]) -> np.ndarray:
     return np.stack([found[i] for i in wanted])
 
 
-def _groups(index: Index, wanted: Sequence[int]) -> list[_Group]:
+def _groups(index: Index, wanted: Sequence[int]) -> list[_WantedGroup]:
     groups = []
     for key, of_key in groupby(wanted, key=index.key_of):
         numbers = tuple(of_key)
-        groups.append(_Group(key.seek_to, key.time, max(index.entries[i].decoded_to for i in numbers), numbers))
+        groups.append(_WantedGroup(key.seek_to, key.time, max(index.entries[i].decoded_to for i in numbers), numbers))
     return groups
 
 
-def _read_by_seeking(clip: Clip, index: Index, groups: Sequence[_Group]) -> dict[int, np.ndarray]:
+def _read_by_seeking(clip: Clip, index: Index, groups: Sequence[_WantedGroup]) -> dict[int, np.ndarray]:
     """One seek per group. A group in which anything looks wrong is left out: seeking may be what is wrong."""
     found: dict[int, np.ndarray] = {}
     with opened(clip) as (container, stream):
@@ -72,13 +72,13 @@ def _read_by_seeking(clip: Clip, index: Index, groups: Sequence[_Group]) -> dict
     return found
 
 
-def _read_from_the_start(clip: Clip, index: Index, groups: Sequence[_Group]) -> dict[int, np.ndarray]:
+def _read_from_the_start(clip: Clip, index: Index, groups: Sequence[_WantedGroup]) -> dict[int, np.ndarray]:
     with opened(clip) as (container, stream):
         return _pick(decoded(container, stream, decoder_of(stream)), groups, index, clip)
 
 
 def _pick(
-    frames: Iterator[VideoFrame | Damage], groups: Sequence[_Group], index: Index, clip: Clip
+    frames: Iterator[VideoFrame | Damage], groups: Sequence[_WantedGroup], index: Index, clip: Clip
 ) -> dict[int, np.ndarray]:
     """The wanted frames by number. Raises `_Damaged` where something is wrong with what they are decoded from."""
     numbers = {index.entries[number].time: number for group in groups for number in group.wanted}
@@ -96,7 +96,7 @@ def _pick(
     return found
 
 
-def _damaged(clip: Clip, index: Index, group: _Group, damage: Damage) -> _Damaged:
+def _damaged(clip: Clip, index: Index, group: _WantedGroup, damage: Damage) -> _Damaged:
     asked = next((i for i in group.wanted if index.entries[i].decoded_to >= (damage.time or 0)), group.wanted[-1])
     number = asked if damage.time is None else index.number_at(damage.time)
     needed = "" if number == asked else f", which frame {asked} is decoded from"

@@ -72,7 +72,7 @@ PROBES: tuple[tuple[dict[str, Any], ...], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class ChatChoice:
     """A chat template, why it was taken, and whether that was a guess in the absence of anything to go by."""
 
     spec: Spec
@@ -83,22 +83,22 @@ class Chat:
         return f"{split(self.spec)[0]} ({self.why})"
 
 
-def chat_of(folder: Path, tokenizer: Any | None, wanted: Spec | None = None) -> Chat:
+def chat_of(folder: Path, tokenizer: Any | None, wanted: Spec | None = None) -> ChatChoice:
     """The chat template of a checkpoint: the one that is wanted; ours whose prompts are those of the stored one; the
     stored one itself; and a guess where none is stored or it cannot be followed. It is logged with its reason.
     """
-    found = Chat(wanted, ASKED_FOR) if wanted is not None else _found(folder, tokenizer)
+    found = ChatChoice(wanted, ASKED_FOR) if wanted is not None else _found(folder, tokenizer)
     log.info("chat template: %s", found)
     return found
 
 
-def _found(folder: Path, tokenizer: Any | None) -> Chat:
+def _found(folder: Path, tokenizer: Any | None) -> ChatChoice:
     stored = stored_chat(folder, tokenizer)
     if stored is None:
         name, why = _guessed(folder, tokenizer)
-        return Chat(name, f"a guess: no chat template is stored, {why}", unfounded=why == "default")
+        return ChatChoice(name, f"a guess: no chat template is stored, {why}", unfounded=why == "default")
     if (known := _written_by_us(stored.jinja)) is not None:
-        return Chat(known, f"written by mmblocks in {stored.file}")
+        return ChatChoice(known, f"written by mmblocks in {stored.file}")
     if tokenizer is None:
         return _instead(folder, None, stored, "there is no text tokenizer to render it")
     return _followed(folder, tokenizer, stored)
@@ -127,7 +127,7 @@ def _candidates() -> list[str]:
 # By its prompts -----------------------------------------------------------------------------------------------------
 
 
-def _followed(folder: Path, tokenizer: Any, stored: StoredChat) -> Chat:
+def _followed(folder: Path, tokenizer: Any, stored: StoredChat) -> ChatChoice:
     """Ours that writes the same prompts, else the stored one, else a guess that says why."""
     own = copy.copy(tokenizer)
     own.chat_template = stored.jinja
@@ -137,8 +137,8 @@ def _followed(folder: Path, tokenizer: Any, stored: StoredChat) -> Chat:
     wanted = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, Refused)}
     for name in _candidates():
         if all(_prompt(name, own, PROBES[i]) == ids for i, ids in wanted.items()):
-            return Chat(name, f"it writes the prompts of {stored.file}, {len(wanted)} of {len(wanted)} tried")
-    return Chat(OWN, f"kept as it stands in {stored.file}: none of ours writes its prompts")
+            return ChatChoice(name, f"it writes the prompts of {stored.file}, {len(wanted)} of {len(wanted)} tried")
+    return ChatChoice(OWN, f"kept as it stands in {stored.file}: none of ours writes its prompts")
 
 
 def _prompt(name: str, tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int | None] | MMBlocksError:
@@ -159,11 +159,11 @@ def _prompt(name: str, tokenizer: Any, messages: Sequence[Mapping[str, Any]]) ->
 # By guess -----------------------------------------------------------------------------------------------------------
 
 
-def _instead(folder: Path, tokenizer: Any | None, stored: StoredChat, reason: str) -> Chat:
+def _instead(folder: Path, tokenizer: Any | None, stored: StoredChat, reason: str) -> ChatChoice:
     """A guess in place of a stored template."""
     name, why = next(_written_in(stored.jinja), None) or _guessed(folder, tokenizer)
     reason = reason.removeprefix("conversation: ").rstrip(".")
-    return Chat(name, f"a guess: {why}; {stored.file} cannot be followed, {reason}", unfounded=why == "default")
+    return ChatChoice(name, f"a guess: {why}; {stored.file} cannot be followed, {reason}", unfounded=why == "default")
 
 
 def _written_in(jinja: str) -> Iterator[tuple[str, str]]:

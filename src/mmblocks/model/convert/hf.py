@@ -14,7 +14,7 @@ import torch
 
 from mmblocks.errors import CheckpointError
 from mmblocks.model.convert import DOORS, door_of, keys, raw_config
-from mmblocks.model.convert.chat import Chat, chat_of
+from mmblocks.model.convert.chat import ChatChoice, chat_of
 from mmblocks.model.convert.door import Layout, Runner
 from mmblocks.model.convert.hf_towers import TOWERS, encoder_settings, tower_reasons
 from mmblocks.model.convert.probe import load_transformers, transformers_logits
@@ -136,7 +136,7 @@ def read_config(folder: Path, model_type: str) -> Any:
     return config
 
 
-def spec_of(family: Family, config: Any, folder: Path, tokenizer: Any, chat: Chat) -> ModelSpec:
+def spec_of(family: Family, config: Any, folder: Path, tokenizer: Any, chat: ChatChoice) -> ModelSpec:
     """The composition that computes what the checkpoint's config describes. Raises `ConfigError` listing every reason
     why there is none.
     """

@@ -9,7 +9,7 @@ import torch
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.convert import keys
-from mmblocks.model.convert.chat import ASKED_FOR, Chat
+from mmblocks.model.convert.chat import ASKED_FOR, ChatChoice
 from mmblocks.model.convert.door import Layout
 from mmblocks.model.convert.hf import different, fixed_reasons, image_settings, longest_clip, read_config, reads, run
 from mmblocks.model.convert.text import assembled, backbone_settings, refuse, stored_ends, tokenizer_of
@@ -37,7 +37,7 @@ def read_blip2(
     return assembled(spec, config.text_config, read_weights(folder), {"blip-2": keys.BLIP2}, dtype, folder, chat)
 
 
-def spec_of(config: Any, folder: Path, projector: dict[str, Any], tokenizer: Any, chat: Chat) -> ModelSpec:
+def spec_of(config: Any, folder: Path, projector: dict[str, Any], tokenizer: Any, chat: ChatChoice) -> ModelSpec:
     """The composition around a Q-Former. Raises `ConfigError` listing every reason why there is none."""
     refuse(folder, [*vision_reasons(config, folder), *_text_reasons(config)])
     placeholder = config.image_token_index if config.image_token_index is not None else 0
@@ -100,16 +100,16 @@ def _text_reasons(config: Any) -> list[str]:
     ]
 
 
-def bare_chat(folder: Path, tokenizer: Any, wanted: str | None) -> Chat:
+def bare_chat(folder: Path, tokenizer: Any, wanted: str | None) -> ChatChoice:
     """The bare prompt, and answers that end where the checkpoint's own do: at a newline beside OPT, at </s> beside Vicuna."""
     if wanted is not None:
-        return Chat(wanted, ASKED_FOR)
+        return ChatChoice(wanted, ASKED_FOR)
     why = "the prompt of its processors: query tokens, the BOS, bare words"
     if tokenizer is None:
-        return Chat("blip2", why)
+        return ChatChoice("blip2", why)
     ends = [tokenizer.decode([token]) for token in stored_ends(folder)]
     single = [end for end in ends if len(tokenizer.encode(end, add_special_tokens=False)) == 1]
-    return Chat({"name": "blip2", "end": next(iter([*single, tokenizer.eos_token or "\n"]))}, why)
+    return ChatChoice({"name": "blip2", "end": next(iter([*single, tokenizer.eos_token or "\n"]))}, why)
 
 
 def refuse_export(model: OneVision) -> list[str]:

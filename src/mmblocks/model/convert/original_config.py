@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.model.convert import original_projectors
-from mmblocks.model.convert.chat import Chat
+from mmblocks.model.convert.chat import ChatChoice
 from mmblocks.model.convert.original_towers import Tower
 from mmblocks.model.convert.text import backbone_settings
 from mmblocks.model.spec import ModelSpec
@@ -142,7 +142,9 @@ def _placeholder(config: Mapping[str, Any], text: Any) -> int:
 # The composition ----------------------------------------------------------------------------------------------------
 
 
-def spec_of(config: Mapping[str, Any], text: Any, tower: Tower, folder: Path, tokenizer: Any, chat: Chat) -> ModelSpec:
+def spec_of(
+    config: Mapping[str, Any], text: Any, tower: Tower, folder: Path, tokenizer: Any, chat: ChatChoice
+) -> ModelSpec:
     """The composition that computes what a config describes that nothing speaks against.
 
     How several pictures and how many frames are shown stands in no LLaVA config. Several pictures are prepared one by

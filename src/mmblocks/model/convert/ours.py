@@ -10,7 +10,7 @@ import torch
 from mmblocks.model import checkpoint
 from mmblocks.model.build import wire_template
 from mmblocks.model.convert import raw_config
-from mmblocks.model.convert.chat import ASKED_FOR, Chat
+from mmblocks.model.convert.chat import ASKED_FOR, ChatChoice
 from mmblocks.model.convert.door import Layout, Runner
 from mmblocks.model.convert.probe import our_logits
 from mmblocks.model.convert.weights import Matched
@@ -26,7 +26,7 @@ def reads(folder: Path) -> bool:
 def import_(folder: Path, *, dtype: torch.dtype, template: str | None = None) -> tuple[OneVision, Matched]:
     """Load it; every tensor of it is used, or loading fails."""
     model = checkpoint.load(folder, dtype=dtype)
-    chat = Chat(model.spec.template, "its own") if template is None else Chat(template, ASKED_FOR)
+    chat = ChatChoice(model.spec.template, "its own") if template is None else ChatChoice(template, ASKED_FOR)
     if template is not None:
         model.spec = replace(model.spec, template=template)
         model.template = wire_template(template, model.backbone)

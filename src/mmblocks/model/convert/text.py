@@ -17,7 +17,7 @@ from mmblocks.model import limits
 from mmblocks.model.build import wire
 from mmblocks.model.check import Examination, examine
 from mmblocks.model.convert import raw_config
-from mmblocks.model.convert.chat import ENDS, Chat
+from mmblocks.model.convert.chat import ENDS, ChatChoice
 from mmblocks.model.convert.keys import Table
 from mmblocks.model.convert.weights import Matched, load_matched, matched, read_json
 from mmblocks.model.onevision import OneVision
@@ -46,7 +46,9 @@ def tokenizer_of(folder: Path) -> Any | None:
         raise CheckpointError(f"{folder}: its text tokenizer cannot be read ({cause}).") from cause
 
 
-def tokenizer_reasons(tokenizer: Any | None, visual_ids: Mapping[str, int], vocab_size: int, chat: Chat) -> list[str]:
+def tokenizer_reasons(
+    tokenizer: Any | None, visual_ids: Mapping[str, int], vocab_size: int, chat: ChatChoice
+) -> list[str]:
     """What a text tokenizer lacks for the checkpoint beside it: the visual tokens, room for them, the end of a turn."""
     reasons = [
         f"the config puts {token} at id {number}, beyond the {vocab_size} token embeddings."
@@ -126,7 +128,7 @@ def assembled(
     layouts: Mapping[str, Table],
     dtype: torch.dtype,
     where: Path,
-    chat: Chat,
+    chat: ChatChoice,
     unused: Mapping[str, str] | None = None,
 ) -> tuple[OneVision, Matched]:
     """The model of a spec with a checkpoint's tensors, all of them or none.
