@@ -28,8 +28,24 @@ class TrainingError(MMBlocksError, RuntimeError):
     """A run cannot go on from where it is."""
 
 
+class StorageError(MMBlocksError, OSError):
+    """A file or folder cannot be written; the message names it and says how much room there is."""
+
+
+class BusyError(MMBlocksError):
+    """Another process is at work in a folder; the message names its host and process id."""
+
+
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C during a run; the message says where it stopped and how to resume."""
+
+    exit_code = 130
+
+
+class TrainingPreempted(TrainingInterrupted):
+    """SIGTERM, SIGUSR1 or SIGHUP during a run: its state is saved, and the message says so and how to resume."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: start it again
 
 
 class MissingDependencyError(MMBlocksError, ImportError):

@@ -128,7 +128,7 @@ def kill_one_cell(words, folder, cell):
         while not lock.is_file() or not lock.read_text().endswith("\n"):
             assert process.poll() is None, "the sweep ended by itself"
             time.sleep(0.01)
-        os.kill(int(lock.read_text()), signal.SIGKILL)
+        os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
         said, _ = process.communicate()
         return process.returncode, said
 

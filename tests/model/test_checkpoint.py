@@ -1,7 +1,9 @@
 """A model on disk is a folder of components: whole, strict, readable."""
 
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from mmblocks.components import projectors
 from mmblocks.conversation import Conversation
 from mmblocks.data.collate import collate
 from mmblocks.data.processor import Processor
-from mmblocks.errors import CheckpointError
+from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.generate import Decoding, generate
 
 PICTURE = Image.effect_noise((60, 40), 90).convert("RGB")
@@ -38,7 +40,7 @@ def test_the_folder_holds_one_folder_per_component_and_no_pickle(tiny_model, tmp
         "projector/model.safetensors",
         "marks/model.safetensors",
     } <= files
-    assert {f.rpartition(".")[2] for f in files} <= {"json", "safetensors", "jinja"}
+    assert {f.rpartition(".")[2] for f in files} <= {"json", "safetensors", "jinja", "SHA256SUMS"}
     assert "_target_" not in (tmp_path / "m" / "config.json").read_text()
 
 
@@ -120,6 +122,7 @@ def test_a_saved_model_needs_no_hub(tiny_model, tmp_path):
     config = json.loads((tmp_path / "m/config.json").read_text())
     config["model"]["backbone"]["text_tokenizer"] = "someone/not-to-be-asked"
     (tmp_path / "m/config.json").write_text(json.dumps(config))
+    (tmp_path / "m/SHA256SUMS").unlink()  # it was changed on purpose
     assert mmblocks.load(tmp_path / "m").backbone.text_tokenizer.encode("red") != []
 
 
@@ -172,3 +175,72 @@ def test_words_that_ship_with_the_package_are_named_not_copied(asking, tiny_spec
     back = mmblocks.load(mmblocks.save(model, tmp_path / "m"))
     assert back.spec.plain() == model.spec.plain()
     assert [file.name for file in (tmp_path / "m/projector").iterdir()] == ["model.safetensors"]
+
+
+# What is replaced, and what was damaged ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "encoder/notes.txt", ".git/HEAD", "backbone/old/model.safetensors"])
+def test_a_folder_with_anything_else_in_it_is_not_replaced(tiny_model, tmp_path, name):
+    folder = mmblocks.save(tiny_model, tmp_path / "m")
+    other = folder / name
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.write_text("mine")
+    with pytest.raises(
+        ConfigError, match=f"m holds {name}, which mmblocks has not written there, so it is not replaced"
+    ):
+        mmblocks.save(tiny_model, folder)
+    assert other.read_text() == "mine"
+    assert mmblocks.load(folder)
+
+
+def test_a_folder_of_pictures_is_not_replaced_and_an_empty_one_is_used(tiny_model, tmp_path):
+    (tmp_path / "photos").mkdir()
+    mmblocks.save(tiny_model, tmp_path / "photos")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/a.jpg").write_bytes(b"jpeg")
+    with pytest.raises(ConfigError, match=r"home holds a\.jpg"):
+        mmblocks.save(tiny_model, tmp_path / "home")
+    with pytest.raises(ConfigError, match=r"a\.jpg is a file; name a folder"):
+        mmblocks.save(tiny_model, tmp_path / "home/a.jpg")
+    assert (tmp_path / "home/a.jpg").read_bytes() == b"jpeg"
+
+
+def test_a_model_takes_the_place_of_a_model(tiny_model, tmp_path):
+    folder = mmblocks.save(tiny_model, tmp_path / "m")
+    tiny_model.projector.head.weight.data.zero_()
+    mmblocks.save(tiny_model, folder)
+    assert not mmblocks.load(folder).projector.head.weight.any()
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_the_list_of_checksums_is_one_that_sha256sum_checks(tiny_model, tmp_path):
+    folder = mmblocks.save(tiny_model, tmp_path / "m")
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {line.partition(": ")[0] for line in done.stdout.splitlines()} == files - {"SHA256SUMS"}
+
+
+def test_a_flipped_bit_in_any_file_is_found(tiny_model, tmp_path):
+    folder = mmblocks.save(tiny_model, tmp_path / "m")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[-20] ^= 1
+        path.write_bytes(bytes(flipped))
+        with pytest.raises(CheckpointError, match=re.escape(path.name)):
+            mmblocks.load(folder)
+        path.write_bytes(whole)
+    assert mmblocks.load(folder)
+
+
+def test_a_file_that_was_changed_on_purpose_is_read_without_its_line(tiny_model, tmp_path):
+    folder = mmblocks.save(tiny_model, tmp_path / "m")
+    weights = load_file(folder / "projector/model.safetensors")
+    save_file({name: tensor * 0 for name, tensor in weights.items()}, folder / "projector/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"projector/model\.safetensors is not as it was written"):
+        mmblocks.load(folder)
+    sums = folder / "SHA256SUMS"
+    sums.write_text("".join(line for line in sums.open() if "projector/" not in line))
+    assert not mmblocks.load(folder).projector.head.weight.any()

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import mmblocks
+from mmblocks.errors import TrainingPreempted
 from mmblocks.train import run, stage_run
 from mmblocks.train.distributed import World, joined
 
@@ -79,7 +83,7 @@ def undisturbed(trained, tmp_path_factory):
     return folder_of
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def killed_in_step():
     """A patch for `trained`: the process kills itself at the beginning of its `call`th step."""
 
@@ -151,11 +155,16 @@ def _exit_codes(started: list[BaseProcess], seconds: float) -> list[int | None]:
 def _train(recipe: dict, rank: int, ranks: int, port: int, patch: Patch) -> None:
     _join(rank, ranks, port)
     patch(rank)
-    run(recipe)
+    try:
+        run(recipe)
+    except TrainingPreempted as stop:  # as the command does
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
 
 
 def _join(rank: int, ranks: int, port: int) -> None:
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # the one before is shared with the parent, which a killed process would hold up
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in world.items()})
 

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         if str(stop):
             print(f"mmblocks: {stop}", file=sys.stderr)
-        return 130
+        return getattr(stop, "exit_code", 130)
     except ImportError as error:
         from mmblocks.versions import missing_dependency
 

@@ -96,8 +96,8 @@ def _adapt(file: Path, model: Path, out: Path | None) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     from mmblocks.cli.convert_check import check_logits, say_memory
     from mmblocks.cli.convert_prompts import check_prompts
-    from mmblocks.model.checkpoint import replaced_whole
     from mmblocks.model.convert import detect, door_of, quiet_transformers
+    from mmblocks.storage import replaced_whole
 
     if arguments.target.exists():
         raise ConfigError(f"{arguments.target} exists; name a folder that does not.")

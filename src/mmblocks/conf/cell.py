@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmblocks.errors import MMBlocksError
-from mmblocks.eval.cells import CELL, RESULT, read_json, write_json
+from mmblocks.errors import BusyError, MMBlocksError, TrainingPreempted
+from mmblocks.eval.cells import CELL, RESULT, read_json
 from mmblocks.eval.runs import METRICS, last_loss
+from mmblocks.lock import locked
+from mmblocks.storage import write_json
 
 LOG, LOCK, STARTS = "log.txt", ".lock", "starts.json"
 WARM = (
@@ -79,7 +81,7 @@ def run_cell(folder: str, scoring: Mapping[str, Any]) -> None:
     with _alone(place), _told_to(place / LOG):
         try:
             result = _done(place, scoring)
-        except MMBlocksError as error:
+        except (MMBlocksError, TrainingPreempted) as error:
             result = {"status": "failed", "reason": str(error)}
         except Exception as error:
             traceback.print_exc()
@@ -154,22 +156,12 @@ def peak_bytes() -> int:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Leave the process where another one, perhaps left over from a sweep that was killed, is running the cell.
-
-    The lock is the system's and goes with the process; the file holds the process' number for people who look for it.
-    """
-    with (place / LOCK).open("a") as lock:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os._exit(BUSY)
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
+    """Leave the process where another one, perhaps left over from a sweep that was killed, is running the cell."""
+    try:
+        with locked(place, LOCK):
+            yield
+    except BusyError:
+        os._exit(BUSY)
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from mmblocks.conf.assemble import HYDRA_VERSION, compose, compose_unchecked, is_system, own_hydra
 from mmblocks.conf.faults import FOREIGN, explain, refusal
 from mmblocks.errors import ConfigError
-from mmblocks.eval.cells import CELL, Axis, Cell, Score, Sweep, product, read_json, star, write_json
+from mmblocks.eval.cells import CELL, Axis, Cell, Score, Sweep, product, read_json, star
 from mmblocks.settings import did_you_mean
+from mmblocks.storage import write_json
 from mmblocks.train import stages as training
 from mmblocks.train.check import check_run
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmblocks.errors import ConfigError
+from mmblocks.storage import write_json
 
 SEED = "seed"
 """The setting over whose values scores are averaged."""
@@ -160,14 +161,7 @@ def read_json(path: Path) -> Any:
     """A file of ours. Raises `ConfigError` where somebody has cut it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as cause:
+    except ValueError as cause:  # not UTF-8, or not JSON
         raise ConfigError(
             f"{path} is not JSON ({cause}); delete it, or the folder it is in, and start again."
         ) from cause
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all, whenever the process is killed."""
-    fresh = path.with_suffix(".part")
-    fresh.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from mmblocks.model.build import wire, with_dtype
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import split
+from mmblocks.storage import SUMS, damage, replaced_whole
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -32,20 +30,26 @@ WORDS_BESIDE = "./projector"
 
 
 def save(model: OneVision, folder: Path | str, *, dtype: torch.dtype | None = None) -> Path:
-    """Write a model as a folder of components; an older model in that place is replaced only when this one is whole.
+    """Write a model as a folder of components, with SHA256SUMS of its files.
 
-    dtype: type of the stored weights, by default the type they have.
+    An older model in that place is replaced when this one is whole. dtype: type of the stored weights, by default the
+    type they have. Raises `ConfigError` where the folder holds anything else, `StorageError` where the disk refuses.
     """
     with replaced_whole(Path(folder)) as fresh:
-        config = {"mmblocks": __version__, "model": _portable(model)}
-        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in ("encoder", "projector", "marks"):
-            (fresh / name).mkdir()
-            save_file(_stored(getattr(model, name), dtype), fresh / name / WEIGHTS)
-        if _reads_words_from_a_folder(model):
-            model.projector.text_tokenizer.save_pretrained(fresh / "projector")
-        model.backbone.save_to(fresh / "backbone", dtype)
+        write_into(model, fresh, dtype=dtype)
     return Path(folder)
+
+
+def write_into(model: OneVision, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write the files of a model into an empty folder that `replaced_whole` has given."""
+    config = {"mmblocks": __version__, "model": _portable(model)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in ("encoder", "projector", "marks"):
+        (folder / name).mkdir()
+        save_file(_stored(getattr(model, name), dtype), folder / name / WEIGHTS)
+    if _reads_words_from_a_folder(model):
+        model.projector.text_tokenizer.save_pretrained(folder / "projector")
+    model.backbone.save_to(folder / "backbone", dtype)
 
 
 def load(
@@ -53,18 +57,35 @@ def load(
 ) -> OneVision:
     """Read a model saved by `save`, every tensor of it or none. Raises `CheckpointError` that lists what disagrees.
 
-    images: settings of `ImageReading` instead of the stored ones, such as {"alpha": "drop"}.
+    Where the folder has SHA256SUMS, its files must be as they were written. images: settings of `ImageReading` instead of the stored ones, such as {"alpha": "drop"}.
     """
     folder = Path(folder)
+    with ThreadPoolExecutor(1) as beside:  # hashing takes as long as reading, and leaves this thread alone
+        damaged = beside.submit(damage, folder)
+        model = _read(folder, dtype, images or {})
+        _require_undamaged(damaged.result())
+    return with_dtype(model, dtype)
+
+
+def _read(folder: Path, dtype: torch.dtype, images: Mapping[str, Any]) -> OneVision:
     stored = read_spec(folder)
-    spec = replace(stored, images=stored.images.changed(images or {}))
+    spec = replace(stored, images=stored.images.changed(images))
     own_backbone = at_home(spec, folder)
     model = wire(own_backbone, backbone_on_meta=True)
     model.spec = _with_own_words(spec, folder)
     for name in ("encoder", "projector", "marks"):
         load_strictly(getattr(model, name), folder / name / WEIGHTS)
     model.backbone.load_from(folder / "backbone", dtype)
-    return with_dtype(model, dtype)
+    return model
+
+
+def _require_undamaged(damaged: list[str]) -> None:
+    if damaged:
+        raise CheckpointError(
+            "\n".join(damaged)
+            + f"\nCopy or fetch the folder again. If you have changed a file yourself, delete its line "
+            f"in {SUMS}."
+        )
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -108,29 +129,6 @@ def disagreements(wanted: dict[str, Any], stored: dict[str, Any]) -> list[str]:
         for key in sorted(wanted.keys() & stored.keys())
         if wanted[key].shape != stored[key].shape
     ]
-
-
-@contextmanager
-def replaced_whole(folder: Path) -> Iterator[Path]:
-    """A fresh folder that takes the place of `folder` when the block ends well, and vanishes otherwise."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield fresh
-        fresh.chmod(0o755)
-        _swap(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # not there any more where it has taken its place
-
-
-def _swap(fresh: Path, folder: Path) -> None:
-    if not folder.exists():
-        fresh.replace(folder)
-        return
-    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
-    folder.replace(old)
-    fresh.replace(folder)
-    shutil.rmtree(old)
 
 
 def _portable(model: OneVision) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mmblocks.components import backbones, encoders, projectors
 from mmblocks.model import limits, transplant
 from mmblocks.model.build import wire_template, wire_tokenizers
 from mmblocks.model.check import Examination, examine
-from mmblocks.model.checkpoint import replaced_whole, save
+from mmblocks.model.checkpoint import write_into
 from mmblocks.model.faults import Fault, component_faults, resolved
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
@@ -24,6 +24,7 @@ from mmblocks.model.transplant import Ledger, Line
 from mmblocks.registry import split
 from mmblocks.settings import did_you_mean
 from mmblocks.shapes import SCENARIOS, Size
+from mmblocks.storage import replaced_whole
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def save_swapped(swapped: Swapped, out: Path | str, source: Path | str | None = 
     earlier = Path(source) / RECORD if source is not None else None
     history = json.loads(earlier.read_text(encoding="utf-8"))["swaps"] if earlier and earlier.is_file() else []
     with replaced_whole(Path(out)) as fresh:
-        save(swapped.model, fresh)
+        write_into(swapped.model, fresh)
         record = {"swaps": [*history, dict(swapped.record)]}
         (fresh / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return Path(out)

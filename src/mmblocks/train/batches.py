@@ -17,6 +17,7 @@ from mmblocks.data.planning.cost import Cost
 from mmblocks.data.processor import Processor, Sample
 from mmblocks.train.distributed import World
 from mmblocks.train.plan import StageData
+from mmblocks.train.stopping import leave_signals_to_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ def from_step(batches: StageBatches, first: int, workers: int) -> Iterator[Made]
     """Batches from a step on, made ahead in worker processes when there are any."""
     steps = range(first, len(batches))
     as_it_is: Any = _as_it_is
-    return iter(DataLoader(batches, sampler=steps, batch_size=None, num_workers=workers, collate_fn=as_it_is))
+    settings: dict[str, Any] = {"num_workers": workers, "worker_init_fn": leave_signals_to_parent}
+    return iter(DataLoader(batches, sampler=steps, batch_size=None, collate_fn=as_it_is, **settings))
 
 
 def _as_it_is(made: Made) -> Made:

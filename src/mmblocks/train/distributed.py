@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
+from mmblocks.train.stopping import StopAsked, Stopping
 
 LONGEST = timedelta(days=2)
 """What the first process may take for work of its own, such as measuring millions of records."""
@@ -30,12 +31,14 @@ class World:
     """The processes of a run: this one's number, how many there are, and this one's device.
 
     patient: the group in which the others wait for what the first process alone does, however long that takes.
+    stopping: whether this process was asked to stop.
     """
 
     rank: int
     size: int
     device: torch.device
     patient: Any = None
+    stopping: Stopping = field(default_factory=Stopping)
 
     @property
     def is_first(self) -> bool:
@@ -53,6 +56,18 @@ class World:
         dist.all_reduce(numbers)
         return numbers.tolist()
 
+    def is_asked_to_stop(self) -> bool:
+        """Whether some process was asked to stop; all get the same answer."""
+        return self.sum(float(bool(self.stopping))) != [0.0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The plain values of all processes, on all of them."""
+        if self.is_alone:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.patient)
+        return values
+
     def wait(self) -> None:
         """Until every process is here."""
         if not self.is_alone:
@@ -66,7 +81,7 @@ class World:
         if self.is_first:
             try:
                 box[0] = make()
-            except Exception as error:
+            except (Exception, StopAsked) as error:
                 box[1] = error
         dist.broadcast_object_list(box, src=0, group=self.patient)
         if box[1] is not None:
@@ -75,11 +90,12 @@ class World:
 
 
 @contextmanager
-def joined(device: str, timeout_s: float) -> Iterator[World]:
+def joined(device: str, timeout_s: float, stopping: Stopping | None = None) -> Iterator[World]:
     """The world that torchrun has started this process in, or this process alone."""
+    stopping = Stopping() if stopping is None else stopping
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     if size == 1:
-        yield World(0, 1, device_named(device))
+        yield World(0, 1, device_named(device), stopping=stopping)
         return
     own = _own_device(device_named(device), local)
     if own.type == "cuda":
@@ -89,7 +105,7 @@ def joined(device: str, timeout_s: float) -> Iterator[World]:
     )  # counts and states travel without waiting for a GPU
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
-        yield World(dist.get_rank(), size, own, dist.new_group(backend="gloo", timeout=LONGEST))
+        yield World(dist.get_rank(), size, own, dist.new_group(backend="gloo", timeout=LONGEST), stopping)
     finally:
         dist.destroy_process_group()
 

@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from mmblocks.data.processor import Processor
 from mmblocks.data.video.guarded import ClipReader
 from mmblocks.model.build import build_checked, wire, wire_template, wire_tokenizers
-from mmblocks.model.checkpoint import at_home, load, read_spec, replaced_whole, save
+from mmblocks.model.checkpoint import at_home, load, read_spec, write_into
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.recompose import recomposed
 from mmblocks.model.spec import ModelSpec
+from mmblocks.storage import replaced_whole
 from mmblocks.train.distributed import World, blocks_of, filled_from_first, gathered, shard
 from mmblocks.train.lora import merged, prepare, save_adapter
 from mmblocks.train.stages import Stage, TrainRun
@@ -66,11 +67,11 @@ def save_stage(
         )
         model.load_state_dict(tensors, assign=True)
         model.backbone.lm.tie_weights()  # assigning gave tied embeddings a tensor each
-    with merged(model):
-        save(model, folder)
-    if stage.lora is not None:
-        with replaced_whole(folder / "adapter") as fresh:
-            save_adapter(model, fresh)
+    with replaced_whole(folder) as fresh:
+        with merged(model):
+            write_into(model, fresh)
+        if stage.lora is not None:
+            save_adapter(model, fresh / "adapter")
 
 
 def arranged(model: OneVision, stage: Stage, settings: TrainRun) -> OneVision:

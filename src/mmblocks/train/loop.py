@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmblocks.errors import TrainingInterrupted
+from mmblocks.errors import TrainingInterrupted, TrainingPreempted
+from mmblocks.lock import locked
 from mmblocks.model.check import Examination
-from mmblocks.model.checkpoint import load, replaced_whole, save
+from mmblocks.model.checkpoint import load, save
 from mmblocks.model.convert import export_to_transformers
+from mmblocks.storage import disk_faults, replaced_whole, sums_of
 from mmblocks.train.check import require_run
 from mmblocks.train.distributed import World, joined
 from mmblocks.train.handover import starting_model
@@ -22,6 +25,7 @@ from mmblocks.train.sight import learn_to_see
 from mmblocks.train.stage_run import StageRun
 from mmblocks.train.stages import FREE, Curriculum, TrainRun, read_checked_run
 from mmblocks.train.state import Place, begin_stage, claim, notes_of, places
+from mmblocks.train.stopping import StopAsked, listening
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ def run(recipe: Mapping[str, Any]) -> Path:
     curriculum = read_checked_run(recipe)
     if curriculum.run.threads:
         torch.set_num_threads(curriculum.run.threads)
-    with joined(curriculum.run.device, curriculum.run.timeout_s) as world:
+    with listening() as stopping, joined(curriculum.run.device, curriculum.run.timeout_s, stopping) as world:
         return Training(curriculum, world, dict(recipe), composition).run()
 
 
@@ -76,33 +80,56 @@ class Training:
         return self.out / "stages" / "sight" if self.curriculum.sight and number == 0 else None
 
     def run(self) -> Path:
-        """Run the stages that are not done. Raises `TrainingInterrupted` on Ctrl-C."""
-        stage: StageRun | None = None
-        try:
-            place, before = self.world.from_first(self._claim)
-            for number in self.stages:
-                if number >= place.stage:
-                    ends = {"before": self.before(number), "after": self.folder(number)}
-                    stage = StageRun(self.curriculum, number, self.world, self.composition, **ends, steps_before=before)
-                    stage.run(place.step if number == place.stage else 0)
-                    before += stage.steps
-                    begin_stage(self.out, number + 1, self.world, notes={"before": before})
-        except KeyboardInterrupt:
-            raise TrainingInterrupted(self._interruption(stage) if self.world.is_first else "") from None
-        return self.world.from_first(self._finish)
+        """Run the stages that are not done.
 
-    def _interruption(self, stage: StageRun | None) -> str:
-        """Where the run was stopped, `stage` being the last that began, and from where the next call resumes."""
-        if stage is None:
-            return "stopped before the first step; run the same command again to begin."
+        Raises `TrainingInterrupted` on Ctrl-C, `TrainingPreempted` on SIGTERM, SIGUSR1 and SIGHUP, `BusyError` where
+        another process trains in the folder, `StorageError` where the disk refuses.
+        """
+        with disk_faults(self.out), ExitStack() as held:
+            self.world.from_first(lambda: held.enter_context(locked(self.out)))
+            begun: list[StageRun] = []
+            try:
+                with self.world.stopping.at_once() if self.world.is_alone else nullcontext():
+                    self._run_stages(begun)
+                    return self.world.from_first(self._finish)
+            except StopAsked:
+                raise TrainingPreempted(
+                    self._interruption(begun, f" by {self.world.stopping.name or 'a signal to another process'}")
+                ) from None
+            except KeyboardInterrupt:
+                raise TrainingInterrupted(self._interruption(begun)) from None
+
+    def _run_stages(self, begun: list[StageRun]) -> None:
+        """Run them, each noted in `begun`."""
+        place, before = self.world.from_first(self._claim)
+        for number in self.stages:
+            if number < place.stage:
+                continue
+            ends = {"before": self.before(number), "after": self.folder(number)}
+            stage = StageRun(self.curriculum, number, self.world, self.composition, **ends, steps_before=before)
+            begun.append(stage)
+            with self.world.stopping.later():
+                stage.run(place.step if number == place.stage else 0)
+                before += stage.steps
+                begin_stage(self.out, number + 1, self.world, notes={"before": before})
+                if self.world.is_asked_to_stop():
+                    raise StopAsked
+
+    def _interruption(self, begun: Sequence[StageRun], by: str = "") -> str:
+        """Where the run was stopped, and from where the next call resumes; said by the first process alone."""
+        if not self.world.is_first:
+            return ""
+        if not begun:
+            return f"stopped{by} before the first step; run the same command again to begin."
+        stage = begun[-1]
         saved = max(places(self.out), default=Place())
         again = "run the same command again to resume from there."
         if saved.stage > stage.number:
-            return f"stopped after stage {stage.stage.name!r}. {self.out} holds its model; {again}"
+            return f"stopped{by} after stage {stage.stage.name!r}. {self.out} holds its model; {again}"
         step = saved.step if saved.stage == stage.number else 0
         return (
-            f"stopped in stage {stage.stage.name!r} after step {stage.steps_done} of {stage.steps}. {self.out} holds the "
-            f"state after step {step}; {again}"
+            f"stopped{by} in stage {stage.stage.name!r} after step {stage.steps_done} of {stage.steps}. {self.out} holds "
+            f"the state after step {step}; {again}"
         )
 
     def _claim(self) -> tuple[Place, int]:
@@ -123,8 +150,10 @@ class Training:
         save(model, folder)
 
     def _finish(self) -> Path:
-        with replaced_whole(self.out / "model") as fresh:
-            shutil.copytree(self.folder(self.stages[-1]), fresh, dirs_exist_ok=True)
+        last = self.folder(self.stages[-1])
+        if not sums_of(self.out / "model") == sums_of(last) != {}:
+            with replaced_whole(self.out / "model") as fresh:
+                shutil.copytree(last, fresh, dirs_exist_ok=True)
         if self.settings.export is not None:
             export_to_transformers(load(self.out / "model"), self.out / self.settings.export)
         return self.out / "model"

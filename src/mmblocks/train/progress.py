@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from mmblocks.storage import write_text
 from mmblocks.train.tracking import Tracker
 
 Number = float | Tensor
@@ -138,13 +139,11 @@ def cut(metrics: Path, stage: str, first: int) -> None:
     """
     if not metrics.is_file():
         return
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = [line for line, row in _rows(lines) if row.get("stage") != stage or row.get("step", 0) <= first]
     if len(kept) == len(lines):
         return
-    fresh = metrics.with_name(f"{metrics.name}.new")
-    fresh.write_text("".join(kept), encoding="utf-8")
-    fresh.replace(metrics)
+    write_text(metrics, "".join(kept))
 
 
 def _rows(lines: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

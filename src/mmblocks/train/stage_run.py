@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -21,7 +21,8 @@ from mmblocks.data.planning.cost import Cost
 from mmblocks.errors import DataError, TrainingError
 from mmblocks.model.check import Examination
 from mmblocks.model.onevision import OneVision
-from mmblocks.train.batches import StageBatches, from_step
+from mmblocks.storage import read_json, write_json
+from mmblocks.train.batches import Made, StageBatches, from_step
 from mmblocks.train.distributed import World
 from mmblocks.train.ema import EMA
 from mmblocks.train.evaluation import evaluate_now, is_better, is_due
@@ -36,6 +37,7 @@ from mmblocks.train.progress import Progress
 from mmblocks.train.stages import Curriculum
 from mmblocks.train.state import Place, notes_of, restore_state, save_state
 from mmblocks.train.step import Done, Stepper, autocast
+from mmblocks.train.stopping import StopAsked
 from mmblocks.train.table import as_text, training_table, write_table
 from mmblocks.train.tracking import trackers
 
@@ -109,8 +111,9 @@ class StageRun:
             with panel.during("data"):
                 waiting = from_step(self.batches, first, self.settings.workers)
             for step in range(first, self.steps):
-                with panel.during("data"):
-                    made = next(waiting)
+                made = self._next(waiting, panel)
+                if made is None:
+                    self._stop(step, progress, has_news=step > first)
                 note_broken(self.out / BROKEN, made.broken)
                 note_cut(self.out / CUT, made.cut)
                 self._step(step, stepper(made, self._seeded(step)), panel, progress)
@@ -122,6 +125,19 @@ class StageRun:
             log.warning("%s (%s)", line, self.out / BROKEN)
         for line in cut_lines(self.out / CUT, sizes_of(self.data.mixture)):
             log.warning("%s (%s)", line, self.out / CUT)
+
+    def _next(self, waiting: Iterator[Made], panel: Panel) -> Made | None:
+        """The next step's data; None on every process where one was asked to stop, maybe while it waited."""
+        made = None
+        with panel.during("data"), suppress(StopAsked), self.world.stopping.at_once():
+            made = next(waiting)
+        return None if self.world.is_asked_to_stop() else made
+
+    def _stop(self, step: int, progress: Progress, *, has_news: bool) -> NoReturn:
+        """End before a step, with a state to go on from."""
+        if has_news:
+            self._save(step, progress)
+        raise StopAsked
 
     def _step(self, step: int, done: Done | None, panel: Panel, progress: Progress) -> None:
         """What follows an optimizer step: the average, reports, measurements, a state to resume from."""
@@ -153,7 +169,8 @@ class StageRun:
         made: list[StageData] = []
 
         def first_of_all() -> str:
-            made.append(planner.data())
+            with self.world.stopping.at_once():
+                made.append(planner.data())
             note_broken(self.out / BROKEN, made[0].broken)
             return made[0].digest
 
@@ -201,7 +218,8 @@ class StageRun:
             if not self.world.is_alone:
                 whole = whole_model(self.settings, self.stage, self.before).to(self.world.device)
             given = (root, whole, self.stage, self.data.mixture, self.data.draws, self.processor)
-            return kept_features(*given, workers=self.settings.workers, broken=self.settings.broken)
+            with self.world.stopping.at_once():
+                return kept_features(*given, workers=self.settings.workers, broken=self.settings.broken)
 
         return self.world.from_first(kept)
 
@@ -280,7 +298,7 @@ class StageRun:
             if self.settings.keep_best and self.world.from_first(lambda: is_better(row, _read(best))):
                 self._write(self.out / "best" / f"{self.number}-{self.stage.name}")
                 if self.world.is_first:
-                    best.write_text(json.dumps({"step": done, **row}) + "\n", encoding="utf-8")
+                    write_json(best, {"step": done, **row})
         return row
 
     def _averaged(self) -> AbstractContextManager[None]:
@@ -307,7 +325,7 @@ class StageRun:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path, "delete it; the next measurement is the best then.") if path.is_file() else None
 
 
 def hash_of(*numbers: int) -> int:

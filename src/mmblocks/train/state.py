@@ -6,12 +6,11 @@ of processes and back into any number. What does not learn is in the model that 
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,22 @@ from torch.optim import Optimizer
 
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.settings import differing
+from mmblocks.storage import (
+    PART,
+    SUMS,
+    damage,
+    disk_faults,
+    flush,
+    read_json,
+    remove_unfinished,
+    seal,
+    sums,
+    write_json,
+)
 from mmblocks.train.distributed import World
+from mmblocks.train.tensors_only import TensorsOnlyPlanner, TensorsOnlyReader
 
-STATE, PLACE = "state", "place.json"
+STATE, PLACE, RUN = "state", "place.json", "run.json"
 LEARNED = StateDictOptions(ignore_frozen_params=True)
 
 
@@ -50,23 +62,34 @@ class Place:
 
 
 def claim(out: Path, recipe: dict[str, Any], *, resume: bool) -> Place:
-    """Take a folder for a run and say where to begin. Raises `ConfigError` when another run lives there."""
-    written = out / "run.json"
+    """Take a folder for a run and say where to begin. Raises `ConfigError` when another run lives there.
+
+    The caller holds the folder's lock.
+    """
+    written = out / RUN
     if written.is_file() and not resume:
         for left in (STATE, "stages", "best"):
             shutil.rmtree(out / left, ignore_errors=True)
         for left in ("metrics.jsonl", "broken.jsonl", "cut.jsonl"):
             (out / left).unlink(missing_ok=True)
-    elif written.is_file() and (other := differing(json.loads(written.read_text(encoding="utf-8")), recipe)):
+    elif written.is_file() and (other := differing(_read_run(written), recipe)):
         raise ConfigError(
             f"{out} holds a run with other settings ({', '.join(other)}); choose another folder (out=...), or begin anew "
             "with resume=false."
         )
     (out / STATE).mkdir(parents=True, exist_ok=True)
-    for cut in (out / STATE).glob(".*"):  # a save that was interrupted
-        shutil.rmtree(cut)
-    written.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    for folder in (out, out / STATE, out / "stages", out / "best"):
+        remove_unfinished(folder)
+    write_json(written, recipe)
     return max(places(out), default=Place())
+
+
+def _read_run(written: Path) -> dict[str, Any]:
+    return read_json(
+        written,
+        "if this command has the settings of the run that began here, delete the file and start again; otherwise choose "
+        "another folder (out=...), or begin anew with resume=false.",
+    )
 
 
 def places(out: Path) -> list[Place]:
@@ -78,7 +101,14 @@ def places(out: Path) -> list[Place]:
 def notes_of(out: Path, place: Place) -> dict[str, Any]:
     """What was noted beside a state; nothing at the beginning of a run."""
     file = out / STATE / place.folder / PLACE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file, way_back(out, place)) if file.is_file() else {}
+
+
+def way_back(out: Path, place: Place) -> str:
+    """What to do where the state of a place is damaged."""
+    older = max((known for known in places(out) if known < place), default=Place())
+    where = f"step {older.step} of stage {older.stage}" if older != Place() else "the beginning"
+    return f"delete {out / STATE / place.folder} to go on from {where}, or begin anew with resume=false."
 
 
 def save_state(
@@ -94,29 +124,47 @@ def save_state(
 ) -> None:
     """Write what a run needs to go on at `place`, whole or not at all; the last `keep` states stay.
 
-    extra: further tensors by name, such as a moving average. notes: plain values. Every process takes part.
+    extra: further tensors by name, such as a moving average. notes: plain values. Every process takes part. Raises
+    `StorageError` on every process where one cannot write; the states before are as they were then.
     """
-    fresh = out / STATE / f".{place.folder}"
-    _write(_state(model, optimizer, extra), fresh, world)
-    if world.is_first:
-        (fresh / PLACE).write_text(json.dumps({**asdict(place), **(notes or {})}), encoding="utf-8")
-        _put_in_place(fresh, out / STATE / place.folder)
-        for old in places(out)[:-keep]:
-            shutil.rmtree(out / STATE / old.folder)
-    world.wait()
+    fresh = _fresh(out, place)
+
+    def begin() -> None:
+        shutil.rmtree(fresh, ignore_errors=True)
+        with disk_faults(fresh):
+            fresh.mkdir()  # fails where the folder of the run has vanished
+
+    world.from_first(begin)
+    with disk_faults(fresh):
+        _write(_state(model, optimizer, extra), fresh, world)
+    checksums = world.gather(sums(fresh, [path.name for path in fresh.glob(f"__{world.rank}_*")]))
+
+    def finish() -> None:
+        with disk_faults(fresh):
+            write_json(fresh / PLACE, {**asdict(place), **(notes or {})})
+            seal(fresh, {name: digest for found in checksums for name, digest in found.items()})
+            _put_in_place(fresh, out / STATE / place.folder)
+            for old in places(out)[:-keep]:
+                shutil.rmtree(out / STATE / old.folder)
+
+    world.from_first(finish)
 
 
 def begin_stage(out: Path, stage: int, world: World, *, notes: Mapping[str, Any] | None = None) -> None:
     """Note that a stage is next and nothing of it is done: the states of the stage before are not needed any more."""
-    if world.is_first:
-        fresh = out / STATE / f".{Place(stage).folder}"
-        fresh.mkdir(exist_ok=True)
-        (fresh / PLACE).write_text(json.dumps({**asdict(Place(stage)), **(notes or {})}), encoding="utf-8")
-        _put_in_place(fresh, out / STATE / Place(stage).folder)
-        for old in places(out):
-            if old.stage < stage:
-                shutil.rmtree(out / STATE / old.folder)
-    world.wait()
+
+    def begin() -> None:
+        fresh = _fresh(out, Place(stage))
+        with disk_faults(fresh):
+            fresh.mkdir(exist_ok=True)
+            write_json(fresh / PLACE, {**asdict(Place(stage)), **(notes or {})})
+            seal(fresh)
+            _put_in_place(fresh, out / STATE / Place(stage).folder)
+            for old in places(out):
+                if old.stage < stage:
+                    shutil.rmtree(out / STATE / old.folder)
+
+    world.from_first(begin)
 
 
 def restore_state(
@@ -128,50 +176,70 @@ def restore_state(
     *,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Fill model, optimizer and the tensors of `extra` in place from the state written at `place`."""
+    """Fill model, optimizer and the tensors of `extra` in place from the state written at `place`.
+
+    Rates and other settings of the optimizer stay as they are. Raises `CheckpointError` where a file is damaged.
+    """
     folder = out / STATE / place.folder
+    world.from_first(lambda: _require_whole(out, place))
     state = _state(model, optimizer, extra)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(single process|process group)")
-            load(state, checkpoint_id=folder, no_dist=world.is_alone)
+        with _quiet():
+            reader, planner = TensorsOnlyReader(folder), TensorsOnlyPlanner()
+            load(state, storage_reader=reader, planner=planner, no_dist=world.is_alone)
     except CheckpointException as cause:  # derives from BaseException
-        raise CheckpointError(
-            f"{folder} cannot be read ({cause}); remove it to go on from an older state, or begin anew with resume=false."
-        ) from cause
+        raise CheckpointError(f"{folder} cannot be read ({_first_of(cause)}); {way_back(out, place)}") from cause
     set_model_state_dict(model, state["model"], options=StateDictOptions(ignore_frozen_params=True, strict=False))
-    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=LEARNED)
+    moments: Any = {**get_optimizer_state_dict(model, optimizer, options=LEARNED), "state": state["moments"]}
+    set_optimizer_state_dict(model, optimizer, moments, options=LEARNED)
 
 
 def _state(model: nn.Module, optimizer: Optimizer, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Tensors only: rates and decays are the recipe's to say."""
     return {
         "model": get_model_state_dict(model, options=LEARNED),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=LEARNED),
+        "moments": get_optimizer_state_dict(model, optimizer, options=LEARNED)["state"],
         "extra": dict(extra or {}),
     }
 
 
+def _fresh(out: Path, place: Place) -> Path:
+    return out / STATE / f".{place.folder}{PART}state"
+
+
 def _write(state: dict[str, Any], folder: Path, world: World) -> None:
-    if world.is_first:
-        shutil.rmtree(folder, ignore_errors=True)
-    world.wait()
+    try:
+        with _quiet():
+            save(state, checkpoint_id=folder, no_dist=world.is_alone)
+    except CheckpointException as cause:  # derives from BaseException
+        raise _first_of(cause) from cause
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's remarks that there is one process only, which it was told."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(single process|process group)")
-        save(state, checkpoint_id=folder, no_dist=world.is_alone)
-    world.wait()
+        yield
+
+
+def _first_of(failure: CheckpointException) -> BaseException:
+    """What went wrong on the first process that failed."""
+    return min(failure.failures.items())[1][0]
+
+
+def _require_whole(out: Path, place: Place) -> None:
+    folder = out / STATE / place.folder
+    try:
+        damaged = damage(folder) if (folder / SUMS).is_file() else [f"{folder / SUMS} is missing"]
+    except CheckpointError as cause:
+        damaged = [str(cause)]
+    if damaged:
+        raise CheckpointError("\n".join([*damaged, f"To go on all the same: {way_back(out, place)}"]))
 
 
 def _put_in_place(fresh: Path, folder: Path) -> None:
     """Rename a folder so that after a power cut it is there whole or not at all."""
     shutil.rmtree(folder, ignore_errors=True)
-    _flush(fresh)
     fresh.replace(folder)
-    _flush(folder.parent)
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(folder.parent)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from mmblocks.model.check import require
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.model.trainable import LORA, adapters, learnable, train_only
+from mmblocks.storage import read_json, write_json
 from mmblocks.train.optim import learners
 from mmblocks.train.quantized import Quantized
 from mmblocks.train.stages import Lora, Stage, read_run
@@ -138,7 +138,5 @@ def _line(cells: Iterable[str], widths: Sequence[int]) -> str:
 def write_table(out: Path, stage: str, rows: Sequence[Row]) -> None:
     """Keep a stage's table in `out`/trains.json, beside those of other stages."""
     file = out / FILE
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    fresh = file.with_name(f"{FILE}.new")
-    fresh.write_text(json.dumps({**kept, stage: [asdict(row) for row in rows]}, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(file)
+    kept = read_json(file, "delete it; the run writes it anew.") if file.is_file() else {}
+    write_json(file, {**kept, stage: [asdict(row) for row in rows]})

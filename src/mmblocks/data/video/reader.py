@@ -29,7 +29,12 @@ LENGTHS = struct.Struct("<IQ")
 
 def main() -> None:
     """Answer requests until standard input ends."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # whoever started this process decides when it ends
+    for ignored in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGUSR1,
+    ):  # whoever started this process decides when it ends
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with suppress(BrokenPipeError):  # nobody is left to read the answer

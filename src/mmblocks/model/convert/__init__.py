@@ -64,7 +64,7 @@ def fitting_family(model: OneVision) -> str:
 
 def export_to_transformers(model: OneVision, folder: Path) -> None:
     """Write a model as the family of transformers that can express it. Raises `ConfigError` with reasons where none can."""
-    from mmblocks.model.checkpoint import replaced_whole
+    from mmblocks.storage import replaced_whole
 
     door = door_of(fitting_family(model))
     with replaced_whole(folder) as fresh:

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmblocks.errors import ConfigError
-from mmblocks.model.checkpoint import replaced_whole
 from mmblocks.model.convert import door_of
 from mmblocks.model.convert.export_text import finish_config, finish_tokenizer, write_generation_config
 from mmblocks.model.convert.hf_towers import TOWERS, tower_config, tower_of
@@ -22,6 +21,7 @@ from mmblocks.model.convert.keys import HUB, to_theirs
 from mmblocks.model.convert.weights import INDEX, LM_HEAD
 from mmblocks.model.onevision import OneVision
 from mmblocks.projectors.mlp import MLP
+from mmblocks.storage import replaced_whole
 
 if TYPE_CHECKING:
     from mmblocks.model.convert.hf import Family

@@ -15,7 +15,6 @@ from torch import Tensor
 from mmblocks.components import encoders, poolings
 from mmblocks.encoders.clip import CLIP
 from mmblocks.encoders.siglip import SigLIP
-from mmblocks.model.checkpoint import replaced_whole
 from mmblocks.model.convert import keys, original_projectors
 from mmblocks.model.convert.export_hf import write_weights
 from mmblocks.model.convert.export_text import PADDING_SIDE, finish_tokenizer, write_generation_config
@@ -27,6 +26,7 @@ from mmblocks.model.convert.weights import LM_HEAD
 from mmblocks.model.faults import resolved
 from mmblocks.model.onevision import OneVision
 from mmblocks.poolings.none import NoPooling
+from mmblocks.storage import replaced_whole
 from mmblocks.tokenizers.anyres import AnyRes
 from mmblocks.tokenizers.frames import Frames
 from mmblocks.tokenizers.highres import HighRes

@@ -1,0 +1,240 @@
+"""Files and folders written whole or not at all, checksummed, and what to say where a disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError, StorageError
+
+SUMS = "SHA256SUMS"
+"""The list of a folder's files with their SHA-256, as `sha256sum` writes and checks it (`sha256sum -c SHA256SUMS`)."""
+PART = ".part-"
+"""What is in the names of files and folders that are being written; what it is left in was never finished."""
+_DISK = re.compile(  # what safetensors, tokenizers and torch say instead of raising OSError
+    r"os error \d+|No space left|Disk quota|Read-only file system|File too large|Input/output error|"
+    r"PytorchStreamWriter failed|unexpected pos \d+"
+)
+_ERRNOS = {
+    getattr(errno, name)
+    for name in (
+        *(
+            "EACCES",
+            "EBUSY",
+            "EDQUOT",
+            "EFBIG",
+            "EIO",
+            "EISDIR",
+            "ENAMETOOLONG",
+            "ENODEV",
+            "ENOENT",
+            "ENOSPC",
+            "ENOTDIR",
+        ),
+        *("ENXIO", "EPERM", "EROFS", "ESTALE"),
+    )
+    if hasattr(errno, name)
+}
+
+
+# One file -----------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values, so that after a crash or a power cut the file is the old one or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_json`, for text."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}{PART}", dir=path.parent)
+    fresh = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def read_json(path: Path, cure: str) -> dict[str, Any]:
+    """The object in a JSON file of ours. Raises `CheckpointError` that names the file and the cure where it is no such."""
+    try:
+        found = json.loads(path.read_bytes().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as cause:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise CheckpointError(f"{path} cannot be read ({cause}); {cure}") from cause
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no JSON object; {cure}")
+    return found
+
+
+def flush(folder: Path) -> None:
+    """Have the names in a folder on disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# A folder -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replaced_whole(folder: Path) -> Iterator[Path]:
+    """A fresh folder that takes the place of `folder` when the block ends well, and vanishes otherwise.
+
+    It gets a list of checksums. Raises `ConfigError` where `folder` holds anything that was not written so, before the
+    block and, for what has come meanwhile, after it; `StorageError` where the disk refuses.
+    """
+    with disk_faults(folder):
+        require_replaceable(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}{PART}", dir=folder.parent))
+        try:
+            yield fresh
+            fresh.chmod(0o755)
+            seal(fresh)
+            require_replaceable(folder)
+            _swap(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)  # not there any more where it has taken its place
+
+
+def require_replaceable(folder: Path) -> None:
+    """Raise `ConfigError` unless a folder is missing, empty, or holds only files that `replaced_whole` has put there."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; name a folder.")
+    ours = {SUMS, *sums_of(folder)}
+    strange = next((name for name in map(str, _files_in(folder)) if name not in ours), None)
+    if strange is not None:
+        raise ConfigError(
+            f"{folder} holds {strange}, which mmblocks has not written there, so it is not replaced; name another folder, "
+            "or move the file away."
+        )
+
+
+def seal(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Write the checksums of a folder's files, and have everything on disk.
+
+    known: checksums that need not be computed; those of an earlier list in the folder are kept as well.
+    """
+    known = {**sums_of(folder), **(known or {})}
+    files = [path for path in map(str, _files_in(folder)) if path != SUMS]
+    fresh = sums(folder, [path for path in files if path not in known])
+    lines = "".join(f"{({**known, **fresh})[path]}  {path}\n" for path in sorted(files))
+    for path in files:
+        flush(folder / path)
+    write_text(folder / SUMS, lines)
+    for inner in {(folder / path).parent for path in files}:
+        flush(inner)
+
+
+def damage(folder: Path) -> list[str]:
+    """What of a folder is not as its list of checksums says, a line each; nothing for a folder without a list."""
+    wanted, listed = sums_of(folder), folder / SUMS
+    if listed.is_file() and not wanted:
+        return [f"{listed} is empty"]
+    missing = [path for path in wanted if not (folder / path).is_file()]
+    found = sums(folder, [path for path in wanted if path not in missing])
+    changed = [path for path in found if found[path] != wanted[path]]
+    return [f"{folder / path} is missing, though {listed} lists it" for path in missing] + [
+        f"{folder / path} is not as it was written (its SHA-256 is not that in {listed})" for path in changed
+    ]
+
+
+def sums(folder: Path, files: list[str]) -> dict[str, str]:
+    """The SHA-256 of files in a folder, several at a time: hashing leaves other threads alone."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(files, pool.map(lambda path: _sha256(folder / path), files), strict=True))
+
+
+def sums_of(folder: Path) -> dict[str, str]:
+    """The checksums that a folder lists; none where it has no list. Raises `CheckpointError` for one that is no such."""
+    path = folder / SUMS
+    if not path.is_file():
+        return {}
+    lines = [line for line in path.read_bytes().decode("utf-8", errors="replace").splitlines() if line.strip()]
+    pairs = [line.partition("  ")[::2] for line in lines]
+    if any(not re.fullmatch(r"[0-9a-f]{64}", digest) or not name for digest, name in pairs):
+        raise CheckpointError(f"{path} is damaged: it is no list of SHA-256 checksums; fetch the folder again.")
+    return {name: digest for digest, name in pairs}
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes have left half-written in a folder. No process may be writing there."""
+    for left in folder.glob(f".*{PART}*") if folder.is_dir() else ():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Paths of everything in a folder that is no folder, relative to it."""
+    for inner, _, names in os.walk(folder):
+        yield from ((Path(inner) / name).relative_to(folder) for name in names)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    if not folder.exists():
+        fresh.replace(folder)
+    else:
+        old = fresh.with_name(f"{fresh.name}-old")
+        folder.replace(old)
+        fresh.replace(folder)
+        shutil.rmtree(old)
+    flush(folder.parent)
+
+
+# What a disk refuses ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def disk_faults(folder: Path) -> Iterator[None]:
+    """Say in one sentence which path could not be written, why, and how much room is left. Raises `StorageError`."""
+    try:
+        yield
+    except MMBlocksError:
+        raise
+    except Exception as cause:
+        if getattr(cause, "errno", None) not in _ERRNOS and not _DISK.search(str(cause)):
+            raise
+        path = Path(os.fsdecode(getattr(cause, "filename", None) or folder))
+        why = getattr(cause, "strerror", None) or str(cause).strip().splitlines()[-1]
+        raise StorageError(
+            f"{path}: {why} ({free_space(path)}). What was there before is as it was; make room or give access, and try "
+            "again."
+        ) from cause
+
+
+def free_space(path: Path) -> str:
+    """How much room there is where a path is, in words."""
+    for place in (path, path.parent, *path.absolute().parents):
+        with suppress(OSError):
+            free = shutil.disk_usage(place).free
+            break
+    else:
+        return "its disk does not say how much is free"
+    return f"{free / 1e9:.1f} GB free on its disk" if free >= 1e9 else f"{free / 1e6:.1f} MB free on its disk"
