@@ -29,8 +29,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
-from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.settings import differing
+from mmblocks.errors import CheckpointError
+from mmblocks.train.changes import accept_changes
 from mmblocks.train.distributed import World
 
 STATE, PLACE = "state", "place.json"
@@ -57,11 +57,9 @@ def claim(out: Path, recipe: dict[str, Any], *, resume: bool) -> Place:
             shutil.rmtree(out / left, ignore_errors=True)
         for left in ("metrics.jsonl", "broken.jsonl", "cut.jsonl"):
             (out / left).unlink(missing_ok=True)
-    elif written.is_file() and (other := differing(json.loads(written.read_text(encoding="utf-8")), recipe)):
-        raise ConfigError(
-            f"{out} holds a run with other settings ({', '.join(other)}); choose another folder (out=...), or begin anew "
-            "with resume=false."
-        )
+    elif written.is_file():
+        before = json.loads(written.read_text(encoding="utf-8"))
+        accept_changes(out, before, recipe, max(places(out), default=Place()).stage)
     (out / STATE).mkdir(parents=True, exist_ok=True)
     for cut in (out / STATE).glob(".*"):  # a save that was interrupted
         shutil.rmtree(cut)
@@ -128,7 +126,10 @@ def restore_state(
     *,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Fill model, optimizer and the tensors of `extra` in place from the state written at `place`."""
+    """Fill model, optimizer and the tensors of `extra` in place from the state written at `place`.
+
+    The optimizer keeps its own rates, decays and betas, which may have changed since.
+    """
     folder = out / STATE / place.folder
     state = _state(model, optimizer, extra)
     try:
@@ -140,7 +141,10 @@ def restore_state(
             f"{folder} cannot be read ({cause}); remove it to go on from an older state, or begin anew with resume=false."
         ) from cause
     set_model_state_dict(model, state["model"], options=StateDictOptions(ignore_frozen_params=True, strict=False))
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=LEARNED)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def _state(model: nn.Module, optimizer: Optimizer, extra: Mapping[str, Any] | None) -> dict[str, Any]:
