@@ -1,5 +1,6 @@
 """A loss or a gradient that is not finite is never learned and never saved, and the advised lower rate is accepted."""
 
+import copy
 import json
 import logging
 
@@ -81,11 +82,13 @@ def spoil(monkeypatch):
 # One step ------------------------------------------------------------------------------------------------------------
 
 
-def stepper_of(model, at_once):
+def stepper_of(model, at_once, objective="answers"):
     stage = Stage("tune", WORLD, {"projector": 1e-2, "backbone": 1e-2}, steps=9, batch_size=2, weight_decay=0.1)
     train_only(model, stage.train)
     alone, nothing = World(0, 1, torch.device("cpu")), Batch.empty(model.encoder.view_px)
-    given = (model, objectives.build("answers"), optimizer_for(model, stage), stage, alone, Panel(model), nothing)
+    chosen = objectives.build(objective)
+    chosen.start(model, lambda: copy.deepcopy(model))
+    given = (model, chosen, optimizer_for(model, stage), stage, alone, Panel(model), nothing)
     return Stepper(*given, guard=Guard("stage 'tune'", at_once=at_once))
 
 
@@ -137,6 +140,16 @@ def test_a_device_that_is_not_waited_for_learns_the_same_as_one_that_is(tiny_spe
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
+def test_preferences_against_a_reference_that_says_nan_are_not_learned(tiny_model, made):
+    step = stepper_of(tiny_model, at_once=True, objective="dpo")
+    with torch.no_grad():
+        step.objective.reference.projector.head.bias.fill_(float("nan"))
+    before = learned(step)
+    with pytest.raises(TrainingError, match="step 1: the loss is nan"):
+        step(made, 1.0)
+    assert all(torch.equal(one, other) for one, other in zip(learned(step), before, strict=True))
+
+
 def test_weights_that_overflow_in_an_update_are_told(tiny_model):
     alone = World(0, 1, torch.device("cpu"))
     Guard("stage 'tune'").require_weights(4, tiny_model.parameters(), alone)
@@ -153,7 +166,7 @@ def test_weights_that_measure_nan_are_never_the_best():
 
 def test_the_encoders_pretraining_stops_at_the_step_and_says_what_to_change(tiny_model, tmp_path):
     absurd = Sight(steps=20, batch_size=2, rate=1e30, warmup=0.0)
-    with pytest.raises(TrainingError, match=r"\(sight\), step \d+: .*changed sight\.rate") as caught:
+    with pytest.raises(TrainingError, match=r"\(sight\), step \d+: .*another sight\.rate") as caught:
         learn_to_see(tiny_model, absurd, budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl")
     told = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert not told

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -89,12 +89,13 @@ def whole(tensor: Tensor) -> Tensor:
     return getattr(tensor, "full_tensor", lambda: tensor)()
 
 
-def how_to_go_on(out: Path, stage: int, step: int, settings: Iterable[str]) -> str:
+def how_to_go_on(out: Path, stage: int, step: int, settings: Sequence[str]) -> str:
     """What a run whose step (numbered from 0) failed may change, and from where it then goes on."""
     saved = [place for place in places(out) if place.stage == stage]
     last = max(saved, default=Place(stage))
     start = f"the state after step {last.step}" if last.step else "the beginning of the stage"
-    said = f": start the run again with a changed {', '.join(settings)}, and it goes on from {start}"
+    names = " or ".join([", ".join(settings[:-1]), settings[-1]])
+    said = f": start the run again with another {names}, and it goes on from {start}"
     if 0 < last.step == step:
         older = (
             f"; where that state leads to it itself, remove {out / 'state' / last.folder} to go on from an older one"

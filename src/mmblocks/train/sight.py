@@ -24,7 +24,7 @@ from mmblocks.train.optim import schedule, set_rate
 from mmblocks.train.progress import Progress
 from mmblocks.train.stages import Sight
 
-ADVICE = ": start the run again with a changed sight.rate, sight.warmup or sight.clip, and this pretraining begins anew"
+ADVICE = ": start the run again with another sight.rate, sight.warmup or sight.clip, and this pretraining begins anew"
 
 
 def learn_to_see(model: OneVision, sight: Sight, *, budget: float, seed: int, metrics: Path) -> None:
