@@ -229,6 +229,8 @@ def test_nothing_of_a_bad_step_is_saved_and_a_lower_rate_goes_on(one_stage, tmp_
     ):
         assert f"going on with another setting: {said}" in caplog.messages
     assert json.loads((out / "run.json").read_text())["stages"][0]["train"] == LOWER
+    table = json.loads((out / "trains.json").read_text())["tune"]
+    assert {row["part"]: row["rate"] for row in table if row["rate"]} == {"projector": 1e-4, "backbone": 1e-4}
     assert all(bool(t.isfinite().all()) for t in mmblocks.load(out / "model").state_dict().values())
 
 

@@ -196,6 +196,8 @@ class StageRun:
                 f"stage {self.stage.name!r} was at step {first} of other data: records or media have changed since. Put "
                 "them back as they were, or begin anew with resume=false."
             )
+        rows = training_table(self.model, self.stage)
+        self.world.from_first(lambda: write_table(self.out, self.stage.name, rows))  # rates may have changed
         return notes["pending"]
 
     def _extra(self) -> dict[str, Any]:
