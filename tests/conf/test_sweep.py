@@ -87,6 +87,8 @@ def test_a_folder_keeps_the_cells_it_has_and_takes_more(tmp_path):
     assert [cell.name for cell in Sweep.load(tmp_path).cells] == ["seed-1", "seed-2"]
     with pytest.raises(ConfigError, match=r"seed-1 holds a cell with other settings \(they differ in budget\)"):
         conf.prepare_sweep("mini/one", ["seed=1,2", "budget=0.1"], out=tmp_path)
+    with pytest.raises(ConfigError, match=r"seed-1 holds a cell with other settings \(they differ in stages\)"):
+        conf.prepare_sweep("mini/one", ["seed=1,2", "stages.0.train.projector=9e-9"], out=tmp_path)
 
 
 @pytest.mark.usefixtures("recipes")

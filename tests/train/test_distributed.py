@@ -42,6 +42,7 @@ STAGES = {
     "packs, an odd number of them": stage("a", batch_size=5, pack_tokens=300),
     "packs whose gradients are shared one by one": stage("a", batch_size=6, pack_tokens=200),
     "packs by tokens": stage("a", batch_size=None, step_tokens=900, pack_tokens=300, pack_views=12),
+    "text alone, which meets nothing that learns": stage("a", train={"projector": 1e-3}, batch_size=1),
     "adapters": stage("a", train={"projector": 1e-3, "lora": {"rate": 1e-3, "rank": 4, "dropout": 0.0}}),
 }
 

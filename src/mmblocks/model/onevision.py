@@ -14,6 +14,7 @@ from mmblocks.components import Backbone, ChatTemplate, Projector, VisionEncoder
 from mmblocks.errors import DataError
 from mmblocks.image_reading import ImageReading
 from mmblocks.model.assembled import assembled
+from mmblocks.model.modes import keep_frozen_in_evaluation
 from mmblocks.model.spec import ModelSpec
 from mmblocks.ops.gather_lerp import gather_lerp, gelu_gather_lerp
 from mmblocks.ops.graphs import Captured
@@ -65,6 +66,12 @@ class OneVision(nn.Module):
         self._encode = Captured(self.encoder)
         scale = backbone.dim**-0.5  # as LLaVA-NeXT draws image_newline
         self.marks = nn.ParameterDict({m: nn.Parameter(torch.randn(backbone.dim) * scale) for m in router.marks})
+
+    def train(self, mode: bool = True) -> OneVision:
+        """Training mode where something learns (see `modes`); what is frozen stays in evaluation mode."""
+        super().train(mode)
+        keep_frozen_in_evaluation(self)
+        return self
 
     # What is learned ------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,11 @@ def learnable(model: OneVision, name: str) -> list[nn.Parameter]:
 
 
 def train_only(model: OneVision, names: Iterable[str]) -> None:
-    """Let the named parts learn and freeze the others. "lora" are the adapters, "backbone" what is around them."""
+    """Let the named parts learn and freeze the others. "lora" are the adapters, "backbone" what is around them.
+
+    A model in training mode stays in it, its frozen parts in evaluation mode.
+    """
     wanted = {id(p) for name in names for p in learnable(model, name)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
+    model.train(model.training)

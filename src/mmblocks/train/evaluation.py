@@ -6,6 +6,7 @@ Both are sums over packs that are the same for any number of processes, each of 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from mmblocks.data.encode import Targets, TooLong
 from mmblocks.data.mixture import Draws, Mixture
 from mmblocks.data.processor import Processor, Sample
 from mmblocks.errors import DataError
+from mmblocks.model.modes import evaluating
 from mmblocks.model.onevision import OneVision
 from mmblocks.train.distributed import World
 from mmblocks.train.stages import Curriculum, Evaluation, Stage
@@ -54,22 +56,20 @@ def evaluate_now(
     if evaluate is None:
         return {}
     world = world or World(0, 1, model.device)
-    run, was_training = curriculum.run, model.training
+    run = curriculum.run
     work = _Work(model, world, stage, skips=run.broken == "skip")
     processor = replace(processor, features=None)  # those are kept for what is learned
-    model.eval()
-    try:
+    with evaluating(model):
         measured = work.loss(evaluate, processor, run.seed) if evaluate.data else {}
         return measured | {f"{TINY}{task}": work.exact(task, evaluate.tiny) for task in TASKS if evaluate.tiny}
-    finally:
-        model.train(was_training)
 
 
 def is_better(measured: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
     """Whether weights that measure so are to be kept in place of the best ones so far: by the lowest held-out loss, or
-    where no data is held out by the highest mean share of exact answers. On a tie the earlier weights stay.
+    where no data is held out by the highest mean share of exact answers. On a tie the earlier weights stay; a loss that is
+    not finite is never kept.
     """
-    return best is None or _badness(measured) < _badness(best)
+    return math.isfinite(_badness(measured)) and (best is None or _badness(measured) < _badness(best))
 
 
 def _badness(measured: Mapping[str, float]) -> float:

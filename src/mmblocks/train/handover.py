@@ -53,7 +53,8 @@ def save_stage(
 ) -> None:
     """Write the whole model that a stage has come to, adapters merged; the model in memory stays as it is.
 
-    The adapters alone are in `adapter/`, in PEFT's layout for the export of the model that the stage started from.
+    The adapters, and what learned beside them, are in `adapter/`, in PEFT's layout for the export of the model that the stage
+    started from.
     """
     tensors = gathered(model, world)
     if not world.is_first:

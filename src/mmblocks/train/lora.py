@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,11 @@ from mmblocks.errors import ConfigError
 from mmblocks.model.convert.keys import IN_MEMORY, to_theirs
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.trainable import adapters, train_only
+from mmblocks.train.adapter_folder import ADAPTERS, BACKBONE, PEFT_PREFIX, Base, Beside
 from mmblocks.train.quantized import Quantized
 from mmblocks.train.stages import Lora, Stage
 
 ADAPTER = "default"
-BACKBONE = "backbone.lm."
-Base = Literal["transformers", "backbone"]
 
 
 def prepare(model: OneVision, stage: Stage, *, seed: int = 0) -> None:
@@ -153,11 +152,12 @@ def _forget(model: OneVision) -> None:
 def save_adapter(
     model: OneVision, folder: Path | str, *, base: Base = "transformers", source: str | None = None
 ) -> Path:
-    """Write the adapters alone, as PEFT does, for the model that they were put on.
+    """Write the adapters, and what learns beside them, as PEFT does, for the model that they were put on.
 
     base: "transformers" names the layers as the exported model (LLaVA-OneVision, LLaVA, LLaVA-NeXT) has them,
     "backbone" as the language model alone. source: where that model is, as written into the adapter's config.
-    Load it with peft.PeftModel.from_pretrained(that model, folder).
+    Load it with peft.PeftModel.from_pretrained(that model, folder). What learns and has no name in that model is in a file
+    of our own, which the log, the folder's README.md and `adapter_folder.apply_adapter` know.
     """
     peft = need("peft", extra="train", to="saving low-rank adapters")
     layers = _layers(model)
@@ -166,19 +166,22 @@ def save_adapter(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        f"base_model.model.{_named(name, base)}.{kind}.weight": getattr(layer, kind)[ADAPTER].weight.detach().cpu()
+        f"{_named(name, base)}.{kind}.weight": getattr(layer, kind)[ADAPTER].weight.detach().cpu().contiguous()
         for name, layer in layers.items()
         for kind in ("lora_A", "lora_B")
     }
+    beside = Beside.of(model, base)
     from safetensors.torch import save_file
 
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file({PEFT_PREFIX + name: tensor for name, tensor in {**tensors, **beside.named}.items()}, folder / ADAPTERS)
+    beside.write_ours(folder)
     config = model.backbone.lm.peft_config[ADAPTER]
     written = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=[_named(name, base) for name in layers],
+        modules_to_save=beside.modules,
         bias="none",
         base_model_name_or_path=source,
         inference_mode=True,

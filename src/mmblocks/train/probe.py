@@ -17,6 +17,7 @@ from torch import Tensor
 from mmblocks.batch import IGNORE, Batch
 from mmblocks.data.processor import mean_colour
 from mmblocks.errors import ConfigError
+from mmblocks.model.modes import evaluating
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import RoutedPlan
 from mmblocks.train.distributed import World
@@ -114,9 +115,7 @@ def look(
     batch that stands for None, by default `Batch.empty` without features.
     """
     world = world or World(0, 1, model.device)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         nothing = nothing or Batch.empty(model.encoder.view_px)
         given = [_ready(nothing if batch is None else batch, model, world) for batch in batches]
         shown = [visual for number, batch in enumerate(given) for visual in _visuals(number, batch, sequences)]
@@ -124,8 +123,6 @@ def look(
         counted = _whole(shown, donors)
         kinds = (given, _shuffled(given, shown, donors), [_blank(batch, model) for batch in given])
         true, shuffled, blank = (_losses(model, changed, counted, sequences) for changed in kinds)
-    finally:
-        model.train(was_training)
     rows = _rows(given, counted, sequences)
     return _judged(true, shuffled, blank, rows, world)
 

@@ -18,19 +18,27 @@ from mmblocks.data.pixels import render
 from mmblocks.geometry.views import squashed
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import Size
+from mmblocks.train.distributed import World
+from mmblocks.train.finite import Guard
 from mmblocks.train.optim import schedule, set_rate
 from mmblocks.train.progress import Progress
 from mmblocks.train.stages import Sight
 
+ADVICE = ": start the run again with another sight.rate, sight.warmup or sight.clip, and this pretraining begins anew"
+
 
 def learn_to_see(model: OneVision, sight: Sight, *, budget: float, seed: int, metrics: Path) -> None:
-    """Train the encoder alone. What happens depends on the seed and the encoder's weights only."""
+    """Train the encoder alone. What happens depends on the seed and the encoder's weights only.
+
+    Raises `TrainingError` before a loss or gradients that are not finite are learned.
+    """
     torch.manual_seed(seed)
     head = nn.Linear(model.encoder.dim, sum(tinyworld.CELL_LABELS)).to(model.device)
     model.encoder.requires_grad_(True).train()
     learning = [*model.encoder.parameters(), *head.parameters()]
     optimizer = AdamW(learning, lr=sight.rate, weight_decay=sight.weight_decay)
     optimizer.param_groups[0]["base_lr"] = sight.rate
+    guard = Guard("the encoder's pretraining (sight)", lambda step: ADVICE)
     steps = max(1, round(sight.steps * budget))
     with Progress("sight", 0, steps, metrics, log_every=50) as progress:
         for step in range(steps):
@@ -38,10 +46,12 @@ def learn_to_see(model: OneVision, sight: Sight, *, budget: float, seed: int, me
             loss = _loss(_cells(model, head, pixels), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(learning, sight.clip)
+            norm = nn.utils.clip_grad_norm_(learning, sight.clip)
+            guard.check(step, loss.detach(), norm, ())
             set_rate(optimizer, schedule(step, steps, sight.warmup))
             optimizer.step()
             progress.report(step, loss.item(), labels.shape[1])
+    guard.require_weights(steps, learning, World(0, 1, model.device))
     model.encoder.eval()
 
 

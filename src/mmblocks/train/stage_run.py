@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from mmblocks.batch import Batch
 from mmblocks.data.broken import left_out, note_broken, read_broken, sizes_of
 from mmblocks.data.lint import lint
 from mmblocks.data.overlong import cut_lines, note_cut
 from mmblocks.data.planning.cost import Cost
-from mmblocks.errors import DataError, TrainingError
+from mmblocks.errors import CheckpointError, DataError
 from mmblocks.model.check import Examination
 from mmblocks.model.onevision import OneVision
 from mmblocks.storage import read_json, write_json
@@ -27,9 +27,10 @@ from mmblocks.train.distributed import World
 from mmblocks.train.ema import EMA
 from mmblocks.train.evaluation import evaluate_now, is_better, is_due
 from mmblocks.train.features import FeatureCache, kept_features
+from mmblocks.train.finite import Guard, all_finite, how_to_go_on
 from mmblocks.train.handover import save_stage, stage_model, stage_processor, whole_model
 from mmblocks.train.objectives import objectives, require_items
-from mmblocks.train.optim import optimizer_for, schedule
+from mmblocks.train.optim import learners, optimizer_for, schedule
 from mmblocks.train.panel import Panel
 from mmblocks.train.plan import Planner, StageData
 from mmblocks.train.probe import look
@@ -84,6 +85,7 @@ class StageRun:
         self.objective.start(self.model, self._another)
         self.optimizer = optimizer_for(self.model, self.stage)
         self.average = None if self.settings.ema is None else EMA(self.model, self.settings.ema)
+        self.guard = Guard(f"stage {self.stage.name!r}", self._advice, at_once=world.device.type == "cpu")
         self.batches = StageBatches(
             self.data, self.processor, self.stage.targets, self.world, cost=self.cost, policy=self.settings.broken
         )
@@ -106,6 +108,7 @@ class StageRun:
                 panel,
                 self._nothing,
                 sends_all=self.settings.accumulate == "sharded",
+                guard=self.guard,
             )
             self.model.train()
             with panel.during("data"):
@@ -116,11 +119,11 @@ class StageRun:
                     self._stop(step, progress, has_news=step > first)
                 note_broken(self.out / BROKEN, made.broken)
                 note_cut(self.out / CUT, made.cut)
-                self._step(step, stepper(made, self._seeded(step)), panel, progress)
+                self._step(step, stepper(made, self._seeded(step), step), panel, progress)
                 self.steps_done = step + 1
             log.info("stage %s: where the time went\n%s", self.stage.name, panel.table())
         with self._averaged():
-            self._write(self.after)
+            self._write(self.after, self.steps)
         for line in left_out(read_broken(self.out / BROKEN), sizes_of(self.data.mixture)):
             log.warning("%s (%s)", line, self.out / BROKEN)
         for line in cut_lines(self.out / CUT, sizes_of(self.data.mixture)):
@@ -200,11 +203,18 @@ class StageRun:
         notes = notes_of(self.out, place)
         if self.average is not None:
             self.average.load_state_dict(extra)
+        if not all_finite(self._learned(), self.world):
+            raise CheckpointError(
+                f"{self.out / 'state' / place.folder} holds numbers that are infinite or NaN; remove it to go on from an "
+                "older state, or begin anew with resume=false."
+            )
         if notes["data"] != self.data.digest:
             raise DataError(
                 f"stage {self.stage.name!r} was at step {first} of other data: records or media have changed since. Put "
                 "them back as they were, or begin anew with resume=false."
             )
+        rows = training_table(self.model, self.stage)
+        self.world.from_first(lambda: write_table(self.out, self.stage.name, rows))  # rates may have changed
         return notes["pending"]
 
     def _extra(self) -> dict[str, Any]:
@@ -255,12 +265,8 @@ class StageRun:
 
     def _report(self, step: int, done: Done, panel: Panel, progress: Progress) -> None:
         due = progress.is_due(step)
-        if due and not math.isfinite(float(done.loss) + float(done.norm)):
-            raise TrainingError(
-                f"stage {self.stage.name!r}, step {step + 1}: the loss is {float(done.loss)} and the gradients' norm "
-                f"{float(done.norm)}. A lower learning rate, a longer warm-up or precision=float32 usually helps; the "
-                "last good state is kept, and the run goes on from it when started again."
-            )
+        if due:
+            self.guard.require()
         others = {name: float(value) for name, value in done.metrics.items()} if due else {}
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         progress.report(
@@ -276,6 +282,7 @@ class StageRun:
 
     def _look(self, first: int) -> dict[str, float]:
         """Whether the visuals of the next steps' samples matter to the loss."""
+        self.guard.require()
         batches: list[Batch | None] = []
         for step in range(first, self.steps):
             batches += self.batches[step].batches
@@ -291,12 +298,13 @@ class StageRun:
 
     def _evaluate(self, done: int) -> dict[str, float]:
         """Measure the model; keep its weights where they are the best of the stage so far."""
+        self.guard.require()
         best = self.out / "best" / f"{self.number}.json"
         with self._averaged():
             with self._autocast():
                 row = evaluate_now(self.model, self.curriculum, self.stage, self.processor, self.world)
             if self.settings.keep_best and self.world.from_first(lambda: is_better(row, _read(best))):
-                self._write(self.out / "best" / f"{self.number}-{self.stage.name}")
+                self._write(self.out / "best" / f"{self.number}-{self.stage.name}", done)
                 if self.world.is_first:
                     write_json(best, {"step": done, **row})
         return row
@@ -305,7 +313,20 @@ class StageRun:
         """The model with its averaged weights, where there are some."""
         return nullcontext() if self.average is None else self.average.in_place(self.model)
 
+    def _advice(self, step: int) -> str:
+        key = f"stages.{self.number}"
+        settings = [*(f"{key}.train.{name}" for name in learners(self.stage)), f"{key}.warmup", f"{key}.clip"]
+        wider = [f"{key}.precision (to float32)"] if self.stage.precision != "float32" else []
+        return how_to_go_on(self.out, self.number, step, [*settings, *wider])
+
+    def _learned(self) -> list[Tensor]:
+        """What learns, its moments and its averages."""
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = [value for moments in self.optimizer.state.values() for value in moments.values()]
+        return [*weights, *moments, *self._extra().values()]
+
     def _save(self, step: int, progress: Progress) -> None:
+        self.guard.require_weights(step, self._learned(), self.world)
         notes = {"before": self.steps_before, "pending": progress.pending, "data": self.data.digest}
         save_state(
             self.out,
@@ -318,8 +339,9 @@ class StageRun:
             keep=self.settings.keep,
         )
 
-    def _write(self, folder: Path) -> None:
-        """The whole model, written by the first process."""
+    def _write(self, folder: Path, done: int) -> None:
+        """The whole model after `done` steps, written by the first process."""
+        self.guard.require_weights(done, self._learned(), self.world)
         save_stage(self.model, self.settings, self.stage, self.before, folder, self.world)
         self.world.wait()
 

@@ -28,8 +28,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
-from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.settings import differing
+from mmblocks.errors import CheckpointError
 from mmblocks.storage import (
     PART,
     SUMS,
@@ -42,6 +41,7 @@ from mmblocks.storage import (
     sums,
     write_json,
 )
+from mmblocks.train.changes import accept_changes
 from mmblocks.train.distributed import World
 from mmblocks.train.tensors_only import TensorsOnlyPlanner, TensorsOnlyReader
 
@@ -72,11 +72,8 @@ def claim(out: Path, recipe: dict[str, Any], *, resume: bool) -> Place:
             shutil.rmtree(out / left, ignore_errors=True)
         for left in ("metrics.jsonl", "broken.jsonl", "cut.jsonl"):
             (out / left).unlink(missing_ok=True)
-    elif written.is_file() and (other := differing(_read_run(written), recipe)):
-        raise ConfigError(
-            f"{out} holds a run with other settings ({', '.join(other)}); choose another folder (out=...), or begin anew "
-            "with resume=false."
-        )
+    elif written.is_file():
+        accept_changes(out, _read_run(written), recipe, max(places(out), default=Place()).stage)
     (out / STATE).mkdir(parents=True, exist_ok=True)
     for folder in (out, out / STATE, out / "stages", out / "best"):
         remove_unfinished(folder)

@@ -17,6 +17,7 @@ from mmblocks.model.onevision import OneVision
 from mmblocks.reprs import repr_by_shape
 from mmblocks.train.batches import Made
 from mmblocks.train.distributed import World, add_up_gradients
+from mmblocks.train.finite import Guard, whole
 from mmblocks.train.objectives import Objective
 from mmblocks.train.optim import set_rate
 from mmblocks.train.panel import Panel
@@ -45,7 +46,7 @@ class Done:
 class Stepper:
     """Takes steps with a model, an objective and an optimizer. Gradients are added over micro-batches and processes.
 
-    nothing: what is run where a process has no batch while others have one. sends_all: every micro-batch's gradients are
+    guard: keeps losses and gradients that are not finite out of the weights. nothing: what is run where a process has no batch while others have one. sends_all: every micro-batch's gradients are
     added up over processes, not only their sum.
     """
 
@@ -57,15 +58,17 @@ class Stepper:
     panel: Panel
     nothing: Batch
     sends_all: bool = False
+    guard: Guard = field(default_factory=Guard)
     learning: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "learning", [p for g in self.optimizer.param_groups for p in g["params"]])
 
-    def __call__(self, made: Made, factor: float) -> Done | None:
-        """Learn from this process' share of a step at `factor` times the learning rates.
+    def __call__(self, made: Made, factor: float, number: int = 0) -> Done | None:
+        """Learn from this process' share of a step at `factor` times the learning rates. number: the step's, from 0.
 
-        None, and nothing learned, when no process has anything to learn from (every record was left out).
+        None, and nothing learned, when no process has anything to learn from (every record was left out). Raises
+        `TrainingError`, with nothing learned, for a loss or gradients that are not finite (see `Guard`).
         """
         mine = [batch for batch in made.batches if batch is not None]
         for batch in mine:
@@ -74,11 +77,14 @@ class Stepper:
         if count == 0:
             return None
         self.optimizer.zero_grad(set_to_none=True)
-        sums = self._accumulate(made.batches, count)
+        means = {name: value / count for name, value in self._accumulate(made.batches, count).items()}
+        loss = means.pop(LOSS)
         with self.panel.during("optimizer"):
-            norm = self._update(factor)
-        means = {name: value / count for name, value in sums.items()}
-        return Done(means.pop(LOSS), means, norm, tokens, views)
+            norm = self._clipped()
+            self.guard.check(number, loss, norm, (p.grad for p in self.learning if p.grad is not None))
+            set_rate(self.optimizer, factor)
+            self.optimizer.step()
+        return Done(loss, means, norm, tokens, views)
 
     def _accumulate(self, batches: Sequence[Batch | None], count: int) -> dict[str, Tensor]:
         """Forward and backward of every micro-batch; loss and metrics added up over all processes."""
@@ -88,8 +94,9 @@ class Stepper:
             with self.panel.during("forward"), autocast(self.stage, self.world):
                 found = self.objective(self.model, self._ready(batch))
             total = found.total if batch is not None else 0 * found.total
-            with self.panel.during("backward"):
-                (total * (self.world.size / count)).backward()  # sharding averages gradients over processes
+            if total.requires_grad:  # text alone meets neither encoder nor projector
+                with self.panel.during("backward"):
+                    (total * (self.world.size / count)).backward()  # sharding averages gradients over processes
             for name, value in {LOSS: total.detach(), **found.metrics}.items():
                 sums[name] = sums.get(name, 0) + value
         return self._over_processes(sums)
@@ -106,14 +113,12 @@ class Stepper:
         view_px = self.model.encoder.view_px
         return (batch if self.world.is_alone else batch.with_blank_view(view_px)).to(self.world.device)
 
-    def _update(self, factor: float) -> Tensor:
+    def _clipped(self) -> Tensor:
+        """The norm of all gradients together before they were clipped."""
         for parameter in self.learning:  # a part that met nothing in this step still forgets its momentum
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norm = nn.utils.clip_grad_norm_(self.learning, self.stage.clip)
-        set_rate(self.optimizer, factor)
-        self.optimizer.step()
-        return norm
+        return whole(nn.utils.clip_grad_norm_(self.learning, self.stage.clip))
 
 
 def autocast(stage: Stage, world: World) -> AbstractContextManager[Any]:

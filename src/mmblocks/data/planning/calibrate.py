@@ -143,7 +143,9 @@ def _pass(model: OneVision, batch: Batch) -> None:
     kept = {name: p.grad for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = None
-    model(batch).mean.backward()
+    loss = model(batch).mean
+    if loss.requires_grad:  # text alone meets neither encoder nor projector
+        loss.backward()
     for name, parameter in model.named_parameters():
         parameter.grad = kept[name]
 

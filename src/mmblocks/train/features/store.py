@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mmblocks.data.files import name_of
 from mmblocks.data.identity import digest, identity
 from mmblocks.errors import DataError
 from mmblocks.image_reading import ImageReading
+from mmblocks.model.modes import evaluating
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import RoutedPlan, VisualPlan
 
@@ -108,18 +108,8 @@ def _checksum(features: Tensor) -> str:
 def encode(model: OneVision, pixels: Tensor, precision: str) -> Tensor:
     """uint8 (views, 3, h, w) to the features that the model computes of them, on the CPU."""
     pixels = pixels.to(model.device)
-    with _evaluating(model), torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with evaluating(model.encoder), torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return model.encode(pixels).cpu()
-
-
-@contextmanager
-def _evaluating(model: OneVision) -> Iterator[None]:
-    was_training = model.encoder.training
-    model.encoder.eval()
-    try:
-        yield
-    finally:
-        model.encoder.train(was_training)
 
 
 # What makes features what they are -----------------------------------------------------------------------------------

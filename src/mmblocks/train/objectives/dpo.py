@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmblocks.batch import IGNORE, Batch
 from mmblocks.errors import ConfigError, DataError
+from mmblocks.model.modes import evaluating
 from mmblocks.model.onevision import Loss, OneVision
 from mmblocks.model.trainable import adapters
 from mmblocks.train.lora import without_lora
@@ -25,7 +26,7 @@ class DPO:
     (conservative DPO). loss: "hinge" is that of https://arxiv.org/abs/2305.10425.
 
     A batch is [chosen, rejected, chosen, rejected, ...]. The reference is a frozen copy of the model, or, where
-    adapters learn and nothing else of the model does, the model with its adapters off.
+    adapters learn and nothing else of the model does, the model with its adapters off. It runs in evaluation mode.
     """
 
     pairs: ClassVar[bool] = True
@@ -94,7 +95,7 @@ class DPO:
             return self.reference.row_losses(batch)
         if not adapters(model):
             raise ConfigError("objective 'dpo' has no reference: call start(model) with the starting model first.")
-        with without_lora(model):
+        with without_lora(model), evaluating(model):
             return model.row_losses(batch)
 
 

@@ -1,0 +1,84 @@
+"""What may change in a run that goes on: how fast it learns, as long as that is still to come. All else makes another run."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+from mmblocks.errors import ConfigError
+from mmblocks.settings import differing
+from mmblocks.train.stages import Learning, Lora, Sight, Stage
+
+log = logging.getLogger(__name__)
+
+OPTIMIZER = re.compile(
+    r"stages\.\d+\.(warmup|schedule|weight_decay|clip|beta2|precision|train\.\w+\.(rate|weight_decay))"
+    r"|sight\.(rate|warmup|weight_decay|clip)"
+)
+"""Settings of a stage, and of the encoder's pretraining, with which a stopped run may go on changed."""
+
+
+def accept_changes(out: Path, before: Mapping[str, Any], now: Mapping[str, Any], stage: int) -> None:
+    """Log what has changed in a run's settings since it was stopped in a stage of this number.
+
+    Raises `ConfigError` for settings that are another run's, or of a stage that is finished.
+    """
+    before, now = _spelt_out(before), _spelt_out(now)
+    changed = differing(before, now)
+    lines = {key: f"{key}: {_at(before, key)} -> {_at(now, key)}" for key in changed if OPTIMIZER.fullmatch(key)}
+    done = [key for key in lines if _is_done(out, key, stage)]
+    if other := [key for key in changed if key not in lines or key in done]:
+        learned = f" ({', '.join(lines[key] for key in done)} comes too late: that is learned already.)" if done else ""
+        raise ConfigError(
+            f"{out} holds a run with other settings ({', '.join(other)}); choose another folder (out=...), or begin anew "
+            f"with resume=false.{learned}"
+        )
+    for line in lines.values():
+        log.warning("going on with another setting: %s", line)
+
+
+def _is_done(out: Path, key: str, stage: int) -> bool:
+    """Whether what a setting is for has been learned."""
+    if key.startswith("sight."):
+        return (out / "stages" / "sight").is_dir()
+    return int(key.split(".")[1]) < stage
+
+
+def _spelt_out(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with the defaults of its stages written out, so that writing one is no change."""
+    given = dict(recipe)
+    if isinstance(given.get("sight"), Mapping):
+        given["sight"] = _defaults(Sight) | {**given["sight"]}
+    if isinstance(given.get("stages"), list | tuple):
+        given["stages"] = [_stage(stage) if isinstance(stage, Mapping) else stage for stage in given["stages"]]
+    return given
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    train = stage.get("train")
+    learns = {part: _learner(part, how) for part, how in train.items()} if isinstance(train, Mapping) else train
+    return _defaults(Stage) | {**stage, "train": learns}
+
+
+def _learner(part: str, given: Any) -> dict[str, Any]:
+    how = given if isinstance(given, Mapping) else {"rate": given}
+    return _defaults(Lora if part == "lora" else Learning) | {**how}
+
+
+def _defaults(schema: type) -> dict[str, Any]:
+    return {f.name: _default(f) for f in fields(schema) if (f.default, f.default_factory) != (MISSING, MISSING)}
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+
+
+def _at(nest: Any, key: str) -> Any:
+    """What stands in a nest of plain values under a key with dots."""
+    for name in key.split("."):
+        nest = nest[int(name)] if isinstance(nest, list) else nest[name]
+    return nest
