@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmblocks.data.broken import Broken
+from mmblocks.data.broken import Broken, Policy
 from mmblocks.data.mixture import Draws, Mixture
 from mmblocks.data.planning.cost import Cost
 from mmblocks.data.planning.grouping import grouped_order
@@ -40,12 +40,12 @@ class StageData:
         return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
 
 
-def ordered(mixture: Mixture, draws: Draws, stage: Stage, seed: Sequence[int]) -> Draws:
+def ordered(mixture: Mixture, draws: Draws, stage: Stage, seed: Sequence[int], policy: Policy = "raise") -> Draws:
     """Draws in the order in which a stage learns them: samples of like length beside each other where it asks for it."""
     if stage.order == "mixed":
         return draws
     assert stage.batch_size is not None  # `check_stage` asks for it
-    return draws.take(grouped_order(mixture, draws, stage.order, stage.batch_size, seed))
+    return draws.take(grouped_order(mixture, draws, stage.order, stage.batch_size, seed, policy))
 
 
 def steps_over(sizes: Sizes, stage: Stage, seed: Sequence[int], cost: Cost | None) -> StepPlan:
@@ -73,7 +73,7 @@ class Planner:
         mixture = Mixture.of(self.stage.data)
         if self.stage.step_tokens is not None and self.stage.steps is not None:
             return self._until_enough(mixture, self.steps)
-        draws = ordered(mixture, self._draws(mixture), self.stage, self.seed)
+        draws = ordered(mixture, self._draws(mixture), self.stage, self.seed, self.settings.broken)
         if self.stage.pack_tokens is None and self.stage.pack_views is None:
             return StageData(mixture, draws, plan_by_count(len(draws), self.batch_size))
         return self._packed(mixture, draws)

@@ -17,6 +17,7 @@ from mmblocks.data.mixture import Draw, Draws, Mixture
 from mmblocks.data.overlong import CHOICES, said, tokens_of
 from mmblocks.data.planning.lengths_cache import LengthsCache
 from mmblocks.data.processor import Processor
+from mmblocks.data.record_faults import origin_and_reason
 from mmblocks.errors import DataError
 
 CHUNK = 64
@@ -179,7 +180,7 @@ class _Headers(Dataset[Row | Fault]):
 
     def __getitem__(self, number: int) -> Row | Fault:
         draw = self.draws[number]
-        origin = f"{self.mixture.names[draw.source]}, record {draw.record}"
+        origin = self.mixture.origin(draw)
         try:
             item = self.mixture[draw]
             origin = item.origin
@@ -188,4 +189,4 @@ class _Headers(Dataset[Row | Fault]):
             except TooLong as fault:
                 return Fault(origin, str(fault), tokens_of(item, self.processor, self.targets))
         except DataError as fault:
-            return Fault(origin, str(fault))
+            return Fault(origin_and_reason(fault, origin)[0], str(fault))

@@ -41,4 +41,8 @@ class TinyWorld:
 
     def __getitem__(self, index: int) -> Conversation:
         made = tinyworld.record(self.task, index, seed=self.seed, split=self.split, turns=self.turns, kinds=self.kinds)
-        return Conversation.of(made["messages"], f"tinyworld {self.split} {self.task} {index}")
+        return Conversation.of(made["messages"], self.origin(index))
+
+    def origin(self, number: int) -> str:
+        """What errors call a record."""
+        return f"tinyworld {self.split} {self.task} {number}"
