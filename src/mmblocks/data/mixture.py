@@ -12,7 +12,7 @@ import numpy as np
 from mmblocks.conversation import Item
 from mmblocks.data.entries import Opened, opened
 from mmblocks.data.record_faults import naming
-from mmblocks.data.sources import Source, origin_of
+from mmblocks.data.sources import Source, is_made, origin_of
 from mmblocks.errors import ConfigError
 
 
@@ -72,6 +72,10 @@ class Mixture:
         with naming(self.origin(draw)):
             return self.sources[draw.source][draw.record]
 
+    def is_made(self, source: int) -> bool:
+        """Whether the records of a source are made as they are read, so that its settings alone decide them."""
+        return is_made(self.sources[source])
+
     def origin(self, draw: Draw) -> str:
         """Where a record stands ("file:record 3"), told without reading it."""
         return origin_of(self.sources[draw.source], draw.record) or f"{self.names[draw.source]}: record {draw.record}"
@@ -96,6 +100,12 @@ class Mixture:
         """Every conversation once, source by source."""
         lengths = [len(source) for source in self.sources]
         return Draws(np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(n) for n in lengths]))
+
+
+def distinct(draws: Draws) -> list[Draw]:
+    """Each conversation that is drawn, once, in the order of sources and records."""
+    rows = np.unique(np.stack([draws.source, draws.index], axis=1).reshape(-1, 2), axis=0)
+    return [Draw(source, record) for source, record in rows.tolist()]
 
 
 def _opened(spec: Mapping[str, Any], where: str) -> list[Opened]:

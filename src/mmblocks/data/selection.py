@@ -13,7 +13,7 @@ from math import ceil
 import numpy as np
 
 from mmblocks.conversation import Conversation, Item, Message, Pair, Text
-from mmblocks.data.sources import Source, origin_of
+from mmblocks.data.sources import Source, is_made, origin_of
 from mmblocks.errors import ConfigError
 
 _TAKE = re.compile(r"(first|end|random):(\d+(?:\.\d+)?%|\d+)(?::(\d+))?")
@@ -74,6 +74,10 @@ class Selected:
     def __getitem__(self, index: int) -> Item:
         return self.source[int(self.indices[index])]
 
+    @property
+    def is_made(self) -> bool:
+        return is_made(self.source)
+
     def origin(self, index: int) -> str | None:
         """Where the record stands in its source."""
         return origin_of(self.source, int(self.indices[index]))
@@ -92,6 +96,10 @@ class Concatenated:
     def __getitem__(self, index: int) -> Item:
         part, number = self._place(index)
         return self.parts[part][number]
+
+    @property
+    def is_made(self) -> bool:
+        return all(map(is_made, self.parts))
 
     def origin(self, index: int) -> str | None:
         """Where the record stands in its part."""
@@ -123,6 +131,10 @@ class Prompted:
         if isinstance(item, Pair):
             return Pair(self._asked(item.chosen), self._asked(item.rejected))
         return self._asked(item)
+
+    @property
+    def is_made(self) -> bool:
+        return is_made(self.source)
 
     def origin(self, index: int) -> str | None:
         """Where the record stands in its source."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -34,6 +34,7 @@ from mmblocks.train.panel import Panel
 from mmblocks.train.plan import Planner, StageData
 from mmblocks.train.probe import look
 from mmblocks.train.progress import Progress
+from mmblocks.train.same_data import RecordsFile, SameData
 from mmblocks.train.stages import Curriculum
 from mmblocks.train.state import Place, notes_of, restore_state, save_state
 from mmblocks.train.step import Done, Stepper, autocast
@@ -73,6 +74,7 @@ class StageRun:
         self.out = Path(self.settings.out)
         self.before, self.after, self.steps_before = before, after, steps_before
         self.steps_done = 0
+        self.noted: dict[str, str] = {}
         self.model = self._another()
         self.processor = stage_processor(self.model, self.stage, self.settings)
         self.cost = Cost.estimated(composition, self.stage.train) if self.stage.pack_tokens else None
@@ -165,7 +167,8 @@ class StageRun:
 
     def _data(self) -> StageData:
         """The stage's data, measured by the first process; the others read the lengths that it found."""
-        planner = Planner(self.stage, self.number, self.settings, self.processor, self.cost)
+        before = RecordsFile(self.out, self.number).latest() if self.world.is_first else None
+        planner = Planner(self.stage, self.number, self.settings, self.processor, self.cost, before)
         made: list[StageData] = []
 
         def first_of_all() -> str:
@@ -175,7 +178,7 @@ class StageRun:
             return made[0].digest
 
         digest = self.world.from_first(first_of_all)
-        data = made[0] if made else planner.data()
+        data = made[0] if made else planner.same_data()
         if data.digest != digest:
             raise DataError(
                 f"stage {self.stage.name!r}: process {self.world.rank} finds other data than process 0; do all machines "
@@ -192,6 +195,7 @@ class StageRun:
             write_table(self.out, self.stage.name, rows)
 
         self.world.from_first(checks)
+        self.noted = self.world.from_first(lambda: self._same_data({}))
         return []
 
     def _restore(self, first: int) -> list[float]:
@@ -200,12 +204,15 @@ class StageRun:
         notes = notes_of(self.out, place)
         if self.average is not None:
             self.average.load_state_dict(extra)
-        if notes["data"] != self.data.digest:
-            raise DataError(
-                f"stage {self.stage.name!r} was at step {first} of other data: records or media have changed since. Put "
-                "them back as they were, or begin anew with resume=false."
-            )
+        self.noted = self.world.from_first(lambda: self._same_data(notes))
         return notes["pending"]
+
+    def _same_data(self, notes: Mapping[str, Any]) -> dict[str, str]:
+        """What to note of the data beside a state. notes: those of the state to go on from; raises `DataError` where its
+        data were others, unless that is allowed. The first process alone calls it.
+        """
+        same = SameData(self.out, self.number, self.stage.name, accepts_changes=self.settings.resume_changed_data)
+        return same.of_stage(self.data, notes) | same.of_held_out(self.curriculum.evaluate, self.settings.seed, notes)
 
     def _extra(self) -> dict[str, Any]:
         return {} if self.average is None else self.average.state_dict()
@@ -306,7 +313,7 @@ class StageRun:
         return nullcontext() if self.average is None else self.average.in_place(self.model)
 
     def _save(self, step: int, progress: Progress) -> None:
-        notes = {"before": self.steps_before, "pending": progress.pending, "data": self.data.digest}
+        notes = {"before": self.steps_before, "pending": progress.pending, **self.noted}
         save_state(
             self.out,
             Place(self.number, step),

@@ -18,7 +18,8 @@ ItemT = TypeVar("ItemT", bound=Item)
 class Source(Protocol):
     """A fixed sequence of conversations or pairs; `source[i]` is the same every time.
 
-    It may also have `origin(i)`, where record i stands ("file:record 3", what the name of its conversation begins with).
+    It may also have `origin(i)`, where record i stands ("file:record 3", what the name of its conversation begins with),
+    and `is_made`: true where its settings alone decide its records, which no file then changes.
     """
 
     def __len__(self) -> int: ...
@@ -30,6 +31,11 @@ def origin_of(source: Source, index: int) -> str | None:
     """Where a record of a source stands, told without reading it; None where the source does not say."""
     say = getattr(source, "origin", None)
     return None if say is None else say(index)
+
+
+def is_made(source: Source) -> bool:
+    """Whether a source makes its records, so that nothing but its settings decides them."""
+    return getattr(source, "is_made", False)
 
 
 class NamedRecords(Generic[ItemT]):

@@ -17,6 +17,8 @@ class TinyWorld:
     turns: most questions asked about the same media. size: conversations until the source repeats itself.
     """
 
+    is_made = True
+
     def __init__(
         self,
         task: Literal["text", "caption", "single", "by_shape", "small", "multi", "video"],

@@ -14,13 +14,13 @@ import numpy as np
 
 from mmblocks.conversation import Visual
 from mmblocks.data.files import name_of
-from mmblocks.data.mixture import Draw, Draws, Mixture
+from mmblocks.data.mixture import Draw, Draws, Mixture, distinct
 from mmblocks.data.processor import Processor
 from mmblocks.data.record_faults import naming
 from mmblocks.errors import DataError
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import VisualPlan
-from mmblocks.train.features.filling import distinct, visuals_of
+from mmblocks.train.features.filling import visuals_of
 from mmblocks.train.features.store import FeatureCache, encode, read_file, write_file
 
 log = logging.getLogger(__name__)

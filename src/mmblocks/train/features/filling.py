@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmblocks.conversation import Conversation, Visual
 from mmblocks.data.broken import Policy
-from mmblocks.data.mixture import Draw, Draws, Mixture
+from mmblocks.data.mixture import Draw, Draws, Mixture, distinct
 from mmblocks.data.processor import Processor
 from mmblocks.data.record_faults import naming
 from mmblocks.errors import DataError
@@ -113,9 +112,3 @@ def shown_by(conversation: Conversation, processor: Processor) -> Iterator[tuple
     """Every visual of a conversation with its plan."""
     for visual, routed in zip(conversation.visuals, processor.plan(conversation), strict=True):
         yield visual, routed.plan
-
-
-def distinct(draws: Draws) -> list[Draw]:
-    """Each conversation that is drawn, once."""
-    rows = np.unique(np.stack([draws.source, draws.index], axis=1), axis=0)
-    return [Draw(int(source), int(index)) for source, index in rows]
