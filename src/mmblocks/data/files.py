@@ -157,7 +157,10 @@ def _data_uri(uri: str, what: What) -> bytes:
     head, comma, payload = uri.partition(",")
     if not comma:
         raise DataError(f"{what} data: URI: no comma between its head and its data; write data:<type>;base64,<data>.")
-    data = unquote_to_bytes(payload)
+    try:
+        data = unquote_to_bytes(payload)
+    except UnicodeEncodeError as cause:  # half of a character
+        raise DataError(f"{what} data: URI: it is no text ({cause.reason}); encode the file's bytes again.") from cause
     if not head.endswith(";base64"):
         return data
     try:

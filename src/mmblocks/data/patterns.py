@@ -75,7 +75,7 @@ def _matching(name: str, within: str) -> list[Path]:
         return [path]
     found = _hits(name)
     if not found:
-        raise DataError(f"{name}: there is no such file; check the path.")
+        raise DataError(f"{name:.300}: there is no such file; check the path.")
     return found
 
 
