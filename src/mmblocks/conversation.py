@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,8 +173,8 @@ def _pace(raw: Mapping[str, Any], found: Any, where: str) -> float:
     given, fps = (found.source, found.fps) if isinstance(found, Visual) else (found, 1.0)
     if raw.get("fps") is None:
         return fps
-    if not isinstance(raw["fps"], int | float) or raw["fps"] <= 0:
-        raise DataError(f"{where}: fps is {raw['fps']!r}; write frames per second, a number above 0.")
+    if not isinstance(raw["fps"], int | float) or isinstance(raw["fps"], bool) or not 0 < raw["fps"] < math.inf:
+        raise DataError(f"{where}: fps is {raw['fps']!r:.80}; write frames per second, a number above 0.")
     if isinstance(given, bytes) or (isinstance(given, str | Path) and not os.path.isdir(given)):  # noqa: PTH112 - a long URI is none
         raise DataError(
             f"{where}: fps is {raw['fps']!r}, but a video file has a clock of its own, so nothing reads it; remove it, or "

@@ -20,6 +20,10 @@ class DataError(MMBlocksError, ValueError):
     """A record, picture or clip cannot be used; the message names the file."""
 
 
+class MachineError(MMBlocksError, RuntimeError):
+    """This machine lacks what reading takes (open files, memory, a process of its own); no record is to blame."""
+
+
 class CheckpointError(MMBlocksError, RuntimeError):
     """A checkpoint folder is missing, cut, or disagrees with the model."""
 

@@ -129,15 +129,20 @@ def refuse_unread(given: Mapping[str, Any], read: Collection[str], where: str, l
 
 def reason_against(strange: Sequence[str], read: Collection[str], level: Level = "record", what: str = "key") -> str:
     """What is wrong with keys that nothing reads: each with the key that may be meant, or why not; and the cure."""
-    named = ", ".join(f"{key!r}{_hint(key, read, level)}" for key in strange)
+    named = ", ".join(f"{key!r:.{_LONGEST_KEY}}{_hint(key, read, level)}" for key in strange[:_NAMED])
+    more = f" and {len(strange) - _NAMED} others" if len(strange) > _NAMED else ""
     return (
-        f"nothing reads the {what}{'' if len(strange) == 1 else 's'} {named}. Rename or remove what is not read, or add it to "
+        f"nothing reads the {what}{'' if len(strange) == 1 else 's'} {named}{more}. Rename or remove what is not read, or add it to "
         f"the source's `ignore` if it may be left out. Read are: {', '.join(sorted(read))}."
     )
+
+
+_NAMED, _LONGEST_KEY = 20, 80
+"""Keys that are named in an error, and characters of each: a broken record may have thousands, of any length."""
 
 
 def _hint(key: str, read: Collection[str], level: Level) -> str:
     if key in REASONS[level]:
         return f" ({REASONS[level][key]})"
-    close = get_close_matches(key, sorted(read), n=1, cutoff=0.6)
+    close = get_close_matches(key[:_LONGEST_KEY], sorted(read), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

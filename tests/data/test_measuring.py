@@ -206,6 +206,50 @@ def test_what_decides_a_length_names_the_cache(tiny_model, tiny_spec, photos, tm
     assert len({same, *others, file()}) == 11
 
 
+def test_a_kept_length_is_measured_again_where_its_record_was_edited_or_shows_another_picture(
+    tiny_model, tmp_path, monkeypatch
+):
+    """Named through a pattern and a mixture file, so that the name of the cache knows nothing of them."""
+    picture, records = tmp_path / "0.png", tmp_path / "d.jsonl"
+    talk = [{"from": "human", "value": "<image>what color ?"}, {"from": "gpt", "value": "red"}]
+
+    def write(answer, size):
+        Image.new("RGB", (size, size)).save(picture)
+        answered = [*talk[:1], {**talk[1], "value": answer}]
+        records.write_text("".join(json.dumps({"image": "0.png", "conversations": t}) + "\n" for t in (talk, answered)))
+
+    write("red", 24)
+    data, processor = {"name": "llava_json", "path": str(tmp_path / "*.jsonl")}, Processor.of(tiny_model)
+    asked = []
+    size_of = measuring.size_of
+    monkeypatch.setattr(measuring, "size_of", lambda item, *rest: asked.append(item.origin[-1]) or size_of(item, *rest))
+
+    def sizes(cached=True):
+        mixture = Mixture.of([data])
+        cache = LengthsCache.of(tmp_path / "cache", [data], tiny_model.spec, processor) if cached else None
+        asked.clear()
+        return measure(mixture, mixture.everything(), processor, cache=cache).sizes.table().tolist(), list(asked)
+
+    first, measured = sizes()
+    assert (sizes(), measured) == ((first, []), ["0", "1"])
+    write("red and green", 24)
+    assert sizes() == (sizes(cached=False)[0], ["1"])
+    write("red and green", 60)
+    longer, measured = sizes()
+    assert (longer, measured) == (sizes(cached=False)[0], ["0", "1"])
+    assert longer != first
+
+
+def test_lengths_that_another_process_has_just_found_are_taken_as_they_are(tiny_model, photos, tmp_path, monkeypatch):
+    mixture, processor = Mixture.of([photos]), Processor.of(tiny_model)
+    draws = Draws(np.zeros(2, np.int64), np.arange(2))
+    cache = LengthsCache.of(tmp_path / "cache", [photos], tiny_model.spec, processor)
+    first = measure(mixture, draws, processor, cache=cache).sizes.table()
+    monkeypatch.setattr(Mixture, "__getitem__", None)
+    taken = measure(mixture, draws, processor, cache=cache, settled=cache.read()).sizes.table()
+    assert np.array_equal(first, taken)
+
+
 def test_a_spoilt_cache_is_measured_again(tiny_model, photos, tmp_path):
     processor = Processor.of(tiny_model)
     cache = LengthsCache.of(tmp_path / "cache", [photos], tiny_model.spec, processor)

@@ -10,6 +10,7 @@ from PIL import Image
 import mmblocks
 from mmblocks.conversation import Conversation, Visual
 from mmblocks.data.collate import collate
+from mmblocks.data.files import Slice
 from mmblocks.data.mixture import Mixture
 from mmblocks.data.processor import Processor
 from mmblocks.errors import ConfigError, DataError
@@ -335,3 +336,13 @@ def test_images_that_are_read_otherwise_are_other_features(tiny_model, tmp_path)
             seen[alpha] = pixels.unique().tolist()
     assert seen == {"white": [255], "drop": [0]}
     assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 2
+
+
+def test_a_replaced_picture_has_another_place_in_the_cache_and_a_member_of_a_tar_its_own(tmp_path):
+    picture = tmp_path / "a.bmp"
+    Image.new("RGB", (8, 8), "red").save(picture)
+    before = identity(Visual("image", picture))
+    assert identity(Visual("image", picture)) == before
+    members = {identity(Visual("image", Slice(picture, offset, 10, "b.png"))) for offset in (0, 5)}
+    Image.new("RGB", (8, 8), "blue").save(picture)  # of the same length
+    assert len({before, identity(Visual("image", picture)), *members}) == 4

@@ -191,7 +191,7 @@ def test_data_that_has_changed_is_not_gone_on_with(recipe, tmp_path, trained, ki
     )
     trained(recipe, patch=killed_in_step(4))
     (tmp_path / "data.json").write_text(json.dumps(records[:15]))
-    with pytest.raises(DataError, match="have changed since"):
+    with pytest.raises(DataError, match="held 20 records then and holds 15 now"):
         run(recipe)
 
 

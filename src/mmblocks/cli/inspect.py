@@ -181,23 +181,32 @@ def _spread(f: SourceFigures) -> Iterator[tuple[str, ...]]:
 
 def _show_records(mixture: Mixture, processor: Processor, stage: Stage, args: argparse.Namespace) -> None:
     from mmblocks.data.inspection import parse_record, shown_records
-    from mmblocks.data.record_page import page_of
 
     marks = TRAINED if sys.stdout.isatty() else BRACKETS
     for text in args.record:
         draw = parse_record(text, mixture)
         try:
             shown = shown_records(mixture, draw, processor, stage.targets)
+            pages = [_page(record) for record in shown]
         except DataError as fault:
             raise DataError(f"--record {text} of {mixture.names[draw.source]}: {fault}") from fault
-        for number, record in enumerate(shown):
+        for number, (record, html) in enumerate(zip(shown, pages, strict=True)):
             page = (
                 args.out
                 / f"{_as_name(stage.name)}-{draw.source}-{draw.record}{f'-{number + 1}' if number else ''}.html"
             )
-            page.write_text(page_of(record), encoding="utf-8")
+            page.write_text(html, encoding="utf-8")
             print("\n".join(described(record, marks)))
             print(f"written  {page}\n")
+
+
+def _page(record: ShownRecord) -> str:
+    """A record as a page, its visuals decoded."""
+    from mmblocks.data.record_faults import naming
+    from mmblocks.data.record_page import page_of
+
+    with naming(record.origin):
+        return page_of(record)
 
 
 def described(record: ShownRecord, marks: tuple[str, str]) -> Iterator[str]:

@@ -140,7 +140,7 @@ def _planned(raw: Mapping[str, Any], stage: Stage, question: Question) -> Planne
 
     seed = int(raw.get("seed", 0))
     mixture = Mixture.of(stage.data)
-    draws = ordered(mixture, _draws(mixture, stage, question.samples, seed), stage, (seed,))
+    draws = ordered(mixture, _draws(mixture, stage, question.samples, seed), stage, (seed,), "skip")
     title = f"{stage.name}: headers"
     measured = measure(mixture, draws, _processor(raw, stage, seed), stage.targets, policy="skip", title=title)
     if not len(measured.readable):

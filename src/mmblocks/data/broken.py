@@ -14,11 +14,12 @@ from mmblocks.data.lines import append_lines, read_lines
 from mmblocks.data.mixture import Draw, Draws, Mixture
 from mmblocks.data.overlong import CHOICES, how_many
 from mmblocks.data.processor import Processor, Sample
+from mmblocks.data.record_faults import origin_and_reason
 from mmblocks.errors import ConfigError, DataError
 
 Policy = Literal["raise", "skip"]
 _MOST_FREQUENT = 3
-_LONGEST_KIND = 160
+_LONGEST_KIND, _LONGEST_REASON = 160, 1000
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _NAME = re.compile(r"\S*/\S*|\S+\.\w\S*")  # a word that names a file
 
@@ -34,14 +35,17 @@ class Broken:
     @property
     def kind(self) -> str:
         """The reason without what is this record's alone: names of files and numbers."""
-        words = _NAME.sub("", _NUMBER.sub("N", _without_file(self.reason)))
+        words = _NAME.sub("", _NUMBER.sub("N", _without_file(self.reason[:_LONGEST_REASON])))
         return " ".join(words.split())[:_LONGEST_KIND]
 
 
 def _without_file(reason: str) -> str:
     """Errors begin with the file, whose name may have spaces: "my pictures/a.jpg: there is no such file"."""
     head, colon, rest = reason.partition(": ")
-    return _without_file(rest) if colon and _NAME.search(head) else reason
+    while colon and _NAME.search(head):
+        reason = rest
+        head, colon, rest = reason.partition(": ")
+    return reason
 
 
 def samples_of(
@@ -50,8 +54,8 @@ def samples_of(
     """The samples of these draws in their order, and with policy "skip" the records that gave none.
 
     A draw gives all samples of its item or none (a pair gives two). Nothing takes a broken record's place, so there may
-    be no sample at all. Only `DataError` counts as broken; with "raise" it is passed on, as every other error always is,
-    but a sample over the limit of tokens is left out where the processor's `overlong` says so.
+    be no sample at all. Only `DataError` counts as broken (what `record_faults` makes of any error of a record); with "raise"
+    it is passed on, as every other error always is, but a sample over the limit of tokens is left out where the processor's `overlong` says so.
     """
     if policy not in get_args(Policy):
         raise ConfigError(f"broken={policy!r}; write one of {', '.join(get_args(Policy))}.")
@@ -71,12 +75,11 @@ def samples_of(
 
 
 def _broken(mixture: Mixture, draw: Draw, fault: DataError) -> Broken:
-    source = mixture.names[draw.source]
     try:
         origin = mixture[draw].origin
     except DataError:  # there is not even a conversation
-        origin = f"{source}: record {draw.record}"
-    return Broken(origin, str(fault).removeprefix(f"{origin}: "), source)
+        origin = mixture.origin(draw)
+    return Broken(*origin_and_reason(fault, origin), mixture.names[draw.source])
 
 
 def note_broken(file: Path, broken: Iterable[Broken]) -> None:

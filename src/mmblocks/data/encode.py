@@ -7,8 +7,8 @@ tokenised with what adjoins it, and never learned.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from mmblocks.batch import IGNORE
 from mmblocks.components import ChatTemplate, Span
-from mmblocks.conversation import Conversation
+from mmblocks.conversation import Conversation, Text
 from mmblocks.data.original_masks import original_spans
+from mmblocks.data.record_faults import naming
 from mmblocks.errors import DataError
 from mmblocks.reprs import repr_by_shape
 from mmblocks.shapes import RoutedPlan
@@ -29,6 +30,9 @@ from mmblocks.templates.span_tokenizer import SpanTokenizer, TextTokenizer, prom
 Targets = Literal["answers", "original"]
 Overlong = Literal["raise", "skip", "cut_answer"]
 """What becomes of a sample over the limit of tokens."""
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""A surrogate without its other half: JSON can write one (a text that was cut in the middle of an emoji), UTF-8 cannot."""
 
 
 class NothingTrained(DataError):
@@ -84,8 +88,8 @@ def encode_for_training(
     Raises `TooLong` over `max_tokens`, unless overlong="cut_answer" and the end of the last answer can be cut so that one
     of its tokens is still learned: never a question, never a visual.
     """
-    _check_plans(conversation, plans)
-    with _naming(conversation):
+    _check(conversation, plans)
+    with naming(conversation.origin):
         if targets == "original":
             spans, everywhere = original_spans(template, conversation.messages, text_tokenizer)
         else:
@@ -111,32 +115,30 @@ def encode_prompt(
     max_tokens: int | None = None,
 ) -> Encoded:
     """Ids of a conversation up to where the model's answer begins; every target is IGNORE."""
-    _check_plans(conversation, plans)
+    _check(conversation, plans)
     if not conversation.messages or conversation.messages[-1].role == "assistant":
         raise DataError(
             f"{conversation.origin}: there is nothing to answer; a prompt ends with a message of the role 'user'."
         )
-    with _naming(conversation):
+    with naming(conversation.origin):
         spans = prompt_spans(template, conversation.messages)
     rows = _Rows.of(spans, plans, template, text_tokenizer, placeholder_id, frozenset()).without_targets()
     return _encoded(conversation, plans, rows, max_tokens)
 
 
-def _check_plans(conversation: Conversation, plans: Sequence[RoutedPlan]) -> None:
+def _check(conversation: Conversation, plans: Sequence[RoutedPlan]) -> None:
     if len(plans) != len(conversation.visuals):
         raise DataError(
             f"{conversation.origin}: {len(plans)} plans for {len(conversation.visuals)} visuals; "
             "make one plan per visual, in their order."
         )
-
-
-@contextmanager
-def _naming(conversation: Conversation) -> Iterator[None]:
-    """Put the conversation's origin in front of what a template finds wrong."""
-    try:
-        yield
-    except DataError as fault:
-        raise DataError(f"{conversation.origin}: {fault}") from fault
+    for number, message in enumerate(conversation.messages):
+        for text in (part.text if isinstance(part, Text) else part.note for part in message.parts):
+            if (half := _HALF_CHARACTER.search(text)) is not None:
+                raise DataError(
+                    f"{conversation.origin}: message {number} ({message.role}) holds half of a character, {half[0]!a} at "
+                    f"{half.start()}, which no text tokenizer reads; write the character whole, or remove it."
+                )
 
 
 def _encoded(

@@ -157,13 +157,32 @@ def _data_uri(uri: str, what: What) -> bytes:
     head, comma, payload = uri.partition(",")
     if not comma:
         raise DataError(f"{what} data: URI: no comma between its head and its data; write data:<type>;base64,<data>.")
-    data = unquote_to_bytes(payload)
+    try:
+        data = unquote_to_bytes(payload)
+    except UnicodeEncodeError as cause:  # half of a character
+        raise DataError(f"{what} data: URI: it is no text ({cause.reason}); encode the file's bytes again.") from cause
     if not head.endswith(";base64"):
         return data
     try:
         return base64.b64decode(b"".join(data.split()), validate=True)
     except binascii.Error as cause:
         raise DataError(f"{what} data: URI: its base64 is broken ({cause}); encode the file's bytes again.") from cause
+
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
+_PICTURE_HEADS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM|II\*\0|MM\0\*|RIFF....WEBP|....ftypavi", re.DOTALL)
+"""How files of the formats of `images.FORMATS` begin."""
+
+
+def picture_in_base64(name: str) -> bytes | None:
+    """The file of a picture that is written as base64 alone; None for any other text."""
+    if _BASE64.fullmatch(name) is None:
+        return None
+    try:
+        content = base64.b64decode("".join(name.split()), validate=True)
+    except binascii.Error:
+        return None
+    return content if _PICTURE_HEADS.match(content) else None
 
 
 def is_picture(name: str) -> bool:

@@ -10,12 +10,14 @@ import numpy as np
 from PIL import Image
 
 from mmblocks.conversation import Visual
-from mmblocks.data.files import bytes_or_file
+from mmblocks.data.files import Slice, bytes_or_file
 from mmblocks.data.images import content_of
 
 
 def identity(visual: Visual) -> str:
-    """What tells one visual from another: of files their path, size and time of change, of data in memory its content."""
+    """What tells one visual from another: of files their path, size and time of change, of members of a tar
+    the tar's and where they lie in it, of data in memory its content.
+    """
     source = visual.source
     if isinstance(source, Image.Image):
         return digest("image", *content_of(source))
@@ -25,6 +27,8 @@ def identity(visual: Visual) -> str:
         return digest("several", *(identity(Visual(visual.kind, one)) for one in source))
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         return digest("folder", *(_stamp(path) for path in sorted(Path(source).iterdir())))
+    if isinstance(source, Slice):
+        return digest("slice", _stamp(source.path), f"{source.offset} {source.size}")
     found = bytes_or_file(source, visual.kind)
     return digest("bytes", found) if isinstance(found, bytes) else digest("file", _stamp(found))
 

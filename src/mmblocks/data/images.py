@@ -7,6 +7,7 @@ import os
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ def load_image(source: ImageSource, images: ImageReading = DEFAULT_READING) -> I
     """
     name = name_of(source, "image")
     with _opened(source, images.max_px) as (image, orientation), _broken_pixels_named(name):
+        _check_sums(image)
         stored = HeaderFacts.of(image, was_opened_here=image is not source)
         _decode(image)
         rgb = to_rgb(image, stored, images, name)
@@ -225,6 +227,26 @@ def _decode(image: Image.Image) -> None:
         return
     with _ONE_AT_A_TIME, _pils_limit(2 * area):
         image.load()
+
+
+def _check_sums(image: Image.Image) -> None:
+    """Raise `ValueError` where the pixels of a PNG are not those that were written: PIL passes over their check sums."""
+    file = getattr(image, "fp", None)
+    if file is None or not isinstance(image, PngImagePlugin.PngImageFile):
+        return
+    back = file.tell()
+    file.seek(8)
+    try:
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            length = int.from_bytes(head[:4], "big")
+            if head[4:] != b"IDAT":
+                file.seek(length + 4, os.SEEK_CUR)
+                continue
+            content, written = file.read(length), file.read(4)
+            if len(written) == 4 and zlib.crc32(content, zlib.crc32(b"IDAT")) != int.from_bytes(written, "big"):
+                raise ValueError("the check sum of its pixels is wrong")
+    finally:
+        file.seek(back)
 
 
 # EXIF -----------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from mmblocks.data.media import shape_of
 from mmblocks.data.mixture import Draw, Mixture
 from mmblocks.data.positions import arranged
 from mmblocks.data.processor import Processor
+from mmblocks.data.record_faults import naming
 from mmblocks.errors import ConfigError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import RoutedPlan, VisualShape
@@ -179,10 +180,11 @@ def shown_record(conversation: Conversation, processor: Processor, targets: Targ
         processor.encoded(conversation, targets)  # raises what was found
     assert looked.encoded is not None
     encoded, shown = looked.encoded, arranged(conversation, processor.visuals, processor.seed)
-    visuals = [
-        ShownVisual(visual, shape_of(visual, processor.clips, processor.images), routed, processor.images)
-        for visual, routed in zip(shown.visuals, encoded.plans, strict=True)
-    ]
+    with naming(conversation.origin):
+        visuals = [
+            ShownVisual(visual, shape_of(visual, processor.clips, processor.images), routed, processor.images)
+            for visual, routed in zip(shown.visuals, encoded.plans, strict=True)
+        ]
     prompt = tuple(_prompt(encoded, processor.text_tokenizer))
     return ShownRecord(conversation.origin, prompt, tuple(visuals), encoded, looked.findings)
 

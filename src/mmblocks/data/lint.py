@@ -25,6 +25,7 @@ from mmblocks.data.learned_text import LearnedText, agreeing, ink
 from mmblocks.data.lint_report import Finding, Kind, LintReport, Looked, SourceLint
 from mmblocks.data.mixture import Draw, Mixture
 from mmblocks.data.processor import Processor
+from mmblocks.data.record_faults import naming, origin_and_reason
 from mmblocks.errors import DataError
 from mmblocks.templates.span_tokenizer import ControlTokens
 
@@ -66,8 +67,8 @@ class Linter:
         try:
             item = mixture[draw]
         except DataError as fault:
-            origin = f"{mixture.names[draw.source]} record {draw.record}"
-            return [Looked(Conversation((), origin), None, (Finding("broken", origin, str(fault)),))]
+            origin, reason = origin_and_reason(fault, mixture.origin(draw))
+            return [Looked(Conversation((), origin), None, (Finding("broken", origin, reason),))]
         return [self.look(conversation) for conversation in self.processor.conversations(item)]
 
     def look(self, conversation: Conversation) -> Looked:
@@ -75,11 +76,12 @@ class Linter:
         origin = conversation.origin
         try:
             (encoded,) = self._unlimited.encoded(conversation, self.targets)
+            with naming(origin):
+                found = [Finding(kind, origin, detail) for kind, detail in self._faults(conversation, encoded)]
         except DataError as fault:
             kind: Kind = "nothing_trained" if isinstance(fault, NothingTrained) else "broken"
             said = str(fault).removeprefix(f"{origin}: ")
             return Looked(conversation, None, (Finding(kind, origin, said),))
-        found = [Finding(kind, origin, detail) for kind, detail in self._faults(conversation, encoded)]
         limit = self.processor.max_tokens
         if limit is None or len(encoded) <= limit:
             return Looked(conversation, encoded, tuple(found))

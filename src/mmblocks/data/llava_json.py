@@ -6,7 +6,7 @@ other forms of `rows` are read too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mmblocks.data.columns import Columns
 from mmblocks.data.named_media import MediaRoots
 from mmblocks.data.records import Lines, called, open_records
 from mmblocks.data.rows import RowReader
+from mmblocks.data.sources import NamedRecords
 from mmblocks.data.turns import Placement
 from mmblocks.shapes import VisualKind
 
@@ -49,7 +50,7 @@ def read_llava(
 
 
 @dataclass(frozen=True, slots=True)
-class RecordFile:
+class RecordFile(NamedRecords[Conversation]):
     """Conversations of one file, by record number from 0. A record is an object, or a list of messages alone."""
 
     path: Path
@@ -59,14 +60,13 @@ class RecordFile:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Conversation:
-        number = range(len(self))[index]
+    def origin(self, number: int) -> str:
+        return f"{self.path}:record {number}"
+
+    def _read(self, number: int) -> Conversation:
         record = self.records[number]
         row = {"messages": record} if _are_messages(record) else record
-        return self.reader.read(row, f"{self.path}:record {number}{called(record)}")
-
-    def __iter__(self) -> Iterator[Conversation]:
-        return (self[i] for i in range(len(self)))
+        return self.reader.read(row, f"{self.origin(number)}{called(record)}")
 
 
 def _are_messages(record: Any) -> bool:

@@ -11,7 +11,8 @@ import numpy as np
 
 from mmblocks.conversation import Item
 from mmblocks.data.entries import Opened, opened
-from mmblocks.data.sources import Source
+from mmblocks.data.record_faults import naming
+from mmblocks.data.sources import Source, is_made, origin_of
 from mmblocks.errors import ConfigError
 
 
@@ -67,7 +68,17 @@ class Mixture:
         return sum(map(len, self.sources))
 
     def __getitem__(self, draw: Draw) -> Item:
-        return self.sources[draw.source][draw.record]
+        """One conversation or pair. Raises `DataError` that begins with the record's file and number, whatever is wrong."""
+        with naming(self.origin(draw)):
+            return self.sources[draw.source][draw.record]
+
+    def is_made(self, source: int) -> bool:
+        """Whether the records of a source are made as they are read, so that its settings alone decide them."""
+        return is_made(self.sources[source])
+
+    def origin(self, draw: Draw) -> str:
+        """Where a record stands ("file:record 3"), told without reading it."""
+        return origin_of(self.sources[draw.source], draw.record) or f"{self.names[draw.source]}: record {draw.record}"
 
     def drawn(self, size: int, seed: Sequence[int]) -> Draws:
         """`size` conversations by weight, each source in a new order every time it has been read through."""
@@ -91,9 +102,16 @@ class Mixture:
         return Draws(np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(n) for n in lengths]))
 
 
+def distinct(draws: Draws) -> list[Draw]:
+    """Each conversation that is drawn, once, in the order of sources and records."""
+    rows = np.unique(np.stack([draws.source, draws.index], axis=1).reshape(-1, 2), axis=0)
+    return [Draw(source, record) for source, record in rows.tolist()]
+
+
 def _opened(spec: Mapping[str, Any], where: str) -> list[Opened]:
     try:
-        return opened(spec)
+        with naming(where):
+            return opened(spec)
     except ConfigError as fault:
         raise ConfigError(f"{where}: {fault}") from fault
 

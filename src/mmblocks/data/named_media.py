@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mmblocks.conversation import Visual
-from mmblocks.data.files import Slice, is_picture, is_there, refusal_of_url
+from mmblocks.data.files import Slice, is_picture, is_there, picture_in_base64, refusal_of_url
 from mmblocks.errors import DataError
 from mmblocks.keys import refuse_unread
 from mmblocks.shapes import VisualKind
@@ -56,12 +56,19 @@ class MediaRoots:
         if kind == "video" and isinstance(named, list | tuple) and _are_frames(named):
             return Visual(kind, tuple(self._there(kind, name, origin) for name in named), self.frames_fps)
         if isinstance(named, str) and named and not named.startswith("data:"):
+            if kind == "image" and (content := self._picture_in(named)) is not None:
+                return Visual(kind, content)
             path = self._there(kind, named, origin)
             paced = kind == "video" and path.is_dir()
             return Visual(kind, path, self.frames_fps) if paced else Visual(kind, path)
         if (named and isinstance(named, str | bytes | Slice | Image.Image)) or isinstance(named, np.ndarray):
             return Visual(kind, named)
         raise DataError(f"{origin}: {column or kind!r} is {[named]!r:.80}; write a path or a list of paths.")
+
+    def _picture_in(self, named: str) -> bytes | None:
+        """A picture that a record holds as base64 itself, where no file is called so."""
+        content = picture_in_base64(named)
+        return None if content is None or is_there(self.image / named) else content
 
     def _there(self, kind: VisualKind, name: str, origin: str) -> Path:
         path = (self.image if kind == "image" else self.video) / name

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +17,7 @@ from mmblocks.data.instructions import InstructionReader
 from mmblocks.data.layout import Layouts
 from mmblocks.data.media import pixels_of, shape_of
 from mmblocks.data.positions import Visuals, arranged
-from mmblocks.errors import DataError
+from mmblocks.data.record_faults import naming
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.model.build import wire_template
 from mmblocks.model.check import examine
@@ -161,10 +160,8 @@ class Processor:
 
     def plan(self, conversation: Conversation) -> tuple[RoutedPlan, ...]:
         """Where every visual token comes from, from file headers alone."""
-        try:
+        with naming(conversation.origin):
             return self.router.plan([shape_of(visual, self.clips, self.images) for visual in conversation.visuals])
-        except DataError as fault:
-            raise DataError(f"{conversation.origin}: {fault}") from fault
 
     def training_sample(self, conversation: Conversation, targets: Targets = "answers") -> Sample:
         """A conversation with targets, its visuals decoded."""
@@ -189,10 +186,11 @@ class Processor:
         return tuple(one[-1] for one in apart) if isinstance(item, Pair) else apart[0]
 
     def _planned(self, conversation: Conversation, targets: Targets) -> tuple[Conversation, Encoded]:
-        conversation = arranged(conversation, self.visuals, self.seed)
-        plans = self.plan(conversation)
-        made = encode_for_training(conversation, plans, targets=targets, overlong=self.overlong, **self._encoding())
-        return conversation, made
+        with naming(conversation.origin):
+            conversation = arranged(conversation, self.visuals, self.seed)
+            plans = self.plan(conversation)
+            made = encode_for_training(conversation, plans, targets=targets, overlong=self.overlong, **self._encoding())
+            return conversation, made
 
     def prompt(self, conversation: Conversation) -> Sample:
         """A conversation up to where the answer begins, its visuals decoded."""
@@ -201,14 +199,16 @@ class Processor:
 
     def encoded_prompt(self, conversation: Conversation) -> Encoded:
         """The same as it is written, without decoding a pixel."""
-        return encode_prompt(conversation, self.plan(conversation), **self._encoding())
+        with naming(conversation.origin):
+            return encode_prompt(conversation, self.plan(conversation), **self._encoding())
 
     def opened(self, conversation: Conversation, encoded: Encoded) -> Sample:
         """A conversation that is encoded, its visuals decoded."""
         reader = self.instruction_reader
-        asked = None if reader is None else reader.read(conversation, encoded.plans)
-        pixels, features = self._pixels(conversation, encoded), self._features(conversation, encoded)
-        return Sample(encoded, pixels, asked, features, self._layout(encoded))
+        with naming(conversation.origin):
+            asked = None if reader is None else reader.read(conversation, encoded.plans)
+            pixels, features = self._pixels(conversation, encoded), self._features(conversation, encoded)
+            return Sample(encoded, pixels, asked, features, self._layout(encoded))
 
     def _layout(self, encoded: Encoded) -> Layout | None:
         if self.layouts is None:
@@ -218,8 +218,7 @@ class Processor:
     def _features(self, conversation: Conversation, encoded: Encoded) -> Tensor | None:
         if self.features is None:
             return None
-        with _naming(conversation):
-            return self.features.read(conversation.visuals, encoded.plans)
+        return self.features.read(conversation.visuals, encoded.plans)
 
     def _encoding(self) -> dict[str, Any]:
         return {
@@ -233,23 +232,13 @@ class Processor:
         none = torch.empty(0, 3, *self.view_px, dtype=torch.uint8)
         if self.features is not None:
             return none
-        with _naming(conversation):
-            pairs = zip(conversation.visuals, encoded.plans, strict=True)
-            pictures = [self.pixels_of(visual, routed.plan) for visual, routed in pairs]
-            return torch.cat([none, *pictures])
+        pairs = zip(conversation.visuals, encoded.plans, strict=True)
+        pictures = [self.pixels_of(visual, routed.plan) for visual, routed in pairs]
+        return torch.cat([none, *pictures])
 
     def pixels_of(self, visual: Visual, plan: VisualPlan) -> Tensor:
         """uint8 (pictures, 3, h, w) of one visual; see `media.pixels_of`."""
         return pixels_of(visual, plan, self.fill, images=self.images, clips=self.clips)
-
-
-@contextmanager
-def _naming(conversation: Conversation) -> Iterator[None]:
-    """Put the conversation's origin in front of what is wrong with its media."""
-    try:
-        yield
-    except DataError as fault:
-        raise DataError(f"{conversation.origin}: {fault}") from fault
 
 
 def answer_by_answer(conversation: Conversation) -> tuple[Conversation, ...]:

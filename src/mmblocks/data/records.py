@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from array import array
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmblocks.data.record_faults import printable
 from mmblocks.errors import DataError
 from mmblocks.keys import ANSWERS
 
 SPACE = b" \t\r\n"
+_LONGEST_ID = 100
 
 
 def open_records(path: Path) -> Sequence[Any] | Lines:
@@ -41,7 +44,10 @@ def _is_lines(path: Path) -> bool:
         return False
     try:
         value = json.loads(first) if first else None
-    except ValueError:  # the beginning of a list or of an object over several lines, or a line with a mistake
+    except (
+        ValueError,
+        RecursionError,
+    ):  # the beginning of a list or an object over several lines, or a line with a mistake
         return named_so and not first.removeprefix(BOM_UTF8).strip(SPACE).startswith(b"[")
     return more or not _is_list_of_records(value)
 
@@ -72,6 +78,8 @@ def parsed(raw: bytes | str, where: str) -> Any:
         return json.loads(raw, object_pairs_hook=_object)
     except ValueError as fault:  # bad JSON, or bytes that are not UTF-8
         raise DataError(f"{where}: not JSON: {fault}.{_cure(fault)}") from fault
+    except RecursionError as fault:
+        raise DataError(f"{where}: its lists or objects are nested too deeply; write flat records.") from fault
 
 
 def _cure(fault: ValueError) -> str:
@@ -92,7 +100,7 @@ def _cure(fault: ValueError) -> str:
 def called(record: Any) -> str:
     """' (id ...)' of a record that has one, for its name in messages."""
     name = record.get("id") if isinstance(record, Mapping) else None
-    return "" if name is None else f" (id {name})"
+    return f" (id {printable(str(name)[:_LONGEST_ID])})" if isinstance(name, str | int | float) else ""
 
 
 class WithTwins(dict[str, Any]):
@@ -111,9 +119,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     plain = dict(pairs)
     if len(plain) == len(pairs):
         return plain
-    keys = [key for key, _ in pairs]
     twins = WithTwins(plain)
-    twins.twin = next(key for key in keys if keys.count(key) > 1)
+    counts = Counter(key for key, _ in pairs)
+    twins.twin = next(key for key in plain if counts[key] > 1)
     return twins
 
 

@@ -13,7 +13,7 @@ from math import ceil
 import numpy as np
 
 from mmblocks.conversation import Conversation, Item, Message, Pair, Text
-from mmblocks.data.sources import Source
+from mmblocks.data.sources import Source, is_made, origin_of
 from mmblocks.errors import ConfigError
 
 _TAKE = re.compile(r"(first|end|random):(\d+(?:\.\d+)?%|\d+)(?::(\d+))?")
@@ -74,6 +74,14 @@ class Selected:
     def __getitem__(self, index: int) -> Item:
         return self.source[int(self.indices[index])]
 
+    @property
+    def is_made(self) -> bool:
+        return is_made(self.source)
+
+    def origin(self, index: int) -> str | None:
+        """Where the record stands in its source."""
+        return origin_of(self.source, int(self.indices[index]))
+
 
 class Concatenated:
     """Sources one after another. `names` tell them apart in reports."""
@@ -86,9 +94,23 @@ class Concatenated:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> Item:
+        part, number = self._place(index)
+        return self.parts[part][number]
+
+    @property
+    def is_made(self) -> bool:
+        return all(map(is_made, self.parts))
+
+    def origin(self, index: int) -> str | None:
+        """Where the record stands in its part."""
+        part, number = self._place(index)
+        return origin_of(self.parts[part], number)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The part that holds a record, and its number there."""
         number = range(len(self))[index]
         part = bisect_right(self._ends, number)
-        return self.parts[part][number - (self._ends[part] - len(self.parts[part]))]
+        return part, number - (self._ends[part] - len(self.parts[part]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +131,14 @@ class Prompted:
         if isinstance(item, Pair):
             return Pair(self._asked(item.chosen), self._asked(item.rejected))
         return self._asked(item)
+
+    @property
+    def is_made(self) -> bool:
+        return is_made(self.source)
+
+    def origin(self, index: int) -> str | None:
+        """Where the record stands in its source."""
+        return origin_of(self.source, index)
 
     def _asked(self, conversation: Conversation) -> Conversation:
         return replace(conversation, messages=tuple(self._ended(m) for m in conversation.messages))

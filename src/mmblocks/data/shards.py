@@ -80,6 +80,10 @@ def _scan(path: Path) -> Iterator[tuple[str, Member]]:
                 end = info.offset_data + (info.size + 511) // 512 * 512
                 folder, _, name = info.name.rpartition("/")
                 key, dot, suffix = name.partition(".")
+                if info.issparse():
+                    raise DataError(
+                        f"{path}: {info.name}: a sparse member, whose bytes do not lie in one piece; pack it whole."
+                    )
                 if info.isreg() and key and dot:
                     yield (f"{folder}/{key}" if folder else key), Member(suffix.lower(), info.offset_data, info.size)
     except (tarfile.TarError, EOFError, OSError) as cause:

@@ -19,6 +19,7 @@ from mmblocks.conversation import Conversation, Pair
 from mmblocks.data import tinyworld
 from mmblocks.data.collate import collate
 from mmblocks.data.encode import Targets, TooLong
+from mmblocks.data.fingerprints import Fingerprints, fingerprints
 from mmblocks.data.mixture import Draws, Mixture
 from mmblocks.data.processor import Processor, Sample
 from mmblocks.errors import DataError
@@ -77,6 +78,12 @@ def _badness(measured: Mapping[str, float]) -> float:
         return measured[LOSS]
     shares = [value for name, value in measured.items() if name.startswith(TINY)]
     return -sum(shares) / max(len(shares), 1)
+
+
+def held_out_fingerprints(evaluate: Evaluation, seed: int, before: Fingerprints | None) -> tuple[Mixture, Fingerprints]:
+    """What the held-out conversations say and show. before: what is known of them from an earlier start."""
+    held_out = _HeldOut.of(evaluate, seed)
+    return held_out.mixture, fingerprints(held_out.mixture, held_out.draws, before=before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mmblocks.data.broken import Broken
-from mmblocks.data.mixture import Draws, Mixture
+from mmblocks.data.broken import Broken, Policy
+from mmblocks.data.fingerprints import UNREADABLE, Fingerprints, fingerprints
+from mmblocks.data.mixture import Draw, Draws, Mixture, distinct
 from mmblocks.data.planning.cost import Cost
 from mmblocks.data.planning.grouping import grouped_order
-from mmblocks.data.planning.lengths_cache import LengthsCache
-from mmblocks.data.planning.measure import Sizes, measure
+from mmblocks.data.planning.lengths_cache import Known, LengthsCache
+from mmblocks.data.planning.measure import Measured, Sizes, measure
 from mmblocks.data.planning.steps import StepPlan, plan_by_count, plan_by_tokens
 from mmblocks.data.processor import Processor
 from mmblocks.errors import DataError
@@ -26,26 +27,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StageData:
-    """The conversations of a stage in the order they are learned, how they are packed into steps, and what broke."""
+    """The conversations of a stage in the order they are learned, how they are packed into steps, and what broke.
+
+    records: fingerprints of all that were drawn, by which a run that goes on knows its data; None where another process
+    has looked at them.
+    """
 
     mixture: Mixture
     draws: Draws
     plan: StepPlan
     broken: tuple[Broken, ...] = ()
+    records: Fingerprints | None = None
 
     @property
     def digest(self) -> str:
-        """The same for the same draws in the same steps: a run that goes on compares it."""
+        """The same for the same draws in the same steps."""
         arrays = (self.draws.source, self.draws.index, self.plan.numbers, self.plan.pack_ends, self.plan.step_ends)
         return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
 
 
-def ordered(mixture: Mixture, draws: Draws, stage: Stage, seed: Sequence[int]) -> Draws:
+def ordered(mixture: Mixture, draws: Draws, stage: Stage, seed: Sequence[int], policy: Policy = "raise") -> Draws:
     """Draws in the order in which a stage learns them: samples of like length beside each other where it asks for it."""
     if stage.order == "mixed":
         return draws
     assert stage.batch_size is not None  # `check_stage` asks for it
-    return draws.take(grouped_order(mixture, draws, stage.order, stage.batch_size, seed))
+    return draws.take(grouped_order(mixture, draws, stage.order, stage.batch_size, seed, policy))
 
 
 def steps_over(sizes: Sizes, stage: Stage, seed: Sequence[int], cost: Cost | None) -> StepPlan:
@@ -60,23 +66,39 @@ def steps_over(sizes: Sizes, stage: Stage, seed: Sequence[int], cost: Cost | Non
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Makes the data of a curriculum's stage `number`."""
+    """Makes the data of a curriculum's stage `number`. before: its records' fingerprints from an earlier start."""
 
     stage: Stage
     number: int
     settings: TrainRun
     processor: Processor
     cost: Cost | None = None
+    before: Fingerprints | None = None
 
     def data(self) -> StageData:
-        """Draws and steps of the stage; lengths are measured, from headers alone, where packs have caps."""
+        """Draws and steps of the stage, every record looked at; lengths are measured, from headers alone, where packs have
+        caps.
+        """
+        return self._data({}, look=True)
+
+    def same_data(self) -> StageData:
+        """The same where another process has just looked at the records: its lengths are taken."""
+        return self._data(self._cache().read(), look=False)
+
+    def _data(self, settled: Mapping[Draw, Known], *, look: bool) -> StageData:
         mixture = Mixture.of(self.stage.data)
         if self.stage.step_tokens is not None and self.stage.steps is not None:
-            return self._until_enough(mixture, self.steps)
-        draws = ordered(mixture, self._draws(mixture), self.stage, self.seed)
-        if self.stage.pack_tokens is None and self.stage.pack_views is None:
-            return StageData(mixture, draws, plan_by_count(len(draws), self.batch_size))
-        return self._packed(mixture, draws)
+            return self._until_enough(mixture, self.steps, settled)
+        draws = ordered(mixture, self._draws(mixture), self.stage, self.seed, self.settings.broken)
+        if self.stage.pack_tokens is not None or self.stage.pack_views is not None:
+            return self._packed(mixture, draws, settled)
+        title = f"looking at {self.stage.name}"
+        found = (
+            fingerprints(mixture, draws, before=self.before, workers=self.settings.workers, title=title)
+            if look
+            else None
+        )
+        return StageData(mixture, draws, plan_by_count(len(draws), self.batch_size), records=found)
 
     @property
     def seed(self) -> tuple[int, int]:
@@ -97,40 +119,50 @@ class Planner:
             return mixture.epochs(self.stage.epochs * self.settings.budget, self.seed)
         return mixture.drawn(self.steps * self.batch_size, self.seed)
 
-    def _packed(self, mixture: Mixture, draws: Draws) -> StageData:
-        draws, sizes, broken = self._measured(mixture, draws)
-        return StageData(mixture, draws, steps_over(sizes, self.stage, self.seed, self.cost), broken)
+    def _packed(self, mixture: Mixture, draws: Draws, settled: Mapping[Draw, Known]) -> StageData:
+        found = self._measured(mixture, draws, settled)
+        plan = steps_over(found.sizes.take(found.readable), self.stage, self.seed, self.cost)
+        return self._of_measured(mixture, draws, plan, found)
 
-    def _until_enough(self, mixture: Mixture, steps: int) -> StageData:
+    def _until_enough(self, mixture: Mixture, steps: int, settled: Mapping[Draw, Known]) -> StageData:
         """Draw until the packs fill the steps: twice as many as long as they do not."""
         assert self.stage.step_tokens is not None
         size = max(64, steps)
         while True:
-            draws, sizes, broken = self._measured(mixture, mixture.drawn(size, self.seed))
+            draws = mixture.drawn(size, self.seed)
+            found = self._measured(mixture, draws, settled)
+            sizes, settled = found.sizes.take(found.readable), found.known
             if not len(sizes):
                 raise DataError(f"stage {self.stage.name!r}: none of {size} records that were drawn can be read.")
             if int(sizes.tokens.sum()) >= steps * self.stage.step_tokens:
                 plan = steps_over(sizes, self.stage, self.seed, self.cost)
                 if len(plan) > steps:  # the last step may be incomplete
-                    return StageData(mixture, draws, plan.first(steps), broken)
+                    return self._of_measured(mixture, draws, plan.first(steps), found)
             size *= 2
 
-    def _measured(self, mixture: Mixture, draws: Draws) -> tuple[Draws, Sizes, tuple[Broken, ...]]:
-        settings, targets = self.settings, self.stage.targets
-        cache = LengthsCache.of(
-            Path(settings.out) / "lengths", list(self.stage.data), settings.model, self.processor, targets
-        )
-        found = measure(
+    def _measured(self, mixture: Mixture, draws: Draws, settled: Mapping[Draw, Known]) -> Measured:
+        return measure(
             mixture,
             draws,
             self.processor,
-            targets,
-            policy=settings.broken,
-            workers=settings.workers,
+            self.stage.targets,
+            policy=self.settings.broken,
+            workers=self.settings.workers,
             title=f"measuring {self.stage.name}",
-            cache=cache,
+            cache=self._cache(),
+            settled=settled,
         )
+
+    def _cache(self) -> LengthsCache:
+        settings = self.settings
+        folder = Path(settings.out) / "lengths"
+        return LengthsCache.of(folder, list(self.stage.data), settings.model, self.processor, self.stage.targets)
+
+    def _of_measured(self, mixture: Mixture, draws: Draws, plan: StepPlan, found: Measured) -> StageData:
+        """The data of steps that were planned over what of these draws can be read."""
         broken = tuple(
             Broken(fault.origin, fault.reason, mixture.names[draws[fault.number].source]) for fault in found.broken
         )
-        return draws.take(found.readable), found.sizes.take(found.readable), broken
+        drawn = distinct(draws)
+        seen = {draw: found.known[draw].fingerprint if draw in found.known else UNREADABLE for draw in drawn}
+        return StageData(mixture, draws.take(found.readable), plan, broken, Fingerprints.of(mixture, seen))

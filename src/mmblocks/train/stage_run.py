@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -35,6 +35,7 @@ from mmblocks.train.panel import Panel
 from mmblocks.train.plan import Planner, StageData
 from mmblocks.train.probe import look
 from mmblocks.train.progress import Progress
+from mmblocks.train.same_data import RecordsFile, SameData
 from mmblocks.train.stages import Curriculum
 from mmblocks.train.state import Place, notes_of, restore_state, save_state
 from mmblocks.train.step import Done, Stepper, autocast
@@ -74,6 +75,7 @@ class StageRun:
         self.out = Path(self.settings.out)
         self.before, self.after, self.steps_before = before, after, steps_before
         self.steps_done = 0
+        self.noted: dict[str, str] = {}
         self.model = self._another()
         self.processor = stage_processor(self.model, self.stage, self.settings)
         self.cost = Cost.estimated(composition, self.stage.train) if self.stage.pack_tokens else None
@@ -168,7 +170,8 @@ class StageRun:
 
     def _data(self) -> StageData:
         """The stage's data, measured by the first process; the others read the lengths that it found."""
-        planner = Planner(self.stage, self.number, self.settings, self.processor, self.cost)
+        before = RecordsFile(self.out, self.number).latest() if self.world.is_first else None
+        planner = Planner(self.stage, self.number, self.settings, self.processor, self.cost, before)
         made: list[StageData] = []
 
         def first_of_all() -> str:
@@ -178,7 +181,7 @@ class StageRun:
             return made[0].digest
 
         digest = self.world.from_first(first_of_all)
-        data = made[0] if made else planner.data()
+        data = made[0] if made else planner.same_data()
         if data.digest != digest:
             raise DataError(
                 f"stage {self.stage.name!r}: process {self.world.rank} finds other data than process 0; do all machines "
@@ -195,6 +198,7 @@ class StageRun:
             write_table(self.out, self.stage.name, rows)
 
         self.world.from_first(checks)
+        self.noted = self.world.from_first(lambda: self._same_data({}))
         return []
 
     def _restore(self, first: int) -> list[float]:
@@ -208,14 +212,17 @@ class StageRun:
                 f"{self.out / 'state' / place.folder} holds numbers that are infinite or NaN; remove it to go on from an "
                 "older state, or begin anew with resume=false."
             )
-        if notes["data"] != self.data.digest:
-            raise DataError(
-                f"stage {self.stage.name!r} was at step {first} of other data: records or media have changed since. Put "
-                "them back as they were, or begin anew with resume=false."
-            )
+        self.noted = self.world.from_first(lambda: self._same_data(notes))
         rows = training_table(self.model, self.stage)
         self.world.from_first(lambda: write_table(self.out, self.stage.name, rows))  # rates may have changed
         return notes["pending"]
+
+    def _same_data(self, notes: Mapping[str, Any]) -> dict[str, str]:
+        """What to note of the data beside a state. notes: those of the state to go on from; raises `DataError` where its
+        data were others, unless that is allowed. The first process alone calls it.
+        """
+        same = SameData(self.out, self.number, self.stage.name, accepts_changes=self.settings.resume_changed_data)
+        return same.of_stage(self.data, notes) | same.of_held_out(self.curriculum.evaluate, self.settings.seed, notes)
 
     def _extra(self) -> dict[str, Any]:
         return {} if self.average is None else self.average.state_dict()
@@ -327,7 +334,7 @@ class StageRun:
 
     def _save(self, step: int, progress: Progress) -> None:
         self.guard.require_weights(step, self._learned(), self.world)
-        notes = {"before": self.steps_before, "pending": progress.pending, "data": self.data.digest}
+        notes = {"before": self.steps_before, "pending": progress.pending, **self.noted}
         save_state(
             self.out,
             Place(self.number, step),

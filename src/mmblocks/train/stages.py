@@ -154,6 +154,8 @@ class TrainRun:
     track: "tensorboard" and "wandb", beside metrics.jsonl. look_at: step of each stage at which loss with shuffled and
         blank visuals is compared with the true one, 0 for never. export: "transformers" writes the last model so, too.
     timeout_s: seconds that a process waits for the others before it gives up.
+    resume_changed_data: go on although records or media of the stage have changed since the run stopped; the first change
+        is in the log.
     """
 
     model: Mapping[str, Any]
@@ -185,6 +187,7 @@ class TrainRun:
     export: Literal["transformers"] | None = None
     timeout_s: float = 600.0
     resume: bool = True
+    resume_changed_data: bool = False
 
 
 FREE = frozenset(
@@ -199,6 +202,7 @@ FREE = frozenset(
         "out",
         "recompute",
         "resume",
+        "resume_changed_data",
         "save_every",
         "stop_after",
         "threads",

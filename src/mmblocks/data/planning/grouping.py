@@ -6,14 +6,16 @@ into chunks of a global batch, sort each by length and deal it to ranks of like 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 
 from mmblocks.conversation import Conversation, Item, Message, Pair, Text
+from mmblocks.data.broken import Policy
 from mmblocks.data.mixture import Draw, Draws, Mixture
+from mmblocks.errors import DataError
 
 MARKER = "<image>"
 """What stands for a picture or clip when words are counted, as in a LLaVA record."""
@@ -46,23 +48,38 @@ def _written(message: Message) -> str:
 
 
 def grouped_order(
-    mixture: Mixture, draws: Draws, order: Literal["length", "modality_length"], batch_size: int, seed: Sequence[int]
+    mixture: Mixture,
+    draws: Draws,
+    order: Literal["length", "modality_length"],
+    batch_size: int,
+    seed: Sequence[int],
+    policy: Policy = "raise",
 ) -> np.ndarray:
     """Numbers of draws, (n,) int64, in steps of `batch_size` of like length, or of like length and one modality.
 
-    The whole batch counts as one rank's, so the order is the same for every number of processes.
+    The whole batch counts as one rank's, so the order is the same for every number of processes. policy: with "skip" a
+    record that cannot be read, which is left out later, counts as one word.
     """
     of = {"length": length, "modality_length": words}[order]
     known: dict[Draw, int] = {}
     drawn = [draws[number] for number in range(len(draws))]
     for draw in drawn:
         if draw not in known:
-            known[draw] = of(mixture[draw])
+            known[draw] = _length_of(mixture, draw, of, policy)
     lengths = [known[draw] for draw in drawn]
     inside, across = (torch.Generator().manual_seed(s) for s in _seeds(seed))
     if order == "length":
         return np.array(grouped(lengths, batch_size, 1, across), dtype=np.int64)
     return np.array(grouped_by_modality(lengths, batch_size, 1, inside=inside, across=across), dtype=np.int64)
+
+
+def _length_of(mixture: Mixture, draw: Draw, of: Callable[[Item], int], policy: Policy) -> int:
+    try:
+        return of(mixture[draw])
+    except DataError:
+        if policy == "raise":
+            raise
+        return -1 if of is words else 1
 
 
 def _seeds(seed: Sequence[int]) -> list[int]:

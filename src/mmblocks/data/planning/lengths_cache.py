@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from mmblocks import __version__
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Message
 from mmblocks.data.encode import Targets
+from mmblocks.data.fingerprints import Fingerprint
 from mmblocks.data.mixture import Draw
 from mmblocks.data.processor import Processor
 from mmblocks.errors import DataError
@@ -32,6 +33,18 @@ PROBES = (
     Conversation.of([{"role": "system", "content": "c"}, _ASKED, _ANSWERED, _ASKED, _ANSWERED]),
 )
 """What chat templates are told apart by: how they write these."""
+
+
+Row = tuple[int, int, int, int, int]
+"""Tokens, views, labels, pairs, tokens cut."""
+_COLUMNS = 10
+
+
+class Known(NamedTuple):
+    """What was measured of a record, and the record that it was measured of."""
+
+    row: Row
+    fingerprint: Fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +66,8 @@ class LengthsCache:
 
         Named by a digest of all that decides a length: sources with size and time of change of the files they name, the
         model's spec, what a stage changes of it in `processor` (visual tokenizers, template, limit of tokens, how images
-        are read), the text tokenizer, targets, and the version of mmblocks. A picture that is replaced by one of another
-        size is not noticed, nor is a file that is named by another file only: delete the folder then.
+        are read), the text tokenizer, targets, and the version of mmblocks. With each length the fingerprint of its record
+        is kept, by which `measure` knows a record that was edited or shows another picture.
         """
         depends = [
             _plain(list(data)),
@@ -68,21 +81,23 @@ class LengthsCache:
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=repr).encode()).hexdigest()
         return cls(Path(folder) / f"lengths-{digest[:20]}.npy")
 
-    def read(self) -> dict[Draw, tuple[int, int, int, int, int]]:
+    def read(self) -> dict[Draw, Known]:
         """Lengths by conversation; none where nothing was kept, or what was kept cannot be read."""
         try:
             table = np.load(self.file, allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return {}
+        if table.ndim != 2 or table.shape[1] != _COLUMNS:
+            return {}
         return {
-            Draw(source, index): (tokens, views, labels, pairs, cut)
-            for source, index, tokens, views, labels, pairs, cut in table.tolist()
+            Draw(source, index): Known((tokens, views, labels, pairs, cut), Fingerprint(text, media, stamp))
+            for source, index, tokens, views, labels, pairs, cut, text, media, stamp in table.tolist()
         }
 
-    def write(self, lengths: Mapping[Draw, tuple[int, int, int, int, int]]) -> None:
+    def write(self, lengths: Mapping[Draw, Known]) -> None:
         """Keep lengths, whole or not at all."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        table = np.array([(*draw, *row) for draw, row in lengths.items()], dtype=np.int64)
+        table = np.array([(*draw, *known.row, *known.fingerprint) for draw, known in lengths.items()], dtype=np.int64)
         handle, beside = tempfile.mkstemp(dir=self.file.parent, prefix=self.file.stem, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             np.save(file, table, allow_pickle=False)

@@ -13,10 +13,12 @@ from tqdm import tqdm
 
 from mmblocks.conversation import Item
 from mmblocks.data.encode import Targets, TooLong
+from mmblocks.data.fingerprints import MADE, fingerprint
 from mmblocks.data.mixture import Draw, Draws, Mixture
 from mmblocks.data.overlong import CHOICES, said, tokens_of
-from mmblocks.data.planning.lengths_cache import LengthsCache
+from mmblocks.data.planning.lengths_cache import Known, LengthsCache, Row
 from mmblocks.data.processor import Processor
+from mmblocks.data.record_faults import origin_and_reason
 from mmblocks.errors import DataError
 
 CHUNK = 64
@@ -65,13 +67,14 @@ class Measured:
     """Sizes of draws, zeros where a record is broken; and the broken records.
 
     readable: numbers of the draws that are not of a broken record. cut: tokens that the end of an answer lost to the limit,
-    int64, by conversation that was drawn.
+    int64, by conversation that was drawn. known: what was measured of each record, broken ones apart.
     """
 
     sizes: Sizes
     broken: list[Broken]
     readable: np.ndarray
     cut: np.ndarray
+    known: Mapping[Draw, Known]
 
 
 def measure(
@@ -84,36 +87,38 @@ def measure(
     workers: int = 0,
     title: str = "",
     cache: LengthsCache | None = None,
+    settled: Mapping[Draw, Known] | None = None,
 ) -> Measured:
     """Measure every conversation that is drawn, once, in `workers` processes if there are any.
 
     policy: "raise" stops with a `DataError` at the first that cannot be used, "skip" lists it. Samples over the limit of
     tokens are counted to the end before that, or listed where the processor's `overlong` says "skip". title: what the progress
-    bar says; none is shown without one. cache: lengths known from before, and where new ones are kept.
+    bar says; none is shown without one. cache: lengths known from before, which are taken where their record says and
+    shows what it did, and where new ones are kept. settled: lengths that are taken without looking at their records.
     """
     unique, firsts, places = _unique(draws)
-    known = {} if cache is None else cache.read()
+    kept = {} if cache is None else cache.read()
+    known = {draw: one for draw, one in kept.items() if mixture.is_made(draw.source)} | dict(settled or {})
     missing = [draw for draw in unique if draw not in known]
-    found: dict[Draw, Row] = {}
+    headers = _Headers(mixture, missing, processor, targets, None if cache is None else kept)
     faults: dict[Draw, Fault] = {}
-    for draw, row in zip(missing, _rows(mixture, missing, processor, targets, workers, title), strict=True):
-        if isinstance(row, Fault):
-            if policy == "raise" and not row.tokens:
-                raise DataError(row.reason)
-            faults[draw] = row
-        else:
-            found[draw] = row
-    if cache is not None and found:
-        cache.write(known | found)
+    for draw, found in zip(missing, _read(headers, workers, title), strict=True):
+        if isinstance(found, Known):
+            known[draw] = found
+            continue
+        if policy == "raise" and not found.tokens:
+            raise DataError(found.reason)
+        faults[draw] = found
+    if cache is not None and kept != (fresh := kept | known):
+        cache.write(fresh)
     if policy == "raise" and faults and processor.overlong != "skip":
         raise TooLong(_too_long(mixture, unique, faults))
-    known = known | found
-    table = [known.get(draw, _NO_ROW) for draw in unique]
+    table = [known[draw].row if draw in known else _NO_ROW for draw in unique]
     sizes = Sizes.of(row[:4] for row in table).take(places)
     broken = [Broken(int(firsts[i]), *faults[draw][:2]) for i, draw in enumerate(unique) if draw in faults]
     whole = np.array([draw not in faults for draw in unique], dtype=bool)
     cut = np.array([row[4] for row in table], dtype=np.int64)
-    return Measured(sizes, sorted(broken), np.flatnonzero(whole[places]), cut)
+    return Measured(sizes, sorted(broken), np.flatnonzero(whole[places]), cut, known)
 
 
 def _too_long(mixture: Mixture, measured: Sequence[Draw], faults: Mapping[Draw, Fault]) -> str:
@@ -126,8 +131,6 @@ def _too_long(mixture: Mixture, measured: Sequence[Draw], faults: Mapping[Draw, 
     return " ".join([*told, CHOICES])
 
 
-Row = tuple[int, int, int, int, int]
-"""Tokens, views, labels, pairs, tokens cut."""
 _NO_ROW: Row = (0, 0, 0, 0, 0)
 
 
@@ -158,34 +161,51 @@ def _unique(draws: Draws) -> tuple[list[Draw], np.ndarray, np.ndarray]:
     return [Draw(source, index) for source, index in unique.tolist()], firsts, places.reshape(-1)
 
 
-def _rows(
-    mixture: Mixture, draws: list[Draw], processor: Processor, targets: Targets, workers: int, title: str
-) -> Iterator[Row | Fault]:
-    headers: Any = _Headers(mixture, draws, processor, targets)
-    loader = DataLoader(headers, batch_size=CHUNK, num_workers=workers, collate_fn=list)
+def _read(headers: _Headers, workers: int, title: str) -> Iterator[Known | Fault]:
+    records: Any = headers
+    loader = DataLoader(records, batch_size=CHUNK, num_workers=workers, collate_fn=list)
     rows = chain.from_iterable(loader)
-    return iter(tqdm(rows, total=len(draws), desc=title, unit="sample", disable=not title, dynamic_ncols=True))
+    return iter(tqdm(rows, total=len(headers), desc=title, unit="sample", disable=not title, dynamic_ncols=True))
 
 
-class _Headers(Dataset[Row | Fault]):
-    """Sizes of conversations, read where they are asked for: in a worker process if there are any."""
+class _Headers(Dataset[Known | Fault]):
+    """Sizes of conversations, read where they are asked for: in a worker process if there are any.
 
-    def __init__(self, mixture: Mixture, draws: list[Draw], processor: Processor, targets: Targets) -> None:
-        self.mixture, self.draws, self.processor = mixture, draws, processor
+    kept: what is known of records from before; None where nobody asks for their fingerprints.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        draws: list[Draw],
+        processor: Processor,
+        targets: Targets,
+        kept: Mapping[Draw, Known] | None,
+    ) -> None:
+        self.mixture, self.draws, self.processor, self.kept = mixture, draws, processor, kept
         self.targets: Targets = targets
 
     def __len__(self) -> int:
         return len(self.draws)
 
-    def __getitem__(self, number: int) -> Row | Fault:
+    def __getitem__(self, number: int) -> Known | Fault:
         draw = self.draws[number]
-        origin = f"{self.mixture.names[draw.source]}, record {draw.record}"
+        origin = self.mixture.origin(draw)
         try:
             item = self.mixture[draw]
             origin = item.origin
             try:
-                return size_of(item, self.processor, self.targets)
+                return self._known(draw, item)
             except TooLong as fault:
                 return Fault(origin, str(fault), tokens_of(item, self.processor, self.targets))
         except DataError as fault:
-            return Fault(origin, str(fault))
+            return Fault(origin_and_reason(fault, origin)[0], str(fault))
+
+    def _known(self, draw: Draw, item: Item) -> Known:
+        if self.kept is None or self.mixture.is_made(draw.source):
+            return Known(size_of(item, self.processor, self.targets), MADE)
+        before = self.kept.get(draw)
+        seen = fingerprint(item, None if before is None else before.fingerprint)
+        if before is not None and seen.says_the_same_as(before.fingerprint):
+            return Known(before.row, seen)
+        return Known(size_of(item, self.processor, self.targets), seen)

@@ -5,18 +5,61 @@ Sources for training on preferences hold pairs of conversations instead.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 from mmblocks.conversation import Item
+from mmblocks.data.record_faults import naming
 from mmblocks.registry import Registry
+
+ItemT = TypeVar("ItemT", bound=Item)
 
 
 class Source(Protocol):
-    """A fixed sequence of conversations or pairs; `source[i]` is the same every time."""
+    """A fixed sequence of conversations or pairs; `source[i]` is the same every time.
+
+    It may also have `origin(i)`, where record i stands ("file:record 3", what the name of its conversation begins with),
+    and `is_made`: true where its settings alone decide its records, which no file then changes.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Item: ...
+
+
+def origin_of(source: Source, index: int) -> str | None:
+    """Where a record of a source stands, told without reading it; None where the source does not say."""
+    say = getattr(source, "origin", None)
+    return None if say is None else say(index)
+
+
+def is_made(source: Source) -> bool:
+    """Whether a source makes its records, so that nothing but its settings decides them."""
+    return getattr(source, "is_made", False)
+
+
+class NamedRecords(Generic[ItemT]):
+    """What sources of files share: any error of a record names where it stands. They give `origin` and `_read`."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> ItemT:
+        number = range(len(self))[index]
+        with naming(self.origin(number)):
+            return self._read(number)
+
+    def __iter__(self) -> Iterator[ItemT]:
+        return (self[i] for i in range(len(self)))
+
+    def origin(self, number: int) -> str:
+        """Where record `number` stands, told without reading it."""
+        raise NotImplementedError
+
+    def _read(self, number: int) -> ItemT:
+        raise NotImplementedError
 
 
 sources: Registry[Any] = Registry("source", "mmblocks.data.sources")

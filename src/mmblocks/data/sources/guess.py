@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmblocks.data.files import is_there
 from mmblocks.errors import ConfigError
 
 READERS = {
@@ -29,7 +30,7 @@ def source_of(path: str) -> dict[str, Any]:
     `path` may also be a pattern with a suffix, or a folder: of tars, else of parquet files. Nothing is checked but the
     name. Raises `ConfigError` for one whose suffix nothing reads.
     """
-    if Path(path).is_dir():
+    if is_there(path) and Path(path).is_dir():
         tars = any(Path(path).glob("*.tar"))
         return {"name": "webdataset", "path": str(Path(path) / "*.tar")} if tars else {"name": "parquet", "path": path}
     suffix = Path(path).suffix.lower()
@@ -49,13 +50,16 @@ def sources_of(paths: Sequence[str]) -> list[dict[str, Any]]:
 def _reader(path: Path) -> str:
     """The source that reads a file: for JSON told by its first record, LLaVA's where that says nothing."""
     usual = READERS[path.suffix.lower()]
-    if usual != "llava_json" or not path.is_file():
+    if usual != "llava_json" or not is_there(path) or not path.is_file():
         return usual
     with path.open("rb") as file:
         head = file.read(GLIMPSE).decode("utf-8-sig", errors="ignore")
     try:
         record = _first_record(head)
-    except ValueError:  # its first record is longer than what was read, or is not JSON, which its source will say
+    except (
+        ValueError,
+        RecursionError,
+    ):  # its first record is longer than what was read, or is not JSON, which its source will say
         found = re.search(r'"(conversations|messages)"\s*:', head)
         return "messages" if found is not None and found[1] == "messages" else usual
     if isinstance(record, dict) and record.keys() & {"chosen", "rejected", "rejected_response"}:

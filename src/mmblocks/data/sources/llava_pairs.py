@@ -12,7 +12,7 @@ from mmblocks.data.patterns import files_of
 from mmblocks.data.records import Lines, called, open_records
 from mmblocks.data.rows import RowReader
 from mmblocks.data.selection import Concatenated
-from mmblocks.data.sources import Source, sources
+from mmblocks.data.sources import NamedRecords, Source, sources
 from mmblocks.data.turns import Placement, Turn
 from mmblocks.errors import DataError
 from mmblocks.keys import is_empty
@@ -56,7 +56,7 @@ class _PairColumns(Columns):
 
 
 @dataclass(frozen=True, slots=True)
-class PairFile:
+class PairFile(NamedRecords[Pair]):
     """Pairs of one file, by record number from 0."""
 
     path: Path
@@ -66,10 +66,12 @@ class PairFile:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Pair:
-        number = range(len(self))[index]
+    def origin(self, number: int) -> str:
+        return f"{self.path}:record {number}"
+
+    def _read(self, number: int) -> Pair:
         record = self.records[number]
-        origin = f"{self.path}:record {number}{called(record)}"
+        origin = f"{self.origin(number)}{called(record)}"
         if not isinstance(record, Mapping):
             raise DataError(
                 f"{origin}: a record is an object with 'prompt', 'chosen' and 'rejected', not {record!r:.80}."

@@ -11,7 +11,7 @@ from mmblocks.data.named_media import MediaRoots
 from mmblocks.data.patterns import files_of
 from mmblocks.data.records import called
 from mmblocks.data.rows import RowReader
-from mmblocks.data.sources import sources
+from mmblocks.data.sources import NamedRecords, sources
 from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.keys import is_empty, reason_against
@@ -21,7 +21,7 @@ LOOKED_THROUGH = 1000
 
 
 @sources.register("parquet", source="https://github.com/huggingface/datasets")
-class Table:
+class Table(NamedRecords[Conversation]):
     """Parquet files, and data sets of the `datasets` library, saved in a folder or on the hub; nothing is decoded early.
 
     path: a file, several, a pattern, a folder of them, or one written by save_to_disk; or else hub: "owner/name", with
@@ -85,10 +85,12 @@ class Table:
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int) -> Conversation:
-        number = range(len(self))[index]
+    def origin(self, number: int) -> str:
+        return f"{self.name}:row {number}"
+
+    def _read(self, number: int) -> Conversation:
         row = self._table[number].to_pylist()[0]
-        return self._reader.read(row, f"{self.name}:row {number}{called(row)}")
+        return self._reader.read(row, f"{self.origin(number)}{called(row)}")
 
 
 def _library() -> Any:

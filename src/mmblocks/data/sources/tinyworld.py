@@ -17,6 +17,8 @@ class TinyWorld:
     turns: most questions asked about the same media. size: conversations until the source repeats itself.
     """
 
+    is_made = True
+
     def __init__(
         self,
         task: Literal["text", "caption", "single", "by_shape", "small", "multi", "video"],
@@ -41,4 +43,8 @@ class TinyWorld:
 
     def __getitem__(self, index: int) -> Conversation:
         made = tinyworld.record(self.task, index, seed=self.seed, split=self.split, turns=self.turns, kinds=self.kinds)
-        return Conversation.of(made["messages"], f"tinyworld {self.split} {self.task} {index}")
+        return Conversation.of(made["messages"], self.origin(index))
+
+    def origin(self, number: int) -> str:
+        """What errors call a record."""
+        return f"tinyworld {self.split} {self.task} {number}"

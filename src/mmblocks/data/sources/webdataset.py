@@ -14,7 +14,7 @@ from mmblocks.data.records import called, parsed, refuse_twins
 from mmblocks.data.rows import RowReader
 from mmblocks.data.selection import Concatenated
 from mmblocks.data.shards import Shard, open_shard
-from mmblocks.data.sources import Source, sources
+from mmblocks.data.sources import NamedRecords, Source, sources
 from mmblocks.data.turns import Placement
 from mmblocks.errors import DataError
 from mmblocks.keys import is_empty, reason_against
@@ -50,7 +50,7 @@ def webdataset(
 
 
 @dataclass(frozen=True, slots=True)
-class TarSamples:
+class TarSamples(NamedRecords[Conversation]):
     """Conversations of one tar, by sample number from 0."""
 
     shard: Shard
@@ -59,9 +59,11 @@ class TarSamples:
     def __len__(self) -> int:
         return len(self.shard)
 
-    def __getitem__(self, index: int) -> Conversation:
-        number = range(len(self))[index]
-        members, origin = self.shard.sample(number), f"{self.shard.path}:{self.shard.keys[number]}"
+    def origin(self, number: int) -> str:
+        return f"{self.shard.path}:{self.shard.keys[number]}"
+
+    def _read(self, number: int) -> Conversation:
+        members, origin = self.shard.sample(number), self.origin(number)
         said = _said(members)
         origin += called(said)
         row, media = self.reader.opened(said, origin), self._media(members, origin)

@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from mmblocks.data.video.reader import LENGTHS
+from mmblocks.errors import MachineError
 
 START_S = 120.0  # to import PyAV and numpy, on a busy machine from a slow disk
 _GRACE_S = 10.0  # beyond the deadline, after which a reader without an owner ends itself
@@ -81,7 +82,7 @@ class Child:
             self._receive(Watch(START_S, float("inf")))
         except ReadFailed as cause:
             self.end(at_once=True)
-            raise RuntimeError(
+            raise MachineError(
                 f"the process that reads clips did not start ({cause}): {sys.executable} must be able to import "
                 "mmblocks; what it printed stands above."
             ) from cause

@@ -30,13 +30,13 @@ def is_frames(source: Any) -> bool:
 
 def frames_shape(source: Any, images: ImageReading = DEFAULT_READING) -> VisualShape:
     """The size of the first frame and how many there are, from one header. Pictures have no clock, so the fps is 1."""
-    files = _files(source)
+    files = frame_files(source)
     return VisualShape("video", image_size(files[0], images), len(files))
 
 
 def read_frame_files(source: Any, indices: Sequence[int], images: ImageReading = DEFAULT_READING) -> np.ndarray:
     """The frames of these numbers, in this order, repeats allowed: uint8 (n, height, width, 3), RGB, upright."""
-    files = _files(source)
+    files = frame_files(source)
     for i in indices:
         if not 0 <= i < len(files):
             raise NoSuchFrame(
@@ -57,7 +57,8 @@ def _frame(file: Path, size: Size, first: Path, images: ImageReading) -> np.ndar
     return frame
 
 
-def _files(source: Any) -> list[Path]:
+def frame_files(source: Any) -> list[Path]:
+    """The pictures of a clip in their order. Raises `DataError` where there is none."""
     if isinstance(source, tuple):
         files = [Path(file) for file in source]
         where = "no frame is named; name the files of a clip in their order"

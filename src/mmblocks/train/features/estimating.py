@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from mmblocks.conversation import Visual
-from mmblocks.data.mixture import Draw, Draws, Mixture
+from mmblocks.data.files import name_of
+from mmblocks.data.mixture import Draw, Draws, Mixture, distinct
 from mmblocks.data.processor import Processor
-from mmblocks.errors import DataError, MMBlocksError
+from mmblocks.data.record_faults import naming
+from mmblocks.errors import DataError
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import VisualPlan
-from mmblocks.train.features.filling import distinct, visuals_of
+from mmblocks.train.features.filling import visuals_of
 from mmblocks.train.features.store import FeatureCache, encode, read_file, write_file
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,9 @@ def estimate(
     shown = [found for draw in tried if (found := _readable(mixture, draw, processor)) is not None]
     visuals = [visual for found in shown for visual in found]
     views = sum(len(plan.pictures) for _, plan in visuals) / max(len(shown), 1)
-    lacking = sum(len(plan.pictures) for visual, plan in visuals if not cache.holds(visual, plan)) / max(len(shown), 1)
+    lacking = sum(len(plan.pictures) for visual, plan in visuals if not _is_held(cache, visual, plan)) / max(
+        len(shown), 1
+    )
     encode_s, write_s, read_s = _measured(
         cache, model, precision, [v for found in shown[:TRIED] for v in found], processor
     )
@@ -101,9 +105,18 @@ def estimate(
 
 def _readable(mixture: Mixture, draw: Draw, processor: Processor) -> list[tuple[Visual, VisualPlan]] | None:
     try:
-        return list(visuals_of(mixture, draw, processor))
-    except MMBlocksError:
+        with naming(mixture.origin(draw)):
+            return list(visuals_of(mixture, draw, processor))
+    except DataError:
         return None
+
+
+def _is_held(cache: FeatureCache, visual: Visual, plan: VisualPlan) -> bool:
+    try:
+        with naming(name_of(visual.source, visual.kind)):
+            return cache.holds(visual, plan)
+    except DataError:  # nor will it be read when the cache is filled
+        return True
 
 
 def _measured(
@@ -118,15 +131,16 @@ def _measured(
     trial = cache.folder / f".trial-{os.getpid()}.safetensors"
     for visual, plan in visuals:
         try:
-            begin = time.perf_counter()
-            features = encode(model, processor.pixels_of(visual, plan), precision)
-            encoded = time.perf_counter()
-            write_file(trial, features)
-            written = time.perf_counter()
-            cache.place(visual, plan)  # a data worker has to find the file, too
-            read_file(trial, "trial")
-            spent += encoded - begin, written - encoded, time.perf_counter() - written
-            views += len(plan.pictures)
+            with naming(name_of(visual.source, visual.kind)):
+                begin = time.perf_counter()
+                features = encode(model, processor.pixels_of(visual, plan), precision)
+                encoded = time.perf_counter()
+                write_file(trial, features)
+                written = time.perf_counter()
+                cache.place(visual, plan)  # a data worker has to find the file, too
+                read_file(trial, "trial")
+                spent += encoded - begin, written - encoded, time.perf_counter() - written
+                views += len(plan.pictures)
         except DataError as fault:
             log.debug("passed over in the estimate: %s", fault)
     trial.unlink(missing_ok=True)

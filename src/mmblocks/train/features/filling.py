@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmblocks.conversation import Visual
+from mmblocks.conversation import Conversation, Visual
 from mmblocks.data.broken import Policy
-from mmblocks.data.mixture import Draw, Draws, Mixture
+from mmblocks.data.mixture import Draw, Draws, Mixture, distinct
 from mmblocks.data.processor import Processor
-from mmblocks.errors import MMBlocksError
+from mmblocks.data.record_faults import naming
+from mmblocks.errors import DataError
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import VisualPlan
 from mmblocks.train.features.store import FeatureCache, encode, write_file
@@ -69,17 +69,21 @@ class _Missing(Dataset[list[tuple[Path, Tensor]]]):
 
     def __getitem__(self, number: int) -> list[tuple[Path, Tensor]]:
         try:
-            found = visuals_of(self.mixture, self.draws[number], self.processor)
-            return [
-                (self.cache.place(visual, plan), self.processor.pixels_of(visual, plan))
-                for visual, plan in found
-                if not self.cache.holds(visual, plan)
-            ]
-        except MMBlocksError as fault:
+            conversations = self.processor.conversations(self.mixture[self.draws[number]])
+            return [found for one in conversations for found in self._missing_of(one)]
+        except DataError as fault:
             if self.broken == "raise":
                 raise
             log.warning("left out of the feature cache: %s", fault)
             return []
+
+    def _missing_of(self, conversation: Conversation) -> list[tuple[Path, Tensor]]:
+        with naming(conversation.origin):
+            return [
+                (self.cache.place(visual, plan), self.processor.pixels_of(visual, plan))
+                for visual, plan in shown_by(conversation, self.processor)
+                if not self.cache.holds(visual, plan)
+            ]
 
 
 def _as_it_is(found: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tensor]]:
@@ -101,11 +105,10 @@ def _keep(model: OneVision, precision: str, waiting: Sequence[tuple[Path, Tensor
 def visuals_of(mixture: Mixture, draw: Draw, processor: Processor) -> Iterator[tuple[Visual, VisualPlan]]:
     """Every visual of a draw with its plan, those of both answers of a pair included."""
     for conversation in processor.conversations(mixture[draw]):
-        for visual, routed in zip(conversation.visuals, processor.plan(conversation), strict=True):
-            yield visual, routed.plan
+        yield from shown_by(conversation, processor)
 
 
-def distinct(draws: Draws) -> list[Draw]:
-    """Each conversation that is drawn, once."""
-    rows = np.unique(np.stack([draws.source, draws.index], axis=1), axis=0)
-    return [Draw(int(source), int(index)) for source, index in rows]
+def shown_by(conversation: Conversation, processor: Processor) -> Iterator[tuple[Visual, VisualPlan]]:
+    """Every visual of a conversation with its plan."""
+    for visual, routed in zip(conversation.visuals, processor.plan(conversation), strict=True):
+        yield visual, routed.plan

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar, Protocol
 
 from mmblocks.batch import Batch
-from mmblocks.conversation import Pair
+from mmblocks.conversation import Item, Pair
 from mmblocks.data.mixture import Draw, Mixture
-from mmblocks.errors import ConfigError
+from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.onevision import Loss, OneVision
 from mmblocks.registry import Registry
+
+TRIED = 100
+"""Records of a source that are read to find one that says what it holds."""
 
 
 class Objective(Protocol):
@@ -46,11 +50,18 @@ objectives: Registry[Any] = Registry("objective", "mmblocks.train.objectives")
 
 def require_items(objective: Objective, mixture: Mixture) -> None:
     """Raise `ConfigError` naming the sources that hold conversations where pairs are compared, or the reverse."""
-    wrong = [
-        name for n, name in enumerate(mixture.names) if isinstance(mixture[Draw(n, 0)], Pair) is not objective.pairs
-    ]
+    firsts = ((name, _first_readable(mixture, number)) for number, name in enumerate(mixture.names))
+    wrong = [name for name, item in firsts if item is not None and isinstance(item, Pair) is not objective.pairs]
     if wrong:
         raise ConfigError("\n".join(f"data.{name}: {said(objective)}" for name in wrong))
+
+
+def _first_readable(mixture: Mixture, source: int) -> Item | None:
+    """The first item of a source that is not broken; what becomes of broken ones is not decided here."""
+    for record in range(min(len(mixture.sources[source]), TRIED)):
+        with suppress(DataError):
+            return mixture[Draw(source, record)]
+    return None
 
 
 def said(objective: Objective) -> str:

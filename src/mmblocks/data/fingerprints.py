@@ -1,0 +1,254 @@
+"""What records say and which media they show, as numbers: the same after a copy to another disk, others after an edit.
+
+Text counts by what is read of it, so that a file may be written in another form. Media count by their content: of a file
+its size, its first and its last 64 KiB. How a file looks from outside (its times, its place on the disk) only saves
+reading it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from stat import S_ISREG
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mmblocks.conversation import Conversation, Item, Pair, Text, Visual
+from mmblocks.data.files import Slice
+from mmblocks.data.identity import identity
+from mmblocks.data.mixture import Draw, Draws, Mixture, distinct
+from mmblocks.errors import DataError
+from mmblocks.reprs import repr_by_shape
+
+END_BYTES = 1 << 16
+MOST_FRAMES = 32
+"""Pictures of a clip whose content is read, evenly spread; of the others the name and the size count."""
+CHUNK = 64
+"""Records that a worker process reads at a time."""
+
+
+class Fingerprint(NamedTuple):
+    """A record's text, its media, and how its files look from outside: 64 bits each, 0 for what cannot be known."""
+
+    text: int
+    media: int
+    stamp: int
+
+    def says_the_same_as(self, other: Fingerprint) -> bool:
+        return self[:2] == other[:2]
+
+
+UNREADABLE = Fingerprint(0, 0, 0)
+MADE = Fingerprint(1, 0, 0)
+"""Of a record that is made as it is read: its source's settings decide it."""
+
+
+def fingerprint(item: Item, before: Fingerprint | None = None) -> Fingerprint:
+    """Of a conversation, or of both of a pair. before: known of the same record; files that look as they did then are not
+    read again.
+    """
+    both = (item.chosen, item.rejected) if isinstance(item, Pair) else (item,)
+    sources = _shown(*both)
+    stamp = _stamp_of(sources)
+    if before is not None and stamp and stamp == before.stamp:
+        media = before.media
+    else:
+        media = _number(chain.from_iterable(_content(source) for source in sources))
+    return Fingerprint(_number(chain.from_iterable(_said(one) for one in both)), media, stamp)
+
+
+def _shown(first: Conversation, *others: Conversation) -> list[Any]:
+    """The sources of all visuals in order; those of a pair once, where both show the same files."""
+    shown = [visual.source for visual in first.visuals]
+    for other in others:
+        more = [visual.source for visual in other.visuals]
+        if not (all(map(_is_path, shown)) and more == shown):
+            shown = [*shown, *more]
+    return shown
+
+
+def _said(conversation: Conversation) -> Iterator[bytes]:
+    for message in conversation.messages:
+        yield f"{message.role} {message.learn}".encode()
+        for part in message.parts:
+            if isinstance(part, Text):
+                yield b"text " + part.text.encode("utf-8", "surrogatepass")
+            else:
+                yield f"{part.kind} {part.fps} {part.note}".encode("utf-8", "surrogatepass")
+
+
+def _number(parts: Iterable[bytes]) -> int:
+    """64 bits of parts, others for every other order or division of them; never 0."""
+    made = hashlib.sha1(usedforsecurity=False)  # the fastest of hashlib where the processor has it
+    for part in parts:
+        made.update(len(part).to_bytes(8, "little"))
+        made.update(part)
+    return int.from_bytes(made.digest()[:8], "little", signed=True) or 1
+
+
+# Media ----------------------------------------------------------------------------------------------------------------
+
+
+def _content(source: Any) -> Iterator[bytes]:
+    """What decides what a picture or clip shows; nothing of its name."""
+    try:
+        if isinstance(source, Slice):
+            with source.open() as file:
+                yield from _ends(file, source.size)
+        elif (frames := _frame_files(source)) is not None:
+            read = {int(i) for i in np.linspace(0, len(frames) - 1, min(len(frames), MOST_FRAMES))}
+            for number, path in enumerate(frames):
+                yield from _file(path, read_it=number in read)
+        elif _is_path(source):
+            yield from _file(Path(source))
+        elif isinstance(source, bytes):
+            yield from _ends(BytesIO(source), len(source))
+        else:
+            yield (source if isinstance(source, str) else identity(Visual("image", source))).encode()
+    except (OSError, ValueError):  # ours too; what cannot be opened is told when it is shown
+        yield b"cannot be read"
+
+
+def _ends(file: IO[bytes], size: int) -> Iterator[bytes]:
+    yield size.to_bytes(8, "little")
+    yield file.read(END_BYTES)
+    if size > END_BYTES:
+        file.seek(max(END_BYTES, size - END_BYTES))
+        yield file.read(END_BYTES)
+
+
+def _file(path: Path, *, read_it: bool = True) -> Iterator[bytes]:
+    seen = path.stat()
+    if not S_ISREG(seen.st_mode):  # a pipe would be waited for
+        raise OSError(f"{path} is no regular file")
+    if not read_it:
+        yield seen.st_size.to_bytes(8, "little")
+        return
+    with path.open("rb", buffering=0) as file:
+        yield from _ends(file, seen.st_size)
+
+
+def _frame_files(source: Any) -> list[Path] | None:
+    """The pictures of a clip that is given so; None for every other source."""
+    if not isinstance(source, tuple) and not (_is_path(source) and Path(source).is_dir()):
+        return None
+    from mmblocks.data.video.frames_folder import frame_files  # imports PyAV, which pictures do not need
+
+    return frame_files(source)
+
+
+def _stamp_of(sources: list[Any]) -> int:
+    """How files look from outside, their content apart; 0 where there are none, or some are gone."""
+    try:
+        parts = [part for source in sources for part in _stamps(source)]
+    except (OSError, ValueError):
+        return 0
+    return _number(parts) if parts else 0
+
+
+def _stamps(source: Any) -> Iterator[bytes]:
+    if isinstance(source, Slice):
+        yield from (_seen(source.path), f"{source.offset} {source.size}".encode())
+    elif (frames := _frame_files(source)) is not None:
+        yield from map(_seen, frames)
+    elif _is_path(source):
+        yield _seen(source)
+    else:
+        raise ValueError("no file: its content is at hand")
+
+
+def _seen(path: Any) -> bytes:
+    """The time of the last change of a file's entry is among it, which no program can set back."""
+    seen = Path(path).stat()
+    return f"{path} {seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns} {seen.st_ino}".encode(
+        "utf-8", "surrogateescape"
+    )
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, os.PathLike) or (isinstance(source, str) and not source.startswith("data:"))
+
+
+# Records of a mixture -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fingerprints:
+    """Those of the records that are drawn from a mixture, each once: int64 arrays (n,), by source and number.
+
+    sizes: how many records each source holds.
+    """
+
+    sizes: tuple[int, ...]
+    source: np.ndarray
+    record: np.ndarray
+    text: np.ndarray
+    media: np.ndarray
+    stamp: np.ndarray
+    __repr__ = repr_by_shape
+
+    @classmethod
+    def of(cls, mixture: Mixture, found: Mapping[Draw, Fingerprint]) -> Fingerprints:
+        rows = [(*draw, *found[draw]) for draw in sorted(found)]
+        columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
+        return cls(tuple(map(len, mixture.sources)), *(np.ascontiguousarray(column) for column in columns))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def digest(self) -> str:
+        """The same where every record says and shows the same."""
+        arrays = (self.source, self.record, self.text, self.media)
+        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
+
+    def by_draw(self) -> dict[Draw, Fingerprint]:
+        rows = zip(self.source, self.record, self.text, self.media, self.stamp, strict=True)
+        return {Draw(int(s), int(r)): Fingerprint(int(t), int(m), int(p)) for s, r, t, m, p in rows}
+
+
+def fingerprints(
+    mixture: Mixture,
+    draws: Draws,
+    *,
+    before: Fingerprints | None = None,
+    workers: int = 0,
+    title: str = "",
+) -> Fingerprints:
+    """Of every record that is drawn, read in `workers` processes if there are any. before: what is known of them from an
+    earlier start. title: what the progress bar says; none is shown without one.
+    """
+    drawn = distinct(draws)
+    found = {draw: MADE for draw in drawn if mixture.is_made(draw.source)}
+    asked = [draw for draw in drawn if draw not in found]
+    reader: Any = _Reader(mixture, asked, {} if before is None else before.by_draw())
+    rows = chain.from_iterable(
+        DataLoader(reader, batch_size=CHUNK, num_workers=workers if asked else 0, collate_fn=list)
+    )
+    shown = tqdm(rows, total=len(asked), desc=title, unit="record", disable=not (title and asked), dynamic_ncols=True)
+    return Fingerprints.of(mixture, found | dict(zip(asked, shown, strict=True)))
+
+
+class _Reader(Dataset[Fingerprint]):
+    """Fingerprints of records, read where they are asked for: in a worker process if there are any."""
+
+    def __init__(self, mixture: Mixture, draws: list[Draw], known: Mapping[Draw, Fingerprint]) -> None:
+        self.mixture, self.draws, self.known = mixture, draws, known
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __getitem__(self, number: int) -> Fingerprint:
+        draw = self.draws[number]
+        try:
+            return fingerprint(self.mixture[draw], self.known.get(draw))
+        except DataError:
+            return UNREADABLE

@@ -1,0 +1,108 @@
+"""Whatever goes wrong with a record is a `DataError` that names it: the one place where errors of others become ours."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
+from unicodedata import category
+
+from mmblocks.errors import DataError, MachineError, MMBlocksError
+
+LONGEST = 4000
+"""Characters of a message; a record may hold names and texts of any length."""
+_AFTER_ORIGIN = re.compile(r"( \(id .{0,400}?\))?: ")
+PANIC = "PanicException"
+"""What tokenizers and other libraries in Rust raise for mistakes of theirs; it derives from BaseException."""
+OF_THE_MACHINE = {
+    errno.EMFILE: "too many files are open in this process; raise the limit (ulimit -n), or use fewer workers",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOMEM: "the machine has no memory left; use fewer workers",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk's quota is used up",
+}
+"""Errors that say nothing of the record in whose turn they come."""
+_SHOWS_NOTHING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode's categories of control characters, marks without a picture, half characters, and ends of lines."""
+
+
+@contextmanager
+def naming(origin: str) -> Iterator[None]:
+    """Raise any error of reading, encoding or opening a record as a `DataError` that begins with `origin`.
+
+    A `DataError` keeps its class and is named where it is not yet. Not touched: what ends a program, our errors of other
+    kinds and missing packages. Raises `MachineError` where the machine is at its end, whatever the record.
+    """
+    try:
+        yield
+    except DataError as fault:
+        _refuse_to_blame(fault, origin)
+        said = str(fault)
+        text = printable(said if said.startswith((origin, printable(origin))) else f"{origin}: {said}")
+        if text == said:
+            raise
+        raise type(fault)(text) from fault
+    except (MMBlocksError, ImportError):
+        raise
+    except BaseException as cause:
+        if not isinstance(cause, Exception) and type(cause).__name__ != PANIC:
+            raise
+        _refuse_to_blame(cause, origin)
+        raise DataError(printable(f"{origin}: {_reason(cause)}")) from cause
+
+
+def origin_and_reason(fault: DataError, origin: str) -> tuple[str, str]:
+    """What an error says, parted: where the record stands, with its id where it has one, and what is wrong with it."""
+    said = str(fault)
+    rest = said.removeprefix(printable(origin))
+    found = _AFTER_ORIGIN.match(rest)
+    if rest == said or found is None:
+        return printable(origin), said
+    return printable(origin) + (found[1] or ""), rest[found.end() :]
+
+
+def printable(text: str) -> str:
+    """A message on which control characters, half characters and turns of the writing direction do nothing."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 3]}..."
+    if text.isprintable():
+        return text
+    return "".join(ascii(c)[1:-1] if category(c) in _SHOWS_NOTHING and c not in "\n\t" else c for c in text)
+
+
+def _reason(cause: BaseException) -> str:
+    """What happened, by the error's own name, where, and what to do."""
+    name, said = type(cause).__name__, str(cause).strip()
+    if isinstance(cause, MemoryError):
+        said = f"{said} it takes more memory than there is".strip()
+    if isinstance(cause, RecursionError):
+        said = "it is nested too deeply"
+    what = f"{name}: {said.rstrip('.')}" if said else name
+    return (
+        f"{what}{_place(cause)}. Mend the record or drop it; if nothing is wrong with "
+        "it, please report this as a mistake of mmblocks."
+    )
+
+
+def _place(cause: BaseException) -> str:
+    """' (file:line)' of our line that met the error; nothing where there is none."""
+    package = Path(__file__).parents[1]
+    lines = [
+        (Path(frame.f_code.co_filename), line)
+        for frame, line in walk_tb(cause.__traceback__)
+        if frame.f_code.co_filename != __file__
+    ]
+    ours = [(file, line) for file, line in lines if file.is_relative_to(package)]
+    return f" ({ours[-1][0].relative_to(package)}:{ours[-1][1]})" if ours else ""
+
+
+def _refuse_to_blame(cause: BaseException, origin: str) -> None:
+    """Raise `MachineError` where the first cause is the machine's: leaving out the record would only lose it."""
+    first: BaseException | None = cause
+    while first is not None:
+        if isinstance(first, OSError) and first.errno in OF_THE_MACHINE:
+            raise MachineError(f"{printable(origin)}: {OF_THE_MACHINE[first.errno]} ({first}).") from cause
+        first = first.__cause__
