@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError, StorageError
 
@@ -57,11 +57,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """As `write_json`, for text."""
+    with replaced_file(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[IO[bytes]]:
+    """A fresh file that takes the place of `path`, on disk, when the block ends well, and vanishes otherwise."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}{PART}", dir=path.parent)
     fresh = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         fresh.chmod(0o644)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mmblocks.data.files import Slice
 from mmblocks.errors import DataError
+from mmblocks.storage import write_text
 
 INDEX = ".index.json"
 _FORMAT = 1
@@ -114,9 +114,7 @@ def _kept(index: Path, stamp: dict[str, int]) -> list[tuple[str, Member]] | None
 
 def _write(index: Path, stamp: dict[str, int], found: list[tuple[str, Member]]) -> None:
     """At once, so that another process never reads half of it."""
-    draft = index.with_name(f"{index.name}.{os.getpid()}")
     try:
-        draft.write_text(json.dumps({"stamp": stamp, "members": [[key, *member] for key, member in found]}))
-        draft.replace(index)
+        write_text(index, json.dumps({"stamp": stamp, "members": [[key, *member] for key, member in found]}))
     except OSError as cause:
         raise DataError(f"{index}: the index cannot be written ({cause}); write keep_index: false.") from cause

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from mmblocks.data.files import name_of
 from mmblocks.data.fingerprints import Fingerprints
 from mmblocks.data.mixture import Draw, Mixture
 from mmblocks.errors import DataError
+from mmblocks.storage import replaced_file
 from mmblocks.train.evaluation import held_out_fingerprints
 from mmblocks.train.plan import StageData
 from mmblocks.train.stages import Evaluation
@@ -42,12 +42,8 @@ class RecordsFile(NamedTuple):
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             columns: Any = {one.name: np.asarray(getattr(records, one.name)) for one in fields(records)}
-            fresh = path.with_name(f"{path.name}.tmp")
-            with fresh.open("wb") as file:
+            with replaced_file(path) as file:
                 np.savez(file, **columns)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(path)
         for stage in range(self.stage):
             for old in folder.glob(f"{self.what}-{stage}-*"):
                 old.unlink(missing_ok=True)

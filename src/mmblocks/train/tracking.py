@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from mmblocks._optional import need
 from mmblocks.errors import ConfigError
 from mmblocks.settings import did_you_mean
+from mmblocks.storage import write_text
 
 
 class Tracker(Protocol):
@@ -91,5 +92,5 @@ def tracking_faults(names: Sequence[str]) -> list[str]:
 def _kept_id(file: Path) -> str:
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(4), encoding="utf-8")
+        write_text(file, secrets.token_hex(4))
     return file.read_text(encoding="utf-8")

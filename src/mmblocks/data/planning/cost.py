@@ -15,6 +15,7 @@ from mmblocks.errors import ConfigError
 from mmblocks.model.budget import prefill_flops
 from mmblocks.model.check import Examination, examine
 from mmblocks.model.spec import PARTS, ModelSpec
+from mmblocks.storage import write_json
 
 ASSUMED_FLOPS = 790e12
 """Dense bf16 FLOP/s that an H200 was measured to reach."""
@@ -67,7 +68,7 @@ class Cost:
         """Write the rates as json."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_json(path, asdict(self))
         return path
 
     @classmethod

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from mmblocks.data.fingerprints import Fingerprint
 from mmblocks.data.mixture import Draw
 from mmblocks.data.processor import Processor
 from mmblocks.errors import DataError
+from mmblocks.storage import replaced_file
 
 _COUNTED = "frames of uneven clips by their times"
 """Written anew when the same data and model come to other lengths within one version."""
@@ -98,10 +97,8 @@ class LengthsCache:
         """Keep lengths, whole or not at all."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         table = np.array([(*draw, *known.row, *known.fingerprint) for draw, known in lengths.items()], dtype=np.int64)
-        handle, beside = tempfile.mkstemp(dir=self.file.parent, prefix=self.file.stem, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
+        with replaced_file(self.file) as file:
             np.save(file, table, allow_pickle=False)
-        Path(beside).replace(self.file)
 
 
 def _processing(processor: Processor) -> list[Any]:
