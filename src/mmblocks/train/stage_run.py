@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Batch
-from mmblocks.data.broken import left_out, note_broken, read_broken, sizes_of
-from mmblocks.data.lint import lint
-from mmblocks.data.overlong import cut_lines, note_cut
+from mmblocks.data.broken import note_broken
+from mmblocks.data.overlong import note_cut
 from mmblocks.data.planning.cost import Cost
-from mmblocks.errors import CheckpointError, DataError
+from mmblocks.errors import CheckpointError
 from mmblocks.model.check import Examination
 from mmblocks.model.onevision import OneVision
 from mmblocks.storage import read_json, write_json
@@ -32,10 +31,11 @@ from mmblocks.train.handover import save_stage, stage_model, stage_processor, wh
 from mmblocks.train.objectives import objectives, require_items
 from mmblocks.train.optim import learners, optimizer_for, schedule
 from mmblocks.train.panel import Panel
-from mmblocks.train.plan import Planner, StageData
+from mmblocks.train.plan import Planner
 from mmblocks.train.probe import look
 from mmblocks.train.progress import Progress
 from mmblocks.train.same_data import RecordsFile, SameData
+from mmblocks.train.stage_data import BROKEN, CUT, require_good_labels, shared_data, tell_left_out
 from mmblocks.train.stages import Curriculum
 from mmblocks.train.state import Place, notes_of, restore_state, save_state
 from mmblocks.train.step import Done, Stepper, autocast
@@ -45,7 +45,6 @@ from mmblocks.train.tracking import trackers
 
 log = logging.getLogger(__name__)
 
-BROKEN, CUT = "broken.jsonl", "cut.jsonl"
 LINTED = 50
 """Records of each source whose labels are checked before a stage begins."""
 LOOK_OVER = 32
@@ -55,8 +54,8 @@ LOOK_OVER = 32
 class StageRun:
     """Stage `number` of a run: what it needs is made in the order in which it is needed, then steps are taken.
 
-    composition: the dry build of the run's model. before: folder of the model that it starts from, None for the run's start. after: where its model goes. steps_before:
-    those of the stages before it.
+    composition: the dry build of the run's model. before: folder of the model that it starts from, None for the run's
+    start. after: where its model goes. steps_before: those of the stages before it.
     """
 
     def __init__(
@@ -79,7 +78,9 @@ class StageRun:
         self.model = self._another()
         self.processor = stage_processor(self.model, self.stage, self.settings)
         self.cost = Cost.estimated(composition, self.stage.train) if self.stage.pack_tokens else None
-        self.data = self._data()
+        before_now = RecordsFile(self.out, number).latest() if world.is_first else None
+        planner = Planner(self.stage, number, self.settings, self.processor, self.cost, before_now)
+        self.data = shared_data(planner, self.out, world)
         if self.settings.cache_features is not None:
             self.processor = replace(self.processor, features=self._features(self.settings.cache_features))
         self.objective = objectives.build(self.stage.objective)
@@ -126,10 +127,7 @@ class StageRun:
             log.info("stage %s: where the time went\n%s", self.stage.name, panel.table())
         with self._averaged():
             self._write(self.after, self.steps)
-        for line in left_out(read_broken(self.out / BROKEN), sizes_of(self.data.mixture)):
-            log.warning("%s (%s)", line, self.out / BROKEN)
-        for line in cut_lines(self.out / CUT, sizes_of(self.data.mixture)):
-            log.warning("%s (%s)", line, self.out / CUT)
+        tell_left_out(self.data.mixture, self.out)
 
     def _next(self, waiting: Iterator[Made], panel: Panel) -> Made | None:
         """The next step's data; None on every process where one was asked to stop, maybe while it waited."""
@@ -168,33 +166,12 @@ class StageRun:
         """A model as the stage starts from."""
         return stage_model(self.settings, self.stage, self.before, self.world)
 
-    def _data(self) -> StageData:
-        """The stage's data, measured by the first process; the others read the lengths that it found."""
-        before = RecordsFile(self.out, self.number).latest() if self.world.is_first else None
-        planner = Planner(self.stage, self.number, self.settings, self.processor, self.cost, before)
-        made: list[StageData] = []
-
-        def first_of_all() -> str:
-            with self.world.stopping.at_once():
-                made.append(planner.data())
-            note_broken(self.out / BROKEN, made[0].broken)
-            return made[0].digest
-
-        digest = self.world.from_first(first_of_all)
-        data = made[0] if made else planner.same_data()
-        if data.digest != digest:
-            raise DataError(
-                f"stage {self.stage.name!r}: process {self.world.rank} finds other data than process 0; do all machines "
-                "see the same files?"
-            )
-        return data
-
     def _begin(self) -> list[float]:
+        rows = training_table(self.model, self.stage)
+        log.info("stage %s, %d steps\n%s", self.stage.name, self.steps, as_text(rows))
+
         def checks() -> None:
-            found = lint(self.data.mixture, self.processor, self.stage.targets, samples_per_source=LINTED)
-            found.require(skip_broken=self.settings.broken == "skip", skip_overlong=self.stage.overlong == "skip")
-            rows = training_table(self.model, self.stage)
-            log.info("stage %s, %d steps\n%s", self.stage.name, self.steps, as_text(rows))
+            require_good_labels(self.data, self.processor, self.stage, self.settings, LINTED)
             write_table(self.out, self.stage.name, rows)
 
         self.world.from_first(checks)
