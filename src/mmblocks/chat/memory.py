@@ -19,6 +19,7 @@ from mmblocks.model.generation.store import KVStore
 from mmblocks.model.generation.weights import Weights
 from mmblocks.model.generation.writing import prepare, read, write
 from mmblocks.model.onevision import OneVision
+from mmblocks.settings import fields_of
 
 GIB = 1 << 30
 
@@ -35,7 +36,8 @@ class Reuse:
     visual_bytes: int = GIB // 2
 
     def __post_init__(self) -> None:
-        if self.kv_bytes < 0 or self.visual_bytes < 0:
+        wrong = any(s.reasons_against(getattr(self, s.name)) for s in fields_of(Reuse).values())
+        if wrong or self.kv_bytes < 0 or self.visual_bytes < 0:
             raise ConfigError(f"chat: {self}; a limit is a number of bytes, 0 to keep nothing.")
 
 
@@ -61,6 +63,7 @@ class Memory:
         self, model: OneVision, conversation: Conversation, decoding: Decoding, *, streamer: Any = None
     ) -> list[int]:
         """The ids of an answer, without the stop token. Raises `DataError` as encoding and reading visuals do."""
+        decoding.require_room(model.backbone)
         processor = Processor.of(model)
         prompt = Prompt.of(processor, conversation)
         self._require_same(model)
