@@ -8,7 +8,7 @@ from pathlib import Path
 
 FAMILIES = json.loads((Path(__file__).parents[1] / "contract" / "families.json").read_text())
 DRAWS = 1000
-BUILT = 8
+BUILT = 5
 CHILD = """
 import json, random, sys
 import torch

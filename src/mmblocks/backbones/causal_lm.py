@@ -16,6 +16,7 @@ from mmblocks.backbones.family_config import (
     facts_of,
     in_words_of,
     kv_heads_of,
+    require_few,
     require_possible,
     rope_of,
     savable,
@@ -239,6 +240,7 @@ class CausalLM(nn.Module):
         if rope_theta is not None:
             extra["rope_parameters"] = rope_of(family, rope_theta)
         settings = {**kv_heads_of(family, {**self._given, **further}), **self._given, **extra, **further}
+        require_few(settings)
         if self.checkpoint is None:
             settings = {"eos_token_id": None, **settings}  # the family's own belongs to the family's text tokenizer
         with explaining(family, "cannot be built with these settings"):

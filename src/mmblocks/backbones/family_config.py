@@ -107,6 +107,15 @@ def own_head_dim(family: str) -> int | None:
     return found if getattr(wider, "head_dim", None) == found else None
 
 
+def require_few(settings: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for sizes, in transformers' words, so large that the config alone would fill the memory."""
+    faults = [
+        fault for name, value in settings.items() if name in SETTINGS and (fault := number_fault(SETTINGS[name], value))
+    ]
+    if faults:
+        raise ConfigError(f"backbone: {' '.join(f'{what}. {cure}' for what, cure in faults)}")
+
+
 def require_possible(config: PreTrainedConfig) -> None:
     """Raise `ConfigError` for sizes that no model can have, whether they are given or the family's own.
 
@@ -123,6 +132,10 @@ def require_possible(config: PreTrainedConfig) -> None:
     heads, kv_heads = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
     if not faults and isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
         faults = [f"heads={heads} is no multiple of kv_heads={kv_heads}; write kv_heads={heads} or a divisor"]
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()) and not getattr(
+        config, "sliding_window", None
+    ):
+        faults.append("sliding_window=0, but its layers look through a window; leave it out or write its tokens")
     own = getattr(config, "rope_parameters", None) or {}
     faults += [
         f"rope_theta={value!r} in rope_parameters is not a number above 0"
