@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from PIL import Image
 from mmblocks.conversation import Conversation, Message, Part, Text, Visual
 from mmblocks.data.files import bytes_or_file, name_of
 from mmblocks.data.images import image_size
-from mmblocks.data.video.frames_folder import is_frames
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.settings import shown
@@ -88,7 +88,7 @@ def _of_array(array: np.ndarray, kinds: tuple[str, ...]) -> Visual:
 
 def _of_file(source: os.PathLike[str] | bytes, images: ImageReading) -> Visual:
     """A picture where PIL knows it and it does not move, else a clip."""
-    if is_frames(source):
+    if isinstance(source, os.PathLike) and Path(source).is_dir():
         return Visual("video", source)
     bytes_or_file(source, "image")  # says that there is none
     try:
