@@ -25,6 +25,10 @@ class Text:
 
     text: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise DataError(f"Text: {self.text!r:.80} is no text; write a str.")
+
 
 @dataclass(frozen=True, slots=True)
 class Visual:
@@ -55,6 +59,19 @@ class Message:
     parts: tuple[Part, ...]
     learn: bool = True
 
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise DataError(f"Message: role is {self.role!r:.80}; write one of {', '.join(ROLES)}.")
+        wrong = (
+            [part for part in self.parts if not isinstance(part, Text | Visual)] if self._holds_parts else [self.parts]
+        )
+        if wrong:
+            raise DataError(f"Message: {wrong[0]!r:.80} is no part; its parts are a tuple of Text and Visual.")
+
+    @property
+    def _holds_parts(self) -> bool:
+        return isinstance(self.parts, tuple | list)
+
     @property
     def is_learned(self) -> bool:
         return self.learn and self.role == "assistant"
@@ -82,6 +99,10 @@ class Conversation:
         A picture or clip may have a "note" (see `Visual`); an answer may have "loss", "train" (true or false) or "weight"
         (0 or 1), which say whether it is learned. Raises `DataError` for keys that nothing reads.
         """
+        if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+            raise DataError(
+                f"{origin}: {messages!r:.80} is no list of messages; write [{{'role': ..., 'content': ...}}, ...]."
+            )
         return cls(tuple(_message(m, f"{origin}: message {i}") for i, m in enumerate(messages)), origin)
 
 
@@ -122,6 +143,8 @@ def learn_of(turn: Mapping[str, Any], role: Role, where: str) -> bool:
 
 
 def _message(raw: Mapping[str, Any], where: str) -> Message:
+    if not isinstance(raw, Mapping):
+        raise DataError(f"{where} is {raw!r:.80}; a message is {{'role': ..., 'content': ...}}.")
     role = raw.get("role")
     if role not in ROLES:
         raise DataError(f"{where}: role is {role!r}; write one of {', '.join(ROLES)}.")

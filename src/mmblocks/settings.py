@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -30,9 +31,17 @@ class Setting:
         return type_name(self.annotation)
 
     def reasons_against(self, value: Any) -> list[str]:
-        if accepts(self.annotation, value):
-            return []
-        return [f"{self.name}={value!r} is not {self.type_name}"]
+        typed = accepts(self.annotation, value)
+        return [
+            f"{reason}; {cure[0].lower()}{cure[1:-1]}" if typed else reason for reason, cure in self.faults_of(value)
+        ]
+
+    def faults_of(self, value: Any) -> list[tuple[str, str]]:
+        """What is wrong with a value, and what to write instead."""
+        if not accepts(self.annotation, value):
+            return [(f"{self.name}={shown(value)} is not {self.type_name}", f"Write a value of type {self.type_name}.")]
+        fault = number_fault(self.name, value)
+        return [] if fault is None else [fault]
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
@@ -41,6 +50,56 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"{hint} Known: {', '.join(names) or 'none'}."
+
+
+# Numbers ------------------------------------------------------------------------------------------------------------
+
+_SIDE, _WIDTH, _TIMES = 65_536, 1_048_576, 10**12
+MOST: Mapping[str, float] = {
+    **dict.fromkeys(("depth", "blocks", "mlp_depth"), 512),
+    **dict.fromkeys(("dim", "mlp_dim", "channels", "widths"), _WIDTH),
+    **dict.fromkeys(("heads", "kv_heads", "head_dim", "groups", "prefix_tokens", "registers", "points"), 16_384),
+    **dict.fromkeys(("mlp_ratio", "ff_mult", "expansion", "factor", "cross_every"), 256),
+    **dict.fromkeys(("queries", "tokens", "max_text_tokens"), _SIDE),
+    **dict.fromkeys(("rows", "columns", "windows", "splits", "scales", "stride", "strides", "fast_stride"), 1024),
+    **dict.fromkeys(("image_px", "view_px", "side_px", "trained_px", "patch_px", "pinpoints"), _SIDE),
+    **dict.fromkeys(("max_tiles", "min_tiles", "side_tiles"), 256),
+    **dict.fromkeys(("max_frames", "fps", "frames_fps", "turns"), 100_000),
+    "vocab_size": 16_777_216,
+    "max_tokens": 2**31,
+    **dict.fromkeys(("steps", "save_every", "log_every", "look_at", "every", "step_tokens", "pack_tokens"), _TIMES),
+    **dict.fromkeys(("batch_size", "pack_views", "samples", "tiny", "size", "keep"), 10**8),
+    **dict.fromkeys(("epochs", "budget", "timeout_s", "video_deadline_s"), 10**6),
+    **dict.fromkeys(("workers", "threads"), 4096),
+    "rate": 1e30,
+    "weight_decay": 1000,
+    "rank": _SIDE,
+}
+"""The largest value of a setting by its name, which means the same in every schema. It is far beyond what is of use, so that
+a digit too many is told before it takes all memory or all time. Other whole numbers have the 64 bits of torch's."""
+
+
+def number_fault(name: str, value: Any) -> tuple[str, str] | None:
+    """What is wrong with the numbers in a value of the right type, and what to write; None where nothing is."""
+    if isinstance(value, list | tuple):
+        return next((fault for one in value if (fault := number_fault(name, one))), None)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name}={value} is no number to compute with", "Write a finite number."
+    most = MOST.get(name, 2**63 - 1 if isinstance(value, int) else math.inf)
+    if abs(value) > most:
+        return f"{name}={shown(value)} is too large", f"Write {most} or less."
+    return None
+
+
+def shown(value: Any) -> str:
+    """A value for an error message, cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # of a stranger's class, or an integer of more digits than Python writes
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 # Types of settings --------------------------------------------------------------------------------------------------

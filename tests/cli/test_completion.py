@@ -61,7 +61,17 @@ def test_values_are_choices_where_a_setting_has_some():
 
 
 def test_settings_of_stages_are_offered_when_a_stage_is_begun():
-    assert "stages.0.steps=" in suggest_overrides("stages.", NOTHING)
+    assert {"stages.0.steps=", "stages.0.train.lora="} <= {*suggest_overrides("stages.", NOTHING)}
+
+
+def test_stages_are_offered_by_the_names_that_the_recipe_gives_them():
+    offered = suggest_overrides("stages.", Namespace(recipe="tiny/onevision"))
+    assert {"stages.single_image.steps=", "stages.align.train.projector="} <= {*offered}
+    assert "stages.align.schedule=linear" in suggest_overrides("stages.align.schedule=", NOTHING)
+
+
+def test_settings_of_what_is_measured_and_of_sight_are_offered():
+    assert {"evaluate.every=", "sight.steps="} <= {*suggest_overrides("", NOTHING)}
 
 
 def test_swap_is_offered_slots_and_their_components():

@@ -182,8 +182,21 @@ def test_sizes_have_the_names_of_the_family():
 
 
 def test_heads_that_cannot_share_keys_are_refused():
-    with pytest.raises(ConfigError, match="heads=2 is no multiple of kv_heads=32; write kv_heads=2 or a divisor"):
-        backbones.build({"name": "causal_lm", "family": "qwen2", "vocab_size": 8, "dim": 16, "depth": 1, "heads": 2})
+    heads = {"family": "qwen2", "vocab_size": 8, "dim": 16, "depth": 1, "heads": 2}
+    for given in ({"kv_heads": 32}, {"further": {"num_key_value_heads": 32}}):
+        with pytest.raises(ConfigError, match="heads=2 is no multiple of kv_heads=32; write kv_heads=2 or a divisor"):
+            backbones.build({"name": "causal_lm", **heads, **given})
+
+
+@pytest.mark.parametrize(("family", "own"), [("qwen2", 32), ("mistral", 8), ("starcoder2", 2), ("gemma2", 4)])
+def test_there_are_as_many_key_heads_as_heads_where_only_these_are_given(family, own):
+    assert on_meta("causal_lm", family=family, vocab_size=8, dim=32, heads=4).config.num_key_value_heads == 4
+    assert on_meta("causal_lm", family=family, vocab_size=8).config.num_key_value_heads == own
+
+
+def test_channels_per_head_that_a_family_always_has_stay_as_they_are():
+    assert on_meta("causal_lm", family="qwen3", vocab_size=8, dim=32, heads=4).config.head_dim == 128
+    assert on_meta("causal_lm", family="gemma", vocab_size=8, dim=33, heads=5).config.head_dim == 256
 
 
 def test_a_size_that_the_family_does_not_have_is_refused():

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 import mmblocks
+from mmblocks.assets import media
 from mmblocks.chat import Chat, Reuse, answer, image, video
 from mmblocks.components import projectors
 from mmblocks.conversation import Conversation, Message, Text
@@ -455,3 +456,76 @@ def test_text_whose_positions_turn_by_their_length_is_read_anew(tiny_spec):
     with counted(model) as run:
         chat.ask("What colour?")
     assert run["rows"][0] == length_of(model, chat.messages[:-1])
+
+
+# Files that are gone --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A picture, another one, a clip as a folder of pictures and one as a file."""
+    RED.save(tmp_path / "red.png")
+    BLUE.save(tmp_path / "blue.png")
+    (tmp_path / "clip").mkdir()
+    for i, frame in enumerate(CLIP):
+        Image.fromarray(frame).save(tmp_path / "clip" / f"{i}.png")
+    (tmp_path / "clip.mp4").write_bytes(media("clip.mp4").read_bytes())
+    return tmp_path
+
+
+def lost(folder):
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+SHOWN = {
+    "picture": lambda f: [image(f / "red.png")],
+    "pictures": lambda f: [image(f / "red.png"), image(str(f / "blue.png"))],
+    "clip": lambda f: [video(f / "clip.mp4")],
+    "frames": lambda f: [video(f / "clip")],
+    "picture and clip": lambda f: [image(f / "red.png"), video(f / "clip")],
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_a_chat_goes_on_from_what_it_kept_when_its_files_are_gone(model, files, kind):
+    there, gone = Chat(model, decoding=SHORT), Chat(model, decoding=SHORT)
+    for chat in (there, gone):
+        chat.ask(*SHOWN[kind](files), "What is this?")
+    expected = [there.ask("How many?"), there.ask("What colour?")]
+    lost(files)
+    assert [gone.ask("How many?"), "".join(gone.stream("What colour?")).strip()] == expected
+
+
+def test_a_picture_whose_file_is_broken_now_is_the_one_that_was_shown(model, files):
+    there, broken = Chat(model, decoding=SHORT), Chat(model, decoding=SHORT)
+    for chat in (there, broken):
+        chat.ask(image(files / "red.png"), "What is this?")
+    expected = there.ask("How many?")
+    (files / "red.png").write_bytes(b"no picture")
+    assert broken.ask("How many?") == expected
+
+
+@pytest.mark.parametrize("reuse", [Reuse(0, 0), Reuse(visual_bytes=0)])
+def test_a_file_that_is_gone_is_named_where_nothing_of_it_is_kept(model, files, reuse):
+    chat = Chat(model, decoding=SHORT, reuse=reuse)
+    chat.ask(image(files / "red.png"), "What is this?")
+    lost(files)
+    if reuse.kv_bytes:
+        model.backbone.lm.lm_head.weight.data.add_(0.1)  # what was read before is of no use to another model
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"red\.png: .*no such file"):
+            chat.ask("How many?")
+    assert len(chat.messages) == 2
+    RED.save(files / "red.png")
+    chat.ask("How many?")
+    assert answers_as_fresh(chat)
+
+
+def test_a_file_that_is_gone_cannot_be_shown_once_more_after_forget(model, files):
+    chat, picture = Chat(model, decoding=SHORT), image(files / "red.png")
+    chat.ask(picture, "What is this?")
+    lost(files)
+    chat.forget()
+    with pytest.raises(DataError, match=r"red\.png: there is no such file"):
+        chat.ask(picture, "What is this?")

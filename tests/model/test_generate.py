@@ -284,11 +284,35 @@ def test_a_checkpoint_that_names_a_temperature_and_no_sampling_can_be_saved_agai
         ({"temperature": -1.0}, "temperature=-1.0; write 0 for greedy"),
         ({"top_p": 0.0}, "top_p=0.0; write a share"),
         ({"top_k": -2}, "top_k=-2; write 0 for all"),
+        ({"seed": -1}, "seed=-1; write 0 or more"),
+        ({"max_new_tokens": 10**12}, "max_new_tokens=1000000000000; write 1000000 or less"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens=1.5 is not int"),
+        ({"max_new_tokens": True}, "max_new_tokens=True is not int"),
+        ({"max_new_tokens": "5"}, "max_new_tokens='5' is not int"),
+        ({"max_new_tokens": None}, "max_new_tokens=None is not int"),
+        ({"temperature": float("nan")}, "temperature=nan is no number to compute with"),
+        ({"temperature": float("inf")}, "temperature=inf is no number to compute with"),
+        ({"temperature": 1e308}, "temperature=1e.308; write 0 for greedy, or more, up to 1000"),
+        ({"temperature": "warm"}, "temperature='warm' is not float"),
+        ({"top_p": float("nan")}, "top_p=nan is no number"),
+        ({"top_p": 1.5}, "top_p=1.5; write a share"),
+        ({"top_k": 2.5}, "top_k=2.5 is not int"),
+        ({"top_k": 10**20}, "top_k=100000000000000000000 is too large"),
+        ({"seed": 10**20}, "seed=100000000000000000000 is too large"),
+        ({"seed": 1.0}, "seed=1.0 is not int | None"),
+        ({"seed": []}, r"seed=\[\] is not int | None"),
     ],
 )
 def test_decoding_that_cannot_be_is_refused(setting, message):
     with pytest.raises(ConfigError, match=message):
         Decoding(**setting)
+
+
+def test_an_answer_longer_than_all_that_the_model_takes_is_refused_before_room_is_made_for_it(tiny_model):
+    most = tiny_model.backbone.max_tokens
+    batch = prompts(tiny_model, ASKED[1:2])
+    with pytest.raises(ConfigError, match=f"max_new_tokens={most + 1}, but the model takes max_tokens={most} in all"):
+        generate(tiny_model, batch, Decoding(max_new_tokens=most + 1))
 
 
 # Randomness and streams -----------------------------------------------------------------------------------------------

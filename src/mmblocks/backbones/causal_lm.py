@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks.assets import resolve_source
-from mmblocks.backbones.family_config import SIZES, facts_of, in_words_of, rope_of, savable, special_tokens_off
+from mmblocks.backbones.family_config import (
+    SIZES,
+    facts_of,
+    in_words_of,
+    kv_heads_of,
+    require_few,
+    require_possible,
+    rope_of,
+    savable,
+    special_tokens_off,
+)
 from mmblocks.backbones.last_layer import ASKED, compute_only_asked, some
 from mmblocks.backbones.packing_probe import explaining, require_packing
 from mmblocks.backbones.text_tokenizer import read_text_tokenizer
@@ -40,7 +50,8 @@ class CausalLM(nn.Module):
     With `family` (transformers' model_type) the sizes are the settings given here; without it they are read from the
     config.json of `checkpoint`, a hub id or a local folder. Weights are random until `load_pretrained`.
     `text_tokenizer` is a hub id or folder, by default that of `checkpoint`. `placeholder_id` stands in `input_ids`
-    where visual tokens go; its embedding is never used. `sliding_window=None` keeps the family's own, 0 switches it off.
+    where visual tokens go; its embedding is never used. `kv_heads` are as many as `heads` where only these are given;
+    what else is left out is the family's own. `sliding_window=None` keeps the family's own, 0 switches it off.
     `further` are settings of the family's transformers config by the names they have there (rope_parameters, experts).
 
     A family in which packed sequences would see each other is refused when it is built, and so is one whose logits on
@@ -87,6 +98,7 @@ class CausalLM(nn.Module):
         self.tokenizer_source = text_tokenizer or checkpoint
         config = self._config(family, rope_theta, sliding_window, further or {})
         self.dim, self.vocab_size, self.max_tokens = facts_of(config)
+        require_possible(config)
         self.placeholder_id = placeholder_id
         self._require_placeholder()
         from transformers import AutoModelForCausalLM
@@ -227,7 +239,8 @@ class CausalLM(nn.Module):
         extra: dict[str, Any] = {} if sliding_window is None else {"sliding_window": sliding_window or None}
         if rope_theta is not None:
             extra["rope_parameters"] = rope_of(family, rope_theta)
-        settings = {**self._given, **extra, **further}
+        settings = {**kv_heads_of(family, {**self._given, **further}), **self._given, **extra, **further}
+        require_few(settings)
         if self.checkpoint is None:
             settings = {"eos_token_id": None, **settings}  # the family's own belongs to the family's text tokenizer
         with explaining(family, "cannot be built with these settings"):

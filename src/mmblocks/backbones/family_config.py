@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mmblocks.errors import ConfigError
+from mmblocks.settings import number_fault
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
@@ -23,6 +24,9 @@ SIZES = {  # our setting -> transformers' name
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
 }
+SETTINGS = {theirs: ours for ours, theirs in SIZES.items() if ours != "tie_embeddings"}
+ABOVE_ZERO = ("logits_scaling", "query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping")
+"""Numbers of a config beside its sizes by which something is divided."""
 _NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 
@@ -80,6 +84,71 @@ def savable(settings: GenerationConfig) -> GenerationConfig:
         kept = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size")
         return type(settings)(**{name: getattr(settings, name) for name in kept})
     return settings
+
+
+def kv_heads_of(family: str, settings: Mapping[str, Any]) -> dict[str, int]:
+    """As many key heads as heads, where only the latter are given: a family's own number belongs to its own heads."""
+    ours = {"num_attention_heads", "num_key_value_heads"} & settings.keys()
+    if ours != {"num_attention_heads"} or getattr(default_of(family), "num_key_value_heads", None) is None:
+        return {}
+    return {"num_key_value_heads": settings["num_attention_heads"]}
+
+
+@cache
+def own_head_dim(family: str) -> int | None:
+    """Channels per head that a family has whatever its width is (Gemma's 256); None where its heads share the width."""
+    from transformers import AutoConfig
+
+    default = default_of(family)
+    width, found = getattr(default, "hidden_size", None), getattr(default, "head_dim", None)
+    if not isinstance(width, int) or not isinstance(found, int):
+        return None
+    wider = AutoConfig.for_model(family, hidden_size=2 * width)
+    return found if getattr(wider, "head_dim", None) == found else None
+
+
+def require_few(settings: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for sizes, in transformers' words, so large that the config alone would fill the memory."""
+    faults = [
+        fault for name, value in settings.items() if name in SETTINGS and (fault := number_fault(SETTINGS[name], value))
+    ]
+    if faults:
+        raise ConfigError(f"backbone: {' '.join(f'{what}. {cure}' for what, cure in faults)}")
+
+
+def require_possible(config: PreTrainedConfig) -> None:
+    """Raise `ConfigError` for sizes that no model can have, whether they are given or the family's own.
+
+    A config's whole content is seen here, what is left out of the settings included; torch's kernels for the CPU end the
+    process on some of these.
+    """
+    faults = [
+        f"{SETTINGS.get(name, name)}={value!r} is not a number above 0"
+        for name in (*SETTINGS, *ABOVE_ZERO)
+        if (value := getattr(config, name, None)) is not None and not _is_above_zero(value)
+    ]
+    sizes = {ours: getattr(config, theirs, None) for theirs, ours in SETTINGS.items()}
+    faults += [" ".join(fault) for name, size in sizes.items() if (fault := number_fault(name, size))]
+    heads, kv_heads = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+    if not faults and isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+        faults = [f"heads={heads} is no multiple of kv_heads={kv_heads}; write kv_heads={heads} or a divisor"]
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()) and not getattr(
+        config, "sliding_window", None
+    ):
+        faults.append("sliding_window=0, but its layers look through a window; leave it out or write its tokens")
+    own = getattr(config, "rope_parameters", None) or {}
+    faults += [
+        f"rope_theta={value!r} in rope_parameters is not a number above 0"
+        for kind in (own, *(inner for inner in own.values() if isinstance(inner, Mapping)))
+        if not _is_above_zero(value := kind.get("rope_theta", 1.0))
+    ]
+    if faults:
+        raise ConfigError(f"backbone family {config.model_type!r}: {'; '.join(faults)}.")
+
+
+def _is_above_zero(value: Any) -> bool:
+    numbers = value if isinstance(value, list | tuple) else [value]  # one for each layer
+    return all(isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < float("inf") for n in numbers)
 
 
 def facts_of(config: PreTrainedConfig) -> tuple[int, int, int]:

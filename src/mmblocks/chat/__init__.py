@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from mmblocks.chat.memory import Memory, Reuse
 from mmblocks.chat.prompts import Prompt
+from mmblocks.chat.said import conversations_of, image, part_of, video
 from mmblocks.chat.visuals import SeenVisuals, embedded, rows_of
 from mmblocks.conversation import Conversation, Message, Part, Text, Visual
 from mmblocks.data.processor import Processor
-from mmblocks.errors import DataError
+from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.generate import Decoding, Stop, written_on
 from mmblocks.model.onevision import OneVision
+
+Said = str | Visual | Text | Image.Image | os.PathLike[str] | bytes | np.ndarray
+"""What can be said to a model."""
 
 __all__ = ["Chat", "Reuse", "answer", "image", "video"]
 
 
-def image(source: Any) -> Visual:
-    """A picture to show: a path, bytes, a data: URI or a PIL image."""
-    return Visual("image", source)
-
-
-def video(source: Any, *, fps: float = 1.0) -> Visual:
-    """A clip to show: a path, or a uint8 array (frames, height, width, 3) with its frames per second."""
-    return Visual("video", source, fps)
-
-
 @torch.no_grad()
-def answer(model: OneVision, conversations: Sequence[Conversation], decoding: Decoding | None = None) -> list[str]:
+def answer(model: OneVision, conversations: Iterable[Conversation], decoding: Decoding | None = None) -> list[str]:
     """One answer per conversation, written together. Each conversation ends with a message of the user.
 
     What is shown in several conversations is encoded once.
     """
+    conversations = conversations_of(conversations)
+    decoding = _decoding(decoding)
     if not conversations:
         return []
     processor = Processor.of(model)
@@ -45,7 +44,7 @@ def answer(model: OneVision, conversations: Sequence[Conversation], decoding: De
     rows = rows_of(model, processor, [(prompt, prompt.shown_behind(0)) for prompt in prompts], SeenVisuals(0))
     x = torch.cat([embedded(model, prompt, rows) for prompt in prompts])
     lengths = [len(prompt) for prompt in prompts]
-    written = written_on(model.backbone, x, lengths, decoding or Decoding(), Stop.of(model))
+    written = written_on(model.backbone, x, lengths, decoding, Stop.of(model))
     return [_text(model, ids) for ids in written]
 
 
@@ -68,20 +67,26 @@ class Chat:
         reuse: Reuse | None = None,
     ) -> None:
         self.model = model
-        self.decoding = decoding or Decoding()
+        self.decoding = _decoding(decoding)
+        if not isinstance(reuse, Reuse | None):
+            raise ConfigError(f"chat: reuse={reuse!r:.80} is no Reuse; write Reuse(kv_bytes=..., visual_bytes=...).")
         self.reuse = reuse or Reuse()
         self._first = () if system is None else (Message("system", (Text(system),)),)
         self._memory = Memory(self.reuse)
         self.messages: tuple[Message, ...] = self._first
 
-    def ask(self, *parts: str | Visual) -> str:
-        """Say something (texts and visuals in their order) and return the answer. Both are remembered."""
+    def ask(self, *parts: Said) -> str:
+        """Say something (texts and visuals in their order) and return the answer. Both are remembered.
+
+        A str is a text; pictures and clips may be PIL images, paths (`pathlib.Path`), bytes, uint8 arrays, or what `image`
+        and `video` give. Raises `DataError` for anything else.
+        """
         asked = self._asked(parts)
         with self._at_hand() as memory:
             ids = memory.respond(self.model, Conversation(asked, "chat"), self.decoding)
         return self._remember(asked, ids)
 
-    def stream(self, *parts: str | Visual) -> Generator[str, None, None]:
+    def stream(self, *parts: Said) -> Generator[str, None, None]:
         """Like `ask`, giving the answer piece by piece while it is written.
 
         An answer that is not read to its end is not remembered, and no longer written.
@@ -100,6 +105,7 @@ class Chat:
     def forget(self) -> None:
         """Begin again; the system message stays."""
         self.messages = self._first
+        self._memory.forget_looks()
 
     @contextmanager
     def _at_hand(self) -> Iterator[Memory]:
@@ -110,16 +116,22 @@ class Chat:
         finally:
             self._memory = memory
 
-    def _asked(self, parts: Sequence[str | Visual]) -> tuple[Message, ...]:
+    def _asked(self, parts: Sequence[Said]) -> tuple[Message, ...]:
         if not parts:
             raise DataError("chat: nothing was said; give a text, a picture or a clip.")
-        said: list[Part] = [Text(p) if isinstance(p, str) else p for p in parts]
+        said = [part_of(part, self.model.images) for part in parts]
         return (*self.messages, Message("user", tuple(_on_lines(said))))
 
     def _remember(self, asked: tuple[Message, ...], ids: Sequence[int]) -> str:
         text = _text(self.model, ids)
         self.messages = (*asked, Message("assistant", (Text(text),)))
         return text
+
+
+def _decoding(given: Decoding | None) -> Decoding:
+    if not isinstance(given, Decoding | None):
+        raise ConfigError(f"decoding={given!r:.80} is no Decoding; write Decoding(max_new_tokens=..., ...).")
+    return given or Decoding()
 
 
 class _Writer:

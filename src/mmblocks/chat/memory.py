@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.chat.prompts import Prompt
+from mmblocks.chat.prompts import Looks, Prompt
 from mmblocks.chat.visuals import SeenVisuals, embedded, rows_of
 from mmblocks.conversation import Conversation
 from mmblocks.data.processor import Processor
@@ -19,6 +19,7 @@ from mmblocks.model.generation.store import KVStore
 from mmblocks.model.generation.weights import Weights
 from mmblocks.model.generation.writing import prepare, read, write
 from mmblocks.model.onevision import OneVision
+from mmblocks.settings import fields_of
 
 GIB = 1 << 30
 
@@ -35,12 +36,16 @@ class Reuse:
     visual_bytes: int = GIB // 2
 
     def __post_init__(self) -> None:
-        if self.kv_bytes < 0 or self.visual_bytes < 0:
+        wrong = any(s.reasons_against(getattr(self, s.name)) for s in fields_of(Reuse).values())
+        if wrong or self.kv_bytes < 0 or self.visual_bytes < 0:
             raise ConfigError(f"chat: {self}; a limit is a number of bytes, 0 to keep nothing.")
 
 
 class Memory:
     """One conversation as a model knows it. It is right at any time: what it holds behind an error is not used.
+
+    A picture or clip whose file is gone goes on being what it was, as long as its rows or what was read of them are held.
+    A file that changed is looked at again.
 
     A question is compared with what was read and written before, row by row; what both begin with is not read again.
     Everything is forgotten when the model has changed (see `Weights`).
@@ -55,14 +60,16 @@ class Memory:
         self._codes = torch.empty(0, dtype=torch.int64)  # what each row in the store is: see `_coded`
         self._numbers: dict[str, int] = {}
         self._next_number = 1
+        self._looks: Looks = {}
 
     @torch.no_grad()
     def respond(
         self, model: OneVision, conversation: Conversation, decoding: Decoding, *, streamer: Any = None
     ) -> list[int]:
         """The ids of an answer, without the stop token. Raises `DataError` as encoding and reading visuals do."""
+        decoding.require_room(model.backbone)
         processor = Processor.of(model)
-        prompt = Prompt.of(processor, conversation)
+        prompt = Prompt.of(processor, conversation, self._looks)
         self._require_same(model)
         step, codes = self._present_step(model), self._coded(prompt)
         kept = self._kept(model, codes)
@@ -78,7 +85,12 @@ class Memory:
         (ids,) = write(step, logits, decoding, Stop.of(model), streamer=streamer)
         self._codes = torch.cat([codes, torch.tensor(ids[: step.store.lengths[0] - len(codes)], dtype=torch.int64)])
         self._trim()
+        self._looks = {id(look.visual): look for look in prompt.looks}
         return ids
+
+    def forget_looks(self) -> None:
+        """A visual whose file is gone can be shown no more: the conversation that showed it is over."""
+        self._looks = {}
 
     def clear(self) -> None:
         """Keep nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,31 @@ from mmblocks.data.encode import Encoded
 from mmblocks.data.identity import digest, identity
 from mmblocks.data.instructions import questions
 from mmblocks.data.processor import Processor, Sample
+from mmblocks.errors import DataError
+from mmblocks.shapes import VisualShape
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is known of a visual without its pixels: its shape, and what tells it from others."""
+
+    visual: Visual
+    shape: VisualShape
+    identity: str
+
+
+Looks = Mapping[int, Look]
+"""By the `id` of a visual, which the look holds: visuals are no keys themselves, as arrays are neither equal nor hashable."""
+NOTHING_SEEN: Looks = {}
+
+
+def _look(processor: Processor, visual: Visual, before: Looks, origin: str) -> Look:
+    try:
+        return Look(visual, processor.shape_of(visual), identity(visual))
+    except DataError as fault:
+        if id(visual) in before:
+            return before[id(visual)]
+        raise DataError(f"{origin}: {fault}") from fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +52,21 @@ class Prompt:
     conversation: Conversation
     encoded: Encoded
     keys: tuple[str, ...]
+    looks: tuple[Look, ...]
 
     @classmethod
-    def of(cls, processor: Processor, conversation: Conversation) -> Prompt:
-        """Reads headers and tokenises; raises `DataError` for what cannot be answered or read."""
-        encoded = processor.encoded_prompt(conversation)
+    def of(cls, processor: Processor, conversation: Conversation, before: Looks = NOTHING_SEEN) -> Prompt:
+        """Reads headers and tokenises; raises `DataError` for what cannot be answered or read.
+
+        before: how visuals looked when they were shown, for those whose files are gone.
+        """
+        looks = tuple(_look(processor, visual, before, conversation.origin) for visual in conversation.visuals)
+        encoded = processor.encoded_prompt(conversation, [look.shape for look in looks])
         asked = questions(conversation) if processor.instruction_reader else [""] * len(encoded.plans)
-        shown = zip(conversation.visuals, encoded.plans, asked, strict=True)
+        shown = zip(looks, encoded.plans, asked, strict=True)
         read_as = repr(processor.images)
-        keys = tuple(digest(identity(visual), read_as, repr(routed), question) for visual, routed, question in shown)
-        return cls(conversation, encoded, keys)
+        keys = tuple(digest(look.identity, read_as, repr(routed), question) for look, routed, question in shown)
+        return cls(conversation, encoded, keys, looks)
 
     def __len__(self) -> int:
         return len(self.encoded)

@@ -17,12 +17,13 @@ from mmblocks.image_reading import ImageReading
 from mmblocks.model.spec import ModelSpec
 from mmblocks.model.systems import SYSTEMS
 from mmblocks.settings import Setting, fields_of
-from mmblocks.train.stages import Stage, TrainRun
+from mmblocks.train.stages import LEARNERS, Evaluation, Sight, Stage, TrainRun
 
 Suggest = Callable[[str, argparse.Namespace], Iterable[str] | Mapping[str, str]]
 """What may begin with a prefix, given the arguments before it; a mapping also says what each of them is."""
 
-_STAGE_KEY = re.compile(r"stages\.\d+\.")
+_STAGE_KEY = re.compile(r"stages\.[^=]+\.")
+_BLOCKS = {"sight": Sight, "evaluate": Evaluation}
 _IMAGES = "model.images."
 _STAGES = 8  # that are offered: as many as a curriculum is likely to have
 
@@ -44,10 +45,12 @@ def suggest_overrides(prefix: str, given: argparse.Namespace) -> list[str]:
         listed = value[: value.rfind(",") + 1]
         return [f"{key}={listed}{name}" for name in _values_of(key)]
     if prefix.startswith("stages."):
-        return [f"stages.{i}.{name}=" for i in range(_STAGES) for name in fields_of(Stage)]
+        settings = [*fields_of(Stage), *(f"train.{part}" for part in LEARNERS)]
+        return [f"stages.{one}.{name}=" for one in _stages_of(given) for name in settings]
     plain = (name for name in fields_of(TrainRun) if name not in ("model", "stages"))
     images = (f"{_IMAGES}{name}=" for name in fields_of(ImageReading))
-    return [*(f"{group}=" for group in _groups()), *(f"{name}=" for name in plain), *images]
+    inner = (f"{block}.{name}=" for block, schema in _BLOCKS.items() for name in fields_of(schema))
+    return [*(f"{group}=" for group in _groups()), *(f"{name}=" for name in plain), *images, *inner]
 
 
 def suggest_plan_words(prefix: str, given: argparse.Namespace) -> list[str]:
@@ -94,6 +97,13 @@ SUGGESTIONS: dict[tuple[str, str], Suggest] = {
 
 def _systems() -> dict[str, str]:
     return {f"{system.name}/{size}": system.summary for system in SYSTEMS.values() for size in system.sizes}
+
+
+def _stages_of(given: argparse.Namespace) -> list[str]:
+    """Stages by number and, where the recipe's own file writes them, by name."""
+    from mmblocks.conf.files import stage_names
+
+    return [*map(str, range(_STAGES)), *stage_names(getattr(given, "recipe", None) or "")]
 
 
 def _groups() -> dict[str, str]:

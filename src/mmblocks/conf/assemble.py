@@ -15,6 +15,7 @@ from mmblocks.components import REGISTRIES
 from mmblocks.conf.faults import FOREIGN, refusal
 from mmblocks.conf.files import Recipe, find_recipe, recipes, roots, shipped_recipes
 from mmblocks.conf.groups import GROUPS, SCHEMA, SYSTEM, register_groups
+from mmblocks.conf.overrides import concerns_settings, translated
 from mmblocks.data.entries import split_entry, use_faults
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
@@ -70,8 +71,8 @@ def _config_of_system(system: str, overrides: Sequence[str]) -> DictConfig:
     register_groups()
     try:
         with own_hydra(), hydra.initialize_config_dir(str(shipped_recipes()), version_base=HYDRA_VERSION):
-            chosen = [f"+{SYSTEM}={found.name}/{size}", *overrides, search_path()]
-            return OmegaConf.masked_copy(hydra.compose(SCHEMA, overrides=chosen), ["model"])
+            config = _overridden(SCHEMA, overrides, [f"+{SYSTEM}={found.name}/{size}"])
+            return OmegaConf.masked_copy(config, ["model"])
     except FOREIGN as error:
         raise refusal(system, error) from error
 
@@ -80,9 +81,19 @@ def _config(found: Recipe, overrides: Sequence[str]) -> DictConfig:
     register_groups()
     try:
         with own_hydra(), hydra.initialize_config_dir(str(found.path.parent), version_base=HYDRA_VERSION):
-            return hydra.compose(found.path.stem, overrides=[*overrides, search_path()])
+            return _overridden(found.path.stem, overrides)
     except FOREIGN as error:
         raise refusal(found.name, error) from error
+
+
+def _overridden(name: str, overrides: Sequence[str], choices: Sequence[str] = ()) -> DictConfig:
+    """Composed twice where overrides change settings: which components and stages there are decides what they mean."""
+    own = [*choices, search_path()]
+    if not concerns_settings(overrides):
+        return hydra.compose(name, overrides=[*overrides, *own])
+    groups = [word for word in overrides if "/" in word.partition("=")[0]]
+    chosen: Any = OmegaConf.to_container(hydra.compose(name, overrides=[*groups, *own]))
+    return hydra.compose(name, overrides=[*translated(overrides, chosen), *own])
 
 
 def search_path() -> str:

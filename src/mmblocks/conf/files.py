@@ -59,6 +59,17 @@ def find_recipe(recipe: str) -> Recipe:
     return _checked(known[recipe])
 
 
+def stage_names(recipe: str) -> list[str]:
+    """Names of the stages that a recipe's own file writes; none where it writes none, or is no recipe."""
+    try:
+        content: Any = yaml.safe_load(find_recipe(recipe).path.read_text(encoding="utf-8"))
+    except (ConfigError, OSError, UnicodeDecodeError):
+        return []
+    stages = content.get("stages")
+    named = [stage.get("name") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    return [name for name in named if isinstance(name, str)]
+
+
 def _known() -> dict[str, Recipe]:
     found: dict[str, Recipe] = {}
     for root in reversed(roots()):  # the user's own come last and win

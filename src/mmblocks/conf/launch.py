@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException, OverrideParseException
 
 from mmblocks.conf.assemble import HYDRA_VERSION, compose, compose_unchecked, is_system, own_hydra
 from mmblocks.conf.faults import FOREIGN, explain, refusal
+from mmblocks.conf.overrides import parsed
 from mmblocks.errors import ConfigError
 from mmblocks.eval.cells import CELL, Axis, Cell, Score, Sweep, product, read_json, star
 from mmblocks.settings import did_you_mean
@@ -62,12 +62,12 @@ class Words:
 
 def _parsed(recipe: str, words: Sequence[str]) -> list[Override]:
     try:
-        parsed = OverridesParser.create().parse_overrides(list(words))
+        found = parsed(words)
     except OverrideParseException as error:
         raise refusal(recipe, error) from error
-    if outs := [o.input_line for o in parsed if o.key_or_group == "out"]:
+    if outs := [o.input_line for o in found if o.key_or_group == "out"]:
         raise ConfigError(f"{outs[0]!r}: every cell has a folder of its own; name the sweep's with --out.")
-    return parsed
+    return found
 
 
 def _axis(override: Override) -> Axis:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mmblocks.data.selection import Concatenated, Prompted, take_fault, taken
 from mmblocks.data.sources import Source, sources
 from mmblocks.errors import ConfigError
-from mmblocks.settings import accepts, fields_of
+from mmblocks.settings import accepts, fields_of, number_fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,9 @@ def use_faults(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is wrong with an entry apart from its source: (key, what and cure) pairs."""
     use = split_entry(entry)[1]
     faults = []
-    if not accepts(float, use.get("weight", 1.0)) or use.get("weight", 1.0) <= 0:
-        faults.append(("weight", f"weight={use['weight']!r} is no share of the samples. Write a number above 0."))
+    weight = use.get("weight", 1.0)
+    if not accepts(float, weight) or weight <= 0 or number_fault("weight", weight):
+        faults.append(("weight", f"weight={weight!r} is no share of the samples. Write a number above 0."))
     if fault := take_fault(use.get("take", "all")):
         faults.append(("take", f"take={fault}"))
     if not isinstance(use.get("prompt", ""), str):

@@ -24,7 +24,7 @@ from mmblocks.model.check import examine
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Spec
 from mmblocks.reprs import repr_by_shape
-from mmblocks.shapes import RoutedPlan, Size, VisualPlan
+from mmblocks.shapes import RoutedPlan, Size, VisualPlan, VisualShape
 from mmblocks.tokenizers.router import Router
 
 if TYPE_CHECKING:
@@ -161,7 +161,11 @@ class Processor:
     def plan(self, conversation: Conversation) -> tuple[RoutedPlan, ...]:
         """Where every visual token comes from, from file headers alone."""
         with naming(conversation.origin):
-            return self.router.plan([shape_of(visual, self.clips, self.images) for visual in conversation.visuals])
+            return self.router.plan([self.shape_of(visual) for visual in conversation.visuals])
+
+    def shape_of(self, visual: Visual) -> VisualShape:
+        """What a plan is made from; see `media.shape_of`."""
+        return shape_of(visual, self.clips, self.images)
 
     def training_sample(self, conversation: Conversation, targets: Targets = "answers") -> Sample:
         """A conversation with targets, its visuals decoded."""
@@ -197,10 +201,11 @@ class Processor:
         conversation = arranged(conversation, self.visuals, self.seed)
         return self.opened(conversation, self.encoded_prompt(conversation))
 
-    def encoded_prompt(self, conversation: Conversation) -> Encoded:
-        """The same as it is written, without decoding a pixel."""
+    def encoded_prompt(self, conversation: Conversation, shapes: Sequence[VisualShape] | None = None) -> Encoded:
+        """The same as it is written, without decoding a pixel; `shapes` are those of its visuals where they are known."""
         with naming(conversation.origin):
-            return encode_prompt(conversation, self.plan(conversation), **self._encoding())
+            plans = self.plan(conversation) if shapes is None else self.router.plan(shapes)
+            return encode_prompt(conversation, plans, **self._encoding())
 
     def opened(self, conversation: Conversation, encoded: Encoded) -> Sample:
         """A conversation that is encoded, its visuals decoded."""

@@ -47,9 +47,9 @@ def _settings_faults(key: str, whose: str, given: Mapping[str, Any], known: Mapp
     for name, value in given.items():
         if name not in known:
             yield Fault(f"{key}.{name}", f"{whose} has no setting {name!r}.", did_you_mean(name, known).strip())
-        elif known[name].reasons_against(value):
-            cure = f"Write a value of type {known[name].type_name}."
-            yield Fault(f"{key}.{name}", f"{whose}: {name}={value!r} is not {known[name].type_name}.", cure)
+        else:
+            for reason, cure in known[name].faults_of(value):
+                yield Fault(f"{key}.{name}", f"{whose}: {reason}.", cure)
     for setting in known.values():
         if setting.default is REQUIRED and setting.name not in given:
             yield Fault(

@@ -34,6 +34,7 @@ def written_on(
     backbone: Any, x: Tensor, lengths: Sequence[int], decoding: Decoding, stop: Stop, *, streamer: Any = None
 ) -> list[list[int]]:
     """The same for prompts that are embedded: x (tokens, dim), `lengths[i]` rows of prompt i, end to end."""
+    decoding.require_room(backbone)
     if streamer is not None:
         streamer.put(torch.empty(len(lengths), 0, dtype=torch.int64))  # they take what is put first for the prompt
     step = step_for(backbone, len(lengths), max(lengths) + decoding.max_new_tokens, x.device)

@@ -43,10 +43,18 @@ class Sizes:
 
 def backbone_faults(settings: Mapping[str, Any]) -> list[Fault]:
     """What the sizes of a language model say before it is built; settings it does not have count as unknown."""
+    settings = {**settings, **_sizes_in(settings.get("further"))}
     found = [*_counts(settings), *_family(settings.get("family")), *_placeholder(settings)]
     uncounted = {fault.key.rpartition(".")[2] for fault in found}
     known = {name: value for name, value in settings.items() if name not in uncounted}
     return [*found, *(list(_heads(known)) or _kv_heads(known))]
+
+
+def _sizes_in(further: Any) -> dict[str, Any]:
+    """Sizes that are given in transformers' words, in ours."""
+    from mmblocks.backbones.family_config import SETTINGS
+
+    return {SETTINGS[name]: value for name, value in (further or {}).items() if name in SETTINGS}
 
 
 def encoder_faults(key: str, settings: Mapping[str, Any]) -> list[Fault]:
@@ -81,7 +89,8 @@ def _placeholder(settings: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _heads(settings: Mapping[str, Any]) -> Iterator[Fault]:
-    dim, heads, own = settings.get("dim"), settings.get("heads"), settings.get("head_dim")
+    dim, heads = settings.get("dim"), settings.get("heads")
+    own = settings.get("head_dim") or _own_head_dim(settings.get("family"))
     if own:
         yield from _head_limit("model.backbone", own * (heads or 1), heads or 1)
     if own or not dim or not heads:
@@ -94,6 +103,15 @@ def _heads(settings: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault(key, message, "Choose heads so that dim / heads is even.")
     else:
         yield from _head_limit("model.backbone", dim, heads)
+
+
+def _own_head_dim(family: str | None) -> int | None:
+    from mmblocks.backbones.family_config import own_head_dim
+
+    try:
+        return None if family is None else own_head_dim(family)
+    except MMBlocksError:  # reported as an unknown family
+        return None
 
 
 def _head_limit(key: str, dim: Any, heads: Any) -> Iterator[Fault]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.components import backbones, encoders
+from mmblocks.data.files import is_there
 from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.model.check import Examination, examine
 from mmblocks.model.checkpoint import read_spec
@@ -17,8 +18,8 @@ from mmblocks.model.recompose import reasons_against
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Registry
 from mmblocks.settings import did_you_mean, fields_of
-from mmblocks.train.check_stage import listed, source_faults, stage_faults
-from mmblocks.train.stages import Evaluation, TrainRun, reason_against_kept_features, run_faults
+from mmblocks.train.check_stage import listed, source_faults, stage_faults, warmup_fault
+from mmblocks.train.stages import Evaluation, Sight, TrainRun, reason_against_kept_features, run_faults
 from mmblocks.train.tracking import tracking_faults
 
 LEAST = {
@@ -29,10 +30,18 @@ LEAST = {
     "log_every": (1, True),
     "keep": (1, True),
     "look_at": (0, True),
+    "seed": (0, True),
     "timeout_s": (0, False),
     "video_deadline_s": (0, False),
 }
 """Least value of a run's settings, and whether that value itself is allowed."""
+LEAST_OF_SIGHT = {
+    "steps": (1, True),
+    "batch_size": (1, True),
+    "rate": (0, False),
+    "weight_decay": (0, True),
+    "clip": (0, False),
+}
 LEAST_MEASURED = {"every": (1, True), "samples": (1, True), "tiny": (0, True)}
 """The same for what is measured while training."""
 
@@ -89,11 +98,27 @@ def _run_values(raw: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault("ema", f"ema={typed['ema']} is no decay.", "Write a number from 0 to below 1, such as 0.999.")
     yield from (Fault("track", text.removeprefix("track: ")) for text in tracking_faults(typed.get("track", ())))
     yield from _evaluation(raw.get("evaluate"), typed.get("keep_best", False))
+    if isinstance(raw.get("sight"), Mapping):
+        yield from _too_small("sight.", _typed(Sight, raw["sight"]), LEAST_OF_SIGHT)
+        yield from warmup_fault("sight", raw["sight"])
     device = typed.get("device", "auto")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         yield Fault("device", f"no device is called {device!r}.", "Write auto, cpu, cuda or cuda:1.")
-    if "out" in typed and Path(typed["out"]).is_file():
-        yield Fault("out", f"{typed['out']} is a file.", "Name a folder.")
+    if "out" in typed:
+        yield from _folder(typed["out"])
+
+
+def _folder(out: str) -> Iterator[Fault]:
+    """Where a run cannot write."""
+    cure = "Name a folder, such as runs/mine."
+    if not out.strip() or "\0" in out:
+        yield Fault("out", f"{out!r} is no folder's name.", cure)
+        return
+    try:
+        if Path(out).is_file():
+            yield Fault("out", f"{out} is a file.", "Name a folder.")
+    except OSError as cause:  # a name that is too long, a folder that nobody may look into
+        yield Fault("out", f"{out[:80]!r} cannot be a folder ({cause.strerror}).", cure)
 
 
 def _typed(schema: type, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +167,7 @@ def _weights(raw: Mapping[str, Any]) -> Iterator[Fault]:
         return
     if weights == "pretrained":
         yield from _checkpoints(raw.get("model"))
-    elif not (Path(weights) / "config.json").is_file():
+    elif not is_there(Path(weights) / "config.json"):
         cure = "Write random, pretrained, or a folder written by `mmblocks train`."
         yield Fault("weights", f"{weights!r} is not a model saved by mmblocks.", cure)
     else:

@@ -50,16 +50,16 @@ def stage_faults(key: str, stage: Mapping[str, Any], seen: Examination, model: A
 
 
 def _stage_values(key: str, stage: Mapping[str, Any]) -> Iterator[Fault]:
-    numbers = {n: stage[n] for n in ("warmup", "weight_decay", "clip") if accepts(float, stage.get(n))}
+    numbers = {n: stage[n] for n in ("weight_decay", "clip") if accepts(float, stage.get(n))}
     if accepts(float, stage.get("epochs")) and stage["epochs"] <= 0:
         yield Fault(f"{key}.epochs", f"epochs={stage['epochs']} reads nothing.", "Write a number above 0.")
     if stage.get("order", "mixed") != "mixed" and stage.get("batch_size") is None:
         cure = "Write batch_size, or order: mixed."
         yield Fault(f"{key}.order", "samples of like length are put together batch by batch.", cure)
-    if not 0 <= numbers.get("warmup", 0) <= 1:
-        yield Fault(
-            f"{key}.warmup", f"warmup={numbers['warmup']} is not a share of the steps.", "Write a number from 0 to 1."
-        )
+    if accepts(float, stage.get("beta2")) and not 0 <= stage["beta2"] < 1:
+        cure = "Write a number from 0 to below 1, such as 0.999."
+        yield Fault(f"{key}.beta2", f"beta2={stage['beta2']} is no share of what was before.", cure)
+    yield from warmup_fault(key, stage)
     if numbers.get("weight_decay", 0) < 0:
         yield Fault(f"{key}.weight_decay", f"weight_decay={numbers['weight_decay']} is negative.", "Write 0 or more.")
     if stage.get("overlong") == "cut_answer" and stage.get("targets") == "original":
@@ -67,6 +67,13 @@ def _stage_values(key: str, stage: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault(f"{key}.overlong", "targets=original learns more than answers, so their ends cannot be told.", cure)
     if numbers.get("clip", 1) <= 0:
         yield Fault(f"{key}.clip", f"clip={numbers['clip']} would stop every step.", "Write a norm above 0.")
+
+
+def warmup_fault(key: str, given: Mapping[str, Any]) -> Iterator[Fault]:
+    """A warmup that is no share of the steps."""
+    warmup = given.get("warmup", 0)
+    if accepts(float, warmup) and not 0 <= warmup <= 1:
+        yield Fault(f"{key}.warmup", f"warmup={warmup} is not a share of the steps.", "Write a number from 0 to 1.")
 
 
 def _adapters(key: str, train: Any) -> Iterator[Fault]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mmblocks.errors import ConfigError
 from mmblocks.model.spec import PARTS
 from mmblocks.registry import Spec
-from mmblocks.settings import did_you_mean, faults_in, read
+from mmblocks.settings import accepts, did_you_mean, faults_in, read
 
 LEARNERS = (*PARTS, "lora")
 """What a stage can train: the parts of a model, and low-rank adapters on its backbone."""
@@ -292,6 +292,8 @@ def _train_faults(train: Any, where: str) -> list[str]:
     for part, given in train.items():
         inner = given if isinstance(given, Mapping) else {"rate": given}
         faults += faults_in(Lora if part == "lora" else Learning, inner, f"{where}.{part}")
+        if accepts(float, inner.get("weight_decay")) and inner["weight_decay"] < 0:
+            faults.append(f"{where}.{part}.weight_decay={inner['weight_decay']!r} is negative; write 0 or more.")
         if "rate" in inner and not _is_positive(inner["rate"]):
             faults.append(
                 f"{where}.{part}={inner['rate']!r}: a learning rate is a number above 0; leave the part out to freeze it."

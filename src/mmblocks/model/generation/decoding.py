@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from mmblocks.errors import ConfigError
+from mmblocks.settings import fields_of
+
+MOST_NEW = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +26,28 @@ class Decoding:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        faults = [
-            f"max_new_tokens={self.max_new_tokens}; an answer has at least 1" * (self.max_new_tokens < 1),
-            f"temperature={self.temperature}; write 0 for greedy, or more" * (not self.temperature >= 0),
-            f"top_p={self.top_p}; write a share above 0 and up to 1" * (not 0 < self.top_p <= 1),
-            f"top_k={self.top_k}; write 0 for all tokens, or more" * (self.top_k < 0),
-        ]
-        if found := [fault for fault in faults if fault]:
+        found = [reason for s in fields_of(Decoding).values() for reason in s.reasons_against(getattr(self, s.name))]
+        if not found:
+            faults = [
+                f"max_new_tokens={self.max_new_tokens}; an answer has at least 1" * (self.max_new_tokens < 1),
+                f"max_new_tokens={self.max_new_tokens}; write {MOST_NEW} or less" * (self.max_new_tokens > MOST_NEW),
+                f"temperature={self.temperature}; write 0 for greedy, or more, up to 1000"
+                * (not 0 <= self.temperature <= 1000),
+                f"top_p={self.top_p}; write a share above 0 and up to 1" * (not 0 < self.top_p <= 1),
+                f"top_k={self.top_k}; write 0 for all tokens, or more" * (self.top_k < 0),
+                f"seed={self.seed}; write 0 or more" * ((self.seed or 0) < 0),
+            ]
+            found = [fault for fault in faults if fault]
+        if found:
             raise ConfigError(f"decoding: {'; '.join(found)}.")
+
+    def require_room(self, backbone: Any) -> None:
+        """Raise `ConfigError` for answers longer than all that a model takes, before room is made for them."""
+        most = getattr(backbone, "max_tokens", None)
+        if most is not None and self.max_new_tokens > most:
+            raise ConfigError(
+                f"decoding: max_new_tokens={self.max_new_tokens}, but the model takes max_tokens={most} in all; write less."
+            )
 
 
 @dataclass(frozen=True, slots=True)

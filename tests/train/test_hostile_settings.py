@@ -1,0 +1,123 @@
+"""Every setting of every schema of a run, given numbers that mean nothing and values of other types."""
+
+import math
+import typing
+
+import pytest
+
+from mmblocks import conf
+from mmblocks.image_reading import ImageReading, reading_faults
+from mmblocks.settings import fields_of
+from mmblocks.train.check import _check, _composition
+from mmblocks.train.stages import Evaluation, Learning, Lora, Sight, Stage, TrainRun
+
+NEVER = {
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+    "20 digits": 10**20,
+    "-20 digits": -(10**20),
+    "1e308": 1e308,
+    "true": True,
+    "text": "5",
+    "list": [],
+    "mapping": {"a": 1},
+}
+"""What no number of a run can be, but for these."""
+TAKEN = {("1e308", "clip"), ("1e308", "alpha"), ("20 digits", "rate")}
+"""A norm and a factor of any size; a rate so high is stopped by the first loss that is not finite."""
+PERHAPS = {"-1": -1, "0": 0, "1": 1, "1e-300": 1e-300, "none": None, "empty": ""}
+SCHEMAS = {
+    "": TrainRun,
+    "stages.0": Stage,
+    "stages.0.train.projector": Learning,
+    "stages.0.train.lora": Lora,
+    "sight": Sight,
+    "evaluate": Evaluation,
+}
+
+
+def takes_numbers(annotation):
+    return annotation in (int, float) or any(a in (int, float) for a in typing.get_args(annotation))
+
+
+def settings():
+    for where, schema in SCHEMAS.items():
+        for setting in fields_of(schema).values():
+            if takes_numbers(setting.annotation):
+                yield pytest.param(where, setting.name, id=f"{where}.{setting.name}".lstrip("."))
+
+
+@pytest.fixture(scope="module")
+def composed():
+    """A recipe with every schema in it, and the dry build of its model."""
+    raw = conf.compose("tiny/onevision", ["~stages.text.train.backbone", "stages.0.train.projector.rate=1e-3"])
+    raw["stages"][0]["train"]["lora"] = {"rate": 1e-4}
+    raw["evaluate"] = {"every": 5, "tiny": 2, "samples": 3}
+    return raw, _composition(raw)
+
+
+def with_value(raw, where, name, value):
+    def changed(node, words):
+        if not words:
+            return {**node, name: value}
+        if isinstance(node, list):
+            return [changed(one, words[1:]) if str(i) == words[0] else one for i, one in enumerate(node)]
+        return {**node, words[0]: changed(node[words[0]], words[1:])}
+
+    return changed(raw, [word for word in where.split(".") if word])
+
+
+def test_the_recipe_itself_is_without_fault(composed):
+    assert _check(*composed) == []
+
+
+@pytest.mark.parametrize(("where", "name"), settings())
+def test_a_number_that_means_nothing_is_a_fault_that_names_its_key(composed, where, name):
+    raw, seen = composed
+    for called, value in NEVER.items():
+        if (called, name) in TAKEN:
+            continue
+        faults = [str(fault) for fault in _check(with_value(raw, where, name, value), seen)]
+        assert any(name in fault for fault in faults), (called, faults)
+
+
+@pytest.mark.parametrize(("where", "name"), settings())
+def test_small_numbers_and_nothing_are_taken_or_refused_but_end_nothing(composed, where, name):
+    raw, seen = composed
+    for value in PERHAPS.values():
+        assert all(str(fault) for fault in _check(with_value(raw, where, name, value), seen))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("beta2", 1, "beta2=1 is no share"),
+        ("beta2", -0.1, "beta2=-0.1 is no share"),
+        ("epochs", 10**18, "epochs=1000000000000000000 is too large; write 1000000 or less"),
+        ("warmup", math.nan, "warmup=nan is no number to compute with"),
+        ("weight_decay", math.nan, "weight_decay=nan"),
+    ],
+)
+def test_a_stage_says_what_to_write_instead(composed, key, value, says):
+    raw, seen = composed
+    assert says in "\n".join(map(str, _check(with_value(raw, "stages.0", key, value), seen)))
+
+
+@pytest.mark.parametrize("out", ["", " ", "a\0b", "x" * 5000])
+def test_a_run_needs_a_folder_that_can_be_one(composed, out):
+    raw, seen = composed
+    assert [fault.key for fault in _check({**raw, "out": out}, seen)] == ["out"]
+
+
+@pytest.mark.parametrize("setting", [*fields_of(ImageReading).values()], ids=lambda s: s.name)
+def test_how_images_are_read_takes_no_number_that_means_nothing(setting):
+    for value in [math.nan, math.inf, 10**20, -1, 0, "5", [], [math.nan, 1], [0, 10**20], None]:
+        assert reading_faults({setting.name: value}), value
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, 0, -1, 10**20, True, "5", None])
+def test_a_source_has_a_share(composed, weight):
+    raw, seen = composed
+    faults = _check(with_value(raw, "stages.0.data.0", "weight", weight), seen)
+    assert [fault.key for fault in faults] == ["stages.0.data.0.weight"]
