@@ -135,7 +135,7 @@ def read_weights(encoder: str, name: str, fixed: dict[str, Any], checkpoint: str
             return create(encoder, name, fixed, pretrained=True).state_dict()
         from timm.models import load_state_dict
 
-        return load_state_dict(str(_weights_file(encoder, Path(checkpoint))))
+        return load_state_dict(str(_weights_file(encoder, Path(checkpoint))), weights_only=True)
 
 
 def _is_path(checkpoint: str) -> bool:

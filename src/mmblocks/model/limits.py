@@ -9,8 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from mmblocks.errors import MMBlocksError
+from mmblocks.errors import CheckpointError, MMBlocksError
 from mmblocks.model.faults import Fault
+from mmblocks.pretrained import read_tokenizer
 from mmblocks.shapes import Scenario, Size, VisualShape
 
 MAX_HEAD_DIM = 256
@@ -183,11 +184,9 @@ def words_of(source: str) -> int:
     folder = on_this_machine(source, "tokenizer_config.json")
     if folder is None:
         return 0
-    from transformers import AutoTokenizer
-
     try:
-        return len(AutoTokenizer.from_pretrained(folder))
-    except (OSError, ValueError):  # the examination says so
+        return len(read_tokenizer(folder))
+    except CheckpointError:  # the examination says so
         return 0
 
 
