@@ -54,6 +54,9 @@ class Watch:
         self.spent_s = 0.0
         self._last = time.monotonic()
 
+    def begin(self) -> None:
+        self._last = time.monotonic()
+
     def look(self, pid: int) -> None:
         now = time.monotonic()
         self.spent_s += min(now - self._last, 1.0)  # a longer gap is this process having been stopped, not the helper
@@ -208,6 +211,7 @@ class Home:
     def ask(self, request: Mapping[str, Any], content: bytes, watch: Watch) -> tuple[dict[str, Any], bytearray]:
         with self._lock:
             child = self._running()
+            watch.begin()  # starting a helper is none of its work
             try:
                 return child.ask(request, content, watch)
             except BaseException:  # Ctrl-C as well: half an answer in the pipe would be taken for the next one's

@@ -39,6 +39,47 @@ MOST_REPEATS = 10_000
 _REPEATED = ("layers", "n_layer", "depth", "depths", "num_blocks", "experts")
 
 
+_fetches = True
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """While the block runs, what is not on this machine is missing, and no network is asked, in this process."""
+    global _fetches
+    before, _fetches = _fetches, False
+    try:
+        yield
+    finally:
+        _fetches = before
+
+
+def cached_folder(source: str, file: str) -> Path | None:
+    """The folder of a hub id in the hub's cache, where that has `file`; no network is asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(source, file)
+    except HFValidationError:  # it is no hub id either
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _place_of(source: str | Path) -> str:
+    """What transformers is given: the hub id or folder; the hub's cache where nothing is fetched.
+
+    A reader of the hub that is told to use local files only asks the network all the same, for its own header.
+    """
+    source = str(source)
+    if _fetches or Path(source).exists():
+        return source
+    found = [cached_folder(source, name) for name in (CONFIG, "tokenizer_config.json")]
+    folder = next((place for place in found if place is not None), None)
+    if folder is None:
+        raise CheckpointError(f"{source} is not on this machine; fetch it: hf download {source}")
+    return str(folder)
+
+
 def read_config(source: str | Path) -> PreTrainedConfig:
     """The config of a hub id or folder, of a family that transformers has."""
     from transformers import AutoConfig
@@ -51,7 +92,7 @@ def read_config_entries(source: str | Path, kind: Any = None) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
     with reading(source, CONFIG):
-        raw, _ = (kind or PreTrainedConfig).get_config_dict(str(source))
+        raw, _ = (kind or PreTrainedConfig).get_config_dict(_place_of(source))
     _refuse_code(raw, source)
     return raw
 
@@ -70,7 +111,7 @@ def read_preprocessing(source: str | Path) -> dict[str, Any]:
 
     _require_readable(source)
     try:
-        return dict(ImageProcessingMixin.get_image_processor_dict(str(source))[0])
+        return dict(ImageProcessingMixin.get_image_processor_dict(_place_of(source))[0])
     except OSError:
         return {}
 
@@ -82,6 +123,10 @@ def read_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerBas
     tokenizer = read(AutoTokenizer, source, **options)
     with reading(source):
         tokenizer("a")  # one with damaged settings is read, and fails when it is used
+        if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
+            raise CheckpointError(
+                f"{source} holds no vocabulary of a text tokenizer (tokenizer.json); it is not whole."
+            )
     return tokenizer
 
 
@@ -96,7 +141,9 @@ def read_generation_config(folder: str | Path) -> GenerationConfig:
     """What generation_config.json of a folder says."""
     from transformers import GenerationConfig
 
-    return read(GenerationConfig, folder)
+    _require_readable(folder)
+    with reading(folder, "generation_config.json"):
+        return GenerationConfig.from_pretrained(str(folder))
 
 
 def read_model(kind: Any, source: str | Path | None, **options: Any) -> Any:
@@ -115,9 +162,8 @@ def read(kind: Any, source: str | Path | None, needs: str = "", **options: Any) 
     with reading(source or "the model", needs):
         if source is not None:
             _require_readable(source, needs)
-        return kind.from_pretrained(
-            source if source is None else str(source), **{"trust_remote_code": False, **options}
-        )
+        place = source if source is None else _place_of(source)
+        return kind.from_pretrained(place, **{"trust_remote_code": False, **options})
 
 
 def make_model(kind: Any, config: PreTrainedConfig, **options: Any) -> Any:
@@ -219,7 +265,6 @@ def _reason(source: str, file: str, cause: Exception) -> str:
         return f"the checkpoint {source!r} cannot be read: there is no such folder"
     if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "~")):
         return f"{source}{file and f'/{file}'} cannot be read: {said}"
-    return (
-        f"{source} is not on this machine and cannot be fetched. Where there is a network: hf download {source} {file}".rstrip()
-        + f" ({said.partition(chr(10))[0]})"
-    )
+    command = f"hf download {source} {file}".rstrip()
+    first = said.partition("\n")[0]
+    return f"{source} is not on this machine and cannot be fetched. Where there is a network: {command} ({first})"

@@ -24,8 +24,8 @@ from mmblocks.data.files import Slice
 from mmblocks.data.lines import read_lines
 from mmblocks.data.processor import Processor
 from mmblocks.data.video import read_frames, video_shape
-from mmblocks.data.video.home import HOME
 from mmblocks.data.video.guarded import ClipReader
+from mmblocks.data.video.home import HOME
 from mmblocks.errors import ConfigError, DataError
 
 LONG_FRAMES = 60
