@@ -201,9 +201,13 @@ def _readable(key: str, spec: Mapping[str, Any]) -> Iterator[Fault]:
     named = {k: v for k, v in settings.items() if k.endswith(PATHS) and v is not None}
     lost = [(name, one) for name, value in named.items() for one in unmatched(value)]
     yield from (Missing(f"{key}.{n}", f"{one} does not exist.", "Write the path of your data.") for n, one in lost)
-    look = getattr(sources[split(spec)[0]].builder, "lacks", None)
+    builder: Any = sources[split(spec)[0]].builder
+    look = getattr(builder, "lacks", None)
     if look is not None and not lost:
-        yield from (Fault(key, text) for text in look(settings))
+        wrong = look(settings)
+        yield from (Fault(key, text) for text in wrong)
+        if not wrong and hasattr(builder, "missing"):
+            yield from (Missing(key, text) for text in builder.missing(settings))
     if named or look is not None:
         return
     try:
