@@ -242,9 +242,10 @@ def _tower(config: Any) -> Any:
 
     try:
         tower = make_model(AutoModel, deepcopy(config), dtype=torch.float32)
-    except (ValueError, TypeError, ImportError) as cause:
+    except Exception as cause:  # whatever a family raises for a config speaks against it
         raise ConfigError(
-            f"encoder 'hf_vision': transformers' AutoModel builds no vision tower of {config.model_type!r}: {cause}"
+            f"encoder 'hf_vision': transformers' AutoModel builds no vision tower of {config.model_type!r}"
+            f"{f' ({config.name_or_path})' if config.name_or_path else ''}: {type(cause).__name__}: {cause}"
         ) from cause
     vit.share_attention(tower)
     return tower
