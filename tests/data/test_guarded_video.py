@@ -24,8 +24,8 @@ from mmblocks.data.files import Slice
 from mmblocks.data.lines import read_lines
 from mmblocks.data.processor import Processor
 from mmblocks.data.video import read_frames, video_shape
-from mmblocks.data.video.child import HOME
 from mmblocks.data.video.guarded import ClipReader
+from mmblocks.data.video.home import HOME
 from mmblocks.errors import ConfigError, DataError
 
 LONG_FRAMES = 60
@@ -350,7 +350,7 @@ def test_forked_and_spawned_data_workers_read_with_readers_of_their_own(clip, tm
         import numpy as np
         from torch.utils.data import DataLoader
         from mmblocks.data.video import read_frames
-        from mmblocks.data.video.child import HOME
+        from mmblocks.data.video.home import HOME
         from mmblocks.data.video.guarded import ClipReader
 
         class Clips:
@@ -381,7 +381,7 @@ def test_a_reader_ends_when_its_owner_is_killed(clip, tmp_path):
         tmp_path,
         """
         import os, sys, time
-        from mmblocks.data.video.child import HOME
+        from mmblocks.data.video.home import HOME
         from mmblocks.data.video.guarded import ClipReader
         ClipReader().shape(sys.argv[1])
         if os.fork() == 0:  # a forked process holds no end of the pipes open

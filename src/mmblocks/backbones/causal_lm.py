@@ -30,6 +30,7 @@ from mmblocks.compat import cache_keyword
 from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.ops import attention
+from mmblocks.pretrained import make_model, read_config, read_generation_config, read_model
 from mmblocks.versions import warn_outside_tested
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class CausalLM(nn.Module):
             explaining(config.model_type, "cannot be built with these settings"),
             no_init_weights() if on_meta else nullcontext(),
         ):
-            self.lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention.register())
+            self.lm = make_model(AutoModelForCausalLM, config, attn_implementation=attention.register())
         self.lm.tie_weights()
         require_packing(self)
         compute_only_asked(self.lm)
@@ -185,9 +186,8 @@ class CausalLM(nn.Module):
         """Read a transformers checkpoint strictly. Raises `CheckpointError` that lists missing and extra keys."""
         from transformers import AutoModelForCausalLM
 
-        kind: Any = AutoModelForCausalLM
-        with _reading(str(folder)), _bars(self.lm):
-            lm, report = kind.from_pretrained(folder, use_safetensors=True, **_loading(dtype))
+        with _bars(self.lm):
+            lm, report = read_model(AutoModelForCausalLM, folder, use_safetensors=True, **_loading(dtype))
         self._take(lm, report, str(folder))
 
     def load_tensors(
@@ -197,17 +197,15 @@ class CausalLM(nn.Module):
 
         `where` says in errors where the tensors come from.
         """
-        kind: Any = type(self.lm)
+        given = {"config": config, "state_dict": dict(tensors)}
         with _bars(self.lm):
-            lm, report = kind.from_pretrained(None, config=config, state_dict=dict(tensors), **_loading(dtype))
+            lm, report = read_model(type(self.lm), None, **given, **_loading(dtype))
         self._take(lm, report, where)
 
     def take_generation_config(self, folder: Path) -> None:
         """Have the ends and the penalties of a checkpoint's generation_config.json, where it has one."""
-        from transformers import GenerationConfig
-
         if (folder / "generation_config.json").is_file():
-            self.lm.generation_config = savable(GenerationConfig.from_pretrained(folder))
+            self.lm.generation_config = savable(read_generation_config(folder))
 
     def _take(self, lm: Any, report: dict[str, Any], where: str) -> None:
         _require_complete(where, report)
@@ -233,7 +231,7 @@ class CausalLM(nn.Module):
         if family is None and self.checkpoint is None:
             raise ConfigError("backbone 'causal_lm' needs a family with sizes, or a checkpoint to read them from.")
         if family is None:
-            config = AutoConfig.from_pretrained(resolve_source(str(self.checkpoint)))
+            config = read_config(resolve_source(str(self.checkpoint)))
             self._require_sizes(config, str(self.checkpoint))
             return config
         extra: dict[str, Any] = {} if sliding_window is None else {"sliding_window": sliding_window or None}
@@ -268,19 +266,6 @@ def _loading(dtype: torch.dtype | None) -> dict[str, Any]:
         "attn_implementation": attention.register(),
         "output_loading_info": True,
     }
-
-
-@contextmanager
-def _reading(where: str) -> Iterator[None]:
-    """Name the folder in what goes wrong while transformers reads it."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as cause:
-        raise CheckpointError(f"{where}: a weights file cannot be read ({cause}); it is cut or damaged.") from cause
-    except OSError as cause:
-        raise CheckpointError(f"{where}: no whole language model can be read there ({cause}).") from cause
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from mmblocks.batch import Packing, Rows
 from mmblocks.compat import cache_keyword, warnings_not_raised
 from mmblocks.ops import attention
 from mmblocks.ops.choice import REFERENCE, using
+from mmblocks.pretrained import make_model
 from mmblocks.reprs import repr_by_shape
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def reason_against_family(family: str) -> str | None:
 
     config = AutoConfig.for_model(family, num_hidden_layers=2)
     with torch.device("meta"), no_init_weights(), warnings_not_raised():
-        lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention.register())
+        lm = make_model(AutoModelForCausalLM, config, attn_implementation=attention.register())
     return reason_against(lm)
 
 

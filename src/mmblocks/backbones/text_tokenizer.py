@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmblocks.errors import CheckpointError
+from mmblocks.json_files import read_object
+from mmblocks.pretrained import read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,9 +25,7 @@ class StoredChat:
 
 def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The text tokenizer of a hub id or a folder. A folder's processor has the last word on the chat template."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = read_tokenizer(source)
     if (stored := processors_chat(Path(source))) is not None:
         tokenizer.chat_template = stored.jinja
     return tokenizer
@@ -39,10 +38,17 @@ def processors_chat(folder: Path) -> StoredChat | None:
     file that is cut.
     """
     for name in ("processor_config.json", "chat_template.json"):
-        if (folder / name).is_file() and (jinja := _default(_read(folder / name).get("chat_template"))) is not None:
+        if (folder / name).is_file() and (
+            jinja := _default(read_object(folder / name).get("chat_template"))
+        ) is not None:
             return StoredChat(jinja, name)
     file = folder / "chat_template.jinja"
-    return StoredChat(file.read_text(encoding="utf-8"), file.name) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return StoredChat(file.read_text(encoding="utf-8"), file.name)
+    except (OSError, UnicodeDecodeError) as cause:
+        raise CheckpointError(f"{file} cannot be read ({cause}); the file is cut or damaged.") from cause
 
 
 def chat_template_of(tokenizer: Any) -> str | None:
@@ -53,14 +59,7 @@ def chat_template_of(tokenizer: Any) -> str | None:
 def _default(stored: Any) -> str | None:
     """One template, or of several by name the one called default."""
     if isinstance(stored, list):
-        stored = {each["name"]: each["template"] for each in stored}
+        named = [each for each in stored if isinstance(each, Mapping)]
+        stored = {each.get("name"): each.get("template") for each in named if isinstance(each.get("name"), str)}
     found = stored.get("default") if isinstance(stored, Mapping) else stored
     return found if isinstance(found, str) and found else None
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
-        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
-    return found if isinstance(found, Mapping) else {}

@@ -56,7 +56,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. 0: done; 1: it failed; 2: it was asked for something that cannot be. MMBLOCKS_DEBUG=1 traces."""
+    """Run a command. 0: done; 1: it failed; 2: it was asked for something that cannot be; 70: a mistake of mmblocks.
+
+    MMBLOCKS_DEBUG=1 traces.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with log_to_stderr():
@@ -77,9 +80,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mmblocks.versions import missing_dependency
 
         if (line := missing_dependency(error)) is None:
-            raise
+            return _unforeseen(error, arguments)
         print(f"mmblocks: {line}", file=sys.stderr)
         return 1
+    except Exception as error:
+        return _unforeseen(error, arguments)
+
+
+def _unforeseen(error: Exception, arguments: Sequence[str]) -> int:
+    if os.environ.get("MMBLOCKS_DEBUG") == "1":
+        raise error
+    from mmblocks.cli.mistakes import EXIT_CODE, told
+
+    print(told(error, arguments), file=sys.stderr)
+    return EXIT_CODE
 
 
 def _dispatch(arguments: list[str]) -> int:

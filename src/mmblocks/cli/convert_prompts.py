@@ -16,6 +16,7 @@ from mmblocks.model.convert import detect
 from mmblocks.model.convert.chat import PROBES
 from mmblocks.model.convert.probe import QUERIED, load_processor
 from mmblocks.model.onevision import OneVision
+from mmblocks.templates.rendering import render
 
 Talk = list[dict[str, Any]]
 Ids = list[int | None]
@@ -115,6 +116,10 @@ def _of_processor(processor: Any, *, bare: bool) -> Prompter:
 
 
 def _chat(processor: Any, talk: Talk) -> Sequence[int]:
+    # Within limits first: transformers renders it in this process, without any.
+    plain = [{**m, "content": [{"type": p["type"], "text": p.get("text", "")} for p in m["content"]]} for m in talk]
+    if isinstance(jinja := processor.chat_template, str):
+        render(jinja, {"messages": plain, "add_generation_prompt": True}, "its processor's chat template")
     found = processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=True, return_dict=True)
     return list(found["input_ids"][0])
 

@@ -53,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mmblocks.pretrained import nothing_fetched
+
+    with nothing_fetched():
+        return _plan(args)
+
+
+def _plan(args: argparse.Namespace) -> int:
     from mmblocks import conf
 
     media = [word for word in args.words if word.startswith(MEDIA)]

@@ -158,7 +158,11 @@ def _planned(raw: Mapping[str, Any], stage: Stage, question: Question) -> Planne
 
 def _processor(raw: Mapping[str, Any], stage: Stage, seed: int) -> Processor:
     from mmblocks.data.processor import Processor
+    from mmblocks.model.missing import missing_tokenizers
 
+    if missing := missing_tokenizers(raw["model"]):
+        listed = "\n".join(f"  {one}" for one in missing)
+        raise ConfigError(f"texts are measured in tokens, and nothing is fetched for a plan:\n{listed}")
     return Processor.planning(
         raw["model"],
         template=stage.template,

@@ -13,6 +13,7 @@ from mmblocks.compat import warnings_not_raised
 from mmblocks.components import encoders
 from mmblocks.encoders import patches, vit
 from mmblocks.errors import ConfigError
+from mmblocks.pretrained import make_model, read_config, read_preprocessing
 from mmblocks.shapes import Size
 
 
@@ -107,7 +108,7 @@ class HFVision(nn.Module):
         vit.fill_from_transformers("hf_vision", self.tower, self.checkpoint, self._sizes)
 
     def _require_preprocessing(self, checkpoint: str) -> None:
-        stated = _preprocessing(checkpoint)
+        stated = read_preprocessing(checkpoint)
         wrong = [
             f"{setting}={list(here)}, but {key} is {stated[key]}"
             for setting, key, here in (
@@ -201,8 +202,6 @@ def _tried(asked: _Asked) -> tuple[int, tuple[str, ...], str]:
 
 def _config(family: str | None, sizes: dict[str, Any], checkpoint: str | None) -> Any:
     """The config of a vision tower; of a model with a text tower, that of its vision tower."""
-    from transformers import AutoConfig
-
     if family is not None:
         return _steady(_config_of(family, sizes), sizes)
     if checkpoint is None or sizes:
@@ -210,8 +209,7 @@ def _config(family: str | None, sizes: dict[str, Any], checkpoint: str | None) -
             f"encoder 'hf_vision': family=None with checkpoint={checkpoint!r} and sizes={sizes}; write a checkpoint "
             "alone, whose config.json says it all, or family (its model_type) and sizes."
         )
-    with vit.readable("hf_vision", checkpoint):
-        config = AutoConfig.from_pretrained(checkpoint)
+    config = read_config(checkpoint)
     return _steady(getattr(config, "vision_config", config), sizes)
 
 
@@ -243,10 +241,11 @@ def _tower(config: Any) -> Any:
     from transformers import AutoModel
 
     try:
-        tower = AutoModel.from_config(deepcopy(config), dtype=torch.float32)
-    except (ValueError, TypeError, ImportError) as cause:
+        tower = make_model(AutoModel, deepcopy(config), dtype=torch.float32)
+    except Exception as cause:  # whatever a family raises for a config speaks against it
         raise ConfigError(
-            f"encoder 'hf_vision': transformers' AutoModel builds no vision tower of {config.model_type!r}: {cause}"
+            f"encoder 'hf_vision': transformers' AutoModel builds no vision tower of {config.model_type!r}"
+            f"{f' ({config.name_or_path})' if config.name_or_path else ''}: {type(cause).__name__}: {cause}"
         ) from cause
     vit.share_attention(tower)
     return tower
@@ -254,17 +253,6 @@ def _tower(config: Any) -> Any:
 
 def _make_buffers_real(encoder: Any, _: Any) -> None:
     vit.refill_buffers(encoder.tower, next(encoder.parameters()).device, lambda: _tower(encoder._asked.config))
-
-
-def _preprocessing(checkpoint: str) -> dict[str, Any]:
-    """What preprocessor_config.json says; empty where there is none."""
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    try:
-        stated, _ = ImageProcessingMixin.get_image_processor_dict(checkpoint)
-    except OSError:
-        return {}
-    return stated
 
 
 def _floats(values: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -128,6 +128,14 @@ def create(encoder: str, name: str, fixed: dict[str, Any], *, pretrained: bool =
     return model
 
 
+def hub_id(model_name: str, checkpoint: str) -> str | None:
+    """Where the hub keeps timm's weights of a model; None where timm has them elsewhere or not at all."""
+    import timm
+
+    known = timm.get_pretrained_cfg(full_name("timm", model_name, checkpoint))
+    return getattr(known, "hf_hub_id", None)
+
+
 def read_weights(encoder: str, name: str, fixed: dict[str, Any], checkpoint: str) -> dict[str, Tensor]:
     """The tensors of a file or folder, or timm's own weights of a model."""
     with vit.readable(encoder, checkpoint):
@@ -135,7 +143,7 @@ def read_weights(encoder: str, name: str, fixed: dict[str, Any], checkpoint: str
             return create(encoder, name, fixed, pretrained=True).state_dict()
         from timm.models import load_state_dict
 
-        return load_state_dict(str(_weights_file(encoder, Path(checkpoint))))
+        return load_state_dict(str(_weights_file(encoder, Path(checkpoint))), weights_only=True)
 
 
 def _is_path(checkpoint: str) -> bool:

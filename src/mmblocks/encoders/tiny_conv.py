@@ -115,7 +115,9 @@ def _require_stem(
         )
     if min(strides, default=0) < 1 or view_px < 1 or view_px % math.prod(strides):
         faults.append(f"view_px={view_px} cannot be divided by strides={tuple(strides)}")
-    if uneven := [width for width in (*widths[1:], dim) if width % groups]:
+    if groups < 1:
+        faults.append(f"groups={groups} is no number of groups")
+    elif uneven := [width for width in (*widths[1:], dim) if width % groups]:
         faults.append(f"widths {uneven} are not multiples of groups={groups}")
     if heads < 1 or dim % heads:
         faults.append(f"dim={dim} is not a multiple of heads={heads}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmblocks.encoders.patches import as_read
 from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError
 from mmblocks.ops import attention
+from mmblocks.pretrained import read_config_entries, read_model, reading
 from mmblocks.shapes import Size
 
 Layer = int | tuple[int, ...]
@@ -188,8 +189,9 @@ def fill_from_transformers(
     know so.
     """
     _require_same_sizes(name, type(tower).config_class, checkpoint, settings)
-    with _quiet_transformers(), readable(name, checkpoint):
-        loaded, report = type(tower).from_pretrained(
+    with _quiet_transformers():
+        loaded, report = read_model(
+            type(tower),
             checkpoint,
             config=deepcopy(tower.config),
             output_loading_info=True,
@@ -232,12 +234,12 @@ def _shapes(there: Sequence[int], here: Sequence[int]) -> str:
 
 
 def _require_same_sizes(name: str, config_class: Any, checkpoint: str, settings: Mapping[str, Any]) -> None:
-    with readable(name, checkpoint):
-        raw, _ = config_class.get_config_dict(checkpoint)
+    raw = read_config_entries(checkpoint, config_class)
     family = config_class.model_type.removesuffix("_vision_model")
     if str(raw.get("model_type")).replace("-", "_") not in (family, config_class.model_type):
         raise ConfigError(f"encoder {name!r}: {checkpoint} is a {raw.get('model_type')!r} model, not {family!r}.")
-    config = config_class.from_dict(raw.get(config_class.base_config_key, raw))
+    with reading(checkpoint, "config.json"):
+        config = config_class.from_dict(raw.get(config_class.base_config_key, raw))
     wrong = [
         f"{setting}={here}, but {key} is {there}"
         for setting, here in settings.items()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mmblocks.components import ChatTemplate, backbones, encoders, poolings, projectors, templates, tokenizers
 from mmblocks.errors import ConfigError
@@ -95,6 +96,27 @@ def wire_tokenizers(spec: ModelSpec, encoder: Any, projector: Any) -> Router:
         )
 
     return Router(image=tokenizer("image"), multi_image=tokenizer("multi_image"), video=tokenizer("video"))
+
+
+@contextmanager
+def at_most_parameters(most: int) -> Iterator[None]:
+    """While the block runs, a module that is given more parameters than this in all is a `ConfigError`.
+
+    A stored number of blocks may be any number, and building them one by one would not end.
+    """
+    counted = 0
+
+    def count(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal counted
+        counted += 1
+        if counted > most:
+            raise ConfigError(f"the model would have more than {most} parameters; its files hold far fewer tensors.")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def count_parameters(module: nn.Module) -> int:

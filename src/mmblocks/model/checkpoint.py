@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmblocks import __version__
 from mmblocks.components import needs_text
-from mmblocks.errors import CheckpointError
-from mmblocks.model.build import wire, with_dtype
+from mmblocks.errors import CheckpointError, ConfigError
+from mmblocks.json_files import read_object
+from mmblocks.model.build import at_most_parameters, wire, with_dtype
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
+from mmblocks.pretrained import entries, reading, require_countable
 from mmblocks.registry import split
 from mmblocks.storage import SUMS, damage, replaced_whole
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+SPARE, SPARE_AT_LEAST = 20, 2_000
+"""How many more parameters than tensors in its files a model may have while it is built: later blocks, trials of parts."""
+SOURCES = ("checkpoint", "text_tokenizer")
+"""Settings that say where something is read from."""
 WORDS_BESIDE = "./projector"
 """Text tokenizer of a projector that is stored in the model's own folder."""
 
@@ -70,12 +77,12 @@ def load(
 def _read(folder: Path, dtype: torch.dtype, images: Mapping[str, Any]) -> OneVision:
     stored = read_spec(folder)
     spec = replace(stored, images=stored.images.changed(images))
-    own_backbone = at_home(spec, folder)
-    model = wire(own_backbone, backbone_on_meta=True)
+    model = _wired(at_home(spec, folder), folder)
     model.spec = _with_own_words(spec, folder)
     for name in ("encoder", "projector", "marks"):
         load_strictly(getattr(model, name), folder / name / WEIGHTS)
-    model.backbone.load_from(folder / "backbone", dtype)
+    with _speaking_of(folder / "backbone"):
+        model.backbone.load_from(folder / "backbone", dtype)
     return model
 
 
@@ -88,35 +95,105 @@ def _require_undamaged(damaged: list[str]) -> None:
         )
 
 
+def _wired(spec: ModelSpec, folder: Path) -> OneVision:
+    """A model to be filled. Its parts are tried on meta first, so that sizes that are not those of the files take no memory."""
+    with _speaking_of(folder / CONFIG):
+        files = {name: folder / name / WEIGHTS for name in ("encoder", "projector", "marks")}
+        stored = {name: shapes_in(file) for name, file in files.items()}
+        most = SPARE * sum(len(shapes) for shapes in stored.values()) + SPARE_AT_LEAST
+        with torch.device("meta"), at_most_parameters(most):
+            planned = wire(spec)
+        for name, file in files.items():
+            _require_agreement(planned.get_submodule(name), file, stored[name])
+        return wire(spec, backbone_on_meta=True)
+
+
+@contextmanager
+def _speaking_of(path: Path) -> Iterator[None]:
+    """Turn what speaks against a file's settings, and whatever other packages raise of them, into `CheckpointError`."""
+    try:
+        with reading(path):
+            yield
+    except ConfigError as cause:
+        raise CheckpointError(f"{path}: {cause}") from cause
+
+
 def read_spec(folder: Path) -> ModelSpec:
-    """The composition stored in a model's folder."""
+    """The composition stored in a model's folder. Raises `CheckpointError` for a config.json that holds anything else."""
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a model saved by mmblocks: it has no {CONFIG}.")
+    model = read_object(path).get("model")
+    if not isinstance(model, dict):
+        raise CheckpointError(f"{path} holds no model of mmblocks; the file is cut or was not written by mmblocks.")
+    require_countable(model, path)
+    _refuse_outside(model, path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return ModelSpec.of(raw["model"])
-    except (json.JSONDecodeError, KeyError, TypeError) as cause:
+        spec = ModelSpec.of(model)
+        for _, component in spec.slots().values():
+            split(component)
+        return spec
+    except (ConfigError, TypeError, ValueError) as cause:
         raise CheckpointError(
-            f"{path} cannot be read ({cause}); the file is cut or was not written by mmblocks."
+            f"{path} cannot be read; it was changed, or written by another mmblocks:\n{cause}"
         ) from cause
+
+
+def _refuse_outside(model: Mapping[str, Any], path: Path) -> None:
+    """Refuse places on this machine outside of the model's folder: a saved model names hub ids and what it holds."""
+    for key, value in entries(model):
+        away = isinstance(value, str) and (Path(value).is_absolute() or {"..", "~"} & {*Path(value).parts})
+        if key in SOURCES and away:
+            raise CheckpointError(
+                f"{path}: {key}={value!r} is a place outside of the model's folder, which no saved model names; "
+                "write a hub id, or null."
+            )
 
 
 def load_strictly(module: nn.Module, path: Path) -> None:
     """Fill a module from a safetensors file that has exactly its tensors."""
     stored = read_tensors(path)
-    if faults := disagreements(module.state_dict(), stored):
-        raise CheckpointError(f"{path} does not fit the model:\n  " + "\n  ".join(faults))
+    _require_agreement(module, path, stored)
     module.load_state_dict(stored)
+
+
+def _require_agreement(module: nn.Module, path: Path, stored: Mapping[str, Any]) -> None:
+    wanted, found = module.state_dict(), dict(stored)
+    faults = disagreements(wanted, found)
+    faults += [
+        f"type: {name} holds {'whole numbers' if tensor.is_floating_point() else 'fractions'}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].is_floating_point() != tensor.is_floating_point()
+    ]
+    if faults:
+        raise CheckpointError(f"{path} does not fit the model:\n  " + "\n  ".join(faults))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises `CheckpointError` when it is missing or cut."""
+    with _opened(path):
+        return load_file(path)
+
+
+def shapes_in(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file without their values, on meta. Raises `CheckpointError` as `read_tensors` does."""
+    with _opened(path), safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return {
+            name: torch.empty(
+                found.get_shape(), dtype=torch.float32 if "F" in found.get_dtype() else torch.int64, device="meta"
+            )
+            for name, found in slices.items()
+        }
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; the folder is not a whole model.")
     try:
-        return load_file(path)
-    except SafetensorError as cause:
+        yield
+    except Exception as cause:  # of safetensors' own, and of Python's for types and sizes that torch does not have
         raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
 
 
@@ -150,7 +227,7 @@ def _without_folders(value: Any, key: str = "") -> Any:
         return {k: _without_folders(v, k) for k, v in value.items()}
     if isinstance(value, list):
         return [_without_folders(v) for v in value]
-    return None if key in ("checkpoint", "text_tokenizer") and Path(str(value)).is_absolute() else value
+    return None if key in SOURCES and Path(str(value)).is_absolute() else value
 
 
 def _stored(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -160,7 +237,8 @@ def _stored(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
 
 def at_home(spec: ModelSpec, folder: Path) -> ModelSpec:
     """The same model with its language model and text tokenizers read from the folder instead of a hub."""
-    backbone = {**dict(spec.backbone), "checkpoint": str(folder / "backbone")}  # type: ignore[arg-type]
+    name, settings = split(spec.backbone)
+    backbone = {"name": name, **settings, "checkpoint": str(folder / "backbone")}
     has_tokenizer = (folder / "backbone" / "tokenizer_config.json").is_file()
     if has_tokenizer:
         backbone["text_tokenizer"] = str(folder / "backbone")

@@ -26,6 +26,18 @@ class Fault:
         return f"{self.key}: {self.message}" + (f" {self.cure}" if self.cure else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Missing(Fault):
+    """Something that is as it should be and not on this machine; the cure says how to get it.
+
+    fetched: whether a run gets it by itself, from the hub, where there is a network.
+    """
+
+    fetched: bool = False
+
+    __str__ = Fault.__str__
+
+
 def component_faults(key: str, registry: Registry[Any], spec: Any) -> list[Fault]:
     """Every fault of a component's name and settings, each with its own key; nothing is built."""
     kind = registry.kind

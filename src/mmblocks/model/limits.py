@@ -9,8 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from mmblocks.errors import MMBlocksError
-from mmblocks.model.faults import Fault
+from mmblocks.errors import CheckpointError, MMBlocksError
+from mmblocks.model.faults import Fault, Missing
+from mmblocks.pretrained import cached_folder, read_tokenizer
 from mmblocks.shapes import Scenario, Size, VisualShape
 
 MAX_HEAD_DIM = 256
@@ -201,11 +202,9 @@ def words_of(source: str) -> int:
     folder = on_this_machine(source, "tokenizer_config.json")
     if folder is None:
         return 0
-    from transformers import AutoTokenizer
-
     try:
-        return len(AutoTokenizer.from_pretrained(folder))
-    except (OSError, ValueError):  # the examination says so
+        return len(read_tokenizer(folder))
+    except CheckpointError:  # the examination says so
         return 0
 
 
@@ -217,26 +216,17 @@ def local_tokenizer(backbone: Any) -> Path | None:
 
 def on_this_machine(source: str, file: str = "config.json") -> Path | None:
     """The folder of a checkpoint, given as a folder or as a hub id whose `file` is in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
     from mmblocks.backbones.causal_lm import resolve_source
 
     folder = Path(resolve_source(source))
-    if folder.is_dir():
-        return folder
-    try:
-        cached = try_to_load_from_cache(source, file)
-    except HFValidationError:  # it is no hub id either
-        return None
-    return Path(cached).parent if isinstance(cached, str) else None
+    return folder if folder.is_dir() else cached_folder(source, file)
 
 
-def not_here(checkpoint: str) -> Fault:
+def not_here(checkpoint: str) -> Missing:
     """The fault of a backbone whose sizes cannot be read."""
     message = f"its sizes stand in the config.json of {checkpoint!r}, which is not on this machine."
     cure = f"Fetch it (hf download {checkpoint} config.json), name a folder, or write family and sizes as settings."
-    return Fault("model.backbone.checkpoint", message, cure)
+    return Missing("model.backbone.checkpoint", message, cure)
 
 
 def _vocabulary(backbone: Any, text_tokenizer: Any) -> Iterator[Fault]:

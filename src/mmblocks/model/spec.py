@@ -40,7 +40,11 @@ class ModelSpec:
         Models saved before `images` was a setting have none, and get the default.
         """
         tokenizer = raw.get("tokenizer", {})
-        unknown = [s for s in tokenizer if s not in SCENARIOS] if isinstance(tokenizer, Mapping) else []
+        if not isinstance(tokenizer, Mapping):
+            raise ConfigError(
+                f"model.tokenizer is {tokenizer!r}; write a visual tokenizer for each of {', '.join(SCENARIOS)}."
+            )
+        unknown = [s for s in tokenizer if s not in SCENARIOS]
         if unknown:
             raise ConfigError(f"model.tokenizer has no scenario {unknown[0]!r}.{did_you_mean(unknown[0], SCENARIOS)}")
         images = raw.get("images", {})

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mmblocks.components import backbones, encoders, projectors
+from mmblocks.json_files import read_object
 from mmblocks.model import limits, transplant
 from mmblocks.model.build import wire_template, wire_tokenizers
 from mmblocks.model.check import Examination, examine
@@ -82,7 +83,7 @@ def swap(
 def save_swapped(swapped: Swapped, out: Path | str, source: Path | str | None = None) -> Path:
     """Write a swapped model whole or not at all, with the records of this swap and of those before it in swap.json."""
     earlier = Path(source) / RECORD if source is not None else None
-    history = json.loads(earlier.read_text(encoding="utf-8"))["swaps"] if earlier and earlier.is_file() else []
+    history = read_object(earlier).get("swaps", []) if earlier and earlier.is_file() else []
     with replaced_whole(Path(out)) as fresh:
         write_into(swapped.model, fresh)
         record = {"swaps": [*history, dict(swapped.record)]}

@@ -10,6 +10,7 @@ from mmblocks.assets import resolve_source
 from mmblocks.batch import Instructions
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
+from mmblocks.pretrained import read_tokenizer
 from mmblocks.projectors._queries import LearnedQueries, require_counts, require_heads
 from mmblocks.projectors.qformer import TINY
 
@@ -121,9 +122,7 @@ class InstructQFormer(LearnedQueries):
     @cached_property
     def text_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the question; it cuts from the left. Raises `ConfigError` when it writes unknown ids."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(resolve_source(self.tokenizer_source), truncation_side="left")
+        tokenizer = read_tokenizer(resolve_source(self.tokenizer_source), truncation_side="left")
         if len(tokenizer) > self.vocab_size:
             raise ConfigError(
                 f"projector 'instruct_qformer': {self.tokenizer_source} writes {len(tokenizer)} ids and "

@@ -15,7 +15,7 @@ from mmblocks.errors import DataError
 
 MARK = re.compile("\ue000([0-9]+)\ue001")
 Render = Callable[[list[dict[str, Any]], bool], str]
-"""(messages, whether an answer is opened) to text. Raises what a Jinja raises."""
+"""(messages, whether an answer is opened) to text. Raises `Refused` where the Jinja raises."""
 
 
 class Refused(DataError):
@@ -111,7 +111,7 @@ def _listed(render: Render, image: str) -> Iterator[Role]:
 def _tried(render: Render, messages: list[dict[str, Any]]) -> str:
     try:
         return render(messages, False)
-    except Exception:  # a Jinja that takes no lists fails in any way that Python has
+    except DataError:  # a Jinja that takes no lists
         return ""
 
 

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Part, Text
-from mmblocks.errors import ConfigError, DataError, MMBlocksError
+from mmblocks.errors import ConfigError, DataError
 from mmblocks.templates._turns import spans_of, stripped, stripped_apart
-from mmblocks.templates.contents import MARK, Contents, Refused, is_complete, mark
+from mmblocks.templates.contents import MARK, Contents, is_complete, mark
+from mmblocks.templates.rendering import render
 
 ASKED = Message("user", (Text("?"),))
 ANSWERED = Message("assistant", (Text("!"),))
@@ -127,7 +128,7 @@ class TokenizerChat:
     @cached_property
     def _contents(self) -> Contents:
         """How the Jinja takes contents."""
-        return Contents.of(self._rendered, self._tokenizer)
+        return Contents.of(self._render, self._tokenizer)
 
     @cached_property
     def _opening(self) -> str:
@@ -177,16 +178,7 @@ class TokenizerChat:
         return self._contents.with_marks(self._render(self._contents.messages(said), opened), said)
 
     def _render(self, messages: list[dict[str, Any]], opened: bool) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            return self._rendered(messages, opened)
-        except MMBlocksError:
-            raise
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as cause:
-            raise Refused(f"{self._whose} refuses this conversation: {cause}") from cause
-
-    def _rendered(self, messages: list[dict[str, Any]], opened: bool) -> str:
+        """What transformers' `apply_chat_template` writes."""
         tokenizer = self._tokenizer
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigError(
@@ -195,9 +187,10 @@ class TokenizerChat:
             )
         if not messages:
             return ""
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=opened, **(self.arguments or {})
-        )
+        given = dict(self.arguments or {})
+        jinja = tokenizer.get_chat_template(given.pop("chat_template", None), given.get("tools"))
+        names = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": opened}
+        return render(jinja, {**tokenizer.special_tokens_map, **names, **given}, self._whose)
 
 
 def _with_texts(marked: str, parts: Sequence[Part]) -> str:

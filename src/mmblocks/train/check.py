@@ -13,7 +13,7 @@ from mmblocks.data.files import is_there
 from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.model.check import Examination, examine
 from mmblocks.model.checkpoint import read_spec
-from mmblocks.model.faults import Fault, component_faults, resolved
+from mmblocks.model.faults import Fault, Missing, component_faults, resolved
 from mmblocks.model.recompose import reasons_against
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Registry
@@ -169,7 +169,8 @@ def _weights(raw: Mapping[str, Any]) -> Iterator[Fault]:
         yield from _checkpoints(raw.get("model"))
     elif not is_there(Path(weights) / "config.json"):
         cure = "Write random, pretrained, or a folder written by `mmblocks train`."
-        yield Fault("weights", f"{weights!r} is not a model saved by mmblocks.", cure)
+        kind = Fault if Path(weights).exists() else Missing
+        yield kind("weights", f"{weights!r} is not a model saved by mmblocks.", cure)
     else:
         yield from _other_parts(weights, raw.get("model"))
 

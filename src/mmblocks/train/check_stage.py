@@ -14,7 +14,7 @@ from mmblocks.data.patterns import unmatched
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError, DataError, MMBlocksError
 from mmblocks.model.check import Examination
-from mmblocks.model.faults import Fault, component_faults, resolved
+from mmblocks.model.faults import Fault, Missing, component_faults, resolved
 from mmblocks.model.limits import local_tokenizer, template_faults
 from mmblocks.model.spec import PARTS
 from mmblocks.registry import split
@@ -89,7 +89,7 @@ def _adapters(key: str, train: Any) -> Iterator[Fault]:
     packages = {"peft": "train"} | ({"bitsandbytes": "quant"} if given.get("bits") else {})
     for package, extra in packages.items():
         if find_spec(package) is None:
-            yield Fault(key, f"adapters need {package}, which is not installed.", f"pip install 'mmblocks[{extra}]'")
+            yield Missing(key, f"adapters need {package}, which is not installed.", f"pip install 'mmblocks[{extra}]'")
 
 
 def _tokenizer(key: str, tokenizer: Any, seen: Examination, model: Any) -> Iterator[Fault]:
@@ -207,10 +207,14 @@ def _readable(key: str, spec: Mapping[str, Any]) -> Iterator[Fault]:
     settings = resolved(sources, spec)
     named = {k: v for k, v in settings.items() if k.endswith(PATHS) and v is not None}
     lost = [(name, one) for name, value in named.items() for one in unmatched(value)]
-    yield from (Fault(f"{key}.{n}", f"{one} does not exist.", "Write the path of your data.") for n, one in lost)
-    look = getattr(sources[split(spec)[0]].builder, "lacks", None)
+    yield from (Missing(f"{key}.{n}", f"{one} does not exist.", "Write the path of your data.") for n, one in lost)
+    builder: Any = sources[split(spec)[0]].builder
+    look = getattr(builder, "lacks", None)
     if look is not None and not lost:
-        yield from (Fault(key, text) for text in look(settings))
+        wrong = look(settings)
+        yield from (Fault(key, text) for text in wrong)
+        if not wrong and hasattr(builder, "missing"):
+            yield from (Missing(key, text) for text in builder.missing(settings))
     if named or look is not None:
         return
     try:

@@ -58,12 +58,18 @@ class LlavaMixture(Concatenated):
 
     @staticmethod
     def lacks(settings: Mapping[str, Any]) -> list[str]:
-        """What is wrong with the file or missing beside it, told without reading a record."""
-        file = Path(settings["path"])
+        """What is wrong with the file, told without reading a record."""
         try:
-            return _lost(file, datasets_of(file))
+            datasets_of(Path(settings["path"]))
         except (ConfigError, DataError) as fault:
             return [str(fault)]
+        return []
+
+    @staticmethod
+    def missing(settings: Mapping[str, Any]) -> list[str]:
+        """What a file without faults names and is not there."""
+        file = Path(settings["path"])
+        return _lost(file, datasets_of(file))
 
 
 def datasets_of(file: Path) -> list[Dataset]:

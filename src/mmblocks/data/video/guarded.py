@@ -70,22 +70,29 @@ class ClipReader:
         return answer, pixels
 
     def _asked(self, source: Any, indices: list[int] | None, name: str) -> tuple[dict[str, Any], np.ndarray]:
-        from mmblocks.data.video.child import HOME, ReadFailed, Watch  # POSIX only
+        from mmblocks.helper_process import NoAnswer  # POSIX only
 
         request, content = _request(source, indices)
         try:
             try:
-                return HOME.ask(request, content, Watch(self.deadline_s, self.memory_gib * 2**30))
-            except ReadFailed as failure:  # what ended the process may have had nothing to do with the clip
+                return self._answer(request, content)
+            except NoAnswer as failure:  # what ended the process may have had nothing to do with the clip
                 if not failure.again:
                     raise
-            return HOME.ask(request, content, Watch(self.deadline_s, self.memory_gib * 2**30))
-        except ReadFailed as failure:
+            return self._answer(request, content)
+        except NoAnswer as failure:
             where = self._note(source, str(failure))
             raise DataError(
                 f"{name}: {failure}; drop the record, re-encode the clip, or allow more "
                 f"(deadline_s={self.deadline_s:g}, memory_gib={self.memory_gib:g}).{where}"
             ) from failure
+
+    def _answer(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], np.ndarray]:
+        from mmblocks.data.video.home import HOME
+        from mmblocks.helper_process import Watch
+
+        answer, pixels = HOME.ask(request, content, Watch(self.deadline_s, self.memory_gib * 2**30, "reading it"))
+        return answer, np.frombuffer(pixels, dtype=np.uint8)
 
     def _refuse_known(self, source: Any, name: str) -> None:
         place = _place_of(source)

@@ -73,9 +73,9 @@ def export_to_transformers(model: OneVision, folder: Path) -> None:
 
 def raw_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json as it stands; empty when there is none. Raises `CheckpointError` when it is cut."""
-    from mmblocks.model.convert.weights import read_json
+    from mmblocks.pretrained import read_own_config
 
-    return read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return read_own_config(folder) if (folder / "config.json").is_file() else {}
 
 
 def quiet_transformers() -> None:

@@ -18,6 +18,7 @@ from mmblocks.model.convert import raw_config
 from mmblocks.model.convert.jinja import FLATTENED, form_of, jinja_of
 from mmblocks.registry import Spec, split
 from mmblocks.templates.contents import Refused
+from mmblocks.templates.rendering import BeyondLimits
 from mmblocks.templates.span_tokenizer import SpanTokenizer, prompt_spans
 
 log = logging.getLogger(__name__)
@@ -144,9 +145,11 @@ def _followed(folder: Path, tokenizer: Any, stored: StoredChat) -> ChatChoice:
 def _prompt(name: str, tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int | None] | MMBlocksError:
     """The ids of a prompt, None for a visual, or why there is none."""
     template = templates.build(name, text_tokenizer=lambda: tokenizer)
-    try:
+    try:  # a template that had to be stopped is told at once, whatever else might be taken
         spans = prompt_spans(template, Conversation.of(messages).messages)
         to_ids = SpanTokenizer(tokenizer, template)
+    except BeyondLimits:
+        raise
     except MMBlocksError as cause:
         return cause
     ids: list[int | None] = []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from mmblocks.errors import ConfigError
+from mmblocks.pretrained import reading
 
 if TYPE_CHECKING:
     import torch
@@ -58,17 +62,33 @@ class Door(Protocol):
         ...
 
 
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Name the checkpoint in every error about it: settings that make no sense fail in any way that Python has."""
+    try:
+        with reading(folder):
+            yield
+    except ConfigError as cause:
+        if str(folder) in str(cause):
+            raise
+        raise ConfigError(f"{folder}: {cause}") from cause
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """A door made of functions. `run` is left out where the layout's own code is not here."""
 
     about: str
     reads: Callable[[Path], bool]
-    import_: Callable[..., Any]
+    read: Callable[..., Any]
     reasons_against_export: Callable[[OneVision], list[str]]
     export: Callable[..., Path]
     run: Callable[[Path, torch.dtype], Runner] | None = None
     clips: bool = True
+
+    def import_(self, folder: Path, *, dtype: torch.dtype, template: str | None = None) -> tuple[OneVision, Matched]:
+        with naming(folder):
+            return self.read(folder, dtype=dtype, template=template)
 
     @property
     def runs(self) -> bool:

@@ -18,8 +18,9 @@ from mmblocks.model.convert.export_text import finish_config, finish_tokenizer, 
 from mmblocks.model.convert.hf_towers import TOWERS, tower_config, tower_of
 from mmblocks.model.convert.jinja import jinja_of
 from mmblocks.model.convert.keys import HUB, to_theirs
-from mmblocks.model.convert.weights import INDEX, LM_HEAD
+from mmblocks.model.convert.weights import LM_HEAD
 from mmblocks.model.onevision import OneVision
+from mmblocks.pretrained import INDEX
 from mmblocks.projectors.mlp import MLP
 from mmblocks.storage import replaced_whole
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmblocks.model.convert.weights import read_json
+from mmblocks.json_files import read_object
 from mmblocks.model.generation.decoding import Stop
 
 PADDING_SIDE = "left"
@@ -30,7 +30,7 @@ def finish_tokenizer(model: Any, folder: Path) -> None:
     """
     tokenizer = model.backbone.text_tokenizer
     path = folder / "tokenizer_config.json"
-    config = {key: value for key, value in read_json(path).items() if key not in OF_A_READING}
+    config = {key: value for key, value in read_object(path).items() if key not in OF_A_READING}
     config["padding_side"] = PADDING_SIDE
     config["tokenizer_class"] = CLASSES.get(config["tokenizer_class"], config["tokenizer_class"])
     if config.get("pad_token") is None and (padding := _padding(model)) is not None:
@@ -47,7 +47,7 @@ def finish_tokenizer(model: Any, folder: Path) -> None:
 def finish_config(folder: Path) -> None:
     """Say the rotary settings of the text model in the words of transformers 4 too."""
     path = folder / "config.json"
-    config = read_json(path)
+    config = read_object(path)
     config["text_config"] |= older_rope(config["text_config"].get("rope_parameters") or {})
     _write_json(path, config)
 

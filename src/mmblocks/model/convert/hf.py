@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mmblocks.errors import CheckpointError
+from mmblocks.json_files import read_object
 from mmblocks.model.convert import DOORS, door_of, keys, raw_config
 from mmblocks.model.convert.chat import ChatChoice, chat_of
 from mmblocks.model.convert.door import Layout, Runner
@@ -25,9 +26,10 @@ from mmblocks.model.convert.text import (
     tokenizer_of,
     tokenizer_reasons,
 )
-from mmblocks.model.convert.weights import Matched, read_json, read_weights
+from mmblocks.model.convert.weights import Matched, read_weights
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
+from mmblocks.pretrained import read_own_config
 
 BICUBIC = 3
 ImageSettings = Mapping[str, Any]
@@ -99,7 +101,7 @@ def import_hf(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> OneV
 def import_hf_with_report(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> tuple[OneVision, Matched]:
     """`import_hf`, and how each tensor was accounted for."""
     folder = Path(folder)
-    model_type = read_json(folder / "config.json").get("model_type")
+    model_type = read_own_config(folder).get("model_type")
     families = [name for name, module in DOORS.items() if module.startswith("hf_")]
     if model_type not in families:
         raise CheckpointError(f"{folder} holds a {model_type!r} model; {', '.join(families)} are read.")
@@ -124,7 +126,7 @@ def read_config(folder: Path, model_type: str) -> Any:
     """The checkpoint's config as transformers understands it; its text config says whether embeddings are tied."""
     from transformers import CONFIG_MAPPING
 
-    raw = read_json(folder / "config.json")
+    raw = read_own_config(folder)
     if raw.get("model_type") != model_type:
         raise CheckpointError(f"{folder} holds a {raw.get('model_type')!r} model, not {model_type!r}.")
     try:
@@ -185,7 +187,7 @@ def image_settings(folder: Path) -> ImageSettings:
     """What the checkpoint's image processor does, from either of the files that transformers has kept it in."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
-            found = read_json(folder / name)
+            found = read_object(folder / name)
             image = found.get("image_processor", found)
             if "image_mean" in image:
                 return image

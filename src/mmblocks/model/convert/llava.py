@@ -15,13 +15,14 @@ from torch import Tensor
 
 from mmblocks.model.convert import keys, original_projectors, original_towers, raw_config
 from mmblocks.model.convert.chat import chat_of
-from mmblocks.model.convert.door import Layout
+from mmblocks.model.convert.door import Layout, naming
 from mmblocks.model.convert.original_config import reasons_against, spec_of, text_config
 from mmblocks.model.convert.original_export import export_original, reasons_against_export
 from mmblocks.model.convert.pickled import read_pickled_folder
 from mmblocks.model.convert.text import assembled, refuse, tokenizer_of
-from mmblocks.model.convert.weights import INDEX, SINGLE, Matched, read_json, read_weights
+from mmblocks.model.convert.weights import SINGLE, Matched, read_weights
 from mmblocks.model.onevision import OneVision
+from mmblocks.pretrained import INDEX, read_own_config
 
 __all__ = ["DOOR", "export_original", "import_original", "import_original_with_report", "reads"]
 
@@ -40,7 +41,7 @@ def import_original_with_report(
     folder: Path | str, *, dtype: torch.dtype = torch.float32, template: str | None = None
 ) -> tuple[OneVision, Matched]:
     """`import_original`, and how each tensor was accounted for. template: one in place of the checkpoint's own."""
-    with _config_of_its_time():
+    with _config_of_its_time(), naming(Path(folder)):
         model, found = _imported(Path(folder), dtype, template)
         if model.backbone.tokenizer_source is not None:
             assert model.backbone.text_tokenizer  # read once and kept, here, where its warnings are known
@@ -48,7 +49,7 @@ def import_original_with_report(
 
 
 def _imported(folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, Matched]:
-    config = read_json(folder / "config.json")
+    config = read_own_config(Path(folder))
     refuse(folder, reasons_against(config))
     stored = _weights(folder)
     tower = original_towers.named_tower(str(config.get("mm_vision_tower")), folder)

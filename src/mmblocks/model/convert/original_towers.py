@@ -12,8 +12,9 @@ from torch import Tensor
 from mmblocks.components import encoders
 from mmblocks.encoders.vit import CONFIG_KEYS
 from mmblocks.errors import CheckpointError, ConfigError
+from mmblocks.json_files import read_object
 from mmblocks.model.convert.keys import BLOCK
-from mmblocks.model.convert.weights import read_json
+from mmblocks.pretrained import read_config_entries
 from mmblocks.registry import Spec
 
 PREFIX = "model.vision_tower.vision_tower."
@@ -74,17 +75,15 @@ def named_tower(name: str, folder: Path) -> Tower:
     """
     local = next((place for place in (folder / name, Path(name)) if (place / "config.json").is_file()), None)
     if local is not None:
-        return _of_config(read_json(local / "config.json"), str(local.resolve()))
+        return _of_config(read_object(local / "config.json"), str(local.resolve()))
     known = known_towers()
     return known[name] if name in known else _of_config(_fetched(name, folder), name)
 
 
 def _fetched(name: str, folder: Path) -> dict[str, Any]:
-    from transformers import PreTrainedConfig
-
     try:
-        return PreTrainedConfig.get_config_dict(name)[0]
-    except (OSError, ValueError) as cause:
+        return read_config_entries(name)
+    except CheckpointError as cause:
         raise ConfigError(
             f"{folder}: mm_vision_tower is {name!r}, neither a local folder with a config.json nor a hub id that can "
             f"be reached nor one of {', '.join(sorted(known_towers()))}; put the tower's folder there or write its path."

@@ -16,6 +16,7 @@ from mmblocks.batch import IGNORE, Batch, Instructions, Packing
 from mmblocks.components import needs_text
 from mmblocks.errors import CheckpointError
 from mmblocks.model.onevision import OneVision
+from mmblocks.pretrained import read_model, read_processor
 from mmblocks.reprs import repr_by_shape
 from mmblocks.shapes import RoutedPlan, Size, VisualPlan, VisualShape
 
@@ -113,8 +114,7 @@ def load_transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A checkpoint in transformers' own class. Raises `CheckpointError` where keys differ."""
     from transformers import AutoModelForImageTextToText
 
-    kind: Any = AutoModelForImageTextToText
-    theirs, report = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    theirs, report = read_model(AutoModelForImageTextToText, folder, dtype=dtype, output_loading_info=True)
     troubles = ("missing_keys", "unexpected_keys", "mismatched_keys")
     if faults := [f"{name}: {', '.join(sorted(map(str, report[name])))}" for name in troubles if report.get(name)]:
         raise CheckpointError(f"transformers does not load {folder} whole.\n  " + "\n  ".join(faults))
@@ -122,10 +122,8 @@ def load_transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def load_processor(folder: Path) -> Any:
-    """A checkpoint's own processor. Raises what transformers raises where there is none."""
-    from transformers import AutoProcessor
-
-    return AutoProcessor.from_pretrained(folder)
+    """A checkpoint's own processor. Raises `CheckpointError` where there is none."""
+    return read_processor(folder)
 
 
 @torch.no_grad()

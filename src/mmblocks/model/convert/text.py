@@ -13,13 +13,14 @@ from torch import Tensor
 
 from mmblocks.backbones.text_tokenizer import read_text_tokenizer
 from mmblocks.errors import CheckpointError, ConfigError
+from mmblocks.json_files import read_object
 from mmblocks.model import limits
 from mmblocks.model.build import wire
 from mmblocks.model.check import Examination, examine
 from mmblocks.model.convert import raw_config
 from mmblocks.model.convert.chat import ENDS, ChatChoice
 from mmblocks.model.convert.keys import Table
-from mmblocks.model.convert.weights import Matched, load_matched, matched, read_json
+from mmblocks.model.convert.weights import Matched, load_matched, matched
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 
@@ -73,7 +74,7 @@ def tokenizer_reasons(
 def stored_generation(folder: Path) -> dict[str, Any]:
     """A checkpoint's own generation settings, as far as they are read."""
     path = folder / "generation_config.json"
-    found = read_json(path) if path.is_file() else {}
+    found = read_object(path) if path.is_file() else {}
     return {key: found[key] for key in GENERATION if found.get(key) is not None}
 
 

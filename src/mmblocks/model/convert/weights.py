@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,10 +18,10 @@ from mmblocks.model.build import with_dtype
 from mmblocks.model.checkpoint import disagreements
 from mmblocks.model.convert.keys import Table, to_ours, to_theirs, why_unused
 from mmblocks.model.onevision import OneVision
+from mmblocks.pretrained import INDEX, shards_of
 from mmblocks.reprs import repr_by_shape
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 LM_HEAD = "backbone.lm.lm_head.weight"
 EMBEDDINGS = "backbone.lm.model.embed_tokens.weight"
 
@@ -103,29 +102,13 @@ def _opened(path: Path) -> Iterator[Any]:
 def _files(folder: Path) -> list[str]:
     index = folder / INDEX
     if index.is_file():
-        shards = set(read_json(index).get("weight_map", {}).values())
-        if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
-            raise CheckpointError(f"{folder}: {INDEX} names files that are missing: {', '.join(missing)}.")
-        return sorted(shards)
+        return shards_of(index)
     if (folder / SINGLE).is_file():
         return [SINGLE]
     pickled = sorted(path.name for path in folder.glob("*.bin"))
     if pickled:
         raise CheckpointError(f"{folder} holds pickled weights ({', '.join(pickled)}); only safetensors are read.")
     raise CheckpointError(f"{folder} holds no weights: there is neither {SINGLE} nor {INDEX}.")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A json object from a file. Raises `CheckpointError` when it is missing or cut."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; the folder is not a whole checkpoint.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
-        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds {type(found).__name__}, not an object of settings.")
-    return found
 
 
 def matched(

@@ -1,0 +1,294 @@
+"""A process that works for this one and may be ended: started when first needed, ended when it fails and at exit, left at
+a fork. Both sides of it; what it works on is the business of who asks (`Home.ask`) and who answers (`serve`).
+
+A message is the lengths of its two parts (`LENGTHS`), a JSON object, and raw bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing.util import Finalize
+from typing import IO, Any, BinaryIO
+
+from mmblocks.errors import MachineError
+
+LENGTHS = struct.Struct("<IQ")
+"""Bytes of the JSON object, bytes of what follows it."""
+Answer = tuple[Mapping[str, Any], Any]
+"""A JSON object, and bytes that come with it."""
+START_S = 120.0  # to import what it needs, on a busy machine from a slow disk
+_GRACE_S = 10.0  # beyond the deadline, after which a helper without an owner ends itself
+_WATCH_MS = 20
+_PIPE_BYTES = 1 << 20
+# The same sys.path as here, as multiprocessing's spawned processes have it; Ctrl-C is for the parent from the start on.
+_START = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = sys.argv[1:]; "
+    "from {module} import main; main()"
+)
+
+
+class NoAnswer(Exception):
+    """The helper gave no answer and was ended: it hung, died or grew. Whoever asks turns it into an error of its own."""
+
+    def __init__(self, reason: str, *, again: bool) -> None:
+        super().__init__(reason)
+        self.again = again  # whether a new process might do better
+
+
+class Watch:
+    """How long an answer may take and how much memory the process may hold meanwhile. doing: its work, as errors call it."""
+
+    def __init__(self, deadline_s: float, memory_bytes: float, doing: str) -> None:
+        self.deadline_s, self.memory_bytes, self.doing = deadline_s, memory_bytes, doing
+        self.spent_s = 0.0
+        self._last = time.monotonic()
+
+    def begin(self) -> None:
+        self._last = time.monotonic()
+
+    def look(self, pid: int) -> None:
+        now = time.monotonic()
+        self.spent_s += min(now - self._last, 1.0)  # a longer gap is this process having been stopped, not the helper
+        self._last = now
+        if self.spent_s > self.deadline_s:
+            raise NoAnswer(f"{self.doing} took longer than {self.deadline_s:g} s", again=False)
+        if resident_bytes(pid) > self.memory_bytes:
+            raise self.too_big()
+
+    def too_big(self) -> NoAnswer:
+        limit = f"{self.memory_bytes / 2**30:g} GiB"
+        return NoAnswer(f"{self.doing} took more than {limit} of memory, after {self.spent_s:.1f} s", again=True)
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process holds; 0 where /proc does not tell (macOS), or for a process that is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123 (looked at fifty times per second)
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+class Child:
+    """A helper process and the two ends of its pipes. work: what it does, as errors call it."""
+
+    def __init__(self, module: str, work: str) -> None:
+        command = [sys.executable, "-P", "-c", _START.format(module=module), *sys.path]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._requests, self._answers = _pipe(self.process.stdin), _pipe(self.process.stdout)
+        try:
+            self._receive(Watch(START_S, float("inf"), "starting"))
+        except NoAnswer as cause:
+            self.end(at_once=True)
+            raise MachineError(
+                f"the process that {work} did not start ({cause}): {sys.executable} must be able to import "
+                "mmblocks; what it printed stands above."
+            ) from cause
+
+    def ask(self, request: Mapping[str, Any], content: bytes, watch: Watch) -> tuple[dict[str, Any], bytearray]:
+        """The helper's answer and the bytes that came with it. Raises `NoAnswer`."""
+        header = json.dumps({**request, "alarm_s": watch.deadline_s + _GRACE_S}).encode()
+        self._write(LENGTHS.pack(len(header), len(content)) + header + content, watch)
+        answer, content_of_answer = self._receive(watch)
+        if "memory" in answer:
+            raise watch.too_big()
+        return answer, content_of_answer
+
+    def end(self, *, at_once: bool) -> None:
+        """Close the pipes, which ends an idle helper, and reap it; a busy one is killed."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        if not at_once and self._is_gone(after_s=1.0):
+            return
+        self.process.kill()
+        # What a dead network drive holds cannot be killed; Popen reaps it later.
+        self._is_gone(after_s=5.0)
+
+    def leave(self) -> None:
+        """In a forked process: close the ends that it has inherited. The helper belongs to the parent."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self.process.poll()  # notes that this is no child of ours
+
+    def _is_gone(self, after_s: float) -> bool:
+        try:
+            self.process.wait(after_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _write(self, data: bytes, watch: Watch) -> None:
+        left = memoryview(data)
+        while len(left):
+            self._await(self._requests, select.POLLOUT, watch)
+            try:
+                left = left[os.write(self._requests, left) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                raise self._died(watch) from None
+
+    def _receive(self, watch: Watch) -> tuple[dict[str, Any], bytearray]:
+        header_bytes, content_bytes = LENGTHS.unpack(self._read(LENGTHS.size, watch))
+        header = json.loads(self._read(header_bytes, watch))
+        watch.look(self.process.pid)  # the whole answer is in its memory now
+        return header, self._read(content_bytes, watch)
+
+    def _read(self, num_bytes: int, watch: Watch) -> bytearray:
+        data = bytearray(num_bytes)
+        left = memoryview(data)
+        while len(left):
+            self._await(self._answers, select.POLLIN, watch)
+            try:
+                num_read = os.readv(self._answers, [left])
+            except BlockingIOError:
+                continue
+            if num_read == 0:
+                raise self._died(watch)
+            left = left[num_read:]
+        return data
+
+    def _await(self, pipe: int, event: int, watch: Watch) -> None:
+        poll = select.poll()
+        poll.register(pipe, event)
+        while not poll.poll(_WATCH_MS):
+            watch.look(self.process.pid)
+
+    def _died(self, watch: Watch) -> NoAnswer:
+        self._is_gone(after_s=5.0)
+        how = _how(self.process.returncode)
+        return NoAnswer(f"the process {watch.doing} {how} after {watch.spent_s:.1f} s", again=True)
+
+
+def _pipe(pipe: IO[bytes] | None) -> int:
+    assert pipe is not None
+    os.set_blocking(pipe.fileno(), False)
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with suppress(OSError):  # the user's pipes may be limited to less
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return pipe.fileno()
+
+
+def _how(returncode: int | None) -> str:
+    if returncode is None:
+        return "closed its pipe"
+    if returncode >= 0:
+        return f"ended with exit code {returncode}"
+    return f"was ended by {signal.Signals(-returncode).name}"
+
+
+class Home:
+    """Where a process keeps its one helper for some work. One question at a time; threads wait for each other.
+
+    module: what the helper runs, by its function `main`, which calls `serve`.
+    """
+
+    def __init__(self, module: str, work: str) -> None:
+        self._module, self._work = module, work
+        self._lock = threading.Lock()
+        self._child: Child | None = None
+        self._at_exit: Finalize | None = None
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the helper that runs, if any."""
+        return None if self._child is None else self._child.process.pid
+
+    def ask(self, request: Mapping[str, Any], content: bytes, watch: Watch) -> tuple[dict[str, Any], bytearray]:
+        with self._lock:
+            child = self._running()
+            watch.begin()  # starting a helper is none of its work
+            try:
+                return child.ask(request, content, watch)
+            except BaseException:  # Ctrl-C as well: half an answer in the pipe would be taken for the next one's
+                self._child = None
+                child.end(at_once=True)
+                raise
+
+    def _running(self) -> Child:
+        if self._child is not None and self._child.process.poll() is not None:  # died while nobody asked
+            self._child.end(at_once=True)
+            self._child = None
+        if self._child is None:
+            self._child = Child(self._module, self._work)
+            # Not atexit: a data worker ends without it.
+            self._at_exit = self._at_exit or Finalize(None, self.close, exitpriority=10)
+        return self._child
+
+    def close(self) -> None:
+        """End the helper; the next question starts a new one."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.end(at_once=False)
+
+    def _after_fork(self) -> None:
+        child, self._child = self._child, None
+        self._lock, self._at_exit = threading.Lock(), None
+        if child is not None:
+            child.leave()
+
+
+# In the helper ------------------------------------------------------------------------------------------------------
+
+
+def serve(answer: Callable[[dict[str, Any], bytes], Answer]) -> None:
+    """Answer requests on standard input, on standard output, until that ends. A `MemoryError` is told to who asks."""
+    # Whoever started this process decides when it ends.
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    with suppress(BrokenPipeError):  # nobody is left to read the answer
+        requests, answers = _private_pipes()
+        _send(answers, {"ready": True})
+        while (received := _received(requests)) is not None:
+            request, content = received
+            # Outlives no owner: killed in the middle of its work, it leaves nobody else to notice that this one hangs.
+            signal.setitimer(signal.ITIMER_REAL, request["alarm_s"])
+            try:
+                found = answer(request, content)
+            except MemoryError:
+                found = {"memory": True}, b""
+            _send(answers, *found)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """The pipes, out of reach of libraries that print: what those write to standard output goes to standard error."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _received(requests: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    lengths = requests.read(LENGTHS.size)
+    if len(lengths) < LENGTHS.size:
+        return None
+    header_bytes, content_bytes = LENGTHS.unpack(lengths)
+    header, content = requests.read(header_bytes), requests.read(content_bytes)
+    return None if len(content) < content_bytes else (json.loads(header), content)
+
+
+def _send(answers: BinaryIO, header: Mapping[str, Any], content: Any = b"") -> None:
+    text = json.dumps(header).encode()
+    size = memoryview(content).nbytes
+    answers.write(LENGTHS.pack(len(text), size) + text)
+    if size:
+        answers.write(content)
+    answers.flush()

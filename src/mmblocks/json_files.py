@@ -1,0 +1,42 @@
+"""JSON files that somebody else may have written or cut: an object, or an error that names the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmblocks.errors import CheckpointError
+
+DEEPEST = 100
+"""Levels of a nest; what walks through settings would overflow beyond a thousand."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A json object from a file of a checkpoint.
+
+    Raises `CheckpointError` when it is missing, a folder, cut, not UTF-8, nested too deeply, or holds anything else.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "is missing"
+        raise CheckpointError(f"{path} {what}; the folder is not a whole checkpoint.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as cause:
+        raise CheckpointError(f"{path} cannot be read: it is nested too deeply to be a file of settings.") from cause
+    except (OSError, ValueError) as cause:  # JSONDecodeError, UnicodeDecodeError, whole numbers of thousands of digits
+        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds {type(found).__name__}, not an object of settings.")
+    if _is_deep(found):
+        raise CheckpointError(f"{path} is nested more than {DEEPEST} levels deep, which no file of settings is.")
+    return found
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        if not (level := [each for values in inner for each in values]):
+            return False
+    return True

@@ -1,0 +1,270 @@
+"""The one door to transformers' readers of checkpoints: what they read is data, and no code of a checkpoint is run.
+
+transformers runs Python files that a checkpoint brings (`auto_map`) if it is allowed to, and asks at the terminal where
+nobody said; here it is told no. A checkpoint of a family that transformers has is read by transformers' own code,
+whatever its `auto_map` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmblocks.errors import CheckpointError, MMBlocksError
+from mmblocks.json_files import read_object
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+CONFIG = "config.json"
+SETTINGS = (
+    CONFIG,
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "adapter_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+)
+"""Files of a checkpoint that transformers reads as objects of settings."""
+INDEX = "model.safetensors.index.json"
+ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
+"""Settings in which transformers takes the hub's name of a kernel, which is code."""
+MOST_REPEATS = 10_000
+"""Layers, blocks or experts that a model may have: a config that says more would fill the memory before it is refused."""
+_REPEATED = ("layers", "n_layer", "depth", "depths", "num_blocks", "experts")
+
+
+_fetches = True
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """While the block runs, what is not on this machine is missing, and no network is asked, in this process."""
+    global _fetches
+    before, _fetches = _fetches, False
+    try:
+        yield
+    finally:
+        _fetches = before
+
+
+def cached_folder(source: str, file: str) -> Path | None:
+    """The folder of a hub id in the hub's cache, where that has `file`; no network is asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(source, file)
+    except HFValidationError:  # it is no hub id either
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _place_of(source: str | Path) -> str:
+    """What transformers is given: the hub id or folder; the hub's cache where nothing is fetched.
+
+    A reader of the hub that is told to use local files only asks the network all the same, for its own header.
+    """
+    source = str(source)
+    if _fetches or Path(source).exists():
+        return source
+    found = [cached_folder(source, name) for name in (CONFIG, "tokenizer_config.json")]
+    folder = next((place for place in found if place is not None), None)
+    if folder is None:
+        raise CheckpointError(f"{source} is not on this machine; fetch it: hf download {source}")
+    return str(folder)
+
+
+def read_config(source: str | Path) -> PreTrainedConfig:
+    """The config of a hub id or folder, of a family that transformers has."""
+    from transformers import AutoConfig
+
+    return read(AutoConfig, source, needs=CONFIG)
+
+
+def read_config_entries(source: str | Path, kind: Any = None) -> dict[str, Any]:
+    """The config.json of a hub id or folder as it stands. `kind` is a config class with file names of its own."""
+    from transformers import PreTrainedConfig
+
+    with reading(source, CONFIG):
+        raw, _ = (kind or PreTrainedConfig).get_config_dict(_place_of(source))
+    _refuse_code(raw, source)
+    return raw
+
+
+def read_own_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a local folder as it stands. Raises `CheckpointError` where there is none, and as `read` does."""
+    raw = read_object(folder / CONFIG)
+    require_countable(raw, folder / CONFIG)
+    _refuse_code(raw, folder / CONFIG)
+    return raw
+
+
+def read_preprocessing(source: str | Path) -> dict[str, Any]:
+    """What preprocessor_config.json of a hub id or folder says; empty where there is none."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    _require_readable(source)
+    try:
+        return dict(ImageProcessingMixin.get_image_processor_dict(_place_of(source))[0])
+    except OSError:
+        return {}
+
+
+def read_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+    """The text tokenizer of a hub id or folder."""
+    from transformers import AutoTokenizer
+
+    tokenizer = read(AutoTokenizer, source, **options)
+    with reading(source):
+        tokenizer("a")  # one with damaged settings is read, and fails when it is used
+        if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
+            raise CheckpointError(
+                f"{source} holds no vocabulary of a text tokenizer (tokenizer.json); it is not whole."
+            )
+    return tokenizer
+
+
+def read_processor(folder: str | Path) -> Any:
+    """The processor of a folder."""
+    from transformers import AutoProcessor
+
+    return read(AutoProcessor, folder)
+
+
+def read_generation_config(folder: str | Path) -> GenerationConfig:
+    """What generation_config.json of a folder says."""
+    from transformers import GenerationConfig
+
+    _require_readable(folder)
+    with reading(folder, "generation_config.json"):
+        return GenerationConfig.from_pretrained(str(folder))
+
+
+def read_model(kind: Any, source: str | Path | None, **options: Any) -> Any:
+    """A model of transformers with the weights of a hub id or folder; `kind` is its class, or one of the Auto classes.
+
+    `source` is None where the weights are given (`state_dict`).
+    """
+    return read(kind, source, needs=CONFIG, trust_remote_code=False, **options)
+
+
+def read(kind: Any, source: str | Path | None, needs: str = "", **options: Any) -> Any:
+    """`kind.from_pretrained(source)`, which runs no code of the checkpoint and fails with `CheckpointError` only.
+
+    needs: a file that a local folder must have.
+    """
+    with reading(source or "the model", needs):
+        if source is not None:
+            _require_readable(source, needs)
+        place = source if source is None else _place_of(source)
+        return kind.from_pretrained(place, **{"trust_remote_code": False, **options})
+
+
+def make_model(kind: Any, config: PreTrainedConfig, **options: Any) -> Any:
+    """A model of transformers as a config says, with random weights. `kind` is one of the Auto classes."""
+    return kind.from_config(config, trust_remote_code=False, **options)
+
+
+def require_countable(raw: Any, where: object) -> None:
+    """Refuse settings that ask for more layers than any model has, before anybody counts them.
+
+    Raises `CheckpointError`, also for a nest too deep to be looked at.
+    """
+    for key, value in entries(raw):
+        numbers = value if isinstance(value, list) else [value]
+        if key.endswith(_REPEATED) and any(isinstance(n, int | float) and n > MOST_REPEATS for n in numbers):
+            raise CheckpointError(f"{where}: {key}={value}; no model has more than {MOST_REPEATS} of these.")
+
+
+def entries(raw: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value of a nest, the inner ones too."""
+    waiting = [raw]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            yield from ((str(k), v) for k, v in value.items())
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
+# What a folder may say ----------------------------------------------------------------------------------------------
+
+
+def _require_readable(source: str | Path, needs: str = "") -> None:
+    """Name the file of a local folder that is missing, or is no object of settings; a hub id is transformers' matter."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    if needs:
+        read_object(folder / needs)
+    for name in SETTINGS:
+        if (folder / name).exists():
+            read_own_config(folder) if name == CONFIG else read_object(folder / name)
+    if (folder / INDEX).exists():
+        shards_of(folder / INDEX)
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index of weights names, all beside it. Raises `CheckpointError` for anything else."""
+    names = read_object(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index} says no file for each tensor (weight_map); it is cut or damaged.")
+    shards = sorted(set(names.values()))
+    if away := [name for name in shards if Path(name).name != name]:
+        raise CheckpointError(f"{index} names files outside of its folder: {', '.join(away)}.")
+    if missing := [name for name in shards if not (index.parent / name).is_file()]:
+        raise CheckpointError(f"{index.parent}: {index.name} names files that are missing: {', '.join(missing)}.")
+    return shards
+
+
+def _refuse_code(raw: Mapping[str, Any], where: object) -> None:
+    """Refuse a config that names a kernel of the hub as its attention: transformers would fetch it and run it."""
+    for key, value in entries(raw):
+        named = value.values() if isinstance(value, Mapping) else [value]
+        if key in ATTENTION and any(isinstance(name, str) and "/" in name for name in named):
+            raise CheckpointError(
+                f"{where}: {key}={value!r} names code on the hub, and mmblocks runs no code of a checkpoint; "
+                "remove the entry."
+            )
+
+
+# What goes wrong ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(source: object, file: str = "") -> Iterator[None]:
+    """Turn whatever other packages raise about a checkpoint into `CheckpointError` that names it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except MMBlocksError:
+        raise
+    except SafetensorError as cause:
+        raise CheckpointError(f"{source}: a weights file cannot be read ({cause}); it is cut or damaged.") from cause
+    except Exception as cause:  # a foreign file may fail in any way that transformers, tokenizers and Python have
+        raise CheckpointError(_reason(str(source), file, cause)) from cause
+
+
+def _reason(source: str, file: str, cause: Exception) -> str:
+    said = f"{type(cause).__name__}: {cause}" if not isinstance(cause, OSError | ValueError) else str(cause)
+    if "trust_remote_code" in said:
+        return (
+            f"{source} needs Python code of its own to be read (auto_map), and mmblocks runs no code of a checkpoint. "
+            "Take a checkpoint of a family that transformers itself has, or a transformers that has this one "
+            "(pip install --upgrade transformers)."
+        )
+    if Path(source).is_absolute() and not Path(source).exists():
+        return f"the checkpoint {source!r} cannot be read: there is no such folder"
+    if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "~")):
+        return f"{source}{file and f'/{file}'} cannot be read: {said}"
+    command = f"hf download {source} {file}".rstrip()
+    first = said.partition("\n")[0]
+    return f"{source} is not on this machine and cannot be fetched. Where there is a network: {command} ({first})"
