@@ -12,24 +12,30 @@ DEEPEST = 100
 """Levels of a nest; what walks through settings would overflow beyond a thousand."""
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A json object from a file of a checkpoint.
+def read_object(path: Path, cure: str | None = None) -> dict[str, Any]:
+    """A json object from a file of a checkpoint, or of another folder of ours; `cure` says what to do without it.
 
     Raises `CheckpointError` when it is missing, a folder, cut, not UTF-8, nested too deeply, or holds anything else.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is missing"
-        raise CheckpointError(f"{path} {what}; the folder is not a whole checkpoint.")
+        raise CheckpointError(f"{path} {what}; {cure or 'the folder is not a whole checkpoint.'}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as cause:
-        raise CheckpointError(f"{path} cannot be read: it is nested too deeply to be a file of settings.") from cause
+        raise CheckpointError(
+            f"{path} cannot be read: it is nested too deeply to be a file of settings; {cure or 'fetch it again.'}"
+        ) from cause
     except (OSError, ValueError) as cause:  # JSONDecodeError, UnicodeDecodeError, whole numbers of thousands of digits
-        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
+        raise CheckpointError(f"{path} cannot be read ({cause}); {cure or 'the file is cut or damaged.'}") from cause
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds {type(found).__name__}, not an object of settings.")
+        raise CheckpointError(
+            f"{path} holds {type(found).__name__}, not an object of settings; {cure or 'fetch it again.'}"
+        )
     if _is_deep(found):
-        raise CheckpointError(f"{path} is nested more than {DEEPEST} levels deep, which no file of settings is.")
+        raise CheckpointError(
+            f"{path} is nested more than {DEEPEST} levels deep, which no file of settings is; {cure or 'fetch it again.'}"
+        )
     return found
 
 

@@ -78,17 +78,6 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
     flush(path.parent)
 
 
-def read_json(path: Path, cure: str) -> dict[str, Any]:
-    """The object in a JSON file of ours. Raises `CheckpointError` that names the file and the cure where it is no such."""
-    try:
-        found = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as cause:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise CheckpointError(f"{path} cannot be read ({cause}); {cure}") from cause
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no JSON object; {cure}")
-    return found
-
-
 def flush(folder: Path) -> None:
     """Have the names in a folder on disk."""
     handle = os.open(folder, os.O_RDONLY)

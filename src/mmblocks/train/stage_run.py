@@ -18,9 +18,10 @@ from mmblocks.data.broken import note_broken
 from mmblocks.data.overlong import note_cut
 from mmblocks.data.planning.cost import Cost
 from mmblocks.errors import CheckpointError
+from mmblocks.json_files import read_object
 from mmblocks.model.check import Examination
 from mmblocks.model.onevision import OneVision
-from mmblocks.storage import read_json, write_json
+from mmblocks.storage import write_json
 from mmblocks.train.batches import Made, StageBatches, from_step
 from mmblocks.train.distributed import World
 from mmblocks.train.ema import EMA
@@ -331,7 +332,7 @@ class StageRun:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return read_json(path, "delete it; the next measurement is the best then.") if path.is_file() else None
+    return read_object(path, "delete it; the next measurement is the best then.") if path.is_file() else None
 
 
 def hash_of(*numbers: int) -> int:

@@ -29,13 +29,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from mmblocks.errors import CheckpointError
+from mmblocks.json_files import read_object
 from mmblocks.storage import (
     PART,
     SUMS,
     damage,
     disk_faults,
     flush,
-    read_json,
     remove_unfinished,
     seal,
     sums,
@@ -82,7 +82,7 @@ def claim(out: Path, recipe: dict[str, Any], *, resume: bool) -> Place:
 
 
 def _read_run(written: Path) -> dict[str, Any]:
-    return read_json(
+    return read_object(
         written,
         "if this command has the settings of the run that began here, delete the file and start again; otherwise choose "
         "another folder (out=...), or begin anew with resume=false.",
@@ -98,7 +98,7 @@ def places(out: Path) -> list[Place]:
 def notes_of(out: Path, place: Place) -> dict[str, Any]:
     """What was noted beside a state; nothing at the beginning of a run."""
     file = out / STATE / place.folder / PLACE
-    return read_json(file, way_back(out, place)) if file.is_file() else {}
+    return read_object(file, way_back(out, place)) if file.is_file() else {}
 
 
 def way_back(out: Path, place: Place) -> str:

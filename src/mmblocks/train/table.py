@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmblocks.json_files import read_object
 from mmblocks.model.check import require
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.model.trainable import LORA, adapters, learnable, train_only
-from mmblocks.storage import read_json, write_json
+from mmblocks.storage import write_json
 from mmblocks.train.optim import learners
 from mmblocks.train.quantized import Quantized
 from mmblocks.train.stages import Lora, Stage, read_run
@@ -138,5 +139,5 @@ def _line(cells: Iterable[str], widths: Sequence[int]) -> str:
 def write_table(out: Path, stage: str, rows: Sequence[Row]) -> None:
     """Keep a stage's table in `out`/trains.json, beside those of other stages."""
     file = out / FILE
-    kept = read_json(file, "delete it; the run writes it anew.") if file.is_file() else {}
+    kept = read_object(file, "delete it; the run writes it anew.") if file.is_file() else {}
     write_json(file, {**kept, stage: [asdict(row) for row in rows]})
