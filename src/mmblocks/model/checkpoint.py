@@ -64,7 +64,8 @@ def load(
 ) -> OneVision:
     """Read a model saved by `save`, every tensor of it or none. Raises `CheckpointError` that lists what disagrees.
 
-    Where the folder has SHA256SUMS, its files must be as they were written. images: settings of `ImageReading` instead of the stored ones, such as {"alpha": "drop"}.
+    Where the folder has SHA256SUMS, its files must be as they were written. images: settings of `ImageReading` instead of
+    the stored ones, such as {"alpha": "drop"}.
     """
     folder = Path(folder)
     with ThreadPoolExecutor(1) as beside:  # hashing takes as long as reading, and leaves this thread alone
@@ -90,8 +91,7 @@ def _require_undamaged(damaged: list[str]) -> None:
     if damaged:
         raise CheckpointError(
             "\n".join(damaged)
-            + f"\nCopy or fetch the folder again. If you have changed a file yourself, delete its line "
-            f"in {SUMS}."
+            + f"\nCopy or fetch the folder again. If you have changed a file yourself, delete its line in {SUMS}."
         )
 
 
