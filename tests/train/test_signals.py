@@ -84,6 +84,40 @@ def test_two_processes_stop_at_one_step_whichever_was_asked(
     assert all((once[name] - whole[name]).abs().max() < 1e-5 for name in whole)  # sums over processes: order
 
 
+def sent_before(module, name, call=1):
+    """A patch for `trained`: SIGTERM comes when the process is about to call `module.name` for the `call`th time."""
+
+    def patch(rank):
+        real, calls = getattr(module, name), []
+
+        def counted(*arguments, **settings):
+            calls.append(1)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*arguments, **settings)
+
+        setattr(module, name, counted)
+
+    return patch
+
+
+MOMENTS = {
+    "while records are looked at": sent_before(stage_run, "shared_data"),
+    "in the middle of a save": sent_before(state, "_put_in_place"),
+    "while a stage's model is written": sent_before(stage_run, "save_stage"),
+    "between two stages": sent_before(loop, "begin_stage"),
+    "before the second stage": sent_before(loop, "StageRun", 2),
+    "while the last model is copied": sent_before(loop, "replaced_whole"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_outside_of_the_steps_loses_nothing(recipe, tmp_path, trained, undisturbed, weights, same, moment):
+    assert trained(recipe, patch=MOMENTS[moment]) == [STOPPED]
+    assert same(weights(run(recipe)), weights(undisturbed(recipe) / "model"))
+    assert metrics(tmp_path / "run") == metrics(undisturbed(recipe))
+
+
 def waits_for_data(step, marker):
     """A patch for `trained`: the data of a step never come; `marker` is there when they are waited for."""
 
