@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -40,9 +40,10 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
         try:
             _write(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
             yield
-            _write(file, "")
         finally:
             _HELD.discard(path)
+            with suppress(OSError):  # its folder may be gone
+                _write(file, "")
 
 
 def _refusal(folder: Path, holder: str) -> str:

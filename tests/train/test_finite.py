@@ -193,7 +193,7 @@ LOWER = {"projector": 1e-4, "backbone": {"rate": 1e-4, "weight_decay": 0.0}}
 
 def stored(out, tmp_path):
     """Every tensor of the only state of a run, by name."""
-    (state,) = (out / "state").iterdir()
+    (state,) = (path for path in (out / "state").iterdir() if path.is_dir())
     dcp_to_torch_save(FileSystemReader(state).path, tmp_path / "state.pt")
     return dict(flat(torch.load(tmp_path / "state.pt", weights_only=False)))
 
