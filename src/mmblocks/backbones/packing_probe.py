@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LENGTHS = (2, 3)
 FAILS = "does not run on packed embeddings"
+_FIT: set[str] = set()
+"""Configs whose layers fit each other."""
 
 
 @torch.no_grad()
@@ -45,7 +47,10 @@ def require_packing(backbone: CausalLM) -> None:
 
 
 def _require_shapes(backbone: CausalLM, parameter: Tensor) -> None:
-    """What no tensor of numbers is needed for: that one layer's output fits into the next."""
+    """What no tensor of numbers is needed for: that one layer's output fits into the next. Tried once for a config."""
+    tried = f"{type(backbone.lm)} {backbone.config.to_json_string(use_diff=False)}"
+    if tried in _FIT:
+        return
     x = torch.empty(sum(LENGTHS), backbone.dim, device="meta", dtype=parameter.dtype)
     with _evaluating(backbone.lm), _first_layers(backbone.config), explaining(backbone.config.model_type, FAILS):
         for run in (lambda: backbone.logits(_run(backbone, x, LENGTHS)), lambda: _own_logits(backbone.lm, x)):
@@ -55,6 +60,7 @@ def _require_shapes(backbone: CausalLM, parameter: Tensor) -> None:
                 if isinstance(cause, NotImplementedError) or "meta" in str(cause):
                     continue  # a family that looks at numbers, as experts are chosen by them: the real model will show
                 raise
+    _FIT.add(tried)
 
 
 @contextmanager
