@@ -17,7 +17,7 @@ from mmblocks.lock import locked
 from mmblocks.model.check import Examination
 from mmblocks.model.checkpoint import load, save
 from mmblocks.model.convert import export_to_transformers
-from mmblocks.storage import disk_faults, replaced_whole, sums_of
+from mmblocks.storage import damage, disk_faults, replaced_whole, sums_of
 from mmblocks.train.check import require_run
 from mmblocks.train.distributed import World, joined
 from mmblocks.train.handover import starting_model
@@ -150,13 +150,13 @@ class Training:
         save(model, folder)
 
     def _finish(self) -> Path:
-        last = self.folder(self.stages[-1])
-        if not sums_of(self.out / "model") == sums_of(last) != {}:
-            with replaced_whole(self.out / "model") as fresh:
+        last, model = self.folder(self.stages[-1]), self.out / "model"
+        if sums_of(model) != sums_of(last) or damage(model):
+            with replaced_whole(model) as fresh:
                 shutil.copytree(last, fresh, dirs_exist_ok=True)
         if self.settings.export is not None:
             export_to_transformers(load(self.out / "model"), self.out / self.settings.export)
-        return self.out / "model"
+        return model
 
 
 def _identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
