@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from mmblocks.registry import Registry
+from mmblocks.room import dry_build
 from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
 
 if TYPE_CHECKING:
@@ -193,13 +194,15 @@ class Storable(Protocol):
     def load_from(self, folder: Path) -> None: ...
 
 
-encoders: Registry[Any] = Registry("encoder", "mmblocks.encoders")
-projectors: Registry[Any] = Registry("projector", "mmblocks.projectors", wired=("in_dim", "out_dim", "grid"))
+encoders: Registry[Any] = Registry("encoder", "mmblocks.encoders", before=dry_build)
+projectors: Registry[Any] = Registry(
+    "projector", "mmblocks.projectors", wired=("in_dim", "out_dim", "grid"), before=dry_build
+)
 poolings: Registry[Any] = Registry("pooling", "mmblocks.poolings")
 tokenizers: Registry[Any] = Registry(
     "tokenizer", "mmblocks.tokenizers", wired=("view_px", "grid", "spatial", "squash", "pooling")
 )
-backbones: Registry[Any] = Registry("backbone", "mmblocks.backbones")
+backbones: Registry[Any] = Registry("backbone", "mmblocks.backbones", before=dry_build)
 templates: Registry[Any] = Registry("template", "mmblocks.templates", wired=("text_tokenizer",))
 
 REGISTRIES: dict[str, Registry[Any]] = {

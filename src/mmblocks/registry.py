@@ -19,8 +19,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mmblocks.errors import ConfigError, UnknownComponentError
-from mmblocks.settings import REQUIRED, Setting, accepts, did_you_mean, fitted
+from mmblocks.errors import ConfigError, MMBlocksError, UnknownComponentError
+from mmblocks.settings import REQUIRED, Setting, accepts, did_you_mean, fitted, shown
 
 T = TypeVar("T")
 Spec = str | Mapping[str, Any]
@@ -69,12 +69,21 @@ class Registry(Generic[T]):
     """Components of one kind by name.
 
     `wired` are constructor arguments that the composition supplies (sizes of neighbours); they never are settings.
+    `before` is called with a component's name and its making before it is made, and may refuse it.
     """
 
-    def __init__(self, kind: str, package: str, *, wired: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        *,
+        wired: tuple[str, ...] = (),
+        before: Callable[[str, Callable[[], T]], None] | None = None,
+    ) -> None:
         self.kind = kind
         self.package = package
         self.wired = wired
+        self.before = before
         self._entries: dict[str, Entry[T]] = {}
 
     @property
@@ -188,14 +197,29 @@ class Registry(Generic[T]):
             return [str(nameless)]
 
     def build(self, spec: Spec, /, **arguments: Any) -> T:
-        """Build from a name or {"name": ..., settings}. Wired arguments that the component does not declare are dropped."""
+        """Build from a name or {"name": ..., settings}. Wired arguments that the component does not declare are dropped.
+
+        Raises `ConfigError`, also for what a constructor fails on without a word of its own.
+        """
         name, settings = split(spec)
         entry = self[name]
         offered = {k: v for k, v in arguments.items() if k in self.wired}
         settings = {**entry.settings, **settings, **{k: v for k, v in arguments.items() if k not in self.wired}}
         self._refuse(name, self.reasons_against({"name": name, **settings}))
         settings = {s.name: fitted(s.annotation, settings[s.name]) for s in self.schema(name) if s.name in settings}
-        return entry.builder(**settings, **{k: v for k, v in offered.items() if k in self.wants(name)})
+        wired = {k: v for k, v in offered.items() if k in self.wants(name)}
+        whose = f"{self.kind} {name!r}"
+        try:
+            if self.before is not None:
+                self.before(whose, lambda: entry.builder(**settings, **wired))
+            return entry.builder(**settings, **wired)
+        except MMBlocksError:
+            raise
+        except Exception as cause:  # torch, transformers and timm have no common error for sizes that cannot be
+            given = ", ".join(f"{k}={shown(v)}" for k, v in settings.items()) or "its defaults"
+            raise ConfigError(
+                f"{whose} cannot be built with {given}: {type(cause).__name__}: {cause}; change the setting this names."
+            ) from cause
 
     def _faults(self, entry: Entry[T], settings: Mapping[str, Any], whose: str) -> list[str]:
         known = {s.name: s for s in self.schema(entry.name)}

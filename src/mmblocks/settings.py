@@ -57,11 +57,11 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 _SIDE, _WIDTH, _TIMES = 65_536, 1_048_576, 10**12
 MOST: Mapping[str, float] = {
     **dict.fromkeys(("depth", "blocks", "mlp_depth"), 512),
-    **dict.fromkeys(("dim", "mlp_dim", "channels", "widths"), _WIDTH),
+    **dict.fromkeys(("dim", "mlp_dim", "channels", "widths", "splits"), _WIDTH),
     **dict.fromkeys(("heads", "kv_heads", "head_dim", "groups", "prefix_tokens", "registers", "points"), 16_384),
     **dict.fromkeys(("mlp_ratio", "ff_mult", "expansion", "factor", "cross_every"), 256),
     **dict.fromkeys(("queries", "tokens", "max_text_tokens"), _SIDE),
-    **dict.fromkeys(("rows", "columns", "windows", "splits", "scales", "stride", "strides", "fast_stride"), 1024),
+    **dict.fromkeys(("rows", "columns", "windows", "scales", "stride", "strides", "fast_stride"), 1024),
     **dict.fromkeys(("image_px", "view_px", "side_px", "trained_px", "patch_px", "pinpoints"), _SIDE),
     **dict.fromkeys(("max_tiles", "min_tiles", "side_tiles"), 256),
     **dict.fromkeys(("max_frames", "fps", "frames_fps", "turns"), 100_000),
@@ -74,9 +74,21 @@ MOST: Mapping[str, float] = {
     "rate": 1e30,
     "weight_decay": 1000,
     "rank": _SIDE,
+    "rope_theta": 1e12,
+    **dict.fromkeys(("dropout", "ratio_lower", "ratio_upper", "norm_eps"), 1),
+    **dict.fromkeys(("pixel_mean", "pixel_std"), 256),
 }
 """The largest value of a setting by its name, which means the same in every schema. It is far beyond what is of use, so that
 a digit too many is told before it takes all memory or all time. Other whole numbers have the 64 bits of torch's."""
+
+LEAST: Mapping[str, float] = {
+    **dict.fromkeys(("dim", "mlp_dim", "widths", "splits", "mlp_ratio", "ff_mult", "vocab_size"), 1),
+    **dict.fromkeys(("heads", "kv_heads", "head_dim", "groups", "points"), 1),
+    **dict.fromkeys(("image_px", "view_px", "side_px", "trained_px", "patch_px"), 1),
+    **dict.fromkeys(("dropout", "ratio_lower", "ratio_upper", "depth", "blocks", "sliding_window"), 0),
+    "pixel_std": 1e-6,
+}
+"""The smallest value of a setting by its name, for those that count or measure something."""
 
 
 def number_fault(name: str, value: Any) -> tuple[str, str] | None:
@@ -90,6 +102,9 @@ def number_fault(name: str, value: Any) -> tuple[str, str] | None:
     most = MOST.get(name, 2**63 - 1 if isinstance(value, int) else math.inf)
     if abs(value) > most:
         return f"{name}={shown(value)} is too large", f"Write {most} or less."
+    least = LEAST.get(name, -math.inf)
+    if value < least:
+        return f"{name}={shown(value)} is too small", f"Write {least} or more."
     return None
 
 

@@ -222,3 +222,30 @@ def test_every_component_says_what_it_is_compared_with(kind):
     own = [name for name in registry if registry.about(name).module.startswith("mmblocks.")]
     assert [name for name in own if not registry[name].oracle] == []
     assert [name for name in own if not registry[name].source] == []
+
+
+@pytest.mark.parametrize(
+    "cause", [ZeroDivisionError("division by zero"), TypeError("no"), MemoryError(), OSError("gone")]
+)
+def test_whatever_a_constructor_fails_on_is_an_error_that_names_its_settings(lamps, cause):
+    def fails(socket: str, watts: int):
+        raise cause
+
+    add(lamps, "broken", fails)
+    with pytest.raises(
+        ConfigError, match=rf"lamp 'broken' cannot be built with watts=7: {type(cause).__name__}"
+    ) as shown:
+        lamps.build({"name": "broken", "watts": 7}, socket="E27")
+    assert shown.value.__cause__ is cause
+
+
+def test_an_error_of_ours_is_passed_on_as_it_is(lamps):
+    refusal = ConfigError("lamp 'broken': watts=7; write 5.")
+
+    def fails(socket: str, watts: int):
+        raise refusal
+
+    add(lamps, "broken", fails)
+    with pytest.raises(ConfigError) as shown:
+        lamps.build({"name": "broken", "watts": 7}, socket="E27")
+    assert shown.value is refusal

@@ -1,6 +1,8 @@
 """A budget is known before any weight is read, and says what really happens."""
 
 import json
+import math
+import time
 
 import pytest
 import torch
@@ -207,3 +209,65 @@ def test_media_are_written_width_by_height(word, shape):
 def test_other_words_are_refused_with_an_example(word):
     with pytest.raises(ConfigError, match=r"image=WIDTHxHEIGHT|numbers such as|longer than 0"):
         visual_shape(word)
+
+
+HOSTILE_WORDS = [
+    "image=0x0",
+    "image=-1x5",
+    "image=nanxnan",
+    "image=infx5",
+    "image=999999999x999999999",
+    f"image={'9' * 5000}x1",
+    "video=1x1@1e9s",
+    "video=1x1@1000000000s",
+    "video=1x1@nans",
+    "video=1x1@-1s",
+    f"video=1x1@{'9' * 400}s",
+    "video=1x1@5s@0fps",
+    "video=1x1@5s@999999999999fps",
+    f"video=1x1@5s@{'9' * 400}fps",
+]
+
+
+@pytest.mark.parametrize("word", HOSTILE_WORDS, ids=lambda word: word[:30])
+def test_what_is_no_picture_or_clip_is_refused_in_a_line(word):
+    with pytest.raises(ConfigError) as refused:
+        visual_shape(word)
+    assert word[:20] in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "word", ["image=1000000x1", "image=1000000x1000000", "video=1x1@30000000s", "video=9x9@.001s@.001fps"]
+)
+def test_the_largest_and_thinnest_media_are_planned_at_once(tiny_spec, word):
+    started = time.process_time()
+    budget = plan(tiny_spec, [visual_shape(word)])
+    assert 0 < budget.visual_tokens < budget.max_tokens
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        VisualShape("image", Size(0, 5)),
+        VisualShape("image", Size(-1, 5)),
+        VisualShape("image", Size(math.nan, 5)),  # type: ignore[arg-type]
+        VisualShape("image", Size(5, 10**20)),
+        VisualShape("video", Size(5, 5), 0),
+        VisualShape("video", Size(5, 5), 10**20),
+        VisualShape("video", Size(5, 5), 9, math.nan),
+        VisualShape("video", Size(5, 5), 9, 0.0),
+        VisualShape("video", Size(5, 5), 9, math.inf),
+    ],
+    ids=str,
+)
+def test_shapes_that_cannot_be_are_refused_before_they_are_planned(tiny_spec, shape):
+    with pytest.raises(ConfigError, match=r"each side has|a clip"):
+        plan(tiny_spec, [shape])
+
+
+@pytest.mark.parametrize("text_tokens", [-1, 10**20, math.nan, True, "5", None])
+def test_text_has_a_number_of_tokens(tiny_spec, text_tokens):
+    with pytest.raises(ConfigError, match="text_tokens="):
+        plan(tiny_spec, [], text_tokens=text_tokens)

@@ -288,3 +288,14 @@ def test_check_and_wiring_agree_for_every_tokenizer_in_every_scenario(name, tiny
         spec = ModelSpec.of(changed(tiny_spec, f"tokenizer.{scenario}", tiny(tokenizers, name)))
 
         assert (faults(spec) == []) == can_be_wired(spec), scenario
+
+
+def test_a_model_that_the_machine_cannot_hold_is_refused_with_the_size_of_each_part(tiny_spec):
+    large = {"name": "qwen2_tiny", "vocab_size": 2**24, "dim": 2**14, "heads": 128, "kv_heads": 128, "depth": 24}
+    assert faults({**tiny_spec, "backbone": large, "template": "chatml"}) == []  # another machine may hold it
+    started = time.process_time()
+    with pytest.raises(
+        ConfigError, match=r"memory of this machine, [\d,.]+ GB: encoder 0.0 GB, .*backbone 1,[\d,.]+ GB"
+    ):
+        build({**tiny_spec, "backbone": large, "template": "chatml"})
+    assert time.process_time() - started < 5

@@ -99,3 +99,123 @@ def test_a_thousand_random_settings_of_each_family_are_refused_or_work_and_the_c
     child = subprocess.run(command, input=json.dumps([drawn, BUILT]), capture_output=True, text=True)
     assert child.returncode == 0, child.stderr[-2000:]
     assert child.stdout.split() == [str(DRAWS)] * len(families)
+
+
+# Encoders -----------------------------------------------------------------------------------------------------------
+
+ENCODER_CHILD = """
+import json, sys
+import torch
+from mmblocks.components import encoders
+from mmblocks.errors import MMBlocksError
+from mmblocks.model.check import _try_encoder
+torch.set_num_threads(1)
+for spec in json.load(sys.stdin):
+    print(json.dumps(spec), file=sys.stderr, flush=True)  # the last one is what ended the process
+    with torch.device("meta"):
+        found = [str(fault) for fault in _try_encoder("model.encoder", spec).faults]
+    try:
+        encoder = encoders.build(spec).eval()
+    except MMBlocksError as refused:
+        assert found, f"not said by the check: {refused}"
+        print("refused")
+        continue
+    assert not found, found
+    with torch.no_grad():
+        seen = encoder(torch.zeros(1, 3, *encoder.view_px))
+    assert seen.shape == (1, *encoder.grid, encoder.dim), seen.shape
+    print("works")
+"""
+ENCODERS = 120
+OF_VITS = ("vit", "mlcd_vision_model", "dinov2", "siglip_vision_model", "clip_vision_model", "deit")
+OF_STAGES = ("swin", "convnext", "resnet", "dinov3_convnext")
+UNUSUAL = [
+    {"num_channels": 1},
+    {"num_channels": 0},
+    {"hidden_act": "unheard_of"},
+    {"layer_norm_eps": float("nan")},
+    {"hidden_dropout_prob": 2.0},
+    {"attention_probs_dropout_prob": -1},
+    {"num_register_tokens": 10**9},
+    {"window_size": 0},
+    {"num_hidden_layers": 10**20},
+    {"depths": [10**9]},
+]
+
+
+def seldom(draw, usual, unusual):
+    """Mostly what works, so that a spec has one or two oddities and not ten."""
+    return draw.choice(unusual) if draw.random() < 0.12 else draw.choice(usual)
+
+
+def any_tower(draw):
+    """A tower of transformers, its grid as it should be for most."""
+    family = draw.choice([*OF_VITS, *OF_VITS, *OF_STAGES])
+    side = seldom(draw, [16, 32, 48], [0, -1, 1, 10**6, 65_537, [32, 16], "32"])
+    patch = seldom(draw, [8, 16], [0, -1, 7, 64, 2**20, None])
+    sizes = {
+        "image_size": side,
+        "patch_size": patch,
+        "hidden_size": seldom(draw, [8, 16], [0, -2, 1, 10**9]),
+        "num_hidden_layers": seldom(draw, [1, 2, 3], [0, -1, 10**9]),
+        "num_attention_heads": seldom(draw, [1, 2, 4], [0, -1, 3, 48]),
+        "intermediate_size": seldom(draw, [1, 16], [0, -1]),
+    }
+    if family in OF_STAGES:
+        width = "embed_dim" if family == "swin" else "hidden_sizes"
+        sizes = {
+            "depths": seldom(draw, [[1, 1, 1, 1]], [[], [0], [1], [10**9]]),
+            width: seldom(draw, [12 if family == "swin" else [4, 8, 16, 16]], [0, [], [0], [4]]),
+        }
+    if draw.random() < 0.12:
+        sizes |= draw.choice(UNUSUAL)
+    image_px = seldom(draw, [side if isinstance(side, int) else 32], [0, -1, 31, 10**20])
+    cells = max(1, image_px // (patch if isinstance(patch, int) and patch > 0 and family in OF_VITS else 32))
+    return {
+        "name": "hf_vision",
+        "family": family,
+        "sizes": sizes,
+        "image_px": image_px,
+        "grid": seldom(draw, [[cells, cells]], [[0, 1], [2, 3], [-1, -1]]),
+        "prefix_tokens": {"dinov2": 1, "siglip_vision_model": 0, "deit": 2}.get(family, int(family in OF_VITS)),
+        "layer": seldom(draw, [None, -1], [0, 1, 9, -9, [0, 1], []]),
+        "pixel_mean": [0.5] * 3,
+        "pixel_std": seldom(draw, [[0.5] * 3], [[0.0] * 3, [-1, 1, 1], [float("nan")] * 3]),
+    }
+
+
+def any_encoder(draw):
+    """One of our own encoders."""
+    from mmblocks.components import encoders
+
+    name = draw.choice(["clip", "siglip", "dinov2", "dinov3", "blip2_vit", "tiny_conv", "timm_vit", "timm_features"])
+    drawn = {
+        "image_px": seldom(draw, [32, 64], [0, -1, 1, 30, 10**6]),
+        "view_px": seldom(draw, [12, 24, 48], [0, -1, 13, 10**6]),
+        "patch_px": seldom(draw, [8, 16], [0, -1, 7, 64]),
+        "dim": seldom(draw, [16, 32], [0, -1, 1, 6]),
+        "depth": seldom(draw, [2, 3], [0, -1, 10**9]),
+        "heads": seldom(draw, [1, 2, 4], [0, -1, 3, 64]),
+        "mlp_dim": seldom(draw, [1, 16], [0, -1]),
+        "mlp_ratio": seldom(draw, [1, 4], [0, -1]),
+        "registers": seldom(draw, [0, 2], [-1, 10**9]),
+        "trained_px": seldom(draw, [28, 42], [0, -1, 1]),
+        "layer": seldom(draw, [1, -1, 2], [0, -2, 9, [0, 1], [1, 2], []]),
+        "stage": seldom(draw, [0, 1, -1], [9, -9]),
+        "widths": seldom(draw, [[8, 8]], [[], [0], [4, 6], [8]]),
+        "strides": seldom(draw, [[3, 2, 2]], [[], [0, 1], [2, 2], [1]]),
+        "groups": seldom(draw, [1, 2, 4], [0, -1, 3]),
+        "blocks": seldom(draw, [0, 1], [-1, 10**9]),
+    }
+    schema = {setting.name for setting in encoders.schema(name)}
+    return {"name": name, **encoders[name].tiny, **{k: v for k, v in drawn.items() if k in schema}}
+
+
+def test_random_encoders_are_refused_or_see_and_the_check_knows():
+    drawn = [(any_tower if i % 2 else any_encoder)(random.Random(f"encoder {i}")) for i in range(ENCODERS)]
+    command = [sys.executable, "-c", ENCODER_CHILD]
+    child = subprocess.run(command, input=json.dumps(drawn), capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr[-2000:]
+    told = child.stdout.split()
+    assert len(told) == ENCODERS
+    assert 25 < told.count("works") < 90

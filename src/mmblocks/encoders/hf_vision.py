@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,7 +16,24 @@ from mmblocks.components import encoders
 from mmblocks.encoders import patches, vit
 from mmblocks.errors import ConfigError
 from mmblocks.pretrained import make_model, read_config, read_preprocessing
+from mmblocks.settings import MOST, accepts, shown
 from mmblocks.shapes import Size
+
+SIZES = {  # a config's name -> ours, for sizes that are above 0 in any tower
+    "image_size": "image_px",
+    "patch_size": "patch_px",
+    "hidden_size": "dim",
+    "hidden_sizes": "dim",
+    "embed_dim": "dim",
+    "num_hidden_layers": "depth",
+    "depths": "depth",
+    "num_attention_heads": "heads",
+    "num_heads": "heads",
+    "intermediate_size": "mlp_dim",
+    "num_channels": "channels",
+}
+MOST_OTHERS = 65_536
+"""The largest whole number of a config under any other name."""
 
 
 @encoders.register(
@@ -224,6 +243,8 @@ def _config_of(family: str, sizes: dict[str, Any]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    if faults := [fault for name, value in sizes.items() for fault in _size_faults(name, value)]:
+        raise ConfigError(f"encoder 'hf_vision': {'; '.join(faults)}.")
     try:
         default = AutoConfig.for_model(family)
         unknown = [name for name in sizes if not hasattr(default, name)]
@@ -235,6 +256,21 @@ def _config_of(family: str, sizes: dict[str, Any]) -> Any:
             raise
         raise ConfigError(f"encoder 'hf_vision': family={family!r} with sizes={sizes}: {cause}") from cause
     return getattr(config, "vision_config", config)
+
+
+def _size_faults(name: str, value: Any) -> Iterator[str]:
+    """Why a value of a config is no size that a tower can have; transformers builds layers until it has all of them."""
+    ours = SIZES.get(name)
+    most = MOST.get(ours or "", MOST_OTHERS)
+    entries: list[Any] = [*value] if isinstance(value, list | tuple) and value else [value]
+    for one in entries:
+        whole = accepts(int, one)
+        if ours is not None and not (whole and one > 0):
+            yield f"{name}={shown(one)} in sizes is not a whole number above 0"
+        elif whole and abs(one) > most:
+            yield f"{name}={shown(one)} in sizes is too large; write {most} or less"
+        elif isinstance(one, float) and not math.isfinite(one):
+            yield f"{name}={one} in sizes is no number to compute with; write a finite number"
 
 
 def _tower(config: Any) -> Any:

@@ -185,12 +185,24 @@ def _require_patch_grid(name: str, trunk: Any, layer: vit.Layer) -> None:
         faults.append("it states no grid of patches (patch_embed.grid_size)")
     if getattr(trunk, "num_prefix_tokens", None) is None or not _tells_prefix_apart(trunk):
         faults.append("it does not tell patch tokens from prefix tokens")
-    if not faults and (wrong := _layer_fault(layer, len(trunk.blocks))):
+    if not faults and (wrong := _layer_fault(layer, len(trunk.blocks)) or _view_fault(trunk.patch_embed)):
         faults.append(wrong)
     if not {"mean", "std"} <= set(trunk.pretrained_cfg or {}):
         faults.append("timm states no pixel mean and std for it")
     if faults:
         raise ConfigError(f"encoder 'timm_vit': {name!r} ({type(trunk).__name__}) cannot be used: {'; '.join(faults)}.")
+
+
+def _view_fault(embed: Any) -> str:
+    """Why a patch embedding refuses views of the size it was made for; empty where it takes them."""
+    from timm.layers.patch_embed import PatchEmbed
+
+    if not isinstance(embed, PatchEmbed) or embed.strict_img_size or embed.dynamic_img_pad:
+        return ""  # a strict one leaves out what no whole patch covers
+    view, patch = Size(*embed.img_size), Size(*embed.patch_size)
+    if view.height % patch.height == 0 and view.width % patch.width == 0:
+        return ""
+    return f"image_px={view.height} is no multiple of its patches of {patch.height} pixels"
 
 
 def _embeds_patches(trunk: Any) -> bool:

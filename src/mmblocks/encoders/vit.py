@@ -45,7 +45,9 @@ def require_vit(name: str, *, image_px: int, patch_px: int, dim: int, depth: int
         faults.append(f"image_px={image_px} holds no whole patch of patch_px={patch_px}")
     if heads < 1 or dim % heads:
         faults.append(f"dim={dim} is not a multiple of heads={heads}")
-    if fault := layer_fault(layer, depth):
+    if depth < 1:
+        faults.append(f"depth={depth} is no number of blocks; write 1 or more")
+    elif fault := layer_fault(layer, depth):
         faults.append(fault)
     if faults:
         raise ConfigError(f"encoder {name!r}: " + "; ".join(faults) + ".")

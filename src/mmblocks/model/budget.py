@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from mmblocks.model.check import Examination, examine
 from mmblocks.model.flops import count_flops
 from mmblocks.model.limits import kv_bytes_per_token, local_tokenizer
 from mmblocks.model.spec import PARTS, ModelSpec
+from mmblocks.settings import accepts, shown
 from mmblocks.shapes import Scenario, Size, VisualKind, VisualPlan, VisualShape
 
 BYTES_STORED = 2
@@ -24,6 +26,8 @@ BYTES_STORED = 2
 BYTES_TRAINED = 16
 """Weight, gradient and Adam's two moments in fp32; as much as bf16 weight and gradient, fp32 copy and moments."""
 DEFAULT_FPS = 30.0
+MOST_PX, MOST_FRAMES, MOST_TEXT = 1_000_000, 10**9, 10**9
+"""Pixels a side, frames (a year at 30 per second) and tokens of text: far beyond what is of use, and planned at once."""
 GUESSED_CHARACTERS = 2
 """Characters per token of told texts, which are mostly digits, where the text tokenizer is not on this machine."""
 MEDIA_WORD = re.compile(r"(image|video)=(\d+)x(\d+)(?:@([\d.]+)s)?(?:@([\d.]+)fps)?")
@@ -97,8 +101,12 @@ def plan(
     `stages` names the parts that learn in each stage, all of them by default. Raises `ConfigError` with every reason
     why the composition cannot work.
     """
-    if text_tokens < 0:
-        raise ConfigError(f"text_tokens={text_tokens}; a conversation has 0 or more tokens of text.")
+    if not accepts(int, text_tokens) or not 0 <= text_tokens <= MOST_TEXT:
+        raise ConfigError(
+            f"text_tokens={shown(text_tokens)}; a conversation has 0 or more tokens of text, {MOST_TEXT} at most."
+        )
+    for shape in media:
+        _require_possible(shape, shown(shape))
     seen = examine(spec)
     seen.require()
     routed = seen.router.plan(media)
@@ -201,23 +209,40 @@ def visual_shape(word: str) -> VisualShape:
         "write image=WIDTHxHEIGHT or video=WIDTHxHEIGHT@SECONDSs, such as image=1000x700 or video=1280x720@30s@25fps."
     )
     if match is None:
-        raise ConfigError(f"{word!r} is no picture or clip; {cure}")
+        raise ConfigError(f"{shown(word)} is no picture or clip; {cure}")
     kind, width, height, seconds, rate = match.groups()
-    size = Size(int(height), int(width))
-    if min(size) < 1:
-        raise ConfigError(f"{word!r} shows nothing; {cure}")
     if (kind == "video") != (seconds is not None) or (kind == "image" and rate is not None):
-        raise ConfigError(f"{word!r}: a clip has seconds and a picture has none; {cure}")
-    if kind == "image":
-        return VisualShape("image", size)
-    return _clip(word, size, seconds, rate)
+        raise ConfigError(f"{shown(word)}: a clip has seconds and a picture has none; {cure}")
+    size = Size(*(_pixels(word, side) for side in (height, width)))
+    if min(size) < 1:
+        raise ConfigError(f"{shown(word)} shows nothing; {cure}")
+    shape = VisualShape("image", size) if kind == "image" else _clip(word, size, seconds, rate)
+    _require_possible(shape, shown(word))
+    return shape
+
+
+def _pixels(word: str, digits: str) -> int:
+    if len(digits) > len(str(MOST_PX)):  # Python reads no number of thousands of digits
+        raise ConfigError(f"{shown(word)}: a side has {MOST_PX} pixels at most; write fewer.")
+    return int(digits)
+
+
+def _require_possible(shape: VisualShape, name: str) -> None:
+    """Refuse a picture or clip that cannot be, or is larger than any."""
+    if not all(accepts(int, side) and 1 <= side <= MOST_PX for side in shape.size):
+        raise ConfigError(f"{name} shows nothing, or too much; each side has 1 to {MOST_PX} pixels.")
+    if not accepts(int, shape.num_frames) or not 1 <= shape.num_frames <= MOST_FRAMES:
+        raise ConfigError(f"{name}: a clip has 1 to {MOST_FRAMES} frames; write fewer seconds or frames per second.")
+    if not accepts(float, shape.fps) or not 0 < shape.fps < math.inf:
+        raise ConfigError(f"{name}: a clip shows more than 0 frames per second, and finitely many.")
 
 
 def _clip(word: str, size: Size, seconds: str, rate: str | None) -> VisualShape:
     try:
         duration_s, fps = float(seconds), float(rate) if rate else DEFAULT_FPS
     except ValueError as cause:
-        raise ConfigError(f"{word!r}: seconds and frames per second are numbers such as 30 or 29.97.") from cause
+        raise ConfigError(f"{shown(word)}: seconds and frames per second are numbers such as 30 or 29.97.") from cause
     if duration_s <= 0 or fps <= 0:
-        raise ConfigError(f"{word!r}: a clip lasts longer than 0 seconds, at more than 0 frames per second.")
-    return VisualShape("video", size, max(1, round(duration_s * fps)), fps)
+        raise ConfigError(f"{shown(word)}: a clip lasts longer than 0 seconds, at more than 0 frames per second.")
+    frames = max(1, round(min(duration_s * fps, MOST_FRAMES + 1)))
+    return VisualShape("video", size, frames, fps)

@@ -13,8 +13,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from mmblocks.components import ChatTemplate, backbones, encoders, poolings, projectors, templates, tokenizers
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
-from mmblocks.model.spec import ModelSpec
+from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.registry import Spec
+from mmblocks.room import require_room
 from mmblocks.shapes import Scenario
 from mmblocks.templates.later import Later
 from mmblocks.tokenizers.router import Router
@@ -32,7 +33,8 @@ def build(
     """Compose a model: `build(encoder="siglip_so400m_384", backbone={"name": "qwen2_7b"})`.
 
     weights: "random" (drawn from `seed`, or torch's generator as it stands) or "pretrained" (what `checkpoint` of the
-    encoder and of the backbone names). Raises `ConfigError` listing every reason why the parts do not fit.
+    encoder and of the backbone names). Raises `ConfigError` listing every reason why the parts do not fit each other,
+    or with their sizes where they do not fit into the memory of this machine.
     """
     from mmblocks.model.check import require
 
@@ -41,7 +43,9 @@ def build(
         raise ConfigError(
             f"weights={weights!r}; write 'random' or 'pretrained', or load a saved model with mmblocks.load."
         )
-    require(spec)
+    seen = require(spec)
+    made_as = torch.float32 if weights == "random" else dtype
+    require_room({part: (seen.parameters(part) or 0) * made_as.itemsize for part in PARTS})
     return build_checked(spec, weights=weights, dtype=dtype, seed=seed)
 
 

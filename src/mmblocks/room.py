@@ -1,0 +1,88 @@
+"""Whether weights fit into the memory of this machine, told before they are made. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mmblocks.errors import ConfigError
+
+MEMINFO, STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
+GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def dry_build(whose: str, make: Callable[[], Any]) -> None:
+    """Make a component on the meta device, which costs no memory, and refuse one whose weights this machine cannot hold.
+
+    Nothing is done where it is not to be made in this machine's memory anyway. Errors of `make` are passed on.
+    """
+    import torch
+
+    if torch.get_default_device().type != "cpu":
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        part: Any = make()
+    require_room({whose: sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))})
+
+
+def require_room(bytes_by_part: Mapping[str, int]) -> None:
+    """Raise `ConfigError` with the sizes where parts take more than the memory of this machine.
+
+    Nothing is refused where torch makes tensors elsewhere.
+    """
+    import torch
+
+    if torch.get_default_device().type != "cpu":
+        return
+    total, room = sum(bytes_by_part.values()), machine_bytes()
+    if room is not None and total > room:
+        sizes = ", ".join(f"{part} {_gigabytes(size)}" for part, size in bytes_by_part.items())
+        raise ConfigError(
+            f"these weights do not fit into the memory of this machine, {_gigabytes(room)}: {sizes}. "
+            "Write smaller sizes (dim, depth, vocab_size, queries and the like), or use a machine with more memory."
+        )
+
+
+def machine_bytes() -> int | None:
+    """Memory that this process may fill: that of the machine with its swap space, or less where it is limited."""
+    limits = [limit for limit in (_installed(), _group_limit(), _process_limit()) if limit is not None]
+    return min(limits, default=None)
+
+
+@cache
+def _installed() -> int | None:
+    if MEMINFO.is_file():
+        lines = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="utf-8").splitlines())
+        return 1024 * sum(int(lines[name].split()[0]) for name in ("MemTotal", "SwapTotal") if name in lines)
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+@cache
+def _group_limit() -> int | None:
+    """What a container or a job may take (control groups, version 2)."""
+    try:
+        text = GROUP_LIMIT.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _process_limit() -> int | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    held = int(STATM.read_text(encoding="utf-8").split()[0]) * resource.getpagesize() if STATM.is_file() else 0
+    return max(0, soft - held)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"
