@@ -197,7 +197,7 @@ def _view_fault(embed: Any) -> str:
     """Why a patch embedding refuses views of the size it was made for; empty where it takes them."""
     from timm.layers.patch_embed import PatchEmbed
 
-    if not isinstance(embed, PatchEmbed) or embed.strict_img_size or embed.dynamic_img_pad:
+    if not issubclass(type(embed), PatchEmbed) or embed.strict_img_size or embed.dynamic_img_pad:
         return ""  # a strict one leaves out what no whole patch covers
     view, patch = Size(*embed.img_size), Size(*embed.patch_size)
     if view.height % patch.height == 0 and view.width % patch.width == 0:
