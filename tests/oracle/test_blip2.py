@@ -229,7 +229,12 @@ def test_convert_tells_what_it_found_and_keeps_parts_when_asked(
     assert "found    transformers' blip-2" in said
     assert "part     encoder: blip2_vit" in said
     assert "part     projector: qformer" in said
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["SHA256SUMS", "config.json", "encoder", "projector"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "SHA256SUMS",
+        "config.json",
+        "encoder",
+        "projector",
+    ]
 
 
 def test_convert_checks_the_result_on_probes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -244,11 +244,7 @@ def _config_of(family: str, sizes: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     if faults := [fault for name, value in sizes.items() for fault in _size_faults(name, value)]:
-<<<<<<< HEAD
-        raise ConfigError(f"encoder 'hf_vision': {'; '.join(faults)}.")
-=======
         raise ConfigError(f"encoder 'hf_vision': family={family!r} with sizes={shown(sizes)}: {'; '.join(faults)}.")
->>>>>>> 0b3c74166bda3fd9e12b0202c5f3ba9c224a9a0f
     try:
         default = AutoConfig.for_model(family)
         unknown = [name for name in sizes if not hasattr(default, name)]
