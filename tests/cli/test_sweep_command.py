@@ -142,7 +142,7 @@ def test_cells_that_fail_or_are_killed_lose_no_other_and_are_tried_again(photogr
     code, said = kill_one_cell([*words, *joblib], folder, "path-killed.json")
     assert code == 1
     assert "1 of 3 cells have finished" in said
-    assert re.search(r"- path-bad\.json: .*green\.png", said)
+    assert re.search(r"(?s)- path-bad\.json: .*green\.png", said)
     assert "- path-killed.json: its process was ended by SIGKILL; perhaps the machine ran out of memory" in said
     when = (folder / "path-good.json/result.json").stat().st_mtime_ns
     (photographs / "green.png").write_bytes((photographs / "red.png").read_bytes())
