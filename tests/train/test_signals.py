@@ -28,6 +28,7 @@ def sent_in_step(number, call, ranks=(0,)):
     """A patch for `trained`: the process is sent a signal in the middle of its `call`th step."""
 
     def patch(rank):
+        signal.signal(number, signal.SIG_DFL)  # these tests may run under nohup, where it is ignored
         real, calls = stage_run.Stepper.__call__, []
 
         def step(*arguments):
@@ -188,8 +189,8 @@ def test_workers_outlive_a_signal_to_the_group_while_a_step_is_finished(rarely_s
 
 def test_what_the_program_ignores_stays_ignored_as_under_nohup(rarely_saved, trained):
     def patch(rank):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         sent_in_step(signal.SIGHUP, 2)(rank)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     assert trained(rarely_saved, patch=patch) == [0]
 
@@ -229,12 +230,12 @@ def test_torchrun_hands_the_signal_on(tmp_path):
     (tmp_path / "long.yaml").write_text(yaml.safe_dump({"defaults": defaults, **run}))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "mmblocks", "train", "long.yaml", "device=cpu", "threads=1"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=(tmp_path / "said").open("w")) as started:
+    with (tmp_path / "said").open("w") as said, subprocess.Popen(command, cwd=tmp_path, stderr=said) as started:
         rows = tmp_path / "run/metrics.jsonl"
         while started.poll() is None and not (rows.is_file() and rows.read_text()):
             time.sleep(0.1)
         started.send_signal(signal.SIGTERM)
         started.wait(timeout=100)
     (place,) = state.places(tmp_path / "run")
-    said = f"stopped by SIGTERM in stage 'a' after step {place.step} of 50000. run holds the state after step {place.step};"
-    assert (tmp_path / "said").read_text().count(said) == 1
+    line = f"stopped by SIGTERM in stage 'a' after step {place.step} of 50000. run holds the state after step {place.step};"
+    assert (tmp_path / "said").read_text().count(line) == 1
