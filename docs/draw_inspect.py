@@ -12,9 +12,9 @@ from PIL import Image
 from mmblocks.components import poolings, tokenizers
 from mmblocks.conversation import Visual
 from mmblocks.data.inspect.drawing import draw_visual
-from mmblocks.data.inspect.figures import ShownVisual
-from mmblocks.data.media.visuals import shape_of
-from mmblocks.data.tinyworld.draw import picture
+from mmblocks.data.inspect.figures import InspectedVisual
+from mmblocks.data.media.visuals import read_visual_shape
+from mmblocks.data.tinyworld.draw import draw_image
 from mmblocks.data.tinyworld.scene import Scene, sample_still
 from mmblocks.shapes import RoutedPlan, Size
 
@@ -38,23 +38,23 @@ def figure() -> Image.Image:
     return sheet.quantize(64)
 
 
-def still() -> ShownVisual:
+def still() -> InspectedVisual:
     """A picture as LLaVA-OneVision shows it: the whole of it, then tiles on the canvas that suits it."""
-    visual = Visual("image", picture(scene(), random.Random(1), PICTURE))
-    shape = shape_of(visual)
+    visual = Visual("image", draw_image(scene(), random.Random(1), PICTURE))
+    shape = read_visual_shape(visual)
     plan = tokenizers.build("anyres_max", **WIRED).plan(shape)
-    return ShownVisual(visual, shape, RoutedPlan("image", plan))
+    return InspectedVisual(visual, shape, RoutedPlan("image", plan))
 
 
-def moving() -> ShownVisual:
+def moving() -> InspectedVisual:
     """Four frames of a clip of six seconds, each cropped as CLIP's processor does."""
-    frame = np.asarray(picture(scene(), random.Random(1), FRAME))
+    frame = np.asarray(draw_image(scene(), random.Random(1), FRAME))
     frames = np.stack([np.roll(frame, 5 * n, axis=1) for n in range(FRAMES)])
     visual = Visual("video", frames, fps=FPS)
-    shape = shape_of(visual)
+    shape = read_visual_shape(visual)
     settings = {"name": "frames", "max_frames": 4}
     tokenizer = tokenizers.build(settings, **WIRED, squash=False, pooling=poolings.build("bilinear"))
-    return ShownVisual(visual, shape, RoutedPlan("video", tokenizer.plan(shape)))
+    return InspectedVisual(visual, shape, RoutedPlan("video", tokenizer.plan(shape)))
 
 
 def scene() -> Scene:

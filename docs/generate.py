@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmblocks.cli.facts import facts
+from mmblocks.cli.facts import list_facts
 from mmblocks.components import REGISTRIES
 from mmblocks.data.sources import sources
 from mmblocks.registry import Registry
@@ -37,8 +37,8 @@ def page() -> str:
 
 
 def section(registry: Registry[Any]) -> Iterator[str]:
-    own = [name for name in registry if registry.about(name).module.startswith("mmblocks.")]
-    presets = [name for name in own if registry[name].of]
+    own = [name for name in registry if registry.find_info(name).module.startswith("mmblocks.")]
+    presets = [name for name in own if registry[name].preset_of]
     yield f"## {registry.kind.capitalize()}\n"
     for name in own:
         if name not in presets:
@@ -52,7 +52,7 @@ def component(registry: Registry[Any], name: str) -> Iterator[str]:
     entry = registry[name]
     yield f"### `{name}`\n"
     yield f"{prose(inspect.getdoc(entry.builder) or '')}\n"
-    if schema := registry.schema(name):
+    if schema := registry.list_settings(name):
         yield "| setting | type | default |\n|---|---|---|"
         yield from (row(setting) for setting in schema)
         yield ""
@@ -62,17 +62,17 @@ def component(registry: Registry[Any], name: str) -> Iterator[str]:
 def told(registry: Registry[Any], name: str) -> dict[str, str]:
     """What stands below a component's settings."""
     entry = registry[name]
-    oracle = {"compared with": entry.oracle} if entry.oracle else {}
-    return {**facts(registry, name), "source": linked(entry.source), **oracle}
+    oracle = {"compared with": entry.verified_against} if entry.verified_against else {}
+    return {**list_facts(registry, name), "source": linked(entry.source), **oracle}
 
 
 def preset_table(registry: Registry[Any], presets: list[str]) -> Iterator[str]:
     yield "| preset | of | settings |\n|---|---|---|"
     for name in presets:
-        base = registry[str(registry[name].of)].settings
+        base = registry[str(registry[name].preset_of)].settings
         fixed = {k: v for k, v in registry[name].settings.items() if base.get(k) != v}
         settings = ", ".join(f"{k}={v!r}" for k, v in fixed.items())
-        yield f"| `{name}` | `{registry[name].of}` | {cell(settings)} |"
+        yield f"| `{name}` | `{registry[name].preset_of}` | {cell(settings)} |"
     yield ""
 
 

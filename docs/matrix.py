@@ -71,14 +71,14 @@ def combinations() -> list[Combination]:
     return [
         Combination(encoder, projector, tokenizer, pooling)
         for encoder, projector, tokenizer in itertools.product(*map(own, (encoders, projectors, tokenizers)))
-        for pooling in (own(poolings) if "pooling" in tokenizers.wants(tokenizer) else ["-"])
+        for pooling in (own(poolings) if "pooling" in tokenizers.find_wired_arguments(tokenizer) else ["-"])
     ]
 
 
 def own(registry: Registry[Any]) -> list[str]:
     """The components of mmblocks itself, without presets."""
-    found = [registry.about(name) for name in registry]
-    return [f.name for f in found if not f.of and f.module.startswith("mmblocks.")]
+    found = [registry.find_info(name) for name in registry]
+    return [f.name for f in found if not f.preset_of and f.module.startswith("mmblocks.")]
 
 
 PLAIN_CLIP = {"name": "frames", "max_frames": 4, "newline": "none"}
@@ -103,7 +103,7 @@ def tried(combination: Combination) -> Outcome:
         model, scenario = wired(combination)
     except ConfigError as refusal:
         return Outcome(combination, str(refusal))
-    batch = collate([Processor.of(model).training_sample(shown(scenario))])
+    batch = collate([Processor.from_model(model).make_training_sample(shown(scenario))])
     model.zero_grad(set_to_none=True)
     loss = model(batch).mean
     loss.backward()
@@ -168,7 +168,7 @@ def shown(scenario: str) -> Conversation:
         "video": [{"type": "video", "video": clip}],
     }[scenario]
     asked = {"role": "user", "content": [*media, {"type": "text", "text": "What is moving?"}]}
-    return Conversation.of([asked, {"role": "assistant", "content": "red circle"}])
+    return Conversation.from_messages([asked, {"role": "assistant", "content": "red circle"}])
 
 
 def outcomes(chosen: Sequence[Combination]) -> Iterator[Outcome]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks import conf
-from mmblocks.cli.memory_report import memory_of
-from mmblocks.train.estimates.activations import LABELLED
-from mmblocks.train.estimates.memory import Memory
+from mmblocks.cli.memory_report import compute_stage_memory
+from mmblocks.train.estimates.activations import LABELLED_SHARE
+from mmblocks.train.estimates.memory import StepMemory
 
 HERE = Path(__file__).parent
 PAGE = HERE / "recipes.md"
@@ -61,7 +61,7 @@ def settings() -> str:
 
 
 def _overview() -> Iterator[str]:
-    summaries = conf.recipes()
+    summaries = conf.list_recipes()
     yield "| recipe | what it is | stages |\n|---|---|---|"
     for name, facts in FACTS["recipes"].items():
         stages = ", ".join(stage["name"] for stage in facts["stages"])
@@ -155,16 +155,16 @@ def memory() -> str:
 
 
 def _memory_of(name: str) -> Iterator[str]:
-    found = memory_of(conf.compose(name), RANKS)
+    found = compute_stage_memory(conf.compose(name), RANKS)
     published = FACTS["hardware"][name]
     yield f"### {name} by number of processes\n"
     yield f"Published: {published['published']} GPUs ({published['source']}).\n"
     yield "| stage | row | " + " | ".join(f"{ranks}" for ranks in RANKS) + " |"
     yield "|---|---|" + "---|" * len(RANKS)
     for stage, rows in found.items():
-        yield f"| {stage} | {_row_of(rows[0])} | " + " | ".join(f"{row.total / GIB:.0f}" for row in rows) + " |"
+        yield f"| {stage} | {_row_of(rows[0])} | " + " | ".join(f"{row.total_bytes / GIB:.0f}" for row in rows) + " |"
     last = list(found.values())[-1]
-    yield f"\nThe last stage in parts, with {LABELLED:.0%} of the tokens labelled:\n"
+    yield f"\nThe last stage in parts, with {LABELLED_SHARE:.0%} of the tokens labelled:\n"
     yield "| processes | weights | gradients | Adam | gathered | passing | activations | all | whole gradients |"
     yield "|---|---|---|---|---|---|---|---|---|"
     yield from map(_parts, last)
@@ -174,11 +174,11 @@ def _memory_of(name: str) -> Iterator[str]:
     )
 
 
-def _row_of(memory: Memory) -> str:
+def _row_of(memory: StepMemory) -> str:
     return f"{memory.tokens} tokens, {memory.views} views"
 
 
-def _parts(memory: Memory) -> str:
+def _parts(memory: StepMemory) -> str:
     parts = (
         memory.weights,
         memory.gradients,
@@ -186,7 +186,7 @@ def _parts(memory: Memory) -> str:
         memory.gathered,
         memory.passing,
         memory.activations,
-        memory.total,
+        memory.total_bytes,
         memory.between_rows,
     )
     return f"| {memory.ranks} | " + " | ".join(f"{part / GIB:.1f}" for part in parts) + " |"

@@ -18,8 +18,8 @@ from study_questions import Arm, Measure, Question
 from mmblocks import conf
 from mmblocks.errors import ConfigError
 from mmblocks.model.spec import ModelSpec
-from mmblocks.model.swapping.swap import planned
-from mmblocks.sweep.trial import WARM, run_apart
+from mmblocks.model.swapping.swap import plan_swap
+from mmblocks.sweep.trial import PRELOADED_MODULES, run_in_process
 from mmblocks.sweep.trials import CELL, RESULT, read_json, write_json
 
 BASE, MEASURED, START, LOG = "base", "measured.json", "start", "measuring.log"
@@ -79,7 +79,7 @@ def _trained(folder: Path, recipe: dict[str, Any]) -> str:
         return "done before"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CELL, {"recipe": recipe})
-    run_apart(folder, SCORED_BY_US)
+    run_in_process(folder, SCORED_BY_US)
     result = read_json(folder / RESULT)
     if result["status"] != "done":
         raise ConfigError(f"{folder}: {result['reason']}")
@@ -135,7 +135,7 @@ class Cell:
         own = {"out": str(self.folder), "weights": str(start), "seed": self.seed}
         recipe = {**_composed(self.effort.budget, self.arm.overrides), **own}
         if self.arm.changes:
-            recipe["model"] = planned(ModelSpec.of(recipe["model"]), self.arm.changes).plain()
+            recipe["model"] = plan_swap(ModelSpec.from_dict(recipe["model"]), self.arm.changes).to_dict()
         _require_same(self.folder, recipe)
         return recipe
 
@@ -180,7 +180,7 @@ def apart(folder: Path, work: Callable[..., None], *given: Any) -> None:
     """Do something in a process of its own, which logs to a file in `folder`. Raises `ConfigError` where it fails."""
     forks = "forkserver" in multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
-    context.set_forkserver_preload(list(WARM))
+    context.set_forkserver_preload(list(PRELOADED_MODULES))
     process = context.Process(target=_logged, args=(folder / LOG, work, given))
     process.start()
     process.join()
@@ -202,30 +202,30 @@ def _logged(log: Path, work: Callable[..., None], given: Sequence[Any]) -> None:
 def exchange(start: Path, changes: dict[str, Any], seed: int, out: Path) -> None:
     """Write the model that an arm starts from."""
     from mmblocks.model.checkpoint import load
-    from mmblocks.model.swapping.swap import save_swapped, swap
+    from mmblocks.model.swapping.swap import save_swap_result, swap
 
-    save_swapped(swap(load(start), changes, seed=seed), out, start)
+    save_swap_result(swap(load(start), changes, seed=seed), out, start)
 
 
 def measure(folder: Path, measures: Sequence[Measure], visual: str | None, samples: int, out: Path) -> None:
     """Ask a model and write how many answers were exact, of how many; and the tokens of the reference visual."""
-    from mmblocks.eval.tinyworld import Score, evaluate
-    from mmblocks.model.budget import visual_shape
+    from mmblocks.eval.tinyworld import ExactScore, evaluate_tinyworld
+    from mmblocks.model.budget import parse_visual_shape
     from mmblocks.model.checkpoint import load
     from mmblocks.model.swapping.swap import swap
 
     model = load(folder).eval()
-    tables: dict[str, dict[str, Score]] = {}
+    tables: dict[str, dict[str, ExactScore]] = {}
     scores: dict[str, list[int]] = {}
     for one in measures:
         key = f"{one.task} {one.visuals} {one.changes}"
         if key not in tables:
             asked = swap(model, one.changes).model if one.changes else model
-            tables[key] = evaluate(asked, [one.task], samples=samples, visuals=one.visuals)[one.task]
+            tables[key] = evaluate_tinyworld(asked, [one.task], samples=samples, visuals=one.visuals)[one.task]
         counted = [score for kind, score in tables[key].items() if not one.kinds or kind in one.kinds]
-        total = sum(counted, Score(0, 0))
+        total = sum(counted, ExactScore(0, 0))
         scores[one.name] = [total.right, total.asked]
-    tokens = None if visual is None else model.router.plan([visual_shape(visual)])[0].plan.num_tokens
+    tokens = None if visual is None else model.router.plan([parse_visual_shape(visual)])[0].plan.num_tokens
     write_json(out, {"scores": scores, "tokens": tokens})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmblocks.data.sample.positions import Visuals
+from mmblocks.data.sample.positions import VisualOrder
 from mmblocks.data.tinyworld import Task
 
 Value = tuple[str, str]
@@ -24,7 +24,7 @@ class Measure:
     name: str
     task: Task
     kinds: tuple[str, ...] = ()
-    visuals: Visuals = "as_written"
+    visuals: VisualOrder = "as_written"
     changes: Mapping[str, Any] = field(default_factory=dict)
     arms: tuple[str, ...] = ()
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import mmblocks
-from mmblocks.assets import media
+from mmblocks.assets import find_media
 from mmblocks.conversation import Conversation
 from mmblocks.model.build import count_parameters
 
@@ -38,16 +38,20 @@ def main() -> None:
 
 def batch_of_answers(model: mmblocks.OneVision) -> list[str]:
     """One answer to each of two conversations, written together."""
-    pictures = (media("picture.png"), media("first.png"))
+    pictures = (find_media("picture.png"), find_media("first.png"))
     messages = [{"role": "user", "content": [{"type": "image", "image": path}, QUESTION]} for path in pictures]
-    return mmblocks.answer(model, [Conversation.of([m]) for m in messages], mmblocks.Decoding(max_new_tokens=8))
+    return mmblocks.answer(
+        model, [Conversation.from_messages([m]) for m in messages], mmblocks.Decoding(max_new_tokens=8)
+    )
 
 
 def conversation_over_turns(model: mmblocks.OneVision) -> None:
     """Pictures and a clip wherever they belong; the chat remembers."""
     chat = mmblocks.Chat(model, decoding=mmblocks.Decoding(max_new_tokens=8))
-    chat.ask("Picture 1: ", mmblocks.image(media("first.png")), "Picture 2: ", mmblocks.image(media("second.png")))
-    for piece in chat.stream(mmblocks.video(media("clip.mp4")), "And what moves here?"):
+    chat.ask(
+        "Picture 1: ", mmblocks.image(find_media("first.png")), "Picture 2: ", mmblocks.image(find_media("second.png"))
+    )
+    for piece in chat.stream(mmblocks.video(find_media("clip.mp4")), "And what moves here?"):
         print(piece, end="", flush=True)
     print(f"\n{len(chat.messages)} messages are remembered")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mmblocks
 from mmblocks import collate
-from mmblocks.assets import media
+from mmblocks.assets import find_media
 from mmblocks.components import projectors
 from mmblocks.conversation import Conversation
 from mmblocks.errors import ConfigError
@@ -45,7 +45,7 @@ def main() -> None:
     """Train-step a model with it, and show what a wrong setting is told."""
     spec = {"encoder": "tiny_conv", "backbone": "qwen2_tiny", "template": "chatml"}
     model = mmblocks.build(spec, projector={"name": "geglu", "expansion": 2}, seed=0)
-    loss = model(collate([mmblocks.Processor.of(model).training_sample(captioned())])).mean
+    loss = model(collate([mmblocks.Processor.from_model(model).make_training_sample(captioned())])).mean
     loss.backward()
     unreached = [name for name, p in model.projector.named_parameters() if p.grad is None]
     print(f"loss {loss.item():.2f}; parameters of the projector without a gradient: {unreached or 'none'}")
@@ -57,9 +57,9 @@ def main() -> None:
 
 def captioned() -> Conversation:
     """A picture and what should be said of it."""
-    asked = [{"type": "image", "image": media("picture.png")}, {"type": "text", "text": "Describe the picture."}]
+    asked = [{"type": "image", "image": find_media("picture.png")}, {"type": "text", "text": "Describe the picture."}]
     told = "a blue square, a red circle and a yellow triangle"
-    return Conversation.of([{"role": "user", "content": asked}, {"role": "assistant", "content": told}])
+    return Conversation.from_messages([{"role": "user", "content": asked}, {"role": "assistant", "content": told}])
 
 
 if __name__ == "__main__":

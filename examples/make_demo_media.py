@@ -37,8 +37,10 @@ def main(folder: Path) -> None:
     """Write every file of the demo."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (size, scene) in PICTURES.items():
-        draw.picture(held_out(scene), random.Random(SEED), (size.height, size.width)).save(folder / name, optimize=True)
-    write_clip(folder / CLIP_NAME, draw.clip(held_out(CLIP), random.Random(SEED), CLIP_SIDE_PX))
+        draw.draw_image(held_out(scene), random.Random(SEED), (size.height, size.width)).save(
+            folder / name, optimize=True
+        )
+    write_clip(folder / CLIP_NAME, draw.draw_video(held_out(CLIP), random.Random(SEED), CLIP_SIDE_PX))
     for path in sorted(folder.iterdir()):
         print(f"{path}  {path.stat().st_size / 1000:.1f} kB")
 
@@ -53,7 +55,7 @@ def held_out(scene: Scene) -> Scene:
 def write_clip(path: Path, frames: np.ndarray) -> None:
     """Frames (frames, height, width, 3) as H.264 in the pixel format that every player takes."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=int(draw.CLIP_FPS), options={"crf": "16", "threads": "1"})
+        stream = container.add_stream("libx264", rate=int(draw.VIDEO_FPS), options={"crf": "16", "threads": "1"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from mmblocks.conf import compose_for_planning
-from mmblocks.data.planning.cost import Cost
-from mmblocks.data.planning.measure import Sizes
-from mmblocks.data.planning.report import report
-from mmblocks.model.checks.composition import Examination, examine
+from mmblocks.data.planning.cost import SampleCost
+from mmblocks.data.planning.measure import SampleSizes
+from mmblocks.data.planning.report import report_batching
+from mmblocks.model.checks.composition import DryBuild, dry_build
 from mmblocks.shapes import Size, VisualShape
 
 SAMPLES = 20_000
@@ -48,15 +48,15 @@ PICTURES_SHOWN = (2, 6)
 CLIP = VisualShape("video", Size(720, 1280), num_frames=900, fps=30.0)
 
 
-def sizes_of(seen: Examination, stage: str) -> Sizes:
+def sizes_of(seen: DryBuild, stage: str) -> SampleSizes:
     """What a stage's samples hold."""
     rng = np.random.default_rng(0)
     shares = KINDS[stage]
     kinds = rng.choice(list(shares), size=SAMPLES, p=list(shares.values()))
-    return Sizes.of(_row(seen, kind, rng) for kind in kinds)
+    return SampleSizes.from_rows(_row(seen, kind, rng) for kind in kinds)
 
 
-def _row(seen: Examination, kind: str, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def _row(seen: DryBuild, kind: str, rng: np.random.Generator) -> tuple[int, int, int, int]:
     plans = [routed.plan for routed in seen.router.plan(_shown(kind, rng))]
     asked, labels = (_text_tokens(rng, *spread[kind]) for spread in (ASKED, ANSWERED))
     tokens = asked + labels + sum(plan.num_tokens for plan in plans)
@@ -83,8 +83,8 @@ def rows() -> list[dict[str, Any]]:
     """The table: model, stage, ranks, what is measured, way of batching, value."""
     table = []
     for model in MODELS:
-        seen = examine(compose_for_planning(model)["model"])
-        cost = Cost.estimated(seen)
+        seen = dry_build(compose_for_planning(model)["model"])
+        cost = SampleCost.from_model(seen)
         for stage in KINDS:
             sizes = sizes_of(seen, stage)
             for ranks in RANKS:
@@ -92,12 +92,12 @@ def rows() -> list[dict[str, Any]]:
     return table
 
 
-def _figures(model: str, stage: str, sizes: Sizes, cost: Cost, ranks: int) -> list[dict[str, Any]]:
-    found = report(sizes, cost, ranks, pack_tokens=PACK_TOKENS)
+def _figures(model: str, stage: str, sizes: SampleSizes, cost: SampleCost, ranks: int) -> list[dict[str, Any]]:
+    found = report_batching(sizes, cost, ranks, pack_tokens=PACK_TOKENS)
     own = {"model": model, "stage": stage, "ranks": ranks}
     groups: dict[str, Mapping[str, float | None]] = {"efficiency": found.efficiency}
     if ranks == RANKS[0]:  # the others do not depend on the number of ranks
-        spreads = ((name, found.plain()[name]) for name in ("tokens", "views", "labels"))
+        spreads = ((name, found.to_dict()[name]) for name in ("tokens", "views", "labels"))
         spread = {f"{name} {k}": v for name, values in spreads for k, v in values.items()}
         groups = {"per sample": spread, "waste": found.waste, "pairs": found.pairs, **groups}
     return _lines(own, groups)

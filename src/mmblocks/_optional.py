@@ -8,7 +8,7 @@ from types import ModuleType
 from mmblocks.errors import MissingDependencyError
 
 
-def need(package: str, *, to: str, extra: str | None = None) -> ModuleType:
+def import_optional(package: str, *, to: str, extra: str | None = None) -> ModuleType:
     """Import `package`, or raise `MissingDependencyError` saying what it is needed `to` do and how to install it."""
     try:
         return importlib.import_module(package)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import RoutedPlan, Size
 
 
@@ -19,10 +19,10 @@ class Packing:
 
     cu_seqlens: Tensor
     max_seqlen: int
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> Packing:
+    def from_lengths(cls, lengths: Sequence[int]) -> Packing:
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return cls(ends, max(lengths, default=0))
 
@@ -43,10 +43,10 @@ class Instructions:
 
     ids: Tensor
     mask: Tensor
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     @classmethod
-    def of(cls, words: Sequence[Tensor]) -> Instructions:
+    def from_ids(cls, words: Sequence[Tensor]) -> Instructions:
         """One row of ids per picture, any of them empty."""
         length = max(map(len, words), default=0)
         ids = torch.stack([F.pad(row, (0, length - len(row))) for row in words]) if words else torch.empty(0, 0)
@@ -54,16 +54,16 @@ class Instructions:
         return cls(ids.to(torch.int64), torch.arange(length) < sizes[:, None])
 
     @classmethod
-    def none(cls, views: int) -> Instructions:
+    def make_empty(cls, views: int) -> Instructions:
         """Nothing was asked about any view."""
         return cls(torch.empty(views, 0, dtype=torch.int64), torch.empty(views, 0, dtype=torch.bool))
 
-    def split(self, counts: Sequence[int]) -> list[Instructions]:
+    def split_by_counts(self, counts: Sequence[int]) -> list[Instructions]:
         """The same for groups of `counts` views."""
         pairs = zip(self.ids.split(list(counts)), self.mask.split(list(counts)), strict=True)
         return [Instructions(ids, mask) for ids, mask in pairs]
 
-    def of_views(self, views: Tensor) -> Instructions:
+    def select_views(self, views: Tensor) -> Instructions:
         """One row for each of `views`, the number of its picture."""
         return Instructions(self.ids[views], self.mask[views])
 
@@ -72,7 +72,7 @@ class Instructions:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowIndex:
     """Some rows of a packed batch, ascending: `index` int64 (n,), and on the host how many belong to each sequence.
 
     places, ends: the index and the cumulative lengths of the packing once more, on the host, where they were looked up
@@ -81,12 +81,12 @@ class Rows:
 
     index: Tensor
     counts: tuple[int, ...]
-    places: tuple[int, ...] | None = None
-    ends: tuple[int, ...] | None = None
-    __repr__ = repr_by_shape
+    index_host: tuple[int, ...] | None = None
+    cu_seqlens_host: tuple[int, ...] | None = None
+    __repr__ = format_by_shape
 
     @classmethod
-    def labelled(cls, targets: Tensor, packing: Packing) -> Rows:
+    def from_targets(cls, targets: Tensor, packing: Packing) -> RowIndex:
         """The rows that have a target."""
         index = (targets != IGNORE).nonzero().squeeze(1)
         counts = torch.searchsorted(index, packing.cu_seqlens.to(index)).diff()
@@ -95,12 +95,12 @@ class Rows:
     def __len__(self) -> int:
         return sum(self.counts)
 
-    def to(self, device: torch.device | str) -> Rows:
+    def to(self, device: torch.device | str) -> RowIndex:
         return replace(self, index=self.index.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, slots=True)
-class Taps:
+class GatherTable:
     """Rows made of other rows: row i is the sum over j of weights[i, j] * x[rows[i, j]]. Weight 0 reads nothing.
 
     rows: int64 (n, k); weights: float32 (n, k); size: how many rows x has.
@@ -110,20 +110,20 @@ class Taps:
     rows: Tensor
     weights: Tensor
     size: int
-    back: Taps | None = None
-    __repr__ = repr_by_shape
+    transpose: GatherTable | None = None
+    __repr__ = format_by_shape
 
-    def to(self, device: torch.device | str) -> Taps:
+    def to(self, device: torch.device | str) -> GatherTable:
         return replace(
             self,
             rows=self.rows.to(device, non_blocking=True),
             weights=self.weights.to(device, non_blocking=True),
-            back=None if self.back is None else self.back.to(device),
+            transpose=None if self.transpose is None else self.transpose.to(device),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class GatherLayout:
     """How the visual rows of a batch are made of the encoder's cells, in integers, for all visuals at once.
 
     cells: what the projector's body reads, out of the encoder's cells (pictures * rows * columns); None where it reads
@@ -131,20 +131,20 @@ class Layout:
         the sequence. marks: int64, for each learned row its number among the model's marks; mark_positions: their places.
     """
 
-    cells: Taps | None
-    taps: Taps
+    cell_table: GatherTable | None
+    token_table: GatherTable
     positions: Tensor
-    marks: Tensor
-    mark_positions: Tensor
-    __repr__ = repr_by_shape
+    learned_token_ids: Tensor
+    learned_token_positions: Tensor
+    __repr__ = format_by_shape
 
-    def to(self, device: torch.device | str) -> Layout:
-        return Layout(
-            None if self.cells is None else self.cells.to(device),
-            self.taps.to(device),
+    def to(self, device: torch.device | str) -> GatherLayout:
+        return GatherLayout(
+            None if self.cell_table is None else self.cell_table.to(device),
+            self.token_table.to(device),
             self.positions.to(device, non_blocking=True),
-            self.marks.to(device, non_blocking=True),
-            self.mark_positions.to(device, non_blocking=True),
+            self.learned_token_ids.to(device, non_blocking=True),
+            self.learned_token_positions.to(device, non_blocking=True),
         )
 
 
@@ -173,22 +173,26 @@ class Batch:
     instructions: Instructions | None = None
     features: Tensor | None = None
     views: Tensor | None = None
-    layout: Layout | None = None
-    labelled: Rows | None = None
-    __repr__ = repr_by_shape
+    layout: GatherLayout | None = None
+    precomputed_target_rows: RowIndex | None = None
+    __repr__ = format_by_shape
 
     @property
     def num_tokens(self) -> int:
         return self.input_ids.numel()
 
     @property
-    def learned(self) -> Rows:
+    def target_rows(self) -> RowIndex:
         """The rows that have a target."""
-        return Rows.labelled(self.targets, self.packing) if self.labelled is None else self.labelled
+        return (
+            RowIndex.from_targets(self.targets, self.packing)
+            if self.precomputed_target_rows is None
+            else self.precomputed_target_rows
+        )
 
     @property
     def num_labelled(self) -> int:
-        return len(self.learned)
+        return len(self.target_rows)
 
     @property
     def num_views(self) -> int:
@@ -203,7 +207,7 @@ class Batch:
         return replace(
             self,
             pixels=self.pixels[self.views] if len(self.pixels) else self.pixels,
-            instructions=None if asked is None else asked.of_views(self.views),
+            instructions=None if asked is None else asked.select_views(self.views),
             features=None if self.features is None else self.features[self.views],
             views=None,
             layout=None,
@@ -215,10 +219,10 @@ class Batch:
             return self
         blank = self.pixels.new_zeros(1, 3, *view_px)
         features = None if self.features is None else self.features.new_zeros(1, *self.features.shape[1:])
-        return replace(self, pixels=blank, instructions=Instructions.none(1).to(blank.device), features=features)
+        return replace(self, pixels=blank, instructions=Instructions.make_empty(1).to(blank.device), features=features)
 
     @classmethod
-    def empty(cls, view_px: Size, features: Tensor | None = None) -> Batch:
+    def make_empty(cls, view_px: Size, features: Tensor | None = None) -> Batch:
         """A batch from which nothing is learned: two sequences of one token without a target.
 
         features: (0, rows, columns, dim) where the other batches carry features.
@@ -228,12 +232,12 @@ class Batch:
             input_ids=nothing,
             position_ids=nothing,
             targets=torch.full((2,), IGNORE),
-            packing=Packing.of([1, 1]),
+            packing=Packing.from_lengths([1, 1]),
             pixels=torch.empty(0, 3, *view_px, dtype=torch.uint8),
             plans=(),
             visual_positions=torch.empty(0, dtype=torch.int64),
             features=features,
-            labelled=Rows(torch.empty(0, dtype=torch.int64), (0, 0)),
+            precomputed_target_rows=RowIndex(torch.empty(0, dtype=torch.int64), (0, 0)),
         )
 
     def to(self, device: torch.device | str) -> Batch:
@@ -249,7 +253,9 @@ class Batch:
             features=None if self.features is None else self.features.to(device),
             views=None if self.views is None else self.views.to(device),
             layout=None if self.layout is None else self.layout.to(device),
-            labelled=None if self.labelled is None else self.labelled.to(device),
+            precomputed_target_rows=None
+            if self.precomputed_target_rows is None
+            else self.precomputed_target_rows.to(device),
         )
 
 

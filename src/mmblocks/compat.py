@@ -22,16 +22,16 @@ CACHE_KEYWORDS = ("cache", "past_key_values")
 """What transformers calls a key-value cache: the second until 5.23, the first since."""
 
 
-def cache_keyword(module: Any) -> str:
+def find_cache_keyword(module: Any) -> str:
     """The keyword by which a model, decoder layer or attention of transformers takes its key-value cache.
 
     Raises `AttributeError` where it takes none by a known name.
     """
-    return _cache_keyword(type(module).forward)
+    return _find_parameter_for_cache(type(module).forward)
 
 
 @cache
-def _cache_keyword(forward: Callable[..., Any]) -> str:
+def _find_parameter_for_cache(forward: Callable[..., Any]) -> str:
     parameters = inspect.signature(forward).parameters
     for name in CACHE_KEYWORDS:
         if name in parameters:
@@ -47,7 +47,7 @@ def enable_gradient_checkpointing(lm: Any, settings: dict[str, Any]) -> None:
     (renamed or lm.gradient_checkpointing_enable)(settings)
 
 
-def autocast_dtype(device: str) -> torch.dtype | None:
+def find_autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast computes in on a kind of device ("cpu", "cuda"); None where it is off or not known.
 
     `torch.amp.is_autocast_available` would ask the same, but torch 2.10 cannot compile it.
@@ -64,19 +64,19 @@ def make_flop_counter() -> FlopCounterMode:
     from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
     formulas: dict[Any, Callable[..., int]] = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_attention_backward_flops,
     }
     missing = {op: formula for op, formula in formulas.items() if op not in flop_registry}
     return FlopCounterMode(display=False, custom_mapping=missing)
 
 
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+def _count_attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
     """Scores and their sums of values; shapes are (batch, heads, rows, width), keys may have fewer heads."""
     return 2 * query.numel() // query[-1] * key[-2] * (query[-1] + value[-1])
 
 
-def _attention_backward_flops(
+def _count_attention_backward_flops(
     gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
 ) -> int:
     """Scores once more, then gradients of queries, keys, weights and values."""
@@ -84,7 +84,7 @@ def _attention_backward_flops(
 
 
 @contextmanager
-def warnings_not_raised() -> Iterator[None]:
+def suppress_warning_errors() -> Iterator[None]:
     """For a probe: other packages' warnings are shown or left out as ever, but raise nothing under `-W error`.
 
     Otherwise a renamed keyword would be taken for a reason against what is probed.

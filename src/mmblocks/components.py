@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from mmblocks.registry import Registry
-from mmblocks.room import dry_build
+from mmblocks.room import check_component_fits
 from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from mmblocks.batch import Instructions, Packing, Rows
+    from mmblocks.batch import Instructions, Packing, RowIndex
     from mmblocks.conversation import Message, Visual
 
 P = TypeVar("P", bound=VisualPlan)
@@ -100,7 +100,7 @@ class Pooling(Protocol):
 class VisionTokenizer(Protocol[P]):
     """How one visual becomes views for the encoder, and how their features become a row of tokens."""
 
-    marks: tuple[str, ...]
+    learned_tokens: tuple[str, ...]
     """Learned rows it inserts, e.g. ("newline",). The model owns them."""
     scenarios: frozenset[Scenario]
 
@@ -110,7 +110,7 @@ class VisionTokenizer(Protocol[P]):
 
     def plan(self, visual: VisualShape) -> P: ...
 
-    def count(self, plan: P) -> int: ...
+    def count_tokens(self, plan: P) -> int: ...
 
     def assemble(self, x: Tensor, plan: P, marks: Mapping[str, Tensor]) -> Tensor:
         """(views, h, w, d) to (plan.num_tokens, d).
@@ -129,23 +129,25 @@ class Backbone(Protocol):
     vocab_size: int
     max_tokens: int
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed_tokens(self, ids: Tensor) -> Tensor:
         """(tokens,) to (tokens, dim)."""
         ...
 
-    def hidden(self, x: Tensor, position_ids: Tensor, packing: Packing, rows: Rows | None = None) -> Tensor:
+    def compute_hidden_states(
+        self, x: Tensor, position_ids: Tensor, packing: Packing, rows: RowIndex | None = None
+    ) -> Tensor:
         """(tokens, dim) to (tokens, dim); a token sees only earlier tokens of its own sequence.
 
         With `rows` to (rows, dim), these rows of the same.
         """
         ...
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden: Tensor) -> Tensor:
         """(n, dim) to (n, vocab_size)."""
         ...
 
 
-def before_projector(tokenizer: Any, x: Tensor) -> Tensor:
+def apply_before_projector(tokenizer: Any, x: Tensor) -> Tensor:
     """Encoder features of a visual as its tokenizer wants them projected: as they are, but for one that pools them
     first and says so by a method of this name.
     """
@@ -179,7 +181,7 @@ class ChatTemplate(Protocol):
         """Texts that end an answer. A template may also name `special` texts, which must be tokens of their own."""
         ...
 
-    def spans(self, messages: Sequence[Message]) -> list[Span]: ...
+    def to_spans(self, messages: Sequence[Message]) -> list[Span]: ...
 
     def open_answer(self) -> list[Span]:
         """What stands between the last message and the answer to be written."""
@@ -194,15 +196,15 @@ class Storable(Protocol):
     def load_from(self, folder: Path) -> None: ...
 
 
-encoders: Registry[Any] = Registry("encoder", "mmblocks.encoders", before=dry_build)
+encoders: Registry[Any] = Registry("encoder", "mmblocks.encoders", before=check_component_fits)
 projectors: Registry[Any] = Registry(
-    "projector", "mmblocks.projectors", wired=("in_dim", "out_dim", "grid"), before=dry_build
+    "projector", "mmblocks.projectors", wired=("in_dim", "out_dim", "grid"), before=check_component_fits
 )
 poolings: Registry[Any] = Registry("pooling", "mmblocks.poolings")
 tokenizers: Registry[Any] = Registry(
     "tokenizer", "mmblocks.tokenizers", wired=("view_px", "grid", "spatial", "squash", "pooling")
 )
-backbones: Registry[Any] = Registry("backbone", "mmblocks.backbones", before=dry_build)
+backbones: Registry[Any] = Registry("backbone", "mmblocks.backbones", before=check_component_fits)
 templates: Registry[Any] = Registry("template", "mmblocks.templates", wired=("text_tokenizer",))
 
 REGISTRIES: dict[str, Registry[Any]] = {

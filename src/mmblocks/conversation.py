@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmblocks.errors import DataError
-from mmblocks.keys import refuse_unread
+from mmblocks.keys import refuse_unread_keys
 from mmblocks.shapes import VisualKind
 
 Role = Literal["system", "user", "assistant"]
@@ -63,13 +63,13 @@ class Message:
         if self.role not in ROLES:
             raise DataError(f"Message: role is {self.role!r:.80}; write one of {', '.join(ROLES)}.")
         wrong = (
-            [part for part in self.parts if not isinstance(part, Text | Visual)] if self._holds_parts else [self.parts]
+            [part for part in self.parts if not isinstance(part, Text | Visual)] if self._has_parts else [self.parts]
         )
         if wrong:
             raise DataError(f"Message: {wrong[0]!r:.80} is no part; its parts are a tuple of Text and Visual.")
 
     @property
-    def _holds_parts(self) -> bool:
+    def _has_parts(self) -> bool:
         return isinstance(self.parts, tuple | list)
 
     @property
@@ -93,7 +93,7 @@ class Conversation:
         return tuple(p for m in self.messages for p in m.parts if isinstance(p, Visual))
 
     @classmethod
-    def of(cls, messages: Sequence[Mapping[str, Any]], origin: str = "conversation") -> Conversation:
+    def from_messages(cls, messages: Sequence[Mapping[str, Any]], origin: str = "conversation") -> Conversation:
         """Read chat-completions messages: {"role", "content": text | [{"type": "text"|"image"|"video", ...}]}.
 
         A picture or clip may have a "note" (see `Visual`); an answer may have "loss", "train" (true or false) or "weight"
@@ -103,11 +103,11 @@ class Conversation:
             raise DataError(
                 f"{origin}: {messages!r:.80} is no list of messages; write [{{'role': ..., 'content': ...}}, ...]."
             )
-        return cls(tuple(_message(m, f"{origin}: message {i}") for i, m in enumerate(messages)), origin)
+        return cls(tuple(_read_message(m, f"{origin}: message {i}") for i, m in enumerate(messages)), origin)
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PreferencePair:
     """Two conversations that differ in the last answer: one that was preferred, and one that was not."""
 
     chosen: Conversation
@@ -118,11 +118,11 @@ class Pair:
         return self.chosen.origin
 
 
-Item = Conversation | Pair
+Item = Conversation | PreferencePair
 """What a source of training data holds."""
 
 
-def learn_of(turn: Mapping[str, Any], role: Role, where: str) -> bool:
+def read_learn_flag(turn: Mapping[str, Any], role: Role, where: str) -> bool:
     """Whether a turn is to be learned, as its `LEARN_KEYS` say; an answer is unless it is told otherwise."""
     said = {key: turn[key] for key in LEARN_KEYS if turn.get(key) is not None}
     if not said:
@@ -142,14 +142,14 @@ def learn_of(turn: Mapping[str, Any], role: Role, where: str) -> bool:
     return role != "assistant" or all(said.values())
 
 
-def _message(raw: Mapping[str, Any], where: str) -> Message:
+def _read_message(raw: Mapping[str, Any], where: str) -> Message:
     if not isinstance(raw, Mapping):
         raise DataError(f"{where} is {raw!r:.80}; a message is {{'role': ..., 'content': ...}}.")
     role = raw.get("role")
     if role not in ROLES:
         raise DataError(f"{where}: role is {role!r}; write one of {', '.join(ROLES)}.")
-    refuse_unread(raw, ("role", "content", *LEARN_KEYS), where, "turn")
-    content, learn = raw.get("content"), learn_of(raw, role, where)
+    refuse_unread_keys(raw, ("role", "content", *LEARN_KEYS), where, "turn")
+    content, learn = raw.get("content"), read_learn_flag(raw, role, where)
     if isinstance(content, str):
         return Message(role, (Text(content),), learn)
     if not isinstance(content, Sequence):
@@ -172,26 +172,26 @@ def _parts(content: Sequence[Any], where: str) -> Iterator[Part]:
         kind = raw.get("type") if isinstance(raw, Mapping) else None
         if not isinstance(kind, str) or kind not in PART_KEYS:
             raise DataError(f"{where}, part {i}: {raw!r:.200}; a part is {{'type': 'text'|'image'|'video', ...}}.")
-        yield _part(raw, kind, f"{where}, part {i}")
+        yield _read_part(raw, kind, f"{where}, part {i}")
 
 
-def _part(raw: Mapping[str, Any], kind: str, where: str) -> Part:
-    refuse_unread(raw, PART_KEYS[kind], where, "part")
+def _read_part(raw: Mapping[str, Any], kind: str, where: str) -> Part:
+    refuse_unread_keys(raw, PART_KEYS[kind], where, "part")
     found = _field(raw, kind, where)
     if kind == "text":
-        return Text(_text(found, f"{where}: its text"))
-    note = "" if raw.get("note") is None else _text(raw["note"], f"{where}: note")
+        return Text(_require_text(found, f"{where}: its text"))
+    note = "" if raw.get("note") is None else _require_text(raw["note"], f"{where}: note")
     if kind == "image":
         return Visual("image", found, note=note)
     if kind == "video":
-        return Visual("video", found, _pace(raw, found, where), note)
+        return Visual("video", found, _read_fps(raw, found, where), note)
     if isinstance(found, Mapping):
-        refuse_unread({k: v for k, v in found.items() if (k, v) != ("detail", "auto")}, ("url",), where, "part")
+        refuse_unread_keys({k: v for k, v in found.items() if (k, v) != ("detail", "auto")}, ("url",), where, "part")
         found = found.get("url")
     return Visual("image" if kind == "image_url" else "video", found, note=note)
 
 
-def _pace(raw: Mapping[str, Any], found: Any, where: str) -> float:
+def _read_fps(raw: Mapping[str, Any], found: Any, where: str) -> float:
     """Frames per second of a clip that has no clock of its own; `found` may be a `Visual` that was opened before."""
     given, fps = (found.source, found.fps) if isinstance(found, Visual) else (found, 1.0)
     if raw.get("fps") is None:
@@ -212,7 +212,7 @@ def _field(raw: Mapping[str, Any], key: str, where: str) -> Any:
     return raw[key]
 
 
-def _text(given: Any, what: str) -> str:
+def _require_text(given: Any, what: str) -> str:
     if not isinstance(given, str):
         raise DataError(f"{what} is {given!r:.80}; write a text, or leave it out.")
     return given

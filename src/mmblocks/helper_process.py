@@ -25,7 +25,7 @@ from mmblocks.errors import MachineError
 
 LENGTHS = struct.Struct("<IQ")
 """Bytes of the JSON object, bytes of what follows it."""
-Answer = tuple[Mapping[str, Any], Any]
+HelperAnswer = tuple[Mapping[str, Any], Any]
 """A JSON object, and bytes that come with it."""
 START_S = 120.0  # to import what it needs, on a busy machine from a slow disk
 _GRACE_S = 10.0  # beyond the deadline, after which a helper without an owner ends itself
@@ -38,7 +38,7 @@ _START = (
 )
 
 
-class NoAnswer(Exception):
+class NoAnswerError(Exception):
     """The helper gave no answer and was ended: it hung, died or grew. Whoever asks turns it into an error of its own."""
 
     def __init__(self, reason: str, *, again: bool) -> None:
@@ -46,7 +46,7 @@ class NoAnswer(Exception):
         self.again = again  # whether a new process might do better
 
 
-class Watch:
+class Watchdog:
     """How long an answer may take and how much memory the process may hold meanwhile. doing: its work, as errors call it."""
 
     def __init__(self, deadline_s: float, memory_bytes: float, doing: str) -> None:
@@ -54,24 +54,24 @@ class Watch:
         self.spent_s = 0.0
         self._last = time.monotonic()
 
-    def begin(self) -> None:
+    def start_timer(self) -> None:
         self._last = time.monotonic()
 
-    def look(self, pid: int) -> None:
+    def check_limits(self, pid: int) -> None:
         now = time.monotonic()
         self.spent_s += min(now - self._last, 1.0)  # a longer gap is this process having been stopped, not the helper
         self._last = now
         if self.spent_s > self.deadline_s:
-            raise NoAnswer(f"{self.doing} took longer than {self.deadline_s:g} s", again=False)
-        if resident_bytes(pid) > self.memory_bytes:
-            raise self.too_big()
+            raise NoAnswerError(f"{self.doing} took longer than {self.deadline_s:g} s", again=False)
+        if read_resident_bytes(pid) > self.memory_bytes:
+            raise self.make_memory_error()
 
-    def too_big(self) -> NoAnswer:
+    def make_memory_error(self) -> NoAnswerError:
         limit = f"{self.memory_bytes / 2**30:g} GiB"
-        return NoAnswer(f"{self.doing} took more than {limit} of memory, after {self.spent_s:.1f} s", again=True)
+        return NoAnswerError(f"{self.doing} took more than {limit} of memory, after {self.spent_s:.1f} s", again=True)
 
 
-def resident_bytes(pid: int) -> int:
+def read_resident_bytes(pid: int) -> int:
     """Memory that a process holds; 0 where /proc does not tell (macOS), or for a process that is gone."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123 (looked at fifty times per second)
@@ -80,100 +80,102 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
-class Child:
+class HelperProcess:
     """A helper process and the two ends of its pipes. work: what it does, as errors call it."""
 
     def __init__(self, module: str, work: str) -> None:
         command = [sys.executable, "-P", "-c", _START.format(module=module), *sys.path]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        self._requests, self._answers = _pipe(self.process.stdin), _pipe(self.process.stdout)
+        self._requests, self._answers = _prepare_pipe(self.process.stdin), _prepare_pipe(self.process.stdout)
         try:
-            self._receive(Watch(START_S, float("inf"), "starting"))
-        except NoAnswer as cause:
-            self.end(at_once=True)
+            self._receive_answer(Watchdog(START_S, float("inf"), "starting"))
+        except NoAnswerError as cause:
+            self.stop_process(at_once=True)
             raise MachineError(
                 f"the process that {work} did not start ({cause}): {sys.executable} must be able to import "
                 "mmblocks; what it printed stands above."
             ) from cause
 
-    def ask(self, request: Mapping[str, Any], content: bytes, watch: Watch) -> tuple[dict[str, Any], bytearray]:
+    def send_request(
+        self, request: Mapping[str, Any], content: bytes, watch: Watchdog
+    ) -> tuple[dict[str, Any], bytearray]:
         """The helper's answer and the bytes that came with it. Raises `NoAnswer`."""
         header = json.dumps({**request, "alarm_s": watch.deadline_s + _GRACE_S}).encode()
-        self._write(LENGTHS.pack(len(header), len(content)) + header + content, watch)
-        answer, content_of_answer = self._receive(watch)
+        self._write_all(LENGTHS.pack(len(header), len(content)) + header + content, watch)
+        answer, content_of_answer = self._receive_answer(watch)
         if "memory" in answer:
-            raise watch.too_big()
+            raise watch.make_memory_error()
         return answer, content_of_answer
 
-    def end(self, *, at_once: bool) -> None:
+    def stop_process(self, *, at_once: bool) -> None:
         """Close the pipes, which ends an idle helper, and reap it; a busy one is killed."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
-        if not at_once and self._is_gone(after_s=1.0):
+        if not at_once and self._has_exited(after_s=1.0):
             return
         self.process.kill()
         # What a dead network drive holds cannot be killed; Popen reaps it later.
-        self._is_gone(after_s=5.0)
+        self._has_exited(after_s=5.0)
 
-    def leave(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked process: close the ends that it has inherited. The helper belongs to the parent."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
         self.process.poll()  # notes that this is no child of ours
 
-    def _is_gone(self, after_s: float) -> bool:
+    def _has_exited(self, after_s: float) -> bool:
         try:
             self.process.wait(after_s)
         except subprocess.TimeoutExpired:
             return False
         return True
 
-    def _write(self, data: bytes, watch: Watch) -> None:
+    def _write_all(self, data: bytes, watch: Watchdog) -> None:
         left = memoryview(data)
         while len(left):
-            self._await(self._requests, select.POLLOUT, watch)
+            self._wait_for_pipe(self._requests, select.POLLOUT, watch)
             try:
                 left = left[os.write(self._requests, left) :]
             except BlockingIOError:
                 continue
             except BrokenPipeError:
-                raise self._died(watch) from None
+                raise self._make_exit_error(watch) from None
 
-    def _receive(self, watch: Watch) -> tuple[dict[str, Any], bytearray]:
-        header_bytes, content_bytes = LENGTHS.unpack(self._read(LENGTHS.size, watch))
-        header = json.loads(self._read(header_bytes, watch))
-        watch.look(self.process.pid)  # the whole answer is in its memory now
-        return header, self._read(content_bytes, watch)
+    def _receive_answer(self, watch: Watchdog) -> tuple[dict[str, Any], bytearray]:
+        header_bytes, content_bytes = LENGTHS.unpack(self._read_exactly(LENGTHS.size, watch))
+        header = json.loads(self._read_exactly(header_bytes, watch))
+        watch.check_limits(self.process.pid)  # the whole answer is in its memory now
+        return header, self._read_exactly(content_bytes, watch)
 
-    def _read(self, num_bytes: int, watch: Watch) -> bytearray:
+    def _read_exactly(self, num_bytes: int, watch: Watchdog) -> bytearray:
         data = bytearray(num_bytes)
         left = memoryview(data)
         while len(left):
-            self._await(self._answers, select.POLLIN, watch)
+            self._wait_for_pipe(self._answers, select.POLLIN, watch)
             try:
                 num_read = os.readv(self._answers, [left])
             except BlockingIOError:
                 continue
             if num_read == 0:
-                raise self._died(watch)
+                raise self._make_exit_error(watch)
             left = left[num_read:]
         return data
 
-    def _await(self, pipe: int, event: int, watch: Watch) -> None:
+    def _wait_for_pipe(self, pipe: int, event: int, watch: Watchdog) -> None:
         poll = select.poll()
         poll.register(pipe, event)
         while not poll.poll(_WATCH_MS):
-            watch.look(self.process.pid)
+            watch.check_limits(self.process.pid)
 
-    def _died(self, watch: Watch) -> NoAnswer:
-        self._is_gone(after_s=5.0)
+    def _make_exit_error(self, watch: Watchdog) -> NoAnswerError:
+        self._has_exited(after_s=5.0)
         how = _how(self.process.returncode)
-        return NoAnswer(f"the process {watch.doing} {how} after {watch.spent_s:.1f} s", again=True)
+        return NoAnswerError(f"the process {watch.doing} {how} after {watch.spent_s:.1f} s", again=True)
 
 
-def _pipe(pipe: IO[bytes] | None) -> int:
+def _prepare_pipe(pipe: IO[bytes] | None) -> int:
     assert pipe is not None
     os.set_blocking(pipe.fileno(), False)
     if hasattr(fcntl, "F_SETPIPE_SZ"):
@@ -190,7 +192,7 @@ def _how(returncode: int | None) -> str:
     return f"was ended by {signal.Signals(-returncode).name}"
 
 
-class Home:
+class HelperClient:
     """Where a process keeps its one helper for some work. One question at a time; threads wait for each other.
 
     module: what the helper runs, by its function `main`, which calls `serve`.
@@ -199,32 +201,34 @@ class Home:
     def __init__(self, module: str, work: str) -> None:
         self._module, self._work = module, work
         self._lock = threading.Lock()
-        self._child: Child | None = None
+        self._child: HelperProcess | None = None
         self._at_exit: Finalize | None = None
-        os.register_at_fork(after_in_child=self._after_fork)
+        os.register_at_fork(after_in_child=self._reset_after_fork)
 
     @property
     def pid(self) -> int | None:
         """Of the helper that runs, if any."""
         return None if self._child is None else self._child.process.pid
 
-    def ask(self, request: Mapping[str, Any], content: bytes, watch: Watch) -> tuple[dict[str, Any], bytearray]:
+    def send_request(
+        self, request: Mapping[str, Any], content: bytes, watch: Watchdog
+    ) -> tuple[dict[str, Any], bytearray]:
         with self._lock:
             child = self._running()
-            watch.begin()  # starting a helper is none of its work
+            watch.start_timer()  # starting a helper is none of its work
             try:
-                return child.ask(request, content, watch)
+                return child.send_request(request, content, watch)
             except BaseException:  # Ctrl-C as well: half an answer in the pipe would be taken for the next one's
                 self._child = None
-                child.end(at_once=True)
+                child.stop_process(at_once=True)
                 raise
 
-    def _running(self) -> Child:
+    def _running(self) -> HelperProcess:
         if self._child is not None and self._child.process.poll() is not None:  # died while nobody asked
-            self._child.end(at_once=True)
+            self._child.stop_process(at_once=True)
             self._child = None
         if self._child is None:
-            self._child = Child(self._module, self._work)
+            self._child = HelperProcess(self._module, self._work)
             # Not atexit: a data worker ends without it.
             self._at_exit = self._at_exit or Finalize(None, self.close, exitpriority=10)
         return self._child
@@ -233,19 +237,19 @@ class Home:
         """End the helper; the next question starts a new one."""
         child, self._child = self._child, None
         if child is not None:
-            child.end(at_once=False)
+            child.stop_process(at_once=False)
 
-    def _after_fork(self) -> None:
+    def _reset_after_fork(self) -> None:
         child, self._child = self._child, None
         self._lock, self._at_exit = threading.Lock(), None
         if child is not None:
-            child.leave()
+            child.detach_after_fork()
 
 
 # In the helper ------------------------------------------------------------------------------------------------------
 
 
-def serve(answer: Callable[[dict[str, Any], bytes], Answer]) -> None:
+def serve_requests(answer: Callable[[dict[str, Any], bytes], HelperAnswer]) -> None:
     """Answer requests on standard input, on standard output, until that ends. A `MemoryError` is told to who asks."""
     # Whoever started this process decides when it ends.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
@@ -253,8 +257,8 @@ def serve(answer: Callable[[dict[str, Any], bytes], Answer]) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with suppress(BrokenPipeError):  # nobody is left to read the answer
         requests, answers = _private_pipes()
-        _send(answers, {"ready": True})
-        while (received := _received(requests)) is not None:
+        _send_answer(answers, {"ready": True})
+        while (received := _receive_request(requests)) is not None:
             request, content = received
             # Outlives no owner: killed in the middle of its work, it leaves nobody else to notice that this one hangs.
             signal.setitimer(signal.ITIMER_REAL, request["alarm_s"])
@@ -262,7 +266,7 @@ def serve(answer: Callable[[dict[str, Any], bytes], Answer]) -> None:
                 found = answer(request, content)
             except MemoryError:
                 found = {"memory": True}, b""
-            _send(answers, *found)
+            _send_answer(answers, *found)
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -276,7 +280,7 @@ def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
     return requests, answers
 
 
-def _received(requests: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+def _receive_request(requests: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     lengths = requests.read(LENGTHS.size)
     if len(lengths) < LENGTHS.size:
         return None
@@ -285,7 +289,7 @@ def _received(requests: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     return None if len(content) < content_bytes else (json.loads(header), content)
 
 
-def _send(answers: BinaryIO, header: Mapping[str, Any], content: Any = b"") -> None:
+def _send_answer(answers: BinaryIO, header: Mapping[str, Any], content: Any = b"") -> None:
     text = json.dumps(header).encode()
     size = memoryview(content).nbytes
     answers.write(LENGTHS.pack(len(text), size) + text)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mmblocks.errors import ConfigError
-from mmblocks.settings import faults_in, fields_of, fitted
+from mmblocks.settings import convert_to_type, list_faults, list_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +31,31 @@ class ImageReading:
     exif: bool = True
 
     def __post_init__(self) -> None:
-        if faults := reading_faults(asdict(self)):
+        if faults := list_reading_faults(asdict(self)):
             raise ConfigError("\n".join(faults))
 
     @classmethod
-    def of(cls, raw: Any, where: str = "images") -> ImageReading:
+    def from_dict(cls, raw: Any, where: str = "images") -> ImageReading:
         """Read plain values. Raises `ConfigError` that lists every fault; keys start with `where`."""
-        if faults := reading_faults(raw, where):
+        if faults := list_reading_faults(raw, where):
             raise ConfigError("\n".join(faults))
-        known = fields_of(cls)
-        return cls(**{name: fitted(known[name].annotation, value) for name, value in raw.items()})
+        known = list_settings(cls)
+        return cls(**{name: convert_to_type(known[name].annotation, value) for name, value in raw.items()})
 
-    def changed(self, changes: Mapping[str, Any]) -> ImageReading:
+    def with_changes(self, changes: Mapping[str, Any]) -> ImageReading:
         """The same with other values for some settings."""
-        return ImageReading.of({**asdict(self), **changes})
+        return ImageReading.from_dict({**asdict(self), **changes})
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Every setting as JSON knows it."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def reading_faults(raw: Any, where: str = "images") -> list[str]:
+def list_reading_faults(raw: Any, where: str = "images") -> list[str]:
     """Every fault of plain values meant for an `ImageReading`."""
     if not isinstance(raw, Mapping):
         return [f"{where}={raw!r} holds no settings; write {where}.alpha=..., or a mapping of {_names()}."]
-    return [*faults_in(ImageReading, raw, where), *_value_faults(raw, where)]
+    return [*list_faults(ImageReading, raw, where), *_value_faults(raw, where)]
 
 
 def _value_faults(raw: Mapping[str, Any], where: str) -> Iterator[str]:
@@ -70,7 +70,7 @@ def _value_faults(raw: Mapping[str, Any], where: str) -> Iterator[str]:
 
 
 def _names() -> str:
-    return ", ".join(fields_of(ImageReading))
+    return ", ".join(list_settings(ImageReading))
 
 
 DEFAULT_READING = ImageReading()

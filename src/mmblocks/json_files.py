@@ -8,7 +8,7 @@ from typing import Any
 
 from mmblocks.errors import CheckpointError
 
-DEEPEST = 100
+MAX_DEPTH = 100
 """Levels of a nest; what walks through settings would overflow beyond a thousand."""
 
 
@@ -32,16 +32,16 @@ def read_object(path: Path, cure: str | None = None) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} holds {type(found).__name__}, not an object of settings; {cure or 'fetch it again.'}"
         )
-    if _is_deep(found):
+    if _is_too_deep(found):
         raise CheckpointError(
-            f"{path} is nested more than {DEEPEST} levels deep, which no file of settings is; {cure or 'fetch it again.'}"
+            f"{path} is nested more than {MAX_DEPTH} levels deep, which no file of settings is; {cure or 'fetch it again.'}"
         )
     return found
 
 
-def _is_deep(value: Any) -> bool:
+def _is_too_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
         if not (level := [each for values in inner for each in values]):
             return False

@@ -14,7 +14,7 @@ from mmblocks.errors import DataError
 
 Level = Literal["record", "turn", "part"]
 
-USUAL: Mapping[str, tuple[str, ...]] = {
+USUAL_KEYS: Mapping[str, tuple[str, ...]] = {
     "conversation": ("conversations", "messages", "conversation", "texts"),
     "question": ("question", "query", "prompt", "instruction"),
     "answer": ("answer", "caption", "txt", "response", "completion", "output"),
@@ -25,7 +25,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 """What columns are called where a user names none. Two of a kind in one record must say the same."""
 INPUT, HISTORY = "input", "history"
 """What stands beside a question: the second half of an instruction, and the pairs of texts before it."""
-ANSWERS = (*USUAL["conversation"], *USUAL["answer"], "chosen", "rejected")
+ANSWERS = (*USUAL_KEYS["conversation"], *USUAL_KEYS["answer"], "chosen", "rejected")
 """Of these, every record has one."""
 
 _NAMES = "id _id idx index uid uuid key sample_id question_id image_id video_id conversation_id doc_id record_id prompt_id qid"
@@ -40,7 +40,7 @@ _RATINGS = (
     "image_correspondence_min formatting_ratings formatting_min"
 )
 _ADDED = "__key__ __url__ __local_path__ __index_level_0__"
-HARMLESS: Mapping[Level, frozenset[str]] = {
+HARMLESS_KEYS: Mapping[Level, frozenset[str]] = {
     "record": frozenset(f"{_NAMES} {_ORIGINS} {_KINDS} {_SIZES} {_RATINGS} {_ADDED}".split()),
     "turn": frozenset(
         [
@@ -82,7 +82,7 @@ _EVERYWHERE: Mapping[str, str] = {
     "loss_scale": "an answer is learned or not; write loss: true or false into its turn",
     "detail": "how finely a picture is seen is a setting of the visual tokenizer",
 }
-REASONS: Mapping[Level, Mapping[str, str]] = {
+UNREAD_REASONS: Mapping[Level, Mapping[str, str]] = {
     "record": {
         **_EVERYWHERE,
         **dict.fromkeys(("chosen", "rejected", "rejected_response"), _PREFERENCES),
@@ -111,9 +111,9 @@ def is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, list | tuple) and all(is_empty(one) for one in value))
 
 
-def unread(given: Mapping[str, Any], read: Collection[str], level: Level = "record") -> list[str]:
+def find_unread_keys(given: Mapping[str, Any], read: Collection[str], level: Level = "record") -> list[str]:
     """The keys of a record, turn or part that hold something, that nothing reads and that are not harmless."""
-    strange = [key for key in given if key not in read and key not in HARMLESS[level]]
+    strange = [key for key in given if key not in read and key not in HARMLESS_KEYS[level]]
     return [key for key in strange if not is_empty(given[key]) and not _is_empty_json(given[key])]
 
 
@@ -121,15 +121,17 @@ def _is_empty_json(value: Any) -> bool:
     return isinstance(value, str) and value.strip() in EMPTY_JSON
 
 
-def refuse_unread(given: Mapping[str, Any], read: Collection[str], where: str, level: Level = "record") -> None:
+def refuse_unread_keys(given: Mapping[str, Any], read: Collection[str], where: str, level: Level = "record") -> None:
     """Raise one `DataError` that names every key that nothing reads; `where` names the file and the record."""
-    if strange := unread(given, read, level):
-        raise DataError(f"{where}: {reason_against(strange, read, level)}")
+    if strange := find_unread_keys(given, read, level):
+        raise DataError(f"{where}: {describe_unread_keys(strange, read, level)}")
 
 
-def reason_against(strange: Sequence[str], read: Collection[str], level: Level = "record", what: str = "key") -> str:
+def describe_unread_keys(
+    strange: Sequence[str], read: Collection[str], level: Level = "record", what: str = "key"
+) -> str:
     """What is wrong with keys that nothing reads: each with the key that may be meant, or why not; and the cure."""
-    named = ", ".join(f"{key!r:.{_LONGEST_KEY}}{_hint(key, read, level)}" for key in strange[:_NAMED])
+    named = ", ".join(f"{key!r:.{_LONGEST_KEY}}{_suggest_key(key, read, level)}" for key in strange[:_NAMED])
     more = f" and {len(strange) - _NAMED} others" if len(strange) > _NAMED else ""
     return (
         f"nothing reads the {what}{'' if len(strange) == 1 else 's'} {named}{more}. Rename or remove what is not read, or add it to "
@@ -141,8 +143,8 @@ _NAMED, _LONGEST_KEY = 20, 80
 """Keys that are named in an error, and characters of each: a broken record may have thousands, of any length."""
 
 
-def _hint(key: str, read: Collection[str], level: Level) -> str:
-    if key in REASONS[level]:
-        return f" ({REASONS[level][key]})"
+def _suggest_key(key: str, read: Collection[str], level: Level) -> str:
+    if key in UNREAD_REASONS[level]:
+        return f" ({UNREAD_REASONS[level][key]})"
     close = get_close_matches(key[:_LONGEST_KEY], sorted(read), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -23,7 +23,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
+def lock_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Keep other processes out of a folder. Raises `BusyError` with host and process id of the one that is inside.
 
     The lock is the system's and ends with the process, however that ends; the file `name` holds who has it, for others
@@ -32,25 +32,25 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = str(folder.resolve() / name)
     if path in _HELD:  # opening and closing the file once more would end the lock
-        raise BusyError(_refusal(folder, f"this process ({os.getpid()})"))
+        raise BusyError(_format_refusal(folder, f"this process ({os.getpid()})"))
     with open(path, "a+", encoding="utf-8") as file:  # noqa: PTH123
-        if not _taken(file):
-            raise BusyError(_refusal(folder, _holder(file)))
+        if not _try_lock(file):
+            raise BusyError(_format_refusal(folder, _holder(file)))
         _HELD.add(path)
         try:
-            _write(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+            _write_holder(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
             yield
         finally:
             _HELD.discard(path)
             with suppress(OSError):  # its folder may be gone
-                _write(file, "")
+                _write_holder(file, "")
 
 
-def _refusal(folder: Path, holder: str) -> str:
+def _format_refusal(folder: Path, holder: str) -> str:
     return f"{folder} is in use by {holder}; wait until it has ended, or name another folder."
 
 
-def _taken(file: IO[str]) -> bool:
+def _try_lock(file: IO[str]) -> bool:
     if sys.platform == "win32":
         return True
     import fcntl
@@ -67,18 +67,18 @@ def _taken(file: IO[str]) -> bool:
 
 def _runs_here(file: IO[str]) -> bool:
     """Whether the process that the file names is on this machine and alive."""
-    holder = _read(file)
+    holder = _read_holder(file)
     if holder.get("host") != socket.gethostname() or not isinstance(pid := holder.get("pid"), int):
         return False
     return pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
 def _holder(file: IO[str]) -> str:
-    holder = _read(file)
+    holder = _read_holder(file)
     return f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
 
 
-def _read(file: IO[str]) -> dict[str, object]:
+def _read_holder(file: IO[str]) -> dict[str, object]:
     file.seek(0)
     try:
         found = json.loads(file.read())
@@ -87,7 +87,7 @@ def _read(file: IO[str]) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _write(file: IO[str], text: str) -> None:
+def _write_holder(file: IO[str], text: str) -> None:
     file.truncate(0)
     file.write(text)
     file.flush()

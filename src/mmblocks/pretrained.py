@@ -34,26 +34,26 @@ SETTINGS = (
 INDEX = "model.safetensors.index.json"
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
 """Settings in which transformers takes the hub's name of a kernel, which is code."""
-MOST_REPEATS = 10_000
+MAX_REPEATS = 10_000
 """Layers, blocks or experts that a model may have: a config that says more would fill the memory before it is refused."""
 _REPEATED = ("layers", "n_layer", "depth", "depths", "num_blocks", "experts")
 
 
-_fetches = True
+_may_fetch = True
 
 
 @contextmanager
-def nothing_fetched() -> Iterator[None]:
+def forbid_fetching() -> Iterator[None]:
     """While the block runs, what is not on this machine is missing, and no network is asked, in this process."""
-    global _fetches
-    before, _fetches = _fetches, False
+    global _may_fetch
+    before, _may_fetch = _may_fetch, False
     try:
         yield
     finally:
-        _fetches = before
+        _may_fetch = before
 
 
-def cached_folder(source: str, file: str) -> Path | None:
+def find_cached_folder(source: str, file: str) -> Path | None:
     """The folder of a hub id in the hub's cache, where that has `file`; no network is asked."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -65,15 +65,15 @@ def cached_folder(source: str, file: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _place_of(source: str | Path) -> str:
+def _locate_source(source: str | Path) -> str:
     """What transformers is given: the hub id or folder; the hub's cache where nothing is fetched.
 
     A reader of the hub that is told to use local files only asks the network all the same, for its own header.
     """
     source = str(source)
-    if _fetches or Path(source).exists():
+    if _may_fetch or Path(source).exists():
         return source
-    found = [cached_folder(source, name) for name in (CONFIG, "tokenizer_config.json")]
+    found = [find_cached_folder(source, name) for name in (CONFIG, "tokenizer_config.json")]
     folder = next((place for place in found if place is not None), None)
     if folder is None:
         raise CheckpointError(f"{source} is not on this machine; fetch it: hf download {source}")
@@ -84,23 +84,23 @@ def read_config(source: str | Path) -> PreTrainedConfig:
     """The config of a hub id or folder, of a family that transformers has."""
     from transformers import AutoConfig
 
-    return read(AutoConfig, source, needs=CONFIG)
+    return read_pretrained(AutoConfig, source, needs=CONFIG)
 
 
 def read_config_entries(source: str | Path, kind: Any = None) -> dict[str, Any]:
     """The config.json of a hub id or folder as it stands. `kind` is a config class with file names of its own."""
     from transformers import PreTrainedConfig
 
-    with reading(source, CONFIG):
-        raw, _ = (kind or PreTrainedConfig).get_config_dict(_place_of(source))
+    with convert_checkpoint_errors(source, CONFIG):
+        raw, _ = (kind or PreTrainedConfig).get_config_dict(_locate_source(source))
     _refuse_code(raw, source)
     return raw
 
 
-def read_own_config(folder: Path) -> dict[str, Any]:
+def read_local_config(folder: Path) -> dict[str, Any]:
     """The config.json of a local folder as it stands. Raises `CheckpointError` where there is none, and as `read` does."""
     raw = read_object(folder / CONFIG)
-    require_countable(raw, folder / CONFIG)
+    require_countable_layers(raw, folder / CONFIG)
     _refuse_code(raw, folder / CONFIG)
     return raw
 
@@ -111,7 +111,7 @@ def read_preprocessing(source: str | Path) -> dict[str, Any]:
 
     _require_readable(source)
     try:
-        return dict(ImageProcessingMixin.get_image_processor_dict(_place_of(source))[0])
+        return dict(ImageProcessingMixin.get_image_processor_dict(_locate_source(source))[0])
     except OSError:
         return {}
 
@@ -120,8 +120,8 @@ def read_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerBas
     """The text tokenizer of a hub id or folder."""
     from transformers import AutoTokenizer
 
-    tokenizer = read(AutoTokenizer, source, **options)
-    with reading(source):
+    tokenizer = read_pretrained(AutoTokenizer, source, **options)
+    with convert_checkpoint_errors(source):
         tokenizer("a")  # one with damaged settings is read, and fails when it is used
         if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
             raise CheckpointError(
@@ -134,7 +134,7 @@ def read_processor(folder: str | Path) -> Any:
     """The processor of a folder."""
     from transformers import AutoProcessor
 
-    return read(AutoProcessor, folder)
+    return read_pretrained(AutoProcessor, folder)
 
 
 def read_generation_config(folder: str | Path) -> GenerationConfig:
@@ -142,7 +142,7 @@ def read_generation_config(folder: str | Path) -> GenerationConfig:
     from transformers import GenerationConfig
 
     _require_readable(folder)
-    with reading(folder, "generation_config.json"):
+    with convert_checkpoint_errors(folder, "generation_config.json"):
         return GenerationConfig.from_pretrained(str(folder))
 
 
@@ -151,18 +151,18 @@ def read_model(kind: Any, source: str | Path | None, **options: Any) -> Any:
 
     `source` is None where the weights are given (`state_dict`).
     """
-    return read(kind, source, needs=CONFIG, trust_remote_code=False, **options)
+    return read_pretrained(kind, source, needs=CONFIG, trust_remote_code=False, **options)
 
 
-def read(kind: Any, source: str | Path | None, needs: str = "", **options: Any) -> Any:
+def read_pretrained(kind: Any, source: str | Path | None, needs: str = "", **options: Any) -> Any:
     """`kind.from_pretrained(source)`, which runs no code of the checkpoint and fails with `CheckpointError` only.
 
     needs: a file that a local folder must have.
     """
-    with reading(source or "the model", needs):
+    with convert_checkpoint_errors(source or "the model", needs):
         if source is not None:
             _require_readable(source, needs)
-        place = source if source is None else _place_of(source)
+        place = source if source is None else _locate_source(source)
         return kind.from_pretrained(place, **{"trust_remote_code": False, **options})
 
 
@@ -171,18 +171,18 @@ def make_model(kind: Any, config: PreTrainedConfig, **options: Any) -> Any:
     return kind.from_config(config, trust_remote_code=False, **options)
 
 
-def require_countable(raw: Any, where: object) -> None:
+def require_countable_layers(raw: Any, where: object) -> None:
     """Refuse settings that ask for more layers than any model has, before anybody counts them.
 
     Raises `CheckpointError`, also for a nest too deep to be looked at.
     """
-    for key, value in entries(raw):
+    for key, value in iterate_entries(raw):
         numbers = value if isinstance(value, list) else [value]
-        if key.endswith(_REPEATED) and any(isinstance(n, int | float) and n > MOST_REPEATS for n in numbers):
-            raise CheckpointError(f"{where}: {key}={value}; no model has more than {MOST_REPEATS} of these.")
+        if key.endswith(_REPEATED) and any(isinstance(n, int | float) and n > MAX_REPEATS for n in numbers):
+            raise CheckpointError(f"{where}: {key}={value}; no model has more than {MAX_REPEATS} of these.")
 
 
-def entries(raw: Any) -> Iterator[tuple[str, Any]]:
+def iterate_entries(raw: Any) -> Iterator[tuple[str, Any]]:
     """Every key and value of a nest, the inner ones too."""
     waiting = [raw]
     while waiting:
@@ -206,12 +206,12 @@ def _require_readable(source: str | Path, needs: str = "") -> None:
         read_object(folder / needs)
     for name in SETTINGS:
         if (folder / name).exists():
-            read_own_config(folder) if name == CONFIG else read_object(folder / name)
+            read_local_config(folder) if name == CONFIG else read_object(folder / name)
     if (folder / INDEX).exists():
-        shards_of(folder / INDEX)
+        list_shards(folder / INDEX)
 
 
-def shards_of(index: Path) -> list[str]:
+def list_shards(index: Path) -> list[str]:
     """The files that an index of weights names, all beside it. Raises `CheckpointError` for anything else."""
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -226,7 +226,7 @@ def shards_of(index: Path) -> list[str]:
 
 def _refuse_code(raw: Mapping[str, Any], where: object) -> None:
     """Refuse a config that names a kernel of the hub as its attention: transformers would fetch it and run it."""
-    for key, value in entries(raw):
+    for key, value in iterate_entries(raw):
         named = value.values() if isinstance(value, Mapping) else [value]
         if key in ATTENTION and any(isinstance(name, str) and "/" in name for name in named):
             raise CheckpointError(
@@ -239,7 +239,7 @@ def _refuse_code(raw: Mapping[str, Any], where: object) -> None:
 
 
 @contextmanager
-def reading(source: object, file: str = "") -> Iterator[None]:
+def convert_checkpoint_errors(source: object, file: str = "") -> Iterator[None]:
     """Turn whatever other packages raise about a checkpoint into `CheckpointError` that names it."""
     from safetensors import SafetensorError
 
@@ -250,10 +250,10 @@ def reading(source: object, file: str = "") -> Iterator[None]:
     except SafetensorError as cause:
         raise CheckpointError(f"{source}: a weights file cannot be read ({cause}); it is cut or damaged.") from cause
     except Exception as cause:  # a foreign file may fail in any way that transformers, tokenizers and Python have
-        raise CheckpointError(_reason(str(source), file, cause)) from cause
+        raise CheckpointError(_describe_read_error(str(source), file, cause)) from cause
 
 
-def _reason(source: str, file: str, cause: Exception) -> str:
+def _describe_read_error(source: str, file: str, cause: Exception) -> str:
     said = f"{type(cause).__name__}: {cause}" if not isinstance(cause, OSError | ValueError) else str(cause)
     if "trust_remote_code" in said:
         return (

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mmblocks.errors import ConfigError, MMBlocksError, UnknownComponentError
-from mmblocks.settings import REQUIRED, Setting, accepts, did_you_mean, fitted, shown
+from mmblocks.settings import REQUIRED, Setting, convert_to_type, format_suggestion, format_value, is_of_type
 
 T = TypeVar("T")
 Spec = str | Mapping[str, Any]
@@ -28,7 +28,7 @@ Spec = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Entry(Generic[T]):
+class ComponentEntry(Generic[T]):
     """A registered component or preset. `builder` makes it; `settings` are what a preset fixes beforehand.
 
     source: the paper or code it comes from. oracle: what its outputs are compared with in the tests. tiny: settings
@@ -39,9 +39,9 @@ class Entry(Generic[T]):
     builder: Callable[..., T]
     source: str
     tiny: Mapping[str, Any]
-    oracle: str = ""
+    verified_against: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    of: str | None = None
+    preset_of: str | None = None
 
     @property
     def summary(self) -> str:
@@ -55,14 +55,14 @@ class Entry(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ComponentInfo:
     """A component seen in a file or an entry point, not imported yet."""
 
     name: str
     module: str
     summary: str = ""
     source: str = ""
-    of: str | None = None
+    preset_of: str | None = None
 
 
 class Registry(Generic[T]):
@@ -84,10 +84,10 @@ class Registry(Generic[T]):
         self.package = package
         self.wired = wired
         self.before = before
-        self._entries: dict[str, Entry[T]] = {}
+        self._entries: dict[str, ComponentEntry[T]] = {}
 
     @property
-    def group(self) -> str:
+    def entry_point_group(self) -> str:
         """The entry-point group through which other packages add components."""
         return f"mmblocks.{self.kind}"
 
@@ -96,21 +96,25 @@ class Registry(Generic[T]):
     ) -> Callable[[Callable[..., T]], Any]:
         """Register a class or factory; see `Entry` for what is said of it."""
 
-        def add(builder: Callable[..., T]) -> Callable[..., T]:
-            self._add(Entry(name, builder, source, dict(tiny or {}), oracle))
+        def add_builder(builder: Callable[..., T]) -> Callable[..., T]:
+            self._add_entry(ComponentEntry(name, builder, source, dict(tiny or {}), oracle))
             return builder
 
-        return add
+        return add_builder
 
     def preset(self, name: str, *, of: str, **settings: Any) -> None:
         """Register `name` as the component `of` with some of its settings given."""
         base = self[of]
-        self._refuse(name, self._faults(base, settings, f"preset {name!r} of {of!r}"))
-        self._add(Entry(name, base.builder, base.source, base.tiny, base.oracle, {**base.settings, **settings}, of))
+        self._refuse_faults(name, self._list_faults(base, settings, f"preset {name!r} of {of!r}"))
+        self._add_entry(
+            ComponentEntry(
+                name, base.builder, base.source, base.tiny, base.verified_against, {**base.settings, **settings}, of
+            )
+        )
 
-    def _add(self, entry: Entry[T]) -> None:
+    def _add_entry(self, entry: ComponentEntry[T]) -> None:
         known = self._entries.get(entry.name)
-        if known is not None and _identity(known.builder) != _identity(entry.builder):
+        if known is not None and _identify_builder(known.builder) != _identify_builder(entry.builder):
             raise ConfigError(
                 f"two {self.kind}s are called {entry.name!r}: {known.builder.__module__} and {entry.builder.__module__}; rename one."
             )
@@ -119,9 +123,9 @@ class Registry(Generic[T]):
     # Finding --------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _found(self) -> dict[str, Found]:
-        found: dict[str, Found] = {}
-        for item in [*_scan_package(self.package), *_scan_entry_points(self.group)]:
+    def _component_infos(self) -> dict[str, ComponentInfo]:
+        found: dict[str, ComponentInfo] = {}
+        for item in [*_scan_package(self.package), *_scan_entry_points(self.entry_point_group)]:
             if item.name in found:
                 raise ConfigError(
                     f"two {self.kind}s are called {item.name!r}: {found[item.name].module} and {item.module}; rename one."
@@ -130,35 +134,35 @@ class Registry(Generic[T]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._found, *self._entries}))
+        return iter(sorted({*self._component_infos, *self._entries}))
 
     def __len__(self) -> int:
-        return len({*self._found, *self._entries})
+        return len({*self._component_infos, *self._entries})
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._found
+        return name in self._entries or name in self._component_infos
 
-    def about(self, name: str) -> Found:
+    def find_info(self, name: str) -> ComponentInfo:
         """What is known of a component without importing it."""
-        if name in self._found:
-            return self._found[name]
+        if name in self._component_infos:
+            return self._component_infos[name]
         entry = self[name]
-        return Found(name, entry.builder.__module__, entry.summary, entry.source, entry.of)
+        return ComponentInfo(name, entry.builder.__module__, entry.summary, entry.source, entry.preset_of)
 
-    def __getitem__(self, name: str) -> Entry[T]:
+    def __getitem__(self, name: str) -> ComponentEntry[T]:
         if name not in self._entries:
-            if name not in self._found:
-                raise UnknownComponentError(f"no {self.kind} is called {name!r}.{did_you_mean(name, self)}")
-            importlib.import_module(self._found[name].module)
+            if name not in self._component_infos:
+                raise UnknownComponentError(f"no {self.kind} is called {name!r}.{format_suggestion(name, self)}")
+            importlib.import_module(self._component_infos[name].module)
         if name not in self._entries:
             raise ConfigError(
-                f"{self._found[name].module} was to register the {self.kind} {name!r} and did not; check its decorator or entry point."
+                f"{self._component_infos[name].module} was to register the {self.kind} {name!r} and did not; check its decorator or entry point."
             )
         return self._entries[name]
 
     # Building -------------------------------------------------------------------------------------------------------
 
-    def schema(self, name: str) -> tuple[Setting, ...]:
+    def list_settings(self, name: str) -> tuple[Setting, ...]:
         """The settings of a component in their order, presets' values as defaults, wired arguments left out."""
         entry = self[name]
         return tuple(
@@ -167,27 +171,31 @@ class Registry(Generic[T]):
             if p.name not in self.wired
         )
 
-    def wants(self, name: str) -> frozenset[str]:
+    def find_wired_arguments(self, name: str) -> frozenset[str]:
         """The wired arguments that a component's constructor declares."""
         return frozenset(p.name for p, _ in self[name].parameters) & frozenset(self.wired)
 
     def reasons_against(self, spec: Spec) -> list[str]:
         """Every fault of a spec (unknown name or setting, wrong type, missing setting), each a sentence; no building."""
-        name, settings = split(spec)
+        name, settings = split_spec(spec)
         try:
             entry = self[name]
         except UnknownComponentError as unknown:
             return [str(unknown)]
-        faults = self._faults(entry, settings, f"{self.kind} {name!r}")
-        missing = [s.name for s in self.schema(name) if s.default is REQUIRED and s.name not in settings]
+        faults = self._list_faults(entry, settings, f"{self.kind} {name!r}")
+        missing = [s.name for s in self.list_settings(name) if s.default is REQUIRED and s.name not in settings]
         faults += [f"{self.kind} {name!r} needs the setting {m!r}." for m in missing]
-        return faults + [f"{key}: {r}" for key, inner in self.members(spec).items() for r in self._inner_reasons(inner)]
+        return faults + [
+            f"{key}: {r}" for key, inner in self.find_sub_components(spec).items() for r in self._inner_reasons(inner)
+        ]
 
-    def members(self, spec: Spec) -> dict[str, Spec]:
+    def find_sub_components(self, spec: Spec) -> dict[str, Spec]:
         """The components that a component is made of, by key: {"members.0": "clip", "members.1": {"name": ...}}."""
-        name, given = split(spec)
+        name, given = split_spec(spec)
         return {
-            key: inner for s in self.schema(name) for key, inner in members_in(s, given.get(s.name, s.default)).items()
+            key: inner
+            for s in self.list_settings(name)
+            for key, inner in read_sub_components(s, given.get(s.name, s.default)).items()
         }
 
     def _inner_reasons(self, inner: Spec) -> list[str]:
@@ -201,13 +209,17 @@ class Registry(Generic[T]):
 
         Raises `ConfigError`, also for what a constructor fails on without a word of its own.
         """
-        name, settings = split(spec)
+        name, settings = split_spec(spec)
         entry = self[name]
         offered = {k: v for k, v in arguments.items() if k in self.wired}
         settings = {**entry.settings, **settings, **{k: v for k, v in arguments.items() if k not in self.wired}}
-        self._refuse(name, self.reasons_against({"name": name, **settings}))
-        settings = {s.name: fitted(s.annotation, settings[s.name]) for s in self.schema(name) if s.name in settings}
-        wired = {k: v for k, v in offered.items() if k in self.wants(name)}
+        self._refuse_faults(name, self.reasons_against({"name": name, **settings}))
+        settings = {
+            s.name: convert_to_type(s.annotation, settings[s.name])
+            for s in self.list_settings(name)
+            if s.name in settings
+        }
+        wired = {k: v for k, v in offered.items() if k in self.find_wired_arguments(name)}
         whose = f"{self.kind} {name!r}"
         try:
             if self.before is not None:
@@ -216,24 +228,24 @@ class Registry(Generic[T]):
         except MMBlocksError:
             raise
         except Exception as cause:  # torch, transformers and timm have no common error for sizes that cannot be
-            given = ", ".join(f"{k}={shown(v)}" for k, v in settings.items()) or "its defaults"
+            given = ", ".join(f"{k}={format_value(v)}" for k, v in settings.items()) or "its defaults"
             raise ConfigError(
                 f"{whose} cannot be built with {given}: {type(cause).__name__}: {cause}; change the setting this names."
             ) from cause
 
-    def _faults(self, entry: Entry[T], settings: Mapping[str, Any], whose: str) -> list[str]:
-        known = {s.name: s for s in self.schema(entry.name)}
-        faults = [f"{whose} has no setting {k!r}.{did_you_mean(k, known)}" for k in settings if k not in known]
+    def _list_faults(self, entry: ComponentEntry[T], settings: Mapping[str, Any], whose: str) -> list[str]:
+        known = {s.name: s for s in self.list_settings(entry.name)}
+        faults = [f"{whose} has no setting {k!r}.{format_suggestion(k, known)}" for k in settings if k not in known]
         return faults + [
             f"{whose}: {r}." for k, v in settings.items() if k in known for r in known[k].reasons_against(v)
         ]
 
-    def _refuse(self, name: str, faults: list[str]) -> None:
+    def _refuse_faults(self, name: str, faults: list[str]) -> None:
         if faults:
             raise ConfigError("\n".join(faults))
 
 
-def split(spec: Spec) -> tuple[str, dict[str, Any]]:
+def split_spec(spec: Spec) -> tuple[str, dict[str, Any]]:
     """A spec as (name, settings)."""
     if isinstance(spec, str):
         return spec, {}
@@ -244,11 +256,11 @@ def split(spec: Spec) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
-def members_in(setting: Setting, value: Any) -> dict[str, Spec]:
+def read_sub_components(setting: Setting, value: Any) -> dict[str, Spec]:
     """The components in a setting's value by key; none where the setting holds none, or the value does not fit."""
-    if setting.annotation == Spec and accepts(Spec, value):
+    if setting.annotation == Spec and is_of_type(Spec, value):
         return {setting.name: value}
-    if setting.annotation == tuple[Spec, ...] and accepts(tuple[Spec, ...], value):
+    if setting.annotation == tuple[Spec, ...] and is_of_type(tuple[Spec, ...], value):
         return {f"{setting.name}.{i}": inner for i, inner in enumerate(value)}
     return {}
 
@@ -268,14 +280,14 @@ def read_parameters(builder: Callable[..., Any]) -> list[tuple[inspect.Parameter
     return [(p, hints[p.name]) for p in parameters]
 
 
-def _identity(builder: Callable[..., Any]) -> tuple[str, str]:
+def _identify_builder(builder: Callable[..., Any]) -> tuple[str, str]:
     return builder.__module__, builder.__qualname__
 
 
 # Discovery without imports ------------------------------------------------------------------------------------------
 
 
-def _scan_package(package: str) -> Iterator[Found]:
+def _scan_package(package: str) -> Iterator[ComponentInfo]:
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for path in sorted(Path(folder).glob("*.py")):
@@ -284,19 +296,19 @@ def _scan_package(package: str) -> Iterator[Found]:
             )
 
 
-def _scan_source(text: str, module: str) -> Iterator[Found]:
+def _scan_source(text: str, module: str) -> Iterator[ComponentInfo]:
     """Names registered in a source text: decorators `@x.register("name", ...)` and statements `x.preset("name", ...)`."""
     for node in ast.parse(text).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
             for call in node.decorator_list:
-                if (name := _registered_name(call, "register")) is not None:
-                    yield Found(name, module, summary, _keyword(call, "source"))
-        elif isinstance(node, ast.Expr) and (name := _registered_name(node.value, "preset")) is not None:
-            yield Found(name, module, of=_keyword(node.value, "of") or None)
+                if (name := _find_registered_name(call, "register")) is not None:
+                    yield ComponentInfo(name, module, summary, _read_keyword(call, "source"))
+        elif isinstance(node, ast.Expr) and (name := _find_registered_name(node.value, "preset")) is not None:
+            yield ComponentInfo(name, module, preset_of=_read_keyword(node.value, "of") or None)
 
 
-def _registered_name(node: ast.expr, method: str) -> str | None:
+def _find_registered_name(node: ast.expr, method: str) -> str | None:
     if not (
         isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method and node.args
     ):
@@ -306,14 +318,14 @@ def _registered_name(node: ast.expr, method: str) -> str | None:
     )
 
 
-def _keyword(call: ast.expr, name: str) -> str:
+def _read_keyword(call: ast.expr, name: str) -> str:
     values = [k.value for k in getattr(call, "keywords", []) if k.arg == name]
     return str(values[0].value) if values and isinstance(values[0], ast.Constant) else ""
 
 
-def _scan_entry_points(group: str) -> Iterator[Found]:
+def _scan_entry_points(group: str) -> Iterator[ComponentInfo]:
     for point in sorted(entry_points(group=group), key=lambda p: (p.name, p.value)):
-        yield Found(point.name, point.module, f"from the package {_distribution(point)}")
+        yield ComponentInfo(point.name, point.module, f"from the package {_distribution(point)}")
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -7,19 +7,19 @@ from dataclasses import fields
 from typing import Any
 
 
-def repr_by_shape(self: Any) -> str:
+def format_by_shape(self: Any) -> str:
     """The `__repr__` of a dataclass with tensors: `Packing(cu_seqlens=int32 (3,), max_seqlen=4)`."""
-    shown = (f"{field.name}={_describe(getattr(self, field.name))}" for field in fields(self) if field.repr)
+    shown = (f"{field.name}={_format_value(getattr(self, field.name))}" for field in fields(self) if field.repr)
     return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def _describe(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if _is_tensor(value):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if type(value) in (list, tuple) and any(map(_is_tensor, value)):
-        return f"[{', '.join(map(_describe, value))}]"
+        return f"[{', '.join(map(_format_value, value))}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_describe(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {_format_value(item)}" for key, item in value.items()) + "}"
     return repr(value)
 
 

@@ -14,7 +14,7 @@ MEMINFO, STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
 GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def dry_build(whose: str, make: Callable[[], Any]) -> None:
+def check_component_fits(whose: str, make: Callable[[], Any]) -> None:
     """Make a component on the meta device, which costs no memory, and refuse one whose weights this machine cannot hold.
 
     Nothing is done where it is not to be made in this machine's memory anyway. Errors of `make` are passed on.
@@ -37,23 +37,25 @@ def require_room(bytes_by_part: Mapping[str, int]) -> None:
 
     if torch.get_default_device().type != "cpu":
         return
-    total, room = sum(bytes_by_part.values()), machine_bytes()
+    total, room = sum(bytes_by_part.values()), find_memory_limit()
     if room is not None and total > room:
-        sizes = ", ".join(f"{part} {_gigabytes(size)}" for part, size in bytes_by_part.items())
+        sizes = ", ".join(f"{part} {_format_gigabytes(size)}" for part, size in bytes_by_part.items())
         raise ConfigError(
-            f"these weights do not fit into the memory of this machine, {_gigabytes(room)}: {sizes}. "
+            f"these weights do not fit into the memory of this machine, {_format_gigabytes(room)}: {sizes}. "
             "Write smaller sizes (dim, depth, vocab_size, queries and the like), or use a machine with more memory."
         )
 
 
-def machine_bytes() -> int | None:
+def find_memory_limit() -> int | None:
     """Memory that this process may fill: that of the machine with its swap space, or less where it is limited."""
-    limits = [limit for limit in (_installed(), _group_limit(), _process_limit()) if limit is not None]
+    limits = [
+        limit for limit in (_read_installed_bytes(), _read_cgroup_limit(), _read_process_limit()) if limit is not None
+    ]
     return min(limits, default=None)
 
 
 @cache
-def _installed() -> int | None:
+def _read_installed_bytes() -> int | None:
     if MEMINFO.is_file():
         lines = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="utf-8").splitlines())
         return 1024 * sum(int(lines[name].split()[0]) for name in ("MemTotal", "SwapTotal") if name in lines)
@@ -63,7 +65,7 @@ def _installed() -> int | None:
 
 
 @cache
-def _group_limit() -> int | None:
+def _read_cgroup_limit() -> int | None:
     """What a container or a job may take (control groups, version 2)."""
     try:
         text = GROUP_LIMIT.read_text(encoding="utf-8").strip()
@@ -72,7 +74,7 @@ def _group_limit() -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _process_limit() -> int | None:
+def _read_process_limit() -> int | None:
     try:
         import resource
     except ImportError:  # not on Windows
@@ -84,5 +86,5 @@ def _process_limit() -> int | None:
     return max(0, soft - held)
 
 
-def _gigabytes(size: int) -> str:
+def _format_gigabytes(size: int) -> str:
     return f"{size / 1e9:,.1f} GB"

@@ -28,23 +28,29 @@ class Setting:
 
     @property
     def type_name(self) -> str:
-        return type_name(self.annotation)
+        return format_type(self.annotation)
 
     def reasons_against(self, value: Any) -> list[str]:
-        typed = accepts(self.annotation, value)
+        typed = is_of_type(self.annotation, value)
         return [
-            f"{reason}; {cure[0].lower()}{cure[1:-1]}" if typed else reason for reason, cure in self.faults_of(value)
+            f"{reason}; {cure[0].lower()}{cure[1:-1]}" if typed else reason
+            for reason, cure in self.list_value_faults(value)
         ]
 
-    def faults_of(self, value: Any) -> list[tuple[str, str]]:
+    def list_value_faults(self, value: Any) -> list[tuple[str, str]]:
         """What is wrong with a value, and what to write instead."""
-        if not accepts(self.annotation, value):
-            return [(f"{self.name}={shown(value)} is not {self.type_name}", f"Write a value of type {self.type_name}.")]
-        fault = number_fault(self.name, value)
+        if not is_of_type(self.annotation, value):
+            return [
+                (
+                    f"{self.name}={format_value(value)} is not {self.type_name}",
+                    f"Write a value of type {self.type_name}.",
+                )
+            ]
+        fault = find_number_fault(self.name, value)
         return [] if fault is None else [fault]
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
+def format_suggestion(name: object, known: Iterable[str]) -> str:
     """' Did you mean ...? Known: ...' for an error message."""
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
@@ -55,7 +61,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 # Numbers ------------------------------------------------------------------------------------------------------------
 
 _SIDE, _WIDTH, _TIMES = 65_536, 1_048_576, 10**12
-MOST: Mapping[str, float] = {
+MAXIMUM: Mapping[str, float] = {
     **dict.fromkeys(("depth", "blocks", "mlp_depth"), 512),
     **dict.fromkeys(("dim", "mlp_dim", "channels", "widths", "splits"), _WIDTH),
     **dict.fromkeys(("heads", "kv_heads", "head_dim", "groups", "prefix_tokens", "registers", "points"), 16_384),
@@ -81,7 +87,7 @@ MOST: Mapping[str, float] = {
 """The largest value of a setting by its name, which means the same in every schema. It is far beyond what is of use, so that
 a digit too many is told before it takes all memory or all time. Other whole numbers have the 64 bits of torch's."""
 
-LEAST: Mapping[str, float] = {
+MINIMUM: Mapping[str, float] = {
     **dict.fromkeys(("dim", "mlp_dim", "widths", "splits", "mlp_ratio", "ff_mult", "vocab_size"), 1),
     **dict.fromkeys(("heads", "kv_heads", "head_dim", "groups", "points"), 1),
     **dict.fromkeys(("image_px", "view_px", "side_px", "trained_px", "patch_px"), 1),
@@ -91,24 +97,24 @@ LEAST: Mapping[str, float] = {
 """The smallest value of a setting by its name, for those that count or measure something."""
 
 
-def number_fault(name: str, value: Any) -> tuple[str, str] | None:
+def find_number_fault(name: str, value: Any) -> tuple[str, str] | None:
     """What is wrong with the numbers in a value of the right type, and what to write; None where nothing is."""
     if isinstance(value, list | tuple):
-        return next((fault for one in value if (fault := number_fault(name, one))), None)
+        return next((fault for one in value if (fault := find_number_fault(name, one))), None)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, float) and not math.isfinite(value):
         return f"{name}={value} is no number to compute with", "Write a finite number."
-    most = MOST.get(name, 2**63 - 1 if isinstance(value, int) else math.inf)
+    most = MAXIMUM.get(name, 2**63 - 1 if isinstance(value, int) else math.inf)
     if abs(value) > most:
-        return f"{name}={shown(value)} is too large", f"Write {most} or less."
-    least = LEAST.get(name, -math.inf)
+        return f"{name}={format_value(value)} is too large", f"Write {most} or less."
+    least = MINIMUM.get(name, -math.inf)
     if value < least:
-        return f"{name}={shown(value)} is too small", f"Write {least} or more."
+        return f"{name}={format_value(value)} is too small", f"Write {least} or more."
     return None
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value for an error message, cut where it is long."""
     try:
         text = repr(value)
@@ -120,25 +126,25 @@ def shown(value: Any) -> str:
 # Types of settings --------------------------------------------------------------------------------------------------
 
 
-def accepts(annotation: Any, value: Any) -> bool:
+def is_of_type(annotation: Any, value: Any) -> bool:
     """Whether a plain value (from Python, JSON or YAML) fits a setting's annotation."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(accepts(a, value) for a in arguments)
+        return any(is_of_type(a, value) for a in arguments)
     if origin is Literal:
         return any(value == a and type(value) is type(a) for a in arguments)
     if origin in (list, tuple, typing.Sequence) or getattr(origin, "__name__", "") == "Sequence":
         if not isinstance(value, list | tuple):
             return False
         if origin is tuple and arguments[-1:] != (...,):
-            return len(value) == len(arguments) and all(map(accepts, arguments, value))
-        return all(accepts(arguments[0], v) for v in value)
+            return len(value) == len(arguments) and all(map(is_of_type, arguments, value))
+        return all(is_of_type(arguments[0], v) for v in value)
     if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
         return isinstance(value, Mapping)
     if _is_named_tuple(annotation):
-        return accepts(_as_tuple(annotation), value)
+        return is_of_type(_as_tuple(annotation), value)
     if annotation is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if annotation is int:
@@ -146,11 +152,11 @@ def accepts(annotation: Any, value: Any) -> bool:
     return isinstance(value, annotation)
 
 
-def fitted(annotation: Any, value: Any) -> Any:
+def convert_to_type(annotation: Any, value: Any) -> Any:
     """An accepted value as its annotation has it: YAML and JSON know lists where a signature says tuple or `Size`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return fitted(next(a for a in arguments if accepts(a, value)), value)
+        return convert_to_type(next(a for a in arguments if is_of_type(a, value)), value)
     if _is_named_tuple(annotation):
         return annotation(*value)
     return tuple(value) if origin is tuple else value
@@ -164,13 +170,13 @@ def _as_tuple(annotation: Any) -> Any:
     return tuple[*(typing.get_type_hints(annotation)[name] for name in annotation._fields)]  # type: ignore[misc]
 
 
-def type_name(annotation: Any) -> str:
+def format_type(annotation: Any) -> str:
     """An annotation as people write it: 'int', 'str | None', 'one of a, b'."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is type(None):
         return "None"
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(type_name(a) for a in arguments)
+        return " | ".join(format_type(a) for a in arguments)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     return (
@@ -180,13 +186,13 @@ def type_name(annotation: Any) -> str:
     )
 
 
-def differing(one: Any, other: Any, key: str = "") -> list[str]:
+def find_differing_keys(one: Any, other: Any, key: str = "") -> list[str]:
     """Keys under which two nests of plain values differ, the deepest ones."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        inside = [differing(one.get(k), other.get(k), f"{key}.{k}") for k in {**one, **other}]
+        inside = [find_differing_keys(one.get(k), other.get(k), f"{key}.{k}") for k in {**one, **other}]
         return [name for names in inside for name in names]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        inside = [differing(a, b, f"{key}.{i}") for i, (a, b) in enumerate(zip(one, other, strict=True))]
+        inside = [find_differing_keys(a, b, f"{key}.{i}") for i, (a, b) in enumerate(zip(one, other, strict=True))]
         return [name for names in inside for name in names]
     return [] if one == other else [key.removeprefix(".")]
 
@@ -194,16 +200,16 @@ def differing(one: Any, other: Any, key: str = "") -> list[str]:
 # Dataclasses as schemas ---------------------------------------------------------------------------------------------
 
 
-def fields_of(schema: type) -> dict[str, Setting]:
+def list_settings(schema: type) -> dict[str, Setting]:
     """The settings of a dataclass by name."""
     hints = typing.get_type_hints(schema)
-    return {f.name: Setting(f.name, hints[f.name], _default(f)) for f in dataclasses.fields(schema)}
+    return {f.name: Setting(f.name, hints[f.name], _read_default(f)) for f in dataclasses.fields(schema)}
 
 
-def faults_in(schema: type, raw: Mapping[str, Any], where: str) -> list[str]:
+def list_faults(schema: type, raw: Mapping[str, Any], where: str) -> list[str]:
     """Every fault of plain values meant for a dataclass: unknown names, wrong types, missing ones; keys start with `where`."""
-    known = fields_of(schema)
-    faults = [f"{where}.{name} is not a setting.{did_you_mean(name, known)}" for name in raw if name not in known]
+    known = list_settings(schema)
+    faults = [f"{where}.{name} is not a setting.{format_suggestion(name, known)}" for name in raw if name not in known]
     faults += [
         f"{where}: {reason}."
         for name, value in raw.items()
@@ -217,14 +223,14 @@ def faults_in(schema: type, raw: Mapping[str, Any], where: str) -> list[str]:
     ]
 
 
-def read(schema: type[T], raw: Mapping[str, Any], where: str) -> T:
+def read_settings(schema: type[T], raw: Mapping[str, Any], where: str) -> T:
     """Plain values as a dataclass. Raises `ConfigError` that lists every fault."""
-    if faults := faults_in(schema, raw, where):
+    if faults := list_faults(schema, raw, where):
         raise ConfigError("\n".join(faults))
     return schema(**raw)
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def _read_default(field: dataclasses.Field[Any]) -> Any:
     if field.default is not dataclasses.MISSING:
         return field.default
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else REQUIRED

@@ -57,7 +57,7 @@ class VisualShape:
     note: str = ""
     times_s: tuple[float, ...] | None = None
 
-    def time_s(self, frame: int) -> float:
+    def compute_frame_time_s(self, frame: int) -> float:
         """When a frame is shown."""
         return frame / self.fps if self.times_s is None else self.times_s[frame]
 
@@ -88,19 +88,21 @@ class VisualPlan:
 
     views: tuple[View, ...]
     num_tokens: int
-    told: tuple[tuple[int, str], ...] = field(default=(), kw_only=True)
+    inline_texts: tuple[tuple[int, str], ...] = field(default=(), kw_only=True)
 
     @property
-    def pictures(self) -> tuple[View, ...]:
+    def unique_views(self) -> tuple[View, ...]:
         """The views that differ, in the order they first occur: what is rendered and encoded, each once."""
         return tuple(dict.fromkeys(self.views))
 
-    def pieces(self) -> tuple[int | str, ...]:
+    def split_into_pieces(self) -> tuple[int | str, ...]:
         """Rows and told texts in the order they are read: a number of rows, or a text; nothing empty."""
         pieces: list[int | str] = []
         begin = 0
-        for rows_before, text in self.told:
-            assert begin <= rows_before <= self.num_tokens, f"told={self.told} leaves 0 to {self.num_tokens} rows"
+        for rows_before, text in self.inline_texts:
+            assert begin <= rows_before <= self.num_tokens, (
+                f"told={self.inline_texts} leaves 0 to {self.num_tokens} rows"
+            )
             pieces += [rows_before - begin, text]
             begin = rows_before
         return tuple(piece for piece in (*pieces, self.num_tokens - begin) if piece)

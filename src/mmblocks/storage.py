@@ -17,9 +17,9 @@ from typing import IO, Any
 
 from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError, StorageError
 
-SUMS = "SHA256SUMS"
+CHECKSUMS_FILE = "SHA256SUMS"
 """The list of a folder's files with their SHA-256, as `sha256sum` writes and checks it (`sha256sum -c SHA256SUMS`)."""
-PART = ".part-"
+UNFINISHED_PREFIX = ".part-"
 """What is in the names of files and folders that are being written; what it is left in was never finished."""
 _DISK = re.compile(  # what safetensors, tokenizers and torch say instead of raising OSError
     r"os error \d+|No space left|Disk quota|Read-only file system|File too large|Input/output error|"
@@ -57,14 +57,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """As `write_json`, for text."""
-    with replaced_file(path) as file:
+    with replace_file(path) as file:
         file.write(text.encode())
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[IO[bytes]]:
+def replace_file(path: Path) -> Iterator[IO[bytes]]:
     """A fresh file that takes the place of `path`, on disk, when the block ends well, and vanishes otherwise."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}{PART}", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}{UNFINISHED_PREFIX}", dir=path.parent)
     fresh = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -75,10 +75,10 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
-    flush(path.parent)
+    flush_folder(path.parent)
 
 
-def flush(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Have the names in a folder on disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -91,20 +91,20 @@ def flush(folder: Path) -> None:
 
 
 @contextmanager
-def replaced_whole(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path) -> Iterator[Path]:
     """A fresh folder that takes the place of `folder` when the block ends well, and vanishes otherwise.
 
     It gets a list of checksums. Raises `ConfigError` where `folder` holds anything that was not written so, before the
     block and, for what has come meanwhile, after it; `StorageError` where the disk refuses.
     """
-    with disk_faults(folder):
+    with explain_disk_errors(folder):
         require_replaceable(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}{PART}", dir=folder.parent))
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}{UNFINISHED_PREFIX}", dir=folder.parent))
         try:
             yield fresh
             fresh.chmod(0o755)
-            seal(fresh)
+            write_checksums(fresh)
             require_replaceable(folder)
             _swap(fresh, folder)
         finally:
@@ -117,8 +117,8 @@ def require_replaceable(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder.")
-    ours = {SUMS, *sums_of(folder)}
-    strange = next((name for name in map(str, _files_in(folder)) if name not in ours), None)
+    ours = {CHECKSUMS_FILE, *read_checksums(folder)}
+    strange = next((name for name in map(str, _list_files(folder)) if name not in ours), None)
     if strange is not None:
         raise ConfigError(
             f"{folder} holds {strange}, which mmblocks has not written there, so it is not replaced; name another folder, "
@@ -126,44 +126,44 @@ def require_replaceable(folder: Path) -> None:
         )
 
 
-def seal(folder: Path, known: Mapping[str, str] | None = None) -> None:
+def write_checksums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """Write the checksums of a folder's files, and have everything on disk.
 
     known: checksums that need not be computed; those of an earlier list in the folder are kept as well.
     """
-    known = {**sums_of(folder), **(known or {})}
-    files = [path for path in map(str, _files_in(folder)) if path != SUMS]
-    fresh = sums(folder, [path for path in files if path not in known])
+    known = {**read_checksums(folder), **(known or {})}
+    files = [path for path in map(str, _list_files(folder)) if path != CHECKSUMS_FILE]
+    fresh = compute_checksums(folder, [path for path in files if path not in known])
     lines = "".join(f"{({**known, **fresh})[path]}  {path}\n" for path in sorted(files))
     for path in files:
-        flush(folder / path)
-    write_text(folder / SUMS, lines)
+        flush_folder(folder / path)
+    write_text(folder / CHECKSUMS_FILE, lines)
     for inner in {(folder / path).parent for path in files}:
-        flush(inner)
+        flush_folder(inner)
 
 
-def damage(folder: Path) -> list[str]:
+def list_damage(folder: Path) -> list[str]:
     """What of a folder is not as its list of checksums says, a line each; nothing for a folder without a list."""
-    wanted, listed = sums_of(folder), folder / SUMS
+    wanted, listed = read_checksums(folder), folder / CHECKSUMS_FILE
     if listed.is_file() and not wanted:
         return [f"{listed} is empty"]
     missing = [path for path in wanted if not (folder / path).is_file()]
-    found = sums(folder, [path for path in wanted if path not in missing])
+    found = compute_checksums(folder, [path for path in wanted if path not in missing])
     changed = [path for path in found if found[path] != wanted[path]]
     return [f"{folder / path} is missing, though {listed} lists it" for path in missing] + [
         f"{folder / path} is not as it was written (its SHA-256 is not that in {listed})" for path in changed
     ]
 
 
-def sums(folder: Path, files: list[str]) -> dict[str, str]:
+def compute_checksums(folder: Path, files: list[str]) -> dict[str, str]:
     """The SHA-256 of files in a folder, several at a time: hashing leaves other threads alone."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(files, pool.map(lambda path: _sha256(folder / path), files), strict=True))
+        return dict(zip(files, pool.map(lambda path: _compute_sha256(folder / path), files), strict=True))
 
 
-def sums_of(folder: Path) -> dict[str, str]:
+def read_checksums(folder: Path) -> dict[str, str]:
     """The checksums that a folder lists; none where it has no list. Raises `CheckpointError` for one that is no such."""
-    path = folder / SUMS
+    path = folder / CHECKSUMS_FILE
     if not path.is_file():
         return {}
     lines = [line for line in path.read_bytes().decode("utf-8", errors="replace").splitlines() if line.strip()]
@@ -175,20 +175,20 @@ def sums_of(folder: Path) -> dict[str, str]:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes have left half-written in a folder. No process may be writing there."""
-    for left in folder.glob(f".*{PART}*") if folder.is_dir() else ():
+    for left in folder.glob(f".*{UNFINISHED_PREFIX}*") if folder.is_dir() else ():
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
         else:
             left.unlink()
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
+def _list_files(folder: Path) -> Iterator[Path]:
     """Paths of everything in a folder that is no folder, relative to it."""
     for inner, _, names in os.walk(folder):
         yield from ((Path(inner) / name).relative_to(folder) for name in names)
 
 
-def _sha256(path: Path) -> str:
+def _compute_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -201,14 +201,14 @@ def _swap(fresh: Path, folder: Path) -> None:
         folder.replace(old)
         fresh.replace(folder)
         shutil.rmtree(old)
-    flush(folder.parent)
+    flush_folder(folder.parent)
 
 
 # What a disk refuses ------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def disk_faults(folder: Path) -> Iterator[None]:
+def explain_disk_errors(folder: Path) -> Iterator[None]:
     """Say in one sentence which path could not be written, why, and how much room is left. Raises `StorageError`."""
     try:
         yield
@@ -220,12 +220,12 @@ def disk_faults(folder: Path) -> Iterator[None]:
         path = Path(os.fsdecode(getattr(cause, "filename", None) or folder))
         why = getattr(cause, "strerror", None) or str(cause).strip().splitlines()[-1]
         raise StorageError(
-            f"{path}: {why} ({free_space(path)}). What was there before is as it was; make room or give access, and try "
+            f"{path}: {why} ({describe_free_space(path)}). What was there before is as it was; make room or give access, and try "
             "again."
         ) from cause
 
 
-def free_space(path: Path) -> str:
+def describe_free_space(path: Path) -> str:
     """How much room there is where a path is, in words."""
     for place in (path, path.parent, *path.absolute().parents):
         with suppress(OSError):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mmblocks.batch import IGNORE
-from mmblocks.ops.attention.table import measured as table_of
+from mmblocks.ops.attention.table import read_measured_rows as table_of
 from mmblocks.shapes import Size
 from tests.bench.__main__ import main
 from tests.bench.suites import attention, ours, peer

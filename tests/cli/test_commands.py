@@ -8,8 +8,8 @@ import mmblocks
 from mmblocks.cli import COMMANDS, main
 from mmblocks.components import REGISTRIES
 from mmblocks.data.sources import sources
-from mmblocks.ops.choice import all_ops
-from mmblocks.ops.selftest import Result
+from mmblocks.ops.choice import list_ops
+from mmblocks.ops.selftest import BackendResult
 
 HEAVY = {"torch", "numpy", "transformers", "timm", "hydra", "omegaconf", "xformers", "decord", "av", "PIL"}
 
@@ -142,7 +142,9 @@ def test_doctor_reports_versions_devices_and_paths(say):
 def test_doctor_says_of_every_way_of_every_op_whether_it_runs(say):
     _, out, _ = say("doctor")
     shown = [line.split() for line in out.partition("\nops:\n")[2].partition("\nlast decoder layer")[0].splitlines()]
-    assert [line[0] for line in shown] == [word for op in all_ops() for word in (op.name, *(w.name for w in op.ways))]
+    assert [line[0] for line in shown] == [
+        word for op in list_ops() for word in (op.name, *(w.name for w in op.backends))
+    ]
     assert all(line[1:] == ["runs", "here"] for line in shown if line[0] == "reference")
 
 
@@ -155,8 +157,8 @@ def test_doctor_tests_itself(say):
 
 
 def test_doctor_fails_when_a_way_is_off(say, monkeypatch):
-    off = Result("attention", "varlen", "causal, float16", error=0.5, tolerance=0.004)
-    monkeypatch.setattr("mmblocks.ops.selftest.selftest", lambda device: [off])
+    off = BackendResult("attention", "varlen", "causal, float16", error=0.5, tolerance=0.004)
+    monkeypatch.setattr("mmblocks.ops.selftest.run_selftests", lambda device: [off])
     code, out, _ = say("doctor", "--selftest")
     assert code == 1
     assert "causal, float16: error 0.5, tolerance 0.004" in out

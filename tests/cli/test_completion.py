@@ -9,7 +9,7 @@ from argparse import Namespace
 import pytest
 
 from mmblocks.cli import COMMANDS, main
-from mmblocks.cli.completion import SHELLS, parser_for
+from mmblocks.cli.completion import SHELLS, make_parser
 from mmblocks.cli.suggestions import SUGGESTIONS, suggest_changes, suggest_names, suggest_overrides
 from mmblocks.components import REGISTRIES
 
@@ -89,7 +89,7 @@ def test_names_are_of_the_kind_before_them():
 @pytest.mark.parametrize("key", SUGGESTIONS, ids=" ".join)
 def test_suggestions_are_for_arguments_that_exist(key):
     command, argument = key
-    (commands,) = [action for action in parser_for(command)._actions if isinstance(action.choices, dict)]
+    (commands,) = [action for action in make_parser(command)._actions if isinstance(action.choices, dict)]
     assert argument in {action.dest for action in commands.choices[command]._actions}
 
 
@@ -155,5 +155,5 @@ def test_zsh_knows_who_completes_mmblocks(environment):
 
 
 def test_every_command_can_be_completed():
-    (commands,) = [action for action in parser_for("")._actions if isinstance(action.choices, dict)]
+    (commands,) = [action for action in make_parser("")._actions if isinstance(action.choices, dict)]
     assert list(commands.choices) == list(COMMANDS)

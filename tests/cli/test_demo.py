@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import mmblocks
-from mmblocks.assets import media
+from mmblocks.assets import find_media
 from mmblocks.cli import main
-from mmblocks.cli.demo import scenes
+from mmblocks.cli.demo import list_scenes
 from mmblocks.conversation import Conversation, Text
-from mmblocks.data.tinyworld import ask, record
+from mmblocks.data.tinyworld import ask, make_record
 
 
 def read(messages):
@@ -35,25 +35,25 @@ def exact():
 
 
 def test_the_demo_asks_what_tinyworld_asks(exact):
-    questions = [question for _, _, questions in scenes() for question in questions]
+    questions = [question for _, _, questions in list_scenes() for question in questions]
     assert set(questions) <= set(exact)
     assert exact["Where is the red circle?"] == "red circle middle left"
 
 
 @pytest.mark.parametrize("task", ["single", "video"])
 def test_a_chat_asks_about_a_visual_as_training_does(task, tiny_model):
-    made = record(task, 0)["messages"]
-    trained = Conversation.of(made).messages
+    made = make_record(task, 0)["messages"]
+    trained = Conversation.from_messages(made).messages
     chat = mmblocks.Chat(tiny_model)
-    chat.ask(mmblocks.image(media("first.png")), read(trained).removeprefix("<>").strip())
+    chat.ask(mmblocks.image(find_media("first.png")), read(trained).removeprefix("<>").strip())
     assert read(chat.messages) == read(trained)
 
 
 def test_a_chat_asks_about_named_pictures_as_training_does(tiny_model):
-    named = [Conversation.of(record("multi", i)["messages"]).messages for i in range(40)]
+    named = [Conversation.from_messages(make_record("multi", i)["messages"]).messages for i in range(40)]
     trained = next(read(m) for m in named if read(m).startswith("Picture 1: <>\nPicture 2: <>\n"))
     chat = mmblocks.Chat(tiny_model, decoding=mmblocks.Decoding(max_new_tokens=1))
-    picture = mmblocks.image(media("first.png"))
+    picture = mmblocks.image(find_media("first.png"))
     chat.ask("Picture 1: ", picture, "Picture 2: ", picture, trained.rpartition("\n")[2])
     assert read(chat.messages) == trained
 

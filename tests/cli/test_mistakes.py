@@ -126,7 +126,7 @@ def test_nothing_is_asked_of_a_network_where_nothing_is_to_be_fetched():
     ), done.stdout + done.stderr
 
 
-NAMES = [*conf.recipes(), *systems.names()]
+NAMES = [*conf.list_recipes(), *systems.list_system_names()]
 
 
 @pytest.mark.parametrize("first", range(6))

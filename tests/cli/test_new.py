@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mmblocks.cli import main
-from mmblocks.cli.new import write
+from mmblocks.cli.new import write_package
 from mmblocks.cli.skeletons import PARTS
 
 
@@ -15,7 +15,7 @@ def lines_of_code(path):
 
 
 def test_every_kind_of_part_passes_its_test_at_once(tmp_path):
-    folders = [write(kind, f"my_{kind}", tmp_path) for kind in PARTS]
+    folders = [write_package(kind, f"my_{kind}", tmp_path) for kind in PARTS]
     for kind, folder in zip(PARTS, folders, strict=True):
         assert len(lines_of_code(folder / "src" / f"my_{kind}" / "__init__.py")) <= 20
     done = subprocess.run(

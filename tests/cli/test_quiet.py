@@ -12,7 +12,7 @@ import pytest
 
 import mmblocks
 from mmblocks import versions
-from mmblocks.assets import media
+from mmblocks.assets import find_media
 from mmblocks.cli import main
 
 SIGLIP = {"name": "siglip", "image_px": 28, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
@@ -24,7 +24,7 @@ COMMANDS = {
     "plan": ["plan", "onevision/7b", "image=100x100"],
     "recipes": ["recipes", "tiny/onevision"],
     "doctor": ["doctor"],
-    "chat": ["chat", "--image", str(media("picture.png")), "--ask", "How many shapes are there?"],
+    "chat": ["chat", "--image", str(find_media("picture.png")), "--ask", "How many shapes are there?"],
     "eval": ["eval", "tiny", "--samples", "1"],
     "convert": ["convert", "ours", "theirs"],
     "convert back": ["convert", "theirs", "again"],
@@ -68,7 +68,9 @@ def ran(tiny_spec, tmp_path_factory):
 @pytest.fixture(scope="module")
 def untested():
     """What is said of packages that are newer than those that the tests last passed with."""
-    return [sentence for package in versions.RELIED_ON if (sentence := versions.outside_tested(package))]
+    return [
+        sentence for package in versions.VERSION_SENSITIVE if (sentence := versions.describe_untested_version(package))
+    ]
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])

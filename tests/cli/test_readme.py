@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmblocks.assets import media
+from mmblocks.assets import find_media
 from mmblocks.cli import COMMANDS
 from mmblocks.components import REGISTRIES, projectors, templates
 from mmblocks.data.sources import sources
@@ -59,7 +59,7 @@ def of_language(language):
 def folder(tmp_path_factory):
     """The reader's folder: a picture of theirs is in it."""
     folder = tmp_path_factory.mktemp("reader")
-    Image.open(media("picture.png")).convert("RGB").save(folder / "my.jpg")
+    Image.open(find_media("picture.png")).convert("RGB").save(folder / "my.jpg")
     return folder
 
 
@@ -105,6 +105,8 @@ def test_the_readme_names_every_command(command):
 def test_the_readme_names_every_component_that_is_no_preset():
     box = README.read_text(encoding="utf-8").partition("## In the box")[2].partition("\n## ")[0]
     for registry in (*REGISTRIES.values(), sources):
-        own = [registry.about(name) for name in registry]
-        missing = [f.name for f in own if not f.of and f.module.startswith("mmblocks.") and f"`{f.name}`" not in box]
+        own = [registry.find_info(name) for name in registry]
+        missing = [
+            f.name for f in own if not f.preset_of and f.module.startswith("mmblocks.") and f"`{f.name}`" not in box
+        ]
         assert not missing, registry.kind

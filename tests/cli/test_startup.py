@@ -52,7 +52,7 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(module, name, counting)
 
-    count(model_check, "_build_before_tokenizers")
+    count(model_check, "_build_components")
     count(train_check, "_check")
     for module in (stages, train_check):
         count(module, "run_faults")
@@ -91,19 +91,19 @@ def test_check_builds_the_composition_once_whatever_its_stages_and_its_export_as
     raw["stages"][1]["tokenizer"] = {"image": "square"}
     (fault,) = train_check.check_run(raw)
     assert fault.key == "export"
-    assert counted["_build_before_tokenizers"] == 1
+    assert counted["_build_components"] == 1
     assert main(["check", "tiny/onevision"]) == 0
-    assert counted["_build_before_tokenizers"] == counted["_check"] == 2
+    assert counted["_build_components"] == counted["_check"] == 2
 
 
 def test_plan_builds_the_composition_once(counted, capsys):
     assert main(["plan", "tiny/onevision", "image=100x100"]) == 0
-    assert counted["_build_before_tokenizers"] == 1
+    assert counted["_build_components"] == 1
 
 
 def test_the_tables_of_all_stages_are_made_from_one_build(counted, capsys):
     assert main(["plan", "tiny/onevision", "--trains"]) == 0
-    assert counted["_build_before_tokenizers"] == 1
+    assert counted["_build_components"] == 1
 
 
 def test_a_run_is_checked_once_and_its_composition_built_once_for_all_stages(counted, tiny_spec, tmp_path):
@@ -111,7 +111,7 @@ def test_a_run_is_checked_once_and_its_composition_built_once_for_all_stages(cou
     short = {"data": [source], "train": {"projector": 1e-3}, "steps": 1, "batch_size": 1}
     packed = {"data": [source], "train": {"projector": 1e-3}, "steps": 1, "step_tokens": 400, "pack_tokens": 400}
     run({"model": tiny_spec, "out": str(tmp_path), "stages": [{"name": "a", **short}, {"name": "b", **packed}]})
-    assert counted == {"_build_before_tokenizers": 1, "_check": 1, "run_faults": 1}
+    assert counted == {"_build_components": 1, "_check": 1, "run_faults": 1}
 
 
 def test_a_run_with_faults_is_refused_before_it_is_read(tiny_spec, tmp_path, monkeypatch):
@@ -123,9 +123,9 @@ def test_a_run_with_faults_is_refused_before_it_is_read(tiny_spec, tmp_path, mon
 
 
 def test_other_tokenizers_of_a_composition_are_tried_beside_what_was_built(tiny_spec):
-    seen = model_check.examine(tiny_spec)
+    seen = model_check.dry_build(tiny_spec)
     changed = seen.with_tokenizers({"image": "square", "video": "pad"})
-    whole = model_check.examine(
+    whole = model_check.dry_build(
         {**tiny_spec, "tokenizer": {**tiny_spec["tokenizer"], "image": "square", "video": "pad"}}
     )
     assert [str(fault) for fault in changed.faults] == [str(fault) for fault in whole.faults] != []
@@ -145,16 +145,16 @@ def test_each_constructor_is_read_once_by_composing_and_checking(schemas_read, c
 
 def test_a_component_registered_anew_is_read_anew(schemas_read):
     lamps = registry.Registry("lamp", "tests.no_such_package")
-    lamps.__dict__["_found"] = {}
+    lamps.__dict__["_component_infos"] = {}
 
     def lamp(watts: int = 5) -> int:
         return watts
 
     lamps.register("desk", source="")(lamp)
-    assert [s.name for s in lamps.schema("desk")] == [s.name for s in lamps.schema("desk")] == ["watts"]
+    assert [s.name for s in lamps.list_settings("desk")] == [s.name for s in lamps.list_settings("desk")] == ["watts"]
     lamp.__annotations__["watts"] = float
     lamps.register("desk", source="")(lamp)
-    assert lamps.schema("desk")[0].annotation is float
+    assert lamps.list_settings("desk")[0].annotation is float
     assert schemas_read[lamp] == 2
 
 
@@ -162,8 +162,8 @@ def test_composing_makes_no_node_of_a_component_that_is_not_chosen(monkeypatch):
     from mmblocks.conf import groups
 
     made = []
-    own = groups._component_node
-    monkeypatch.setattr(groups, "_component_node", lambda kind, name: made.append((kind, name)) or own(kind, name))
+    own = groups._make_component_node
+    monkeypatch.setattr(groups, "_make_component_node", lambda kind, name: made.append((kind, name)) or own(kind, name))
     conf.compose("tiny/onevision")
     assert 0 < len(set(made)) <= 2 * len(conf.GROUPS)  # what the schema chooses, and what the recipe does instead
 
@@ -188,8 +188,8 @@ def test_check_and_plan_import_nothing_that_trains_reads_media_or_converts():
 
 
 def test_chat_about_a_picture_imports_neither_hydra_nor_what_reads_clips(tmp_path):
-    from mmblocks.assets import media
+    from mmblocks.assets import find_media
 
-    words = ("chat", "--image", str(media("picture.png")), "--ask", "What?", "--max-new-tokens", "1")
+    words = ("chat", "--image", str(find_media("picture.png")), "--ask", "What?", "--max-new-tokens", "1")
     _, modules = run_start(Start(words))
     assert imported_among(modules, NEVER | {"hydra", "omegaconf", "mmblocks.conf", "mmblocks.train"}) == set()

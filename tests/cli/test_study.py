@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmblocks import conf
-from mmblocks.assets import tiny_model
+from mmblocks.assets import find_tiny_model
 from mmblocks.model.checkpoint import read_spec
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +131,7 @@ def measured(out):
 
 def put_base_run(out):
     """The bundled model in the place of a finished base run's single-image stage."""
-    shutil.copytree(tiny_model(), out / "base/stages/3-single_image")
+    shutil.copytree(find_tiny_model(), out / "base/stages/3-single_image")
     (out / "base/result.json").write_text(json.dumps({"status": "done", "seconds": 60.0}))
 
 
@@ -142,7 +142,7 @@ def test_a_question_is_answered_and_when_asked_again_only_what_is_missing_runs(t
     assert ran.returncode == 0, ran.stdout + ran.stderr
     before = measured(tmp_path)
     assert before.keys() == {"anyres_seed-0", "anyres_seed-1", "anyres_seed-2", "base_view_seed-0", "base_view_seed-1"}
-    shown = {name: read_spec(tmp_path / "anyres" / name / "model").plain()["tokenizer"]["image"] for name in before}
+    shown = {name: read_spec(tmp_path / "anyres" / name / "model").to_dict()["tokenizer"]["image"] for name in before}
     assert {spec["name"] for name, spec in shown.items() if name.startswith("base_view")} == {"square"}
     assert {spec["name"] for name, spec in shown.items() if name.startswith("anyres")} == {"anyres_tiny"}
     numbers = json.loads((tmp_path / "study.json").read_text())["found"]["anyres"]

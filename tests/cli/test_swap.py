@@ -26,7 +26,7 @@ def test_a_swap_is_written_with_sums_over_every_parameter(saved, tmp_path, capsy
     assert totals["after"] == totals["kept"] + totals["resized"] + totals["new"]
     assert f"after    {totals['after']:,} parameters = {totals['kept']:,} kept" in said
     assert f"before   {totals['before']:,} parameters, {totals['dropped']:,} of them dropped" in said
-    assert mmblocks.load(out).spec.plain()["projector"] == {"name": "gated", "expansion": 2}
+    assert mmblocks.load(out).spec.to_dict()["projector"] == {"name": "gated", "expansion": 2}
 
 
 def test_what_is_kept_is_the_same_file(saved, tmp_path):

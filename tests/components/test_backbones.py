@@ -7,13 +7,13 @@ import torch
 from torch.utils._pytree import tree_map
 
 from mmblocks.backbones import last_layer
-from mmblocks.backbones.last_layer import reason_against
-from mmblocks.batch import Packing, Rows
+from mmblocks.backbones.last_layer import find_reason_against
+from mmblocks.batch import Packing, RowIndex
 from mmblocks.compat import make_flop_counter
 from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
-from mmblocks.model.checks.faults import resolved
-from mmblocks.model.checks.limits import backbone_faults
+from mmblocks.model.checks.faults import resolve_settings
+from mmblocks.model.checks.limits import find_backbone_faults
 
 PUBLISHED = {  # parameters that the model cards and weight files state, shared embeddings counted once
     "gemma2_27b": 27_227_128_320,
@@ -88,7 +88,7 @@ def on_meta(name, **settings):
 
 
 def test_every_preset_stands_in_the_table():
-    assert {name for name in backbones if backbones.about(name).of is not None} == set(PUBLISHED)
+    assert {name for name in backbones if backbones.find_info(name).preset_of is not None} == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -100,7 +100,7 @@ def test_a_preset_has_the_published_number_of_parameters(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_nothing_is_said_against_a_preset(name):
-    assert backbone_faults(resolved(backbones, name)) == []
+    assert find_backbone_faults(resolve_settings(backbones, name)) == []
 
 
 # The last layer -----------------------------------------------------------------------------------------------------
@@ -108,23 +108,24 @@ def test_nothing_is_said_against_a_preset(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_last_layer_of_a_preset_computes_asked_rows_only(name):
-    assert reason_against(on_meta(name).lm) is None
+    assert find_reason_against(on_meta(name).lm) is None
 
 
 @pytest.mark.parametrize(
-    ("step", "name"), [("_normed", "qwen3_0_6b"), ("_normed", "olmo2_1b"), ("_projected", "phi3_mini")]
+    ("step", "name"),
+    [("_normalise_keys", "qwen3_0_6b"), ("_normalise_keys", "olmo2_1b"), ("_project_keys_and_values", "phi3_mini")],
 )
 def test_keys_or_values_other_than_the_familys_are_a_reason_against_it(monkeypatch, step, name):
     real = getattr(last_layer, step)
-    monkeypatch.setattr(last_layer, "_tried", {})
+    monkeypatch.setattr(last_layer, "_reasons_by_config", {})
     monkeypatch.setattr(last_layer, step, lambda *given: tree_map(lambda x: 1.01 * x, real(*given)))
-    assert reason_against(on_meta(name).lm) == "it computes something else"
+    assert find_reason_against(on_meta(name).lm) == "it computes something else"
 
 
 def flops(backbone, tokens, rows=None):
     packing = Packing(torch.tensor([0, tokens], dtype=torch.int32), tokens)
     with torch.device("meta"), make_flop_counter() as counter:
-        hidden = backbone.hidden(torch.empty(tokens, backbone.dim), torch.arange(tokens), packing, rows)
+        hidden = backbone.compute_hidden_states(torch.empty(tokens, backbone.dim), torch.arange(tokens), packing, rows)
     return hidden.shape, counter.get_total_flops()
 
 
@@ -132,7 +133,7 @@ def flops(backbone, tokens, rows=None):
 def test_rows_that_nobody_asks_for_cost_keys_and_values_alone():
     backbone, tokens, labels = on_meta("qwen2_0_5b"), 6400, 100
     _, whole = flops(backbone, tokens)
-    shape, some = flops(backbone, tokens, Rows(torch.empty(labels, dtype=torch.int64, device="meta"), (labels,)))
+    shape, some = flops(backbone, tokens, RowIndex(torch.empty(labels, dtype=torch.int64, device="meta"), (labels,)))
     assert shape == (labels, backbone.dim)
     dim, kv, mlp = 896, 128, 4864
     saved = 2 * (tokens - labels) * (2 * dim * dim + 3 * dim * mlp)
@@ -146,12 +147,12 @@ def test_compiled_blocks_compute_asked_rows_as_they_do_uncompiled():
     for block in backbone.lm.get_decoder().layers:
         block.compile(backend="eager")
     for lengths, index, counts in (([4, 3, 6], [1, 3, 9], (2, 0, 1)), ([5, 7], [11], (0, 1))):
-        x, packing = torch.randn(sum(lengths), 32), Packing.of(lengths)
+        x, packing = torch.randn(sum(lengths), 32), Packing.from_lengths(lengths)
         given = x, torch.cat([torch.arange(n) for n in lengths]), packing
-        rows = Rows(torch.tensor(index), counts)
+        rows = RowIndex(torch.tensor(index), counts)
         with torch.compiler.set_stance("force_eager"):
-            want = backbone.hidden(*given)[rows.index]
-        torch.testing.assert_close(backbone.hidden(*given, rows), want, rtol=1e-5, atol=1e-5)
+            want = backbone.compute_hidden_states(*given)[rows.index]
+        torch.testing.assert_close(backbone.compute_hidden_states(*given, rows), want, rtol=1e-5, atol=1e-5)
     torch.compiler.reset()
 
 
@@ -165,7 +166,7 @@ def test_making_a_backbone_leaves_torchs_generator_alone():
 
 def test_a_last_layer_that_computes_all_rows_is_told_once_with_the_reason(caplog):
     caplog.set_level(logging.INFO, "mmblocks")
-    last_layer._tell.cache_clear()
+    last_layer._log_reason_once.cache_clear()
     for _ in range(2):
         backbones.build({**TINY, "family": "gpt2"})
     said = [r.getMessage() for r in caplog.records if "last layer" in r.getMessage()]
@@ -217,7 +218,7 @@ def test_one_rotary_base_for_layers_of_two_kinds_is_refused():
 def test_further_settings_reach_the_family():
     backbone = backbones.build({**TINY, "family": "granite", "further": {"logits_scaling": 4.0}})
     hidden = torch.randn(3, 32)
-    torch.testing.assert_close(backbone.logits(hidden) * 4, backbone.lm.lm_head(hidden))
+    torch.testing.assert_close(backbone.compute_logits(hidden) * 4, backbone.lm.lm_head(hidden))
 
 
 def test_special_tokens_beyond_a_small_vocabulary_are_switched_off():

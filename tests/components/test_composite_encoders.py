@@ -13,9 +13,9 @@ import mmblocks
 from mmblocks import conf
 from mmblocks.components import encoders
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.model.budget import plan
+from mmblocks.model.budget import estimate_budget
 from mmblocks.model.build import count_parameters
-from mmblocks.model.checks.composition import faults
+from mmblocks.model.checks.composition import find_faults
 from mmblocks.model.trainable import train_only
 from mmblocks.shapes import Size, VisualShape
 from mmblocks.train.checks.run import check_run
@@ -55,7 +55,9 @@ def views(encoder: Any, count: int = 2) -> torch.Tensor:
 
 
 def test_all_presets_made_of_encoders_stand_in_the_table_above() -> None:
-    assert {name for name in encoders if encoders.about(name).of in ("fused", "s2", "interleaved")} == set(PRESETS)
+    assert {name for name in encoders if encoders.find_info(name).preset_of in ("fused", "s2", "interleaved")} == set(
+        PRESETS
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -193,14 +195,14 @@ PLANTED = [
 def test_a_fault_of_a_member_is_reported_once_under_its_own_key(
     tiny_spec: Any, members: Any, key: str, words: str
 ) -> None:
-    (fault,) = faults({**tiny_spec, "encoder": {"name": "fused", "members": members}})
+    (fault,) = find_faults({**tiny_spec, "encoder": {"name": "fused", "members": members}})
     assert fault.key == key
     assert words in str(fault)
 
 
 def test_faults_of_all_members_are_found_together(tiny_spec: Any) -> None:
     wrong = [{**SIGLIP, "layer": 9}, {**CONV, "dmi": 3, "heads": "two"}, "clipp"]
-    found = faults({**tiny_spec, "encoder": {"name": "fused", "members": wrong, "algin": "first"}})
+    found = find_faults({**tiny_spec, "encoder": {"name": "fused", "members": wrong, "algin": "first"}})
     inner = ("members.0.layer", "members.1.dmi", "members.1.heads", "members.2", "algin")
     assert {fault.key for fault in found} == {f"model.encoder.{key}" for key in inner}
 
@@ -215,7 +217,7 @@ def test_a_composite_is_saved_and_loaded_as_any_encoder(spec: Any, tiny_spec: An
     back = mmblocks.load(tmp_path / "m")
     x = views(model.encoder)
     assert torch.equal(back.encoder(x), model.encoder(x))
-    assert back.spec.plain() == model.spec.plain()
+    assert back.spec.to_dict() == model.spec.to_dict()
 
 
 def test_a_stored_composite_has_all_settings_of_its_members_and_no_folder_of_this_machine(
@@ -245,7 +247,7 @@ def test_a_plan_counts_each_parameter_once_and_every_run_of_a_member(tiny_spec: 
     picture = [VisualShape("image", Size(24, 24))]
 
     def cost(encoder: Any) -> tuple[int, int, int]:
-        whole = plan(suited(tiny_spec, encoder), picture)
+        whole = estimate_budget(suited(tiny_spec, encoder), picture)
         return whole.parameters["encoder"], (whole.flops["encoder"] or 0) // whole.views, whole.visual_tokens
 
     conv, siglip = cost(CONV), cost({**SIGLIP, "image_px": 24, "patch_px": 12})

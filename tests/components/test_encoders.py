@@ -85,7 +85,9 @@ def tiny(name: str, **settings: Any) -> Any:
 
 def test_all_presets_of_published_models_stand_in_the_table_above() -> None:
     files = {f"mmblocks.encoders.{name}" for name in SINGLE_TOWERS}
-    presets = {name for name in encoders if encoders.about(name).of and encoders.about(name).module in files}
+    presets = {
+        name for name in encoders if encoders.find_info(name).preset_of and encoders.find_info(name).module in files
+    }
     assert presets == set(PRESETS)
 
 

@@ -108,16 +108,16 @@ def with_value(where: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 def specs(registry: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """(setting, value, spec), from the settings that a component's registration has for tests."""
-    from mmblocks.settings import REQUIRED, accepts
+    from mmblocks.settings import REQUIRED, is_of_type
 
     for name in registry:
         entry = registry[name]
-        if entry.of is not None:
+        if entry.preset_of is not None:
             continue
         settings = {
             s.name: entry.tiny.get(s.name, None if s.default is REQUIRED else s.default)
-            for s in registry.schema(name)
-            if any(accepts(s.annotation, probe) for probe in PROBES)
+            for s in registry.list_settings(name)
+            if any(is_of_type(s.annotation, probe) for probe in PROBES)
         }
         for setting, usual in settings.items():
             for path in leaves(usual, (setting,)):
@@ -130,10 +130,10 @@ def specs(registry: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
 @cache
 def usual_works(registry: Any, name: str) -> bool:
     """Whether a component needs nothing, such as a file, beside the settings for tests."""
-    from mmblocks.model.checks.dry_build import tried
+    from mmblocks.model.checks.dry_build import try_build
 
     wired = {word: neighbours()[word] for word in registry.wired}
-    return not tried(name, registry, {"name": name, **registry[name].tiny}, **wired).faults
+    return not try_build(name, registry, {"name": name, **registry[name].tiny}, **wired).faults
 
 
 def neighbours() -> dict[str, Any]:
@@ -148,7 +148,7 @@ def tell(kind: str, registry: Any, setting: str, value: Any, spec: dict[str, Any
     import torch
 
     from mmblocks.errors import MMBlocksError
-    from mmblocks.model.checks.dry_build import tried
+    from mmblocks.model.checks.dry_build import try_build
 
     wired = {word: spec.get(word, usual) for word, usual in neighbours().items() if word in registry.wired}
     spec = {word: given for word, given in spec.items() if word not in registry.wired}
@@ -157,7 +157,7 @@ def tell(kind: str, registry: Any, setting: str, value: Any, spec: dict[str, Any
     start = time.process_time()
     try:
         with torch.device("meta"):
-            faults = tried(kind, registry, spec, **wired).faults
+            faults = try_build(kind, registry, spec, **wired).faults
         registry.build(spec, **wired)
     except MMBlocksError as error:
         refused = str(error)

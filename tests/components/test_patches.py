@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmblocks.components import encoders
 from mmblocks.encoders.clip import CLIP
-from mmblocks.encoders.patches import Bytes, PatchConv, Readers, as_read, patches_of
+from mmblocks.encoders.patches import BytePixels, PatchConv, PixelReadTracker, extract_patches, to_byte_pixels
 from mmblocks.errors import ConfigError
 from mmblocks.ops.attention import NAME
 
@@ -44,12 +44,12 @@ def normalised(pixels: Tensor, colours: Any, dtype: torch.dtype = torch.float64)
 def pair(colours: Any, dtype: torch.dtype, *, bias: bool = True) -> tuple[nn.Conv2d, PatchConv]:
     """A convolution over normalised pixels, and one with copies of its weights that reads bytes."""
     conv = nn.Conv2d(3, 96, kernel_size=14, stride=14, bias=bias).to(dtype)
-    return conv, PatchConv.of(copy.deepcopy(conv), *colours)
+    return conv, PatchConv.from_conv(copy.deepcopy(conv), *colours)
 
 
 def as_bytes(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     """What a tower's convolution meets: bytes cast to the type of its weights."""
-    return as_read(pixels).to(dtype)
+    return to_byte_pixels(pixels).to(dtype)
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -115,7 +115,9 @@ def test_autocast_multiplies_in_its_type_by_weights_as_it_rounds_them(dtype: tor
 
 def test_patches_are_read_row_by_row_channel_by_channel_less_their_level() -> None:
     place = torch.arange(5 * 7, dtype=torch.uint8).view(5, 7)
-    patches = patches_of(torch.stack([place, place + 100, place + 200])[None], (2, 3), (0, 100, 190), torch.float32)
+    patches = extract_patches(
+        torch.stack([place, place + 100, place + 200])[None], (2, 3), (0, 100, 190), torch.float32
+    )
     first, last = [0, 1, 2, 7, 8, 9], [17, 18, 19, 24, 25, 26]
     assert patches.shape == (4, 18)
     assert patches[0].tolist() == first + first + [n + 10 for n in first]
@@ -131,13 +133,15 @@ def test_pixels_beyond_the_last_whole_patch_are_not_read() -> None:
 
 
 def test_only_a_cast_of_bytes_is_bytes() -> None:
-    pixels = as_read(picture())
-    assert isinstance(pixels.to(torch.bfloat16).to(torch.float32), Bytes)
-    assert not any(isinstance(x, Bytes) for x in (pixels[0], pixels + 1, pixels.float().mean(), as_read(torch.ones(1))))
+    pixels = to_byte_pixels(picture())
+    assert isinstance(pixels.to(torch.bfloat16).to(torch.float32), BytePixels)
+    assert not any(
+        isinstance(x, BytePixels) for x in (pixels[0], pixels + 1, pixels.float().mean(), to_byte_pixels(torch.ones(1)))
+    )
 
 
 def test_which_encoders_take_bytes() -> None:
-    plain = [name for name in encoders if not encoders.about(name).of]
+    plain = [name for name in encoders if not encoders.find_info(name).preset_of]
     assert {name for name in plain if getattr(tiny(name), "takes_bytes", False)} == TAKES_BYTES
 
 
@@ -255,9 +259,9 @@ class Tower(nn.Module):
 )
 def test_bytes_are_for_towers_that_only_cast_pixels_before_one_patch_convolution(way: str, reader: str) -> None:
     tower = Tower()
-    with Readers(tower) as readers:
-        getattr(tower, way)(torch.ones(1, 3, 4, 4).as_subclass(Bytes))
-    assert readers.only == reader
+    with PixelReadTracker(tower) as readers:
+        getattr(tower, way)(torch.ones(1, 3, 4, 4).as_subclass(BytePixels))
+    assert readers.sole_reader == reader
     assert not tower.conv._forward_pre_hooks
 
 

@@ -95,7 +95,7 @@ def test_sizes_that_make_no_projector_are_refused(name, settings, match):
 
 
 def asked(*questions):
-    return Instructions.of([torch.tensor(ids, dtype=torch.int64) for ids in questions])
+    return Instructions.from_ids([torch.tensor(ids, dtype=torch.int64) for ids in questions])
 
 
 def test_instructions_are_filled_up_behind_and_masked():

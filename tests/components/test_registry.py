@@ -43,19 +43,19 @@ def add(registry, name="desk", builder=Lamp, **tiny):
 
 def test_the_signature_is_the_schema_without_what_is_wired(lamps):
     add(lamps)
-    assert lamps.schema("desk") == (
+    assert lamps.list_settings("desk") == (
         Setting("watts", int, REQUIRED),
         Setting("colour", str | None, None),
         Setting("dims", bool, False),
     )
-    assert lamps.wants("desk") == {"socket"}
+    assert lamps.find_wired_arguments("desk") == {"socket"}
 
 
 def test_a_preset_is_a_component_with_other_defaults(lamps):
     add(lamps)
     lamps.preset("night", of="desk", watts=2)
     lamps.preset("red_night", of="night", colour="red")
-    assert [s.default for s in lamps.schema("red_night")] == [2, "red", False]
+    assert [s.default for s in lamps.list_settings("red_night")] == [2, "red", False]
     assert lamps.build("red_night", socket="E27") == Lamp("E27", 2, "red")
     assert lamps.build({"name": "red_night", "watts": 5}, socket="E27") == Lamp("E27", 5, "red")
 
@@ -79,7 +79,7 @@ def test_a_builder_that_hides_its_settings_is_refused(lamps):
     add(lamps, "keyed", keyed)
     for name, shown in (("starred", r"\*args"), ("keyed", r"\*\*settings")):
         with pytest.raises(ConfigError, match=rf"'{shown}: int' hides settings; list them by name"):
-            lamps.schema(name)
+            lamps.list_settings(name)
 
 
 def test_a_setting_without_a_type_is_refused(lamps):
@@ -87,7 +87,7 @@ def test_a_setting_without_a_type_is_refused(lamps):
 
     add(lamps, "bare", bare)
     with pytest.raises(ConfigError, match="'watts' has no annotation; a setting needs a type"):
-        lamps.schema("bare")
+        lamps.list_settings("bare")
 
 
 # Names --------------------------------------------------------------------------------------------------------------
@@ -159,18 +159,18 @@ def test_a_spec_is_a_name_or_a_mapping_with_a_name(lamps):
 def test_names_seen_in_files_are_those_that_importing_registers(kind):
     registry = BUILT_IN[kind]
     for name in registry:
-        seen, entry = registry.about(name), registry[name]
-        assert (seen.name, seen.of) == (entry.name, entry.of)
-        if not seen.of:
+        seen, entry = registry.find_info(name), registry[name]
+        assert (seen.name, seen.preset_of) == (entry.name, entry.preset_of)
+        if not seen.preset_of:
             assert (seen.summary, seen.source) == (entry.summary, entry.source)
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)
 def test_importing_a_file_registers_nothing_that_was_not_seen(kind):
     registry = BUILT_IN[kind]
-    for module in {found.module for found in registry._found.values()}:
+    for module in {found.module for found in registry._component_infos.values()}:
         importlib.import_module(module)
-    assert set(registry._entries) <= set(registry._found)
+    assert set(registry._entries) <= set(registry._component_infos)
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)
@@ -219,8 +219,8 @@ def test_lists_become_the_tuples_that_a_constructor_asks_for(lamps):
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_every_component_says_what_it_is_compared_with(kind):
     registry = REGISTRIES[kind]
-    own = [name for name in registry if registry.about(name).module.startswith("mmblocks.")]
-    assert [name for name in own if not registry[name].oracle] == []
+    own = [name for name in registry if registry.find_info(name).module.startswith("mmblocks.")]
+    assert [name for name in own if not registry[name].verified_against] == []
     assert [name for name in own if not registry[name].source] == []
 
 

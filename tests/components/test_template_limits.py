@@ -12,8 +12,8 @@ from mmblocks.backbones.text_tokenizer import read_text_tokenizer
 from mmblocks.conversation import Message, Text
 from mmblocks.errors import ConfigError
 from mmblocks.templates import rendering
-from mmblocks.templates.contents import Refused
-from mmblocks.templates.rendering import HOME, BeyondLimits, render
+from mmblocks.templates.contents import RefusedByTemplate
+from mmblocks.templates.rendering import RENDER_HELPER, TemplateLimitError, render_template
 from mmblocks.templates.tokenizer_chat import TokenizerChat
 
 TALK = [{"role": "user", "content": "what\n is it ?"}, {"role": "assistant", "content": " a <b> & \ud800 "}]
@@ -62,7 +62,7 @@ def test_a_template_writes_what_transformers_has_it_write(name, opened, text_tok
     own = {"enable_thinking": False}
     names = {"messages": TALK, "tools": None, "documents": None, "add_generation_prompt": opened, **own}
     wanted = text_tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=opened, **own)
-    assert render(SAME[name], {**text_tokenizer.special_tokens_map, **names}, "it") == wanted
+    assert render_template(SAME[name], {**text_tokenizer.special_tokens_map, **names}, "it") == wanted
 
 
 @pytest.mark.parametrize("name", ENDLESS)
@@ -72,7 +72,7 @@ def test_a_template_that_asks_too_much_is_stopped_by_its_name(name, soon, text_t
     with pytest.raises(ConfigError, match=r"chat template of the text tokenizer .*tinyworld_text was stopped: .*"):
         TokenizerChat(lambda: text_tokenizer).spans([Message("user", (Text("what ?"),))])
     assert time.monotonic() - began < 30
-    assert render("{{ a }}", {"a": "ready again"}, "it") == "ready again"
+    assert render_template("{{ a }}", {"a": "ready again"}, "it") == "ready again"
 
 
 def test_a_template_that_refuses_and_one_that_is_broken_are_told():
@@ -81,21 +81,21 @@ def test_a_template_that_refuses_and_one_that_is_broken_are_told():
         ("{% for %}", "xpected"),
         ("{{ 1 + 'a' }}", ""),
     ):
-        with pytest.raises(Refused, match=f"it refuses this conversation: .*{said}"):
-            render(jinja, {}, "it")
+        with pytest.raises(RefusedByTemplate, match=f"it refuses this conversation: .*{said}"):
+            render_template(jinja, {}, "it")
 
 
 def test_a_template_reaches_nothing_of_the_machine():
     for jinja in ("{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__.os }}", "{% include '/etc/passwd' %}"):
-        with suppress(Refused):
-            assert "root:" not in render(jinja, {}, "it")
+        with suppress(RefusedByTemplate):
+            assert "root:" not in render_template(jinja, {}, "it")
 
 
 def test_threads_and_forked_processes_render_beside_each_other():
     found = {}
 
     def work(number):
-        found[number] = [render("{{ a }}", {"a": f"{number}.{i}"}, "it") for i in range(20)]
+        found[number] = [render_template("{{ a }}", {"a": f"{number}.{i}"}, "it") for i in range(20)]
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
     for thread in threads:
@@ -103,17 +103,17 @@ def test_threads_and_forked_processes_render_beside_each_other():
     for thread in threads:
         thread.join()
     assert found == {n: [f"{n}.{i}" for i in range(20)] for n in range(4)}
-    mine = HOME.pid
+    mine = RENDER_HELPER.pid
     if (pid := os.fork()) == 0:
-        os._exit(0 if render("{{ 1 }}", {}, "it") == "1" and HOME.pid != mine else 1)
+        os._exit(0 if render_template("{{ 1 }}", {}, "it") == "1" and RENDER_HELPER.pid != mine else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    assert HOME.pid == mine
+    assert RENDER_HELPER.pid == mine
 
 
 def test_limits_are_named(monkeypatch, soon):
-    with pytest.raises(BeyondLimits, match=r"rendering it took longer than 1\.5 s"):
-        render(ENDLESS["nested loops"], {}, "it")
-    with pytest.raises(BeyondLimits, match=r"took more than 1 GiB of memory"):
-        render(ENDLESS["a big string"], {}, "it")
-    with pytest.raises(BeyondLimits, match=r"writes 1980000 characters, and at most 1000\d\d\d are taken"):
-        render(ENDLESS["a long answer"], {}, "it")
+    with pytest.raises(TemplateLimitError, match=r"rendering it took longer than 1\.5 s"):
+        render_template(ENDLESS["nested loops"], {}, "it")
+    with pytest.raises(TemplateLimitError, match=r"took more than 1 GiB of memory"):
+        render_template(ENDLESS["a big string"], {}, "it")
+    with pytest.raises(TemplateLimitError, match=r"writes 1980000 characters, and at most 1000\d\d\d are taken"):
+        render_template(ENDLESS["a long answer"], {}, "it")

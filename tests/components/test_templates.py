@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerFast
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, Text, Visual
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.model.checks.composition import faults
-from mmblocks.model.checks.limits import template_faults
-from mmblocks.templates.later import Later
+from mmblocks.model.checks.composition import find_faults
+from mmblocks.model.checks.limits import find_template_faults
+from mmblocks.templates.later import LazyTextTokenizer
 
 TALK = [
     {"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "Which animal?"}]},
@@ -42,7 +42,7 @@ SPACED = STYLES["vicuna_v1"] | STYLES["llava_v0"] | STYLES["llama_2"] | {"vicuna
 
 
 def messages(talk):
-    return Conversation.of(talk).messages
+    return Conversation.from_messages(talk).messages
 
 
 def written(spans):
@@ -271,24 +271,24 @@ def test_a_chat_template_that_cannot_be_learned_from_is_refused(jinja, error, re
     ],
 )
 def test_a_template_whose_texts_the_tokenizer_lacks_is_refused_by_check(name, missing, tiny_spec):
-    (fault,) = faults({**tiny_spec, "template": name})
+    (fault,) = find_faults({**tiny_spec, "template": name})
     assert (fault.key, missing in fault.message) == ("model.template", True)
     assert "answers would never end" in fault.message
 
 
 @pytest.mark.parametrize("name", ["chatml", "qwen_2", "mpt", "chatml_direct", "llava_v0"])
 def test_a_template_whose_texts_are_known_passes(name, tiny_spec):
-    assert faults({**tiny_spec, "template": name}) == []
+    assert find_faults({**tiny_spec, "template": name}) == []
 
 
 def test_a_stop_in_plain_text_must_be_writable():
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?")))
-    (fault,) = template_faults("model.template", templates.build("llava_v0"), words)
+    (fault,) = find_template_faults("model.template", templates.build("llava_v0"), words)
     assert "does not have '###' as a token, so answers would never end" in fault.message
 
 
 def test_check_says_when_the_tokenizer_has_no_template_of_its_own(tiny_spec):
-    (fault,) = faults({**tiny_spec, "template": "tokenizer"})
+    (fault,) = find_faults({**tiny_spec, "template": "tokenizer"})
     assert "has no chat template; choose a template by name" in fault.message
 
 
@@ -299,6 +299,6 @@ def test_a_data_worker_gets_the_tokenizer_and_not_what_reads_it():
         def __reduce__(self):
             raise AssertionError("the backbone itself must stay here")
 
-    template = templates.build("tokenizer", text_tokenizer=Later.of(Backbone()))
+    template = templates.build("tokenizer", text_tokenizer=LazyTextTokenizer.from_backbone(Backbone()))
     sent = pickle.loads(pickle.dumps(template))
     assert sent.spans(messages(TALK)) == template.spans(messages(TALK))

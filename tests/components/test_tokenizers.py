@@ -278,7 +278,7 @@ def test_visuals_are_routed_by_the_whole_conversation(visuals, scenarios):
     plans = router().plan(visuals)
     assert [routed.scenario for routed in plans] == scenarios
     assert all(
-        routed == RoutedPlan(routed.scenario, router().for_scenario(routed.scenario).plan(visual))
+        routed == RoutedPlan(routed.scenario, router().select_tokenizer(routed.scenario).plan(visual))
         for routed, visual in zip(plans, visuals, strict=True)
     )
 
@@ -289,8 +289,8 @@ def test_plans_travel_between_processes_unchanged():
 
 
 def test_a_router_knows_every_mark_once():
-    assert router().marks == ("newline",)
-    assert router(image=build("square"), video=build({"name": "frames", "newline": "none"})).marks == ()
+    assert router().learned_tokens == ("newline",)
+    assert router(image=build("square"), video=build({"name": "frames", "newline": "none"})).learned_tokens == ()
 
 
 def test_a_tokenizer_in_the_wrong_place_is_a_reason():

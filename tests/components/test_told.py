@@ -11,9 +11,9 @@ from mmblocks.conversation import Conversation
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.model.budget import GUESSED_CHARACTERS, plan
+from mmblocks.model.budget import CHARACTERS_PER_TOKEN, estimate_budget
 from mmblocks.model.build import build as build_model
-from mmblocks.model.convert.probe import our_logits, probes
+from mmblocks.model.convert.probe import compute_our_logits, make_probes
 from mmblocks.shapes import Size, VisualPlan, VisualShape
 from mmblocks.tokenizers.router import Router
 
@@ -43,23 +43,23 @@ def router(**chosen):
 
 
 def test_a_plan_without_told_texts_is_one_run_of_rows():
-    assert VisualPlan((), 7).pieces() == (7,)
+    assert VisualPlan((), 7).split_into_pieces() == (7,)
 
 
 def test_told_texts_stand_before_between_and_after_rows():
-    plan = VisualPlan((), 5, told=((0, "a"), (2, "b"), (2, "c"), (5, "d")))
-    assert plan.pieces() == ("a", 2, "b", "c", 3, "d")
+    plan = VisualPlan((), 5, inline_texts=((0, "a"), (2, "b"), (2, "c"), (5, "d")))
+    assert plan.split_into_pieces() == ("a", 2, "b", "c", 3, "d")
 
 
 def test_empty_texts_and_empty_runs_are_nothing():
-    assert VisualPlan((), 0, told=((0, ""),)).pieces() == ()
-    assert VisualPlan((), 4, told=((2, ""),)).pieces() == (2, 2)
+    assert VisualPlan((), 0, inline_texts=((0, ""),)).split_into_pieces() == ()
+    assert VisualPlan((), 4, inline_texts=((2, ""),)).split_into_pieces() == (2, 2)
 
 
 @pytest.mark.parametrize("told", [((6, "late"),), ((3, "b"), (2, "a"))])
 def test_a_text_outside_the_rows_is_a_programmers_mistake(told):
     with pytest.raises(AssertionError, match="told="):
-        VisualPlan((), 5, told=told).pieces()
+        VisualPlan((), 5, inline_texts=told).split_into_pieces()
 
 
 # Clips --------------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_every_frame_may_be_slow():
     tokenizer = slow_fast(every=1)
     assert tokenizer.plan(clip(3)).num_tokens == 21
     rows = tokenizer.assemble(
-        torch.zeros(3, 4, 4, 1), tokenizer.plan(clip(3)), {m: torch.ones(1) for m in tokenizer.marks}
+        torch.zeros(3, 4, 4, 1), tokenizer.plan(clip(3)), {m: torch.ones(1) for m in tokenizer.learned_tokens}
     )
     assert len(rows) == 21
 
@@ -191,18 +191,18 @@ def test_a_pose_that_tells_no_note_is_refused(pose, says):
 
 def test_notes_come_from_the_conversation():
     parts = [{"type": "image", "image": "a.png", "note": "east"}, {"type": "image_url", "image_url": "b.png"}]
-    conversation = Conversation.of([{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}])
+    conversation = Conversation.from_messages([{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}])
     assert [visual.note for visual in conversation.visuals] == ["east", ""]
 
 
 def test_a_note_is_a_text():
     with pytest.raises(DataError, match=r"message 0, part 0: note is \[1, 2\]"):
-        Conversation.of([{"role": "user", "content": [{"type": "image", "image": "a.png", "note": [1, 2]}]}])
+        Conversation.from_messages([{"role": "user", "content": [{"type": "image", "image": "a.png", "note": [1, 2]}]}])
 
 
 def test_a_note_that_nobody_tells_is_not_lost_silently():
     scene = router(image=build("scene_views"), multi_image=build("scene_views"))
-    assert [r.plan.told for r in scene.plan([view("east"), view()])] == [((0, "east: "),), ()]
+    assert [r.plan.inline_texts for r in scene.plan([view("east"), view()])] == [((0, "east: "),), ()]
     with pytest.raises(DataError, match=r"visual 2 \(image\) has the note 'east', which the tokenizer of multi_image"):
         router().plan([view(), view("east")])
 
@@ -234,12 +234,19 @@ def test_tiling_needs_a_number_of_tiles(settings):
 def test_learned_marks_stand_before_tiles_and_behind_their_rows():
     tokenizer = build({"name": "tiles_marked_learned", "side_tiles": 2})
     values = [-11.0, -12.0, -21.0, -22.0, -1.0, -2.0]
-    marks = {name: torch.tensor([value]) for name, value in zip(tokenizer.marks, values, strict=True)}
+    marks = {name: torch.tensor([value]) for name, value in zip(tokenizer.learned_tokens, values, strict=True)}
     plan = tokenizer.plan(view(size=Size(8, 8)))
     x = 100.0 * torch.arange(5).view(5, 1, 1, 1) + torch.arange(4).view(1, 2, 2, 1)
     upper = [-11, 0, 1, 2, 3, -12, 100, 101, 102, 103, -1]
     lower = [-21, 200, 201, 202, 203, -22, 300, 301, 302, 303, -1]
-    assert tokenizer.marks == ("row_1_col_1", "row_1_col_2", "row_2_col_1", "row_2_col_2", "line_end", "global")
+    assert tokenizer.learned_tokens == (
+        "row_1_col_1",
+        "row_1_col_2",
+        "row_2_col_1",
+        "row_2_col_2",
+        "line_end",
+        "global",
+    )
     assert tokenizer.assemble(x, plan, marks).flatten().tolist() == [*upper, *lower, -2, 400, 401, 402, 403]
     assert plan.num_tokens == 27
 
@@ -277,39 +284,41 @@ def with_video(spec, tokenizer):
 def asked(model):
     clip = {"type": "video", "video": np.zeros((3, 9, 16, 3), np.uint8)}
     content = [clip, {"type": "text", "text": "What is it?"}]
-    return Processor.of(model).prompt(Conversation.of([{"role": "user", "content": content}]))
+    return Processor.from_model(model).make_prompt_sample(
+        Conversation.from_messages([{"role": "user", "content": content}])
+    )
 
 
 @torch.no_grad()
 def test_told_text_is_embedded_as_text_and_rows_as_visual_tokens(tiny_spec):
     model = build_model(with_video(tiny_spec, STAMPED), seed=0)
     batch = collate([asked(model)])
-    x, visual = model.embed(batch), batch.visual_positions
+    x, visual = model.embed_tokens(batch), batch.visual_positions
     text = torch.ones(len(x), dtype=torch.bool).index_fill(0, visual, False)
-    assert torch.equal(x[visual], model.visual_tokens(batch))
-    assert torch.equal(x[text], model.backbone.embed(batch.input_ids)[text])
+    assert torch.equal(x[visual], model.compute_visual_tokens(batch))
+    assert torch.equal(x[text], model.backbone.embed_tokens(batch.input_ids)[text])
     assert visual.diff().min() > 1  # a frame is one row here, and its stamp stands before it
 
 
 def test_a_budget_counts_the_told_text_that_a_prompt_holds(tiny_spec):
     model = build_model(with_video(tiny_spec, STAMPED), seed=0)
     bare = build_model(with_video(tiny_spec, {**STAMPED, "stamp": ""}), seed=0)
-    budget = plan(model.spec, [VisualShape("video", Size(9, 16), num_frames=3)], text_tokens=5)
-    assert budget.told_tokens == len(asked(model).encoded) - len(asked(bare).encoded) > 0
-    assert budget.sequence_tokens == budget.visual_tokens + budget.told_tokens + 5
+    budget = estimate_budget(model.spec, [VisualShape("video", Size(9, 16), num_frames=3)], text_tokens=5)
+    assert budget.inline_text_tokens == len(asked(model).encoded) - len(asked(bare).encoded) > 0
+    assert budget.sequence_tokens == budget.visual_tokens + budget.inline_text_tokens + 5
 
 
 def test_a_budget_guesses_told_text_without_a_text_tokenizer(tiny_spec):
     spec = with_video(tiny_spec, STAMPED)
     spec["backbone"] = {**spec["backbone"], "text_tokenizer": None}
-    budget = plan(spec, [VisualShape("video", Size(9, 16), num_frames=3)])
-    assert budget.told_tokens == 3 * len("red 1 ") // GUESSED_CHARACTERS
+    budget = estimate_budget(spec, [VisualShape("video", Size(9, 16), num_frames=3)])
+    assert budget.inline_text_tokens == 3 * len("red 1 ") // CHARACTERS_PER_TOKEN
     assert "is guessed at a token per 2 characters" in budget.notes[0]
 
 
 def test_a_probe_tells_some_text_where_a_plan_does(tiny_spec):
     model = build_model(with_video(tiny_spec, STAMPED), seed=0)
-    probe = next(p for p in probes(model) if any(shape.kind == "video" for shape in p.shapes))
+    probe = next(p for p in make_probes(model) if any(shape.kind == "video" for shape in p.shapes))
     begin, end = probe.rows.index(None), len(probe.rows) - probe.rows[::-1].index(None)
     assert probe.rows.count(None) == probe.plans[0].plan.num_tokens < end - begin
-    assert our_logits(model, probe).shape[0] == len(probe.rows)
+    assert compute_our_logits(model, probe).shape[0] == len(probe.rows)

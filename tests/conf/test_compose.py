@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mmblocks import conf
 from mmblocks.components import REGISTRIES
-from mmblocks.conf.groups import options
+from mmblocks.conf.groups import list_options
 from mmblocks.errors import ConfigError
 from mmblocks.settings import REQUIRED
 from mmblocks.train.stages import read_run
@@ -32,17 +32,17 @@ def test_defaults_of_a_component_are_those_of_its_constructor():
 
 def test_a_presets_values_are_its_defaults():
     config = conf.compose("mini/one", ["model/tokenizer/image=anyres_max"])
-    given = {s.name: s.default for s in REGISTRIES["tokenizer"].schema("anyres_max")}
+    given = {s.name: s.default for s in REGISTRIES["tokenizer"].list_settings("anyres_max")}
     assert config["model"]["tokenizer"]["image"] == {"name": "anyres_max", **given}
 
 
 def chosen(group):
     """Overrides that choose each component of a group, and every seventh preset."""
     kind = conf.GROUPS[group][0]
-    names = list(options(group))
-    presets = [name for name in names if REGISTRIES[kind].about(name).of]
+    names = list(list_options(group))
+    presets = [name for name in names if REGISTRIES[kind].find_info(name).preset_of]
     for name in [name for name in names if name not in presets] + presets[::7]:
-        required = [s for s in REGISTRIES[kind].schema(name) if s.default is REQUIRED]
+        required = [s for s in REGISTRIES[kind].list_settings(name) if s.default is REQUIRED]
         tiny = REGISTRIES[kind][name].tiny
         given = [f"{group.replace('/', '.')}.{s.name}={json.dumps(tiny[s.name]).replace(' ', '')}" for s in required]
         yield group, name, [f"{group}={name}", *[g.replace('"', "") for g in given]]
@@ -88,7 +88,7 @@ def test_a_recipe_is_found_by_its_path(recipes, tmp_path, monkeypatch):
 
 
 def test_recipes_are_listed_with_their_first_comment():
-    assert conf.recipes()["mini/one"] == "One stage on drawn shapes."
+    assert conf.list_recipes()["mini/one"] == "One stage on drawn shapes."
 
 
 def test_composing_again_gives_the_same_and_leaves_hydra_as_it_was():

@@ -7,7 +7,7 @@ import pytest
 from mmblocks import conf
 from mmblocks.cli import main
 from mmblocks.conf.assemble import compose_unchecked
-from mmblocks.conf.overrides import translated
+from mmblocks.conf.overrides import translate_overrides
 from mmblocks.errors import ConfigError
 from mmblocks.sweep.launch import prepare_sweep
 from mmblocks.sweep.trials import CELL, Sweep, read_json
@@ -141,7 +141,7 @@ def composed(tmp_path_factory):
 )
 def test_what_nobody_knows_is_refused_with_what_there_is(composed, word, says):
     with pytest.raises(ConfigError) as refused:
-        translated([word], composed)
+        translate_overrides([word], composed)
     assert says in str(refused.value)
 
 

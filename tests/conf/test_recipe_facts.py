@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mmblocks.conf import compose, recipes
+from mmblocks.conf import compose, list_recipes
 from mmblocks.conf.assemble import compose_unchecked
-from mmblocks.model.budget import plan, visual_shape
-from mmblocks.model.checks.composition import examine
+from mmblocks.model.budget import estimate_budget, parse_visual_shape
+from mmblocks.model.checks.composition import dry_build
 from mmblocks.shapes import Size, VisualShape
 from mmblocks.train.checks.run import check_run
 from mmblocks.train.stages import read_run
@@ -53,13 +53,15 @@ def examined(name, number):
     """The model of a stage, with the stage's tokenizers."""
     recipe = composed(name)
     chosen = recipe["stages"][number].get("tokenizer") or {}
-    seen = examine({**recipe["model"], "tokenizer": {**recipe["model"]["tokenizer"], **chosen}})
-    seen.require()
+    seen = dry_build({**recipe["model"], "tokenizer": {**recipe["model"]["tokenizer"], **chosen}})
+    seen.require_no_faults()
     return seen
 
 
 def tokens_of(name, number, words):
-    return sum(r.plan.num_tokens for r in examined(name, number).router.plan([visual_shape(w) for w in words.split()]))
+    return sum(
+        r.plan.num_tokens for r in examined(name, number).router.plan([parse_visual_shape(w) for w in words.split()])
+    )
 
 
 def most_views(name, number):
@@ -114,7 +116,7 @@ def name_of(spec):
 
 
 def test_every_recipe_but_the_tiny_ones_has_its_facts():
-    assert PUBLISHED.keys() == {name for name in recipes() if not name.startswith("tiny/")}
+    assert PUBLISHED.keys() == {name for name in list_recipes() if not name.startswith("tiny/")}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -159,7 +161,7 @@ def test_the_vision_tower_learns_at_a_fifth_wherever_it_has_a_rate_of_its_own():
 
 def test_the_budget_of_a_conversation_says_the_same():
     words = ("image=1000x700", "video=1280x720@60s")
-    budget = plan(composed("onevision/0_5b")["model"], [visual_shape(word) for word in words])
+    budget = estimate_budget(composed("onevision/0_5b")["model"], [parse_visual_shape(word) for word in words])
     assert [visual.tokens for visual in budget.visuals] == [4941, 6273]
 
 
@@ -207,7 +209,7 @@ def test_the_largest_single_visual_fits_into_a_row(name, number):
     stage, router = read_run(composed(name)).stages[number], examined(name, number).router
     shapes = [VisualShape("image", Size(height, width)) for height in SIDES for width in SIDES]
     if "video" in json.dumps(expected(stages_of(name)[number]["tokens"])):
-        shapes.append(visual_shape("video=1280x720@3600s"))
+        shapes.append(parse_visual_shape("video=1280x720@3600s"))
     plans = [routed.plan for shape in shapes for routed in router.plan([shape])]
     assert max(plan.num_tokens for plan in plans) < stage.pack_tokens
     assert max(len(plan.views) for plan in plans) <= stage.pack_views

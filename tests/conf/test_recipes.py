@@ -5,10 +5,12 @@ import pytest
 import yaml
 
 from mmblocks import conf
-from mmblocks.conf.files import find_recipe, shipped_recipes
+from mmblocks.conf.files import find_recipe, find_shipped_folder
 from mmblocks.errors import ConfigError
 
-SHIPPED = sorted(p.relative_to(shipped_recipes()).with_suffix("").as_posix() for p in shipped_recipes().rglob("*.yaml"))
+SHIPPED = sorted(
+    p.relative_to(find_shipped_folder()).with_suffix("").as_posix() for p in find_shipped_folder().rglob("*.yaml")
+)
 
 
 def test_recipes_ship_with_the_library():
@@ -22,7 +24,7 @@ def test_every_recipe_composes_and_takes_another_projector(name):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_recipe_says_what_it_is_in_its_first_line(name):
-    assert len(conf.recipes()[name]) > 10
+    assert len(conf.list_recipes()[name]) > 10
 
 
 @pytest.mark.parametrize("name", SHIPPED)

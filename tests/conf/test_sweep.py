@@ -6,19 +6,19 @@ import pytest
 
 from mmblocks import conf
 from mmblocks.errors import ConfigError
-from mmblocks.sweep.launch import TINY_VISUALS, Words, prepare_sweep
+from mmblocks.sweep.launch import TINY_VISUALS, SweepArguments, prepare_sweep
 from mmblocks.sweep.trials import Axis, Sweep
 
 
 def test_words_vary_hold_for_all_choose_the_launcher_or_name_visuals():
     words = ["model/projector=mlp,linear", "budget=0.5", "hydra/launcher=joblib", "image=96x72", "seed=range(0,3)"]
-    said = Words.of("mini/one", words)
+    said = SweepArguments.from_words("mini/one", words)
     assert said.axes == (Axis("model/projector", ("mlp", "linear")), Axis("seed", ("0", "1", "2")))
     assert (said.shared, said.launcher, said.visuals) == (("budget=0.5",), ("hydra/launcher=joblib",), ("image=96x72",))
 
 
 def test_a_list_is_one_value():
-    said = Words.of("mini/one", ["model.encoder.widths=[8,8],[16,16]"])
+    said = SweepArguments.from_words("mini/one", ["model.encoder.widths=[8,8],[16,16]"])
     assert said.axes[0].values == ("[8,8]", "[16,16]")
 
 

@@ -9,8 +9,8 @@ from mmblocks import conf
 from mmblocks.cli import main
 from mmblocks.errors import ConfigError, UnknownComponentError
 from mmblocks.model import systems
-from mmblocks.model.budget import plan, visual_shape
-from mmblocks.model.checks.composition import faults
+from mmblocks.model.budget import estimate_budget, parse_visual_shape
+from mmblocks.model.checks.composition import find_faults
 
 TOKENS = {  # of the words after it, as the papers and their code count them
     "llava_v1": (256, "image=640x480"),
@@ -24,15 +24,15 @@ TOKENS = {  # of the words after it, as the papers and their code count them
 }
 
 
-@pytest.mark.parametrize("name", list(systems.names()))
+@pytest.mark.parametrize("name", list(systems.list_system_names()))
 def test_every_size_of_every_system_can_be_composed(name):
-    assert faults(systems.compose(name)) == []
+    assert find_faults(systems.compose(name)) == []
 
 
 @pytest.mark.parametrize("name", systems.SYSTEMS)
 def test_a_system_counts_the_published_tokens(name):
     tokens, *words = TOKENS[name]
-    budget = plan(systems.compose(name), [visual_shape(word) for word in words])
+    budget = estimate_budget(systems.compose(name), [parse_visual_shape(word) for word in words])
     assert sum(visual.tokens for visual in budget.visuals) == tokens
 
 

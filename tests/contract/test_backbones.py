@@ -12,16 +12,16 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from mmblocks.batch import IGNORE, Packing, Rows
+from mmblocks.batch import IGNORE, Packing, RowIndex
 from mmblocks.compat import enable_gradient_checkpointing
 from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
-from mmblocks.testing import LAWS
+from mmblocks.testing import CHECKS
 from mmblocks.testing.laws import Subject
 from mmblocks.train.adapters.lora import add_lora
 from mmblocks.train.stages import Lora
 
-OWN = [name for name in backbones if backbones.about(name).of is None]
+OWN = [name for name in backbones if backbones.find_info(name).preset_of is None]
 FAMILIES = json.loads((Path(__file__).parent / "families.json").read_text())
 TINY = {"vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "max_tokens": 64}
 CASES = [(name, backbones[name].tiny) for name in OWN] + [
@@ -69,28 +69,33 @@ def blocks(backbone):
 def rows_at(index, lengths):
     targets = torch.full((sum(lengths),), IGNORE)
     targets[index] = 1
-    return Rows.labelled(targets, Packing.of(lengths))
+    return RowIndex.from_targets(targets, Packing.from_lengths(lengths))
 
 
 def test_rows_in_rows_out(backbone):
-    x = backbone.embed(torch.arange(9))
-    hidden = backbone.hidden(x, positions([4, 5]), Packing.of([4, 5]))
+    x = backbone.embed_tokens(torch.arange(9))
+    hidden = backbone.compute_hidden_states(x, positions([4, 5]), Packing.from_lengths([4, 5]))
     assert hidden.shape == x.shape == (9, backbone.dim)
-    assert backbone.logits(hidden).shape == (9, backbone.vocab_size)
+    assert backbone.compute_logits(hidden).shape == (9, backbone.vocab_size)
 
 
 def test_packing_changes_nothing(backbone):
     lengths = [3, 1, 6]
     x = torch.randn(10, backbone.dim)
-    packed = backbone.hidden(x, positions(lengths), Packing.of(lengths))
-    alone = [backbone.hidden(part, torch.arange(len(part)), Packing.of([len(part)])) for part in x.split(lengths)]
+    packed = backbone.compute_hidden_states(x, positions(lengths), Packing.from_lengths(lengths))
+    alone = [
+        backbone.compute_hidden_states(part, torch.arange(len(part)), Packing.from_lengths([len(part)]))
+        for part in x.split(lengths)
+    ]
     torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-5, atol=1e-5)  # fp32: products of more rows
 
 
 def test_no_sequence_notices_its_neighbour(backbone):
     x = torch.randn(9, backbone.dim)
     other = torch.cat([torch.randn(4, backbone.dim), x[4:]])
-    before, after = (backbone.hidden(rows, positions([4, 5]), Packing.of([4, 5])) for rows in (x, other))
+    before, after = (
+        backbone.compute_hidden_states(rows, positions([4, 5]), Packing.from_lengths([4, 5])) for rows in (x, other)
+    )
     allowed = 1e-5 if backbone.config.model_type in MIXED else 0
     torch.testing.assert_close(before[4:], after[4:], rtol=0, atol=allowed)
 
@@ -98,14 +103,16 @@ def test_no_sequence_notices_its_neighbour(backbone):
 def test_no_row_sees_a_later_one(backbone):
     x = torch.randn(6, backbone.dim)
     later = torch.cat([x[:3], torch.randn(3, backbone.dim)])
-    before, after = (backbone.hidden(rows, torch.arange(6), Packing.of([6])) for rows in (x, later))
+    before, after = (
+        backbone.compute_hidden_states(rows, torch.arange(6), Packing.from_lengths([6])) for rows in (x, later)
+    )
     torch.testing.assert_close(before[:3], after[:3], rtol=0, atol=1e-5)
 
 
 def test_gradients_reach_every_parameter(backbone):
     ids = torch.arange(8)
-    hidden = backbone.hidden(backbone.embed(ids), torch.arange(8), Packing.of([8]))
-    backbone.logits(hidden).square().sum().backward()
+    hidden = backbone.compute_hidden_states(backbone.embed_tokens(ids), torch.arange(8), Packing.from_lengths([8]))
+    backbone.compute_logits(hidden).square().sum().backward()
     assert [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
@@ -117,7 +124,7 @@ def test_facts_on_meta_are_the_facts(backbone):
 @torch.no_grad()
 def test_what_is_written_with_a_cache_is_what_packed_rows_predict(backbone):
     lengths, steps = [5, 9], 4
-    x = backbone.embed(torch.randint(1, 60, (14,)))
+    x = backbone.embed_tokens(torch.randint(1, 60, (14,)))
     prompts = pad_sequence(x.split(lengths), batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones(n) for n in lengths], batch_first=True, padding_side="left").long()
     written = backbone.lm.generate(
@@ -131,10 +138,10 @@ def test_what_is_written_with_a_cache_is_what_packed_rows_predict(backbone):
         return_dict_in_generate=True,
     )
     for i, prompt in enumerate(x.split(lengths)):
-        rows = torch.cat([prompt, backbone.embed(written.sequences[i, :-1])])
-        hidden = backbone.hidden(rows, torch.arange(len(rows)), Packing.of([len(rows)]))
+        rows = torch.cat([prompt, backbone.embed_tokens(written.sequences[i, :-1])])
+        hidden = backbone.compute_hidden_states(rows, torch.arange(len(rows)), Packing.from_lengths([len(rows)]))
         cached = torch.stack([logits[i] for logits in written.logits])
-        torch.testing.assert_close(cached, backbone.logits(hidden[len(prompt) - 1 :]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(cached, backbone.compute_logits(hidden[len(prompt) - 1 :]), rtol=1e-4, atol=1e-5)
 
 
 # Some rows ----------------------------------------------------------------------------------------------------------
@@ -169,7 +176,7 @@ def learned(backbone, index, asked):
     backbone.zero_grad()
     x = torch.randn(13, backbone.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     rows = rows_at(index, LENGTHS) if asked else None
-    hidden = backbone.hidden(x, positions(LENGTHS), Packing.of(LENGTHS), rows)
+    hidden = backbone.compute_hidden_states(x, positions(LENGTHS), Packing.from_lengths(LENGTHS), rows)
     found = hidden if asked else hidden[index]
     (found * torch.arange(1, found.numel() + 1).view_as(found).cos()).sum().backward()
     return found, x.grad, {n: p.grad for n, p in backbone.named_parameters() if p.grad is not None}
@@ -244,7 +251,7 @@ def test_some_rows_are_rows_of_the_whole_when(exact, way, tmp_path):
 def test_a_cache_is_told_keys_and_values_of_all_rows(exact, index):
     told, x = ([], []), torch.randn(13, exact.dim, dtype=torch.float64)
     for asked, kept in zip((None, rows_at(index, LENGTHS)), told, strict=True):
-        exact.hidden(x, positions(LENGTHS), Packing.of(LENGTHS), asked, cache=Watching(kept))
+        exact.hidden(x, positions(LENGTHS), Packing.from_lengths(LENGTHS), asked, cache=Watching(kept))
     assert [layer for layer, *_ in told[1]] == list(range(exact.config.num_hidden_layers))
     assert told[0][-1][1].shape[2] == 13
     same([kv for _, *kv in told[1]], [kv for _, *kv in told[0]])
@@ -269,11 +276,11 @@ def test_tokens_go_on_from_keys_and_values_that_are_kept(exact, index):
     comes = torch.cat([torch.arange(b) >= a for a, b in zip(known, lengths, strict=True)])
     store = Store(comes)
     before = [n for n in known if n]
-    exact.hidden(x[~comes], positions(before), Packing.of(before), rows_at([], before), cache=store)
+    exact.hidden(x[~comes], positions(before), Packing.from_lengths(before), rows_at([], before), cache=store)
     places = positions(lengths)[comes]
     rows = None if index is None else rows_at(index, new)
-    keys = Packing.of(lengths)
-    got = exact.hidden(x[comes], places, Packing.of(new), rows, cache=store, keys=keys)
+    keys = Packing.from_lengths(lengths)
+    got = exact.hidden(x[comes], places, Packing.from_lengths(new), rows, cache=store, keys=keys)
     want = exact.hidden(x, positions(lengths), keys)[comes]
     same(got, want if index is None else want[index])
 
@@ -316,7 +323,7 @@ def test_a_family_that_cannot_be_packed_is_refused_with_the_reason(family, setti
         backbones.build({"name": "causal_lm", **given})
 
 
-@pytest.mark.parametrize("law", LAWS["backbone"], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", CHECKS["backbone"], ids=lambda law: law.__name__)
 @pytest.mark.parametrize("name", OWN)
 def test_a_backbone_keeps_the_law_of_the_kit(name, law):
-    law(Subject.of(backbones, name, {}))
+    law(Subject.from_part(backbones, name, {}))

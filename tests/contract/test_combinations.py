@@ -12,10 +12,10 @@ from mmblocks.conversation import Conversation
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
-from mmblocks.model.checks.composition import faults
+from mmblocks.model.checks.composition import find_faults
 
-ENCODERS = [name for name in encoders if not encoders.about(name).of]
-PROJECTORS = [name for name in projectors if not projectors.about(name).of]
+ENCODERS = [name for name in encoders if not encoders.find_info(name).preset_of]
+PROJECTORS = [name for name in projectors if not projectors.find_info(name).preset_of]
 FOR_A_ROW = {"image": "pad", "multi_image": "pad", "video": {"name": "frames", "max_frames": 4, "newline": "none"}}
 
 
@@ -32,7 +32,7 @@ def batch_for(model):
     clip = torch.arange(3 * 20 * 20 * 3).remainder(251).to(torch.uint8).view(3, 20, 20, 3).numpy()
     said = [{"type": "video", "video": clip}, {"type": "text", "text": "What is moving?"}]
     messages = [{"role": "user", "content": said}, {"role": "assistant", "content": "red circle"}]
-    return collate([Processor.of(model).training_sample(Conversation.of(messages))])
+    return collate([Processor.from_model(model).make_training_sample(Conversation.from_messages(messages))])
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def batch_for(model):
     [(encoder, "mlp", "bilinear") for encoder in ENCODERS]
     + [("tiny_conv", projector, "bilinear") for projector in PROJECTORS]
     + [("interleaved", projector, "bilinear") for projector in PROJECTORS]  # its features have no picture's order
-    + [("tiny_conv", "mlp", pooling) for pooling in poolings if not poolings.about(pooling).of],
+    + [("tiny_conv", "mlp", pooling) for pooling in poolings if not poolings.find_info(pooling).preset_of],
 )
 def test_a_pair_learns_or_says_why_not(tiny_spec, encoder, projector, pooling):
     combined = spec(tiny_spec, encoder, projector, pooling)
-    if reasons := faults(combined):
+    if reasons := find_faults(combined):
         assert projector == "identity" or f"projector '{projector}'" in str(reasons[0])
         with pytest.raises(ConfigError, match="channels" if projector == "identity" else "a grid of"):
             mmblocks.build(combined)

@@ -3,11 +3,11 @@
 import pytest
 
 from mmblocks.components import encoders
-from mmblocks.testing import LAWS
+from mmblocks.testing import CHECKS
 from mmblocks.testing.laws import Subject
 
 
-@pytest.mark.parametrize("law", LAWS["encoder"], ids=lambda law: law.__name__)
-@pytest.mark.parametrize("name", [name for name in encoders if not encoders.about(name).of])
+@pytest.mark.parametrize("law", CHECKS["encoder"], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", [name for name in encoders if not encoders.find_info(name).preset_of])
 def test_an_encoder_keeps_the_law(name, law):
-    law(Subject.of(encoders, name, {}))
+    law(Subject.from_part(encoders, name, {}))

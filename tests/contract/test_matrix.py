@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmblocks.components import REGISTRIES
-from mmblocks.model.checks.composition import faults
+from mmblocks.model.checks.composition import find_faults
 
 DOCS = Path(__file__).parents[2] / "docs"
 spec = importlib.util.spec_from_file_location("matrix", DOCS / "matrix.py")
@@ -54,7 +54,9 @@ def test_check_agrees_with_the_matrix(combination):
         "template": "chatml",
     }
     refused = bool(matrix.tried(combination).reason)
-    found = [f for f in faults(chosen) if f.key.startswith(("model.projector", "model.pooling", *_keys(scenarios)))]
+    found = [
+        f for f in find_faults(chosen) if f.key.startswith(("model.projector", "model.pooling", *_keys(scenarios)))
+    ]
     assert bool(found) == refused, found
 
 

@@ -5,14 +5,14 @@ import pytest
 from mmblocks.components import poolings
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
-from mmblocks.testing import LAWS
+from mmblocks.testing import CHECKS
 from mmblocks.testing.laws import Subject
 
 
-@pytest.mark.parametrize("law", LAWS["pooling"], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", CHECKS["pooling"], ids=lambda law: law.__name__)
 @pytest.mark.parametrize("name", list(poolings))
 def test_a_pooling_keeps_the_law(name, law):
-    law(Subject.of(poolings, name, {}))
+    law(Subject.from_part(poolings, name, {}))
 
 
 def test_a_grid_of_the_family_is_taken():

@@ -5,17 +5,17 @@ import torch
 
 from mmblocks.components import projectors
 from mmblocks.shapes import Size
-from mmblocks.testing import LAWS
+from mmblocks.testing import CHECKS
 from mmblocks.testing.laws import Subject
 
 
-@pytest.mark.parametrize("law", LAWS["projector"], ids=lambda law: law.__name__)
-@pytest.mark.parametrize("name", [name for name in projectors if not projectors.about(name).of])
+@pytest.mark.parametrize("law", CHECKS["projector"], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", [name for name in projectors if not projectors.find_info(name).preset_of])
 def test_a_projector_keeps_the_law(name, law):
-    law(Subject.of(projectors, name, {}))
+    law(Subject.from_part(projectors, name, {}))
 
 
-@pytest.mark.parametrize("name", [name for name in projectors if projectors.about(name).of])
+@pytest.mark.parametrize("name", [name for name in projectors if projectors.find_info(name).preset_of])
 def test_every_preset_can_be_weighed_without_memory(name):
     with torch.device("meta"):
         projector = projectors.build(name, in_dim=1152, out_dim=3584, grid=Size(24, 24))

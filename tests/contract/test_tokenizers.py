@@ -4,10 +4,10 @@ import pytest
 
 from mmblocks.components import poolings, tokenizers
 from mmblocks.shapes import Size, VisualShape
-from mmblocks.testing import LAWS
+from mmblocks.testing import CHECKS
 from mmblocks.testing.laws import Subject
-from mmblocks.testing.tokenizers import Placed, require_lowered
-from mmblocks.tokenizers.lowering import MOST_CELLS, lowered
+from mmblocks.testing.tokenizers import TokenizerSetup, check_lowered_plan
+from mmblocks.tokenizers.lowering import MOST_CELLS, lower_tokenizer_plan
 
 VIEW_PX = Size(28, 28)
 VISUALS = [
@@ -23,19 +23,19 @@ SETTINGS = {
     "scene_views": [{"pooled": True, "newline": True}],
     "square": [{"newline": True}],
 }
-LINEAR = [name for name in poolings if Subject.of(poolings, name, {}).build().linear]
+LINEAR = [name for name in poolings if Subject.from_part(poolings, name, {}).build().linear]
 
 
-@pytest.mark.parametrize("law", LAWS["tokenizer"], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", CHECKS["tokenizer"], ids=lambda law: law.__name__)
 @pytest.mark.parametrize("name", list(tokenizers))
 def test_a_tokenizer_keeps_the_law(name, law):
-    law(Subject.of(tokenizers, name, {}))
+    law(Subject.from_part(tokenizers, name, {}))
 
 
 def placed(name, settings, pooling, grid):
     beside = {"view_px": VIEW_PX, "grid": grid, "spatial": True, "squash": True}
-    pool = Subject.of(poolings, pooling, {}).build()
-    return Placed(Subject.of(tokenizers, name, settings).build(**beside, pooling=pool), grid)
+    pool = Subject.from_part(poolings, pooling, {}).build()
+    return TokenizerSetup(Subject.from_part(tokenizers, name, settings).build(**beside, pooling=pool), grid)
 
 
 @pytest.mark.parametrize("grid", [Size(6, 6), Size(7, 5)], ids=str)
@@ -49,8 +49,8 @@ def test_whatever_the_linear_pooling_a_plan_lowers_to_what_is_assembled(name, gr
                 continue
             served = {"image", "multi_image", "video"} & place.tokenizer.scenarios
             for shape in (s for s in VISUALS if (s.kind == "video") == ("video" in served)):
-                assert lowered(place.tokenizer, place.tokenizer.plan(shape)) is not None
-                require_lowered(place, shape)
+                assert lower_tokenizer_plan(place.tokenizer, place.tokenizer.plan(shape)) is not None
+                check_lowered_plan(place, shape)
                 tried += 1
     assert tried
 
@@ -67,14 +67,14 @@ def test_whatever_the_linear_pooling_a_plan_lowers_to_what_is_assembled(name, gr
 def test_what_is_not_linear_does_not_lower(name, settings, pooling):
     place = placed(name, settings, pooling, Size(6, 6))
     shape = next(s for s in VISUALS if (s.kind == "video") == ("video" in place.tokenizer.scenarios))
-    assert lowered(place.tokenizer, place.tokenizer.plan(shape)) is None
+    assert lower_tokenizer_plan(place.tokenizer, place.tokenizer.plan(shape)) is None
 
 
 def test_a_pooling_of_too_many_cells_does_not_lower():
     small, large = (placed("frames", {}, "adaptive_average_1", Size(side, side)).tokenizer for side in (8, 9))
     assert small.grid.area == MOST_CELLS < large.grid.area
-    assert lowered(small, small.plan(VISUALS[-1])) is not None
-    assert lowered(large, large.plan(VISUALS[-1])) is None
+    assert lower_tokenizer_plan(small, small.plan(VISUALS[-1])) is not None
+    assert lower_tokenizer_plan(large, large.plan(VISUALS[-1])) is None
 
 
 def test_an_assembly_of_ones_own_is_not_lowered_as_that_of_the_parent():
@@ -84,5 +84,5 @@ def test_an_assembly_of_ones_own_is_not_lowered_as_that_of_the_parent():
         def assemble(self, x, plan, marks):
             return 2 * super().assemble(x, plan, marks)
 
-    doubled = Doubled(VIEW_PX, Size(6, 6), True, True, Subject.of(poolings, "bilinear", {}).build())
-    assert lowered(doubled, doubled.plan(VISUALS[-1])) is None
+    doubled = Doubled(VIEW_PX, Size(6, 6), True, True, Subject.from_part(poolings, "bilinear", {}).build())
+    assert lower_tokenizer_plan(doubled, doubled.plan(VISUALS[-1])) is None

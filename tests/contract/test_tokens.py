@@ -74,7 +74,7 @@ def features_of(encoder, projector):
 def require_count(tokenizer, shape, features):
     """Plan one visual and assemble as many views as it asks for."""
     plan = tokenizer.plan(shape)
-    marks = {mark: torch.zeros(features.shape[-1]) for mark in tokenizer.marks}
+    marks = {mark: torch.zeros(features.shape[-1]) for mark in tokenizer.learned_tokens}
     rows = tokenizer.assemble(features.expand(len(plan.views), -1, -1, -1), plan, marks)
 
     assert all(view.window.size == tokenizer.view_px for view in plan.views)
@@ -124,7 +124,9 @@ def tokenizers_that_count_right(view_px, grid, spatial, squash, dim):
 def asked(*visuals):
     kinds = ["image" if isinstance(v, Image.Image) else "video" for v in visuals]
     content = [{"type": kind, kind: v} for kind, v in zip(kinds, visuals, strict=True)]
-    return Conversation.of([{"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]}])
+    return Conversation.from_messages(
+        [{"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]}]
+    )
 
 
 def blank(size):
@@ -151,14 +153,14 @@ def test_placeholders_and_features_are_what_the_plan_says(tiny_spec, scenario, t
     backbone = {**tiny_spec["backbone"], "max_tokens": 8192, "placeholder_id": PLACEHOLDER}
     chosen = {**tiny_spec["tokenizer"], scenario: tokenizer}
     model = build({**tiny_spec, "tokenizer": chosen, "backbone": backbone}, seed=0)
-    processor = Processor.of(model)
-    samples = [processor.prompt(conversation) for conversation in CONVERSATIONS[scenario]]
+    processor = Processor.from_model(model)
+    samples = [processor.make_prompt_sample(conversation) for conversation in CONVERSATIONS[scenario]]
     batch = collate(samples)
     planned = [sum(r.plan.num_tokens for r in sample.encoded.plans) for sample in samples]
 
     assert {r.scenario for r in batch.plans} == {scenario}
     assert [len(s.encoded.visual_positions) for s in samples] == planned
     assert [int((s.encoded.input_ids == PLACEHOLDER).sum()) for s in samples] == planned
-    assert len(model.visual_tokens(batch)) == len(batch.visual_positions) == sum(planned)
-    assert len(batch.pixels) == sum(len(r.plan.pictures) for r in batch.plans)
+    assert len(model.compute_visual_tokens(batch)) == len(batch.visual_positions) == sum(planned)
+    assert len(batch.pixels) == sum(len(r.plan.unique_views) for r in batch.plans)
     assert len(batch.with_all_views().pixels) == sum(len(r.plan.views) for r in batch.plans)

@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mmblocks.data.mixing.broken import Broken, left_out, note_broken, read_broken, samples_of, sizes_of
+from mmblocks.data.mixing.broken import (
+    SkippedRecord,
+    append_skipped,
+    count_records,
+    format_skipped,
+    make_samples,
+    read_skipped,
+)
 from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
@@ -39,12 +46,12 @@ def records(tmp_path):
 @pytest.fixture
 def mixture(records):
     world = {"name": "tinyworld", "task": "text", "size": 3}
-    return Mixture.of([{"name": "llava_json", "path": os.fspath(records)}, world])
+    return Mixture.from_entries([{"name": "llava_json", "path": os.fspath(records)}, world])
 
 
 @pytest.fixture
 def processor(tiny_model):
-    return Processor.of(tiny_model)
+    return Processor.from_model(tiny_model)
 
 
 def draws(*numbers, source=0):
@@ -57,7 +64,7 @@ def values(samples):
 
 
 def test_broken_records_are_left_out_and_nothing_takes_their_place(mixture, processor):
-    samples, broken = samples_of(mixture, draws(0, 1, 2, 3, 4, 5, 6), processor, "answers", "skip")
+    samples, broken = make_samples(mixture, draws(0, 1, 2, 3, 4, 5, 6), processor, "answers", "skip")
     assert values(samples) == [0, 1, 3, 6]
     assert [b.origin.rpartition("record ")[2][0] for b in broken] == ["2", "4", "5"]
     assert {b.source for b in broken} == {mixture.names[0]}
@@ -67,19 +74,19 @@ def test_broken_records_are_left_out_and_nothing_takes_their_place(mixture, proc
 
 
 def test_what_is_left_is_what_the_processor_makes_of_it(mixture, processor):
-    samples, _ = samples_of(mixture, draws(2, 3), processor, "answers", "skip")
-    alone = processor.training_sample(mixture[Draw(0, 3)])
+    samples, _ = make_samples(mixture, draws(2, 3), processor, "answers", "skip")
+    alone = processor.make_training_sample(mixture[Draw(0, 3)])
     assert torch.equal(samples[0].pixels, alone.pixels)
     assert torch.equal(samples[0].encoded.input_ids, alone.encoded.input_ids)
 
 
 def test_draws_of_a_mixture_are_taken_as_they_are(mixture, processor):
-    samples, broken = samples_of(mixture, mixture.everything(), processor, "answers", "skip")
+    samples, broken = make_samples(mixture, mixture.draw_all(), processor, "answers", "skip")
     assert (len(samples), len(broken)) == (4 + 3, 3)
 
 
 def test_a_broken_draw_gives_nothing_rather_than_something_else(mixture, processor):
-    samples, broken = samples_of(mixture, draws(4), processor, "answers", "skip")
+    samples, broken = make_samples(mixture, draws(4), processor, "answers", "skip")
     assert samples == []
     assert len(broken) == 1
 
@@ -87,18 +94,18 @@ def test_a_broken_draw_gives_nothing_rather_than_something_else(mixture, process
 @pytest.mark.parametrize("number", [2, 4, 5])
 def test_raise_stops_at_the_first_broken_record_and_names_it(number, mixture, processor):
     with pytest.raises(DataError, match=rf"records\.json:record {number}"):
-        samples_of(mixture, draws(0, number), processor, "answers", "raise")
+        make_samples(mixture, draws(0, number), processor, "answers", "raise")
 
 
 def test_a_mistake_of_the_program_is_not_a_broken_record(mixture, processor, monkeypatch):
     monkeypatch.setattr(Processor, "training_samples", lambda *_: [][0])
     with pytest.raises(IndexError):
-        samples_of(mixture, draws(0), processor, "answers", "skip")
+        make_samples(mixture, draws(0), processor, "answers", "skip")
 
 
 def test_an_unknown_policy_names_the_known_ones(mixture, processor):
     with pytest.raises(ConfigError, match="broken='ignore'; write one of raise, skip"):
-        samples_of(mixture, draws(0), processor, "answers", "ignore")
+        make_samples(mixture, draws(0), processor, "answers", "ignore")
 
 
 # --- the list and its summary
@@ -106,26 +113,28 @@ def test_an_unknown_policy_names_the_known_ones(mixture, processor):
 
 def test_the_list_counts_a_record_once_however_often_it_was_drawn_and_keeps_its_first_reason(tmp_path):
     file = tmp_path / "run" / "broken.jsonl"
-    hung, found = Broken("a.json:record 1", "clip.mp4: took longer than 2 s", "0 a"), "clip.mp4: in quarantine"
-    note_broken(file, [hung, Broken("a.json:record 2", "no such file", "0 a")])
-    note_broken(file, [Broken(hung.origin, found, "0 a")])
-    note_broken(file, [])
-    assert read_broken(file) == [hung, Broken("a.json:record 2", "no such file", "0 a")]
+    hung, found = SkippedRecord("a.json:record 1", "clip.mp4: took longer than 2 s", "0 a"), "clip.mp4: in quarantine"
+    append_skipped(file, [hung, SkippedRecord("a.json:record 2", "no such file", "0 a")])
+    append_skipped(file, [SkippedRecord(hung.origin, found, "0 a")])
+    append_skipped(file, [])
+    assert read_skipped(file) == [hung, SkippedRecord("a.json:record 2", "no such file", "0 a")]
 
 
 def test_a_run_without_a_broken_record_has_no_list_and_no_lines(tmp_path):
-    note_broken(tmp_path / "broken.jsonl", [])
+    append_skipped(tmp_path / "broken.jsonl", [])
     assert not (tmp_path / "broken.jsonl").exists()
-    assert read_broken(tmp_path / "broken.jsonl") == []
-    assert left_out([], {"a": 3}) == []
+    assert read_skipped(tmp_path / "broken.jsonl") == []
+    assert format_skipped([], {"a": 3}) == []
 
 
 def test_the_summary_says_how_many_of_each_source_and_why_most_frequent_first(mixture):
     first, second = mixture.names
-    missing = [Broken(f"r{i}", f"/my data/{i}.png: there is no such file; check the path.", first) for i in range(5)]
-    cut = [Broken(f"c{i}", f"/d/c{i}.mp4: cut off or damaged at frame {i}.", first) for i in range(3)]
-    other = [Broken("o1", "an empty turn", second)]
-    assert left_out([*cut, *missing, *other], sizes_of(mixture)) == [
+    missing = [
+        SkippedRecord(f"r{i}", f"/my data/{i}.png: there is no such file; check the path.", first) for i in range(5)
+    ]
+    cut = [SkippedRecord(f"c{i}", f"/d/c{i}.mp4: cut off or damaged at frame {i}.", first) for i in range(3)]
+    other = [SkippedRecord("o1", "an empty turn", second)]
+    assert format_skipped([*cut, *missing, *other], count_records(mixture)) == [
         f"{first}: 8 of 7 records left out: 5 x there is no such file; check the path.; "
         "3 x cut off or damaged at frame N.",
         f"{second}: 1 of 3 records left out: 1 x an empty turn",
@@ -134,5 +143,5 @@ def test_the_summary_says_how_many_of_each_source_and_why_most_frequent_first(mi
 
 def test_rare_reasons_are_counted_together():
     kinds = ["a b", "a b", "c d", "c d", "e f", "e f", "g h", "i j"]
-    line = left_out([Broken(str(i), kind, "s") for i, kind in enumerate(kinds)], {})
+    line = format_skipped([SkippedRecord(str(i), kind, "s") for i, kind in enumerate(kinds)], {})
     assert line == ["s: 8 records left out: 2 x a b; 2 x c d; 2 x e f; 2 x other reasons"]

@@ -17,12 +17,12 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from mmblocks.data.inspect.lint import lint
-from mmblocks.data.media.visuals import shape_of
-from mmblocks.data.mixing.broken import left_out, note_broken, read_broken, samples_of, sizes_of
+from mmblocks.data.inspect.lint import lint_mixture
+from mmblocks.data.media.visuals import read_visual_shape
+from mmblocks.data.mixing.broken import append_skipped, count_records, format_skipped, make_samples, read_skipped
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.planning.measure import measure
-from mmblocks.data.record_faults import naming
+from mmblocks.data.planning.measure import measure_draws
+from mmblocks.data.record_faults import name_errors
 from mmblocks.data.sample.encode import NothingTrained
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError, DataError, MachineError
@@ -34,12 +34,12 @@ spec.loader.exec_module(table)
 
 SECONDS = 20
 """Nothing takes longer in all passes together, on a busy machine too: what waits for a pipe or a device waits for ever."""
-SOUND = table.said(table.q("<image>\nwhich ?"), table.a("green"))
+SOUND = table.format_overlong(table.q("<image>\nwhich ?"), table.a("green"))
 
 
 @pytest.fixture(scope="module")
 def processor(built_tiny_model):
-    return Processor.of(built_tiny_model)
+    return Processor.from_model(built_tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,11 @@ def neighbour(folder, processor):
 
 def one_a_line(path, lines):
     path.write_bytes(b"".join(line + b"\n" for line in lines))
-    return Mixture.of([{"name": "llava_json", "path": str(path)}])
+    return Mixture.from_entries([{"name": "llava_json", "path": str(path)}])
 
 
 def samples(processor, mixture, policy="raise"):
-    return samples_of(mixture, mixture.everything(), processor, "answers", policy)
+    return make_samples(mixture, mixture.draw_all(), processor, "answers", policy)
 
 
 def same(one, other):
@@ -79,8 +79,8 @@ def require(mixture, expected, processor, neighbour, origin, tmp_path):
     """Record 1 of three comes to what is expected, in every pass over data; 0 and 2 are as if it were not there."""
     begin = time.monotonic()
     found, broken = samples(processor, mixture, "skip")
-    lengths = measure(mixture, mixture.everything(), processor, policy="skip")
-    linted = lint(mixture, processor).sources[0].faulty
+    lengths = measure_draws(mixture, mixture.draw_all(), processor, policy="skip")
+    linted = lint_mixture(mixture, processor).sources[0].faulty
     assert same(found[0], neighbour)
     assert same(found[-1], neighbour)
     if isinstance(expected, table.Reads):
@@ -101,7 +101,7 @@ def require(mixture, expected, processor, neighbour, origin, tmp_path):
 def require_read(conversation, expected):
     answers = [message.text for message in conversation.messages if message.role == "assistant"]
     assert [answer.strip(UNSEEN) for answer in answers] == expected.answer.split("|")
-    assert [tuple(shape_of(visual).size) for visual in conversation.visuals] == list(expected.sizes)
+    assert [tuple(read_visual_shape(visual).size) for visual in conversation.visuals] == list(expected.sizes)
 
 
 def require_named(broken, expected, origin):
@@ -112,9 +112,9 @@ def require_named(broken, expected, origin):
 
 
 def require_listed(broken, file, mixture):
-    note_broken(file, broken)
-    assert read_broken(file) == broken
-    assert left_out(broken, sizes_of(mixture))[0].startswith(f"{mixture.names[0]}: 1 of ")
+    append_skipped(file, broken)
+    assert read_skipped(file) == broken
+    assert format_skipped(broken, count_records(mixture))[0].startswith(f"{mixture.names[0]}: 1 of ")
 
 
 UNSEEN = "\0\x07\x1b[31m\x7f\u202e\u2066\u200b \U0001f600"
@@ -155,9 +155,9 @@ def test_a_broken_picture(name, folder, processor, neighbour, tmp_path):
     require(mixture, expected, processor, neighbour, f"{folder}/picture.jsonl:record 1", tmp_path)
 
 
-@pytest.mark.parametrize("name", table.CLIPS)
+@pytest.mark.parametrize("name", table.VIDEO_SUFFIXES)
 def test_a_broken_clip(name, folder, processor, neighbour, tmp_path):
-    write, expected = table.CLIPS[name]
+    write, expected = table.VIDEO_SUFFIXES[name]
     write(tmp_path / "1.mp4")
     record = table.rec(image=..., video=str(tmp_path / "1.mp4"), conversations=[table.q("<video>?"), table.a()])
     mixture = between_sound_ones(folder / "clip.jsonl", as_line(record))
@@ -187,7 +187,7 @@ def test_broken_samples_of_a_tar(folder, processor):
                 info = tarfile.TarInfo(f"{number:03}.{suffix}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
-    mixture = Mixture.of([{"name": "webdataset", "path": str(folder / "s.tar")}])
+    mixture = Mixture.from_entries([{"name": "webdataset", "path": str(folder / "s.tar")}])
     require_all(mixture, table.TAR, processor, [f"{folder}/s.tar:{2 * i + 1:03}" for i in range(len(table.TAR))])
 
 
@@ -199,7 +199,7 @@ def test_broken_rows_of_a_table(folder, processor):
     ]
     path = folder / "t.parquet"
     Dataset.from_list(rows).to_parquet(path)
-    mixture = Mixture.of([{"name": "parquet", "path": str(path), "cache": str(folder / "cache")}])
+    mixture = Mixture.from_entries([{"name": "parquet", "path": str(path), "cache": str(folder / "cache")}])
     require_all(mixture, table.PARQUET, processor, [f"{path}:row {2 * i + 1}" for i in range(len(table.PARQUET))])
 
 
@@ -207,7 +207,7 @@ def test_broken_pairs(folder, processor):
     sound = {"prompt": "<image>which ?", "image": "good.png", "chosen": "red", "rejected": "green"}
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in interleaved(sound, table.PAIRS)))
-    mixture = Mixture.of([{"name": "llava_pairs", "path": str(path)}])
+    mixture = Mixture.from_entries([{"name": "llava_pairs", "path": str(path)}])
     origins = [f"{path}:record {2 * i + 1}" for i in range(len(table.PAIRS))]
     require_all(mixture, table.PAIRS, processor, origins, per_record=2)
 
@@ -238,7 +238,7 @@ def test_a_path_that_no_source_can_open(name, source, odd_files, monkeypatch):
     path, expected = table.PATTERNS[name]
     begin = time.monotonic()
     with pytest.raises((DataError, ConfigError)) as raised:
-        Mixture.of([{"name": source, "path": path}])
+        Mixture.from_entries([{"name": source, "path": path}])
     assert str(raised.value).startswith("data.0: ")
     assert source not in ("llava_json", "messages", "llava_pairs") or re.search(expected, str(raised.value))
     assert time.monotonic() - begin < SECONDS
@@ -248,7 +248,7 @@ def test_a_mixture_file_that_cannot_be_read(folder):
     for content in (b"\xff\xfe", b"[" * 1000, b"datasets: 3", b"datasets: [{json_path: [1]}]", b"a: &a [*a]", b"? {}"):
         (folder / "mix.yaml").write_bytes(content)
         with pytest.raises((DataError, ConfigError), match=r"mix\.yaml|data\.0"):
-            Mixture.of([{"name": "llava_mixture", "path": str(folder / "mix.yaml")}])
+            Mixture.from_entries([{"name": "llava_mixture", "path": str(folder / "mix.yaml")}])
 
 
 # Who is to blame ------------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ Panic.__name__ = "PanicException"
 def test_any_error_of_a_record_is_its_own_and_says_its_kind_its_place_and_its_cause(error):
     with (
         pytest.raises(DataError, match=rf"^d.json:record 3: {type(error).__name__}.*report this") as raised,
-        naming("d.json:record 3"),
+        name_errors("d.json:record 3"),
     ):
         raise error
     assert raised.value.__cause__ is error
@@ -278,12 +278,12 @@ def test_any_error_of_a_record_is_its_own_and_says_its_kind_its_place_and_its_ca
     "error", [KeyboardInterrupt, SystemExit, ConfigError, MachineError, CheckpointError, ImportError, GeneratorExit]
 )
 def test_what_is_no_error_of_a_record_passes(error):
-    with pytest.raises(error, match=r"^stop$"), naming("d.json:record 3"):
+    with pytest.raises(error, match=r"^stop$"), name_errors("d.json:record 3"):
         raise error("stop")
 
 
 def test_a_mistake_of_ours_is_told_with_its_line(folder, processor, monkeypatch):
-    monkeypatch.setattr(Processor, "_encoding", lambda self: {}["template"])
+    monkeypatch.setattr(Processor, "_get_encoding_settings", lambda self: {}["template"])
     mixture = between_sound_ones(folder / "mistake.jsonl", json.dumps(SOUND).encode())
     _, broken = samples(processor, mixture, "skip")
     assert re.search(
@@ -292,7 +292,11 @@ def test_a_mistake_of_ours_is_told_with_its_line(folder, processor, monkeypatch)
 
 
 def test_a_class_of_error_is_kept_and_named_once():
-    with pytest.raises(NothingTrained, match=r"^a:record 1: nothing$"), naming("a:record 1"), naming("a:record 1"):
+    with (
+        pytest.raises(NothingTrained, match=r"^a:record 1: nothing$"),
+        name_errors("a:record 1"),
+        name_errors("a:record 1"),
+    ):
         raise NothingTrained("nothing")
 
 
@@ -309,7 +313,7 @@ def test_no_record_is_left_out_because_the_machine_is_at_its_end(folder, process
     monkeypatch.setattr(Path, "open", full)
     for work in (
         lambda: samples(processor, mixture, "skip"),
-        lambda: measure(mixture, mixture.everything(), processor, policy="skip"),
+        lambda: measure_draws(mixture, mixture.draw_all(), processor, policy="skip"),
     ):
         with pytest.raises(
             MachineError, match=r"machine.jsonl:record 0.*too many files are open in this process; raise the limit"
@@ -342,7 +346,7 @@ def test_a_run_leaves_out_what_is_broken_and_lists_it(stage, folder, tiny_spec, 
     out = tmp_path / "run"
     common = {"model": tiny_spec, "out": str(out), "evaluate": evaluate, "cache_features": str(tmp_path / "features")}
     run({**common, "stages": [whole], "broken": "skip"})
-    listed = {one.origin for one in read_broken(out / "broken.jsonl")}
+    listed = {one.origin for one in read_skipped(out / "broken.jsonl")}
     assert listed <= {f"{folder}/run.jsonl:record {n}" for n in (0, 5, 6)}
     assert "steps" in stage or len(listed) == 3
     with pytest.raises(DataError, match=r"run.jsonl:record"):

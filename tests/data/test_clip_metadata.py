@@ -5,7 +5,7 @@ import io
 import av
 import numpy as np
 
-from mmblocks.data.video import read_frames, video_shape
+from mmblocks.data.video import read_frames, read_video_shape
 from mmblocks.shapes import Size
 
 TITLE = b"a title here"
@@ -27,5 +27,5 @@ def test_a_title_that_is_not_utf_8_does_not_hide_the_pictures():
     clip = titled_clip()
     assert TITLE in clip
     clip = clip.replace(TITLE, b"\xff" * len(TITLE))
-    assert video_shape(clip).size == Size(32, 48)
+    assert read_video_shape(clip).size == Size(32, 48)
     assert read_frames(clip, [0, 2]).shape == (2, 32, 48, 3)

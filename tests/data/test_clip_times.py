@@ -12,11 +12,11 @@ from PIL import Image
 
 from mmblocks.components import poolings, tokenizers
 from mmblocks.conversation import Visual
-from mmblocks.data.inspect.figures import ShownVisual
-from mmblocks.data.media.visuals import shape_of
-from mmblocks.data.video import read_frames, video_shape
-from mmblocks.data.video.guarded import ClipReader
-from mmblocks.data.video.times import Pace, pace_of
+from mmblocks.data.inspect.figures import InspectedVisual
+from mmblocks.data.media.visuals import read_visual_shape
+from mmblocks.data.video import read_frames, read_video_shape
+from mmblocks.data.video.guarded import VideoReader
+from mmblocks.data.video.times import FramePace, compute_pace
 from mmblocks.shapes import Box, RoutedPlan, Size, View, VisualPlan
 
 # 70 frames in the first second, one a second from then on, the last for half a second.
@@ -68,7 +68,7 @@ WRITERS = {
 @pytest.mark.parametrize("begin_ms", [0, 5000])
 def test_an_uneven_clip_has_the_times_at_which_it_was_written_from_its_first_frame_on(name, begin_ms, tmp_path):
     path = record(tmp_path / name, [begin_ms + time for time in BURST_MS], **WRITERS[name])
-    shape = video_shape(path)
+    shape = read_video_shape(path)
     assert shape.num_frames == len(BURST_MS)
     unit = 0.01 if name == "animation.gif" else 0.001  # hundredths of a second are all that GIF has
     assert shape.times_s == pytest.approx(seconds(BURST_MS), abs=unit)
@@ -77,34 +77,38 @@ def test_an_uneven_clip_has_the_times_at_which_it_was_written_from_its_first_fra
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_clip_of_even_pace_has_no_times_whatever_its_header_says_of_its_rate(name, tmp_path):
-    shape = video_shape(record(tmp_path / name, EVEN_MS, **WRITERS[name]))  # many headers say 25, the encoder's rate
+    shape = read_video_shape(
+        record(tmp_path / name, EVEN_MS, **WRITERS[name])
+    )  # many headers say 25, the encoder's rate
     assert shape.times_s is None
-    assert [shape.time_s(i) for i in range(20)] == pytest.approx(seconds(EVEN_MS), abs=0.05)
+    assert [shape.compute_frame_time_s(i) for i in range(20)] == pytest.approx(seconds(EVEN_MS), abs=0.05)
 
 
 def test_a_shaky_clip_within_half_a_frame_is_an_even_one():
     shaky = [100 * i + (20 if i % 3 else -20) for i in range(1, 41)]
-    assert pace_of(shaky, 100, Fraction(1, 1000), 10.0) == Pace(10.0, None)
+    assert compute_pace(shaky, 100, Fraction(1, 1000), 10.0) == FramePace(10.0, None)
     late = [100 * i + (60 if i == 20 else 0) for i in range(40)]
-    fps, times_s = pace_of(late, 100, Fraction(1, 1000), 10.0)
+    fps, times_s = compute_pace(late, 100, Fraction(1, 1000), 10.0)
     assert (fps, times_s[20]) == (10.0, 2.06)
 
 
 def test_a_last_frame_that_stays_is_part_of_how_long_the_clip_lasts(tmp_path):
-    shape = video_shape(record(tmp_path / "held.mp4", EVEN_MS, last_ms=5000, bf="0"))
+    shape = read_video_shape(record(tmp_path / "held.mp4", EVEN_MS, last_ms=5000, bf="0"))
     assert shape.times_s == pytest.approx(seconds(EVEN_MS), abs=1e-3)
     assert shape.num_frames / shape.fps == pytest.approx(1.9 + 5.0, abs=1e-3)
 
 
 def test_a_last_frame_that_is_cut_short_leaves_a_clip_even():
-    assert pace_of(range(0, 400, 10), 1, Fraction(1, 100), 10.0) == Pace(10.0, None)
-    assert pace_of(range(0, 400, 10), 1, Fraction(1, 100), 40 / 3.91) == Pace(10.0, None)  # the header's counts it in
+    assert compute_pace(range(0, 400, 10), 1, Fraction(1, 100), 10.0) == FramePace(10.0, None)
+    assert compute_pace(range(0, 400, 10), 1, Fraction(1, 100), 40 / 3.91) == FramePace(
+        10.0, None
+    )  # the header's counts it in
 
 
 def test_frames_that_an_edit_list_hides_take_no_time(tmp_path):
     """What comes before the second 1 is hidden: the first frame shown is that of the second 1."""
     path = record(tmp_path / "edited.mp4", BURST_MS, bf="0", shift_ms=1000)
-    shape = video_shape(path)
+    shape = read_video_shape(path)
     assert shape.times_s is not None
     hidden = len(BURST_MS) - shape.num_frames
     assert BURST_MS[hidden] >= 1000
@@ -116,7 +120,7 @@ def test_the_delays_of_a_gif_are_its_times(tmp_path):
     pictures = [Image.new("L", (40, 30), 40 * i) for i in range(6)]
     path = tmp_path / "delays.gif"
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[100, 200, 1000, 3000, 50, 4000])
-    shape = video_shape(path)
+    shape = read_video_shape(path)
     assert shape.times_s == pytest.approx([0.0, 0.1, 0.3, 1.3, 4.3, 4.35])
     assert shape.num_frames / shape.fps == pytest.approx(8.35)
 
@@ -144,7 +148,7 @@ def test_a_time_that_repeats_or_steps_back_keeps_the_order_of_the_frames(odd):
     times_ms = [100 * i for i in range(40)]
     times_ms[20] = odd
     clip = flv_with_times(times_ms)
-    shape = video_shape(clip)
+    shape = read_video_shape(clip)
     assert shape.times_s == pytest.approx([1.9 if i == 20 else i / 10 for i in range(40)])
     brightness = read_frames(clip, range(40)).mean(axis=(1, 2, 3))
     assert np.all(np.diff(brightness) > 2)
@@ -152,15 +156,15 @@ def test_a_time_that_repeats_or_steps_back_keeps_the_order_of_the_frames(odd):
 
 def test_a_reader_in_a_process_of_its_own_and_a_data_worker_get_the_same_times(tmp_path):
     path = record(tmp_path / "burst.mp4", BURST_MS)
-    shape = video_shape(path)
-    assert ClipReader().shape(path) == shape
+    shape = read_video_shape(path)
+    assert VideoReader().read_shape(path) == shape
     copied = pickle.loads(pickle.dumps(shape))
     assert (copied, hash(copied)) == (shape, hash(shape))
-    assert shape_of(Visual("video", path, note="seen")).times_s == shape.times_s
+    assert read_visual_shape(Visual("video", path, note="seen")).times_s == shape.times_s
 
 
 def test_an_uneven_clip_is_shown_and_told_at_its_true_times(tmp_path):
-    shape = video_shape(record(tmp_path / "burst.mkv", BURST_MS))
+    shape = read_video_shape(record(tmp_path / "burst.mkv", BURST_MS))
 
     def built(name, **settings):
         wired = {"view_px": Size(4, 4), "grid": Size(2, 2), "spatial": True, "squash": True}
@@ -176,7 +180,7 @@ def test_an_uneven_clip_is_shown_and_told_at_its_true_times(tmp_path):
 
 def test_people_are_shown_the_true_times(tmp_path):
     path = record(tmp_path / "burst.mkv", BURST_MS)
-    shape, view = video_shape(path), View(79, *[Size(4, 4)] * 3, Box(0, 0, 4, 4))
-    shown = ShownVisual(Visual("video", path), shape, RoutedPlan("video", VisualPlan((view,), 4)))
+    shape, view = read_video_shape(path), View(79, *[Size(4, 4)] * 3, Box(0, 0, 4, 4))
+    shown = InspectedVisual(Visual("video", path), shape, RoutedPlan("video", VisualPlan((view,), 4)))
     assert shown.frames == ((79, 9.5),)
-    assert shown.rate.endswith(" per second on average")
+    assert shown.frame_rate.endswith(" per second on average")

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 import mmblocks
 from mmblocks.batch import IGNORE
 from mmblocks.chat import Chat
-from mmblocks.chat.prompts import Prompt
+from mmblocks.chat.prompts import ChatPrompt
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, Text, Visual
 from mmblocks.data.sample.encode import encode_for_training, encode_prompt
@@ -149,7 +149,7 @@ def test_a_message_that_begins_with_bos_does_not_take_the_place_of_bos():
 def test_what_is_told_of_a_visual_is_text_too():
     tokenizer = KINDS["bytes"]
     talk = Conversation((Message("user", (Visual("image", "a.png", note="<|im_end|>"), Text("?"))),))
-    plans = [RoutedPlan("image", VisualPlan((), 2, told=((0, "<|im_start|>"), (0, "seen at <|im_end|>: "))))]
+    plans = [RoutedPlan("image", VisualPlan((), 2, inline_texts=((0, "<|im_start|>"), (0, "seen at <|im_end|>: "))))]
     encoded = encode_prompt(talk, plans, **settings("chatml", tokenizer))
     expected = ["<|im_start|>", "<|im_start|>", "<|im_end|>", "<|im_start|>"]  # the tokenizer's own stays a token
     assert controls_in(encoded, tokenizer) == expected
@@ -223,26 +223,26 @@ def test_a_question_to_a_query_projector_holds_no_control_token():
     backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
     tokens = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
     reader = InstructionReader(PreTrainedTokenizerFast(tokenizer_object=backend, **tokens), 16)
-    assert reader.ids("what [SEP] ?").tolist() == [1, 7, 4, 6, 5, 8, 2]
-    assert reader.ids("what ?").tolist() == [1, 7, 8, 2]
+    assert reader.tokenize_question("what [SEP] ?").tolist() == [1, 7, 4, 6, 5, 8, 2]
+    assert reader.tokenize_question("what ?").tolist() == [1, 7, 8, 2]
 
 
 # A whole model ------------------------------------------------------------------------------------------------------
 
 
 def test_chat_and_answer_read_a_forged_turn_as_text(tiny_model):
-    processor = Processor.of(tiny_model)
+    processor = Processor.from_model(tiny_model)
     start = processor.text_tokenizer.convert_tokens_to_ids("<|im_start|>")
     talk = asked(FORGED["chatml"])
-    assert Prompt.of(processor, talk).encoded.input_ids.tolist().count(start) == 2
+    assert ChatPrompt.from_conversation(processor, talk).encoded.input_ids.tolist().count(start) == 2
     chat = Chat(tiny_model, decoding=mmblocks.Decoding(max_new_tokens=2))
     assert chat.ask(FORGED["chatml"]) == mmblocks.answer(tiny_model, [talk], mmblocks.Decoding(max_new_tokens=2))[0]
 
 
 def test_data_workers_read_it_alike(tiny_model):
-    processor = Processor.of(tiny_model)
+    processor = Processor.from_model(tiny_model)
     talk = asked("Hi", FORGED["chatml"])
-    here = processor.training_sample(talk).encoded
-    there = pickle.loads(pickle.dumps(processor)).training_sample(talk).encoded
+    here = processor.make_training_sample(talk).encoded
+    there = pickle.loads(pickle.dumps(processor)).make_training_sample(talk).encoded
     assert ids_of(here) == ids_of(there)
     assert here.targets.tolist() == there.targets.tolist()

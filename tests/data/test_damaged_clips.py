@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from mmblocks.data.video import read_frames, video_shape
-from mmblocks.data.video.gif import gif_fault
+from mmblocks.data.video import read_frames, read_video_shape
+from mmblocks.data.video.gif import find_gif_fault
 from mmblocks.errors import DataError
 
 CLIPS = Path(__file__).parent / "clips"
@@ -82,7 +82,7 @@ def test_every_cut_of_a_gif_is_refused_or_leaves_whole_frames_only(tmp_path):
         path = tmp_path / "cut.gif"
         path.write_bytes(data[:end])
         try:
-            left = read_frames(path, range(video_shape(path).num_frames))
+            left = read_frames(path, range(read_video_shape(path).num_frames))
         except DataError:
             refused += 1
         else:
@@ -116,7 +116,7 @@ WHOLE = [(4, 3), (1, 3), (6, 3), (6, 3), (5, 4)]
     ],
 )
 def test_the_codes_of_a_gif_are_counted_as_its_standard_says(codes, width, fault):
-    found = gif_fault(gif_of(width, 1, codes))
+    found = find_gif_fault(gif_of(width, 1, codes))
     assert found is None if fault is None else fault in found
 
 
@@ -138,7 +138,7 @@ def test_a_faulty_message_beside_sound_pictures_is_no_damage(tmp_path):
     path = tmp_path / "message.mp4"
     with av.open(os.fspath(CLIPS / "h264.mp4")) as reading, av.open(os.fspath(path), "w") as writing:
         stream = writing.add_stream_from_template(reading.streams.video[0])
-        for old in reading.demux(video=0):
+        for old in reading.demux_packets(video=0):
             if old.size:
                 new = av.Packet(len(message).to_bytes(4, "big") + message + bytes(old))
                 new.pts, new.dts, new.time_base = old.pts, old.dts, old.time_base

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from mmblocks.assets import media
-from mmblocks.conversation import Pair
-from mmblocks.data.media.visuals import shape_of
+from mmblocks.assets import find_media
+from mmblocks.conversation import PreferencePair
+from mmblocks.data.media.visuals import read_visual_shape
 from mmblocks.data.mixing.mixture import Mixture
 from mmblocks.data.video import read_frames
 
@@ -25,8 +25,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     (tmp_path / "clips/jump").mkdir(parents=True)
     for name in ("cat", "dog"):
-        Image.open(media("first.png")).convert("RGB").save(tmp_path / f"photos/{name}.jpg")
-    shutil.copy(media("clip.mp4"), tmp_path / "clips/run.mp4")
+        Image.open(find_media("first.png")).convert("RGB").save(tmp_path / f"photos/{name}.jpg")
+    shutil.copy(find_media("clip.mp4"), tmp_path / "clips/run.mp4")
     for i in range(1, 11):
         Image.new("RGB", (16, 16), (20 * i,) * 3).save(tmp_path / f"clips/jump/{i}.jpg")
     return tmp_path
@@ -46,12 +46,12 @@ def test_every_example_of_the_page_works(folder):
 
 def read_to_the_end(entries):
     """How many conversations the sources of a `data` list hold; all are read, their media looked at."""
-    mixture = Mixture.of(entries)
-    for draw in map(mixture.everything().__getitem__, range(len(mixture))):
+    mixture = Mixture.from_entries(entries)
+    for draw in map(mixture.draw_all().__getitem__, range(len(mixture))):
         item = mixture[draw]
-        for talk in (item.chosen, item.rejected) if isinstance(item, Pair) else (item,):
+        for talk in (item.chosen, item.rejected) if isinstance(item, PreferencePair) else (item,):
             assert talk.messages[-1].text
             for visual in talk.visuals:
-                shape = shape_of(visual)
+                shape = read_visual_shape(visual)
                 assert visual.kind == "image" or len(read_frames(visual.source, [shape.num_frames - 1])) == 1
     return [len(source) for source in mixture.sources]

@@ -40,7 +40,7 @@ TOKENIZER = byte_tokenizer()
 
 
 def plan(num_tokens, *told):
-    return RoutedPlan("image", VisualPlan((), num_tokens, told=told))
+    return RoutedPlan("image", VisualPlan((), num_tokens, inline_texts=told))
 
 
 def settings(template="chatml", tokenizer=TOKENIZER):

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mmblocks.conversation import Conversation, Message, Pair, Text, Visual
+from mmblocks.conversation import Conversation, Message, PreferencePair, Text, Visual
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.mixing.selection import Concatenated, Prompted, chosen
+from mmblocks.data.mixing.selection import ConcatenatedSource, PromptedSource, choose_indices
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError, DataError
 
@@ -41,16 +41,16 @@ def asked(mixture, source=0):
     ],
 )
 def test_an_entry_takes_a_part_of_its_source(ten, take, kept):
-    assert asked(Mixture.of([{**ten, "take": take}])) == [str(i) for i in kept]
+    assert asked(Mixture.from_entries([{**ten, "take": take}])) == [str(i) for i in kept]
 
 
 def test_records_taken_at_random_are_those_of_the_seed():
-    drawn = chosen(1000, "random:10%")
+    drawn = choose_indices(1000, "random:10%")
     assert len(set(drawn.tolist())) == 100
     assert (np.diff(drawn) > 0).all()
-    assert np.array_equal(drawn, chosen(1000, "random:100:0"))
-    assert not np.array_equal(drawn, chosen(1000, "random:10%:1"))
-    assert np.array_equal(chosen(1000, "random:10%:1"), chosen(1000, "random:10%", seed=(1,)))
+    assert np.array_equal(drawn, choose_indices(1000, "random:100:0"))
+    assert not np.array_equal(drawn, choose_indices(1000, "random:10%:1"))
+    assert np.array_equal(choose_indices(1000, "random:10%:1"), choose_indices(1000, "random:10%", seed=(1,)))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_records_taken_at_random_are_those_of_the_seed():
 )
 def test_a_use_that_makes_no_sense_is_refused(ten, use, fault):
     with pytest.raises(ConfigError, match=fault):
-        Mixture.of([ten, {**ten, **use}])
+        Mixture.from_entries([ten, {**ten, **use}])
 
 
 def talk(*parts, answer="x"):
@@ -92,36 +92,36 @@ PICTURE = Visual("image", "a.png")
     ],
 )
 def test_a_prompt_stands_on_a_line_of_its_own_below_the_question(parts, ended):
-    prompted = Prompted([talk(*parts)], PROMPT)
+    prompted = PromptedSource([talk(*parts)], PROMPT)
     assert prompted[0] == talk(*ended)
 
 
 def test_every_question_ends_in_the_prompt_and_nothing_else_does():
     twice = Conversation((Message("system", (Text("Be kind."),)), *talk(Text("a")).messages, *talk(Text("b")).messages))
-    texts = [m.text for m in Prompted([twice], PROMPT)[0].messages]
+    texts = [m.text for m in PromptedSource([twice], PROMPT)[0].messages]
     assert texts == ["Be kind.", f"a\n{PROMPT}", "x", f"b\n{PROMPT}", "x"]
 
 
 def test_both_of_a_pair_are_asked_alike():
-    pair = Prompted([Pair(talk(Text("a")), talk(Text("a"), answer="y"))], PROMPT)[0]
+    pair = PromptedSource([PreferencePair(talk(Text("a")), talk(Text("a"), answer="y"))], PROMPT)[0]
     assert [t.messages[0].text for t in (pair.chosen, pair.rejected)] == [f"a\n{PROMPT}"] * 2
 
 
 def test_an_entry_of_several_files_is_several_sources_that_share_its_weight(ten, tmp_path):
     records(tmp_path / "two.json", "a", "b")
     several = {"name": "llava_json", "path": str(tmp_path / "{ten,two}.json"), "weight": 3, "prompt": "Say."}
-    mixture = Mixture.of([several, {**ten, "take": "first:1"}])
+    mixture = Mixture.from_entries([several, {**ten, "take": "first:1"}])
     assert mixture.weights == (2.5, 0.5, 1.0)
     assert [len(source) for source in mixture.sources] == [10, 2, 1]
     assert asked(mixture, 1) == ["a\nSay.", "b\nSay."]
     assert [name.partition(" ")[0] for name in mixture.names] == ["0", "0", "1"]
     assert mixture.names[1].endswith("two.json")
-    taken = Mixture.of([{**several, "take": "end:3"}])
+    taken = Mixture.from_entries([{**several, "take": "end:3"}])
     assert asked(taken) == ["9\nSay.", "a\nSay.", "b\nSay."]
 
 
 def test_sources_in_a_row_are_read_by_number():
-    row = Concatenated(["ab", "", "cde"], ["one", "none", "two"])
+    row = ConcatenatedSource(["ab", "", "cde"], ["one", "none", "two"])
     assert [row[i] for i in range(5)] == list("abcde")
     assert row[-1] == "e"
     with pytest.raises(IndexError):
@@ -144,11 +144,13 @@ def test_a_mixture_file_is_several_sources(ten, tmp_path):
         "datasets:\n- json_path: ten.json\n  sampling_strategy: random:30%\n"
         "- {json_path: deep/two.json, prompt: Say., images: deep}\n",
     )
-    mixture = Mixture.of([{"name": "llava_mixture", "path": path, "seed": 1}])
+    mixture = Mixture.from_entries([{"name": "llava_mixture", "path": path, "seed": 1}])
     assert [len(source) for source in mixture.sources] == [3, 2]
     assert asked(mixture, 1) == ["a\nSay.", "b\nSay."]
     assert mixture.names[1].endswith("m.yaml: deep/two.json")
-    drawn = {tuple(asked(Mixture.of([{"name": "llava_mixture", "path": path, "seed": s}]))) for s in range(20)}
+    drawn = {
+        tuple(asked(Mixture.from_entries([{"name": "llava_mixture", "path": path, "seed": s}]))) for s in range(20)
+    }
     assert len(drawn) > 5
     assert all(len(set(one)) == 3 for one in drawn)
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image
 
 from mmblocks.data import fingerprints as module
-from mmblocks.data.fingerprints import UNREADABLE, Fingerprints, fingerprints
+from mmblocks.data.fingerprints import UNREADABLE, Fingerprints, fingerprint_draws
 from mmblocks.data.mixing.mixture import Mixture
 
 N = 4
@@ -136,8 +136,8 @@ SOURCES = [llava, lines, messages, mixture_file, parquet, tars, pairs, frames, p
 
 
 def seen(specs, before=None, **given):
-    mixture = Mixture.of(specs)
-    return fingerprints(mixture, mixture.everything(), before=before, **given)
+    mixture = Mixture.from_entries(specs)
+    return fingerprint_draws(mixture, mixture.draw_all(), before=before, **given)
 
 
 def differing(one, other):
@@ -205,7 +205,7 @@ def test_of_a_long_file_the_length_and_both_ends_count(tmp_path):
 def test_files_that_look_as_they_did_are_not_read_again(tmp_path, monkeypatch):
     specs = llava(tmp_path)
     first, opened = seen(specs), []
-    read = module._content
+    read = module._read_content
     monkeypatch.setattr(module, "_content", lambda source: opened.append(Path(source).name) or read(source))
     save_picture(tmp_path / "1.bmp", 99)
     assert differing(first, seen(specs, first)) == ([], [1])
@@ -262,11 +262,11 @@ def test_a_pipe_in_place_of_a_picture_is_not_waited_for(tmp_path):
 
 def test_records_that_are_made_are_not_read(tmp_path, monkeypatch):
     world = {"name": "tinyworld", "task": "single", "size": 3, "take": "first:2", "prompt": "One word."}
-    mixture = Mixture.of([world, *llava(tmp_path)])
+    mixture = Mixture.from_entries([world, *llava(tmp_path)])
     read = []
     real = Mixture.__getitem__
     monkeypatch.setattr(Mixture, "__getitem__", lambda self, draw: read.append(draw.source) or real(self, draw))
-    found = fingerprints(mixture, mixture.everything())
+    found = fingerprint_draws(mixture, mixture.draw_all())
     assert set(read) == {1}
     assert found.sizes == (2, N)
 
@@ -277,4 +277,4 @@ def test_worker_processes_find_the_same(tmp_path):
 
 
 def test_fingerprints_are_shown_by_their_shape(tmp_path):
-    assert "int64" in repr(Fingerprints.of(Mixture.of(llava(tmp_path)), {}))
+    assert "int64" in repr(Fingerprints.from_draws(Mixture.from_entries(llava(tmp_path)), {}))

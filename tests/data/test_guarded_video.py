@@ -18,13 +18,13 @@ import av
 import numpy as np
 import pytest
 
-from mmblocks.assets import media
+from mmblocks.assets import find_media
 from mmblocks.conversation import Conversation
-from mmblocks.data.media.files import Slice
+from mmblocks.data.media.files import FileSlice
 from mmblocks.data.records.lines import read_lines
 from mmblocks.data.sample.processor import Processor
-from mmblocks.data.video import read_frames, video_shape
-from mmblocks.data.video.guarded import ClipReader
+from mmblocks.data.video import read_frames, read_video_shape
+from mmblocks.data.video.guarded import VideoReader
 from mmblocks.data.video.home import HOME
 from mmblocks.errors import ConfigError, DataError
 
@@ -74,7 +74,7 @@ def no_reader_before_and_after():
 @pytest.fixture
 def running(clip):
     """The number of the reader process, which is up and idle."""
-    ClipReader().shape(clip)
+    VideoReader().read_shape(clip)
     return HOME.pid
 
 
@@ -115,42 +115,42 @@ def lines(file):
 
 @pytest.mark.parametrize("indices", [[0], [11, 0, 5, 5], range(12), [np.int64(3)], []])
 def test_a_guarded_clip_has_the_shape_and_the_pixels_of_a_direct_one(clip, indices):
-    reader = ClipReader()
-    assert reader.shape(clip) == video_shape(clip)
-    np.testing.assert_array_equal(reader.frames(clip, indices), read_frames(clip, indices))
+    reader = VideoReader()
+    assert reader.read_shape(clip) == read_video_shape(clip)
+    np.testing.assert_array_equal(reader.read_video_frames(clip, indices), read_frames(clip, indices))
 
 
 def test_paths_bytes_slices_arrays_and_folders_are_read(clip, tmp_path, monkeypatch):
     data, pixels = clip.read_bytes(), read_frames(clip, range(12))
     (tmp_path / "shard.tar").write_bytes(b"before" + data + b"behind")
     monkeypatch.chdir(clip.parent)
-    part = Slice(tmp_path / "shard.tar", 6, len(data), "short.mp4")
+    part = FileSlice(tmp_path / "shard.tar", 6, len(data), "short.mp4")
     for source in (str(clip), clip.name, data, part, pixels):
-        assert ClipReader().shape(source).num_frames == 12
-        np.testing.assert_array_equal(ClipReader().frames(source, [7, 2]), pixels[[7, 2]])
+        assert VideoReader().read_shape(source).num_frames == 12
+        np.testing.assert_array_equal(VideoReader().read_video_frames(source, [7, 2]), pixels[[7, 2]])
 
 
 def test_a_relative_path_is_relative_to_where_the_asker_is_now(clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"short\.mp4: there is no such file"):
-        ClipReader().shape("short.mp4")
+        VideoReader().read_shape("short.mp4")
     monkeypatch.chdir(clip.parent)
-    assert ClipReader().shape("short.mp4").num_frames == 12
+    assert VideoReader().read_shape("short.mp4").num_frames == 12
 
 
 @pytest.mark.parametrize("source", [None, 3, "missing.mp4", "http://127.0.0.1/a.mp4", "a\0b", b""])
 def test_errors_are_those_of_a_direct_read(source):
     with pytest.raises(DataError) as direct:
-        video_shape(source)
+        read_video_shape(source)
     with pytest.raises(DataError) as guarded:
-        ClipReader().shape(source)
+        VideoReader().read_shape(source)
     assert str(guarded.value) == str(direct.value)
 
 
 def test_one_process_reads_many_clips_and_imports_no_torch(clip):
     readers = set()
     for _ in range(3):
-        ClipReader().frames(clip, [1])
+        VideoReader().read_video_frames(clip, [1])
         readers.add(HOME.pid)
     assert len(readers) == 1
     assert "libtorch" not in Path(f"/proc/{HOME.pid}/maps").read_text()
@@ -158,17 +158,17 @@ def test_one_process_reads_many_clips_and_imports_no_torch(clip):
 
 def test_threads_get_their_own_answers(clip):
     with ThreadPoolExecutor(4) as pool:
-        for number, frames in enumerate(pool.map(lambda i: ClipReader().frames(clip, [i % 12]), range(24))):
+        for number, frames in enumerate(pool.map(lambda i: VideoReader().read_video_frames(clip, [i % 12]), range(24))):
             np.testing.assert_array_equal(frames, read_frames(clip, [number % 12]))
 
 
 def test_a_processor_reads_its_clips_through_it(tiny_model):
-    path = os.fspath(media("clip.mp4"))
+    path = os.fspath(find_media("clip.mp4"))
     said = [{"role": "user", "content": [{"type": "video", "video": path}, {"type": "text", "text": "what ?"}]}]
-    guarded = Processor.of(tiny_model, clips=ClipReader(deadline_s=60.0))
-    direct = Processor.of(tiny_model).prompt(Conversation.of(said))
+    guarded = Processor.from_model(tiny_model, clips=VideoReader(deadline_s=60.0))
+    direct = Processor.from_model(tiny_model).make_prompt_sample(Conversation.from_messages(said))
     assert HOME.pid is None
-    sample = pickle.loads(pickle.dumps(guarded)).prompt(Conversation.of(said))
+    sample = pickle.loads(pickle.dumps(guarded)).prompt(Conversation.from_messages(said))
     assert HOME.pid is not None
     assert sample.encoded.plans == direct.encoded.plans
     np.testing.assert_array_equal(sample.pixels, direct.pixels)
@@ -181,23 +181,23 @@ def test_a_clip_that_hangs_is_given_up_at_the_deadline_and_the_next_one_is_read(
     os.kill(running, signal.SIGSTOP)  # as if it hung
     began = time.monotonic()
     with pytest.raises(DataError, match=r"short\.mp4: reading it took longer than 0\.3 s; drop the record.*deadline_s"):
-        ClipReader(deadline_s=0.3).frames(clip, [0])
+        VideoReader(deadline_s=0.3).read_video_frames(clip, [0])
     assert 0.3 <= time.monotonic() - began < 5
     assert not Path(f"/proc/{running}").exists()  # killed, and no zombie either
-    assert len(ClipReader().frames(clip, [0, 1])) == 2
+    assert len(VideoReader().read_video_frames(clip, [0, 1])) == 2
 
 
 def test_a_clip_that_is_too_long_for_the_deadline_is_given_up(long_clip):
     with pytest.raises(DataError, match=r"long\.mp4: reading it took longer than 0\.05 s"):
-        ClipReader(deadline_s=0.05).frames(long_clip, range(LONG_FRAMES))
-    assert ClipReader().shape(long_clip).num_frames == LONG_FRAMES
+        VideoReader(deadline_s=0.05).read_video_frames(long_clip, range(LONG_FRAMES))
+    assert VideoReader().read_shape(long_clip).num_frames == LONG_FRAMES
 
 
 @pytest.mark.parametrize("crash", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_reader_that_dies_once_in_mid_read_is_replaced_unseen(crash, clip, running, quarantine):
     os.kill(running, signal.SIGSTOP)
     crashing = later(0.2, crash, running)
-    frames = ClipReader(quarantine=quarantine).frames(clip, [4, 9])
+    frames = VideoReader(quarantine=quarantine).read_video_frames(clip, [4, 9])
     crashing.join()
     np.testing.assert_array_equal(frames, read_frames(clip, [4, 9]))
     assert HOME.pid not in (None, running)
@@ -219,7 +219,7 @@ def test_a_clip_on_which_two_readers_die_is_refused_with_the_signal(crash, long_
         with pytest.raises(
             DataError, match=rf"long\.mp4: the process reading it was ended by {crash.name} after .* s;"
         ):
-            ClipReader(quarantine=quarantine).frames(long_clip, range(LONG_FRAMES))
+            VideoReader(quarantine=quarantine).read_video_frames(long_clip, range(LONG_FRAMES))
     finally:
         done.set()
         killer.join()
@@ -229,15 +229,15 @@ def test_a_clip_on_which_two_readers_die_is_refused_with_the_signal(crash, long_
 def test_a_reader_that_died_while_idle_is_replaced(clip, running):
     os.kill(running, signal.SIGKILL)
     assert ends(running)
-    assert ClipReader().shape(clip).num_frames == 12
+    assert VideoReader().read_shape(clip).num_frames == 12
 
 
 def test_a_clip_that_takes_too_much_memory_is_refused(clip, long_clip):
-    reader = ClipReader(memory_gib=0.15)
-    assert len(reader.frames(clip, range(12))) == 12
+    reader = VideoReader(memory_gib=0.15)
+    assert len(reader.read_video_frames(clip, range(12))) == 12
     with pytest.raises(DataError, match=r"long\.mp4: reading it took more than 0\.15 GiB of memory.*memory_gib=0\.15"):
-        reader.frames(long_clip, range(LONG_FRAMES))
-    assert len(reader.frames(long_clip, [59])) == 1  # one frame fits
+        reader.read_video_frames(long_clip, range(LONG_FRAMES))
+    assert len(reader.read_video_frames(long_clip, [59])) == 1  # one frame fits
 
 
 @pytest.fixture
@@ -252,61 +252,61 @@ def test_an_interrupted_read_leaves_no_half_answer_behind(clip, running, interru
     os.kill(running, signal.SIGSTOP)
     later(0.2, signal.SIGINT, os.getpid())
     with pytest.raises(KeyboardInterrupt):
-        ClipReader().frames(clip, [0])
-    np.testing.assert_array_equal(ClipReader().frames(clip, [3]), read_frames(clip, [3]))
+        VideoReader().read_video_frames(clip, [0])
+    np.testing.assert_array_equal(VideoReader().read_video_frames(clip, [3]), read_frames(clip, [3]))
 
 
 def test_a_reader_that_cannot_start_is_no_fault_of_the_clip(clip, quarantine, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match=r"the process that reads clips did not start \(.* exit code 1"):
-        ClipReader(quarantine=quarantine).shape(clip)
+        VideoReader(quarantine=quarantine).read_shape(clip)
     assert not quarantine.exists()
 
 
 @pytest.mark.parametrize("wrong", [{"deadline_s": 0}, {"deadline_s": float("nan")}, {"memory_gib": -1}])
 def test_a_bound_that_nothing_could_keep_is_refused(wrong):
     with pytest.raises(ConfigError, match=rf"clip reader: {next(iter(wrong))}=.*must be above 0"):
-        ClipReader(**wrong)
+        VideoReader(**wrong)
 
 
 # --- quarantine
 
 
 def test_a_clip_that_hung_is_refused_at_once_and_read_again_when_its_line_is_deleted(clip, running, quarantine):
-    reader = ClipReader(deadline_s=0.3, quarantine=quarantine)
+    reader = VideoReader(deadline_s=0.3, quarantine=quarantine)
     os.kill(running, signal.SIGSTOP)
     with pytest.raises(DataError, match=r"It stands in .*quarantine\.jsonl now; delete its line"):
-        reader.frames(clip, [0])
+        reader.read_video_frames(clip, [0])
     assert HOME.pid is None
     with pytest.raises(
         DataError, match=r"short\.mp4: in quarantine since 2.*took longer than 0\.3 s\. .*delete its line"
     ):
-        reader.shape(clip)
+        reader.read_shape(clip)
     assert HOME.pid is None  # nothing was opened
     quarantine.write_text("")
-    assert ClipReader(quarantine=quarantine).shape(clip).num_frames == 12
+    assert VideoReader(quarantine=quarantine).read_shape(clip).num_frames == 12
 
 
 def test_a_clip_that_was_fetched_again_is_read_again(tmp_path, clip, quarantine):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"this is no clip" * 30)
-    reader = ClipReader(quarantine=quarantine)
+    reader = VideoReader(quarantine=quarantine)
     with pytest.raises(DataError, match=r"bad\.mp4: not a clip"):
-        reader.shape(bad)
+        reader.read_shape(bad)
     with pytest.raises(DataError, match=r"bad\.mp4: in quarantine since .*: not a clip"):
-        reader.shape(bad)
+        reader.read_shape(bad)
     line = lines(quarantine)[0]
     assert (line["clip"], line["size"]) == (str(bad), 450)
     bad.write_bytes(clip.read_bytes())
-    assert reader.shape(bad).num_frames == 12
+    assert reader.read_shape(bad).num_frames == 12
 
 
 def test_what_is_no_fault_of_the_clip_is_not_noted(clip, tmp_path, quarantine):
-    reader = ClipReader(quarantine=quarantine)
+    reader = VideoReader(quarantine=quarantine)
     for ask in (
-        lambda: reader.frames(clip, [12]),
-        lambda: reader.shape(tmp_path / "none.mp4"),
-        lambda: reader.shape(b"x"),
+        lambda: reader.read_video_frames(clip, [12]),
+        lambda: reader.read_shape(tmp_path / "none.mp4"),
+        lambda: reader.read_shape(b"x"),
     ):
         with pytest.raises(DataError):
             ask()
@@ -316,7 +316,7 @@ def test_what_is_no_fault_of_the_clip_is_not_noted(clip, tmp_path, quarantine):
 def test_a_torn_line_is_left_out_with_its_number(clip, quarantine, caplog):
     quarantine.parent.mkdir()
     quarantine.write_text('{"clip": "/a.mp4", "size": 1\n')
-    assert ClipReader(quarantine=quarantine).shape(clip).num_frames == 12
+    assert VideoReader(quarantine=quarantine).read_shape(clip).num_frames == 12
     assert f"{quarantine}:1: not a JSON object" in caplog.text
 
 

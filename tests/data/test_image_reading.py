@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmblocks.data.media.images import image_size, load_image
+from mmblocks.data.media.images import load_image, read_image_size
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.image_reading import ImageReading
 from mmblocks.shapes import Size
@@ -192,7 +192,7 @@ def test_a_transparent_image_is_turned_upright_too():
     tags[0x0112] = 6
     data = encoded(drawing(), "PNG", exif=tags)
     assert np.array_equal(load_image(data), np.rot90(on_white(drawing()), -1))
-    assert image_size(data) == Size(40, 30)
+    assert read_image_size(data) == Size(40, 30)
 
 
 def test_a_palette_with_many_transparencies_gives_no_warning():
@@ -340,7 +340,7 @@ def test_max_px_is_the_only_limit(format, options, small_limit_of_pil):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_image(data, ImageReading(max_px=1200)).size == (40, 30)
-        assert image_size(data, ImageReading(max_px=1200)) == Size(30, 40)
+        assert read_image_size(data, ImageReading(max_px=1200)) == Size(30, 40)
         if format != "JPEG":
             with pytest.raises(DataError, match="too large, 30x40 is 1,200 pixels"):
                 load_image(data, ImageReading(max_px=1199))
@@ -370,9 +370,9 @@ def test_the_error_names_the_setting_of_a_recipe_and_of_the_command():
     plan = png(8000, 9000, 8, 0, b"")
     cure = r"raise max_px if you trust its origin \(model.images.max_px=72000000 in a recipe, --max-px 72000000 of `mmblocks chat`\)"
     with pytest.raises(DataError, match=rf"too large, 9000x8000 is 72,000,000 pixels; .*{cure}"):
-        image_size(plan)
-    assert image_size(plan, ImageReading(max_px=72_000_000)) == Size(9000, 8000)
-    assert image_size(png(30000, 30000, 8, 0, b""), ImageReading(max_px=10**9)) == Size(30000, 30000)
+        read_image_size(plan)
+    assert read_image_size(plan, ImageReading(max_px=72_000_000)) == Size(9000, 8000)
+    assert read_image_size(png(30000, 30000, 8, 0, b""), ImageReading(max_px=10**9)) == Size(30000, 30000)
 
 
 @pytest.mark.parametrize(("max_px", "times"), [(301 * 403, 1), (301 * 403 - 1, 2), (30501, 4), (1938, 8)])
@@ -380,7 +380,7 @@ def test_the_error_names_the_setting_of_a_recipe_and_of_the_command():
 def test_a_jpeg_beyond_the_limit_is_decoded_smaller_and_planned_so(format, max_px, times):
     options = {"save_all": True, "append_images": [photo()]} if format == "MPO" else {}
     data = encoded(photo(), format, **options)
-    loaded, size = load_image(data, ImageReading(max_px=max_px)), image_size(data, ImageReading(max_px=max_px))
+    loaded, size = load_image(data, ImageReading(max_px=max_px)), read_image_size(data, ImageReading(max_px=max_px))
     assert size == Size(loaded.height, loaded.width) == Size(-(-301 // times), -(-403 // times))
     averaged = np.asarray(photo().resize(loaded.size, Image.Resampling.BOX)).astype(int)
     assert np.abs(np.asarray(loaded) - averaged).mean() < 6  # a shrunk photo, not a part of it
@@ -395,7 +395,7 @@ def test_a_jpeg_within_the_limit_is_decoded_as_pil_decodes_it():
 def test_shrinking_is_told_once(tmp_path, caplog):
     path = tmp_path / "map.jpg"
     photo().save(path)
-    image_size(path, ImageReading(max_px=100_000)), load_image(path, ImageReading(max_px=100_000))
+    read_image_size(path, ImageReading(max_px=100_000)), load_image(path, ImageReading(max_px=100_000))
     (record,) = caplog.records
     assert (
         f"{path}: 301x403 is 121,303 pixels, so it is read as 151x202; raise max_px to read it whole" in record.message
@@ -412,16 +412,16 @@ def in_several_scans(data):
     "data", [encoded(photo(), "JPEG", progressive=True), in_several_scans(encoded(photo(), "JPEG"))]
 )
 def test_a_jpeg_that_is_held_whole_while_it_is_decoded_stays_refused(data):
-    assert image_size(data) == Size(301, 403)
+    assert read_image_size(data) == Size(301, 403)
     with pytest.raises(DataError, match="too large, 301x403"):
-        image_size(data, ImageReading(max_px=100_000))
+        read_image_size(data, ImageReading(max_px=100_000))
 
 
 def test_a_turned_jpeg_is_shrunk_and_turned():
     tags = Image.Exif()
     tags[0x0112] = 6
     data, images = encoded(photo(), "JPEG", exif=tags), ImageReading(max_px=100_000)
-    assert image_size(data, images) == Size(202, 151)
+    assert read_image_size(data, images) == Size(202, 151)
     assert load_image(data, images).size == (151, 202)
 
 
@@ -452,11 +452,11 @@ def test_an_opened_pil_image_is_never_shrunk():
 )
 def test_settings_that_mean_nothing_are_named(raw, fault):
     with pytest.raises(ConfigError, match=fault):
-        ImageReading.of(raw)
+        ImageReading.from_dict(raw)
 
 
 def test_settings_come_back_from_json():
     images = ImageReading(alpha="drop", grey=(0, 1023), max_px=7, exif=False)
-    assert images.plain() == {"alpha": "drop", "grey": [0, 1023], "max_px": 7, "exif": False}
-    assert ImageReading.of(images.plain()) == images
-    assert ImageReading().changed({"grey": [0, 1023]}) == ImageReading(grey=(0, 1023))
+    assert images.to_dict() == {"alpha": "drop", "grey": [0, 1023], "max_px": 7, "exif": False}
+    assert ImageReading.from_dict(images.to_dict()) == images
+    assert ImageReading().with_changes({"grey": [0, 1023]}) == ImageReading(grey=(0, 1023))

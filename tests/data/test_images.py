@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from mmblocks.data.media.images import image_size, load_image
+from mmblocks.data.media.images import load_image, read_image_size
 from mmblocks.errors import DataError
 from mmblocks.image_reading import ImageReading
 from mmblocks.shapes import Size
@@ -89,7 +89,7 @@ def test_a_picture_is_the_same_from_wherever_it_comes(form, tmp_path):
     source = {"path": path, "text path": str(path), "bytes": data, "data: URI": uri, "PIL": picture}[form]
     loaded = load_image(source)
     assert (loaded.mode, np.array(loaded).tolist()) == ("RGB", noise().tolist())
-    assert image_size(source) == Size(12, 20)
+    assert read_image_size(source) == Size(12, 20)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
@@ -98,7 +98,7 @@ def test_every_listed_format_reads_as_pil_reads_it(format, tmp_path):
     path.write_bytes(encoded(upright_corners(), format))
     with Image.open(path) as image:
         assert load_image(path).tobytes() == image.convert("RGB").tobytes()
-    assert image_size(path) == Size(40, 60)
+    assert read_image_size(path) == Size(40, 60)
 
 
 def test_a_loaded_picture_has_no_file_and_no_metadata_left_on_it(tmp_path):
@@ -125,7 +125,7 @@ URLS = ["http://127.0.0.1/a.png", "HTTPS://127.0.0.1/a.png", "s3://bucket/a.png"
 @pytest.mark.parametrize("form", [str, Path])
 def test_urls_are_refused(url, form):
     with pytest.raises(DataError, match=r"127\.0\.0\.1|bucket|http:a") as raised:
-        image_size(form(url))
+        read_image_size(form(url))
     assert "mmblocks opens no URLs; download the image and pass its path" in str(raised.value)
 
 
@@ -195,7 +195,7 @@ def test_of_an_animation_the_first_frame_is_read(format):
 def test_thin_pictures_are_pictures(size):
     data = encoded(Image.new("RGB", size), "PNG")
     assert load_image(data).size == size
-    assert image_size(data) == Size(size[1], size[0])
+    assert read_image_size(data) == Size(size[1], size[0])
 
 
 # --- EXIF
@@ -209,21 +209,21 @@ def test_pictures_are_turned_upright_and_planned_at_that_size(orientation, forma
     data = encoded(stored, format, exif=exif(orientation), **LIGHTEST_LOSS.get(format, {}))
     loaded = load_image(data)
     assert np.abs(np.subtract(corners(loaded), corners(image))).max() <= 2  # JPEG at its best
-    assert image_size(data) == Size(loaded.height, loaded.width) == Size(40, 60)
+    assert read_image_size(data) == Size(loaded.height, loaded.width) == Size(40, 60)
 
 
 def test_exif_can_be_left_alone_as_the_original_does():
     data = encoded(upright_corners(), "PNG", exif=exif(6))
     assert load_image(data, ImageReading(exif=False)).size == (60, 40)
-    assert image_size(data, ImageReading(exif=False)) == Size(40, 60)
-    assert image_size(data) == Size(60, 40)
+    assert read_image_size(data, ImageReading(exif=False)) == Size(40, 60)
+    assert read_image_size(data) == Size(60, 40)
 
 
 def test_orientation_behind_the_pixels_of_a_png_counts_too():
     data = encoded(upright_corners(), "PNG")
     end = png_chunk(b"IEND", b"")
     late = data.removesuffix(end) + png_chunk(b"eXIf", exif(6).tobytes().removeprefix(b"Exif\0\0")) + end
-    assert image_size(late) == Size(60, 40)
+    assert read_image_size(late) == Size(60, 40)
     assert load_image(late).size == (40, 60)
 
 
@@ -231,7 +231,7 @@ def test_an_opened_pil_file_is_turned_and_can_still_be_used(tmp_path):
     path = tmp_path / "turned.png"
     upright_corners().save(path, exif=exif(6))
     with Image.open(path) as image:
-        assert image_size(image) == Size(60, 40)
+        assert read_image_size(image) == Size(60, 40)
         assert load_image(image).size == (40, 60)
         assert image.size == (60, 40)
 
@@ -239,14 +239,14 @@ def test_an_opened_pil_file_is_turned_and_can_still_be_used(tmp_path):
 @pytest.mark.parametrize("orientation", [0, 9, 99])
 def test_an_orientation_that_does_not_exist_is_no_orientation(orientation):
     data = encoded(upright_corners(), "JPEG", exif=exif(orientation))
-    assert image_size(data) == Size(40, 60)
+    assert read_image_size(data) == Size(40, 60)
     assert load_image(data).size == (60, 40)
 
 
 def test_broken_exif_is_no_reason_to_lose_a_picture():
     data = encoded(upright_corners(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01")
     assert load_image(data).size == (60, 40)
-    assert image_size(data) == Size(40, 60)
+    assert read_image_size(data) == Size(40, 60)
 
 
 # --- what is no picture
@@ -282,7 +282,7 @@ def test_the_size_of_a_broken_file_is_refused_in_the_same_words(what, tmp_path):
     path = tmp_path / "holiday.jpg"
     path.write_bytes(BROKEN[what][0])
     said = []
-    for read in (load_image, image_size):
+    for read in (load_image, read_image_size):
         with pytest.raises(DataError) as raised:
             read(path)
         said.append(str(raised.value))
@@ -291,7 +291,7 @@ def test_the_size_of_a_broken_file_is_refused_in_the_same_words(what, tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.jpg: there is no such file"):
-        image_size(tmp_path / "nowhere.jpg")
+        read_image_size(tmp_path / "nowhere.jpg")
 
 
 def test_a_folder_is_no_picture(tmp_path):
@@ -330,7 +330,7 @@ def test_what_is_no_source_at_all_is_told_what_is(source):
 
 def test_too_many_pixels_are_refused_from_the_header_alone():
     with pytest.raises(DataError, match=r"image bytes: too large, 8001x8000 is 64,008,000 pixels; .* or raise max_px"):
-        image_size(png_of_size(8001, 8000))
+        read_image_size(png_of_size(8001, 8000))
 
 
 @pytest.mark.parametrize("side", [9500, 14000, 30000])
@@ -363,7 +363,7 @@ def test_no_file_stays_open_and_no_global_of_pil_moves(tmp_path):
     before = (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        load_image(path), image_size(path)
+        load_image(path), read_image_size(path)
         with pytest.raises(DataError):
             load_image(cut)
         gc.collect()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmblocks.batch import IGNORE
 from mmblocks.components import tokenizers
-from mmblocks.conversation import Conversation, Message, Pair, Text, Visual
+from mmblocks.conversation import Conversation, Message, PreferencePair, Text, Visual
 from mmblocks.data.inspect.drawing import (
     BOXES,
     PADDING,
@@ -19,16 +19,16 @@ from mmblocks.data.inspect.drawing import (
     draw_figures,
     draw_views,
     draw_visual,
-    region_of,
+    find_region,
 )
-from mmblocks.data.inspect.figures import figures_of, parse_record, shown_record, shown_records
-from mmblocks.data.inspect.record_page import page_of
-from mmblocks.data.media.pixels import render
+from mmblocks.data.inspect.figures import compute_figures, inspect_conversation, inspect_records, parse_record
+from mmblocks.data.inspect.record_page import make_page
+from mmblocks.data.media.pixels import render_views
 from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.data.sample.processor import Processor
-from mmblocks.data.sources.guess import source_of
+from mmblocks.data.sources.guess import guess_source
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.geometry.views import cropped, padded, squashed
+from mmblocks.geometry.views import make_cropped_view, make_padded_view, make_squashed_view
 from mmblocks.poolings.none import NoPooling
 from mmblocks.shapes import Box, Size, View, VisualShape
 
@@ -37,7 +37,7 @@ FILL = (127, 100, 90)
 
 @pytest.fixture(scope="module")
 def processor(tiny_spec):
-    return Processor.planning(tiny_spec)
+    return Processor.from_spec(tiny_spec)
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,14 @@ def views_of(name, size):
     px = Size(24, 24)
     match name:
         case "squashed" | "cropped" | "padded":
-            return ({"squashed": squashed, "cropped": cropped, "padded": padded}[name](0, size, px),)
+            return (
+                {"squashed": make_squashed_view, "cropped": make_cropped_view, "padded": make_padded_view}[name](
+                    0, size, px
+                ),
+            )
         case _:
             wired = {"view_px": px, "grid": Size(3, 3), "spatial": True, "squash": True, "pooling": NoPooling()}
-            wanted = {k: v for k, v in wired.items() if k in tokenizers.wants(name)}
+            wanted = {k: v for k, v in wired.items() if k in tokenizers.find_wired_arguments(name)}
             return (
                 tokenizers.build({"name": name, **tokenizers[name].tiny}, **wanted)
                 .plan(VisualShape("image", size))
@@ -105,9 +109,9 @@ def views_of(name, size):
 def test_a_box_is_drawn_where_the_view_gets_its_pixels(name, size):
     """The model's pixels say where they come from; the region says the same, within a pixel of the view."""
     views = views_of(name, size)
-    pixels = render(coordinates(size), views, FILL).permute(0, 2, 3, 1).numpy().astype(float)
+    pixels = render_views(coordinates(size), views, FILL).permute(0, 2, 3, 1).numpy().astype(float)
     for view, shown in zip(views, pixels, strict=True):
-        region = region_of(view, size)
+        region = find_region(view, size)
         ys = region.top + (np.arange(shown.shape[0]) + 0.5) * region.height / shown.shape[0]
         xs = region.left + (np.arange(shown.shape[1]) + 0.5) * region.width / shown.shape[1]
         # Filters blend over a few pixels, so the edges of the picture are left out.
@@ -123,7 +127,7 @@ def test_a_box_is_drawn_where_the_view_gets_its_pixels(name, size):
 
 def test_the_original_plus_its_padding_is_what_all_tiles_of_a_canvas_show():
     views = views_of("anyres", Size(50, 133))[1:]
-    regions = [region_of(view, Size(50, 133)) for view in views]
+    regions = [find_region(view, Size(50, 133)) for view in views]
     assert len(views) == 2
     assert regions[0].top == regions[1].top
     assert regions[0].left == pytest.approx(0)
@@ -165,13 +169,13 @@ def test_padding_is_drawn_as_grey_stripes_around_the_picture():
     assert {tuple(p) for p in above.reshape(-1, 3).tolist()} == greys
     assert {tuple(p) for p in below.reshape(-1, 3).tolist()} == greys
     assert {tuple(p) for p in middle.reshape(-1, 3).tolist()} == {(1, 2, 3)}
-    assert region_of(view, wide) == (-10, 0, 40, 40)
+    assert find_region(view, wide) == (-10, 0, 40, 40)
 
 
 def test_a_picture_has_one_panel_per_resize_and_a_clip_one_per_frame(processor):
-    (tiled,) = shown_record(talk((image(40, 90), "What?"), "cat"), processor).visuals
+    (tiled,) = inspect_conversation(talk((image(40, 90), "What?"), "cat"), processor).visuals
     assert len({(v.resized, v.canvas) for v in tiled.routed.plan.views}) == 2
-    (moving,) = shown_record(talk((clip(9), "What?"), "cat"), processor).visuals
+    (moving,) = inspect_conversation(talk((clip(9), "What?"), "cat"), processor).visuals
     assert [n for n, _ in moving.frames] == [0, 2, 5, 8]
     assert [s for _, s in moving.frames] == [0, 1, 2.5, 4]
     for shown, panels in ((tiled, 2), (moving, 4)):
@@ -186,8 +190,10 @@ ANSWERS = ("a red cat 🐈 é", "  two\n\nlines ")
 
 
 def test_marked_tokens_are_exactly_the_answers_and_their_ends(processor):
-    shown = shown_record(talk((image(), "\nWhat 猫?"), ANSWERS[0], (image(), image(), "And?"), ANSWERS[1]), processor)
-    assert shown.trained_text == "".join(f"{answer}<|im_end|>" for answer in ANSWERS)
+    shown = inspect_conversation(
+        talk((image(), "\nWhat 猫?"), ANSWERS[0], (image(), image(), "And?"), ANSWERS[1]), processor
+    )
+    assert shown.target_text == "".join(f"{answer}<|im_end|>" for answer in ANSWERS)
     trained = [t for t in shown.encoded.targets.tolist() if t != IGNORE]
     assert sum(len(p.texts) for p in shown.prompt if hasattr(p, "trained") and p.trained) == len(trained)
     texts = "".join(p.text if hasattr(p, "text") else f"<{p.number}>" for p in shown.prompt)
@@ -195,44 +201,44 @@ def test_marked_tokens_are_exactly_the_answers_and_their_ends(processor):
         "<|im_start|>user\n<1>\nWhat 猫?<|im_end|>\n<|im_start|>assistant\n" + ANSWERS[0] + "<|im_end|>\n"
         "<|im_start|>user\n<2><3>And?<|im_end|>\n<|im_start|>assistant\n" + ANSWERS[1] + "<|im_end|>\n"
     )
-    rows = {p.number: p.count for p in shown.prompt if hasattr(p, "count") and hasattr(p, "number")}
+    rows = {p.number: p.num_tokens for p in shown.prompt if hasattr(p, "count") and hasattr(p, "number")}
     assert rows == {n: v.routed.plan.num_tokens for n, v in enumerate(shown.visuals, start=1)}
 
 
 def test_told_texts_stand_between_the_rows_of_their_visual(tiny_spec):
-    stamped = Processor.planning(tiny_spec, tokenizer={"video": {"name": "stamped_frames", "max_frames": 2}})
-    shown = shown_record(talk((clip(9), "What?"), "cat"), stamped)
+    stamped = Processor.from_spec(tiny_spec, tokenizer={"video": {"name": "stamped_frames", "max_frames": 2}})
+    shown = inspect_conversation(talk((clip(9), "What?"), "cat"), stamped)
     seen = [p.text if hasattr(p, "text") else p.number for p in shown.prompt][:5]
     assert seen == ["<|im_start|>user\n0.00s: ", 1, "4.00s: ", 1, "What?<|im_end|>\n<|im_start|>assistant\n"]
 
 
 def test_visuals_are_shown_where_a_run_puts_them(processor):
-    shown = shown_record(talk(("Look: ", image()), "cat"), replace(processor, visuals="front"))
+    shown = inspect_conversation(talk(("Look: ", image()), "cat"), replace(processor, visuals="front"))
     assert shown.prompt[1].number == 1
     assert shown.prompt[2].text.startswith("\nLook: the image")
 
 
 def test_a_page_marks_the_same_tokens_and_holds_its_pictures(processor):
-    shown = shown_record(talk((image(), "<b>What?</b>"), "a & b\nc", (clip(3), "?"), "d"), processor)
-    page = page_of(shown)
+    shown = inspect_conversation(talk((image(), "<b>What?</b>"), "a & b\nc", (clip(3), "?"), "d"), processor)
+    page = make_page(shown)
     marked = "".join(re.findall(r"<mark>(.*?)</mark>", page, re.DOTALL)).replace("↵", "")
-    assert html.unescape(marked) == shown.trained_text == "a & b\nc<|im_end|>d<|im_end|>"
+    assert html.unescape(marked) == shown.target_text == "a & b\nc<|im_end|>d<|im_end|>"
     assert page.count("data:image/png;base64,") == 2
     assert "<b>What?" not in page
     assert "3 of 3 frames at 2 per second" in page
 
 
 def test_a_sample_that_is_too_long_is_shown_with_its_fault(processor):
-    shown = shown_record(talk("Hi", "hello"), replace(processor, max_tokens=3))
+    shown = inspect_conversation(talk("Hi", "hello"), replace(processor, max_tokens=3))
     assert [finding.kind for finding in shown.findings] == ["too_long"]
     with pytest.raises(DataError, match="talk: none of its"):
-        shown_record(talk("Hi"), processor)
+        inspect_conversation(talk("Hi"), processor)
 
 
 def test_both_sides_of_a_pair_are_shown(processor):
-    pairs = mixture([Pair(talk("Hi", "yes"), talk("Hi", "no"))])
-    shown = shown_records(pairs, Draw(0, 0), processor)
-    assert [one.trained_text for one in shown] == ["yes<|im_end|>", "no<|im_end|>"]
+    pairs = mixture([PreferencePair(talk("Hi", "yes"), talk("Hi", "no"))])
+    shown = inspect_records(pairs, Draw(0, 0), processor)
+    assert [one.target_text for one in shown] == ["yes<|im_end|>", "no<|im_end|>"]
 
 
 # Figures ------------------------------------------------------------------------------------------------------------
@@ -246,26 +252,26 @@ def test_figures_count_what_a_source_holds(processor):
         talk("Hi"),
         talk((Visual("image", "nowhere.png"), "What?"), "cat"),
     ]
-    (found,) = figures_of(mixture(talks), processor)
-    assert (found.images, found.clips, found.text_only, found.turns) == (4, 1, 2, 5)
+    (found,) = compute_figures(mixture(talks), processor)
+    assert (found.images, found.videos, found.text_only, found.turns) == (4, 1, 2, 5)
     encoded = [e for one in talks[:3] for e in processor.encoded(one)]
     assert found.tokens.tolist() == [len(e) for e in encoded]
     assert found.labels.tolist() == [e.num_labelled for e in encoded]
     assert found.views.tolist() == [sum(len(p.plan.views) for p in e.plans) for e in encoded]
     assert found.lint.counts == {"broken": 1, "nothing_trained": 1}
-    assert found.quantiles("views") == tuple(sorted(found.views.tolist())[i] for i in (0, 1, 2, 2))
+    assert found.compute_quantiles("views") == tuple(sorted(found.views.tolist())[i] for i in (0, 1, 2, 2))
 
 
 def test_quantiles_are_values_that_samples_have(processor):
-    (found,) = figures_of(mixture([talk("Hi", "yes")]), processor)
+    (found,) = compute_figures(mixture([talk("Hi", "yes")]), processor)
     ramp = replace(found, tokens=np.arange(1, 101))
-    assert ramp.quantiles("tokens") == (5, 50, 95, 100)
-    assert replace(found, tokens=np.array([], dtype=int)).quantiles("tokens") is None
+    assert ramp.compute_quantiles("tokens") == (5, 50, 95, 100)
+    assert replace(found, tokens=np.array([], dtype=int)).compute_quantiles("tokens") is None
 
 
 def test_the_picture_has_a_row_for_every_source(processor, tmp_path):
-    found = figures_of(mixture([talk("Hi", "yes")] * 5, [talk("Hi")]), processor, samples_per_source=3)
-    assert [(f.lint.size, f.lint.looked_at, len(f.tokens)) for f in found] == [(5, 3, 3), (1, 1, 0)]
+    found = compute_figures(mixture([talk("Hi", "yes")] * 5, [talk("Hi")]), processor, samples_per_source=3)
+    assert [(f.lint.size, f.lint.num_checked, len(f.tokens)) for f in found] == [(5, 3, 3), (1, 1, 0)]
     draw_figures(found, tmp_path / "figures.png", "a title")
     with Image.open(tmp_path / "figures.png") as picture:
         assert min(picture.size) > 300
@@ -320,15 +326,15 @@ def test_a_record_that_is_not_there_is_refused(text, message):
 def test_a_file_is_read_by_the_source_its_name_and_first_record_ask_for(tmp_path, name, content, source):
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
-    assert source_of(str(path)) == {"name": source, "path": str(path)}
+    assert guess_source(str(path)) == {"name": source, "path": str(path)}
 
 
 def test_folders_are_read_as_tars_or_as_parquet(tmp_path):
-    assert source_of(str(tmp_path))["name"] == "parquet"
+    assert guess_source(str(tmp_path))["name"] == "parquet"
     (tmp_path / "0.tar").touch()
-    assert source_of(str(tmp_path)) == {"name": "webdataset", "path": str(tmp_path / "*.tar")}
+    assert guess_source(str(tmp_path)) == {"name": "webdataset", "path": str(tmp_path / "*.tar")}
 
 
 def test_a_suffix_that_nothing_reads_is_refused():
     with pytest.raises(ConfigError, match=r"data=x.csv: nothing reads .*'.csv'; write one that ends in .json"):
-        source_of("x.csv")
+        guess_source("x.csv")

@@ -9,11 +9,11 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from mmblocks.assets import media
-from mmblocks.conversation import Conversation, Pair, Text
+from mmblocks.assets import find_media
+from mmblocks.conversation import Conversation, PreferencePair, Text
 from mmblocks.data.sources import sources
 from mmblocks.errors import DataError
-from mmblocks.keys import HARMLESS, is_empty
+from mmblocks.keys import HARMLESS_KEYS, is_empty
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(name)
-    (tmp_path / "v.mp4").write_bytes(Path(media("clip.mp4")).read_bytes())
+    (tmp_path / "v.mp4").write_bytes(Path(find_media("clip.mp4")).read_bytes())
     (tmp_path / "frames").mkdir()
     for number in range(3):
         Image.new("RGB", (8, 8)).save(f"frames/{number}.png")
@@ -35,7 +35,7 @@ def read(record, source="llava_json", **settings):
 
 def told(talk):
     """Who says what: texts, and visuals by kind and file; answers that are not learned end in "(given)"."""
-    if isinstance(talk, Pair):
+    if isinstance(talk, PreferencePair):
         return [told(talk.chosen), told(talk.rejected)]
     return [(f"{m.role}{'' if m.learn else ' (given)'}", *map(part, m.parts)) for m in talk.messages]
 
@@ -249,7 +249,7 @@ def test_nothing_is_said_by_empty_values_only():
     assert all(map(is_empty, [None, "", " \n", [], {}, [None, ""], {"bytes": None, "path": ""}]))
     assert not any(map(is_empty, [0, False, "x", [0], {"a": False}, b""]))
     assert not any(
-        "image" in name and name not in ("image_id", "image_width", "image_height") for name in HARMLESS["turn"]
+        "image" in name and name not in ("image_id", "image_width", "image_height") for name in HARMLESS_KEYS["turn"]
     )
 
 
@@ -257,14 +257,14 @@ def test_nothing_is_said_by_empty_values_only():
 
 
 def test_messages_given_in_code_keep_to_the_same_rules():
-    talk = Conversation.of([*chat(weight=0), *chat(tool_calls=[])])
+    talk = Conversation.from_messages([*chat(weight=0), *chat(tool_calls=[])])
     assert [message.is_learned for message in talk.messages] == [False, False, False, True]
     with pytest.raises(DataError, match="message 1: nothing reads the key 'tool_calls'"):
-        Conversation.of(chat(tool_calls=[1]))
+        Conversation.from_messages(chat(tool_calls=[1]))
     with pytest.raises(DataError, match="message 0, part 0: nothing reads the key 'cache_control'"):
-        Conversation.of(chat([{"type": "text", "text": "q", "cache_control": {"type": "ephemeral"}}]))
+        Conversation.from_messages(chat([{"type": "text", "text": "q", "cache_control": {"type": "ephemeral"}}]))
     with pytest.raises(DataError, match="message 0, part 0: fps is 2, but a video file"):
-        Conversation.of(chat([{"type": "video", "video": "v.mp4", "fps": 2}]))
+        Conversation.from_messages(chat([{"type": "video", "video": "v.mp4", "fps": 2}]))
 
 
 # Pairs ----------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from mmblocks.components import Span, templates
-from mmblocks.conversation import Conversation, Message, Pair, Text, Visual
-from mmblocks.data.inspect.lint import Linter, lint
+from mmblocks.conversation import Conversation, Message, PreferencePair, Text, Visual
+from mmblocks.data.inspect.lint import Linter, lint_mixture
 from mmblocks.data.mixing.mixture import Mixture
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
@@ -20,7 +20,7 @@ WORLD = ("text", "caption", "single", "multi", "video")
 
 @pytest.fixture(scope="module")
 def processor(tiny_spec):
-    return Processor.planning(tiny_spec)
+    return Processor.from_spec(tiny_spec)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def talk(*turns, origin="talk"):
 
 
 def kinds(processor, *turns, targets="answers"):
-    return [finding.kind for finding in Linter(processor, targets).look(talk(*turns)).findings]
+    return [finding.kind for finding in Linter(processor, targets).lint_conversation(talk(*turns)).findings]
 
 
 # Wrong templates, as somebody might write them ----------------------------------------------------------------------
@@ -88,7 +88,7 @@ class CutsAnswers(ChatML):
 
     def turn(self, message):
         short = tuple(Text(p.text[:5]) if isinstance(p, Text) else p for p in message.parts)
-        return super().turn(replace(message, parts=short) if message.role == "assistant" else message)
+        return super().format_turn(replace(message, parts=short) if message.role == "assistant" else message)
 
 
 class LearnsTheFirstAnswerOnly(ChatML):
@@ -159,11 +159,11 @@ def test_a_caption_ends_with_its_newline(processor):
 
 @pytest.mark.parametrize("task", WORLD)
 def test_made_up_records_have_no_fault(processor, task):
-    source = Mixture.of([{"name": "tinyworld", "task": task, "turns": 2}])
-    report = lint(source, processor, samples_per_source=20)
+    source = Mixture.from_entries([{"name": "tinyworld", "task": task, "turns": 2}])
+    report = lint_mixture(source, processor, samples_per_source=20)
     assert report.counts == {}
-    assert report.sources[0].looked_at == 20
-    report.require()
+    assert report.sources[0].num_checked == 20
+    report.require_no_faults()
 
 
 def test_the_originals_own_masks_are_no_fault(processor):
@@ -174,7 +174,9 @@ def test_the_originals_own_masks_are_no_fault(processor):
 def test_an_answer_that_is_not_learned_is_no_fault_and_is_not_trained(processor, name):
     one = talk("first ?", "one two", "second ?", "three four")
     given, *rest = [m if i != 1 else replace(m, learn=False) for i, m in enumerate(one.messages)]
-    looked = Linter(replace(processor, template=templates.build(name))).look(replace(one, messages=(given, *rest)))
+    looked = Linter(replace(processor, template=templates.build(name))).lint_conversation(
+        replace(one, messages=(given, *rest))
+    )
     assert looked.findings == ()
     ids = looked.encoded.targets[looked.encoded.targets >= 0].tolist()
     assert processor.text_tokenizer.decode(ids).strip().startswith("three four")
@@ -184,7 +186,9 @@ def test_an_answer_that_is_not_learned_is_no_fault_and_is_not_trained(processor,
 
 
 def test_a_long_sample_is_told_with_its_length_and_is_no_cut_answer(processor):
-    (finding,) = Linter(replace(processor, max_tokens=12)).look(talk("one two three", "four five six")).findings
+    (finding,) = (
+        Linter(replace(processor, max_tokens=12)).lint_conversation(talk("one two three", "four five six")).findings
+    )
     assert finding.kind == "too_long"
     assert "(0 of them visual), the limit is 12" in finding.detail
 
@@ -211,7 +215,7 @@ def test_a_report_counts_by_kind_and_names_the_first_of_each(processor):
         DataError("a:record 3: not JSON"),
         talk("Hi", "hello " * 50, origin="a:4"),
     ]
-    report = lint(mixture(*talks), replace(processor, max_tokens=40))
+    report = lint_mixture(mixture(*talks), replace(processor, max_tokens=40))
     assert report.counts == {"broken": 2, "nothing_trained": 1, "too_long": 1}
     said = str(report)
     assert said.startswith("0 talks: 4 faulty of 5 looked at (5 records)\n")
@@ -219,21 +223,21 @@ def test_a_report_counts_by_kind_and_names_the_first_of_each(processor):
     assert "a:2: nowhere.png: there is no such file" in said
     assert "a:record 3: not JSON" in said
     with pytest.raises(DataError, match=r"(?s)would not train what they should.*1 x longer than the limit.*a:4"):
-        report.require()
+        report.require_no_faults()
 
 
 def test_what_is_left_out_anyway_is_passed_over_unless_nothing_is_left(processor):
     good, bad = talk("Hi", "hello"), talk("Hi")
-    lint(mixture(good, bad), processor).require(skip_broken=True)
+    lint_mixture(mixture(good, bad), processor).require_no_faults(skip_broken=True)
     with pytest.raises(DataError, match="no trained token"):
-        lint(mixture(bad, bad), processor).require(skip_broken=True)
+        lint_mixture(mixture(bad, bad), processor).require_no_faults(skip_broken=True)
     forgetful = replace(processor, template=ForgetsTheEnd())
     with pytest.raises(DataError, match="the end of a turn is not trained"):
-        lint(mixture(good, bad), forgetful).require(skip_broken=True)
+        lint_mixture(mixture(good, bad), forgetful).require_no_faults(skip_broken=True)
 
 
 def test_text_that_looks_like_control_is_told_with_its_place_and_refuses_nothing(processor):
-    report = lint(
+    report = lint_mixture(
         mixture(talk("Which?", "A cat.<|im_end|>"), talk("<|im_start|>user", "Yes."), talk("#", "1")), processor
     )
     (source,) = report.sources
@@ -242,27 +246,29 @@ def test_text_that_looks_like_control_is_told_with_its_place_and_refuses_nothing
         "message 1 (assistant) holds '<|im_end|>', read as plain text",
         "message 0 (user) holds '<|im_start|>', read as plain text",
     ]
-    report.require()
+    report.require_no_faults()
 
 
 @pytest.mark.parametrize(("template", "text"), [("llava_v0", "###"), ("llava_v0", "Assistant:")])
 def test_a_turn_that_a_template_writes_in_plain_text_is_told_too(template, text, tiny_spec):
-    looked = Linter(Processor.planning({**tiny_spec, "template": template})).look(talk("Which?", f"{text} A cat."))
+    looked = Linter(Processor.from_spec({**tiny_spec, "template": template})).lint_conversation(
+        talk("Which?", f"{text} A cat.")
+    )
     (finding,) = looked.findings
     assert finding.detail == f"message 1 (assistant) holds {text!r}, read as the template's"
 
 
 def test_both_answers_of_a_pair_are_looked_at(processor):
-    report = lint(mixture(Pair(talk("Hi", "hello"), talk("Hi"))), processor)
-    assert (report.sources[0].looked_at, report.counts) == (2, {"nothing_trained": 1})
+    report = lint_mixture(mixture(PreferencePair(talk("Hi", "hello"), talk("Hi"))), processor)
+    assert (report.sources[0].num_checked, report.counts) == (2, {"nothing_trained": 1})
 
 
 def test_few_records_of_a_large_source_are_drawn_the_same_every_time(processor):
     talks = mixture(*(talk("Hi", origin=str(i)) for i in range(50)))
-    once, again = (lint(talks, processor, samples_per_source=7) for _ in range(2))
+    once, again = (lint_mixture(talks, processor, samples_per_source=7) for _ in range(2))
     assert once == again
-    assert once.sources[0].looked_at == 7
-    assert lint(talks, processor, samples_per_source=None).sources[0].looked_at == 50
+    assert once.sources[0].num_checked == 7
+    assert lint_mixture(talks, processor, samples_per_source=None).sources[0].num_checked == 50
 
 
 # Text tokenizers ----------------------------------------------------------------------------------------------------
@@ -304,7 +310,7 @@ def test_what_a_models_own_chat_writes_before_an_answer_is_no_fault(processor):
     own = templates.build("tokenizer", text_tokenizer=lambda: tokenizer)
     thinks = replace(processor, template=own, text_tokenizer=tokenizer)
     told = talk("Which?", "this one")
-    (looked,) = [Linter(thinks).look(told)]
+    (looked,) = [Linter(thinks).lint_conversation(told)]
     assert looked.findings == ()
     trained = looked.encoded.targets[looked.encoded.targets >= 0].tolist()
     assert "<think>" in tokenizer.decode(trained)
@@ -316,5 +322,5 @@ def test_an_answer_needs_the_tokenizers_own_end_where_a_template_names_none(proc
 
     tokenizer = spaced_words("<|im_start|>", "<|im_end|>")
     without = replace(processor, template=Endless(), text_tokenizer=tokenizer)
-    (finding,) = Linter(without).look(talk("Which?", "this one")).findings
+    (finding,) = Linter(without).lint_conversation(talk("Which?", "this one")).findings
     assert (finding.kind, finding.detail) == ("no_end", "answer 1 is trained without '</s>' after it")

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 import mmblocks
-from mmblocks.conversation import Conversation, Pair
+from mmblocks.conversation import Conversation, PreferencePair
 from mmblocks.data.mixing.mixture import Draws, Mixture
 from mmblocks.data.planning import measure as measuring
-from mmblocks.data.planning.calibrate import calibrate, fitted
-from mmblocks.data.planning.cost import Cost
-from mmblocks.data.planning.grouping import grouped_order, words
+from mmblocks.data.planning.calibrate import calibrate_cost, fit_cost
+from mmblocks.data.planning.cost import SampleCost
+from mmblocks.data.planning.grouping import count_words, make_grouped_order
 from mmblocks.data.planning.lengths_cache import LengthsCache
-from mmblocks.data.planning.measure import Sizes, measure
+from mmblocks.data.planning.measure import SampleSizes, measure_draws
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
@@ -27,7 +27,7 @@ TASKS = ("text", "caption", "single", "by_shape", "multi", "video")
 
 
 def tinyworld(*tasks, **settings):
-    return Mixture.of([{"name": "tinyworld", "task": task, "size": 40, **settings} for task in tasks])
+    return Mixture.from_entries([{"name": "tinyworld", "task": task, "size": 40, **settings} for task in tasks])
 
 
 @pytest.fixture
@@ -65,12 +65,12 @@ def held(batch):
 def test_a_sample_is_as_large_as_measured(tiny_model, task, targets, visuals):
     if targets == "original":
         tiny_model.template = mmblocks.components.templates.build("qwen_1_5")
-    processor = Processor.of(tiny_model, visuals=visuals)
+    processor = Processor.from_model(tiny_model, visuals=visuals)
     mixture = tinyworld(task, turns=2) if task in ("single", "multi") else tinyworld(task)
-    draws = mixture.drawn(12, (3,))
-    sizes = measure(mixture, draws, processor, targets).sizes
-    batches = [collate(processor.training_samples(mixture[draws[n]], targets)) for n in range(len(draws))]
-    assert [tuple(row) for row in sizes.table().tolist()] == [held(batch) for batch in batches]
+    draws = mixture.draw_by_weight(12, (3,))
+    sizes = measure_draws(mixture, draws, processor, targets).sizes
+    batches = [collate(processor.make_training_samples(mixture[draws[n]], targets)) for n in range(len(draws))]
+    assert [tuple(row) for row in sizes.to_table().tolist()] == [held(batch) for batch in batches]
 
 
 @pytest.mark.parametrize(
@@ -85,20 +85,20 @@ def test_a_sample_is_as_large_as_measured(tiny_model, task, targets, visuals):
 def test_told_texts_and_marks_are_measured_too(tiny_spec, photos, tokenizer):
     spec = {**tiny_spec, "tokenizer": {**tiny_spec["tokenizer"], **tokenizer}}
     model = mmblocks.build(spec, seed=0)
-    processor = Processor.of(model)
+    processor = Processor.from_model(model)
     clips = {"name": "tinyworld", "task": "video", "size": 4}
-    mixture = Mixture.of([photos, clips, {**clips, "task": "multi"}])
-    measured = measure(mixture, mixture.everything(), processor, policy="skip")
+    mixture = Mixture.from_entries([photos, clips, {**clips, "task": "multi"}])
+    measured = measure_draws(mixture, mixture.draw_all(), processor, policy="skip")
     assert len(measured.readable) == 11
     for number in measured.readable.tolist():
-        batch = collate(processor.training_samples(mixture[mixture.everything()[number]]))
-        assert tuple(measured.sizes.table()[number].tolist()) == held(batch)
+        batch = collate(processor.make_training_samples(mixture[mixture.draw_all()[number]]))
+        assert tuple(measured.sizes.to_table()[number].tolist()) == held(batch)
 
 
 def test_a_pair_counts_as_both_of_its_conversations(tiny_model):
     one, other = (tinyworld("single").sources[0][i] for i in (0, 1))
-    row = measuring.size_of(Pair(one, other), Processor.of(tiny_model), "answers")
-    each = [measuring.size_of(c, Processor.of(tiny_model), "answers") for c in (one, other)]
+    row = measuring.measure_item(PreferencePair(one, other), Processor.from_model(tiny_model), "answers")
+    each = [measuring.measure_item(c, Processor.from_model(tiny_model), "answers") for c in (one, other)]
     assert row == tuple(a + b for a, b in zip(*each, strict=True))
     assert row[3] < row[0] ** 2
 
@@ -108,17 +108,19 @@ def test_measuring_decodes_no_pixel(tiny_model, photos, monkeypatch):
         raise AssertionError("a picture was decoded")
 
     monkeypatch.setattr("mmblocks.data.media.visuals.load_image", decodes)
-    mixture = Mixture.of([photos])
+    mixture = Mixture.from_entries([photos])
     draws = Draws(np.zeros(2, np.int64), np.arange(2))
     # The only tile of a square photo is its base view: one picture.
-    assert measure(mixture, draws, Processor.of(tiny_model)).sizes.views.tolist() == [1, 2]
+    assert measure_draws(mixture, draws, Processor.from_model(tiny_model)).sizes.views.tolist() == [1, 2]
 
 
 def test_a_composition_that_is_not_built_measures_the_same(tiny_spec, tiny_model):
     mixture = tinyworld(*TASKS)
-    draws = mixture.drawn(30, (0,))
-    built, planned = (measure(mixture, draws, p) for p in (Processor.of(tiny_model), Processor.planning(tiny_spec)))
-    assert np.array_equal(built.sizes.table(), planned.sizes.table())
+    draws = mixture.draw_by_weight(30, (0,))
+    built, planned = (
+        measure_draws(mixture, draws, p) for p in (Processor.from_model(tiny_model), Processor.from_spec(tiny_spec))
+    )
+    assert np.array_equal(built.sizes.to_table(), planned.sizes.to_table())
 
 
 # Draws, broken records, workers -------------------------------------------------------------------------------------
@@ -126,24 +128,24 @@ def test_a_composition_that_is_not_built_measures_the_same(tiny_spec, tiny_model
 
 def test_a_conversation_that_is_drawn_often_is_measured_once(tiny_model, monkeypatch):
     asked = []
-    size_of = measuring.size_of
+    size_of = measuring.measure_item
     monkeypatch.setattr(measuring, "size_of", lambda item, *rest: asked.append(item.origin) or size_of(item, *rest))
     mixture = tinyworld("single", "text")
     draws = Draws(np.array([0, 1, 0, 0]), np.array([3, 3, 3, 5]))
-    sizes = measure(mixture, draws, Processor.of(tiny_model)).sizes
+    sizes = measure_draws(mixture, draws, Processor.from_model(tiny_model)).sizes
     assert len(asked) == len(set(asked)) == 3
     assert sizes.tokens[0] == sizes.tokens[2]
     assert sizes.views.tolist() == [sizes.views[0], 0, sizes.views[0], sizes.views[3]]
 
 
 def test_a_broken_record_stops_or_is_listed(tiny_model, photos):
-    mixture = Mixture.of([photos])
+    mixture = Mixture.from_entries([photos])
     draws = Draws(np.zeros(6, np.int64), np.array([3, 2, 0, 2, 1, 2]))
-    processor = Processor.of(tiny_model)
+    processor = Processor.from_model(tiny_model)
     with pytest.raises(DataError, match=r"lost\.png"):
-        measure(mixture, draws, processor)
+        measure_draws(mixture, draws, processor)
 
-    measured = measure(mixture, draws, processor, policy="skip")
+    measured = measure_draws(mixture, draws, processor, policy="skip")
     (broken,) = measured.broken
     assert broken.number == 1
     assert "photos.json" in broken.origin
@@ -153,53 +155,57 @@ def test_a_broken_record_stops_or_is_listed(tiny_model, photos):
 
 
 def test_a_sample_over_the_limit_is_broken(tiny_model):
-    mixture, processor = tinyworld("multi", "text"), Processor.of(tiny_model)
-    tokens = measure(mixture, mixture.everything(), processor).sizes.tokens
+    mixture, processor = tinyworld("multi", "text"), Processor.from_model(tiny_model)
+    tokens = measure_draws(mixture, mixture.draw_all(), processor).sizes.tokens
     limit = int(np.median(tokens))
-    measured = measure(mixture, mixture.everything(), replace(processor, max_tokens=limit), policy="skip")
+    measured = measure_draws(mixture, mixture.draw_all(), replace(processor, max_tokens=limit), policy="skip")
     assert [broken.number for broken in measured.broken] == np.flatnonzero(tokens > limit).tolist()
     assert f"the limit is {limit}" in measured.broken[0].reason
 
 
 def test_worker_processes_measure_the_same(tiny_model):
     mixture = tinyworld("single", "multi")
-    draws = mixture.drawn(150, (0,))
-    alone, helped = (measure(mixture, draws, Processor.of(tiny_model), workers=w).sizes for w in (0, 1))
-    assert np.array_equal(alone.table(), helped.table())
+    draws = mixture.draw_by_weight(150, (0,))
+    alone, helped = (measure_draws(mixture, draws, Processor.from_model(tiny_model), workers=w).sizes for w in (0, 1))
+    assert np.array_equal(alone.to_table(), helped.to_table())
 
 
 # Keeping lengths ----------------------------------------------------------------------------------------------------
 
 
 def test_lengths_are_read_again_instead_of_headers(tiny_model, photos, tmp_path, monkeypatch):
-    mixture, processor = Mixture.of([photos]), Processor.of(tiny_model)
+    mixture, processor = Mixture.from_entries([photos]), Processor.from_model(tiny_model)
     some, more = (Draws(np.zeros(len(i), np.int64), np.array(i)) for i in ([0, 1, 1], [0, 3, 1]))
-    cache = LengthsCache.of(tmp_path / "cache", [photos], tiny_model.spec, processor)
-    first = measure(mixture, some, processor, cache=cache).sizes
+    cache = LengthsCache.from_settings(tmp_path / "cache", [photos], tiny_model.spec, processor)
+    first = measure_draws(mixture, some, processor, cache=cache).sizes
     asked = []
-    size_of = measuring.size_of
+    size_of = measuring.measure_item
     monkeypatch.setattr(measuring, "size_of", lambda item, *rest: asked.append(item.origin) or size_of(item, *rest))
-    second = measure(mixture, more, processor, cache=cache).sizes
+    second = measure_draws(mixture, more, processor, cache=cache).sizes
     assert len(asked) == 1
-    assert second.table()[[0, 2]].tolist() == first.table()[[0, 1]].tolist()
+    assert second.to_table()[[0, 2]].tolist() == first.to_table()[[0, 1]].tolist()
 
 
 def test_what_decides_a_length_names_the_cache(tiny_model, tiny_spec, photos, tmp_path):
     def file(data=photos, spec=tiny_spec, processor=None, targets="answers"):
-        return LengthsCache.of(tmp_path, [data], spec, processor or Processor.of(tiny_model), targets).file
+        return LengthsCache.from_settings(
+            tmp_path, [data], spec, processor or Processor.from_model(tiny_model), targets
+        ).file
 
     same = file()
-    assert file() == same == file(processor=Processor.planning(tiny_spec))
+    assert file() == same == file(processor=Processor.from_spec(tiny_spec))
     others = [
         file(data={**photos, "placement": "as_written"}),
         file(spec={**tiny_spec, "pooling": "none"}),
         file(targets="original"),
-        file(processor=replace(Processor.of(tiny_model), max_tokens=7)),
-        file(processor=replace(Processor.of(tiny_model), visuals="front")),
-        file(processor=replace(Processor.of(tiny_model), images=ImageReading(max_px=100))),
+        file(processor=replace(Processor.from_model(tiny_model), max_tokens=7)),
+        file(processor=replace(Processor.from_model(tiny_model), visuals="front")),
+        file(processor=replace(Processor.from_model(tiny_model), images=ImageReading(max_px=100))),
         file(spec={**tiny_spec, "images": {"exif": False}}),
-        file(processor=Processor.planning(tiny_spec, tokenizer={"video": {"name": "frames", "max_frames": 2}})),
-        file(processor=replace(Processor.of(tiny_model), template=mmblocks.components.templates.build("plain"))),
+        file(processor=Processor.from_spec(tiny_spec, tokenizer={"video": {"name": "frames", "max_frames": 2}})),
+        file(
+            processor=replace(Processor.from_model(tiny_model), template=mmblocks.components.templates.build("plain"))
+        ),
     ]
     with Path(photos["path"]).open("a") as records:
         records.write("\n")
@@ -219,16 +225,16 @@ def test_a_kept_length_is_measured_again_where_its_record_was_edited_or_shows_an
         records.write_text("".join(json.dumps({"image": "0.png", "conversations": t}) + "\n" for t in (talk, answered)))
 
     write("red", 24)
-    data, processor = {"name": "llava_json", "path": str(tmp_path / "*.jsonl")}, Processor.of(tiny_model)
+    data, processor = {"name": "llava_json", "path": str(tmp_path / "*.jsonl")}, Processor.from_model(tiny_model)
     asked = []
-    size_of = measuring.size_of
+    size_of = measuring.measure_item
     monkeypatch.setattr(measuring, "size_of", lambda item, *rest: asked.append(item.origin[-1]) or size_of(item, *rest))
 
     def sizes(cached=True):
-        mixture = Mixture.of([data])
-        cache = LengthsCache.of(tmp_path / "cache", [data], tiny_model.spec, processor) if cached else None
+        mixture = Mixture.from_entries([data])
+        cache = LengthsCache.from_settings(tmp_path / "cache", [data], tiny_model.spec, processor) if cached else None
         asked.clear()
-        return measure(mixture, mixture.everything(), processor, cache=cache).sizes.table().tolist(), list(asked)
+        return measure_draws(mixture, mixture.draw_all(), processor, cache=cache).sizes.to_table().tolist(), list(asked)
 
     first, measured = sizes()
     assert (sizes(), measured) == ((first, []), ["0", "1"])
@@ -241,69 +247,69 @@ def test_a_kept_length_is_measured_again_where_its_record_was_edited_or_shows_an
 
 
 def test_lengths_that_another_process_has_just_found_are_taken_as_they_are(tiny_model, photos, tmp_path, monkeypatch):
-    mixture, processor = Mixture.of([photos]), Processor.of(tiny_model)
+    mixture, processor = Mixture.from_entries([photos]), Processor.from_model(tiny_model)
     draws = Draws(np.zeros(2, np.int64), np.arange(2))
-    cache = LengthsCache.of(tmp_path / "cache", [photos], tiny_model.spec, processor)
-    first = measure(mixture, draws, processor, cache=cache).sizes.table()
+    cache = LengthsCache.from_settings(tmp_path / "cache", [photos], tiny_model.spec, processor)
+    first = measure_draws(mixture, draws, processor, cache=cache).sizes.to_table()
     monkeypatch.setattr(Mixture, "__getitem__", None)
-    taken = measure(mixture, draws, processor, cache=cache, settled=cache.read()).sizes.table()
+    taken = measure_draws(mixture, draws, processor, cache=cache, settled=cache.read()).sizes.to_table()
     assert np.array_equal(first, taken)
 
 
 def test_a_spoilt_cache_is_measured_again(tiny_model, photos, tmp_path):
-    processor = Processor.of(tiny_model)
-    cache = LengthsCache.of(tmp_path / "cache", [photos], tiny_model.spec, processor)
-    mixture, draws = Mixture.of([photos]), Draws(np.zeros(1, np.int64), np.zeros(1, np.int64))
-    right = measure(mixture, draws, processor, cache=cache).sizes.table()
+    processor = Processor.from_model(tiny_model)
+    cache = LengthsCache.from_settings(tmp_path / "cache", [photos], tiny_model.spec, processor)
+    mixture, draws = Mixture.from_entries([photos]), Draws(np.zeros(1, np.int64), np.zeros(1, np.int64))
+    right = measure_draws(mixture, draws, processor, cache=cache).sizes.to_table()
     cache.file.write_bytes(cache.file.read_bytes()[:-5])
-    assert np.array_equal(measure(mixture, draws, processor, cache=cache).sizes.table(), right)
+    assert np.array_equal(measure_draws(mixture, draws, processor, cache=cache).sizes.to_table(), right)
 
 
 # Costs --------------------------------------------------------------------------------------------------------------
 
 
 def test_frozen_parts_cost_their_forward_pass(tiny_spec):
-    nothing = Cost.estimated(tiny_spec, ())
-    everything = Cost.estimated(tiny_spec)
+    nothing = SampleCost.from_model(tiny_spec, ())
+    everything = SampleCost.from_model(tiny_spec)
     assert everything.view == pytest.approx(3 * nothing.view)
     assert everything.token == pytest.approx(3 * nothing.token)
     assert everything.pair == pytest.approx(3 * nothing.pair)
 
-    projector = Cost.estimated(tiny_spec, ("projector",))
+    projector = SampleCost.from_model(tiny_spec, ("projector",))
     assert projector.token == pytest.approx(2 * nothing.token)  # gradients pass through, weights get none
     assert nothing.view < projector.view < 1.5 * nothing.view  # the encoder runs forward alone
 
-    again = Cost.estimated(tiny_spec, recompute=True)
+    again = SampleCost.from_model(tiny_spec, recompute=True)
     assert again.token == pytest.approx(4 * nothing.token)
 
 
 def test_an_estimate_is_what_the_weights_multiply(tiny_spec, tiny_model):
     """A token meets every weight of the blocks twice: once to multiply, once to add."""
     blocks = sum(p.numel() for name, p in tiny_model.backbone.named_parameters() if "layers" in name and p.dim() == 2)
-    cost = Cost.estimated(tiny_spec, (), flops_per_s=1 / 0.65)
+    cost = SampleCost.from_model(tiny_spec, (), flops_per_s=1 / 0.65)
     assert cost.token == pytest.approx(2 * blocks)
     assert cost.label == pytest.approx(2 * 32 * 640)
 
 
 def test_costs_are_kept_as_json(tmp_path):
-    cost = Cost(1e-3, 2e-6, 3e-10, 0.0)
-    assert Cost.load(cost.save(tmp_path / "new" / "cost.json")) == cost
+    cost = SampleCost(1e-3, 2e-6, 3e-10, 0.0)
+    assert SampleCost.load(cost.save(tmp_path / "new" / "cost.json")) == cost
     (tmp_path / "other.json").write_text('{"view": 1}')
     with pytest.raises(ConfigError, match=r"other\.json: this is no saved cost.*calibrate"):
-        Cost.load(tmp_path / "other.json")
+        SampleCost.load(tmp_path / "other.json")
 
 
 def measured_passes(noise=0.0):
     rng = np.random.default_rng(0)
     tokens = rng.integers(100, 4000, 16)
-    sizes = Sizes(tokens, rng.integers(0, 20, 16), rng.integers(1, 500, 16), tokens**2 // rng.integers(1, 9, 16))
-    true = Cost(view=2e-3, token=5e-6, pair=1e-10, label=0.0)
-    return sizes, (true.of(sizes) + 0.004) * np.exp(noise * rng.standard_normal(16)), true
+    sizes = SampleSizes(tokens, rng.integers(0, 20, 16), rng.integers(1, 500, 16), tokens**2 // rng.integers(1, 9, 16))
+    true = SampleCost(view=2e-3, token=5e-6, pair=1e-10, label=0.0)
+    return sizes, (true.estimate_seconds(sizes) + 0.004) * np.exp(noise * rng.standard_normal(16)), true
 
 
 def test_rates_are_found_again_without_the_time_that_all_rows_share():
     sizes, seconds, true = measured_passes()
-    found = fitted(sizes, seconds)
+    found = fit_cost(sizes, seconds)
     assert found.view == pytest.approx(true.view)
     assert found.token == pytest.approx(true.token)
     assert found.pair == pytest.approx(true.pair)
@@ -312,28 +318,28 @@ def test_rates_are_found_again_without_the_time_that_all_rows_share():
 
 def test_no_rate_is_negative_whatever_the_noise():
     sizes, seconds, _ = measured_passes(noise=0.2)
-    cost = fitted(sizes, seconds)
+    cost = fit_cost(sizes, seconds)
     assert min(cost.view, cost.token, cost.pair, cost.label) >= 0
 
 
 def test_times_that_follow_nothing_are_refused():
     sizes, seconds, _ = measured_passes(noise=1.5)
     with pytest.raises(ConfigError, match="do not follow views, tokens, pairs and labels"):
-        fitted(sizes, seconds)
+        fit_cost(sizes, seconds)
 
 
 def test_calibration_measures_training_passes(tiny_model):
     """A clock that counts work instead of seconds: the rates come back, and gradients are left as they were."""
     spent = [0.0]
-    true = Cost(view=3e-3, token=2e-6, pair=4e-9, label=1e-6)
+    true = SampleCost(view=3e-3, token=2e-6, pair=4e-9, label=1e-6)
 
     def passes(_, batches):
-        spent[0] += 1e-3 + float(true.of(Sizes.of([held(batches[0])]))[0])
+        spent[0] += 1e-3 + float(true.estimate_seconds(SampleSizes.from_rows([held(batches[0])]))[0])
 
     tiny_model.register_forward_pre_hook(passes)
-    mark = next(iter(tiny_model.marks.values()))
+    mark = next(iter(tiny_model.learned_tokens.values()))
     mark.grad = torch.ones_like(mark)
-    found = calibrate(tiny_model, Processor.of(tiny_model), tokens=256, repeats=1, clock=lambda: spent[0])
+    found = calibrate_cost(tiny_model, Processor.from_model(tiny_model), tokens=256, repeats=1, clock=lambda: spent[0])
     assert [found.view, found.token, found.pair, found.label] == pytest.approx(
         [true.view, true.token, true.pair, true.label], rel=1e-6
     )
@@ -346,15 +352,15 @@ def test_calibration_measures_training_passes(tiny_model):
 
 def test_steps_hold_one_modality_and_fall_in_length():
     mixture = tinyworld("text", "single")
-    draws = mixture.drawn(100, (1,))
-    order = grouped_order(mixture, draws, "modality_length", 8, (0,))
+    draws = mixture.draw_by_weight(100, (1,))
+    order = make_grouped_order(mixture, draws, "modality_length", 8, (0,))
     assert sorted(order.tolist()) == list(range(100))
-    lengths = [words(mixture[draws[int(n)]]) for n in order]
+    lengths = [count_words(mixture[draws[int(n)]]) for n in order]
     steps = [lengths[i : i + 8] for i in range(0, 8 * (len(lengths) // 8 - 1), 8)]
     assert all(len({n > 0 for n in step}) == 1 for step in steps)
     assert all(sorted(map(abs, step), reverse=True) == [abs(n) for n in step] for step in steps)
     assert {step[0] > 0 for step in steps} == {True, False}
-    assert order.tolist() != grouped_order(mixture, draws, "length", 8, (0,)).tolist()
+    assert order.tolist() != make_grouped_order(mixture, draws, "length", 8, (0,)).tolist()
 
 
 def test_words_count_markers_and_turns_but_not_the_system():
@@ -363,6 +369,6 @@ def test_words_count_markers_and_turns_but_not_the_system():
         {"role": "user", "content": [{"type": "image", "image": "x"}, {"type": "text", "text": "\nwhat is it"}]},
         {"role": "assistant", "content": "a red square"},
     ]
-    assert words(Conversation.of(said)) == 7
-    assert words(Conversation.of([{"role": "user", "content": "hi you"}])) == -2
-    assert words(Conversation.of([{"role": "user", "content": ""}])) == -1
+    assert count_words(Conversation.from_messages(said)) == 7
+    assert count_words(Conversation.from_messages([{"role": "user", "content": "hi you"}])) == -2
+    assert count_words(Conversation.from_messages([{"role": "user", "content": ""}])) == -1

@@ -24,7 +24,7 @@ def origins(mixed, draws):
 
 
 def drawn(mixed, size, seed=(0,)):
-    return origins(mixed, mixed.drawn(size, seed))
+    return origins(mixed, mixed.draw_by_weight(size, seed))
 
 
 def test_a_source_is_read_through_before_anything_repeats():
@@ -47,8 +47,8 @@ def test_the_order_is_a_function_of_the_seed():
 
 def test_an_epoch_reads_every_conversation_once_whatever_the_weights():
     mixed = mixture(("a", 7, 3.0), ("b", 4, 1.0))
-    everything = sorted(origins(mixed, mixed.everything()))
-    one, two = origins(mixed, mixed.epochs(1, (0,))), origins(mixed, mixed.epochs(2.5, (0,)))
+    everything = sorted(origins(mixed, mixed.draw_all()))
+    one, two = origins(mixed, mixed.draw_epochs(1, (0,))), origins(mixed, mixed.draw_epochs(2.5, (0,)))
     assert sorted(one) == sorted(two[:11]) == sorted(two[11:22]) == everything
     assert two[:11] == one != everything
     assert two[11:22] != one
@@ -58,4 +58,6 @@ def test_an_epoch_reads_every_conversation_once_whatever_the_weights():
 def test_an_empty_source_is_refused(tmp_path):
     (tmp_path / "none.json").write_text("[]")
     with pytest.raises(ConfigError, match="no conversation"):
-        Mixture.of([{"name": "tinyworld", "task": "text"}, {"name": "llava_json", "path": str(tmp_path / "none.json")}])
+        Mixture.from_entries(
+            [{"name": "tinyworld", "task": "text"}, {"name": "llava_json", "path": str(tmp_path / "none.json")}]
+        )

@@ -9,14 +9,14 @@ from PIL import Image
 
 from mmblocks.batch import IGNORE
 from mmblocks.components import templates
-from mmblocks.conversation import Conversation, Message, Pair, Text, Visual
-from mmblocks.data.inspect.figures import figures_of
-from mmblocks.data.inspect.lint import lint
-from mmblocks.data.mixing.broken import samples_of
+from mmblocks.conversation import Conversation, Message, PreferencePair, Text, Visual
+from mmblocks.data.inspect.figures import compute_figures
+from mmblocks.data.inspect.lint import lint_mixture
+from mmblocks.data.mixing.broken import make_samples
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.overlong import Cut, cut_lines, cuts_of, note_cut
+from mmblocks.data.overlong import CutRecord, append_cuts, format_cuts, list_cuts
 from mmblocks.data.planning.lengths_cache import LengthsCache
-from mmblocks.data.planning.measure import measure
+from mmblocks.data.planning.measure import measure_draws
 from mmblocks.data.sample.encode import TooLong
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
@@ -27,7 +27,7 @@ PICTURE = Visual("image", Image.new("RGB", (24, 24)))
 
 @pytest.fixture(scope="module")
 def processor(tiny_spec):
-    return Processor.planning(tiny_spec)
+    return Processor.from_spec(tiny_spec)
 
 
 def talk(*turns, learn=True):
@@ -99,9 +99,9 @@ def test_questions_visuals_and_answers_that_are_not_learned_are_never_cut(proces
 
 def test_a_prompt_is_never_cut(processor):
     asked = talk("what is it ?", "a red one", "and now , after a long long while ?")
-    length = len(processor.encoded_prompt(asked))
+    length = len(processor.encode_conversation_prompt(asked))
     with pytest.raises(TooLong, match=f"the limit is {length - 1}"):
-        limited(processor, length - 1).encoded_prompt(asked)
+        limited(processor, length - 1).encode_conversation_prompt(asked)
 
 
 # Sources --------------------------------------------------------------------------------------------------------------
@@ -129,102 +129,104 @@ def longest(processor, mixture):
 
 
 def test_the_error_says_how_many_records_are_too_long_and_at_which_limit_none_would_be(processor, data):
-    mixture = Mixture.of([data, {"name": "tinyworld", "task": "text", "size": 3}])
+    mixture = Mixture.from_entries([data, {"name": "tinyworld", "task": "text", "size": 3}])
     short = limited(processor, LIMIT, "raise")
     said = r"record 1 \(id 1\): \d+ tokens .*the limit is 25.*Of the 5 records of '0 llava_json .*' 2 are too long; "
     said += rf"with max_tokens={longest(processor, mixture)} none would be\..* Or write overlong: skip"
     with pytest.raises(TooLong, match=said):
-        measure(mixture, mixture.everything(), short)
+        measure_draws(mixture, mixture.draw_all(), short)
     with pytest.raises(TooLong, match=said):
-        samples_of(mixture, [Draw(0, 0), Draw(0, 1)], short, "answers", "raise")
+        make_samples(mixture, [Draw(0, 0), Draw(0, 1)], short, "answers", "raise")
     right = limited(processor, longest(processor, mixture), "raise")
-    assert measure(mixture, mixture.everything(), right).broken == []
+    assert measure_draws(mixture, mixture.draw_all(), right).broken == []
 
 
 def test_lengths_that_were_measured_are_kept_when_others_are_too_long(processor, data, tmp_path):
-    mixture = Mixture.of([data])
-    cache = LengthsCache.of(tmp_path / "cache", [data], {}, processor)
+    mixture = Mixture.from_entries([data])
+    cache = LengthsCache.from_settings(tmp_path / "cache", [data], {}, processor)
     with pytest.raises(TooLong):
-        measure(mixture, mixture.everything(), limited(processor, LIMIT, "raise"), cache=cache)
+        measure_draws(mixture, mixture.draw_all(), limited(processor, LIMIT, "raise"), cache=cache)
     assert sorted(draw.record for draw in cache.read()) == [0, 2, 4]
 
 
 def test_of_a_large_source_some_records_are_looked_at(processor, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmblocks.data.overlong.LOOKED_AT", 2)
-    mixture = Mixture.of([data])
+    monkeypatch.setattr("mmblocks.data.overlong.MAX_CHECKED", 2)
+    mixture = Mixture.from_entries([data])
     with pytest.raises(TooLong, match=r"Of [23] of the 5 records of .* \d (is|are) too long"):
-        samples_of(mixture, [Draw(0, 3)], limited(processor, LIMIT, "raise"), "answers", "raise")
+        make_samples(mixture, [Draw(0, 3)], limited(processor, LIMIT, "raise"), "answers", "raise")
 
 
 def test_skipping_leaves_out_what_is_too_long_and_nothing_else(processor, data):
-    mixture = Mixture.of([data])
+    mixture = Mixture.from_entries([data])
     skipping = limited(processor, LIMIT, "skip")
-    samples, broken = samples_of(mixture, mixture.everything(), skipping, "answers", "raise")
+    samples, broken = make_samples(mixture, mixture.draw_all(), skipping, "answers", "raise")
     assert len(samples) == 3
     assert [record.origin[-6:] for record in broken] == ["(id 1)", "(id 3)"]
-    measured = measure(mixture, mixture.everything(), skipping)
+    measured = measure_draws(mixture, mixture.draw_all(), skipping)
     assert measured.readable.tolist() == [0, 2, 4]
-    gone = Mixture.of([{**data, "images": None}])
+    gone = Mixture.from_entries([{**data, "images": None}])
     gone.sources[0].records.append({"id": 9, "image": "gone.png", "conversations": []})
     with pytest.raises(DataError, match=r"record 5"):
-        samples_of(gone, [Draw(0, 5)], skipping, "answers", "raise")
+        make_samples(gone, [Draw(0, 5)], skipping, "answers", "raise")
 
 
 def test_what_cutting_takes_is_counted(processor, data, tmp_path):
-    mixture, cutting = Mixture.of([data]), limited(processor, LIMIT)
-    measured = measure(mixture, mixture.everything(), cutting)
+    mixture, cutting = Mixture.from_entries([data]), limited(processor, LIMIT)
+    measured = measure_draws(mixture, mixture.draw_all(), cutting)
     lengths = [len(processor.encoded(mixture[Draw(0, i)])[0]) for i in range(5)]
     assert measured.cut.tolist() == [max(0, n - LIMIT) for n in lengths]
     assert measured.sizes.tokens.tolist() == [min(n, LIMIT) for n in lengths]
-    samples, broken = samples_of(mixture, mixture.everything(), cutting, "answers", "raise")
-    cut = [one for sample in samples for one in cuts_of([sample], mixture.names[0])]
+    samples, broken = make_samples(mixture, mixture.draw_all(), cutting, "answers", "raise")
+    cut = [one for sample in samples for one in list_cuts([sample], mixture.names[0])]
     assert (broken, [one.tokens for one in cut]) == ([], [lengths[1] - LIMIT, lengths[3] - LIMIT])
-    note_cut(tmp_path / "cut.jsonl", [*cut, cut[0]])  # drawn again in another epoch
+    append_cuts(tmp_path / "cut.jsonl", [*cut, cut[0]])  # drawn again in another epoch
     lost = lengths[1] + lengths[3] - 2 * LIMIT
-    assert list(cut_lines(tmp_path / "cut.jsonl", {mixture.names[0]: 5})) == [
+    assert list(format_cuts(tmp_path / "cut.jsonl", {mixture.names[0]: 5})) == [
         f"{mixture.names[0]}: 2 of 5 records lost {lost} tokens at the end of their last answer"
     ]
-    assert list(cut_lines(tmp_path / "none.jsonl", {})) == []
-    assert cut[0] == Cut(mixture[Draw(0, 1)].origin, lengths[1] - LIMIT, mixture.names[0])
+    assert list(format_cuts(tmp_path / "none.jsonl", {})) == []
+    assert cut[0] == CutRecord(mixture[Draw(0, 1)].origin, lengths[1] - LIMIT, mixture.names[0])
 
 
 def test_both_answers_of_a_pair_count_as_one_record(processor):
-    pair = Pair(TALK, replace(TALK, messages=(*TALK.messages[:-1], Message("assistant", (Text("red " * 20),)))))
+    pair = PreferencePair(
+        TALK, replace(TALK, messages=(*TALK.messages[:-1], Message("assistant", (Text("red " * 20),))))
+    )
     limit = len(encoded(processor)) - 2
-    samples = limited(processor, limit).training_samples(pair)
-    (cut,) = cuts_of(samples, "0 pairs")
+    samples = limited(processor, limit).make_training_samples(pair)
+    (cut,) = list_cuts(samples, "0 pairs")
     assert cut.tokens == 2 + len(encoded(processor, pair.rejected)) - limit
 
 
 def test_the_choice_names_the_cache_of_lengths(processor, data, tmp_path):
     def file(overlong):
-        return LengthsCache.of(tmp_path, [data], {}, limited(processor, LIMIT, overlong)).file
+        return LengthsCache.from_settings(tmp_path, [data], {}, limited(processor, LIMIT, overlong)).file
 
     assert file("raise") != file("cut_answer")
     cache = LengthsCache(file("cut_answer"))
-    mixture, cutting = Mixture.of([data]), limited(processor, LIMIT)
-    first = measure(mixture, mixture.everything(), cutting, cache=cache)
-    assert measure(mixture, mixture.everything(), cutting, cache=cache).cut.tolist() == first.cut.tolist()
+    mixture, cutting = Mixture.from_entries([data]), limited(processor, LIMIT)
+    first = measure_draws(mixture, mixture.draw_all(), cutting, cache=cache)
+    assert measure_draws(mixture, mixture.draw_all(), cutting, cache=cache).cut.tolist() == first.cut.tolist()
 
 
 # Reports --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_lint_names_the_limit_that_takes_all_and_passes_over_what_is_skipped_or_cut(processor, data):
-    mixture = Mixture.of([data])
-    report = lint(mixture, limited(processor, LIMIT, "raise"))
+    mixture = Mixture.from_entries([data])
+    report = lint_mixture(mixture, limited(processor, LIMIT, "raise"))
     assert f"2 x longer than the limit of tokens; with max_tokens={longest(processor, mixture)} none" in str(report)
     with pytest.raises(DataError, match="choose what becomes of overlong samples"):
-        report.require()
-    report.require(skip_overlong=True)
-    cut = lint(mixture, limited(processor, LIMIT))
-    cut.require()
+        report.require_no_faults()
+    report.require_no_faults(skip_overlong=True)
+    cut = lint_mixture(mixture, limited(processor, LIMIT))
+    cut.require_no_faults()
     assert "2 x cut at the end of the last answer" in str(cut)
     with pytest.raises(DataError, match="5 x longer"):
-        lint(mixture, limited(processor, 3, "skip")).require(skip_overlong=True)
+        lint_mixture(mixture, limited(processor, 3, "skip")).require_no_faults(skip_overlong=True)
 
 
 def test_figures_count_cut_samples_as_long_as_they_are_trained(processor, data):
-    (figures,) = figures_of(Mixture.of([data]), limited(processor, LIMIT))
+    (figures,) = compute_figures(Mixture.from_entries([data]), limited(processor, LIMIT))
     assert figures.tokens.max() == LIMIT
     assert len(figures.lint.cut) == 2

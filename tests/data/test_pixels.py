@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmblocks.data.media.pixels import render
+from mmblocks.data.media.pixels import render_views
 from mmblocks.errors import DataError
 from mmblocks.shapes import Box, Size, View
 
@@ -32,32 +32,32 @@ def exactly(got, want):
 
 def test_a_view_of_the_whole_picture_is_the_picture():
     image = noise(5, 7)
-    exactly(render(image, [as_is(Size(5, 7))], FILL)[0], pixels(image))
+    exactly(render_views(image, [as_is(Size(5, 7))], FILL)[0], pixels(image))
 
 
 def test_a_resize_is_bicubic_as_pil_does_it():
     image = noise(30, 50)
     view = View(0, Size(30, 50), Size(12, 20), Size(12, 20), Box(0, 0, 12, 20))
-    exactly(render(image, [view], FILL)[0], pixels(image.resize((20, 12), Image.Resampling.BICUBIC)))
+    exactly(render_views(image, [view], FILL)[0], pixels(image.resize((20, 12), Image.Resampling.BICUBIC)))
 
 
 def test_a_tall_picture_is_framed_in_the_middle_of_a_coloured_square_and_the_odd_pixel_is_on_the_right():
     image = Image.new("RGB", (2, 5), (255, 255, 255))
-    row = render(image, [as_is(Size(5, 5))], FILL)[0, :, 2].T.tolist()
+    row = render_views(image, [as_is(Size(5, 5))], FILL)[0, :, 2].T.tolist()
     white, fill = [255, 255, 255], list(FILL)
     assert row == [fill, white, white, fill, fill]
 
 
 def test_a_wide_picture_is_framed_and_the_odd_pixel_is_below():
     image = Image.new("RGB", (4, 1), (255, 255, 255))
-    column = render(image, [as_is(Size(4, 4))], FILL)[0, 0, :, 0].tolist()
+    column = render_views(image, [as_is(Size(4, 4))], FILL)[0, 0, :, 0].tolist()
     assert column == [FILL[0], 255, FILL[0], FILL[0]]
 
 
 def test_room_on_the_canvas_is_black_whatever_the_fill():
     image = Image.new("RGB", (8, 4), (255, 255, 255))
     view = View(0, Size(4, 8), Size(4, 8), Size(7, 8), Box(0, 0, 7, 8))
-    column = render(image, [view], FILL)[0, 0, :, 0].tolist()
+    column = render_views(image, [view], FILL)[0, 0, :, 0].tolist()
     assert column == [0, 255, 255, 255, 255, 0, 0]
 
 
@@ -68,8 +68,8 @@ def test_tiles_are_windows_of_one_padded_canvas_in_the_order_of_the_views():
     boxes = [(row, column) for row in (0, 16) for column in (0, 16, 32)]
     views = [View(0, Size(20, 60), Size(16, 48), Size(32, 48), Box(row, column, 16, 16)) for row, column in boxes]
     want = [pixels(canvas.crop((column, row, column + 16, row + 16))) for row, column in boxes]
-    exactly(render(image, views, FILL), torch.stack(want))
-    exactly(render(image, views[::-1], FILL), torch.stack(want[::-1]))
+    exactly(render_views(image, views, FILL), torch.stack(want))
+    exactly(render_views(image, views[::-1], FILL), torch.stack(want[::-1]))
 
 
 def test_the_picture_is_resized_once_per_sheet_and_not_once_per_tile(monkeypatch):
@@ -80,13 +80,13 @@ def test_the_picture_is_resized_once_per_sheet_and_not_once_per_tile(monkeypatch
     )
     tiles = [View(0, Size(20, 20), Size(32, 32), Size(32, 32), Box(0, column, 16, 16)) for column in (0, 16)]
     base = View(0, Size(20, 20), Size(16, 16), Size(16, 16), Box(0, 0, 16, 16))
-    render(noise(20, 20), [base, *tiles, base], FILL)
+    render_views(noise(20, 20), [base, *tiles, base], FILL)
     assert resizes == [(16, 16), (32, 32)]
 
 
 def test_views_are_contiguous_bytes_that_share_nothing_with_the_picture():
     image = noise(6, 6)
-    got = render(image, [as_is(Size(6, 6))] * 2, FILL)
+    got = render_views(image, [as_is(Size(6, 6))] * 2, FILL)
     assert got.dtype is torch.uint8
     assert got.is_contiguous()
     before = image.tobytes()
@@ -96,9 +96,9 @@ def test_views_are_contiguous_bytes_that_share_nothing_with_the_picture():
 
 def test_a_picture_larger_than_its_plan_is_refused():
     with pytest.raises(DataError, match="the picture is 9x6 pixels but was planned as at most 6x6"):
-        render(noise(9, 6), [as_is(Size(6, 6))], FILL)
+        render_views(noise(9, 6), [as_is(Size(6, 6))], FILL)
 
 
 def test_a_picture_that_is_not_rgb_is_refused():
     with pytest.raises(DataError, match="mode 'L' cannot be rendered; open it with load_image"):
-        render(Image.new("L", (4, 4)), [as_is(Size(4, 4))], FILL)
+        render_views(Image.new("L", (4, 4)), [as_is(Size(4, 4))], FILL)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.data.sample.positions import arranged
+from mmblocks.data.sample.positions import place_visuals
 from mmblocks.data.sample.processor import Processor
 
 A, B, CLIP = Visual("image", "a.png"), Visual("image", "b.png"), Visual("video", "c.mp4")
@@ -35,7 +35,7 @@ def shown(conversation):
     ],
 )
 def test_visuals_go_to_the_front_and_the_text_stays_readable(parts, front):
-    assert shown(arranged(asked(*parts), "front")) == front
+    assert shown(place_visuals(asked(*parts), "front")) == front
 
 
 def test_each_question_keeps_its_own_visuals_and_answers_are_left_alone():
@@ -44,7 +44,7 @@ def test_each_question_keeps_its_own_visuals_and_answers_are_left_alone():
         Message("assistant", (Text("I made "), B)),
         Message("user", (Text("And "), Visual("image", "d.png"))),
     )
-    assert shown(arranged(Conversation(messages), "front")) == [
+    assert shown(place_visuals(Conversation(messages), "front")) == [
         *("a.png", "\nSee image 1"),
         *("I made ", "b.png"),
         *("d.png", "\nAnd image 3"),
@@ -53,14 +53,14 @@ def test_each_question_keeps_its_own_visuals_and_answers_are_left_alone():
 
 def test_as_written_changes_nothing():
     conversation = asked("What is in ", A, "?")
-    assert arranged(conversation, "as_written") is conversation
+    assert place_visuals(conversation, "as_written") is conversation
 
 
 def test_mixed_moves_half_of_the_conversations_and_always_the_same():
     talks = [Conversation(asked("Look: ", A, f" {i}").messages, f"file:{i}") for i in range(400)]
-    moved = [arranged(talk, "mixed", seed=1) != talk for talk in talks]
-    assert moved == [arranged(talk, "mixed", seed=1) != talk for talk in talks]
-    assert moved != [arranged(talk, "mixed", seed=2) != talk for talk in talks]
+    moved = [place_visuals(talk, "mixed", seed=1) != talk for talk in talks]
+    assert moved == [place_visuals(talk, "mixed", seed=1) != talk for talk in talks]
+    assert moved != [place_visuals(talk, "mixed", seed=2) != talk for talk in talks]
     assert 160 < sum(moved) < 240
 
 
@@ -73,8 +73,8 @@ def test_a_stages_processor_moves_visuals_of_its_samples(tiny_model):
     ]
     talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "red"}]
     first_visual_row = [
-        processor.training_sample(Conversation.of(talk)).encoded.visual_positions[0].item()
-        for processor in (Processor.of(tiny_model), Processor.of(tiny_model, visuals="front"))
+        processor.make_training_sample(Conversation.from_messages(talk)).encoded.visual_positions[0].item()
+        for processor in (Processor.from_model(tiny_model), Processor.from_model(tiny_model, visuals="front"))
     ]
     header = len(tiny_model.backbone.text_tokenizer.encode("<|im_start|>user\n"))
     assert first_visual_row[1] == header < first_visual_row[0]

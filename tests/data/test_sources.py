@@ -11,10 +11,10 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Pictures
 
-from mmblocks.assets import media
-from mmblocks.conversation import Conversation, Pair, Text, Visual
-from mmblocks.data.media.images import image_size, load_image
-from mmblocks.data.media.visuals import shape_of
+from mmblocks.assets import find_media
+from mmblocks.conversation import Conversation, PreferencePair, Text, Visual
+from mmblocks.data.media.images import load_image, read_image_size
+from mmblocks.data.media.visuals import read_visual_shape
 from mmblocks.data.sources import sources
 from mmblocks.data.video import read_frames
 from mmblocks.errors import ConfigError, DataError
@@ -298,7 +298,7 @@ def test_a_broken_picture_is_not_opened_with_its_row(folder):
     source = build_parquet(folder, [{"image": b"no picture", "question": "What?", "answer": "Nothing."}])
     (visual,) = source[0].visuals
     with pytest.raises(DataError, match="image bytes: not a picture"):
-        shape_of(visual)
+        read_visual_shape(visual)
 
 
 def test_a_split_is_named(folder):
@@ -384,15 +384,15 @@ def test_pictures_come_by_number(folder):
 
 
 def test_a_clip_lies_in_a_tar_or_a_table_like_a_picture(folder):
-    clip = Path(media("clip.mp4"))
+    clip = Path(find_media("clip.mp4"))
     record = {"conversations": [{"from": "human", "value": "<video>\n?"}, {"from": "gpt", "value": "!"}]}
     members = [("a.json", json.dumps({**record, "video": "elsewhere.mp4"}).encode()), ("a.mp4", clip.read_bytes())]
     rows = [{**record, "video": {"bytes": clip.read_bytes(), "path": "a.mp4"}}]
     (in_tar,) = shard(tar(folder / "t.tar", members))[0].visuals
     (in_table,) = build_parquet(folder, rows)[0].visuals
-    wanted = shape_of(Visual("video", clip))
+    wanted = read_visual_shape(Visual("video", clip))
     for visual in (in_tar, in_table):
-        assert shape_of(visual) == wanted
+        assert read_visual_shape(visual) == wanted
         assert np.array_equal(read_frames(visual.source, [2, 0]), read_frames(clip, [2, 0]))
 
 
@@ -402,7 +402,7 @@ def test_of_a_picture_in_a_tar_only_the_header_is_read(folder, monkeypatch):
     tar(folder / "t.tar", in_tar(folder, [("?", ["noise.png"], "!")], as_llava))
     (visual,) = shard(folder / "t.tar")[0].visuals
     monkeypatch.setattr(type(visual.source), "read", None)
-    assert image_size(visual.source) == Size(300, 400)
+    assert read_image_size(visual.source) == Size(300, 400)
     assert np.array_equal(np.asarray(load_image(visual.source)), noise)
 
 
@@ -502,7 +502,7 @@ def pair(**changes):
 def test_a_pair_is_two_conversations_that_differ_in_the_answer(folder, prompt):
     path = saved(folder / "p.jsonl", [pair(prompt=prompt)])
     (item,) = [sources.build("llava_pairs", path=path)[0]]
-    assert isinstance(item, Pair)
+    assert isinstance(item, PreferencePair)
     asked = ("user", [(Size(8, 8), (255, 0, 0)), "\nWhat is it?"])
     assert content(item.chosen) == [asked, ("assistant", ["Red."])]
     assert content(item.rejected) == [asked, ("assistant", ["Blue."])]

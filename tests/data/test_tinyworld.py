@@ -9,8 +9,8 @@ import pytest
 from mmblocks.assets import FOLDER
 from mmblocks.data import tinyworld
 from mmblocks.data.sources import sources
-from mmblocks.data.tinyworld import TASKS, ask, build_tokenizer, draw, labelled_picture, record
-from mmblocks.data.tinyworld.scene import COLOURS, SHAPES, Scene, Thing, one_colour, sample_moving, sample_still
+from mmblocks.data.tinyworld import TASKS, ask, build_tokenizer, draw, make_labelled_image, make_record
+from mmblocks.data.tinyworld.scene import COLOURS, SHAPES, Scene, Thing, sample_moving, sample_one_colour, sample_still
 from mmblocks.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def pixels(made):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_record_is_a_function_of_its_arguments(task):
-    one, same, other = record(task, 3, turns=3), record(task, 3, turns=3), record(task, 4, turns=3)
+    one, same, other = make_record(task, 3, turns=3), make_record(task, 3, turns=3), make_record(task, 4, turns=3)
     assert texts(one) == texts(same)
     assert all(np.array_equal(a, b) for a, b in zip(pixels(one), pixels(same), strict=True))
     assert texts(one) != texts(other) or pixels(one)[0].shape != pixels(other)[0].shape
@@ -46,7 +46,7 @@ def test_the_split_does_not_depend_on_the_order_in_which_things_are_listed():
 
 
 def test_every_kind_of_question_is_asked_about_as_often():
-    kinds = Counter(record("single", i)["kind"] for i in range(1000))
+    kinds = Counter(make_record("single", i)["kind"] for i in range(1000))
     assert set(kinds) == set(ask.SINGLE)
     assert min(kinds.values()) > 150
 
@@ -95,13 +95,13 @@ def test_questions_about_several_pictures_name_the_right_one():
 
 
 def test_in_a_scene_of_one_colour_only_the_shape_tells_a_thing():
-    looks = one_colour(random.Random(0), 4)
+    looks = sample_one_colour(random.Random(0), 4)
     assert len({colour for colour, _ in looks}) == 1
     assert len({shape for _, shape in looks}) == 4
 
 
 def test_labels_of_cells_say_where_each_colour_and_shape_was_drawn():
-    picture, labels = labelled_picture(5)
+    picture, labels = make_labelled_image(5)
     image = np.asarray(picture).astype(int)
     for row, column in np.argwhere(labels[0] > 0):
         colour = np.array(list(COLOURS.values())[labels[0, row, column] - 1])
@@ -114,7 +114,7 @@ def test_labels_of_cells_say_where_each_colour_and_shape_was_drawn():
 
 def test_the_first_thing_of_a_clip_moves_and_the_others_stand_still():
     scene = Scene((Thing("red", "square", 0, 0), Thing("white", "square", 2, 2)), "right", 2)
-    frames = draw.clip(scene, random.Random(0)).astype(int)
+    frames = draw.draw_video(scene, random.Random(0)).astype(int)
 
     def middle(frame, colour):
         there = np.argwhere(np.abs(frame - np.array(COLOURS[colour])).sum(axis=-1) < 90)
@@ -129,14 +129,14 @@ def test_the_first_thing_of_a_clip_moves_and_the_others_stand_still():
 
 def test_questions_that_name_whole_things_come_last():
     for i in range(300):
-        naming = [kind in ("where", "left_right") for kind in record("single", i, turns=4)["kinds"]]
+        naming = [kind in ("where", "left_right") for kind in make_record("single", i, turns=4)["kinds"]]
         assert naming == sorted(naming)
 
 
 @pytest.mark.parametrize("task", tinyworld.KINDS)
 def test_only_the_kinds_that_are_wanted_are_asked(task):
     for kind in tinyworld.KINDS[task]:
-        assert {k for i in range(20) for k in record(task, i, turns=3, kinds=(kind,))["kinds"]} == {kind}
+        assert {k for i in range(20) for k in make_record(task, i, turns=3, kinds=(kind,))["kinds"]} == {kind}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from mmblocks.data.video import read_frames, video_shape
+from mmblocks.data.video import read_frames, read_video_shape
 from mmblocks.errors import DataError
 
 # PyAV's wheel carries an FFmpeg as shared libraries; under their plain names torchcodec can use them.
@@ -88,7 +88,7 @@ def test_it_gives_the_pixels_and_the_shape_that_pyav_gives(name, read):
     path = read / name
     with np.load(path.with_suffix(".npz")) as got:
         np.testing.assert_array_equal(got["frames"], read_frames(path, [0, 7, 7, 19, 3], reader="pyav"))
-        shape = video_shape(path)
+        shape = read_video_shape(path)
         assert got["shape"].tolist() == [*shape.size, shape.num_frames]
         assert float(got["fps"]) == pytest.approx(shape.fps, rel=1e-6)
 
@@ -117,4 +117,4 @@ def test_a_coding_that_pyav_lacks_is_refused_with_both_reasons(tmp_path, without
     with pytest.raises(
         DataError, match=r"exotic\.mp4: .*cannot be decoded; .*\(torchcodec: torchcodec is not installed\)"
     ):
-        video_shape(path)
+        read_video_shape(path)

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from mmblocks.data.video import read_frames, video_shape
+from mmblocks.data.video import read_frames, read_video_shape
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size, VisualShape
 
@@ -62,7 +62,7 @@ def remuxed(source, path, change=lambda number, data: data, **options):
     """The same packets in another file, each passed through `change`."""
     with av.open(os.fspath(source)) as reading, av.open(os.fspath(path), "w", options=options) as writing:
         stream = writing.add_stream_from_template(reading.streams.video[0])
-        packets = (packet for packet in reading.demux(video=0) if packet.size)
+        packets = (packet for packet in reading.demux_packets(video=0) if packet.size)
         for number, old in enumerate(packets):
             new = av.Packet(change(number, bytes(old)))
             new.pts, new.dts, new.time_base = old.pts, old.dts, old.time_base
@@ -122,7 +122,7 @@ CLIPS = {
 @pytest.mark.parametrize("name", CLIPS)
 def test_the_asked_frames_come_back_in_the_asked_order(name, tmp_path):
     path = record(tmp_path / name, **CLIPS[name])
-    shape = video_shape(path)
+    shape = read_video_shape(path)
     assert (shape.kind, shape.size, shape.num_frames) == ("video", SIZE, 40)
     for asked in ([0, 39], [39], [7, 8, 9, 10, 11], [25, 3, 3, 38, 0], range(40)):
         assert numbers_of(read_frames(path, list(asked))) == list(asked)
@@ -149,7 +149,7 @@ def test_decord_and_pyav_give_the_same_bytes_count_and_rate(name, tmp_path):
     asked = [0, 5, 17, 22, 39]
     np.testing.assert_array_equal(read_frames(path, asked, reader="decord"), read_frames(path, asked, reader="pyav"))
     reader = decord.VideoReader(os.fspath(path), num_threads=1)
-    shape = video_shape(path)
+    shape = read_video_shape(path)
     assert shape.num_frames == len(reader)
     if shape.times_s is None:
         assert shape.fps == pytest.approx(reader.get_avg_fps(), rel=1e-6)
@@ -166,7 +166,7 @@ def test_clips_that_decord_gets_wrong_are_not_given_to_it(name, tmp_path):
 
 def test_an_odd_sized_clip_keeps_its_size(tmp_path):
     path = record(tmp_path / "odd.webm", "libvpx-vp9", size=Size(33, 67), deadline="realtime")
-    assert video_shape(path).size == Size(33, 67)
+    assert read_video_shape(path).size == Size(33, 67)
     for reader in READERS:
         assert numbers_of(read_frames(path, [3, 30], reader=reader)) == [3, 30]
 
@@ -176,7 +176,7 @@ def test_an_odd_sized_clip_keeps_its_size(tmp_path):
 def test_a_rotated_clip_is_turned_upright_and_planned_so(degrees, up_is, reader, tmp_path):
     path = record(tmp_path / "phone.mp4", degrees=degrees, frames=4)
     size = SIZE if degrees == 180 else Size(SIZE.width, SIZE.height)
-    assert video_shape(path).size == size
+    assert read_video_shape(path).size == size
     frame = read_frames(path, [0], reader=reader)[0]
     assert frame.shape == (*size, 3)
     edges = {"left": frame[:, :4], "right": frame[:, -4:], "top": frame[:4], "bottom": frame[-4:]}
@@ -185,12 +185,12 @@ def test_a_rotated_clip_is_turned_upright_and_planned_so(degrees, up_is, reader,
 
 def test_the_rate_is_the_average_of_a_clip_of_uneven_times(tmp_path):
     path = record(tmp_path / "uneven.mp4", times_ms=[0, 100, 200, 1000, 1100], frames=5, fps=25, bf="0")
-    assert 1.1 < 5 / video_shape(path).fps < 1.2  # seconds; how long the last frame lasts is the writer's guess
+    assert 1.1 < 5 / read_video_shape(path).fps < 1.2  # seconds; how long the last frame lasts is the writer's guess
 
 
 def test_a_clip_of_one_frame_is_a_clip(tmp_path):
     path = record(tmp_path / "one.mp4", frames=1)
-    assert video_shape(path).num_frames == 1
+    assert read_video_shape(path).num_frames == 1
     assert numbers_of(read_frames(path, [0, 0, 0])) == [0, 0, 0]
 
 
@@ -199,7 +199,7 @@ def test_frames_that_only_other_frames_refer_to_are_not_counted(tmp_path):
     hidden = remuxed(
         whole, tmp_path / "hidden.webm", lambda i, data: bytes([data[0] & ~0x10]) + data[1:] if i == 3 else data
     )
-    assert video_shape(hidden).num_frames == 39
+    assert read_video_shape(hidden).num_frames == 39
     assert numbers_of(read_frames(hidden, [2, 3, 38])) == [2, 4, 39]
 
 
@@ -211,10 +211,10 @@ def test_frames_before_the_first_key_frame_are_not_counted(tmp_path):
     late = tmp_path / "late.ts"
     with av.open(os.fspath(whole)) as reading, av.open(os.fspath(late), "w") as writing:
         stream = writing.add_stream_from_template(reading.streams.video[0])
-        for packet in without_first(p for p in reading.demux(video=0) if p.size):
+        for packet in without_first(p for p in reading.demux_packets(video=0) if p.size):
             packet.stream = stream
             writing.mux(packet)
-    assert video_shape(late).num_frames == 30
+    assert read_video_shape(late).num_frames == 30
     assert numbers_of(read_frames(late, [0, 29])) == [10, 39]
 
 
@@ -222,7 +222,7 @@ def test_a_group_of_pictures_costs_no_other_one(tmp_path, monkeypatch):
     """mp4 and Matroska are told the time at which a key frame is shown; an earlier one costs a group more."""
     import mmblocks.data.video.with_pyav as reading
 
-    decoded, seen = reading.decoded, []
+    decoded, seen = reading.decode_frames, []
     monkeypatch.setattr(reading, "decoded", lambda *of: (seen.append(frame) or frame for frame in decoded(*of)))
     for name in ("b_frames.mp4", "b_frames.mkv"):
         path = record(tmp_path / name, g="10", bf="3", sc_threshold="0")
@@ -237,7 +237,7 @@ def test_frames_of_packed_xvid_come_in_the_order_in_which_they_are_shown(tmp_pat
     packed, placeholder = tmp_path / "packed.avi", bytes.fromhex("000001b6513f")
     with av.open(os.fspath(plain)) as reading, av.open(os.fspath(packed), "w") as writing:
         stream = writing.add_stream_from_template(reading.streams.video[0])
-        packets = [packet for packet in reading.demux(video=0) if packet.size]
+        packets = [packet for packet in reading.demux_packets(video=0) if packet.size]
         contents = [b"\0\0\1\xb2DivX503b1393p\0" + bytes(packets[0])]
         for old, before in zip(packets[1::2], packets[2::2], strict=False):
             contents += [bytes(old) + bytes(before), placeholder]
@@ -246,7 +246,7 @@ def test_frames_of_packed_xvid_come_in_the_order_in_which_they_are_shown(tmp_pat
             packet.pts = packet.dts = number
             packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, 10), number == 0, stream
             writing.mux(packet)
-    count = video_shape(packed).num_frames
+    count = read_video_shape(packed).num_frames
     assert numbers_of(read_frames(packed, range(count))) == list(range(count))
     assert count >= 10
 
@@ -258,7 +258,7 @@ def test_bytes_and_data_uris_are_clips_too(mp4):
     data = mp4.read_bytes()
     uri = "data:video/mp4;base64," + base64.b64encode(data).decode()
     for source in (data, uri, os.fspath(mp4)):
-        assert video_shape(source) == VisualShape("video", SIZE, 40, 10.0)
+        assert read_video_shape(source) == VisualShape("video", SIZE, 40, 10.0)
         for reader in READERS:
             assert numbers_of(read_frames(source, [5, 30], reader=reader)) == [5, 30]
 
@@ -270,7 +270,7 @@ def test_a_relative_path_is_a_path(mp4, monkeypatch):
 
 def test_an_array_is_a_clip_in_memory():
     clip = np.stack([numbered(i) for i in range(5)])
-    assert video_shape(clip) == VisualShape("video", SIZE, 5, 1.0)
+    assert read_video_shape(clip) == VisualShape("video", SIZE, 5, 1.0)
     frames = read_frames(clip, [4, 0, 4])
     assert numbers_of(frames) == [4, 0, 4]
     assert not np.shares_memory(frames, clip)
@@ -284,13 +284,13 @@ def test_an_array_of_another_shape_is_refused(shape, dtype):
     with pytest.raises(
         DataError, match=r"video array: .* a clip in memory is uint8 of shape \(frames, height, width, 3\)"
     ):
-        video_shape(np.zeros(shape, dtype))
+        read_video_shape(np.zeros(shape, dtype))
 
 
 @pytest.mark.parametrize("source", [None, 3, ["a.mp4"]])
 def test_what_is_no_source_at_all_is_told_what_is(source):
     with pytest.raises(DataError, match="pass a path, bytes, a data: URI or a uint8 array"):
-        video_shape(source)
+        read_video_shape(source)
 
 
 @pytest.mark.parametrize("index", [-1, 40])
@@ -313,7 +313,7 @@ def test_an_unknown_reader_names_the_known_ones(mp4):
 
 def both_refuse(path, wrong):
     with pytest.raises(DataError, match=rf"{path.name}: .*{wrong}"):
-        video_shape(path)
+        read_video_shape(path)
     for reader in ("auto", *READERS):
         with pytest.raises(DataError, match=rf"{path.name}: .*{wrong}"):
             read_frames(path, [0], reader=reader)
@@ -343,7 +343,7 @@ def test_a_missing_clip_is_named(tmp_path):
 )
 def test_urls_and_protocols_of_ffmpeg_are_not_opened(url):
     with pytest.raises(DataError, match=r"opens no URLs|there is no such file"):
-        video_shape(url)
+        read_video_shape(url)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_a_clip_cut_between_two_frames_is_refused_too(fast_mp4, tmp_path):
 def test_a_cut_matroska_has_the_frames_that_are_left(tmp_path):
     path = record(tmp_path / "cut.mkv", g="10", bf="0")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    left = video_shape(path).num_frames
+    left = read_video_shape(path).num_frames
     assert 1 < left < 40
     assert numbers_of(read_frames(path, [0, left - 1])) == [0, left - 1]
 
@@ -416,7 +416,7 @@ def test_a_clip_that_changes_its_size_is_refused(tmp_path):
     both = tmp_path / "both.h264"
     parts = [record(tmp_path / f"{size}.h264", frames=5, size=size, bf="0") for size in (Size(32, 64), Size(64, 64))]
     both.write_bytes(b"".join(part.read_bytes() for part in parts))
-    assert video_shape(both).num_frames == 10
+    assert read_video_shape(both).num_frames == 10
     with pytest.raises(DataError, match=r"both\.h264: frame 5 is 64x64, frame 0 is 32x64"):
         read_frames(both, range(10))
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mmblocks.errors import ConfigError
-from mmblocks.sweep.trials import Axis, Cell, Sweep, product, star
+from mmblocks.sweep.trials import Axis, Sweep, SweepTrial, cross_axes, vary_one_at_a_time
 
 PROJECTOR = Axis("model/projector", ("linear", "mlp", "gated"))
 POOLING = Axis("model/pooling", ("bilinear", "average"))
@@ -13,7 +13,7 @@ SEED = Axis("seed", ("0", "1"))
 
 
 def test_a_product_holds_every_value_with_every_other():
-    cells = product([PROJECTOR, POOLING, SEED])
+    cells = cross_axes([PROJECTOR, POOLING, SEED])
     assert len(cells) == 3 * 2 * 2
     assert [c.name for c in cells[:3]] == [
         "projector-linear_pooling-bilinear_seed-0",
@@ -24,14 +24,14 @@ def test_a_product_holds_every_value_with_every_other():
 
 
 def test_a_star_leaves_its_centre_along_one_axis_at_a_time_with_every_seed():
-    arms = [tuple(c.choices.values()) for c in star([PROJECTOR, POOLING, SEED])]
+    arms = [tuple(c.choices.values()) for c in vary_one_at_a_time([PROJECTOR, POOLING, SEED])]
     centre = ("linear", "bilinear")
     expected = [centre, ("mlp", "bilinear"), ("gated", "bilinear"), ("linear", "average")]
     assert arms == [(*arm, seed) for arm in expected for seed in ("0", "1")]
 
 
 def test_keys_are_shortened_as_far_as_they_stay_apart():
-    (cell,) = product(
+    (cell,) = cross_axes(
         [Axis("stages.0.steps", ("5",)), Axis("stages.1.steps", ("9",)), Axis("model/projector", ("mlp",))]
     )
     assert cell.name == "0.steps-5_1.steps-9_projector-mlp"
@@ -39,14 +39,14 @@ def test_keys_are_shortened_as_far_as_they_stay_apart():
 
 @pytest.mark.parametrize("values", [("[1,2]", "1.2", "1 2"), ("a" * 400, "b"), ("../../etc", "'x/y'", "~")])
 def test_every_name_is_a_folder_of_its_own(values):
-    names = [cell.name for cell in product([Axis("+stages.0.data", values)])]
+    names = [cell.name for cell in cross_axes([Axis("+stages.0.data", values)])]
     assert len(set(names)) == len(values)
     assert all(re.fullmatch(r"[\w][\w.-]{0,119}", name) for name in names)
 
 
 def test_a_name_does_not_depend_on_the_other_cells():
-    longer = {tuple(c.choices.values()): c.name for c in product([PROJECTOR, SEED])}
-    shorter = {tuple(c.choices.values()): c.name for c in product([Axis(PROJECTOR.key, ("gated",)), SEED])}
+    longer = {tuple(c.choices.values()): c.name for c in cross_axes([PROJECTOR, SEED])}
+    shorter = {tuple(c.choices.values()): c.name for c in cross_axes([Axis(PROJECTOR.key, ("gated",)), SEED])}
     assert shorter.items() <= longer.items()
 
 
@@ -59,13 +59,13 @@ def test_a_name_does_not_depend_on_the_other_cells():
     ],
 )
 def test_axes_that_make_no_grid_are_refused(axes, said):
-    for cells in (product, star):
+    for cells in (cross_axes, vary_one_at_a_time):
         with pytest.raises(ConfigError, match=said):
             cells(axes)
 
 
 def test_a_sweep_is_read_as_it_was_written(tmp_path):
-    cells = (Cell("seed-0", {"seed": "0"}), Cell("seed-1", {"seed": "1"}))
+    cells = (SweepTrial("seed-0", {"seed": "0"}), SweepTrial("seed-1", {"seed": "1"}))
     sweep = Sweep("mini", ("budget=0.5",), cells, "tiny", 20, ("image=96x72",))
     sweep.save(tmp_path / "new")
     assert Sweep.load(tmp_path / "new") == sweep

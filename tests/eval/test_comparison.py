@@ -7,8 +7,8 @@ import json
 import pytest
 from PIL import Image
 
-from mmblocks.sweep.comparison import as_csv, as_markdown, compare, front, write
-from mmblocks.sweep.trials import Axis, Sweep, product
+from mmblocks.sweep.comparison import compare_trials, find_pareto_front, format_csv, format_markdown, write_comparison
+from mmblocks.sweep.trials import Axis, Sweep, cross_axes
 
 TOKENS = {"linear": 10, "mlp": 10, "gated": 40}
 SCORES = {("linear", "0"): 0.25, ("linear", "1"): 0.75, ("mlp", "0"): 0.25, ("mlp", "1"): 0.25, ("gated", "0"): 1.0}
@@ -18,7 +18,7 @@ CRASHED = "gated", "1"
 @pytest.fixture
 def folder(tmp_path):
     """Three projectors with two seeds each; one cell has failed."""
-    cells = product([Axis("model/projector", tuple(TOKENS)), Axis("seed", ("0", "1"))])
+    cells = cross_axes([Axis("model/projector", tuple(TOKENS)), Axis("seed", ("0", "1"))])
     Sweep("mini", ("budget=0.5",), tuple(cells), "tiny", 20, ("image=96x72",)).save(tmp_path)
     for cell in cells:
         projector, seed = cell.choices.values()
@@ -43,7 +43,7 @@ def put(path, value):
 
 
 def test_seeds_are_one_row_with_mean_least_and_greatest(folder):
-    rows = list(csv.DictReader(io.StringIO(as_csv(compare(folder)))))
+    rows = list(csv.DictReader(io.StringIO(format_csv(compare_trials(folder)))))
     assert [(r["projector"], r["cells"], r["finished"]) for r in rows] == [
         ("linear", "2", "2"),
         ("mlp", "2", "2"),
@@ -55,7 +55,7 @@ def test_seeds_are_one_row_with_mean_least_and_greatest(folder):
 
 
 def test_people_read_shares_in_percent_and_why_a_cell_is_missing(folder):
-    text = as_markdown(compare(folder))
+    text = format_markdown(compare_trials(folder))
     assert "# mini with budget=0.5" in text
     assert (
         "| 1 | linear | 2 | 50.0 (25.0 to 75.0) | 2.000 | 10 | 1.0 k | 20.0 M | 5.0 MB | 3 s | tokens, FLOPs |" in text
@@ -70,14 +70,14 @@ def test_people_read_shares_in_percent_and_why_a_cell_is_missing(folder):
 def test_a_cell_scored_in_another_way_counts_as_not_finished(folder):
     sweep = Sweep.load(folder)
     Sweep(sweep.recipe, (), sweep.cells, "loss", 20, sweep.visuals).save(folder)
-    assert set(compare(folder).missing) == {cell.name for cell in sweep.cells}
+    assert set(compare_trials(folder).missing) == {cell.name for cell in sweep.cells}
 
 
 def test_the_front_is_what_no_other_point_beats():
     cheap, good, beaten, unknown, as_good = (1, 5), (3, 9), (3, 5), None, (1, 5)
-    assert front([cheap, good, beaten, unknown, as_good]) == {0, 1, 4}
-    assert front([(7, 0), None]) == {0}
-    assert front([]) == set()
+    assert find_pareto_front([cheap, good, beaten, unknown, as_good]) == {0, 1, 4}
+    assert find_pareto_front([(7, 0), None]) == {0}
+    assert find_pareto_front([]) == set()
 
 
 def test_where_the_loss_is_the_score_less_is_better(folder):
@@ -86,11 +86,11 @@ def test_where_the_loss_is_the_score_less_is_better(folder):
     for number, cell in enumerate(sweep.cells):
         ended = {**result(("linear", "0")), "scoring": {"score": "loss"}, "values": {"loss": 1.0 + number}}
         put(folder / cell.name / "result.json", ended)
-    assert [row.front for row in compare(folder).rows] == [("tokens", "FLOPs"), (), ()]
+    assert [row.front for row in compare_trials(folder).rows] == [("tokens", "FLOPs"), (), ()]
 
 
 def test_the_picture_is_a_png_and_draws_what_has_finished(folder):
-    *_, picture = write(compare(folder), folder)
+    *_, picture = write_comparison(compare_trials(folder), folder)
     with Image.open(picture) as drawn:
         assert drawn.format == "PNG"
         drawn = drawn.convert("RGB")

@@ -9,18 +9,18 @@ import pytest
 
 from mmblocks.errors import ConfigError
 from mmblocks.geometry.anyres import (
-    best_canvas,
-    centred,
-    kept_cells,
-    padded_square,
+    centre_box,
+    count_tiles,
+    find_best_canvas,
+    find_kept_cells,
+    list_tile_windows,
+    pad_to_square,
     parse_pinpoints,
-    resized_over,
-    resized_within,
-    shrunk,
-    tile_grid,
-    tile_windows,
+    resize_to_cover,
+    resize_within,
+    shrink_to_tiles,
 )
-from mmblocks.geometry.views import cropped, padded, processed, squashed
+from mmblocks.geometry.views import make_cropped_view, make_padded_view, make_processed_view, make_squashed_view
 from mmblocks.shapes import Box, Size, View
 
 RANGE = "(1x1),...,(6x6)"
@@ -39,9 +39,9 @@ def some_sizes(n: int, longest: int = 5000) -> list[Size]:
 
 def map_of(image: Size, pinpoints, tile: Size, cells: Size, max_tiles: int | None) -> tuple[Size, Size]:
     """The tiles of a picture and the map that is left of them, unpadded and perhaps scaled down."""
-    tiles = tile_grid(best_canvas(image, parse_pinpoints(pinpoints, tile)), tile)
-    kept = kept_cells(Size(tiles.height * cells.height, tiles.width * cells.width), image).size
-    return tiles, shrunk(kept, max_tiles, cells) if max_tiles else kept
+    tiles = count_tiles(find_best_canvas(image, parse_pinpoints(pinpoints, tile)), tile)
+    kept = find_kept_cells(Size(tiles.height * cells.height, tiles.width * cells.width), image).size
+    return tiles, shrink_to_tiles(kept, max_tiles, cells) if max_tiles else kept
 
 
 def tokens(image: Size, pinpoints, tile: Size, cells: Size, max_tiles: int | None) -> int:
@@ -104,14 +104,14 @@ def test_llava_next_with_five_canvases(image, tiles, cells, count):
 
 
 def test_a_picture_thinner_than_half_a_cell_of_an_even_map_leaves_only_the_base_view():
-    assert kept_cells(Size(24, 48), Size(1, 4000)) == Box(12, 0, 0, 48)
+    assert find_kept_cells(Size(24, 48), Size(1, 4000)) == Box(12, 0, 0, 48)
     assert tokens(Size(1, 4000), NEXT, *CLIP, max_tiles=None) == 24 * 24
 
 
 def test_transformers_rounds_before_it_truncates():
     cells, image = Size(54, 27), Size(423, 47)
-    assert kept_cells(cells, image).width == 5
-    assert kept_cells(cells, image, "transformers").width == 7
+    assert find_kept_cells(cells, image).width == 5
+    assert find_kept_cells(cells, image, "transformers").width == 7
 
 
 # Laws ---------------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def canvases_wh(canvases) -> list[tuple[int, int]]:
 def test_a_resized_picture_fills_one_side_of_its_canvas_and_stays_inside():
     canvas = Size(768, 1152)
     for image in some_sizes(300):
-        resized = resized_within(image, canvas)
+        resized = resize_within(image, canvas)
         assert resized.height == canvas.height or resized.width == canvas.width, image
         assert 1 <= resized.height <= canvas.height, image
         assert 1 <= resized.width <= canvas.width, image
@@ -140,7 +140,7 @@ def test_a_resized_picture_fills_one_side_of_its_canvas_and_stays_inside():
 def test_a_covering_picture_has_one_side_of_the_view_and_the_other_no_shorter():
     view = Size(336, 336)
     for image in some_sizes(300):
-        resized = resized_over(image, view)
+        resized = resize_to_cover(image, view)
         assert min(resized) == 336, image
         assert (resized.height >= resized.width) == (image.height >= image.width) or resized == view, image
 
@@ -149,7 +149,7 @@ def test_a_covering_picture_has_one_side_of_the_view_and_the_other_no_shorter():
 def test_kept_cells_lie_in_the_middle_of_the_map(rounding):
     cells = Size(54, 81)
     for image in some_sizes(300):
-        box = kept_cells(cells, image, rounding)
+        box = find_kept_cells(cells, image, rounding)
         assert box.top == cells.height - box.top - box.height, image
         assert box.left == cells.width - box.left - box.width, image
         assert box.height >= 0, image
@@ -159,7 +159,7 @@ def test_kept_cells_lie_in_the_middle_of_the_map(rounding):
 
 def test_a_shrunk_map_holds_no_more_than_its_budget_plus_a_fifth():
     for cells in some_sizes(300, 400):
-        left = shrunk(cells, 9, Size(27, 27))
+        left = shrink_to_tiles(cells, 9, Size(27, 27))
         assert left.area <= max(1.21 * 9 * 729, max(left)), cells
         assert min(left) >= 1, cells
         assert left == cells or cells.area > 1.21 * 9 * 729, cells
@@ -172,25 +172,30 @@ def test_a_shrunk_map_holds_no_more_than_its_budget_plus_a_fifth():
 def test_a_map_of_exactly_the_largest_excess_is_left_alone(cells, max_tiles, tile_cells):
     """LLaVA-NeXT shrinks where `times > 1.1` (llava_arch.py), and these maps are 1.1 times too large to the bit."""
     assert math.sqrt(cells.area / (max_tiles * tile_cells.area)) == 1.1
-    assert shrunk(cells, max_tiles, tile_cells) == cells
+    assert shrink_to_tiles(cells, max_tiles, tile_cells) == cells
     one_more = Size(cells.height + 1, cells.width)
-    assert shrunk(one_more, max_tiles, tile_cells).area <= max_tiles * tile_cells.area < one_more.area
+    assert shrink_to_tiles(one_more, max_tiles, tile_cells).area <= max_tiles * tile_cells.area < one_more.area
 
 
 def test_tiles_cover_a_canvas_once_row_by_row():
-    assert tile_windows(Size(4, 6), Size(2, 3)) == (Box(0, 0, 2, 3), Box(0, 3, 2, 3), Box(2, 0, 2, 3), Box(2, 3, 2, 3))
+    assert list_tile_windows(Size(4, 6), Size(2, 3)) == (
+        Box(0, 0, 2, 3),
+        Box(0, 3, 2, 3),
+        Box(2, 0, 2, 3),
+        Box(2, 3, 2, 3),
+    )
 
 
 def test_an_earlier_canvas_wins_a_tie():
     tall, wide = Size(672, 336), Size(336, 672)
-    assert best_canvas(Size(1, 1), [tall, wide]) == tall
-    assert best_canvas(Size(1, 1), [wide, tall]) == wide
+    assert find_best_canvas(Size(1, 1), [tall, wide]) == tall
+    assert find_best_canvas(Size(1, 1), [wide, tall]) == wide
 
 
 def test_one_pixel_more_than_a_canvas_takes_a_larger_one():
     canvases = parse_pinpoints(RANGE, Size(384, 384))
-    assert best_canvas(Size(1152, 1152), canvases) == Size(1152, 1152)
-    assert best_canvas(Size(1152, 1153), canvases) == Size(1152, 1536)
+    assert find_best_canvas(Size(1152, 1152), canvases) == Size(1152, 1152)
+    assert find_best_canvas(Size(1152, 1153), canvases) == Size(1152, 1536)
 
 
 # Views --------------------------------------------------------------------------------------------------------------
@@ -198,19 +203,21 @@ def test_one_pixel_more_than_a_canvas_takes_a_larger_one():
 
 def test_siglip_squashes_and_clip_cuts_the_middle():
     image, view = Size(100, 301), Size(50, 50)
-    assert squashed(3, image, view) == View(3, image, view, view, Box(0, 0, 50, 50))
-    assert cropped(3, image, view) == View(3, image, Size(50, 150), Size(50, 150), Box(0, 50, 50, 50))
-    assert processed(3, image, view, squash=True) == squashed(3, image, view)
-    assert processed(3, image, view, squash=False) == cropped(3, image, view)
+    assert make_squashed_view(3, image, view) == View(3, image, view, view, Box(0, 0, 50, 50))
+    assert make_cropped_view(3, image, view) == View(3, image, Size(50, 150), Size(50, 150), Box(0, 50, 50, 50))
+    assert make_processed_view(3, image, view, squash=True) == make_squashed_view(3, image, view)
+    assert make_processed_view(3, image, view, squash=False) == make_cropped_view(3, image, view)
 
 
 def test_a_padded_picture_stands_in_a_square_of_its_long_side():
-    assert padded_square(Size(37, 50)) == (50, 50)
-    assert padded(0, Size(37, 50), Size(24, 24)) == View(0, Size(50, 50), Size(24, 24), Size(24, 24), Box(0, 0, 24, 24))
+    assert pad_to_square(Size(37, 50)) == (50, 50)
+    assert make_padded_view(0, Size(37, 50), Size(24, 24)) == View(
+        0, Size(50, 50), Size(24, 24), Size(24, 24), Box(0, 0, 24, 24)
+    )
 
 
 def test_an_odd_pixel_of_room_goes_below_and_to_the_right():
-    assert centred(Size(37, 50), Size(50, 51)) == Box(6, 0, 37, 50)
+    assert centre_box(Size(37, 50), Size(50, 51)) == Box(6, 0, 37, 50)
 
 
 # Pinpoints ----------------------------------------------------------------------------------------------------------

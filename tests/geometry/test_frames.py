@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmblocks.errors import DataError
-from mmblocks.geometry.frames import sample_frames, time_instruction
+from mmblocks.geometry.frames import format_time_instruction, sample_frames
 
 
 def frames(num_frames, fps=30.0, *, max_frames=32, fps_wanted=None, force=False):
@@ -38,13 +38,13 @@ def test_without_a_limit_all_steps_are_taken():
 
 def test_times_are_seconds_and_the_original_clock_counts_steps():
     sample = frames(60, fps_wanted=2)
-    assert sample.times_s() == (0.0, 0.5, 1.0, 1.5)
-    assert sample.times_s(clock="steps") == (0.0, 1.0, 2.0, 3.0)
+    assert sample.compute_times_s() == (0.0, 0.5, 1.0, 1.5)
+    assert sample.compute_times_s(clock="steps") == (0.0, 1.0, 2.0, 3.0)
     assert sample.duration_s == 2.0
 
 
 def test_the_time_instruction_names_every_frame():
-    assert time_instruction(frames(60, fps_wanted=1)) == (
+    assert format_time_instruction(frames(60, fps_wanted=1)) == (
         "The video lasts for 2.00 seconds, and 2 frames are uniformly sampled from it. These frames are located at "
         "0.00s,1.00s.Please answer the following questions related to this video."
     )
@@ -80,19 +80,24 @@ def burst(**settings):
 def test_a_spread_is_even_in_time():
     sample = burst(max_frames=8)
     assert sample.indices == (0, 70, 71, 73, 74, 75, 77, 79)  # shown at i * 9.5 / 7 seconds
-    assert sample.times_s() == (0.0, 1.0, 2.0, 4.0, 5.0, 6.0, 8.0, 9.5)
+    assert sample.compute_times_s() == (0.0, 1.0, 2.0, 4.0, 5.0, 6.0, 8.0, 9.5)
     assert sample.duration_s == 10.0
     assert burst(max_frames=1).indices == (0,)
 
 
 def test_a_rate_takes_the_frame_that_is_shown_at_each_of_its_instants():
-    assert burst(fps_wanted=1).times_s() == (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
-    assert burst(fps_wanted=0.4).times_s() == (0.0, 2.0, 5.0, 7.0)  # 0, 2.5, 5 and 7.5 seconds; 10 is behind the end
+    assert burst(fps_wanted=1).compute_times_s() == (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
+    assert burst(fps_wanted=0.4).compute_times_s() == (
+        0.0,
+        2.0,
+        5.0,
+        7.0,
+    )  # 0, 2.5, 5 and 7.5 seconds; 10 is behind the end
     assert burst(fps_wanted=2, max_frames=8).indices == burst(max_frames=8).indices
 
 
 def test_a_frame_that_stays_is_taken_once_unless_forced():
-    assert burst(fps_wanted=2).times_s() == (0.0, 0.5, *map(float, range(1, 10)), 9.5)
+    assert burst(fps_wanted=2).compute_times_s() == (0.0, 0.5, *map(float, range(1, 10)), 9.5)
     slides = {"max_frames": 5, "fps_wanted": None, "times_s": [0.0, 1.0, 2.0, 3.0, 4.0, 40.0]}
     assert sample_frames(6, 0.1, force=False, **slides).indices == (0, 4, 5)
     assert sample_frames(6, 0.1, force=True, **slides).indices == (0, 4, 4, 4, 5)
@@ -105,8 +110,11 @@ def test_frames_of_the_same_moment_give_the_last_of_them():
 
 
 def test_the_original_clock_keeps_its_numbers_on_uneven_clips():
-    assert burst(fps_wanted=0.4).times_s(clock="steps") == (0.0, 1.0, 2.0, 3.0)
-    assert burst(max_frames=2).times_s(clock="steps") == (0.0, 79 / 8)  # by the average rate, as LLaVA-NeXT has it
+    assert burst(fps_wanted=0.4).compute_times_s(clock="steps") == (0.0, 1.0, 2.0, 3.0)
+    assert burst(max_frames=2).compute_times_s(clock="steps") == (
+        0.0,
+        79 / 8,
+    )  # by the average rate, as LLaVA-NeXT has it
 
 
 def test_times_of_an_even_clip_change_nothing():
@@ -116,4 +124,4 @@ def test_times_of_an_even_clip_change_nothing():
             even = sample_frames(num_frames, fps, **chosen)
             timed = sample_frames(num_frames, fps, **chosen, times_s=[i / fps for i in range(num_frames)])
             assert timed.indices == even.indices
-            assert timed.times_s() == even.times_s()
+            assert timed.compute_times_s() == even.compute_times_s()

@@ -12,7 +12,7 @@ import pytest
 
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Visual
-from mmblocks.data.records.llava_json import conversation_of
+from mmblocks.data.records.llava_json import to_conversation
 from mmblocks.errors import DataError
 
 HERE = Path(__file__).parent
@@ -61,7 +61,7 @@ def conversation(case, media_root) -> tuple[Conversation, bool]:
     record = {"image": images, "conversations": turns}
     placement = "as_written" if case["template"] in WITH_EXAMPLE else "lone_first"
     roots = {"image": media_root, "video": media_root}
-    return conversation_of(record, roots, origin="golden", placement=placement), still_open
+    return to_conversation(record, roots, origin="golden", placement=placement), still_open
 
 
 def _turns(case, role, text, *, fronted):
@@ -105,7 +105,7 @@ def test_with_the_example_as_a_first_turn_v0_is_the_originals_to_the_letter(case
     asked, answered = EXAMPLE.search(case["prompt"]).groups()
     example = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     template = templates.build(case["template"])
-    spans = template.spans([*Conversation.of(example).messages, *talk.messages])
+    spans = template.spans([*Conversation.from_messages(example).messages, *talk.messages])
     assert rendered([*spans, *(template.open_answer() if still_open else [])]) == case["prompt"]
 
 
@@ -117,7 +117,7 @@ def test_an_empty_answer_is_a_turn_with_an_end(case):
         {"role": "assistant", "content": ""},
         {"role": "user", "content": "Again?"},
     ]
-    ours = rendered([*template.spans(Conversation.of(messages).messages), *template.open_answer()])
+    ours = rendered([*template.spans(Conversation.from_messages(messages).messages), *template.open_answer()])
     without = prompt = expected(case)
     for theirs, correct in EMPTY_ANSWER:
         newline = "<|im_end|>\n<|im_start|>user" if "qwen" in case["template"] else "<|im_end|><|im_start|>user"
@@ -139,4 +139,4 @@ def test_a_plain_prompt_with_an_empty_answer_inside_is_refused():
         {"role": role, "content": said} for role, said in [("user", "Describe."), ("assistant", ""), ("user", "Again?")]
     ]
     with pytest.raises(DataError, match="not user, assistant, user"):
-        templates.build("plain").spans(Conversation.of(messages).messages)
+        templates.build("plain").spans(Conversation.from_messages(messages).messages)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from mmblocks.batch import IGNORE
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.data.records.llava_json import conversation_of
+from mmblocks.data.records.llava_json import to_conversation
 from mmblocks.data.sample.encode import encode_for_training, encode_prompt
 from mmblocks.errors import DataError
 from mmblocks.shapes import RoutedPlan, VisualPlan
@@ -45,7 +45,7 @@ def trained(case, media_root):
     (media_root / "IMG").touch()
     turns = [{"from": role, "value": text} for role, text in case["conv"]]
     record = {"conversations": turns, "image": ["IMG"] * sum(text.count("<image>") for _, text in case["conv"])}
-    conversation = conversation_of(record, {"image": media_root, "video": media_root}, origin="golden")
+    conversation = to_conversation(record, {"image": media_root, "video": media_root}, origin="golden")
     encoded = encode_for_training(
         conversation,
         [ONE_TOKEN] * len(conversation.visuals),

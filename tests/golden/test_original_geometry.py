@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from mmblocks.components import poolings, tokenizers
-from mmblocks.geometry.anyres import best_canvas, centred, kept_cells, parse_pinpoints, resized_within, tile_grid
-from mmblocks.geometry.frames import sample_frames, time_instruction
+from mmblocks.geometry.anyres import (
+    centre_box,
+    count_tiles,
+    find_best_canvas,
+    find_kept_cells,
+    parse_pinpoints,
+    resize_within,
+)
+from mmblocks.geometry.frames import format_time_instruction, sample_frames
 from mmblocks.shapes import Size, VisualShape
 
 
@@ -41,8 +48,8 @@ def test_every_picture_goes_to_the_same_canvas(name):
     canvases = parse_pinpoints(SETS[name]["spec"], tile)
     wrong = []
     for width, height, canvas_wh, columns_rows in (c[1:5] for c in SELECT["cases"] if c[0] == name):
-        canvas = best_canvas(Size(height, width), canvases)
-        rows, columns = tile_grid(canvas, tile)
+        canvas = find_best_canvas(Size(height, width), canvases)
+        rows, columns = count_tiles(canvas, tile)
         if [canvas.width, canvas.height] != canvas_wh or [columns, rows] != columns_rows:
             wrong.append((width, height, canvas, canvas_wh))
     assert wrong == []
@@ -52,8 +59,8 @@ def test_pictures_are_resized_and_placed_on_their_canvas_alike():
     wrong = []
     for width, height, canvas_w, canvas_h, *placed in golden("resize_pad_geometry")["cases"]:
         canvas = Size(canvas_h, canvas_w)
-        resized = resized_within(Size(height, width), canvas)
-        box = centred(resized, canvas)
+        resized = resize_within(Size(height, width), canvas)
+        box = centre_box(resized, canvas)
         if [resized.width, resized.height, box.left, box.top] != placed:
             wrong.append((width, height, canvas, placed, resized, box))
     assert wrong == []
@@ -62,7 +69,7 @@ def test_pictures_are_resized_and_placed_on_their_canvas_alike():
 def test_unpadding_keeps_the_same_rows_and_columns():
     wrong = []
     for rows, columns, width, height, kept_rows, kept_columns in golden("unpad")["cases"]:
-        box = kept_cells(Size(rows, columns), Size(height, width))
+        box = find_kept_cells(Size(rows, columns), Size(height, width))
         if kept_columns is None:  # an empty map: only its shape is known
             same = list(box.size) == kept_rows
         else:
@@ -82,8 +89,8 @@ def test_clips_show_the_same_frames_at_the_same_times():
             fps_wanted=case["video_fps"],
             force=case["force_sample"],
         )
-        times = ",".join(f"{t:.2f}s" for t in sample.times_s(clock="steps"))
-        indices, said = list(sample.indices), time_instruction(sample, clock="steps")
+        times = ",".join(f"{t:.2f}s" for t in sample.compute_times_s(clock="steps"))
+        indices, said = list(sample.indices), format_time_instruction(sample, clock="steps")
         agree = [
             len(indices) == case["num_frames"],
             same_frames(indices, case["frame_idx"]),

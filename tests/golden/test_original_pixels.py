@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmblocks.components import poolings, tokenizers
-from mmblocks.data.media.pixels import render
+from mmblocks.data.media.pixels import render_views
 from mmblocks.shapes import Size, View, VisualPlan, VisualShape
 
 GREY = (127, 127, 127)
@@ -70,7 +70,7 @@ def planned(case: dict[str, Any]) -> tuple[VisualShape, VisualPlan]:
 @pytest.mark.parametrize("case", TILES["cases"], ids=lambda c: c["name"])
 def test_views_have_the_same_pixels(case):
     _, plan = planned(case)
-    views = render(synth(*case["size"]), plan.views, tuple(case.get("background", GREY)))
+    views = render_views(synth(*case["size"]), plan.views, tuple(case.get("background", GREY)))
     pixels = rearrange(views, "n c h w -> n h w c").contiguous()
     assert [hashlib.sha256(view.numpy().tobytes()).hexdigest() for view in pixels] == case["sha256"]
     if "tensor" in case:
@@ -96,7 +96,7 @@ def probed(case: dict[str, Any]) -> Tensor:
 
 def rendered(frames: Sequence[Image.Image], views: Sequence[View]) -> Tensor:
     of_frame = [[view for view in views if view.frame == n] for n in range(len(frames))]
-    return torch.cat([render(frame, its_views, GREY) for frame, its_views in zip(frames, of_frame, strict=True)])
+    return torch.cat([render_views(frame, its_views, GREY) for frame, its_views in zip(frames, of_frame, strict=True)])
 
 
 @pytest.mark.parametrize("case", TILES["siglip_float"], ids=lambda c: f"{c['size']} {c.get('mode', 'anyres')}")

@@ -178,7 +178,7 @@ def batch_of(samples: list[Encoded], num_views: int) -> Batch:
         input_ids=torch.cat([s.input_ids for s in samples]),
         position_ids=torch.cat([torch.arange(n) for n in lengths]),
         targets=torch.cat([s.targets for s in samples]),
-        packing=Packing.of(lengths),
+        packing=Packing.from_lengths(lengths),
         pixels=torch.zeros(num_views, 3, 1, 1, dtype=torch.uint8),
         plans=plans,
         visual_positions=torch.cat([s.visual_positions + at for s, at in zip(samples, starts, strict=True)]),
@@ -190,9 +190,9 @@ def embedded(case: dict[str, Any]) -> tuple[list[Tensor], list[Encoded]]:
     samples, views = encoded_and_features(case)
     ends: Any = Prepared(views)
     model = OneVision(ends, nn.Identity(), router_of(case), ends, AsGiven(frozenset()), spec=None)  # type: ignore[arg-type]
-    if "newline" in model.marks:
-        model.marks["newline"].data = torch.tensor([-1.0, 100.0])
-    rows = model.embed(batch_of(samples, len(views)))
+    if "newline" in model.learned_tokens:
+        model.learned_tokens["newline"].data = torch.tensor([-1.0, 100.0])
+    rows = model.embed_tokens(batch_of(samples, len(views)))
     return list(rows.split([len(s) for s in samples])), samples
 
 

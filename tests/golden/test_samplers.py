@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.planning.grouping import even_shares, grouped, grouped_by_modality, length, words
+from mmblocks.data.planning.grouping import (
+    count_words,
+    estimate_length,
+    group_by_length,
+    group_by_modality,
+    split_evenly,
+)
 
 GOLDEN = json.loads((Path(__file__).parent / "data.json").read_text())
 
@@ -22,13 +28,13 @@ def seeded(case, which):
 
 @pytest.mark.parametrize("case", cases("get_length_grouped_indices"))
 def test_orders_by_length_are_the_original_ones(case):
-    order = grouped(case["lengths"], case["batch_size"], case["world_size"], seeded(case, "generator"))
+    order = group_by_length(case["lengths"], case["batch_size"], case["world_size"], seeded(case, "generator"))
     assert order == case["order"]
 
 
 @pytest.mark.parametrize("case", cases("get_modality_length_grouped_indices"))
 def test_orders_by_modality_and_length_are_the_original_ones(case):
-    order = grouped_by_modality(
+    order = group_by_modality(
         case["lengths"],
         case["batch_size"],
         case["world_size"],
@@ -40,7 +46,7 @@ def test_orders_by_modality_and_length_are_the_original_ones(case):
 
 @pytest.mark.parametrize("case", cases("split_to_even_chunks"))
 def test_shares_of_ranks_are_the_original_ones(case):
-    assert even_shares(case["indices"], case["lengths"], case["num_chunks"]) == case["chunks"]
+    assert split_evenly(case["indices"], case["lengths"], case["num_chunks"]) == case["chunks"]
 
 
 def record(kind, number):
@@ -49,15 +55,17 @@ def record(kind, number):
     asked = (number - len(shown[:1])) // 2
     said = [{"type": "text", "text": " ".join(["word"] * asked)}]
     answer = " ".join(["word"] * (number - len(shown[:1]) - asked))
-    return Conversation.of([{"role": "user", "content": shown + said}, {"role": "assistant", "content": answer}])
+    return Conversation.from_messages(
+        [{"role": "user", "content": shown + said}, {"role": "assistant", "content": answer}]
+    )
 
 
 @pytest.mark.parametrize("case", GOLDEN["lengths"], ids=lambda case: f"early_mix_text-{case['early_mix_text']}")
 def test_lengths_are_the_original_ones(case):
     """With early_mix_text the original calls every sample multimodal: the same counts, all positive."""
     records = [record(kind, number) for kind, number in zip(case["kinds"], case["words"], strict=True)]
-    assert [length(r) for r in records] == case["lengths"]
-    signed = [words(r) for r in records]
+    assert [estimate_length(r) for r in records] == case["lengths"]
+    signed = [count_words(r) for r in records]
     assert [abs(n) for n in signed] == [abs(n) for n in case["modality_lengths"]]
     if not case["early_mix_text"]:
         assert signed == case["modality_lengths"]

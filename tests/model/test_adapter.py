@@ -50,7 +50,7 @@ def test_what_stands_before_the_projectors_name_does_not_matter(tiny_model, writ
 
 def test_a_newline_is_taken_where_the_file_has_one(tiny_model, written):
     taken = import_adapter(tiny_model, written({**adapter(), "model.image_newline": torch.ones(32)}))
-    assert torch.equal(tiny_model.marks["newline"], torch.ones(32))
+    assert torch.equal(tiny_model.learned_tokens["newline"], torch.ones(32))
     assert taken.kept == ()
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from mmblocks.batch import Batch, Packing
-from mmblocks.cli.plan import report
+from mmblocks.cli.plan import format_budget
 from mmblocks.compat import make_flop_counter
 from mmblocks.errors import ConfigError
-from mmblocks.model.budget import plan, prefill_flops, visual_shape
+from mmblocks.model.budget import count_prefill_flops, estimate_budget, parse_visual_shape
 from mmblocks.model.build import count_parameters
-from mmblocks.model.checks.composition import examine
-from mmblocks.model.checks.limits import kv_bytes_per_token
+from mmblocks.model.checks.composition import dry_build
+from mmblocks.model.checks.limits import count_kv_bytes_per_token
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.shapes import Size, VisualShape
 
@@ -28,12 +28,12 @@ CLIP = VisualShape("video", Size(720, 1280), 900, 30.0)
 
 @pytest.fixture(scope="module")
 def router():
-    return examine(ModelSpec(backbone="qwen2_72b")).router
+    return dry_build(ModelSpec(backbone="qwen2_72b")).router
 
 
 @pytest.fixture(scope="module")
 def onevision():
-    return {bb: plan(ModelSpec(backbone=bb), [image(1000, 700)]) for bb in ("qwen2_0_5b", "qwen2_7b")}
+    return {bb: estimate_budget(ModelSpec(backbone=bb), [image(1000, 700)]) for bb in ("qwen2_0_5b", "qwen2_7b")}
 
 
 # Known numbers ------------------------------------------------------------------------------------------------------
@@ -81,10 +81,10 @@ def test_qwen2_costs_what_its_sizes_say(onevision, backbone, body, embedding, li
 
 
 def test_the_largest_qwen2_has_the_parameters_and_cache_of_its_sizes():
-    seen = examine(ModelSpec(backbone="qwen2_72b"))
+    seen = dry_build(ModelSpec(backbone="qwen2_72b"))
 
-    assert seen.parameters("backbone") == pytest.approx(70.2e9 + 2 * 152064 * 8192, rel=2e-3)
-    assert kv_bytes_per_token(seen.backbone.config) == 327680
+    assert seen.count_parameters("backbone") == pytest.approx(70.2e9 + 2 * 152064 * 8192, rel=2e-3)
+    assert count_kv_bytes_per_token(seen.backbone.config) == 327680
 
 
 def test_attention_counts_in_full(onevision):
@@ -96,7 +96,7 @@ def test_the_projector_costs_two_products_per_cell(onevision):
 
 
 def test_stored_weights_take_two_bytes_and_learning_ones_sixteen(tiny_spec):
-    budget = plan(tiny_spec, [], stages={"align": ["projector"], "all": PARTS})
+    budget = estimate_budget(tiny_spec, [], stages={"align": ["projector"], "all": PARTS})
     total, projector = sum(budget.parameters.values()), budget.parameters["projector"]
 
     assert budget.weight_bytes == 2 * total
@@ -116,7 +116,7 @@ def batch_of(model, media, text_tokens):
         input_ids=torch.zeros(total, dtype=torch.int64),
         position_ids=torch.arange(total),
         targets=torch.full((total,), -100),
-        packing=Packing.of([total]),
+        packing=Packing.from_lengths([total]),
         pixels=torch.zeros(views, 3, *model.encoder.view_px, dtype=torch.uint8),
         plans=routed,
         visual_positions=torch.arange(visual),
@@ -128,9 +128,9 @@ def batch_of(model, media, text_tokens):
 def test_flops_are_those_that_a_real_prefill_makes(tiny_spec, tiny_model, media):
     batch = batch_of(tiny_model, media, text_tokens=16)
     with make_flop_counter() as counter:
-        tiny_model.backbone.logits(tiny_model.hidden(batch)[-1:])
+        tiny_model.backbone.compute_logits(tiny_model.compute_hidden_states(batch)[-1:])
 
-    flops = plan(tiny_spec, media, text_tokens=16).flops
+    flops = estimate_budget(tiny_spec, media, text_tokens=16).flops
 
     # The SDPA kernel of the CPU is not counted by torch when it is not causal; 2 % is what the field asks for.
     assert sum(n for part, n in flops.items() if part != "attention") == pytest.approx(
@@ -139,17 +139,17 @@ def test_flops_are_those_that_a_real_prefill_makes(tiny_spec, tiny_model, media)
 
 
 def test_counts_are_those_of_the_real_model(tiny_spec, tiny_model):
-    budget = plan(tiny_spec, [image(100, 70), CLIP])
+    budget = estimate_budget(tiny_spec, [image(100, 70), CLIP])
 
     assert budget.parameters == {part: count_parameters(getattr(tiny_model, part)) for part in PARTS}
     assert budget.visual_tokens == sum(r.plan.num_tokens for r in tiny_model.router.plan([image(100, 70), CLIP]))
 
 
 def test_work_that_depends_on_weights_is_named_not_guessed(tiny_spec):
-    seen = examine(tiny_spec)
+    seen = dry_build(tiny_spec)
     seen.backbone.hidden = lambda x, *_: x[x.sum() > 0]  # which rows are kept is not known on the meta device
 
-    flops, notes = prefill_flops(seen, 1, 8)
+    flops, notes = count_prefill_flops(seen, 1, 8)
 
     assert flops["backbone"] is None
     assert "FLOPs of the backbone depend on its weights" in notes[0]
@@ -166,7 +166,7 @@ def test_a_budget_is_plain_json(onevision):
 
 
 def test_the_page_names_parts_visuals_and_totals(onevision):
-    page = "\n".join(report(ModelSpec().plain(), onevision["qwen2_0_5b"]))
+    page = "\n".join(format_budget(ModelSpec().to_dict(), onevision["qwen2_0_5b"]))
 
     assert "siglip_so400m_384 -> mlp" in page
     assert "1000x700" in page
@@ -176,17 +176,17 @@ def test_the_page_names_parts_visuals_and_totals(onevision):
 
 
 def test_a_conversation_that_is_too_long_is_said_to_be(tiny_spec):
-    budget = plan(tiny_spec, [image(80, 60)] * 300)
+    budget = estimate_budget(tiny_spec, [image(80, 60)] * 300)
 
-    assert not budget.fits
+    assert not budget.is_within_limit
     assert "too long: 1564 tokens, the backbone takes 1024" in "\n".join(
-        report(ModelSpec.of(tiny_spec).plain(), budget)
+        format_budget(ModelSpec.from_dict(tiny_spec).to_dict(), budget)
     )
 
 
 def test_a_plan_of_parts_that_do_not_fit_lists_every_reason(tiny_spec):
     with pytest.raises(ConfigError, match=r"(?s)cannot work:.*model\.projector.*model\.pooling"):
-        plan({**tiny_spec, "projector": "identity", "pooling": {"name": "max", "stride": 9}}, [])
+        estimate_budget({**tiny_spec, "projector": "identity", "pooling": {"name": "max", "stride": 9}}, [])
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_plan_of_parts_that_do_not_fit_lists_every_reason(tiny_spec):
     ],
 )
 def test_media_are_written_width_by_height(word, shape):
-    assert visual_shape(word) == shape
+    assert parse_visual_shape(word) == shape
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_media_are_written_width_by_height(word, shape):
 )
 def test_other_words_are_refused_with_an_example(word):
     with pytest.raises(ConfigError, match=r"image=WIDTHxHEIGHT|numbers such as|longer than 0"):
-        visual_shape(word)
+        parse_visual_shape(word)
 
 
 HOSTILE_WORDS = [
@@ -232,7 +232,7 @@ HOSTILE_WORDS = [
 @pytest.mark.parametrize("word", HOSTILE_WORDS, ids=lambda word: word[:30])
 def test_what_is_no_picture_or_clip_is_refused_in_a_line(word):
     with pytest.raises(ConfigError) as refused:
-        visual_shape(word)
+        parse_visual_shape(word)
     assert word[:20] in str(refused.value)
     assert len(str(refused.value)) < 400
 
@@ -242,7 +242,7 @@ def test_what_is_no_picture_or_clip_is_refused_in_a_line(word):
 )
 def test_the_largest_and_thinnest_media_are_planned_at_once(tiny_spec, word):
     started = time.process_time()
-    budget = plan(tiny_spec, [visual_shape(word)])
+    budget = estimate_budget(tiny_spec, [parse_visual_shape(word)])
     assert 0 < budget.visual_tokens < budget.max_tokens
     assert time.process_time() - started < 5
 
@@ -264,10 +264,10 @@ def test_the_largest_and_thinnest_media_are_planned_at_once(tiny_spec, word):
 )
 def test_shapes_that_cannot_be_are_refused_before_they_are_planned(tiny_spec, shape):
     with pytest.raises(ConfigError, match=r"each side has|a clip"):
-        plan(tiny_spec, [shape])
+        estimate_budget(tiny_spec, [shape])
 
 
 @pytest.mark.parametrize("text_tokens", [-1, 10**20, math.nan, True, "5", None])
 def test_text_has_a_number_of_tokens(tiny_spec, text_tokens):
     with pytest.raises(ConfigError, match="text_tokens="):
-        plan(tiny_spec, [], text_tokens=text_tokens)
+        estimate_budget(tiny_spec, [], text_tokens=text_tokens)

@@ -9,16 +9,16 @@ from PIL import Image
 from torch import nn
 
 import mmblocks
-from mmblocks.assets import media
+from mmblocks.assets import find_media
 from mmblocks.chat import Chat, Reuse, answer, image, video
 from mmblocks.components import projectors
 from mmblocks.conversation import Conversation, Message, Text
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.generate import Decoding
-from mmblocks.model.generation.weights import Weights
-from mmblocks.ops.choice import asked_for, using
-from mmblocks.train.adapters.lora import add_lora, merged, without_lora
+from mmblocks.model.generation.weights import WeightSnapshot
+from mmblocks.ops.choice import find_requested_backend, use_backends
+from mmblocks.train.adapters.lora import add_lora, disable_lora, merge_temporarily
 from mmblocks.train.stages import Lora
 
 RED, BLUE, WIDE = (
@@ -72,7 +72,7 @@ def counted(model):
 
 
 def length_of(model, messages):
-    return len(Processor.of(model).encoded_prompt(Conversation(tuple(messages))))
+    return len(Processor.from_model(model).encode_conversation_prompt(Conversation(tuple(messages))))
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_a_conversation_may_be_changed_behind_the_back_of_a_chat(model):
 def test_what_was_forgotten_has_no_say(model):
     chat = Chat(model, system="Answer in one word.", decoding=SHORT)
     chat.ask(image(RED), "What is this?")
-    chat.forget()
+    chat.reset_messages()
     assert chat.ask("How many?") == fresh(model, chat.messages[:-1])
     assert [m.role for m in chat.messages] == ["system", "user", "assistant"]
 
@@ -171,7 +171,7 @@ def test_of_a_new_picture_only_its_own_views_are_encoded(model):
 def test_a_picture_shown_again_is_not_encoded_again(model):
     chat = Chat(model, decoding=SHORT)
     chat.ask(image(RED), "What is this?")
-    chat.forget()
+    chat.reset_messages()
     with counted(model) as run:
         chat.ask(image(RED.copy()), "How many circles are there?")
     assert run["views"] == 0
@@ -243,7 +243,7 @@ def test_the_picture_least_used_leaves_first(model):
         RED.transpose(Image.Transpose.ROTATE_180),
         RED,
     ):
-        chat.forget()
+        chat.reset_messages()
         with counted(model) as run:
             chat.ask(image(picture), "What is this?")
         encoded.append(run["views"] > 0)
@@ -352,8 +352,8 @@ def test_a_question_between_the_pieces_of_an_answer_is_answered_too(model):
 
 def test_a_stream_uses_the_ops_that_were_asked_for_around_it(model):
     asked = []
-    hook = model.encoder.register_forward_hook(lambda *_: asked.append(asked_for("attention")))
-    with using("reference"):
+    hook = model.encoder.register_forward_hook(lambda *_: asked.append(find_requested_backend("attention")))
+    with use_backends("reference"):
         list(Chat(model, decoding=SHORT).stream(image(RED), "What is this?"))
     hook.remove()
     assert asked == ["reference"]
@@ -405,11 +405,11 @@ def test_a_model_that_changed_answers_as_it_is_now(model, part, change):
 
 
 def test_a_changed_mark_counts_as_a_change(model):
-    before = Weights.of(model)
-    assert before.same(Weights.of(model))
+    before = WeightSnapshot.from_module(model)
+    assert before.is_same_as(WeightSnapshot.from_module(model))
     with torch.no_grad():
-        model.marks["newline"][3] += 1
-    assert not before.same(Weights.of(model))
+        model.learned_tokens["newline"][3] += 1
+    assert not before.is_same_as(WeightSnapshot.from_module(model))
 
 
 def test_adapters_that_are_switched_or_merged_count_as_a_change(model):
@@ -421,7 +421,7 @@ def test_adapters_that_are_switched_or_merged_count_as_a_change(model):
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.eval()
     chat.ask(image(RED), "What is this?")
-    for mode in (without_lora, merged):
+    for mode in (disable_lora, merge_temporarily):
         with mode(model):
             chat.ask("How many?")
             assert answers_as_fresh(chat)
@@ -469,7 +469,7 @@ def files(tmp_path):
     (tmp_path / "clip").mkdir()
     for i, frame in enumerate(CLIP):
         Image.fromarray(frame).save(tmp_path / "clip" / f"{i}.png")
-    (tmp_path / "clip.mp4").write_bytes(media("clip.mp4").read_bytes())
+    (tmp_path / "clip.mp4").write_bytes(find_media("clip.mp4").read_bytes())
     return tmp_path
 
 
@@ -526,6 +526,6 @@ def test_a_file_that_is_gone_cannot_be_shown_once_more_after_forget(model, files
     chat, picture = Chat(model, decoding=SHORT), image(files / "red.png")
     chat.ask(picture, "What is this?")
     lost(files)
-    chat.forget()
+    chat.reset_messages()
     with pytest.raises(DataError, match=r"red\.png: there is no such file"):
         chat.ask(picture, "What is this?")

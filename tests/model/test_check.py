@@ -9,8 +9,8 @@ import torch
 
 from mmblocks.components import REGISTRIES, encoders, poolings, projectors, tokenizers
 from mmblocks.errors import ConfigError
-from mmblocks.model.build import build, wire
-from mmblocks.model.checks.composition import faults, require
+from mmblocks.model.build import build, build_from_spec
+from mmblocks.model.checks.composition import find_faults, require_dry_build
 from mmblocks.model.spec import ModelSpec
 from mmblocks.shapes import SCENARIOS, Size
 
@@ -112,7 +112,7 @@ PLANTED = [
 
 @pytest.mark.parametrize(("path", "value", "key", "words"), PLANTED, ids=lambda v: v if isinstance(v, str) else "")
 def test_a_planted_fault_is_named_with_its_key_and_a_cure(tiny_spec, path, value, key, words):
-    found = faults(changed(tiny_spec, path, value))
+    found = find_faults(changed(tiny_spec, path, value))
 
     assert any(fault.key == key and words in str(fault) for fault in found), "\n".join(map(str, found))
 
@@ -125,11 +125,11 @@ def test_a_fault_is_reported_once_and_without_what_follows_from_it(tiny_spec):
     alone = [p for p in PLANTED if p[0] not in ("backbone.max_tokens", "encoder", "tokenizer.image")]
 
     for path, value, key, _ in alone:
-        assert [f.key for f in faults(changed(tiny_spec, path, value))] == [key], path
+        assert [f.key for f in find_faults(changed(tiny_spec, path, value))] == [key], path
 
 
 def test_faults_of_all_parts_are_found_together(tiny_spec):
-    found = faults(
+    found = find_faults(
         {
             **tiny_spec,
             "encoder": "siglib",
@@ -166,7 +166,7 @@ def test_building_refuses_with_every_reason_in_one_error(tiny_spec):
     with pytest.raises(ConfigError, match=r"(?s)cannot work:.*model\.projector\.depth.*model\.template"):
         build({**tiny_spec, "projector": {"name": "mlp", "depth": 0}, "template": "qwen"})
     with pytest.raises(ConfigError, match="cannot work"):
-        require({**tiny_spec, "projector": "identity"})
+        require_dry_build({**tiny_spec, "projector": "identity"})
 
 
 def test_every_misspelt_key_is_refused(tiny_spec):
@@ -179,29 +179,29 @@ def test_every_misspelt_key_is_refused(tiny_spec):
             value = value[word]
         misspelt = changed(changed(tiny_spec, key, MISSING), key + "x", value)
 
-        assert f"model.{key}x" in {fault.key for fault in faults(misspelt)}
+        assert f"model.{key}x" in {fault.key for fault in find_faults(misspelt)}
 
 
 @pytest.mark.parametrize("kind", ["encoder", "projector", "pooling", "backbone"])
 def test_components_and_some_presets_pass_in_a_composition_that_suits_them(kind, tiny_spec):
     """Every component, and every fourth preset: each preset is built on the meta device by other tests."""
-    presets = [name for name in REGISTRIES[kind] if REGISTRIES[kind].about(name).of]
+    presets = [name for name in REGISTRIES[kind] if REGISTRIES[kind].find_info(name).preset_of]
     wide = {**tiny_spec["encoder"], "view_px": 96}  # 8x8 cells, enough for every pooling
     roomy = {**tiny_spec, "encoder": wide, "backbone": {**QWEN, "dim": 16}, "template": "plain"}
     for_a_row = {"pooling": "none", "tokenizer": {"image": "pad", "multi_image": "pad", "video": FRAMES_IN_A_ROW}}
     for name in sorted({*REGISTRIES[kind]} - {*presets}) + presets[::4]:
         ordered = getattr(REGISTRIES[kind][name].builder, "spatial", True)
         suited = roomy if ordered else {**roomy, **for_a_row}
-        assert faults({**suited, kind: tiny(REGISTRIES[kind], name)}) == [], name
+        assert find_faults({**suited, kind: tiny(REGISTRIES[kind], name)}) == [], name
 
 
 def test_templates_pass_where_the_text_tokenizer_is_not_on_this_machine(tiny_spec):
     for name in REGISTRIES["template"]:
-        assert faults({**tiny_spec, "backbone": QWEN, "template": name}) == []
+        assert find_faults({**tiny_spec, "backbone": QWEN, "template": name}) == []
 
 
 def test_a_family_with_a_short_context_cannot_hold_the_largest_picture():
-    (image, video) = faults({"backbone": "vicuna_7b"})
+    (image, video) = find_faults({"backbone": "vicuna_7b"})
 
     assert (image.key, video.key) == ("model.tokenizer.image", "model.tokenizer.video")
     assert "takes max_tokens=4096 in all" in image.message
@@ -210,7 +210,7 @@ def test_a_family_with_a_short_context_cannot_hold_the_largest_picture():
 
 def test_a_check_takes_under_two_seconds_and_no_weights():
     started = time.process_time()
-    assert faults({"encoder": "siglip_so400m_384", "backbone": "qwen2_72b"}) == []
+    assert find_faults({"encoder": "siglip_so400m_384", "backbone": "qwen2_72b"}) == []
     assert time.process_time() - started < 2
 
 
@@ -245,7 +245,7 @@ CLIPS = [*CLIPS, {"name": "frames", "newline": "grid"}, {"name": "frames", "newl
 
 
 def composition(encoder, projector, pooling, picture, clip):
-    return ModelSpec.of(
+    return ModelSpec.from_dict(
         {
             "encoder": encoder,
             "projector": projector,
@@ -260,7 +260,7 @@ def can_be_wired(spec):
     """Whether a composition can be built, and its tokenizers have nothing against where they stand."""
     with torch.device("meta"):
         try:
-            return wire(spec).router.reasons_against() == []
+            return build_from_spec(spec).router.reasons_against() == []
         except ConfigError:
             return False
 
@@ -270,7 +270,7 @@ def require_agreement(step):
     for number, parts in [*enumerate(PARTS)][::step]:
         spec = composition(*parts, PICTURES[number % len(PICTURES)], CLIPS[number % len(CLIPS)])
 
-        assert (faults(spec) == []) == can_be_wired(spec), spec
+        assert (find_faults(spec) == []) == can_be_wired(spec), spec
 
 
 def test_check_and_wiring_agree_over_a_sample_of_all_parts():
@@ -285,14 +285,14 @@ def test_check_and_wiring_agree_over_all_parts():
 @pytest.mark.parametrize("name", list(tokenizers))
 def test_check_and_wiring_agree_for_every_tokenizer_in_every_scenario(name, tiny_spec):
     for scenario in SCENARIOS:
-        spec = ModelSpec.of(changed(tiny_spec, f"tokenizer.{scenario}", tiny(tokenizers, name)))
+        spec = ModelSpec.from_dict(changed(tiny_spec, f"tokenizer.{scenario}", tiny(tokenizers, name)))
 
-        assert (faults(spec) == []) == can_be_wired(spec), scenario
+        assert (find_faults(spec) == []) == can_be_wired(spec), scenario
 
 
 def test_a_model_that_the_machine_cannot_hold_is_refused_with_the_size_of_each_part(tiny_spec):
     large = {"name": "qwen2_tiny", "vocab_size": 2**24, "dim": 2**14, "heads": 128, "kv_heads": 128, "depth": 24}
-    assert faults({**tiny_spec, "backbone": large, "template": "chatml"}) == []  # another machine may hold it
+    assert find_faults({**tiny_spec, "backbone": large, "template": "chatml"}) == []  # another machine may hold it
     started = time.process_time()
     with pytest.raises(
         ConfigError, match=r"memory of this machine, [\d,.]+ GB: encoder 0.0 GB, .*backbone 1,[\d,.]+ GB"

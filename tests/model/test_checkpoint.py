@@ -28,7 +28,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tiny_model, tmp_path):
     want, got = tiny_model.state_dict(), back.state_dict()
     assert want.keys() == got.keys()
     assert all(torch.equal(want[k], got[k]) for k in want)
-    assert back.spec.plain() == tiny_model.spec.plain()
+    assert back.spec.to_dict() == tiny_model.spec.plain()
 
 
 def test_the_folder_holds_one_folder_per_component_and_no_pickle(tiny_model, tmp_path):
@@ -143,10 +143,10 @@ def asking(tiny_spec, tmp_path):
 
 
 def answer(model):
-    talk = Conversation.of(
+    talk = Conversation.from_messages(
         [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What colour?"}]}]
     )
-    return generate(model, collate([Processor.of(model).prompt(talk)]), Decoding(max_new_tokens=6))
+    return generate(model, collate([Processor.from_model(model).make_prompt_sample(talk)]), Decoding(max_new_tokens=6))
 
 
 def test_a_projectors_text_tokenizer_goes_with_the_model(asking, tmp_path):
@@ -173,7 +173,7 @@ def test_words_that_ship_with_the_package_are_named_not_copied(asking, tiny_spec
     shipped["projector"] = {**shipped["projector"], "text_tokenizer": "mmblocks:tinyworld_text"}
     model = mmblocks.build(shipped, seed=0)
     back = mmblocks.load(mmblocks.save(model, tmp_path / "m"))
-    assert back.spec.plain() == model.spec.plain()
+    assert back.spec.to_dict() == model.spec.to_dict()
     assert [file.name for file in (tmp_path / "m/projector").iterdir()] == ["model.safetensors"]
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import mmblocks
-from mmblocks.assets import tiny_model
+from mmblocks.assets import find_tiny_model
 from mmblocks.batch import Packing
 from mmblocks.errors import CheckpointError
 
-FILES = sorted(str(p.relative_to(tiny_model())) for p in tiny_model().rglob("*") if p.is_file())
+FILES = sorted(str(p.relative_to(find_tiny_model())) for p in find_tiny_model().rglob("*") if p.is_file())
 SETTINGS = [name for name in FILES if name.endswith("config.json")]
 HUGE, OUTSIDE = 10**12, "../../etc"
 RAW = {
@@ -37,21 +37,23 @@ STILL_WHOLE = {  # files that a model may lack, or that say nothing
 
 @pytest.fixture
 def folder(tmp_path):
-    return Path(shutil.copytree(tiny_model(), tmp_path / "m"))
+    return Path(shutil.copytree(find_tiny_model(), tmp_path / "m"))
 
 
 def logits(folder):
     """What a model answers to eight tokens that its own tokenizer writes."""
     model = mmblocks.load(folder)
     ids = torch.tensor(model.backbone.text_tokenizer("what is it ? a red one .")["input_ids"])
-    packing = Packing.of([len(ids)])
+    packing = Packing.from_lengths([len(ids)])
     with torch.no_grad():
-        return model.backbone.logits(model.backbone.hidden(model.backbone.embed(ids), torch.arange(len(ids)), packing))
+        return model.backbone.compute_logits(
+            model.backbone.compute_hidden_states(model.backbone.embed_tokens(ids), torch.arange(len(ids)), packing)
+        )
 
 
 @pytest.fixture(scope="module")
 def right():
-    return logits(tiny_model())
+    return logits(find_tiny_model())
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -78,7 +80,7 @@ def keys_of(name):
             if isinstance(inner, dict):
                 yield from walk(inner, (*path, key))
 
-    return list(walk(json.loads((tiny_model() / name).read_text()), ()))
+    return list(walk(json.loads((find_tiny_model() / name).read_text()), ()))
 
 
 @pytest.mark.parametrize("key", keys_of("config.json"), ids=".".join)

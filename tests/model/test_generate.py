@@ -14,11 +14,17 @@ from mmblocks.conversation import Conversation
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
-from mmblocks.model.generate import Decoding, Stop, generate, written_on
-from mmblocks.model.generation.decoding import end_tokens
-from mmblocks.model.generation.step import SeenSlots, Step, give_back, reasons_against_capture, step_for
-from mmblocks.model.generation.store import KVStore
-from mmblocks.model.generation.writing import prepare, read, write
+from mmblocks.model.generate import Decoding, StopSequences, generate, generate_from_embeddings
+from mmblocks.model.generation.decoding import find_end_tokens
+from mmblocks.model.generation.step import (
+    DecodingStep,
+    VisibleSlots,
+    acquire_step,
+    reasons_against_capture,
+    release_step,
+)
+from mmblocks.model.generation.store import KVCache
+from mmblocks.model.generation.writing import decode_answers, prefill_prompts, prepare_step
 from mmblocks.train.adapters.lora import add_lora
 from mmblocks.train.stages import Lora
 
@@ -26,11 +32,11 @@ RED = Image.new("RGB", (60, 40), "red")
 CLIP = torch.arange(5 * 20 * 30 * 3).remainder(256).to(torch.uint8).view(5, 20, 30, 3).numpy()
 FAMILIES = json.loads((Path(__file__).parents[1] / "contract" / "families.json").read_text())
 TINY = {"vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "max_tokens": 64}
-NO_END = Stop((), ())
+NO_END = StopSequences((), ())
 
 
 def asked(*content):
-    return Conversation.of([{"role": "user", "content": [*content]}])
+    return Conversation.from_messages([{"role": "user", "content": [*content]}])
 
 
 ASKED = [
@@ -42,7 +48,7 @@ ASKED = [
 
 
 def prompts(model, conversations):
-    return collate([Processor.of(model).prompt(c) for c in conversations])
+    return collate([Processor.from_model(model).make_prompt_sample(c) for c in conversations])
 
 
 def lively(backbone):
@@ -86,8 +92,8 @@ def theirs(backbone, x, lengths, **settings):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_writes_what_transformers_writes(name):
     backbone, lengths = family(name), [5, 9, 1]
-    x = backbone.embed(torch.randint(1, 60, (15,)))
-    ours = written_on(backbone, x, lengths, Decoding(max_new_tokens=10), NO_END)
+    x = backbone.embed_tokens(torch.randint(1, 60, (15,)))
+    ours = generate_from_embeddings(backbone, x, lengths, Decoding(max_new_tokens=10), NO_END)
     assert ours == theirs(backbone, x, lengths, max_new_tokens=10)
     assert len({token for row in ours for token in row}) > 2  # no constant that any cache would give
 
@@ -96,12 +102,12 @@ def test_a_family_writes_what_transformers_writes(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_was_read_before_need_not_be_read_again(name):
     backbone = family(name)
-    x = backbone.embed(torch.randint(1, 60, (21,)))
-    whole, parts = KVStore(2), KVStore(2)
+    x = backbone.embed_tokens(torch.randint(1, 60, (21,)))
+    whole, parts = KVCache(2), KVCache(2)
     first, second = x[:12], x[12:]
-    want = read(backbone, whole, x, [12, 9])
-    read(backbone, parts, torch.cat([first[:7], second[:2]]), [7, 2])
-    got = read(backbone, parts, torch.cat([first[7:], second[2:]]), [5, 7])
+    want = prefill_prompts(backbone, whole, x, [12, 9])
+    prefill_prompts(backbone, parts, torch.cat([first[:7], second[:2]]), [7, 2])
+    got = prefill_prompts(backbone, parts, torch.cat([first[7:], second[2:]]), [5, 7])
     assert parts.lengths == whole.lengths == [12, 9]
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)  # fp32: products of fewer rows
 
@@ -119,8 +125,8 @@ SAMPLED = [
 @pytest.mark.parametrize("settings", SAMPLED, ids=str)
 @pytest.mark.parametrize("lengths", [[7], [5, 9, 1]], ids=str)
 def test_draws_under_a_seed_are_those_of_transformers(backbone, settings, lengths):
-    x = backbone.embed(torch.randint(1, 60, (sum(lengths),)))
-    ours = written_on(backbone, x, lengths, Decoding(max_new_tokens=12, seed=3, **settings), NO_END)
+    x = backbone.embed_tokens(torch.randint(1, 60, (sum(lengths),)))
+    ours = generate_from_embeddings(backbone, x, lengths, Decoding(max_new_tokens=12, seed=3, **settings), NO_END)
     torch.manual_seed(3)
     want = theirs(backbone, x, lengths, max_new_tokens=12, do_sample=True, **{"top_k": 0, "top_p": 1.0, **settings})
     assert ours == want
@@ -128,10 +134,10 @@ def test_draws_under_a_seed_are_those_of_transformers(backbone, settings, length
 
 @torch.no_grad()
 def test_sequences_that_end_change_no_draw_of_those_that_go_on(backbone):
-    x = backbone.embed(torch.randint(1, 60, (15,)))
+    x = backbone.embed_tokens(torch.randint(1, 60, (15,)))
     ends = tuple(range(20))
     decoding = Decoding(max_new_tokens=20, temperature=1.0, seed=5)
-    ours = written_on(backbone, x, [5, 9, 1], decoding, Stop(ends, ()))
+    ours = generate_from_embeddings(backbone, x, [5, 9, 1], decoding, StopSequences(ends, ()))
     torch.manual_seed(5)
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": [*ends], "pad_token_id": 0}
     want = theirs(backbone, x, [5, 9, 1], max_new_tokens=20, do_sample=True, **settings)
@@ -143,11 +149,11 @@ def test_sequences_that_end_change_no_draw_of_those_that_go_on(backbone):
 @pytest.mark.filterwarnings("ignore:Passing .* with `inputs_embeds`:UserWarning")
 @pytest.mark.parametrize("settings", [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 2}], ids=str)
 def test_what_a_checkpoint_says_against_repetition_holds(backbone, settings):
-    x, decoding = backbone.embed(torch.randint(1, 60, (6,))), Decoding(max_new_tokens=16)
-    plain = written_on(backbone, x, [6], decoding, NO_END)
+    x, decoding = backbone.embed_tokens(torch.randint(1, 60, (6,))), Decoding(max_new_tokens=16)
+    plain = generate_from_embeddings(backbone, x, [6], decoding, NO_END)
     for name, value in settings.items():
         setattr(backbone.lm.generation_config, name, value)
-    ours = written_on(backbone, x, [6], decoding, NO_END)
+    ours = generate_from_embeddings(backbone, x, [6], decoding, NO_END)
     assert ours == theirs(backbone, x, [6], max_new_tokens=16)
     assert ours != plain
 
@@ -155,20 +161,20 @@ def test_what_a_checkpoint_says_against_repetition_holds(backbone, settings):
 @torch.no_grad()
 def test_half_precision_writes_what_transformers_writes_in_it(backbone):
     backbone.bfloat16()
-    x = backbone.embed(torch.randint(1, 60, (14,)))
-    ours = written_on(backbone, x, [5, 9], Decoding(max_new_tokens=4), NO_END)
+    x = backbone.embed_tokens(torch.randint(1, 60, (14,)))
+    ours = generate_from_embeddings(backbone, x, [5, 9], Decoding(max_new_tokens=4), NO_END)
     want = theirs(backbone, x, [5, 9], max_new_tokens=4)
     assert [row[0] for row in ours] == [row[0] for row in want]  # later ones may fall to a neighbour by rounding
     ids = torch.tensor(want)
-    stores = KVStore(2), KVStore(2)
-    steps = [Step(backbone, store, x.device) for store in stores]
-    logits = [read(backbone, store, x, [5, 9]) for store in stores]
+    stores = KVCache(2), KVCache(2)
+    steps = [DecodingStep(backbone, store, x.device) for store in stores]
+    logits = [prefill_prompts(backbone, store, x, [5, 9]) for store in stores]
     for column in ids.T[:-1]:
         logits.append(steps[0](column, [True, True]))
-        stores[0].reserve(16)
+        stores[0].reserve_slots(16)
     whole = backbone.float()
     rows = [torch.cat([part.float(), whole.embed(row[:-1])]) for part, row in zip(x.split([5, 9]), ids, strict=True)]
-    exact = read(whole, KVStore(2), torch.cat(rows), [len(r) for r in rows])
+    exact = prefill_prompts(whole, KVCache(2), torch.cat(rows), [len(r) for r in rows])
     allowed = 0.05 * exact.abs().max().item()  # bf16 carries three digits through two layers
     torch.testing.assert_close(logits[-1].float(), exact, rtol=0, atol=allowed)
 
@@ -178,7 +184,7 @@ def test_text_alone_pictures_and_clips_are_answered_as_transformers_answers_them
     batch = prompts(model, ASKED)
     ends = [model.backbone.text_tokenizer.convert_tokens_to_ids("<|im_end|>")]
     ours = generate(model, batch, Decoding(max_new_tokens=8))
-    want = theirs(model.backbone, model.embed(batch), batch.packing.lengths, max_new_tokens=8, eos_token_id=ends)
+    want = theirs(model.backbone, model.embed_tokens(batch), batch.packing.lengths, max_new_tokens=8, eos_token_id=ends)
     assert ours == [row[: row.index(ends[0])] if ends[0] in row else row for row in want]
 
 
@@ -191,7 +197,7 @@ def test_a_model_with_adapters_is_answered_as_transformers_answers_it(model):
         if "lora_B" in name:
             parameter.add_(0.2 * torch.randn_like(parameter))
     ours = generate(model.eval(), batch, Decoding(max_new_tokens=8))
-    want = theirs(model.backbone, model.embed(batch), batch.packing.lengths, max_new_tokens=8, eos_token_id=None)
+    want = theirs(model.backbone, model.embed_tokens(batch), batch.packing.lengths, max_new_tokens=8, eos_token_id=None)
     assert ours == [row[: len(mine)] for row, mine in zip(want, ours, strict=True)]
     assert ours != plain
 
@@ -235,11 +241,11 @@ def test_an_answer_ends_at_its_stop_token(tiny_model):
 def test_an_answer_ends_with_a_stop_text_of_several_tokens(model):
     tokenizer = model.backbone.text_tokenizer
     batch = prompts(model, ASKED)
-    x, lengths = model.embed(batch), batch.packing.lengths
+    x, lengths = model.embed_tokens(batch), batch.packing.lengths
     decoding = Decoding(max_new_tokens=10, temperature=1.0, seed=1)
-    free = written_on(model.backbone, x, lengths, decoding, NO_END)
+    free = generate_from_embeddings(model.backbone, x, lengths, decoding, NO_END)
     text = tokenizer.decode(free[2][2:4])
-    ours = written_on(model.backbone, x, lengths, decoding, Stop((), (text,)))
+    ours = generate_from_embeddings(model.backbone, x, lengths, decoding, StopSequences((), (text,)))
     drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "stop_strings": [text], "tokenizer": tokenizer}
     torch.manual_seed(1)
     want = theirs(model.backbone, x, lengths, max_new_tokens=10, eos_token_id=639, **drawn)
@@ -258,12 +264,12 @@ def test_the_checkpoint_s_own_ends_count_beside_those_of_the_template(tiny_model
     tiny_model.backbone.lm.generation_config.eos_token_id = [end, 0] if several else end
     assert generate(tiny_model, batch, Decoding(max_new_tokens=8))[0] == free[: free.index(end)]
     im_end = tiny_model.backbone.text_tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert Stop.of(tiny_model).tokens == ((im_end, end, 0) if several else (im_end, end))
+    assert StopSequences.from_model(tiny_model).tokens == ((im_end, end, 0) if several else (im_end, end))
 
 
 def test_a_family_without_a_checkpoint_has_no_ends_of_its_own():
     made = backbones.build({"name": "causal_lm", "family": "llama", **TINY})  # a LlamaConfig says eos_token_id=2
-    assert end_tokens(made) == ()
+    assert find_end_tokens(made) == ()
 
 
 def test_a_checkpoint_that_names_a_temperature_and_no_sampling_can_be_saved_again(tmp_path):
@@ -346,7 +352,7 @@ def test_a_streamer_is_given_what_transformers_gives_it(model, capsys):
     generate(model, batch, decoding, streamer=ours)
     printed = capsys.readouterr().out
     with torch.no_grad():
-        x = model.embed(batch)
+        x = model.embed_tokens(batch)
     theirs(model.backbone, x, batch.packing.lengths, max_new_tokens=5, eos_token_id=ends, streamer=own)
     assert ours.put_values == own.put_values
     assert printed == capsys.readouterr().out
@@ -357,13 +363,13 @@ def test_a_streamer_is_given_what_transformers_gives_it(model, capsys):
 
 @torch.no_grad()
 def test_a_store_that_grows_loses_nothing(backbone):
-    x = backbone.embed(torch.randint(1, 60, (7,)))
-    roomy, tight = KVStore(1), KVStore(1)
-    roomy.reserve(200)
-    logits = {store: read(backbone, store, x, [7]) for store in (roomy, tight)}
-    steps = {store: Step(backbone, store, x.device) for store in logits}
+    x = backbone.embed_tokens(torch.randint(1, 60, (7,)))
+    roomy, tight = KVCache(1), KVCache(1)
+    roomy.reserve_slots(200)
+    logits = {store: prefill_prompts(backbone, store, x, [7]) for store in (roomy, tight)}
+    steps = {store: DecodingStep(backbone, store, x.device) for store in logits}
     for _ in range(70):
-        tight.reserve(max(tight.lengths) + 1)
+        tight.reserve_slots(max(tight.lengths) + 1)
         for store, step in steps.items():
             logits[store] = step(logits[store].argmax(-1), [True])
     assert tight.lengths == roomy.lengths == [77]
@@ -373,38 +379,38 @@ def test_a_store_that_grows_loses_nothing(backbone):
 
 @torch.no_grad()
 def test_a_run_that_fails_half_way_leaves_the_store_as_it_was(backbone):
-    x, store = backbone.embed(torch.randint(1, 60, (11,))), KVStore(1)
-    read(backbone, store, x[:6], [6])
+    x, store = backbone.embed_tokens(torch.randint(1, 60, (11,))), KVCache(1)
+    prefill_prompts(backbone, store, x[:6], [6])
     hook = backbone.lm.get_decoder().layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        read(backbone, store, -x[6:], [5])
+        prefill_prompts(backbone, store, -x[6:], [5])
     hook.remove()
     assert store.lengths == [6]
-    got = read(backbone, store, x[6:], [5])
-    torch.testing.assert_close(got, read(backbone, KVStore(1), x, [11]), rtol=1e-4, atol=1e-5)
+    got = prefill_prompts(backbone, store, x[6:], [5])
+    torch.testing.assert_close(got, prefill_prompts(backbone, KVCache(1), x, [11]), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_store_gives_memory_back_and_forgets_what_does_not_fit(backbone):
-    x, store = backbone.embed(torch.randint(1, 60, (40,))), KVStore(1)
-    read(backbone, store, x, [40])
+    x, store = backbone.embed_tokens(torch.randint(1, 60, (40,))), KVCache(1)
+    prefill_prompts(backbone, store, x, [40])
     per_slot = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, head_dim, bytes
     assert store.slot_bytes == per_slot
-    store.shrink(10 * per_slot + 5)
+    store.shrink_to_bytes(10 * per_slot + 5)
     assert (store.capacity, store.lengths) == (10, [10])
-    got = read(backbone, store, x[10:], [30])
-    torch.testing.assert_close(got, read(backbone, KVStore(1), x, [40]), rtol=1e-4, atol=1e-5)
+    got = prefill_prompts(backbone, store, x[10:], [30])
+    torch.testing.assert_close(got, prefill_prompts(backbone, KVCache(1), x, [40]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_window_hides_what_lies_further_back():
-    seen = SeenSlots(torch.tensor([4, 1]), 6, alike=False)
+    seen = VisibleSlots(torch.tensor([4, 1]), 6, alike=False)
     assert seen[None].int().squeeze().tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]]
     assert seen[3].int().squeeze().tolist() == [[0, 0, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]]
     assert seen[6] is seen[None]
 
 
 def test_where_all_is_seen_there_is_no_mask():
-    seen = SeenSlots(torch.tensor([5, 5]), 6, alike=True)
+    seen = VisibleSlots(torch.tensor([5, 5]), 6, alike=True)
     assert seen[None] is seen[6] is None
     assert seen[2].int().squeeze().tolist() == [[0, 0, 0, 0, 1, 1]] * 2
 
@@ -414,9 +420,9 @@ def test_where_all_is_seen_there_is_no_mask():
 
 def test_on_the_cpu_steps_are_run_as_they_are(backbone):
     assert reasons_against_capture(backbone, torch.device("cpu"), 100) == ["tensors are on cpu, graphs are CUDA's"]
-    step = step_for(backbone, 1, 10, torch.device("cpu"))
-    give_back(step)
-    assert step_for(backbone, 1, 10, torch.device("cpu")) is not step
+    step = acquire_step(backbone, 1, 10, torch.device("cpu"))
+    release_step(step)
+    assert acquire_step(backbone, 1, 10, torch.device("cpu")) is not step
 
 
 @pytest.mark.parametrize(
@@ -439,10 +445,12 @@ def test_families_whose_steps_ask_the_host_are_not_captured(name, changed, reaso
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("qwen3_moe", "mixtral", "gpt_oss")])
 def test_a_captured_step_writes_what_it_writes_uncaptured(name):
     backbone, lengths = family(name).cuda(), [5, 9, 1]
-    x = backbone.embed(torch.randint(1, 60, (15,), device="cuda"))
-    step = Step(backbone, KVStore(3), x.device)
-    uncaptured = write(step, read(backbone, step.store, x, lengths), Decoding(max_new_tokens=20), NO_END)
-    captured = [written_on(backbone, x, lengths, Decoding(max_new_tokens=20), NO_END) for _ in range(2)]
+    x = backbone.embed_tokens(torch.randint(1, 60, (15,), device="cuda"))
+    step = DecodingStep(backbone, KVCache(3), x.device)
+    uncaptured = decode_answers(
+        step, prefill_prompts(backbone, step.store, x, lengths), Decoding(max_new_tokens=20), NO_END
+    )
+    captured = [generate_from_embeddings(backbone, x, lengths, Decoding(max_new_tokens=20), NO_END) for _ in range(2)]
     assert captured == [uncaptured, uncaptured]
 
 
@@ -450,15 +458,15 @@ def test_a_captured_step_writes_what_it_writes_uncaptured(name):
 @torch.no_grad()
 def test_a_captured_step_serves_further_prompts_until_the_weights_lie_elsewhere(backbone):
     backbone, decoding = backbone.cuda(), Decoding(max_new_tokens=20)
-    x = backbone.embed(torch.randint(1, 60, (15,), device="cuda"))
-    written_on(backbone, x, [15], decoding, NO_END)
-    step = step_for(backbone, 1, 35, x.device)
-    prepare(step, 20)
+    x = backbone.embed_tokens(torch.randint(1, 60, (15,), device="cuda"))
+    generate_from_embeddings(backbone, x, [15], decoding, NO_END)
+    step = acquire_step(backbone, 1, 35, x.device)
+    prepare_step(step, 20)
     before = step._captured
-    prepare(step, 20)
+    prepare_step(step, 20)
     assert step._captured is before
     backbone.lm.get_decoder().layers[0].mlp.up_proj.weight.data = torch.randn(48, 32, device="cuda")
-    prepare(step, 20)
+    prepare_step(step, 20)
     assert step._captured is not before
 
 
@@ -466,9 +474,9 @@ def test_a_captured_step_serves_further_prompts_until_the_weights_lie_elsewhere(
 @torch.no_grad()
 def test_a_captured_step_sees_weights_that_were_changed_in_their_place(backbone):
     backbone, decoding = backbone.cuda(), Decoding(max_new_tokens=20)
-    x = backbone.embed(torch.randint(1, 60, (15,), device="cuda"))
-    written_on(backbone, x, [15], decoding, NO_END)
+    x = backbone.embed_tokens(torch.randint(1, 60, (15,), device="cuda"))
+    generate_from_embeddings(backbone, x, [15], decoding, NO_END)
     lively(backbone)
-    step = Step(backbone, KVStore(1), x.device)
-    want = write(step, read(backbone, step.store, x, [15]), decoding, NO_END)
-    assert written_on(backbone, x, [15], decoding, NO_END) == want
+    step = DecodingStep(backbone, KVCache(1), x.device)
+    want = decode_answers(step, prefill_prompts(backbone, step.store, x, [15]), decoding, NO_END)
+    assert generate_from_embeddings(backbone, x, [15], decoding, NO_END) == want

@@ -9,20 +9,20 @@ from PIL import Image, ImageDraw
 
 import mmblocks
 from mmblocks import conf
-from mmblocks.assets import tiny_model as bundled
+from mmblocks.assets import find_tiny_model as bundled
 from mmblocks.chat import Chat, answer, image
 from mmblocks.cli import main
 from mmblocks.conversation import Conversation
-from mmblocks.data.inspect.figures import shown_record
-from mmblocks.data.inspect.record_page import page_of
+from mmblocks.data.inspect.figures import inspect_conversation
+from mmblocks.data.inspect.record_page import make_page
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.image_reading import ImageReading
 from mmblocks.model.checkpoint import load, read_spec, save
-from mmblocks.model.checks.composition import faults
+from mmblocks.model.checks.composition import find_faults
 from mmblocks.model.generate import Decoding
 from mmblocks.model.spec import ModelSpec
-from mmblocks.model.swapping.recompose import recomposed
+from mmblocks.model.swapping.recompose import recompose_model
 
 DROP = {"alpha": "drop", "grey": [0, 1023], "max_px": 5000, "exif": False}
 
@@ -38,25 +38,28 @@ def logo(tmp_path):
 
 def asked(path, answer=None):
     talk = [{"role": "user", "content": [{"type": "image", "image": str(path)}, {"type": "text", "text": "What?"}]}]
-    return Conversation.of(talk if answer is None else [*talk, {"role": "assistant", "content": answer}])
+    return Conversation.from_messages(talk if answer is None else [*talk, {"role": "assistant", "content": answer}])
 
 
 def whitest(model, path):
-    return int(Processor.of(model).prompt(asked(path)).pixels.max())
+    return int(Processor.from_model(model).make_prompt_sample(asked(path)).pixels.max())
 
 
 def test_a_transparent_sheet_is_seen_white_unless_the_model_says_otherwise(tiny_model, tiny_spec, logo):
     assert whitest(tiny_model, logo) == 255
     assert whitest(mmblocks.build({**tiny_spec, "images": {"alpha": "drop"}}), logo) == 0
-    assert Processor.planning({**tiny_spec, "images": {"alpha": "drop"}}).prompt(asked(logo)).pixels.max() == 0
+    assert (
+        Processor.from_spec({**tiny_spec, "images": {"alpha": "drop"}}).make_prompt_sample(asked(logo)).pixels.max()
+        == 0
+    )
 
 
 def test_a_saved_model_keeps_how_it_reads_images(tiny_spec, tmp_path, logo):
     save(mmblocks.build({**tiny_spec, "images": DROP}), tmp_path / "model")
     assert json.loads((tmp_path / "model/config.json").read_text())["model"]["images"] == DROP
-    assert load(tmp_path / "model").images == ImageReading.of(DROP)
+    assert load(tmp_path / "model").images == ImageReading.from_dict(DROP)
     other = load(tmp_path / "model", images={"alpha": "white"})
-    assert other.images == ImageReading.of({**DROP, "alpha": "white"})
+    assert other.images == ImageReading.from_dict({**DROP, "alpha": "white"})
     assert (whitest(load(tmp_path / "model"), logo), whitest(other, logo)) == (0, 255)
 
 
@@ -69,14 +72,16 @@ def test_a_model_saved_without_these_settings_gets_the_default(tiny_model, tmp_p
 
 
 def test_a_recipe_says_how_a_saved_model_reads_images(tiny_model, tiny_spec):
-    assert recomposed(tiny_model, ModelSpec.of({**tiny_spec, "images": DROP})).images == ImageReading.of(DROP)
+    assert recompose_model(
+        tiny_model, ModelSpec.from_dict({**tiny_spec, "images": DROP})
+    ).images == ImageReading.from_dict(DROP)
 
 
 def test_a_recipe_holds_these_settings_with_their_types():
     raw = conf.compose("tiny/onevision", ["model.images.alpha=drop", "model.images.grey=[0,1023]"])
-    assert raw["model"]["images"] == {**ImageReading().plain(), "alpha": "drop", "grey": [0, 1023]}
-    assert ModelSpec.of(raw["model"]).images == ImageReading(alpha="drop", grey=(0, 1023))
-    assert conf.compose_for_planning("llava_next/vicuna_7b")["model"]["images"] == ImageReading().plain()
+    assert raw["model"]["images"] == {**ImageReading().to_dict(), "alpha": "drop", "grey": [0, 1023]}
+    assert ModelSpec.from_dict(raw["model"]).images == ImageReading(alpha="drop", grey=(0, 1023))
+    assert conf.compose_for_planning("llava_next/vicuna_7b")["model"]["images"] == ImageReading().to_dict()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +101,7 @@ def test_a_fault_of_a_recipe_is_named(override, fault):
 
 
 def test_faults_are_among_those_of_the_composition(tiny_spec):
-    found = faults({**tiny_spec, "projector": "mlpp", "images": {"alpha": "black"}})
+    found = find_faults({**tiny_spec, "projector": "mlpp", "images": {"alpha": "black"}})
     assert {fault.key for fault in found} == {"model.projector", "model.images"}
     with pytest.raises(ConfigError, match=r"model\.images: alpha='black'"):
         mmblocks.build({**tiny_spec, "images": {"alpha": "black"}})
@@ -104,8 +109,8 @@ def test_faults_are_among_those_of_the_composition(tiny_spec):
 
 def test_a_record_is_drawn_as_it_is_read(tiny_spec, logo):
     pages = {
-        alpha: page_of(
-            shown_record(asked(logo, "A line."), Processor.planning({**tiny_spec, "images": {"alpha": alpha}}))
+        alpha: make_page(
+            inspect_conversation(asked(logo, "A line."), Processor.from_spec({**tiny_spec, "images": {"alpha": alpha}}))
         )
         for alpha in ("white", "drop")
     }
@@ -140,13 +145,13 @@ def test_an_image_in_memory_of_any_mode_can_be_asked_about_again(tiny_model, mod
 
 def test_images_that_differ_in_what_is_transparent_alone_are_two():
     from mmblocks.conversation import Visual
-    from mmblocks.data.media.identity import identity
+    from mmblocks.data.media.identity import identify_visual
 
     plain = Image.new("L", (4, 4), 7)
     keyed, turned = plain.copy(), plain.copy()
     keyed.info["transparency"] = 7
     turned.getexif()[0x0112] = 6
-    names = [identity(Visual("image", one)) for one in (plain, keyed, turned, plain.convert("P"), plain.copy())]
+    names = [identify_visual(Visual("image", one)) for one in (plain, keyed, turned, plain.convert("P"), plain.copy())]
     assert len(set(names)) == 4
     assert names[0] == names[4]
 
@@ -199,7 +204,7 @@ def test_a_url_is_refused_before_a_model_is_read(url, kind, tmp_path, capsys, mo
 
 @pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "https://127.0.0.1/a.png"}}])
 def test_a_url_in_a_message_is_named(part, tiny_model):
-    talk = Conversation.of([{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}])
+    talk = Conversation.from_messages([{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}])
     with pytest.raises(DataError, match=r"conversation: https://127\.0\.0\.1/a\.png: mmblocks opens no URLs"):
         answer(tiny_model, [talk])
 

@@ -12,7 +12,7 @@ from mmblocks.chat import Chat, image
 from mmblocks.components import projectors
 from mmblocks.conversation import Conversation
 from mmblocks.data.sample.collate import collate
-from mmblocks.data.sample.instructions import questions
+from mmblocks.data.sample.instructions import list_questions
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.model.generate import Decoding, generate
@@ -46,7 +46,7 @@ def assistant(words):
 
 
 def said(question, answer, *visuals):
-    return Conversation.of([user(*visuals, text(question)), assistant(answer)])
+    return Conversation.from_messages([user(*visuals, text(question)), assistant(answer)])
 
 
 CONVERSATIONS = [
@@ -59,7 +59,7 @@ CONVERSATIONS = [
 
 
 def samples_of(model, conversations=CONVERSATIONS):
-    return [Processor.of(model).training_sample(c) for c in conversations]
+    return [Processor.from_model(model).make_training_sample(c) for c in conversations]
 
 
 @torch.no_grad()
@@ -80,12 +80,12 @@ def test_a_visual_is_asked_the_words_of_the_message_that_shows_it():
         assistant("Now too."),
         user(SHOWN, text("What  is this?")),
     ]
-    assert list(questions(Conversation.of(talk))) == ["Compare with please."] * 2 + ["What is this?"]
+    assert list(list_questions(Conversation.from_messages(talk))) == ["Compare with please."] * 2 + ["What is this?"]
 
 
 def test_what_the_assistant_shows_is_asked_nothing():
     shown = {"role": "assistant", "content": [SHOWN, text("a red circle")]}
-    assert list(questions(Conversation.of([user(text("Draw a circle.")), shown]))) == [""]
+    assert list(list_questions(Conversation.from_messages([user(text("Draw a circle.")), shown]))) == [""]
 
 
 def test_every_view_of_a_visual_carries_its_question(model):
@@ -117,7 +117,7 @@ def test_other_projectors_carry_no_instructions(tiny_model):
 def test_the_question_moves_what_is_seen(model):
     one, other = (said(question, "red", SHOWN) for question in ("What colour is it?", "How many?"))
     with torch.no_grad():
-        seen, seen_otherwise = (model.visual_tokens(collate(samples_of(model, [c]))) for c in (one, other))
+        seen, seen_otherwise = (model.compute_visual_tokens(collate(samples_of(model, [c]))) for c in (one, other))
     assert (seen - seen_otherwise).abs().max() > 1e-6
 
 
@@ -159,8 +159,8 @@ def test_a_batch_of_text_alone_needs_no_question(model):
 
 
 def test_data_workers_can_carry_the_processor_and_its_batches(model):
-    processor = pickle.loads(pickle.dumps(Processor.of(model)))
-    batch = pickle.loads(pickle.dumps(collate([processor.training_sample(c) for c in CONVERSATIONS])))
+    processor = pickle.loads(pickle.dumps(Processor.from_model(model)))
+    batch = pickle.loads(pickle.dumps(collate([processor.make_training_sample(c) for c in CONVERSATIONS])))
     assert torch.equal(batch.instructions.ids, collate(samples_of(model)).instructions.ids)
     assert batch.to("meta").instructions.mask.is_meta
 
@@ -173,7 +173,7 @@ def test_gradients_reach_the_words(model):
 
 @torch.no_grad()
 def test_prompts_are_answered_alike_alone_and_together(model):
-    prompts = [Processor.of(model).prompt(Conversation(c.messages[:1])) for c in CONVERSATIONS[:4]]
+    prompts = [Processor.from_model(model).make_prompt_sample(Conversation(c.messages[:1])) for c in CONVERSATIONS[:4]]
     greedy = Decoding(max_new_tokens=4)
     together = generate(model, collate(prompts), greedy)
     assert together == [generate(model, collate([p]), greedy)[0] for p in prompts]
@@ -186,7 +186,7 @@ def test_a_chat_asks_in_every_turn(model):
         "".join(chat.stream(image(PICTURE), "How many?")),
     ]
     assert [message.text for message in chat.messages[1::2]] == [a.strip() for a in answers]
-    assert list(questions(Conversation(chat.messages))) == ["What colour is the circle?", "How many?"]
+    assert list(list_questions(Conversation(chat.messages))) == ["What colour is the circle?", "How many?"]
 
 
 def test_it_comes_back_from_disk_with_its_tokenizer(model, tmp_path):

@@ -11,14 +11,14 @@ from mmblocks.conversation import Conversation
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
-from mmblocks.model.modes import evaluating
+from mmblocks.model.modes import use_evaluation_mode
 from mmblocks.model.trainable import train_only
 from mmblocks.train.adapters.lora import add_lora
-from mmblocks.train.encoder_pretraining import learn_to_see
+from mmblocks.train.encoder_pretraining import pretrain_encoder
 from mmblocks.train.objectives import objectives
-from mmblocks.train.reports.evaluation import evaluate_now
-from mmblocks.train.reports.visual_ablation import look
-from mmblocks.train.stages import Lora, Sight, read_run
+from mmblocks.train.reports.evaluation import evaluate_model
+from mmblocks.train.reports.visual_ablation import measure_visual_ablation
+from mmblocks.train.stages import EncoderPretraining, Lora, read_run
 
 DROPS = {
     "name": "causal_lm",
@@ -45,7 +45,7 @@ def dropping(tiny_spec):
 @pytest.fixture
 def batch(dropping):
     world = sources.build("tinyworld", task="single")
-    return collate([Processor.of(dropping).training_sample(world[n]) for n in range(2)])
+    return collate([Processor.from_model(dropping).make_training_sample(world[n]) for n in range(2)])
 
 
 def losses(model, batch, times=2):
@@ -103,13 +103,13 @@ def test_adapters_keep_their_dropout_and_frozen_modules_beside_them_have_none(dr
 
 def test_a_preference_is_compared_with_what_the_reference_says_in_evaluation(dropping, batch):
     """With adapters alone the reference is the model itself, which is in training mode."""
-    want = dropping.eval().row_losses(batch).detach()
+    want = dropping.eval().compute_row_losses(batch).detach()
     add_lora(dropping, Lora(1e-3, rank=4, dropout=0.5))
     train_only(dropping, ["lora"])
     dpo = objectives.build("dpo")
     dpo.start(dropping, lambda: copy.deepcopy(dropping))
     modes = [m.training for m in dropping.train().modules()]
-    assert torch.equal(dpo._reference_losses(dropping, batch), want)
+    assert torch.equal(dpo._compute_reference_losses(dropping, batch), want)
     assert [m.training for m in dropping.modules()] == modes
 
 
@@ -119,9 +119,9 @@ def test_measuring_on_the_way_leaves_every_mode_as_it_was(dropping, batch, tiny_
     curriculum = read_run({**run, "evaluate": {"data": WORLD, "samples": 1}})
     train_only(dropping, ["projector"])
     modes = [m.training for m in dropping.train().modules()]
-    look(dropping, [batch])
+    measure_visual_ablation(dropping, [batch])
     assert [m.training for m in dropping.modules()] == modes
-    evaluate_now(dropping, curriculum, curriculum.stages[0], Processor.of(dropping))
+    evaluate_model(dropping, curriculum, curriculum.stages[0], Processor.from_model(dropping))
     assert [m.training for m in dropping.modules()] == modes
 
 
@@ -129,7 +129,7 @@ def test_an_error_in_evaluation_mode_gives_the_modes_back():
     module = nn.Sequential(nn.Dropout(), nn.Linear(2, 2).eval())
     seen = []
     module.register_forward_hook(lambda *_: seen.append(module[0].training))
-    with pytest.raises(RuntimeError, match="shapes"), evaluating(module):
+    with pytest.raises(RuntimeError, match="shapes"), use_evaluation_mode(module):
         module(torch.ones(1, 2)) @ torch.ones(3, 3)
     assert seen == [False]
     assert [m.training for m in module.modules()] == [True, True, False]
@@ -139,7 +139,9 @@ def test_an_encoder_that_learns_to_see_is_in_training_mode_and_nothing_else_is(d
     train_only(dropping.train(), [])
     seen = []
     dropping.encoder.register_forward_pre_hook(lambda module, _: seen.append(module.training))
-    learn_to_see(dropping, Sight(steps=1, batch_size=2), budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl")
+    pretrain_encoder(
+        dropping, EncoderPretraining(steps=1, batch_size=2), budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl"
+    )
     assert seen == [True]
     assert not dropping.encoder.training
     assert not dropping.backbone.training
@@ -148,6 +150,6 @@ def test_an_encoder_that_learns_to_see_is_in_training_mode_and_nothing_else_is(d
 def test_a_text_that_a_frozen_language_model_reads_costs_the_same_every_time(tiny_spec):
     model = mmblocks.build({**tiny_spec, "backbone": DROPS}, seed=0)
     train_only(model, {"projector": 1e-3})
-    talk = Conversation.of([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}])
-    batch = collate([Processor.of(model).training_sample(talk)])
+    talk = Conversation.from_messages([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}])
+    batch = collate([Processor.from_model(model).make_training_sample(talk)])
     assert len(losses(model.train(), batch)) == 1

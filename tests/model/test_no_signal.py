@@ -207,7 +207,7 @@ def any_encoder(draw):
         "groups": seldom(draw, [1, 2, 4], [0, -1, 3]),
         "blocks": seldom(draw, [0, 1], [-1, 10**9]),
     }
-    schema = {setting.name for setting in encoders.schema(name)}
+    schema = {setting.name for setting in encoders.list_settings(name)}
     return {"name": name, **encoders[name].tiny, **{k: v for k, v in drawn.items() if k in schema}}
 
 

@@ -16,7 +16,7 @@ def noise(seed, *shape):
 
 def said(question, answer, *visuals):
     content = [shown(v) for v in visuals]
-    return Conversation.of(
+    return Conversation.from_messages(
         [
             {"role": "user", "content": [*content, {"type": "text", "text": question}]},
             {"role": "assistant", "content": answer},
@@ -39,8 +39,8 @@ CONVERSATIONS = [
 
 
 def samples_of(model, conversations=CONVERSATIONS):
-    processor = Processor.of(model)
-    return [processor.training_sample(conversation) for conversation in conversations]
+    processor = Processor.from_model(model)
+    return [processor.make_training_sample(conversation) for conversation in conversations]
 
 
 @torch.no_grad()
@@ -94,8 +94,8 @@ def test_the_loss_of_a_pack_is_the_sum_of_its_documents(tiny_model):
 def test_a_visual_is_read_packed_as_alone(tiny_model):
     samples = samples_of(tiny_model)
     with torch.no_grad():
-        together = tiny_model.visual_tokens(collate(samples))
-        apart = [tiny_model.visual_tokens(collate([s])) for s in samples if s.encoded.plans]
+        together = tiny_model.compute_visual_tokens(collate(samples))
+        apart = [tiny_model.compute_visual_tokens(collate([s])) for s in samples if s.encoded.plans]
 
     torch.testing.assert_close(together, torch.cat(apart), rtol=0, atol=1e-6)
 
@@ -103,8 +103,8 @@ def test_a_visual_is_read_packed_as_alone(tiny_model):
 def test_gradients_of_a_document_do_not_reach_its_neighbours_pixels(tiny_model):
     samples = samples_of(tiny_model)
     batch = collate(samples)
-    x = tiny_model.embed(batch).detach().requires_grad_()
-    hidden = tiny_model.backbone.hidden(x, batch.position_ids, batch.packing)
+    x = tiny_model.embed_tokens(batch).detach().requires_grad_()
+    hidden = tiny_model.backbone.compute_hidden_states(x, batch.position_ids, batch.packing)
     starts = batch.packing.cu_seqlens.tolist()
 
     hidden[starts[2] : starts[3]].sum().backward()

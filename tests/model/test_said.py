@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmblocks.assets import media
+from mmblocks.assets import find_media
 from mmblocks.chat import Chat, Reuse, answer, image, video
-from mmblocks.chat.said import part_of
+from mmblocks.chat.said import to_part
 from mmblocks.conversation import Conversation, Message, Text, Visual
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.generate import Decoding
@@ -18,7 +18,7 @@ from mmblocks.model.generate import Decoding
 SHORT = Decoding(max_new_tokens=3)
 PICTURE = np.arange(30 * 40 * 3).astype(np.uint8).reshape(30, 40, 3)
 CLIP = np.arange(5 * 20 * 30 * 3).astype(np.uint8).reshape(5, 20, 30, 3)
-ASKED = Conversation.of([{"role": "user", "content": "What is this?"}])
+ASKED = Conversation.from_messages([{"role": "user", "content": "What is this?"}])
 
 
 def png(picture):
@@ -46,23 +46,26 @@ def test_a_clip_is_the_same_in_every_form(tiny_model, tmp_path):
     (tmp_path / "frames").mkdir()
     for i, frame in enumerate(CLIP):
         (tmp_path / "frames" / f"{i}.png").write_bytes(png(frame))
-    for forms in ([CLIP, video(CLIP), tmp_path / "frames"], [media("clip.mp4"), media("clip.mp4").read_bytes()]):
+    for forms in (
+        [CLIP, video(CLIP), tmp_path / "frames"],
+        [find_media("clip.mp4"), find_media("clip.mp4").read_bytes()],
+    ):
         said = ["".join(Chat(tiny_model, decoding=SHORT).stream(form, "What is this?")) for form in forms]
         assert said == said[:1] * len(forms)
 
 
 @pytest.mark.parametrize(
     ("said", "kind"),
-    [(media("clip.mp4"), "video"), (png(PICTURE), "image"), (gif(CLIP), "video"), (gif(CLIP[:1]), "image")],
+    [(find_media("clip.mp4"), "video"), (png(PICTURE), "image"), (gif(CLIP), "video"), (gif(CLIP[:1]), "image")],
 )
 def test_files_and_bytes_are_a_picture_or_a_clip_by_what_is_in_them(said, kind, tmp_path):
-    assert part_of(said).kind == kind
+    assert to_part(said).kind == kind
     (tmp_path / "unnamed").write_bytes(said.read_bytes() if isinstance(said, Path) else said)
-    assert part_of(tmp_path / "unnamed").kind == kind
+    assert to_part(tmp_path / "unnamed").kind == kind
 
 
 def test_a_str_is_a_text_even_where_it_is_a_path():
-    assert part_of(str(media("clip.mp4"))) == Text(str(media("clip.mp4")))
+    assert to_part(str(find_media("clip.mp4"))) == Text(str(find_media("clip.mp4")))
 
 
 @pytest.mark.parametrize(
@@ -137,11 +140,11 @@ def test_conversations_may_come_in_any_order_that_can_be_listed(tiny_model):
         lambda: Message("user", "What?"),
         lambda: Message("user", ("What?",)),
         lambda: Message("user", None),
-        lambda: Conversation.of(None),
-        lambda: Conversation.of("What?"),
-        lambda: Conversation.of({"role": "user", "content": "What?"}),
-        lambda: Conversation.of(["What?"]),
-        lambda: Conversation.of([None]),
+        lambda: Conversation.from_messages(None),
+        lambda: Conversation.from_messages("What?"),
+        lambda: Conversation.from_messages({"role": "user", "content": "What?"}),
+        lambda: Conversation.from_messages(["What?"]),
+        lambda: Conversation.from_messages([None]),
         lambda: image(None),
         lambda: image(5),
         lambda: image(CLIP),

@@ -10,8 +10,8 @@ import mmblocks
 from mmblocks.assets import resolve_source
 from mmblocks.errors import ConfigError
 from mmblocks.model.build import count_parameters
-from mmblocks.model.swapping.swap import save_swapped, swap
-from mmblocks.model.swapping.transplant import more_words, positions_between
+from mmblocks.model.swapping.swap import save_swap_result, swap
+from mmblocks.model.swapping.transplant import extend_vocabulary, make_position_resize
 from mmblocks.shapes import Size, VisualShape
 
 VIT = {"patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
@@ -44,18 +44,18 @@ def test_a_new_projector_leaves_all_other_parts_bit_for_bit(tiny_model):
     swapped = swap(tiny_model, {"projector": "gated"}, seed=1)
     assert type(swapped.model.projector).__name__ == "Gated"
     assert kept_parts(tiny_model, swapped.model) == {"encoder", "marks", "backbone"}
-    assert swapped.model.spec.plain()["projector"]["name"] == "gated"
+    assert swapped.model.spec.to_dict()["projector"]["name"] == "gated"
 
 
 def test_there_and_back_through_files_is_bit_equal_in_what_was_not_named(tiny_model, tmp_path):
     mmblocks.save(tiny_model, tmp_path / "a")
     there = swap(mmblocks.load(tmp_path / "a"), {"projector": "gated"}, seed=1)
-    save_swapped(there, tmp_path / "b", tmp_path / "a")
+    save_swap_result(there, tmp_path / "b", tmp_path / "a")
     back = swap(mmblocks.load(tmp_path / "b"), {"projector": "mlp"}, seed=2)
-    save_swapped(back, tmp_path / "c", tmp_path / "b")
+    save_swap_result(back, tmp_path / "c", tmp_path / "b")
     again = mmblocks.load(tmp_path / "c")
     assert kept_parts(tiny_model, again) == {"encoder", "marks", "backbone"}
-    assert again.spec.plain() == tiny_model.spec.plain()
+    assert again.spec.to_dict() == tiny_model.spec.plain()
     assert [list(s["changes"].items()) for s in json.loads((tmp_path / "c/swap.json").read_text())["swaps"]] == [
         [("projector", "gated")],
         [("projector", "mlp")],
@@ -82,7 +82,7 @@ def test_marks_are_dropped_when_nothing_inserts_them_and_added_when_something_do
     assert fates(without, "marks") == {"dropped"}
     again = swap(without.model, {"tokenizer.image": "pad_newline"}, seed=3)
     assert fates(again, "marks") == {"new"}
-    assert again.model.marks["newline"].shape == (32,)
+    assert again.model.learned_tokens["newline"].shape == (32,)
 
 
 # What is new --------------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_clip_keeps_the_position_of_its_cls_token(tiny_spec):
 
 def test_positions_that_say_nothing_of_place_are_the_same_on_every_grid():
     same_everywhere = torch.tensor([[1.0, -2.0]]).expand(9, 2)
-    resized = positions_between(Size(3, 3), Size(5, 4))("pos_embed", same_everywhere, (20, 2))
+    resized = make_position_resize(Size(3, 3), Size(5, 4))("pos_embed", same_everywhere, (20, 2))
     torch.testing.assert_close(
         resized, torch.tensor([[1.0, -2.0]]).expand(20, 2)
     )  # fp32: taps sum to 1 but for rounding
@@ -170,13 +170,13 @@ def test_positions_that_say_nothing_of_place_are_the_same_on_every_grid():
 
 def test_positions_that_count_columns_still_count_columns():
     columns = torch.arange(8.0).repeat(8).unsqueeze(1)
-    resized = positions_between(Size(8, 8), Size(8, 16))("pos_embed", columns, (128, 1)).view(8, 16)
+    resized = make_position_resize(Size(8, 8), Size(8, 16))("pos_embed", columns, (128, 1)).view(8, 16)
     assert (resized.diff(dim=1) > 0).all()
     assert torch.equal(resized[0], resized[7])
 
 
 def test_a_table_that_is_no_grid_of_patches_is_not_resized():
-    resize = positions_between(Size(2, 2), Size(4, 4))
+    resize = make_position_resize(Size(2, 2), Size(4, 4))
     assert resize("positions_of_words.pos_emb", torch.zeros(100, 8), (16, 8)) is None
     assert resize("mlp.weight", torch.zeros(4, 8), (16, 8)) is None
 
@@ -202,15 +202,15 @@ def test_a_tokenizer_with_more_tokens_gives_the_vocabulary_more_rows(tiny_model,
 
 def test_a_model_with_more_rows_is_saved_with_its_tokenizer(tiny_model, larger_vocabulary, tmp_path):
     swapped = swap(tiny_model, {"backbone.text_tokenizer": str(larger_vocabulary)})
-    again = mmblocks.load(save_swapped(swapped, tmp_path / "out"))
+    again = mmblocks.load(save_swap_result(swapped, tmp_path / "out"))
     assert same(again, swapped.model)
     assert len(again.backbone.text_tokenizer) == 700
-    assert again.spec.plain()["backbone"]["vocab_size"] == 700
+    assert again.spec.to_dict()["backbone"]["vocab_size"] == 700
 
 
 def test_rows_are_only_added_to_tables_of_the_vocabulary():
-    assert more_words("lm.model.layers.0.mlp.up_proj.weight", torch.zeros(4, 2), (6, 2)) is None
-    assert more_words("lm.lm_head.weight", torch.zeros(4, 2), (3, 2)) is None
+    assert extend_vocabulary("lm.model.layers.0.mlp.up_proj.weight", torch.zeros(4, 2), (6, 2)) is None
+    assert extend_vocabulary("lm.lm_head.weight", torch.zeros(4, 2), (3, 2)) is None
 
 
 # The ledger ---------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_every_parameter_of_both_models_is_in_the_ledger_once(siglip_model, chan
     ledger = swapped.ledger
     assert ledger.before == count_parameters(siglip_model)
     assert ledger.after == count_parameters(swapped.model)
-    assert ledger.after == sum(ledger.count(fate) for fate in ("kept", "resized", "new"))
+    assert ledger.after == sum(ledger.count_parameters(fate) for fate in ("kept", "resized", "new"))
     names = [f"{line.part}.{line.name}" for line in ledger.lines if line.after is not None]
     assert sorted(names) == sorted(name for name, _ in swapped.model.named_parameters())
     told = [list(by_fate.values()) for by_fate in swapped.record["tensors"].values()]
@@ -242,13 +242,13 @@ def test_every_parameter_of_both_models_is_in_the_ledger_once(siglip_model, chan
 
 
 def test_a_swapped_model_is_loaded_and_computes_the_same(siglip_model, tmp_path):
-    from mmblocks.model.convert.probe import our_logits, probes
+    from mmblocks.model.convert.probe import compute_our_logits, make_probes
 
     swapped = swap(siglip_model, {"projector": "gated", "encoder.image_px": 56}, seed=1).model
-    save_swapped(swap(siglip_model, {"projector": "gated", "encoder.image_px": 56}, seed=1), tmp_path / "out")
+    save_swap_result(swap(siglip_model, {"projector": "gated", "encoder.image_px": 56}, seed=1), tmp_path / "out")
     again = mmblocks.load(tmp_path / "out")
-    for probe in probes(swapped):
-        assert torch.equal(our_logits(swapped, probe), our_logits(again, probe))
+    for probe in make_probes(swapped):
+        assert torch.equal(compute_our_logits(swapped, probe), compute_our_logits(again, probe))
 
 
 def test_a_model_in_bfloat16_gets_new_parts_in_bfloat16(tiny_spec):
@@ -290,5 +290,5 @@ def test_a_swap_of_nothing_is_refused(tiny_model):
 def test_what_was_wrong_before_does_not_stop_a_swap(tiny_spec):
     """A checkpoint whose largest picture exceeds its sequence can still get another projector."""
     model = mmblocks.build(tiny_spec, seed=0)
-    model.spec = mmblocks.ModelSpec.of({**tiny_spec, "backbone": {**tiny_spec["backbone"], "max_tokens": 64}})
+    model.spec = mmblocks.ModelSpec.from_dict({**tiny_spec, "backbone": {**tiny_spec["backbone"], "max_tokens": 64}})
     assert type(swap(model, {"projector": "gated"}).model.projector).__name__ == "Gated"

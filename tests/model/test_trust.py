@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import mmblocks
-from mmblocks.assets import tiny_model
+from mmblocks.assets import find_tiny_model
 from mmblocks.backbones.text_tokenizer import read_text_tokenizer
 from mmblocks.cli import main
 from mmblocks.components import backbones, encoders, projectors
 from mmblocks.errors import MMBlocksError
-from mmblocks.model.checks.limits import words_of
-from mmblocks.model.convert import detect, door_of
+from mmblocks.model.checks.limits import count_tokenizer_words
+from mmblocks.model.convert import detect_layout, layout_of
 from mmblocks.pretrained import read_processor
 from mmblocks.shapes import Size
 
@@ -72,14 +72,16 @@ def poisoned(folder, witness, family):
 
 
 def saved(tmp_path, witness, family):
-    return poisoned(Path(shutil.copytree(tiny_model(), tmp_path / "m")), witness, family)
+    return poisoned(Path(shutil.copytree(find_tiny_model(), tmp_path / "m")), witness, family)
 
 
 DOORS = {
     "load": lambda m: mmblocks.load(m),
     "chat": lambda m: main(["chat", "--model", str(m), "--ask", "what ?", "--max-new-tokens", "1"]),
     "convert": lambda m: main(["convert", str(m), str(m.parent / "out")]),
-    "convert a foreign layout": lambda m: door_of(detect(m / "backbone")).import_(m / "backbone", dtype=None),
+    "convert a foreign layout": lambda m: layout_of(detect_layout(m / "backbone")).import_model(
+        m / "backbone", dtype=None
+    ),
     "build": lambda m: mmblocks.build(
         encoder="tiny_conv", backbone={"name": "causal_lm", "checkpoint": str(m / "backbone")}
     ),
@@ -87,7 +89,7 @@ DOORS = {
         {"name": "causal_lm", "checkpoint": str(m / "backbone")}
     ).load_pretrained(),
     "text tokenizer": lambda m: read_text_tokenizer(str(m / "backbone")),
-    "words": lambda m: words_of(str(m / "backbone")),
+    "words": lambda m: count_tokenizer_words(str(m / "backbone")),
     "processor": lambda m: read_processor(m / "backbone"),
     "encoder": lambda m: encoders.build(
         {
@@ -135,7 +137,7 @@ def test_a_checkpoint_that_needs_its_own_code_is_refused_with_the_cure(tmp_path,
 
 
 def test_a_config_that_names_a_kernel_of_the_hub_is_refused(tmp_path):
-    folder = Path(shutil.copytree(tiny_model(), tmp_path / "m"))
+    folder = Path(shutil.copytree(find_tiny_model(), tmp_path / "m"))
     file = folder / "backbone" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"attn_implementation": "someone/kernel"}))
     with pytest.raises(MMBlocksError, match=r"backbone/config.json: attn_implementation='someone/kernel' names code"):

@@ -10,7 +10,7 @@ import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
 
-from mmblocks.batch import Packing, Rows
+from mmblocks.batch import Packing, RowIndex
 from mmblocks.compat import make_flop_counter
 from mmblocks.errors import ConfigError
 from mmblocks.ops.attention import (
@@ -21,13 +21,13 @@ from mmblocks.ops.attention import (
     attend_rows,
     library,
     machine,
-    packing_arguments,
+    make_packing_arguments,
     register,
 )
-from mmblocks.ops.attention.call import Call
-from mmblocks.ops.attention.selftest import selftest
-from mmblocks.ops.attention.table import BUILT_IN, Key, order_of
-from mmblocks.ops.choice import using
+from mmblocks.ops.attention.call import PackedCall
+from mmblocks.ops.attention.selftest import run_selftest
+from mmblocks.ops.attention.table import BUILT_IN, OrderKey, order_backends
+from mmblocks.ops.choice import use_backends
 
 LENGTHS = [[1], [5, 9, 3], [8] * 4, [1, 64]]
 MASKS = [(True, None), (False, None), (True, 3)]
@@ -80,7 +80,7 @@ def assert_same_with_gradients(got, want, inputs, **tolerance):
 @pytest.mark.parametrize(("causal", "window"), MASKS)
 def test_it_attends_as_one_big_masked_softmax_does(lengths, kv_heads, causal, window):
     inputs = drawn(sum(lengths), sum(lengths), kv_heads=kv_heads)
-    got = attend(*inputs, Packing.of(lengths), causal=causal, scale=0.3, window=window)
+    got = attend(*inputs, Packing.from_lengths(lengths), causal=causal, scale=0.3, window=window)
     want = dense(*inputs, lengths, causal=causal, scale=0.3, window=window)
     assert_same_with_gradients(got, want, inputs, rtol=1e-5, atol=2e-6)  # fp32 sums in another order than float64
 
@@ -91,7 +91,9 @@ def test_the_last_query_of_a_sequence_stands_at_its_last_key(cached, causal, win
     lengths = [5, 1, 3]
     keys = [n + before for n, before in zip(lengths, cached, strict=True)]
     inputs = drawn(sum(lengths), sum(keys))
-    got = attend(*inputs, Packing.of(lengths), keys=Packing.of(keys), causal=causal, scale=0.3, window=window)
+    got = attend(
+        *inputs, Packing.from_lengths(lengths), keys=Packing.from_lengths(keys), causal=causal, scale=0.3, window=window
+    )
     want = dense(*inputs, lengths, cached=cached, causal=causal, scale=0.3, window=window)
     assert_same_with_gradients(got, want, inputs, rtol=1e-5, atol=2e-6)  # fp32 sums in another order than float64
 
@@ -99,7 +101,7 @@ def test_the_last_query_of_a_sequence_stands_at_its_last_key(cached, causal, win
 @pytest.mark.parametrize(("causal", "window"), MASKS)
 def test_values_may_be_of_another_width_than_keys(causal, window):
     inputs = drawn(17, 17, value_dim=6)
-    got = attend(*inputs, Packing.of([5, 9, 3]), causal=causal, scale=0.3, window=window)
+    got = attend(*inputs, Packing.from_lengths([5, 9, 3]), causal=causal, scale=0.3, window=window)
     want = dense(*inputs, [5, 9, 3], causal=causal, scale=0.3, window=window)
     assert_same_with_gradients(got, want, inputs, rtol=1e-5, atol=2e-6)  # fp32 sums in another order than float64
 
@@ -108,7 +110,7 @@ def test_values_may_be_of_another_width_than_keys(causal, window):
 @pytest.mark.parametrize("dim", [64, 72])
 def test_halves_are_exact_to_some_roundings(dtype, tolerance, dim):
     inputs = drawn(120, 120, dim=dim, dtype=dtype)
-    got = attend(*inputs, Packing.of([100, 20]), causal=True, scale=0.1)
+    got = attend(*inputs, Packing.from_lengths([100, 20]), causal=True, scale=0.1)
     want = dense(*inputs, [100, 20], causal=True, scale=0.1)
     assert got.dtype == dtype
     assert_same_with_gradients(got, want, inputs, rtol=tolerance, atol=tolerance * want.abs().max().item())
@@ -122,14 +124,14 @@ def test_caps_and_sinks_are_those_of_one_big_softmax(softcap, sinks, causal, win
     lengths, settings = [5, 9, 3], {"causal": causal, "window": window, "softcap": softcap, "sinks": sinks}
     keys = [n + before for n, before in zip(lengths, cached, strict=True)]
     inputs = drawn(17, sum(keys))
-    got = attend(*inputs, Packing.of(lengths), keys=Packing.of(keys), scale=0.7, **settings)
+    got = attend(*inputs, Packing.from_lengths(lengths), keys=Packing.from_lengths(keys), scale=0.7, **settings)
     want = dense(*inputs, lengths, cached=cached, scale=0.7, **settings)
     assert_same_with_gradients(got, want, inputs, rtol=1e-5, atol=5e-6)  # fp32 sums in another order than float64
 
 
 def test_gradients_agree_with_numbers():
     inputs = drawn(7, 9, dim=4, dtype=torch.float64)
-    packing, keys = Packing.of([3, 4]), Packing.of([5, 4])
+    packing, keys = Packing.from_lengths([3, 4]), Packing.from_lengths([5, 4])
     for settings in ({"causal": True}, {"causal": False}, {"causal": True, "window": 2}):
         run = lambda *x, s=settings: attend(*x, packing, keys=keys, scale=0.5, **s)  # noqa: E731
         assert torch.autograd.gradcheck(run, inputs)
@@ -137,7 +139,7 @@ def test_gradients_agree_with_numbers():
 
 def test_what_one_sequence_holds_never_reaches_another():
     q, k, v = torch.randn(9, 2, 4), torch.randn(9, 2, 4), torch.randn(9, 2, 4)
-    packing = Packing.of([4, 5])
+    packing = Packing.from_lengths([4, 5])
     before = attend(q, k, v, packing, causal=True, scale=0.5)
     q[:4], k[:4], v[:4] = 7.0, -3.0, 100.0
     after = attend(q, k, v, packing, causal=True, scale=0.5)
@@ -148,7 +150,7 @@ def test_what_one_sequence_holds_never_reaches_another():
 @pytest.mark.parametrize("softcap", [None, 0.5])
 def test_sequences_may_be_empty(lengths, softcap):
     inputs = drawn(sum(lengths), sum(lengths))
-    got = attend(*inputs, Packing.of(lengths), causal=True, scale=0.3, softcap=softcap)
+    got = attend(*inputs, Packing.from_lengths(lengths), causal=True, scale=0.3, softcap=softcap)
     full = [n for n in lengths if n]
     if full:
         want = dense(*inputs, full, causal=True, scale=0.3, softcap=softcap).float()
@@ -160,7 +162,7 @@ def test_sequences_may_be_empty(lengths, softcap):
 def test_under_autocast_it_computes_in_its_type():
     q, k, v = drawn(9, 9)
     with torch.autocast("cpu", torch.bfloat16):
-        out = attend(q, k.bfloat16(), v, Packing.of([4, 5]), causal=True, scale=0.3)
+        out = attend(q, k.bfloat16(), v, Packing.from_lengths([4, 5]), causal=True, scale=0.3)
     assert out.dtype == torch.bfloat16
     assert torch.autograd.grad(out.sum(), q)[0].dtype == torch.float32
 
@@ -183,10 +185,10 @@ SOME = {
 )
 def test_some_rows_are_those_rows_of_all(chosen, settings):
     index, counts = SOME[chosen]
-    rows = Rows(torch.tensor(index, dtype=torch.int64), counts)
+    rows = RowIndex(torch.tensor(index, dtype=torch.int64), counts)
     inputs = drawn(17, 17)
     q, k, v = inputs
-    got = attend_rows(q[rows.index], k, v, Packing.of([5, 9, 3]), rows, scale=0.3, **settings)
+    got = attend_rows(q[rows.index], k, v, Packing.from_lengths([5, 9, 3]), rows, scale=0.3, **settings)
     want = dense(*inputs, [5, 9, 3], causal=True, scale=0.3, **settings)[rows.index]
     assert_same_with_gradients(got, want, inputs, rtol=1e-5, atol=5e-6)  # fp32 sums in another order than float64
 
@@ -195,14 +197,14 @@ def test_some_rows_are_those_rows_of_all(chosen, settings):
 def test_a_row_costs_the_keys_that_it_sees(place, columns):
     q, k, v = torch.randn(1, 4, 8), torch.randn(1000, 2, 8), torch.randn(1000, 2, 8)
     with make_flop_counter() as counter:
-        attend_rows(q, k, v, Packing.of([1000]), Rows(torch.tensor([place]), (1,)), scale=0.3)
+        attend_rows(q, k, v, Packing.from_lengths([1000]), RowIndex(torch.tensor([place]), (1,)), scale=0.3)
     assert counter.get_total_flops() == 2 * 4 * columns * (8 + 8)
 
 
 def test_rows_can_be_traced_without_values():
     with torch.device("meta"):
         q, k, v, index = torch.empty(3, 4, 8), torch.empty(17, 2, 8), torch.empty(17, 2, 8), torch.empty(3).long()
-    out = attend_rows(q, k, v, Packing.of([5, 9, 3]), Rows(index, (2, 1, 0)), scale=0.3)
+    out = attend_rows(q, k, v, Packing.from_lengths([5, 9, 3]), RowIndex(index, (2, 1, 0)), scale=0.3)
     assert (out.shape, out.device.type) == ((3, 4, 8), "meta")
 
 
@@ -216,7 +218,7 @@ def test_the_op_keeps_what_torch_asks_of_ops(keys, laid):
     inputs = drawn(7, sum(keys))
     if laid == "by head":
         inputs = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in inputs]
-    ends = Packing.of([3, 4]).cu_seqlens, Packing.of(keys).cu_seqlens
+    ends = Packing.from_lengths([3, 4]).cu_seqlens, Packing.from_lengths(keys).cu_seqlens
     torch.library.opcheck(library.varlen_attention, (*inputs, *ends, 256, 256, True, 0.3, None, True, ""))
     torch.library.opcheck(library.varlen_attention, (*inputs, *ends, 256, 256, True, 0.3, 2, True, "reference"))
 
@@ -228,7 +230,7 @@ def test_a_compiled_function_holds_one_op_and_is_not_compiled_anew_for_another_p
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(twice, fullgraph=True, backend=counter)
     for lengths in ([5, 9, 3], [50, 20], [1, 1, 1, 30, 7], [200]):
-        arguments = packing_arguments(Packing.of(lengths), torch.device("cpu"))
+        arguments = make_packing_arguments(Packing.from_lengths(lengths), torch.device("cpu"))
         packing = Packing(arguments["cu_seq_lens_q"], arguments["max_length_q"])
         inputs = drawn(sum(lengths), sum(lengths))
         for tensor in (*inputs, packing.cu_seqlens):
@@ -253,8 +255,8 @@ def counted(run):
 def test_flops_are_those_that_torch_counts_for_each_sequence(device):
     lengths, keys = [5, 9, 3], [7, 9, 4]
     inputs = [torch.empty_like(x, device=device, requires_grad=True) for x in drawn(17, 20, value_dim=8)]
-    packings = {"keys": Packing.of(keys), "causal": True, "scale": 0.3}
-    got = counted(lambda: attend(*inputs, Packing.of(lengths), **packings).sum().backward())
+    packings = {"keys": Packing.from_lengths(keys), "causal": True, "scale": 0.3}
+    got = counted(lambda: attend(*inputs, Packing.from_lengths(lengths), **packings).sum().backward())
 
     def theirs():
         for n, m in zip(lengths, keys, strict=True):
@@ -268,12 +270,12 @@ def test_flops_without_lengths_are_those_of_the_longest():
     with torch.device("meta"):
         q, k, v = torch.empty(17, 4, 8), torch.empty(17, 2, 8), torch.empty(17, 2, 8)
     packing = Packing(torch.empty(4, dtype=torch.int32, device="meta"), 9)
-    longest = library.bucket(9)
+    longest = library.round_up_length(9)
     assert counted(lambda: attend(q, k, v, packing, causal=True, scale=1.0)) == 2 * 4 * 3 * longest**2 * (8 + 8)
 
 
 def test_longest_lengths_are_rounded_up_but_for_single_queries():
-    assert [library.bucket(n) for n in (0, 1, 2, 256, 257)] == [0, 1, 256, 256, 512]
+    assert [library.round_up_length(n) for n in (0, 1, 2, 256, 257)] == [0, 1, 256, 256, 512]
 
 
 # Which way is taken -------------------------------------------------------------------------------------------------
@@ -281,20 +283,20 @@ def test_longest_lengths_are_rounded_up_but_for_single_queries():
 
 def call_of(**settings):
     q, k, v = (torch.empty(9, heads, 8) for heads in (4, 2, 2))
-    ends = Packing.of([4, 5]).cu_seqlens
-    return Call(q, k, v, ends, ends, 5, 5, causal=True, scale=0.3, **settings)
+    ends = Packing.from_lengths([4, 5]).cu_seqlens
+    return PackedCall(q, k, v, ends, ends, 5, 5, causal=True, scale=0.3, **settings)
 
 
 def test_on_the_cpu_the_reference_is_taken():
-    assert OP.choose(call_of()).name == "reference"
+    assert OP.choose_backend(call_of()).name == "reference"
 
 
 @pytest.mark.parametrize("way", ["xformers", "varlen"])
 def test_a_way_that_cannot_run_says_why_when_it_is_asked_for(way):
     q, k, v = drawn(9, 9)
     message = f"attention: '{way}' was asked for and cannot run here: it is for CUDA, and the tensors are on cpu"
-    with using(attention=way), pytest.raises(ConfigError, match=message):
-        attend(q, k, v, Packing.of([4, 5]), causal=True, scale=0.3)
+    with use_backends(attention=way), pytest.raises(ConfigError, match=message):
+        attend(q, k, v, Packing.from_lengths([4, 5]), causal=True, scale=0.3)
 
 
 @pytest.mark.parametrize(
@@ -303,34 +305,37 @@ def test_a_way_that_cannot_run_says_why_when_it_is_asked_for(way):
 )
 def test_features_that_only_the_reference_has_are_reasons(settings, reason):
     q, k, v = drawn(9, 9)
-    with using(attention="xformers"), pytest.raises(ConfigError, match=reason):
-        attend(q, k, v, Packing.of([4, 5]), causal=True, scale=0.3, **settings)
+    with use_backends(attention="xformers"), pytest.raises(ConfigError, match=reason):
+        attend(q, k, v, Packing.from_lengths([4, 5]), causal=True, scale=0.3, **settings)
 
 
 def test_what_is_not_packed_has_a_choice_of_its_own():
     x = torch.randn(1, 2, 5, 8)
-    with using(fixed_attention="cudnn"), pytest.raises(ConfigError, match="fixed_attention: 'cudnn' was asked for"):
+    with (
+        use_backends(fixed_attention="cudnn"),
+        pytest.raises(ConfigError, match="fixed_attention: 'cudnn' was asked for"),
+    ):
         called()(SimpleNamespace(is_causal=False), x, x, x, None)
 
 
 def test_one_row_of_each_sequence_is_what_the_fast_way_of_rows_takes():
     q, k, v = torch.randn(2, 4, 8), torch.randn(17, 2, 8), torch.randn(17, 2, 8)
-    rows = Rows(torch.tensor([3, 4]), (2, 0, 0))
-    with using(rows_attention="varlen"), pytest.raises(ConfigError, match="it takes one row of each sequence"):
-        attend_rows(q, k, v, Packing.of([5, 9, 3]), rows, scale=0.3)
+    rows = RowIndex(torch.tensor([3, 4]), (2, 0, 0))
+    with use_backends(rows_attention="varlen"), pytest.raises(ConfigError, match="it takes one row of each sequence"):
+        attend_rows(q, k, v, Packing.from_lengths([5, 9, 3]), rows, scale=0.3)
 
 
 def test_the_table_has_an_order_for_everything():
-    for op, ways in ((OP, OP.ways), (FIXED_OP, FIXED_OP.ways)):
+    for op, ways in ((OP, OP.backends), (FIXED_OP, FIXED_OP.backends)):
         for capability in (None, (7, 5), (9, 0), (12, 0)):
             for flags in range(8):
-                key = Key(op.name, capability, 64 << flags % 3, bool(flags & 1), bool(flags & 2), bool(flags & 4))
-                assert sorted(order_of(key)) == sorted(way.name for way in ways)
+                key = OrderKey(op.name, capability, 64 << flags % 3, bool(flags & 1), bool(flags & 2), bool(flags & 4))
+                assert sorted(order_backends(key)) == sorted(way.name for way in ways)
     assert all(row.source.startswith(("measured: ", "published: ", "not measured: ")) for row in BUILT_IN)
 
 
 def key_of(**settings):
-    return Key(
+    return OrderKey(
         **{"op": "attention", "capability": (9, 0), "head_dim": 64, "causal": True, "learns": True, "grouped": True}
         | settings
     )
@@ -340,10 +345,10 @@ def test_a_measured_table_comes_first(tmp_path, monkeypatch):
     row = {"op": "attention", "order": ["xformers"], "source": "measured: here", "capability": [9, 0], "head_dim": 64}
     path = tmp_path / "table.json"
     path.write_text(json.dumps([row]))
-    assert order_of(key_of())[0] == "varlen"
+    assert order_backends(key_of())[0] == "varlen"
     monkeypatch.setenv("MMBLOCKS_ATTENTION_TABLE", str(path))
-    assert order_of(key_of()) == ("xformers", "varlen", "reference")
-    assert order_of(key_of(head_dim=128))[0] == "varlen"
+    assert order_backends(key_of()) == ("xformers", "varlen", "reference")
+    assert order_backends(key_of(head_dim=128))[0] == "varlen"
 
 
 @pytest.mark.parametrize(
@@ -361,7 +366,7 @@ def test_a_table_that_is_none_is_refused(tmp_path, monkeypatch, text, message):
     path.write_text(text)
     monkeypatch.setenv("MMBLOCKS_ATTENTION_TABLE", str(path))
     with pytest.raises(ConfigError, match=message):
-        order_of(key_of())
+        order_backends(key_of())
 
 
 # The machine --------------------------------------------------------------------------------------------------------
@@ -379,18 +384,18 @@ assert "xformers" in sys.modules
 
 
 def test_a_missing_cuda_runtime_is_named_with_its_cure(monkeypatch):
-    monkeypatch.setattr(machine, "_built_for", lambda: 11)
+    monkeypatch.setattr(machine, "_read_xformers_cuda_major", lambda: 11)
     monkeypatch.setattr(torch.version, "cuda", "13.2")
-    assert machine._against_runtime() == (
+    assert machine._explain_missing_runtime() == (
         "it was built for CUDA 11 and torch for CUDA 13.2; it needs libcudart.so.11 beside that of torch: "
         "pip install nvidia-cuda-runtime-cu11"
     )
 
 
 def test_every_way_that_runs_here_passes_its_own_test():
-    results = list(selftest("cpu"))
-    assert [result for result in results if not result.agrees] == []
-    assert {r.way for r in results if r.error is not None} == {"reference"}
+    results = list(run_selftest("cpu"))
+    assert [result for result in results if not result.is_acceptable] == []
+    assert {r.backend for r in results if r.error is not None} == {"reference"}
     assert {r.op for r in results} == {op.name for op in (OP, ROWS_OP, FIXED_OP)}
 
 
@@ -409,7 +414,7 @@ def in_their_layout(*tensors):
 
 def test_a_model_may_have_more_keys_than_queries():
     q, k, v = drawn(4, 9)
-    arguments = packing_arguments(Packing.of([1, 3]), q.device, keys=Packing.of([3, 6]))
+    arguments = make_packing_arguments(Packing.from_lengths([1, 3]), q.device, keys=Packing.from_lengths([3, 6]))
     got, _ = called()(torch.nn.Identity(), *in_their_layout(q, k, v), scaling=0.3, **arguments)
     want = dense(q, k, v, [1, 3], cached=[2, 3], causal=True, scale=0.3).float()
     torch.testing.assert_close(got.squeeze(0), want, rtol=1e-5, atol=2e-6)  # fp32 sums in another order than float64
@@ -417,8 +422,8 @@ def test_a_model_may_have_more_keys_than_queries():
 
 def test_a_model_may_ask_for_some_rows():
     q, k, v = drawn(9, 9)
-    rows = Rows(torch.tensor([2, 3, 8]), (2, 1))
-    arguments = packing_arguments(Packing.of([4, 5]), q.device)
+    rows = RowIndex(torch.tensor([2, 3, 8]), (2, 1))
+    arguments = make_packing_arguments(Packing.from_lengths([4, 5]), q.device)
     got, _ = called()(torch.nn.Identity(), *in_their_layout(q[rows.index], k, v), scaling=0.3, rows=rows, **arguments)
     want = dense(q, k, v, [4, 5], causal=True, scale=0.3)[rows.index].float()
     torch.testing.assert_close(got.squeeze(0), want, rtol=1e-5, atol=2e-6)  # fp32 sums in another order than float64
@@ -436,7 +441,7 @@ def test_without_a_packing_a_model_gets_torchs_own_attention(causal):
 @pytest.mark.parametrize("name", ["position_bias", "block_indices"])
 def test_a_keyword_that_would_change_scores_is_never_dropped(name):
     x = torch.randn(1, 2, 5, 8)
-    packing = packing_arguments(Packing.of([2, 3]), x.device)
+    packing = make_packing_arguments(Packing.from_lengths([2, 3]), x.device)
     with pytest.raises(NotImplementedError, match=f"packed attention does not know {name}"):
         called()(torch.nn.Identity(), x, x, x, **packing, **{name: torch.zeros(1)})
 
@@ -460,12 +465,12 @@ def test_every_way_on_cuda_computes_the_same(way, dtype, dim, heads, causal, win
     keys = [n + before for n, before in zip(lengths, cached, strict=True)]
     inputs = drawn(sum(lengths), sum(keys), *heads, dim=dim)
     on_device = [x.detach().to("cuda", dtype).requires_grad_() for x in inputs]
-    packings = [Packing.of(n).to("cuda") for n in (lengths, keys)]
+    packings = [Packing.from_lengths(n).to("cuda") for n in (lengths, keys)]
     settings = {"causal": causal, "scale": 0.1, "window": window}
     if reasons := reasons_for(way, on_device, packings, settings):
         assert reasons == expected_reasons(way, dtype, window)
         return
-    with using(attention=way):
+    with use_backends(attention=way):
         got = attend(*on_device, packings[0], keys=packings[1], **settings)
         want = dense(*[x.to(dtype) for x in inputs], lengths, cached=cached, **settings)
         pulled = torch.randn_like(want)
@@ -477,8 +482,8 @@ def test_every_way_on_cuda_computes_the_same(way, dtype, dim, heads, causal, win
 
 def reasons_for(way, inputs, packings, settings):
     ends, longest = [p.cu_seqlens for p in packings], [p.max_seqlen for p in packings]
-    chosen = next(w for w in OP.ways if w.name == way)
-    return chosen.reasons_against(Call(*inputs, *ends, *longest, learns=True, **settings))
+    chosen = next(w for w in OP.backends if w.name == way)
+    return chosen.reasons_against(PackedCall(*inputs, *ends, *longest, learns=True, **settings))
 
 
 def expected_reasons(way, dtype, window):
@@ -491,9 +496,9 @@ def expected_reasons(way, dtype, window):
 
 @pytest.mark.gpu
 def test_every_way_on_cuda_passes_its_own_test():
-    results = list(selftest("cuda"))
-    assert [result for result in results if not result.agrees] == []
-    assert {r.way for r in results if r.error is not None} >= {"varlen", "reference", "cudnn", "flash", "efficient"}
+    results = list(run_selftest("cuda"))
+    assert [result for result in results if not result.is_acceptable] == []
+    assert {r.backend for r in results if r.error is not None} >= {"varlen", "reference", "cudnn", "flash", "efficient"}
 
 
 @pytest.mark.gpu
@@ -501,14 +506,14 @@ def test_every_way_on_cuda_passes_its_own_test():
 @pytest.mark.parametrize("learns", [True, False])
 def test_the_fast_ways_never_wait_for_the_device(way, learns):
     q, k, v = (x.detach().to("cuda", torch.bfloat16).requires_grad_(learns) for x in drawn(192, 192, dim=64))
-    packing = Packing.of([128, 64]).to("cuda")
+    packing = Packing.from_lengths([128, 64]).to("cuda")
 
     def run():
         out = attend(q, k, v, packing, causal=True, scale=0.1)
         if learns:
             torch.autograd.grad(out.sum(), (q, k, v))
 
-    with using(attention=way):
+    with use_backends(attention=way):
         run()  # looks at the machine once
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -522,12 +527,12 @@ def test_the_fast_ways_never_wait_for_the_device(way, learns):
 def test_last_rows_on_cuda_are_those_of_all_without_waiting(window):
     lengths = [5, 130, 64]
     q, k, v = (x.detach().to("cuda", torch.bfloat16) for x in drawn(199, 199, 14, 2, dim=64))
-    packing = Packing.of(lengths).to("cuda")
-    rows = Rows((packing.cu_seqlens[1:] - 1).long(), (1, 1, 1))
+    packing = Packing.from_lengths(lengths).to("cuda")
+    rows = RowIndex((packing.cu_seqlens[1:] - 1).long(), (1, 1, 1))
     whole = attend(q, k, v, packing, causal=True, scale=0.1, window=window)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        with using(rows_attention="varlen"):
+        with use_backends(rows_attention="varlen"):
             got = attend_rows(q.index_select(0, rows.index), k, v, packing, rows, scale=0.1, window=window)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -5,18 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from mmblocks.batch import Taps
+from mmblocks.batch import GatherTable
 from mmblocks.errors import ConfigError
-from mmblocks.ops.choice import using
-from mmblocks.ops.gather_lerp import gather_lerp, gelu_gather_lerp, turned
-from mmblocks.ops.gather_lerp.selftest import selftest
+from mmblocks.ops.choice import use_backends
+from mmblocks.ops.gather_lerp import gather_lerp, gelu_gather_lerp, with_transpose
+from mmblocks.ops.gather_lerp.selftest import run_selftest
 
 WAYS = ["bag", "reference"]
 COPIES = {"aten::copy_", "aten::clone", "aten::contiguous", "aten::_to_copy"}
 
 
 def taps_of(rows, weights, size):
-    return turned(Taps(torch.tensor(rows), torch.tensor(weights, dtype=torch.float32), size))
+    return with_transpose(GatherTable(torch.tensor(rows), torch.tensor(weights, dtype=torch.float32), size))
 
 
 def bilinear(frames, side, new_side):
@@ -28,12 +28,14 @@ def bilinear(frames, side, new_side):
     weights = [r[:, None] * c[None, :] for r in (1 - part, part) for c in (1 - part, part)]
     table, shares = torch.stack(rows, -1).view(-1, 4), torch.stack(weights, -1).view(-1, 4).float()
     frame = torch.arange(frames).repeat_interleave(len(table)) * side**2
-    return turned(Taps(table.repeat(frames, 1) + frame[:, None], shares.repeat(frames, 1), frames * side**2))
+    return with_transpose(
+        GatherTable(table.repeat(frames, 1) + frame[:, None], shares.repeat(frames, 1), frames * side**2)
+    )
 
 
 def some_taps(n=7, k=3, size=5):
     weights = torch.rand(n, k) * (torch.rand(n, k) > 0.3)
-    return turned(Taps(torch.randint(size, (n, k)) * (weights > 0), weights, size))
+    return with_transpose(GatherTable(torch.randint(size, (n, k)) * (weights > 0), weights, size))
 
 
 def value_and_gradient(op, x, taps, pulled):
@@ -46,7 +48,7 @@ def value_and_gradient(op, x, taps, pulled):
 def test_a_row_is_the_weighted_sum_of_the_rows_it_names(way):
     x = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
     taps = taps_of([[0, 1], [2, 0], [1, 1]], [[0.5, 0.5], [1, 0], [2, -1]], 3)
-    with using(gather_lerp=way):
+    with use_backends(gather_lerp=way):
         assert gather_lerp(x, taps).tolist() == [[1.5, 15.0], [3.0, 30.0], [2.0, 20.0]]
 
 
@@ -59,26 +61,26 @@ def test_bilinear_taps_pool_frames_as_interpolate_does(way, new_side):
         maps = x.view(2, 27, 27, 6).permute(0, 3, 1, 2)
         return F.interpolate(maps, size=(new_side, new_side), mode="bilinear").permute(0, 2, 3, 1).reshape(-1, 6)
 
-    with using(gather_lerp=way):
+    with use_backends(gather_lerp=way):
         got = value_and_gradient(gather_lerp, x.view(-1, 6), bilinear(2, 27, new_side), pulled)
     want = value_and_gradient(interpolate, x.view(-1, 6), None, pulled)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=5e-6)  # interpolate's own coordinates are float32
 
 
 def test_every_way_agrees_with_the_reference_in_float64():
-    results = list(selftest("cpu"))
-    assert [r for r in results if not r.agrees] == []
-    assert {r.way for r in results if r.error is not None} == {"bag", "reference"}
-    assert {reason for r in results if r.way == "triton" for reason in r.reasons} >= {
+    results = list(run_selftest("cpu"))
+    assert [r for r in results if not r.is_acceptable] == []
+    assert {r.backend for r in results if r.error is not None} == {"bag", "reference"}
+    assert {reason for r in results if r.backend == "triton" for reason in r.reasons} >= {
         "its kernels run on cuda, and x is on cpu"
     }
 
 
 @pytest.mark.gpu
 def test_every_way_agrees_with_the_reference_in_float64_on_a_gpu():
-    results = list(selftest("cuda"))
-    assert [r for r in results if not r.agrees] == []
-    assert {r.way for r in results if r.error is not None} == {"triton", "bag", "reference"}
+    results = list(run_selftest("cuda"))
+    assert [r for r in results if not r.is_acceptable] == []
+    assert {r.backend for r in results if r.error is not None} == {"triton", "bag", "reference"}
 
 
 @pytest.mark.parametrize("op", [gather_lerp, gelu_gather_lerp])
@@ -86,8 +88,8 @@ def test_every_way_agrees_with_the_reference_in_float64_on_a_gpu():
 @pytest.mark.parametrize("beforehand", [True, False])
 def test_gradients_agree_with_numbers(op, way, beforehand):
     x, taps = torch.randn(5, 3, dtype=torch.float64, requires_grad=True), some_taps()
-    taps = taps if beforehand else Taps(taps.rows, taps.weights, taps.size)
-    with using(gather_lerp=way):
+    taps = taps if beforehand else GatherTable(taps.rows, taps.weights, taps.size)
+    with use_backends(gather_lerp=way):
         assert torch.autograd.gradcheck(lambda x: op(x, taps), x)
 
 
@@ -95,7 +97,7 @@ def test_gradients_agree_with_numbers(op, way, beforehand):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_summed_in_float32(way, dtype):
     x, taps = torch.randn(5, 3).to(dtype), some_taps()
-    with using(gather_lerp=way):
+    with use_backends(gather_lerp=way):
         got = gather_lerp(x, taps)
     want = (x[taps.rows].double() * taps.weights[..., None]).sum(1)
     torch.testing.assert_close(got.double(), want, rtol=torch.finfo(dtype).eps, atol=1e-7)  # rounded once, at the end
@@ -104,8 +106,11 @@ def test_half_precision_is_summed_in_float32(way, dtype):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("n", "k", "size"), [(0, 4, 5), (3, 0, 5), (3, 2, 0), (0, 0, 0)])
 def test_nothing_gathered_is_zeros_with_a_gradient(way, n, k, size):
-    x, taps = torch.randn(size, 4, requires_grad=True), turned(Taps(torch.zeros(n, k).long(), torch.zeros(n, k), size))
-    with using(gather_lerp=way):
+    x, taps = (
+        torch.randn(size, 4, requires_grad=True),
+        with_transpose(GatherTable(torch.zeros(n, k).long(), torch.zeros(n, k), size)),
+    )
+    with use_backends(gather_lerp=way):
         out = gelu_gather_lerp(x, taps)
     assert torch.equal(out, torch.zeros(n, 4))
     (gradient,) = torch.autograd.grad(out.sum(), x)
@@ -129,7 +134,7 @@ def test_a_gradient_that_is_one_number_everywhere_is_taken():
 
 
 def test_turned_taps_name_for_each_row_those_that_read_it():
-    back = taps_of([[0, 1], [1, 2], [1, 0]], [[0.5, 0.25], [1, 2], [3, 0]], 4).back
+    back = taps_of([[0, 1], [1, 2], [1, 0]], [[0.5, 0.25], [1, 2], [3, 0]], 4).transpose
     assert back.size == 3
     assert back.rows.tolist() == [[0, 0, 0], [0, 1, 2], [1, 0, 0], [0, 0, 0]]
     assert back.weights.tolist() == [[0.5, 0, 0], [0.25, 1, 3], [2, 0, 0], [0, 0, 0]]
@@ -141,8 +146,8 @@ def test_turning_taps_twice_gives_the_same_matrix():
         return matrix.scatter_add_(1, taps.rows, taps.weights.double())
 
     taps = some_taps(30, 4, 12)
-    torch.testing.assert_close(dense(taps.back), dense(taps).T, rtol=0, atol=1e-12)
-    torch.testing.assert_close(dense(turned(taps.back).back), dense(taps), rtol=0, atol=1e-12)
+    torch.testing.assert_close(dense(taps.transpose), dense(taps).T, rtol=0, atol=1e-12)
+    torch.testing.assert_close(dense(with_transpose(taps.transpose).transpose), dense(taps), rtol=0, atol=1e-12)
 
 
 # What it costs ------------------------------------------------------------------------------------------------------
@@ -176,7 +181,7 @@ def saved_by(run):
 
 def test_only_taps_are_kept_for_backward_and_with_gelu_what_went_into_it():
     x, taps = torch.randn(729, 8, requires_grad=True), bilinear(1, 27, 14)
-    table = [taps.back.rows.data_ptr(), taps.back.weights.data_ptr()]
+    table = [taps.transpose.rows.data_ptr(), taps.transpose.weights.data_ptr()]
     assert [t.data_ptr() for t in saved_by(lambda: gather_lerp(x, taps))] == table
     assert [t.data_ptr() for t in saved_by(lambda: gelu_gather_lerp(x, taps))] == [*table, x.data_ptr()]
 
@@ -184,7 +189,10 @@ def test_only_taps_are_kept_for_backward_and_with_gelu_what_went_into_it():
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch's own tracing
 def test_torch_library_finds_the_operators_well_made():
     taps = some_taps()
-    x, table = torch.randn(5, 3, requires_grad=True), (taps.rows, taps.weights, taps.back.rows, taps.back.weights)
+    x, table = (
+        torch.randn(5, 3, requires_grad=True),
+        (taps.rows, taps.weights, taps.transpose.rows, taps.transpose.weights),
+    )
     torch.library.opcheck(torch.ops.mmblocks.gather_lerp.default, (x, *table, True, "bag"))
 
 
@@ -201,7 +209,7 @@ def test_sizes_are_known_without_data():
 def test_a_way_that_cannot_run_says_why():
     x = torch.randn(5, 3, dtype=torch.float64)
     with (
-        using(gather_lerp="triton"),
+        use_backends(gather_lerp="triton"),
         pytest.raises(ConfigError, match=r"x is float64; its kernels run on cuda, and x is on cpu"),
     ):
         gather_lerp(x, some_taps())

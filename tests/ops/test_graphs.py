@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmblocks.ops.choice import using
-from mmblocks.ops.graphs import BUCKETS, Captured
+from mmblocks.ops.choice import use_backends
+from mmblocks.ops.graphs import BUCKETS, CUDAGraphed
 
 
 class Shelf:
@@ -41,16 +41,16 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = weights()
-        self.encoded = Captured(self.encoder)
+        self.encoded = CUDAGraphed(self.encoder)
 
 
 def weights() -> nn.Module:
     return nn.Linear(3, 2).requires_grad_(False)
 
 
-def captured(module: nn.Module | None = None, **settings: Any) -> tuple[Captured, Shelf]:
+def captured(module: nn.Module | None = None, **settings: Any) -> tuple[CUDAGraphed, Shelf]:
     shelf = Shelf(settings.pop("pause_s", 0))
-    return Captured(module or weights(), capture=shelf, device_type="cpu", **settings), shelf
+    return CUDAGraphed(module or weights(), capture=shelf, device_type="cpu", **settings), shelf
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 3), (8, 8), (9, 10), (11, 12), (15, 16), (23, 24), (32, 32)])
@@ -72,10 +72,10 @@ def test_numbers_of_rows_far_from_a_bucket_run_as_they_are(rows: int) -> None:
 
 def test_buckets_and_the_largest_waste_are_settings() -> None:
     run, shelf = captured(buckets=(8, 2), waste=1.0)
-    assert [run.bucket(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [2, 2, None, 8, 8, 8, None]
+    assert [run.find_bucket(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [2, 2, None, 8, 8, 8, None]
     run(torch.randn(5, 3))
     assert shelf.sizes == [8]
-    assert [Captured(weights()).bucket(n) for n in BUCKETS] == list(BUCKETS)
+    assert [CUDAGraphed(weights()).find_bucket(n) for n in BUCKETS] == list(BUCKETS)
 
 
 def test_a_bucket_is_captured_once() -> None:
@@ -138,7 +138,7 @@ def test_everything_that_changes_the_computation_has_a_graph_of_its_own() -> Non
         assert run(x).dtype == torch.bfloat16
     run(x)
     run(x.view(2, 1, 3))
-    with using("reference"):
+    with use_backends("reference"):
         run(x)
     run.module.train()
     run(x)
@@ -153,7 +153,7 @@ def test_only_the_graphs_used_last_are_kept() -> None:
     for rows in (1, 2, 1, 3, 1, 2):
         run(torch.randn(rows, 3))
     assert shelf.sizes == [1, 2, 3, 2]
-    run.forget()
+    run.drop_graphs()
     run(torch.randn(2, 3))
     assert shelf.sizes == [1, 2, 3, 2, 2]
 
@@ -187,7 +187,7 @@ def test_a_graph_captured_in_inference_mode_serves_outside_of_it() -> None:
 
 
 def test_inputs_on_another_device_run_as_they_are() -> None:
-    run = Captured(weights())
+    run = CUDAGraphed(weights())
     assert run.reasons_against(torch.ones(1, 3)) == ["the input is on cpu, and graphs are for cuda"]
     assert run(torch.ones(1, 3)).shape == (1, 2)
 
@@ -215,7 +215,7 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_so_once(caplog: pytest.L
     def refuse(function: Any, static: Tensor) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    run = Captured(weights(), capture=refuse, device_type="cpu")
+    run = CUDAGraphed(weights(), capture=refuse, device_type="cpu")
     x = torch.randn(2, 3)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(run(x), run.module(x))
@@ -275,7 +275,7 @@ def on_gpu() -> nn.Module:
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 2, 7, 9, 32, 33])
 def test_a_graph_gives_what_the_module_gives(rows: int) -> None:
-    run = Captured(on_gpu())
+    run = CUDAGraphed(on_gpu())
     for _ in range(3):
         x = torch.randn(rows, 16, 64, device="cuda", dtype=torch.bfloat16)
         torch.testing.assert_close(run(x), run.module(x), rtol=1e-2, atol=1e-2)  # bf16; another kernel for padded rows
@@ -284,7 +284,7 @@ def test_a_graph_gives_what_the_module_gives(rows: int) -> None:
 
 @pytest.mark.gpu
 def test_a_graph_reads_weights_where_they_lie_and_is_dropped_when_they_move() -> None:
-    run = Captured(on_gpu())
+    run = CUDAGraphed(on_gpu())
     x = torch.randn(2, 64, device="cuda", dtype=torch.bfloat16)
     run(x)
     for p in run.module.parameters():
@@ -300,7 +300,7 @@ def test_what_waits_for_the_device_cannot_be_captured_and_runs_as_it_is() -> Non
         def forward(self, x: Tensor) -> Tensor:
             return x * x.sum().item()
 
-    run = Captured(Waits())
+    run = CUDAGraphed(Waits())
     x = torch.ones(2, 3, device="cuda")
     assert torch.equal(run(x), x * 6)
     assert run.reasons_against(x)
@@ -309,7 +309,7 @@ def test_what_waits_for_the_device_cannot_be_captured_and_runs_as_it_is() -> Non
 
 @pytest.mark.gpu
 def test_threads_with_streams_of_their_own_get_their_own_rows() -> None:
-    run = Captured(on_gpu())
+    run = CUDAGraphed(on_gpu())
     wrong: list[int] = []
 
     def ask(number: int) -> None:

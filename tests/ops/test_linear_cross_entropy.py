@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmblocks.ops.choice import using
+from mmblocks.ops.choice import use_backends
 from mmblocks.ops.linear_cross_entropy import chunked, linear_cross_entropy, row_cross_entropies
 
 ROWS, DIM, VOCABULARY = 10, 4, 11
@@ -51,7 +51,7 @@ def test_chunks_have_the_value_and_gradients_of_all_rows_at_once(rows):
     hidden, targets = inputs(rows, torch.float64)
     head, weights = Head(torch.float64), torch.randn(rows, dtype=torch.float64)
     got = value_and_gradients(row_cross_entropies, hidden, targets, head, weights)
-    with using("reference"):
+    with use_backends("reference"):
         want = value_and_gradients(row_cross_entropies, hidden, targets, head, weights)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)  # weights' gradients add up in another order
 
@@ -119,7 +119,7 @@ def test_half_precision_logits_are_summed_in_float32():
 def test_without_rows_the_loss_is_zero_and_still_has_gradients(way):
     hidden, targets = inputs(0)
     head = Head()
-    with using(linear_cross_entropy=way):
+    with use_backends(linear_cross_entropy=way):
         loss = linear_cross_entropy(hidden, targets, head, vocabulary=VOCABULARY)
     loss.backward()
     assert loss.item() == 0

@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmblocks.batch import Taps
-from mmblocks.ops.gather_lerp import OP, turned, with_triton
+from mmblocks.batch import GatherTable
+from mmblocks.ops.gather_lerp import OP, with_transpose, with_triton
 
 TOLERANCES = {
     torch.float32: 1e-6,  # sums of a few taps in another order than float64's
@@ -76,7 +76,7 @@ def report() -> Iterator[tuple[str, float, float]]:
     for name, (rows, weights), size, d in tables():
         if d < 32:  # the interpreter takes 20 ms for a program, whatever its size
             with_triton.ROWS, with_triton.CHANNELS = 256, 16
-        taps = turned(Taps(rows, weights, size))
+        taps = with_transpose(GatherTable(rows, weights, size))
         for dtype in TOLERANCES:
             for gelu in (False, True):
                 x, pulled = torch.randn(size, d).to(dtype), torch.randn(len(rows), d).to(dtype)
@@ -88,7 +88,7 @@ def report() -> Iterator[tuple[str, float, float]]:
 
 
 def report_of_strides_and_bits() -> Iterator[tuple[str, float, float]]:
-    taps = turned(Taps(*readers(9, 3, 7), 7))
+    taps = with_transpose(GatherTable(*readers(9, 3, 7), 7))
     x, pulled = torch.randn(7, 48)[:, 8:40], torch.randn(32, 9).t()
     for gelu in (False, True):
         got, want = value_and_gradient("triton", x, taps, pulled, gelu), exact(x, taps, pulled, gelu)
@@ -99,7 +99,7 @@ def report_of_strides_and_bits() -> Iterator[tuple[str, float, float]]:
 
 def value_and_gradient(way, x, taps, pulled, gelu):
     x = x.detach().requires_grad_()
-    value = next(w for w in OP.ways if w.name == way).run(x, taps, gelu=gelu)
+    value = next(w for w in OP.backends if w.name == way).run(x, taps, gelu=gelu)
     return value.detach(), *torch.autograd.grad(value, x, pulled)
 
 

@@ -310,14 +310,14 @@ class Rig:
         position, the same greedy tokens.
         """
         messages = [{"role": "user", "content": [self._part(part) for part in parts]}]
-        batch = collate([Processor.of(self.ours).prompt(Conversation.of(messages))])
+        batch = collate([Processor.from_model(self.ours).make_prompt_sample(Conversation.from_messages(messages))])
         inputs = self.inputs(messages)
         ids = inputs["input_ids"][0]
         visual = torch.isin(ids, torch.tensor(self._visual_ids()))
         assert batch.visual_positions.tolist() == visual.nonzero().flatten().tolist()
         assert batch.input_ids[~visual].tolist() == ids[~visual].tolist()
         with torch.no_grad():
-            ours, theirs = self.ours.logits(batch), self.theirs(**inputs).logits[0]
+            ours, theirs = self.ours.compute_logits(batch), self.theirs(**inputs).logits[0]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # fp32: attention sums in another order
         assert generate(self.ours, batch, Decoding(max_new_tokens=8)) == [self._answer(inputs)]
 

@@ -33,7 +33,7 @@ from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.convert.parts import import_vision_parts
-from mmblocks.model.convert.probe import load_transformers, our_logits, probes, transformers_logits
+from mmblocks.model.convert.probe import compute_our_logits, compute_transformers_logits, load_transformers, make_probes
 from mmblocks.model.convert.transformers.families import import_hf, import_hf_with_report
 
 VISION = {
@@ -96,8 +96,10 @@ def around_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_pictures_and_text_give_the_logits_of_transformers(folder: Path) -> None:
     ours, theirs = import_hf(folder), load_transformers(folder)
-    for probe in probes(ours, clips=False):
-        torch.testing.assert_close(our_logits(ours, probe), transformers_logits(theirs, ours, probe), **CLOSE)
+    for probe in make_probes(ours, clips=False):
+        torch.testing.assert_close(
+            compute_our_logits(ours, probe), compute_transformers_logits(theirs, ours, probe), **CLOSE
+        )
 
 
 def test_only_the_words_last_feed_forward_is_left_over(folder: Path) -> None:
@@ -113,8 +115,8 @@ def test_only_the_words_last_feed_forward_is_left_over(folder: Path) -> None:
 def test_an_imported_model_is_saved_and_loaded_as_one_of_ours(folder: Path, tmp_path: Path) -> None:
     ours = import_hf(folder)
     loaded = mmblocks.load(mmblocks.save(ours, tmp_path / "ours"))
-    probe = probes(ours, clips=False)[0]
-    assert torch.equal(our_logits(ours, probe), our_logits(loaded, probe))
+    probe = make_probes(ours, clips=False)[0]
+    assert torch.equal(compute_our_logits(ours, probe), compute_our_logits(loaded, probe))
 
 
 def test_the_vision_model_alone_reads_a_whole_checkpoint(around_t5: Path) -> None:
@@ -173,7 +175,7 @@ def picture() -> Image.Image:
 
 def asked(text: str, *pictures: Any, first: bool = True) -> Conversation:
     shown, said = [{"type": "image", "image": p} for p in pictures], [{"type": "text", "text": text}]
-    return Conversation.of([{"role": "user", "content": shown + said if first else said + shown}])
+    return Conversation.from_messages([{"role": "user", "content": shown + said if first else said + shown}])
 
 
 def test_prompts_are_those_of_transformers_processors(prompted: Path) -> None:
@@ -182,22 +184,25 @@ def test_prompts_are_those_of_transformers_processors(prompted: Path) -> None:
     image = theirs.tokenizer.convert_tokens_to_ids("<image>")
     for text, first in product(PROMPTS, (True, False)):
         wanted = theirs(images=picture(), text=text)
-        sample = Processor.of(ours).prompt(asked(text, picture(), first=first))
+        sample = Processor.from_model(ours).make_prompt_sample(asked(text, picture(), first=first))
         ids = sample.encoded.input_ids.clone()
         ids[sample.encoded.visual_positions] = image
         assert ids.tolist() == wanted["input_ids"][0]
         if sample.instructions is not None:
             assert [row.tolist() for row in sample.instructions] == wanted["qformer_input_ids"]
     for text in PROMPTS:
-        assert Processor.of(ours).prompt(asked(text)).encoded.input_ids.tolist() == theirs(text=text)["input_ids"][0]
+        assert (
+            Processor.from_model(ours).make_prompt_sample(asked(text)).encoded.input_ids.tolist()
+            == theirs(text=text)["input_ids"][0]
+        )
 
 
 def test_a_picture_and_a_question_give_the_logits_of_transformers(prompted: Path, pil_processor: Any) -> None:
     ours, theirs, processor = import_hf(prompted), load_transformers(prompted), pil_processor(prompted)
-    batch = collate([Processor.of(ours).prompt(asked("What is this?", picture()))])
+    batch = collate([Processor.from_model(ours).make_prompt_sample(asked("What is this?", picture()))])
     with torch.no_grad():
         want = theirs(**processor(images=picture(), text="What is this?", return_tensors="pt")).logits[0]
-        torch.testing.assert_close(ours.logits(batch), want, **CLOSE)
+        torch.testing.assert_close(ours.compute_logits(batch), want, **CLOSE)
 
 
 @pytest.mark.parametrize(("end", "text"), [(202, "\n"), ([2, 202], "</s>"), (2, "</s>")])
@@ -214,7 +219,7 @@ def test_answers_end_where_the_checkpoints_own_do(
 def test_only_the_answer_and_its_end_are_learned(prompted: Path) -> None:
     ours = import_hf(prompted)
     talk = [*asked("What is it?", picture()).messages, Message("assistant", (Text("A cat."),))]
-    encoded = Processor.of(ours).training_sample(Conversation(tuple(talk))).encoded
+    encoded = Processor.from_model(ours).make_training_sample(Conversation(tuple(talk))).encoded
     learned = encoded.targets[encoded.targets != IGNORE]
     assert ours.backbone.text_tokenizer.decode(learned) in (" A cat.</s>", "A cat.</s>")
 

@@ -20,7 +20,7 @@ from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, MMBlocksError
 from mmblocks.model.convert.transformers.export import export_hf
 from mmblocks.model.convert.transformers.families import import_hf
-from mmblocks.model.convert.transformers.jinja import jinja_of
+from mmblocks.model.convert.transformers.jinja import to_jinja
 from mmblocks.templates.tokenizer_chat import TokenizerChat
 
 FIRST = (  # as LLaVA's processors on the hub: pictures first, whatever was written first
@@ -168,7 +168,7 @@ def prompt_of(processor: Any, talk: list[dict[str, Any]]) -> list[int]:
 
 
 def our_prompt(model: Any, talk: list[dict[str, Any]]) -> list[int]:
-    encoded = Processor.of(model).encoded_prompt(Conversation.of(talk))
+    encoded = Processor.from_model(model).encode_conversation_prompt(Conversation.from_messages(talk))
     ids = encoded.input_ids.clone()
     ids[encoded.visual_positions] = model.backbone.text_tokenizer.convert_tokens_to_ids("<image>")
     return ids.tolist()
@@ -246,7 +246,7 @@ def test_what_was_kept_is_saved_loaded_and_exported(copied: Path, case: str, tmp
     assert require_same_prompts(loaded, AutoProcessor.from_pretrained(copied)) >= 4
     exported = export_hf(model, tmp_path / "theirs")
     assert require_same_prompts(model, AutoProcessor.from_pretrained(exported)) >= 4
-    assert jinja_of(import_hf(exported).template) == KEPT[case]
+    assert to_jinja(import_hf(exported).template) == KEPT[case]
 
 
 def test_a_broken_template_is_told_and_replaced_by_a_guess(copied: Path, caplog: pytest.LogCaptureFixture) -> None:

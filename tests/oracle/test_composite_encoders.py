@@ -128,7 +128,7 @@ def test_pixels_of_a_batch_reach_members_normalised_their_own_way(tiny_spec: Any
         second_last(tower, normalize(pixels / 255, *colours), 2)
         for tower, colours in ((a, SIGLIP_COLOURS), (b, CLIP_COLOURS))
     ]
-    torch.testing.assert_close(model.encoder(model.normalised(pixels)), torch.cat(want, dim=-1), **CLOSE)
+    torch.testing.assert_close(model.encoder(model.normalise_pixels(pixels)), torch.cat(want, dim=-1), **CLOSE)
 
 
 @torch.no_grad()

@@ -28,17 +28,17 @@ from mmblocks.conversation import Conversation
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.model.build import wire_tokenizers
-from mmblocks.model.convert import detect, door_of
-from mmblocks.model.convert.chat import chat_of
-from mmblocks.model.convert.float32 import InFloat32
+from mmblocks.model.build import build_router
+from mmblocks.model.convert import detect_layout, layout_of
+from mmblocks.model.convert.chat import choose_chat_template
+from mmblocks.model.convert.float32 import Float32Mode
 from mmblocks.model.convert.original.llava import import_original
-from mmblocks.model.convert.probe import our_logits, probes, transformers_logits
+from mmblocks.model.convert.probe import compute_our_logits, compute_transformers_logits, make_probes
 from mmblocks.model.convert.transformers.export import export_hf
 from mmblocks.model.convert.transformers.families import import_hf, import_hf_with_report
-from mmblocks.model.convert.transformers.jinja import jinja_of
-from mmblocks.model.convert.weights import stored_dtype, stored_gigabytes
-from mmblocks.model.generate import Stop
+from mmblocks.model.convert.transformers.jinja import to_jinja
+from mmblocks.model.convert.weights import find_stored_dtype, measure_gigabytes
+from mmblocks.model.generate import StopSequences
 from mmblocks.model.onevision import OneVision
 from mmblocks.settings import REQUIRED
 from mmblocks.shapes import Size, VisualShape
@@ -73,8 +73,10 @@ def same_state(a: OneVision, b: OneVision) -> bool:
 
 def require_same_logits(ours: OneVision, theirs: Any) -> None:
     """On a picture, two pictures, a clip and text alone."""
-    for probe in probes(ours):
-        torch.testing.assert_close(our_logits(ours, probe), transformers_logits(theirs, ours, probe), **SAME_KERNELS)
+    for probe in make_probes(ours):
+        torch.testing.assert_close(
+            compute_our_logits(ours, probe), compute_transformers_logits(theirs, ours, probe), **SAME_KERNELS
+        )
 
 
 # In: the layouts of transformers ------------------------------------------------------------------------------------
@@ -223,7 +225,7 @@ def test_the_ends_of_a_checkpoint_come_in_stay_and_go_out_again(copied: Path, tm
     settings = {"eos_token_id": [7, 9], "repetition_penalty": 1.1, "temperature": 0.9}  # a list as Qwen2-Instruct's
     (copied / "generation_config.json").write_text(json.dumps(settings))
     model = import_hf(copied)
-    (own,) = (i for i in Stop.of(model).tokens if i not in (7, 9))
+    (own,) = (i for i in StopSequences.from_model(model).tokens if i not in (7, 9))
     mmblocks.save(model, tmp_path / "saved")
     export_hf(mmblocks.load(tmp_path / "saved"), tmp_path / "export")
     written = GenerationConfig.from_pretrained(tmp_path / "export")
@@ -235,7 +237,7 @@ def test_the_ends_of_a_checkpoint_come_in_stay_and_go_out_again(copied: Path, tm
 def test_an_imported_model_is_saved_and_loaded_as_one_of_ours(ours: OneVision, tmp_path: Path) -> None:
     loaded = mmblocks.load(mmblocks.save(ours, tmp_path / "ours"))
     assert same_state(loaded, ours)
-    assert loaded.spec.plain()["tokenizer"] == ours.spec.plain()["tokenizer"]
+    assert loaded.spec.to_dict()["tokenizer"] == ours.spec.to_dict()["tokenizer"]
 
 
 # Out: the hub's layout ----------------------------------------------------------------------------------------------
@@ -257,7 +259,7 @@ def test_what_was_exported_comes_back_bit_for_bit(exported: Path, ours: OneVisio
     model, found = import_hf_with_report(exported)
     assert found.layout == "hub"
     assert same_state(model, ours)
-    plain, before = model.spec.plain(), ours.spec.plain()
+    plain, before = model.spec.to_dict(), ours.spec.to_dict()
     assert {k: plain[k] for k in plain if k != "backbone"} == {k: before[k] for k in before if k != "backbone"}
 
 
@@ -273,7 +275,7 @@ def test_an_export_in_bfloat16_says_so_and_holds_rounded_weights(ours: OneVision
     stored = load_file(tmp_path / "half" / WEIGHTS)
     assert {t.dtype for t in stored.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
-    newline = ours.marks["newline"].detach()
+    newline = ours.learned_tokens["newline"].detach()
     assert torch.equal(stored["image_newline"], newline.bfloat16())
 
 
@@ -289,10 +291,10 @@ def test_the_processor_of_an_export_prepares_what_our_model_sees(
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    batch = collate([Processor.of(ours).prompt(Conversation.of(messages))])
+    batch = collate([Processor.from_model(ours).make_prompt_sample(Conversation.from_messages(messages))])
     assert inputs["input_ids"].shape[1] == batch.num_tokens
     with torch.no_grad():
-        torch.testing.assert_close(ours.logits(batch), theirs(**inputs).logits[0], **SAME_KERNELS)
+        torch.testing.assert_close(ours.compute_logits(batch), theirs(**inputs).logits[0], **SAME_KERNELS)
     stop = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert theirs.generation_config.eos_token_id in (stop, [stop])
 
@@ -322,7 +324,10 @@ FORMED = sorted({*templates} - {*FORMLESS})
 
 def said_by(template: Any, messages: list[dict[str, Any]], opened: bool) -> str:
     """The text of a template's spans, visuals as <image> and <video>."""
-    spans = [*template.spans(Conversation.of(messages).messages), *(template.open_answer() if opened else [])]
+    spans = [
+        *template.spans(Conversation.from_messages(messages).messages),
+        *(template.open_answer() if opened else []),
+    ]
     return "".join(s.content if isinstance(s.content, str) else f"<{s.content.kind}>" for s in spans)
 
 
@@ -336,20 +341,20 @@ def require_same_text(tokenizer: Any, template: Any) -> None:
 @pytest.mark.parametrize("name", FORMED)
 def test_exported_chat_templates_write_what_our_spans_say(make_tokenizer: Callable[..., Any], name: str) -> None:
     tokenizer, template = make_tokenizer(), templates.build(name)
-    tokenizer.chat_template = jinja_of(template)
+    tokenizer.chat_template = to_jinja(template)
     require_same_text(tokenizer, template)
 
 
 def test_a_chat_template_is_written_with_its_own_settings(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer()
     for spec in ({"name": "gemma_instruct", "system": "Be kind.\n"}, {"name": "llama_3", "system": " Be kind. "}):
-        tokenizer.chat_template = jinja_of(template := templates.build(spec))
+        tokenizer.chat_template = to_jinja(template := templates.build(spec))
         require_same_text(tokenizer, template)
 
 
 def test_an_exported_chat_template_refuses_a_late_system_message(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = jinja_of(templates.build("gemma_instruct"))
+    tokenizer.chat_template = to_jinja(templates.build("gemma_instruct"))
     with pytest.raises(TemplateError, match="can only be the first"):
         tokenizer.apply_chat_template([*TALKS[0], TALKS[1][0]], tokenize=False)
 
@@ -369,7 +374,7 @@ def test_the_text_tokenizers_own_template_is_exported_for_contents_of_parts(
 ) -> None:
     template = templates.build("tokenizer", text_tokenizer=lambda: with_own_chat)
     exported = make_tokenizer()
-    exported.chat_template = jinja_of(template)
+    exported.chat_template = to_jinja(template)
     require_same_text(exported, template)
 
 
@@ -377,23 +382,23 @@ def test_a_model_with_its_tokenizers_own_chat_comes_back_with_it(
     ours: OneVision, with_own_chat: Any, tmp_path: Path
 ) -> None:
     with_own_chat.save_pretrained(tmp_path / "text")
-    backbone = {**ours.spec.plain()["backbone"], "text_tokenizer": str(tmp_path / "text")}
-    model = mmblocks.build({**ours.spec.plain(), "backbone": backbone, "template": "tokenizer"}, seed=1)
+    backbone = {**ours.spec.to_dict()["backbone"], "text_tokenizer": str(tmp_path / "text")}
+    model = mmblocks.build({**ours.spec.to_dict(), "backbone": backbone, "template": "tokenizer"}, seed=1)
     back = import_hf(export_hf(model, tmp_path / "out"))
-    assert back.spec.plain()["template"] == model.spec.plain()["template"]
+    assert back.spec.to_dict()["template"] == model.spec.to_dict()["template"]
     assert said_by(back.template, TALKS[4], True) == said_by(model.template, TALKS[4], True)
-    assert jinja_of(back.template) == jinja_of(model.template)
+    assert to_jinja(back.template) == to_jinja(model.template)
 
 
 def test_templates_without_a_form_say_so() -> None:
-    assert [name for name in templates if jinja_of(templates.build(name)) is None] == FORMLESS
+    assert [name for name in templates if to_jinja(templates.build(name)) is None] == FORMLESS
 
 
 def test_every_exported_chat_template_is_recognised(tmp_path: Path) -> None:
     for name in FORMED:
-        jinja = jinja_of(templates.build(name))
+        jinja = to_jinja(templates.build(name))
         (tmp_path / "chat_template.jinja").write_text(str(jinja), encoding="utf-8")
-        assert jinja_of(templates.build(chat_of(tmp_path, None).spec)) == jinja
+        assert to_jinja(templates.build(choose_chat_template(tmp_path, None).spec)) == jinja
 
 
 @pytest.mark.parametrize(
@@ -427,7 +432,7 @@ def test_a_chat_template_that_is_unknown_or_cannot_be_followed_is_guessed_with_a
     tokenizer.chat_template = stored or None
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {"model_type": family}}))
     with caplog.at_level("INFO"):
-        assert chat_of(tmp_path, tokenizer).spec == name
+        assert choose_chat_template(tmp_path, tokenizer).spec == name
     assert f"chat template: {name} (" in caplog.text
     assert why in caplog.text
 
@@ -459,7 +464,7 @@ def test_a_model_that_transformers_cannot_express_is_refused_with_every_reason(
 def test_each_thing_that_transformers_cannot_express_has_its_reason(
     ours: OneVision, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    plain = ours.spec.plain()
+    plain = ours.spec.to_dict()
     tokenizer = {**plain["tokenizer"], **change.pop("tokenizer", {})} if "tokenizer" in change else plain["tokenizer"]
     model = mmblocks.build({**plain, **change, "tokenizer": tokenizer})
     with pytest.raises(ConfigError, match=re.escape(reason)):
@@ -485,7 +490,7 @@ SHAPES = {
 
 def suited(family: str, name: str) -> dict[str, Any]:
     """A tokenizer with what it must be given, and what the family wants where it is a bare component."""
-    needed = {s.name: 224 for s in tokenizers.schema(name) if s.default is REQUIRED}
+    needed = {s.name: 224 for s in tokenizers.list_settings(name) if s.default is REQUIRED}
     wanted = {
         ("llava_onevision", "anyres"): {"max_tiles": 4},
         ("llava_next_video", "frames"): {"newline": "none"},
@@ -497,7 +502,7 @@ def suited(family: str, name: str) -> dict[str, Any]:
 def with_tokenizers(model: OneVision, changed: dict[str, Any]) -> OneVision | None:
     """The model with other visual tokenizers; None where they cannot work in it."""
     spec = replace(model.spec, tokenizer={**model.spec.tokenizer, **changed})
-    router = wire_tokenizers(spec, model.encoder, model.projector)
+    router = build_router(spec, model.encoder, model.projector)
     if router.reasons_against():
         return None
     return OneVision(model.encoder, model.projector, router, model.backbone, model.template, spec)
@@ -525,14 +530,14 @@ def test_of_all_visual_tokenizers_an_export_keeps_the_counts_or_refuses(
         model = with_tokenizers(base, dict.fromkeys(scenarios, suited(family, name)))
         if model is None:
             continue
-        if reasons := door_of(family).reasons_against_export(model):
+        if reasons := layout_of(family).reasons_against_export(model):
             assert any(reason.startswith((f"tokenizer.{scenarios[0]}:", "pooling:")) for reason in reasons), name
             continue
         kept.add(name)
         folder = export_hf(model, tmp_path / name, family)
         for scenario in scenarios:
             plans = [routed.plan for routed in model.router.plan(SHAPES[scenario])]
-            assert not any(plan.told for plan in plans)
+            assert not any(plan.inline_texts for plan in plans)
             assert tokens_of_transformers(pil_processor(folder), SHAPES[scenario]) == sum(
                 plan.num_tokens for plan in plans
             ), name
@@ -545,9 +550,9 @@ def test_what_is_told_or_repeated_of_a_clip_is_refused(
     ours: OneVision, make_rig: Any, family: str, change: dict[str, Any]
 ) -> None:
     base = ours if family == "llava_onevision" else make_rig(family).ours
-    model = with_tokenizers(base, {"video": {**base.spec.plain()["tokenizer"]["video"], **change}})
+    model = with_tokenizers(base, {"video": {**base.spec.to_dict()["tokenizer"]["video"], **change}})
     assert model is not None
-    reasons = door_of(family).reasons_against_export(model)
+    reasons = layout_of(family).reasons_against_export(model)
     assert [reason.partition("=")[0] for reason in reasons] == [f"tokenizer.video: {setting}" for setting in change]
 
 
@@ -562,7 +567,7 @@ def test_of_all_poolings_an_export_takes_those_of_its_family(
     for name in poolings:
         pooling = {"name": name, **(poolings[name].tiny or {})}
         model = with_tokenizers(replaced_pooling(base, pooling), {})
-        if model is not None and not (reasons := door_of(family).reasons_against_export(model)):
+        if model is not None and not (reasons := layout_of(family).reasons_against_export(model)):
             taken.add(name)
         elif model is not None:
             assert [reason.partition(":")[0] for reason in reasons] == ["pooling"]
@@ -586,8 +591,8 @@ def test_a_vocabulary_without_room_for_the_visual_tokens_is_refused(
     ours: OneVision, make_tokenizer: Callable[..., Any], tmp_path: Path
 ) -> None:
     make_tokenizer(["<|im_start|>", "<|im_end|>"]).save_pretrained(tmp_path / "text")
-    backbone = {**ours.spec.plain()["backbone"], "vocab_size": 259, "placeholder_id": 0}
-    small = mmblocks.build({**ours.spec.plain(), "backbone": {**backbone, "text_tokenizer": str(tmp_path / "text")}})
+    backbone = {**ours.spec.to_dict()["backbone"], "vocab_size": 259, "placeholder_id": 0}
+    small = mmblocks.build({**ours.spec.to_dict(), "backbone": {**backbone, "text_tokenizer": str(tmp_path / "text")}})
     with pytest.raises(ConfigError, match="259 token embeddings leave no room for <image> and <video>"):
         export_hf(small, tmp_path / "out")
 
@@ -596,8 +601,8 @@ def test_visual_tokens_that_the_tokenizer_lacks_are_added_where_the_vocabulary_h
     ours: OneVision, make_tokenizer: Callable[..., Any], tmp_path: Path
 ) -> None:
     make_tokenizer(["<|im_start|>", "<|im_end|>"]).save_pretrained(tmp_path / "text")
-    backbone = {**ours.spec.plain()["backbone"], "placeholder_id": 0, "text_tokenizer": str(tmp_path / "text")}
-    model = mmblocks.build({**ours.spec.plain(), "backbone": backbone}, seed=1).eval()
+    backbone = {**ours.spec.to_dict()["backbone"], "placeholder_id": 0, "text_tokenizer": str(tmp_path / "text")}
+    model = mmblocks.build({**ours.spec.to_dict(), "backbone": backbone}, seed=1).eval()
     theirs = AutoModelForImageTextToText.from_pretrained(export_hf(model, tmp_path / "out")).eval()
     assert (theirs.config.image_token_id, theirs.config.video_token_id) == (259, 260)
     require_same_logits(model, theirs)
@@ -660,7 +665,7 @@ def original(checkpoint: Path, theirs: Any, tmp_path_factory: pytest.TempPathFac
 def test_the_original_layout_gives_the_same_logits(original: Path, theirs: Any) -> None:
     model = import_original(original)
     require_same_logits(model, theirs)
-    assert model.spec.plain()["encoder"]["layer"] == -2
+    assert model.spec.to_dict()["encoder"]["layer"] == -2
     assert model.router.image.rounding == "original"
 
 
@@ -792,13 +797,17 @@ def test_widths_that_disagree_are_listed_before_a_value_is_read(copied: Path, mo
 
 def test_each_kind_of_folder_is_recognised(checkpoint: Path, original: Path, ours: OneVision, tmp_path: Path) -> None:
     mmblocks.save(ours, tmp_path / "ours")
-    assert [detect(f) for f in (checkpoint, original, tmp_path / "ours")] == ["llava_onevision", "original", "mmblocks"]
+    assert [detect_layout(f) for f in (checkpoint, original, tmp_path / "ours")] == [
+        "llava_onevision",
+        "original",
+        "mmblocks",
+    ]
 
 
 def test_an_unknown_kind_of_folder_is_refused_with_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     with pytest.raises(CheckpointError, match=r"holds a 'bert' model of \['BertModel'\]"):
-        detect(tmp_path)
+        detect_layout(tmp_path)
 
 
 def test_convert_there_and_back_checks_each_step(
@@ -836,7 +845,7 @@ def test_a_result_that_computes_something_else_is_not_kept(
 
     def save_wrongly(model: OneVision, folder: Path, **options: Any) -> Path:
         with torch.no_grad():
-            model.marks["newline"].add_(1)
+            model.learned_tokens["newline"].add_(1)
         return save(model, folder, **options)
 
     monkeypatch.setattr(checkpoints, "save", save_wrongly)
@@ -849,27 +858,29 @@ def test_weights_widened_one_by_one_compute_what_a_model_in_float32_does(checkpo
     half, wide = import_hf(checkpoint, dtype=torch.bfloat16), import_hf(checkpoint, dtype=torch.bfloat16).float()
     theirs = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
     widened = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16).float().eval()
-    for probe in probes(wide):
-        with InFloat32():
-            ours, own = our_logits(half, probe), transformers_logits(theirs, half, probe)
-        assert torch.equal(ours, our_logits(wide, probe))
-        assert torch.equal(own, transformers_logits(widened, wide, probe))
+    for probe in make_probes(wide):
+        with Float32Mode():
+            ours, own = compute_our_logits(half, probe), compute_transformers_logits(theirs, half, probe)
+        assert torch.equal(ours, compute_our_logits(wide, probe))
+        assert torch.equal(own, compute_transformers_logits(widened, wide, probe))
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
 
 def test_logits_of_some_rows_are_those_of_all(ours: OneVision, theirs: Any) -> None:
-    probe = probes(ours)[0]
-    rows = probe.compared(7)
+    probe = make_probes(ours)[0]
+    rows = probe.select_rows(7)
     assert rows.tolist()[-1] == len(probe.rows) - 1
-    assert torch.equal(our_logits(ours, probe, rows), our_logits(ours, probe)[rows])
-    assert torch.equal(transformers_logits(theirs, ours, probe, rows), transformers_logits(theirs, ours, probe)[rows])
+    assert torch.equal(compute_our_logits(ours, probe, rows), compute_our_logits(ours, probe)[rows])
+    assert torch.equal(
+        compute_transformers_logits(theirs, ours, probe, rows), compute_transformers_logits(theirs, ours, probe)[rows]
+    )
 
 
 def test_a_check_holds_one_model_at_a_time(checkpoint: Path, ours: OneVision, tmp_path: Path) -> None:
     """The model in memory has given up its weights where the others are run, one after the other."""
     model = import_hf(checkpoint)
     mmblocks.save(model, tmp_path / "ours")
-    check_logits(model, door_of("llava_onevision"), checkpoint, door_of("mmblocks"), tmp_path / "ours", exact=True)
+    check_logits(model, layout_of("llava_onevision"), checkpoint, layout_of("mmblocks"), tmp_path / "ours", exact=True)
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
@@ -877,8 +888,8 @@ def test_integers_in_a_checkpoint_do_not_make_it_float32(checkpoint: Path, tmp_p
     """Old ones hold position ids; read in float32, their weights would take twice the memory."""
     half = {name: tensor.bfloat16() for name, tensor in load_file(checkpoint / WEIGHTS).items()}
     save_file({**half, "position_ids": torch.arange(4)}, tmp_path / WEIGHTS)
-    assert stored_dtype(tmp_path) == torch.bfloat16
-    assert stored_gigabytes(tmp_path, torch.float32) == 2 * stored_gigabytes(tmp_path)
+    assert find_stored_dtype(tmp_path) == torch.bfloat16
+    assert measure_gigabytes(tmp_path, torch.float32) == 2 * measure_gigabytes(tmp_path)
 
 
 def test_convert_says_how_much_memory_it_takes(

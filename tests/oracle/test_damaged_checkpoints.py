@@ -12,7 +12,7 @@ import torch
 
 from mmblocks.components import encoders
 from mmblocks.errors import MMBlocksError
-from mmblocks.model.convert import detect, door_of
+from mmblocks.model.convert import detect_layout, layout_of
 
 VIT = {"image_size": 32, "patch_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 RAW = (b"", b"[]", b"null", b'"x"', b"\xff\xfe\x00", b"[" * 100_000)
@@ -26,7 +26,7 @@ def copied(checkpoint: Path, tmp_path: Path) -> Path:
 def told(folder: Path) -> bool:
     """Whether an import ends well, or with an error of ours that names the folder. Other errors pass through."""
     try:
-        door_of(detect(folder)).import_(folder, dtype=torch.float32)
+        layout_of(detect_layout(folder)).import_model(folder, dtype=torch.float32)
     except MMBlocksError as fault:
         return str(folder) in str(fault)
     return True

@@ -11,12 +11,12 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, GenerationConfig, LlamaConfig
 
 import mmblocks
-from mmblocks.model.convert import raw_config
-from mmblocks.model.convert.export_text import older_rope
+from mmblocks.model.convert import read_raw_config
+from mmblocks.model.convert.export_text import to_older_rope
 from mmblocks.model.convert.original.llava import export_original
 from mmblocks.model.convert.transformers.export import export_hf
 from mmblocks.model.convert.transformers.families import import_hf
-from mmblocks.model.generate import Stop
+from mmblocks.model.generate import StopSequences
 from mmblocks.model.onevision import OneVision
 
 SHORT, LONG = "Which?", "Is it red or is it blue, and how many shapes are there in the picture that is shown?"
@@ -50,7 +50,7 @@ def test_a_batch_through_an_exported_processor_is_answered_as_one_by_one(exporte
 def test_every_exported_tokenizer_pads_in_front(layout: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(layout)
     assert AutoTokenizer.from_pretrained(folder).padding_side == "left"
-    assert raw_config(folder).get("tokenizer_padding_side", "left") == "left"
+    assert read_raw_config(folder).get("tokenizer_padding_side", "left") == "left"
 
 
 @pytest.mark.parametrize("layout", ["exported", "original"])
@@ -81,8 +81,8 @@ def test_names_of_special_tokens_are_kept(make_tokenizer: Callable[..., Any], ou
         "model_specific_special_tokens": {"image_token": "<image>"}
     }
     (tmp_path / "text" / "tokenizer_config.json").write_text(json.dumps(config))
-    backbone = {**ours.spec.plain()["backbone"], "text_tokenizer": str(tmp_path / "text")}
-    folder = export_hf(mmblocks.build({**ours.spec.plain(), "backbone": backbone}, seed=1), tmp_path / "out")
+    backbone = {**ours.spec.to_dict()["backbone"], "text_tokenizer": str(tmp_path / "text")}
+    folder = export_hf(mmblocks.build({**ours.spec.to_dict(), "backbone": backbone}, seed=1), tmp_path / "out")
     assert written(folder, "tokenizer_config")["extra_special_tokens"] == {"image_token": "<image>"}
     assert AutoTokenizer.from_pretrained(folder).image_token == "<image>"
 
@@ -107,7 +107,7 @@ def test_a_tokenizer_without_padding_gets_some(
 def test_the_base_of_the_rotary_embedding_stands_where_transformers_4_reads_it(
     ours: OneVision, layout: str, request: pytest.FixtureRequest
 ) -> None:
-    config = raw_config(request.getfixturevalue(layout))
+    config = read_raw_config(request.getfixturevalue(layout))
     text = config.get("text_config", config)
     assert text["rope_theta"] == ours.backbone.config.rope_parameters["rope_theta"] == 1e6
     assert "rope_scaling" not in text
@@ -140,14 +140,14 @@ def test_the_base_of_the_rotary_embedding_stands_where_transformers_4_reads_it(
     ],
 )
 def test_rotary_settings_have_the_older_names(rope: dict[str, Any], older: dict[str, Any]) -> None:
-    assert older_rope(rope) == older
+    assert to_older_rope(rope) == older
 
 
 def test_a_scaling_of_positions_comes_back_as_it_was(ours: OneVision, tmp_path: Path) -> None:
     """Said twice, by the new name and the old ones, it is read once."""
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
-    backbone = {**ours.spec.plain()["backbone"], "rope_theta": None, "further": {"rope_parameters": rope}}
-    model = mmblocks.build({**ours.spec.plain(), "backbone": backbone}, seed=1)
+    backbone = {**ours.spec.to_dict()["backbone"], "rope_theta": None, "further": {"rope_parameters": rope}}
+    model = mmblocks.build({**ours.spec.to_dict(), "backbone": backbone}, seed=1)
     folder = export_hf(model, tmp_path / "out")
     assert import_hf(folder).backbone.config.rope_parameters == rope
     assert AutoModelForImageTextToText.from_pretrained(folder).config.text_config.rope_parameters == rope
@@ -160,7 +160,7 @@ def test_the_ends_of_an_export_are_the_templates_and_the_checkpoints(
 ) -> None:
     model = import_hf(checkpoint)
     model.backbone.lm.generation_config.eos_token_id = own
-    assert Stop.of(model).tokens[0] == 258
+    assert StopSequences.from_model(model).tokens[0] == 258
     folder = write(model, tmp_path / "out")
     assert GenerationConfig.from_pretrained(folder).eos_token_id == ends
 

@@ -12,7 +12,7 @@ import torch
 
 import mmblocks
 from mmblocks.errors import ConfigError
-from mmblocks.model.convert.probe import load_transformers, our_logits, probes, transformers_logits
+from mmblocks.model.convert.probe import compute_our_logits, compute_transformers_logits, load_transformers, make_probes
 from mmblocks.model.convert.transformers.export import export_hf
 from mmblocks.model.convert.transformers.families import import_hf
 
@@ -46,9 +46,9 @@ def test_a_picture_beside_a_clip_gives_the_same(rig: Any) -> None:
 def test_the_stride_is_read(make_rig: Any, stride: int) -> None:
     rig = make_rig("llava_next_video", spatial_pool_stride=stride)
     theirs = load_transformers(rig.folder)  # given our ids: their processor counts for a stride of 2 only
-    for probe in probes(rig.ours):
+    for probe in make_probes(rig.ours):
         torch.testing.assert_close(
-            our_logits(rig.ours, probe), transformers_logits(theirs, rig.ours, probe), rtol=0, atol=1e-5
+            compute_our_logits(rig.ours, probe), compute_transformers_logits(theirs, rig.ours, probe), rtol=0, atol=1e-5
         )
 
 
@@ -59,8 +59,8 @@ def test_pooling_features_is_not_pooling_tokens(make_rig: Any) -> None:
     video = {**plain["tokenizer"]["video"], "pool_at": "tokens"}
     other = mmblocks.build({**plain, "tokenizer": {**plain["tokenizer"], "video": video}})
     other.load_state_dict(ours.state_dict())
-    probe = next(probe for probe in probes(ours) if any(shape.kind == "video" for shape in probe.shapes))
-    assert (our_logits(ours, probe) - our_logits(other, probe)).abs().max() > 1e-3
+    probe = next(probe for probe in make_probes(ours) if any(shape.kind == "video" for shape in probe.shapes))
+    assert (compute_our_logits(ours, probe) - compute_our_logits(other, probe)).abs().max() > 1e-3
 
 
 def test_an_export_and_its_processor_compute_the_same_in_transformers(

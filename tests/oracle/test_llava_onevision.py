@@ -76,10 +76,10 @@ class Pair:
     ours: OneVision
 
     def __post_init__(self) -> None:
-        self.our_processor = Processor.of(self.ours)
+        self.our_processor = Processor.from_model(self.ours)
 
     def our_batch(self, *conversations: list[dict[str, Any]]) -> Batch:
-        return collate([self.our_processor.prompt(Conversation.of(c)) for c in conversations])
+        return collate([self.our_processor.make_prompt_sample(Conversation.from_messages(c)) for c in conversations])
 
     def their_inputs(self, *conversations: list[dict[str, Any]], opened: bool = True) -> dict[str, Any]:
         """Left-padded inputs of transformers. Pictures are nested: several of one conversation are not tiled."""
@@ -99,13 +99,13 @@ class Pair:
 
     def with_our_frames(self, inputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """transformers resizes clips with torchvision only; this gives it the frames that PIL resized."""
-        frames = self.ours.normalised(batch.with_all_views().pixels)
+        frames = self.ours.normalise_pixels(batch.with_all_views().pixels)
         assert (frames - inputs["pixel_values_videos"][0]).abs().max() <= 2 * 2 / 255 + 1e-6  # two grey levels
         return {**inputs, "pixel_values_videos": frames[None]}
 
     @torch.no_grad()
     def our_logits(self, batch: Batch) -> Tensor:
-        return self.ours.logits(batch)
+        return self.ours.compute_logits(batch)
 
     @torch.no_grad()
     def their_logits(self, inputs: dict[str, Any]) -> Tensor:
@@ -138,7 +138,7 @@ def require_same(pair: Pair, conversation: list[dict[str, Any]], *, our_frames: 
     if our_frames:
         inputs = pair.with_our_frames(inputs, batch)
     require_same_ids(pair, batch, inputs["input_ids"][0])
-    torch.testing.assert_close(pair.our_logits(batch), pair.their_logits(inputs), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(pair.compute_our_logits(batch), pair.their_logits(inputs), rtol=0, atol=TOLERANCE)
     assert generate(pair.ours, batch, Decoding(max_new_tokens=8)) == [their_answer(pair, inputs)]
 
 
@@ -191,7 +191,7 @@ def test_a_packed_mixed_batch_gives_each_sample_the_logits_of_its_row(pair: Pair
         user("Say something."),
     ]
     batch, inputs = pair.our_batch(*conversations), pair.their_inputs(*conversations)
-    ours = pair.our_logits(batch).split(batch.packing.lengths)
+    ours = pair.compute_our_logits(batch).split(batch.packing.lengths)
     with torch.no_grad():
         rows = pair.theirs(**inputs).logits
     for sample, row in zip(ours, rows, strict=True):
@@ -208,7 +208,9 @@ def test_the_views_of_one_picture_are_those_of_the_pil_processor_bit_for_bit(
     theirs = pair.their_inputs(conversation)["pixel_values"][0]
     ours = pair.our_batch(conversation).with_all_views().pixels
     assert torch.equal(((theirs * 0.5 + 0.5) * 255).round().to(torch.uint8), ours)
-    torch.testing.assert_close(pair.ours.normalised(ours), theirs.float(), rtol=0, atol=2e-7)  # float32 and its order
+    torch.testing.assert_close(
+        pair.ours.normalise_pixels(ours), theirs.float(), rtol=0, atol=2e-7
+    )  # float32 and its order
 
 
 def test_the_views_of_two_pictures_are_those_of_the_pil_processor_bit_for_bit(pair: Pair) -> None:
@@ -238,7 +240,7 @@ def test_plans_count_as_the_processor_counts_at_the_released_geometry(their_proc
 
 def test_the_packed_loss_of_a_sample_is_the_loss_of_transformers(pair: Pair) -> None:
     asked, answer = user(picture(300, 200), "What is this?"), "A ramp with noise."
-    sample = pair.our_processor.training_sample(Conversation.of(answered(asked, answer)))
+    sample = pair.our_processor.make_training_sample(Conversation.from_messages(answered(asked, answer)))
     inputs = pair.their_inputs(answered(asked, answer), opened=False)
     given = pair.their_inputs(asked)["input_ids"].shape[1]
     learned = len(pair.their_processor.tokenizer(f"{answer}<|im_end|>")["input_ids"])
@@ -256,7 +258,7 @@ def test_the_packed_loss_of_several_samples_is_the_mean_over_all_their_labels(pa
         answered(user(clip(2, 112, 112), "And?"), "It turns round and round."),
         answered(user("Hello"), "Hi"),
     ]
-    samples = [pair.our_processor.training_sample(Conversation.of(c)) for c in conversations]
+    samples = [pair.our_processor.make_training_sample(Conversation.from_messages(c)) for c in conversations]
     with torch.no_grad():
         together = pair.ours(collate(samples))
         alone = [pair.ours(collate([s])) for s in samples]

@@ -31,11 +31,11 @@ from transformers import (
 import mmblocks
 from mmblocks import cli
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.model.build import wire
-from mmblocks.model.convert import detect, door_of
-from mmblocks.model.convert.original.export import config_of
+from mmblocks.model.build import build_from_spec
+from mmblocks.model.convert import detect_layout, layout_of
+from mmblocks.model.convert.original.export import make_original_config
 from mmblocks.model.convert.original.llava import export_original, import_original, import_original_with_report
-from mmblocks.model.convert.probe import our_logits, probes, transformers_logits
+from mmblocks.model.convert.probe import compute_our_logits, compute_transformers_logits, make_probes
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 from mmblocks.shapes import Size, VisualShape
@@ -245,8 +245,10 @@ def same_tensors(a: Tensors, b: Tensors) -> bool:
 
 def require_same_logits(ours: OneVision, theirs: Any) -> None:
     clips = theirs.config.model_type in ("llava_next_video", "llava_onevision")
-    for probe in probes(ours, clips=clips):
-        torch.testing.assert_close(our_logits(ours, probe), transformers_logits(theirs, ours, probe), **SAME_KERNELS)
+    for probe in make_probes(ours, clips=clips):
+        torch.testing.assert_close(
+            compute_our_logits(ours, probe), compute_transformers_logits(theirs, ours, probe), **SAME_KERNELS
+        )
 
 
 # In -----------------------------------------------------------------------------------------------------------------
@@ -401,9 +403,9 @@ def test_what_was_said_in_the_config_is_said_again(originals: dict[str, Path], t
 def test_an_export_comes_back_as_the_same_model(originals: dict[str, Path], tmp_path: Path, family: str) -> None:
     model = import_original(originals[family])
     again = import_original(export_original(model, tmp_path / "out"))
-    assert detect(tmp_path / "out") == "original"
+    assert detect_layout(tmp_path / "out") == "original"
     assert same_state(again, model)
-    plain, before = again.spec.plain(), model.spec.plain()
+    plain, before = again.spec.to_dict(), model.spec.to_dict()
     assert {k: plain[k] for k in plain if k != "backbone"} == {k: before[k] for k in before if k != "backbone"}
     assert again.backbone.config.rope_parameters == model.backbone.config.rope_parameters
 
@@ -415,9 +417,9 @@ def test_a_checkpoint_comes_back_bit_for_bit_through_every_layout(
     """original -> mmblocks -> transformers -> mmblocks -> original."""
     first = import_original(originals[family])
     mmblocks.save(first, tmp_path / "ours")
-    door_of(family).export(mmblocks.load(tmp_path / "ours"), tmp_path / "hf")
+    layout_of(family).export_model(mmblocks.load(tmp_path / "ours"), tmp_path / "hf")
     require_same_logits(first, AutoModelForImageTextToText.from_pretrained(tmp_path / "hf").eval())
-    back, _ = door_of(family).import_(tmp_path / "hf", dtype=torch.float32)
+    back, _ = layout_of(family).import_model(tmp_path / "hf", dtype=torch.float32)
     export_original(back, tmp_path / "out")
     _, found = import_original_with_report(originals[family])
     stored, again = load_file(originals[family] / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
@@ -451,12 +453,14 @@ def test_a_tower_of_ones_own_is_written_beside_the_model_and_transformers_loads_
 
 
 def test_a_published_tower_is_called_by_its_name(originals: dict[str, Path]) -> None:
-    plain = import_original(originals["llava"]).spec.plain()
+    plain = import_original(originals["llava"]).spec.to_dict()
     with torch.device("meta"):
-        model = wire(ModelSpec.of({**plain, "encoder": "clip_vit_l_336"}))
-        resized = wire(ModelSpec.of({**plain, "encoder": {"name": "clip_vit_l_336", "image_px": 448}}))
-    assert config_of(model)["mm_vision_tower"] == "openai/clip-vit-large-patch14-336"
-    assert config_of(resized)["mm_vision_tower"] == "clip"
+        model = build_from_spec(ModelSpec.from_dict({**plain, "encoder": "clip_vit_l_336"}))
+        resized = build_from_spec(
+            ModelSpec.from_dict({**plain, "encoder": {"name": "clip_vit_l_336", "image_px": 448}})
+        )
+    assert make_original_config(model)["mm_vision_tower"] == "openai/clip-vit-large-patch14-336"
+    assert make_original_config(resized)["mm_vision_tower"] == "clip"
 
 
 def test_an_export_in_bfloat16_says_so_and_a_large_one_is_sharded(originals: dict[str, Path], tmp_path: Path) -> None:
@@ -485,7 +489,7 @@ def test_an_export_in_bfloat16_says_so_and_a_large_one_is_sharded(originals: dic
 def test_what_the_layout_cannot_express_has_its_reason(
     originals: dict[str, Path], tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    plain = import_original(originals["llava"]).spec.plain()
+    plain = import_original(originals["llava"]).spec.to_dict()
     nested = {key: {**plain[key], **change.pop(key)} for key in ("tokenizer", "backbone") if key in change}
     model = mmblocks.build({**plain, **change, **nested}, seed=0)
     with pytest.raises(ConfigError, match=re.escape(reason)):

@@ -125,7 +125,7 @@ UNREAD = ("qformer.encoder.layer.3.intermediate.", "qformer.encoder.layer.3.outp
 def test_the_instructed_qformer_is_instructblips(questions: list[list[int]]) -> None:
     theirs, pixels = instructblip(), torch.randn(3, 3, 28, 28)
     projector = ours(theirs, {"name": "instruct_qformer", **OURS, **WORDS}, UNREAD)
-    asked = Instructions.of([torch.tensor(ids, dtype=torch.int64) for ids in questions])
+    asked = Instructions.from_ids([torch.tensor(ids, dtype=torch.int64) for ids in questions])
 
     got = projector(features(theirs, pixels), asked).squeeze(1)
 
@@ -143,7 +143,7 @@ def test_without_words_the_queries_are_those_of_instructblip_with_all_words_mask
 
     want = theirs.get_image_features(pixels, nothing, nothing).pooler_output
 
-    for asked in (None, Instructions.none(2)):
+    for asked in (None, Instructions.make_empty(2)):
         torch.testing.assert_close(projector(features(theirs, pixels), asked).squeeze(1), want, **TOLERANCE)
 
 

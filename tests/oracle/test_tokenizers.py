@@ -15,7 +15,7 @@ from transformers.models.idefics3.image_processing_idefics3 import Idefics3Image
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 
 from mmblocks.components import tokenizers
-from mmblocks.data.media.pixels import render
+from mmblocks.data.media.pixels import render_views
 from mmblocks.shapes import Size, VisualShape
 
 SIDES = (1, 2, 3, 13, 27, 28, 29, 55, 56, 57, 83, 84, 85, 97, 111, 112, 113, 140, 167, 168, 169, 333, 640, 1279)
@@ -57,7 +57,7 @@ def test_tiles_and_thumbnail_have_the_same_pixels_in_the_same_order(size):
         size={"height": 14, "width": 14}, crop_to_patches=True, do_rescale=False, do_normalize=False
     )
     want = theirs(picture(size), return_tensors="pt")["pixel_values"]
-    assert torch.equal(render(picture(size), plan.views, (0, 0, 0)).float(), want.float())
+    assert torch.equal(render_views(picture(size), plan.views, (0, 0, 0)).float(), want.float())
 
 
 # Idefics3 -----------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_tiles_are_cut_row_by_row_and_the_whole_comes_last():
     colours = np.arange(1, 10, dtype=np.uint8).reshape(3, 3) * 20
     pixels = np.repeat(np.kron(colours, np.ones((side_px, side_px), np.uint8))[..., None], 3, axis=2)
     plan = build({"name": "tiles_marked", "side_tiles": side_tiles}, side_px).plan(VisualShape("image", Size(42, 42)))
-    ours = render(Image.fromarray(pixels), plan.views, (0, 0, 0))
+    ours = render_views(Image.fromarray(pixels), plan.views, (0, 0, 0))
     processor = Idefics3ImageProcessor(
         size={"longest_edge": 42}, max_image_size={"longest_edge": side_px}, do_rescale=False, do_normalize=False
     )

@@ -20,7 +20,7 @@ from tqdm import tqdm
 import mmblocks
 from mmblocks.errors import TrainingPreempted
 from mmblocks.train import run, stage_run
-from mmblocks.train.distributed import World, joined
+from mmblocks.train.distributed import World, join_processes
 
 WORLD = [{"name": "tinyworld", "task": "single", "weight": 2.0}, {"name": "tinyworld", "task": "video"}]
 FORK = multiprocessing.get_context("fork")
@@ -138,7 +138,7 @@ def together(tmp_path):
 
 def _work(work: Callable[[World], Any], rank: int, port: int, file: Path) -> None:
     _join(rank, 2, port)
-    with joined("cpu", 60) as world:
+    with join_processes("cpu", 60) as world:
         torch.save(work(world), file)
 
 

@@ -153,5 +153,7 @@ def test_a_stage_writes_it_whole(recipe, tmp_path, weights, trained, ranks):
     want = weights(tmp_path / "run/model")
     assert all(torch.equal(tensor, want[name]) for name, tensor in model.state_dict().items())
     world = sources.build("tinyworld", task="single")
-    batch = collate([Processor.of(model).training_sample(world[7])])
-    assert torch.equal(mmblocks.load(tmp_path / "run/model").eval().logits(batch), model.eval().logits(batch))
+    batch = collate([Processor.from_model(model).make_training_sample(world[7])])
+    assert torch.equal(
+        mmblocks.load(tmp_path / "run/model").eval().compute_logits(batch), model.eval().compute_logits(batch)
+    )

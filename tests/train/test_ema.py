@@ -23,7 +23,7 @@ def put(model, value):
 
 
 def averaged(ema, model):
-    with ema.in_place(model):
+    with ema.use_averages(model):
         return model.learns.detach().clone()
 
 
@@ -32,7 +32,7 @@ def test_the_first_updates_forget_faster():
     ema = EMA(model, decay=0.5)
     for n, decay in enumerate([2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5, 0.5, 0.5], start=1):
         put(model, float(n))
-        ema.update(model)
+        ema.update_average(model)
         want = decay * want + (1 - decay) * n
     torch.testing.assert_close(averaged(ema, model), torch.full((3, 2), want))
 
@@ -41,7 +41,7 @@ def test_weights_that_stand_still_are_their_own_average():
     model = Two(0.7)
     ema = EMA(model, decay=0.999)
     for _ in range(50):
-        ema.update(model)
+        ema.update_average(model)
     assert torch.equal(averaged(ema, model), model.learns)
 
 
@@ -49,11 +49,11 @@ def test_the_learning_weights_come_back_to_the_bit_also_after_an_error():
     model = Two(1.0)
     ema = EMA(model, decay=0.9)
     put(model, 3.0)
-    ema.update(model)
+    ema.update_average(model)
     before = model.learns.detach().clone()
     average = averaged(ema, model)
     assert not torch.equal(average, before)
-    with pytest.raises(KeyError), ema.in_place(model):
+    with pytest.raises(KeyError), ema.use_averages(model):
         raise KeyError
     assert torch.equal(model.learns, before)
     assert torch.equal(averaged(ema, model), average)
@@ -64,15 +64,15 @@ def test_an_average_goes_on_from_its_state_to_the_bit():
     one, first = EMA(whole, 0.9), EMA(model, 0.9)
     for n in range(4):
         put(whole, n / 3)
-        one.update(whole)
+        one.update_average(whole)
     for n in range(2):
         put(model, n / 3)
-        first.update(model)
+        first.update_average(model)
     second = EMA(model, 0.9)
     second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
     for n in range(2, 4):
         put(model, n / 3)
-        second.update(model)
+        second.update_average(model)
     assert torch.equal(averaged(second, model), averaged(one, whole))
 
 
@@ -103,20 +103,20 @@ def moved(model, ema):
 
 def test_the_average_of_sharded_weights_is_that_of_whole_ones(tiny_spec, tiny_model, together):
     import mmblocks
-    from mmblocks.train.distributed import gathered, shard
+    from mmblocks.train.distributed import gather_state_dict, shard_model
 
     def averages(world):
         model = mmblocks.build(tiny_spec, seed=0)
-        shard(model, world, "float32")
+        shard_model(model, world, "float32")
         ema = EMA(model, 0.9)
         moved(model, ema)
-        with ema.in_place(model):
-            return {name: value.clone() for name, value in gathered(model, world).items()}
+        with ema.use_averages(model):
+            return {name: value.clone() for name, value in gather_state_dict(model, world).items()}
 
     ema = EMA(tiny_model, 0.9)
     moved(tiny_model, ema)
     theirs = together(averages)[0]
-    with ema.in_place(tiny_model):
+    with ema.use_averages(tiny_model):
         ours = tiny_model.state_dict()
         assert theirs.keys() == ours.keys()
         assert all(torch.equal(theirs[name], ours[name]) for name in ours)

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 import mmblocks
-from mmblocks.assets import tiny_model as bundled_model
+from mmblocks.assets import find_tiny_model as bundled_model
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import DataError
-from mmblocks.eval.tinyworld import evaluate, total
-from mmblocks.train.distributed import shard
-from mmblocks.train.reports.evaluation import evaluate_now, is_better, is_due
-from mmblocks.train.reports.profiler import Panel
-from mmblocks.train.reports.visual_ablation import look
+from mmblocks.eval.tinyworld import evaluate_tinyworld, sum_scores
+from mmblocks.train.distributed import shard_model
+from mmblocks.train.reports.evaluation import evaluate_model, is_better, is_due
+from mmblocks.train.reports.profiler import StepProfiler
+from mmblocks.train.reports.visual_ablation import measure_visual_ablation
 from mmblocks.train.stages import Evaluation, read_run
 
 HELD_OUT = [
@@ -32,11 +32,11 @@ def curriculum(spec, evaluate=None, stage=None, **run):
 
 
 def measured(model, given, world=None):
-    return evaluate_now(model, given, given.stages[0], Processor.of(model), world)
+    return evaluate_model(model, given, given.stages[0], Processor.from_model(model), world)
 
 
 def test_the_loss_is_the_mean_over_labelled_tokens_of_all_conversations(tiny_spec, tiny_model):
-    make = Processor.of(tiny_model).training_sample
+    make = Processor.from_model(tiny_model).make_training_sample
     opened = [sources.build(spec) for spec in HELD_OUT]
     batch = collate([make(source[i]) for source in opened for i in range(len(source))])
     row = measured(tiny_model, curriculum(tiny_spec, {"data": HELD_OUT, "samples": 13}))
@@ -60,8 +60,11 @@ def test_some_conversations_are_drawn_by_seed_and_always_the_same(tiny_spec, tin
 
 def test_exact_answers_are_those_that_the_model_writes():
     model = mmblocks.load(bundled_model())
-    row = measured(model, curriculum(model.spec.plain(), {"tiny": 24}))
-    written = {f"eval/tiny/{task}": total(scores).share for task, scores in evaluate(model, samples=24).items()}
+    row = measured(model, curriculum(model.spec.to_dict(), {"tiny": 24}))
+    written = {
+        f"eval/tiny/{task}": sum_scores(scores).exact_share
+        for task, scores in evaluate_tinyworld(model, samples=24).items()
+    }
     assert row == written
     assert 0.5 < min(written.values()) < 1
 
@@ -140,11 +143,11 @@ def test_two_processes_measure_look_and_time_as_one_does(tiny_spec, tiny_model, 
 
     def work(world):
         model = mmblocks.build(tiny_spec, seed=0).eval()
-        shard(model, world, "float32")
-        with Panel(model) as panel, panel.during("forward"):
+        shard_model(model, world, "float32")
+        with StepProfiler(model) as panel, panel.time_phase("forward"):
             row = measured(model, given, world)
         share = looked_at(model)[world.rank :: 2]
-        return row, look(model, share, world), panel.row()["seconds/encoder"]
+        return row, measure_visual_ablation(model, share, world), panel.read_metrics()["seconds/encoder"]
 
     alone = measured(tiny_model, given)
     (row, looks, encoder), other = together(work)
@@ -152,18 +155,18 @@ def test_two_processes_measure_look_and_time_as_one_does(tiny_spec, tiny_model, 
     assert row == pytest.approx(alone, rel=1e-6)
     assert encoder > 0
     # Visuals are exchanged within a process, so only the true loss is that of one process.
-    assert looks.true == pytest.approx(look(tiny_model, looked_at(tiny_model)[:3]).true, rel=1e-6)
+    assert looks.true == pytest.approx(measure_visual_ablation(tiny_model, looked_at(tiny_model)[:3]).true, rel=1e-6)
     assert looks.samples == 12
 
 
 def looked_at(model):
     """Three batches of four clips, and none for the last process."""
-    make, source = Processor.of(model).training_sample, sources.build("tinyworld", task="video")
+    make, source = Processor.from_model(model).make_training_sample, sources.build("tinyworld", task="video")
     return [*(collate([make(source[4 * n + i]) for i in range(4)]) for n in range(3)), None]
 
 
 def test_a_stage_with_kept_features_measures_with_its_encoder(tiny_spec, tiny_model):
     given = curriculum(tiny_spec, {"data": HELD_OUT, "samples": 13})
-    kept = replace(Processor.of(tiny_model), features=torch.zeros(0))
-    row = evaluate_now(tiny_model, given, given.stages[0], kept)
+    kept = replace(Processor.from_model(tiny_model), features=torch.zeros(0))
+    row = evaluate_model(tiny_model, given, given.stages[0], kept)
     assert row == measured(tiny_model, given)

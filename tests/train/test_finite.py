@@ -18,18 +18,18 @@ from mmblocks.data.sources import sources
 from mmblocks.errors import CheckpointError, ConfigError, TrainingError
 from mmblocks.model.trainable import train_only
 from mmblocks.train import run
-from mmblocks.train.batches import Made
+from mmblocks.train.batches import StepInput
 from mmblocks.train.changes import accept_changes
 from mmblocks.train.distributed import World
 from mmblocks.train.ema import EMA
-from mmblocks.train.encoder_pretraining import learn_to_see
-from mmblocks.train.finite import Guard
+from mmblocks.train.encoder_pretraining import pretrain_encoder
+from mmblocks.train.finite import FiniteGuard
 from mmblocks.train.objectives import objectives
 from mmblocks.train.objectives.answers import Answers
-from mmblocks.train.optim import optimizer_for
+from mmblocks.train.optim import make_optimizer
 from mmblocks.train.reports.evaluation import is_better
-from mmblocks.train.reports.profiler import Panel
-from mmblocks.train.stages import Sight, Stage
+from mmblocks.train.reports.profiler import StepProfiler
+from mmblocks.train.stages import EncoderPretraining, Stage
 from mmblocks.train.step import Stepper
 
 WORLD = [{"name": "tinyworld", "task": "single"}]
@@ -85,17 +85,17 @@ def spoil(monkeypatch):
 def stepper_of(model, at_once, objective="answers"):
     stage = Stage("tune", WORLD, {"projector": 1e-2, "backbone": 1e-2}, steps=9, batch_size=2, weight_decay=0.1)
     train_only(model, stage.train)
-    alone, nothing = World(0, 1, torch.device("cpu")), Batch.empty(model.encoder.view_px)
+    alone, nothing = World(0, 1, torch.device("cpu")), Batch.make_empty(model.encoder.view_px)
     chosen = objectives.build(objective)
     chosen.start(model, lambda: copy.deepcopy(model))
-    given = (model, chosen, optimizer_for(model, stage), stage, alone, Panel(model), nothing)
-    return Stepper(*given, guard=Guard("stage 'tune'", at_once=at_once))
+    given = (model, chosen, make_optimizer(model, stage), stage, alone, StepProfiler(model), nothing)
+    return Stepper(*given, guard=FiniteGuard("stage 'tune'", at_once=at_once))
 
 
 @pytest.fixture
 def made(tiny_model):
-    world, processor = sources.build("tinyworld", task="single"), Processor.of(tiny_model)
-    return Made((collate([processor.training_sample(world[n]) for n in range(2)]),))
+    world, processor = sources.build("tinyworld", task="single"), Processor.from_model(tiny_model)
+    return StepInput((collate([processor.make_training_sample(world[n]) for n in range(2)]),))
 
 
 def learned(step):
@@ -120,22 +120,22 @@ def test_a_device_that_is_not_waited_for_keeps_weights_finite_and_tells_the_firs
     step, average = stepper_of(tiny_model, at_once=False), EMA(tiny_model, 0.9)
     for number in range(6):
         step(made, 1.0, number)
-        average.update(tiny_model)
+        average.update_average(tiny_model)
         if number < 2:
-            step.guard.require()
+            step.guard.require_finite()
     assert all(bool(t.isfinite().all()) for t in (*learned(step), *average.state_dict().values()))
     with pytest.raises(TrainingError, match="stage 'tune', step 3: the loss is"):
-        step.guard.require()
+        step.guard.require_finite()
 
 
 def test_a_device_that_is_not_waited_for_learns_the_same_as_one_that_is(tiny_spec):
     ends = []
     for at_once in (True, False):
         model = mmblocks.build(tiny_spec, seed=0)
-        world, processor = sources.build("tinyworld", task="single"), Processor.of(model)
+        world, processor = sources.build("tinyworld", task="single"), Processor.from_model(model)
         step = stepper_of(model, at_once)
         for number in range(3):
-            step(Made((collate([processor.training_sample(world[number])]),)), 1.0, number)
+            step(StepInput((collate([processor.make_training_sample(world[number])]),)), 1.0, number)
         ends.append(learned(step))
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
@@ -152,11 +152,11 @@ def test_preferences_against_a_reference_that_says_nan_are_not_learned(tiny_mode
 
 def test_weights_that_overflow_in_an_update_are_told(tiny_model):
     alone = World(0, 1, torch.device("cpu"))
-    Guard("stage 'tune'").require_weights(4, tiny_model.parameters(), alone)
+    FiniteGuard("stage 'tune'").require_finite_weights(4, tiny_model.parameters(), alone)
     with torch.no_grad():
         tiny_model.projector.head.weight[0, 0] = float("inf")
     with pytest.raises(TrainingError, match="stage 'tune', step 4: its update made a weight"):
-        Guard("stage 'tune'").require_weights(4, tiny_model.parameters(), alone)
+        FiniteGuard("stage 'tune'").require_finite_weights(4, tiny_model.parameters(), alone)
 
 
 def test_weights_that_measure_nan_are_never_the_best():
@@ -165,9 +165,9 @@ def test_weights_that_measure_nan_are_never_the_best():
 
 
 def test_the_encoders_pretraining_stops_at_the_step_and_says_what_to_change(tiny_model, tmp_path):
-    absurd = Sight(steps=20, batch_size=2, rate=1e30, warmup=0.0)
+    absurd = EncoderPretraining(steps=20, batch_size=2, rate=1e30, warmup=0.0)
     with pytest.raises(TrainingError, match=r"\(sight\), step \d+: .*another sight\.rate") as caught:
-        learn_to_see(tiny_model, absurd, budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl")
+        pretrain_encoder(tiny_model, absurd, budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl")
     told = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert not told
     assert "step 2:" in str(caught.value)
@@ -332,8 +332,8 @@ def test_the_encoders_pretraining_may_change_until_it_is_done(tmp_path, caplog):
 
 def test_a_state_that_holds_nan_is_not_gone_on_with(one_stage, tmp_path, trained, killed_in_step, monkeypatch):
     """As versions before wrote them: saved between two rows of the log."""
-    monkeypatch.setattr(Guard, "check", lambda *_: None)
-    monkeypatch.setattr(Guard, "require_weights", lambda *_: None)
+    monkeypatch.setattr(FiniteGuard, "check", lambda *_: None)
+    monkeypatch.setattr(FiniteGuard, "require_weights", lambda *_: None)
     monkeypatch.setattr(Answers, "__call__", Answers.__call__)
     spoilt_at(2)(0)
     trained(one_stage, patch=killed_in_step(4))

@@ -67,7 +67,7 @@ def test_a_full_disk_at_a_save_leaves_the_old_state_and_the_run_goes_on_from_it(
         said = (tmp_path / f"said{rank}").read_text()
         assert re.match(rf"StorageError: .*/run.*: .* {ROOM}\. What was there before", said), said
         assert "\n" not in said
-    assert state.places(tmp_path / "run") == [state.Place(1, 0)]
+    assert state.list_resume_points(tmp_path / "run") == [state.ResumePoint(1, 0)]
     assert trained(recipe, ranks=ranks) == [0] * ranks
     once, whole = weights(tmp_path / "run/model"), weights(undisturbed(recipe, ranks=ranks) / "model")
     assert all((once[name] - whole[name]).abs().max() < 1e-5 for name in whole)

@@ -6,10 +6,10 @@ import typing
 import pytest
 
 from mmblocks import conf
-from mmblocks.image_reading import ImageReading, reading_faults
-from mmblocks.settings import fields_of
-from mmblocks.train.checks.run import _check, _composition
-from mmblocks.train.stages import Evaluation, Learning, Lora, Sight, Stage, TrainRun
+from mmblocks.image_reading import ImageReading, list_reading_faults
+from mmblocks.settings import list_settings
+from mmblocks.train.checks.run import _dry_build_model, _find_faults
+from mmblocks.train.stages import EncoderPretraining, Evaluation, Lora, PartSettings, Stage, TrainRun
 
 NEVER = {
     "nan": math.nan,
@@ -30,9 +30,9 @@ PERHAPS = {"-1": -1, "0": 0, "1": 1, "1e-300": 1e-300, "none": None, "empty": ""
 SCHEMAS = {
     "": TrainRun,
     "stages.0": Stage,
-    "stages.0.train.projector": Learning,
+    "stages.0.train.projector": PartSettings,
     "stages.0.train.lora": Lora,
-    "sight": Sight,
+    "sight": EncoderPretraining,
     "evaluate": Evaluation,
 }
 
@@ -43,7 +43,7 @@ def takes_numbers(annotation):
 
 def settings():
     for where, schema in SCHEMAS.items():
-        for setting in fields_of(schema).values():
+        for setting in list_settings(schema).values():
             if takes_numbers(setting.annotation):
                 yield pytest.param(where, setting.name, id=f"{where}.{setting.name}".lstrip("."))
 
@@ -54,7 +54,7 @@ def composed():
     raw = conf.compose("tiny/onevision", ["~stages.text.train.backbone", "stages.0.train.projector.rate=1e-3"])
     raw["stages"][0]["train"]["lora"] = {"rate": 1e-4}
     raw["evaluate"] = {"every": 5, "tiny": 2, "samples": 3}
-    return raw, _composition(raw)
+    return raw, _dry_build_model(raw)
 
 
 def with_value(raw, where, name, value):
@@ -69,7 +69,7 @@ def with_value(raw, where, name, value):
 
 
 def test_the_recipe_itself_is_without_fault(composed):
-    assert _check(*composed) == []
+    assert _find_faults(*composed) == []
 
 
 @pytest.mark.parametrize(("where", "name"), settings())
@@ -78,7 +78,7 @@ def test_a_number_that_means_nothing_is_a_fault_that_names_its_key(composed, whe
     for called, value in NEVER.items():
         if (called, name) in TAKEN:
             continue
-        faults = [str(fault) for fault in _check(with_value(raw, where, name, value), seen)]
+        faults = [str(fault) for fault in _find_faults(with_value(raw, where, name, value), seen)]
         assert any(name in fault for fault in faults), (called, faults)
 
 
@@ -86,7 +86,7 @@ def test_a_number_that_means_nothing_is_a_fault_that_names_its_key(composed, whe
 def test_small_numbers_and_nothing_are_taken_or_refused_but_end_nothing(composed, where, name):
     raw, seen = composed
     for value in PERHAPS.values():
-        assert all(str(fault) for fault in _check(with_value(raw, where, name, value), seen))
+        assert all(str(fault) for fault in _find_faults(with_value(raw, where, name, value), seen))
 
 
 @pytest.mark.parametrize(
@@ -101,23 +101,23 @@ def test_small_numbers_and_nothing_are_taken_or_refused_but_end_nothing(composed
 )
 def test_a_stage_says_what_to_write_instead(composed, key, value, says):
     raw, seen = composed
-    assert says in "\n".join(map(str, _check(with_value(raw, "stages.0", key, value), seen)))
+    assert says in "\n".join(map(str, _find_faults(with_value(raw, "stages.0", key, value), seen)))
 
 
 @pytest.mark.parametrize("out", ["", " ", "a\0b", "x" * 5000])
 def test_a_run_needs_a_folder_that_can_be_one(composed, out):
     raw, seen = composed
-    assert [fault.key for fault in _check({**raw, "out": out}, seen)] == ["out"]
+    assert [fault.key for fault in _find_faults({**raw, "out": out}, seen)] == ["out"]
 
 
-@pytest.mark.parametrize("setting", [*fields_of(ImageReading).values()], ids=lambda s: s.name)
+@pytest.mark.parametrize("setting", [*list_settings(ImageReading).values()], ids=lambda s: s.name)
 def test_how_images_are_read_takes_no_number_that_means_nothing(setting):
     for value in [math.nan, math.inf, 10**20, -1, 0, "5", [], [math.nan, 1], [0, 10**20], None]:
-        assert reading_faults({setting.name: value}), value
+        assert list_reading_faults({setting.name: value}), value
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, 0, -1, 10**20, True, "5", None])
 def test_a_source_has_a_share(composed, weight):
     raw, seen = composed
-    faults = _check(with_value(raw, "stages.0.data.0", "weight", weight), seen)
+    faults = _find_faults(with_value(raw, "stages.0.data.0", "weight", weight), seen)
     assert [fault.key for fault in faults] == ["stages.0.data.0.weight"]

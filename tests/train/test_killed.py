@@ -46,8 +46,8 @@ def metrics(out):
 MOMENTS = {
     "in a step": dies_before(stage_run.Stepper, "__call__", 2),
     "in a step after a save": dies_before(stage_run.Stepper, "__call__", 6),
-    "in the middle of a save": dies_before(state, "_put_in_place", 1),
-    "in the middle of a later save": dies_before(state, "_put_in_place", 3),
+    "in the middle of a save": dies_before(state, "_move_into_place", 1),
+    "in the middle of a later save": dies_before(state, "_move_into_place", 3),
     "before the stage's model is written": dies_before(stage_run, "save_stage", 1),
     "between two stages": dies_before(loop, "begin_stage", 1),
     "before old states are removed": dies_before(state.shutil, "rmtree", 3),

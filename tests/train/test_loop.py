@@ -10,11 +10,11 @@ from mmblocks.batch import Batch
 from mmblocks.errors import ConfigError
 from mmblocks.model.trainable import train_only
 from mmblocks.train import run
-from mmblocks.train.batches import Made
+from mmblocks.train.batches import StepInput
 from mmblocks.train.distributed import World
 from mmblocks.train.objectives import objectives
-from mmblocks.train.optim import optimizer_for, schedule
-from mmblocks.train.reports.profiler import Panel
+from mmblocks.train.optim import compute_lr_factor, make_optimizer
+from mmblocks.train.reports.profiler import StepProfiler
 from mmblocks.train.stages import Stage, read_run
 from mmblocks.train.step import Stepper
 
@@ -87,28 +87,28 @@ def test_the_loss_falls_on_twenty_samples(tiny_model):
     from mmblocks.data.sources import sources
 
     source = sources.build("tinyworld", task="single")
-    batch = collate([Processor.of(tiny_model).training_sample(source[i]) for i in range(20)])
+    batch = collate([Processor.from_model(tiny_model).make_training_sample(source[i]) for i in range(20)])
     rates = {"encoder": 3e-3, "projector": 3e-3, "marks": 3e-3, "backbone": 3e-3}
     stage = Stage("x", WORLD, rates, steps=1, batch_size=20)
     train_only(tiny_model, stage.train)
-    optimizer = optimizer_for(tiny_model, stage)
-    with Panel(tiny_model) as panel:
-        nothing = Batch.empty(tiny_model.encoder.view_px)
+    optimizer = make_optimizer(tiny_model, stage)
+    with StepProfiler(tiny_model) as panel:
+        nothing = Batch.make_empty(tiny_model.encoder.view_px)
         alone = World(0, 1, torch.device("cpu"))
         step = Stepper(tiny_model, objectives.build("answers"), optimizer, stage, alone, panel, nothing)
-        losses = [float(step(Made((batch,)), 1.0).loss) for _ in range(80)]
+        losses = [float(step(StepInput((batch,)), 1.0).loss) for _ in range(80)]
     assert losses[-1] < 0.3 * losses[0]
 
 
 def test_each_part_has_its_own_learning_rate_and_norms_do_not_decay(tiny_model):
     stage = Stage("x", WORLD, {"encoder": 2e-6, "backbone": 1e-5}, steps=1, batch_size=1, weight_decay=0.1)
-    groups = optimizer_for(tiny_model, stage).param_groups
+    groups = make_optimizer(tiny_model, stage).param_groups
     assert {(g["part"], g["lr"]) for g in groups} == {("encoder", 2e-6), ("backbone", 1e-5)}
     assert all((g["weight_decay"] == 0) == all(p.ndim <= 1 for p in g["params"]) for g in groups)
 
 
 def test_the_rate_rises_linearly_and_falls_along_a_cosine():
-    factors = [schedule(step, 100, 0.1) for step in range(100)]
+    factors = [compute_lr_factor(step, 100, 0.1) for step in range(100)]
     assert factors[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert factors[55] == pytest.approx(0.5)
     assert factors[-1] < 0.001

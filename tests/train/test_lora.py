@@ -18,18 +18,18 @@ from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError, MissingDependencyError
 from mmblocks.model.checkpoint import load, save
 from mmblocks.model.generate import Decoding, generate
-from mmblocks.model.trainable import adapters, learnable, train_only
+from mmblocks.model.trainable import list_adapters, list_trainable_parameters, train_only
 from mmblocks.train.adapters.lora import (
     add_lora,
-    linear_layers,
+    disable_lora,
+    list_linear_layers,
     merge_lora,
-    merged,
-    prepare,
+    merge_temporarily,
+    prepare_trainable,
     save_adapter,
-    without_lora,
 )
-from mmblocks.train.adapters.quantized import Quantized
-from mmblocks.train.optim import learners, optimizer_for
+from mmblocks.train.adapters.quantized import QuantizedLinear
+from mmblocks.train.optim import find_trained_parts, make_optimizer
 from mmblocks.train.stages import Lora, Stage
 
 LORA = Lora(1e-2, rank=4, alpha=8.0, dropout=0.0)
@@ -54,8 +54,8 @@ def lively(tiny_spec):
 
 
 def batch_for(model, task="single", size=3):
-    world, processor = sources.build("tinyworld", task=task), Processor.of(model)
-    return collate([processor.training_sample(world[n]) for n in range(size)])
+    world, processor = sources.build("tinyworld", task=task), Processor.from_model(model)
+    return collate([processor.make_training_sample(world[n]) for n in range(size)])
 
 
 def with_lora(model, **changes):
@@ -94,7 +94,9 @@ def test_they_sit_on_every_linear_layer_of_the_blocks_and_nowhere_else(tiny_mode
     adapted = {n.rpartition(".")[0] for n, m in tiny_model.named_modules() if n.endswith("lora_A")}
     places = {f"self_attn.{n}" if n[1] == "_" else f"mlp.{n}" for n in per_block}
     assert adapted == {f"backbone.lm.model.layers.{i}.{place}" for i in range(2) for place in places}
-    assert sum(p.numel() for p in learnable(tiny_model, "lora")) == 2 * 4 * (6 * 32 + 2 * 16 + 3 * (32 + 48))
+    assert sum(p.numel() for p in list_trainable_parameters(tiny_model, "lora")) == 2 * 4 * (
+        6 * 32 + 2 * 16 + 3 * (32 + 48)
+    )
 
 
 def test_an_encoder_with_layers_of_the_same_name_has_none(tiny_spec):
@@ -132,7 +134,7 @@ def test_only_they_learn(lively):
     losses = learn(with_lora(lively), batch, steps=15)
     assert losses[-1] < 0.8 * losses[0]
     assert all(p.grad is None for p in lively.parameters() if not p.requires_grad)
-    assert all(p.grad.abs().sum() > 0 for adapter in adapters(lively) for p in adapter.parameters())
+    assert all(p.grad.abs().sum() > 0 for adapter in list_adapters(lively) for p in adapter.parameters())
     after = {name.replace(".base_layer", ""): p for name, p in lively.state_dict().items() if "lora" not in name}
     assert after.keys() == start.keys()
     assert all(torch.equal(after[name], start[name]) for name in start)
@@ -148,14 +150,14 @@ def test_a_projector_learns_beside_them(tiny_model, batch):
 def test_packed_answers_do_not_see_each_other(tiny_model):
     moved(with_lora(tiny_model))
     together = tiny_model.logits(batch_for(tiny_model))
-    world, processor = sources.build("tinyworld", task="single"), Processor.of(tiny_model)
-    apart = [tiny_model.logits(collate([processor.training_sample(world[n])])) for n in range(3)]
+    world, processor = sources.build("tinyworld", task="single"), Processor.from_model(tiny_model)
+    apart = [tiny_model.logits(collate([processor.make_training_sample(world[n])])) for n in range(3)]
     torch.testing.assert_close(together, torch.cat(apart), rtol=1e-5, atol=1e-5)  # fp32, other shapes of products
 
 
 def test_answers_are_written_with_them(lively):
-    processor = Processor.of(lively)
-    prompt = collate([processor.prompt(asked(n)) for n in range(2)])
+    processor = Processor.from_model(lively)
+    prompt = collate([processor.make_prompt_sample(asked(n)) for n in range(2)])
     plain = generate(lively, prompt, Decoding(max_new_tokens=8))
     with_lora(lively)
     assert generate(lively, prompt, Decoding(max_new_tokens=8)) == plain
@@ -181,7 +183,7 @@ def test_recomputing_blocks_changes_no_gradient(tiny_model, batch, bits):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         tiny_model.train().zero_grad()
         tiny_model(batch).total.backward()
-        found.append([p.grad.clone() for p in learnable(tiny_model, "lora")])
+        found.append([p.grad.clone() for p in list_trainable_parameters(tiny_model, "lora")])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -203,7 +205,7 @@ def test_the_seed_draws_them_and_leaves_torchs_generator_alone(tiny_spec):
         model = mmblocks.build(tiny_spec, seed=0)
         torch.manual_seed(7)
         add_lora(model, LORA, seed=seed)
-        return torch.cat([p.flatten() for p in learnable(model, "lora")]), torch.rand(1)
+        return torch.cat([p.flatten() for p in list_trainable_parameters(model, "lora")]), torch.rand(1)
 
     (one, after), (same, _), (other, _) = drawn(3), drawn(3), drawn(4)
     assert torch.equal(one, same)
@@ -217,10 +219,10 @@ def test_they_can_be_switched_off(tiny_model, batch):
     moved(with_lora(tiny_model))
     changed = tiny_model.logits(batch)
     train_only(tiny_model, ["lora"])
-    with without_lora(tiny_model):
+    with disable_lora(tiny_model):
         assert torch.equal(tiny_model.logits(batch), before)
     assert torch.equal(tiny_model.logits(batch), changed)
-    assert all(p.requires_grad for p in learnable(tiny_model, "lora"))
+    assert all(p.requires_grad for p in list_trainable_parameters(tiny_model, "lora"))
 
 
 # Parts and rates -----------------------------------------------------------------------------------------------------
@@ -229,29 +231,29 @@ def test_they_can_be_switched_off(tiny_model, batch):
 def test_a_stage_makes_a_model_ready(tiny_model):
     lora = {"rate": 2e-4, "rank": 4, "weight_decay": 0.0}
     tune = stage(lora=lora, projector=2e-5, marks={"rate": 1e-3, "weight_decay": 0.2})
-    prepare(tiny_model, tune, seed=1)
+    prepare_trainable(tiny_model, tune, seed=1)
     learning = {n for n, p in tiny_model.named_parameters() if p.requires_grad}
     assert all("lora_" in n or n.startswith(("projector.", "marks.")) for n in learning)
-    assert list(learners(tune)) == ["projector", "marks", "lora"]
-    groups = optimizer_for(tiny_model, tune).param_groups
+    assert list(find_trained_parts(tune)) == ["projector", "marks", "lora"]
+    groups = make_optimizer(tiny_model, tune).param_groups
     rates = {(g["part"], g["lr"], g["weight_decay"]) for g in groups}
     assert rates == {("projector", 2e-5, 0.05), ("projector", 2e-5, 0.0), ("marks", 1e-3, 0.0), ("lora", 2e-4, 0.0)}
     assert sum(len(g["params"]) for g in groups) == len(learning)
 
 
 def test_backbone_is_what_is_around_the_adapters(tiny_model):
-    around = sum(p.numel() for p in learnable(tiny_model, "backbone"))
+    around = sum(p.numel() for p in list_trainable_parameters(tiny_model, "backbone"))
     with pytest.raises(ConfigError, match="no adapters to train"):
         train_only(tiny_model, ["lora"])
     with_lora(tiny_model)
-    assert sum(p.numel() for p in learnable(tiny_model, "backbone")) == around
+    assert sum(p.numel() for p in list_trainable_parameters(tiny_model, "backbone")) == around
     train_only(tiny_model, ["backbone"])
-    assert not any(p.requires_grad for p in learnable(tiny_model, "lora"))
+    assert not any(p.requires_grad for p in list_trainable_parameters(tiny_model, "lora"))
 
 
 def test_a_stage_without_adapters_gets_none(tiny_model):
-    prepare(tiny_model, stage(projector=1e-3))
-    assert adapters(tiny_model) == []
+    prepare_trainable(tiny_model, stage(projector=1e-3))
+    assert list_adapters(tiny_model) == []
     assert {n.partition(".")[0] for n, p in tiny_model.named_parameters() if p.requires_grad} == {"projector"}
 
 
@@ -264,8 +266,8 @@ def test_merged_logits_are_the_same(tiny_model, batch, bits):
     before = tiny_model.logits(batch)
     merge_lora(tiny_model)
     torch.testing.assert_close(tiny_model.logits(batch), before, rtol=1e-5, atol=1e-5)  # fp32: one product for two
-    assert adapters(tiny_model) == []
-    assert not any(isinstance(m, Quantized) for m in tiny_model.modules())
+    assert list_adapters(tiny_model) == []
+    assert not any(isinstance(m, QuantizedLinear) for m in tiny_model.modules())
     assert not hasattr(tiny_model.backbone.lm, "peft_config")
 
 
@@ -285,17 +287,17 @@ def test_merging_is_pefts_own_to_the_bit(tiny_model):
 
 
 def linear_layers_of(model):
-    return [name.removesuffix(".base_layer") for name in linear_layers(model) if "lora_" not in name]
+    return [name.removesuffix(".base_layer") for name in list_linear_layers(model) if "lora_" not in name]
 
 
 def test_a_model_can_be_saved_in_between_and_goes_on_as_it_was(tiny_model, batch, tmp_path):
     moved(with_lora(tiny_model))
     before, names = tiny_model.logits(batch), list(tiny_model.state_dict())
-    with merged(tiny_model):
+    with merge_temporarily(tiny_model):
         save(tiny_model, tmp_path / "model")
     assert list(tiny_model.state_dict()) == names
     assert torch.equal(tiny_model.logits(batch), before)
-    torch.testing.assert_close(load(tmp_path / "model").eval().logits(batch), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(load(tmp_path / "model").eval().compute_logits(batch), before, rtol=1e-5, atol=1e-5)
 
 
 @BITS
@@ -305,7 +307,7 @@ def test_what_is_saved_is_an_ordinary_model(tiny_spec, tiny_model, batch, tmp_pa
     save(tiny_model, tmp_path / "model")
     again = load(tmp_path / "model").eval()
     assert again.state_dict().keys() == mmblocks.build(tiny_spec).state_dict().keys()
-    assert torch.equal(again.logits(batch), tiny_model.logits(batch))
+    assert torch.equal(again.compute_logits(batch), tiny_model.logits(batch))
 
 
 def test_a_model_without_adapters_is_merged_already(tiny_model):
@@ -389,7 +391,7 @@ def test_without_adapters_there_is_nothing_to_save(tiny_model, tmp_path):
 )  # half a step: 1/254 and 0.15 of the largest weight
 def test_codes_stand_for_the_weights_they_were_made_from(bits, worst):
     linear = torch.nn.Linear(96, 40)
-    quantized = Quantized.of(linear, bits)
+    quantized = QuantizedLinear.from_linear(linear, bits)
     assert (quantized.weight - linear.weight).abs().max() < worst * linear.weight.abs().max()
     assert not torch.equal(quantized.weight, linear.weight)
     assert quantized.bias is linear.bias
@@ -398,7 +400,7 @@ def test_codes_stand_for_the_weights_they_were_made_from(bits, worst):
 
 @pytest.mark.parametrize(("bits", "most"), [(8, 1.1), (4, 0.6)])
 def test_codes_take_fewer_bytes(bits, most):
-    quantized = Quantized.of(torch.nn.Linear(256, 256, bias=False), bits)
+    quantized = QuantizedLinear.from_linear(torch.nn.Linear(256, 256, bias=False), bits)
     sizes = {n: b.numel() * b.element_size() for n, b in quantized.named_buffers() if "levels" not in n}
     assert sum(sizes.values()) < most * 256 * 256
     assert not list(quantized.parameters())
@@ -407,7 +409,7 @@ def test_codes_take_fewer_bytes(bits, most):
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("shape", [(1, 33), (7, 33), (40, 96)])
 def test_a_quantized_layer_is_linear_in_its_codes(bits, shape):
-    quantized = Quantized.of(torch.nn.Linear(shape[1], shape[0]), bits)
+    quantized = QuantizedLinear.from_linear(torch.nn.Linear(shape[1], shape[0]), bits)
     plain = torch.nn.Linear(shape[1], shape[0])
     plain.load_state_dict({"weight": quantized.weight, "bias": quantized.bias})
     x = torch.randn(2, 5, shape[1], requires_grad=True)
@@ -419,7 +421,7 @@ def test_a_quantized_layer_is_linear_in_its_codes(bits, shape):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_backward_keeps_no_weights(bits):
     kept = []
-    quantized = Quantized.of(torch.nn.Linear(64, 128), bits)
+    quantized = QuantizedLinear.from_linear(torch.nn.Linear(64, 128), bits)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
         quantized(torch.randn(2, 64, requires_grad=True)).sum().backward()
     assert torch.Size((128, 64)) not in kept
@@ -427,7 +429,7 @@ def test_backward_keeps_no_weights(bits):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_mixed_precision_computes_in_bfloat16(bits):
-    quantized = Quantized.of(torch.nn.Linear(64, 128), bits)
+    quantized = QuantizedLinear.from_linear(torch.nn.Linear(64, 128), bits)
     x = torch.randn(2, 64, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = quantized(x)
@@ -439,7 +441,7 @@ def test_mixed_precision_computes_in_bfloat16(bits):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_quantized_backbone_keeps_its_head_and_embeddings_and_learns(lively, bits):
     with_lora(lively, bits=bits)
-    assert sum(isinstance(m, Quantized) for m in lively.modules()) == len(linear_layers_of(lively)) == 14
+    assert sum(isinstance(m, QuantizedLinear) for m in lively.modules()) == len(linear_layers_of(lively)) == 14
     assert lively.backbone.lm.get_output_embeddings().weight.dtype == torch.float32
     losses = learn(lively, batch_for(lively), steps=15)
     assert losses[-1] < 0.8 * losses[0]
@@ -450,7 +452,7 @@ def test_a_model_without_weights_is_filled_from_one_that_has_them(tiny_spec, tin
     """As processes other than the first are, before a sharded stage."""
     moved(with_lora(tiny_model, bits=bits))
     with torch.device("meta"):
-        empty = mmblocks.model.build.wire(tiny_model.spec)
+        empty = mmblocks.model.build.build_from_spec(tiny_model.spec)
     with_lora(empty, bits=bits).to_empty(device="cpu")
     empty.load_state_dict(tiny_model.state_dict())
     for (name, buffer), (same, filled) in zip(tiny_model.named_buffers(), empty.named_buffers(), strict=True):
@@ -485,7 +487,7 @@ def test_a_sharded_model_learns_as_a_whole_one_does(tiny_spec, batch, group, bit
 
     def begun():
         model = mmblocks.build(tiny_spec, seed=0)
-        prepare(model, stage(lora={"rate": 1e-2, "rank": 4, "dropout": 0.0, "bits": bits}, projector=1e-3))
+        prepare_trainable(model, stage(lora={"rate": 1e-2, "rank": 4, "dropout": 0.0, "bits": bits}, projector=1e-3))
         return model.eval()
 
     whole, sharded = begun(), begun()
@@ -503,7 +505,7 @@ def test_a_sharded_model_learns_as_a_whole_one_does(tiny_spec, batch, group, bit
 
 
 def learn_in(model, batch):
-    optimizer = optimizer_for(model, stage(lora=1e-2, projector=1e-3))
+    optimizer = make_optimizer(model, stage(lora=1e-2, projector=1e-3))
     losses = []
     for _ in range(4):
         loss = model(batch).mean

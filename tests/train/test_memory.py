@@ -12,15 +12,20 @@ from torch.utils.checkpoint import checkpoint
 
 import mmblocks
 from mmblocks.cli import main
-from mmblocks.cli.memory_report import memory_of, ranks_in
+from mmblocks.cli.memory_report import compute_stage_memory, read_ranks
 from mmblocks.conf import compose
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
-from mmblocks.train.distributed import World, blocks_of, shard
-from mmblocks.train.estimates.activations import abstract_batch, abstract_model, activations, row_of
-from mmblocks.train.estimates.memory import share, stage_memory
+from mmblocks.train.distributed import World, list_blocks, shard_model
+from mmblocks.train.estimates.activations import (
+    count_batch_activations,
+    make_meta_batch,
+    make_meta_stage_model,
+    make_packed_row,
+)
+from mmblocks.train.estimates.memory import count_shard_elements, estimate_stage_memory
 from mmblocks.train.stages import Stage
 
 EVERYTHING = {"encoder": 1e-3, "projector": 1e-3, "marks": 1e-3, "backbone": 1e-3}
@@ -45,7 +50,7 @@ def model(spec):
 @pytest.fixture
 def batch(model):
     single, video = (sources.build({"name": "tinyworld", "task": task}) for task in ("single", "video"))
-    return collate([Processor.of(model).training_sample(c) for c in (single[0], single[1], video[0])])
+    return collate([Processor.from_model(model).make_training_sample(c) for c in (single[0], single[1], video[0])])
 
 
 def without_data(batch):
@@ -83,24 +88,24 @@ def allocated_bytes(model, batch):
 @pytest.mark.parametrize("train", [EVERYTHING, {"projector": 1e-3}, {"backbone": 1e-3}], ids=lambda t: "+".join(t))
 def test_what_is_counted_without_data_is_what_a_real_step_saves(spec, model, batch, train):
     mmblocks.model.trainable.train_only(model, train)
-    counted = activations(abstract_model(spec, stage(train)), without_data(batch))
+    counted = count_batch_activations(make_meta_stage_model(spec, stage(train)), without_data(batch))
     # 1e-3: labelled rows are picked by number here and by a mask there, which is a byte a token
-    assert counted.most(recompute=False) == pytest.approx(saved_bytes(model, batch), rel=1e-3)
+    assert counted.count_peak_bytes(recompute=False) == pytest.approx(saved_bytes(model, batch), rel=1e-3)
 
 
 def test_the_allocator_agrees(spec, model, batch):
-    counted = activations(abstract_model(spec, stage()), without_data(batch))
+    counted = count_batch_activations(make_meta_stage_model(spec, stage()), without_data(batch))
     # 5e-3: the batch itself was there before
-    assert counted.most(recompute=False) == pytest.approx(allocated_bytes(model, batch), rel=5e-3)
+    assert counted.count_peak_bytes(recompute=False) == pytest.approx(allocated_bytes(model, batch), rel=5e-3)
 
 
 def test_with_recomputation_only_what_enters_a_block_is_kept(spec, model, batch):
-    counted = activations(abstract_model(spec, stage()), without_data(batch))
-    for block in blocks_of(model):
+    counted = count_batch_activations(make_meta_stage_model(spec, stage()), without_data(batch))
+    for block in list_blocks(model):
         block.forward = again_in_backward(block.forward)
     # 2e-2: the batch itself was there before
     assert counted.entering == pytest.approx(allocated_bytes(model, batch), rel=2e-2)
-    assert counted.most(recompute=True) < counted.most(recompute=False)
+    assert counted.count_peak_bytes(recompute=True) < counted.count_peak_bytes(recompute=False)
 
 
 def again_in_backward(forward):
@@ -109,10 +114,10 @@ def again_in_backward(forward):
 
 def test_a_frozen_encoder_keeps_nothing(spec):
     frozen, learning = (
-        stage_memory(spec, stage(train), [1])[0].activations for train in ({"projector": 1e-3}, EVERYTHING)
+        estimate_stage_memory(spec, stage(train), [1])[0].activations for train in ({"projector": 1e-3}, EVERYTHING)
     )
-    trained = abstract_model(spec, stage({"projector": 1e-3}))
-    batch = abstract_batch(trained, row_of(trained, stage({"projector": 1e-3}), 1))
+    trained = make_meta_stage_model(spec, stage({"projector": 1e-3}))
+    batch = make_meta_batch(trained, make_packed_row(trained, stage({"projector": 1e-3}), 1))
     features = batch.pixels.shape[0] * trained.encoder.grid.area * trained.encoder.dim * 4
     assert features <= frozen < learning
 
@@ -134,9 +139,9 @@ def processes():
 
 @pytest.mark.parametrize("ranks", [2, 3, 7, 64])
 def test_shares_are_those_of_fsdp2(tiny_spec, processes, ranks):
-    model = abstract_model(tiny_spec, stage())
-    shares = [share(p, ranks) for p in model.parameters()]
-    shard(model, processes(ranks), "float32")
+    model = make_meta_stage_model(tiny_spec, stage())
+    shares = [count_shard_elements(p, ranks) for p in model.parameters()]
+    shard_model(model, processes(ranks), "float32")
     assert shares == [p.to_local().numel() for p in model.parameters()]
 
 
@@ -144,10 +149,10 @@ def test_shares_are_those_of_fsdp2(tiny_spec, processes, ranks):
 def test_the_large_recipes_are_wrapped_block_by_block(name, ranks, billions, processes):
     recipe = compose(name)
     last = Stage(**recipe["stages"][-1])
-    model = abstract_model(recipe["model"], last)
-    (memory,) = stage_memory(recipe["model"], last, [ranks], recompute=True)
-    blocks, count = len(blocks_of(model)), sum(p.numel() for p in model.parameters())
-    shard(model, processes(ranks), last.precision)
+    model = make_meta_stage_model(recipe["model"], last)
+    (memory,) = estimate_stage_memory(recipe["model"], last, [ranks], recompute=True)
+    blocks, count = len(list_blocks(model)), sum(p.numel() for p in model.parameters())
+    shard_model(model, processes(ranks), last.precision)
     assert blocks == 26 + {"onevision/7b": 28, "onevision/72b": 80}[name]
     assert count / 1e9 == pytest.approx(billions, rel=1e-3)
     assert memory.weights == 4 * sum(p.to_local().numel() for p in model.parameters())
@@ -159,15 +164,15 @@ def test_the_large_recipes_are_wrapped_block_by_block(name, ranks, billions, pro
 
 def test_ranks_share_the_state_and_nothing_else(tiny_spec):
     capped = stage(pack_tokens=512)
-    two, four = stage_memory(tiny_spec, capped, [2, 4])
-    assert two.state == pytest.approx(2 * four.state, rel=0.05)  # odd sizes are padded
+    two, four = estimate_stage_memory(tiny_spec, capped, [2, 4])
+    assert two.state_bytes == pytest.approx(2 * four.state_bytes, rel=0.05)  # odd sizes are padded
     assert (two.activations, two.gathered, two.passing) == (four.activations, four.gathered, four.passing)
-    assert two.total == two.state + two.gathered + two.passing + two.activations
+    assert two.total_bytes == two.state_bytes + two.gathered + two.passing + two.activations
 
 
 def test_adapters_learn_and_the_weights_around_them_are_stored_in_four_bits(tiny_spec):
     full, lora, qlora = (
-        stage_memory(tiny_spec, stage(train, pack_tokens=512), [1])[0]
+        estimate_stage_memory(tiny_spec, stage(train, pack_tokens=512), [1])[0]
         for train in (
             {"backbone": 1e-3},
             {"lora": {"rate": 1e-3, "rank": 2}},
@@ -183,24 +188,24 @@ def test_adapters_learn_and_the_weights_around_them_are_stored_in_four_bits(tiny
 
 
 def test_preferences_need_a_second_model_and_an_average_a_second_set_of_weights(tiny_spec):
-    plain = stage_memory(tiny_spec, stage(pack_tokens=512), [2])[0]
-    dpo = stage_memory(tiny_spec, stage(pack_tokens=512, objective="dpo"), [2])[0]
-    averaged = stage_memory(tiny_spec, stage(pack_tokens=512), [2], ema=True)[0]
+    plain = estimate_stage_memory(tiny_spec, stage(pack_tokens=512), [2])[0]
+    dpo = estimate_stage_memory(tiny_spec, stage(pack_tokens=512, objective="dpo"), [2])[0]
+    averaged = estimate_stage_memory(tiny_spec, stage(pack_tokens=512), [2], ema=True)[0]
     assert (plain.copies, dpo.copies, averaged.copies) == (0, plain.weights, plain.weights)
 
 
 @pytest.mark.parametrize(("tokens", "views"), [(512, None), (512, 30), (512, 5), (1000, 40), (40, 3)])
 def test_a_row_is_filled_up_to_its_caps_and_not_beyond(tiny_spec, tokens, views):
     capped = stage(pack_tokens=tokens, pack_views=views)
-    model = abstract_model(tiny_spec, capped)
-    batch = abstract_batch(model, row_of(model, capped, 1))
+    model = make_meta_stage_model(tiny_spec, capped)
+    batch = make_meta_batch(model, make_packed_row(model, capped, 1))
     assert batch.num_tokens == tokens
     assert batch.packing.cu_seqlens[-1] == tokens
     assert views is None or len(batch.pixels) <= views
 
 
 def test_a_stage_without_caps_reads_its_samples_in_one_row(tiny_spec):
-    one, four = stage_memory(tiny_spec, stage(batch_size=8), [1, 4])
+    one, four = estimate_stage_memory(tiny_spec, stage(batch_size=8), [1, 4])
     assert one.tokens == 4 * four.tokens
 
 
@@ -219,9 +224,9 @@ def test_plan_prints_the_memory_of_every_stage(capsys):
 
 def test_a_system_has_no_memory_of_training():
     with pytest.raises(ConfigError, match=r"a system has no stages; name a recipe"):
-        memory_of({"model": {}}, [1])
+        compute_stage_memory({"model": {}}, [1])
 
 
 def test_a_number_of_ranks_that_is_none_is_refused():
     with pytest.raises(ConfigError, match=r"ranks=many.*ranks=64"):
-        ranks_in(["ranks=many"])
+        read_ranks(["ranks=many"])

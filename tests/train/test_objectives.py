@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmblocks.batch import IGNORE, Batch
-from mmblocks.conversation import Conversation, Pair
+from mmblocks.conversation import Conversation, PreferencePair
 from mmblocks.data.mixing.mixture import Mixture
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
@@ -26,12 +26,12 @@ def pair(number, kinds=("single",)):
     world = sources.build("tinyworld", task=kinds[0])
     right, other = world[number], world[number + 1000]
     wrong = replace(right, messages=(*right.messages[:-1], other.messages[-1]))
-    return Pair(right, wrong)
+    return PreferencePair(right, wrong)
 
 
 def batch_of(model, pairs):
-    processor = Processor.of(model)
-    return collate([sample for one in pairs for sample in processor.training_samples(one)])
+    processor = Processor.from_model(model)
+    return collate([sample for one in pairs for sample in processor.make_training_samples(one)])
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def zip_lengths(rows, lengths):
 
 
 def test_answers_is_the_models_own_loss_over_its_labelled_rows(tiny_model):
-    batch = collate([Processor.of(tiny_model).training_sample(pair(n).chosen) for n in range(3)])
+    batch = collate([Processor.from_model(tiny_model).make_training_sample(pair(n).chosen) for n in range(3)])
     answers = objectives.build("answers")
     loss = answers(tiny_model, batch)
     assert torch.equal(loss.total, tiny_model(batch).total)
@@ -79,7 +79,7 @@ def test_answers_is_the_models_own_loss_over_its_labelled_rows(tiny_model):
 
 def test_row_losses_are_the_terms_of_the_loss(tiny_model, pairs):
     batch = batch_of(tiny_model, pairs)
-    rows = tiny_model.row_losses(batch)
+    rows = tiny_model.compute_row_losses(batch)
     assert rows.shape == (batch.num_labelled,)
     torch.testing.assert_close(rows.sum(), tiny_model(batch).total, rtol=1e-6, atol=0)  # the sum's order differs
 
@@ -128,7 +128,7 @@ def test_at_the_start_every_pair_costs_log_two(tiny_model, pairs):
 
 def test_swapping_the_answers_flips_the_margin(moved, pairs):
     model, dpo = moved
-    swapped = [Pair(one.rejected, one.chosen) for one in pairs]
+    swapped = [PreferencePair(one.rejected, one.chosen) for one in pairs]
     one, other = (dpo(model, batch_of(model, some)).metrics for some in (pairs, swapped))
     assert one["rewards/margins"].item() == pytest.approx(-other["rewards/margins"].item(), rel=1e-4)
     assert one["rewards/margins"].item() != 0
@@ -180,20 +180,20 @@ def test_only_the_policy_learns(moved, pairs):
 
 def test_adapters_alone_need_no_copy_of_the_model(tiny_model, pairs):
     batch = batch_of(tiny_model, pairs)
-    start = tiny_model.row_losses(batch).detach()
+    start = tiny_model.compute_row_losses(batch).detach()
     add_lora(tiny_model, Lora(1e-4, rank=4))
     train_only(tiny_model, ["lora"])
     dpo = objectives.build("dpo")
     dpo.start(tiny_model, lambda: deepcopy(tiny_model))
     assert dpo.reference is None
     move_adapters(tiny_model)
-    assert torch.equal(dpo._reference_losses(tiny_model, batch), start)
+    assert torch.equal(dpo._compute_reference_losses(tiny_model, batch), start)
     assert dpo(tiny_model, batch).metrics["rewards/chosen"].item() != 0
 
 
 def test_what_learns_beside_adapters_is_kept_in_a_copy(tiny_model, pairs):
     batch = batch_of(tiny_model, pairs)
-    start = tiny_model.row_losses(batch).detach()
+    start = tiny_model.compute_row_losses(batch).detach()
     add_lora(tiny_model, Lora(1e-4, rank=4))
     train_only(tiny_model, ["lora", "projector"])
     dpo = objectives.build("dpo")
@@ -201,7 +201,7 @@ def test_what_learns_beside_adapters_is_kept_in_a_copy(tiny_model, pairs):
     move_adapters(tiny_model)
     with torch.no_grad():
         tiny_model.projector.head.weight.mul_(1.5)
-    assert torch.equal(dpo._reference_losses(tiny_model, batch), start)
+    assert torch.equal(dpo._compute_reference_losses(tiny_model, batch), start)
 
 
 def move_adapters(model):
@@ -212,7 +212,7 @@ def move_adapters(model):
 
 
 def test_a_process_without_data_takes_part_and_counts_nothing(tiny_model):
-    empty = Batch.empty(tiny_model.encoder.view_px)
+    empty = Batch.make_empty(tiny_model.encoder.view_px)
     dpo = objectives.build("dpo")
     dpo.start(tiny_model, lambda: deepcopy(tiny_model))
     loss = dpo(tiny_model, empty)
@@ -226,7 +226,7 @@ def test_a_process_without_data_takes_part_and_counts_nothing(tiny_model):
 def test_half_a_pair_is_an_error(tiny_model, pairs):
     dpo = objectives.build("dpo")
     dpo.start(tiny_model, lambda: deepcopy(tiny_model))
-    samples = Processor.of(tiny_model).training_samples(pairs[0])
+    samples = Processor.from_model(tiny_model).make_training_samples(pairs[0])
     with pytest.raises(DataError, match="a batch of 3 sequences; it compares pairs"):
         dpo(tiny_model, collate([*samples, samples[0]]))
 

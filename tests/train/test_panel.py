@@ -11,7 +11,14 @@ from mmblocks.compat import make_flop_counter
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
-from mmblocks.train.reports.profiler import PHASES, DeviceClock, HostClock, Panel, Work, gpu_peak
+from mmblocks.train.reports.profiler import (
+    PHASES,
+    DeviceClock,
+    HostClock,
+    StepProfiler,
+    TrainingFlops,
+    find_gpu_peak_flops,
+)
 
 
 @pytest.fixture
@@ -21,16 +28,16 @@ def batch(tiny_model):
 
 def batch_of(model, samples, task="single"):
     source = sources.build("tinyworld", task=task)
-    return collate([Processor.of(model).training_sample(source[i]) for i in range(samples)])
+    return collate([Processor.from_model(model).make_training_sample(source[i]) for i in range(samples)])
 
 
 def step(model, batch, panel):
     panel.count(batch)
-    with panel.during("forward"):
+    with panel.time_phase("forward"):
         loss = model(batch).mean
-    with panel.during("backward"):
+    with panel.time_phase("backward"):
         loss.backward()
-    with panel.during("optimizer"):
+    with panel.time_phase("optimizer"):
         model.zero_grad()
 
 
@@ -69,7 +76,7 @@ def fake_time():
 
 
 def panel_of(model, fake_time, **settings):
-    return Panel(model, clock=HostClock(fake_time.now_ns), **settings)
+    return StepProfiler(model, clock=HostClock(fake_time.now_ns), **settings)
 
 
 def slow(module, fake_time):
@@ -80,11 +87,11 @@ def slow(module, fake_time):
 
 def test_the_phases_sum_to_the_wall_time_and_nothing_much_is_other(tiny_model, batch, fake_time):
     with panel_of(tiny_model, fake_time) as panel, OneMillisecondPerOperation(fake_time):
-        panel.row()
+        panel.read_metrics()
         began = fake_time.ns
         for _ in range(10):
             step(tiny_model, batch, panel)
-        row = panel.row()
+        row = panel.read_metrics()
     assert sum(seconds(row).values()) == pytest.approx(row["seconds/wall"], rel=1e-9)
     assert row["seconds/wall"] == (fake_time.ns - began) / 1e9
     assert row["seconds/other"] < 0.05 * row["seconds/wall"]
@@ -97,7 +104,7 @@ def test_a_forward_is_split_by_part(tiny_model, batch, fake_time, part):
     slow(tiny_model.backbone, fake_time)
     with panel_of(tiny_model, fake_time) as panel:
         step(tiny_model, batch, panel)
-        spent = seconds(panel.row())
+        spent = seconds(panel.read_metrics())
     assert spent == dict.fromkeys(PHASES, 0.0) | {part: 0.05, "language_model": 0.05}
 
 
@@ -105,7 +112,7 @@ def test_the_backbone_is_the_language_model(tiny_model, batch, fake_time):
     slow(tiny_model.backbone, fake_time)
     with panel_of(tiny_model, fake_time) as panel:
         step(tiny_model, batch, panel)
-        spent = seconds(panel.row())
+        spent = seconds(panel.read_metrics())
     assert spent == dict.fromkeys(PHASES, 0.0) | {"language_model": 0.05}
 
 
@@ -114,9 +121,9 @@ def test_only_a_forward_is_split(tiny_model, batch, fake_time, phase):
     """Evaluation is one figure, and what backward computes again is backward's."""
     slow(tiny_model.encoder, fake_time)
     with panel_of(tiny_model, fake_time) as panel:
-        with panel.during(phase):
+        with panel.time_phase(phase):
             tiny_model(batch)
-        spent = seconds(panel.row())
+        spent = seconds(panel.read_metrics())
     assert spent == dict.fromkeys(PHASES, 0.0) | {phase: 0.05}
 
 
@@ -127,10 +134,10 @@ def test_time_is_charged_to_the_innermost_phase_also_after_an_error(tiny_model, 
         fake_time.sleep(0.02)
         raise KeyError
 
-    with panel.during("saving"), pytest.raises(KeyError), panel.during("evaluating"):
+    with panel.time_phase("saving"), pytest.raises(KeyError), panel.time_phase("evaluating"):
         fails()
     fake_time.sleep(0.03)
-    spent = seconds(panel.row())
+    spent = seconds(panel.read_metrics())
     assert spent == dict.fromkeys(PHASES, 0.0) | {"evaluating": 0.02, "other": 0.03}
 
 
@@ -138,18 +145,18 @@ def test_rows_begin_anew_and_the_table_adds_them_up(tiny_model, fake_time):
     with panel_of(tiny_model, fake_time) as panel:
         walls = []
         for took in (0.5, 0.7):
-            with panel.during("data"):
+            with panel.time_phase("data"):
                 fake_time.sleep(took)
-            walls.append(panel.row()["seconds/wall"])
+            walls.append(panel.read_metrics()["seconds/wall"])
     assert walls == [0.5, 0.7]
-    lines = panel.table().splitlines()
+    lines = panel.format_totals().splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [line.split()[0] for line in lines[1:]][:3] == ["data", "encoder", "projector"]
     assert next(line for line in lines if line.startswith("wall")).split() == ["wall", "1.2", "100.0", "%"]
 
 
 def test_no_hook_is_left_behind(tiny_model):
-    with Panel(tiny_model):
+    with StepProfiler(tiny_model):
         assert tiny_model.encoder._forward_hooks
     parts = (tiny_model.encoder, tiny_model.projector)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
@@ -157,7 +164,7 @@ def test_no_hook_is_left_behind(tiny_model):
 
 def test_it_costs_less_than_a_hundredth_of_a_tiny_step(tiny_model, batch):
     """In processor time of this thread, which other processes do not change."""
-    with Panel(tiny_model) as panel:
+    with StepProfiler(tiny_model) as panel:
         took, cost = [], []
         for _ in range(5):
             began = time.thread_time()
@@ -165,19 +172,19 @@ def test_it_costs_less_than_a_hundredth_of_a_tiny_step(tiny_model, batch):
             took.append(time.thread_time() - began)
             began = time.thread_time()
             for _ in range(20):
-                panel.count(batch)
+                panel.count_batch(batch)
                 for phase in ("data", "forward", "encoder", "projector", "backward", "optimizer"):
-                    with panel.during(phase):
+                    with panel.time_phase(phase):
                         pass
             cost.append((time.thread_time() - began) / 20)
     assert min(cost) < 0.01 * min(took)
 
 
 def test_compiled_graphs_hold_no_clock_and_run_as_before(tiny_model, batch):
-    with Panel(tiny_model) as panel:
-        pixels = tiny_model.normalised(batch.pixels)
+    with StepProfiler(tiny_model) as panel:
+        pixels = tiny_model.normalise_pixels(batch.pixels)
         plain = tiny_model.encoder(pixels)
-        with panel.during("forward"):
+        with panel.time_phase("forward"):
             torch.testing.assert_close(
                 torch.compile(tiny_model.encoder, backend="eager", fullgraph=True)(pixels), plain, rtol=0, atol=0
             )
@@ -194,30 +201,30 @@ def test_the_work_of_a_step_is_what_torch_counts(tiny_model, frozen):
     batch = batch_of(tiny_model, 1, "video")
     with make_flop_counter() as counter:
         tiny_model(batch).mean.backward()
-    counted = Work.of(tiny_model).for_batch(batch, batch.packing.lengths)
+    counted = TrainingFlops.from_model(tiny_model).count_flops(batch, batch.packing.lengths)
     # A first layer passes no gradient to its input, and marks are idle: the formula counts the former.
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def test_mfu_is_work_by_peak_and_time(tiny_model, batch, fake_time):
     panel = panel_of(tiny_model, fake_time, peak_flops=1e9)
-    panel.count(batch)
+    panel.count_batch(batch)
     fake_time.sleep(0.25)
-    row = panel.row()
-    work = Work.of(tiny_model).for_batch(batch, batch.packing.lengths)
+    row = panel.read_metrics()
+    work = TrainingFlops.from_model(tiny_model).count_flops(batch, batch.packing.lengths)
     assert row["mfu"] == pytest.approx(work / 1e9 / 0.25)
-    assert panel.row()["mfu"] == 0
+    assert panel.read_metrics()["mfu"] == 0
 
 
 def test_packed_batches_hold_no_padding_and_padded_ones_tell(tiny_model, batch):
     from dataclasses import replace
 
-    panel = Panel(tiny_model)
-    panel.count(batch)
-    assert panel.row()["padding_share"] == 0
+    panel = StepProfiler(tiny_model)
+    panel.count_batch(batch)
+    assert panel.read_metrics()["padding_share"] == 0
     more = batch.num_tokens // 4
-    panel.count(replace(batch, input_ids=torch.cat([batch.input_ids, torch.zeros(more, dtype=torch.int64)])))
-    assert panel.row()["padding_share"] == pytest.approx(more / (batch.num_tokens + more))
+    panel.count_batch(replace(batch, input_ids=torch.cat([batch.input_ids, torch.zeros(more, dtype=torch.int64)])))
+    assert panel.read_metrics()["padding_share"] == pytest.approx(more / (batch.num_tokens + more))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +239,7 @@ def test_packed_batches_hold_no_padding_and_padded_ones_tell(tiny_model, batch):
     ],
 )
 def test_peaks_are_known_by_the_name_of_a_gpu(name, peak):
-    assert gpu_peak(name) == peak
+    assert find_gpu_peak_flops(name) == peak
 
 
 # Clocks --------------------------------------------------------------------------------------------------------------
@@ -266,10 +273,10 @@ def test_on_a_device_time_is_read_from_events_and_what_they_miss_is_other(fake_t
     clock = DeviceClock(torch.device("cpu"), stream.event, fake_time.now_ns)
     for _ in range(2):
         for phase, ms in (("encoder", 2), ("backward", 3), ("encoder", 4), ("other", 0)):
-            clock.switch(phase)
+            clock.switch_phase(phase)
             stream.now += ms
         fake_time.sleep(0.03)
-        spent, wall = clock.read()
+        spent, wall = clock.read_times()
         assert wall == 0.03
         assert spent == pytest.approx({"encoder": 0.006, "backward": 0.003, "other": 0.021})
     assert stream.made == 6  # events are used again
@@ -277,10 +284,10 @@ def test_on_a_device_time_is_read_from_events_and_what_they_miss_is_other(fake_t
 
 def test_a_phase_goes_on_over_a_reading(fake_time):
     clock = HostClock(fake_time.now_ns)
-    clock.switch("saving")
-    clock.read()
+    clock.switch_phase("saving")
+    clock.read_times()
     fake_time.sleep(0.02)
-    assert clock.read() == ({"saving": 0.02}, 0.02)
+    assert clock.read_times() == ({"saving": 0.02}, 0.02)
 
 
 def test_without_another_clock_it_is_the_time_of_the_process():
@@ -291,7 +298,7 @@ def test_without_another_clock_it_is_the_time_of_the_process():
     while time.perf_counter_ns() < until:
         pass
     ended = time.perf_counter_ns()
-    _, wall = clock.read()
+    _, wall = clock.read_times()
     assert ended - began <= round(wall * 1e9) <= time.perf_counter_ns() - before
 
 
@@ -299,11 +306,11 @@ def test_without_another_clock_it_is_the_time_of_the_process():
 def test_a_gpus_events_charge_kernels_to_the_phase_that_started_them():
     clock = DeviceClock(torch.device("cuda"))
     a = torch.randn(4096, 4096, device="cuda")
-    clock.read()
-    clock.switch("backward")
+    clock.read_times()
+    clock.switch_phase("backward")
     for _ in range(50):
         a @ a
-    clock.switch("other")
-    spent, wall = clock.read()
+    clock.switch_phase("other")
+    spent, wall = clock.read_times()
     assert sum(spent.values()) == pytest.approx(wall)
     assert spent["backward"] > 0.5 * wall

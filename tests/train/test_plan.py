@@ -7,7 +7,7 @@ import pytest
 
 from mmblocks.data.planning import measure as measuring
 from mmblocks.data.sample.processor import Processor
-from mmblocks.train.plan import Planner
+from mmblocks.train.plan import StagePlanner
 from mmblocks.train.stages import read_run
 
 WORLD = [{"name": "tinyworld", "task": "single", "size": 40}, {"name": "tinyworld", "task": "video", "size": 20}]
@@ -20,7 +20,7 @@ def planner(recipe, tiny_spec):
     def made(**settings):
         stage = {"name": "a", "data": WORLD, "train": {"projector": 1e-3}, **settings}
         curriculum = read_run({**recipe, "stages": [stage]})
-        return Planner(curriculum.stages[0], 0, curriculum.run, Processor.planning(tiny_spec))
+        return StagePlanner(curriculum.stages[0], 0, curriculum.run, Processor.from_spec(tiny_spec))
 
     return made
 

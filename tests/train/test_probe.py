@@ -8,14 +8,14 @@ import torch
 from torch.optim import AdamW
 
 import mmblocks
-from mmblocks.assets import tiny_model as bundled_model
+from mmblocks.assets import find_tiny_model as bundled_model
 from mmblocks.batch import Batch
 from mmblocks.conversation import Conversation, Message, Visual
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
-from mmblocks.train.reports.visual_ablation import Looks, look
+from mmblocks.train.reports.visual_ablation import VisualAblation, measure_visual_ablation
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def _swapped(parts, visuals):
 
 
 def batches(model, conversation, first, count, task="single", size=16):
-    make = Processor.of(model).training_sample
+    make = Processor.from_model(model).make_training_sample
     starts = range(first * size, (first + count) * size, size)
     return [collate([make(conversation(task, i)) for i in range(start, start + size)]) for start in starts]
 
@@ -55,9 +55,9 @@ def fine_tuned(model, given):
 
 @pytest.mark.parametrize("task", ["single", "multi", "video"])
 def test_the_bundled_model_looks(bundled, task):
-    seen = look(bundled, batches(bundled, right, 0, 2, task))
-    assert not seen.is_dead
-    assert not seen.is_blind
+    seen = measure_visual_ablation(bundled, batches(bundled, right, 0, 2, task))
+    assert not seen.has_no_effect
+    assert not seen.is_shuffle_invariant
     assert seen.samples == 32
     assert seen.verdict.startswith("the model looks")
     assert seen.true < min(seen.shuffled, seen.blank)
@@ -66,33 +66,33 @@ def test_the_bundled_model_looks(bundled, task):
 def test_a_dead_projector_is_caught_and_stops_the_run(bundled):
     for parameter in bundled.projector.head.parameters():
         torch.nn.init.zeros_(parameter)
-    seen = look(bundled, batches(bundled, right, 0, 1))
-    assert seen.is_dead
+    seen = measure_visual_ablation(bundled, batches(bundled, right, 0, 1))
+    assert seen.has_no_effect
     with pytest.raises(ConfigError, match="the visuals change nothing: is the projector dead"):
-        seen.act()
+        seen.raise_or_log()
 
 
 def test_placeholders_that_are_not_replaced_are_caught(bundled, monkeypatch):
-    monkeypatch.setattr(bundled, "embed", lambda batch: bundled.backbone.embed(batch.input_ids))
-    assert look(bundled, batches(bundled, right, 0, 1)).is_dead
+    monkeypatch.setattr(bundled, "embed", lambda batch: bundled.backbone.embed_tokens(batch.input_ids))
+    assert measure_visual_ablation(bundled, batches(bundled, right, 0, 1)).has_no_effect
 
 
 @pytest.mark.parametrize("steps", [0, 20])
 def test_pictures_of_other_conversations_are_caught_within_twenty_steps(bundled, caplog, steps):
     fine_tuned(bundled, batches(bundled, shifted, 0, steps, size=4))
-    seen = look(bundled, batches(bundled, shifted, steps, 2))
-    assert seen.is_blind
-    assert not seen.is_dead
+    seen = measure_visual_ablation(bundled, batches(bundled, shifted, steps, 2))
+    assert seen.is_shuffle_invariant
+    assert not seen.has_no_effect
     with caplog.at_level(logging.WARNING):
-        seen.act()
+        seen.raise_or_log()
     assert "shuffled visuals do as well as the true ones" in caplog.text
 
 
 def test_the_same_steps_with_the_right_pictures_are_not(bundled, caplog):
     fine_tuned(bundled, batches(bundled, right, 0, 20, size=4))
-    seen = look(bundled, batches(bundled, right, 20, 2))
-    assert not seen.is_blind
-    seen.act()
+    seen = measure_visual_ablation(bundled, batches(bundled, right, 20, 2))
+    assert not seen.is_shuffle_invariant
+    seen.raise_or_log()
     assert caplog.text == ""
 
 
@@ -104,8 +104,8 @@ class Recorder:
 
     def __init__(self, model, monkeypatch):
         self.seen = []
-        self._losses = model.row_losses
-        monkeypatch.setattr(model, "row_losses", self)
+        self._losses = model.compute_row_losses
+        monkeypatch.setattr(model, "compute_row_losses", self)
 
     def __call__(self, batch):
         self.seen.append(batch.pixels[:, 0, 0, 0].tolist())
@@ -130,7 +130,7 @@ def owners(batch):
 def test_no_view_stays_in_its_sample(tiny_model, monkeypatch, task):
     batch = numbered(batches(tiny_model, right, 0, 1, task, size=12)[0])
     recorder = Recorder(tiny_model, monkeypatch)
-    seen = look(tiny_model, [batch])
+    seen = measure_visual_ablation(tiny_model, [batch])
     mine, theirs, _ = recorder.seen
     whose = owners(batch)
     stayed = {whose[a] for a, b in zip(mine, theirs, strict=True) if whose[a] == whose[b]}
@@ -142,42 +142,44 @@ def test_no_view_stays_in_its_sample(tiny_model, monkeypatch, task):
 def test_a_foreign_clip_runs_backwards(tiny_model, monkeypatch):
     batch = numbered(batches(tiny_model, right, 0, 1, "video", size=2)[0])
     recorder = Recorder(tiny_model, monkeypatch)
-    look(tiny_model, [batch])
+    measure_visual_ablation(tiny_model, [batch])
     assert recorder.seen[1] == [7, 6, 5, 4, 3, 2, 1, 0]
 
 
 def test_blank_views_are_all_alike(tiny_model, monkeypatch):
     recorder = Recorder(tiny_model, monkeypatch)
-    look(tiny_model, [numbered(batches(tiny_model, right, 0, 1)[0])])
+    measure_visual_ablation(tiny_model, [numbered(batches(tiny_model, right, 0, 1)[0])])
     assert len(set(recorder.seen[2])) == 1
 
 
 def test_samples_alone_in_their_batches_exchange_between_batches(tiny_model):
     alone = batches(tiny_model, right, 0, 3, "video", size=1)
-    assert look(tiny_model, alone[:1]).samples == 0
-    assert look(tiny_model, [*alone, None]).samples == 3
+    assert measure_visual_ablation(tiny_model, alone[:1]).samples == 0
+    assert measure_visual_ablation(tiny_model, [*alone, None]).samples == 3
 
 
 def test_text_alone_says_nothing_and_does_nothing(tiny_model, caplog):
-    seen = look(tiny_model, [*batches(tiny_model, right, 0, 1, "text"), Batch.empty(tiny_model.encoder.view_px)])
+    seen = measure_visual_ablation(
+        tiny_model, [*batches(tiny_model, right, 0, 1, "text"), Batch.make_empty(tiny_model.encoder.view_px)]
+    )
     assert seen.samples == 0
-    assert seen.row() == {}
-    seen.act()
+    assert seen.to_metrics() == {}
+    seen.raise_or_log()
     assert caplog.text == ""
     assert "nothing was compared" in seen.verdict
 
 
 def test_answers_of_a_pair_do_not_lend_each_other_their_picture(tiny_model):
-    make = Processor.of(tiny_model).training_sample
+    make = Processor.from_model(tiny_model).make_training_sample
     pair = collate([make(right("video", 0)), make(right("video", 0))])
-    assert look(tiny_model, [pair], sequences=2).samples == 0
-    assert look(tiny_model, [pair, pair], sequences=2).samples == 2
+    assert measure_visual_ablation(tiny_model, [pair], sequences=2).samples == 0
+    assert measure_visual_ablation(tiny_model, [pair, pair], sequences=2).samples == 2
 
 
 def test_features_that_came_with_a_batch_are_exchanged_too(bundled):
     given = batches(bundled, right, 0, 1)
-    cached = [replace(b, features=bundled.encoder(bundled.normalised(b.pixels)).detach()) for b in given]
-    plain, kept = look(bundled, given), look(bundled, cached)
+    cached = [replace(b, features=bundled.encoder(bundled.normalise_pixels(b.pixels)).detach()) for b in given]
+    plain, kept = measure_visual_ablation(bundled, given), measure_visual_ablation(bundled, cached)
     assert kept.true == pytest.approx(plain.true, rel=1e-4)
     assert kept.shuffled == pytest.approx(plain.shuffled, rel=1e-4)
     assert kept.blank > kept.true
@@ -187,7 +189,7 @@ def test_the_true_loss_is_the_models_and_nothing_of_it_changes(tiny_model):
     tiny_model.train()
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     batch = batches(tiny_model, right, 0, 1, "video")[0]
-    seen = look(tiny_model, [batch])
+    seen = measure_visual_ablation(tiny_model, [batch])
     assert seen.true == pytest.approx(tiny_model(batch).mean.item(), rel=1e-5)
     assert tiny_model.training
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
@@ -195,7 +197,7 @@ def test_the_true_loss_is_the_models_and_nothing_of_it_changes(tiny_model):
 
 
 def test_the_verdict_follows_from_the_losses():
-    assert "blank ones do better" in Looks(2.0, 2.0, 1.5, 32, 0.1).verdict
-    assert "does not look yet" in Looks(2.0, 2.2, 2.1, 32, 0.1).verdict
-    assert "the model looks" in Looks(2.0, 2.4, 2.1, 32, 0.1).verdict
-    assert Looks(2.0, 2.4, 2.1, 32, 0.1).row()["look/shuffled"] == 2.4
+    assert "blank ones do better" in VisualAblation(2.0, 2.0, 1.5, 32, 0.1).verdict
+    assert "does not look yet" in VisualAblation(2.0, 2.2, 2.1, 32, 0.1).verdict
+    assert "the model looks" in VisualAblation(2.0, 2.4, 2.1, 32, 0.1).verdict
+    assert VisualAblation(2.0, 2.4, 2.1, 32, 0.1).to_metrics()["look/shuffled"] == 2.4

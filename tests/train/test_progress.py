@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mmblocks.errors import ConfigError, MissingDependencyError
-from mmblocks.train.reports.progress import Progress, cut
-from mmblocks.train.reports.tracking import trackers
+from mmblocks.train.reports.progress import Progress, drop_rows_after
+from mmblocks.train.reports.tracking import open_trackers
 
 
 def rows(file):
@@ -49,8 +49,8 @@ def test_the_bar_shows_the_same_figures_and_the_time_left(metrics, capsys):
 
 def test_losses_may_stay_on_the_device_until_a_row_is_due(metrics):
     with Progress("align", 0, 2, metrics, 2) as progress:
-        progress.report(0, torch.tensor(1.0), 1)
-        progress.report(1, torch.tensor(2.0), 1)
+        progress.report_step(0, torch.tensor(1.0), 1)
+        progress.report_step(1, torch.tensor(2.0), 1)
     assert rows(metrics)[0]["loss"] == 1.5
 
 
@@ -67,7 +67,7 @@ def test_going_on_from_a_state_older_than_the_last_rows_repeats_none(metrics, ki
 def test_losses_that_no_row_has_yet_can_be_kept_with_a_state(metrics):
     with Progress("align", 0, 6, metrics, 4) as progress:
         steps(progress, 0, 2)
-        assert progress.pending == [0.0, 1.0]
+        assert progress.recent_losses == [0.0, 1.0]
 
 
 def test_rows_of_other_stages_and_of_evaluations_stay(metrics):
@@ -75,9 +75,9 @@ def test_rows_of_other_stages_and_of_evaluations_stay(metrics):
         steps(progress, 0, 2)
     with Progress("all", 0, 4, metrics, 2) as progress:
         steps(progress, 0, 2)
-        progress.write(2, **{"eval/loss": 1.0})
+        progress.write_row(2, **{"eval/loss": 1.0})
         steps(progress, 2, 4)
-        progress.write(4, **{"eval/loss": 0.5})
+        progress.write_row(4, **{"eval/loss": 0.5})
     Progress("all", 2, 4, metrics, 2).__exit__(None, None, None)
     kept = [(r["stage"], r["step"], "loss" in r) for r in rows(metrics)]
     assert kept == [("align", 2, True), ("all", 2, True), ("all", 2, False)]
@@ -87,7 +87,7 @@ def test_rows_of_other_stages_and_of_evaluations_stay(metrics):
 def test_a_line_that_a_kill_left_half_written_goes(metrics, left):
     whole = '{"stage": "align", "step": 1}\n'
     metrics.write_text(whole + left)
-    cut(metrics, "align", 5)
+    drop_rows_after(metrics, "align", 5)
     assert metrics.read_text() == whole
 
 
@@ -111,7 +111,7 @@ def scalars(folder):
 
 def test_tensorboard_gets_the_rows_once_over_a_stop(metrics, tmp_path):
     for first, last in ((0, 4), (2, 6)):  # the state was that of step 2, rows had come to step 4
-        opened = trackers(["tensorboard"], tmp_path, first=10 + first, settings={})
+        opened = open_trackers(["tensorboard"], tmp_path, first=10 + first, settings={})
         with Progress("align", first, 6, metrics, 2, trackers=opened, before=10) as progress:
             steps(progress, first, last)
     assert [step for step, _ in scalars(tmp_path / "tensorboard")["loss"]] == [12, 14, 16]
@@ -122,7 +122,7 @@ def test_wandb_offline_keeps_one_run_over_a_stop(metrics, tmp_path, monkeypatch)
     monkeypatch.setenv("WANDB_SILENT", "true")
     names = []
     for first in (0, 2):
-        opened = trackers(["wandb"], tmp_path, first=first, settings={"seed": 0})
+        opened = open_trackers(["wandb"], tmp_path, first=first, settings={"seed": 0})
         with Progress("align", first, 4, metrics, 2, trackers=opened) as progress:
             steps(progress, first, first + 2)
         names.append((tmp_path / "wandb_id").read_text())
@@ -134,9 +134,9 @@ def test_wandb_offline_keeps_one_run_over_a_stop(metrics, tmp_path, monkeypatch)
 def test_wandb_asked_for_and_missing_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingDependencyError, match=r"track=\[wandb\] needs the package 'wandb'.*pip install 'wandb'"):
-        trackers(["wandb"], tmp_path, first=0, settings={})
+        open_trackers(["wandb"], tmp_path, first=0, settings={})
 
 
 def test_an_unknown_tracker_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no tracker 'tensorbord'. Did you mean 'tensorboard'\?"):
-        trackers(["tensorbord"], tmp_path, first=0, settings={})
+        open_trackers(["tensorbord"], tmp_path, first=0, settings={})

@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from mmblocks.errors import BusyError, CheckpointError
-from mmblocks.lock import LOCK, locked
-from mmblocks.storage import SUMS, sums
+from mmblocks.lock import LOCK, lock_folder
+from mmblocks.storage import CHECKSUMS_FILE, compute_checksums
 from mmblocks.train import run, stage_run, state
 from mmblocks.train.tensors_only import TensorsOnlyPlanner, TensorsOnlyReader
 
@@ -30,7 +30,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def hold(folder, there):
-    with locked(folder):
+    with lock_folder(folder):
         there.touch()
         time.sleep(100)
 
@@ -75,7 +75,7 @@ def test_a_killed_run_s_data_workers_hold_no_lock(recipe, tmp_path, trained):
             time.sleep(100)
 
         stage_run.StageBatches.__getitem__ = made
-        real = stage_run.from_step
+        real = stage_run.iterate_batches
 
         def then_killed(*arguments):
             waiting = real(*arguments)
@@ -84,7 +84,7 @@ def test_a_killed_run_s_data_workers_hold_no_lock(recipe, tmp_path, trained):
             os.kill(os.getpid(), signal.SIGKILL)
             return waiting
 
-        stage_run.from_step = then_killed
+        stage_run.iterate_batches = then_killed
 
     assert trained({**recipe, "workers": 1}, patch=patch) == [-signal.SIGKILL]
     try:
@@ -95,7 +95,7 @@ def test_a_killed_run_s_data_workers_hold_no_lock(recipe, tmp_path, trained):
 
 
 def test_one_process_does_not_train_twice_in_a_folder(recipe):
-    with locked(Path(recipe["out"])):
+    with lock_folder(Path(recipe["out"])):
         for _ in range(2):  # the refusal must not end the lock
             with pytest.raises(BusyError, match=rf"in use by this process \({os.getpid()}\)"):
                 run(recipe)
@@ -132,7 +132,7 @@ def killed(recipe_in, trained, killed_in_step, tmp_path_factory):
     out = tmp_path_factory.mktemp("killed") / "run"
     recipe = {**recipe_in(out), "keep": 2}
     assert trained(recipe, patch=killed_in_step(8)) == [-signal.SIGKILL]
-    assert state.places(out) == [state.Place(1, 2), state.Place(1, 4)]
+    assert state.list_resume_points(out) == [state.ResumePoint(1, 2), state.ResumePoint(1, 4)]
     return recipe
 
 
@@ -142,7 +142,7 @@ def stopped(killed, tmp_path):
     return {**killed, "out": str(shutil.copytree(killed["out"], tmp_path / "run"))}
 
 
-STATE_FILES = ("place.json", ".metadata", "__0_0.distcp", SUMS)
+STATE_FILES = ("place.json", ".metadata", "__0_0.distcp", CHECKSUMS_FILE)
 DAMAGES = [(file, damage) for file in STATE_FILES for damage in (empty, cut, not_text, one_bit, gone)]
 NO_STATE = ("place.json", gone)  # that of before is the last one then
 
@@ -218,8 +218,8 @@ class Evil:
 def test_code_in_a_state_s_metadata_is_not_run(stopped, tmp_path):
     folder = Path(stopped["out"]) / "state/1-4"
     (folder / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "witness")))
-    listed = sums(folder, [path.name for path in folder.iterdir() if path.name != SUMS])
-    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in listed.items()))
+    listed = compute_checksums(folder, [path.name for path in folder.iterdir() if path.name != CHECKSUMS_FILE])
+    (folder / CHECKSUMS_FILE).write_text("".join(f"{digest}  {name}\n" for name, digest in listed.items()))
     with pytest.raises(CheckpointError, match=r"names posix\.system, which describes no tensor"):
         run(stopped)
     assert not (tmp_path / "witness").exists()

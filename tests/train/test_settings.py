@@ -9,7 +9,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 import mmblocks
 from mmblocks.errors import ConfigError, DataError, TrainingError
 from mmblocks.train import run
-from mmblocks.train.state import places
+from mmblocks.train.state import list_resume_points
 
 WORLD = [{"name": "tinyworld", "task": "single"}]
 HELD_OUT = {"every": 2, "data": [{"name": "tinyworld", "task": "single", "split": "heldout", "size": 8}], "samples": 8}
@@ -66,11 +66,11 @@ def test_the_last_states_are_kept_and_go_with_their_stage(recipe, tmp_path, monk
     kept = []
     real = stage_run.save_stage
     monkeypatch.setattr(
-        stage_run, "save_stage", lambda *given: (kept.append(places(tmp_path / "run")), real(*given))[1]
+        stage_run, "save_stage", lambda *given: (kept.append(list_resume_points(tmp_path / "run")), real(*given))[1]
     )
     run({**recipe, "save_every": 1, "keep": 3})
     assert [place.step for place in kept[0]] == [3, 4, 5]
-    assert [(place.stage, place.step) for place in places(tmp_path / "run")] == [(1, 0)]
+    assert [(place.stage, place.step) for place in list_resume_points(tmp_path / "run")] == [(1, 0)]
 
 
 def test_the_weights_that_measured_best_are_kept(recipe, tmp_path, weights, same):

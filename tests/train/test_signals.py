@@ -52,7 +52,7 @@ def test_the_step_is_finished_and_saved_and_the_run_goes_on_to_the_same_end(
     rarely_saved, tmp_path, trained, undisturbed, weights, same, number
 ):
     assert trained(rarely_saved, patch=sent_in_step(number, 5)) == [STOPPED]
-    assert state.places(tmp_path / "run") == [state.Place(1, 2)]
+    assert state.list_resume_points(tmp_path / "run") == [state.ResumePoint(1, 2)]
     whole = undisturbed(rarely_saved)
     assert same(weights(run(rarely_saved)), weights(whole / "model"))
     assert metrics(tmp_path / "run") == metrics(whole)
@@ -79,7 +79,7 @@ def test_two_processes_stop_at_one_step_whichever_was_asked(
     rarely_saved, tmp_path, trained, undisturbed, weights, ranks
 ):
     assert trained(rarely_saved, ranks=2, patch=sent_in_step(signal.SIGUSR1, 2, ranks)) == [STOPPED] * 2
-    assert state.places(tmp_path / "run") == [state.Place(0, 2)]
+    assert state.list_resume_points(tmp_path / "run") == [state.ResumePoint(0, 2)]
     assert trained(rarely_saved, ranks=2) == [0, 0]
     once, whole = weights(tmp_path / "run/model"), weights(undisturbed(rarely_saved, ranks=2) / "model")
     assert all((once[name] - whole[name]).abs().max() < 1e-5 for name in whole)  # sums over processes: order
@@ -104,7 +104,7 @@ def sent_before(module, name, call=1):
 
 MOMENTS = {
     "while records are looked at": sent_before(stage_run, "shared_data"),
-    "in the middle of a save": sent_before(state, "_put_in_place"),
+    "in the middle of a save": sent_before(state, "_move_into_place"),
     "while a stage's model is written": sent_before(stage_run, "save_stage"),
     "between two stages": sent_before(loop, "begin_stage"),
     "before the second stage": sent_before(loop, "StageRun", 2),
@@ -153,7 +153,7 @@ def test_a_process_that_waits_for_data_stops_at_once(
     assert trained(recipe, patch=waits_for_data(3, marker), seconds=60) == [STOPPED]
     assert time.monotonic() - began < 50
     assert sender.wait() == 0
-    (place,) = state.places(tmp_path / "run")
+    (place,) = state.list_resume_points(tmp_path / "run")
     assert place.stage == 1
     assert place.step in ({3} if workers == 0 else {1, 2, 3})  # a worker is ahead
     assert same(weights(run(recipe)), weights(undisturbed(rarely_saved) / "model"))
@@ -184,7 +184,7 @@ def test_workers_outlive_a_signal_to_the_group_while_a_step_is_finished(rarely_s
         stage_run.Stepper.__call__ = step
 
     assert trained({**rarely_saved, "workers": 2}, patch=patch) == [STOPPED]
-    assert state.places(tmp_path / "run")[-1] == state.Place(1, 2)
+    assert state.list_resume_points(tmp_path / "run")[-1] == state.ResumePoint(1, 2)
 
 
 def test_what_the_program_ignores_stays_ignored_as_under_nohup(rarely_saved, trained):
@@ -236,6 +236,6 @@ def test_torchrun_hands_the_signal_on(tmp_path):
             time.sleep(0.1)
         started.send_signal(signal.SIGTERM)
         started.wait(timeout=100)
-    (place,) = state.places(tmp_path / "run")
+    (place,) = state.list_resume_points(tmp_path / "run")
     line = f"stopped by SIGTERM in stage 'a' after step {place.step} of 50000. run holds the state after step {place.step};"
     assert (tmp_path / "said").read_text().count(line) == 1

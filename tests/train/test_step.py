@@ -12,13 +12,13 @@ from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.model.trainable import train_only
-from mmblocks.train.batches import Made
+from mmblocks.train.batches import StepInput
 from mmblocks.train.distributed import World
-from mmblocks.train.encoder_pretraining import learn_to_see
+from mmblocks.train.encoder_pretraining import pretrain_encoder
 from mmblocks.train.objectives import objectives
-from mmblocks.train.optim import optimizer_for, schedule
-from mmblocks.train.reports.profiler import Panel
-from mmblocks.train.stages import Sight, Stage
+from mmblocks.train.optim import compute_lr_factor, make_optimizer
+from mmblocks.train.reports.profiler import StepProfiler
+from mmblocks.train.stages import EncoderPretraining, Stage
 from mmblocks.train.step import Stepper
 
 WORLD = [{"name": "tinyworld", "task": "single"}]
@@ -36,7 +36,7 @@ def stage(clip: float) -> Stage:
 @pytest.fixture
 def batch(tiny_model):
     source = sources.build("tinyworld", task="single")
-    return collate([Processor.of(tiny_model).training_sample(source[i]) for i in range(3)])
+    return collate([Processor.from_model(tiny_model).make_training_sample(source[i]) for i in range(3)])
 
 
 def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -82,9 +82,9 @@ class WrittenOut:
 
 def stepper_of(model, settings: Stage) -> Stepper:
     train_only(model, settings.train)
-    nothing, alone = Batch.empty(model.encoder.view_px), World(0, 1, torch.device("cpu"))
-    optimizer = optimizer_for(model, settings)
-    return Stepper(model, objectives.build("answers"), optimizer, settings, alone, Panel(model), nothing)
+    nothing, alone = Batch.make_empty(model.encoder.view_px), World(0, 1, torch.device("cpu"))
+    optimizer = make_optimizer(model, settings)
+    return Stepper(model, objectives.build("answers"), optimizer, settings, alone, StepProfiler(model), nothing)
 
 
 def require_weights(model: nn.Module, wanted: dict[str, Tensor]) -> None:
@@ -101,10 +101,10 @@ def test_steps_are_adamw_with_clipped_gradients_at_the_schedules_rates(tiny_mode
     settings = stage(clip)
     step, reference = stepper_of(tiny_model, settings), WrittenOut(tiny_model, settings)
     for number in range(3):
-        factor = schedule(number, STEPS, WARMUP)
+        factor = compute_lr_factor(number, STEPS, WARMUP)
         found = gradients(tiny_model, batch)
         wanted = reference.step(found, factor)
-        done = step(Made((batch,)), factor)
+        done = step(StepInput((batch,)), factor)
         assert float(done.norm) == pytest.approx(norm_of(found), rel=1e-4)  # the norm before clipping is what is told
         require_weights(tiny_model, wanted)
 
@@ -113,7 +113,7 @@ def test_gradients_beyond_the_largest_norm_are_scaled_to_it_and_others_are_not(t
     for clip in (0.05, 1e6):
         step = stepper_of(tiny_model, stage(clip))
         found = gradients(tiny_model, batch)
-        step(Made((batch,)), 1e-9)
+        step(StepInput((batch,)), 1e-9)
         applied = {str(i): p.grad.double() for i, p in enumerate(step.learning)}
         assert norm_of(applied) == pytest.approx(min(clip, norm_of(found)), rel=1e-4)
 
@@ -123,7 +123,7 @@ def test_the_first_step_learns_at_the_schedules_rate_of_step_0(tiny_model, batch
     settings = Stage("tune", WORLD, RATES, steps=STEPS, batch_size=3, warmup=WARMUP, weight_decay=0.0)
     step = stepper_of(tiny_model, settings)
     before = {name: p.detach().clone() for name, p in tiny_model.named_parameters() if p.requires_grad}
-    step(Made((batch,)), schedule(0, STEPS, WARMUP))
+    step(StepInput((batch,)), compute_lr_factor(0, STEPS, WARMUP))
     moved: dict[str, float] = {}
     for name, parameter in tiny_model.named_parameters():
         if name in before:
@@ -144,7 +144,7 @@ def test_the_encoders_pretraining_clips_and_begins_at_the_schedules_rate(tiny_mo
             return super().step(closure)
 
     monkeypatch.setattr("mmblocks.train.encoder_pretraining.AdamW", Recording)
-    sight = Sight(steps=4, batch_size=2, rate=1e-3, warmup=0.5, clip=1e-3)
-    learn_to_see(tiny_model, sight, budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl")
+    sight = EncoderPretraining(steps=4, batch_size=2, rate=1e-3, warmup=0.5, clip=1e-3)
+    pretrain_encoder(tiny_model, sight, budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl")
     assert [norm for norm, _ in seen] == pytest.approx([1e-3] * 4, rel=1e-2)
-    assert [rate for _, rate in seen] == pytest.approx([1e-3 * schedule(n, 4, 0.5) for n in range(4)])
+    assert [rate for _, rate in seen] == pytest.approx([1e-3 * compute_lr_factor(n, 4, 0.5) for n in range(4)])

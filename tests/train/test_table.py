@@ -6,8 +6,14 @@ import pytest
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.trainable import train_only
-from mmblocks.train.adapters.lora import prepare
-from mmblocks.train.reports.parameter_table import as_text, meta_model, tables_of, training_table, write_table
+from mmblocks.train.adapters.lora import prepare_trainable
+from mmblocks.train.reports.parameter_table import (
+    format_training_table,
+    make_meta_model,
+    make_training_table,
+    make_training_tables,
+    write_table,
+)
 from mmblocks.train.stages import Stage
 
 WORLD = [{"name": "tinyworld", "task": "single"}]
@@ -30,7 +36,7 @@ def by_part(rows):
 def test_rows_say_what_learns_how_fast(tiny_model):
     given = stage({"projector": 1e-3, "backbone": {"rate": 1e-5, "weight_decay": 0.2}}, weight_decay=0.1)
     train_only(tiny_model, given.train)
-    rows = by_part(training_table(tiny_model, given))
+    rows = by_part(make_training_table(tiny_model, given))
     assert list(rows) == ["encoder", "projector", "marks", "backbone"]
     sizes = {name: sum(p.numel() for p in getattr(tiny_model, name).parameters()) for name in rows}
     assert {name: row.parameters for name, row in rows.items()} == sizes
@@ -42,20 +48,20 @@ def test_rows_say_what_learns_how_fast(tiny_model):
 
 
 def test_a_model_that_was_not_frozen_is_told_as_it_is(tiny_model):
-    rows = by_part(training_table(tiny_model, stage({"projector": 1e-3})))
+    rows = by_part(make_training_table(tiny_model, stage({"projector": 1e-3})))
     assert rows["encoder"].learning == rows["encoder"].parameters > 0
 
 
 def test_marks_have_a_rate_and_no_decay(tiny_model):
-    rows = by_part(training_table(tiny_model, stage({"marks": 1e-3}, weight_decay=0.1)))
+    rows = by_part(make_training_table(tiny_model, stage({"marks": 1e-3}, weight_decay=0.1)))
     assert (rows["marks"].rate, rows["marks"].weight_decay) == (1e-3, 0.0)
 
 
 def test_adapters_are_a_row_of_their_own(tiny_model):
     whole = sum(p.numel() for p in tiny_model.backbone.parameters())
     given = stage({"lora": LORA})
-    prepare(tiny_model, given)
-    rows = by_part(training_table(tiny_model, given))
+    prepare_trainable(tiny_model, given)
+    rows = by_part(make_training_table(tiny_model, given))
     dim, mlp, keys, rank = 32, 48, 16, 4
     per_block = rank * (2 * (dim + dim) + 2 * (dim + keys) + 3 * (dim + mlp))
     assert rows["lora"].parameters == rows["lora"].learning == 2 * per_block
@@ -66,8 +72,8 @@ def test_adapters_are_a_row_of_their_own(tiny_model):
 def test_a_quantized_backbone_keeps_its_number_of_weights(tiny_model):
     whole = sum(p.numel() for p in tiny_model.backbone.parameters())
     given = stage({"lora": {**LORA, "bits": 8}})
-    prepare(tiny_model, given)
-    rows = by_part(training_table(tiny_model, given))
+    prepare_trainable(tiny_model, given)
+    rows = by_part(make_training_table(tiny_model, given))
     assert rows["backbone"].parameters == whole
     assert rows["lora"].bits == 8
 
@@ -77,32 +83,32 @@ def test_a_quantized_backbone_keeps_its_number_of_weights(tiny_model):
 )
 def test_a_recipe_gives_the_same_table_without_weights(tiny_spec, tiny_model, train):
     given = stage(train)
-    prepare(tiny_model, given)
-    assert tables_of(recipe(tiny_spec, train)) == {"s0": training_table(tiny_model, given)}
+    prepare_trainable(tiny_model, given)
+    assert make_training_tables(recipe(tiny_spec, train)) == {"s0": make_training_table(tiny_model, given)}
 
 
 def test_a_quantized_stage_is_told_from_its_recipe(tiny_spec):
-    rows = by_part(tables_of(recipe(tiny_spec, {"lora": {**LORA, "bits": 4}}))["s0"])
+    rows = by_part(make_training_tables(recipe(tiny_spec, {"lora": {**LORA, "bits": 4}}))["s0"])
     assert rows["lora"].bits == 4
-    assert "rank 4, alpha 8, on 14 layers, backbone in 4 bits" in as_text(list(rows.values()))
+    assert "rank 4, alpha 8, on 14 layers, backbone in 4 bits" in format_training_table(list(rows.values()))
 
 
 def test_a_large_models_table_needs_no_memory():
-    model = meta_model({"encoder": "siglip_so400m_384", "backbone": "qwen2_7b"})
+    model = make_meta_model({"encoder": "siglip_so400m_384", "backbone": "qwen2_7b"})
     assert {p.device.type for p in model.parameters()} == {"meta"}
-    rows = by_part(training_table(model, stage({"projector": 1e-3})))
+    rows = by_part(make_training_table(model, stage({"projector": 1e-3})))
     assert rows["backbone"].parameters == pytest.approx(7.6e9, rel=0.01)
 
 
 def test_a_model_whose_parts_do_not_fit_has_no_table(tiny_spec):
     with pytest.raises(ConfigError, match=r"model\.projector"):
-        meta_model({**tiny_spec, "projector": "mpl"})
+        make_meta_model({**tiny_spec, "projector": "mpl"})
 
 
 def test_the_text_is_aligned_and_ends_with_the_sum(tiny_model):
     given = stage({"projector": 1e-3})
     train_only(tiny_model, given.train)
-    head, *rows, total = as_text(training_table(tiny_model, given)).splitlines()
+    head, *rows, total = format_training_table(make_training_table(tiny_model, given)).splitlines()
     learns = head.index("learning") + len("learning")
     assert [row[:learns].split()[-1] for row in rows] == ["frozen", "1,600", "frozen", "frozen"]
     assert total[:learns].split()[-1] == "1,600"
@@ -110,7 +116,7 @@ def test_the_text_is_aligned_and_ends_with_the_sum(tiny_model):
 
 
 def test_tables_of_all_stages_are_kept_in_one_file(tiny_model, tmp_path):
-    rows = training_table(tiny_model, stage({"projector": 1e-3}))
+    rows = make_training_table(tiny_model, stage({"projector": 1e-3}))
     write_table(tmp_path, "align", rows)
     write_table(tmp_path, "all", rows)
     kept = json.loads((tmp_path / "trains.json").read_text())

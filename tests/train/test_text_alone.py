@@ -9,18 +9,18 @@ import torch
 
 import mmblocks
 from mmblocks.batch import Batch
-from mmblocks.data.planning.calibrate import calibrate
+from mmblocks.data.planning.calibrate import calibrate_cost
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.model.trainable import train_only
 from mmblocks.train import run
 from mmblocks.train.adapters.lora import add_lora
-from mmblocks.train.batches import Made
+from mmblocks.train.batches import StepInput
 from mmblocks.train.distributed import World
 from mmblocks.train.objectives import objectives
-from mmblocks.train.optim import optimizer_for
-from mmblocks.train.reports.profiler import Panel
+from mmblocks.train.optim import make_optimizer
+from mmblocks.train.reports.profiler import StepProfiler
 from mmblocks.train.stages import Stage
 from mmblocks.train.step import Stepper
 
@@ -33,14 +33,14 @@ def stepper_of(model, train, objective="answers", decay=0.0):
     train_only(model, train)
     chosen = objectives.build(objective)
     chosen.start(model, lambda: copy.deepcopy(model))
-    alone, nothing = World(0, 1, torch.device("cpu")), Batch.empty(model.encoder.view_px)
-    return Stepper(model.train(), chosen, optimizer_for(model, stage), stage, alone, Panel(model), nothing)
+    alone, nothing = World(0, 1, torch.device("cpu")), Batch.make_empty(model.encoder.view_px)
+    return Stepper(model.train(), chosen, make_optimizer(model, stage), stage, alone, StepProfiler(model), nothing)
 
 
 def batch_of(model, *tasks):
-    processor = Processor.of(model)
+    processor = Processor.from_model(model)
     return collate(
-        [processor.training_sample(sources.build("tinyworld", task=task)[n]) for n, task in enumerate(tasks)]
+        [processor.make_training_sample(sources.build("tinyworld", task=task)[n]) for n, task in enumerate(tasks)]
     )
 
 
@@ -53,7 +53,7 @@ def weights_of(model):
 def test_a_step_of_text_alone_changes_nothing(tiny_model, train, objective):
     step = stepper_of(tiny_model, train, objective)
     before, text = weights_of(tiny_model), batch_of(tiny_model, "text", "text")
-    done = step(Made((text,)), 1.0)
+    done = step(StepInput((text,)), 1.0)
     want = tiny_model(text).mean.item() if objective == "answers" else torch.tensor(2.0).log().item()
     assert float(done.loss) == pytest.approx(want, rel=1e-6)
     assert float(done.norm) == 0
@@ -66,9 +66,9 @@ def test_rows_of_text_and_of_pictures_learn_what_one_row_of_both_does(tiny_spec,
     learned = []
     for rows in ([(order[0],), (order[1],)], [order]):
         model = mmblocks.build(tiny_spec, seed=0)
-        step, processor = stepper_of(model, train), Processor.of(model)
-        samples = {task: processor.training_sample(sources.build("tinyworld", task=task)[3]) for task in order}
-        done = step(Made(tuple(collate([samples[task] for task in row]) for row in rows)), 1.0)
+        step, processor = stepper_of(model, train), Processor.from_model(model)
+        samples = {task: processor.make_training_sample(sources.build("tinyworld", task=task)[3]) for task in order}
+        done = step(StepInput(tuple(collate([samples[task] for task in row]) for row in rows)), 1.0)
         learned.append((float(done.loss), float(done.norm), [p.grad for p in step.learning]))
     assert learned[0][:2] == pytest.approx(learned[1][:2], rel=1e-5)
     for apart, together in zip(learned[0][2], learned[1][2], strict=True):
@@ -81,10 +81,10 @@ def test_weights_decay_and_momentum_fades_as_with_a_gradient_of_zero(tiny_model)
     """
     step = stepper_of(tiny_model, {"projector": 1e-2}, decay=0.1)
     weight = tiny_model.projector.head.weight
-    step(Made((batch_of(tiny_model, "single"),)), 1.0)
+    step(StepInput((batch_of(tiny_model, "single"),)), 1.0)
     state = step.optimizer.state[weight]
     mean, square, before = state["exp_avg"].clone(), state["exp_avg_sq"].clone(), weight.detach().clone()
-    step(Made((batch_of(tiny_model, "text"),)), 1.0)
+    step(StepInput((batch_of(tiny_model, "text"),)), 1.0)
     torch.testing.assert_close(state["exp_avg"], 0.9 * mean)
     torch.testing.assert_close(state["exp_avg_sq"], 0.999 * square)
     moved = 1e-2 * (0.9 * mean / (1 - 0.9**2)) / ((0.999 * square / (1 - 0.999**2)).sqrt() + 1e-8)
@@ -94,13 +94,13 @@ def test_weights_decay_and_momentum_fades_as_with_a_gradient_of_zero(tiny_model)
 def test_adapters_learn_from_text(tiny_model):
     add_lora(tiny_model, Stage("a", [], {"lora": {"rate": 1e-3, "rank": 4}}).lora)
     step = stepper_of(tiny_model, {"lora": {"rate": 1e-3, "rank": 4}})
-    assert float(step(Made((batch_of(tiny_model, "text"),)), 1.0).norm) > 0
+    assert float(step(StepInput((batch_of(tiny_model, "text"),)), 1.0).norm) > 0
 
 
 def test_the_cost_of_a_model_is_measured_where_only_its_projector_learns(tiny_model):
     train_only(tiny_model, ["projector"])
     ticks = itertools.count(0.0)
-    cost = calibrate(tiny_model, Processor.of(tiny_model), tokens=64, repeats=1, clock=lambda: next(ticks))
+    cost = calibrate_cost(tiny_model, Processor.from_model(tiny_model), tokens=64, repeats=1, clock=lambda: next(ticks))
     assert [cost.view, cost.token] == pytest.approx([0, 0], abs=1e-9)  # every pass took one tick
 
 

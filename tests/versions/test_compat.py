@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmblocks import compat
 from mmblocks.backbones import last_layer
-from mmblocks.batch import Packing, Rows
-from mmblocks.compat import autocast_dtype, cache_keyword, make_flop_counter, warnings_not_raised
+from mmblocks.batch import Packing, RowIndex
+from mmblocks.compat import find_autocast_dtype, find_cache_keyword, make_flop_counter, suppress_warning_errors
 from mmblocks.components import backbones
 
 TINY = {"vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "kv_heads": 2, "mlp_dim": 48, "max_tokens": 64}
@@ -29,13 +29,13 @@ class Unknown(nn.Module):
 
 
 def test_a_cache_has_the_name_that_the_signature_gives_it():
-    assert cache_keyword(Renamed()) == "cache"
-    assert cache_keyword(NotRenamed()) == "past_key_values"
+    assert find_cache_keyword(Renamed()) == "cache"
+    assert find_cache_keyword(NotRenamed()) == "past_key_values"
 
 
 def test_a_module_without_a_known_cache_is_named():
     with pytest.raises(AttributeError, match=r"Unknown.forward takes no key-value cache by the name of cache or past"):
-        cache_keyword(Unknown())
+        find_cache_keyword(Unknown())
 
 
 @pytest.mark.parametrize("family", last_layer.FAMILIES)
@@ -44,19 +44,19 @@ def test_every_family_takes_a_cache_at_each_level(family):
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(config).get_decoder()
     layer = decoder.layers[-1]
-    assert len({cache_keyword(module) for module in (decoder, layer, layer.self_attn)}) == 1
+    assert len({find_cache_keyword(module) for module in (decoder, layer, layer.self_attn)}) == 1
 
 
 @pytest.mark.parametrize("family", last_layer.FAMILIES)
 def test_every_family_has_the_last_layers_saving(family):
-    assert last_layer.reason_against_family(family) is None
+    assert last_layer.find_reason_against_family(family) is None
 
 
 def test_autocast_is_off_on_where_it_is_asked_for_and_unknown_to_meta():
-    assert autocast_dtype("cpu") is None
+    assert find_autocast_dtype("cpu") is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert autocast_dtype("cpu") is torch.bfloat16
-    assert autocast_dtype("meta") is None
+        assert find_autocast_dtype("cpu") is torch.bfloat16
+    assert find_autocast_dtype("meta") is None
 
 
 def test_attention_on_the_cpu_is_counted_backward_too():
@@ -76,7 +76,7 @@ def test_attention_on_the_cpu_is_counted_backward_too():
 def test_a_warning_raises_nothing_in_a_probe_and_is_still_shown():
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("error")
-        with warnings_not_raised():
+        with suppress_warning_errors():
             warnings.warn("a keyword is going", FutureWarning, stacklevel=1)
         with pytest.raises(FutureWarning):
             warnings.warn("a keyword is going", FutureWarning, stacklevel=1)
@@ -86,7 +86,7 @@ def test_a_warning_raises_nothing_in_a_probe_and_is_still_shown():
 def test_warnings_that_are_ignored_stay_ignored_in_a_probe():
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("ignore")
-        with warnings_not_raised():
+        with suppress_warning_errors():
             warnings.warn("a keyword is going", FutureWarning, stacklevel=1)
     assert shown == []
 
@@ -105,7 +105,7 @@ def deprecating(monkeypatch):
 
     forward.__wrapped__ = real
     monkeypatch.setattr(modeling_qwen2.Qwen2DecoderLayer, "forward", forward)
-    monkeypatch.setattr(last_layer, "_tried", {})
+    monkeypatch.setattr(last_layer, "_reasons_by_config", {})
     return met
 
 
@@ -114,7 +114,7 @@ def test_a_family_that_warns_is_no_worse_for_it(deprecating, caplog):
     backbone = backbones.build({"name": "causal_lm", "family": "qwen2", **TINY})
     assert deprecating
     assert caplog.records == []
-    assert last_layer.reason_against(backbone.lm) is None
+    assert last_layer.find_reason_against(backbone.lm) is None
 
 
 # A lost saving ------------------------------------------------------------------------------------------------------
@@ -124,21 +124,21 @@ def test_a_family_that_warns_is_no_worse_for_it(deprecating, caplog):
 def renamed_again(monkeypatch):
     """A version of transformers in which attention calls its cache by a name that nobody knows."""
     monkeypatch.setattr(compat, "CACHE_KEYWORDS", ("kv_store",))
-    compat._cache_keyword.cache_clear()
-    monkeypatch.setattr(last_layer, "_tried", {})
-    last_layer._tell.cache_clear()
+    compat._find_parameter_for_cache.cache_clear()
+    monkeypatch.setattr(last_layer, "_reasons_by_config", {})
+    last_layer._log_reason_once.cache_clear()
     yield
-    compat._cache_keyword.cache_clear()
-    last_layer._tell.cache_clear()
+    compat._find_parameter_for_cache.cache_clear()
+    last_layer._log_reason_once.cache_clear()
 
 
 def test_a_saving_that_a_family_lost_is_a_warning_once_with_the_cause(monkeypatch, caplog):
-    monkeypatch.setattr(last_layer, "_tried", {})
-    monkeypatch.setattr(last_layer, "_rotary_of", lambda attends: None)
-    last_layer._tell.cache_clear()
+    monkeypatch.setattr(last_layer, "_reasons_by_config", {})
+    monkeypatch.setattr(last_layer, "_find_rotary_function", lambda attends: None)
+    last_layer._log_reason_once.cache_clear()
     for _ in range(2):
         backbones.build({"name": "causal_lm", "family": "qwen2", **TINY})
-    last_layer._tell.cache_clear()
+    last_layer._log_reason_once.cache_clear()
     (said,) = [record for record in caplog.records if "last layer" in record.getMessage()]
     assert said.levelname == "WARNING"
     assert "backbone family 'qwen2'" in said.getMessage()
@@ -148,14 +148,14 @@ def test_a_saving_that_a_family_lost_is_a_warning_once_with_the_cause(monkeypatc
 
 @pytest.mark.usefixtures("renamed_again")
 def test_a_renamed_keyword_is_the_cause_that_is_named():
-    reason = last_layer.reason_against_family("qwen2")
+    reason = last_layer.find_reason_against_family("qwen2")
     assert reason is not None
     assert "takes no key-value cache by the name of kv_store" in reason
 
 
 def test_no_helper_shows_the_numbers_of_a_tensor():
     k = torch.arange(12.0).view(1, 1, 3, 4)
-    helpers = (last_layer._Whole(k, k), last_layer._Recorder([k]))
+    helpers = (last_layer._FixedCache(k, k), last_layer._RecordingCache([k]))
     assert all("tensor" not in repr(helper) for helper in helpers)
-    assert "tensor" not in repr(Rows(torch.tensor([1]), (1,)))
-    assert "tensor" not in repr(Packing.of([3, 4]))
+    assert "tensor" not in repr(RowIndex(torch.tensor([1]), (1,)))
+    assert "tensor" not in repr(Packing.from_lengths([3, 4]))

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 import mmblocks
-from mmblocks.backbones.last_layer import _Recorder, _Whole
-from mmblocks.batch import Packing, Rows
+from mmblocks.backbones.last_layer import _FixedCache, _RecordingCache
+from mmblocks.batch import Packing, RowIndex
 
 SOURCE = Path(mmblocks.__file__).parent
 
@@ -32,8 +32,8 @@ def test_every_dataclass_with_tensors_is_shown_by_their_shapes():
 
 
 def test_a_tensor_is_shown_by_dtype_and_shape():
-    assert repr(Packing.of([3, 4])) == "Packing(cu_seqlens=int32 (3,), max_seqlen=4)"
-    assert repr(Rows(torch.tensor([1]), (1,))) == "Rows(index=int64 (1,), counts=(1,), places=None, ends=None)"
+    assert repr(Packing.from_lengths([3, 4])) == "Packing(cu_seqlens=int32 (3,), max_seqlen=4)"
+    assert repr(RowIndex(torch.tensor([1]), (1,))) == "Rows(index=int64 (1,), counts=(1,), places=None, ends=None)"
     k = torch.arange(12.0).view(1, 1, 3, 4)
-    assert repr(_Whole(k, k)) == "_Whole(k=float32 (1, 1, 3, 4), v=float32 (1, 1, 3, 4))"
-    assert repr(_Recorder([k])) == "_Recorder(seen=[float32 (1, 1, 3, 4)])"
+    assert repr(_FixedCache(k, k)) == "_Whole(k=float32 (1, 1, 3, 4), v=float32 (1, 1, 3, 4))"
+    assert repr(_RecordingCache([k])) == "_Recorder(seen=[float32 (1, 1, 3, 4)])"

@@ -31,21 +31,21 @@ def pretend(monkeypatch):
     """Other versions of packages than those that are installed; None for a package that is missing."""
 
     def pretend(**others):
-        real = versions.installed_version
+        real = versions.find_installed_version
         known = {name.replace("_", "-"): version and Version(version) for name, version in others.items()}
         monkeypatch.setattr(versions, "installed_version", lambda name: known[name] if name in known else real(name))
 
-    versions.warn_outside_tested.cache_clear()
+    versions.warn_about_untested_versions.cache_clear()
     yield pretend
-    versions.warn_outside_tested.cache_clear()
+    versions.warn_about_untested_versions.cache_clear()
 
 
 def bounds(package):
-    return versions.tested_range(package)
+    return versions.find_tested_range(package)
 
 
 def test_every_package_that_is_relied_on_has_a_tested_range():
-    for package in versions.RELIED_ON:
+    for package in versions.VERSION_SENSITIVE:
         oldest, newest = bounds(package)
         assert oldest <= newest
 
@@ -57,7 +57,7 @@ def test_the_tested_range_goes_from_the_declared_bound_to_the_constraints():
 
 
 def test_every_dependency_is_constrained():
-    missing = [name for name in versions.requirements() if name not in versions.constraints()]
+    missing = [name for name in versions.read_requirements() if name not in versions.read_constraints()]
     assert missing == []
 
 
@@ -76,7 +76,7 @@ def test_a_newer_version_is_a_warning_once_with_package_version_range_and_cure(p
 
 def test_an_older_version_is_told_how_to_get_a_tested_one(pretend):
     pretend(torch="2.1.0+cu118")
-    assert versions.outside_tested("torch") == (
+    assert versions.describe_untested_version("torch") == (
         f"torch 2.1.0+cu118 is too old: mmblocks was tested with {bounds('torch')[0]} to {bounds('torch')[1]}. "
         "Run: pip install --force-reinstall 'torch>=2.10'"
     )
@@ -86,7 +86,7 @@ def test_an_older_version_is_told_how_to_get_a_tested_one(pretend):
 def test_patch_releases_and_builds_of_a_tested_version_are_tested(pretend, change):
     newest = bounds("torch")[1]
     pretend(torch=f"{newest.major}.{newest.minor}{change}")
-    assert versions.outside_tested("torch") is None
+    assert versions.describe_untested_version("torch") is None
 
 
 # Missing and broken -------------------------------------------------------------------------------------------------
@@ -130,5 +130,5 @@ def test_a_command_that_meets_a_missing_package_names_it_and_the_cure(monkeypatc
 
 
 def test_an_import_error_of_something_else_is_not_explained_away():
-    assert versions.missing_dependency(ImportError("no module named x", name="x")) is None
-    assert versions.missing_dependency(ImportError("cannot import name 'y'", name="mmblocks.model")) is None
+    assert versions.describe_missing_dependency(ImportError("no module named x", name="x")) is None
+    assert versions.describe_missing_dependency(ImportError("cannot import name 'y'", name="mmblocks.model")) is None

@@ -9,17 +9,17 @@ from mmblocks.errors import CheckpointError
 FOLDER = Path(__file__).parent
 
 
-def tiny_model() -> Path:
+def find_tiny_model() -> Path:
     """Folder of the bundled tiny OneVision."""
-    return _present(FOLDER / "tiny")
+    return _require_path(FOLDER / "tiny")
 
 
-def media(name: str) -> Path:
+def find_media(name: str) -> Path:
     """A bundled picture or clip."""
-    return _present(FOLDER / "media" / name)
+    return _require_path(FOLDER / "media" / name)
 
 
-def _present(path: Path) -> Path:
+def _require_path(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path} is missing; the installation is damaged, install mmblocks again.")
     return path

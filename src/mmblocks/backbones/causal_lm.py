@@ -12,31 +12,31 @@ from torch import Tensor, nn
 
 from mmblocks.assets import resolve_source
 from mmblocks.backbones.family_config import (
-    SIZES,
-    facts_of,
-    in_words_of,
-    kv_heads_of,
-    require_few,
-    require_possible,
-    rope_of,
-    savable,
-    special_tokens_off,
+    SIZE_NAMES,
+    disable_special_tokens,
+    infer_kv_heads,
+    make_rope_settings,
+    read_config_sizes,
+    require_moderate_sizes,
+    require_possible_sizes,
+    to_family_names,
+    to_savable,
 )
-from mmblocks.backbones.last_layer import ASKED, compute_only_asked, some
-from mmblocks.backbones.packing_probe import explaining, require_packing
+from mmblocks.backbones.last_layer import OUTPUT_ROWS_KEY, at_least_one_row, restrict_last_layer_to_rows
+from mmblocks.backbones.packing_probe import raise_as_config_error, require_packing
 from mmblocks.backbones.text_tokenizer import read_text_tokenizer
-from mmblocks.batch import Packing, Rows
-from mmblocks.compat import cache_keyword
+from mmblocks.batch import Packing, RowIndex
+from mmblocks.compat import find_cache_keyword
 from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.ops import attention
 from mmblocks.pretrained import make_model, read_config, read_generation_config, read_model
-from mmblocks.versions import warn_outside_tested
+from mmblocks.versions import warn_about_untested_versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-SHOWN_FROM = 300_000_000  # parameters; less than that is read and written in a moment
+PROGRESS_BAR_MIN_PARAMETERS = 300_000_000  # parameters; less than that is read and written in a moment
 
 
 @backbones.register(
@@ -80,7 +80,7 @@ class CausalLM(nn.Module):
         further: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        warn_outside_tested()
+        warn_about_untested_versions()
         sizes = {
             "vocab_size": vocab_size,
             "dim": dim,
@@ -93,13 +93,13 @@ class CausalLM(nn.Module):
             "norm_eps": norm_eps,
             "tie_embeddings": tie_embeddings,
         }
-        given = {SIZES[name]: value for name, value in sizes.items() if value is not None}
-        self._given = given if family is None else in_words_of(family, given)
+        given = {SIZE_NAMES[name]: value for name, value in sizes.items() if value is not None}
+        self._size_settings = given if family is None else to_family_names(family, given)
         self.checkpoint = checkpoint
         self.tokenizer_source = text_tokenizer or checkpoint
-        config = self._config(family, rope_theta, sliding_window, further or {})
-        self.dim, self.vocab_size, self.max_tokens = facts_of(config)
-        require_possible(config)
+        config = self._make_config(family, rope_theta, sliding_window, further or {})
+        self.dim, self.vocab_size, self.max_tokens = read_config_sizes(config)
+        require_possible_sizes(config)
         self.placeholder_id = placeholder_id
         self._require_placeholder()
         from transformers import AutoModelForCausalLM
@@ -107,13 +107,13 @@ class CausalLM(nn.Module):
 
         on_meta = torch.get_default_device().type == "meta"  # where drawing weights costs time and makes none
         with (
-            explaining(config.model_type, "cannot be built with these settings"),
+            raise_as_config_error(config.model_type, "cannot be built with these settings"),
             no_init_weights() if on_meta else nullcontext(),
         ):
             self.lm = make_model(AutoModelForCausalLM, config, attn_implementation=attention.register())
         self.lm.tie_weights()
         require_packing(self)
-        compute_only_asked(self.lm)
+        restrict_last_layer_to_rows(self.lm)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -127,16 +127,16 @@ class CausalLM(nn.Module):
             raise ConfigError("backbone: no text tokenizer; set backbone.text_tokenizer to a hub id or a local folder.")
         return read_text_tokenizer(resolve_source(self.tokenizer_source))
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed_tokens(self, ids: Tensor) -> Tensor:
         """(tokens,) to (tokens, dim)."""
         return self.lm.get_input_embeddings()(ids)
 
-    def hidden(
+    def compute_hidden_states(
         self,
         x: Tensor,
         position_ids: Tensor,
         packing: Packing,
-        rows: Rows | None = None,
+        rows: RowIndex | None = None,
         *,
         cache: Any = None,
         keys: Packing | None = None,
@@ -148,22 +148,22 @@ class CausalLM(nn.Module):
         `cache.update(k, v, layer)`, k and v (1, kv_heads, tokens, head_dim), returns those to attend to, packed as
         `keys` says (default `packing`), the tokens of each sequence being the last of its keys.
         """
-        asked = None if rows is None or len(rows.index) == len(x) else some(rows)
+        asked = None if rows is None or len(rows.index) == len(x) else at_least_one_row(rows)
         decoder = self.lm.get_decoder()
         states = decoder(
             inputs_embeds=x.unsqueeze(0),
             position_ids=position_ids.unsqueeze(0),
             use_cache=False,
-            **{cache_keyword(decoder): cache},
-            **attention.packing_arguments(packing, x.device, keys),
-            **({} if asked is None else {ASKED: asked}),
+            **{find_cache_keyword(decoder): cache},
+            **attention.make_packing_arguments(packing, x.device, keys),
+            **({} if asked is None else {OUTPUT_ROWS_KEY: asked}),
         )
         found = states.last_hidden_state.squeeze(0)
         if asked is not None and len(found) != len(asked.index):  # a family whose last layer computes all rows
             found = found[asked.index]
         return found if rows is None else found[: len(rows.index)]
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden: Tensor) -> Tensor:
         """(n, dim) to (n, vocab_size), scaled and capped as the family does."""
         logits = self.lm.get_output_embeddings()(hidden)
         if (factor := getattr(self.config, "logit_scale", None)) is not None:  # Cohere
@@ -186,9 +186,9 @@ class CausalLM(nn.Module):
         """Read a transformers checkpoint strictly. Raises `CheckpointError` that lists missing and extra keys."""
         from transformers import AutoModelForCausalLM
 
-        with _bars(self.lm):
-            lm, report = read_model(AutoModelForCausalLM, folder, use_safetensors=True, **_loading(dtype))
-        self._take(lm, report, str(folder))
+        with _limit_progress_bars(self.lm):
+            lm, report = read_model(AutoModelForCausalLM, folder, use_safetensors=True, **_make_loading_options(dtype))
+        self._replace_language_model(lm, report, str(folder))
 
     def load_tensors(
         self, config: PreTrainedConfig, tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None
@@ -198,32 +198,32 @@ class CausalLM(nn.Module):
         `where` says in errors where the tensors come from.
         """
         given = {"config": config, "state_dict": dict(tensors)}
-        with _bars(self.lm):
-            lm, report = read_model(type(self.lm), None, **given, **_loading(dtype))
-        self._take(lm, report, where)
+        with _limit_progress_bars(self.lm):
+            lm, report = read_model(type(self.lm), None, **given, **_make_loading_options(dtype))
+        self._replace_language_model(lm, report, where)
 
-    def take_generation_config(self, folder: Path) -> None:
+    def load_generation_config(self, folder: Path) -> None:
         """Have the ends and the penalties of a checkpoint's generation_config.json, where it has one."""
         if (folder / "generation_config.json").is_file():
-            self.lm.generation_config = savable(read_generation_config(folder))
+            self.lm.generation_config = to_savable(read_generation_config(folder))
 
-    def _take(self, lm: Any, report: dict[str, Any], where: str) -> None:
+    def _replace_language_model(self, lm: Any, report: dict[str, Any], where: str) -> None:
         _require_complete(where, report)
-        self._require_sizes(lm.config, where)
+        self._require_same_sizes(lm.config, where)
         self.lm = lm
-        lm.generation_config = savable(lm.generation_config)
+        lm.generation_config = to_savable(lm.generation_config)
         require_packing(self)
-        compute_only_asked(self.lm)
+        restrict_last_layer_to_rows(self.lm)
 
     def save_to(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write an ordinary transformers checkpoint, with the text tokenizer where one is known."""
         lm = self.lm if dtype is None else copy.deepcopy(self.lm).to(dtype)
-        with _bars(lm):
+        with _limit_progress_bars(lm):
             lm.save_pretrained(folder)
         if self.tokenizer_source is not None:
             self.text_tokenizer.save_pretrained(folder)
 
-    def _config(
+    def _make_config(
         self, family: str | None, rope_theta: float | None, sliding_window: int | None, further: Mapping[str, Any]
     ) -> PreTrainedConfig:
         from transformers import AutoConfig
@@ -232,22 +232,27 @@ class CausalLM(nn.Module):
             raise ConfigError("backbone 'causal_lm' needs a family with sizes, or a checkpoint to read them from.")
         if family is None:
             config = read_config(resolve_source(str(self.checkpoint)))
-            self._require_sizes(config, str(self.checkpoint))
+            self._require_same_sizes(config, str(self.checkpoint))
             return config
         extra: dict[str, Any] = {} if sliding_window is None else {"sliding_window": sliding_window or None}
         if rope_theta is not None:
-            extra["rope_parameters"] = rope_of(family, rope_theta)
-        settings = {**kv_heads_of(family, {**self._given, **further}), **self._given, **extra, **further}
-        require_few(settings)
+            extra["rope_parameters"] = make_rope_settings(family, rope_theta)
+        settings = {
+            **infer_kv_heads(family, {**self._size_settings, **further}),
+            **self._size_settings,
+            **extra,
+            **further,
+        }
+        require_moderate_sizes(settings)
         if self.checkpoint is None:
             settings = {"eos_token_id": None, **settings}  # the family's own belongs to the family's text tokenizer
-        with explaining(family, "cannot be built with these settings"):
-            return AutoConfig.for_model(family, **special_tokens_off(family, settings), **settings)
+        with raise_as_config_error(family, "cannot be built with these settings"):
+            return AutoConfig.for_model(family, **disable_special_tokens(family, settings), **settings)
 
-    def _require_sizes(self, config: PreTrainedConfig, where: str) -> None:
+    def _require_same_sizes(self, config: PreTrainedConfig, where: str) -> None:
         wrong = [
             f"{name}: {where} has {getattr(config, name, None)}, the settings say {value}"
-            for name, value in self._given.items()
+            for name, value in self._size_settings.items()
             if getattr(config, name, None) != value
         ]
         if wrong:
@@ -260,7 +265,7 @@ class CausalLM(nn.Module):
             )
 
 
-def _loading(dtype: torch.dtype | None) -> dict[str, Any]:
+def _make_loading_options(dtype: torch.dtype | None) -> dict[str, Any]:
     return {
         "dtype": dtype or torch.get_default_dtype(),
         "attn_implementation": attention.register(),
@@ -269,12 +274,12 @@ def _loading(dtype: torch.dtype | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _bars(lm: nn.Module) -> Iterator[None]:
+def _limit_progress_bars(lm: nn.Module) -> Iterator[None]:
     """transformers' progress bars for models that take long to read or write, and only for these."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    if sum(p.numel() for p in lm.parameters()) < SHOWN_FROM:
+    if sum(p.numel() for p in lm.parameters()) < PROGRESS_BAR_MIN_PARAMETERS:
         logging.disable_progress_bar()
     try:
         yield

@@ -7,12 +7,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mmblocks.errors import ConfigError
-from mmblocks.settings import number_fault
+from mmblocks.settings import find_number_fault
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
 
-SIZES = {  # our setting -> transformers' name
+SIZE_NAMES = {  # our setting -> transformers' name
     "vocab_size": "vocab_size",
     "dim": "hidden_size",
     "depth": "num_hidden_layers",
@@ -24,29 +24,29 @@ SIZES = {  # our setting -> transformers' name
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
 }
-SETTINGS = {theirs: ours for ours, theirs in SIZES.items() if ours != "tie_embeddings"}
-ABOVE_ZERO = ("logits_scaling", "query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping")
+SIZE_SETTINGS = {theirs: ours for ours, theirs in SIZE_NAMES.items() if ours != "tie_embeddings"}
+POSITIVE_ENTRIES = ("logits_scaling", "query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping")
 """Numbers of a config beside its sizes by which something is divided."""
 _NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 
-def in_words_of(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def to_family_names(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes by the names that a family's config has for them. Raises `ConfigError` for one that it does not have."""
-    default = default_of(family)
+    default = make_default_config(family)
     named = dict(given)
     if "rms_norm_eps" in named:
         name = next((n for n in _NORM_EPS if hasattr(default, n)), "rms_norm_eps")
         named[name] = named.pop("rms_norm_eps")
-    ours = {theirs: setting for setting, theirs in SIZES.items()} | dict.fromkeys(_NORM_EPS, "norm_eps")
+    ours = {theirs: setting for setting, theirs in SIZE_NAMES.items()} | dict.fromkeys(_NORM_EPS, "norm_eps")
     unknown = [f"{ours[name]}={value}" for name, value in named.items() if not hasattr(default, name)]
     if unknown:
         raise ConfigError(f"backbone family {family!r} has no such size: {', '.join(unknown)}; leave it out.")
     return named
 
 
-def rope_of(family: str, theta: float) -> dict[str, Any]:
+def make_rope_settings(family: str, theta: float) -> dict[str, Any]:
     """The family's rotary settings with another base."""
-    own = getattr(default_of(family), "rope_parameters", None) or {}
+    own = getattr(make_default_config(family), "rope_parameters", None) or {}
     if any(isinstance(value, Mapping) for value in own.values()):
         raise ConfigError(
             f"backbone family {family!r} has rotary settings for each kind of layer, so rope_theta={theta:g} does not say "
@@ -55,18 +55,18 @@ def rope_of(family: str, theta: float) -> dict[str, Any]:
     return {"rope_type": "default", **own, "rope_theta": theta}
 
 
-def special_tokens_off(family: str, settings: Mapping[str, Any]) -> dict[str, None]:
+def disable_special_tokens(family: str, settings: Mapping[str, Any]) -> dict[str, None]:
     """Special ids of the family that lie outside a smaller vocabulary, switched off."""
     size = settings.get("vocab_size")
     if size is None:
         return {}
     names = [f"{n}_token_id" for n in ("pad", "bos", "eos") if f"{n}_token_id" not in settings]
-    ids = {name: getattr(default_of(family), name, None) for name in names}
+    ids = {name: getattr(make_default_config(family), name, None) for name in names}
     return {n: None for n, i in ids.items() if any(j >= size for j in (i if isinstance(i, list) else [i or 0]))}
 
 
 @cache
-def default_of(family: str) -> PreTrainedConfig:
+def make_default_config(family: str) -> PreTrainedConfig:
     """A family's config with its own settings. Raises `ConfigError` for a family that transformers lacks."""
     from transformers import AutoConfig
 
@@ -76,7 +76,7 @@ def default_of(family: str) -> PreTrainedConfig:
         raise ConfigError(f"transformers has no family={family!r}; write its model_type, such as 'qwen2'.") from cause
 
 
-def savable(settings: GenerationConfig) -> GenerationConfig:
+def to_savable(settings: GenerationConfig) -> GenerationConfig:
     """The same, without its settings of sampling where it does not sample: transformers refuses to save these (Vicuna's)."""
     try:
         settings.validate(strict=True)
@@ -86,20 +86,20 @@ def savable(settings: GenerationConfig) -> GenerationConfig:
     return settings
 
 
-def kv_heads_of(family: str, settings: Mapping[str, Any]) -> dict[str, int]:
+def infer_kv_heads(family: str, settings: Mapping[str, Any]) -> dict[str, int]:
     """As many key heads as heads, where only the latter are given: a family's own number belongs to its own heads."""
     ours = {"num_attention_heads", "num_key_value_heads"} & settings.keys()
-    if ours != {"num_attention_heads"} or getattr(default_of(family), "num_key_value_heads", None) is None:
+    if ours != {"num_attention_heads"} or getattr(make_default_config(family), "num_key_value_heads", None) is None:
         return {}
     return {"num_key_value_heads": settings["num_attention_heads"]}
 
 
 @cache
-def own_head_dim(family: str) -> int | None:
+def find_fixed_head_dim(family: str) -> int | None:
     """Channels per head that a family has whatever its width is (Gemma's 256); None where its heads share the width."""
     from transformers import AutoConfig
 
-    default = default_of(family)
+    default = make_default_config(family)
     width, found = getattr(default, "hidden_size", None), getattr(default, "head_dim", None)
     if not isinstance(width, int) or not isinstance(found, int):
         return None
@@ -107,28 +107,30 @@ def own_head_dim(family: str) -> int | None:
     return found if getattr(wider, "head_dim", None) == found else None
 
 
-def require_few(settings: Mapping[str, Any]) -> None:
+def require_moderate_sizes(settings: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for sizes, in transformers' words, so large that the config alone would fill the memory."""
     faults = [
-        fault for name, value in settings.items() if name in SETTINGS and (fault := number_fault(SETTINGS[name], value))
+        fault
+        for name, value in settings.items()
+        if name in SIZE_SETTINGS and (fault := find_number_fault(SIZE_SETTINGS[name], value))
     ]
     if faults:
         raise ConfigError(f"backbone: {' '.join(f'{what}. {cure}' for what, cure in faults)}")
 
 
-def require_possible(config: PreTrainedConfig) -> None:
+def require_possible_sizes(config: PreTrainedConfig) -> None:
     """Raise `ConfigError` for sizes that no model can have, whether they are given or the family's own.
 
     A config's whole content is seen here, what is left out of the settings included; torch's kernels for the CPU end the
     process on some of these.
     """
     faults = [
-        f"{SETTINGS.get(name, name)}={value!r} is not a number above 0"
-        for name in (*SETTINGS, *ABOVE_ZERO)
+        f"{SIZE_SETTINGS.get(name, name)}={value!r} is not a number above 0"
+        for name in (*SIZE_SETTINGS, *POSITIVE_ENTRIES)
         if (value := getattr(config, name, None)) is not None and not _is_above_zero(value)
     ]
-    sizes = {ours: getattr(config, theirs, None) for theirs, ours in SETTINGS.items()}
-    faults += [" ".join(fault) for name, size in sizes.items() if (fault := number_fault(name, size))]
+    sizes = {ours: getattr(config, theirs, None) for theirs, ours in SIZE_SETTINGS.items()}
+    faults += [" ".join(fault) for name, size in sizes.items() if (fault := find_number_fault(name, size))]
     heads, kv_heads = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
     if not faults and isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
         faults = [f"heads={heads} is no multiple of kv_heads={kv_heads}; write kv_heads={heads} or a divisor"]
@@ -151,7 +153,7 @@ def _is_above_zero(value: Any) -> bool:
     return all(isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < float("inf") for n in numbers)
 
 
-def facts_of(config: PreTrainedConfig) -> tuple[int, int, int]:
+def read_config_sizes(config: PreTrainedConfig) -> tuple[int, int, int]:
     """Width, vocabulary and sequence limit."""
     names = ("hidden_size", "vocab_size", "max_position_embeddings")
     missing = [name for name in names if not isinstance(getattr(config, name, None), int)]

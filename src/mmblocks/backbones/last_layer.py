@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmblocks.batch import Packing, Rows
-from mmblocks.compat import cache_keyword, warnings_not_raised
+from mmblocks.batch import Packing, RowIndex
+from mmblocks.compat import find_cache_keyword, suppress_warning_errors
 from mmblocks.ops import attention
-from mmblocks.ops.choice import REFERENCE, using
+from mmblocks.ops.choice import REFERENCE, use_backends
 from mmblocks.pretrained import make_model
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 
 log = logging.getLogger(__name__)
-ASKED = "rows_of_last_layer"
+OUTPUT_ROWS_KEY = "rows_of_last_layer"
 """The keyword that carries rows through a transformers model to its last layer; other layers take no notice."""
 FAMILIES = (
     "qwen2",
@@ -49,47 +49,47 @@ FAMILIES = (
     "gpt_oss",
 )
 """Families of transformers whose last layer computes asked rows only, on every version that mmblocks is tested with."""
-_WHOLE = "keys_and_values_of_all_rows"
-FUSED = "qkv_proj"
+_KEYS_AND_VALUES_KEY = "keys_and_values_of_all_rows"
+FUSED_PROJECTION = "qkv_proj"
 
 
-def some(rows: Rows) -> Rows:
+def at_least_one_row(rows: RowIndex) -> RowIndex:
     """The rows, or the very first one where none are asked for: not every layer can be run on nothing."""
     if len(rows.index):
         return rows
-    return Rows(torch.zeros(1, dtype=torch.int64, device=rows.index.device), (1, *[0] * (len(rows.counts) - 1)))
+    return RowIndex(torch.zeros(1, dtype=torch.int64, device=rows.index.device), (1, *[0] * (len(rows.counts) - 1)))
 
 
-def compute_only_asked(lm: Any) -> None:
+def restrict_last_layer_to_rows(lm: Any) -> None:
     """Have the last layer of a language model compute asked rows only, if that is proved to change nothing.
 
     Otherwise it goes on computing all rows, and the reason is logged once: as a warning for one of `FAMILIES`.
     """
-    if (reason := reason_against(lm)) is None:
-        _put_hooks(lm)
+    if (reason := find_reason_against(lm)) is None:
+        _register_hooks(lm)
     else:
-        _tell(lm.config.model_type, reason)
+        _log_reason_once(lm.config.model_type, reason)
 
 
-def reason_against(lm: Any) -> str | None:
+def find_reason_against(lm: Any) -> str | None:
     """Why the last layer of a language model must compute all rows; None where it need not."""
-    attends: Any = getattr(_last_layer(lm), "self_attn", None)
-    if not (hasattr(attends, "k_proj") and hasattr(attends, "v_proj")) and not hasattr(attends, FUSED):
-        return f"its attention has neither k_proj and v_proj nor {FUSED}"
-    if _rotary_of(attends) is None:
+    attends: Any = getattr(_find_last_layer(lm), "self_attn", None)
+    if not (hasattr(attends, "k_proj") and hasattr(attends, "v_proj")) and not hasattr(attends, FUSED_PROJECTION):
+        return f"its attention has neither k_proj and v_proj nor {FUSED_PROJECTION}"
+    if _find_rotary_function(attends) is None:
         return "its code has no apply_rotary_pos_emb"
-    narrow = _narrow(lm.config)
+    narrow = _shrink_config(lm.config)
     text = f"{type(lm).__qualname__} {narrow.to_json_string(use_diff=False)}"
-    if text not in _tried:
-        _tried[text] = _trial(lm, narrow)
-    return _tried[text]
+    if text not in _reasons_by_config:
+        _reasons_by_config[text] = _compare_with_whole_layer(lm, narrow)
+    return _reasons_by_config[text]
 
 
-_tried: dict[str, str | None] = {}
+_reasons_by_config: dict[str, str | None] = {}
 
 
 @cache
-def _tell(family: str, reason: str) -> None:
+def _log_reason_once(family: str, reason: str) -> None:
     if family in FAMILIES:
         log.warning(
             "backbone family %r: its last layer computes all rows, which takes more time and memory, because its code in "
@@ -101,55 +101,57 @@ def _tell(family: str, reason: str) -> None:
         log.info("backbone family %r: its last layer computes all rows: %s", family, reason)
 
 
-def reason_against_family(family: str) -> str | None:
+def find_reason_against_family(family: str) -> str | None:
     """Why the last layer of a family's default model must compute all rows; None where it need not."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     config = AutoConfig.for_model(family, num_hidden_layers=2)
-    with torch.device("meta"), no_init_weights(), warnings_not_raised():
+    with torch.device("meta"), no_init_weights(), suppress_warning_errors():
         lm = make_model(AutoModelForCausalLM, config, attn_implementation=attention.register())
-    return reason_against(lm)
+    return find_reason_against(lm)
 
 
 # The hooks ----------------------------------------------------------------------------------------------------------
 
 
-def _put_hooks(lm: Any) -> None:
-    layer = _last_layer(lm)
+def _register_hooks(lm: Any) -> None:
+    layer = _find_last_layer(lm)
     attends = layer.self_attn
-    layer.register_forward_pre_hook(_TakesAskedRows(_rotary_of(attends), cache_keyword(layer)), with_kwargs=True)
-    attends.register_forward_pre_hook(_AttendsToAll(cache_keyword(attends)), with_kwargs=True)
+    layer.register_forward_pre_hook(
+        _LayerInputHook(_find_rotary_function(attends), find_cache_keyword(layer)), with_kwargs=True
+    )
+    attends.register_forward_pre_hook(_AttentionCacheHook(find_cache_keyword(attends)), with_kwargs=True)
 
 
-def _last_layer(lm: Any) -> Any:
+def _find_last_layer(lm: Any) -> Any:
     layers = getattr(lm.get_decoder(), "layers", None)
     return layers[-1] if layers else None
 
 
-def _rotary_of(attends: nn.Module) -> Any:
+def _find_rotary_function(attends: nn.Module) -> Any:
     return getattr(sys.modules[type(attends).__module__], "apply_rotary_pos_emb", None)
 
 
 @dataclass(frozen=True)
-class _TakesAskedRows:
+class _LayerInputHook:
     """Before a layer: it is given the asked rows of its input, and beside them keys and values of all rows."""
 
     rotary: Callable[..., tuple[Tensor, Tensor]]
     cache: str
 
     def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        rows: Rows | None = kwargs.pop(ASKED, None)
+        rows: RowIndex | None = kwargs.pop(OUTPUT_ROWS_KEY, None)
         if rows is None:
             return None
         x, *others = args
-        k, v = self._keys_and_values(layer, x, *kwargs["position_embeddings"])
+        k, v = self._compute_keys_and_values(layer, x, *kwargs["position_embeddings"])
         if (kept := kwargs.get(self.cache)) is not None:
             k, v = kept.update(k, v, layer.self_attn.layer_idx)
         changed = {
-            _WHOLE: (k, v),
+            _KEYS_AND_VALUES_KEY: (k, v),
             self.cache: None,
-            "rows": _among_keys(rows, kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]),
+            "rows": _to_key_rows(rows, kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]),
             "cu_seq_lens_q": kwargs["cu_seq_lens_k"],
             "max_length_q": kwargs["max_length_k"],
             "position_embeddings": tuple(turns[:, rows.index] for turns in kwargs["position_embeddings"]),
@@ -158,37 +160,39 @@ class _TakesAskedRows:
             changed["position_ids"] = kwargs["position_ids"][:, rows.index]
         return (x[:, rows.index], *others), {**kwargs, **changed}
 
-    def _keys_and_values(self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def _compute_keys_and_values(self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """(1, rows, dim) to keys and values as they are attended to, (1, kv_heads, rows, head_dim) each."""
         attends = layer.self_attn
         x = layer.input_layernorm(x) if hasattr(layer, "input_layernorm") else x
-        k, v = _projected(attends, x)
+        k, v = _project_keys_and_values(attends, x)
         if (bound := getattr(attends.config, "clip_qkv", None)) is not None:  # OLMo
             k, v = k.clamp(-bound, bound), v.clamp(-bound, bound)
-        k, v = (heads.transpose(1, 2) for heads in (_normed(attends, k), v.unflatten(-1, (-1, attends.head_dim))))
-        return self._turned(attends, k, cos, sin), v
+        k, v = (
+            heads.transpose(1, 2) for heads in (_normalise_keys(attends, k), v.unflatten(-1, (-1, attends.head_dim)))
+        )
+        return self._rotate_keys(attends, k, cos, sin), v
 
-    def _turned(self, attends: Any, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _rotate_keys(self, attends: Any, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if not getattr(attends, "use_rope", True):  # some layers of SmolLM3
             return k
         if (turned := getattr(attends, "rotary_ndims", k.shape[-1])) < k.shape[-1]:  # Phi
-            return torch.cat([self._turned_whole(k[..., :turned], cos, sin), k[..., turned:]], dim=-1)
-        return self._turned_whole(k, cos, sin)
+            return torch.cat([self._apply_rotary(k[..., :turned], cos, sin), k[..., turned:]], dim=-1)
+        return self._apply_rotary(k, cos, sin)
 
-    def _turned_whole(self, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _apply_rotary(self, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return self.rotary(k[:, :0], k, cos, sin)[1]  # of queries none
 
 
-def _projected(attends: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def _project_keys_and_values(attends: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values, each (1, rows, kv_heads * head_dim)."""
-    if not hasattr(attends, FUSED):
+    if not hasattr(attends, FUSED_PROJECTION):
         return attends.k_proj(x), attends.v_proj(x)
     width = attends.config.num_key_value_heads * attends.head_dim
     k, v = attends.qkv_proj(x)[..., -2 * width :].chunk(2, dim=-1)  # Phi-3: queries are computed for nothing
     return k, v
 
 
-def _normed(attends: Any, k: Tensor) -> Tensor:
+def _normalise_keys(attends: Any, k: Tensor) -> Tensor:
     """Keys (1, rows, kv_heads * head_dim) by heads, with the family's norm over a head or over all of them (OLMo 2)."""
     norm = getattr(attends, "k_norm", None) or getattr(attends, "k_layernorm", None)
     if norm is not None and norm.weight.ndim == 1 and norm.weight.numel() == k.shape[-1]:
@@ -197,17 +201,17 @@ def _normed(attends: Any, k: Tensor) -> Tensor:
     return heads if norm is None else norm(heads)
 
 
-def _among_keys(rows: Rows, queries: Tensor, keys: Tensor) -> Rows:
+def _to_key_rows(rows: RowIndex, queries: Tensor, keys: Tensor) -> RowIndex:
     """Rows of packed queries as rows of the keys, whose sequences end with them."""
     if keys is queries:
         return rows
     counts = torch.tensor(rows.counts, device=rows.index.device)
     behind = (keys - queries)[1:].to(rows.index)
-    return Rows(rows.index + behind.repeat_interleave(counts, output_size=len(rows.index)), rows.counts)
+    return RowIndex(rows.index + behind.repeat_interleave(counts, output_size=len(rows.index)), rows.counts)
 
 
 @dataclass(frozen=True)
-class _AttendsToAll:
+class _AttentionCacheHook:
     """Before a layer's attention: what it would take from a cache are keys and values of all rows.
 
     They come here by a keyword, since a layer that recomputes itself in backward takes no cache.
@@ -216,17 +220,17 @@ class _AttendsToAll:
     cache: str
 
     def __call__(self, attends: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        whole = kwargs.pop(_WHOLE, None)
-        return None if whole is None else (args, {**kwargs, self.cache: _Whole(*whole)})
+        whole = kwargs.pop(_KEYS_AND_VALUES_KEY, None)
+        return None if whole is None else (args, {**kwargs, self.cache: _FixedCache(*whole)})
 
 
 @dataclass(frozen=True)
-class _Whole:
+class _FixedCache:
     """What attention takes for a cache, holding all keys and values; those of the asked rows are among them."""
 
     k: Tensor
     v: Tensor
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     def update(self, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return self.k, self.v
@@ -235,10 +239,12 @@ class _Whole:
 # The trial ----------------------------------------------------------------------------------------------------------
 
 LENGTHS = (4, 3)
-TRIED = Rows(torch.tensor([1, 3, 6], device="cpu"), (2, 1))  # this file may be imported where meta is the default
+TRIAL_ROWS = RowIndex(
+    torch.tensor([1, 3, 6], device="cpu"), (2, 1)
+)  # this file may be imported where meta is the default
 
 
-def _narrow(config: Any) -> Any:
+def _shrink_config(config: Any) -> Any:
     """The config with few heads, few experts and few words, and narrow; what decides which code runs is kept."""
     narrow = copy.deepcopy(config)
     heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
@@ -272,31 +278,31 @@ def _of_one_layer(config: Any) -> Any:
     return one
 
 
-@warnings_not_raised()
-def _trial(lm: Any, narrow: Any) -> str | None:
+@suppress_warning_errors()
+def _compare_with_whole_layer(lm: Any, narrow: Any) -> str | None:
     """Run a narrow model of the last layer whole and for some rows; what speaks against the latter."""
     try:
-        with torch.device("cpu"), torch.no_grad(), using(REFERENCE):
-            tried = _drawn(lm, narrow)
+        with torch.device("cpu"), torch.no_grad(), use_backends(REFERENCE):
+            tried = _make_trial_model(lm, narrow)
             x = torch.arange(sum(LENGTHS) * narrow.hidden_size, dtype=torch.float64).sin().view(1, sum(LENGTHS), -1)
-            whole, wanted = _Recorder(), _Recorder()
-            states = _run(tried, x, whole, {})[:, TRIED.index]
-            _put_hooks(tried)
-            with _rows_met(_last_layer(tried)) as met:
-                rows = _run(tried, x, wanted, {ASKED: TRIED})
+            whole, wanted = _RecordingCache(), _RecordingCache()
+            states = _run_decoder(tried, x, whole, {})[:, TRIAL_ROWS.index]
+            _register_hooks(tried)
+            with _record_row_counts(_find_last_layer(tried)) as met:
+                rows = _run_decoder(tried, x, wanted, {OUTPUT_ROWS_KEY: TRIAL_ROWS})
     except Exception as cause:  # whatever a family's code raises is a reason against it
         return f"{type(cause).__name__}: {cause}"
-    if states.shape != rows.shape or not met or max(met) > len(TRIED.index):
+    if states.shape != rows.shape or not met or max(met) > len(TRIAL_ROWS.index):
         return "it goes on computing all rows"
     pairs = zip([*whole.seen, states], [*wanted.seen, rows], strict=True)
     return None if all(torch.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in pairs) else "it computes something else"
 
 
-def _drawn(lm: Any, narrow: Any) -> Any:
+def _make_trial_model(lm: Any, narrow: Any) -> Any:
     """A model with numbers in every tensor so large that norms, biases and bounds count; torch's generator stays."""
     from transformers.initialization import no_init_weights
 
-    last = _last_layer(lm)
+    last = _find_last_layer(lm)
     with no_init_weights():
         drawn = type(lm)._from_config(_of_one_layer(narrow), attn_implementation=attention.register())
         drawn.get_decoder().layers[0] = type(last)(narrow, last.self_attn.layer_idx)
@@ -306,25 +312,25 @@ def _drawn(lm: Any, narrow: Any) -> Any:
     return drawn.double().eval()
 
 
-def _run(lm: Any, x: Tensor, kept: _Recorder, asked: dict[str, Any]) -> Tensor:
-    packing = Packing.of(LENGTHS)
+def _run_decoder(lm: Any, x: Tensor, kept: _RecordingCache, asked: dict[str, Any]) -> Tensor:
+    packing = Packing.from_lengths(LENGTHS)
     decoder = lm.get_decoder()
     return decoder(
         inputs_embeds=x,
         position_ids=torch.cat([torch.arange(n) for n in LENGTHS])[None],
         use_cache=False,
-        **{cache_keyword(decoder): kept},
-        **attention.packing_arguments(packing, x.device),
+        **{find_cache_keyword(decoder): kept},
+        **attention.make_packing_arguments(packing, x.device),
         **asked,
     ).last_hidden_state
 
 
 @dataclass(frozen=True)
-class _Recorder:
+class _RecordingCache:
     """A cache that only looks on."""
 
     seen: list[Tensor] = field(default_factory=list)
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     def update(self, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.seen.extend((k, v))
@@ -332,7 +338,7 @@ class _Recorder:
 
 
 @contextmanager
-def _rows_met(layer: nn.Module) -> Iterator[list[int]]:
+def _record_row_counts(layer: nn.Module) -> Iterator[list[int]]:
     """How many rows each part of a layer is given, but for what keys and values are made of."""
     met: list[int] = []
     parts = [part for name, part in layer.named_children() if name not in ("input_layernorm", "self_attn")]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Packing
-from mmblocks.compat import warnings_not_raised
+from mmblocks.compat import suppress_warning_errors
 from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.ops import attention
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mmblocks.backbones.causal_lm import CausalLM
 
 LENGTHS = (2, 3)
-FAILS = "does not run on packed embeddings"
-_FIT: set[str] = set()
+PACKING_FAILURE = "does not run on packed embeddings"
+_CHECKED_CONFIGS: set[str] = set()
 """Configs whose layers fit each other."""
 
 
@@ -35,25 +35,35 @@ def require_packing(backbone: CausalLM) -> None:
     """
     parameter = next(backbone.lm.parameters())
     if parameter.is_meta:
-        _require_shapes(backbone, parameter)
+        _require_fitting_shapes(backbone, parameter)
         return
     rows = torch.linspace(-1, 1, sum(LENGTHS) * backbone.dim, device=parameter.device, dtype=parameter.dtype)
     x = rows.view(sum(LENGTHS), backbone.dim)
-    with _evaluating(backbone.lm), explaining(backbone.config.model_type, FAILS):
-        packed, seen = _run(backbone, x, LENGTHS), _noticed(backbone, x)
-        single, theirs = backbone.logits(_run(backbone, x, (len(x),))), _own_logits(backbone.lm, x)
+    with _use_evaluation_mode(backbone.lm), raise_as_config_error(backbone.config.model_type, PACKING_FAILURE):
+        packed, seen = _run_backbone(backbone, x, LENGTHS), _noticed(backbone, x)
+        single, theirs = (
+            backbone.compute_logits(_run_backbone(backbone, x, (len(x),))),
+            _compute_eager_logits(backbone.lm, x),
+        )
     _require_isolation(backbone.config, seen, packed)
     _require_agreement(backbone.config.model_type, single, theirs)
 
 
-def _require_shapes(backbone: CausalLM, parameter: Tensor) -> None:
+def _require_fitting_shapes(backbone: CausalLM, parameter: Tensor) -> None:
     """What no tensor of numbers is needed for: that one layer's output fits into the next. Tried once for a config."""
     tried = f"{type(backbone.lm)} {backbone.config.to_json_string(use_diff=False)}"
-    if tried in _FIT:
+    if tried in _CHECKED_CONFIGS:
         return
     x = torch.empty(sum(LENGTHS), backbone.dim, device="meta", dtype=parameter.dtype)
-    with _evaluating(backbone.lm), _first_layers(backbone.config), explaining(backbone.config.model_type, FAILS):
-        for run in (lambda: backbone.logits(_run(backbone, x, LENGTHS)), lambda: _own_logits(backbone.lm, x)):
+    with (
+        _use_evaluation_mode(backbone.lm),
+        _limit_layers(backbone.config),
+        raise_as_config_error(backbone.config.model_type, PACKING_FAILURE),
+    ):
+        for run in (
+            lambda: backbone.compute_logits(_run_backbone(backbone, x, LENGTHS)),
+            lambda: _compute_eager_logits(backbone.lm, x),
+        ):
             try:
                 run()
             except (NotImplementedError, RuntimeError) as cause:
@@ -62,11 +72,11 @@ def _require_shapes(backbone: CausalLM, parameter: Tensor) -> None:
                 if isinstance(cause, NotImplementedError) or any(word in str(cause) for word in ("meta", "BF16 type")):
                     continue
                 raise
-    _FIT.add(tried)
+    _CHECKED_CONFIGS.add(tried)
 
 
 @contextmanager
-def _first_layers(config: Any) -> Iterator[None]:
+def _limit_layers(config: Any) -> Iterator[None]:
     """Two layers instead of all, where the family's code asks the config how many there are."""
     depth = getattr(config, "num_hidden_layers", None)
     if not isinstance(depth, int):
@@ -79,19 +89,24 @@ def _first_layers(config: Any) -> Iterator[None]:
         config.num_hidden_layers = depth
 
 
-def _run(backbone: CausalLM, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
+def _run_backbone(backbone: CausalLM, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
     positions = torch.cat([torch.arange(n, device=x.device) for n in lengths])
-    return backbone.hidden(x, positions, Packing.of(list(lengths)).to(x.device))
+    return backbone.compute_hidden_states(x, positions, Packing.from_lengths(list(lengths)).to(x.device))
 
 
 def _noticed(backbone: CausalLM, x: Tensor) -> float:
     """How much the second sequence changes with the first."""
     first = LENGTHS[0]
     other = torch.cat([x[:first].flip(0), x[first:]])
-    return (_run(backbone, x, LENGTHS)[first:] - _run(backbone, other, LENGTHS)[first:]).abs().max().item()
+    return (
+        (_run_backbone(backbone, x, LENGTHS)[first:] - _run_backbone(backbone, other, LENGTHS)[first:])
+        .abs()
+        .max()
+        .item()
+    )
 
 
-def _own_logits(lm: Any, x: Tensor) -> Tensor:
+def _compute_eager_logits(lm: Any, x: Tensor) -> Tensor:
     """What transformers computes on one sequence with the attention that is written in the model's file."""
     lm.set_attn_implementation("eager")
     try:
@@ -123,7 +138,7 @@ def _require_agreement(family: str, ours: Tensor, theirs: Tensor) -> None:
 
 
 @contextmanager
-def _evaluating(lm: Any) -> Iterator[None]:
+def _use_evaluation_mode(lm: Any) -> Iterator[None]:
     was_training = lm.training
     lm.eval()
     try:
@@ -133,10 +148,10 @@ def _evaluating(lm: Any) -> Iterator[None]:
 
 
 @contextmanager
-def explaining(family: str, what: str) -> Iterator[None]:
+def raise_as_config_error(family: str, what: str) -> Iterator[None]:
     """Whatever a family's code raises is a reason against it, but for warnings."""
     try:
-        with warnings_not_raised():
+        with suppress_warning_errors():
             yield
     except MMBlocksError:
         raise

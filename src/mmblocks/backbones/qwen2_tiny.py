@@ -48,10 +48,10 @@ class TinyQwen2(CausalLM):
             placeholder_id=placeholder_id,
         )
         if torch.get_default_device().type != "meta":  # there drawing takes time and makes no weights
-            self._draw(depth)
+            self._draw_weights(depth)
 
     @torch.no_grad()
-    def _draw(self, depth: int) -> None:
+    def _draw_weights(self, depth: int) -> None:
         for module in self.lm.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.dim**-0.5)

@@ -26,12 +26,12 @@ class StoredChat:
 def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The text tokenizer of a hub id or a folder. A folder's processor has the last word on the chat template."""
     tokenizer = read_tokenizer(source)
-    if (stored := processors_chat(Path(source))) is not None:
+    if (stored := read_processor_chat(Path(source))) is not None:
         tokenizer.chat_template = stored.jinja
     return tokenizer
 
 
-def processors_chat(folder: Path) -> StoredChat | None:
+def read_processor_chat(folder: Path) -> StoredChat | None:
     """The chat template that transformers' processors take from a folder (`ProcessorMixin.get_processor_dict`).
 
     First that of processor_config.json, then chat_template.json, then chat_template.jinja. Raises `CheckpointError` for a
@@ -39,7 +39,7 @@ def processors_chat(folder: Path) -> StoredChat | None:
     """
     for name in ("processor_config.json", "chat_template.json"):
         if (folder / name).is_file() and (
-            jinja := _default(read_object(folder / name).get("chat_template"))
+            jinja := _pick_default_template(read_object(folder / name).get("chat_template"))
         ) is not None:
             return StoredChat(jinja, name)
     file = folder / "chat_template.jinja"
@@ -51,12 +51,12 @@ def processors_chat(folder: Path) -> StoredChat | None:
         raise CheckpointError(f"{file} cannot be read ({cause}); the file is cut or damaged.") from cause
 
 
-def chat_template_of(tokenizer: Any) -> str | None:
+def find_chat_template(tokenizer: Any) -> str | None:
     """The Jinja that a text tokenizer renders chats with; None where it has none."""
-    return _default(getattr(tokenizer, "chat_template", None))
+    return _pick_default_template(getattr(tokenizer, "chat_template", None))
 
 
-def _default(stored: Any) -> str | None:
+def _pick_default_template(stored: Any) -> str | None:
     """One template, or of several by name the one called default."""
     if isinstance(stored, list):
         named = [each for each in stored if isinstance(each, Mapping)]

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmblocks.chat.memory import Memory, Reuse
-from mmblocks.chat.prompts import Prompt
-from mmblocks.chat.said import conversations_of, image, part_of, video
-from mmblocks.chat.visuals import SeenVisuals, embedded, rows_of
+from mmblocks.chat.memory import ChatMemory, Reuse
+from mmblocks.chat.prompts import ChatPrompt
+from mmblocks.chat.said import check_conversations, image, to_part, video
+from mmblocks.chat.visuals import VisualCache, embed_prompt, encode_visuals
 from mmblocks.conversation import Conversation, Message, Part, Text, Visual
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.model.generate import Decoding, Stop, written_on
+from mmblocks.model.generate import Decoding, StopSequences, generate_from_embeddings
 from mmblocks.model.onevision import OneVision
 
-Said = str | Visual | Text | Image.Image | os.PathLike[str] | bytes | np.ndarray
+ChatInput = str | Visual | Text | Image.Image | os.PathLike[str] | bytes | np.ndarray
 """What can be said to a model."""
 
 __all__ = ["Chat", "Reuse", "answer", "image", "video"]
@@ -35,17 +35,19 @@ def answer(model: OneVision, conversations: Iterable[Conversation], decoding: De
 
     What is shown in several conversations is encoded once.
     """
-    conversations = conversations_of(conversations)
-    decoding = _decoding(decoding)
+    conversations = check_conversations(conversations)
+    decoding = _check_decoding(decoding)
     if not conversations:
         return []
-    processor = Processor.of(model)
-    prompts = [Prompt.of(processor, conversation) for conversation in conversations]
-    rows = rows_of(model, processor, [(prompt, prompt.shown_behind(0)) for prompt in prompts], SeenVisuals(0))
-    x = torch.cat([embedded(model, prompt, rows) for prompt in prompts])
+    processor = Processor.from_model(model)
+    prompts = [ChatPrompt.from_conversation(processor, conversation) for conversation in conversations]
+    rows = encode_visuals(
+        model, processor, [(prompt, prompt.find_visuals_behind(0)) for prompt in prompts], VisualCache(0)
+    )
+    x = torch.cat([embed_prompt(model, prompt, rows) for prompt in prompts])
     lengths = [len(prompt) for prompt in prompts]
-    written = written_on(model.backbone, x, lengths, decoding, Stop.of(model))
-    return [_text(model, ids) for ids in written]
+    written = generate_from_embeddings(model.backbone, x, lengths, decoding, StopSequences.from_model(model))
+    return [_decode_answer(model, ids) for ids in written]
 
 
 class Chat:
@@ -67,74 +69,74 @@ class Chat:
         reuse: Reuse | None = None,
     ) -> None:
         self.model = model
-        self.decoding = _decoding(decoding)
+        self.decoding = _check_decoding(decoding)
         if not isinstance(reuse, Reuse | None):
             raise ConfigError(f"chat: reuse={reuse!r:.80} is no Reuse; write Reuse(kv_bytes=..., visual_bytes=...).")
         self.reuse = reuse or Reuse()
         self._first = () if system is None else (Message("system", (Text(system),)),)
-        self._memory = Memory(self.reuse)
+        self._memory = ChatMemory(self.reuse)
         self.messages: tuple[Message, ...] = self._first
 
-    def ask(self, *parts: Said) -> str:
+    def ask(self, *parts: ChatInput) -> str:
         """Say something (texts and visuals in their order) and return the answer. Both are remembered.
 
         A str is a text; pictures and clips may be PIL images, paths (`pathlib.Path`), bytes, uint8 arrays, or what `image`
         and `video` give. Raises `DataError` for anything else.
         """
-        asked = self._asked(parts)
-        with self._at_hand() as memory:
-            ids = memory.respond(self.model, Conversation(asked, "chat"), self.decoding)
-        return self._remember(asked, ids)
+        asked = self._append_question(parts)
+        with self._borrow_memory() as memory:
+            ids = memory.generate_answer(self.model, Conversation(asked, "chat"), self.decoding)
+        return self._append_answer(asked, ids)
 
-    def stream(self, *parts: Said) -> Generator[str, None, None]:
+    def stream(self, *parts: ChatInput) -> Generator[str, None, None]:
         """Like `ask`, giving the answer piece by piece while it is written.
 
         An answer that is not read to its end is not remembered, and no longer written.
         """
         from transformers import TextIteratorStreamer
 
-        asked = self._asked(parts)
+        asked = self._append_question(parts)
         streamer = TextIteratorStreamer(self.model.backbone.text_tokenizer, skip_special_tokens=True)
-        with self._at_hand() as memory, _Writer(streamer) as writer:
-            writer.begin(
-                lambda: memory.respond(self.model, Conversation(asked, "chat"), self.decoding, streamer=writer)
+        with self._borrow_memory() as memory, _GenerationThread(streamer) as writer:
+            writer.start_thread(
+                lambda: memory.generate_answer(self.model, Conversation(asked, "chat"), self.decoding, streamer=writer)
             )
             yield from streamer
-        self._remember(asked, writer.result())
+        self._append_answer(asked, writer.get_ids())
 
-    def forget(self) -> None:
+    def reset_messages(self) -> None:
         """Begin again; the system message stays."""
         self.messages = self._first
-        self._memory.forget_looks()
+        self._memory.forget_visuals()
 
     @contextmanager
-    def _at_hand(self) -> Iterator[Memory]:
+    def _borrow_memory(self) -> Iterator[ChatMemory]:
         """The memory, taken away while it is used: whoever asks in between begins with an empty one."""
-        memory, self._memory = self._memory, Memory(self.reuse)
+        memory, self._memory = self._memory, ChatMemory(self.reuse)
         try:
             yield memory
         finally:
             self._memory = memory
 
-    def _asked(self, parts: Sequence[Said]) -> tuple[Message, ...]:
+    def _append_question(self, parts: Sequence[ChatInput]) -> tuple[Message, ...]:
         if not parts:
             raise DataError("chat: nothing was said; give a text, a picture or a clip.")
-        said = [part_of(part, self.model.images) for part in parts]
+        said = [to_part(part, self.model.images) for part in parts]
         return (*self.messages, Message("user", tuple(_on_lines(said))))
 
-    def _remember(self, asked: tuple[Message, ...], ids: Sequence[int]) -> str:
-        text = _text(self.model, ids)
+    def _append_answer(self, asked: tuple[Message, ...], ids: Sequence[int]) -> str:
+        text = _decode_answer(self.model, ids)
         self.messages = (*asked, Message("assistant", (Text(text),)))
         return text
 
 
-def _decoding(given: Decoding | None) -> Decoding:
+def _check_decoding(given: Decoding | None) -> Decoding:
     if not isinstance(given, Decoding | None):
         raise ConfigError(f"decoding={given!r:.80} is no Decoding; write Decoding(max_new_tokens=..., ...).")
     return given or Decoding()
 
 
-class _Writer:
+class _GenerationThread:
     """Generation beside the reader of its stream; an error reaches the reader through `result`.
 
     It stands between the model and the streamer, and stops the model when the reader has left.
@@ -147,7 +149,7 @@ class _Writer:
         self._ids: list[int] = []
         self._error: BaseException | None = None
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> _GenerationThread:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,12 +157,12 @@ class _Writer:
         if self._thread is not None:
             self._thread.join()
 
-    def begin(self, respond: Callable[[], list[int]]) -> None:
+    def start_thread(self, respond: Callable[[], list[int]]) -> None:
         """Run `respond` beside the reader, with the ops that were asked for here (`mmblocks.ops.choice.using`)."""
-        self._thread = Thread(target=copy_context().run, args=(self._run, respond), daemon=True)
+        self._thread = Thread(target=copy_context().run, args=(self._run_and_catch, respond), daemon=True)
         self._thread.start()
 
-    def _run(self, respond: Callable[[], list[int]]) -> None:
+    def _run_and_catch(self, respond: Callable[[], list[int]]) -> None:
         try:
             self._ids = respond()
         except BaseException as error:  # handed to the reading thread, which raises it
@@ -169,19 +171,19 @@ class _Writer:
 
     def put(self, ids: Any) -> None:
         if self._left:
-            raise _ReaderLeft
+            raise _StreamClosed
         self._streamer.put(ids)
 
     def end(self) -> None:
         self._streamer.end()
 
-    def result(self) -> list[int]:
+    def get_ids(self) -> list[int]:
         if self._error is not None:
             raise self._error
         return self._ids
 
 
-class _ReaderLeft(Exception):
+class _StreamClosed(Exception):
     """Nobody reads on."""
 
 
@@ -193,8 +195,8 @@ def _on_lines(parts: Sequence[Part]) -> Iterator[Part]:
             yield Text("\n")
 
 
-def _text(model: OneVision, ids: Sequence[int]) -> str:
+def _decode_answer(model: OneVision, ids: Sequence[int]) -> str:
     text = model.backbone.text_tokenizer.decode(ids, skip_special_tokens=True)
-    for stop in Stop.of(model).texts:
+    for stop in StopSequences.from_model(model).texts:
         text = text.partition(stop)[0]
     return text.strip()

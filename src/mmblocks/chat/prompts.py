@@ -10,16 +10,16 @@ from torch import Tensor
 
 from mmblocks.batch import IGNORE
 from mmblocks.conversation import Conversation, Text, Visual
-from mmblocks.data.media.identity import digest, identity
+from mmblocks.data.media.identity import identify_visual, make_digest
 from mmblocks.data.sample.encode import Encoded
-from mmblocks.data.sample.instructions import questions
+from mmblocks.data.sample.instructions import list_questions
 from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.errors import DataError
 from mmblocks.shapes import VisualShape
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class VisualHeader:
     """What is known of a visual without its pixels: its shape, and what tells it from others."""
 
     visual: Visual
@@ -27,14 +27,14 @@ class Look:
     identity: str
 
 
-Looks = Mapping[int, Look]
+VisualHeaders = Mapping[int, VisualHeader]
 """By the `id` of a visual, which the look holds: visuals are no keys themselves, as arrays are neither equal nor hashable."""
-NOTHING_SEEN: Looks = {}
+NO_HEADERS: VisualHeaders = {}
 
 
-def _look(processor: Processor, visual: Visual, before: Looks, origin: str) -> Look:
+def _read_header(processor: Processor, visual: Visual, before: VisualHeaders, origin: str) -> VisualHeader:
     try:
-        return Look(visual, processor.shape_of(visual), identity(visual))
+        return VisualHeader(visual, processor.read_shape(visual), identify_visual(visual))
     except DataError as fault:
         if id(visual) in before:
             return before[id(visual)]
@@ -42,7 +42,7 @@ def _look(processor: Processor, visual: Visual, before: Looks, origin: str) -> L
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class ChatPrompt:
     """A conversation up to where its answer begins, no pixel decoded.
 
     keys: for each visual a name of everything its rows are made of beside the model's weights: its content, how it is
@@ -52,40 +52,42 @@ class Prompt:
     conversation: Conversation
     encoded: Encoded
     keys: tuple[str, ...]
-    looks: tuple[Look, ...]
+    headers: tuple[VisualHeader, ...]
 
     @classmethod
-    def of(cls, processor: Processor, conversation: Conversation, before: Looks = NOTHING_SEEN) -> Prompt:
+    def from_conversation(
+        cls, processor: Processor, conversation: Conversation, before: VisualHeaders = NO_HEADERS
+    ) -> ChatPrompt:
         """Reads headers and tokenises; raises `DataError` for what cannot be answered or read.
 
         before: how visuals looked when they were shown, for those whose files are gone.
         """
-        looks = tuple(_look(processor, visual, before, conversation.origin) for visual in conversation.visuals)
-        encoded = processor.encoded_prompt(conversation, [look.shape for look in looks])
-        asked = questions(conversation) if processor.instruction_reader else [""] * len(encoded.plans)
+        looks = tuple(_read_header(processor, visual, before, conversation.origin) for visual in conversation.visuals)
+        encoded = processor.encode_conversation_prompt(conversation, [look.shape for look in looks])
+        asked = list_questions(conversation) if processor.instruction_reader else [""] * len(encoded.plans)
         shown = zip(looks, encoded.plans, asked, strict=True)
         read_as = repr(processor.images)
-        keys = tuple(digest(look.identity, read_as, repr(routed), question) for look, routed, question in shown)
+        keys = tuple(make_digest(look.identity, read_as, repr(routed), question) for look, routed, question in shown)
         return cls(conversation, encoded, keys, looks)
 
     def __len__(self) -> int:
         return len(self.encoded)
 
     @property
-    def counts(self) -> list[int]:
+    def row_counts(self) -> list[int]:
         """Visual rows of each visual."""
         return [routed.plan.num_tokens for routed in self.encoded.plans]
 
     @property
-    def places(self) -> tuple[Tensor, ...]:
+    def row_positions(self) -> tuple[Tensor, ...]:
         """The rows of each visual, int64."""
-        return self.encoded.visual_positions.split(self.counts)
+        return self.encoded.visual_positions.split(self.row_counts)
 
-    def shown_behind(self, kept: int) -> list[int]:
+    def find_visuals_behind(self, kept: int) -> list[int]:
         """Numbers of the visuals that have rows behind the first `kept`."""
-        return [i for i, rows in enumerate(self.places) if len(rows) and int(rows[-1]) >= kept]
+        return [i for i, rows in enumerate(self.row_positions) if len(rows) and int(rows[-1]) >= kept]
 
-    def opened(self, processor: Processor, numbers: Sequence[int]) -> Sample:
+    def open_visuals(self, processor: Processor, numbers: Sequence[int]) -> Sample:
         """These visuals alone, decoded: a sample of their rows, end to end."""
         plans = tuple(self.encoded.plans[i] for i in numbers)
         rows = torch.arange(sum(routed.plan.num_tokens for routed in plans))
@@ -93,7 +95,7 @@ class Prompt:
         encoded = replace(
             self.encoded, input_ids=ids, targets=torch.full_like(rows, IGNORE), visual_positions=rows, plans=plans
         )
-        return processor.opened(_showing(self.conversation, numbers), encoded)
+        return processor.make_sample(_showing(self.conversation, numbers), encoded)
 
 
 def _showing(conversation: Conversation, numbers: Sequence[int]) -> Conversation:

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from mmblocks.conversation import Conversation, Message, Part, Text, Visual
-from mmblocks.data.media.files import bytes_or_file, name_of
-from mmblocks.data.media.images import image_size
+from mmblocks.data.media.files import describe_source, resolve_source
+from mmblocks.data.media.images import read_image_size
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
-from mmblocks.settings import shown
+from mmblocks.settings import format_value
 
-TAKEN = (
+ACCEPTED_INPUTS = (
     "a text, a PIL image, a pathlib.Path or the bytes of a picture or clip, a uint8 array (height, width, 3) or (frames, "
     "height, width, 3), or what mmblocks.image and mmblocks.video give"
 )
@@ -27,9 +27,9 @@ TAKEN = (
 def image(source: Any) -> Visual:
     """A picture to show: a path, bytes, a data: URI, a PIL image, or a uint8 array (height, width, 3)."""
     if isinstance(source, np.ndarray):
-        return _of_array(source, ("image",))
+        return _read_array(source, ("image",))
     if not isinstance(source, str | os.PathLike | bytes | Image.Image):
-        raise DataError(f"image: {shown(source)} is no picture; pass a path, bytes, a data: URI or a PIL image.")
+        raise DataError(f"image: {format_value(source)} is no picture; pass a path, bytes, a data: URI or a PIL image.")
     return Visual("image", source)
 
 
@@ -37,15 +37,15 @@ def video(source: Any, *, fps: float = 1.0) -> Visual:
     """A clip to show: a path, bytes, a folder or tuple of pictures, or a uint8 array (frames, height, width, 3) with its
     frames per second."""
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < float("inf"):
-        raise DataError(f"video: fps={shown(fps)}; write frames per second, a number above 0.")
+        raise DataError(f"video: fps={format_value(fps)}; write frames per second, a number above 0.")
     if isinstance(source, np.ndarray):
-        return Visual("video", _of_array(source, ("video",)).source, float(fps))
+        return Visual("video", _read_array(source, ("video",)).source, float(fps))
     if not isinstance(source, str | os.PathLike | bytes | tuple):
-        raise DataError(f"video: {shown(source)} is no clip; pass a path, bytes, or a uint8 array of frames.")
+        raise DataError(f"video: {format_value(source)} is no clip; pass a path, bytes, or a uint8 array of frames.")
     return Visual("video", source, float(fps))
 
 
-def part_of(said: Any, images: ImageReading = DEFAULT_READING) -> Part:
+def to_part(said: Any, images: ImageReading = DEFAULT_READING) -> Part:
     """One thing that was said as a part of a message; files and bytes are a picture or a clip by what is in them.
 
     Raises `DataError` that says what is taken.
@@ -57,26 +57,28 @@ def part_of(said: Any, images: ImageReading = DEFAULT_READING) -> Part:
     if isinstance(said, Image.Image):
         return Visual("image", said)
     if isinstance(said, np.ndarray):
-        return _of_array(said, ("image", "video"))
+        return _read_array(said, ("image", "video"))
     if isinstance(said, os.PathLike | bytes | bytearray | memoryview):
-        return _of_file(said if isinstance(said, os.PathLike) else bytes(said), images)
-    raise DataError(f"chat: {shown(said)} cannot be said; give {TAKEN}.{_cure(said)}")
+        return _read_file(said if isinstance(said, os.PathLike) else bytes(said), images)
+    raise DataError(f"chat: {format_value(said)} cannot be said; give {ACCEPTED_INPUTS}.{_suggest_cure(said)}")
 
 
-def conversations_of(given: Any) -> list[Conversation]:
+def check_conversations(given: Any) -> list[Conversation]:
     """Conversations as they are given to `answer`. Raises `DataError` for anything else."""
     if isinstance(given, Conversation):
         raise DataError("answer: one conversation was given where a list of them is taken; write [conversation].")
     found = [] if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__") else list(given)
     if given is None or (not found and not isinstance(given, Sequence)) or isinstance(given, str | bytes):
-        raise DataError(f"answer: {shown(given)} is no list of conversations; give [Conversation.of(messages), ...].")
+        raise DataError(
+            f"answer: {format_value(given)} is no list of conversations; give [Conversation.of(messages), ...]."
+        )
     for i, one in enumerate(found):
         if not isinstance(one, Conversation):
-            raise DataError(f"answer: item {i} is {shown(one)}; give [Conversation.of(messages), ...].")
+            raise DataError(f"answer: item {i} is {format_value(one)}; give [Conversation.of(messages), ...].")
     return found
 
 
-def _of_array(array: np.ndarray, kinds: tuple[str, ...]) -> Visual:
+def _read_array(array: np.ndarray, kinds: tuple[str, ...]) -> Visual:
     if array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size:
         kind = "image" if array.ndim == 3 else "video"
         if kind in kinds:
@@ -86,35 +88,35 @@ def _of_array(array: np.ndarray, kinds: tuple[str, ...]) -> Visual:
     raise DataError(f"an array of {array.dtype} {array.shape} cannot be shown; give uint8 {wanted}, RGB, 0 to 255.")
 
 
-def _of_file(source: os.PathLike[str] | bytes, images: ImageReading) -> Visual:
+def _read_file(source: os.PathLike[str] | bytes, images: ImageReading) -> Visual:
     """A picture where PIL knows it and it does not move, else a clip."""
     if isinstance(source, os.PathLike) and Path(source).is_dir():
         return Visual("video", source)
-    bytes_or_file(source, "image")  # says that there is none
+    resolve_source(source, "image")  # says that there is none
     try:
-        image_size(source, images)
+        read_image_size(source, images)
     except DataError as no_picture:
-        from mmblocks.data.video import video_shape  # imports PyAV, which pictures do not need
+        from mmblocks.data.video import read_video_shape  # imports PyAV, which pictures do not need
 
         try:
-            video_shape(source)
+            read_video_shape(source)
         except DataError as no_clip:
             raise DataError(
-                f"{name_of(source, 'image')}: neither a picture ({no_picture}) nor a clip ({no_clip})"
+                f"{describe_source(source, 'image')}: neither a picture ({no_picture}) nor a clip ({no_clip})"
             ) from no_clip
         return Visual("video", source)
-    return Visual("video" if _moves(source) else "image", source)
+    return Visual("video" if _is_animated(source) else "image", source)
 
 
-def _moves(source: os.PathLike[str] | bytes) -> bool:
+def _is_animated(source: os.PathLike[str] | bytes) -> bool:
     """Whether a picture file is a GIF of several pictures, which is a clip."""
-    content = bytes_or_file(source, "image")
+    content = resolve_source(source, "image")
     head = content[:6] if isinstance(content, bytes) else _head(content)
     if head not in (b"GIF87a", b"GIF89a"):
         return False
-    from mmblocks.data.video import video_shape
+    from mmblocks.data.video import read_video_shape
 
-    return video_shape(source).num_frames > 1
+    return read_video_shape(source).num_frames > 1
 
 
 def _head(path: Any) -> bytes:
@@ -122,7 +124,7 @@ def _head(path: Any) -> bytes:
         return file.read(6)
 
 
-def _cure(said: Any) -> str:
+def _suggest_cure(said: Any) -> str:
     """What to do with something that people are likely to give."""
     if isinstance(said, torch.Tensor):
         return " A tensor says nothing of its layout: write picture.permute(1, 2, 0).numpy() for one of (3, height, width)."

@@ -14,7 +14,7 @@ from mmblocks import __version__
 from mmblocks.cli.logs import log_to_stderr
 from mmblocks.cli.parsing import CommandParser
 from mmblocks.errors import ConfigError, MMBlocksError
-from mmblocks.settings import did_you_mean
+from mmblocks.settings import format_suggestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with log_to_stderr():
-            return _dispatch(arguments)
+            return _run_command(arguments)
     except MMBlocksError as error:
         if os.environ.get("MMBLOCKS_DEBUG") == "1":
             raise
@@ -76,26 +76,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"mmblocks: {stop}", file=sys.stderr)
         return getattr(stop, "exit_code", 130)
     except ImportError as error:
-        from mmblocks.versions import missing_dependency
+        from mmblocks.versions import describe_missing_dependency
 
-        if (line := missing_dependency(error)) is None:
-            return _unforeseen(error, arguments)
+        if (line := describe_missing_dependency(error)) is None:
+            return _report_unforeseen(error, arguments)
         print(f"mmblocks: {line}", file=sys.stderr)
         return 1
     except Exception as error:
-        return _unforeseen(error, arguments)
+        return _report_unforeseen(error, arguments)
 
 
-def _unforeseen(error: Exception, arguments: Sequence[str]) -> int:
+def _report_unforeseen(error: Exception, arguments: Sequence[str]) -> int:
     if os.environ.get("MMBLOCKS_DEBUG") == "1":
         raise error
-    from mmblocks.cli.mistakes import EXIT_CODE, told
+    from mmblocks.cli.mistakes import EXIT_CODE, format_mistake
 
-    print(told(error, arguments), file=sys.stderr)
+    print(format_mistake(error, arguments), file=sys.stderr)
     return EXIT_CODE
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _run_command(arguments: list[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may stand at its cursor
         importlib.import_module("mmblocks.cli.completion").answer_shell()
     top = _top_parser()
@@ -105,9 +105,9 @@ def _dispatch(arguments: list[str]) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     if name not in COMMANDS:
-        raise ConfigError(f"no command is called {name!r}.{did_you_mean(name, COMMANDS)}")
+        raise ConfigError(f"no command is called {name!r}.{format_suggestion(name, COMMANDS)}")
     module = importlib.import_module(COMMANDS[name].module)
-    return module.run(_parser_of(COMMANDS[name], module).parse(rest))
+    return module.run(_parser_of(COMMANDS[name], module).parse_command(rest))
 
 
 def _top_parser() -> argparse.ArgumentParser:

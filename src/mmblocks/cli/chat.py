@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmblocks.cli.image_options import add_image_options, image_options
+from mmblocks.cli.image_options import add_image_options, read_image_options
 
 if TYPE_CHECKING:
     from mmblocks.chat import Chat
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 HELP = "commands: /image PATH and /video PATH show something with your next words, /new begins again, /quit ends"
 
 
-class _Shown(argparse.Action):
+class _VisualAction(argparse.Action):
     """Collects --image and --video in the order in which they were written."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -27,10 +27,10 @@ class _Shown(argparse.Action):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="folder of a model (default: the bundled tiny model)")
     parser.add_argument(
-        "--image", nargs="+", action=_Shown, dest="visuals", default=[], metavar="FILE", help="pictures to show"
+        "--image", nargs="+", action=_VisualAction, dest="visuals", default=[], metavar="FILE", help="pictures to show"
     )
     parser.add_argument(
-        "--video", nargs="+", action=_Shown, dest="visuals", default=[], metavar="FILE", help="clips to show"
+        "--video", nargs="+", action=_VisualAction, dest="visuals", default=[], metavar="FILE", help="clips to show"
     )
     parser.add_argument("--ask", help="ask this, print the answer and end")
     parser.add_argument("--system", help="a system message")
@@ -41,37 +41,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmblocks.assets import tiny_model
+    from mmblocks.assets import find_tiny_model
     from mmblocks.chat import Chat
     from mmblocks.model.checkpoint import load, read_spec
     from mmblocks.model.generate import Decoding
 
     decoding = Decoding(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
-    folder, options = args.model or tiny_model(), image_options(args)
-    images = read_spec(folder).images.changed(options)
-    shown = [_visual(kind, path, images) for kind, path in args.visuals]
+    folder, options = args.model or find_tiny_model(), read_image_options(args)
+    images = read_spec(folder).images.with_changes(options)
+    shown = [_open_visual(kind, path, images) for kind, path in args.visuals]
     chat = Chat(load(folder, images=options), system=args.system, decoding=decoding)
     if args.ask is not None:
-        return _say(chat, shown, args.ask)
+        return _print_answer(chat, shown, args.ask)
     print(HELP)
-    return _converse(chat, shown)
+    return _run_conversation(chat, shown)
 
 
-def _converse(chat: Chat, shown: list[Visual]) -> int:
+def _run_conversation(chat: Chat, shown: list[Visual]) -> int:
     from mmblocks.errors import DataError
 
     while (line := _read_line()) is not None and line != "/quit":
         command, _, rest = line.partition(" ")
         try:
             if command in ("/image", "/video"):
-                shown.append(_visual(command[1:], rest.strip(), chat.model.images))
+                shown.append(_open_visual(command[1:], rest.strip(), chat.model.images))
             elif command == "/new":
-                chat.forget()
+                chat.reset_messages()
                 shown.clear()
             elif line.startswith("/"):
                 print(HELP)
             elif line:
-                _say(chat, shown, line)
+                _print_answer(chat, shown, line)
                 shown.clear()
         except DataError as fault:
             print(f"! {fault}")
@@ -86,17 +86,17 @@ def _read_line() -> str | None:
         return None
 
 
-def _say(chat: Chat, shown: list[Visual], text: str) -> int:
+def _print_answer(chat: Chat, shown: list[Visual], text: str) -> int:
     for piece in chat.stream(*shown, text):
         print(piece, end="", flush=True)
     print()
     return 0
 
 
-def _visual(kind: str, path: str, images: ImageReading) -> Visual:
+def _open_visual(kind: str, path: str, images: ImageReading) -> Visual:
     from mmblocks.chat import image, video
-    from mmblocks.data.media.visuals import shape_of
+    from mmblocks.data.media.visuals import read_visual_shape
 
     visual = image(path) if kind == "image" else video(path)
-    shape_of(visual, images=images)  # says at once when the file cannot be read, before a model is
+    read_visual_shape(visual, images=images)  # says at once when the file cannot be read, before a model is
     return visual

@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
 def answer_shell() -> None:
     """Tell the shell what may stand at its cursor, and end the process. The shell's words are in the environment."""
     typed = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split()
-    _Finder()(parser_for(typed[1] if len(typed) > 1 else ""), always_complete_options=False)
+    _PositionalFinder()(make_parser(typed[1] if len(typed) > 1 else ""), always_complete_options=False)
 
 
-def parser_for(chosen: str) -> argparse.ArgumentParser:
+def make_parser(chosen: str) -> argparse.ArgumentParser:
     """All commands as one parser. Only the chosen one has its arguments: the others' modules stay unread."""
     top = argparse.ArgumentParser(prog="mmblocks")
     top.add_argument("--version", action="store_true")
@@ -58,14 +58,14 @@ def _attach_suggestions(command: str, parser: argparse.ArgumentParser) -> None:
 
     for action in parser._actions:
         if (command, action.dest) in SUGGESTIONS:
-            vars(action)["completer"] = _completer_of(SUGGESTIONS[command, action.dest])  # where argcomplete looks
+            vars(action)["completer"] = _make_completer(SUGGESTIONS[command, action.dest])  # where argcomplete looks
 
 
-def _completer_of(suggest: Suggest) -> Callable[..., Any]:
+def _make_completer(suggest: Suggest) -> Callable[..., Any]:
     return lambda prefix, parsed_args, **_: suggest(prefix, parsed_args)
 
 
-class _Finder(CompletionFinder):
+class _PositionalFinder(CompletionFinder):
     """argcomplete, which by itself offers no positional arguments behind an option (`sweep RECIPE --star a=1`)."""
 
     def collect_completions(self, active_parsers: list[Any], parsed_args: argparse.Namespace, cword_prefix: str) -> Any:

@@ -27,27 +27,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from mmblocks.assets import tiny_model
+    from mmblocks.assets import find_tiny_model
     from mmblocks.model.checkpoint import load
 
     torch.set_num_threads(1)  # a tiny model runs faster on one thread
     began = time.perf_counter()
-    model = load(tiny_model())
-    print(f"A tiny OneVision model, read from {tiny_model()}\n")
-    print(composition(model))
-    for title, shown, questions in scenes():
+    model = load(find_tiny_model())
+    print(f"A tiny OneVision model, read from {find_tiny_model()}\n")
+    print(describe_parts(model))
+    for title, shown, questions in list_scenes():
         ask_about(model, title, shown, questions)
     print(f"\nDone in {time.perf_counter() - began:.1f} s.")
     print(NEXT_STEPS)
     return 0
 
 
-def composition(model: OneVision) -> str:
+def describe_parts(model: OneVision) -> str:
     """The parts of a model and their parameters, one line each."""
     from mmblocks.model.build import count_parameters
-    from mmblocks.registry import split
+    from mmblocks.registry import split_spec
 
-    slots = {key.removeprefix("model."): split(part)[0] for key, (_, part) in model.spec.slots().items()}
+    slots = {key.removeprefix("model."): split_spec(part)[0] for key, (_, part) in model.spec.list_slots().items()}
     counted = {name: count_parameters(getattr(model, name)) for name in ("encoder", "projector", "backbone")}
     rows = [f"  {slot:<22} {name:<16} {_parameters(counted, slot)}" for slot, name in slots.items()]
     return "\n".join([*rows, f"  {'all parts':<22} {'':<16} {count_parameters(model):>10,} parameters"])
@@ -57,25 +57,25 @@ def _parameters(counted: dict[str, int], slot: str) -> str:
     return f"{counted[slot]:>10,} parameters" if slot in counted else ""
 
 
-def scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
+def list_scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
     """What the demo shows (examples/make_demo_media.py draws the files), and asks about it."""
-    from mmblocks.assets import media
+    from mmblocks.assets import find_media
     from mmblocks.chat import image, video
 
     return [
         (
             "One picture of 1024x768 pixels",
-            [image(media("picture.png"))],
+            [image(find_media("picture.png"))],
             ["How many shapes are there?", "What colour is the triangle?", "Where is the red circle?"],
         ),
         (
             "Two pictures in one conversation",
-            ["Picture 1: ", image(media("first.png")), "Picture 2: ", image(media("second.png"))],
+            ["Picture 1: ", image(find_media("first.png")), "Picture 2: ", image(find_media("second.png"))],
             ["What is in picture 1?", "Which picture shows a purple square?"],
         ),
         (
             "A clip of two seconds",
-            [video(media("clip.mp4"))],
+            [video(find_media("clip.mp4"))],
             ["What is moving?", "Which way does it move?"],
         ),
     ]
@@ -88,7 +88,7 @@ def ask_about(model: OneVision, title: str, shown: list[str | Visual], questions
     from mmblocks.data.sample.processor import Processor
 
     visuals = tuple(part for part in shown if isinstance(part, Visual))
-    plans = Processor.of(model).plan(Conversation((Message("user", visuals),), title))
+    plans = Processor.from_model(model).plan(Conversation((Message("user", visuals),), title))
     print(f"\n{title}")
     for visual, routed in zip(visuals, plans, strict=True):
         views = len(routed.plan.views)

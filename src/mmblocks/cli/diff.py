@@ -28,17 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmblocks.sweep.diff import VISUALS, differences
+    from mmblocks.sweep.diff import VISUALS, find_differences
 
-    found = differences(args.one, args.other, args.visuals or VISUALS)
+    found = find_differences(args.one, args.other, args.visuals or VISUALS)
     if args.json:
         print(json.dumps(found, indent=2))
     else:
-        print("\n".join(report(str(args.one), str(args.other), found)))
+        print("\n".join(format_differences(str(args.one), str(args.other), found)))
     return 0
 
 
-def report(one: str, other: str, found: Differences) -> Iterator[str]:
+def format_differences(one: str, other: str, found: Differences) -> Iterator[str]:
     """The differences as people read them, section by section."""
     yield f"a: {one}"
     yield f"b: {other}"
@@ -48,10 +48,10 @@ def report(one: str, other: str, found: Differences) -> Iterator[str]:
         yield f"\n{section}"
         width = max(map(len, entries))
         for key, (left, right) in entries.items():
-            yield f"  {key:{width}}  {_shown(left)} -> {_shown(right)}"
+            yield f"  {key:{width}}  {_format_value(left)} -> {_format_value(right)}"
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return NOTHING
     return value if isinstance(value, str) else json.dumps(value)

@@ -17,14 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmblocks.assets import tiny_model
-    from mmblocks.eval.tinyworld import as_markdown, evaluate
+    from mmblocks.assets import find_tiny_model
+    from mmblocks.eval.tinyworld import evaluate_tinyworld, format_scores
     from mmblocks.model.checkpoint import load
 
-    table = evaluate(load(args.model or tiny_model()), samples=args.samples)
+    table = evaluate_tinyworld(load(args.model or find_tiny_model()), samples=args.samples)
     if args.json:
         counts = {t: {k: [s.right, s.asked] for k, s in scores.items()} for t, scores in table.items()}
         print(json.dumps(counts, indent=2))
     else:
-        print(as_markdown(table))
+        print(format_scores(table))
     return 0

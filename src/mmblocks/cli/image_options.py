@@ -18,7 +18,7 @@ def add_image_options(parser: argparse.ArgumentParser, said: str) -> None:
     )
     parser.add_argument(
         "--grey",
-        type=_grey,
+        type=_parse_grey,
         metavar="full|stretch|LOW,HIGH",
         help="black and white of grey images of more than 8 bits: of their type, of each image, or these numbers "
         f"(default: {said}); write --grey=-100,400 for a number below 0",
@@ -26,13 +26,13 @@ def add_image_options(parser: argparse.ArgumentParser, said: str) -> None:
     parser.add_argument("--max-px", type=int, metavar="N", help=f"most pixels of an image (default: {said})")
 
 
-def image_options(args: argparse.Namespace) -> dict[str, Any]:
+def read_image_options(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of `ImageReading` that were given."""
     given = {"alpha": args.alpha, "grey": args.grey, "max_px": args.max_px}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _grey(text: str) -> Any:
+def _parse_grey(text: str) -> Any:
     """A text, or the numbers in it; what they may be `ImageReading` says."""
     try:
         return [float(number) for number in text.strip("[]").split(",")]

@@ -19,11 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmblocks.cli.tables import aligned
+from mmblocks.cli.tables import align_columns
 from mmblocks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from mmblocks.data.inspect.figures import ShownRecord, ShownVisual, SourceFigures
+    from mmblocks.data.inspect.figures import InspectedRecord, InspectedVisual, SourceFigures
     from mmblocks.data.mixing.mixture import Mixture
     from mmblocks.data.sample.processor import Processor
     from mmblocks.train.stages import Stage
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WORDS = ("data=", "images=", "videos=", "ignore=")
 TRAINED = ("\033[42;30m", "\033[0m")
 BRACKETS = ("[[", "]]")
-MOST_TIMES = 12
+MAX_FRAMES_LISTED = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,12 +60,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples < 1:
         raise ConfigError(f"--samples {args.samples}: look at 1 record or more.")
-    data = _data([word.partition("=") for word in args.words if word.startswith(WORDS)])
+    data = _read_sources([word.partition("=") for word in args.words if word.startswith(WORDS)])
     raw = _composed(args.recipe, [word for word in args.words if not word.startswith(WORDS)], data)
-    stages = _chosen(_stages(raw, data), args.stage)
+    stages = _select_stages(_stages(raw, data), args.stage)
     args.out.mkdir(parents=True, exist_ok=True)
     for stage in stages[-1:] if args.record else stages:
-        mixture, processor = Mixture.of(stage.data), _processor(raw, stage)
+        mixture, processor = Mixture.from_entries(stage.data), _make_processor(raw, stage)
         print(f"stage {stage.name}")
         if args.record:
             _show_records(mixture, processor, stage, args)
@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
 # What to inspect ----------------------------------------------------------------------------------------------------
 
 
-def _data(words: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
+def _read_sources(words: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
     """The sources of the files that are named, with their media folders and ignored keys; empty without any."""
-    from mmblocks.data.sources.guess import sources_of
+    from mmblocks.data.sources.guess import guess_sources
 
     roots = {key: value.split(",") if key == "ignore" else value for key, _, value in words if key != "data"}
     files = [value for key, _, value in words if key == "data"]
@@ -87,7 +87,7 @@ def _data(words: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
         raise ConfigError(
             f"{', '.join(roots)}: these are media folders and ignored keys of data=FILE; name the file too."
         )
-    return [{**source, **roots} for source in sources_of(files)]
+    return [{**source, **roots} for source in guess_sources(files)]
 
 
 def _composed(recipe: str, overrides: Sequence[str], data: Sequence[Any]) -> Mapping[str, Any]:
@@ -108,20 +108,20 @@ def _stages(raw: Mapping[str, Any], data: list[dict[str, Any]]) -> list[Stage]:
     return [replace(stage, data=data or stage.data) for stage in read_run(raw).stages]
 
 
-def _chosen(stages: Sequence[Stage], name: str | None) -> list[Stage]:
-    from mmblocks.settings import did_you_mean
+def _select_stages(stages: Sequence[Stage], name: str | None) -> list[Stage]:
+    from mmblocks.settings import format_suggestion
 
     names = [stage.name for stage in stages]
     if name is not None and name not in names:
-        raise ConfigError(f"--stage {name}: the stages are {', '.join(names)}.{did_you_mean(name, names)}")
+        raise ConfigError(f"--stage {name}: the stages are {', '.join(names)}.{format_suggestion(name, names)}")
     return [stage for stage in stages if name in (None, stage.name)]
 
 
-def _processor(raw: Mapping[str, Any], stage: Stage) -> Processor:
+def _make_processor(raw: Mapping[str, Any], stage: Stage) -> Processor:
     from mmblocks.data.sample.processor import Processor
-    from mmblocks.data.video.guarded import ClipReader
+    from mmblocks.data.video.guarded import VideoReader
 
-    return Processor.planning(
+    return Processor.from_spec(
         raw["model"],
         template=stage.template,
         tokenizer=stage.tokenizer,
@@ -129,7 +129,7 @@ def _processor(raw: Mapping[str, Any], stage: Stage) -> Processor:
         visuals=stage.visuals,
         overlong=stage.overlong,
         seed=raw.get("seed", 0),
-        clips=ClipReader(raw["video_deadline_s"]) if "video_deadline_s" in raw else ClipReader(),
+        clips=VideoReader(raw["video_deadline_s"]) if "video_deadline_s" in raw else VideoReader(),
     )
 
 
@@ -138,32 +138,32 @@ def _processor(raw: Mapping[str, Any], stage: Stage) -> Processor:
 
 def _show_figures(mixture: Mixture, processor: Processor, stage: Stage, args: argparse.Namespace) -> None:
     from mmblocks.data.inspect.drawing import draw_figures
-    from mmblocks.data.inspect.figures import figures_of
+    from mmblocks.data.inspect.figures import compute_figures
 
     most = None if args.all else args.samples
-    figures = figures_of(mixture, processor, stage.targets, samples_per_source=most)
-    print("\n".join(table(figures)))
-    picture = args.out / f"{_as_name(stage.name)}.png"
+    figures = compute_figures(mixture, processor, stage.targets, samples_per_source=most)
+    print("\n".join(format_figures(figures)))
+    picture = args.out / f"{_to_file_name(stage.name)}.png"
     draw_figures(figures, picture, title=f"stage {stage.name}: samples by tokens, views and labels")
     print(f"written  {picture}\n")
 
 
-def table(figures: Sequence[SourceFigures]) -> Iterator[str]:
+def format_figures(figures: Sequence[SourceFigures]) -> Iterator[str]:
     """The figures as aligned lines: what each source holds, its distributions, its faults."""
-    yield from aligned([CONTENT, *map(_content, figures)])
+    yield from align_columns([CONTENT_COLUMNS, *map(_content, figures)])
     yield ""
-    yield from aligned([SPREAD, *(row for source in figures for row in _spread(source))])
+    yield from align_columns([DISTRIBUTION_COLUMNS, *(row for source in figures for row in _spread(source))])
     yield ""
     for source in figures:
-        yield from source.lint.lines()
+        yield from source.lint.format_lines()
 
 
-CONTENT = ("source", "records", "looked at", "images", "clips", "text only", "turns", "faulty")
-SPREAD = ("source", "of a sample", "5 %", "50 %", "95 %", "most", "sum")
+CONTENT_COLUMNS = ("source", "records", "looked at", "images", "clips", "text only", "turns", "faulty")
+DISTRIBUTION_COLUMNS = ("source", "of a sample", "5 %", "50 %", "95 %", "most", "sum")
 
 
 def _content(f: SourceFigures) -> tuple[str, ...]:
-    counts = (f.lint.size, f.lint.looked_at, f.images, f.clips, f.text_only, f.turns, len(f.lint.faulty))
+    counts = (f.lint.size, f.lint.num_checked, f.images, f.videos, f.text_only, f.turns, len(f.lint.faulty))
     return (f.name, *map(str, counts))
 
 
@@ -171,7 +171,7 @@ def _spread(f: SourceFigures) -> Iterator[tuple[str, ...]]:
     from mmblocks.data.inspect.figures import MEASURES, QUANTILES
 
     for measure in MEASURES:
-        quantiles = f.quantiles(measure) or ("-",) * len(QUANTILES)
+        quantiles = f.compute_quantiles(measure) or ("-",) * len(QUANTILES)
         name = f.name if measure == MEASURES[0] else ""
         yield (name, measure, *map(str, quantiles), str(int(getattr(f, measure).sum())))
 
@@ -180,36 +180,36 @@ def _spread(f: SourceFigures) -> Iterator[tuple[str, ...]]:
 
 
 def _show_records(mixture: Mixture, processor: Processor, stage: Stage, args: argparse.Namespace) -> None:
-    from mmblocks.data.inspect.figures import parse_record, shown_records
+    from mmblocks.data.inspect.figures import inspect_records, parse_record
 
     marks = TRAINED if sys.stdout.isatty() else BRACKETS
     for text in args.record:
         draw = parse_record(text, mixture)
         try:
-            shown = shown_records(mixture, draw, processor, stage.targets)
-            pages = [_page(record) for record in shown]
+            shown = inspect_records(mixture, draw, processor, stage.targets)
+            pages = [_render_page(record) for record in shown]
         except DataError as fault:
             raise DataError(f"--record {text} of {mixture.names[draw.source]}: {fault}") from fault
         for number, (record, html) in enumerate(zip(shown, pages, strict=True)):
             page = (
                 args.out
-                / f"{_as_name(stage.name)}-{draw.source}-{draw.record}{f'-{number + 1}' if number else ''}.html"
+                / f"{_to_file_name(stage.name)}-{draw.source}-{draw.record}{f'-{number + 1}' if number else ''}.html"
             )
             page.write_text(html, encoding="utf-8")
-            print("\n".join(described(record, marks)))
+            print("\n".join(format_record(record, marks)))
             print(f"written  {page}\n")
 
 
-def _page(record: ShownRecord) -> str:
+def _render_page(record: InspectedRecord) -> str:
     """A record as a page, its visuals decoded."""
-    from mmblocks.data.inspect.record_page import page_of
-    from mmblocks.data.record_faults import naming
+    from mmblocks.data.inspect.record_page import make_page
+    from mmblocks.data.record_faults import name_errors
 
-    with naming(record.origin):
-        return page_of(record)
+    with name_errors(record.origin):
+        return make_page(record)
 
 
-def described(record: ShownRecord, marks: tuple[str, str]) -> Iterator[str]:
+def format_record(record: InspectedRecord, marks: tuple[str, str]) -> Iterator[str]:
     """A record as lines of text; what is trained stands between `marks`."""
     encoded = record.encoded
     yield f"record   {record.origin}"
@@ -220,18 +220,18 @@ def described(record: ShownRecord, marks: tuple[str, str]) -> Iterator[str]:
     for number, shown in enumerate(record.visuals, start=1):
         yield from _visual_lines(number, shown)
     yield ""
-    yield prompt_of(record, marks)
+    yield format_prompt(record, marks)
     yield ""
 
 
-def prompt_of(record: ShownRecord, marks: tuple[str, str]) -> str:
+def format_prompt(record: InspectedRecord, marks: tuple[str, str]) -> str:
     """The whole prompt: each visual as a note of its tokens, trained tokens between `marks`."""
-    from mmblocks.data.inspect.figures import Rows
+    from mmblocks.data.inspect.figures import VisualTokens
 
     begin, end = marks
     return "".join(
-        f"<{record.visuals[piece.number - 1].shape.kind} {piece.number}: {piece.count} tokens>"
-        if isinstance(piece, Rows)
+        f"<{record.visuals[piece.number - 1].shape.kind} {piece.number}: {piece.num_tokens} tokens>"
+        if isinstance(piece, VisualTokens)
         else f"{begin}{piece.text}{end}"
         if piece.trained
         else piece.text
@@ -239,7 +239,7 @@ def prompt_of(record: ShownRecord, marks: tuple[str, str]) -> str:
     )
 
 
-def _visual_lines(number: int, shown: ShownVisual) -> Iterator[str]:
+def _visual_lines(number: int, shown: InspectedVisual) -> Iterator[str]:
     plan, shape = shown.routed.plan, shown.shape
     yield (
         f"visual   {number}: {shape.kind} {shape.size.width}x{shape.size.height}, shown as {shown.routed.scenario}, "
@@ -247,11 +247,11 @@ def _visual_lines(number: int, shown: ShownVisual) -> Iterator[str]:
     )
     if shape.kind == "video":
         frames = [f"{frame} ({seconds:.2f}s)" for frame, seconds in shown.frames]
-        more = f" and {len(frames) - MOST_TIMES} more" if len(frames) > MOST_TIMES else ""
-        yield f"         frames {', '.join(frames[:MOST_TIMES])}{more} of {shape.num_frames}, {shown.rate}"
-    yield from (f"         told after {rows} tokens: {text!r}" for rows, text in plan.told)
+        more = f" and {len(frames) - MAX_FRAMES_LISTED} more" if len(frames) > MAX_FRAMES_LISTED else ""
+        yield f"         frames {', '.join(frames[:MAX_FRAMES_LISTED])}{more} of {shape.num_frames}, {shown.frame_rate}"
+    yield from (f"         told after {rows} tokens: {text!r}" for rows, text in plan.inline_texts)
 
 
-def _as_name(text: str) -> str:
+def _to_file_name(text: str) -> str:
     """A text as part of a file's name."""
     return re.sub(r"[^\w.-]", "_", text)

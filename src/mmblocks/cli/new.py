@@ -15,7 +15,7 @@ from pathlib import Path
 from mmblocks.cli.skeletons import PARTS, PYPROJECT, TEST
 from mmblocks.components import REGISTRIES
 from mmblocks.errors import ConfigError
-from mmblocks.settings import did_you_mean
+from mmblocks.settings import format_suggestion
 
 FUNCTIONS = ("tokenizer", "backbone")
 """Kinds whose skeleton is a function, not a class."""
@@ -28,16 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = write(args.kind, args.name, args.out)
+    folder = write_package(args.kind, args.name, args.out)
     print(f"{folder}: the part is in src/{args.name}/__init__.py, its test in tests/test_{args.name}.py")
     print(f"next: cd {folder} && pip install -e . && pytest")
     return 0
 
 
-def write(kind: str, name: str, out: Path) -> Path:
+def write_package(kind: str, name: str, out: Path) -> Path:
     """Write the package into a new folder of `out` and return it. Raises `ConfigError` for a name that cannot be used."""
     folder = out / name
-    if faults := _faults(kind, name, folder):
+    if faults := _list_faults(kind, name, folder):
         raise ConfigError("\n".join(faults))
     text, small = PARTS[kind]
     part = name if kind in FUNCTIONS else "".join(word.capitalize() for word in name.split("_"))
@@ -53,9 +53,9 @@ def write(kind: str, name: str, out: Path) -> Path:
     return folder
 
 
-def _faults(kind: str, name: str, folder: Path) -> list[str]:
+def _list_faults(kind: str, name: str, folder: Path) -> list[str]:
     if kind not in PARTS:
-        return [f"there is no skeleton for {kind!r}.{did_you_mean(kind, PARTS)}"]
+        return [f"there is no skeleton for {kind!r}.{format_suggestion(kind, PARTS)}"]
     faults = []
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         faults.append(f"{name!r} cannot name a component and its package; write it like my_{kind}.")

@@ -19,7 +19,7 @@ class CommandParser(argparse.ArgumentParser):
             action.required = False  # argparse would ask for one that has no default
         return action
 
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+    def parse_command(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Options may stand between overrides (`sweep RECIPE --star a=1,2`); argparse allows that where nothing is nested."""
         if not arguments:  # argparse would name required options alone, then required positional arguments
             self._refuse_missing([action for action in self._actions if action.required])
@@ -29,16 +29,16 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith(_MISSING):
             names = message.removeprefix(_MISSING).split(", ")
-            self._refuse_missing([action for action in self._actions if name_of(action) in names])
+            self._refuse_missing([action for action in self._actions if format_argument_name(action) in names])
         super().error(message)
 
     def _refuse_missing(self, actions: Iterable[argparse.Action]) -> None:
-        needed = "; ".join(f"{name_of(action)}: {action.help}" for action in actions)
+        needed = "; ".join(f"{format_argument_name(action)}: {action.help}" for action in actions)
         if needed:
             self.print_usage(sys.stderr)
             self.exit(2, f"{self.prog} needs {needed}\n")
 
 
-def name_of(action: argparse.Action) -> str:
+def format_argument_name(action: argparse.Action) -> str:
     """What usage and errors call an argument."""
     return "/".join(action.option_strings) or str(action.metavar or action.dest)

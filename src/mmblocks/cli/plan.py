@@ -28,8 +28,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mmblocks.cli.plan_data import WORDS, Question, page, planned
-from mmblocks.cli.tables import aligned
+from mmblocks.cli.plan_data import WORDS, PlanRequest, format_stage, plan_stages
+from mmblocks.cli.tables import align_columns
 from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmblocks.pretrained import nothing_fetched
+    from mmblocks.pretrained import forbid_fetching
 
-    with nothing_fetched():
+    with forbid_fetching():
         return _plan(args)
 
 
@@ -66,75 +66,75 @@ def _plan(args: argparse.Namespace) -> int:
     about_data = [word for word in args.words if word.startswith(WORDS)]
     raw = conf.compose_for_planning(args.recipe, [w for w in args.words if w not in media and w not in about_data])
     if args.memory:
-        return _plan_memory(raw, about_data, as_json=args.json)
+        return _print_memory_plan(raw, about_data, as_json=args.json)
     if args.trains:
-        return _plan_trains(raw, as_json=args.json)
+        return _print_training_table(raw, as_json=args.json)
     if not about_data:
-        return _plan_media(raw, media, args)
-    question = Question.of(about_data)
+        return _print_media_plan(raw, media, args)
+    question = PlanRequest.from_words(about_data)
     if media or not question.data:
         wrong = f"{media[0]} is a picture or clip" if media else f"{about_data[0]} is about data"
         raise ConfigError(
             f"{wrong}; write either pictures and clips, or data=FILE (or data=recipe) and words about it."
         )
-    return _plan_data(raw, question, as_json=args.json)
+    return _print_data_plan(raw, question, as_json=args.json)
 
 
-def _plan_media(raw: Mapping[str, Any], media: Sequence[str], args: argparse.Namespace) -> int:
-    from mmblocks.model.budget import plan, visual_shape
+def _print_media_plan(raw: Mapping[str, Any], media: Sequence[str], args: argparse.Namespace) -> int:
+    from mmblocks.model.budget import estimate_budget, parse_visual_shape
 
-    shapes = [visual_shape(word) for word in media or DEFAULT_MEDIA]
+    shapes = [parse_visual_shape(word) for word in media or DEFAULT_MEDIA]
     stages = {stage["name"]: list(stage["train"]) for stage in raw.get("stages", [])}
-    budget = plan(raw["model"], shapes, text_tokens=args.text, stages=stages)
-    print(json.dumps(budget.plain(), indent=2) if args.json else "\n".join(report(raw["model"], budget)))
+    budget = estimate_budget(raw["model"], shapes, text_tokens=args.text, stages=stages)
+    print(json.dumps(budget.to_dict(), indent=2) if args.json else "\n".join(format_budget(raw["model"], budget)))
     return 0
 
 
-def _plan_trains(raw: Mapping[str, Any], *, as_json: bool) -> int:
-    from mmblocks.train.reports.parameter_table import as_text, tables_of
+def _print_training_table(raw: Mapping[str, Any], *, as_json: bool) -> int:
+    from mmblocks.train.reports.parameter_table import format_training_table, make_training_tables
 
     if not raw.get("stages"):
         raise ConfigError("--trains is about training, and a system has no stages; name a recipe (`mmblocks recipes`).")
-    tables = tables_of(raw)
+    tables = make_training_tables(raw)
     if as_json:
         print(json.dumps({name: [asdict(row) for row in rows] for name, rows in tables.items()}, indent=2))
     else:
-        print("\n\n".join(f"{name}\n{as_text(rows)}" for name, rows in tables.items()))
+        print("\n\n".join(f"{name}\n{format_training_table(rows)}" for name, rows in tables.items()))
     return 0
 
 
-def _plan_memory(raw: Mapping[str, Any], words: Sequence[str], *, as_json: bool) -> int:
-    from mmblocks.cli.memory_report import memory_of, memory_page, ranks_in
+def _print_memory_plan(raw: Mapping[str, Any], words: Sequence[str], *, as_json: bool) -> int:
+    from mmblocks.cli.memory_report import compute_stage_memory, format_memory, read_ranks
 
-    found = memory_of(raw, ranks_in(words))
-    plain = {name: [memory.plain() for memory in rows] for name, rows in found.items()}
-    print(json.dumps(plain, indent=2) if as_json else "\n".join(memory_page(found)))
+    found = compute_stage_memory(raw, read_ranks(words))
+    plain = {name: [memory.to_dict() for memory in rows] for name, rows in found.items()}
+    print(json.dumps(plain, indent=2) if as_json else "\n".join(format_memory(found)))
     return 0
 
 
-def _plan_data(raw: Mapping[str, Any], question: Question, *, as_json: bool) -> int:
+def _print_data_plan(raw: Mapping[str, Any], question: PlanRequest, *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps([found.plain() for found in planned(raw, question)], indent=2))
+        print(json.dumps([found.to_dict() for found in plan_stages(raw, question)], indent=2))
         return 0
-    for number, found in enumerate(planned(raw, question)):
-        print("\n".join(["\n"] * (number > 0) + list(page(found))))
+    for number, found in enumerate(plan_stages(raw, question)):
+        print("\n".join(["\n"] * (number > 0) + list(format_stage(found))))
     return 0
 
 
 # A page for people --------------------------------------------------------------------------------------------------
 
 
-def report(model: Mapping[str, Any], budget: Budget) -> Iterator[str]:
+def format_budget(model: Mapping[str, Any], budget: Budget) -> Iterator[str]:
     """The budget as aligned tables."""
     yield from _names(model)
     yield ""
-    yield from aligned([("visual", "pixels", "scenario", "views", "tokens"), *_visual_rows(budget)])
+    yield from align_columns([("visual", "pixels", "scenario", "views", "tokens"), *_list_visual_rows(budget)])
     yield ""
-    yield from aligned([("part", "parameters", "weights (bf16)", "prefill"), *_part_rows(budget)])
+    yield from align_columns([("part", "parameters", "weights (bf16)", "prefill"), *_list_part_rows(budget)])
     yield ""
-    yield from aligned(list(_memory_rows(budget)))
+    yield from align_columns(list(_memory_rows(budget)))
     yield from (f"note: {note}" for note in budget.notes)
-    if not budget.fits:
+    if not budget.is_within_limit:
         yield (
             f"too long: {budget.sequence_tokens} tokens, the backbone takes {budget.max_tokens}; show fewer or smaller "
             "visuals, or raise model.backbone.max_tokens."
@@ -142,43 +142,48 @@ def report(model: Mapping[str, Any], budget: Budget) -> Iterator[str]:
 
 
 def _names(model: Mapping[str, Any]) -> Iterator[str]:
-    from mmblocks.registry import split
+    from mmblocks.registry import split_spec
 
-    names = {kind: split(model[kind])[0] for kind in ("encoder", "projector", "pooling", "backbone")}
-    visual = ", ".join(f"{scenario} {split(spec)[0]}" for scenario, spec in model["tokenizer"].items())
+    names = {kind: split_spec(model[kind])[0] for kind in ("encoder", "projector", "pooling", "backbone")}
+    visual = ", ".join(f"{scenario} {split_spec(spec)[0]}" for scenario, spec in model["tokenizer"].items())
     yield f"{names['encoder']} -> {names['projector']} -> {visual} (pooling {names['pooling']}) -> {names['backbone']}"
 
 
-def _visual_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
+def _list_visual_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
     for visual in budget.visuals:
         frames = f", {visual.num_frames} frames" if visual.kind == "video" else ""
         pixels = f"{visual.size.width}x{visual.size.height}{frames}"
         yield visual.kind, pixels, visual.scenario, str(visual.views), str(visual.tokens)
-    if budget.told_tokens:
-        yield "told with them", "", "", "", str(budget.told_tokens)
+    if budget.inline_text_tokens:
+        yield "told with them", "", "", "", str(budget.inline_text_tokens)
     yield "text", "", "", "", str(budget.text_tokens)
     yield "sequence", "", "", str(budget.views), f"{budget.sequence_tokens} of {budget.max_tokens}"
 
 
-def _part_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
+def _list_part_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
     for part, count in budget.parameters.items():
         flops = budget.flops.get(part, 0)
-        yield part, scaled(count), scaled(2 * count, "B"), scaled(flops, "FLOP")
+        yield part, format_number(count), format_number(2 * count, "B"), format_number(flops, "FLOP")
         if part == "backbone":
-            yield "  attention", "", "", scaled(budget.flops.get("attention"), "FLOP")
-            yield "  last row's head", "", "", scaled(budget.flops.get("head"), "FLOP")
+            yield "  attention", "", "", format_number(budget.flops.get("attention"), "FLOP")
+            yield "  last row's head", "", "", format_number(budget.flops.get("head"), "FLOP")
     known = [n for part, n in budget.flops.items() if part != "attention"]
     total = None if None in known else sum(n or 0 for n in known)
-    yield "all", scaled(sum(budget.parameters.values())), scaled(budget.weight_bytes, "B"), scaled(total, "FLOP")
+    yield (
+        "all",
+        format_number(sum(budget.parameters.values())),
+        format_number(budget.weight_bytes, "B"),
+        format_number(total, "FLOP"),
+    )
 
 
 def _memory_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
-    yield "KV cache (bf16)", scaled(budget.kv_cache_bytes, "B")
+    yield "KV cache (bf16)", format_number(budget.kv_cache_bytes, "B")
     for stage, size in budget.training_bytes.items():
-        yield f"training {stage}: weights, gradients, Adam", scaled(size, "B")
+        yield f"training {stage}: weights, gradients, Adam", format_number(size, "B")
 
 
-def scaled(number: float | None, unit: str = "") -> str:
+def format_number(number: float | None, unit: str = "") -> str:
     """A number in thousands, millions, ...: 397745440 -> '397.7 M'."""
     if number is None:
         return "unknown"

@@ -17,9 +17,9 @@ def run(args: argparse.Namespace) -> int:
     from mmblocks import conf
 
     if args.recipe:
-        print(conf.as_yaml(conf.compose(args.recipe, args.overrides)), end="")
+        print(conf.format_yaml(conf.compose(args.recipe, args.overrides)), end="")
         return 0
-    recipes = conf.recipes()
+    recipes = conf.list_recipes()
     width = max(map(len, recipes), default=0)
     print("\n".join(f"{name:{width}}  {summary}".rstrip() for name, summary in recipes.items()))
     return 0

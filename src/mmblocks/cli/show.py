@@ -11,10 +11,10 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from mmblocks.cli.facts import facts
-from mmblocks.cli.listing import registry_of
-from mmblocks.model.systems import find
-from mmblocks.registry import Entry, Registry
+from mmblocks.cli.facts import list_facts
+from mmblocks.cli.listing import find_registry
+from mmblocks.model.systems import find_system
+from mmblocks.registry import ComponentEntry, Registry
 from mmblocks.settings import REQUIRED, Setting
 
 
@@ -24,37 +24,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    lines = of_system(args.name) if args.kind == "system" else described(registry_of(args.kind), args.name)
+    lines = format_system(args.name) if args.kind == "system" else format_component(find_registry(args.kind), args.name)
     print("\n".join(lines))
     return 0
 
 
-def of_system(name: str) -> Iterator[str]:
+def format_system(name: str) -> Iterator[str]:
     """A system as lines of text: the parts of the size that is named, or of all sizes."""
-    system, size = find(name)
+    system, size = find_system(name)
     yield f"system {system.name}: {system.summary}"
     for shown in [size] if "/" in name else system.sizes:
         yield f"\n{system.name}/{shown}"
-        for key, (_, spec) in system.spec(shown).slots().items():
+        for key, (_, spec) in system.make_spec(shown).list_slots().items():
             yield f"  {key.removeprefix('model.'):22} {spec}"
     yield f"\nsource:   {system.source}"
     yield f"use:      mmblocks plan {system.name}/{size} model/projector=gated"
 
 
-def described(registry: Registry[Any], name: str) -> Iterator[str]:
+def format_component(registry: Registry[Any], name: str) -> Iterator[str]:
     """A component as lines of text."""
     entry = registry[name]
-    yield f"{registry.kind} {name}" + (f", a preset of {entry.of}" if entry.of else "")
+    yield f"{registry.kind} {name}" + (f", a preset of {entry.preset_of}" if entry.preset_of else "")
     yield ""
     yield from (f"  {line}".rstrip() for line in (inspect.getdoc(entry.builder) or "").splitlines())
     yield ""
-    yield from _settings(registry.schema(name))
-    if wired := sorted(registry.wants(name)):
+    yield from _settings(registry.list_settings(name))
+    if wired := sorted(registry.find_wired_arguments(name)):
         yield f"wired:    {', '.join(wired)} (from its neighbours, never set by hand)"
-    yield from (f"{said + ':':9} {value}" for said, value in facts(registry, name).items())
+    yield from (f"{said + ':':9} {value}" for said, value in list_facts(registry, name).items())
     yield f"source:   {entry.source}"
-    if entry.oracle:
-        yield f"oracle:   {entry.oracle}"
+    if entry.verified_against:
+        yield f"oracle:   {entry.verified_against}"
     yield f"file:     {_file(entry)}"
 
 
@@ -69,5 +69,5 @@ def _settings(schema: tuple[Setting, ...]) -> Iterator[str]:
         yield f"  {s.name:{names}}  {s.type_name:{types}}  {default}"
 
 
-def _file(entry: Entry[Any]) -> str:
+def _file(entry: ComponentEntry[Any]) -> str:
     return inspect.getsourcefile(entry.builder) or entry.builder.__module__

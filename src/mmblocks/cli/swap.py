@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mmblocks.model.swapping.transplant import Ledger
+    from mmblocks.model.swapping.transplant import TransferReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,23 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mmblocks.model.checkpoint import at_home, load, read_spec
-    from mmblocks.model.convert.weights import stored_dtype
-    from mmblocks.model.swapping.swap import planned, save_swapped, swap
+    from mmblocks.model.checkpoint import load, localise_spec, read_spec
+    from mmblocks.model.convert.weights import find_stored_dtype
+    from mmblocks.model.swapping.swap import plan_swap, save_swap_result, swap
 
-    changes = changes_of(arguments.changes)
+    changes = read_changes(arguments.changes)
     if arguments.out.exists():
         raise ConfigError(f"{arguments.out} exists; name a folder that does not.")
-    planned(at_home(read_spec(arguments.checkpoint), arguments.checkpoint), changes)
-    model = load(arguments.checkpoint, dtype=stored_dtype(arguments.checkpoint))
+    plan_swap(localise_spec(read_spec(arguments.checkpoint), arguments.checkpoint), changes)
+    model = load(arguments.checkpoint, dtype=find_stored_dtype(arguments.checkpoint))
     swapped = swap(model, changes, seed=arguments.seed, weights=arguments.weights)
-    save_swapped(swapped, arguments.out, arguments.checkpoint)
-    print("\n".join(told(swapped.ledger)))
+    save_swap_result(swapped, arguments.out, arguments.checkpoint)
+    print("\n".join(format_ledger(swapped.ledger)))
     print(f"written  {arguments.out}")
     return 0
 
 
-def told(ledger: Ledger) -> Iterator[str]:
+def format_ledger(ledger: TransferReport) -> Iterator[str]:
     """A line for each fate of each part, and the sums over all parameters."""
     from mmblocks.model.spec import PARTS
     from mmblocks.model.swapping.transplant import FATES
@@ -62,21 +62,21 @@ def told(ledger: Ledger) -> Iterator[str]:
         for fate in FATES:
             lines = [line for line in ledger.lines if (line.part, line.fate) == (part, fate)]
             if lines:
-                yield f"{fate:8} {part:10} {ledger.count(fate, part):>15,} parameters in {len(lines)} tensors"
-    dropped = ledger.count("dropped")
-    sums = " + ".join(f"{ledger.count(fate):,} {fate}" for fate in FATES[:-1])
+                yield f"{fate:8} {part:10} {ledger.count_parameters(fate, part):>15,} parameters in {len(lines)} tensors"
+    dropped = ledger.count_parameters("dropped")
+    sums = " + ".join(f"{ledger.count_parameters(fate):,} {fate}" for fate in FATES[:-1])
     yield f"after    {ledger.after:,} parameters = {sums}"
     yield f"before   {ledger.before:,} parameters, {dropped:,} of them dropped"
 
 
-def changes_of(arguments: list[str]) -> dict[str, Any]:
+def read_changes(arguments: list[str]) -> dict[str, Any]:
     """SLOT=NAME and SLOT.SETTING=VALUE as a mapping; values are json where they can be, else text."""
     if faults := [argument for argument in arguments if "=" not in argument]:
         raise ConfigError(f"{', '.join(map(repr, faults))}: write SLOT=NAME or SLOT.SETTING=VALUE.")
-    return {key: _value(text) for key, _, text in (argument.partition("=") for argument in arguments)}
+    return {key: _parse_value(text) for key, _, text in (argument.partition("=") for argument in arguments)}
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:

@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.report:
-        return _report(_folder(args))
+        return _print_comparison(_folder(args))
     from mmblocks.sweep.launch import prepare_sweep, run_sweep
 
     folder = prepare_sweep(
         args.recipe, args.words, arms_only=args.star, out=args.out, score=args.score, samples=args.samples
     )
     run_sweep(folder, args.words)
-    return _report(folder)
+    return _print_comparison(folder)
 
 
 def _folder(args: argparse.Namespace) -> Path:
@@ -51,12 +51,12 @@ def _folder(args: argparse.Namespace) -> Path:
     return Path(args.recipe)
 
 
-def _report(folder: Path) -> int:
+def _print_comparison(folder: Path) -> int:
     """Write and print the comparison; 1 where a cell has no score."""
-    from mmblocks.sweep.comparison import as_markdown, compare, write
+    from mmblocks.sweep.comparison import compare_trials, format_markdown, write_comparison
 
-    comparison = compare(folder)
-    files = write(comparison, folder)
-    print(as_markdown(comparison))
+    comparison = compare_trials(folder)
+    files = write_comparison(comparison, folder)
+    print(format_markdown(comparison))
     print(f"the comparison is in {', '.join(map(str, files))}")
     return 1 if comparison.missing else 0

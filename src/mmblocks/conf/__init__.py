@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "GROUPS": "groups",
-    "as_yaml": "assemble",
+    "format_yaml": "assemble",
     "compose": "assemble",
     "compose_for_planning": "assemble",
-    "recipes": "files",
+    "list_recipes": "files",
     "register_groups": "groups",
 }
 
 __all__ = [
     "GROUPS",
-    "as_yaml",
     "compose",
     "compose_for_planning",
-    "recipes",
+    "format_yaml",
+    "list_recipes",
     "register_groups",
 ]
 
 if TYPE_CHECKING:
-    from mmblocks.conf.assemble import as_yaml, compose, compose_for_planning
-    from mmblocks.conf.files import recipes
+    from mmblocks.conf.assemble import compose, compose_for_planning, format_yaml
+    from mmblocks.conf.files import list_recipes
     from mmblocks.conf.groups import GROUPS, register_groups
 
 

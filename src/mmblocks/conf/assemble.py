@@ -12,17 +12,17 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from mmblocks.components import REGISTRIES
-from mmblocks.conf.faults import FOREIGN, refusal
-from mmblocks.conf.files import Recipe, find_recipe, recipes, roots, shipped_recipes
+from mmblocks.conf.faults import HYDRA_ERRORS, to_config_error
+from mmblocks.conf.files import RecipeFile, find_recipe, find_shipped_folder, list_recipe_folders, list_recipes
 from mmblocks.conf.groups import GROUPS, SCHEMA, SYSTEM, register_groups
-from mmblocks.conf.overrides import concerns_settings, translated
-from mmblocks.data.mixing.entries import split_entry, use_faults
+from mmblocks.conf.overrides import needs_translation, translate_overrides
+from mmblocks.data.mixing.entries import find_use_faults, split_entry
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
-from mmblocks.image_reading import reading_faults
+from mmblocks.image_reading import list_reading_faults
 from mmblocks.model import systems
-from mmblocks.settings import did_you_mean
-from mmblocks.train.stages import run_faults
+from mmblocks.settings import format_suggestion
+from mmblocks.train.stages import find_run_faults
 
 HYDRA_VERSION = "1.3"
 
@@ -38,7 +38,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             f"'- /system: {recipe}', or look at it with `mmblocks plan`."
         )
     found = find_recipe(recipe)
-    return plain_run(_config(found, overrides), found.name)
+    return to_checked_run(_compose_config(found, overrides), found.name)
 
 
 def compose_for_planning(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -46,13 +46,13 @@ def compose_for_planning(name: str, overrides: Sequence[str] = ()) -> dict[str, 
     if not is_system(name):
         return compose(name, overrides)
     raw = compose_unchecked(name, overrides)
-    _refuse(name, _component_faults(raw))
+    _raise_faults(name, _find_component_faults(raw))
     return raw
 
 
 def is_system(name: str) -> bool:
     """Whether a name is a system's; a recipe of the same name goes first."""
-    return name not in recipes() and name.partition("/")[0] in systems.SYSTEMS
+    return name not in list_recipes() and name.partition("/")[0] in systems.SYSTEMS
 
 
 def compose_unchecked(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -61,74 +61,74 @@ def compose_unchecked(recipe: str, overrides: Sequence[str] = ()) -> dict[str, A
     A system gives {"model": ...}, as it has no stages.
     """
     if is_system(recipe):
-        return _plain(_config_of_system(recipe, overrides), recipe)
+        return _to_dict(_config_of_system(recipe, overrides), recipe)
     found = find_recipe(recipe)
-    return _plain(_config(found, overrides), found.name)
+    return _to_dict(_compose_config(found, overrides), found.name)
 
 
 def _config_of_system(system: str, overrides: Sequence[str]) -> DictConfig:
-    found, size = systems.find(system)
+    found, size = systems.find_system(system)
     register_groups()
     try:
-        with own_hydra(), hydra.initialize_config_dir(str(shipped_recipes()), version_base=HYDRA_VERSION):
-            config = _overridden(SCHEMA, overrides, [f"+{SYSTEM}={found.name}/{size}"])
+        with isolate_hydra(), hydra.initialize_config_dir(str(find_shipped_folder()), version_base=HYDRA_VERSION):
+            config = _apply_overrides(SCHEMA, overrides, [f"+{SYSTEM}={found.name}/{size}"])
             return OmegaConf.masked_copy(config, ["model"])
-    except FOREIGN as error:
-        raise refusal(system, error) from error
+    except HYDRA_ERRORS as error:
+        raise to_config_error(system, error) from error
 
 
-def _config(found: Recipe, overrides: Sequence[str]) -> DictConfig:
+def _compose_config(found: RecipeFile, overrides: Sequence[str]) -> DictConfig:
     register_groups()
     try:
-        with own_hydra(), hydra.initialize_config_dir(str(found.path.parent), version_base=HYDRA_VERSION):
-            return _overridden(found.path.stem, overrides)
-    except FOREIGN as error:
-        raise refusal(found.name, error) from error
+        with isolate_hydra(), hydra.initialize_config_dir(str(found.path.parent), version_base=HYDRA_VERSION):
+            return _apply_overrides(found.path.stem, overrides)
+    except HYDRA_ERRORS as error:
+        raise to_config_error(found.name, error) from error
 
 
-def _overridden(name: str, overrides: Sequence[str], choices: Sequence[str] = ()) -> DictConfig:
+def _apply_overrides(name: str, overrides: Sequence[str], choices: Sequence[str] = ()) -> DictConfig:
     """Composed twice where overrides change settings: which components and stages there are decides what they mean."""
-    own = [*choices, search_path()]
-    if not concerns_settings(overrides):
+    own = [*choices, make_search_path()]
+    if not needs_translation(overrides):
         return hydra.compose(name, overrides=[*overrides, *own])
     groups = [word for word in overrides if "/" in word.partition("=")[0]]
     chosen: Any = OmegaConf.to_container(hydra.compose(name, overrides=[*groups, *own]))
-    return hydra.compose(name, overrides=[*translated(overrides, chosen), *own])
+    return hydra.compose(name, overrides=[*translate_overrides(overrides, chosen), *own])
 
 
-def search_path() -> str:
+def make_search_path() -> str:
     """The override that lets recipes build on each other (`- /tiny/base@_global_`)."""
-    return f"hydra.searchpath=[{','.join(repr(f'file://{root}') for root in roots())}]"
+    return f"hydra.searchpath=[{','.join(repr(f'file://{root}') for root in list_recipe_folders())}]"
 
 
-def plain_run(config: DictConfig, recipe: str) -> dict[str, Any]:
+def to_checked_run(config: DictConfig, recipe: str) -> dict[str, Any]:
     """A composed config as plain values. Raises `ConfigError` that lists every fault."""
-    raw = _plain(config, recipe)
-    _refuse(recipe, [*run_faults(raw), *_component_faults(raw), *_source_faults(raw)])
+    raw = _to_dict(config, recipe)
+    _raise_faults(recipe, [*find_run_faults(raw), *_find_component_faults(raw), *_source_faults(raw)])
     return raw
 
 
-def _plain(config: DictConfig, recipe: str) -> dict[str, Any]:
+def _to_dict(config: DictConfig, recipe: str) -> dict[str, Any]:
     try:
         raw: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except FOREIGN as error:
-        raise refusal(recipe, error) from error
-    _refuse(recipe, _renamed(config))
+    except HYDRA_ERRORS as error:
+        raise to_config_error(recipe, error) from error
+    _raise_faults(recipe, _find_dotted_components(config))
     return raw
 
 
-def _refuse(recipe: str, faults: Sequence[str]) -> None:
+def _raise_faults(recipe: str, faults: Sequence[str]) -> None:
     if faults:
         raise ConfigError(f"recipe {recipe!r} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
 
 
-def as_yaml(config: Mapping[str, Any]) -> str:
+def format_yaml(config: Mapping[str, Any]) -> str:
     """A composed config as people read it."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
 
 @contextmanager
-def own_hydra() -> Iterator[None]:
+def isolate_hydra() -> Iterator[None]:
     """Hydra holds one global state; a program that runs under Hydra itself gets its own back."""
     state = GlobalHydra.instance()
     before, state.hydra = state.hydra, None
@@ -143,7 +143,7 @@ def own_hydra() -> Iterator[None]:
 # Faults that types cannot show --------------------------------------------------------------------------------------
 
 
-def _renamed(config: DictConfig) -> list[str]:
+def _find_dotted_components(config: DictConfig) -> list[str]:
     """Components chosen with a dot: they would keep the settings of another."""
     faults = []
     for group in GROUPS:
@@ -157,14 +157,14 @@ def _renamed(config: DictConfig) -> list[str]:
     return faults
 
 
-def _component_faults(raw: Mapping[str, Any]) -> list[str]:
+def _find_component_faults(raw: Mapping[str, Any]) -> list[str]:
     faults = []
     for group, (kind, _) in GROUPS.items():
         spec: Any = raw
         for part in group.split("/"):
             spec = spec[part]
         faults += [f"{group.replace('/', '.')}: {reason}" for reason in REGISTRIES[kind].reasons_against(spec)]
-    return faults + reading_faults(raw["model"]["images"], "model.images") + _strangers(raw)
+    return faults + list_reading_faults(raw["model"]["images"], "model.images") + _strangers(raw)
 
 
 def _strangers(raw: Mapping[str, Any]) -> list[str]:
@@ -172,7 +172,7 @@ def _strangers(raw: Mapping[str, Any]) -> list[str]:
     slots = {group.replace("/", ".") for group in GROUPS}
     given = [f"model.{k}" for k in raw["model"] if k not in ("tokenizer", "images")]
     given += [f"model.tokenizer.{k}" for k in raw["model"]["tokenizer"]]
-    return [f"{key} is not a setting.{did_you_mean(key, slots)}" for key in given if key not in slots]
+    return [f"{key} is not a setting.{format_suggestion(key, slots)}" for key in given if key not in slots]
 
 
 def _source_faults(raw: Mapping[str, Any]) -> list[str]:
@@ -182,12 +182,12 @@ def _source_faults(raw: Mapping[str, Any]) -> list[str]:
         f"{where}.data.{j}: {reason}"
         for where, reader in [*readers, ("evaluate", evaluate if isinstance(evaluate, dict) else {})]
         for j, source in enumerate(reader.get("data") or [])
-        for reason in _faults_of_source(source)
+        for reason in _find_source_faults(source)
     ]
 
 
-def _faults_of_source(source: Mapping[str, Any]) -> list[str]:
+def _find_source_faults(source: Mapping[str, Any]) -> list[str]:
     settings, _ = split_entry(source)
     if not isinstance(settings.get("name"), str):
         return [f"{settings!r} has no 'name'; write name: SOURCE."]
-    return [text for _, text in use_faults(source)] + sources.reasons_against(settings)
+    return [text for _, text in find_use_faults(source)] + sources.reasons_against(settings)

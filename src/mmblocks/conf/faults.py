@@ -17,58 +17,62 @@ from omegaconf.errors import (
 )
 
 from mmblocks.components import REGISTRIES
-from mmblocks.conf.groups import GROUPS, SCHEMA, options
+from mmblocks.conf.groups import GROUPS, SCHEMA, list_options
 from mmblocks.errors import ConfigError
-from mmblocks.settings import did_you_mean, fields_of, type_name
+from mmblocks.settings import format_suggestion, format_type, list_settings
 
-FOREIGN = (HydraException, OmegaConfBaseException, ValueError, TypeError)
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError)
 """What Hydra and OmegaConf raise when a recipe or an override is wrong; a group given a number is a `ValueError`."""
 
 
-def explain(error: BaseException) -> str:
+def explain_error(error: BaseException) -> str:
     """One of `FOREIGN` as a sentence."""
-    for e in _chain(error):
+    for e in _list_causes(error):
         if isinstance(e, MissingConfigException):
-            return _missing_config(e)
+            return _explain_missing_config(e)
         if isinstance(e, OverrideParseException):
             return f"override {e.override!r} cannot be read; write key=value, or group=name for a component."
         if isinstance(e, OmegaConfBaseException) and e.full_key:
-            return _about_key(e, str(e.full_key))
+            return _explain_key_error(e, str(e.full_key))
     return _other(str(error))
 
 
-def _about_key(error: OmegaConfBaseException, full_key: str) -> str:
+def _explain_key_error(error: OmegaConfBaseException, full_key: str) -> str:
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(error, full_key)
     if isinstance(error, MissingMandatoryValue):
         return _no_value(full_key)
-    return _wrong_type(error, full_key) if isinstance(error, ValidationError) else f"{full_key}: {_first_line(error)}."
+    return (
+        _wrong_type(error, full_key)
+        if isinstance(error, ValidationError)
+        else f"{full_key}: {_keep_first_line(error)}."
+    )
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _list_causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and its causes, the deepest first: Hydra wraps what OmegaConf found, and OmegaConf a bare one of its own."""
     if error is not None:
-        yield from _chain(error.__cause__ or error.__context__)
+        yield from _list_causes(error.__cause__ or error.__context__)
         yield error
 
 
-def _missing_config(error: MissingConfigException) -> str:
+def _explain_missing_config(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     if group not in GROUPS:
         known = [*(error.options or []), *([SCHEMA] if not group else [])]
-        return f"a recipe asks for {error.missing_cfg_file!r}, which does not exist.{did_you_mean(name, known)}"
+        return f"a recipe asks for {error.missing_cfg_file!r}, which does not exist.{format_suggestion(name, known)}"
     kind, scenario = GROUPS[group]
-    known = list(options(group))
+    known = list(list_options(group))
     if name not in REGISTRIES[kind]:
-        return f"no {kind} is called {name!r}.{did_you_mean(name, known)}"
+        return f"no {kind} is called {name!r}.{format_suggestion(name, known)}"
     if scenario is not None and name not in known:
-        return f"the tokenizer {name!r} does not serve {scenario!r}.{did_you_mean('', known)}"
+        return f"the tokenizer {name!r} does not serve {scenario!r}.{format_suggestion('', known)}"
     return _why_unusable(kind, name)
 
 
 def _why_unusable(kind: str, name: str) -> str:
     try:
-        REGISTRIES[kind].schema(name)
+        REGISTRIES[kind].list_settings(name)
     except Exception as cause:
         return f"the {kind} {name!r} cannot be used: {type(cause).__name__}: {cause}"
     return f"the {kind} {name!r} was installed after its group was made; call register_groups() again."
@@ -77,8 +81,8 @@ def _why_unusable(kind: str, name: str) -> str:
 def _unknown_key(error: OmegaConfBaseException, full_key: str) -> str:
     key = str(error.key)
     if "/" in key:
-        return f"there is no component group {key!r}.{did_you_mean(key, GROUPS)}"
-    return f"{full_key} is not a setting.{did_you_mean(key, _keys(error.parent_node))}"
+        return f"there is no component group {key!r}.{format_suggestion(key, GROUPS)}"
+    return f"{full_key} is not a setting.{format_suggestion(key, _keys(error.parent_node))}"
 
 
 def _keys(node: Any) -> list[str]:
@@ -93,24 +97,24 @@ def _no_value(full_key: str) -> str:
 
 def _wrong_type(error: ValidationError, full_key: str) -> str:
     schema = error.object_type
-    known = fields_of(schema) if isinstance(schema, type) and hasattr(schema, "__dataclass_fields__") else {}
+    known = list_settings(schema) if isinstance(schema, type) and hasattr(schema, "__dataclass_fields__") else {}
     if error.key in known:
-        return f"{full_key}={error.value!r} is not {type_name(known[str(error.key)].annotation)}."
-    return f"{full_key}: {_first_line(error)}."
+        return f"{full_key}={error.value!r} is not {format_type(known[str(error.key)].annotation)}."
+    return f"{full_key}: {_keep_first_line(error)}."
 
 
-def _first_line(error: BaseException) -> str:
+def _keep_first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0].rstrip(".")
 
 
 def _other(text: str) -> str:
     if unmatched := re.search(r"Could not override '([^'@]+)'", text):
-        return f"there is no component group {unmatched[1]!r}.{did_you_mean(unmatched[1], GROUPS)}"
+        return f"there is no component group {unmatched[1]!r}.{format_suggestion(unmatched[1], GROUPS)}"
     if several := re.search(r"Ambiguous value for argument '(.+)'", text):
         return f"override {several[1]!r} names several values; `mmblocks sweep` runs each, and [a,b] is a list."
     return " ".join(line.strip() for line in text.splitlines() if "https://hydra.cc" not in line)
 
 
-def refusal(recipe: str, error: BaseException) -> ConfigError:
+def to_config_error(recipe: str, error: BaseException) -> ConfigError:
     """The `ConfigError` that stands for an error of Hydra."""
-    return ConfigError(f"recipe {recipe!r}: {explain(error)}")
+    return ConfigError(f"recipe {recipe!r}: {explain_error(error)}")

@@ -19,7 +19,7 @@ from mmblocks.components import REGISTRIES
 from mmblocks.image_reading import ImageReading
 from mmblocks.model import systems
 from mmblocks.model.spec import ModelSpec
-from mmblocks.settings import REQUIRED, Setting, fields_of
+from mmblocks.settings import REQUIRED, Setting, list_settings
 from mmblocks.shapes import SCENARIOS, Scenario
 from mmblocks.train.stages import Stage, TrainRun
 
@@ -42,7 +42,7 @@ SYSTEM = "system"
 """The group that chooses all components at once: `- /system: llava_next/vicuna_7b` after `- /train_run` in a recipe."""
 
 
-class _Option(ConfigNode):
+class _LazyOption(ConfigNode):
     """An entry of Hydra's store that is made when it is chosen: a run chooses ten of some three hundred."""
 
     def __init__(
@@ -59,16 +59,18 @@ class _Option(ConfigNode):
 def register_groups() -> None:
     """Tell Hydra every component and the schema of a run. Safe to call again, e.g. after installing a plug-in."""
     for group, (kind, _) in GROUPS.items():
-        for name in options(group):
+        for name in list_options(group):
             if _is_usable(kind, name):
-                _put(_Option(name, partial(_component_node, kind, name), group=group))
-    _put(_Option(SCHEMA, run_node))
-    for name in systems.names():
+                _store_option(_LazyOption(name, partial(_make_component_node, kind, name), group=group))
+    _store_option(_LazyOption(SCHEMA, make_run_node))
+    for name in systems.list_system_names():
         system, _, size = name.partition("/")
-        _put(_Option(size, partial(_system_node, name), group=f"{SYSTEM}/{system}", package="_global_"))
+        _store_option(
+            _LazyOption(size, partial(_make_system_node, name), group=f"{SYSTEM}/{system}", package="_global_")
+        )
 
 
-def _put(option: _Option) -> None:
+def _store_option(option: _LazyOption) -> None:
     """Put an option where `ConfigStore.store` puts a node, which would have to be there already."""
     folder = ConfigStore.instance().repo
     for part in option.group.split("/") if option.group else ():
@@ -76,27 +78,27 @@ def _put(option: _Option) -> None:
     folder[option.name] = option
 
 
-def _component_node(kind: str, name: str) -> Any:
-    return _dataclass(f"{kind}_{name}", [Setting("name", str, name), *REGISTRIES[kind].schema(name)])
+def _make_component_node(kind: str, name: str) -> Any:
+    return _make_schema(f"{kind}_{name}", [Setting("name", str, name), *REGISTRIES[kind].list_settings(name)])
 
 
-def _system_node(system: str) -> dict[str, Any]:
+def _make_system_node(system: str) -> dict[str, Any]:
     return {"defaults": _choices_of(system)}
 
 
 def _choices_of(system: str) -> list[dict[str, str]]:
     """A system as Hydra's overrides of every component group; systems choose by name alone."""
-    slots = systems.compose(system).slots()
+    slots = systems.compose(system).list_slots()
     return [{f"override /{key.replace('.', '/')}": str(spec)} for key, (_, spec) in slots.items()]
 
 
-def options(group: str) -> Iterator[str]:
+def list_options(group: str) -> Iterator[str]:
     """Names that can be chosen in a group."""
     kind, scenario = GROUPS[group]
-    return (name for name in REGISTRIES[kind] if scenario is None or serves(name, scenario))
+    return (name for name in REGISTRIES[kind] if scenario is None or can_serve(name, scenario))
 
 
-def serves(tokenizer: str, scenario: Scenario) -> bool:
+def can_serve(tokenizer: str, scenario: Scenario) -> bool:
     """Whether a visual tokenizer is offered for a scenario; one that does not say is offered for all."""
     try:
         scenarios = getattr(REGISTRIES["tokenizer"][tokenizer].builder, "scenarios", None)
@@ -108,10 +110,10 @@ def serves(tokenizer: str, scenario: Scenario) -> bool:
 def _is_usable(kind: str, name: str) -> bool:
     """False for a plug-in that cannot be imported, so that a broken one stops no other run. Our own are not tried."""
     registry = REGISTRIES[kind]
-    if registry.about(name).module.startswith("mmblocks."):
+    if registry.find_info(name).module.startswith("mmblocks."):
         return True
     try:
-        registry.schema(name)
+        registry.list_settings(name)
     except Exception as cause:
         log.warning("%s %r is left out: %s: %s", kind, name, type(cause).__name__, cause)
         return False
@@ -121,11 +123,11 @@ def _is_usable(kind: str, name: str) -> bool:
 # Structured configs -------------------------------------------------------------------------------------------------
 
 
-def run_node() -> type:
+def make_run_node() -> type:
     """`TrainRun` for Hydra: typed keys, one group per component, the components of `ModelSpec` as defaults."""
-    settings = fields_of(TrainRun)
-    stage = _dataclass("Stage", fields_of(Stage).values())
-    own = {"model": _model_node(), "stages": typing.List[stage]}  # noqa: UP006  # OmegaConf reads typing.List
+    settings = list_settings(TrainRun)
+    stage = _make_schema("Stage", list_settings(Stage).values())
+    own = {"model": _make_model_node(), "stages": typing.List[stage]}  # noqa: UP006  # OmegaConf reads typing.List
     defaults = ["_self_", *({group: name} for group, name in _default_choices().items())]
     fields: list[Any] = [("defaults", typing.List[Any], dataclasses.field(default_factory=lambda: list(defaults)))]  # noqa: UP006
     for name, setting in settings.items():
@@ -134,19 +136,19 @@ def run_node() -> type:
         elif name in own:
             fields.append((name, own[name], MISSING))
         else:
-            fields.append(_field(setting))
+            fields.append(_make_field(setting))
     return dataclasses.make_dataclass("Run", fields)
 
 
-def _model_node() -> type:
+def _make_model_node() -> type:
     """Places for all components, and the settings by which images are read."""
-    images = _dataclass("Images", fields_of(ImageReading).values())
+    images = _make_schema("Images", list_settings(ImageReading).values())
     fields: list[Any] = [("images", images, dataclasses.field(default_factory=images))]
-    return dataclasses.make_dataclass("Model", fields, bases=(_slots("Components", _slot_tree()),))
+    return dataclasses.make_dataclass("Model", fields, bases=(_make_slots("Components", _slot_tree()),))
 
 
 def _default_choices() -> dict[str, str]:
-    slots = {key.replace(".", "/"): spec for key, (_, spec) in ModelSpec().slots().items()}
+    slots = {key.replace(".", "/"): spec for key, (_, spec) in ModelSpec().list_slots().items()}
     return {group: str(slots[group]) for group in GROUPS}
 
 
@@ -160,30 +162,30 @@ def _slot_tree() -> dict[str, Any]:
     return tree
 
 
-def _slots(name: str, tree: Mapping[str, Any]) -> Any:
+def _make_slots(name: str, tree: Mapping[str, Any]) -> Any:
     """Places for components: any structured config fits, other keys do not."""
     fields: list[Any] = []
     for key, below in tree.items():
-        inner = _slots(key.title(), below) if below else None
+        inner = _make_slots(key.title(), below) if below else None
         fields.append((key, inner, dataclasses.field(default_factory=inner)) if inner else (key, Any, MISSING))
     return dataclasses.make_dataclass(name, fields)
 
 
-def _dataclass(name: str, settings: typing.Iterable[Setting]) -> Any:
-    return dataclasses.make_dataclass(re.sub(r"\W", "_", name), [_field(s) for s in settings])
+def _make_schema(name: str, settings: typing.Iterable[Setting]) -> Any:
+    return dataclasses.make_dataclass(re.sub(r"\W", "_", name), [_make_field(s) for s in settings])
 
 
-def _field(setting: Setting) -> tuple[str, Any, Any]:
+def _make_field(setting: Setting) -> tuple[str, Any, Any]:
     if setting.default is REQUIRED:
-        return setting.name, omegaconf_type(setting.annotation), MISSING
-    default = plain(setting.default)
-    annotation = omegaconf_type(setting.annotation)
+        return setting.name, to_omegaconf_type(setting.annotation), MISSING
+    default = to_plain_value(setting.default)
+    annotation = to_omegaconf_type(setting.annotation)
     if default is None and not _is_optional(annotation):
         annotation = Any
     return setting.name, annotation, dataclasses.field(default_factory=lambda: default)
 
 
-def omegaconf_type(annotation: Any) -> Any:
+def to_omegaconf_type(annotation: Any) -> Any:
     """The type by which OmegaConf checks a value at once; `Any` where only the registry can tell (unions, literals)."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in (int, float, str, bool):
@@ -193,9 +195,9 @@ def omegaconf_type(annotation: Any) -> Any:
         alone = members[0] if len(members) == 1 and len(members) < len(arguments) else None
         return typing.Optional[alone] if alone in (int, float, str, bool) else Any  # noqa: UP045
     if origin in (list, Sequence):
-        return typing.List[omegaconf_type(arguments[0])]  # noqa: UP006
+        return typing.List[to_omegaconf_type(arguments[0])]  # noqa: UP006
     if origin in (dict, Mapping):
-        return typing.Dict[str, omegaconf_type(arguments[1])]  # noqa: UP006
+        return typing.Dict[str, to_omegaconf_type(arguments[1])]  # noqa: UP006
     return Any
 
 
@@ -203,10 +205,10 @@ def _is_optional(annotation: Any) -> bool:
     return annotation is Any or type(None) in typing.get_args(annotation)
 
 
-def plain(value: Any) -> Any:
+def to_plain_value(value: Any) -> Any:
     """A default as YAML would hold it."""
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [to_plain_value(v) for v in value]
     if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
+        return {k: to_plain_value(v) for k, v in value.items()}
     return str(value) if isinstance(value, Path) else value

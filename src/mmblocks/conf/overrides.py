@@ -12,20 +12,20 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from mmblocks.components import REGISTRIES
-from mmblocks.data.mixing.entries import Use
+from mmblocks.data.mixing.entries import SourceUse
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
 from mmblocks.image_reading import ImageReading
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Registry, Spec
-from mmblocks.settings import did_you_mean, fields_of
+from mmblocks.settings import format_suggestion, list_settings
 from mmblocks.shapes import SCENARIOS
-from mmblocks.train.stages import LEARNERS, Evaluation, Learning, Lora, Sight, Stage, TrainRun
+from mmblocks.train.stages import TRAINABLE_PARTS, EncoderPretraining, Evaluation, Lora, PartSettings, Stage, TrainRun
 
 _WORD = re.compile(r"(?P<sign>~|\+\+?)?(?P<key>[^=/@]+)(?P<value>=.*)?", re.DOTALL)
 
 
-def translated(words: Sequence[str], composed: Mapping[str, Any]) -> list[str]:
+def translate_overrides(words: Sequence[str], composed: Mapping[str, Any]) -> list[str]:
     """Overrides as Hydra takes them: stages and sources by number, `++` before each setting that a schema knows.
 
     composed: the recipe with its component groups chosen, as plain values. Each word is read beside what those before it
@@ -38,22 +38,22 @@ def translated(words: Sequence[str], composed: Mapping[str, Any]) -> list[str]:
             made.append(word)
             continue
         sign, key, given = matched["sign"] or "", matched["key"], matched["value"] or ""
-        place = _placed(key.split("."), so_far, must_be_known=not sign)
-        if sign == "~" and isinstance(_at(so_far, place.path[:-1]), list):  # Hydra takes nothing out of lists
-            so_far = _without(so_far, place.path)
-            made.append(f"{'.'.join(place.path[:-1])}={_written(_at(so_far, place.path[:-1]))}")
+        place = _locate_key(key.split("."), so_far, must_be_known=not sign)
+        if sign == "~" and isinstance(_find_value(so_far, place.path[:-1]), list):  # Hydra takes nothing out of lists
+            so_far = _remove_value(so_far, place.path)
+            made.append(f"{'.'.join(place.path[:-1])}={_format_value(_find_value(so_far, place.path[:-1]))}")
             continue
-        made += [f"++{'.'.join(path)}={_written(value)}" for path, value in place.filled]
+        made += [f"++{'.'.join(path)}={_format_value(value)}" for path, value in place.filled]
         value = _read(given)
         needs_plus = not sign and (len(place.path) > 1 or isinstance(value, Mapping))
         made.append(f"{'++' if needs_plus and place.is_known else sign}{'.'.join(place.path)}{given}")
         for path, whole in place.filled:
-            so_far = _with(so_far, path, whole)
-        so_far = _without(so_far, place.path) if sign == "~" else _with(so_far, place.path, value)
+            so_far = _set_value(so_far, path, whole)
+        so_far = _remove_value(so_far, place.path) if sign == "~" else _set_value(so_far, place.path, value)
     return made
 
 
-def parsed(words: Sequence[str]) -> list[Override]:
+def parse_overrides(words: Sequence[str]) -> list[Override]:
     """Overrides read by Hydra, but for their keys: a stage's name may be one that Hydra's grammar has no place for."""
     made = []
     for word in words:
@@ -66,7 +66,7 @@ def parsed(words: Sequence[str]) -> list[Override]:
     return made
 
 
-def concerns_settings(words: Sequence[str]) -> bool:
+def needs_translation(words: Sequence[str]) -> bool:
     """Whether one of the words goes below the first level, or holds a mapping, so that it has to be translated."""
     matched = [m for m in map(_WORD.fullmatch, words) if m is not None]
     return any("." in m["key"] or "{" in (m["value"] or "") for m in matched)
@@ -78,21 +78,21 @@ def concerns_settings(words: Sequence[str]) -> bool:
 class _Shape(Protocol):
     """What may stand at a place of a run."""
 
-    def below(self, value: Any) -> Mapping[str, _Shape] | None:
+    def find_settings(self, value: Any) -> Mapping[str, _Shape] | None:
         """The settings of a mapping that stands there; None where any will do."""
         ...
 
     @property
-    def whole(self) -> str | None:
+    def shorthand_key(self) -> str | None:
         """The setting that a plain value stands for when it is written for the mapping: `mlp` is {name: mlp}."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Anything:
-    whole: str | None = None
+    shorthand_key: str | None = None
 
-    def below(self, value: Any) -> None:
+    def find_settings(self, value: Any) -> None:
         return None
 
 
@@ -101,13 +101,15 @@ class _Fields:
     """A mapping with the fields of a dataclass, or with these keys."""
 
     known: Mapping[str, _Shape]
-    whole: str | None = None
+    shorthand_key: str | None = None
 
     @classmethod
-    def of(cls, schema: type, inner: Mapping[str, _Shape] | None = None, *, whole: str | None = None) -> _Fields:
-        return cls({**dict.fromkeys(fields_of(schema), _Anything()), **(inner or {})}, whole)
+    def from_schema(
+        cls, schema: type, inner: Mapping[str, _Shape] | None = None, *, whole: str | None = None
+    ) -> _Fields:
+        return cls({**dict.fromkeys(list_settings(schema), _Anything()), **(inner or {})}, whole)
 
-    def below(self, value: Any) -> Mapping[str, _Shape]:
+    def find_settings(self, value: Any) -> Mapping[str, _Shape]:
         return self.known
 
 
@@ -117,13 +119,13 @@ class _Component:
 
     registry: Registry[Any]
     beside: tuple[str, ...] = ()
-    whole: str | None = "name"
+    shorthand_key: str | None = "name"
 
-    def below(self, value: Any) -> Mapping[str, _Shape] | None:
+    def find_settings(self, value: Any) -> Mapping[str, _Shape] | None:
         name = value.get("name") if isinstance(value, Mapping) else None
         if not isinstance(name, str) or name not in self.registry:
             return None
-        settings = {s.name: self._held_by(s.annotation) for s in self.registry.schema(name)}
+        settings = {s.name: self._held_by(s.annotation) for s in self.registry.list_settings(name)}
         return {"name": _Anything(), **settings, **dict.fromkeys(self.beside, _Anything())}
 
     def _held_by(self, annotation: Any) -> _Shape:
@@ -138,32 +140,39 @@ class _Each:
 
     one: _Shape
     what: str
-    whole: str | None = None
+    shorthand_key: str | None = None
 
-    def below(self, value: Any) -> None:
+    def find_settings(self, value: Any) -> None:
         return None
 
 
-def _shape_of_run() -> _Shape:
+def _make_run_shape() -> _Shape:
     from mmblocks.train.objectives import objectives  # imports torch
 
     kinds = ("encoder", "projector", "pooling", "backbone", "template")
-    data = _Each(_Component(sources, tuple(fields_of(Use))), "source")
+    data = _Each(_Component(sources, tuple(list_settings(SourceUse))), "source")
     tokenizer = _Fields(dict.fromkeys(SCENARIOS, _Component(REGISTRIES["tokenizer"])))
-    rates = {part: _Fields.of(Lora if part == "lora" else Learning, whole="rate") for part in LEARNERS}
+    rates = {
+        part: _Fields.from_schema(Lora if part == "lora" else PartSettings, whole="rate") for part in TRAINABLE_PARTS
+    }
     parts = {kind: _Component(REGISTRIES[kind]) for kind in kinds}
-    model = _Fields.of(ModelSpec, {**parts, "tokenizer": tokenizer, "images": _Fields.of(ImageReading)})
+    model = _Fields.from_schema(
+        ModelSpec, {**parts, "tokenizer": tokenizer, "images": _Fields.from_schema(ImageReading)}
+    )
     train = {"data": data, "train": _Fields(rates), "tokenizer": tokenizer, "objective": _Component(objectives)}
-    stages = _Each(_Fields.of(Stage, train), "stage")
-    evaluate = _Fields.of(Evaluation, {"data": data})
-    return _Fields.of(TrainRun, {"model": model, "stages": stages, "sight": _Fields.of(Sight), "evaluate": evaluate})
+    stages = _Each(_Fields.from_schema(Stage, train), "stage")
+    evaluate = _Fields.from_schema(Evaluation, {"data": data})
+    return _Fields.from_schema(
+        TrainRun,
+        {"model": model, "stages": stages, "sight": _Fields.from_schema(EncoderPretraining), "evaluate": evaluate},
+    )
 
 
 # Places -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
-class _Place:
+class _KeyPath:
     """Where a key leads to. filled: mappings that have to stand on the way, for plain values that stand there now."""
 
     path: list[str] = field(default_factory=list)
@@ -171,30 +180,30 @@ class _Place:
     is_known: bool = True
 
 
-def _placed(keys: Sequence[str], value: Any, *, must_be_known: bool) -> _Place:
+def _locate_key(keys: Sequence[str], value: Any, *, must_be_known: bool) -> _KeyPath:
     """Follow a key from the top of a run. What nobody knows is left to Hydra, where it need not be known."""
-    place, shape, rest = _Place(), _shape_of_run(), list(keys)
+    place, shape, rest = _KeyPath(), _make_run_shape(), list(keys)
     while rest:
         if isinstance(shape, _Each) and isinstance(value, list):
-            number, used = _number(shape.what, value, rest, ".".join(place.path))
+            number, used = _find_number(shape.what, value, rest, ".".join(place.path))
             place.path.append(str(number))
             value, shape, rest = value[number], shape.one, rest[used:]
             continue
-        if shape.whole is not None and value is not None and not isinstance(value, Mapping):
-            value = {shape.whole: value}
+        if shape.shorthand_key is not None and value is not None and not isinstance(value, Mapping):
+            value = {shape.shorthand_key: value}
             place.filled.append(([*place.path], value))
-        known = shape.below(value)
+        known = shape.find_settings(value)
         if known is not None and rest[0] not in known:
             if must_be_known and place.path:
-                raise ConfigError(f"{'.'.join(keys)} is not a setting.{did_you_mean(rest[0], known)}")
-            return _Place([*place.path, *rest], place.filled, is_known=False)
+                raise ConfigError(f"{'.'.join(keys)} is not a setting.{format_suggestion(rest[0], known)}")
+            return _KeyPath([*place.path, *rest], place.filled, is_known=False)
         place.path.append(rest[0])
         value = value.get(rest[0]) if isinstance(value, Mapping) else None
         shape, rest = (known or {}).get(rest[0], _Anything()), rest[1:]
     return place
 
 
-def _number(what: str, listed: Sequence[Any], keys: Sequence[str], where: str) -> tuple[int, int]:
+def _find_number(what: str, listed: Sequence[Any], keys: Sequence[str], where: str) -> tuple[int, int]:
     """Which of the listed a key begins with, by number or by name (which may have dots), and how many words that takes."""
     names = [str(one.get("name")) if isinstance(one, Mapping) else str(one) for one in listed]
     there = ", ".join(f"{i} ({name})" for i, name in enumerate(names)) or "none"
@@ -208,7 +217,7 @@ def _number(what: str, listed: Sequence[Any], keys: Sequence[str], where: str) -
             return names.index(word), used
     if not keys[0].isdecimal():
         known = [*dict.fromkeys(names), *map(str, range(len(names)))]
-        hint = did_you_mean(keys[0], known).partition(" Known:")[0]
+        hint = format_suggestion(keys[0], known).partition(" Known:")[0]
         raise ConfigError(f"{where}.{keys[0]}: no {what} is called {keys[0]!r}.{hint} There are: {there}.")
     if int(keys[0]) >= len(listed):
         raise ConfigError(f"{where}.{keys[0]}: there is no {what} {keys[0]}. There are: {there}.")
@@ -227,41 +236,41 @@ def _read(given: str) -> Any:
         return None
 
 
-def _written(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """A plain value in Hydra's words."""
     if isinstance(value, list):
-        return "[" + ",".join(map(_written, value)) + "]"
+        return "[" + ",".join(map(_format_value, value)) + "]"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{_written(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{_format_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, str):
         quoted = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{quoted}'"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _at(tree: Any, path: Sequence[str]) -> Any:
+def _find_value(tree: Any, path: Sequence[str]) -> Any:
     for word in path:
         tree = tree.get(word) if isinstance(tree, Mapping) else tree[int(word)] if isinstance(tree, list) else None
     return tree
 
 
-def _with(tree: Any, path: Sequence[str], value: Any) -> Any:
+def _set_value(tree: Any, path: Sequence[str], value: Any) -> Any:
     """A tree of plain values with another value at a place; a mapping is merged with the one that stands there."""
     if not path:
         return {**tree, **value} if isinstance(tree, Mapping) and isinstance(value, Mapping) else value
     first, *rest = path
     if isinstance(tree, list):
         number = int(first) if first.isdecimal() else -1
-        return [_with(one, rest, value) if i == number else one for i, one in enumerate(tree)]
+        return [_set_value(one, rest, value) if i == number else one for i, one in enumerate(tree)]
     inner = dict(tree) if isinstance(tree, Mapping) else {}
-    return {**inner, first: _with(inner.get(first), rest, value)}
+    return {**inner, first: _set_value(inner.get(first), rest, value)}
 
 
-def _without(tree: Any, path: Sequence[str]) -> Any:
+def _remove_value(tree: Any, path: Sequence[str]) -> Any:
     first, *rest = path
     if isinstance(tree, list):
         pairs = [(str(i) == first, one) for i, one in enumerate(tree)]
-        return [_without(one, rest) if hit else one for hit, one in pairs if rest or not hit]
+        return [_remove_value(one, rest) if hit else one for hit, one in pairs if rest or not hit]
     if not isinstance(tree, Mapping):
         return tree
-    return {k: _without(v, rest) if k == first else v for k, v in tree.items() if rest or k != first}
+    return {k: _remove_value(v, rest) if k == first else v for k, v in tree.items() if rest or k != first}

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmblocks.data.records.json_records import WithTwins
+from mmblocks.data.records.json_records import ObjectWithDuplicates
 from mmblocks.errors import DataError
-from mmblocks.keys import HARMLESS, HISTORY, INPUT, USUAL, is_empty, refuse_unread, unread
-from mmblocks.settings import did_you_mean
+from mmblocks.keys import HARMLESS_KEYS, HISTORY, INPUT, USUAL_KEYS, find_unread_keys, is_empty, refuse_unread_keys
+from mmblocks.settings import format_suggestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +33,30 @@ class Columns:
     read: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        own = self.own
-        free = {kind: tuple(name for name in usual if name not in own.values()) for kind, usual in USUAL.items()}
-        names = {kind: (own[kind],) if kind in own else free[kind] for kind in USUAL}
+        own = self.user_columns
+        free = {kind: tuple(name for name in usual if name not in own.values()) for kind, usual in USUAL_KEYS.items()}
+        names = {kind: (own[kind],) if kind in own else free[kind] for kind in USUAL_KEYS}
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "read", (*(name for kind in USUAL for name in names[kind]), INPUT, HISTORY))
+        object.__setattr__(self, "read", (*(name for kind in USUAL_KEYS for name in names[kind]), INPUT, HISTORY))
 
     @property
-    def own(self) -> dict[str, str]:
+    def user_columns(self) -> dict[str, str]:
         """The names that a user gave, by kind."""
-        return {kind: name for kind in USUAL if (name := getattr(self, kind)) is not None}
+        return {kind: name for kind in USUAL_KEYS if (name := getattr(self, kind)) is not None}
 
-    def named(self, kind: str) -> tuple[str, ...]:
+    def list_names(self, kind: str) -> tuple[str, ...]:
         """The column that holds `kind`, or those that may."""
         return self.names[kind]
 
-    def of(self, row: Mapping[str, Any], kind: str, origin: str) -> tuple[str, Any]:
+    def find_value(self, row: Mapping[str, Any], kind: str, origin: str) -> tuple[str, Any]:
         """(name, value) of a row's column; (the usual name, None) where it holds nothing.
 
         Raises `DataError` where two columns of a kind say different things.
         """
-        names = self.named(kind)
+        names = self.list_names(kind)
         said = [name for name in names if not is_empty(row.get(name))]
         for other in said[1:]:
-            if _plain(row[other]) != _plain(row[said[0]]):
+            if _normalize_value(row[other]) != _normalize_value(row[said[0]]):
                 raise DataError(
                     f"{origin}: {said[0]!r} and {other!r} both hold something, and not the same; keep one, or add the "
                     "other to the source's `ignore`."
@@ -64,44 +64,44 @@ class Columns:
         held = said or [name for name in names if row.get(name) is not None]
         return (held[0], row[held[0]]) if held else (names[0], None)
 
-    def without_ignored(self, value: Any) -> Any:
+    def remove_ignored(self, value: Any) -> Any:
         """A row, or a part of one, without the keys that are ignored; of columns that a user named others, the usual ones."""
-        return _without(value, frozenset(self.ignore)) if self.ignore else value
+        return _remove_keys(value, frozenset(self.ignore)) if self.ignore else value
 
     @property
-    def replaced(self) -> frozenset[str]:
+    def unread_defaults(self) -> frozenset[str]:
         """The usual columns of those kinds for which a user named another one."""
-        return frozenset(name for kind in self.own for name in USUAL[kind]) - frozenset(self.read)
+        return frozenset(name for kind in self.user_columns for name in USUAL_KEYS[kind]) - frozenset(self.read)
 
-    def of_row(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    def remove_unread(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row without what is not to be read: ignored keys and replaced columns."""
-        row = self.without_ignored(row)
-        if not self.own:
+        row = self.remove_ignored(row)
+        if not self.user_columns:
             return row
-        replaced = self.replaced
+        replaced = self.unread_defaults
         return {key: value for key, value in row.items() if key not in replaced}
 
-    def strange(self, columns: Sequence[str]) -> list[str]:
+    def list_unknown(self, columns: Sequence[str]) -> list[str]:
         """Those columns of a table that nothing reads and that are not harmless."""
-        known = {*self.read, *self.replaced, *self.ignore, *HARMLESS["record"]}
+        known = {*self.read, *self.unread_defaults, *self.ignore, *HARMLESS_KEYS["record"]}
         return [name for name in columns if name not in known]
 
-    def refuse_unread(self, row: Mapping[str, Any], used: Sequence[str], origin: str) -> None:
+    def refuse_unread_keys(self, row: Mapping[str, Any], used: Sequence[str], origin: str) -> None:
         """Raise `DataError` for keys that hold something and are not among the `used` ones, nor harmless."""
-        refuse_unread(row, self.read, origin)
-        if idle := unread(row, used):
+        refuse_unread_keys(row, self.read, origin)
+        if idle := find_unread_keys(row, used):
             beside = next((name for name in used if not is_empty(row.get(name))), used[0])
             raise DataError(
                 f"{origin}: {', '.join(map(repr, idle))} beside {beside!r}: only the latter is read; remove one of them, or add "
                 "to the source's `ignore` what may be left out."
             )
 
-    def missing(self, known: Sequence[str]) -> str | None:
+    def find_fault(self, known: Sequence[str]) -> str | None:
         """What is wrong with these names for a table that has the columns `known`; None if nothing is."""
-        for kind, own in self.own.items():
+        for kind, own in self.user_columns.items():
             if own not in known:
-                return f"{kind}_column={own!r}: there is no such column.{did_you_mean(own, known)}"
-        if not any(name in known for kind in ("conversation", "answer") for name in self.named(kind)):
+                return f"{kind}_column={own!r}: there is no such column.{format_suggestion(own, known)}"
+        if not any(name in known for kind in ("conversation", "answer") for name in self.list_names(kind)):
             return (
                 f"no column holds conversations; there are {', '.join(known)}. Name one as conversation_column, "
                 "or question_column and answer_column."
@@ -109,16 +109,16 @@ class Columns:
         return None
 
 
-def _plain(value: Any) -> Any:
+def _normalize_value(value: Any) -> Any:
     """A value to compare: texts without white space at their ends, one thing as a list of it."""
     if isinstance(value, str):
         value = value.strip()
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _without(value: Any, ignored: frozenset[str]) -> Any:
-    if isinstance(value, WithTwins) and value.twin not in ignored:
+def _remove_keys(value: Any, ignored: frozenset[str]) -> Any:
+    if isinstance(value, ObjectWithDuplicates) and value.duplicate_key not in ignored:
         return value  # which is refused anyway
     if isinstance(value, Mapping):
-        return {key: _without(one, ignored) for key, one in value.items() if key not in ignored}
-    return [_without(one, ignored) for one in value] if isinstance(value, list) else value
+        return {key: _remove_keys(one, ignored) for key, one in value.items() if key not in ignored}
+    return [_remove_keys(one, ignored) for one in value] if isinstance(value, list) else value

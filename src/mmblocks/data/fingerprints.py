@@ -21,12 +21,12 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mmblocks.conversation import Conversation, Item, Pair, Text, Visual
-from mmblocks.data.media.files import Slice
-from mmblocks.data.media.identity import identity
-from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, distinct
+from mmblocks.conversation import Conversation, Item, PreferencePair, Text, Visual
+from mmblocks.data.media.files import FileSlice
+from mmblocks.data.media.identity import identify_visual
+from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, list_distinct_draws
 from mmblocks.errors import DataError
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 
 END_BYTES = 1 << 16
 MOST_FRAMES = 32
@@ -42,27 +42,27 @@ class Fingerprint(NamedTuple):
     media: int
     stamp: int
 
-    def says_the_same_as(self, other: Fingerprint) -> bool:
+    def has_same_content(self, other: Fingerprint) -> bool:
         return self[:2] == other[:2]
 
 
 UNREADABLE = Fingerprint(0, 0, 0)
-MADE = Fingerprint(1, 0, 0)
+SYNTHETIC = Fingerprint(1, 0, 0)
 """Of a record that is made as it is read: its source's settings decide it."""
 
 
-def fingerprint(item: Item, before: Fingerprint | None = None) -> Fingerprint:
+def fingerprint_item(item: Item, before: Fingerprint | None = None) -> Fingerprint:
     """Of a conversation, or of both of a pair. before: known of the same record; files that look as they did then are not
     read again.
     """
-    both = (item.chosen, item.rejected) if isinstance(item, Pair) else (item,)
+    both = (item.chosen, item.rejected) if isinstance(item, PreferencePair) else (item,)
     sources = _shown(*both)
     stamp = _stamp_of(sources)
     if before is not None and stamp and stamp == before.stamp:
         media = before.media
     else:
-        media = _number(chain.from_iterable(_content(source) for source in sources))
-    return Fingerprint(_number(chain.from_iterable(_said(one) for one in both)), media, stamp)
+        media = _hash_parts(chain.from_iterable(_read_content(source) for source in sources))
+    return Fingerprint(_hash_parts(chain.from_iterable(_iterate_text(one) for one in both)), media, stamp)
 
 
 def _shown(first: Conversation, *others: Conversation) -> list[Any]:
@@ -75,7 +75,7 @@ def _shown(first: Conversation, *others: Conversation) -> list[Any]:
     return shown
 
 
-def _said(conversation: Conversation) -> Iterator[bytes]:
+def _iterate_text(conversation: Conversation) -> Iterator[bytes]:
     for message in conversation.messages:
         yield f"{message.role} {message.learn}".encode()
         for part in message.parts:
@@ -85,7 +85,7 @@ def _said(conversation: Conversation) -> Iterator[bytes]:
                 yield f"{part.kind} {part.fps} {part.note}".encode("utf-8", "surrogatepass")
 
 
-def _number(parts: Iterable[bytes]) -> int:
+def _hash_parts(parts: Iterable[bytes]) -> int:
     """64 bits of parts, others for every other order or division of them; never 0."""
     made = hashlib.sha1(usedforsecurity=False)  # the fastest of hashlib where the processor has it
     for part in parts:
@@ -97,27 +97,27 @@ def _number(parts: Iterable[bytes]) -> int:
 # Media ----------------------------------------------------------------------------------------------------------------
 
 
-def _content(source: Any) -> Iterator[bytes]:
+def _read_content(source: Any) -> Iterator[bytes]:
     """What decides what a picture or clip shows; nothing of its name."""
     try:
-        if isinstance(source, Slice):
+        if isinstance(source, FileSlice):
             with source.open() as file:
-                yield from _ends(file, source.size)
-        elif (frames := _frame_files(source)) is not None:
+                yield from _read_ends(file, source.size)
+        elif (frames := _find_frame_files(source)) is not None:
             read = {int(i) for i in np.linspace(0, len(frames) - 1, min(len(frames), MOST_FRAMES))}
             for number, path in enumerate(frames):
-                yield from _file(path, read_it=number in read)
+                yield from _read_file_ends(path, read_it=number in read)
         elif _is_path(source):
-            yield from _file(Path(source))
+            yield from _read_file_ends(Path(source))
         elif isinstance(source, bytes):
-            yield from _ends(BytesIO(source), len(source))
+            yield from _read_ends(BytesIO(source), len(source))
         else:
-            yield (source if isinstance(source, str) else identity(Visual("image", source))).encode()
+            yield (source if isinstance(source, str) else identify_visual(Visual("image", source))).encode()
     except (OSError, ValueError):  # ours too; what cannot be opened is told when it is shown
         yield b"cannot be read"
 
 
-def _ends(file: IO[bytes], size: int) -> Iterator[bytes]:
+def _read_ends(file: IO[bytes], size: int) -> Iterator[bytes]:
     yield size.to_bytes(8, "little")
     yield file.read(END_BYTES)
     if size > END_BYTES:
@@ -125,7 +125,7 @@ def _ends(file: IO[bytes], size: int) -> Iterator[bytes]:
         yield file.read(END_BYTES)
 
 
-def _file(path: Path, *, read_it: bool = True) -> Iterator[bytes]:
+def _read_file_ends(path: Path, *, read_it: bool = True) -> Iterator[bytes]:
     seen = path.stat()
     if not S_ISREG(seen.st_mode):  # a pipe would be waited for
         raise OSError(f"{path} is no regular file")
@@ -133,39 +133,39 @@ def _file(path: Path, *, read_it: bool = True) -> Iterator[bytes]:
         yield seen.st_size.to_bytes(8, "little")
         return
     with path.open("rb", buffering=0) as file:
-        yield from _ends(file, seen.st_size)
+        yield from _read_ends(file, seen.st_size)
 
 
-def _frame_files(source: Any) -> list[Path] | None:
+def _find_frame_files(source: Any) -> list[Path] | None:
     """The pictures of a clip that is given so; None for every other source."""
     if not isinstance(source, tuple) and not (_is_path(source) and Path(source).is_dir()):
         return None
-    from mmblocks.data.video.frames_folder import frame_files  # imports PyAV, which pictures do not need
+    from mmblocks.data.video.frames_folder import list_frame_files  # imports PyAV, which pictures do not need
 
-    return frame_files(source)
+    return list_frame_files(source)
 
 
 def _stamp_of(sources: list[Any]) -> int:
     """How files look from outside, their content apart; 0 where there are none, or some are gone."""
     try:
-        parts = [part for source in sources for part in _stamps(source)]
+        parts = [part for source in sources for part in _read_stamps(source)]
     except (OSError, ValueError):
         return 0
-    return _number(parts) if parts else 0
+    return _hash_parts(parts) if parts else 0
 
 
-def _stamps(source: Any) -> Iterator[bytes]:
-    if isinstance(source, Slice):
-        yield from (_seen(source.path), f"{source.offset} {source.size}".encode())
-    elif (frames := _frame_files(source)) is not None:
-        yield from map(_seen, frames)
+def _read_stamps(source: Any) -> Iterator[bytes]:
+    if isinstance(source, FileSlice):
+        yield from (_stamp_file(source.path), f"{source.offset} {source.size}".encode())
+    elif (frames := _find_frame_files(source)) is not None:
+        yield from map(_stamp_file, frames)
     elif _is_path(source):
-        yield _seen(source)
+        yield _stamp_file(source)
     else:
         raise ValueError("no file: its content is at hand")
 
 
-def _seen(path: Any) -> bytes:
+def _stamp_file(path: Any) -> bytes:
     """The time of the last change of a file's entry is among it, which no program can set back."""
     seen = Path(path).stat()
     return f"{path} {seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns} {seen.st_ino}".encode(
@@ -193,10 +193,10 @@ class Fingerprints:
     text: np.ndarray
     media: np.ndarray
     stamp: np.ndarray
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     @classmethod
-    def of(cls, mixture: Mixture, found: Mapping[Draw, Fingerprint]) -> Fingerprints:
+    def from_draws(cls, mixture: Mixture, found: Mapping[Draw, Fingerprint]) -> Fingerprints:
         rows = [(*draw, *found[draw]) for draw in sorted(found)]
         columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
         return cls(tuple(map(len, mixture.sources)), *(np.ascontiguousarray(column) for column in columns))
@@ -210,12 +210,12 @@ class Fingerprints:
         arrays = (self.source, self.record, self.text, self.media)
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
 
-    def by_draw(self) -> dict[Draw, Fingerprint]:
+    def map_by_draw(self) -> dict[Draw, Fingerprint]:
         rows = zip(self.source, self.record, self.text, self.media, self.stamp, strict=True)
         return {Draw(int(s), int(r)): Fingerprint(int(t), int(m), int(p)) for s, r, t, m, p in rows}
 
 
-def fingerprints(
+def fingerprint_draws(
     mixture: Mixture,
     draws: Draws,
     *,
@@ -226,18 +226,18 @@ def fingerprints(
     """Of every record that is drawn, read in `workers` processes if there are any. before: what is known of them from an
     earlier start. title: what the progress bar says; none is shown without one.
     """
-    drawn = distinct(draws)
-    found = {draw: MADE for draw in drawn if mixture.is_made(draw.source)}
+    drawn = list_distinct_draws(draws)
+    found = {draw: SYNTHETIC for draw in drawn if mixture.is_synthetic(draw.source)}
     asked = [draw for draw in drawn if draw not in found]
-    reader: Any = _Reader(mixture, asked, {} if before is None else before.by_draw())
+    reader: Any = _FingerprintReader(mixture, asked, {} if before is None else before.map_by_draw())
     rows = chain.from_iterable(
         DataLoader(reader, batch_size=CHUNK, num_workers=workers if asked else 0, collate_fn=list)
     )
     shown = tqdm(rows, total=len(asked), desc=title, unit="record", disable=not (title and asked), dynamic_ncols=True)
-    return Fingerprints.of(mixture, found | dict(zip(asked, shown, strict=True)))
+    return Fingerprints.from_draws(mixture, found | dict(zip(asked, shown, strict=True)))
 
 
-class _Reader(Dataset[Fingerprint]):
+class _FingerprintReader(Dataset[Fingerprint]):
     """Fingerprints of records, read where they are asked for: in a worker process if there are any."""
 
     def __init__(self, mixture: Mixture, draws: list[Draw], known: Mapping[Draw, Fingerprint]) -> None:
@@ -249,6 +249,6 @@ class _Reader(Dataset[Fingerprint]):
     def __getitem__(self, number: int) -> Fingerprint:
         draw = self.draws[number]
         try:
-            return fingerprint(self.mixture[draw], self.known.get(draw))
+            return fingerprint_item(self.mixture[draw], self.known.get(draw))
         except DataError:
             return UNREADABLE

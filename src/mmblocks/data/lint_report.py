@@ -10,10 +10,10 @@ from mmblocks.conversation import Conversation
 from mmblocks.data.sample.encode import Encoded
 from mmblocks.errors import DataError
 
-Kind = Literal[
+FindingKind = Literal[
     "broken", "nothing_trained", "too_long", "given_trained", "no_end", "cut", "visuals", "shifted", "control"
 ]
-KINDS: dict[Kind, str] = {
+FINDING_KINDS: dict[FindingKind, str] = {
     "broken": "cannot be read",
     "nothing_trained": "no trained token",
     "too_long": "longer than the limit of tokens",
@@ -24,11 +24,11 @@ KINDS: dict[Kind, str] = {
     "shifted": "a trained token is not the one that follows",
     "control": "text that looks like the chat template's own",
 }
-LEFT_OUT: tuple[Kind, ...] = ("broken", "nothing_trained", "too_long")
+SKIPPABLE_KINDS: tuple[FindingKind, ...] = ("broken", "nothing_trained", "too_long")
 """Kinds that a run with broken=skip leaves out of training, and so may pass over."""
-REMARKS: tuple[Kind, ...] = ("control",)
+REMARK_KINDS: tuple[FindingKind, ...] = ("control",)
 """Kinds that are told and refuse nothing."""
-SHOWN = 3
+MAX_EXAMPLES = 3
 """Origins named for each kind of fault of a source."""
 
 
@@ -36,7 +36,7 @@ SHOWN = 3
 class Finding:
     """One fault of one sample. `detail` says it with the sample's own words and numbers; `tokens` of one that is too long."""
 
-    kind: Kind
+    kind: FindingKind
     origin: str
     detail: str
     tokens: int = 0
@@ -46,7 +46,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class LintedConversation:
     """A conversation that was looked at: what it encodes to, None where it cannot be, and its faults.
 
     One beyond the limit is encoded without it, unless the processor cuts its last answer.
@@ -66,36 +66,36 @@ class SourceLint:
 
     name: str
     size: int
-    looked_at: int
+    num_checked: int
     faulty: tuple[tuple[Finding, ...], ...]
     cut: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, name: str, size: int, looked: Sequence[Looked]) -> SourceLint:
+    def from_conversations(cls, name: str, size: int, looked: Sequence[LintedConversation]) -> SourceLint:
         cut = tuple(one.encoded.num_cut for one in looked if one.encoded is not None and one.encoded.num_cut)
         return cls(name, size, len(looked), tuple(one.findings for one in looked if one.findings), cut)
 
     @property
-    def counts(self) -> dict[Kind, int]:
+    def counts(self) -> dict[FindingKind, int]:
         """Samples by kind of fault, kinds without any left out."""
-        found: dict[Kind, int] = {
-            kind: sum(kind in {f.kind for f in findings} for findings in self.faulty) for kind in KINDS
+        found: dict[FindingKind, int] = {
+            kind: sum(kind in {f.kind for f in findings} for findings in self.faulty) for kind in FINDING_KINDS
         }
         return {kind: count for kind, count in found.items() if count}
 
-    def lines(self) -> Iterator[str]:
+    def format_lines(self) -> Iterator[str]:
         """The source, and each kind of fault with the first samples that have it."""
-        yield f"{self.name}: {len(self.faulty) or 'no'} faulty of {self.looked_at} looked at ({self.size} records)"
+        yield f"{self.name}: {len(self.faulty) or 'no'} faulty of {self.num_checked} looked at ({self.size} records)"
         for kind, count in self.counts.items():
             longest = max(finding.tokens for findings in self.faulty for finding in findings)
             cure = f"; with max_tokens={longest} none would be" if kind == "too_long" else ""
-            yield f"  {count} x {KINDS[kind]}{cure}"
+            yield f"  {count} x {FINDING_KINDS[kind]}{cure}"
             yield from (f"    {finding}" for finding in self._first(kind))
         if self.cut:
             yield f"  {len(self.cut)} x cut at the end of the last answer, {sum(self.cut)} tokens in all"
 
-    def _first(self, kind: Kind) -> list[Finding]:
-        return [finding for findings in self.faulty for finding in findings if finding.kind == kind][:SHOWN]
+    def _first(self, kind: FindingKind) -> list[Finding]:
+        return [finding for findings in self.faulty for finding in findings if finding.kind == kind][:MAX_EXAMPLES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,24 +105,26 @@ class LintReport:
     sources: tuple[SourceLint, ...]
 
     @property
-    def counts(self) -> dict[Kind, int]:
+    def counts(self) -> dict[FindingKind, int]:
         """Samples by kind of fault, over all sources."""
-        sums: dict[Kind, int] = {kind: sum(source.counts.get(kind, 0) for source in self.sources) for kind in KINDS}
+        sums: dict[FindingKind, int] = {
+            kind: sum(source.counts.get(kind, 0) for source in self.sources) for kind in FINDING_KINDS
+        }
         return {kind: count for kind, count in sums.items() if count}
 
     def __str__(self) -> str:
-        return "\n".join(line for source in self.sources for line in source.lines())
+        return "\n".join(line for source in self.sources for line in source.format_lines())
 
-    def require(self, *, skip_broken: bool = False, skip_overlong: bool = False) -> None:
+    def require_no_faults(self, *, skip_broken: bool = False, skip_overlong: bool = False) -> None:
         """Raise one `DataError` that lists every fault.
 
         skip_broken: pass over samples that are left out of training anyway (see LEFT_OUT), unless a source has no others.
         skip_overlong: the same of those that are too long alone.
         """
-        passed: tuple[Kind, ...] = LEFT_OUT if skip_broken else ("too_long",) if skip_overlong else ()
+        passed: tuple[FindingKind, ...] = SKIPPABLE_KINDS if skip_broken else ("too_long",) if skip_overlong else ()
         wrong = [source for source in self.sources if _refused(source, passed)]
         if wrong:
-            listed = "\n".join(line for source in wrong for line in source.lines())
+            listed = "\n".join(line for source in wrong for line in source.format_lines())
             raise DataError(
                 f"these samples would not train what they should:\n{listed}\n"
                 "Mend or drop the records, raise max_tokens or choose what becomes of overlong samples, or choose another chat "
@@ -131,8 +133,8 @@ class LintReport:
             )
 
 
-def _refused(source: SourceLint, passed: Sequence[Kind]) -> bool:
-    kinds = [{finding.kind for finding in findings} - set(REMARKS) for findings in source.faulty]
+def _refused(source: SourceLint, passed: Sequence[FindingKind]) -> bool:
+    kinds = [{finding.kind for finding in findings} - set(REMARK_KINDS) for findings in source.faulty]
     left_out = sum(not found.isdisjoint(passed) for found in kinds)
     stay = any(found and found.isdisjoint(passed) for found in kinds)
-    return stay or 0 < left_out >= source.looked_at
+    return stay or 0 < left_out >= source.num_checked

@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mmblocks.conversation import Item
-from mmblocks.data.inspect.lint import chosen_records
+from mmblocks.data.inspect.lint import choose_records
 from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.data.records.lines import append_lines, read_lines
 from mmblocks.data.sample.encode import Targets, TooLong
 from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.errors import DataError
 
-LOOKED_AT = 200
+MAX_CHECKED = 200
 """Records of a source whose headers are read to say how many are too long, where their lengths are not known."""
-CHOICES = "Or write overlong: skip, or overlong: cut_answer, in the stage."
+OVERLONG_CURE = "Or write overlong: skip, or overlong: cut_answer, in the stage."
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CutRecord:
     """A record whose samples lost so many tokens at the end of their last answers, and its source of the mixture."""
 
     origin: str
@@ -29,18 +29,18 @@ class Cut:
     source: str
 
 
-def cuts_of(samples: Sequence[Sample], source: str) -> list[Cut]:
+def list_cuts(samples: Sequence[Sample], source: str) -> list[CutRecord]:
     """What the samples of one record lost: one `Cut` for all of them, none where they are whole."""
     lost = sum(sample.encoded.num_cut for sample in samples)
-    return [Cut(samples[0].encoded.origin, lost, source)] if lost else []
+    return [CutRecord(samples[0].encoded.origin, lost, source)] if lost else []
 
 
-def note_cut(file: Path, cut: Iterable[Cut]) -> None:
+def append_cuts(file: Path, cut: Iterable[CutRecord]) -> None:
     """Add records to the list of a run; several processes may do so at once."""
     append_lines(file, map(asdict, cut))
 
 
-def cut_lines(file: Path, sizes: Mapping[str, int]) -> Iterator[str]:
+def format_cuts(file: Path, sizes: Mapping[str, int]) -> Iterator[str]:
     """A line per source of a run's list: how many records were cut, each counted once, and how many tokens they lost."""
     found: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for line in read_lines(file):
@@ -50,23 +50,23 @@ def cut_lines(file: Path, sizes: Mapping[str, int]) -> Iterator[str]:
         yield f"{source}: {len(tokens)}{of} records lost {sum(tokens.values())} tokens at the end of their last answer"
 
 
-def tokens_of(item: Item, processor: Processor, targets: Targets) -> int:
+def count_item_tokens(item: Item, processor: Processor, targets: Targets) -> int:
     """Tokens of the longest sample of an item, whatever the limit."""
-    return max(len(encoded) for encoded in replace(processor, max_tokens=None).encoded(item, targets))
+    return max(len(encoded) for encoded in replace(processor, max_tokens=None).encode_item(item, targets))
 
 
-def how_many(mixture: Mixture, draw: Draw, processor: Processor, targets: Targets) -> str:
+def describe_overlong(mixture: Mixture, draw: Draw, processor: Processor, targets: Targets) -> str:
     """How many records of the source of a record that is too long are so, and which limit takes them all.
 
     Told from headers: of all records of a small source, of this one and of others that are evenly drawn from a large one.
     """
     size = len(mixture.sources[draw.source])
-    records = {*map(int, chosen_records(size, LOOKED_AT)), draw.record}
+    records = {*map(int, choose_records(size, MAX_CHECKED)), draw.record}
     lengths = [_tokens_over(mixture, Draw(draw.source, record), processor, targets) for record in records]
-    return said(mixture.names[draw.source], [tokens for tokens in lengths if tokens], len(records), size)
+    return format_overlong(mixture.names[draw.source], [tokens for tokens in lengths if tokens], len(records), size)
 
 
-def said(name: str, too_long: Sequence[int], looked_at: int, size: int) -> str:
+def format_overlong(name: str, too_long: Sequence[int], looked_at: int, size: int) -> str:
     """The same in words. too_long: the tokens of those of `looked_at` of the source's records that are too long."""
     of = f"the {size} records" if looked_at == size else f"{looked_at} of the {size} records"
     are = "is" if len(too_long) == 1 else "are"
@@ -78,9 +78,9 @@ def _tokens_over(mixture: Mixture, draw: Draw, processor: Processor, targets: Ta
     try:
         item = mixture[draw]
         try:
-            processor.encoded(item, targets)
+            processor.encode_item(item, targets)
         except TooLong:
-            return tokens_of(item, processor, targets)
+            return count_item_tokens(item, processor, targets)
     except DataError:
         pass
     return 0

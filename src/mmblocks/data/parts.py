@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from mmblocks.conversation import Conversation, Message, Visual
-from mmblocks.data.records.json_records import refuse_twins
+from mmblocks.data.records.json_records import refuse_duplicates
 from mmblocks.data.records.named_media import KINDS, Media, MediaRoots
-from mmblocks.data.turns import MARKER, Turn, pieces_of
+from mmblocks.data.turns import MARKER, Turn, split_at_markers
 from mmblocks.errors import DataError
 from mmblocks.shapes import VisualKind
 
 LINKS: Mapping[str, VisualKind] = {"image_url": "image", "video_url": "video"}
 
 
-def of_parts(turns: Sequence[Turn], media: Media, roots: MediaRoots, origin: str) -> Conversation:
+def convert_parts(turns: Sequence[Turn], media: Media, roots: MediaRoots, origin: str) -> Conversation:
     """Turns of which some are lists of parts, as a conversation.
 
     Parts stay where they are written. In texts beside them, markers stand for the media of the record, where it has
@@ -24,37 +24,37 @@ def of_parts(turns: Sequence[Turn], media: Media, roots: MediaRoots, origin: str
     """
     has_media = any(media.values())
     only_videos = bool(media["video"]) and not media["image"]
-    contents = [_parts(turn, only_videos) if has_media else _as_list(turn) for turn in turns]
+    contents = [_parts(turn, only_videos) if has_media else _list_parts(turn) for turn in turns]
     if has_media and not any(_is_visual(part) for parts in contents for part in parts):
         contents = _shown_first(turns, contents, media)
-    taking = _Taking(media, roots)
+    taking = _MediaTaker(media, roots)
     messages = [
         {
             "role": turn.role,
-            "content": [taking.given(p, f"{origin}: message {i}, part {j}") for j, p in enumerate(parts)],
+            "content": [taking.resolve_part(p, f"{origin}: message {i}, part {j}") for j, p in enumerate(parts)],
         }
         for i, (turn, parts) in enumerate(zip(turns, contents, strict=True))
     ]
-    taking.require_all(origin)
-    talk = Conversation.of(messages, origin)
-    found = [_opened(message, turn, origin) for message, turn in zip(talk.messages, turns, strict=True)]
+    taking.require_all_taken(origin)
+    talk = Conversation.from_messages(messages, origin)
+    found = [_finish_message(message, turn, origin) for message, turn in zip(talk.messages, turns, strict=True)]
     return replace(talk, messages=tuple(found))
 
 
-def _as_list(turn: Turn) -> list[Any]:
+def _list_parts(turn: Turn) -> list[Any]:
     return [{"type": "text", "text": turn.content}] if isinstance(turn.content, str) else list(turn.content)
 
 
 def _parts(turn: Turn, only_videos: bool) -> list[Any]:
     """The parts of a turn, the markers in its texts as parts of their own."""
-    return [split for part in _as_list(turn) for split in _split(part, only_videos)]
+    return [split for part in _list_parts(turn) for split in _split_markers(part, only_videos)]
 
 
-def _split(part: Any, only_videos: bool) -> list[Any]:
+def _split_markers(part: Any, only_videos: bool) -> list[Any]:
     text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
     if not isinstance(text, str) or not MARKER.search(text):
         return [part]
-    pieces = pieces_of(text, only_videos)
+    pieces = split_at_markers(text, only_videos)
     return [{"type": p} if isinstance(p, str) else {**part, "text": p.text} for p in pieces]
 
 
@@ -68,25 +68,29 @@ def _shown_first(turns: Sequence[Turn], contents: list[list[Any]], media: Media)
     return [[*visuals, *parts] if i == first else parts for i, parts in enumerate(contents)]
 
 
-class _Taking:
+class _MediaTaker:
     """The media of a record, taken by its parts one after another."""
 
     def __init__(self, media: Media, roots: MediaRoots) -> None:
         self.media, self.roots = media, roots
         self.taken: dict[VisualKind, int] = dict.fromkeys(KINDS, 0)
 
-    def given(self, part: Any, where: str) -> Any:
+    def resolve_part(self, part: Any, where: str) -> Any:
         """A part without the nulls of a table's other columns, its picture or clip as a `Visual`."""
         if not isinstance(part, Mapping):
             return part
-        refuse_twins(part, where)
+        refuse_duplicates(part, where)
         said = {key: value for key, value in part.items() if value is not None}
         kind = said.get("type")
         if isinstance(kind, str) and kind in LINKS:
             return self._linked(said, kind, where)
         if kind not in KINDS:
             return said
-        return {**said, kind: self._named(said[kind], kind, where)} if kind in said else self._next(said, kind, where)
+        return (
+            {**said, kind: self._make_visual(said[kind], kind, where)}
+            if kind in said
+            else self._next(said, kind, where)
+        )
 
     def _next(self, said: dict[str, Any], kind: VisualKind, where: str) -> dict[str, Any]:
         number = self.taken[kind]
@@ -104,23 +108,23 @@ class _Taking:
     def _linked(self, said: dict[str, Any], key: str, where: str) -> dict[str, Any]:
         link = said.get(key)
         if isinstance(link, Mapping) and link.get("url") is not None:
-            return {**said, key: {**link, "url": self._named(link["url"], LINKS[key], where)}}
-        return {**said, key: self._named(link, LINKS[key], where)} if isinstance(link, str) else said
+            return {**said, key: {**link, "url": self._make_visual(link["url"], LINKS[key], where)}}
+        return {**said, key: self._make_visual(link, LINKS[key], where)} if isinstance(link, str) else said
 
-    def _named(self, named: Any, kind: VisualKind, where: str) -> Visual:
-        found = self.roots.visuals(kind, named, where)
+    def _make_visual(self, named: Any, kind: VisualKind, where: str) -> Visual:
+        found = self.roots.make_visuals(kind, named, where)
         if len(found) != 1:
             raise DataError(f"{where}: a part of type {kind!r} names {len(found)}; write a part for each.")
         return found[0]
 
-    def require_all(self, origin: str) -> None:
+    def require_all_taken(self, origin: str) -> None:
         """Raise `DataError` for media that no part has taken."""
         for kind in KINDS:
             if left := len(self.media[kind]) - self.taken[kind]:
                 raise DataError(f"{origin}: {len(self.media[kind])} {kind}s, but {left} of them stand in no message.")
 
 
-def _opened(message: Message, turn: Turn, origin: str) -> Message:
+def _finish_message(message: Message, turn: Turn, origin: str) -> Message:
     if message.role == "assistant" and not message.text.strip():
         raise DataError(f"{origin}: an answer is empty, so only silence would be learned; write it or remove it.")
     parts = tuple(_unwrapped(part) if isinstance(part, Visual) else part for part in message.parts)

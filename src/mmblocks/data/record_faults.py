@@ -17,7 +17,7 @@ LONGEST = 4000
 _AFTER_ORIGIN = re.compile(r"( \(id .{0,400}?\))?: ")
 PANIC = "PanicException"
 """What tokenizers and other libraries in Rust raise for mistakes of theirs; it derives from BaseException."""
-OF_THE_MACHINE = {
+MACHINE_ERRORS = {
     errno.EMFILE: "too many files are open in this process; raise the limit (ulimit -n), or use fewer workers",
     errno.ENFILE: "too many files are open on this machine",
     errno.ENOMEM: "the machine has no memory left; use fewer workers",
@@ -30,7 +30,7 @@ _SHOWS_NOTHING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 @contextmanager
-def naming(origin: str) -> Iterator[None]:
+def name_errors(origin: str) -> Iterator[None]:
     """Raise any error of reading, encoding or opening a record as a `DataError` that begins with `origin`.
 
     A `DataError` keeps its class and is named where it is not yet. Not touched: what ends a program, our errors of other
@@ -39,9 +39,9 @@ def naming(origin: str) -> Iterator[None]:
     try:
         yield
     except DataError as fault:
-        _refuse_to_blame(fault, origin)
+        _check_machine_error(fault, origin)
         said = str(fault)
-        text = printable(said if said.startswith((origin, printable(origin))) else f"{origin}: {said}")
+        text = to_printable(said if said.startswith((origin, to_printable(origin))) else f"{origin}: {said}")
         if text == said:
             raise
         raise type(fault)(text) from fault
@@ -50,21 +50,21 @@ def naming(origin: str) -> Iterator[None]:
     except BaseException as cause:
         if not isinstance(cause, Exception) and type(cause).__name__ != PANIC:
             raise
-        _refuse_to_blame(cause, origin)
-        raise DataError(printable(f"{origin}: {_reason(cause)}")) from cause
+        _check_machine_error(cause, origin)
+        raise DataError(to_printable(f"{origin}: {_format_reason(cause)}")) from cause
 
 
-def origin_and_reason(fault: DataError, origin: str) -> tuple[str, str]:
+def split_reason(fault: DataError, origin: str) -> tuple[str, str]:
     """What an error says, parted: where the record stands, with its id where it has one, and what is wrong with it."""
     said = str(fault)
-    rest = said.removeprefix(printable(origin))
+    rest = said.removeprefix(to_printable(origin))
     found = _AFTER_ORIGIN.match(rest)
     if rest == said or found is None:
-        return printable(origin), said
-    return printable(origin) + (found[1] or ""), rest[found.end() :]
+        return to_printable(origin), said
+    return to_printable(origin) + (found[1] or ""), rest[found.end() :]
 
 
-def printable(text: str) -> str:
+def to_printable(text: str) -> str:
     """A message on which control characters, half characters and turns of the writing direction do nothing."""
     if len(text) > LONGEST:
         text = f"{text[: LONGEST - 3]}..."
@@ -73,7 +73,7 @@ def printable(text: str) -> str:
     return "".join(ascii(c)[1:-1] if category(c) in _SHOWS_NOTHING and c not in "\n\t" else c for c in text)
 
 
-def _reason(cause: BaseException) -> str:
+def _format_reason(cause: BaseException) -> str:
     """What happened, by the error's own name, where, and what to do."""
     name, said = type(cause).__name__, str(cause).strip()
     if isinstance(cause, MemoryError):
@@ -99,10 +99,10 @@ def _place(cause: BaseException) -> str:
     return f" ({ours[-1][0].relative_to(package)}:{ours[-1][1]})" if ours else ""
 
 
-def _refuse_to_blame(cause: BaseException, origin: str) -> None:
+def _check_machine_error(cause: BaseException, origin: str) -> None:
     """Raise `MachineError` where the first cause is the machine's: leaving out the record would only lose it."""
     first: BaseException | None = cause
     while first is not None:
-        if isinstance(first, OSError) and first.errno in OF_THE_MACHINE:
-            raise MachineError(f"{printable(origin)}: {OF_THE_MACHINE[first.errno]} ({first}).") from cause
+        if isinstance(first, OSError) and first.errno in MACHINE_ERRORS:
+            raise MachineError(f"{to_printable(origin)}: {MACHINE_ERRORS[first.errno]} ({first}).") from cause
         first = first.__cause__

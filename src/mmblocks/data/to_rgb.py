@@ -33,7 +33,7 @@ class HeaderFacts(NamedTuple):
     white_is_zero: bool
 
     @classmethod
-    def of(cls, image: Image.Image, *, was_opened_here: bool = False) -> HeaderFacts:
+    def from_image(cls, image: Image.Image, *, was_opened_here: bool = False) -> HeaderFacts:
         """To be asked before the pixels are decoded."""
         tiles, tags = getattr(image, "tile", None) if was_opened_here else None, getattr(image, "tag_v2", {})
         told: Any = tiles[0][3] if tiles else ""
@@ -45,8 +45,8 @@ class HeaderFacts(NamedTuple):
 def to_rgb(image: Image.Image, stored: HeaderFacts, images: ImageReading, name: str) -> Image.Image:
     """A decoded image as RGB. Raises `DataError` for numbers of which nothing says what is white."""
     if is_deep_grey(image):
-        return _from_grey(image, stored, images, name)
-    keyed = _with_scaled_key(image, stored.raw_mode)
+        return _convert_grey(image, stored, images, name)
+    keyed = _scale_transparent_key(image, stored.raw_mode)
     rgb = _without_alpha(keyed, on_white=images.alpha == "white")
     if ";16" in stored.raw_mode:
         _warn_of_few_colours(rgb, name)
@@ -77,7 +77,7 @@ def _without_alpha(image: Image.Image, *, on_white: bool) -> Image.Image:
     return rgba.convert("RGB")
 
 
-def _with_scaled_key(image: Image.Image, raw_mode: str) -> Image.Image:
+def _scale_transparent_key(image: Image.Image, raw_mode: str) -> Image.Image:
     """The image with the colour that a PNG calls transparent in the bits that its pixels have now."""
     key = scaled = image.info.get("transparency")
     if isinstance(key, int) and raw_mode in _KEY_STEPS:
@@ -96,12 +96,12 @@ def _with_scaled_key(image: Image.Image, raw_mode: str) -> Image.Image:
 # Grey -----------------------------------------------------------------------------------------------------------------
 
 
-def _from_grey(image: Image.Image, stored: HeaderFacts, images: ImageReading, name: str) -> Image.Image:
+def _convert_grey(image: Image.Image, stored: HeaderFacts, images: ImageReading, name: str) -> Image.Image:
     raw = np.asarray(image)
     key = image.info.get("transparency")
     clear = raw == key if images.alpha == "white" and isinstance(key, int) else np.zeros(1, dtype=bool)
     shown = raw[~clear] if clear.any() and not clear.all() else raw
-    grey = _scaled(raw, *_range(shown, image.mode, stored, images, name))
+    grey = _scale_grey(raw, *_find_grey_range(shown, image.mode, stored, images, name))
     if stored.white_is_zero:
         grey = 255 - grey
     if clear.any():
@@ -109,40 +109,44 @@ def _from_grey(image: Image.Image, stored: HeaderFacts, images: ImageReading, na
     return Image.fromarray(grey).convert("RGB")
 
 
-def _range(shown: np.ndarray, mode: str, stored: HeaderFacts, images: ImageReading, name: str) -> tuple[float, float]:
+def _find_grey_range(
+    shown: np.ndarray, mode: str, stored: HeaderFacts, images: ImageReading, name: str
+) -> tuple[float, float]:
     """The numbers that become black and white."""
     if isinstance(images.grey, tuple):
         return images.grey
     if images.grey == "stretch":
-        return _least_and_greatest(shown)
+        return _find_extremes(shown)
     if mode in DEEP_GREY:
         raise DataError(
             f"{name}: its pixels are 32-bit numbers (mode {mode}) and nothing says which one is white; "
-            f"{_grey_cure()}, or save the picture with 8 bits."
+            f"{_format_grey_cure()}, or save the picture with 8 bits."
         )
     most = 2**stored.bits - 1
-    low, high = _least_and_greatest(shown)
+    low, high = _find_extremes(shown)
     if low < high and (high - low) * FEW < most:
-        warn_once(name, f"its grey is {low:g} to {high:g} of 0 to {most}, so little of it is seen; {_grey_cure()}.")
+        warn_once(
+            name, f"its grey is {low:g} to {high:g} of 0 to {most}, so little of it is seen; {_format_grey_cure()}."
+        )
     return 0, most
 
 
-def _grey_cure() -> str:
+def _format_grey_cure() -> str:
     return (
         "write grey=stretch for each picture's own range, or grey=[LOW,HIGH] for a fixed one "
         "(model.images.grey in a recipe, --grey of `mmblocks chat`)"
     )
 
 
-def _least_and_greatest(shown: np.ndarray) -> tuple[float, float]:
+def _find_extremes(shown: np.ndarray) -> tuple[float, float]:
     finite = shown[np.isfinite(shown)] if shown.dtype.kind == "f" else shown
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
-def _scaled(raw: np.ndarray, low: float, high: float) -> np.ndarray:
+def _scale_grey(raw: np.ndarray, low: float, high: float) -> np.ndarray:
     """uint8: `low` and below as 0, `high` and above as 255, rounded between; no number as 0."""
     if raw.dtype.kind == "u" and raw.itemsize == 2:
-        return _scaled(np.arange(2**16), low, high)[raw]
+        return _scale_grey(np.arange(2**16), low, high)[raw]
     if low == high:
         return np.zeros(raw.shape, dtype=np.uint8)
     within = np.nan_to_num(raw.astype(np.float64), nan=low).clip(low, high)

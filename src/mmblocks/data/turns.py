@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mmblocks.conversation import LEARN_KEYS, Conversation, Message, Part, Role, Text, Visual, learn_of
-from mmblocks.data.records.json_records import refuse_twins
+from mmblocks.conversation import LEARN_KEYS, Conversation, Message, Part, Role, Text, Visual, read_learn_flag
+from mmblocks.data.records.json_records import refuse_duplicates
 from mmblocks.data.records.named_media import KINDS, Media
 from mmblocks.errors import DataError
-from mmblocks.keys import refuse_unread
+from mmblocks.keys import refuse_unread_keys
 from mmblocks.shapes import VisualKind
 
 Placement = Literal["lone_first", "as_written", "all_first"]
@@ -60,18 +60,18 @@ def read_turn(turn: Any, where: str) -> Turn:
     """One turn. Raises `DataError` that begins with `where`, also for a key that nothing reads."""
     if not isinstance(turn, Mapping):
         raise DataError(f"{where}: a turn is {{'from': ..., 'value': ...}}, not {turn!r:.80}.")
-    refuse_twins(turn, where)
-    role = _role(_one_of(turn, ("role", "from"), where), where)
-    refuse_unread(turn, TURN_KEYS, where, "turn")
-    content = _one_of(turn, ("content", "value"), where)
+    refuse_duplicates(turn, where)
+    role = _role(_read_either(turn, ("role", "from"), where), where)
+    refuse_unread_keys(turn, TURN_KEYS, where, "turn")
+    content = _read_either(turn, ("content", "value"), where)
     if not isinstance(content, str | list):
         raise DataError(f"{where}: its text is {content!r:.80}; write a string.")
     if role == "assistant" and isinstance(content, str) and not content.strip():
         raise DataError(f"{where}: the answer is empty, so only silence would be learned; write it or remove the turn.")
-    return Turn(role, content, learn_of(turn, role, where))
+    return Turn(role, content, read_learn_flag(turn, role, where))
 
 
-def _one_of(turn: Mapping[str, Any], keys: tuple[str, str], where: str) -> Any:
+def _read_either(turn: Mapping[str, Any], keys: tuple[str, str], where: str) -> Any:
     """What stands under either of two keys that mean the same."""
     given = [turn[key] for key in keys if turn.get(key) is not None]
     if len(given) > 1 and given[0] != given[1]:
@@ -93,20 +93,20 @@ Piece = Text | VisualKind
 """Text, or the kind of the visual that stands there."""
 
 
-def illustrated(turns: Sequence[Turn], media: Media, *, origin: str, placement: Placement) -> Conversation:
+def replace_markers(turns: Sequence[Turn], media: Media, *, origin: str, placement: Placement) -> Conversation:
     """Turns of text whose markers are replaced by the visuals, in their order.
 
     Where no marker stands at all, the visuals are shown before the first question. Raises `DataError` where the counts
     differ.
     """
-    marked = turns if any(has_marker(turn) for turn in turns) else shown_first(turns, media)
+    marked = turns if any(has_marker(turn) for turn in turns) else prepend_markers(turns, media)
     only_videos = bool(media["video"]) and not media["image"]
-    pieces = [pieces_of(str(turn.content), only_videos) for turn in marked]
+    pieces = [split_at_markers(str(turn.content), only_videos) for turn in marked]
     _check_counts(pieces, media, origin)
     waiting: dict[VisualKind, Iterator[Visual]] = {kind: iter(found) for kind, found in media.items()}
     return Conversation(
         tuple(
-            Message(turn.role, tuple(_filled(_placed(found, placement), waiting)), turn.learn)
+            Message(turn.role, tuple(_filled(_order_pieces(found, placement), waiting)), turn.learn)
             for turn, found in zip(marked, pieces, strict=True)
         ),
         origin,
@@ -118,7 +118,7 @@ def has_marker(turn: Turn) -> bool:
     return isinstance(turn.content, str) and MARKER.search(turn.content) is not None
 
 
-def shown_first(turns: Sequence[Turn], media: Media) -> list[Turn]:
+def prepend_markers(turns: Sequence[Turn], media: Media) -> list[Turn]:
     """Turns with a marker for every visual before the first question, where there is one."""
     markers = "".join(f"<{kind}>" * len(media[kind]) for kind in KINDS)
     first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
@@ -129,7 +129,7 @@ def shown_first(turns: Sequence[Turn], media: Media) -> list[Turn]:
     return [*turns[:first], shown, *turns[first + 1 :]]
 
 
-def pieces_of(text: str, only_videos: bool) -> list[Piece]:
+def split_at_markers(text: str, only_videos: bool) -> list[Piece]:
     """A text cut at its markers."""
     pieces: list[Piece] = []
     for i, piece in enumerate(MARKER.split(text)):
@@ -140,7 +140,7 @@ def pieces_of(text: str, only_videos: bool) -> list[Piece]:
     return pieces
 
 
-def _placed(pieces: list[Piece], placement: Placement) -> list[Piece]:
+def _order_pieces(pieces: list[Piece], placement: Placement) -> list[Piece]:
     kinds: list[Piece] = [piece for piece in pieces if not isinstance(piece, Text)]
     stay = placement == "as_written" or (placement == "lone_first" and len(kinds) > 1)
     if stay or pieces[: len(kinds)] == kinds:
@@ -160,8 +160,10 @@ def _check_counts(pieces: list[list[Piece]], media: Media, origin: str) -> None:
         wanted, given = flat.count(kind), len(media[kind])
         cure = f"add the {kind} or remove a marker" if wanted > given else f"write <{kind}> where it is shown"
         if wanted != given:
-            raise DataError(f"{origin}: {_several(wanted, f'<{kind}> marker')} but {_several(given, kind)}; {cure}.")
+            raise DataError(
+                f"{origin}: {_format_count(wanted, f'<{kind}> marker')} but {_format_count(given, kind)}; {cure}."
+            )
 
 
-def _several(number: int, name: str) -> str:
+def _format_count(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"

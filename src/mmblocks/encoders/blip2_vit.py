@@ -40,7 +40,7 @@ class Blip2ViT(nn.Module):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        vit.require_vit(
+        vit.require_vit_sizes(
             "blip2_vit", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=depth
         )
         from transformers import Blip2VisionConfig, Blip2VisionModel
@@ -64,17 +64,17 @@ class Blip2ViT(nn.Module):
         self.vision_model = Blip2VisionModel(Blip2VisionConfig(**sizes, initializer_range=0.02))
         self.vision_model.register_module("post_layernorm", nn.Identity())
         vit.share_attention(self.vision_model)
-        patches.read_bytes(self.vision_model, "embeddings.patch_embedding", self.pixel_mean, self.pixel_std)
+        patches.enable_byte_pixels(self.vision_model, "embeddings.patch_embedding", self.pixel_mean, self.pixel_std)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, image_px, image_px), normalised or uint8, to (views, 1, 1 + patches, dim)."""
         vit.require_view("blip2_vit", pixels, self.view_px, bytes_too=True)
-        return self.vision_model(pixel_values=patches.as_read(pixels)).last_hidden_state.unsqueeze(1)
+        return self.vision_model(pixel_values=patches.to_byte_pixels(pixels)).last_hidden_state.unsqueeze(1)
 
     def load_pretrained(self) -> None:
         """Read the weights of `checkpoint`, a BLIP-2 or its vision model alone; its sizes must be the settings'."""
         if self.checkpoint is None:
-            raise vit.no_checkpoint("blip2_vit", "Salesforce/blip2-opt-2.7b")
+            raise vit.make_checkpoint_error("blip2_vit", "Salesforce/blip2-opt-2.7b")
         vit.fill_from_transformers("blip2_vit", self.vision_model, self.checkpoint, self._sizes, "vision_model.")
 
 

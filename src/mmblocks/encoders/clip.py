@@ -49,11 +49,13 @@ class CLIP(nn.Module):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        vit.require_vit("clip", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer)
+        vit.require_vit_sizes(
+            "clip", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer
+        )
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
         side = image_px // patch_px
-        self.dim = vit.width(dim, layer)
+        self.dim = vit.count_channels(dim, layer)
         self.view_px = Size(image_px, image_px)
         self.spatial = select == "patch"
         self.grid = Size(side, side) if self.spatial else Size(1, 1 + side * side)
@@ -69,27 +71,27 @@ class CLIP(nn.Module):
             "norm_eps": 1e-5,
         }
         config = CLIPVisionConfig(**{vit.CONFIG_KEYS[setting]: value for setting, value in self._sizes.items()})
-        config.num_hidden_layers = vit.blocks_for(layer, depth)
-        self._states = vit.state_indices(layer, depth)
+        config.num_hidden_layers = vit.count_blocks(layer, depth)
+        self._states = vit.list_state_indices(layer, depth)
         self.vision_model = CLIPVisionModel(config)
         self.vision_model.register_module(
             "post_layernorm", nn.Identity()
         )  # transformers applies it to the pooled CLS only
-        vit.make_positions_real(self.vision_model)
+        vit.fill_position_ids(self.vision_model)
         vit.share_attention(self.vision_model)
-        patches.read_bytes(self.vision_model, "embeddings.patch_embedding", self.pixel_mean, self.pixel_std)
+        patches.enable_byte_pixels(self.vision_model, "embeddings.patch_embedding", self.pixel_mean, self.pixel_std)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, image_px, image_px), normalised or uint8, to (views, rows, columns, dim)."""
         vit.require_view("clip", pixels, self.view_px, bytes_too=True)
-        tokens = vit.states(self.vision_model, pixels, self._states)
+        tokens = vit.compute_states(self.vision_model, pixels, self._states)
         tokens = tokens[:, 1:] if self.spatial else tokens
         return rearrange(tokens, "v (h w) d -> v h w d", h=self.grid.height)
 
     def load_pretrained(self) -> None:
         """Read the weights of `checkpoint`; its sizes must be the settings'."""
         if self.checkpoint is None:
-            raise vit.no_checkpoint("clip", "openai/clip-vit-large-patch14-336")
+            raise vit.make_checkpoint_error("clip", "openai/clip-vit-large-patch14-336")
         vit.fill_from_transformers("clip", self.vision_model, self.checkpoint, self._sizes)
 
 

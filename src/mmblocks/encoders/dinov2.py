@@ -52,9 +52,11 @@ class DINOv2(nn.Module):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        vit.require_vit("dinov2", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer)
+        vit.require_vit_sizes(
+            "dinov2", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer
+        )
         _require_positions(trained_px, patch_px, registers)
-        self.dim = vit.width(dim, layer)
+        self.dim = vit.count_channels(dim, layer)
         self.view_px = Size(image_px, image_px)
         self.grid = Size(image_px // patch_px, image_px // patch_px)
         self.checkpoint = checkpoint
@@ -69,26 +71,28 @@ class DINOv2(nn.Module):
             "norm_eps": 1e-6,
             **({"registers": registers} if registers else {}),
         }
-        self._states = vit.state_indices(layer, depth)
+        self._states = vit.list_state_indices(layer, depth)
         self._prefix = 1 + registers
-        self.tower = _tower(self._sizes, max(self._states), norm)
+        self.tower = _build_tower(self._sizes, max(self._states), norm)
         vit.share_attention(self.tower)
-        patches.read_bytes(self.tower, "embeddings.patch_embeddings.projection", self.pixel_mean, self.pixel_std)
+        patches.enable_byte_pixels(
+            self.tower, "embeddings.patch_embeddings.projection", self.pixel_mean, self.pixel_std
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, image_px, image_px), normalised or uint8, to (views, rows, columns, dim)."""
         vit.require_view("dinov2", pixels, self.view_px, bytes_too=True)
-        tokens = vit.states(self.tower, pixels, self._states, self.tower.layernorm)
+        tokens = vit.compute_states(self.tower, pixels, self._states, self.tower.layernorm)
         return rearrange(tokens[:, self._prefix :], "v (h w) d -> v h w d", h=self.grid.height)
 
     def load_pretrained(self) -> None:
         """Read the weights of `checkpoint`; its sizes must be the settings'."""
         if self.checkpoint is None:
-            raise vit.no_checkpoint("dinov2", "facebook/dinov2-large")
+            raise vit.make_checkpoint_error("dinov2", "facebook/dinov2-large")
         vit.fill_from_transformers("dinov2", self.tower, self.checkpoint, self._sizes)
 
 
-def _tower(sizes: dict[str, Any], blocks: int, norm: bool) -> Any:
+def _build_tower(sizes: dict[str, Any], blocks: int, norm: bool) -> Any:
     """transformers' model of `blocks` blocks without its mask token, which stands in for no patch of a whole picture."""
     from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 

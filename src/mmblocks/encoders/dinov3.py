@@ -54,9 +54,11 @@ class DINOv3(nn.Module):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        vit.require_vit("dinov3", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer)
+        vit.require_vit_sizes(
+            "dinov3", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer
+        )
         _require_rotary(dim, heads, registers)
-        self.dim = vit.width(dim, layer)
+        self.dim = vit.count_channels(dim, layer)
         self.view_px = Size(image_px, image_px)
         self.grid = Size(image_px // patch_px, image_px // patch_px)
         self.checkpoint = checkpoint
@@ -74,27 +76,27 @@ class DINOv3(nn.Module):
             "registers": registers,
             "norm_eps": 1e-5,
         }
-        self._states = vit.state_indices(layer, depth)
+        self._states = vit.list_state_indices(layer, depth)
         self._prefix = 1 + registers
-        self.tower = _tower(self._sizes, max(self._states), norm)
+        self.tower = _build_tower(self._sizes, max(self._states), norm)
         vit.share_attention(self.tower)
-        patches.read_bytes(self.tower, "embeddings.patch_embeddings", self.pixel_mean, self.pixel_std)
-        self.register_load_state_dict_post_hook(_make_rope_real)
+        patches.enable_byte_pixels(self.tower, "embeddings.patch_embeddings", self.pixel_mean, self.pixel_std)
+        self.register_load_state_dict_post_hook(_fill_rope_buffers)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, image_px, image_px), normalised or uint8, to (views, rows, columns, dim)."""
         vit.require_view("dinov3", pixels, self.view_px, bytes_too=True)
-        tokens = vit.states(self.tower, pixels, self._states, self.tower.norm)
+        tokens = vit.compute_states(self.tower, pixels, self._states, self.tower.norm)
         return rearrange(tokens[:, self._prefix :], "v (h w) d -> v h w d", h=self.grid.height)
 
     def load_pretrained(self) -> None:
         """Read the weights of `checkpoint`; its sizes must be the settings'."""
         if self.checkpoint is None:
-            raise vit.no_checkpoint("dinov3", "facebook/dinov3-vitl16-pretrain-lvd1689m")
+            raise vit.make_checkpoint_error("dinov3", "facebook/dinov3-vitl16-pretrain-lvd1689m")
         vit.fill_from_transformers("dinov3", self.tower, self.checkpoint, self._sizes)
 
 
-def _tower(sizes: dict[str, Any], blocks: int, norm: bool) -> Any:
+def _build_tower(sizes: dict[str, Any], blocks: int, norm: bool) -> Any:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
     settings = {vit.CONFIG_KEYS.get(name, name): value for name, value in sizes.items()}
@@ -107,7 +109,7 @@ def _tower(sizes: dict[str, Any], blocks: int, norm: bool) -> Any:
     return tower
 
 
-def _make_rope_real(encoder: Any, _: Any) -> None:
+def _fill_rope_buffers(encoder: Any, _: Any) -> None:
     rope = encoder.tower.rope_embeddings
     vit.refill_buffers(rope, next(encoder.parameters()).device, lambda: type(rope)(rope.config))
 

@@ -41,26 +41,26 @@ class Fused(nn.Module):
 
     def __init__(self, members: tuple[Spec, ...], align: Align = "first", squash: bool | None = None) -> None:
         super().__init__()
-        built = shared.build_members("fused", {f"members.{i}": spec for i, spec in enumerate(members)})
+        built = shared.build_sub_encoders("fused", {f"members.{i}": spec for i, spec in enumerate(members)})
         shared.require_side_by_side("fused", members, built, squash)
         self.members = nn.ModuleList(built)
         self.dim: int = sum(member.dim for member in built)
-        self.view_px = shared.shared_view(built)
-        self.grid = shared.shared_grid(built, align)
-        self.pixel_mean, self.pixel_std = shared.shared_colours(built)
+        self.view_px = shared.choose_shared_view(built)
+        self.grid = shared.choose_shared_grid(built, align)
+        self.pixel_mean, self.pixel_std = shared.choose_shared_mean_std(built)
         self.squash: bool = built[0].squash if squash is None else squash
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, *view_px) to (views, rows, columns, sum of the members' dims)."""
         vit.require_view("fused", pixels, self.view_px)
         features = [
-            member(shared.as_seen_by(member, pixels, self.pixel_mean, self.pixel_std)) for member in self.members
+            member(shared.adapt_pixels(member, pixels, self.pixel_mean, self.pixel_std)) for member in self.members
         ]
-        return torch.cat([shared.aligned(x, self.grid) for x in features], dim=-1)
+        return torch.cat([shared.resize_to_grid(x, self.grid) for x in features], dim=-1)
 
     def load_pretrained(self) -> None:
         """Let every member read its own `checkpoint`."""
-        shared.load_members("fused", {f"members.{i}": member for i, member in enumerate(self.members)})
+        shared.load_sub_encoders("fused", {f"members.{i}": member for i, member in enumerate(self.members)})
 
 
 encoders.preset(

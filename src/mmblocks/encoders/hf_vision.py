@@ -11,12 +11,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmblocks.compat import warnings_not_raised
+from mmblocks.compat import suppress_warning_errors
 from mmblocks.components import encoders
 from mmblocks.encoders import patches, vit
 from mmblocks.errors import ConfigError
 from mmblocks.pretrained import make_model, read_config, read_preprocessing
-from mmblocks.settings import MOST, accepts, shown
+from mmblocks.settings import MAXIMUM, format_value, is_of_type
 from mmblocks.shapes import Size
 
 SIZES = {  # a config's name -> ours, for sizes that are above 0 in any tower
@@ -93,36 +93,38 @@ class HFVision(nn.Module):
     ) -> None:
         super().__init__()
         self._sizes = dict(sizes or {})
-        self._asked = _asked(_config(family, self._sizes, checkpoint), image_px, Size(*grid), prefix_tokens, layer)
-        self.dim, idle, reader = _tried(self._asked)
+        self._request = _make_request(
+            _read_tower_config(family, self._sizes, checkpoint), image_px, Size(*grid), prefix_tokens, layer
+        )
+        self.dim, idle, reader = _try_tower(self._request)
         self.view_px = Size(image_px, image_px)
-        self.grid = self._asked.grid
-        self.pixel_mean = _floats(pixel_mean)
-        self.pixel_std = _floats(pixel_std)
+        self.grid = self._request.grid
+        self.pixel_mean = _to_floats(pixel_mean)
+        self.pixel_std = _to_floats(pixel_std)
         self.squash = squash
         self.checkpoint = checkpoint
-        self.tower = _tower(self._asked.config)
-        vit.drop(self.tower, idle)
+        self.tower = _build_tower(self._request.config)
+        vit.drop_parts(self.tower, idle)
         self.takes_bytes = bool(reader)
         if reader:
-            patches.read_bytes(self.tower, reader, self.pixel_mean, self.pixel_std)
-        self.register_load_state_dict_post_hook(_make_buffers_real)
+            patches.enable_byte_pixels(self.tower, reader, self.pixel_mean, self.pixel_std)
+        self.register_load_state_dict_post_hook(_fill_buffers)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, image_px, image_px), normalised or, with `takes_bytes`, uint8, to (views, rows, columns, dim)."""
         vit.require_view("hf_vision", pixels, self.view_px, bytes_too=self.takes_bytes)
-        seen = patches.as_read(pixels).to(next(self.tower.parameters()).dtype)
-        return self._asked.on_grid(self._asked.raw(self.tower, seen))
+        seen = patches.to_byte_pixels(pixels).to(next(self.tower.parameters()).dtype)
+        return self._request.to_grid(self._request.compute_output(self.tower, seen))
 
     def train(self, mode: bool = True) -> HFVision:
         super().train(mode)
-        vit.hold_statistics(self.tower)
+        vit.freeze_batch_norm(self.tower)
         return self
 
     def load_pretrained(self) -> None:
         """Read the weights of `checkpoint`; its sizes, mean and std must be the settings'."""
         if self.checkpoint is None:
-            raise vit.no_checkpoint("hf_vision", "google/vit-base-patch16-224")
+            raise vit.make_checkpoint_error("hf_vision", "google/vit-base-patch16-224")
         self._require_preprocessing(self.checkpoint)
         vit.fill_from_transformers("hf_vision", self.tower, self.checkpoint, self._sizes)
 
@@ -145,7 +147,7 @@ class HFVision(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _TowerRequest:
     """What the settings say of a tower. `key` is its config as text, by which one is told from another."""
 
     key: str
@@ -155,25 +157,25 @@ class _Asked:
     prefix_tokens: int
     layer: vit.Layer | None
 
-    def raw(self, tower: Any, pixels: Tensor) -> Tensor:
+    def compute_output(self, tower: Any, pixels: Tensor) -> Tensor:
         """What the tower says: (views, tokens, dim), or (views, dim, rows, columns)."""
         if self.layer is None:
             return tower(pixel_values=pixels).last_hidden_state
         hidden = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
-        if fault := vit.layer_fault(self.layer, len(hidden) - 1):
+        if fault := vit.find_layer_fault(self.layer, len(hidden) - 1):
             raise ConfigError(f"encoder 'hf_vision': {fault}.")
-        chosen = [hidden[i] for i in vit.state_indices(self.layer, len(hidden) - 1)]
+        chosen = [hidden[i] for i in vit.list_state_indices(self.layer, len(hidden) - 1)]
         if len({state.shape for state in chosen}) > 1:
             shapes = ", ".join(str(tuple(state.shape[1:])) for state in chosen)
             raise ConfigError(f"encoder 'hf_vision': layer={self.layer} has states of several shapes: {shapes}.")
         return torch.cat(chosen, dim=1 if chosen[0].ndim == 4 else -1)
 
-    def on_grid(self, features: Tensor) -> Tensor:
+    def to_grid(self, features: Tensor) -> Tensor:
         if features.ndim == 4:
             return rearrange(features, "v d h w -> v h w d")
         return rearrange(features[:, self.prefix_tokens :], "v (h w) d -> v h w d", h=self.grid.height)
 
-    def contradiction(self, raw: Tensor) -> str:
+    def find_contradiction(self, raw: Tensor) -> str:
         """What the tower gives that was declared otherwise; empty when all is as declared."""
         if raw.ndim not in (3, 4):
             return f"an output of shape {tuple(raw.shape)}, which is no grid"
@@ -187,64 +189,66 @@ class _Asked:
         return f"{raw.shape[1]} tokens, not {self.prefix_tokens} + {self.grid.height} x {self.grid.width}"
 
 
-def _asked(config: Any, image_px: int, grid: Size, prefix_tokens: int, layer: vit.Layer | None) -> _Asked:
+def _make_request(config: Any, image_px: int, grid: Size, prefix_tokens: int, layer: vit.Layer | None) -> _TowerRequest:
     layer = layer if layer is None or isinstance(layer, int) else tuple(layer)
-    return _Asked(config.to_json_string(use_diff=False), config, image_px, grid, prefix_tokens, layer)
+    return _TowerRequest(config.to_json_string(use_diff=False), config, image_px, grid, prefix_tokens, layer)
 
 
 @lru_cache(maxsize=64)
-@warnings_not_raised()
-def _tried(asked: _Asked) -> tuple[int, tuple[str, ...], str]:
+@suppress_warning_errors()
+def _try_tower(asked: _TowerRequest) -> tuple[int, tuple[str, ...], str]:
     """Channels of a tower's features, measured on one view on meta, the parts that have no say in them, and the patch
     convolution that alone reads pixels, if there is one.
     """
     with torch.device("meta"), torch.enable_grad():
-        blueprint = _tower(asked.config)
+        blueprint = _build_tower(asked.config)
         what, side = type(blueprint).__name__, asked.image_px
         try:
-            with patches.Readers(blueprint) as readers:
-                raw = asked.raw(blueprint, torch.empty(1, 3, side, side).as_subclass(patches.Bytes))
+            with patches.PixelReadTracker(blueprint) as readers:
+                raw = asked.compute_output(blueprint, torch.empty(1, 3, side, side).as_subclass(patches.BytePixels))
         except ConfigError:
             raise
         except Exception as cause:  # whatever a tower raises for a view of this size speaks against it
             raise ConfigError(
                 f"encoder 'hf_vision': {what} cannot take image_px={side}: {type(cause).__name__}: {cause}"
             ) from cause
-        if gives := asked.contradiction(raw):
+        if gives := asked.find_contradiction(raw):
             raise ConfigError(
                 f"encoder 'hf_vision': grid={tuple(asked.grid)} and prefix_tokens={asked.prefix_tokens} are declared, "
                 f"but {what} gives {gives} for image_px={side}."
             )
-        features = asked.on_grid(raw)
-        return features.shape[-1], tuple(vit.idle_parts(blueprint, features)), readers.only
+        features = asked.to_grid(raw)
+        return features.shape[-1], tuple(vit.find_unused_parts(blueprint, features)), readers.sole_reader
 
 
-def _config(family: str | None, sizes: dict[str, Any], checkpoint: str | None) -> Any:
+def _read_tower_config(family: str | None, sizes: dict[str, Any], checkpoint: str | None) -> Any:
     """The config of a vision tower; of a model with a text tower, that of its vision tower."""
     if family is not None:
-        return _steady(_config_of(family, sizes), sizes)
+        return _disable_drop_path(_make_tower_config(family, sizes), sizes)
     if checkpoint is None or sizes:
         raise ConfigError(
             f"encoder 'hf_vision': family=None with checkpoint={checkpoint!r} and sizes={sizes}; write a checkpoint "
             "alone, whose config.json says it all, or family (its model_type) and sizes."
         )
     config = read_config(checkpoint)
-    return _steady(getattr(config, "vision_config", config), sizes)
+    return _disable_drop_path(getattr(config, "vision_config", config), sizes)
 
 
-def _steady(config: Any, sizes: dict[str, Any]) -> Any:
+def _disable_drop_path(config: Any, sizes: dict[str, Any]) -> Any:
     """The same tower with no block skipped at random, unless `sizes` ask for it."""
     if hasattr(config, "drop_path_rate") and "drop_path_rate" not in sizes:
         config.drop_path_rate = 0.0
     return config
 
 
-def _config_of(family: str, sizes: dict[str, Any]) -> Any:
+def _make_tower_config(family: str, sizes: dict[str, Any]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    if faults := [fault for name, value in sizes.items() for fault in _size_faults(name, value)]:
-        raise ConfigError(f"encoder 'hf_vision': family={family!r} with sizes={shown(sizes)}: {'; '.join(faults)}.")
+    if faults := [fault for name, value in sizes.items() for fault in _find_size_faults(name, value)]:
+        raise ConfigError(
+            f"encoder 'hf_vision': family={family!r} with sizes={format_value(sizes)}: {'; '.join(faults)}."
+        )
     try:
         default = AutoConfig.for_model(family)
         unknown = [name for name in sizes if not hasattr(default, name)]
@@ -258,22 +262,22 @@ def _config_of(family: str, sizes: dict[str, Any]) -> Any:
     return getattr(config, "vision_config", config)
 
 
-def _size_faults(name: str, value: Any) -> Iterator[str]:
+def _find_size_faults(name: str, value: Any) -> Iterator[str]:
     """Why a value of a config is no size that a tower can have; transformers builds layers until it has all of them."""
     ours = SIZES.get(name)
-    most = MOST.get(ours or "", MOST_OTHERS)
+    most = MAXIMUM.get(ours or "", MOST_OTHERS)
     entries: list[Any] = [*value] if isinstance(value, list | tuple) and value else [value]
     for one in entries:
-        whole = accepts(int, one)
+        whole = is_of_type(int, one)
         if ours is not None and not (whole and one > 0):
-            yield f"{name}={shown(one)} in sizes is not a whole number above 0"
+            yield f"{name}={format_value(one)} in sizes is not a whole number above 0"
         elif whole and abs(one) > most:
-            yield f"{name}={shown(one)} in sizes is too large; write {most} or less"
+            yield f"{name}={format_value(one)} in sizes is too large; write {most} or less"
         elif isinstance(one, float) and not math.isfinite(one):
             yield f"{name}={one} in sizes is no number to compute with; write a finite number"
 
 
-def _tower(config: Any) -> Any:
+def _build_tower(config: Any) -> Any:
     from transformers import AutoModel
 
     try:
@@ -287,11 +291,11 @@ def _tower(config: Any) -> Any:
     return tower
 
 
-def _make_buffers_real(encoder: Any, _: Any) -> None:
-    vit.refill_buffers(encoder.tower, next(encoder.parameters()).device, lambda: _tower(encoder._asked.config))
+def _fill_buffers(encoder: Any, _: Any) -> None:
+    vit.refill_buffers(encoder.tower, next(encoder.parameters()).device, lambda: _build_tower(encoder._asked.config))
 
 
-def _floats(values: tuple[float, float, float]) -> tuple[float, float, float]:
+def _to_floats(values: tuple[float, float, float]) -> tuple[float, float, float]:
     red, green, blue = values
     return float(red), float(green), float(blue)
 

@@ -46,14 +46,14 @@ class Interleaved(nn.Module):
 
     def __init__(self, members: tuple[Spec, ...], align: Align = "first", squash: bool | None = None) -> None:
         super().__init__()
-        built = shared.build_members("interleaved", {f"members.{i}": spec for i, spec in enumerate(members)})
+        built = shared.build_sub_encoders("interleaved", {f"members.{i}": spec for i, spec in enumerate(members)})
         shared.require_side_by_side("interleaved", members, built, squash)
         self.members = nn.ModuleList(built)
         self.dim: int = sum(member.dim for member in built)
-        self.view_px = shared.shared_view(built)
-        self.cells = shared.shared_grid(built, align)
+        self.view_px = shared.choose_shared_view(built)
+        self.cells = shared.choose_shared_grid(built, align)
         self.grid = Size(1, len(built) * self.cells.area)
-        self.pixel_mean, self.pixel_std = shared.shared_colours(built)
+        self.pixel_mean, self.pixel_std = shared.choose_shared_mean_std(built)
         self.squash: bool = built[0].squash if squash is None else squash
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -61,14 +61,14 @@ class Interleaved(nn.Module):
         vit.require_view("interleaved", pixels, self.view_px)
         blocks, before = [], 0
         for member in self.members:
-            features = member(shared.as_seen_by(member, pixels, self.pixel_mean, self.pixel_std))
-            blocks.append(_in_its_block(shared.aligned(features, self.cells), before, self.dim))
+            features = member(shared.adapt_pixels(member, pixels, self.pixel_mean, self.pixel_std))
+            blocks.append(_in_its_block(shared.resize_to_grid(features, self.cells), before, self.dim))
             before += features.shape[-1]
         return rearrange(torch.stack(blocks), "m v h w d -> v 1 (h w m) d")
 
     def load_pretrained(self) -> None:
         """Let every member read its own `checkpoint`."""
-        shared.load_members("interleaved", {f"members.{i}": member for i, member in enumerate(self.members)})
+        shared.load_sub_encoders("interleaved", {f"members.{i}": member for i, member in enumerate(self.members)})
 
 
 def _in_its_block(features: Tensor, before: int, dim: int) -> Tensor:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from mmblocks.components import encoders
 from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError
-from mmblocks.registry import Spec, split
+from mmblocks.registry import Spec, split_spec
 from mmblocks.shapes import Size
 
 Align = Literal["first", "finest", "coarsest"]
 Colour = tuple[float, float, float]
 
 
-def build_members(name: str, specs: Mapping[str, Spec]) -> list[Any]:
+def build_sub_encoders(name: str, specs: Mapping[str, Spec]) -> list[Any]:
     """The members of the encoder `name` by their keys. Raises `ConfigError` with the faults of all of them."""
     built, faults = [], []
     for key, spec in specs.items():
@@ -33,7 +33,7 @@ def build_members(name: str, specs: Mapping[str, Spec]) -> list[Any]:
     return built
 
 
-def load_members(name: str, members: Mapping[str, Any]) -> None:
+def load_sub_encoders(name: str, members: Mapping[str, Any]) -> None:
     """Let every member read its checkpoint. Raises one error with what stood against each of them."""
     causes: dict[str, MMBlocksError] = {}
     for key, member in members.items():
@@ -48,7 +48,7 @@ def load_members(name: str, members: Mapping[str, Any]) -> None:
 
 def require_side_by_side(name: str, specs: Sequence[Spec], members: Sequence[Any], squash: bool | None) -> None:
     """Refuse members whose cells cannot stand for the same places of one picture, with every reason."""
-    called = [f"members.{i} ({split(spec)[0]!r})" for i, spec in enumerate(specs)]
+    called = [f"members.{i} ({split_spec(spec)[0]!r})" for i, spec in enumerate(specs)]
     faults = []
     if len(members) < 2:
         faults.append(f"{len(members)} members; give two or more, or use the encoder itself")
@@ -74,12 +74,12 @@ def require_side_by_side(name: str, specs: Sequence[Spec], members: Sequence[Any
         raise ConfigError(f"encoder {name!r}: " + "; ".join(faults) + ".")
 
 
-def shared_view(members: Iterable[Any]) -> Size:
+def choose_shared_view(members: Iterable[Any]) -> Size:
     """The largest view: no member sees less than it could."""
     return max((member.view_px for member in members), key=lambda view_px: view_px.area)
 
 
-def shared_grid(members: Sequence[Any], align: Align) -> Size:
+def choose_shared_grid(members: Sequence[Any], align: Align) -> Size:
     """The grid that the cells of all members are brought to."""
     if align == "first":
         return members[0].grid
@@ -87,7 +87,7 @@ def shared_grid(members: Sequence[Any], align: Align) -> Size:
     return choose((member.grid for member in members), key=lambda grid: grid.area)
 
 
-def shared_colours(members: Sequence[Any]) -> tuple[Colour, Colour]:
+def choose_shared_mean_std(members: Sequence[Any]) -> tuple[Colour, Colour]:
     """Mean and std under which pixels arrive: the members' own where they agree, else the middle of their means and 1.
 
     The mean is also the colour that fills the sheet around a padded picture, so it lies close to every member's.
@@ -99,7 +99,7 @@ def shared_colours(members: Sequence[Any]) -> tuple[Colour, Colour]:
     return (red, green, blue), (1.0, 1.0, 1.0)
 
 
-def as_seen_by(member: Any, pixels: Tensor, mean: Colour, std: Colour) -> Tensor:
+def adapt_pixels(member: Any, pixels: Tensor, mean: Colour, std: Colour) -> Tensor:
     """Pixels normalised by `mean` and `std` at the member's own size and normalisation.
 
     Resized as torchvision does it to tensors (bicubic, antialiased), without clipping; in fp32.
@@ -116,7 +116,7 @@ def as_seen_by(member: Any, pixels: Tensor, mean: Colour, std: Colour) -> Tensor
     return seen.to(pixels.dtype)
 
 
-def aligned(features: Tensor, grid: Size) -> Tensor:
+def resize_to_grid(features: Tensor, grid: Size) -> Tensor:
     """(views, h, w, dim) to (views, *grid, dim), read bilinearly between the centres of cells; in fp32."""
     if features.shape[1:3] == grid:
         return features

@@ -11,7 +11,7 @@ from mmblocks.components import encoders
 from mmblocks.encoders import members as shared
 from mmblocks.encoders import vit
 from mmblocks.errors import ConfigError
-from mmblocks.registry import Spec, split
+from mmblocks.registry import Spec, split_spec
 from mmblocks.shapes import Size
 
 
@@ -51,10 +51,10 @@ class S2(nn.Module):
             raise ConfigError(
                 f"encoder 's2': scales={scales}; they start at 1, the member's own view, and grow: (1, 2) or (1, 2, 3)."
             )
-        (built,) = shared.build_members("s2", {"member": member})
+        (built,) = shared.build_sub_encoders("s2", {"member": member})
         if not built.spatial:
             raise ConfigError(
-                f"encoder 's2': member ({split(member)[0]!r}) has no picture order (its grid is {built.grid}), "
+                f"encoder 's2': member ({split_spec(member)[0]!r}) has no picture order (its grid is {built.grid}), "
                 "so its tiles cannot be laid side by side; choose features that keep the grid."
             )
         self.member = built
@@ -69,9 +69,9 @@ class S2(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, *view_px) to (views, rows, columns, scales * the member's dim)."""
         vit.require_view("s2", pixels, self.view_px)
-        return torch.cat([self._at_scale(pixels, scale) for scale in self.scales], dim=-1)
+        return torch.cat([self._encode_at_scale(pixels, scale) for scale in self.scales], dim=-1)
 
-    def _at_scale(self, pixels: Tensor, scale: int) -> Tensor:
+    def _encode_at_scale(self, pixels: Tensor, scale: int) -> Tensor:
         height, width = (side * scale for side in self.member.view_px)
         picture = F.interpolate(pixels.float(), size=(height, width), mode="bicubic").to(pixels.dtype)
         tiles = rearrange(picture, "v c (down h) (right w) -> (v down right) c h w", down=scale, right=scale)
@@ -82,7 +82,7 @@ class S2(nn.Module):
 
     def load_pretrained(self) -> None:
         """Let the member read its own `checkpoint`."""
-        shared.load_members("s2", {"member": self.member})
+        shared.load_sub_encoders("s2", {"member": self.member})
 
 
 encoders.preset("clip_vit_l_336_s2", of="s2", member="clip_vit_l_336", scales=(1, 2, 3))

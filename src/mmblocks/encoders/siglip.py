@@ -46,10 +46,12 @@ class SigLIP(nn.Module):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        vit.require_vit("siglip", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer)
+        vit.require_vit_sizes(
+            "siglip", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer
+        )
         from transformers import SiglipVisionConfig, SiglipVisionModel
 
-        self.dim = vit.width(dim, layer)
+        self.dim = vit.count_channels(dim, layer)
         self.view_px = Size(image_px, image_px)
         self.grid = Size(image_px // patch_px, image_px // patch_px)
         self.checkpoint = checkpoint
@@ -66,24 +68,24 @@ class SigLIP(nn.Module):
         config = SiglipVisionConfig(
             **{vit.CONFIG_KEYS[setting]: value for setting, value in self._sizes.items()}, vision_use_head=False
         )
-        config.num_hidden_layers = vit.blocks_for(layer, depth)
-        self._states = vit.state_indices(layer, depth)
+        config.num_hidden_layers = vit.count_blocks(layer, depth)
+        self._states = vit.list_state_indices(layer, depth)
         self.vision_model = SiglipVisionModel(config)
         self.vision_model.register_module("post_layernorm", nn.Identity())
-        vit.make_positions_real(self.vision_model)
+        vit.fill_position_ids(self.vision_model)
         vit.share_attention(self.vision_model)
-        patches.read_bytes(self.vision_model, "embeddings.patch_embedding", self.pixel_mean, self.pixel_std)
+        patches.enable_byte_pixels(self.vision_model, "embeddings.patch_embedding", self.pixel_mean, self.pixel_std)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, image_px, image_px), normalised or uint8, to (views, rows, columns, dim)."""
         vit.require_view("siglip", pixels, self.view_px, bytes_too=True)
-        features = vit.states(self.vision_model, pixels, self._states)
+        features = vit.compute_states(self.vision_model, pixels, self._states)
         return rearrange(features, "v (h w) d -> v h w d", h=self.grid.height)
 
     def load_pretrained(self) -> None:
         """Read the weights of `checkpoint`; its sizes must be the settings'."""
         if self.checkpoint is None:
-            raise vit.no_checkpoint("siglip", "google/siglip-so400m-patch14-384")
+            raise vit.make_checkpoint_error("siglip", "google/siglip-so400m-patch14-384")
         vit.fill_from_transformers("siglip", self.vision_model, self.checkpoint, self._sizes)
 
 

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmblocks.compat import warnings_not_raised
+from mmblocks.compat import suppress_warning_errors
 from mmblocks.components import encoders
 from mmblocks.encoders import timm_vit, vit
 from mmblocks.errors import ConfigError
@@ -44,36 +44,36 @@ class TimmFeatures(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint = checkpoint
-        self.model_name = timm_vit.full_name("timm_features", model_name, checkpoint)
-        self._asked, self.grid, self.dim, idle = _tried(self.model_name, image_px, stage, norm)
+        self.model_name = timm_vit.make_full_name("timm_features", model_name, checkpoint)
+        self._asked, self.grid, self.dim, idle = _try_trunk(self.model_name, image_px, stage, norm)
         self.view_px = self._asked.view_px
         self.pixel_mean = self._asked.pixel_mean
         self.pixel_std = self._asked.pixel_std
         self.squash = self._asked.squash
-        self.trunk = self._asked.build()
-        vit.drop(self.trunk, idle)
-        self.register_load_state_dict_post_hook(_make_buffers_real)
+        self.trunk = self._asked.build_trunk()
+        vit.drop_parts(self.trunk, idle)
+        self.register_load_state_dict_post_hook(_fill_buffers)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, *view_px) to (views, rows, columns, dim)."""
         vit.require_view("timm_features", pixels, self.view_px)
-        return self._asked.features(self.trunk, pixels.to(next(self.trunk.parameters()).dtype))
+        return self._asked.compute_features(self.trunk, pixels.to(next(self.trunk.parameters()).dtype))
 
     def train(self, mode: bool = True) -> TimmFeatures:
         super().train(mode)
-        vit.hold_statistics(self.trunk)
+        vit.freeze_batch_norm(self.trunk)
         return self
 
     def load_pretrained(self) -> None:
         """Read the weights of `checkpoint`; all that the stages in use need must be there."""
         if self.checkpoint is None:
-            raise vit.no_checkpoint("timm_features", "pretrained")
+            raise vit.make_checkpoint_error("timm_features", "pretrained")
         found = timm_vit.read_weights("timm_features", self.model_name, self._asked.fixed, self.checkpoint)
-        vit.fill("timm_features", self.trunk, found, self.checkpoint)
+        vit.fill_module("timm_features", self.trunk, found, self.checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _TrunkRequest:
     """What the settings ask of a model of timm, and what timm states about its pictures."""
 
     model_name: str
@@ -85,13 +85,13 @@ class _Asked:
     pixel_std: tuple[float, float, float]
     squash: bool
 
-    def build(self) -> Any:
+    def build_trunk(self) -> Any:
         """The model up to the stage that is asked for."""
-        trunk = timm_vit.create("timm_features", self.model_name, self.fixed)
+        trunk = timm_vit.create_trunk("timm_features", self.model_name, self.fixed)
         trunk.prune_intermediate_layers([self.stage], prune_norm=not self.norm, prune_head=True)
         return trunk
 
-    def features(self, trunk: Any, pixels: Tensor) -> Tensor:
+    def compute_features(self, trunk: Any, pixels: Tensor) -> Tensor:
         """(views, 3, height, width) to (views, rows, columns, dim)."""
         (features,) = trunk.forward_intermediates(
             pixels, indices=[self.stage], norm=self.norm, output_fmt="NCHW", intermediates_only=True
@@ -100,26 +100,28 @@ class _Asked:
 
 
 @lru_cache(maxsize=64)
-@warnings_not_raised()
-def _tried(model_name: str, image_px: int | None, stage: int, norm: bool) -> tuple[_Asked, Size, int, tuple[str, ...]]:
+@suppress_warning_errors()
+def _try_trunk(
+    model_name: str, image_px: int | None, stage: int, norm: bool
+) -> tuple[_TrunkRequest, Size, int, tuple[str, ...]]:
     """Grid and width of a model's feature map, measured on one view on meta, and the parts that have no say in it."""
     with torch.device("meta"), torch.enable_grad():
-        asked = _asked(model_name, image_px, stage, norm)
-        blueprint = asked.build()
+        asked = _make_request(model_name, image_px, stage, norm)
+        blueprint = asked.build_trunk()
         try:
-            features = asked.features(blueprint, torch.empty(1, 3, *asked.view_px))
+            features = asked.compute_features(blueprint, torch.empty(1, 3, *asked.view_px))
         except Exception as cause:  # whatever a model raises for a view of this size speaks against it
             raise ConfigError(
                 f"encoder 'timm_features': {model_name!r} ({type(blueprint).__name__}) gives no feature map for a "
                 f"view of image_px={asked.view_px.height}: {type(cause).__name__}: {cause}"
             ) from cause
-        idle = tuple(vit.idle_parts(blueprint, features))
+        idle = tuple(vit.find_unused_parts(blueprint, features))
     return asked, Size(*features.shape[1:3]), features.shape[3], idle
 
 
-def _asked(model_name: str, image_px: int | None, stage: int, norm: bool) -> _Asked:
+def _make_request(model_name: str, image_px: int | None, stage: int, norm: bool) -> _TrunkRequest:
     """What the settings and timm's own statements say of a model."""
-    trunk = timm_vit.create("timm_features", model_name, {})
+    trunk = timm_vit.create_trunk("timm_features", model_name, {})
     stated = dict(trunk.pretrained_cfg or {})
     faults = [f"timm states no {fact} for it" for fact in ("mean", "std", "input_size") if not stated.get(fact)]
     if not hasattr(trunk, "forward_intermediates") or not hasattr(trunk, "prune_intermediate_layers"):
@@ -128,7 +130,7 @@ def _asked(model_name: str, image_px: int | None, stage: int, norm: bool) -> _As
         raise ConfigError(
             f"encoder 'timm_features': {model_name!r} ({type(trunk).__name__}) cannot be used: {'; '.join(faults)}."
         )
-    return _Asked(
+    return _TrunkRequest(
         model_name=model_name,
         fixed={"img_size": image_px} if image_px and stated.get("fixed_input_size") else {},
         stage=_index(model_name, trunk, stage),
@@ -151,7 +153,7 @@ def _index(model_name: str, trunk: Any, stage: int) -> int:
     return stage % stages
 
 
-def _make_buffers_real(encoder: Any, _: Any) -> None:
+def _fill_buffers(encoder: Any, _: Any) -> None:
     device = next(encoder.parameters()).device
     vit.refill_buffers(encoder.trunk, device, encoder._asked.build)
 

@@ -51,13 +51,13 @@ class TimmViT(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint = checkpoint
-        self.model_name = full_name("timm_vit", model_name, checkpoint)
+        self.model_name = make_full_name("timm_vit", model_name, checkpoint)
         self._fixed: dict[str, Any] = {} if image_px is None else {"img_size": image_px}
         self._norm = norm
-        trunk = create("timm_vit", self.model_name, self._fixed)
+        trunk = create_trunk("timm_vit", self.model_name, self._fixed)
         _require_patch_grid(self.model_name, trunk, layer)
         stated = trunk.pretrained_cfg
-        self.dim: int = vit.width(trunk.embed_dim, layer)
+        self.dim: int = vit.count_channels(trunk.embed_dim, layer)
         self.view_px = Size(*trunk.patch_embed.img_size)
         self.grid = Size(*trunk.patch_embed.grid_size)
         self.pixel_mean: tuple[float, float, float] = tuple(stated["mean"])
@@ -66,18 +66,18 @@ class TimmViT(nn.Module):
         self.trunk = trunk
         self.takes_bytes = _embeds_patches(trunk)
         if self.takes_bytes:
-            patches.read_bytes(trunk, "patch_embed.proj", self.pixel_mean, self.pixel_std)
-        blocks = [i - 1 for i in vit.state_indices(layer, len(trunk.blocks))]
+            patches.enable_byte_pixels(trunk, "patch_embed.proj", self.pixel_mean, self.pixel_std)
+        blocks = [i - 1 for i in vit.list_state_indices(layer, len(trunk.blocks))]
         self._blocks = sorted(set(blocks))
         self._order = [self._blocks.index(block) for block in blocks]
         trunk.prune_intermediate_layers(self._blocks, prune_norm=not norm, prune_head=True)
-        self.register_load_state_dict_post_hook(_make_buffers_real)
+        self.register_load_state_dict_post_hook(_fill_buffers)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, *view_px), normalised or, with `takes_bytes`, uint8, to (views, rows, columns, dim)."""
         vit.require_view("timm_vit", pixels, self.view_px, bytes_too=self.takes_bytes)
         states = self.trunk.forward_intermediates(
-            patches.as_read(pixels).to(next(self.trunk.parameters()).dtype),
+            patches.to_byte_pixels(pixels).to(next(self.trunk.parameters()).dtype),
             indices=self._blocks,
             norm=self._norm,
             output_fmt="NLC",
@@ -89,25 +89,25 @@ class TimmViT(nn.Module):
     def load_pretrained(self) -> None:
         """Read the weights of `checkpoint`; all that the blocks in use need must be there."""
         if self.checkpoint is None:
-            raise vit.no_checkpoint("timm_vit", "pretrained")
+            raise vit.make_checkpoint_error("timm_vit", "pretrained")
         found = read_weights("timm_vit", self.model_name, self._fixed, self.checkpoint)
-        vit.fill("timm_vit", self.trunk, found, self.checkpoint)
+        vit.fill_module("timm_vit", self.trunk, found, self.checkpoint)
 
 
-def _make_buffers_real(encoder: Any, _: Any) -> None:
+def _fill_buffers(encoder: Any, _: Any) -> None:
     device = next(encoder.parameters()).device
-    vit.refill_buffers(encoder.trunk, device, lambda: create("timm_vit", encoder.model_name, encoder._fixed))
+    vit.refill_buffers(encoder.trunk, device, lambda: create_trunk("timm_vit", encoder.model_name, encoder._fixed))
 
 
 # What encoders made of timm's models share --------------------------------------------------------------------------
 
 
-def full_name(encoder: str, model_name: str, checkpoint: str | None) -> str:
+def make_full_name(encoder: str, model_name: str, checkpoint: str | None) -> str:
     """timm's name of model and weights, model.tag, where `checkpoint` is a tag: mean and std belong to the tag."""
     return model_name if checkpoint is None or _is_path(checkpoint) else _tagged(encoder, model_name, checkpoint)
 
 
-def create(encoder: str, name: str, fixed: dict[str, Any], *, pretrained: bool = False) -> Any:
+def create_trunk(encoder: str, name: str, fixed: dict[str, Any], *, pretrained: bool = False) -> Any:
     """A model of timm that skips no block at random. Raises `ConfigError`, or `CheckpointError` where weights were asked for."""
     import timm
     from timm.layers.drop import DropPath
@@ -128,19 +128,19 @@ def create(encoder: str, name: str, fixed: dict[str, Any], *, pretrained: bool =
     return model
 
 
-def hub_id(model_name: str, checkpoint: str) -> str | None:
+def find_hub_id(model_name: str, checkpoint: str) -> str | None:
     """Where the hub keeps timm's weights of a model; None where timm has them elsewhere or not at all."""
     import timm
 
-    known = timm.get_pretrained_cfg(full_name("timm", model_name, checkpoint))
+    known = timm.get_pretrained_cfg(make_full_name("timm", model_name, checkpoint))
     return getattr(known, "hf_hub_id", None)
 
 
 def read_weights(encoder: str, name: str, fixed: dict[str, Any], checkpoint: str) -> dict[str, Tensor]:
     """The tensors of a file or folder, or timm's own weights of a model."""
-    with vit.readable(encoder, checkpoint):
+    with vit.wrap_read_errors(encoder, checkpoint):
         if not _is_path(checkpoint):
-            return create(encoder, name, fixed, pretrained=True).state_dict()
+            return create_trunk(encoder, name, fixed, pretrained=True).state_dict()
         from timm.models import load_state_dict
 
         return load_state_dict(str(_weights_file(encoder, Path(checkpoint))), weights_only=True)
@@ -185,7 +185,7 @@ def _require_patch_grid(name: str, trunk: Any, layer: vit.Layer) -> None:
         faults.append("it states no grid of patches (patch_embed.grid_size)")
     if getattr(trunk, "num_prefix_tokens", None) is None or not _tells_prefix_apart(trunk):
         faults.append("it does not tell patch tokens from prefix tokens")
-    if not faults and (wrong := _layer_fault(layer, len(trunk.blocks)) or _view_fault(trunk.patch_embed)):
+    if not faults and (wrong := _layer_fault(layer, len(trunk.blocks)) or _find_view_fault(trunk.patch_embed)):
         faults.append(wrong)
     if not {"mean", "std"} <= set(trunk.pretrained_cfg or {}):
         faults.append("timm states no pixel mean and std for it")
@@ -193,7 +193,7 @@ def _require_patch_grid(name: str, trunk: Any, layer: vit.Layer) -> None:
         raise ConfigError(f"encoder 'timm_vit': {name!r} ({type(trunk).__name__}) cannot be used: {'; '.join(faults)}.")
 
 
-def _view_fault(embed: Any) -> str:
+def _find_view_fault(embed: Any) -> str:
     """Why a patch embedding refuses views of the size it was made for; empty where it takes them."""
     from timm.layers.patch_embed import PatchEmbed
 
@@ -214,9 +214,13 @@ def _embeds_patches(trunk: Any) -> bool:
 
 
 def _layer_fault(layer: vit.Layer, depth: int) -> str:
-    if fault := vit.layer_fault(layer, depth):
+    if fault := vit.find_layer_fault(layer, depth):
         return fault
-    return f"layer={layer}: timm gives no state before the first block" if 0 in vit.state_indices(layer, depth) else ""
+    return (
+        f"layer={layer}: timm gives no state before the first block"
+        if 0 in vit.list_state_indices(layer, depth)
+        else ""
+    )
 
 
 def _tells_prefix_apart(trunk: Any) -> bool:

@@ -52,7 +52,7 @@ class TinyConv(nn.Module):
         self.stem = _stem([3, *widths, dim], strides, groups)
         # Half as large as what is seen: at ViT's usual 0.02 a small model finds out what is there, but not where.
         self.positions = nn.Parameter(0.5 * torch.randn(side * side, dim))
-        self.blocks = nn.Sequential(*[_Block(dim, heads, mlp_ratio) for _ in range(blocks)])
+        self.blocks = nn.Sequential(*[_AttentionBlock(dim, heads, mlp_ratio) for _ in range(blocks)])
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class TinyConv(nn.Module):
         )
 
 
-class _Block(nn.Module):
+class _AttentionBlock(nn.Module):
     """Attention among the cells of a view, then an MLP per cell; each behind a LayerNorm, each added to its input."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int) -> None:

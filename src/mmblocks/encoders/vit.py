@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmblocks.encoders.patches import as_read
+from mmblocks.encoders.patches import to_byte_pixels
 from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError
 from mmblocks.ops import attention
-from mmblocks.pretrained import read_config_entries, read_model, reading
+from mmblocks.pretrained import convert_checkpoint_errors, read_config_entries, read_model
 from mmblocks.shapes import Size
 
 Layer = int | tuple[int, ...]
@@ -38,7 +38,9 @@ CONFIG_KEYS = {  # our setting -> its name in a transformers config.json
 }
 
 
-def require_vit(name: str, *, image_px: int, patch_px: int, dim: int, depth: int, heads: int, layer: Layer) -> None:
+def require_vit_sizes(
+    name: str, *, image_px: int, patch_px: int, dim: int, depth: int, heads: int, layer: Layer
+) -> None:
     """Refuse sizes that make no vision transformer, naming every fault at once."""
     faults = []
     if patch_px < 1 or image_px < patch_px:
@@ -47,30 +49,30 @@ def require_vit(name: str, *, image_px: int, patch_px: int, dim: int, depth: int
         faults.append(f"dim={dim} is not a multiple of heads={heads}")
     if depth < 1:
         faults.append(f"depth={depth} is no number of blocks; write 1 or more")
-    elif fault := layer_fault(layer, depth):
+    elif fault := find_layer_fault(layer, depth):
         faults.append(fault)
     if faults:
         raise ConfigError(f"encoder {name!r}: " + "; ".join(faults) + ".")
 
 
-def blocks_for(layer: Layer, depth: int) -> int:
+def count_blocks(layer: Layer, depth: int) -> int:
     """How many blocks must run for transformers' hidden_states[layer], where entry 0 stands before the first block."""
-    return max(state_indices(layer, depth))
+    return max(list_state_indices(layer, depth))
 
 
-def state_indices(layer: Layer, depth: int) -> tuple[int, ...]:
+def list_state_indices(layer: Layer, depth: int) -> tuple[int, ...]:
     """`layer` as entries of hidden_states, none below 0, in the order given."""
-    assert not layer_fault(layer, depth)
+    assert not find_layer_fault(layer, depth)
     layers = (layer,) if isinstance(layer, int) else layer
     return tuple(n if n >= 0 else depth + 1 + n for n in layers)
 
 
-def width(dim: int, layer: Layer) -> int:
+def count_channels(dim: int, layer: Layer) -> int:
     """Channels of the features: those of every layer side by side."""
     return dim if isinstance(layer, int) else dim * len(layer)
 
 
-def layer_fault(layer: Layer, depth: int) -> str:
+def find_layer_fault(layer: Layer, depth: int) -> str:
     """Why `layer` is not the output of some of `depth` blocks; empty when it is.
 
     Entry 0, the embeddings before the first block, may only stand beside others.
@@ -86,13 +88,13 @@ def layer_fault(layer: Layer, depth: int) -> str:
     return f"layer={layer}: {what}; with {depth} blocks choose from 0 (before the first) to {depth} or {-depth} to -1"
 
 
-def states(tower: Any, pixels: Tensor, indices: tuple[int, ...], norm: nn.Module | None = None) -> Tensor:
+def compute_states(tower: Any, pixels: Tensor, indices: tuple[int, ...], norm: nn.Module | None = None) -> Tensor:
     """(views, tokens, channels) of a transformers tower that ends with the last block that is needed.
 
     Its last state is what the tower returns; several states stand side by side, each after `norm`. uint8 pixels are
     read as bytes.
     """
-    pixels = as_read(pixels)
+    pixels = to_byte_pixels(pixels)
     if len(indices) == 1:
         return tower(pixel_values=pixels).last_hidden_state
     hidden = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
@@ -114,7 +116,7 @@ def require_view(name: str, pixels: Tensor, view_px: Size, *, bytes_too: bool = 
         )
 
 
-def no_checkpoint(name: str, example: str) -> ConfigError:
+def make_checkpoint_error(name: str, example: str) -> ConfigError:
     """The error for pretrained weights that were asked for and named nowhere."""
     return ConfigError(
         f"encoder {name!r}: pretrained weights were asked for, but checkpoint is None; "
@@ -128,7 +130,7 @@ def share_attention(tower: Any) -> None:
         tower.set_attn_implementation(attention.register())
 
 
-def make_positions_real(tower: nn.Module) -> None:
+def fill_position_ids(tower: nn.Module) -> None:
     """Give a tower built on the meta device its position numbers: no checkpoint holds them, so no loading could."""
     embeddings: Any = tower.embeddings
     if embeddings.position_ids.is_meta:
@@ -150,7 +152,7 @@ def refill_buffers(part: nn.Module, device: torch.device, make: Callable[[], nn.
         setattr(part.get_submodule(owner), leaf, fresh.get_buffer(name))
 
 
-def hold_statistics(tower: nn.Module) -> None:
+def freeze_batch_norm(tower: nn.Module) -> None:
     """Keep batch normalisation at the statistics it was trained with, so that no view depends on its batch."""
     for module in tower.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -158,7 +160,7 @@ def hold_statistics(tower: nn.Module) -> None:
 
 
 @torch.enable_grad()
-def idle_parts(tower: nn.Module, features: Tensor) -> list[str]:
+def find_unused_parts(tower: nn.Module, features: Tensor) -> list[str]:
     """Children and lone parameters of a tower on meta that have no part in its features: poolers, heads, mask tokens."""
     features.sum().backward()
     idle = {name for name, p in tower.named_parameters() if p.grad is None}
@@ -172,7 +174,7 @@ def idle_parts(tower: nn.Module, features: Tensor) -> list[str]:
     return [*children, *sorted(lone)]
 
 
-def drop(tower: nn.Module, parts: Sequence[str]) -> None:
+def drop_parts(tower: nn.Module, parts: Sequence[str]) -> None:
     """Take parts out of a tower: a module becomes an identity, a parameter None."""
     for name in parts:
         owner, _, leaf = name.rpartition(".")
@@ -200,12 +202,12 @@ def fill_from_transformers(
             ignore_mismatched_sizes=True,
             key_mapping={rf"^{re.escape(prefix)}": ""} if prefix else None,
         )
-    misshapen = {key: _shapes(there, here) for key, there, here in report["mismatched_keys"]}
+    misshapen = {key: _format_shapes(there, here) for key, there, here in report["mismatched_keys"]}
     found = {k: v for k, v in loaded.state_dict().items() if k not in report["missing_keys"] and k not in misshapen}
-    fill(name, tower, found, checkpoint, misshapen)
+    fill_module(name, tower, found, checkpoint, misshapen)
 
 
-def fill(
+def fill_module(
     name: str, module: nn.Module, found: Mapping[str, Tensor], where: str, faults: Mapping[str, str] | None = None
 ) -> None:
     """Copy every tensor that `module` holds from `found`; more may be there.
@@ -222,7 +224,7 @@ def fill(
         if key not in found:
             wrong.setdefault(key, "missing")
         elif found[key].shape != here.shape:
-            wrong[key] = _shapes(found[key].shape, here.shape)
+            wrong[key] = _format_shapes(found[key].shape, here.shape)
     if wrong:
         listed = "\n  ".join(f"{key}: {fault}" for key, fault in sorted(wrong.items()))
         raise CheckpointError(
@@ -231,7 +233,7 @@ def fill(
     module.load_state_dict({key: found[key] for key in wanted})
 
 
-def _shapes(there: Sequence[int], here: Sequence[int]) -> str:
+def _format_shapes(there: Sequence[int], here: Sequence[int]) -> str:
     return f"{tuple(there)} in the checkpoint, {tuple(here)} here"
 
 
@@ -240,7 +242,7 @@ def _require_same_sizes(name: str, config_class: Any, checkpoint: str, settings:
     family = config_class.model_type.removesuffix("_vision_model")
     if str(raw.get("model_type")).replace("-", "_") not in (family, config_class.model_type):
         raise ConfigError(f"encoder {name!r}: {checkpoint} is a {raw.get('model_type')!r} model, not {family!r}.")
-    with reading(checkpoint, "config.json"):
+    with convert_checkpoint_errors(checkpoint, "config.json"):
         config = config_class.from_dict(raw.get(config_class.base_config_key, raw))
     wrong = [
         f"{setting}={here}, but {key} is {there}"
@@ -255,7 +257,7 @@ def _require_same_sizes(name: str, config_class: Any, checkpoint: str, settings:
 
 
 @contextmanager
-def readable(name: str, checkpoint: str) -> Iterator[None]:
+def wrap_read_errors(name: str, checkpoint: str) -> Iterator[None]:
     """Turn what transformers, timm and safetensors raise for an absent or damaged checkpoint into `CheckpointError`."""
     from safetensors import SafetensorError
 

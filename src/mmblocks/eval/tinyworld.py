@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mmblocks.chat import answer
 from mmblocks.conversation import Conversation
 from mmblocks.data import tinyworld
-from mmblocks.data.sample.positions import Visuals, arranged
+from mmblocks.data.sample.positions import VisualOrder, place_visuals
 from mmblocks.model.generate import Decoding
 from mmblocks.model.onevision import OneVision
 
@@ -19,32 +19,32 @@ TASKS: tuple[tinyworld.Task, ...] = ("single", "multi", "video")
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ExactScore:
     """Exact answers among those asked."""
 
     right: int
     asked: int
 
     @property
-    def share(self) -> float:
+    def exact_share(self) -> float:
         return self.right / self.asked if self.asked else 0.0
 
-    def __add__(self, other: Score) -> Score:
-        return Score(self.right + other.right, self.asked + other.asked)
+    def __add__(self, other: ExactScore) -> ExactScore:
+        return ExactScore(self.right + other.right, self.asked + other.asked)
 
 
-Table = dict[str, dict[str, Score]]
+ScoreTable = dict[str, dict[str, ExactScore]]
 
 
-def evaluate(
+def evaluate_tinyworld(
     model: OneVision,
     tasks: Sequence[tinyworld.Task] = TASKS,
     *,
     samples: int = 500,
     batch_size: int = 50,
     seed: int = 1,
-    visuals: Visuals = "as_written",
-) -> Table:
+    visuals: VisualOrder = "as_written",
+) -> ScoreTable:
     """Scores by task and question type over `samples` held-out conversations of each task, answered greedily.
 
     visuals: where pictures stand in the questions (see `mmblocks.data.sample.positions.arranged`).
@@ -52,34 +52,37 @@ def evaluate(
     return {task: _evaluate_task(model, task, samples, batch_size, seed, visuals) for task in tasks}
 
 
-def total(scores: dict[str, Score]) -> Score:
+def sum_scores(scores: dict[str, ExactScore]) -> ExactScore:
     """All question types of a task together."""
-    return sum(scores.values(), Score(0, 0))
+    return sum(scores.values(), ExactScore(0, 0))
 
 
-def as_markdown(table: Table) -> str:
+def format_scores(table: ScoreTable) -> str:
     """The table as people read it: one row per question type, one in bold per task."""
     rows = ["| task | question | asked | exact |", "|---|---|---:|---:|"]
     for task, scores in table.items():
-        rows += [_row(task, kind, score) for kind, score in sorted(scores.items())]
-        rows.append(_row(f"**{task}**", "**all**", total(scores)))
+        rows += [_format_row(task, kind, score) for kind, score in sorted(scores.items())]
+        rows.append(_format_row(f"**{task}**", "**all**", sum_scores(scores)))
     return "\n".join(rows)
 
 
-def _row(task: str, kind: str, score: Score) -> str:
-    return f"| {task} | {kind} | {score.asked} | {100 * score.share:.1f} % |"
+def _format_row(task: str, kind: str, score: ExactScore) -> str:
+    return f"| {task} | {kind} | {score.asked} | {100 * score.exact_share:.1f} % |"
 
 
 def _evaluate_task(
-    model: OneVision, task: tinyworld.Task, samples: int, batch_size: int, seed: int, visuals: Visuals
-) -> dict[str, Score]:
-    scores: dict[str, Score] = defaultdict(lambda: Score(0, 0))
+    model: OneVision, task: tinyworld.Task, samples: int, batch_size: int, seed: int, visuals: VisualOrder
+) -> dict[str, ExactScore]:
+    scores: dict[str, ExactScore] = defaultdict(lambda: ExactScore(0, 0))
     with tqdm(total=samples, desc=task, unit="question", leave=False) as bar:
         for records in _batches(task, samples, batch_size, seed):
-            asked = [arranged(Conversation.of(r["messages"][:1], f"held-out {task}"), visuals) for r in records]
+            asked = [
+                place_visuals(Conversation.from_messages(r["messages"][:1], f"held-out {task}"), visuals)
+                for r in records
+            ]
             answers = answer(model, asked, Decoding(max_new_tokens=32))
             for record, said in zip(records, answers, strict=True):
-                scores[record["kind"]] += Score(int(said == _expected(record)), 1)
+                scores[record["kind"]] += ExactScore(int(said == _expected(record)), 1)
             bar.update(len(records))
     return dict(scores)
 
@@ -87,7 +90,7 @@ def _evaluate_task(
 def _batches(task: tinyworld.Task, samples: int, size: int, seed: int) -> Iterator[list[dict]]:
     for first in range(0, samples, size):
         indices = range(first, min(first + size, samples))
-        yield [tinyworld.record(task, i, seed=seed, split="heldout") for i in indices]
+        yield [tinyworld.make_record(task, i, seed=seed, split="heldout") for i in indices]
 
 
 def _expected(record: dict) -> str:

@@ -38,12 +38,12 @@ def parse_pinpoints(pinpoints: str | Sequence[Sequence[int]], tile_px: Size) -> 
     """
     if isinstance(pinpoints, str):
         if "x" in pinpoints:
-            return _range(pinpoints, tile_px) if "(" in pinpoints else _listed(pinpoints, tile_px)
-        return _pairs(_literal(pinpoints), pinpoints)
-    return _pairs(pinpoints, pinpoints)
+            return _parse_range(pinpoints, tile_px) if "(" in pinpoints else _parse_list(pinpoints, tile_px)
+        return _parse_pairs(_literal(pinpoints), pinpoints)
+    return _parse_pairs(pinpoints, pinpoints)
 
 
-def _range(text: str, tile_px: Size) -> tuple[Size, ...]:
+def _parse_range(text: str, tile_px: Size) -> tuple[Size, ...]:
     ends = [(int(columns), int(rows)) for columns, rows in RANGE_END.findall(text)]
     if not ends:
         raise ConfigError(f"pinpoints={text!r} names no canvas; {PINPOINTS_CURE}")
@@ -60,7 +60,7 @@ def _range(text: str, tile_px: Size) -> tuple[Size, ...]:
     )
 
 
-def _listed(text: str, tile_px: Size) -> tuple[Size, ...]:
+def _parse_list(text: str, tile_px: Size) -> tuple[Size, ...]:
     canvases = []
     for member in text.split(","):
         match = ONE_CANVAS.fullmatch(member)
@@ -77,7 +77,7 @@ def _literal(text: str) -> Any:
         raise ConfigError(f"pinpoints={text!r} cannot be read ({cause}); {PINPOINTS_CURE}") from cause
 
 
-def _pairs(pairs: Any, given: Any) -> tuple[Size, ...]:
+def _parse_pairs(pairs: Any, given: Any) -> tuple[Size, ...]:
     if not (isinstance(pairs, list | tuple) and pairs and all(map(_is_pair, pairs))):
         raise ConfigError(f"pinpoints={given!r} is not a list of (width, height); {PINPOINTS_CURE}")
     return tuple(Size(height, width) for width, height in pairs)
@@ -88,24 +88,24 @@ def _is_pair(value: Any) -> bool:
     return fits and all(type(side) is int and side > 0 for side in value)
 
 
-def best_canvas(image: Size, canvases: Sequence[Size]) -> Size:
+def find_best_canvas(image: Size, canvases: Sequence[Size]) -> Size:
     """The canvas that shows most of the picture's own pixels, and among those the one with the least waste.
 
     More than the picture's own area never counts, so a small picture takes few tiles.
     """
 
-    def merit(canvas: Size) -> tuple[int, int]:
+    def rate_canvas(canvas: Size) -> tuple[int, int]:
         scale = min(canvas.width / image.width, canvas.height / image.height)
         shown = min(int(image.width * scale) * int(image.height * scale), image.area)
         return shown, shown - canvas.area
 
-    return max(canvases, key=merit)  # max keeps the earliest of equals, as the original's strict comparisons do
+    return max(canvases, key=rate_canvas)  # max keeps the earliest of equals, as the original's strict comparisons do
 
 
 # Pictures on canvases -----------------------------------------------------------------------------------------------
 
 
-def resized_within(image: Size, canvas: Size) -> Size:
+def resize_within(image: Size, canvas: Size) -> Size:
     """The largest size of the picture's aspect ratio inside the canvas; small pictures grow. Never under one pixel."""
     across, down = canvas.width / image.width, canvas.height / image.height
     if across < down:
@@ -113,31 +113,31 @@ def resized_within(image: Size, canvas: Size) -> Size:
     return Size(canvas.height, min(math.ceil(image.width * down), canvas.width))
 
 
-def resized_over(image: Size, view: Size) -> Size:
+def resize_to_cover(image: Size, view: Size) -> Size:
     """The smallest size of the picture's aspect ratio that covers the view: CLIP's shortest-edge resize."""
     if image.width * view.height >= image.height * view.width:
         return Size(view.height, view.height * image.width // image.height)
     return Size(view.width * image.height // image.width, view.width)
 
 
-def centred(inner: Size, outer: Size) -> Box:
+def centre_box(inner: Size, outer: Size) -> Box:
     """The box of `inner` cells in the middle of `outer`, nearer to the top left when it cannot be exact."""
     return Box((outer.height - inner.height) // 2, (outer.width - inner.width) // 2, inner.height, inner.width)
 
 
-def padded_square(image: Size) -> Size:
+def pad_to_square(image: Size) -> Size:
     """The smallest square that holds the picture."""
     return Size(max(image), max(image))
 
 
-def tile_grid(canvas: Size, tile: Size) -> Size:
+def count_tiles(canvas: Size, tile: Size) -> Size:
     """How many whole tiles a canvas holds, (rows, columns)."""
     return Size(canvas.height // tile.height, canvas.width // tile.width)
 
 
-def tile_windows(canvas: Size, tile: Size) -> tuple[Box, ...]:
+def list_tile_windows(canvas: Size, tile: Size) -> tuple[Box, ...]:
     """The tiles of a canvas, row by row from the top left."""
-    rows, columns = tile_grid(canvas, tile)
+    rows, columns = count_tiles(canvas, tile)
     return tuple(
         Box(row * tile.height, column * tile.width, tile.height, tile.width)
         for row in range(rows)
@@ -148,23 +148,23 @@ def tile_windows(canvas: Size, tile: Size) -> tuple[Box, ...]:
 # Feature maps -------------------------------------------------------------------------------------------------------
 
 
-def kept_cells(cells: Size, image: Size, rounding: Rounding = "original") -> Box:
+def find_kept_cells(cells: Size, image: Size, rounding: Rounding = "original") -> Box:
     """The part of a map of `cells` that shows the picture rather than padding.
 
     It is empty for a picture so thin that it fills no whole cell of an even side: 4000x1 pixels on 24 rows keep none.
     """
     if image.width / image.height > cells.width / cells.height:
-        margin = _margin(cells.height, image.height * (cells.width / image.width), rounding)
+        margin = _compute_margin(cells.height, image.height * (cells.width / image.width), rounding)
         return Box(margin, 0, cells.height - 2 * margin, cells.width)
-    margin = _margin(cells.width, image.width * (cells.height / image.height), rounding)
+    margin = _compute_margin(cells.width, image.width * (cells.height / image.height), rounding)
     return Box(0, margin, cells.height, cells.width - 2 * margin)
 
 
-def _margin(side: int, shown: float, rounding: Rounding) -> int:
+def _compute_margin(side: int, shown: float, rounding: Rounding) -> int:
     return (side - int(shown if rounding == "original" else round(shown, 7))) // 2
 
 
-def shrunk(cells: Size, max_tiles: int, tile_cells: Size) -> Size:
+def shrink_to_tiles(cells: Size, max_tiles: int, tile_cells: Size) -> Size:
     """Scale a map down to about `max_tiles` tiles of `tile_cells`, keeping its aspect ratio.
 
     Maps up to 1.1x too large per side (1.21x in cells) are left alone (llava_arch.py, `times > 1.1`), so a caller

@@ -35,7 +35,7 @@ class FrameSample:
     def duration_s(self) -> float:
         return self.num_frames / self.fps
 
-    def times_s(self, clock: Clock = "seconds") -> tuple[float, ...]:
+    def compute_times_s(self, clock: Clock = "seconds") -> tuple[float, ...]:
         """When each frame is shown. The clock "steps" numbers stepped frames 0, 1, 2 and takes the average rate for the
         pace of others, as LLaVA-NeXT does: the first are seconds only when one frame per second was wanted.
         """
@@ -71,18 +71,18 @@ def sample_frames(
     if times_s is None or fps_wanted is None:
         stepped = range(0, num_frames, step)
     else:
-        stepped = _shown_every(1 / fps_wanted, times_s, num_frames / fps)
+        stepped = _sample_at_interval(1 / fps_wanted, times_s, num_frames / fps)
     if max_frames is None or not (force or len(stepped) > max_frames):
         indices = tuple(stepped)
     else:
         step = None
-        indices = _spread(num_frames, max_frames) if times_s is None else _spread_in_time(times_s, max_frames)
+        indices = _spread_evenly(num_frames, max_frames) if times_s is None else _spread_over_time(times_s, max_frames)
         indices = indices if force else tuple(dict.fromkeys(indices))
     shown_s = None if times_s is None else tuple(times_s[index] for index in indices)
     return FrameSample(indices, num_frames, fps, step, shown_s)
 
 
-def _shown_every(gap_s: float, times_s: Sequence[float], duration_s: float) -> list[int]:
+def _sample_at_interval(gap_s: float, times_s: Sequence[float], duration_s: float) -> list[int]:
     """The frames that are shown when a multiple of `gap_s` comes."""
     ends_s = (*times_s[1:], max(duration_s, times_s[-1] + 2 * _MOMENT_S))
     # The first multiple that does not come before a frame begins must come before it ends.
@@ -90,7 +90,7 @@ def _shown_every(gap_s: float, times_s: Sequence[float], duration_s: float) -> l
     return [index for index, (at, end) in enumerate(zip(begun, ends_s, strict=True)) if at < end - _MOMENT_S]
 
 
-def _spread_in_time(times_s: Sequence[float], count: int) -> tuple[int, ...]:
+def _spread_over_time(times_s: Sequence[float], count: int) -> tuple[int, ...]:
     """The frames that are shown at `count` instants, evenly from the first frame's to the last's."""
     if count == 1:
         return (0,)
@@ -98,7 +98,7 @@ def _spread_in_time(times_s: Sequence[float], count: int) -> tuple[int, ...]:
     return (*(bisect_right(times_s, i * gap_s + _MOMENT_S) - 1 for i in range(count - 1)), len(times_s) - 1)
 
 
-def _spread(num_frames: int, count: int) -> tuple[int, ...]:
+def _spread_evenly(num_frames: int, count: int) -> tuple[int, ...]:
     """`count` indices from first to last, truncated: numpy.linspace(0, num_frames - 1, count, dtype=int)."""
     if count == 1:
         return (0,)
@@ -106,9 +106,9 @@ def _spread(num_frames: int, count: int) -> tuple[int, ...]:
     return (*(int(i * gap) for i in range(count - 1)), num_frames - 1)
 
 
-def time_instruction(sample: FrameSample, clock: Clock = "seconds") -> str:
+def format_time_instruction(sample: FrameSample, clock: Clock = "seconds") -> str:
     """The sentence that tells LLaVA-Video when its frames happen, letter by letter as it was trained with."""
-    times = ",".join(f"{t:.2f}s" for t in sample.times_s(clock))
+    times = ",".join(f"{t:.2f}s" for t in sample.compute_times_s(clock))
     return (
         f"The video lasts for {sample.duration_s:.2f} seconds, and {len(sample.indices)} frames are uniformly sampled "
         f"from it. These frames are located at {times}.Please answer the following questions related to this video."

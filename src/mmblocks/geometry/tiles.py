@@ -7,7 +7,7 @@ import math
 from mmblocks.shapes import Box, Size
 
 
-def closest_tiles(image: Size, tile_px: Size, min_tiles: int, max_tiles: int) -> Size:
+def find_closest_tiles(image: Size, tile_px: Size, min_tiles: int, max_tiles: int) -> Size:
     """The tiles whose sheet has the aspect ratio nearest to the picture's: InternVL's dynamic tiling.
 
     Of equally near ones the larger wins as long as the picture has more than half its pixels, so that small pictures
@@ -30,7 +30,7 @@ def _tilings(min_tiles: int, max_tiles: int) -> list[Size]:
     return sorted(tilings, key=lambda tiles: tiles.area)
 
 
-def long_side_tiles(image: Size, tile_px: Size, side_tiles: int) -> Size:
+def count_long_side_tiles(image: Size, tile_px: Size, side_tiles: int) -> Size:
     """`side_tiles` along the picture's longer side, and as many along the other as its aspect ratio needs: Idefics3.
 
     The picture is first scaled, up or down, to that longer side; its other side is rounded to an even number of
@@ -40,22 +40,22 @@ def long_side_tiles(image: Size, tile_px: Size, side_tiles: int) -> Size:
     # Idefics3 divides twice: a quotient may fall under the integer it came from, and then spares a row of tiles.
     if image.width >= image.height:
         long_px = side_tiles * tile_px.width
-        even_px = _even(int(long_px / aspect))
-        return Size(_tiles_along(int(long_px / (long_px / even_px)), tile_px.height, side_tiles), side_tiles)
+        even_px = _round_to_even(int(long_px / aspect))
+        return Size(_count_tiles_along(int(long_px / (long_px / even_px)), tile_px.height, side_tiles), side_tiles)
     long_px = side_tiles * tile_px.height
-    even_px = _even(int(long_px * aspect))
-    return Size(side_tiles, _tiles_along(int(long_px * (even_px / long_px)), tile_px.width, side_tiles))
+    even_px = _round_to_even(int(long_px * aspect))
+    return Size(side_tiles, _count_tiles_along(int(long_px * (even_px / long_px)), tile_px.width, side_tiles))
 
 
-def _even(side_px: int) -> int:
+def _round_to_even(side_px: int) -> int:
     return max(side_px + side_px % 2, 1)
 
 
-def _tiles_along(side_px: int, tile_px: int, most: int) -> int:
+def _count_tiles_along(side_px: int, tile_px: int, most: int) -> int:
     return min(max(-(-side_px // tile_px), 1), most)
 
 
-def scaled_over_square(image: Size, side_px: int) -> tuple[Size, Box]:
+def scale_over_square(image: Size, side_px: int) -> tuple[Size, Box]:
     """The picture scaled so that its shorter side is `side_px`, and the square in its middle: LLaVA-NeXT's crop_split.
 
     Half pixels round to the even side, as PIL's crop does.

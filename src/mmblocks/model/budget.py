@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.batch import Packing, Rows
-from mmblocks.compat import warnings_not_raised
+from mmblocks.batch import Packing, RowIndex
+from mmblocks.compat import suppress_warning_errors
 from mmblocks.errors import ConfigError
-from mmblocks.model.checks.composition import Examination, examine
-from mmblocks.model.checks.limits import kv_bytes_per_token, local_tokenizer
+from mmblocks.model.checks.composition import DryBuild, dry_build
+from mmblocks.model.checks.limits import count_kv_bytes_per_token, find_local_tokenizer
 from mmblocks.model.flops import count_flops
 from mmblocks.model.spec import PARTS, ModelSpec
-from mmblocks.settings import accepts, shown
+from mmblocks.settings import format_value, is_of_type
 from mmblocks.shapes import Scenario, Size, VisualKind, VisualPlan, VisualShape
 
 BYTES_STORED = 2
@@ -28,9 +28,9 @@ BYTES_TRAINED = 16
 DEFAULT_FPS = 30.0
 MOST_PX, MOST_FRAMES, MOST_TEXT = 1_000_000, 10**9, 10**9
 """Pixels a side, frames (a year at 30 per second) and tokens of text: far beyond what is of use, and planned at once."""
-GUESSED_CHARACTERS = 2
+CHARACTERS_PER_TOKEN = 2
 """Characters per token of told texts, which are mostly digits, where the text tokenizer is not on this machine."""
-MEDIA_WORD = re.compile(r"(image|video)=(\d+)x(\d+)(?:@([\d.]+)s)?(?:@([\d.]+)fps)?")
+VISUAL_PATTERN = re.compile(r"(image|video)=(\d+)x(\d+)(?:@([\d.]+)s)?(?:@([\d.]+)fps)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class VisualBudget:
     scenario: Scenario
     views: int
     tokens: int
-    told_tokens: int = 0
+    inline_text_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Budget:
     notes: tuple[str, ...] = field(default=())
 
     @property
-    def fits(self) -> bool:
+    def is_within_limit(self) -> bool:
         return self.sequence_tokens <= self.max_tokens
 
     @property
@@ -80,16 +80,22 @@ class Budget:
         return sum(visual.views for visual in self.visuals)
 
     @property
-    def told_tokens(self) -> int:
-        return sum(visual.told_tokens for visual in self.visuals)
+    def inline_text_tokens(self) -> int:
+        return sum(visual.inline_text_tokens for visual in self.visuals)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Values that json takes, totals included."""
         visuals = [{**asdict(v), "size": v.size._asdict()} for v in self.visuals]
-        return {**asdict(self), "visuals": visuals, "notes": list(self.notes), "views": self.views, "fits": self.fits}
+        return {
+            **asdict(self),
+            "visuals": visuals,
+            "notes": list(self.notes),
+            "views": self.views,
+            "fits": self.is_within_limit,
+        }
 
 
-def plan(
+def estimate_budget(
     spec: ModelSpec | Mapping[str, Any],
     media: Sequence[VisualShape],
     *,
@@ -101,25 +107,25 @@ def plan(
     `stages` names the parts that learn in each stage, all of them by default. Raises `ConfigError` with every reason
     why the composition cannot work.
     """
-    if not accepts(int, text_tokens) or not 0 <= text_tokens <= MOST_TEXT:
+    if not is_of_type(int, text_tokens) or not 0 <= text_tokens <= MOST_TEXT:
         raise ConfigError(
-            f"text_tokens={shown(text_tokens)}; a conversation has 0 or more tokens of text, {MOST_TEXT} at most."
+            f"text_tokens={format_value(text_tokens)}; a conversation has 0 or more tokens of text, {MOST_TEXT} at most."
         )
     for shape in media:
-        _require_possible(shape, shown(shape))
-    seen = examine(spec)
-    seen.require()
+        _require_possible_visual(shape, format_value(shape))
+    seen = dry_build(spec)
+    seen.require_no_faults()
     routed = seen.router.plan(media)
-    told, told_notes = _told_tokens([r.plan for r in routed], seen.backbone)
+    told, told_notes = _count_inline_text_tokens([r.plan for r in routed], seen.backbone)
     visuals = tuple(
         VisualBudget(shape.kind, shape.size, shape.num_frames, r.scenario, len(r.plan.views), r.plan.num_tokens, words)
         for shape, r, words in zip(media, routed, told, strict=True)
     )
     visual_tokens = sum(visual.tokens for visual in visuals)
     sequence = visual_tokens + sum(told) + text_tokens
-    parameters = {part: seen.parameters(part) or 0 for part in PARTS}
-    flops, notes = prefill_flops(seen, sum(visual.views for visual in visuals), sequence)
-    per_token = kv_bytes_per_token(getattr(seen.backbone, "config", None), BYTES_STORED)
+    parameters = {part: seen.count_parameters(part) or 0 for part in PARTS}
+    flops, notes = count_prefill_flops(seen, sum(visual.views for visual in visuals), sequence)
+    per_token = count_kv_bytes_per_token(getattr(seen.backbone, "config", None), BYTES_STORED)
     return Budget(
         visuals=visuals,
         text_tokens=text_tokens,
@@ -131,25 +137,25 @@ def plan(
         weight_bytes=BYTES_STORED * sum(parameters.values()),
         kv_cache_bytes=None if per_token is None else per_token * sequence,
         training_bytes={
-            name: training_bytes(parameters, parts) for name, parts in (stages or {"all parts": PARTS}).items()
+            name: count_training_bytes(parameters, parts) for name, parts in (stages or {"all parts": PARTS}).items()
         },
         notes=(*told_notes, *notes),
     )
 
 
-def _told_tokens(plans: Sequence[VisualPlan], backbone: Any) -> tuple[list[int], tuple[str, ...]]:
+def _count_inline_text_tokens(plans: Sequence[VisualPlan], backbone: Any) -> tuple[list[int], tuple[str, ...]]:
     """Tokens of the text that each plan tells, each text by itself, and a note where they had to be guessed."""
-    texts = [[text for _, text in plan.told] for plan in plans]
+    texts = [[text for _, text in plan.inline_texts] for plan in plans]
     if not any(texts):
         return [0] * len(texts), ()
-    if local_tokenizer(backbone) is not None:
+    if find_local_tokenizer(backbone) is not None:
         tokenizer = backbone.text_tokenizer
         return [sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in ts) for ts in texts], ()
-    guessed = [sum(-(-len(t) // GUESSED_CHARACTERS) for t in ts) for ts in texts]
-    return guessed, (f"text between visual rows is guessed at a token per {GUESSED_CHARACTERS} characters",)
+    guessed = [sum(-(-len(t) // CHARACTERS_PER_TOKEN) for t in ts) for ts in texts]
+    return guessed, (f"text between visual rows is guessed at a token per {CHARACTERS_PER_TOKEN} characters",)
 
 
-def training_bytes(parameters: Mapping[str, int], learning: Sequence[str]) -> int:
+def count_training_bytes(parameters: Mapping[str, int], learning: Sequence[str]) -> int:
     """Memory of the training state: frozen parts are only stored."""
     return sum(n * (BYTES_TRAINED if part in learning else BYTES_STORED) for part, n in parameters.items())
 
@@ -157,20 +163,20 @@ def training_bytes(parameters: Mapping[str, int], learning: Sequence[str]) -> in
 # FLOPs --------------------------------------------------------------------------------------------------------------
 
 
-def prefill_flops(seen: Examination, views: int, tokens: int) -> tuple[dict[str, int | None], tuple[str, ...]]:
+def count_prefill_flops(seen: DryBuild, views: int, tokens: int) -> tuple[dict[str, int | None], tuple[str, ...]]:
     """FLOPs by part, counted by torch on meta tensors; and a note for each part that cannot be traced so."""
     encoder, backbone = seen.encoder, seen.backbone
     runs: dict[str, tuple[int, Callable[[], Any]]] = {
         "encoder": (views, lambda: encoder(torch.empty(1, 3, *encoder.view_px))),
         "projector": (views, lambda: seen.projector(torch.empty(1, *encoder.grid, encoder.dim))),
-        "backbone": (1, lambda: _prefill(backbone, tokens)),
-        "head": (1, lambda: backbone.logits(torch.empty(1, backbone.dim))),
+        "backbone": (1, lambda: _run_prefill(backbone, tokens)),
+        "head": (1, lambda: backbone.compute_logits(torch.empty(1, backbone.dim))),
     }
     flops: dict[str, int | None] = {}
     notes = []
     for part, (times, run) in runs.items():
         try:
-            total, attention = _counted(run) if times else (0, 0)
+            total, attention = _count_run_flops(run) if times else (0, 0)
         except Exception as cause:  # any operator may refuse meta tensors, e.g. the routing of a mixture of experts
             flops[part] = None
             notes.append(f"FLOPs of the {part} depend on its weights ({type(cause).__name__}: {cause})")
@@ -181,19 +187,19 @@ def prefill_flops(seen: Examination, views: int, tokens: int) -> tuple[dict[str,
     return flops, tuple(notes)
 
 
-def last_row_flops(backbone: Any, tokens: int) -> tuple[int, int]:
+def count_last_row_flops(backbone: Any, tokens: int) -> tuple[int, int]:
     """FLOPs of a sequence of which only the last row's hidden states are asked for, and attention's share of them."""
-    last = Rows(torch.empty(1, dtype=torch.int64, device="meta"), (1,), (tokens - 1,), (0, tokens))
-    return _counted(lambda: _prefill(backbone, tokens, last))
+    last = RowIndex(torch.empty(1, dtype=torch.int64, device="meta"), (1,), (tokens - 1,), (0, tokens))
+    return _count_run_flops(lambda: _run_prefill(backbone, tokens, last))
 
 
-def _prefill(backbone: Any, tokens: int, rows: Rows | None = None) -> Tensor:
+def _run_prefill(backbone: Any, tokens: int, rows: RowIndex | None = None) -> Tensor:
     packing = Packing(torch.tensor([0, tokens], dtype=torch.int32, device="cpu"), tokens)
-    return backbone.hidden(torch.empty(tokens, backbone.dim), torch.arange(tokens), packing, rows)
+    return backbone.compute_hidden_states(torch.empty(tokens, backbone.dim), torch.arange(tokens), packing, rows)
 
 
-@warnings_not_raised()
-def _counted(run: Callable[[], Any]) -> tuple[int, int]:
+@suppress_warning_errors()
+def _count_run_flops(run: Callable[[], Any]) -> tuple[int, int]:
     """FLOPs of a run on the meta device, and how many of them are products of activations (attention)."""
     by_operator = count_flops(run)
     return by_operator.total(), sum(n for name, n in by_operator.items() if "bmm" in name or "attention" in name)
@@ -202,38 +208,38 @@ def _counted(run: Callable[[], Any]) -> tuple[int, int]:
 # Media as words -----------------------------------------------------------------------------------------------------
 
 
-def visual_shape(word: str) -> VisualShape:
+def parse_visual_shape(word: str) -> VisualShape:
     """A visual from a word: image=WIDTHxHEIGHT, video=WIDTHxHEIGHT@SECONDSs or video=...@SECONDSs@FPSfps (30 by default)."""
-    match = MEDIA_WORD.fullmatch(word)
+    match = VISUAL_PATTERN.fullmatch(word)
     cure = (
         "write image=WIDTHxHEIGHT or video=WIDTHxHEIGHT@SECONDSs, such as image=1000x700 or video=1280x720@30s@25fps."
     )
     if match is None:
-        raise ConfigError(f"{shown(word)} is no picture or clip; {cure}")
+        raise ConfigError(f"{format_value(word)} is no picture or clip; {cure}")
     kind, width, height, seconds, rate = match.groups()
     if (kind == "video") != (seconds is not None) or (kind == "image" and rate is not None):
-        raise ConfigError(f"{shown(word)}: a clip has seconds and a picture has none; {cure}")
+        raise ConfigError(f"{format_value(word)}: a clip has seconds and a picture has none; {cure}")
     size = Size(*(_pixels(word, side) for side in (height, width)))
     if min(size) < 1:
-        raise ConfigError(f"{shown(word)} shows nothing; {cure}")
+        raise ConfigError(f"{format_value(word)} shows nothing; {cure}")
     shape = VisualShape("image", size) if kind == "image" else _clip(word, size, seconds, rate)
-    _require_possible(shape, shown(word))
+    _require_possible_visual(shape, format_value(word))
     return shape
 
 
 def _pixels(word: str, digits: str) -> int:
     if len(digits) > len(str(MOST_PX)):  # Python reads no number of thousands of digits
-        raise ConfigError(f"{shown(word)}: a side has {MOST_PX} pixels at most; write fewer.")
+        raise ConfigError(f"{format_value(word)}: a side has {MOST_PX} pixels at most; write fewer.")
     return int(digits)
 
 
-def _require_possible(shape: VisualShape, name: str) -> None:
+def _require_possible_visual(shape: VisualShape, name: str) -> None:
     """Refuse a picture or clip that cannot be, or is larger than any."""
-    if not all(accepts(int, side) and 1 <= side <= MOST_PX for side in shape.size):
+    if not all(is_of_type(int, side) and 1 <= side <= MOST_PX for side in shape.size):
         raise ConfigError(f"{name} shows nothing, or too much; each side has 1 to {MOST_PX} pixels.")
-    if not accepts(int, shape.num_frames) or not 1 <= shape.num_frames <= MOST_FRAMES:
+    if not is_of_type(int, shape.num_frames) or not 1 <= shape.num_frames <= MOST_FRAMES:
         raise ConfigError(f"{name}: a clip has 1 to {MOST_FRAMES} frames; write fewer seconds or frames per second.")
-    if not accepts(float, shape.fps) or not 0 < shape.fps < math.inf:
+    if not is_of_type(float, shape.fps) or not 0 < shape.fps < math.inf:
         raise ConfigError(f"{name}: a clip shows more than 0 frames per second, and finitely many.")
 
 
@@ -241,8 +247,12 @@ def _clip(word: str, size: Size, seconds: str, rate: str | None) -> VisualShape:
     try:
         duration_s, fps = float(seconds), float(rate) if rate else DEFAULT_FPS
     except ValueError as cause:
-        raise ConfigError(f"{shown(word)}: seconds and frames per second are numbers such as 30 or 29.97.") from cause
+        raise ConfigError(
+            f"{format_value(word)}: seconds and frames per second are numbers such as 30 or 29.97."
+        ) from cause
     if duration_s <= 0 or fps <= 0:
-        raise ConfigError(f"{shown(word)}: a clip lasts longer than 0 seconds, at more than 0 frames per second.")
+        raise ConfigError(
+            f"{format_value(word)}: a clip lasts longer than 0 seconds, at more than 0 frames per second."
+        )
     frames = max(1, round(min(duration_s * fps, MOST_FRAMES + 1)))
     return VisualShape("video", size, frames, fps)

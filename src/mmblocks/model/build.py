@@ -17,7 +17,7 @@ from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.registry import Spec
 from mmblocks.room import require_room
 from mmblocks.shapes import Scenario
-from mmblocks.templates.later import Later
+from mmblocks.templates.later import LazyTextTokenizer
 from mmblocks.tokenizers.router import Router
 
 
@@ -36,16 +36,16 @@ def build(
     encoder and of the backbone names). Raises `ConfigError` listing every reason why the parts do not fit each other,
     or with their sizes where they do not fit into the memory of this machine.
     """
-    from mmblocks.model.checks.composition import require
+    from mmblocks.model.checks.composition import require_dry_build
 
-    spec = spec if isinstance(spec, ModelSpec) else ModelSpec.of({**(spec or {}), **components})
+    spec = spec if isinstance(spec, ModelSpec) else ModelSpec.from_dict({**(spec or {}), **components})
     if weights not in ("random", "pretrained"):
         raise ConfigError(
             f"weights={weights!r}; write 'random' or 'pretrained', or load a saved model with mmblocks.load."
         )
-    seen = require(spec)
+    seen = require_dry_build(spec)
     made_as = torch.float32 if weights == "random" else dtype
-    require_room({part: (seen.parameters(part) or 0) * made_as.itemsize for part in PARTS})
+    require_room({part: (seen.count_parameters(part) or 0) * made_as.itemsize for part in PARTS})
     return build_checked(spec, weights=weights, dtype=dtype, seed=seed)
 
 
@@ -56,40 +56,40 @@ def build_checked(
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        model = wire(spec, backbone_on_meta=weights == "pretrained")
+        model = build_from_spec(spec, backbone_on_meta=weights == "pretrained")
     if weights == "pretrained":
         model.encoder.load_pretrained()
         model.backbone.load_pretrained(dtype)
-    return with_dtype(model, dtype)
+    return set_dtype(model, dtype)
 
 
-def with_dtype(model: OneVision, dtype: torch.dtype) -> OneVision:
+def set_dtype(model: OneVision, dtype: torch.dtype) -> OneVision:
     """Give the weights a type, in place. Buffers keep theirs: rotary frequencies in bfloat16 misplace far tokens."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
 
 
-def wire(spec: ModelSpec, *, backbone_on_meta: bool = False) -> OneVision:
+def build_from_spec(spec: ModelSpec, *, backbone_on_meta: bool = False) -> OneVision:
     """Build every component with the sizes of its neighbours. Weights are random, or absent for a backbone on meta."""
     encoder = encoders.build(spec.encoder)
     with torch.device("meta") if backbone_on_meta else nullcontext():
         backbone = backbones.build(spec.backbone)
     projector = projectors.build(spec.projector, in_dim=encoder.dim, out_dim=backbone.dim, grid=encoder.grid)
-    router = wire_tokenizers(spec, encoder, projector)
-    return OneVision(encoder, projector, router, backbone, wire_template(spec.template, backbone), spec)
+    router = build_router(spec, encoder, projector)
+    return OneVision(encoder, projector, router, backbone, build_template(spec.template, backbone), spec)
 
 
-def wire_template(spec: Spec, backbone: Any) -> ChatTemplate:
+def build_template(spec: Spec, backbone: Any) -> ChatTemplate:
     """A chat template that may ask for the backbone's text tokenizer, which is read when it does."""
-    return templates.build(spec, text_tokenizer=Later.of(backbone))
+    return templates.build(spec, text_tokenizer=LazyTextTokenizer.from_backbone(backbone))
 
 
-def wire_tokenizers(spec: ModelSpec, encoder: Any, projector: Any) -> Router:
+def build_router(spec: ModelSpec, encoder: Any, projector: Any) -> Router:
     """The visual tokenizers of all scenarios, given the grid that the encoder and projector leave them."""
     pooling = poolings.build(spec.pooling)
 
-    def tokenizer(scenario: Scenario) -> Any:
+    def build_tokenizer(scenario: Scenario) -> Any:
         return tokenizers.build(
             spec.tokenizer[scenario],
             view_px=encoder.view_px,
@@ -99,24 +99,26 @@ def wire_tokenizers(spec: ModelSpec, encoder: Any, projector: Any) -> Router:
             pooling=pooling,
         )
 
-    return Router(image=tokenizer("image"), multi_image=tokenizer("multi_image"), video=tokenizer("video"))
+    return Router(
+        image=build_tokenizer("image"), multi_image=build_tokenizer("multi_image"), video=build_tokenizer("video")
+    )
 
 
 @contextmanager
-def at_most_parameters(most: int) -> Iterator[None]:
+def limit_parameters(most: int) -> Iterator[None]:
     """While the block runs, a module that is given more parameters than this in all is a `ConfigError`.
 
     A stored number of blocks may be any number, and building them one by one would not end.
     """
     counted = 0
 
-    def count(module: nn.Module, name: str, parameter: Any) -> None:
+    def count_one(module: nn.Module, name: str, parameter: Any) -> None:
         nonlocal counted
         counted += 1
         if counted > most:
             raise ConfigError(f"the model would have more than {most} parameters; its files hold far fewer tensors.")
 
-    hook = register_module_parameter_registration_hook(count)
+    hook = register_module_parameter_registration_hook(count_one)
     try:
         yield
     finally:

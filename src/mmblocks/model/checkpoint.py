@@ -19,20 +19,20 @@ from mmblocks import __version__
 from mmblocks.components import needs_text
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.json_files import read_object
-from mmblocks.model.build import at_most_parameters, wire, with_dtype
+from mmblocks.model.build import build_from_spec, limit_parameters, set_dtype
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
-from mmblocks.pretrained import entries, reading, require_countable
-from mmblocks.registry import split
-from mmblocks.storage import SUMS, damage, replaced_whole
+from mmblocks.pretrained import convert_checkpoint_errors, iterate_entries, require_countable_layers
+from mmblocks.registry import split_spec
+from mmblocks.storage import CHECKSUMS_FILE, list_damage, replace_folder
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 SPARE, SPARE_AT_LEAST = 20, 2_000
 """How many more parameters than tensors in its files a model may have while it is built: later blocks, trials of parts."""
-SOURCES = ("checkpoint", "text_tokenizer")
+SOURCE_SETTINGS = ("checkpoint", "text_tokenizer")
 """Settings that say where something is read from."""
-WORDS_BESIDE = "./projector"
+LOCAL_PROJECTOR_TOKENIZER = "./projector"
 """Text tokenizer of a projector that is stored in the model's own folder."""
 
 
@@ -42,7 +42,7 @@ def save(model: OneVision, folder: Path | str, *, dtype: torch.dtype | None = No
     An older model in that place is replaced when this one is whole. dtype: type of the stored weights, by default the
     type they have. Raises `ConfigError` where the folder holds anything else, `StorageError` where the disk refuses.
     """
-    with replaced_whole(Path(folder)) as fresh:
+    with replace_folder(Path(folder)) as fresh:
         write_into(model, fresh, dtype=dtype)
     return Path(folder)
 
@@ -54,7 +54,7 @@ def write_into(model: OneVision, folder: Path, *, dtype: torch.dtype | None = No
     for name in ("encoder", "projector", "marks"):
         (folder / name).mkdir()
         save_file(_stored(getattr(model, name), dtype), folder / name / WEIGHTS)
-    if _reads_words_from_a_folder(model):
+    if _has_local_projector_tokenizer(model):
         model.projector.text_tokenizer.save_pretrained(folder / "projector")
     model.backbone.save_to(folder / "backbone", dtype)
 
@@ -69,20 +69,20 @@ def load(
     """
     folder = Path(folder)
     with ThreadPoolExecutor(1) as beside:  # hashing takes as long as reading, and leaves this thread alone
-        damaged = beside.submit(damage, folder)
-        model = _read(folder, dtype, images or {})
+        damaged = beside.submit(list_damage, folder)
+        model = _read_model(folder, dtype, images or {})
         _require_undamaged(damaged.result())
-    return with_dtype(model, dtype)
+    return set_dtype(model, dtype)
 
 
-def _read(folder: Path, dtype: torch.dtype, images: Mapping[str, Any]) -> OneVision:
+def _read_model(folder: Path, dtype: torch.dtype, images: Mapping[str, Any]) -> OneVision:
     stored = read_spec(folder)
-    spec = replace(stored, images=stored.images.changed(images))
-    model = _wired(at_home(spec, folder), folder)
-    model.spec = _with_own_words(spec, folder)
+    spec = replace(stored, images=stored.images.with_changes(images))
+    model = _wired(localise_spec(spec, folder), folder)
+    model.spec = _localise_projector_tokenizer(spec, folder)
     for name in ("encoder", "projector", "marks"):
         load_strictly(getattr(model, name), folder / name / WEIGHTS)
-    with _speaking_of(folder / "backbone"):
+    with _report_bad_settings(folder / "backbone"):
         model.backbone.load_from(folder / "backbone", dtype)
     return model
 
@@ -91,28 +91,28 @@ def _require_undamaged(damaged: list[str]) -> None:
     if damaged:
         raise CheckpointError(
             "\n".join(damaged)
-            + f"\nCopy or fetch the folder again. If you have changed a file yourself, delete its line in {SUMS}."
+            + f"\nCopy or fetch the folder again. If you have changed a file yourself, delete its line in {CHECKSUMS_FILE}."
         )
 
 
 def _wired(spec: ModelSpec, folder: Path) -> OneVision:
     """A model to be filled. Its parts are tried on meta first, so that sizes that are not those of the files take no memory."""
-    with _speaking_of(folder / CONFIG):
+    with _report_bad_settings(folder / CONFIG):
         files = {name: folder / name / WEIGHTS for name in ("encoder", "projector", "marks")}
-        stored = {name: shapes_in(file) for name, file in files.items()}
+        stored = {name: read_shapes(file) for name, file in files.items()}
         most = SPARE * sum(len(shapes) for shapes in stored.values()) + SPARE_AT_LEAST
-        with torch.device("meta"), at_most_parameters(most):
-            planned = wire(spec)
+        with torch.device("meta"), limit_parameters(most):
+            planned = build_from_spec(spec)
         for name, file in files.items():
-            _require_agreement(planned.get_submodule(name), file, stored[name])
-        return wire(spec, backbone_on_meta=True)
+            _require_same_tensors(planned.get_submodule(name), file, stored[name])
+        return build_from_spec(spec, backbone_on_meta=True)
 
 
 @contextmanager
-def _speaking_of(path: Path) -> Iterator[None]:
+def _report_bad_settings(path: Path) -> Iterator[None]:
     """Turn what speaks against a file's settings, and whatever other packages raise of them, into `CheckpointError`."""
     try:
-        with reading(path):
+        with convert_checkpoint_errors(path):
             yield
     except ConfigError as cause:
         raise CheckpointError(f"{path}: {cause}") from cause
@@ -126,12 +126,12 @@ def read_spec(folder: Path) -> ModelSpec:
     model = read_object(path).get("model")
     if not isinstance(model, dict):
         raise CheckpointError(f"{path} holds no model of mmblocks; the file is cut or was not written by mmblocks.")
-    require_countable(model, path)
+    require_countable_layers(model, path)
     _refuse_outside(model, path)
     try:
-        spec = ModelSpec.of(model)
-        for _, component in spec.slots().values():
-            split(component)
+        spec = ModelSpec.from_dict(model)
+        for _, component in spec.list_slots().values():
+            split_spec(component)
         return spec
     except (ConfigError, TypeError, ValueError) as cause:
         raise CheckpointError(
@@ -141,9 +141,9 @@ def read_spec(folder: Path) -> ModelSpec:
 
 def _refuse_outside(model: Mapping[str, Any], path: Path) -> None:
     """Refuse places on this machine outside of the model's folder: a saved model names hub ids and what it holds."""
-    for key, value in entries(model):
+    for key, value in iterate_entries(model):
         away = isinstance(value, str) and (Path(value).is_absolute() or {"..", "~"} & {*Path(value).parts})
-        if key in SOURCES and away:
+        if key in SOURCE_SETTINGS and away:
             raise CheckpointError(
                 f"{path}: {key}={value!r} is a place outside of the model's folder, which no saved model names; "
                 "write a hub id, or null."
@@ -153,13 +153,13 @@ def _refuse_outside(model: Mapping[str, Any], path: Path) -> None:
 def load_strictly(module: nn.Module, path: Path) -> None:
     """Fill a module from a safetensors file that has exactly its tensors."""
     stored = read_tensors(path)
-    _require_agreement(module, path, stored)
+    _require_same_tensors(module, path, stored)
     module.load_state_dict(stored)
 
 
-def _require_agreement(module: nn.Module, path: Path, stored: Mapping[str, Any]) -> None:
+def _require_same_tensors(module: nn.Module, path: Path, stored: Mapping[str, Any]) -> None:
     wanted, found = module.state_dict(), dict(stored)
-    faults = disagreements(wanted, found)
+    faults = list_disagreements(wanted, found)
     faults += [
         f"type: {name} holds {'whole numbers' if tensor.is_floating_point() else 'fractions'}"
         for name, tensor in wanted.items()
@@ -171,13 +171,13 @@ def _require_agreement(module: nn.Module, path: Path, stored: Mapping[str, Any])
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises `CheckpointError` when it is missing or cut."""
-    with _opened(path):
+    with _report_unreadable_file(path):
         return load_file(path)
 
 
-def shapes_in(path: Path) -> dict[str, Tensor]:
+def read_shapes(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file without their values, on meta. Raises `CheckpointError` as `read_tensors` does."""
-    with _opened(path), safe_open(path, framework="pt") as file:
+    with _report_unreadable_file(path), safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         return {
             name: torch.empty(
@@ -188,7 +188,7 @@ def shapes_in(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[None]:
+def _report_unreadable_file(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; the folder is not a whole model.")
     try:
@@ -197,7 +197,7 @@ def _opened(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
 
 
-def disagreements(wanted: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+def list_disagreements(wanted: dict[str, Any], stored: dict[str, Any]) -> list[str]:
     """What stands between two sets of named tensors: missing, extra and differently shaped keys, one line each."""
     faults = [f"missing: {key} {tuple(wanted[key].shape)}" for key in sorted(wanted.keys() - stored.keys())]
     faults += [f"extra: {key} {tuple(stored[key].shape)}" for key in sorted(stored.keys() - wanted.keys())]
@@ -210,24 +210,24 @@ def disagreements(wanted: dict[str, Any], stored: dict[str, Any]) -> list[str]:
 
 def _portable(model: OneVision) -> dict[str, Any]:
     """A model's spec without folders of this machine: what they held is inside the model's own folder."""
-    plain = model.spec.plain()
-    if _reads_words_from_a_folder(model):
-        plain["projector"] = {**plain["projector"], "text_tokenizer": WORDS_BESIDE}
-    return plain | {kind: _without_folders(plain[kind]) for kind in ("encoder", "backbone")}
+    plain = model.spec.to_dict()
+    if _has_local_projector_tokenizer(model):
+        plain["projector"] = {**plain["projector"], "text_tokenizer": LOCAL_PROJECTOR_TOKENIZER}
+    return plain | {kind: _drop_local_folders(plain[kind]) for kind in ("encoder", "backbone")}
 
 
-def _reads_words_from_a_folder(model: OneVision) -> bool:
+def _has_local_projector_tokenizer(model: OneVision) -> bool:
     """Whether the projector reads the question with a text tokenizer that only this machine has."""
-    source = model.spec.plain()["projector"].get("text_tokenizer")
+    source = model.spec.to_dict()["projector"].get("text_tokenizer")
     return needs_text(model.projector) and source is not None and (Path(source).is_absolute() or Path(source).is_dir())
 
 
-def _without_folders(value: Any, key: str = "") -> Any:
+def _drop_local_folders(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {k: _without_folders(v, k) for k, v in value.items()}
+        return {k: _drop_local_folders(v, k) for k, v in value.items()}
     if isinstance(value, list):
-        return [_without_folders(v) for v in value]
-    return None if key in SOURCES and Path(str(value)).is_absolute() else value
+        return [_drop_local_folders(v) for v in value]
+    return None if key in SOURCE_SETTINGS and Path(str(value)).is_absolute() else value
 
 
 def _stored(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -235,19 +235,19 @@ def _stored(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     return {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in state.items()}
 
 
-def at_home(spec: ModelSpec, folder: Path) -> ModelSpec:
+def localise_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
     """The same model with its language model and text tokenizers read from the folder instead of a hub."""
-    name, settings = split(spec.backbone)
+    name, settings = split_spec(spec.backbone)
     backbone = {"name": name, **settings, "checkpoint": str(folder / "backbone")}
     has_tokenizer = (folder / "backbone" / "tokenizer_config.json").is_file()
     if has_tokenizer:
         backbone["text_tokenizer"] = str(folder / "backbone")
-    return replace(_with_own_words(spec, folder), backbone=backbone)
+    return replace(_localise_projector_tokenizer(spec, folder), backbone=backbone)
 
 
-def _with_own_words(spec: ModelSpec, folder: Path) -> ModelSpec:
+def _localise_projector_tokenizer(spec: ModelSpec, folder: Path) -> ModelSpec:
     """The same model with the projector's text tokenizer where the folder holds it."""
-    name, settings = split(spec.projector)
-    if settings.get("text_tokenizer") != WORDS_BESIDE:
+    name, settings = split_spec(spec.projector)
+    if settings.get("text_tokenizer") != LOCAL_PROJECTOR_TOKENIZER:
         return spec
     return replace(spec, projector={"name": name, **settings, "text_tokenizer": str((folder / "projector").resolve())})

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def count_flops(run: Callable[[], Any]) -> Counter[str]:
     """FLOPs of a run on the meta device by operator."""
-    with torch.device("meta"), make_flop_counter() as counter, _RememberedOperators(counter) as remembered:
+    with torch.device("meta"), make_flop_counter() as counter, _OperatorCache(counter) as remembered:
         run()
-    return remembered.flops()
+    return remembered.sum_flops()
 
 
-class _RememberedOperators(TorchDispatchMode):
+class _OperatorCache(TorchDispatchMode):
     """Inside, an operator that was run on such inputs before is not run again: its results have only shapes.
 
     torch finds most shapes in Python, in up to milliseconds. Views and operators that write into their inputs are run.
@@ -39,44 +39,44 @@ class _RememberedOperators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        key = None if _shares_memory(func) else _key_of((func, args, kwargs))
+        key = None if _has_aliases(func) else _make_key((func, args, kwargs))
         if key is None:
             return func(*args, **kwargs)
         if key not in self._results:
             return self._run(key, func, args, kwargs)
         layouts, flops = self._results[key]
         self._repeated.update(flops)
-        return _empty_like(layouts)
+        return _make_empty(layouts)
 
     def _run(self, key: Hashable, func: Any, args: Any, kwargs: Any) -> Any:
-        before = self._counted()
+        before = self._read_counter()
         made = func(*args, **kwargs)
-        self._results[key] = _layouts_of(made), self._counted() - before
+        self._results[key] = _to_layouts(made), self._read_counter() - before
         return made
 
-    def _counted(self) -> Counter[str]:
+    def _read_counter(self) -> Counter[str]:
         return Counter({str(operator): n for operator, n in self._counter.get_flop_counts().get("Global", {}).items()})
 
-    def flops(self) -> Counter[str]:
+    def sum_flops(self) -> Counter[str]:
         """What was counted, and the same for what was repeated."""
-        return self._counted() + self._repeated
+        return self._read_counter() + self._repeated
 
 
 @cache
-def _shares_memory(func: Any) -> bool:
+def _has_aliases(func: Any) -> bool:
     """Whether results are views of inputs, or inputs are written to."""
     schema = func._schema
     return any(value.alias_info is not None for value in (*schema.arguments, *schema.returns))
 
 
-def _key_of(value: Any) -> Hashable:
+def _make_key(value: Any) -> Hashable:
     """What an operator's result depends on, apart from numbers in tensors; None where that cannot be compared."""
     if isinstance(value, Tensor):
         return Tensor, value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, dict):
         value = tuple(value.items())
     if isinstance(value, list | tuple):
-        keys = tuple(map(_key_of, value))
+        keys = tuple(map(_make_key, value))
         return None if None in keys else (tuple, keys)
     try:
         hash(value)
@@ -85,18 +85,18 @@ def _key_of(value: Any) -> Hashable:
     return type(value), value  # 1, 1.0 and True are equal
 
 
-def _layouts_of(made: Any) -> Any:
+def _to_layouts(made: Any) -> Any:
     if isinstance(made, Tensor):
-        return _Layout((made.shape, made.stride(), made.dtype, made.device))
-    return tuple(map(_layouts_of, made)) if isinstance(made, list | tuple) else made
+        return _TensorLayout((made.shape, made.stride(), made.dtype, made.device))
+    return tuple(map(_to_layouts, made)) if isinstance(made, list | tuple) else made
 
 
-def _empty_like(layouts: Any) -> Any:
-    if isinstance(layouts, _Layout):
+def _make_empty(layouts: Any) -> Any:
+    if isinstance(layouts, _TensorLayout):
         size, stride, dtype, device = layouts
         return torch.empty_strided(size, stride, dtype=dtype, device=device)
-    return tuple(map(_empty_like, layouts)) if isinstance(layouts, tuple) else layouts
+    return tuple(map(_make_empty, layouts)) if isinstance(layouts, tuple) else layouts
 
 
-class _Layout(tuple):
+class _TensorLayout(tuple):
     """Size, strides, type and device of a tensor."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Batch
-from mmblocks.model.generation.decoding import Decoding, Stop
-from mmblocks.model.generation.step import give_back, step_for
-from mmblocks.model.generation.writing import prepare, read, write
+from mmblocks.model.generation.decoding import Decoding, StopSequences
+from mmblocks.model.generation.step import acquire_step, release_step
+from mmblocks.model.generation.writing import decode_answers, prefill_prompts, prepare_step
 from mmblocks.model.onevision import OneVision
 
-__all__ = ["Decoding", "Stop", "generate", "written_on"]
+__all__ = ["Decoding", "StopSequences", "generate", "generate_from_embeddings"]
 
 
 @torch.no_grad()
@@ -25,21 +25,23 @@ def generate(
 
     `streamer` is one of transformers' streamers (batches of one prompt only).
     """
-    x, lengths = model.embed(batch), batch.packing.lengths
-    return written_on(model.backbone, x, lengths, decoding or Decoding(), Stop.of(model), streamer=streamer)
+    x, lengths = model.embed_tokens(batch), batch.packing.lengths
+    return generate_from_embeddings(
+        model.backbone, x, lengths, decoding or Decoding(), StopSequences.from_model(model), streamer=streamer
+    )
 
 
 @torch.no_grad()
-def written_on(
-    backbone: Any, x: Tensor, lengths: Sequence[int], decoding: Decoding, stop: Stop, *, streamer: Any = None
+def generate_from_embeddings(
+    backbone: Any, x: Tensor, lengths: Sequence[int], decoding: Decoding, stop: StopSequences, *, streamer: Any = None
 ) -> list[list[int]]:
     """The same for prompts that are embedded: x (tokens, dim), `lengths[i]` rows of prompt i, end to end."""
-    decoding.require_room(backbone)
+    decoding.require_fitting_length(backbone)
     if streamer is not None:
         streamer.put(torch.empty(len(lengths), 0, dtype=torch.int64))  # they take what is put first for the prompt
-    step = step_for(backbone, len(lengths), max(lengths) + decoding.max_new_tokens, x.device)
-    logits = read(backbone, step.store, x, lengths)
-    prepare(step, decoding.max_new_tokens)
-    ids = write(step, logits, decoding, stop, streamer=streamer)
-    give_back(step)
+    step = acquire_step(backbone, len(lengths), max(lengths) + decoding.max_new_tokens, x.device)
+    logits = prefill_prompts(backbone, step.store, x, lengths)
+    prepare_step(step, decoding.max_new_tokens)
+    ids = decode_answers(step, logits, decoding, stop, streamer=streamer)
+    release_step(step)
     return ids

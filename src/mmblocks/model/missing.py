@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.components import backbones, encoders, projectors
-from mmblocks.model.checks.faults import Missing, component_faults, resolved
-from mmblocks.model.checks.limits import on_this_machine
+from mmblocks.model.checks.faults import MissingFault, find_component_faults, resolve_settings
+from mmblocks.model.checks.limits import find_local_folder
 from mmblocks.registry import Registry
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -17,30 +17,30 @@ TOKENIZER = "tokenizer_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-def missing_tokenizers(model: Any) -> list[Missing]:
+def find_missing_tokenizers(model: Any) -> list[MissingFault]:
     """Text tokenizers of the hub that are not in its cache; parts that are at fault name none."""
     return [
-        Missing(
+        MissingFault(
             key,
             f"the text tokenizer of {source!r} is not on this machine.",
             f"hf download {source} --include 'tokenizer*' --include 'vocab*' --include 'merges*' --include '*.json'",
             fetched=True,
         )
-        for key, source in _tokenizers(model)
-        if _is_on_hub(source) and on_this_machine(source, TOKENIZER) is None
+        for key, source in _list_tokenizer_sources(model)
+        if _is_on_hub(source) and find_local_folder(source, TOKENIZER) is None
     ]
 
 
-def missing_weights(model: Any) -> list[Missing]:
+def find_missing_weights(model: Any) -> list[MissingFault]:
     """Weights of the hub that are not in its cache."""
     return [
-        Missing(key, f"the weights of {source!r} are not on this machine.", f"hf download {source}", fetched=True)
+        MissingFault(key, f"the weights of {source!r} are not on this machine.", f"hf download {source}", fetched=True)
         for key, source in _checkpoints(model)
-        if _is_on_hub(source) and all(on_this_machine(source, name) is None for name in WEIGHTS)
+        if _is_on_hub(source) and all(find_local_folder(source, name) is None for name in WEIGHTS)
     ]
 
 
-def _tokenizers(model: Any) -> Iterator[tuple[str, str]]:
+def _list_tokenizer_sources(model: Any) -> Iterator[tuple[str, str]]:
     for kind, registry in (("backbone", backbones), ("projector", projectors)):
         settings = _settings(model, kind, registry)
         if source := settings.get("text_tokenizer") or (settings.get("checkpoint") if kind == "backbone" else None):
@@ -50,15 +50,15 @@ def _tokenizers(model: Any) -> Iterator[tuple[str, str]]:
 def _checkpoints(model: Any) -> Iterator[tuple[str, str]]:
     for kind, registry in (("encoder", encoders), ("backbone", backbones)):
         spec = model.get(kind) if isinstance(model, Mapping) else None
-        yield from _checkpoints_of(f"model.{kind}", registry, spec)
+        yield from _list_checkpoint_sources(f"model.{kind}", registry, spec)
 
 
-def _checkpoints_of(key: str, registry: Registry[Any], spec: Any) -> Iterator[tuple[str, str]]:
-    if spec is None or component_faults(key, registry, spec):
+def _list_checkpoint_sources(key: str, registry: Registry[Any], spec: Any) -> Iterator[tuple[str, str]]:
+    if spec is None or find_component_faults(key, registry, spec):
         return
-    for inner, member in registry.members(spec).items():
-        yield from _checkpoints_of(f"{key}.{inner}", registry, member)
-    settings = resolved(registry, spec)
+    for inner, member in registry.find_sub_components(spec).items():
+        yield from _list_checkpoint_sources(f"{key}.{inner}", registry, member)
+    settings = resolve_settings(registry, spec)
     if source := _hub_id(settings):
         yield f"{key}.checkpoint", source
 
@@ -68,14 +68,14 @@ def _hub_id(settings: Mapping[str, Any]) -> str | None:
     checkpoint = settings.get("checkpoint")
     if checkpoint is None or "model_name" not in settings or "/" in checkpoint:
         return checkpoint
-    from mmblocks.encoders.timm_vit import hub_id
+    from mmblocks.encoders.timm_vit import find_hub_id
 
-    return hub_id(settings["model_name"], checkpoint)
+    return find_hub_id(settings["model_name"], checkpoint)
 
 
 def _settings(model: Any, kind: str, registry: Registry[Any]) -> Mapping[str, Any]:
     spec = model.get(kind) if isinstance(model, Mapping) else None
-    return {} if spec is None or component_faults("", registry, spec) else resolved(registry, spec)
+    return {} if spec is None or find_component_faults("", registry, spec) else resolve_settings(registry, spec)
 
 
 def _is_on_hub(source: str) -> bool:

@@ -27,7 +27,7 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def use_evaluation_mode(module: nn.Module) -> Iterator[None]:
     """A module in evaluation mode; afterwards every module in it has the mode that it had."""
     modes = [(each, each.training) for each in module.modules()]
     module.eval()

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmblocks.batch import Batch, Instructions, Layout, Rows
+from mmblocks.batch import Batch, GatherLayout, Instructions, RowIndex
 from mmblocks.components import Backbone, ChatTemplate, Projector, VisionEncoder, needs_text
 from mmblocks.errors import DataError
 from mmblocks.image_reading import ImageReading
-from mmblocks.model.assembled import assembled
+from mmblocks.model.assembled import assemble_visual_tokens
 from mmblocks.model.modes import keep_frozen_in_evaluation
 from mmblocks.model.spec import ModelSpec
 from mmblocks.ops.gather_lerp import gather_lerp, gelu_gather_lerp
-from mmblocks.ops.graphs import Captured
+from mmblocks.ops.graphs import CUDAGraphed
 from mmblocks.ops.linear_cross_entropy import linear_cross_entropy, row_cross_entropies
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 from mmblocks.tokenizers.router import Router
 
 
@@ -33,10 +33,10 @@ class Loss:
     total: Tensor
     rows: int
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     @property
-    def mean(self) -> Tensor:
+    def loss(self) -> Tensor:
         return self.total / max(self.rows, 1)
 
 
@@ -63,9 +63,11 @@ class OneVision(nn.Module):
         self.backbone: Any = backbone
         self.template = template
         self.spec = spec
-        self._encode = Captured(self.encoder)
+        self._graphed_encoder = CUDAGraphed(self.encoder)
         scale = backbone.dim**-0.5  # as LLaVA-NeXT draws image_newline
-        self.marks = nn.ParameterDict({m: nn.Parameter(torch.randn(backbone.dim) * scale) for m in router.marks})
+        self.learned_tokens = nn.ParameterDict(
+            {m: nn.Parameter(torch.randn(backbone.dim) * scale) for m in router.learned_tokens}
+        )
 
     def train(self, mode: bool = True) -> OneVision:
         """Training mode where something learns (see `modes`); what is frozen stays in evaluation mode."""
@@ -77,55 +79,66 @@ class OneVision(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         """Cross entropy of the labelled rows of a packed batch."""
-        rows = batch.learned
-        total = linear_cross_entropy(self.hidden(batch, rows), batch.targets[rows.index], **self._head)
+        rows = batch.target_rows
+        total = linear_cross_entropy(
+            self.compute_hidden_states(batch, rows), batch.targets[rows.index], **self._head_arguments
+        )
         return Loss(total, len(rows))
 
-    def row_losses(self, batch: Batch) -> Tensor:
+    def compute_row_losses(self, batch: Batch) -> Tensor:
         """(labelled rows,) float32: cross entropy of each labelled row of a packed batch, in their order."""
-        rows = batch.learned
-        return row_cross_entropies(self.hidden(batch, rows), batch.targets[rows.index], **self._head)
+        rows = batch.target_rows
+        return row_cross_entropies(
+            self.compute_hidden_states(batch, rows), batch.targets[rows.index], **self._head_arguments
+        )
 
-    def row_hits(self, batch: Batch) -> Tensor:
+    def compute_row_hits(self, batch: Batch) -> Tensor:
         """(labelled rows,) bool: whether each labelled row's target is what the model would write there."""
-        rows = batch.learned
-        return self.backbone.logits(self.hidden(batch, rows)).argmax(-1) == batch.targets[rows.index]
+        rows = batch.target_rows
+        return (
+            self.backbone.compute_logits(self.compute_hidden_states(batch, rows)).argmax(-1)
+            == batch.targets[rows.index]
+        )
 
-    def logits(self, batch: Batch) -> Tensor:
+    def compute_logits(self, batch: Batch) -> Tensor:
         """(tokens, vocabulary): every row's prediction."""
-        return self.backbone.logits(self.hidden(batch))
+        return self.backbone.compute_logits(self.compute_hidden_states(batch))
 
-    def hidden(self, batch: Batch, rows: Rows | None = None) -> Tensor:
+    def compute_hidden_states(self, batch: Batch, rows: RowIndex | None = None) -> Tensor:
         """(tokens, dim), or (rows, dim) where only some are asked for: the backbone's last hidden states."""
-        return self.backbone.hidden(self.embed(batch), batch.position_ids, batch.packing, rows)
+        return self.backbone.compute_hidden_states(self.embed_tokens(batch), batch.position_ids, batch.packing, rows)
 
     @property
-    def _head(self) -> dict[str, Any]:
-        return {"logits": self.backbone.logits, "vocabulary": self.backbone.vocab_size}
+    def _head_arguments(self) -> dict[str, Any]:
+        return {"logits": self.backbone.compute_logits, "vocabulary": self.backbone.vocab_size}
 
     # The sequence ---------------------------------------------------------------------------------------------------
 
-    def embed(self, batch: Batch) -> Tensor:
+    def embed_tokens(self, batch: Batch) -> Tensor:
         """(tokens, dim): text embeddings with visual tokens in their places."""
-        x = self.backbone.embed(batch.input_ids)
+        x = self.backbone.embed_tokens(batch.input_ids)
         if batch.plans:
-            x = self._with_visuals(x, batch)
+            x = self._insert_visuals(x, batch)
         if torch.is_grad_enabled() and batch.layout is None:
-            x[:1] += 0 * self._idle(batch).to(x.dtype)
+            x[:1] += 0 * self._touch_unused_parameters(batch).to(x.dtype)
         return x
 
-    def visual_tokens(self, batch: Batch) -> Tensor:
+    def compute_visual_tokens(self, batch: Batch) -> Tensor:
         """(visual tokens, dim): the tokens of all visuals of the batch, in order."""
-        return self._with_visuals(self.backbone.embed(batch.input_ids), batch)[batch.visual_positions]
+        return self._insert_visuals(self.backbone.embed_tokens(batch.input_ids), batch)[batch.visual_positions]
 
-    def _with_visuals(self, x: Tensor, batch: Batch) -> Tensor:
+    def _insert_visuals(self, x: Tensor, batch: Batch) -> Tensor:
         """The sequence (tokens, dim) with visual rows written into it, in place."""
         layout = batch.layout
         if layout is None:
-            return x.index_copy_(0, batch.visual_positions, assembled(self, batch).to(x.dtype))
-        x.index_copy_(0, layout.positions, self._gathered(batch, layout).to(x.dtype))
-        if self.marks:
-            x.index_copy_(0, layout.mark_positions, self._numbered_marks().index_select(0, layout.marks).to(x.dtype))
+            return x.index_copy_(0, batch.visual_positions, assemble_visual_tokens(self, batch).to(x.dtype))
+        x.index_copy_(0, layout.positions, self._gather_visual_rows(batch, layout).to(x.dtype))
+        if self.learned_tokens:
+            x.index_copy_(
+                0,
+                layout.learned_token_positions,
+                self._numbered_marks().index_select(0, layout.learned_token_ids).to(x.dtype),
+            )
         return x
 
     def _numbered_marks(self) -> Tensor:
@@ -133,45 +146,51 @@ class OneVision(nn.Module):
 
         All of them, used or not: processes that share a sharded model differentiate the same weights.
         """
-        names = self.router.marks
-        return torch.stack([self.marks[name] for name in (*names, *(m for m in self.marks if m not in names))])
+        names = self.router.learned_tokens
+        return torch.stack(
+            [self.learned_tokens[name] for name in (*names, *(m for m in self.learned_tokens if m not in names))]
+        )
 
-    def _gathered(self, batch: Batch, layout: Layout) -> Tensor:
+    def _gather_visual_rows(self, batch: Batch, layout: GatherLayout) -> Tensor:
         """(rows, dim): every visual row but marks, one gather for all visuals.
 
         It is linear and its weights add up to 1, so it stands in front of the projector's last affine map, which then
         meets as many rows as the language model and not as many as the encoder.
         """
-        x = self.encoded(batch)
-        if layout.cells is not None:
-            x = gather_lerp(x.flatten(0, 2), layout.cells)
-        body, gather = _before_gelu(self.projector.body)
-        return self.projector.head(gather(body(x, *self.asked(batch)).flatten(0, -2), layout.taps))
+        x = self.encode_batch(batch)
+        if layout.cell_table is not None:
+            x = gather_lerp(x.flatten(0, 2), layout.cell_table)
+        body, gather = _split_off_gelu(self.projector.body)
+        return self.projector.head(
+            gather(body(x, *self.projector_instructions(batch)).flatten(0, -2), layout.token_table)
+        )
 
-    def _idle(self, batch: Batch) -> Tensor:
+    def _touch_unused_parameters(self, batch: Batch) -> Tensor:
         """A number made of what a batch may leave out: every mark, and views without a plan (`Batch.with_blank_view`).
 
         Times 0 it is part of every step, since processes that share a sharded model have to run and differentiate the
         same weights at the same time.
         """
         total = torch.zeros((), device=self.device)
-        for mark in self.marks.values():
+        for mark in self.learned_tokens.values():
             total = total + mark.sum()
         if batch.num_views and not batch.plans:
-            total = total + self.projector(self.encoded(batch), *self.asked(batch)).sum()
+            total = total + self.projector(self.encode_batch(batch), *self.projector_instructions(batch)).sum()
         return total
 
     # Pictures -------------------------------------------------------------------------------------------------------
 
-    def encoded(self, batch: Batch) -> Tensor:
+    def encode_batch(self, batch: Batch) -> Tensor:
         """(pictures, rows, columns, dim): the encoder's features of all pictures, or those that came with the batch."""
-        return self.encode(batch.pixels) if batch.features is None else batch.features
+        return self.encode_pixels(batch.pixels) if batch.features is None else batch.features
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
         """uint8 (pictures, 3, h, w) to the encoder's features (pictures, rows, columns, dim)."""
-        return self._encode(pixels if getattr(self.encoder, "takes_bytes", False) else self.normalised(pixels))
+        return self._graphed_encoder(
+            pixels if getattr(self.encoder, "takes_bytes", False) else self.normalise_pixels(pixels)
+        )
 
-    def normalised(self, pixels: Tensor) -> Tensor:
+    def normalise_pixels(self, pixels: Tensor) -> Tensor:
         """uint8 (views, 3, h, w) to what the encoder was trained on: (x / 255 - mean) / std."""
         dtype = next(self.encoder.parameters()).dtype
         mean, std = (
@@ -180,7 +199,7 @@ class OneVision(nn.Module):
         )
         return ((pixels.float() / 255 - mean) / std).to(dtype)
 
-    def asked(self, batch: Batch) -> tuple[Instructions, ...]:
+    def projector_instructions(self, batch: Batch) -> tuple[Instructions, ...]:
         """What the projector is given beside features: nothing, or the question about each view."""
         if not needs_text(self.projector):
             return ()
@@ -201,7 +220,7 @@ class OneVision(nn.Module):
         return next(self.parameters()).device
 
 
-def _before_gelu(body: nn.Module) -> tuple[nn.Module, Any]:
+def _split_off_gelu(body: nn.Module) -> tuple[nn.Module, Any]:
     """A projector's body without a GELU at its end, and the gather that does it on the way."""
     if type(body) is nn.Sequential and len(body) and _is_exact_gelu(body[-1]):
         return body[:-1], gelu_gather_lerp

@@ -9,8 +9,8 @@ from typing import Any
 from mmblocks.components import REGISTRIES
 from mmblocks.errors import ConfigError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
-from mmblocks.registry import Spec, members_in, split
-from mmblocks.settings import Setting, did_you_mean, read
+from mmblocks.registry import Spec, read_sub_components, split_spec
+from mmblocks.settings import Setting, format_suggestion, read_settings
 from mmblocks.shapes import SCENARIOS
 
 PARTS = ("encoder", "projector", "marks", "backbone")
@@ -34,7 +34,7 @@ class ModelSpec:
     images: ImageReading = DEFAULT_READING
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any]) -> ModelSpec:
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelSpec:
         """Read plain values. Raises `ConfigError` for unknown keys; scenarios left out get OneVision's tokenizer.
 
         Models saved before `images` was a setting have none, and get the default.
@@ -46,39 +46,43 @@ class ModelSpec:
             )
         unknown = [s for s in tokenizer if s not in SCENARIOS]
         if unknown:
-            raise ConfigError(f"model.tokenizer has no scenario {unknown[0]!r}.{did_you_mean(unknown[0], SCENARIOS)}")
+            raise ConfigError(
+                f"model.tokenizer has no scenario {unknown[0]!r}.{format_suggestion(unknown[0], SCENARIOS)}"
+            )
         images = raw.get("images", {})
-        read_as = images if isinstance(images, ImageReading) else ImageReading.of(images, "model.images")
-        return read(cls, {**raw, "tokenizer": {**ONEVISION_TOKENIZERS, **tokenizer}, "images": read_as}, "model")
+        read_as = images if isinstance(images, ImageReading) else ImageReading.from_dict(images, "model.images")
+        return read_settings(
+            cls, {**raw, "tokenizer": {**ONEVISION_TOKENIZERS, **tokenizer}, "images": read_as}, "model"
+        )
 
-    def slots(self) -> dict[str, tuple[str, Spec]]:
+    def list_slots(self) -> dict[str, tuple[str, Spec]]:
         """Every component slot by its config key: {"model.encoder": ("encoder", spec), "model.tokenizer.image": ...}."""
         plain = {k: getattr(self, k) for k in ("encoder", "projector", "pooling", "backbone", "template")}
         slots = {f"model.{kind}": (kind, spec) for kind, spec in plain.items()}
         return slots | {f"model.tokenizer.{s}": ("tokenizer", self.tokenizer[s]) for s in SCENARIOS}
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The spec as json-ready values, every setting of every component written out."""
-        named = {key: _written_out(kind, spec) for key, (kind, spec) in self.slots().items()}
+        named = {key: _expand_settings(kind, spec) for key, (kind, spec) in self.list_slots().items()}
         kinds = ("encoder", "projector", "pooling", "backbone", "template")
         tokenizer = {s: named[f"model.tokenizer.{s}"] for s in SCENARIOS}
-        return {k: named[f"model.{k}"] for k in kinds} | {"tokenizer": tokenizer, "images": self.images.plain()}
+        return {k: named[f"model.{k}"] for k in kinds} | {"tokenizer": tokenizer, "images": self.images.to_dict()}
 
 
-def _written_out(kind: str, spec: Spec) -> dict[str, Any]:
-    name, settings = split(spec)
-    schema = REGISTRIES[kind].schema(name)
-    return {"name": name} | {s.name: _plain_value(kind, s, settings.get(s.name, s.default)) for s in schema}
+def _expand_settings(kind: str, spec: Spec) -> dict[str, Any]:
+    name, settings = split_spec(spec)
+    schema = REGISTRIES[kind].list_settings(name)
+    return {"name": name} | {s.name: _to_json_value(kind, s, settings.get(s.name, s.default)) for s in schema}
 
 
-def _plain_value(kind: str, setting: Setting, value: Any) -> Any:
+def _to_json_value(kind: str, setting: Setting, value: Any) -> Any:
     """A setting's value as json knows it; components in it are written out too."""
-    inner = [_written_out(kind, spec) for spec in members_in(setting, value).values()]
+    inner = [_expand_settings(kind, spec) for spec in read_sub_components(setting, value).values()]
     if not inner:
-        return _listed(value)
+        return _to_lists(value)
     return inner if isinstance(value, list | tuple) else inner[0]
 
 
-def _listed(value: Any) -> Any:
+def _to_lists(value: Any) -> Any:
     """Tuples as lists, so that a spec equals what JSON gives back."""
-    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
+    return [_to_lists(v) for v in value] if isinstance(value, list | tuple) else value

@@ -12,7 +12,7 @@ from typing import Any
 from mmblocks.errors import UnknownComponentError
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Spec
-from mmblocks.settings import did_you_mean
+from mmblocks.settings import format_suggestion
 
 Choices = Mapping[str, Any]
 
@@ -27,11 +27,11 @@ class System:
     shared: Choices
     sizes: Mapping[str, Choices]
 
-    def spec(self, size: str) -> ModelSpec:
-        return ModelSpec.of(merged(self.shared, self.sizes[size]))
+    def make_spec(self, size: str) -> ModelSpec:
+        return ModelSpec.from_dict(merge_choices(self.shared, self.sizes[size]))
 
 
-def merged(base: Choices, over: Choices) -> dict[str, Any]:
+def merge_choices(base: Choices, over: Choices) -> dict[str, Any]:
     """Choices with others laid over them, tokenizers scenario by scenario."""
     tokenizer = {**base.get("tokenizer", {}), **over.get("tokenizer", {})}
     return {**base, **over, **({"tokenizer": tokenizer} if tokenizer else {})}
@@ -43,28 +43,30 @@ def compose(system: str, /, **parts: Spec | Mapping[str, Spec]) -> ModelSpec:
     Without a size it is the usual one. `tokenizer={"video": ...}` swaps a single scenario's. Build it with
     `mmblocks.build`, weigh it with `mmblocks.model.budget.plan`. Raises `UnknownComponentError` for a name that is none.
     """
-    found, size = find(system)
-    return ModelSpec.of(merged(merged(found.shared, found.sizes[size]), parts))
+    found, size = find_system(system)
+    return ModelSpec.from_dict(merge_choices(merge_choices(found.shared, found.sizes[size]), parts))
 
 
-def find(name: str) -> tuple[System, str]:
+def find_system(name: str) -> tuple[System, str]:
     """A system and a size by `system` or `system/size`."""
     system, _, size = name.partition("/")
     if system not in SYSTEMS:
-        raise UnknownComponentError(f"no system is called {name!r}.{did_you_mean(system, SYSTEMS)}")
+        raise UnknownComponentError(f"no system is called {name!r}.{format_suggestion(system, SYSTEMS)}")
     found = SYSTEMS[system]
     size = size or next(iter(found.sizes))
     if size not in found.sizes:
-        raise UnknownComponentError(f"the system {system!r} has no size {size!r}.{did_you_mean(size, found.sizes)}")
+        raise UnknownComponentError(
+            f"the system {system!r} has no size {size!r}.{format_suggestion(size, found.sizes)}"
+        )
     return found, size
 
 
-def names() -> Iterator[str]:
+def list_system_names() -> Iterator[str]:
     """Every `system/size`."""
     return (f"{system.name}/{size}" for system in SYSTEMS.values() for size in system.sizes)
 
 
-def _everywhere(tokenizer: str) -> dict[str, str]:
+def _use_for_images(tokenizer: str) -> dict[str, str]:
     return {"image": tokenizer, "multi_image": tokenizer}
 
 
@@ -85,7 +87,7 @@ SYSTEMS: dict[str, System] = {
                 "encoder": "clip_vit_l_224",
                 "projector": "linear",
                 "pooling": "none",
-                "tokenizer": {**_everywhere("square"), "video": "frames_8_plain"},
+                "tokenizer": {**_use_for_images("square"), "video": "frames_8_plain"},
                 "template": "llava_v1",
             },
             {**VICUNA, "llama2_7b": {"backbone": "llama2_7b", "template": "llava_llama_2"}},
@@ -98,7 +100,7 @@ SYSTEMS: dict[str, System] = {
                 "encoder": "clip_vit_l_336",
                 "projector": "mlp",
                 "pooling": "average",
-                "tokenizer": {**_everywhere("pad"), "video": "frames_8_plain"},
+                "tokenizer": {**_use_for_images("pad"), "video": "frames_8_plain"},
                 "template": "vicuna_v1",
             },
             VICUNA,
@@ -177,7 +179,7 @@ SYSTEMS: dict[str, System] = {
                 "encoder": "blip2_vit_g_224",
                 "projector": "qformer",
                 "pooling": "none",
-                "tokenizer": {**_everywhere("square"), "video": "frames_plain"},
+                "tokenizer": {**_use_for_images("square"), "video": "frames_plain"},
                 "template": "qwen_2",
             },
             {"qwen2_7b": {"backbone": "qwen2_7b"}, "qwen2_0_5b": {"backbone": "qwen2_0_5b"}},
@@ -190,7 +192,7 @@ SYSTEMS: dict[str, System] = {
                 "encoder": "blip2_vit_g_224",
                 "projector": "instruct_qformer",
                 "pooling": "none",
-                "tokenizer": {**_everywhere("square"), "video": "frames_plain"},
+                "tokenizer": {**_use_for_images("square"), "video": "frames_plain"},
                 "template": "vicuna_v1",
             },
             VICUNA,

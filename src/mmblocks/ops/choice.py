@@ -24,11 +24,11 @@ AUTO = "auto"
 REFERENCE = "reference"
 SETTING = "MMBLOCKS_OPS"
 OPS: dict[str, Op] = {}
-_asked: ContextVar[Mapping[str, str] | None] = ContextVar("mmblocks_ops", default=None)
+_requested: ContextVar[Mapping[str, str] | None] = ContextVar("mmblocks_ops", default=None)
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Backend:
     """One way to compute an op. `reasons_against` takes the same inputs as `run` and is empty where it can run.
 
     here: what speaks against it on this machine, whatever the inputs; `mmblocks doctor` shows it.
@@ -37,7 +37,7 @@ class Way:
     name: str
     run: Callable[..., Any]
     reasons_against: Callable[..., list[str]]
-    here: Callable[[], list[str]] = list
+    unavailable_reasons: Callable[[], list[str]] = list
 
 
 @dataclass(slots=True)
@@ -48,22 +48,22 @@ class Op:
     """
 
     name: str
-    ways: Sequence[Way]
+    backends: Sequence[Backend]
     order: Callable[..., Sequence[str]] | None = None
-    _told: set[tuple[str, ...]] = field(default_factory=set)
+    _logged: set[tuple[str, ...]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        assert self.ways[-1].name == REFERENCE
+        assert self.backends[-1].name == REFERENCE
         OPS[self.name] = self
 
     def __call__(self, *inputs: Any, **settings: Any) -> Any:
         """What the chosen way makes of the inputs."""
-        return self.choose(*inputs, **settings).run(*inputs, **settings)
+        return self.choose_backend(*inputs, **settings).run(*inputs, **settings)
 
-    def choose(self, *inputs: Any, **settings: Any) -> Way:
+    def choose_backend(self, *inputs: Any, **settings: Any) -> Backend:
         """The way that runs these inputs. Raises `ConfigError` with its reasons where the one asked for cannot."""
-        wanted = asked_for(self.name)
-        named = next((way for way in self.ways if way.name == wanted), None)
+        wanted = find_requested_backend(self.name)
+        named = next((way for way in self.backends if way.name == wanted), None)
         if named is not None:
             if reasons := named.reasons_against(*inputs, **settings):
                 raise ConfigError(
@@ -80,59 +80,59 @@ class Op:
             passed.append(f"{way.name}: {'; '.join(reasons)}")
         raise AssertionError("a reference has no reasons against it")
 
-    def _ordered(self, *inputs: Any, **settings: Any) -> Sequence[Way]:
+    def _ordered(self, *inputs: Any, **settings: Any) -> Sequence[Backend]:
         if self.order is None:
-            return self.ways
-        ways = {way.name: way for way in self.ways}
+            return self.backends
+        ways = {way.name: way for way in self.backends}
         return [ways[name] for name in self.order(*inputs, **settings)]
 
-    def _tell(self, way: Way, passed: list[str]) -> None:
+    def _tell(self, way: Backend, passed: list[str]) -> None:
         """Log a choice once, with what stands against the faster ways."""
-        if (told := (way.name, *passed)) not in self._told:
-            self._told.add(told)
+        if (told := (way.name, *passed)) not in self._logged:
+            self._logged.add(told)
             log.info("%s: %s%s", self.name, way.name, "".join(f"\n  not {reason}" for reason in passed))
 
 
-def all_ops() -> list[Op]:
+def list_ops() -> list[Op]:
     """Every op, by name."""
-    _load_all()
+    _import_all_ops()
     return [OPS[name] for name in sorted(OPS)]
 
 
-def asked_for(op: str) -> str:
+def find_requested_backend(op: str) -> str:
     """The name asked for an op, `AUTO` when none was."""
-    asked = _asked.get()
+    asked = _requested.get()
     if asked is None:
-        asked = _parsed(os.environ.get(SETTING, AUTO))
+        asked = _parse_setting(os.environ.get(SETTING, AUTO))
     return asked.get(op, asked.get("", AUTO))
 
 
 @contextmanager
-def using(every: str = AUTO, **ops: str) -> Iterator[None]:
+def use_backends(every: str = AUTO, **ops: str) -> Iterator[None]:
     """Ask for ways in a block of code: `using("reference")`, `using(attention="varlen")`. Other ops choose themselves.
 
     Raises `ConfigError` for an op or a way that does not exist.
     """
     asked = {"": every, **ops}
-    _require_known(asked)
-    token = _asked.set(asked)
+    _require_known_backends(asked)
+    token = _requested.set(asked)
     try:
         yield
     finally:
-        _asked.reset(token)
+        _requested.reset(token)
 
 
 @cache
-def _parsed(text: str) -> dict[str, str]:
+def _parse_setting(text: str) -> dict[str, str]:
     pairs = [word.strip().rpartition("=") for word in text.split(",") if word.strip()]
     asked = {op: way for op, _, way in pairs}
-    _require_known(asked)
+    _require_known_backends(asked)
     return asked
 
 
-def _require_known(asked: Mapping[str, str]) -> None:
-    _load_all()
-    names = {op.name: [way.name for way in op.ways] for op in OPS.values()}
+def _require_known_backends(asked: Mapping[str, str]) -> None:
+    _import_all_ops()
+    names = {op.name: [way.name for way in op.backends] for op in OPS.values()}
     every = sorted({way for ways in names.values() for way in ways})
     for op, way in asked.items():
         if op and op not in names:
@@ -145,7 +145,7 @@ def _require_known(asked: Mapping[str, str]) -> None:
 
 
 @cache
-def _load_all() -> None:
+def _import_all_ops() -> None:
     """Import every folder of this package, so that the ops are known."""
     import mmblocks.ops
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmblocks.ops.choice import AUTO, OPS, asked_for
-from mmblocks.reprs import repr_by_shape
+from mmblocks.ops.choice import AUTO, OPS, find_requested_backend
+from mmblocks.reprs import format_by_shape
 
 log = logging.getLogger(__name__)
 BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
@@ -27,7 +27,7 @@ Replay = Callable[[], Tensor]
 Capture = Callable[[Callable[[Tensor], Tensor], Tensor], Replay]
 
 
-class Captured:
+class CUDAGraphed:
     """A module of one tensor, whose rows do not see each other, replayed from CUDA graphs where that can pay.
 
     Used for up to `buckets[-1]` rows on CUDA while nothing learns: gradients are off, or neither the weights nor the
@@ -67,37 +67,37 @@ class Captured:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The module's output for (rows, ...); from a graph, a copy that is the caller's."""
-        if self._unsuited(x):
+        if self._find_input_fault(x):
             return self.module(x)
-        tensors = _tensors(self.module)
-        if self._unsteady(x, tensors):
+        tensors = _list_tensors(self.module)
+        if self._find_weights_fault(x, tensors):
             return self.module(x)
-        with self._lock, self._in_turn(x.device):
-            graph = self._graph_for(x, tensors)
+        with self._lock, self._wait_for_last_call(x.device):
+            graph = self._get_or_capture_graph(x, tensors)
             if graph is not None:
                 return graph(x)
         return self.module(x)
 
     def reasons_against(self, x: Tensor) -> list[str]:
         """Why these rows are not computed by a graph; empty where they are."""
-        reason = self._unsuited(x) or self._unsteady(x, _tensors(self.module))
+        reason = self._find_input_fault(x) or self._find_weights_fault(x, _list_tensors(self.module))
         return [reason] if reason else []
 
-    def bucket(self, rows: int) -> int | None:
+    def find_bucket(self, rows: int) -> int | None:
         """How many rows are computed for this many; None where they are computed without a graph."""
         fitting = next((size for size in self._buckets if size >= rows), None)
         return fitting if rows and fitting and fitting - rows <= self._waste * rows else None
 
-    def forget(self) -> None:
+    def drop_graphs(self) -> None:
         """Drop all graphs and the memory they hold."""
         with self._lock:
             self._graphs.clear()
 
     def __reduce__(self) -> Any:
         """Copies and pickles start without graphs: those read the weights of this module."""
-        return _fresh, (type(self), self.module, self._settings, self._given_capture)
+        return _rebuild_graphed, (type(self), self.module, self._settings, self._given_capture)
 
-    def _unsuited(self, x: Tensor) -> str:
+    def _find_input_fault(self, x: Tensor) -> str:
         if self._refusal:
             return self._refusal
         if torch.compiler.is_compiling():
@@ -106,18 +106,18 @@ class Captured:
             return f"the input is on {x.device.type}, and graphs are for {self._device_type}"
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return "it is part of a graph that is being captured"
-        if self.bucket(len(x)) is None:
+        if self.find_bucket(len(x)) is None:
             return f"no bucket of {', '.join(map(str, self._buckets))} is close enough to {len(x)} rows"
         return ""
 
-    def _unsteady(self, x: Tensor, tensors: list[Tensor]) -> str:
+    def _find_weights_fault(self, x: Tensor, tensors: list[Tensor]) -> str:
         if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
             return "gradients are wanted"
         other = next((type(t).__name__ for t in tensors if type(t) not in (Tensor, nn.Parameter)), None)
         return "" if other is None else f"a weight is a {other}, which a graph would not gather again"
 
     @contextmanager
-    def _in_turn(self, device: torch.device) -> Iterator[None]:
+    def _wait_for_last_call(self, device: torch.device) -> Iterator[None]:
         """Wait for the last call on the device, too: graphs share memory, and threads may use streams of their own."""
         if self._done is not None:
             torch.cuda.current_stream(device).wait_event(self._done)
@@ -125,12 +125,12 @@ class Captured:
         if device.type == "cuda":
             self._done = torch.cuda.current_stream(device).record_event()
 
-    def _graph_for(self, x: Tensor, tensors: list[Tensor]) -> _Graph | None:
+    def _get_or_capture_graph(self, x: Tensor, tensors: list[Tensor]) -> _Graph | None:
         self._drop_if_moved(tensors)
-        key = (self.bucket(len(x)), x.shape[1:], x.dtype, x.device, *_circumstances(self.module, x))
+        key = (self.find_bucket(len(x)), x.shape[1:], x.dtype, x.device, *_circumstances(self.module, x))
         if key not in self._graphs:
             try:
-                self._graphs[key] = self._captured(x)
+                self._graphs[key] = self._capture_graph(x)
             except RuntimeError as cause:
                 self._refusal = f"it could not be captured: {cause}"
                 log.warning("%s runs without CUDA graphs: %s", type(self.module).__name__, self._refusal)
@@ -146,7 +146,7 @@ class Captured:
             self._graphs.clear()
             self._storages = storages
 
-    def _captured(self, x: Tensor) -> _Graph:
+    def _capture_graph(self, x: Tensor) -> _Graph:
         """A graph for as many rows as the bucket of `x` holds, which later calls in any gradient mode may use."""
         kind = x.device.type
         with (
@@ -159,7 +159,7 @@ class Captured:
                 cache_enabled=False,  # a cached cast of a weight would lie in the graph's memory
             ),
         ):
-            static = torch.zeros(self.bucket(len(x)) or 0, *x.shape[1:], dtype=x.dtype, device=x.device)
+            static = torch.zeros(self.find_bucket(len(x)) or 0, *x.shape[1:], dtype=x.dtype, device=x.device)
             return _Graph(static, self._capture(self.module, static))
 
 
@@ -169,7 +169,7 @@ class _Graph:
 
     static: Tensor
     replay: Replay
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -199,21 +199,23 @@ class CudaCapture:
             # Other threads, such as a data loader's that pins memory, may go on meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 out = function(static)
-        return _Replayed(graph, out)
+        return _GraphReplay(graph, out)
 
 
 @dataclass(slots=True)
-class _Replayed:
+class _GraphReplay:
     graph: Any
     out: Tensor
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     def __call__(self) -> Tensor:
         self.graph.replay()
         return self.out
 
 
-def _fresh(kind: type[Captured], module: nn.Module, settings: dict[str, Any], capture: Capture | None) -> Captured:
+def _rebuild_graphed(
+    kind: type[CUDAGraphed], module: nn.Module, settings: dict[str, Any], capture: Capture | None
+) -> CUDAGraphed:
     return kind(module, **settings, capture=capture)
 
 
@@ -221,11 +223,11 @@ def _circumstances(module: nn.Module, x: Tensor) -> tuple[Hashable, ...]:
     """What else decides what a module computes: autocast, its mode, and the ways asked of ops."""
     kind = x.device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    asked = tuple((op, way) for op in sorted(OPS) if (way := asked_for(op)) != AUTO)
+    asked = tuple((op, way) for op in sorted(OPS) if (way := find_requested_backend(op)) != AUTO)
     return autocast, module.training, asked
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
+def _list_tensors(module: nn.Module) -> list[Tensor]:
     """Parameters and buffers; several times faster than `parameters()`, which at one view would cost as much as it saves."""
     found: list[Tensor] = []
     ahead = [module]

@@ -18,32 +18,32 @@ import mmblocks.ops
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class BackendResult:
     """One way on one case. error: the largest relative to the reference's largest number; None where it cannot run."""
 
     op: str
-    way: str
+    backend: str
     case: str
     error: float | None
     tolerance: float
     reasons: Sequence[str] = ()
 
     @property
-    def agrees(self) -> bool:
+    def is_acceptable(self) -> bool:
         """Whether it is within its tolerance, or says why it cannot run."""
         return bool(self.reasons) if self.error is None else self.error <= self.tolerance
 
 
-def difference(got: torch.Tensor, want: torch.Tensor) -> float:
+def measure_difference(got: torch.Tensor, want: torch.Tensor) -> float:
     """The largest difference from float64 numbers, relative to the largest of these; 0 where there are none."""
     if not want.numel():
         return 0.0
     return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-12))
 
 
-def selftest(device: torch.device | str) -> list[Result]:
+def run_selftests(device: torch.device | str) -> list[BackendResult]:
     """Every way of every op against its reference on a device, on ragged and odd sizes, value and gradients."""
-    return [result for module in _modules() for result in module.selftest(device)]
+    return [result for module in _modules() for result in module.run_selftest(device)]
 
 
 def _modules() -> Iterator[ModuleType]:

@@ -14,7 +14,7 @@ from mmblocks.poolings.bilinear import require_stride
 from mmblocks.shapes import Size
 
 
-def _windows(grid: Size, stride: int) -> Size:
+def _count_whole_windows(grid: Size, stride: int) -> Size:
     """How many whole windows fit; cells beyond them are not seen (27 at stride 2 gives 13)."""
     if min(grid) < stride:
         raise ConfigError(
@@ -23,7 +23,7 @@ def _windows(grid: Size, stride: int) -> Size:
     return Size(grid.height // stride, grid.width // stride)
 
 
-def _pooled(pool: Callable[..., Tensor], x: Tensor, stride: int) -> Tensor:
+def _pool_maps(pool: Callable[..., Tensor], x: Tensor, stride: int) -> Tensor:
     return rearrange(pool(rearrange(x, "n h w d -> n d h w"), stride), "n d h w -> n h w d")
 
 
@@ -43,10 +43,10 @@ class AveragePooling:
         require_stride("average", self.stride)
 
     def out_grid(self, grid: Size) -> Size:
-        return _windows(grid, self.stride)
+        return _count_whole_windows(grid, self.stride)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _pooled(F.avg_pool2d, x, self.stride)
+        return _pool_maps(F.avg_pool2d, x, self.stride)
 
 
 @poolings.register("max", source="https://github.com/LLaVA-VL/LLaVA-NeXT", oracle="LLaVA-NeXT (golden video, modules)")
@@ -61,10 +61,10 @@ class MaxPooling:
         require_stride("max", self.stride)
 
     def out_grid(self, grid: Size) -> Size:
-        return _windows(grid, self.stride)
+        return _count_whole_windows(grid, self.stride)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _pooled(F.max_pool2d, x, self.stride)
+        return _pool_maps(F.max_pool2d, x, self.stride)
 
 
 poolings.preset("average_3", of="average", stride=3)

@@ -22,7 +22,7 @@ def require_at_least_one(name: str, setting: str, value: int) -> None:
         raise ConfigError(f"projector {name!r}: {setting}={value}; write {setting} >= 1.")
 
 
-def whole_windows(name: str, grid: Size, stride: int) -> Size:
+def count_whole_windows(name: str, grid: Size, stride: int) -> Size:
     """How many windows of stride x stride cells fit; cells beyond them are not seen (27 at stride 2 gives 13)."""
     if min(grid) < stride:
         raise ConfigError(

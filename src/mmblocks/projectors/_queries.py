@@ -28,7 +28,7 @@ class LearnedQueries(nn.Module):
         return self.head(self.body(x))
 
 
-def side_of(name: str, setting: str, queries: int) -> int:
+def find_grid_side(name: str, setting: str, queries: int) -> int:
     """Cells a side of a square grid of queries."""
     side = math.isqrt(max(queries, 0))
     if side < 1 or side * side != queries:

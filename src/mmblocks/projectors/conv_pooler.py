@@ -3,12 +3,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmblocks.components import projectors
-from mmblocks.projectors._maps import MapConv2d, require_at_least_one, whole_windows
-from mmblocks.projectors.mlp import linear_layers
+from mmblocks.projectors._maps import MapConv2d, count_whole_windows, require_at_least_one
+from mmblocks.projectors.mlp import make_linear_layers
 from mmblocks.shapes import Size
 
 
-class Windowed(nn.Module):
+class WindowedProjector(nn.Module):
     """A projector that makes one cell of each whole window of stride x stride cells."""
 
     name: str
@@ -22,7 +22,7 @@ class Windowed(nn.Module):
         self.stride = stride
 
     def out_grid(self, grid: Size) -> Size:
-        return whole_windows(self.name, grid, self.stride)
+        return count_whole_windows(self.name, grid, self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x))
@@ -31,7 +31,7 @@ class Windowed(nn.Module):
 @projectors.register(
     "conv_pooler", source="https://github.com/LLaVA-VL/LLaVA-NeXT", oracle="LLaVA-NeXT (golden modules)"
 )
-class ConvPooler(Windowed):
+class ConvPooler(WindowedProjector):
     """A convolution over windows to the LLM's width, GELU, and a linear layer: LLaVA-NeXT's projector "pooler".
 
     Shape: (n, h, w, in_dim) -> (n, h // stride, w // stride, out_dim): 27x27 to 13x13.
@@ -48,7 +48,7 @@ class ConvPooler(Windowed):
 @projectors.register(
     "strided_conv", source="https://github.com/LLaVA-VL/LLaVA-NeXT", oracle="LLaVA-NeXT (golden modules)"
 )
-class StridedConv(Windowed):
+class StridedConv(WindowedProjector):
     """A convolution over windows of the features, then an MLP: LLaVA-NeXT's resampler spatial_pool in its mode conv.
 
     Shape: (n, h, w, in_dim) -> (n, h // stride, w // stride, out_dim). The convolution gives `channels` (null: in_dim);
@@ -61,5 +61,5 @@ class StridedConv(Windowed):
         super().__init__(stride)
         channels = in_dim if channels is None else channels
         require_at_least_one(self.name, "channels", channels)
-        mlp, self.head = linear_layers(self.name, channels, out_dim, depth)
+        mlp, self.head = make_linear_layers(self.name, channels, out_dim, depth)
         self.body = nn.Sequential(MapConv2d(in_dim, channels, stride, stride), *mlp)

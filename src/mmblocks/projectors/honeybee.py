@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmblocks.components import projectors
-from mmblocks.projectors._queries import require_counts, require_grid, require_heads, side_of
+from mmblocks.projectors._queries import find_grid_side, require_counts, require_grid, require_heads
 from mmblocks.shapes import Size
 
 
@@ -23,7 +23,7 @@ class Abstractor(nn.Module):
     def __init__(self, name: str, grid: Size, queries: int) -> None:
         super().__init__()
         self._name, self._grid = name, grid
-        self.side = side_of(name, "queries", queries)
+        self.side = find_grid_side(name, "queries", queries)
 
     def out_grid(self, grid: Size) -> Size:
         require_grid(self._name, grid, self._grid)
@@ -40,7 +40,7 @@ class ConvolutionalBody(nn.Module):
         super().__init__()
         self.pos_emb = nn.Parameter(0.02 * torch.randn(1, grid.area, in_dim))
         self.net = nn.Sequential(
-            _stage(depth, in_dim, dim), nn.AdaptiveAvgPool2d((side, side)), _stage(depth, dim, dim)
+            _build_stage(depth, in_dim, dim), nn.AdaptiveAvgPool2d((side, side)), _build_stage(depth, dim, dim)
         )
         layers: list[nn.Module] = []
         for width in [dim, *[out_dim] * (mlp_depth - 2)][: mlp_depth - 1]:
@@ -53,7 +53,7 @@ class ConvolutionalBody(nn.Module):
         return self.readout(rearrange(convolved, "v d h w -> v h w d"))
 
 
-def _stage(depth: int, in_dim: int, dim: int) -> nn.Module:
+def _build_stage(depth: int, in_dim: int, dim: int) -> nn.Module:
     """RegNet blocks (bottlenecks with squeeze and excitation) that keep the grid."""
     from timm.layers.norm import LayerNorm2d
     from timm.models.regnet import RegStage

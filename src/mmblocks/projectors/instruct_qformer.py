@@ -28,7 +28,7 @@ class InstructedBody(nn.Module):
         self.qformer = qformer
 
     def forward(self, x: Tensor, instructions: Instructions | None = None) -> Tensor:
-        asked = Instructions.none(len(x)).to(x.device) if instructions is None else instructions
+        asked = Instructions.make_empty(len(x)).to(x.device) if instructions is None else instructions
         queries = self.query_tokens.expand(len(x), -1, -1)
         seen = self.qformer(
             input_ids=asked.ids,
@@ -46,7 +46,7 @@ def _mask(queries: Tensor, asked: Instructions) -> Tensor | None:
     return torch.cat([asked.mask.new_ones(queries.shape[:2]), asked.mask], dim=1)
 
 
-class UnreadWords(nn.Module):
+class SkippedFeedForward(nn.Module):
     """Stands for the last block's feed-forward of the words: nobody reads what it would write."""
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class InstructQFormer(LearnedQueries):
         )
         qformer = InstructBlipQFormerModel(config)
         qformer.encoder.layer[-1].intermediate = nn.Identity()
-        qformer.encoder.layer[-1].output = UnreadWords()
+        qformer.encoder.layer[-1].output = SkippedFeedForward()
         self.vocab_size = vocab_size
         self.max_text_tokens = max_text_tokens
         self.tokenizer_source = text_tokenizer

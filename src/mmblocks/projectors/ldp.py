@@ -16,7 +16,7 @@ class ChannelNorm(nn.LayerNorm):
         return rearrange(super().forward(rearrange(input, "n d h w -> n h w d")), "n h w d -> n d h w")
 
 
-def squeezed(dim: int) -> int:
+def compute_squeeze_width(dim: int) -> int:
     """A quarter of the channels as a multiple of 8, not under 90% of the quarter (MobileNet's rule)."""
     quarter = dim // 4
     nearest = max(8, (quarter + 4) // 8 * 8)
@@ -29,8 +29,8 @@ class SqueezeExcitation(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc1 = nn.Conv2d(dim, squeezed(dim), 1)
-        self.fc2 = nn.Conv2d(squeezed(dim), dim, 1)
+        self.fc1 = nn.Conv2d(dim, compute_squeeze_width(dim), 1)
+        self.fc2 = nn.Conv2d(compute_squeeze_width(dim), dim, 1)
         self.activation = nn.ReLU()
         self.scale_activation = nn.Hardsigmoid()
 
@@ -101,7 +101,7 @@ class LDP(nn.Module):
         return self.head(self.body(x))
 
 
-class DownsampledThenPlaced(nn.Module):
+class DownsampleWithPositions(nn.Module):
     """An MLP per cell, means down to `cells`, and a 3x3 convolution per channel added to them, which tells positions."""
 
     def __init__(self, in_dim: int, out_dim: int, cells: Size) -> None:
@@ -135,7 +135,7 @@ class LDPv2(nn.Module):
         require_at_least_one("ldpv2", "rows", rows)
         require_at_least_one("ldpv2", "columns", columns)
         self.cells = Size(rows, columns)
-        self.body = DownsampledThenPlaced(in_dim, out_dim, self.cells)
+        self.body = DownsampleWithPositions(in_dim, out_dim, self.cells)
         self.head = nn.Identity()
 
     def out_grid(self, grid: Size) -> Size:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
-from mmblocks.projectors.mlp import PerToken, linear_layers
+from mmblocks.projectors.mlp import PerToken, make_linear_layers
 
 Mode = Literal["fixed", "range", "cls_only"]
 
@@ -23,7 +23,7 @@ class RowChoice:
     first_only: bool
     skip: float
 
-    def kept(self, views: int, rows: int, device: torch.device) -> Tensor:
+    def draw_kept_rows(self, views: int, rows: int, device: torch.device) -> Tensor:
         """(views, rows) of bool; drawn from torch's generator, as nn.Dropout draws."""
         whole = torch.rand(views, 1, device=device) < self.skip
         if self.first_only:
@@ -44,7 +44,7 @@ class MaskedLayers(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         if self.training:
             views, height, width, _ = input.shape
-            kept = self.choice.kept(views, height * width, input.device)
+            kept = self.choice.draw_kept_rows(views, height * width, input.device)
             input = input * rearrange(kept, "n (h w) -> n h w 1", h=height).to(input.dtype)
         return super().forward(input)
 
@@ -77,17 +77,17 @@ class MaskedDrop(PerToken):
         super().__init__()
         if not 0 <= skip <= 1:
             raise ConfigError(f"projector 'masked_drop': skip={skip} is no probability; write 0 to 1.")
-        lower, upper = kept_range(ratio_lower, ratio_upper) if mode == "range" else (ratio, ratio)
+        lower, upper = require_kept_range(ratio_lower, ratio_upper) if mode == "range" else (ratio, ratio)
         if not 0 < lower <= upper <= 1:
             shares = f"ratio_lower={lower} and ratio_upper={upper}" if mode == "range" else f"ratio={ratio}"
             raise ConfigError(
                 f"projector 'masked_drop': {shares}; a share of rows is above 0 and at most 1, lower first."
             )
-        layers, self.head = linear_layers("masked_drop", in_dim, out_dim, depth)
+        layers, self.head = make_linear_layers("masked_drop", in_dim, out_dim, depth)
         self.body = MaskedLayers(RowChoice(lower, upper, mode == "cls_only", skip), layers)
 
 
-def kept_range(lower: float | None, upper: float | None) -> tuple[float, float]:
+def require_kept_range(lower: float | None, upper: float | None) -> tuple[float, float]:
     """Both ends of the range, which the mode "range" needs."""
     if lower is None or upper is None:
         raise ConfigError(

@@ -22,7 +22,7 @@ class PerToken(nn.Module):
         return self.head(self.body(x))
 
 
-def linear_layers(name: str, in_dim: int, out_dim: int, depth: int) -> tuple[nn.Sequential, nn.Linear]:
+def make_linear_layers(name: str, in_dim: int, out_dim: int, depth: int) -> tuple[nn.Sequential, nn.Linear]:
     """Body and head of `depth` linear layers with GELU between them; every layer after the first is out_dim wide."""
     if depth < 1:
         raise ConfigError(f"projector {name!r}: depth={depth}; it needs at least one linear layer, so depth >= 1.")
@@ -44,7 +44,7 @@ class MLP(PerToken):
 
     def __init__(self, in_dim: int, out_dim: int, depth: int = 2) -> None:
         super().__init__()
-        self.body, self.head = linear_layers("mlp", in_dim, out_dim, depth)
+        self.body, self.head = make_linear_layers("mlp", in_dim, out_dim, depth)
 
 
 @projectors.register("linear", source="https://arxiv.org/abs/2304.08485", oracle="LLaVA-NeXT (golden modules)")

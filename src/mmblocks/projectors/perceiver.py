@@ -37,7 +37,8 @@ class PerceiverBody(nn.Module):
         super().__init__()
         self.latents = nn.Parameter(torch.randn(queries, dim))
         self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(dim, heads, head_dim), _feed_forward(dim, ff_mult)]) for _ in range(depth)
+            nn.ModuleList([PerceiverAttention(dim, heads, head_dim), _make_feed_forward(dim, ff_mult)])
+            for _ in range(depth)
         )
         self.norm = nn.LayerNorm(dim)
 
@@ -50,7 +51,7 @@ class PerceiverBody(nn.Module):
         return self.norm(latents).unsqueeze(1)
 
 
-def _feed_forward(dim: int, mult: int) -> nn.Sequential:
+def _make_feed_forward(dim: int, mult: int) -> nn.Sequential:
     return nn.Sequential(
         nn.LayerNorm(dim),
         nn.Linear(dim, dim * mult, bias=False),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
-from mmblocks.projectors._queries import require_counts, require_heads, side_of
+from mmblocks.projectors._queries import find_grid_side, require_counts, require_heads
 from mmblocks.shapes import Size
 
 
@@ -19,9 +19,9 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int, sources: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj = _normed_linear(dim)
-        self.k_proj = nn.ModuleList(_normed_linear(dim) for _ in range(sources))
-        self.v_proj = nn.ModuleList(_normed_linear(dim) for _ in range(sources))
+        self.q_proj = _make_normed_linear(dim)
+        self.k_proj = nn.ModuleList(_make_normed_linear(dim) for _ in range(sources))
+        self.v_proj = nn.ModuleList(_make_normed_linear(dim) for _ in range(sources))
         self.o_proj = nn.Linear(dim, dim, bias=False)
 
     def forward(self, query: Tensor, windows: Sequence[Tensor]) -> Tensor:
@@ -86,16 +86,16 @@ class AggregatorBody(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         sources = [
-            project(_resized(source, cells))
+            project(_resize_map(source, cells))
             for source, cells, project in zip(
                 x.split(self.splits, dim=-1), self.maps, self.mm_projector_aux, strict=True
             )
         ]
         context = sources[0].mean((1, 2))
-        grids = [self._sampled(group, sources, context) for group in range(len(self.groups))]
+        grids = [self._sample_group(group, sources, context) for group in range(len(self.groups))]
         return self.mm_projector(torch.cat(grids, dim=-1))
 
-    def _sampled(self, group: int, sources: Sequence[Tensor], context: Tensor) -> Tensor:
+    def _sample_group(self, group: int, sources: Sequence[Tensor], context: Tensor) -> Tensor:
         """What one group of queries reads, as (views, side, side, dim)."""
         side = self.groups[group]
         windows = [rearrange(s, "v (h a) (w b) d -> (v h w) (a b) d", h=side, w=side) for s in sources]
@@ -103,10 +103,10 @@ class AggregatorBody(nn.Module):
         queries = self.vision_query[group].expand(len(contexts), 1, -1)
         for layer in self.vision_sampler[group]:  # type: ignore[union-attr]
             queries = layer(queries, contexts, windows)
-        return _resized(rearrange(queries, "(v h w) 1 d -> v h w d", h=side, w=side), self.side)
+        return _resize_map(rearrange(queries, "(v h w) 1 d -> v h w d", h=side, w=side), self.side)
 
 
-def _normed_linear(dim: int) -> nn.Sequential:
+def _make_normed_linear(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False))
 
 
@@ -114,7 +114,7 @@ def _source_projection(in_dim: int, dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.LayerNorm(dim))
 
 
-def _resized(x: Tensor, side: int) -> Tensor:
+def _resize_map(x: Tensor, side: int) -> Tensor:
     """(views, h, w, dim) to (views, side, side, dim), bilinear, in float32 as in the original."""
     if x.shape[1:3] == (side, side):
         return x
@@ -162,10 +162,10 @@ class SpatialVisionAggregator(nn.Module):
         require_counts("sva", depth=depth)
         require_heads("sva", dim, heads)
         super().__init__()
-        side = side_of("sva", "queries", queries)
+        side = find_grid_side("sva", "queries", queries)
         widths = _sources(splits, in_dim)
         maps = [window * side for window in _windows(windows, len(widths), grid, side)]
-        sides = [side_of("sva", "groups", group) for group in groups or (queries,)]
+        sides = [find_grid_side("sva", "groups", group) for group in groups or (queries,)]
         _require_whole_windows(maps, sides)
         self.side = side
         self.body = AggregatorBody(widths, maps, sides, side, dim, out_dim, depth, heads)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
 from mmblocks.projectors._maps import require_at_least_one
-from mmblocks.projectors.mlp import linear_layers
+from mmblocks.projectors.mlp import make_linear_layers
 from mmblocks.shapes import Size
 
 
@@ -20,16 +20,16 @@ def merge_alike(x: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     sizes = x.new_ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
     merged = x.to(sizes.dtype)
     while (surplus := merged.shape[1] - tokens) > 0:
-        merged, sizes = merge_round(merged, sizes, min(surplus, merged.shape[1] // 2))
+        merged, sizes = merge_one_round(merged, sizes, min(surplus, merged.shape[1] // 2))
     return merged.to(x.dtype), sizes
 
 
-def merge_round(x: Tensor, sizes: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+def merge_one_round(x: Tensor, sizes: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     """One bipartite matching: `pairs` tokens of even places merge into the most alike tokens of odd places.
 
     A merged token stands in the odd one's place, and no other moves.
     """
-    from_token, into_token = closest_pairs(x.detach(), pairs)
+    from_token, into_token = find_closest_pairs(x.detach(), pairs)
     weighted, width = x * sizes.unsqueeze(-1), x.shape[-1]
     moved = weighted.gather(1, repeat(from_token, "n p -> n p d", d=width))
     sums = weighted.scatter_add(1, repeat(into_token, "n p -> n p d", d=width), moved)
@@ -40,7 +40,7 @@ def merge_round(x: Tensor, sizes: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     return sums.gather(1, repeat(left, "n t -> n t d", d=width)) / sizes.unsqueeze(-1), sizes
 
 
-def closest_pairs(x: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+def find_closest_pairs(x: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     """Places of the even tokens that are most like an odd one (by cosine), and of that odd one: (n, pairs) each."""
     unit = F.normalize(x, dim=-1)
     likeness, closest = (unit[:, ::2] @ unit[:, 1::2].mT).max(dim=-1)
@@ -79,7 +79,7 @@ class TokenMerging(nn.Module):
         super().__init__()
         require_at_least_one("token_merging", "tokens", tokens)
         self.tokens = tokens
-        mlp, self.head = linear_layers("token_merging", in_dim, out_dim, depth)
+        mlp, self.head = make_linear_layers("token_merging", in_dim, out_dim, depth)
         self.body = nn.Sequential(MergeTokens(tokens), *mlp)
 
     def out_grid(self, grid: Size) -> Size:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmblocks.sweep.trials import CELL, SEED, Cell, Sweep, read_json, short_keys
+from mmblocks.sweep.trials import CELL, SEED, Sweep, SweepTrial, read_json, shorten_keys
 
 MARKDOWN, TABLE, PICTURE = "comparison.md", "comparison.csv", "comparison.png"
 COSTS = {"visual_tokens": "tokens", "flops": "FLOPs"}
@@ -17,7 +17,7 @@ COSTS = {"visual_tokens": "tokens", "flops": "FLOPs"}
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class SeedStatistics:
     """Values of the seeds of one combination: their mean, the least and the greatest."""
 
     mean: float
@@ -25,12 +25,12 @@ class Spread:
     greatest: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
+    def from_values(cls, values: Sequence[float]) -> SeedStatistics | None:
         return cls(sum(values) / len(values), min(values), max(values)) if values else None
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ComparisonRow:
     """One combination, its seeds apart. None where no cell of it has finished, or where nothing could be counted.
 
     values: score, loss and the shares of single tasks by name. flops: of the prefill, mean over the reference visuals.
@@ -38,9 +38,9 @@ class Row:
     """
 
     choices: Mapping[str, str]
-    cells: int
-    finished: int
-    values: Mapping[str, Spread | None]
+    num_trials: int
+    num_finished: int
+    values: Mapping[str, SeedStatistics | None]
     visual_tokens: float | None = None
     parameters: int | None = None
     flops: float | None = None
@@ -54,39 +54,44 @@ class Comparison:
     """A sweep's rows, and what became of cells that have no score: a reason, or None while they wait."""
 
     sweep: Sweep
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     missing: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
-    def measured(self) -> list[str]:
+    def value_names(self) -> list[str]:
         """Names of the values, the score first; the loss is the score where nothing else is."""
         names = [name for row in self.rows for name in row.values]
         return list(dict.fromkeys(names))
 
 
-def compare(folder: Path) -> Comparison:
+def compare_trials(folder: Path) -> Comparison:
     """Read a sweep's folder; cells that have not finished are left out of the means."""
     sweep = Sweep.load(folder)
-    results = {cell.name: sweep.result(folder, cell) for cell in sweep.cells}
+    results = {cell.name: sweep.read_result(folder, cell) for cell in sweep.cells}
     done = {name: found for name, found in results.items() if found is not None and found["status"] == "done"}
-    groups: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[SweepTrial]] = {}
     for cell in sweep.cells:
         groups.setdefault(tuple((k, v) for k, v in cell.choices.items() if k != SEED), []).append(cell)
     rows = [_row(folder, dict(chosen), cells, done) for chosen, cells in groups.items()]
     missing = {name: found.get("reason") if found else None for name, found in results.items() if name not in done}
-    return Comparison(sweep, tuple(_with_fronts(rows, higher_is_better=sweep.score != "loss")), missing)
+    return Comparison(sweep, tuple(_mark_pareto_fronts(rows, higher_is_better=sweep.score != "loss")), missing)
 
 
-def _row(folder: Path, choices: Mapping[str, str], cells: Sequence[Cell], done: Mapping[str, Any]) -> Row:
+def _row(
+    folder: Path, choices: Mapping[str, str], cells: Sequence[SweepTrial], done: Mapping[str, Any]
+) -> ComparisonRow:
     ended = [done[cell.name] for cell in cells if cell.name in done]
     names = dict.fromkeys(name for result in ended for name in result["values"])
     cost = read_json(folder / cells[0].name / CELL)["cost"]
-    values = {name: Spread.of(_known(name, [result["values"] for result in ended])) for name in names}
-    paid = {name: _mean(_known(name, ended)) for name in ("peak_bytes", "seconds")}
-    return Row(choices, len(cells), len(ended), values, **{**cost, **paid})
+    values = {
+        name: SeedStatistics.from_values(_list_known_values(name, [result["values"] for result in ended]))
+        for name in names
+    }
+    paid = {name: _mean(_list_known_values(name, ended)) for name in ("peak_bytes", "seconds")}
+    return ComparisonRow(choices, len(cells), len(ended), values, **{**cost, **paid})
 
 
-def _known(name: str, results: Sequence[Mapping[str, Any]]) -> list[float]:
+def _list_known_values(name: str, results: Sequence[Mapping[str, Any]]) -> list[float]:
     return [result[name] for result in results if result.get(name) is not None]
 
 
@@ -97,25 +102,25 @@ def _mean(values: Sequence[float]) -> float | None:
 # The front ----------------------------------------------------------------------------------------------------------
 
 
-def _with_fronts(rows: Sequence[Row], *, higher_is_better: bool) -> Iterator[Row]:
-    fronts = {cost: front([_point(row, cost, higher_is_better) for row in rows]) for cost in COSTS}
+def _mark_pareto_fronts(rows: Sequence[ComparisonRow], *, higher_is_better: bool) -> Iterator[ComparisonRow]:
+    fronts = {cost: find_pareto_front([_point(row, cost, higher_is_better) for row in rows]) for cost in COSTS}
     for number, row in enumerate(rows):
         yield replace(row, front=tuple(short for cost, short in COSTS.items() if number in fronts[cost]))
 
 
-def _point(row: Row, cost: str, higher_is_better: bool) -> tuple[float, float] | None:
-    price, score = getattr(row, cost), score_of(row)
+def _point(row: ComparisonRow, cost: str, higher_is_better: bool) -> tuple[float, float] | None:
+    price, score = getattr(row, cost), find_score(row)
     if price is None or score is None:
         return None
     return price, score.mean if higher_is_better else -score.mean
 
 
-def score_of(row: Row) -> Spread | None:
+def find_score(row: ComparisonRow) -> SeedStatistics | None:
     """The first of a row's values is its score."""
     return next(iter(row.values.values()), None)
 
 
-def front(points: Sequence[tuple[float, float] | None]) -> set[int]:
+def find_pareto_front(points: Sequence[tuple[float, float] | None]) -> set[int]:
     """Numbers of the points (cost, gain) that no other point beats: as cheap and as good, and better in one."""
     known = [(number, *point) for number, point in enumerate(points) if point is not None]
     return {
@@ -128,38 +133,38 @@ def front(points: Sequence[tuple[float, float] | None]) -> set[int]:
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Put the table and the picture into a sweep's folder; returns the files."""
-    from mmblocks.sweep.comparison_picture import draw
+    from mmblocks.sweep.comparison_picture import draw_comparison
 
-    (folder / MARKDOWN).write_text(as_markdown(comparison), encoding="utf-8")
-    (folder / TABLE).write_text(as_csv(comparison), encoding="utf-8")
-    draw(comparison, folder / PICTURE)
+    (folder / MARKDOWN).write_text(format_markdown(comparison), encoding="utf-8")
+    (folder / TABLE).write_text(format_csv(comparison), encoding="utf-8")
+    draw_comparison(comparison, folder / PICTURE)
     return [folder / name for name in (MARKDOWN, TABLE, PICTURE)]
 
 
-def as_csv(comparison: Comparison) -> str:
+def format_csv(comparison: Comparison) -> str:
     """One line per row, numbers in full: shares from 0 to 1, bytes, seconds."""
-    keys = short_keys(_keys(comparison))
+    keys = shorten_keys(_list_keys(comparison))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    spreads = [f"{name}{end}" for name in comparison.measured for end in ("", "_min", "_max")]
+    spreads = [f"{name}{end}" for name in comparison.value_names for end in ("", "_min", "_max")]
     costs = ["visual_tokens", "parameters", "flops", "peak_bytes", "seconds"]
     table.writerow([*keys.values(), "cells", "finished", *spreads, *costs, "front"])
     for row in comparison.rows:
-        given = [row.values.get(name) for name in comparison.measured]
+        given = [row.values.get(name) for name in comparison.value_names]
         numbers = [n for s in given for n in ((s.mean, s.least, s.greatest) if s else ("", "", ""))]
         paid = [getattr(row, name) for name in costs]
-        own = [*(row.choices[k] for k in keys), row.cells, row.finished]
+        own = [*(row.choices[k] for k in keys), row.num_trials, row.num_finished]
         table.writerow([*own, *numbers, *("" if n is None else n for n in paid), " ".join(row.front)])
     return text.getvalue()
 
 
-def as_markdown(comparison: Comparison) -> str:
+def format_markdown(comparison: Comparison) -> str:
     """The table as people read it, what its columns mean, and the cells that have no score."""
     sweep = comparison.sweep
     shared = f" with {' '.join(sweep.overrides)}" if sweep.overrides else ""
-    lines = [f"# {sweep.recipe}{shared}", "", *_table(comparison), "", *_legend(sweep)]
+    lines = [f"# {sweep.recipe}{shared}", "", *_format_rows(comparison), "", *_legend(sweep)]
     if comparison.missing:
         ended = len(sweep.cells) - len(comparison.missing)
         lines += ["", f"{ended} of {len(sweep.cells)} cells have finished. The others:", ""]
@@ -167,29 +172,31 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(comparison: Comparison) -> Iterator[str]:
-    keys = short_keys(_keys(comparison))
-    head = ["#", *keys.values(), "cells", *comparison.measured]
+def _format_rows(comparison: Comparison) -> Iterator[str]:
+    keys = shorten_keys(_list_keys(comparison))
+    head = ["#", *keys.values(), "cells", *comparison.value_names]
     costs = ["visual tokens", "parameters", "FLOPs", "peak memory", "time", "front"]
-    yield _line([*head, *costs])
-    yield _line(
+    yield _format_line([*head, *costs])
+    yield _format_line(
         ["---:", *("---" for _ in keys), *("---:" for _ in range(len(head) - len(keys) + len(costs) - 2)), "---"]
     )
     for number, row in enumerate(comparison.rows, 1):
-        shown = [_spread(name, row.values.get(name)) for name in comparison.measured]
-        cells = str(row.cells) if row.finished == row.cells else f"{row.finished} of {row.cells}"
-        yield _line([str(number), *(row.choices[k] for k in keys), cells, *shown, *_costs(row), ", ".join(row.front)])
+        shown = [_format_statistics(name, row.values.get(name)) for name in comparison.value_names]
+        cells = str(row.num_trials) if row.num_finished == row.num_trials else f"{row.num_finished} of {row.num_trials}"
+        yield _format_line(
+            [str(number), *(row.choices[k] for k in keys), cells, *shown, *_costs(row), ", ".join(row.front)]
+        )
 
 
-def _keys(comparison: Comparison) -> list[str]:
+def _list_keys(comparison: Comparison) -> list[str]:
     return list(comparison.rows[0].choices)
 
 
-def _line(texts: Sequence[str]) -> str:
+def _format_line(texts: Sequence[str]) -> str:
     return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
 
 
-def _spread(name: str, spread: Spread | None) -> str:
+def _format_statistics(name: str, spread: SeedStatistics | None) -> str:
     if spread is None:
         return ""
     show: Callable[[float], str] = "{:.3f}".format if name == "loss" else lambda share: f"{100 * share:.1f}"
@@ -198,15 +205,15 @@ def _spread(name: str, spread: Spread | None) -> str:
     return f"{show(spread.mean)} ({show(spread.least)} to {show(spread.greatest)})"
 
 
-def _costs(row: Row) -> Iterator[str]:
+def _costs(row: ComparisonRow) -> Iterator[str]:
     yield "" if row.visual_tokens is None else f"{row.visual_tokens:g}"
-    yield scaled(row.parameters)
-    yield scaled(row.flops)
-    yield "" if row.peak_bytes is None else f"{scaled(row.peak_bytes)}B"
+    yield format_number(row.parameters)
+    yield format_number(row.flops)
+    yield "" if row.peak_bytes is None else f"{format_number(row.peak_bytes)}B"
     yield "" if row.seconds is None else f"{row.seconds:.0f} s"
 
 
-def scaled(number: float | None) -> str:
+def format_number(number: float | None) -> str:
     """A number in thousands, millions, ...: 397745440 -> '397.7 M'."""
     if number is None:
         return ""

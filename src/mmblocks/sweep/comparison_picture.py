@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmblocks.sweep.comparison import COSTS, Comparison, score_of
-from mmblocks.sweep.trials import short_keys
+from mmblocks.sweep.comparison import COSTS, Comparison, find_score
+from mmblocks.sweep.trials import shorten_keys
 
 AXES = {"visual_tokens": "visual tokens", "flops": "FLOPs of the prefill"}
 
 
-def draw(comparison: Comparison, path: Path) -> None:
+def draw_comparison(comparison: Comparison, path: Path) -> None:
     """Write a PNG; points bear the numbers of the table's rows, the line joins those on the front."""
     from matplotlib.figure import Figure
 
@@ -32,7 +32,7 @@ def _draw_panel(panel: Any, comparison: Comparison, cost: str, short: str) -> No
     numbers: dict[tuple[float, float], list[str]] = {}
     best: list[tuple[float, float]] = []
     for number, row in enumerate(comparison.rows, 1):
-        x, score = getattr(row, cost), score_of(row)
+        x, score = getattr(row, cost), find_score(row)
         if x is None or score is None:
             continue
         y, is_best = unit * score.mean, short in row.front
@@ -52,6 +52,6 @@ def _draw_panel(panel: Any, comparison: Comparison, cost: str, short: str) -> No
 def _handles(comparison: Comparison) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    keys = short_keys(list(comparison.rows[0].choices))
+    keys = shorten_keys(list(comparison.rows[0].choices))
     texts = [", ".join(f"{keys[k]} {v}" for k, v in row.choices.items()) for row in comparison.rows]
     return [Line2D([], [], linestyle="", label=f"{n}  {text or 'all seeds'}") for n, text in enumerate(texts, 1)]

@@ -13,15 +13,15 @@ from typing import Any
 from torch import nn
 
 from mmblocks.errors import ConfigError
-from mmblocks.model.budget import plan, visual_shape
+from mmblocks.model.budget import estimate_budget, parse_visual_shape
 from mmblocks.model.checkpoint import read_spec
-from mmblocks.model.checks.composition import examine
+from mmblocks.model.checks.composition import dry_build
 from mmblocks.model.spec import PARTS, ModelSpec
-from mmblocks.sweep.runs import final_metrics
+from mmblocks.sweep.runs import read_final_metrics
 
 VISUALS = ("image=384x384", "image=1000x700", "video=640x360@10s")
 """Pictures and clips that visual tokens are counted for, each alone."""
-MACHINE = re.compile(r"(_s|_bytes|mfu)$|\bseconds/")
+MACHINE_METRICS = re.compile(r"(_s|_bytes|mfu)$|\bseconds/")
 """Metrics that tell of the machine and not of the run: times, rates, memory."""
 
 Differences = dict[str, dict[str, tuple[Any, Any]]]
@@ -29,7 +29,7 @@ Differences = dict[str, dict[str, tuple[Any, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RunDescription:
     """What a folder says: a composition, and of a run also its recipe (without the model) and its last metrics."""
 
     spec: ModelSpec
@@ -37,37 +37,41 @@ class Told:
     metrics: Mapping[str, Any]
 
 
-def differences(one: Path, other: Path, visuals: Sequence[str] = VISUALS) -> Differences:
+def find_differences(one: Path, other: Path, visuals: Sequence[str] = VISUALS) -> Differences:
     """What differs between two folders, each a run's, a sweep's cell or a model's; sections without a difference are left out.
 
     `visuals` are words as in `mmblocks.model.budget.visual_shape`. Raises `ConfigError` for a folder that is neither.
     """
-    pair = (read_told(one), read_told(other))
-    sections: dict[str, Callable[[Told], Mapping[str, Any]]] = {
+    pair = (read_run_description(one), read_run_description(other))
+    sections: dict[str, Callable[[RunDescription], Mapping[str, Any]]] = {
         "components": lambda told: _components(told.spec),
-        "parameters": lambda told: _shapes(told.spec),
+        "parameters": lambda told: _describe_parameters(told.spec),
         "visual tokens": lambda told: _tokens(told.spec, visuals),
-        "data": lambda told: _stages(told.recipe, data=True),
-        "stages": lambda told: _stages(told.recipe, data=False),
-        "settings": lambda told: flat({k: v for k, v in told.recipe.items() if k not in ("stages", "out")}),
+        "data": lambda told: _list_stage_settings(told.recipe, data=True),
+        "stages": lambda told: _list_stage_settings(told.recipe, data=False),
+        "settings": lambda told: flatten_keys({k: v for k, v in told.recipe.items() if k not in ("stages", "out")}),
         "final metrics": lambda told: told.metrics,
     }
     found = {name: _differing(*map(tell, pair)) for name, tell in sections.items()}
     return {name: entries for name, entries in found.items() if entries}
 
 
-def read_told(folder: Path) -> Told:
+def read_run_description(folder: Path) -> RunDescription:
     """Read run.json and metrics.jsonl of a run, or config.json of a model."""
     run = folder / "run.json"
     if run.is_file():
         try:
             recipe = json.loads(run.read_text(encoding="utf-8"))
-            spec = ModelSpec.of(recipe.pop("model"))
+            spec = ModelSpec.from_dict(recipe.pop("model"))
         except (json.JSONDecodeError, KeyError, AttributeError) as cause:
             raise ConfigError(f"{run} is not a run's recipe ({type(cause).__name__}: {cause}).") from cause
-        return Told(spec, recipe, {k: v for k, v in flat(final_metrics(folder)).items() if not MACHINE.search(k)})
+        return RunDescription(
+            spec,
+            recipe,
+            {k: v for k, v in flatten_keys(read_final_metrics(folder)).items() if not MACHINE_METRICS.search(k)},
+        )
     if (folder / "config.json").is_file():
-        return Told(read_spec(folder), {}, {})
+        return RunDescription(read_spec(folder), {}, {})
     what = "a file" if folder.is_file() else "not there" if not folder.exists() else "without run.json and config.json"
     raise ConfigError(f"{folder} is {what}; name the folder of a run (out=...), of a sweep's cell, or of a model.")
 
@@ -77,12 +81,16 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tu
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
-def flat(value: Any, key: str = "") -> dict[str, Any]:
+def flatten_keys(value: Any, key: str = "") -> dict[str, Any]:
     """Nested mappings and lists of mappings as one mapping of dotted keys; other lists are values."""
     if isinstance(value, Mapping):
-        return {k: v for name, inner in value.items() for k, v in flat(inner, f"{key}.{name}" if key else name).items()}
+        return {
+            k: v
+            for name, inner in value.items()
+            for k, v in flatten_keys(inner, f"{key}.{name}" if key else name).items()
+        }
     if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
-        return {k: v for i, inner in enumerate(value) for k, v in flat(inner, f"{key}.{i}").items()}
+        return {k: v for i, inner in enumerate(value) for k, v in flatten_keys(inner, f"{key}.{i}").items()}
     return {key: value}
 
 
@@ -91,39 +99,41 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
 
 def _components(spec: ModelSpec) -> dict[str, Any]:
     """A component's key holds its name, the keys below it its settings, defaults included."""
-    return {key.removesuffix(".name"): value for key, value in flat(spec.plain()).items()}
+    return {key.removesuffix(".name"): value for key, value in flatten_keys(spec.to_dict()).items()}
 
 
-def _shapes(spec: ModelSpec) -> dict[str, Any]:
+def _describe_parameters(spec: ModelSpec) -> dict[str, Any]:
     """Sums by part, and the shapes of all parameters, layers that are alike in one entry: "4 of 352x128"."""
-    seen = examine(spec)
+    seen = dry_build(spec)
     shapes: dict[str, Counter[str]] = {}
     for part in ("encoder", "projector", "backbone"):
         module = getattr(seen, part)
         for name, parameter in module.named_parameters() if isinstance(module, nn.Module) else ():
             alike = re.sub(r"(?<=\.)\d+(?=\.)", "*", f"{part}.{name}")
             shapes.setdefault(alike, Counter())["x".join(map(str, parameter.shape)) or "1"] += 1
-    counts = {part: seen.parameters(part) for part in PARTS}
+    counts = {part: seen.count_parameters(part) for part in PARTS}
     return counts | {name: ", ".join(f"{n} of {s}" for s, n in found.items()) for name, found in shapes.items()}
 
 
 def _tokens(spec: ModelSpec, visuals: Sequence[str]) -> dict[str, Any]:
-    return {word: _tokens_of(spec, word) for word in visuals}
+    return {word: _count_visual_tokens(spec, word) for word in visuals}
 
 
-def _tokens_of(spec: ModelSpec, word: str) -> Any:
-    shape = visual_shape(word)
+def _count_visual_tokens(spec: ModelSpec, word: str) -> Any:
+    shape = parse_visual_shape(word)
     try:
-        budget = plan(spec, [shape])
+        budget = estimate_budget(spec, [shape])
     except ConfigError as cause:
         return str(cause).splitlines()[-1].strip(" -")
     return f"{budget.visual_tokens} tokens of {budget.views} views"
 
 
-def _stages(recipe: Mapping[str, Any], *, data: bool) -> dict[str, Any]:
+def _list_stage_settings(recipe: Mapping[str, Any], *, data: bool) -> dict[str, Any]:
     """Settings of the stages by name, or their data alone, and in which order they come."""
     stages = {stage["name"]: stage for stage in recipe.get("stages", [])}
     if data:
-        return flat({name: {"data": stage["data"]} for name, stage in stages.items()})
+        return flatten_keys({name: {"data": stage["data"]} for name, stage in stages.items()})
     order = {"order": list(stages)} if stages else {}
-    return order | flat({n: {k: v for k, v in s.items() if k not in ("name", "data")} for n, s in stages.items()})
+    return order | flatten_keys(
+        {n: {k: v for k, v in s.items() if k not in ("name", "data")} for n, s in stages.items()}
+    )

@@ -12,31 +12,31 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from mmblocks.conf.assemble import HYDRA_VERSION
-from mmblocks.conf.faults import explain
+from mmblocks.conf.faults import explain_error
 from mmblocks.errors import MMBlocksError
-from mmblocks.sweep.trial import run_apart
+from mmblocks.sweep.trial import run_in_process
 from mmblocks.sweep.trials import Sweep
 
 
-def job(config: DictConfig) -> None:
+def run_job(config: DictConfig) -> None:
     """One cell of a sweep, in a process of its own; what became of it is in its folder and told in a line."""
     folder = Path(config.folder)
     sweep = Sweep.load(folder)
     cell = sweep.cells[config.cell]
     where = f"[{config.cell + 1}/{len(sweep.cells)}] {cell.name}"
     print(f"{where}: started", flush=True)
-    print(f"{where}: {run_apart(folder / cell.name, sweep.scoring)}", flush=True)
+    print(f"{where}: {run_in_process(folder / cell.name, sweep.score_settings)}", flush=True)
 
 
 def main() -> str | None:
     """Run the cells that the command line names, by the launcher it names. Returns what went wrong with launching."""
     ConfigStore.instance().store(name="cells", node={"folder": "???", "cell": "???"})
     try:
-        hydra.main(version_base=HYDRA_VERSION, config_path=None, config_name="cells")(job)()
+        hydra.main(version_base=HYDRA_VERSION, config_path=None, config_name="cells")(run_job)()
     except (MMBlocksError, HydraException) as error:
         if os.environ.get("MMBLOCKS_DEBUG") == "1":
             raise
-        return f"mmblocks: {error if isinstance(error, MMBlocksError) else explain(error)}"
+        return f"mmblocks: {error if isinstance(error, MMBlocksError) else explain_error(error)}"
     return None
 
 

@@ -16,13 +16,13 @@ import hydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from mmblocks.conf.assemble import HYDRA_VERSION, compose, compose_unchecked, is_system, own_hydra
-from mmblocks.conf.faults import FOREIGN, explain, refusal
-from mmblocks.conf.overrides import parsed
+from mmblocks.conf.assemble import HYDRA_VERSION, compose, compose_unchecked, is_system, isolate_hydra
+from mmblocks.conf.faults import HYDRA_ERRORS, explain_error, to_config_error
+from mmblocks.conf.overrides import parse_overrides
 from mmblocks.errors import ConfigError
-from mmblocks.settings import did_you_mean
+from mmblocks.settings import format_suggestion
 from mmblocks.storage import write_json
-from mmblocks.sweep.trials import CELL, Axis, Cell, Score, Sweep, product, read_json, star
+from mmblocks.sweep.trials import CELL, Axis, ScoreKind, Sweep, SweepTrial, cross_axes, read_json, vary_one_at_a_time
 from mmblocks.train import stages as training
 from mmblocks.train.checks.run import check_run
 
@@ -31,12 +31,12 @@ LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
 VISUALS = ("image=1000x700", "video=1280x720@30s")
 TINY_VISUALS = ("image=96x72", "video=48x48@2s@4fps")
 """What tokens are counted for unless visuals are named; the second, where all data is TinyWorld's: its own sizes."""
-FREE = training.FREE - {"stop_after", "log_every"}
+CHANGEABLE_IN_SWEEP = training.CHANGEABLE_ON_RESUME - {"stop_after", "log_every"}
 """Settings of a run that may differ when a sweep goes on: they change no result."""
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class SweepArguments:
     """The words after a recipe, by what they do: vary, hold for all cells, choose the launcher, name visuals."""
 
     axes: tuple[Axis, ...]
@@ -45,7 +45,7 @@ class Words:
     visuals: tuple[str, ...]
 
     @classmethod
-    def of(cls, recipe: str, words: Sequence[str]) -> Words:
+    def from_words(cls, recipe: str, words: Sequence[str]) -> SweepArguments:
         """Raises `ConfigError` for what cannot be read, or is not a sweep's to say."""
         visuals = tuple(w for w in words if w.startswith(("image=", "video=")))
         own = tuple(w for w in words if w.startswith("hydra"))
@@ -62,9 +62,9 @@ class Words:
 
 def _parsed(recipe: str, words: Sequence[str]) -> list[Override]:
     try:
-        found = parsed(words)
+        found = parse_overrides(words)
     except OverrideParseException as error:
-        raise refusal(recipe, error) from error
+        raise to_config_error(recipe, error) from error
     if outs := [o.input_line for o in found if o.key_or_group == "out"]:
         raise ConfigError(f"{outs[0]!r}: every cell has a folder of its own; name the sweep's with --out.")
     return found
@@ -88,7 +88,7 @@ def prepare_sweep(
     *,
     arms_only: bool = False,
     out: Path | None = None,
-    score: Score | None = None,
+    score: ScoreKind | None = None,
     samples: int = 200,
 ) -> Path:
     """Compose and check every cell of a sweep and write its folder, without running any of it; returns the folder.
@@ -97,20 +97,20 @@ def prepare_sweep(
     the recipe's own. score: "tiny" by default where all data is TinyWorld's, else "loss". Raises `ConfigError` that lists
     every fault by cell; nothing is written then.
     """
-    said = Words.of(recipe, words)
+    said = SweepArguments.from_words(recipe, words)
     _require_launcher(said.launcher)
-    cells = (star if arms_only else product)(said.axes)
-    runs = _composed(recipe, said.shared, cells)
+    cells = (vary_one_at_a_time if arms_only else cross_axes)(said.axes)
+    runs = _compose_trials(recipe, said.shared, cells)
     first = next(iter(runs.values()))
     folder = Path(first["out"]) / "sweep" if out is None else out
     is_tiny = all(_only_tinyworld(run) for run in runs.values())
     visuals = said.visuals or (TINY_VISUALS if is_tiny else VISUALS)
     sweep = Sweep(recipe, said.shared, tuple(cells), score or ("tiny" if is_tiny else "loss"), samples, visuals)
-    _write(folder, sweep, runs)
+    _write_sweep(folder, sweep, runs)
     return folder
 
 
-def _composed(recipe: str, shared: Sequence[str], cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+def _compose_trials(recipe: str, shared: Sequence[str], cells: Sequence[SweepTrial]) -> dict[str, dict[str, Any]]:
     """Every cell's run by name. Raises one `ConfigError` for all that is wrong with all of them."""
     if is_system(recipe):
         compose(recipe)  # says why a system is no run
@@ -132,21 +132,21 @@ def _only_tinyworld(run: Mapping[str, Any]) -> bool:
     return all(source.get("name") == "tinyworld" for stage in run["stages"] for source in stage["data"])
 
 
-def _write(folder: Path, sweep: Sweep, runs: Mapping[str, dict[str, Any]]) -> None:
+def _write_sweep(folder: Path, sweep: Sweep, runs: Mapping[str, dict[str, Any]]) -> None:
     """The sweep and the composed recipe of every cell; what another sweep has left there must agree."""
-    from mmblocks.model.budget import visual_shape  # counts FLOPs, which imports triton
+    from mmblocks.model.budget import parse_visual_shape  # counts FLOPs, which imports triton
 
-    shapes = [visual_shape(word) for word in sweep.visuals]
+    shapes = [parse_visual_shape(word) for word in sweep.visuals]
 
     @lru_cache
-    def cost(model: str) -> dict[str, Any]:
+    def count_cost(model: str) -> dict[str, Any]:
         return _cost(json.loads(model), shapes)
 
     written = {
-        name: {"recipe": {**run, "out": str(folder / name)}, "cost": cost(json.dumps(run["model"]))}
+        name: {"recipe": {**run, "out": str(folder / name)}, "cost": count_cost(json.dumps(run["model"]))}
         for name, run in runs.items()
     }
-    others = [said for name, cell in written.items() if (said := _disagreement(folder / name, cell["recipe"]))]
+    others = [said for name, cell in written.items() if (said := _describe_disagreement(folder / name, cell["recipe"]))]
     if others:
         raise ConfigError("\n".join([*others, "Name another folder with --out, or delete what is there."]))
     for name, cell in written.items():
@@ -157,9 +157,9 @@ def _write(folder: Path, sweep: Sweep, runs: Mapping[str, dict[str, Any]]) -> No
 
 def _cost(model: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, Any]:
     """Visual tokens and FLOPs, mean over the visuals, each in a conversation of its own; parameters."""
-    from mmblocks.model.budget import plan
+    from mmblocks.model.budget import estimate_budget
 
-    budgets = [plan(model, [shape]) for shape in shapes]
+    budgets = [estimate_budget(model, [shape]) for shape in shapes]
     counted = [[n for part, n in b.flops.items() if part != "attention"] for b in budgets]
     totals = [None if None in parts else sum(n or 0 for n in parts) for parts in counted]
     return {
@@ -169,12 +169,12 @@ def _cost(model: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _disagreement(folder: Path, recipe: Mapping[str, Any]) -> str:
+def _describe_disagreement(folder: Path, recipe: Mapping[str, Any]) -> str:
     """In which settings the cell that lives in a folder differs from the one that is to run there."""
     if not (folder / CELL).is_file():
         return f"{folder} is there already, and is no cell of a sweep." if folder.exists() else ""
     found = read_json(folder / CELL)["recipe"]
-    keys = [k for k in sorted({*found, *recipe} - {*FREE}) if found.get(k) != recipe.get(k)]
+    keys = [k for k in sorted({*found, *recipe} - {*CHANGEABLE_IN_SWEEP}) if found.get(k) != recipe.get(k)]
     return f"{folder} holds a cell with other settings (they differ in {', '.join(keys)})." if keys else ""
 
 
@@ -184,16 +184,16 @@ def _disagreement(folder: Path, recipe: Mapping[str, Any]) -> str:
 def _require_launcher(words: Sequence[str]) -> None:
     """Raise `ConfigError` for a launcher that is not installed or has no such setting."""
     try:
-        with own_hydra(), hydra.initialize(None, version_base=HYDRA_VERSION):
+        with isolate_hydra(), hydra.initialize(None, version_base=HYDRA_VERSION):
             hydra.compose(overrides=list(words), return_hydra_config=True)
     except MissingConfigException as error:
         name = (error.missing_cfg_file or "").rpartition("/")[2]
-        hint = did_you_mean(name, error.options or [])
+        hint = format_suggestion(name, error.options or [])
         raise ConfigError(
             f"no launcher is called {name!r}.{hint} joblib's is in the package hydra-joblib-launcher."
         ) from error
-    except FOREIGN as error:
-        raise ConfigError(f"{' '.join(words)}: {explain(error)}") from error
+    except HYDRA_ERRORS as error:
+        raise ConfigError(f"{' '.join(words)}: {explain_error(error)}") from error
 
 
 def run_sweep(folder: Path, words: Sequence[str] = ()) -> bool:
@@ -203,11 +203,11 @@ def run_sweep(folder: Path, words: Sequence[str] = ()) -> bool:
     down and stops no other.
     """
     sweep = Sweep.load(folder)
-    if waiting := sweep.unfinished(folder):
+    if waiting := sweep.list_unfinished(folder):
         launcher = [word for word in words if word.startswith(LAUNCHER)]
         command = [sys.executable, "-m", PROGRAM, *_arguments(folder, waiting, launcher)]
         subprocess.run(command, env={**os.environ, "HYDRA_FULL_ERROR": "1"})
-    return not sweep.unfinished(folder)
+    return not sweep.list_unfinished(folder)
 
 
 def _arguments(folder: Path, cells: Sequence[int], launcher: Sequence[str]) -> list[str]:

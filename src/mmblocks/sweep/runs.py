@@ -8,12 +8,12 @@ from typing import Any
 
 from mmblocks.errors import ConfigError
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; none where nothing was measured. A last line cut by a kill is left out."""
-    path = folder / METRICS
+    path = folder / METRICS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = []
     for number, line in enumerate(lines, 1):
@@ -25,14 +25,14 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def last_loss(folder: Path) -> float | None:
+def read_last_loss(folder: Path) -> float | None:
     """The last training loss that a run has written."""
-    return next((float(row["loss"]) for row in reversed(metrics(folder)) if "loss" in row), None)
+    return next((float(row["loss"]) for row in reversed(read_metrics(folder)) if "loss" in row), None)
 
 
-def final_metrics(folder: Path) -> dict[str, dict[str, Any]]:
+def read_final_metrics(folder: Path) -> dict[str, dict[str, Any]]:
     """The last value of every metric by stage."""
     final: dict[str, dict[str, Any]] = {}
-    for row in metrics(folder):
+    for row in read_metrics(folder):
         final.setdefault(str(row.get("stage", "")), {}).update({k: v for k, v in row.items() if k != "stage"})
     return final

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.errors import BusyError, MMBlocksError, TrainingPreempted
-from mmblocks.lock import locked
+from mmblocks.lock import lock_folder
 from mmblocks.storage import write_json
-from mmblocks.sweep.runs import METRICS, last_loss
+from mmblocks.sweep.runs import METRICS_FILE, read_last_loss
 from mmblocks.sweep.trials import CELL, RESULT, read_json
 
 LOG, LOCK, STARTS = "log.txt", ".lock", "starts.json"
-WARM = (
+PRELOADED_MODULES = (
     "mmblocks.sweep.trial",
     "mmblocks.train.loop",
     "mmblocks.eval.tinyworld",
@@ -29,15 +29,15 @@ WARM = (
     "transformers.generation.utils",
 )
 """Imported once by the server that cells are forked from: together they take ten seconds, a small cell may take one."""
-BUSY = 75
+BUSY_EXIT_CODE = 75
 
 
-def run_apart(folder: Path, scoring: Mapping[str, Any]) -> str:
+def run_in_process(folder: Path, scoring: Mapping[str, Any]) -> str:
     """Run a cell in a process of its own and wait for it; what became of it, in a few words."""
-    process = _processes().Process(target=run_cell, args=(str(folder), dict(scoring)))
+    process = _processes().Process(target=run_trial, args=(str(folder), dict(scoring)))
     process.start()
     process.join()
-    if process.exitcode == BUSY:
+    if process.exitcode == BUSY_EXIT_CODE:
         return "left alone, as another process is running it"
     if process.exitcode:
         write_json(folder / RESULT, {"status": "failed", "reason": _end(process.exitcode)})
@@ -53,7 +53,7 @@ def _processes() -> Any:
     # A child is told its parent's default method, and joblib's, "loky", is known to joblib's own processes alone.
     multiprocessing.set_start_method("forkserver" if forks else "spawn", force=True)
     context = multiprocessing.get_context()
-    context.set_forkserver_preload(list(WARM))
+    context.set_forkserver_preload(list(PRELOADED_MODULES))
     return context
 
 
@@ -73,14 +73,14 @@ def _in_words(result: Mapping[str, Any]) -> str:
 # In the process of the cell -----------------------------------------------------------------------------------------
 
 
-def run_cell(folder: str, scoring: Mapping[str, Any]) -> None:
+def run_trial(folder: str, scoring: Mapping[str, Any]) -> None:
     """Train a cell, or go on where it was stopped, and write its result; what it says goes to log.txt."""
     place = Path(folder)
     # Data workers start as those of `mmblocks train` do: from a server of this process they would import torch anew.
     multiprocessing.set_start_method(None, force=True)
-    with _alone(place), _told_to(place / LOG):
+    with _lock_or_exit(place), _redirect_output(place / LOG):
         try:
-            result = _done(place, scoring)
+            result = _train_and_score(place, scoring)
         except (MMBlocksError, TrainingPreempted) as error:
             result = {"status": "failed", "reason": str(error)}
         except Exception as error:
@@ -89,33 +89,33 @@ def run_cell(folder: str, scoring: Mapping[str, Any]) -> None:
         write_json(place / RESULT, result)
 
 
-def _done(place: Path, scoring: Mapping[str, Any]) -> dict[str, Any]:
+def _train_and_score(place: Path, scoring: Mapping[str, Any]) -> dict[str, Any]:
     from mmblocks.model.checkpoint import load
 
     before = read_json(place / RESULT) if (place / RESULT).is_file() else {}
-    spent = _trained(place) if before.get("status") != "done" else {k: before[k] for k in ("peak_bytes", "seconds")}
+    spent = _train_trial(place) if before.get("status") != "done" else {k: before[k] for k in ("peak_bytes", "seconds")}
     values: dict[str, float | None] = {}
     if scoring["score"] == "tiny":
         model = load(place / "model").to(_device(read_json(place / CELL)["recipe"]["device"]))
         values |= _tiny(model, scoring["samples"])
-    return {"status": "done", "scoring": dict(scoring), "values": {**values, "loss": last_loss(place)}, **spent}
+    return {"status": "done", "scoring": dict(scoring), "values": {**values, "loss": read_last_loss(place)}, **spent}
 
 
-def _trained(place: Path) -> dict[str, Any]:
+def _train_trial(place: Path) -> dict[str, Any]:
     """Train; the time that all starts of the cell took, and the most memory that this one held."""
     from mmblocks import train
 
     starts = _starts(place)
     train.run({**read_json(place / CELL)["recipe"], "out": str(place)})
     return {
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": measure_peak_bytes(),
         "seconds": sum(end - begin for begin, end in [*starts[:-1], (starts[-1][0], time.time())]),
     }
 
 
 def _starts(place: Path) -> list[tuple[float, float]]:
     """When the cell was started and stopped, now included; a killed one stopped when its metrics were last written."""
-    path, metrics = place / STARTS, place / METRICS
+    path, metrics = place / STARTS, place / METRICS_FILE
     before = read_json(path) if path.is_file() else []
     if before:
         begin, _ = before[-1]
@@ -133,13 +133,16 @@ def _device(named: str) -> str:
 
 def _tiny(model: Any, samples: int) -> dict[str, float]:
     """Shares of exact answers: of all questions, and of each task's."""
-    from mmblocks.eval.tinyworld import Score, evaluate, total
+    from mmblocks.eval.tinyworld import ExactScore, evaluate_tinyworld, sum_scores
 
-    tasks = {task: total(scores) for task, scores in evaluate(model, samples=samples).items()}
-    return {"score": sum(tasks.values(), Score(0, 0)).share, **{task: score.share for task, score in tasks.items()}}
+    tasks = {task: sum_scores(scores) for task, scores in evaluate_tinyworld(model, samples=samples).items()}
+    return {
+        "score": sum(tasks.values(), ExactScore(0, 0)).exact_share,
+        **{task: score.exact_share for task, score in tasks.items()},
+    }
 
 
-def peak_bytes() -> int:
+def measure_peak_bytes() -> int:
     """Most memory that this process has held: on CUDA where it worked there, else resident."""
     import torch
 
@@ -155,17 +158,17 @@ def peak_bytes() -> int:
 
 
 @contextmanager
-def _alone(place: Path) -> Iterator[None]:
+def _lock_or_exit(place: Path) -> Iterator[None]:
     """Leave the process where another one, perhaps left over from a sweep that was killed, is running the cell."""
     try:
-        with locked(place, LOCK):
+        with lock_folder(place, LOCK):
             yield
     except BusyError:
-        os._exit(BUSY)
+        os._exit(BUSY_EXIT_CODE)
 
 
 @contextmanager
-def _told_to(log: Path) -> Iterator[None]:
+def _redirect_output(log: Path) -> Iterator[None]:
     """Send everything that this process and its children print to a file, after what is there."""
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)

@@ -19,7 +19,7 @@ SEED = "seed"
 """The setting over whose values scores are averaged."""
 SWEEP, CELL, RESULT = "sweep.json", "cell.json", "result.json"
 LONGEST_NAME = 120
-Score = Literal["tiny", "loss"]
+ScoreKind = Literal["tiny", "loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class SweepTrial:
     """One combination: a value for every axis. `name` is its folder's, of letters, digits, '-', '_' and '.'."""
 
     name: str
@@ -42,22 +42,24 @@ class Cell:
         return [f"{key}={value}" for key, value in self.choices.items()]
 
 
-def product(axes: Sequence[Axis]) -> list[Cell]:
+def cross_axes(axes: Sequence[Axis]) -> list[SweepTrial]:
     """Every value of every axis with every other, the last axis turning fastest. Raises `ConfigError` for no axis."""
-    _require(axes)
-    return _named(axes, [dict(zip(_keys(axes), values, strict=True)) for values in itertools.product(*_values(axes))])
+    _require_distinct(axes)
+    return _name_trials(
+        axes, [dict(zip(_list_keys(axes), values, strict=True)) for values in itertools.product(*_values(axes))]
+    )
 
 
-def star(axes: Sequence[Axis]) -> list[Cell]:
+def vary_one_at_a_time(axes: Sequence[Axis]) -> list[SweepTrial]:
     """One-at-a-time study: the first values, and each axis alone at each of its others. Every arm has every seed."""
-    _require(axes)
+    _require_distinct(axes)
     centre = {axis.key: axis.values[0] for axis in axes}
     arms = [centre, *({**centre, a.key: value} for a in axes if a.key != SEED for value in a.values[1:])]
     seeds = next((axis.values for axis in axes if axis.key == SEED), ())
-    return _named(axes, [{**arm, SEED: seed} for arm in arms for seed in seeds] if seeds else arms)
+    return _name_trials(axes, [{**arm, SEED: seed} for arm in arms for seed in seeds] if seeds else arms)
 
 
-def _keys(axes: Sequence[Axis]) -> list[str]:
+def _list_keys(axes: Sequence[Axis]) -> list[str]:
     return [axis.key for axis in axes]
 
 
@@ -65,10 +67,10 @@ def _values(axes: Sequence[Axis]) -> list[tuple[str, ...]]:
     return [axis.values for axis in axes]
 
 
-def _require(axes: Sequence[Axis]) -> None:
+def _require_distinct(axes: Sequence[Axis]) -> None:
     if not axes:
         raise ConfigError("nothing varies: give several values, such as seed=0,1,2, or use `mmblocks train`.")
-    for key, times in Counter(_keys(axes)).items():
+    for key, times in Counter(_list_keys(axes)).items():
         if times > 1:
             raise ConfigError(f"{key} is varied {times} times; write all its values in one word, such as {key}=a,b,c.")
     for axis in axes:
@@ -79,27 +81,30 @@ def _require(axes: Sequence[Axis]) -> None:
 # Names --------------------------------------------------------------------------------------------------------------
 
 
-def short_keys(keys: Sequence[str]) -> dict[str, str]:
+def shorten_keys(keys: Sequence[str]) -> dict[str, str]:
     """Keys by their last words, as many as it takes to tell them apart: model/projector -> projector."""
-    return {key: next(s for s in _tails(key) if sum(s in _tails(k) for k in keys) == 1 or s == key) for key in keys}
+    return {
+        key: next(s for s in _list_suffixes(key) if sum(s in _list_suffixes(k) for k in keys) == 1 or s == key)
+        for key in keys
+    }
 
 
-def _tails(key: str) -> list[str]:
+def _list_suffixes(key: str) -> list[str]:
     words = re.split(r"[/.]", key.lstrip("+~"))
     return [*(".".join(words[i:]) for i in reversed(range(len(words)))), key]
 
 
-def _named(axes: Sequence[Axis], combinations: Sequence[Mapping[str, str]]) -> list[Cell]:
-    shown = short_keys(_keys(axes))
-    names = ["_".join(f"{_slug(shown[k])}-{_slug(v)}" for k, v in chosen.items()) for chosen in combinations]
+def _name_trials(axes: Sequence[Axis], combinations: Sequence[Mapping[str, str]]) -> list[SweepTrial]:
+    shown = shorten_keys(_list_keys(axes))
+    names = ["_".join(f"{_to_slug(shown[k])}-{_to_slug(v)}" for k, v in chosen.items()) for chosen in combinations]
     often = Counter(names)
     return [
-        Cell(name if often[name] == 1 and len(name) <= LONGEST_NAME else _marked(name, chosen), chosen)
+        SweepTrial(name if often[name] == 1 and len(name) <= LONGEST_NAME else _marked(name, chosen), chosen)
         for name, chosen in zip(names, combinations, strict=True)
     ]
 
 
-def _slug(text: str) -> str:
+def _to_slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "empty"
 
 
@@ -122,8 +127,8 @@ class Sweep:
 
     recipe: str
     overrides: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    score: Score
+    cells: tuple[SweepTrial, ...]
+    score: ScoreKind
     samples: int
     visuals: tuple[str, ...]
 
@@ -138,22 +143,24 @@ class Sweep:
             raise ConfigError(f"{folder} is not the folder of a sweep: it has no {SWEEP}.")
         raw = read_json(folder / SWEEP)
         listed = {key: tuple(raw[key]) for key in ("overrides", "visuals")}
-        return cls(**{**raw, **listed, "cells": tuple(Cell(**cell) for cell in raw["cells"])})
+        return cls(**{**raw, **listed, "cells": tuple(SweepTrial(**cell) for cell in raw["cells"])})
 
     @property
-    def scoring(self) -> dict[str, Any]:
+    def score_settings(self) -> dict[str, Any]:
         """What a score must have been made with to be this sweep's."""
         return {"score": self.score, "samples": self.samples} if self.score == "tiny" else {"score": self.score}
 
-    def result(self, folder: Path, cell: Cell) -> dict[str, Any] | None:
+    def read_result(self, folder: Path, cell: SweepTrial) -> dict[str, Any] | None:
         """What came of a cell, or None as long as it has not ended, or where it was scored in another way."""
         path = folder / cell.name / RESULT
         found = read_json(path) if path.is_file() else None
-        return None if found is None or (found["status"] == "done" and found["scoring"] != self.scoring) else found
+        return (
+            None if found is None or (found["status"] == "done" and found["scoring"] != self.score_settings) else found
+        )
 
-    def unfinished(self, folder: Path) -> list[int]:
+    def list_unfinished(self, folder: Path) -> list[int]:
         """Numbers of the cells that have no score yet, failed ones included."""
-        results = [self.result(folder, cell) for cell in self.cells]
+        results = [self.read_result(folder, cell) for cell in self.cells]
         return [number for number, found in enumerate(results) if found is None or found["status"] != "done"]
 
 

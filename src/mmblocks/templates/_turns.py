@@ -25,7 +25,7 @@ def split_system(messages: Sequence[Message], default: str | None) -> tuple[tupl
     return (Text(default),) if default else (), turns
 
 
-def spans_of(parts: Sequence[Part], *, learn: bool, around: tuple[str, str] = ("", "")) -> list[Span]:
+def make_spans(parts: Sequence[Part], *, learn: bool, around: tuple[str, str] = ("", "")) -> list[Span]:
     """Parts as spans; a visual is never learned, nor is the text that is written `around` each."""
     before, after = ([Span(text)] if text else [] for text in around)
     return [
@@ -35,7 +35,7 @@ def spans_of(parts: Sequence[Part], *, learn: bool, around: tuple[str, str] = ("
     ]
 
 
-def stripped(parts: Sequence[Part]) -> tuple[Part, ...]:
+def strip_ends(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Parts without white space at the two ends of the message."""
     outer = list(parts)
     if outer and isinstance(outer[0], Text):
@@ -45,6 +45,6 @@ def stripped(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(outer)
 
 
-def stripped_apart(parts: Sequence[Part]) -> tuple[Part, ...]:
+def strip_each_text(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Parts without white space around each text."""
     return tuple(replace(part, text=part.text.strip()) if isinstance(part, Text) else part for part in parts)

@@ -29,7 +29,7 @@ class Blip2:
     def stop(self) -> tuple[str, ...]:
         return (self.end,)
 
-    def spans(self, messages: Sequence[Message]) -> list[Span]:
+    def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         visuals = [Span(part) for message in messages for part in message.parts if isinstance(part, Visual)]
         words: list[Span] = []
         for message in messages:

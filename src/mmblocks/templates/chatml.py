@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Part
-from mmblocks.templates._turns import spans_of, split_system
+from mmblocks.templates._turns import make_spans, split_system
 
 
 @templates.register(
@@ -26,21 +26,21 @@ class ChatML:
     stop: ClassVar[tuple[str, ...]] = ("<|im_end|>",)
     special: ClassVar[tuple[str, ...]] = ("<|im_start|>", "<|im_end|>")
 
-    def spans(self, messages: Sequence[Message]) -> list[Span]:
+    def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         system, turns = split_system(messages, self.system)
-        head = _turn("system", system, learn=False) if system else []
-        return [*head, *(span for turn in turns for span in self.turn(turn))]
+        head = _wrap_turn("system", system, learn=False) if system else []
+        return [*head, *(span for turn in turns for span in self.format_turn(turn))]
 
-    def turn(self, message: Message) -> list[Span]:
+    def format_turn(self, message: Message) -> list[Span]:
         """One message of the user or the assistant."""
-        return _turn(message.role, message.parts, learn=message.is_learned)
+        return _wrap_turn(message.role, message.parts, learn=message.is_learned)
 
     def open_answer(self) -> list[Span]:
         return [Span("<|im_start|>assistant\n")]
 
 
-def _turn(role: str, parts: Sequence[Part], *, learn: bool) -> list[Span]:
-    return [Span(f"<|im_start|>{role}\n"), *spans_of(parts, learn=learn), Span("<|im_end|>", learn), Span("\n")]
+def _wrap_turn(role: str, parts: Sequence[Part], *, learn: bool) -> list[Span]:
+    return [Span(f"<|im_start|>{role}\n"), *make_spans(parts, learn=learn), Span("<|im_end|>", learn), Span("\n")]
 
 
 templates.preset("qwen_1_5", of="chatml", system="You are a helpful assistant.")

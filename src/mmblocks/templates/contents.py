@@ -13,63 +13,66 @@ from typing import Any
 from mmblocks.conversation import Message, Part, Role, Text, Visual
 from mmblocks.errors import DataError
 
-MARK = re.compile("\ue000([0-9]+)\ue001")
+PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
 Render = Callable[[list[dict[str, Any]], bool], str]
 """(messages, whether an answer is opened) to text. Raises `Refused` where the Jinja raises."""
 
 
-class Refused(DataError):
+class RefusedByTemplate(DataError):
     """A Jinja does not take a conversation."""
 
 
-def mark(number: int) -> str:
+def make_placeholder(number: int) -> str:
     """What stands for a part while a template is rendered."""
     return f"\ue000{number}\ue001"
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class ContentFormat:
     """How one Jinja takes contents.
 
     listed: roles whose contents are lists of parts; the others' are texts, with a mark in place of a visual.
     tokens: what the Jinja writes for a visual of a list, by its kind.
     """
 
-    listed: frozenset[Role]
+    roles_with_lists: frozenset[Role]
     tokens: Mapping[str, str]
 
     @classmethod
-    def of(cls, render: Render, text_tokenizer: Any) -> Contents:
+    def from_template(cls, render: Render, text_tokenizer: Any) -> ContentFormat:
         """Found by trying: lists are taken if a picture's token and the words beside it come out, as processors need it.
 
         The token is the text tokenizer's `image_token` or <image>, of clips `video_token` or <video>.
         """
         tokens = {kind: getattr(text_tokenizer, f"{kind}_token", None) or f"<{kind}>" for kind in ("image", "video")}
-        return cls(frozenset(_listed(render, tokens["image"])), tokens)
+        return cls(frozenset(_find_roles_with_lists(render, tokens["image"])), tokens)
 
-    def messages(self, said: Sequence[Message], *, texts: bool = False) -> list[dict[str, Any]]:
+    def to_messages(self, said: Sequence[Message], *, texts: bool = False) -> list[dict[str, Any]]:
         """Messages with a mark for every part, or with `texts` for visuals only."""
         numbers = iter(range(sum(len(m.parts) for m in said)))
         found: list[dict[str, Any]] = []
         for message in said:
             shown = [
-                part.text if texts and isinstance(part, Text) else mark(number)
+                part.text if texts and isinstance(part, Text) else make_placeholder(number)
                 for number, part in zip((next(numbers) for _ in message.parts), message.parts, strict=True)
             ]
             content: Any = "".join(shown)
-            if message.role in self.listed:
+            if message.role in self.roles_with_lists:
                 pairs = zip(message.parts, shown, strict=True)
-                content = [_shown(part.kind) if isinstance(part, Visual) else _told(text) for part, text in pairs]
+                content = [
+                    _make_visual_part(part.kind) if isinstance(part, Visual) else _make_text_part(text)
+                    for part, text in pairs
+                ]
             found.append({"role": message.role, "content": content})
         return found
 
-    def with_marks(self, written: str, said: Sequence[Message]) -> str:
+    def insert_placeholders(self, written: str, said: Sequence[Message]) -> str:
         """A rendered conversation whose texts are marks, with marks for visuals that were listed too, kind by kind.
 
         Left over or lacking, a visual shows as a mark too few or none, which the caller finds.
         """
         for kind, token in self.tokens.items():
-            numbers = [mark(number) for number in _listed_visuals(said, self.listed, kind)]
+            numbers = [make_placeholder(number) for number in _find_listed_visuals(said, self.roles_with_lists, kind)]
             pieces = written.split(token)
             if numbers and len(pieces) == len(numbers) + 1:
                 written = "".join(text + number for text, number in zip(pieces, [*numbers, ""], strict=True))
@@ -78,14 +81,14 @@ class Contents:
 
 def is_complete(marked: str, parts: Sequence[Part]) -> bool:
     """Whether every part stands once, texts in their order and visuals in theirs; these may stand elsewhere among those."""
-    numbers = [int(found) for found in MARK.findall(marked)]
+    numbers = [int(found) for found in PLACEHOLDER.findall(marked)]
     if sorted(numbers) != list(range(len(parts))):
         return False
     kinds = ([n for n in numbers if isinstance(parts[n], kind)] for kind in (Text, Visual))
     return all(kind == sorted(kind) for kind in kinds)
 
 
-def _listed_visuals(said: Sequence[Message], listed: frozenset[Role], kind: str) -> Iterator[int]:
+def _find_listed_visuals(said: Sequence[Message], listed: frozenset[Role], kind: str) -> Iterator[int]:
     number = 0
     for message in said:
         for part in message.parts:
@@ -94,30 +97,30 @@ def _listed_visuals(said: Sequence[Message], listed: frozenset[Role], kind: str)
             number += 1
 
 
-def _listed(render: Render, image: str) -> Iterator[Role]:
+def _find_roles_with_lists(render: Render, image: str) -> Iterator[Role]:
     """Roles whose contents may be lists, where the user's may."""
-    user = {"role": "user", "content": [_shown("image"), _told(mark(0))]}
-    written = _tried(render, [user])
-    if written.count(image) != 1 or mark(0) not in written:
+    user = {"role": "user", "content": [_make_visual_part("image"), _make_text_part(make_placeholder(0))]}
+    written = _try_render(render, [user])
+    if written.count(image) != 1 or make_placeholder(0) not in written:
         return
     yield "user"
-    told = [_told(mark(1))]
-    if mark(1) in _tried(render, [{"role": "system", "content": told}, user]):
+    told = [_make_text_part(make_placeholder(1))]
+    if make_placeholder(1) in _try_render(render, [{"role": "system", "content": told}, user]):
         yield "system"
-    if mark(1) in _tried(render, [user, {"role": "assistant", "content": told}]):
+    if make_placeholder(1) in _try_render(render, [user, {"role": "assistant", "content": told}]):
         yield "assistant"
 
 
-def _tried(render: Render, messages: list[dict[str, Any]]) -> str:
+def _try_render(render: Render, messages: list[dict[str, Any]]) -> str:
     try:
         return render(messages, False)
     except DataError:  # a Jinja that takes no lists
         return ""
 
 
-def _shown(kind: str) -> dict[str, str]:
+def _make_visual_part(kind: str) -> dict[str, str]:
     return {"type": kind}
 
 
-def _told(text: str) -> dict[str, str]:
+def _make_text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}

@@ -21,7 +21,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-LONGEST_REASON = 1000
+MAX_REASON_CHARACTERS = 1000
 """Characters of an error that a template raises."""
 
 
@@ -29,24 +29,24 @@ def main() -> None:
     """Render until standard input ends, in the memory that the environment allows."""
     import sys
 
-    from mmblocks.helper_process import serve
+    from mmblocks.helper_process import serve_requests
 
     sys.setrecursionlimit(10_000)  # of the machinery around a template; what recurses without end still ends
-    serve(answer)
+    serve_requests(render_request)
 
 
-def answer(request: Mapping[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
+def render_request(request: Mapping[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
     """The rendered text, or why there is none. `content` is the template and its variables, as JSON."""
     _limit_memory(request["memory_bytes"])
     asked = json.loads(content)
     try:
-        text = _compiled(asked["template"]).render(**asked["variables"])
+        text = _compile_template(asked["template"]).render(**asked["variables"])
     except MemoryError:
         raise
     except RecursionError:
         return {"limit": "calls itself without end"}, b""
     except Exception as cause:  # whatever a template does wrong in Python speaks against the conversation
-        return {"refused": str(cause)[:LONGEST_REASON]}, b""
+        return {"refused": str(cause)[:MAX_REASON_CHARACTERS]}, b""
     if len(text) > request["most_characters"]:
         return {"limit": f"writes {len(text)} characters, and at most {request['most_characters']} are taken"}, b""
     return {}, text.encode("utf-8", "surrogatepass")
@@ -61,14 +61,14 @@ def _limit_memory(memory_bytes: int) -> None:
 
 
 @lru_cache(maxsize=16)
-def _compiled(template: str) -> Template:
+def _compile_template(template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals |= {
-        "raise_exception": _raise,
-        "strftime_now": _now,
+        "raise_exception": _raise_error,
+        "strftime_now": _format_now,
         "dict": _Dict(),
         "namespace": _Namespace,
     }
@@ -85,7 +85,7 @@ class GenerationTag(Extension):
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
 
-    def _written(self, caller: Any) -> str:
+    def _write_body(self, caller: Any) -> str:
         return caller()
 
 
@@ -123,9 +123,9 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _raise(message: Any) -> None:
+def _raise_error(message: Any) -> None:
     raise TemplateError(str(message))
 
 
-def _now(pattern: str) -> str:
+def _format_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)

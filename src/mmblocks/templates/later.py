@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 
-class Later:
+class LazyTextTokenizer:
     """A text tokenizer that is read when it is first asked for: `Later(read)()`.
 
     Pickled, it is the tokenizer alone, so a data worker does not receive the backbone that would read it.
@@ -15,15 +15,15 @@ class Later:
         self._read = read
 
     @classmethod
-    def of(cls, backbone: Any) -> Later:
+    def from_backbone(cls, backbone: Any) -> LazyTextTokenizer:
         return cls(partial(getattr, backbone, "text_tokenizer"))
 
     def __call__(self) -> Any:
         return self._read()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Later, (partial(_same, self()),)
+        return LazyTextTokenizer, (partial(_return_tokenizer, self()),)
 
 
-def _same(tokenizer: Any) -> Any:
+def _return_tokenizer(tokenizer: Any) -> Any:
     return tokenizer

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message
-from mmblocks.templates._turns import spans_of, split_system
+from mmblocks.templates._turns import make_spans, split_system
 
 
 @templates.register(
@@ -37,15 +37,15 @@ class Llama2:
     def special(self) -> tuple[str, ...]:
         return (self.between, *self.stop) if self.between else self.stop
 
-    def spans(self, messages: Sequence[Message]) -> list[Span]:
+    def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         system, turns = split_system(messages, self.system)
-        told = [Span("<<SYS>>\n"), *spans_of(system, learn=False), Span("\n<</SYS>>\n\n")] if system else []
+        told = [Span("<<SYS>>\n"), *make_spans(system, learn=False), Span("\n<</SYS>>\n\n")] if system else []
         spans: list[Span] = []
         for message in turns:
             if message.role == "assistant":
                 spans += self._answer(message)
                 continue
-            spans += [Span(f"{self.between}[INST] " if spans else "[INST] "), *told, *self._parts(message)]
+            spans += [Span(f"{self.between}[INST] " if spans else "[INST] "), *told, *self._wrap_parts(message)]
             spans += [Span(" [/INST]")]
             told = []
         return spans
@@ -54,10 +54,10 @@ class Llama2:
         return []
 
     def _answer(self, message: Message) -> list[Span]:
-        return [Span(" ", message.is_learned), *self._parts(message), Span(" </s>", message.is_learned)]
+        return [Span(" ", message.is_learned), *self._wrap_parts(message), Span(" </s>", message.is_learned)]
 
-    def _parts(self, message: Message) -> list[Span]:
-        return spans_of(message.parts, learn=message.is_learned, around=self.around_visuals)
+    def _wrap_parts(self, message: Message) -> list[Span]:
+        return make_spans(message.parts, learn=message.is_learned, around=self.around_visuals)
 
 
 templates.preset("mistral_instruct", of="llama_2", system=None, between="")

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Part
-from mmblocks.templates._turns import spans_of, split_system, stripped
+from mmblocks.templates._turns import make_spans, split_system, strip_ends
 
 
 @templates.register(
@@ -30,25 +30,25 @@ class Llama3:
         "<|eot_id|>",
     )
 
-    def spans(self, messages: Sequence[Message]) -> list[Span]:
+    def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         system, turns = split_system(messages, self.system)
-        head = _turn("system", system, learn=False) if system else []
-        return [Span("<|begin_of_text|>"), *head, *(span for turn in turns for span in self.turn(turn))]
+        head = _wrap_turn("system", system, learn=False) if system else []
+        return [Span("<|begin_of_text|>"), *head, *(span for turn in turns for span in self.format_turn(turn))]
 
-    def turn(self, message: Message) -> list[Span]:
+    def format_turn(self, message: Message) -> list[Span]:
         """One message of the user or the assistant."""
-        return _turn(message.role, message.parts, learn=message.is_learned)
+        return _wrap_turn(message.role, message.parts, learn=message.is_learned)
 
     def open_answer(self) -> list[Span]:
-        return [_header("assistant")]
+        return [_make_header("assistant")]
 
 
-def _header(role: str) -> Span:
+def _make_header(role: str) -> Span:
     return Span(f"<|start_header_id|>{role}<|end_header_id|>\n\n")
 
 
-def _turn(role: str, parts: Sequence[Part], *, learn: bool) -> list[Span]:
-    return [_header(role), *spans_of(stripped(parts), learn=learn), Span("<|eot_id|>", learn)]
+def _wrap_turn(role: str, parts: Sequence[Part], *, learn: bool) -> list[Span]:
+    return [_make_header(role), *make_spans(strip_ends(parts), learn=learn), Span("<|eot_id|>", learn)]
 
 
 templates.preset(

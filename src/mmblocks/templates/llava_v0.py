@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message
-from mmblocks.templates._turns import spans_of, split_system
+from mmblocks.templates._turns import make_spans, split_system
 
 
 @templates.register(
@@ -15,7 +15,7 @@ from mmblocks.templates._turns import spans_of, split_system
     oracle="LLaVA-NeXT (golden conversations, labels)",
 )
 @dataclass(frozen=True)
-class Headed:
+class LlavaV0:
     """The first LLaVA's chat, every piece closed by ###: system###Human: text###Assistant: answer###.
 
     Learned: the answer with the space before it and its ###. `around_visuals` is written before and after each visual.
@@ -29,14 +29,14 @@ class Headed:
     stop: ClassVar[tuple[str, ...]] = ("###",)
     special: ClassVar[tuple[str, ...]] = ()
 
-    def spans(self, messages: Sequence[Message]) -> list[Span]:
+    def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         system, turns = split_system(messages, self.system)
-        head = [*spans_of(system, learn=False), Span("###")] if system else []
-        return [*head, *(span for turn in turns for span in self.turn(turn))]
+        head = [*make_spans(system, learn=False), Span("###")] if system else []
+        return [*head, *(span for turn in turns for span in self.format_turn(turn))]
 
-    def turn(self, message: Message) -> list[Span]:
+    def format_turn(self, message: Message) -> list[Span]:
         """One message of the user or the assistant."""
-        parts = spans_of(message.parts, learn=message.is_learned, around=self.around_visuals)
+        parts = make_spans(message.parts, learn=message.is_learned, around=self.around_visuals)
         if message.role == "user":
             return [Span("Human: "), *parts, Span("###")]
         return [*self.open_answer(), Span(" ", message.learn), *parts, Span("###", message.learn)]

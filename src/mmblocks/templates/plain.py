@@ -7,7 +7,7 @@ from typing import ClassVar
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Visual
 from mmblocks.errors import DataError
-from mmblocks.templates._turns import spans_of
+from mmblocks.templates._turns import make_spans
 
 
 @templates.register(
@@ -16,7 +16,7 @@ from mmblocks.templates._turns import spans_of
     oracle="LLaVA-NeXT (golden conversations, labels)",
 )
 @dataclass(frozen=True)
-class Plain:
+class PlainCaption:
     """Visuals, then their caption and a newline: LLaVA's first stage, without roles or questions.
 
     With a caption the user's words are dropped, as in LLaVA's training. Learned: the caption and its newline.
@@ -27,7 +27,7 @@ class Plain:
     stop: ClassVar[tuple[str, ...]] = ("\n",)
     special: ClassVar[tuple[str, ...]] = ()
 
-    def spans(self, messages: Sequence[Message]) -> list[Span]:
+    def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         roles = [m.role for m in messages]
         if roles == ["user", "assistant"]:
             return _captioned(*messages)
@@ -46,11 +46,11 @@ def _captioned(shown: Message, caption: Message) -> list[Span]:
     visuals = [part for part in shown.parts if isinstance(part, Visual)]
     if not visuals:
         raise DataError("the template 'plain' captions visuals and the user message has none; use a chat template.")
-    return [*spans_of([*visuals, *caption.parts], learn=caption.learn), Span("\n", learn=caption.learn)]
+    return [*make_spans([*visuals, *caption.parts], learn=caption.learn), Span("\n", learn=caption.learn)]
 
 
 def _asked(message: Message) -> list[Span]:
-    return [*spans_of(message.parts, learn=False), *([Span("\n")] if message.text else [])]
+    return [*make_spans(message.parts, learn=False), *([Span("\n")] if message.text else [])]
 
 
 templates.preset("v0_plain", of="plain")

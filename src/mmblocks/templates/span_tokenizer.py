@@ -61,7 +61,7 @@ class ControlTokens:
         self._backend = backend
 
     @classmethod
-    def of(cls, text_tokenizer: TextTokenizer, template: ChatTemplate) -> ControlTokens:
+    def from_tokenizer(cls, text_tokenizer: TextTokenizer, template: ChatTemplate) -> ControlTokens:
         """What has a meaning beside its letters: special tokens, and added ones that the template names.
 
         Added tokens that are neither (Qwen3's <think>) are text that an answer may hold.
@@ -77,9 +77,9 @@ class ControlTokens:
         return known[key]
 
     @cached_property
-    def renamed(self) -> _Renamed:
+    def alias_tokenizer(self) -> _AliasTokenizer:
         """Made when text of people first holds a control token: reading a large vocabulary takes a second."""
-        return _Renamed.of(self._backend, self.ids)
+        return _AliasTokenizer.from_backend(self._backend, self.ids)
 
 
 _KNOWN: WeakKeyDictionary[Any, dict[tuple[frozenset[str], int], ControlTokens]] = WeakKeyDictionary()
@@ -99,34 +99,34 @@ class SpanTokenizer:
                 "use its fast form."
             )
         self._tokenizer = text_tokenizer
-        self._control = ControlTokens.of(text_tokenizer, template)
+        self._control = ControlTokens.from_tokenizer(text_tokenizer, template)
         self._lead = self._control.lead if getattr(template, "one_text", False) else []
 
-    def ids(self, run: Sequence[Span], *, behind_visual: bool = False) -> Iterator[tuple[int, Span]]:
+    def to_ids(self, run: Sequence[Span], *, behind_visual: bool = False) -> Iterator[tuple[int, Span]]:
         """(id, the span it begins in) of spans that adjoin, tokenised together.
 
         Where one token would join learned and given text ("\\n" of a header with the first "\\n" of an answer), the text
         is cut there and tokenised apart: that is what the model meets when it writes.
         """
         lead = self._lead if behind_visual else []
-        tokens, covered, starts = self._together([*lead, *run])
+        tokens, covered, starts = self._tokenize_together([*lead, *run])
         tokens, covered, starts = tokens[len(lead) :], covered[len(lead) :], starts[len(lead) :]
-        cut = _first_straddled(run, starts, covered)
+        cut = _find_straddled_span(run, starts, covered)
         if cut is not None:
-            yield from self.ids(run[:cut], behind_visual=behind_visual)
-            yield from self.ids(run[cut:], behind_visual=behind_visual)
+            yield from self.to_ids(run[:cut], behind_visual=behind_visual)
+            yield from self.to_ids(run[cut:], behind_visual=behind_visual)
             return
         for token, (start, _) in zip(tokens, covered, strict=True):
             yield token, run[bisect_right(starts, start) - 1]
 
-    def _together(self, run: Sequence[Span]) -> tuple[Sequence[int], Offsets, list[int]]:
+    def _tokenize_together(self, run: Sequence[Span]) -> tuple[Sequence[int], Offsets, list[int]]:
         """Ids of the spans' whole text, the characters that each covers, and where each span starts."""
         texts = [str(span.content) for span in run]
         starts = [0, *accumulate(map(len, texts))][:-1]
         found = self._tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
         tokens, covered = found["input_ids"], found["offset_mapping"]
         if self._has_control_in_literal_text(run, starts, tokens, covered):
-            return self._control.renamed.together(run)
+            return self._control.alias_tokenizer.tokenize_together(run)
         return tokens, covered, starts
 
     def _has_control_in_literal_text(
@@ -140,7 +140,7 @@ class SpanTokenizer:
         )
 
 
-def prompt_spans(template: ChatTemplate, messages: Sequence[Message]) -> list[Span]:
+def make_prompt_spans(template: ChatTemplate, messages: Sequence[Message]) -> list[Span]:
     """Messages up to where the answer begins.
 
     Earlier answers are marked as training has them in front of the last one, so that they are cut where training cuts them:
@@ -148,11 +148,11 @@ def prompt_spans(template: ChatTemplate, messages: Sequence[Message]) -> list[Sp
     """
     apart = getattr(template, "rewrites_answers", False)
     given = [replace(message, learn=False) for message in messages] if apart else messages
-    return [*template.spans(given), *template.open_answer()]
+    return [*template.to_spans(given), *template.open_answer()]
 
 
 @dataclass(frozen=True, slots=True)
-class _Renamed:
+class _AliasTokenizer:
     """A text tokenizer whose control tokens have names that nobody can write: the same ids for a template's own text."""
 
     backend: Any
@@ -160,7 +160,7 @@ class _Renamed:
     pattern: re.Pattern[str]
 
     @classmethod
-    def of(cls, backend: Any, control: Mapping[str, int]) -> _Renamed:
+    def from_backend(cls, backend: Any, control: Mapping[str, int]) -> _AliasTokenizer:
         from tokenizers import Tokenizer
 
         # Drawn anew in every process; a tokenizer's own texts are left alone, for these are private characters.
@@ -169,11 +169,11 @@ class _Renamed:
         settings = json.loads(backend.to_str())
         for token in settings["added_tokens"]:
             token["content"] = names.get(token["content"], token["content"])
-        _rename(settings["model"], names)
+        _rename_tokens(settings["model"], names)
         pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
         return cls(Tokenizer.from_str(json.dumps(settings)), names, re.compile(pattern))
 
-    def together(self, run: Sequence[Span]) -> tuple[Sequence[int], Offsets, list[int]]:
+    def tokenize_together(self, run: Sequence[Span]) -> tuple[Sequence[int], Offsets, list[int]]:
         """As `SpanTokenizer._together`, the control tokens being those in the template's own spans."""
         texts = [str(span.content) if span.literal else self._with_names(str(span.content)) for span in run]
         starts = [0, *accumulate(map(len, texts))][:-1]
@@ -184,7 +184,7 @@ class _Renamed:
         return self.pattern.sub(lambda found: self.names[found[0]], text)
 
 
-def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
+def _rename_tokens(model: dict[str, Any], names: Mapping[str, str]) -> None:
     """Rename tokens of a model of the tokenizers library (BPE, WordPiece, WordLevel, Unigram), in place."""
     if isinstance(model["vocab"], dict):
         model["vocab"] = {names.get(token, token): number for token, number in model["vocab"].items()}
@@ -200,7 +200,7 @@ def _merged(pair: str | Sequence[str]) -> str:
     return "".join(pair.split(" ") if isinstance(pair, str) else pair)
 
 
-def _first_straddled(run: Sequence[Span], starts: list[int], covered: Offsets) -> int | None:
+def _find_straddled_span(run: Sequence[Span], starts: list[int], covered: Offsets) -> int | None:
     """The first span at whose start learning begins or ends in the middle of a token.
 
     A token reaches back to the one before it: some tokenizers do not count the space that a token begins with (Llama 3's).

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Part, Text
-from mmblocks.templates._turns import spans_of, split_system
+from mmblocks.templates._turns import make_spans, split_system
 
 
 @templates.register(
@@ -34,24 +34,24 @@ class Turns:
     def stop(self) -> tuple[str, ...]:
         return (self.end,)
 
-    def spans(self, messages: Sequence[Message]) -> list[Span]:
+    def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         system, turns = split_system(messages, self.system)
         if system and self.system_head is None:
             system, turns = (), _opened(turns, system)
-        head = self._turn(str(self.system_head), system, learn=False) if system else []
-        return [*head, *(span for turn in turns for span in self.turn(turn))]
+        head = self._wrap_turn(str(self.system_head), system, learn=False) if system else []
+        return [*head, *(span for turn in turns for span in self.format_turn(turn))]
 
-    def turn(self, message: Message) -> list[Span]:
+    def format_turn(self, message: Message) -> list[Span]:
         """One message of the user or the assistant."""
         head = self.assistant_head if message.role == "assistant" else self.user_head
-        return self._turn(head, message.parts, learn=message.is_learned)
+        return self._wrap_turn(head, message.parts, learn=message.is_learned)
 
     def open_answer(self) -> list[Span]:
         return [Span(self.assistant_head)]
 
-    def _turn(self, head: str, parts: Sequence[Part], *, learn: bool) -> list[Span]:
+    def _wrap_turn(self, head: str, parts: Sequence[Part], *, learn: bool) -> list[Span]:
         after = [Span(self.after)] if self.after else []
-        return [Span(head), *spans_of(parts, learn=learn), Span(self.end, learn), *after]
+        return [Span(head), *make_spans(parts, learn=learn), Span(self.end, learn), *after]
 
 
 def _opened(turns: Sequence[Message], system: tuple[Part, ...]) -> tuple[Message, ...]:

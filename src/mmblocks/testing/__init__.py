@@ -17,55 +17,55 @@ from typing import Any
 from mmblocks import components
 from mmblocks.registry import Spec
 from mmblocks.testing import backbones, encoders, poolings, projectors, tokenizers
-from mmblocks.testing.laws import Law, LawBroken, Subject, require_laws, stated
+from mmblocks.testing.laws import ConformanceCheck, ConformanceError, Subject, describe_check, require_conformance
 
 __all__ = [
-    "LAWS",
-    "LawBroken",
+    "CHECKS",
+    "ConformanceError",
     "check_backbone",
     "check_encoder",
     "check_pooling",
     "check_projector",
     "check_tokenizer",
-    "stated",
+    "describe_check",
 ]
 
 Part = Callable[..., Any] | Spec
 
-LAWS: dict[str, tuple[Law, ...]] = {
-    "encoder": encoders.LAWS,
-    "projector": projectors.LAWS,
-    "pooling": poolings.LAWS,
-    "tokenizer": tokenizers.LAWS,
-    "backbone": backbones.LAWS,
+CHECKS: dict[str, tuple[ConformanceCheck, ...]] = {
+    "encoder": encoders.CHECKS,
+    "projector": projectors.CHECKS,
+    "pooling": poolings.CHECKS,
+    "tokenizer": tokenizers.CHECKS,
+    "backbone": backbones.CHECKS,
 }
 """The laws of each kind, to be asked one by one: `law(Subject.of(registry, part, settings))`."""
 
 
 def check_encoder(part: Part, /, **settings: Any) -> None:
     """Ask a vision encoder every law of encoders."""
-    _check("encoder", part, settings)
+    _check_part("encoder", part, settings)
 
 
 def check_projector(part: Part, /, **settings: Any) -> None:
     """Ask a projector every law of projectors, on several grids."""
-    _check("projector", part, settings)
+    _check_part("projector", part, settings)
 
 
 def check_pooling(part: Part, /, **settings: Any) -> None:
     """Ask a pooling every law of poolings, on several grids."""
-    _check("pooling", part, settings)
+    _check_part("pooling", part, settings)
 
 
 def check_tokenizer(part: Part, /, **settings: Any) -> None:
     """Ask a visual tokenizer every law of tokenizers, for fifty sizes of pictures and clips."""
-    _check("tokenizer", part, settings)
+    _check_part("tokenizer", part, settings)
 
 
 def check_backbone(part: Part, /, **settings: Any) -> None:
     """Ask a language model every law of backbones."""
-    _check("backbone", part, settings)
+    _check_part("backbone", part, settings)
 
 
-def _check(kind: str, part: Part, settings: dict[str, Any]) -> None:
-    require_laws(LAWS[kind], Subject.of(components.REGISTRIES[kind], part, settings))
+def _check_part(kind: str, part: Part, settings: dict[str, Any]) -> None:
+    require_conformance(CHECKS[kind], Subject.from_part(components.REGISTRIES[kind], part, settings))

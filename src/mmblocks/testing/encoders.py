@@ -10,91 +10,93 @@ from torch import Tensor
 from mmblocks.components import VisionEncoder
 from mmblocks.errors import MMBlocksError
 from mmblocks.shapes import Size
-from mmblocks.testing.laws import Subject, require
+from mmblocks.testing.laws import Subject, check_that
 
 FACTS = ("dim", "view_px", "grid", "spatial", "squash", "pixel_mean", "pixel_std")
 OPPOSITE = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}
 
 
-def it_keeps_the_protocol(subject: Subject) -> None:
+def check_protocol(subject: Subject) -> None:
     """It states dim, view_px, grid, spatial, squash, pixel_mean and pixel_std, in plain numbers."""
     encoder = subject.build()
     missing = [fact for fact in FACTS if not hasattr(encoder, fact)]
-    require(not missing, f"It lacks {', '.join(missing)}.")
-    require(isinstance(encoder, VisionEncoder), "It cannot be called.")
+    check_that(not missing, f"It lacks {', '.join(missing)}.")
+    check_that(isinstance(encoder, VisionEncoder), "It cannot be called.")
     for fact in ("view_px", "grid"):
-        require(isinstance(getattr(encoder, fact), Size), f"{fact} is {getattr(encoder, fact)!r}, not a Size.")
+        check_that(isinstance(getattr(encoder, fact), Size), f"{fact} is {getattr(encoder, fact)!r}, not a Size.")
     whole = all(type(n) is int for n in (encoder.dim, *encoder.view_px, *encoder.grid))
-    require(whole, "dim, view_px and grid are not plain integers.")
+    check_that(whole, "dim, view_px and grid are not plain integers.")
     plain = all(type(x) is float for x in (*encoder.pixel_mean, *encoder.pixel_std))
-    require(plain, "pixel_mean and pixel_std are not plain floats.")
+    check_that(plain, "pixel_mean and pixel_std are not plain floats.")
 
 
-def its_facts_need_no_memory(subject: Subject) -> None:
+def check_meta_device(subject: Subject) -> None:
     """On the meta device it can be built, run, and says the same facts."""
     with torch.device("meta"):
         blueprint = subject.build()
         seen = tuple(blueprint(torch.empty(2, 3, *blueprint.view_px)).shape)
-    require(all(p.is_meta for p in blueprint.parameters()), "Some parameters are real.")
+    check_that(all(p.is_meta for p in blueprint.parameters()), "Some parameters are real.")
     here = subject.build()
     differ = [fact for fact in FACTS if getattr(blueprint, fact) != getattr(here, fact)]
-    require(not differ, f"{', '.join(differ)} differ from those of the real one.")
-    require(seen == (2, *here.grid, here.dim), f"It gives {seen} there.")
+    check_that(not differ, f"{', '.join(differ)} differ from those of the real one.")
+    check_that(seen == (2, *here.grid, here.dim), f"It gives {seen} there.")
 
 
-def it_gives_the_grid_it_states(subject: Subject) -> None:
+def check_output_grid(subject: Subject) -> None:
     """Pixels (views, 3, view_px) become (views, rows, columns, dim)."""
     encoder = subject.build()
     for views in (1, 3):
-        seen, said = tuple(encoder(pictures(encoder, views)).shape), (views, *encoder.grid, encoder.dim)
-        require(seen == said, f"It states {said} and gives {seen}.")
+        seen, said = tuple(encoder(make_pixels(encoder, views)).shape), (views, *encoder.grid, encoder.dim)
+        check_that(seen == said, f"It states {said} and gives {seen}.")
 
 
 @torch.no_grad()
-def its_grid_is_in_the_pictures_order(subject: Subject) -> None:
+def check_spatial_order(subject: Subject) -> None:
     """With `spatial`, what changes in half of the picture shows most in that half of the grid; without, it is one row."""
     encoder = subject.build().eval()
     if not encoder.spatial:
-        return require(encoder.grid.height == 1, f"It says it has no picture's order and gives {encoder.grid} cells.")
-    seen = pictures(encoder, 8)
+        return check_that(
+            encoder.grid.height == 1, f"It says it has no picture's order and gives {encoder.grid} cells."
+        )
+    seen = make_pixels(encoder, 8)
     for half, opposite in OPPOSITE.items():
         changed = seen.clone()
-        _part(changed, half, rows=2)[:] = _part(seen.roll(1, 0), half, rows=2)
+        _select_half(changed, half, rows=2)[:] = _select_half(seen.roll(1, 0), half, rows=2)
         difference = (encoder(changed) - encoder(seen)).norm(dim=-1)
-        near, far = (_part(difference, side, rows=1).mean() for side in (half, opposite))
-        require(bool(near > far), f"A change at the {half} shows more at the {opposite}.")
+        near, far = (_select_half(difference, side, rows=1).mean() for side in (half, opposite))
+        check_that(bool(near > far), f"A change at the {half} shows more at the {opposite}.")
 
 
-def views_do_not_see_each_other(subject: Subject) -> None:
+def check_view_isolation(subject: Subject) -> None:
     """A view gives the same features in any batch, in training too."""
     encoder = subject.build().train()
-    x, order = pictures(encoder, 4), [2, 0, 3, 1]
+    x, order = make_pixels(encoder, 4), [2, 0, 3, 1]
     together = encoder(x)
     apart = max(
         (encoder(x[order]) - together[order]).abs().max().item(), (encoder(x[1:2]) - together[1:2]).abs().max().item()
     )
-    require(apart <= 1e-5, f"In another batch they are {apart:.2e} away.")
+    check_that(apart <= 1e-5, f"In another batch they are {apart:.2e} away.")
 
 
-def gradients_reach_it(subject: Subject) -> None:
+def check_gradients(subject: Subject) -> None:
     """Gradients reach every parameter; only biases may find theirs zero by nature (keys' in attention)."""
     encoder = subject.build()
-    encoder(pictures(encoder, 2)).square().sum().backward()
+    encoder(make_pixels(encoder, 2)).square().sum().backward()
     named = dict(encoder.named_parameters())
     silent = [n for n, p in named.items() if p.grad is None or (p.ndim > 1 and not p.grad.abs().sum() > 0)]
-    require(not silent, f"None reaches {', '.join(silent)}.")
+    check_that(not silent, f"None reaches {', '.join(silent)}.")
 
 
-def it_runs_in_bfloat16(subject: Subject) -> None:
+def check_bfloat16(subject: Subject) -> None:
     """In bfloat16 it takes float pixels and gives finite bfloat16."""
     encoder = subject.build().to(torch.bfloat16)
-    features = encoder(pictures(encoder, 2))
-    require(features.dtype == torch.bfloat16, f"It gives {features.dtype}.")
-    require(bool(features.isfinite().all()), "Some numbers are not finite.")
+    features = encoder(make_pixels(encoder, 2))
+    check_that(features.dtype == torch.bfloat16, f"It gives {features.dtype}.")
+    check_that(bool(features.isfinite().all()), "Some numbers are not finite.")
 
 
 @torch.no_grad()
-def bytes_are_what_normalised_pixels_are(subject: Subject) -> None:
+def check_byte_input(subject: Subject) -> None:
     """With `takes_bytes`, uint8 pixels give the features of (x / 255 - pixel_mean) / pixel_std."""
     encoder = subject.build().eval()
     if not getattr(encoder, "takes_bytes", False):
@@ -103,10 +105,12 @@ def bytes_are_what_normalised_pixels_are(subject: Subject) -> None:
     mean, std = (torch.tensor(fact).view(3, 1, 1) for fact in (encoder.pixel_mean, encoder.pixel_std))
     want = encoder((pixels / 255 - mean) / std)
     apart = ((encoder(pixels.to(torch.uint8)) - want).norm() / want.norm()).item()
-    require(apart <= 1e-4, f"They are {apart:.2e} away, relatively.")  # fp32 sums in another order, through all blocks
+    check_that(
+        apart <= 1e-4, f"They are {apart:.2e} away, relatively."
+    )  # fp32 sums in another order, through all blocks
 
 
-def its_weights_are_all_of_it(subject: Subject) -> None:
+def check_state_dict(subject: Subject) -> None:
     """Its state dict makes another instance equal, one built on the meta device too."""
     encoder, other = subject.build(), subject.build()
     with torch.no_grad():
@@ -116,55 +120,55 @@ def its_weights_are_all_of_it(subject: Subject) -> None:
         blueprint = subject.build()
     other.load_state_dict(encoder.state_dict(), strict=True)
     blueprint.load_state_dict(encoder.state_dict(), strict=True, assign=True)
-    x = pictures(encoder, 2)
-    require(torch.equal(encoder(x), other(x)), "The copy gives other numbers.")
-    require(torch.equal(encoder(x), blueprint(x)), "The copy built on meta gives other numbers.")
+    x = make_pixels(encoder, 2)
+    check_that(torch.equal(encoder(x), other(x)), "The copy gives other numbers.")
+    check_that(torch.equal(encoder(x), blueprint(x)), "The copy built on meta gives other numbers.")
 
 
-def it_refuses_views_of_another_size(subject: Subject) -> None:
+def check_size_refusal(subject: Subject) -> None:
     """Pixels of another size are refused with the size that it takes."""
     encoder = subject.build()
-    said = _refusal(encoder, torch.zeros(1, 3, encoder.view_px.height + 1, encoder.view_px.width))
-    require(f"(views, 3, {encoder.view_px.height}" in said, f"One row too many gives: {said or 'no error'}.")
+    said = _find_refusal(encoder, torch.zeros(1, 3, encoder.view_px.height + 1, encoder.view_px.width))
+    check_that(f"(views, 3, {encoder.view_px.height}" in said, f"One row too many gives: {said or 'no error'}.")
 
 
-def it_says_when_no_weights_are_named(subject: Subject) -> None:
+def check_missing_weights_refusal(subject: Subject) -> None:
     """`load_pretrained` without a checkpoint is refused, with what to set."""
     encoder = subject.build()
     if getattr(encoder, "checkpoint", None) is not None:
         return
-    said = _refusal(encoder.load_pretrained)
-    require("checkpoint" in said or "no published weights" in said, f"It says: {said or 'nothing'}.")
+    said = _find_refusal(encoder.load_pretrained)
+    check_that("checkpoint" in said or "no published weights" in said, f"It says: {said or 'nothing'}.")
 
 
-LAWS = (
-    it_keeps_the_protocol,
-    its_facts_need_no_memory,
-    it_gives_the_grid_it_states,
-    its_grid_is_in_the_pictures_order,
-    views_do_not_see_each_other,
-    gradients_reach_it,
-    it_runs_in_bfloat16,
-    bytes_are_what_normalised_pixels_are,
-    its_weights_are_all_of_it,
-    it_refuses_views_of_another_size,
-    it_says_when_no_weights_are_named,
+CHECKS = (
+    check_protocol,
+    check_meta_device,
+    check_output_grid,
+    check_spatial_order,
+    check_view_isolation,
+    check_gradients,
+    check_bfloat16,
+    check_byte_input,
+    check_state_dict,
+    check_size_refusal,
+    check_missing_weights_refusal,
 )
 
 
-def pictures(encoder: VisionEncoder, views: int) -> Tensor:
+def make_pixels(encoder: VisionEncoder, views: int) -> Tensor:
     """(views, 3, *view_px) of noise, the same every time."""
     return torch.randn(views, 3, *encoder.view_px, generator=torch.Generator().manual_seed(1))
 
 
-def _part(x: Tensor, half: str, rows: int) -> Tensor:
+def _select_half(x: Tensor, half: str, rows: int) -> Tensor:
     """A view of half of `x`, whose axis `rows` goes down the picture and whose next axis goes to the right."""
     axis = rows if half in ("top", "bottom") else rows + 1
     middle = x.shape[axis] // 2
     return x.narrow(axis, 0, middle) if half in ("top", "left") else x.narrow(axis, x.shape[axis] - middle, middle)
 
 
-def _refusal(call: Any, *arguments: Any) -> str:
+def _find_refusal(call: Any, *arguments: Any) -> str:
     try:
         call(*arguments)
     except MMBlocksError as said:

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from mmblocks.compat import warnings_not_raised
-from mmblocks.registry import Registry, Spec, split
+from mmblocks.compat import suppress_warning_errors
+from mmblocks.registry import Registry, Spec, split_spec
 
-Law = Callable[[Any], None]
+ConformanceCheck = Callable[[Any], None]
 """Asks of a `Subject`. Its docstring states the law; an AssertionError says on what it was broken."""
 
 
-class LawBroken(AssertionError):
+class ConformanceError(AssertionError):
     """Every law that a part breaks, each with the shape or value that shows it."""
 
 
@@ -29,12 +29,12 @@ class Subject:
     settings: dict[str, Any]
 
     @classmethod
-    def of(cls, registry: Registry[Any], part: Callable[..., Any] | Spec, settings: dict[str, Any]) -> Subject:
+    def from_part(cls, registry: Registry[Any], part: Callable[..., Any] | Spec, settings: dict[str, Any]) -> Subject:
         """A class or factory takes `settings`; a registered component its `tiny` settings, changed by these."""
         if callable(part):
             return cls(registry, part, settings)
-        name, own = split(part)
-        tiny = {} if registry[name].of else registry[name].tiny
+        name, own = split_spec(part)
+        tiny = {} if registry[name].preset_of else registry[name].tiny
         return cls(registry, name, {**tiny, **own, **settings})
 
     def build(self, **wired: Any) -> Any:
@@ -50,35 +50,35 @@ class Subject:
         return self.part if isinstance(self.part, str) else self.part.__qualname__
 
 
-def require_laws(laws: Sequence[Law], subject: Subject) -> None:
+def require_conformance(laws: Sequence[ConformanceCheck], subject: Subject) -> None:
     """Ask every law. Raises `LawBroken` that lists all broken ones."""
-    broken = [said for law in laws if (said := _broken(law, subject))]
+    broken = [said for law in laws if (said := _find_failure(law, subject))]
     if broken:
-        raise LawBroken(f"{subject.registry.kind} {subject}:\n" + "\n".join(f"  - {said}" for said in broken))
+        raise ConformanceError(f"{subject.registry.kind} {subject}:\n" + "\n".join(f"  - {said}" for said in broken))
 
 
-@warnings_not_raised()
-def _broken(law: Law, subject: Subject) -> str:
+@suppress_warning_errors()
+def _find_failure(law: ConformanceCheck, subject: Subject) -> str:
     try:
         law(subject)
     except Exception as cause:  # whatever a part raises breaks the law that met it
         shown = str(cause) if isinstance(cause, AssertionError) else f"{type(cause).__name__}: {cause}"
-        return f"{stated(law)} {shown}".replace("\n", "\n    ")
+        return f"{describe_check(law)} {shown}".replace("\n", "\n    ")
     return ""
 
 
-def stated(law: Law) -> str:
+def describe_check(law: ConformanceCheck) -> str:
     """A law in words."""
     return (inspect.getdoc(law) or law.__name__).partition("\n")[0]
 
 
-def require(held: bool, shown: str) -> None:
+def check_that(held: bool, shown: str) -> None:
     """An assertion that says what was seen."""
     if not held:
         raise AssertionError(shown)
 
 
-def silent_parameters(module: torch.nn.Module) -> list[str]:
+def find_silent_parameters(module: torch.nn.Module) -> list[str]:
     """Parameters that a backward pass has not reached."""
     return [
         n for n, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)

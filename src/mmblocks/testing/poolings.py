@@ -8,80 +8,80 @@ import torch
 
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
-from mmblocks.testing.laws import Subject, require
+from mmblocks.testing.laws import Subject, check_that
 
 GRIDS = (Size(27, 27), Size(24, 24), Size(4, 6), Size(3, 3), Size(2, 5))
 
 
-def it_states_its_grid(subject: Subject) -> None:
+def check_output_grid(subject: Subject) -> None:
     """`out_grid` is the grid that comes out, or a ConfigError where it can take none; channels are kept."""
     pooling = subject.build()
-    require(bool(_taken(pooling)), f"It takes none of the grids {', '.join(map(str, GRIDS))}.")
+    check_that(bool(_list_accepted_grids(pooling)), f"It takes none of the grids {', '.join(map(str, GRIDS))}.")
     for grid in GRIDS:
-        if refusal := _refusal(pooling, grid):
-            require(str(grid) in refusal, f"It refuses a grid of {grid} without naming it: {refusal}")
+        if refusal := _find_refusal(pooling, grid):
+            check_that(str(grid) in refusal, f"It refuses a grid of {grid} without naming it: {refusal}")
             continue
-        said, seen = pooling.out_grid(grid), tuple(pooling(_cells(2, grid, 5)).shape)
-        require(seen == (2, *said, 5), f"On {grid} cells out_grid says {said}, the output is {seen}.")
+        said, seen = pooling.out_grid(grid), tuple(pooling(_make_cells(2, grid, 5)).shape)
+        check_that(seen == (2, *said, 5), f"On {grid} cells out_grid says {said}, the output is {seen}.")
 
 
-def it_says_whether_it_is_linear(subject: Subject) -> None:
+def check_linearity(subject: Subject) -> None:
     """`linear` is true exactly if pooling and an affine map per token may change places."""
     pooling, head = subject.build(), torch.nn.Linear(5, 7).double()
-    cells = {grid: _cells(2, grid, 5).double() for grid in _taken(pooling)}
+    cells = {grid: _make_cells(2, grid, 5).double() for grid in _list_accepted_grids(pooling)}
     bent = [grid for grid, x in cells.items() if not torch.allclose(head(pooling(x)), pooling(head(x)))]
     if pooling.linear:
-        require(not bent, f"It says linear, but on {', '.join(map(str, bent))} cells they do not.")
+        check_that(not bent, f"It says linear, but on {', '.join(map(str, bent))} cells they do not.")
     else:
-        require(bool(bent), "It says it is not linear, but they do on every grid that was tried.")
+        check_that(bool(bent), "It says it is not linear, but they do on every grid that was tried.")
 
 
-def a_constant_stays(subject: Subject) -> None:
+def check_constant_input(subject: Subject) -> None:
     """Cells that are all alike stay as they are: weights sum to one."""
     pooling = subject.build()
-    grid = _taken(pooling)[0]
+    grid = _list_accepted_grids(pooling)[0]
     pooled = pooling(torch.full((1, *grid, 2), 3.25))
-    require(torch.allclose(pooled, torch.tensor(3.25)), f"3.25 everywhere becomes {pooled.flatten()[0]:.4f}.")
+    check_that(torch.allclose(pooled, torch.tensor(3.25)), f"3.25 everywhere becomes {pooled.flatten()[0]:.4f}.")
 
 
-def views_do_not_see_each_other(subject: Subject) -> None:
+def check_view_isolation(subject: Subject) -> None:
     """A view is pooled alike whatever stands beside it."""
     pooling = subject.build()
-    x = _cells(3, _taken(pooling)[0], 4)
-    require(torch.equal(pooling(x)[1:2], pooling(x[1:2])), "Beside two others it differs from itself alone.")
+    x = _make_cells(3, _list_accepted_grids(pooling)[0], 4)
+    check_that(torch.equal(pooling(x)[1:2], pooling(x[1:2])), "Beside two others it differs from itself alone.")
 
 
-def gradients_flow_through(subject: Subject) -> None:
+def check_gradients(subject: Subject) -> None:
     """Gradients reach the features."""
     pooling = subject.build()
-    x = _cells(1, _taken(pooling)[0], 4).requires_grad_()
+    x = _make_cells(1, _list_accepted_grids(pooling)[0], 4).requires_grad_()
     pooling(x).sum().backward()
-    require(x.grad is not None and bool(x.grad.abs().sum() > 0), "None arrive.")
+    check_that(x.grad is not None and bool(x.grad.abs().sum() > 0), "None arrive.")
 
 
-def it_runs_in_bfloat16(subject: Subject) -> None:
+def check_bfloat16(subject: Subject) -> None:
     """It runs in bfloat16 and gives finite bfloat16."""
     pooling = subject.build()
-    out = pooling(_cells(1, _taken(pooling)[0], 4).bfloat16())
-    require(out.dtype == torch.bfloat16, f"It gives {out.dtype}.")
-    require(bool(out.isfinite().all()), "Some numbers are not finite.")
+    out = pooling(_make_cells(1, _list_accepted_grids(pooling)[0], 4).bfloat16())
+    check_that(out.dtype == torch.bfloat16, f"It gives {out.dtype}.")
+    check_that(bool(out.isfinite().all()), "Some numbers are not finite.")
 
 
-LAWS = (
-    it_states_its_grid,
-    it_says_whether_it_is_linear,
-    a_constant_stays,
-    views_do_not_see_each_other,
-    gradients_flow_through,
-    it_runs_in_bfloat16,
+CHECKS = (
+    check_output_grid,
+    check_linearity,
+    check_constant_input,
+    check_view_isolation,
+    check_gradients,
+    check_bfloat16,
 )
 
 
-def _taken(pooling: Any) -> list[Size]:
-    return [grid for grid in GRIDS if not _refusal(pooling, grid)]
+def _list_accepted_grids(pooling: Any) -> list[Size]:
+    return [grid for grid in GRIDS if not _find_refusal(pooling, grid)]
 
 
-def _refusal(pooling: Any, grid: Size) -> str:
+def _find_refusal(pooling: Any, grid: Size) -> str:
     """Why it does not take a grid; empty if it does."""
     try:
         pooling.out_grid(grid)
@@ -90,5 +90,5 @@ def _refusal(pooling: Any, grid: Size) -> str:
     return ""
 
 
-def _cells(views: int, grid: Size, dim: int) -> torch.Tensor:
+def _make_cells(views: int, grid: Size, dim: int) -> torch.Tensor:
     return torch.randn(views, *grid, dim, generator=torch.Generator().manual_seed(1))

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.components import VisionTokenizer, before_projector, poolings
+from mmblocks.components import VisionTokenizer, apply_before_projector, poolings
 from mmblocks.shapes import SCENARIOS, Size, VisualPlan, VisualShape
-from mmblocks.testing.laws import Subject, require
-from mmblocks.tokenizers.lowering import Lowered, lowered
+from mmblocks.testing.laws import Subject, check_that
+from mmblocks.tokenizers.lowering import LoweredPlan, lower_tokenizer_plan
 
 VIEW_PX = Size(28, 28)
 GRIDS = ((Size(4, 4), True), (Size(3, 3), True), (Size(1, 5), False))
@@ -27,32 +27,32 @@ SIZES = (
     *(Size(h, w) for h, w in product((1, 2, 27, 28, 29, 57), repeat=2)),
     *(Size(h, w) for h, w in ((1, 4000), (4000, 1), (700, 1000), (333, 37), (97, 101), (719, 1279), (48, 640))),
 )
-CLIPS = tuple(VisualShape("video", Size(9, 160), n, fps) for n in (1, 2, 3, 8, 33, 901) for fps in (1.0, 29.97))
+VIDEOS = tuple(VisualShape("video", Size(9, 160), n, fps) for n in (1, 2, 3, 8, 33, 901) for fps in (1.0, 29.97))
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class TokenizerSetup:
     """A tokenizer beside an encoder and a projector that leave it `grid`."""
 
     tokenizer: Any
     grid: Size
 
-    def features(self, plan: VisualPlan) -> Tensor:
+    def make_features(self, plan: VisualPlan) -> Tensor:
         generator = torch.Generator().manual_seed(1)
         return torch.randn(len(plan.views), *self.grid, DIM, generator=generator)
 
-    def shapes(self) -> Iterator[VisualShape]:
+    def list_shapes(self) -> Iterator[VisualShape]:
         """Pictures and clips that it serves."""
         if self.tokenizer.scenarios & {"image", "multi_image"}:
             yield from (VisualShape("image", size) for size in SIZES)
         if "video" in self.tokenizer.scenarios:
-            yield from CLIPS
+            yield from VIDEOS
 
 
-def placed(subject: Subject) -> list[Placed]:
+def build_setups(subject: Subject) -> list[TokenizerSetup]:
     """The tokenizer beside every grid and pooling."""
     return [
-        Placed(
+        TokenizerSetup(
             subject.build(view_px=VIEW_PX, grid=grid, spatial=spatial, squash=True, pooling=poolings.build(pooling)),
             grid,
         )
@@ -60,123 +60,125 @@ def placed(subject: Subject) -> list[Placed]:
     ]
 
 
-def cases(subject: Subject) -> Iterator[tuple[Placed, VisualShape]]:
+def list_cases(subject: Subject) -> Iterator[tuple[TokenizerSetup, VisualShape]]:
     """Every place where it has no reason against working, with everything that it serves."""
-    for place in placed(subject):
+    for place in build_setups(subject):
         if not place.tokenizer.reasons_against():
-            yield from ((place, shape) for shape in place.shapes())
+            yield from ((place, shape) for shape in place.list_shapes())
 
 
-def it_keeps_the_protocol(subject: Subject) -> None:
+def check_protocol(subject: Subject) -> None:
     """It has marks, scenarios, reasons_against, plan, count and assemble."""
-    for place in placed(subject):
-        require(isinstance(place.tokenizer, VisionTokenizer), "Something of it is missing.")
+    for place in build_setups(subject):
+        check_that(isinstance(place.tokenizer, VisionTokenizer), "Something of it is missing.")
         strange = sorted(set(place.tokenizer.scenarios) - set(SCENARIOS))
-        require(not strange, f"It serves {', '.join(strange)}; scenarios are {', '.join(SCENARIOS)}.")
-        require(bool(place.tokenizer.scenarios), "It serves no scenario.")
+        check_that(not strange, f"It serves {', '.join(strange)}; scenarios are {', '.join(SCENARIOS)}.")
+        check_that(bool(place.tokenizer.scenarios), "It serves no scenario.")
 
 
-def it_works_somewhere(subject: Subject) -> None:
+def check_reasons(subject: Subject) -> None:
     """There is a grid that it has no reason against, and each reason is a sentence."""
-    all_reasons = [place.tokenizer.reasons_against() for place in placed(subject)]
-    require(any(not reasons for reasons in all_reasons), f"Everywhere it says: {all_reasons[0]}")
+    all_reasons = [place.tokenizer.reasons_against() for place in build_setups(subject)]
+    check_that(any(not reasons for reasons in all_reasons), f"Everywhere it says: {all_reasons[0]}")
     for reason in (r for reasons in all_reasons for r in reasons):
-        require(isinstance(reason, str) and reason.endswith("."), f"{reason!r} is not a sentence.")
+        check_that(isinstance(reason, str) and reason.endswith("."), f"{reason!r} is not a sentence.")
 
 
-def it_counts_what_it_makes(subject: Subject) -> None:
+def check_token_counts(subject: Subject) -> None:
     """count(plan) == plan.num_tokens == rows that assemble gives, for every size of picture or clip."""
-    for place, shape in cases(subject):
+    for place, shape in list_cases(subject):
         plan = place.tokenizer.plan(shape)
-        marks = {mark: torch.zeros(DIM) for mark in place.tokenizer.marks}
-        rows = place.tokenizer.assemble(place.features(plan), plan, marks)
+        marks = {mark: torch.zeros(DIM) for mark in place.tokenizer.learned_tokens}
+        rows = place.tokenizer.assemble(place.make_features(plan), plan, marks)
         counts = (place.tokenizer.count(plan), plan.num_tokens, len(rows))
         shown = f"A {shape.kind} of {shape.size} pixels, frames {shape.num_frames}:"
-        require(len(set(counts)) == 1, f"{shown} count {counts[0]}, num_tokens {counts[1]}, rows {counts[2]}.")
-        require(rows.shape[1] == DIM, f"{shown} the rows are {tuple(rows.shape)}.")
+        check_that(len(set(counts)) == 1, f"{shown} count {counts[0]}, num_tokens {counts[1]}, rows {counts[2]}.")
+        check_that(rows.shape[1] == DIM, f"{shown} the rows are {tuple(rows.shape)}.")
 
 
-def its_views_are_views(subject: Subject) -> None:
+def check_views(subject: Subject) -> None:
     """Every view is as large as the encoder's, out of a frame that exists."""
-    for place, shape in cases(subject):
+    for place, shape in list_cases(subject):
         for view in place.tokenizer.plan(shape).views:
-            require(view.window.size == VIEW_PX, f"{shape}: a view is {view.window.size}, not {VIEW_PX}.")
-            require(0 <= view.frame < shape.num_frames, f"{shape}: it shows frame {view.frame}.")
+            check_that(view.window.size == VIEW_PX, f"{shape}: a view is {view.window.size}, not {VIEW_PX}.")
+            check_that(0 <= view.frame < shape.num_frames, f"{shape}: it shows frame {view.frame}.")
 
 
-def its_texts_stand_in_order(subject: Subject) -> None:
+def check_inline_texts(subject: Subject) -> None:
     """`told` puts texts before, between and after the rows, in their order."""
-    for place, shape in cases(subject):
+    for place, shape in list_cases(subject):
         plan = place.tokenizer.plan(shape)
         before = [rows for rows, _ in plan.told]
         inside = all(0 <= rows <= plan.num_tokens for rows in before)
-        require(inside and before == sorted(before), f"{shape}: told after {before} of {plan.num_tokens} rows.")
+        check_that(inside and before == sorted(before), f"{shape}: told after {before} of {plan.num_tokens} rows.")
 
 
-def its_plans_travel(subject: Subject) -> None:
+def check_plan_pickling(subject: Subject) -> None:
     """Plans are made from sizes alone: equal for equal shapes, and they survive pickling."""
-    for place, shape in cases(subject):
+    for place, shape in list_cases(subject):
         plan = place.tokenizer.plan(shape)
-        require(plan == place.tokenizer.plan(shape), f"{shape}: two plans differ.")
-        require(pickle.loads(pickle.dumps(plan)) == plan, f"{shape}: the pickled plan differs.")
+        check_that(plan == place.tokenizer.plan(shape), f"{shape}: two plans differ.")
+        check_that(pickle.loads(pickle.dumps(plan)) == plan, f"{shape}: the pickled plan differs.")
 
 
-def its_marks_are_learned_rows(subject: Subject) -> None:
+def check_learned_tokens(subject: Subject) -> None:
     """Gradients reach the features and every mark, each at some size of picture or clip."""
     reached: dict[str, bool] = {}
-    for place, shape in cases(subject):
+    for place, shape in list_cases(subject):
         plan = place.tokenizer.plan(shape)
-        marks = {mark: torch.ones(DIM, requires_grad=True) for mark in place.tokenizer.marks}
-        x = place.features(plan).requires_grad_()
+        marks = {mark: torch.ones(DIM, requires_grad=True) for mark in place.tokenizer.learned_tokens}
+        x = place.make_features(plan).requires_grad_()
         place.tokenizer.assemble(x, plan, marks).square().sum().backward()
-        require(x.grad is not None, f"{shape}: no gradient reaches the features.")
+        check_that(x.grad is not None, f"{shape}: no gradient reaches the features.")
         for mark, row in marks.items():
             reached[mark] = reached.get(mark, False) or (row.grad is not None and bool(row.grad.any()))
     unused = [mark for mark, seen in reached.items() if not seen]
-    require(not unused, f"Nothing brings {', '.join(unused)}.")
+    check_that(not unused, f"Nothing brings {', '.join(unused)}.")
 
 
-def it_lowers_to_what_it_assembles(subject: Subject) -> None:
+def check_lowering(subject: Subject) -> None:
     """`lower`, where there is one, says in integers what `assemble` does."""
-    for place, shape in cases(subject):
-        require_lowered(place, shape)
+    for place, shape in list_cases(subject):
+        check_lowered_plan(place, shape)
 
 
-def require_lowered(place: Placed, shape: VisualShape) -> None:
+def check_lowered_plan(place: TokenizerSetup, shape: VisualShape) -> None:
     """Gather one visual as its plan lowers, and compare with what is assembled, in float64."""
     plan = place.tokenizer.plan(shape)
-    said = lowered(place.tokenizer, plan)
+    said = lower_tokenizer_plan(place.tokenizer, plan)
     if said is None:
         return
-    shown, x = f"A {shape.kind} of {shape.size} pixels, frames {shape.num_frames}:", place.features(plan).double()
-    marks = {mark: torch.full((DIM,), -10.0 - m).double() for m, mark in enumerate(place.tokenizer.marks)}
-    require(
+    shown, x = f"A {shape.kind} of {shape.size} pixels, frames {shape.num_frames}:", place.make_features(plan).double()
+    marks = {mark: torch.full((DIM,), -10.0 - m).double() for m, mark in enumerate(place.tokenizer.learned_tokens)}
+    check_that(
         said.rows.dtype == torch.int64 and said.rows.shape == said.weights.shape, f"{shown} rows and weights differ."
     )
-    require(bool(((said.weights.sum(1) - 1).abs() < 1e-6).all()), f"{shown} the weights of a token do not sum to one.")
+    check_that(
+        bool(((said.weights.sum(1) - 1).abs() < 1e-6).all()), f"{shown} the weights of a token do not sum to one."
+    )
     got, want = _gathered(said, x, list(marks.values())), _assembled(place, x, plan, marks)
-    require(got.shape == want.shape, f"{shown} {len(got)} rows are lowered, {len(want)} assembled.")
+    check_that(got.shape == want.shape, f"{shown} {len(got)} rows are lowered, {len(want)} assembled.")
     wrong = [row for row, apart in enumerate((got - want).abs().amax(1).tolist()) if apart > EXACT]
-    require(not wrong, f"{shown} row {wrong[:1]} of {len(want)} is another one assembled.")
+    check_that(not wrong, f"{shown} row {wrong[:1]} of {len(want)} is another one assembled.")
 
 
-def _gathered(said: Lowered, x: Tensor, marks: list[Tensor]) -> Tensor:
+def _gathered(said: LoweredPlan, x: Tensor, marks: list[Tensor]) -> Tensor:
     """Every number of a cell is a row of the table, and -1 - m counts its marks from behind."""
     table = torch.cat([x.flatten(0, 2), *(mark[None] for mark in reversed(marks))])
     return (table[said.rows] * said.weights.to(x)[..., None]).sum(1)
 
 
-def _assembled(place: Placed, x: Tensor, plan: VisualPlan, marks: dict[str, Tensor]) -> Tensor:
-    return place.tokenizer.assemble(before_projector(place.tokenizer, x), plan, marks)
+def _assembled(place: TokenizerSetup, x: Tensor, plan: VisualPlan, marks: dict[str, Tensor]) -> Tensor:
+    return place.tokenizer.assemble(apply_before_projector(place.tokenizer, x), plan, marks)
 
 
-LAWS = (
-    it_keeps_the_protocol,
-    it_works_somewhere,
-    it_counts_what_it_makes,
-    its_views_are_views,
-    its_texts_stand_in_order,
-    its_plans_travel,
-    its_marks_are_learned_rows,
-    it_lowers_to_what_it_assembles,
+CHECKS = (
+    check_protocol,
+    check_reasons,
+    check_token_counts,
+    check_views,
+    check_inline_texts,
+    check_plan_pickling,
+    check_learned_tokens,
+    check_lowering,
 )

@@ -13,18 +13,24 @@ from mmblocks.components import tokenizers
 from mmblocks.errors import ConfigError
 from mmblocks.geometry.anyres import (
     Rounding,
-    best_canvas,
-    kept_cells,
+    count_tiles,
+    find_best_canvas,
+    find_kept_cells,
+    list_tile_windows,
     parse_pinpoints,
-    resized_within,
-    shrunk,
-    tile_grid,
-    tile_windows,
+    resize_within,
+    shrink_to_tiles,
 )
-from mmblocks.geometry.views import squashed
+from mmblocks.geometry.views import make_squashed_view
 from mmblocks.shapes import Box, Scenario, Size, View, VisualPlan, VisualShape
-from mmblocks.tokenizers.lowering import Lowered, coded_marks, moved, numbered, separable
-from mmblocks.tokenizers.rows import line_by_line, rows_of
+from mmblocks.tokenizers.lowering import (
+    LoweredPlan,
+    lower_permutation,
+    make_cell_codes,
+    make_learned_token_codes,
+    make_separable_stencil,
+)
+from mmblocks.tokenizers.rows import append_newline_per_line, to_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ class AnyRes:
         object.__setattr__(self, "canvases", parse_pinpoints(self.pinpoints, self.view_px))
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def learned_tokens(self) -> tuple[str, ...]:
         return ("newline",) if self.merge == "unpad" else ()
 
     def reasons_against(self) -> list[str]:
@@ -101,10 +107,10 @@ class AnyRes:
     # Integers -------------------------------------------------------------------------------------------------------
 
     def plan(self, visual: VisualShape) -> AnyResPlan:
-        canvas = best_canvas(visual.size, self.canvases)
-        tiles = tile_grid(canvas, self.view_px)
+        canvas = find_best_canvas(visual.size, self.canvases)
+        tiles = count_tiles(canvas, self.view_px)
         joined = Size(tiles.height * self.grid.height, tiles.width * self.grid.width)
-        kept = kept_cells(joined, visual.size, self.rounding) if self.merge == "unpad" else Box(0, 0, *joined)
+        kept = find_kept_cells(joined, visual.size, self.rounding) if self.merge == "unpad" else Box(0, 0, *joined)
         cells = self._map_cells(kept.size)
         newlines = cells.height if self.merge == "unpad" else 0
         num_tokens = self.base * self.grid.area + cells.area + newlines
@@ -114,15 +120,15 @@ class AnyRes:
         if self.merge == "maxpool2x2":
             return Size(kept.height // 2, kept.width // 2)
         if self.max_tiles is not None:
-            return shrunk(kept, self.max_tiles, self.grid) if kept.area else kept
+            return shrink_to_tiles(kept, self.max_tiles, self.grid) if kept.area else kept
         return kept
 
     def _views(self, size: Size, canvas: Size) -> tuple[View, ...]:
-        resized = resized_within(size, canvas)
-        tiles = tuple(View(0, size, resized, canvas, window) for window in tile_windows(canvas, self.view_px))
-        return (squashed(0, size, self.view_px), *tiles) if self.base else tiles
+        resized = resize_within(size, canvas)
+        tiles = tuple(View(0, size, resized, canvas, window) for window in list_tile_windows(canvas, self.view_px))
+        return (make_squashed_view(0, size, self.view_px), *tiles) if self.base else tiles
 
-    def count(self, plan: AnyResPlan) -> int:
+    def count_tokens(self, plan: AnyResPlan) -> int:
         return plan.num_tokens
 
     # Tensors --------------------------------------------------------------------------------------------------------
@@ -130,22 +136,24 @@ class AnyRes:
     def assemble(self, x: Tensor, plan: AnyResPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(base view and tiles, h, w, d) to (plan.num_tokens, d): the base view's rows first, without newlines."""
         if self.merge == "flat":
-            return rows_of(x)
-        base, kept = self._parted(x, plan)
-        return torch.cat([rows_of(base), self._map_rows(kept, plan, marks)])
+            return to_rows(x)
+        base, kept = self._split_views(x, plan)
+        return torch.cat([to_rows(base), self._map_rows(kept, plan, marks)])
 
-    def lower(self, plan: AnyResPlan) -> Lowered | None:
+    def lower_plan(self, plan: AnyResPlan) -> LoweredPlan | None:
         """What each token is made of, in integers; None with merge="maxpool2x2"."""
         if self.merge == "maxpool2x2":
             return None
         if plan.map_cells == plan.kept.size:
-            return moved(self, plan)
-        base, kept = self._parted(numbered(len(plan.views), self.grid), plan)
-        scaling = separable(_scaled, plan.kept.size, plan.map_cells)
-        lines = line_by_line(scaling(kept), coded_marks(self.marks, scaling.k)["newline"])
-        return Lowered.cat([Lowered.read(rows_of(base)), Lowered.read(lines)])
+            return lower_permutation(self, plan)
+        base, kept = self._split_views(make_cell_codes(len(plan.views), self.grid), plan)
+        scaling = make_separable_stencil(_scale_map, plan.kept.size, plan.map_cells)
+        lines = append_newline_per_line(
+            scaling(kept), make_learned_token_codes(self.learned_tokens, scaling.reads_per_cell)["newline"]
+        )
+        return LoweredPlan.from_parts([LoweredPlan.from_codes(to_rows(base)), LoweredPlan.from_codes(lines)])
 
-    def _parted(self, x: Tensor, plan: AnyResPlan) -> tuple[Tensor, Tensor]:
+    def _split_views(self, x: Tensor, plan: AnyResPlan) -> tuple[Tensor, Tensor]:
         """The base view, if there is one, and what is kept of the map that the tiles make."""
         first = int(self.base)
         joined = rearrange(x[first:], "(rows columns) h w d -> 1 (rows h) (columns w) d", rows=plan.tiles.height)
@@ -154,14 +162,14 @@ class AnyRes:
 
     def _map_rows(self, kept: Tensor, plan: AnyResPlan, marks: Mapping[str, Tensor]) -> Tensor:
         if self.merge == "spatial":
-            return rows_of(kept)
+            return to_rows(kept)
         if self.merge == "maxpool2x2":
             halved = F.max_pool2d(rearrange(kept, "1 h w d -> 1 d h w"), 2)
-            return rows_of(rearrange(halved, "1 d h w -> 1 h w d"))
-        return line_by_line(_scaled(kept, plan.map_cells), marks["newline"])
+            return to_rows(rearrange(halved, "1 d h w -> 1 h w d"))
+        return append_newline_per_line(_scale_map(kept, plan.map_cells), marks["newline"])
 
 
-def _scaled(x: Tensor, cells: Size) -> Tensor:
+def _scale_map(x: Tensor, cells: Size) -> Tensor:
     """Scale maps (n, h, w, d) to `cells`, bilinear, corners not aligned, no antialiasing, as LLaVA-NeXT does."""
     if cells == (x.shape[1], x.shape[2]):
         return x

@@ -6,12 +6,12 @@ from typing import ClassVar
 from mmblocks.components import Pooling
 from mmblocks.errors import ConfigError
 from mmblocks.geometry.frames import FrameSample, sample_frames
-from mmblocks.geometry.views import processed
+from mmblocks.geometry.views import make_processed_view
 from mmblocks.shapes import Scenario, Size, View, VisualShape
 
 
 @dataclass(frozen=True, slots=True)
-class Clips:
+class FrameTokenizer:
     """Which frames of a clip are shown, each made a view by the encoder's processor and pooled.
 
     `fps` null spreads up to `max_frames` evenly over the clip (LLaVA-OneVision's inference); a number takes that many
@@ -39,9 +39,9 @@ class Clips:
             )
 
     def reasons_against(self) -> list[str]:
-        return pooling_reasons(self.name, self.pooling, self.grid, self.spatial)
+        return reasons_against_pooling(self.name, self.pooling, self.grid, self.spatial)
 
-    def sample(self, visual: VisualShape) -> FrameSample:
+    def choose_frames(self, visual: VisualShape) -> FrameSample:
         """The frames of a clip that its plan shows, with their times."""
         return sample_frames(
             visual.num_frames,
@@ -52,13 +52,13 @@ class Clips:
             times_s=visual.times_s,
         )
 
-    def views(self, visual: VisualShape) -> tuple[View, ...]:
+    def make_views(self, visual: VisualShape) -> tuple[View, ...]:
         """One view per shown frame."""
-        frames = self.sample(visual).indices
-        return tuple(processed(frame, visual.size, self.view_px, self.squash) for frame in frames)
+        frames = self.choose_frames(visual).indices
+        return tuple(make_processed_view(frame, visual.size, self.view_px, self.squash) for frame in frames)
 
 
-def pooling_reasons(name: str, pooling: Pooling, grid: Size, spatial: bool) -> list[str]:
+def reasons_against_pooling(name: str, pooling: Pooling, grid: Size, spatial: bool) -> list[str]:
     """Why a tokenizer cannot pool this grid; empty when it can."""
     try:
         pooled = pooling.out_grid(grid)

@@ -7,11 +7,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from mmblocks.components import tokenizers
-from mmblocks.geometry.anyres import centred, tile_grid, tile_windows
-from mmblocks.geometry.tiles import scaled_over_square
+from mmblocks.geometry.anyres import centre_box, count_tiles, list_tile_windows
+from mmblocks.geometry.tiles import scale_over_square
 from mmblocks.shapes import Scenario, Size, View, VisualPlan, VisualShape
-from mmblocks.tokenizers.lowering import Lowered, moved
-from mmblocks.tokenizers.rows import rows_of
+from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation
+from mmblocks.tokenizers.rows import to_rows
 
 
 @tokenizers.register(
@@ -31,7 +31,7 @@ class CropSplit:
     view_px: Size
     grid: Size
     side_px: int
-    marks: ClassVar[tuple[str, ...]] = ()
+    learned_tokens: ClassVar[tuple[str, ...]] = ()
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
 
     def reasons_against(self) -> list[str]:
@@ -43,24 +43,24 @@ class CropSplit:
         ]
 
     def plan(self, visual: VisualShape) -> VisualPlan:
-        scaled, square = scaled_over_square(visual.size, self.side_px)
-        tiles = tile_grid(square.size, self.view_px)
+        scaled, square = scale_over_square(visual.size, self.side_px)
+        tiles = count_tiles(square.size, self.view_px)
         covered = Size(tiles.height * self.view_px.height, tiles.width * self.view_px.width)
-        middle = centred(covered, square.size)
+        middle = centre_box(covered, square.size)
         views = []
-        for tile in tile_windows(covered, self.view_px):
+        for tile in list_tile_windows(covered, self.view_px):
             top, left = square.top + middle.top + tile.top, square.left + middle.left + tile.left
             window = tile._replace(top=top, left=left)
             views.append(View(0, visual.size, scaled, scaled, window, "lanczos"))
         return VisualPlan(tuple(views), len(views) * self.grid.area)
 
-    def count(self, plan: VisualPlan) -> int:
+    def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(tiles, h, w, d) to (plan.num_tokens, d), tile by tile."""
-        return rows_of(x)
+        return to_rows(x)
 
-    def lower(self, plan: VisualPlan) -> Lowered:
+    def lower_plan(self, plan: VisualPlan) -> LoweredPlan:
         """What each token is made of, in integers."""
-        return moved(self, plan)
+        return lower_permutation(self, plan)

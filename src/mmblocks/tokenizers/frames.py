@@ -8,11 +8,11 @@ from torch import Tensor
 
 from mmblocks.components import tokenizers
 from mmblocks.errors import ConfigError
-from mmblocks.geometry.frames import Clock, time_instruction
+from mmblocks.geometry.frames import Clock, format_time_instruction
 from mmblocks.shapes import Size, VisualPlan, VisualShape
-from mmblocks.tokenizers.clips import Clips
-from mmblocks.tokenizers.lowering import Lowered, pooled
-from mmblocks.tokenizers.rows import ended_by, line_by_line, rows_of, view_by_view
+from mmblocks.tokenizers.clips import FrameTokenizer
+from mmblocks.tokenizers.lowering import LoweredPlan, lower_pooling
+from mmblocks.tokenizers.rows import append_newline, append_newline_per_line, append_newline_per_view, to_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class FramesPlan(VisualPlan):
     "frames", source="https://arxiv.org/abs/2408.03326", tiny={"max_frames": 4}, oracle="LLaVA-NeXT (golden clips)"
 )
 @dataclass(frozen=True, slots=True)
-class Frames(Clips):
+class Frames(FrameTokenizer):
     """A clip as frames, each made a view by the encoder's processor and pooled, one after the other.
 
     `fps` null spreads up to `max_frames` evenly over the clip (LLaVA-OneVision's inference); a number takes that many
@@ -44,11 +44,11 @@ class Frames(Clips):
     name: ClassVar[str] = "frames"
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def learned_tokens(self) -> tuple[str, ...]:
         return () if self.newline == "none" else ("newline",)
 
     def reasons_against(self) -> list[str]:
-        reasons = Clips.reasons_against(self)
+        reasons = FrameTokenizer.reasons_against(self)
         if self.newline == "grid" and not self.spatial:
             reasons.append(
                 "tokenizer 'frames': newline='grid' ends each line of a frame, but the features have no lines; "
@@ -57,18 +57,18 @@ class Frames(Clips):
         return reasons
 
     def plan(self, visual: VisualShape) -> FramesPlan:
-        views = self.views(visual)
+        views = self.make_views(visual)
         cells = self.pooling.out_grid(self.grid)
         newlines = {"grid": len(views) * cells.height, "frame": len(views), "one_token": 1, "none": 0}[self.newline]
         num_tokens = len(views) * cells.area + newlines
         told = () if self.tell_times is None else ((num_tokens, self._times(visual, self.tell_times)),)
-        return FramesPlan(views, num_tokens, cells, told=told)
+        return FramesPlan(views, num_tokens, cells, inline_texts=told)
 
     def _times(self, visual: VisualShape, clock: Clock) -> str:
         """On lines of its own, as LLaVA-Video's training data has it."""
-        return f"\n{time_instruction(self.sample(visual), clock)}\n"
+        return f"\n{format_time_instruction(self.choose_frames(visual), clock)}\n"
 
-    def count(self, plan: FramesPlan) -> int:
+    def count_tokens(self, plan: FramesPlan) -> int:
         return plan.num_tokens
 
     def before_projector(self, x: Tensor) -> Tensor:
@@ -77,23 +77,23 @@ class Frames(Clips):
 
     def assemble(self, x: Tensor, plan: FramesPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
-        return self._arranged(self._pooled(x, plan), marks)
+        return self._arrange_rows(self._pooled(x, plan), marks)
 
-    def lower(self, plan: FramesPlan) -> Lowered | None:
+    def lower_plan(self, plan: FramesPlan) -> LoweredPlan | None:
         """What each token is made of, in integers; None where the pooling is not linear."""
-        lowered = pooled(self, plan, self._arranged)
+        lowered = lower_pooling(self, plan, self._arrange_rows)
         return lowered if lowered is None else replace(lowered, early=self.pool_at == "features")
 
-    def _arranged(self, pooled: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
+    def _arrange_rows(self, pooled: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
         match self.newline:
             case "grid":
-                return line_by_line(pooled, marks["newline"])
+                return append_newline_per_line(pooled, marks["newline"])
             case "frame":
-                return view_by_view(pooled, marks["newline"])
+                return append_newline_per_view(pooled, marks["newline"])
             case "one_token":
-                return ended_by(rows_of(pooled), marks["newline"])
+                return append_newline(to_rows(pooled), marks["newline"])
             case "none":
-                return rows_of(pooled)
+                return to_rows(pooled)
 
     def _pooled(self, x: Tensor, plan: FramesPlan) -> Tensor:
         if self.pool_at == "tokens":

@@ -7,11 +7,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from mmblocks.components import tokenizers
-from mmblocks.geometry.anyres import centred, padded_square, tile_grid, tile_windows
-from mmblocks.geometry.views import squashed
+from mmblocks.geometry.anyres import centre_box, count_tiles, list_tile_windows, pad_to_square
+from mmblocks.geometry.views import make_squashed_view
 from mmblocks.shapes import Scenario, Size, View, VisualPlan, VisualShape
-from mmblocks.tokenizers.lowering import Lowered, moved
-from mmblocks.tokenizers.rows import rows_of
+from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation
+from mmblocks.tokenizers.rows import to_rows
 
 
 @tokenizers.register(
@@ -31,7 +31,7 @@ class HighRes:
     view_px: Size
     grid: Size
     side_px: int
-    marks: ClassVar[tuple[str, ...]] = ()
+    learned_tokens: ClassVar[tuple[str, ...]] = ()
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
 
     def reasons_against(self) -> list[str]:
@@ -44,21 +44,21 @@ class HighRes:
 
     def plan(self, visual: VisualShape) -> VisualPlan:
         sheet = Size(self.side_px, self.side_px)
-        tiles = tile_grid(sheet, self.view_px)
-        middle = centred(Size(tiles.height * self.view_px.height, tiles.width * self.view_px.width), sheet)
-        views = [squashed(0, visual.size, self.view_px)]
-        for tile in tile_windows(middle.size, self.view_px):
+        tiles = count_tiles(sheet, self.view_px)
+        middle = centre_box(Size(tiles.height * self.view_px.height, tiles.width * self.view_px.width), sheet)
+        views = [make_squashed_view(0, visual.size, self.view_px)]
+        for tile in list_tile_windows(middle.size, self.view_px):
             window = tile._replace(top=tile.top + middle.top, left=tile.left + middle.left)
-            views.append(View(0, padded_square(visual.size), sheet, sheet, window))
+            views.append(View(0, pad_to_square(visual.size), sheet, sheet, window))
         return VisualPlan(tuple(views), len(views) * self.grid.area)
 
-    def count(self, plan: VisualPlan) -> int:
+    def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(views, h, w, d) to (plan.num_tokens, d), view by view."""
-        return rows_of(x)
+        return to_rows(x)
 
-    def lower(self, plan: VisualPlan) -> Lowered:
+    def lower_plan(self, plan: VisualPlan) -> LoweredPlan:
         """What each token is made of, in integers."""
-        return moved(self, plan)
+        return lower_permutation(self, plan)

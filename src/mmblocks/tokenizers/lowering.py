@@ -18,17 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmblocks.components import Pooling
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import Size, VisualPlan
 
 MOST_CELLS = 64
 """A pooling that reads more cells for one of its own is not lowered: its table would be larger than the features."""
 
-Marks = Mapping[str, Tensor]
+LearnedTokens = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lowered:
+class LoweredPlan:
     """The tokens of a visual out of its cells: token i is the sum over j of weights[i, j] * cells[rows[i, j]].
 
     rows: int64 (num_tokens, k), cell number view * area + row * columns + column, or -1 - m alone for the tokenizer's
@@ -39,23 +39,23 @@ class Lowered:
     rows: Tensor
     weights: Tensor
     early: bool = False
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     @classmethod
-    def read(cls, codes: Tensor) -> Lowered:
+    def from_codes(cls, codes: Tensor) -> LoweredPlan:
         """What (num_tokens, 2k) codes say."""
         numbers, weights = codes.chunk(2, dim=1)
         return cls(numbers.to(torch.int64), weights)
 
     @classmethod
-    def cat(cls, parts: Sequence[Lowered]) -> Lowered:
+    def from_parts(cls, parts: Sequence[LoweredPlan]) -> LoweredPlan:
         """Tokens one after the other, of as many cells as any of them needs."""
         k = max(part.rows.shape[1] for part in parts)
-        rows, weights = zip(*(widened(part.rows, part.weights, k) for part in parts), strict=True)
+        rows, weights = zip(*(pad_to_k(part.rows, part.weights, k) for part in parts), strict=True)
         return cls(torch.cat(rows), torch.cat(weights), parts[0].early)
 
 
-def widened(rows: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def pad_to_k(rows: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The same (n, k) rows and weights with room for more: cells that are read anyway, with weight 0."""
     more = k - rows.shape[1]
     return (
@@ -76,7 +76,7 @@ class Stencil:
     weights: np.ndarray
 
     @classmethod
-    def of_matrix(cls, matrix: np.ndarray, cells: Size) -> Stencil:
+    def from_matrix(cls, matrix: np.ndarray, cells: Size) -> Stencil:
         """matrix: (cells.area, cells of the larger map), every new cell as weights of old ones."""
         new, old = np.nonzero(matrix)
         counts = np.bincount(new, minlength=len(matrix))
@@ -88,12 +88,12 @@ class Stencil:
         return cls(cells, rows, weights)
 
     @property
-    def k(self) -> int:
+    def reads_per_cell(self) -> int:
         return self.rows.shape[1]
 
-    def widened(self, k: int) -> Stencil:
+    def pad_to_k(self, k: int) -> Stencil:
         """The same with room for k cells."""
-        more = ((0, 0), (0, k - self.k))
+        more = ((0, 0), (0, k - self.reads_per_cell))
         return Stencil(self.cells, np.pad(self.rows, more, "edge"), np.pad(self.weights, more))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -106,14 +106,14 @@ class Stencil:
 # Codes --------------------------------------------------------------------------------------------------------------
 
 
-def numbered(views: int, grid: Size) -> Tensor:
+def make_cell_codes(views: int, grid: Size) -> Tensor:
     """(views, *grid, 2): codes of the cells of views, each made of itself."""
     codes = torch.ones(views * grid.area, 2, dtype=torch.float64, device="cpu")
     codes[:, 0] = torch.arange(len(codes), device="cpu")
     return codes.view(views, *grid, 2)
 
 
-def coded_marks(names: Sequence[str], k: int = 1) -> dict[str, Tensor]:
+def make_learned_token_codes(names: Sequence[str], k: int = 1) -> dict[str, Tensor]:
     """A tokenizer's marks as codes beside those of k cells."""
     rest = [0.0] * (k - 1)
     return {
@@ -125,7 +125,7 @@ def coded_marks(names: Sequence[str], k: int = 1) -> dict[str, Tensor]:
 # Lowering -----------------------------------------------------------------------------------------------------------
 
 
-def lowered(tokenizer: Any, plan: VisualPlan) -> Lowered | None:
+def lower_tokenizer_plan(tokenizer: Any, plan: VisualPlan) -> LoweredPlan | None:
     """A tokenizer's plan in integers; None where it cannot say.
 
     A `lower` that is inherited beside an `assemble` that is not may say something else, and is not asked.
@@ -138,25 +138,29 @@ def lowered(tokenizer: Any, plan: VisualPlan) -> Lowered | None:
     return None
 
 
-def moved(tokenizer: Any, plan: VisualPlan) -> Lowered:
+def lower_permutation(tokenizer: Any, plan: VisualPlan) -> LoweredPlan:
     """For plans whose `assemble` only moves rows: the same `assemble`, of codes."""
-    cells = numbered(len(plan.views), tokenizer.grid)
-    return Lowered.read(tokenizer.assemble(cells, plan, coded_marks(tokenizer.marks)))
+    cells = make_cell_codes(len(plan.views), tokenizer.grid)
+    return LoweredPlan.from_codes(tokenizer.assemble(cells, plan, make_learned_token_codes(tokenizer.learned_tokens)))
 
 
-def pooled(tokenizer: Any, plan: VisualPlan, arrange: Callable[[Tensor, Marks], Tensor]) -> Lowered | None:
+def lower_pooling(
+    tokenizer: Any, plan: VisualPlan, arrange: Callable[[Tensor, LearnedTokens], Tensor]
+) -> LoweredPlan | None:
     """For plans whose views are all pooled by `tokenizer.pooling` and then only moved, by `arrange`."""
-    stencil = stencil_of(tokenizer.pooling, tokenizer.grid)
+    stencil = find_stencil(tokenizer.pooling, tokenizer.grid)
     if stencil is None:
         return None
-    cells = stencil(numbered(len(plan.views), tokenizer.grid))
-    return Lowered.read(arrange(cells, coded_marks(tokenizer.marks, stencil.k)))
+    cells = stencil(make_cell_codes(len(plan.views), tokenizer.grid))
+    return LoweredPlan.from_codes(
+        arrange(cells, make_learned_token_codes(tokenizer.learned_tokens, stencil.reads_per_cell))
+    )
 
 
 # Stencils -----------------------------------------------------------------------------------------------------------
 
 
-def stencil_of(pooling: Pooling, grid: Size) -> Stencil | None:
+def find_stencil(pooling: Pooling, grid: Size) -> Stencil | None:
     """What a pooling reads, learned from pooling an identity; None when it is not linear or reads too much.
 
     Nor is one lowered whose weights do not sum to one: it would not change places with a projector's bias.
@@ -164,11 +168,11 @@ def stencil_of(pooling: Pooling, grid: Size) -> Stencil | None:
     try:
         hash(pooling)
     except TypeError:  # a third party's dataclass that is not frozen
-        return _stencil_of(pooling, grid)
-    return _kept_stencil_of(pooling, grid)
+        return _make_stencil(pooling, grid)
+    return _make_stencil_cached(pooling, grid)
 
 
-def _stencil_of(pooling: Pooling, grid: Size) -> Stencil | None:
+def _make_stencil(pooling: Pooling, grid: Size) -> Stencil | None:
     if not pooling.linear:
         return None
     with torch.no_grad():
@@ -176,23 +180,23 @@ def _stencil_of(pooling: Pooling, grid: Size) -> Stencil | None:
         matrix = pooling(one_hot).flatten(0, 2).numpy()
     if (matrix != 0).sum(1).max() > MOST_CELLS or not np.allclose(matrix.sum(1), 1):
         return None
-    return Stencil.of_matrix(matrix, pooling.out_grid(grid))
+    return Stencil.from_matrix(matrix, pooling.out_grid(grid))
 
 
-_kept_stencil_of = lru_cache(maxsize=64)(_stencil_of)
+_make_stencil_cached = lru_cache(maxsize=64)(_make_stencil)
 
 
-def separable(scale: Callable[[Tensor, Size], Tensor], old: Size, new: Size) -> Stencil:
+def make_separable_stencil(scale: Callable[[Tensor, Size], Tensor], old: Size, new: Size) -> Stencil:
     """What scaling maps of `old` cells to `new` ones reads, for a `scale` that treats lines and columns apart."""
-    down, across = _line(scale, old.height, new.height), _line(scale, old.width, new.width)
+    down, across = _make_line_stencil(scale, old.height, new.height), _make_line_stencil(scale, old.width, new.width)
     rows = down.rows[:, None, :, None] * old.width + across.rows[:, None]
     weights = down.weights[:, None, :, None] * across.weights[:, None]
     return Stencil(new, rows.reshape(new.area, -1), weights.reshape(new.area, -1))
 
 
 @lru_cache(maxsize=256)
-def _line(scale: Callable[[Tensor, Size], Tensor], old: int, new: int) -> Stencil:
+def _make_line_stencil(scale: Callable[[Tensor, Size], Tensor], old: int, new: int) -> Stencil:
     """A single column of `old` cells scaled to `new`: learned in one dimension, for large maps have large identities."""
     with torch.no_grad():
         one_hot = torch.eye(old, dtype=torch.float64, device="cpu").view(1, old, 1, old)
-        return Stencil.of_matrix(scale(one_hot, Size(new, 1)).flatten(0, 2).numpy(), Size(new, 1))
+        return Stencil.from_matrix(scale(one_hot, Size(new, 1)).flatten(0, 2).numpy(), Size(new, 1))

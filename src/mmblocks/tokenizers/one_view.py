@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from mmblocks.components import tokenizers
-from mmblocks.geometry.views import cropped, padded, squashed
+from mmblocks.geometry.views import make_cropped_view, make_padded_view, make_squashed_view
 from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
-from mmblocks.tokenizers.lowering import Lowered, moved
-from mmblocks.tokenizers.rows import ended_by, rows_of
+from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation
+from mmblocks.tokenizers.rows import append_newline, to_rows
 
-FRAMINGS = {"squashed": squashed, "cropped": cropped, "padded": padded}
+FRAMINGS = {"squashed": make_squashed_view, "cropped": make_cropped_view, "padded": make_padded_view}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class OneView:
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def learned_tokens(self) -> tuple[str, ...]:
         return ("newline",) if self.newline else ()
 
     def reasons_against(self) -> list[str]:
@@ -36,16 +36,16 @@ class OneView:
         view = FRAMINGS[self.framing](0, visual.size, self.view_px)
         return VisualPlan((view,), self.grid.area + int(self.newline))
 
-    def count(self, plan: VisualPlan) -> int:
+    def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(1, h, w, d) to (plan.num_tokens, d)."""
-        return ended_by(rows_of(x), marks["newline"]) if self.newline else rows_of(x)
+        return append_newline(to_rows(x), marks["newline"]) if self.newline else to_rows(x)
 
-    def lower(self, plan: VisualPlan) -> Lowered:
+    def lower_plan(self, plan: VisualPlan) -> LoweredPlan:
         """What each token is made of, in integers."""
-        return moved(self, plan)
+        return lower_permutation(self, plan)
 
 
 @tokenizers.register("square", source="https://arxiv.org/abs/2304.08485", oracle="LLaVA-NeXT (golden prompts)")

@@ -21,17 +21,17 @@ class Router:
     multi_image: VisionTokenizer[Any]
     video: VisionTokenizer[Any]
 
-    def for_scenario(self, scenario: Scenario) -> VisionTokenizer[Any]:
+    def select_tokenizer(self, scenario: Scenario) -> VisionTokenizer[Any]:
         return {"image": self.image, "multi_image": self.multi_image, "video": self.video}[scenario]
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def learned_tokens(self) -> tuple[str, ...]:
         """Every learned row that some scenario inserts, each once, in order of first use."""
-        return tuple(dict.fromkeys(mark for s in SCENARIOS for mark in self.for_scenario(s).marks))
+        return tuple(dict.fromkeys(mark for s in SCENARIOS for mark in self.select_tokenizer(s).learned_tokens))
 
     def reasons_against(self) -> list[str]:
         """Why these tokenizers cannot work where they stand; each reason names its scenario."""
-        return [f"{s}: {reason}" for s in SCENARIOS for reason in _reasons(self.for_scenario(s), s)]
+        return [f"{s}: {reason}" for s in SCENARIOS for reason in _reasons(self.select_tokenizer(s), s)]
 
     def plan(self, visuals: Sequence[VisualShape]) -> tuple[RoutedPlan, ...]:
         """Plans for all visuals of one conversation, in their order."""
@@ -44,7 +44,7 @@ class Router:
     def _plan(self, visual: VisualShape, scenario: Scenario, which: str) -> RoutedPlan:
         if min(visual.size) < 1:
             raise DataError(f"{which} ({visual.kind}) is {visual.size} pixels; replace the file, it shows nothing.")
-        plan = self.for_scenario(scenario).plan(visual)
+        plan = self.select_tokenizer(scenario).plan(visual)
         if visual.note and not any(visual.note in text for _, text in plan.told):
             raise DataError(
                 f"{which} ({visual.kind}) has the note {visual.note!r}, which the tokenizer of {scenario} does not tell; "

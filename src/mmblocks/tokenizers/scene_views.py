@@ -8,10 +8,10 @@ from torch import Tensor
 
 from mmblocks.components import Pooling, tokenizers
 from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
-from mmblocks.tokenizers.clips import pooling_reasons
-from mmblocks.tokenizers.lowering import Lowered, moved, pooled
+from mmblocks.tokenizers.clips import reasons_against_pooling
+from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation, lower_pooling
 from mmblocks.tokenizers.one_view import FRAMINGS
-from mmblocks.tokenizers.rows import ended_by, rows_of
+from mmblocks.tokenizers.rows import append_newline, to_rows
 from mmblocks.tokenizers.telling import require_format
 
 
@@ -44,31 +44,31 @@ class SceneViews:
         require_format("scene_views", "pose", self.pose, {"note": "here"}, must="note")
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def learned_tokens(self) -> tuple[str, ...]:
         return ("newline",) if self.newline else ()
 
     def reasons_against(self) -> list[str]:
-        return pooling_reasons("scene_views", self.pooling, self.grid, self.spatial) if self.pooled else []
+        return reasons_against_pooling("scene_views", self.pooling, self.grid, self.spatial) if self.pooled else []
 
     def plan(self, visual: VisualShape) -> VisualPlan:
         view = FRAMINGS[self.framing](0, visual.size, self.view_px)
         cells = self.pooling.out_grid(self.grid) if self.pooled else self.grid
         told = ((0, self.pose.format(note=visual.note)),) if visual.note else ()
-        return VisualPlan((view,), cells.area + int(self.newline), told=told)
+        return VisualPlan((view,), cells.area + int(self.newline), inline_texts=told)
 
-    def count(self, plan: VisualPlan) -> int:
+    def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(1, h, w, d) to (plan.num_tokens, d)."""
-        return self._arranged(self.pooling(x) if self.pooled else x, marks)
+        return self._arrange_rows(self.pooling(x) if self.pooled else x, marks)
 
-    def lower(self, plan: VisualPlan) -> Lowered | None:
+    def lower_plan(self, plan: VisualPlan) -> LoweredPlan | None:
         """What each token is made of, in integers; None where the pooling is not linear."""
-        return pooled(self, plan, self._arranged) if self.pooled else moved(self, plan)
+        return lower_pooling(self, plan, self._arrange_rows) if self.pooled else lower_permutation(self, plan)
 
-    def _arranged(self, x: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
-        return ended_by(rows_of(x), marks["newline"]) if self.newline else rows_of(x)
+    def _arrange_rows(self, x: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
+        return append_newline(to_rows(x), marks["newline"]) if self.newline else to_rows(x)
 
 
 tokenizers.preset("scene_views_pooled", of="scene_views", pooled=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 from mmblocks.components import Pooling, tokenizers
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import VisualPlan, VisualShape
-from mmblocks.tokenizers.clips import Clips, pooling_reasons
-from mmblocks.tokenizers.lowering import Lowered, coded_marks, numbered, stencil_of
-from mmblocks.tokenizers.rows import line_by_line, view_by_view
+from mmblocks.tokenizers.clips import FrameTokenizer, reasons_against_pooling
+from mmblocks.tokenizers.lowering import LoweredPlan, find_stencil, make_cell_codes, make_learned_token_codes
+from mmblocks.tokenizers.rows import append_newline_per_line, append_newline_per_view
 
 
 @tokenizers.register(
@@ -23,7 +23,7 @@ from mmblocks.tokenizers.rows import line_by_line, view_by_view
     oracle="LLaVA-NeXT (golden clips)",
 )
 @dataclass(frozen=True, slots=True)
-class SlowFast(Clips):
+class SlowFast(FrameTokenizer):
     """Frames of a clip in two sizes: every `every`-th pooled as usual, the others more, with LLaVA-Video's separators.
 
     The others are pooled alike at the stride `fast_stride`. Each line of each frame ends with a newline and each frame
@@ -35,10 +35,10 @@ class SlowFast(Clips):
     every: int = 10
     fast_stride: int = 4
     name: ClassVar[str] = "slow_fast"
-    marks: ClassVar[tuple[str, ...]] = ("newline", "faster_token")
+    learned_tokens: ClassVar[tuple[str, ...]] = ("newline", "faster_token")
 
     def __post_init__(self) -> None:
-        Clips.__post_init__(self)
+        FrameTokenizer.__post_init__(self)
         if self.every < 1:
             raise ConfigError(f"tokenizer 'slow_fast': every={self.every}; write 1 (no fast frames) or more.")
         if self.fast_stride < 1:
@@ -55,8 +55,8 @@ class SlowFast(Clips):
                 f"tokenizer 'slow_fast': the pooling {type(self.pooling).__name__} has no stride to pool fast frames "
                 "more; use bilinear, average or max."
             ]
-        reasons = Clips.reasons_against(self)
-        return reasons or pooling_reasons(self.name, self.fast_pooling, self.grid, self.spatial)
+        reasons = FrameTokenizer.reasons_against(self)
+        return reasons or reasons_against_pooling(self.name, self.fast_pooling, self.grid, self.spatial)
 
     @property
     def fast_pooling(self) -> Pooling:
@@ -65,48 +65,48 @@ class SlowFast(Clips):
         return replace(slow, stride=self.fast_stride)
 
     def plan(self, visual: VisualShape) -> VisualPlan:
-        views = self.views(visual)
+        views = self.make_views(visual)
         slow = -(-len(views) // self.every)
-        num_tokens = slow * self._frame_tokens(self.pooling) + (len(views) - slow) * self._frame_tokens(
+        num_tokens = slow * self._count_frame_tokens(self.pooling) + (len(views) - slow) * self._count_frame_tokens(
             self.fast_pooling
         )
         return VisualPlan(views, num_tokens)
 
-    def _frame_tokens(self, pooling: Pooling) -> int:
+    def _count_frame_tokens(self, pooling: Pooling) -> int:
         cells = pooling.out_grid(self.grid)
         return cells.height * (cells.width + 1) + 1
 
-    def count(self, plan: VisualPlan) -> int:
+    def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
-        slow, fast = self._parted(x)
-        return self._arranged(self.pooling(slow), self.fast_pooling(fast) if len(fast) else fast, marks)
+        slow, fast = self._split_frames(x)
+        return self._arrange_rows(self.pooling(slow), self.fast_pooling(fast) if len(fast) else fast, marks)
 
-    def lower(self, plan: VisualPlan) -> Lowered | None:
+    def lower_plan(self, plan: VisualPlan) -> LoweredPlan | None:
         """What each token is made of, in integers; None where the pooling is not linear."""
-        of_slow, of_fast = stencil_of(self.pooling, self.grid), stencil_of(self.fast_pooling, self.grid)
+        of_slow, of_fast = find_stencil(self.pooling, self.grid), find_stencil(self.fast_pooling, self.grid)
         if of_slow is None or of_fast is None:
             return None
-        k = max(of_slow.k, of_fast.k)
-        slow, fast = self._parted(numbered(len(plan.views), self.grid))
-        slow, fast = of_slow.widened(k)(slow), of_fast.widened(k)(fast)
-        return Lowered.read(self._arranged(slow, fast, coded_marks(self.marks, k)))
+        k = max(of_slow.reads_per_cell, of_fast.reads_per_cell)
+        slow, fast = self._split_frames(make_cell_codes(len(plan.views), self.grid))
+        slow, fast = of_slow.pad_to_k(k)(slow), of_fast.pad_to_k(k)(fast)
+        return LoweredPlan.from_codes(self._arrange_rows(slow, fast, make_learned_token_codes(self.learned_tokens, k)))
 
-    def _parted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _split_frames(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Slow and fast frames."""
         return x[:: self.every], x[[n for n in range(len(x)) if n % self.every]]
 
-    def _arranged(self, slow: Tensor, fast: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
-        frames = (iter(_separated(slow, marks)), iter(_separated(fast, marks) if len(fast) else ()))
+    def _arrange_rows(self, slow: Tensor, fast: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
+        frames = (iter(_append_separators(slow, marks)), iter(_append_separators(fast, marks) if len(fast) else ()))
         return torch.cat([next(frames[n % self.every > 0]) for n in range(len(slow) + len(fast))])
 
 
-def _separated(x: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
+def _append_separators(x: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
     """(frames, h, w, d) to (frames, h * (w + 1) + 1, d): newlines after lines, a faster_token after each frame."""
-    lines = rearrange(line_by_line(x, marks["newline"]), "(n lines) d -> n lines 1 d", n=len(x))
-    return rearrange(view_by_view(lines, marks["faster_token"]), "(n rows) d -> n rows d", n=len(x))
+    lines = rearrange(append_newline_per_line(x, marks["newline"]), "(n lines) d -> n lines 1 d", n=len(x))
+    return rearrange(append_newline_per_view(lines, marks["faster_token"]), "(n rows) d -> n rows d", n=len(x))
 
 
 def _has_stride(pooling: Any) -> bool:

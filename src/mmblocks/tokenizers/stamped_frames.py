@@ -8,10 +8,10 @@ from torch import Tensor
 
 from mmblocks.components import tokenizers
 from mmblocks.shapes import VisualPlan, VisualShape
-from mmblocks.tokenizers.clips import Clips
-from mmblocks.tokenizers.lowering import Lowered, pooled
-from mmblocks.tokenizers.rows import rows_of, view_by_view
-from mmblocks.tokenizers.telling import require_format, stamp_fields
+from mmblocks.tokenizers.clips import FrameTokenizer
+from mmblocks.tokenizers.lowering import LoweredPlan, lower_pooling
+from mmblocks.tokenizers.rows import append_newline_per_view, to_rows
+from mmblocks.tokenizers.telling import make_stamp_fields, require_format
 
 
 @tokenizers.register(
@@ -21,7 +21,7 @@ from mmblocks.tokenizers.telling import require_format, stamp_fields
     oracle="LLaVA-NeXT (golden clips, frame by frame)",
 )
 @dataclass(frozen=True, slots=True)
-class StampedFrames(Clips):
+class StampedFrames(FrameTokenizer):
     """A clip as pictures one after the other, each behind a text that says when it is shown.
 
     `stamp` is that text, with {number} (from 1), {seconds} and {clock} (mm:ss) filled in; SmolVLM has
@@ -35,32 +35,32 @@ class StampedFrames(Clips):
     name: ClassVar[str] = "stamped_frames"
 
     def __post_init__(self) -> None:
-        Clips.__post_init__(self)
-        require_format(self.name, "stamp", self.stamp, stamp_fields(1, 0.0))
+        FrameTokenizer.__post_init__(self)
+        require_format(self.name, "stamp", self.stamp, make_stamp_fields(1, 0.0))
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def learned_tokens(self) -> tuple[str, ...]:
         return ("newline",) if self.newline else ()
 
     def plan(self, visual: VisualShape) -> VisualPlan:
-        times_s = self.sample(visual).times_s()
+        times_s = self.choose_frames(visual).compute_times_s()
         rows = self.pooling.out_grid(self.grid).area + int(self.newline)
-        stamps = tuple((n * rows, self.stamp.format(**stamp_fields(n + 1, t))) for n, t in enumerate(times_s))
-        return VisualPlan(self.views(visual), len(times_s) * rows, told=stamps if self.stamp else ())
+        stamps = tuple((n * rows, self.stamp.format(**make_stamp_fields(n + 1, t))) for n, t in enumerate(times_s))
+        return VisualPlan(self.make_views(visual), len(times_s) * rows, inline_texts=stamps if self.stamp else ())
 
-    def count(self, plan: VisualPlan) -> int:
+    def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
     def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
-        return self._arranged(self.pooling(x), marks)
+        return self._arrange_rows(self.pooling(x), marks)
 
-    def lower(self, plan: VisualPlan) -> Lowered | None:
+    def lower_plan(self, plan: VisualPlan) -> LoweredPlan | None:
         """What each token is made of, in integers; None where the pooling is not linear."""
-        return pooled(self, plan, self._arranged)
+        return lower_pooling(self, plan, self._arrange_rows)
 
-    def _arranged(self, pooled: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
-        return view_by_view(pooled, marks["newline"]) if self.newline else rows_of(pooled)
+    def _arrange_rows(self, pooled: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
+        return append_newline_per_view(pooled, marks["newline"]) if self.newline else to_rows(pooled)
 
 
 tokenizers.preset("stamped_frames_clock", of="stamped_frames", fps=1.0, stamp="\nFrame from {clock}:")

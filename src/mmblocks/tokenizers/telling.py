@@ -24,6 +24,6 @@ def require_format(whose: str, setting: str, text: str, fields: Mapping[str, Any
         )
 
 
-def stamp_fields(number: int, seconds: float) -> dict[str, Any]:
+def make_stamp_fields(number: int, seconds: float) -> dict[str, Any]:
     """What a time stamp can say: the frame's number from 1, its time in seconds, and the same as mm:ss."""
     return {"number": number, "seconds": seconds, "clock": f"{int(seconds // 60):02d}:{int(seconds % 60):02d}"}

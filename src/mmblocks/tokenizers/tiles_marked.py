@@ -10,12 +10,12 @@ from torch import Tensor
 
 from mmblocks.components import tokenizers
 from mmblocks.errors import ConfigError
-from mmblocks.geometry.tiles import long_side_tiles
-from mmblocks.geometry.views import squashed
+from mmblocks.geometry.tiles import count_long_side_tiles
+from mmblocks.geometry.views import make_squashed_view
 from mmblocks.shapes import Scenario, Size, VisualShape
-from mmblocks.tokenizers.lowering import Lowered, moved
-from mmblocks.tokenizers.rows import rows_of
-from mmblocks.tokenizers.tiling import TilesPlan, squashed_tiles
+from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation
+from mmblocks.tokenizers.rows import to_rows
+from mmblocks.tokenizers.tiling import TilesPlan, make_tile_views
 
 
 @tokenizers.register(
@@ -47,7 +47,7 @@ class TilesMarked:
             raise ConfigError(f"tokenizer 'tiles_marked': side_tiles={self.side_tiles}; write 1 or more.")
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def learned_tokens(self) -> tuple[str, ...]:
         if self.marking == "told":
             return ()
         sides = range(1, self.side_tiles + 1)
@@ -64,16 +64,16 @@ class TilesMarked:
     # Integers -------------------------------------------------------------------------------------------------------
 
     def plan(self, visual: VisualShape) -> TilesPlan:
-        tiles = long_side_tiles(visual.size, self.view_px, self.side_tiles)
-        cut = () if tiles.area == 1 else squashed_tiles(visual.size, tiles, self.view_px)
-        views = (*cut, squashed(0, visual.size, self.view_px))
+        tiles = count_long_side_tiles(visual.size, self.view_px, self.side_tiles)
+        cut = () if tiles.area == 1 else make_tile_views(visual.size, tiles, self.view_px)
+        views = (*cut, make_squashed_view(0, visual.size, self.view_px))
         if self.marking == "learned":
             marks = len(views) + (tiles.height if cut else 0)
             return TilesPlan(views, len(views) * self.grid.area + marks, tiles)
-        texts = tuple((n * self.grid.area, text) for n, text in enumerate(self._texts(tiles)))
-        return TilesPlan(views, len(views) * self.grid.area, tiles, told=texts)
+        texts = tuple((n * self.grid.area, text) for n, text in enumerate(self._list_texts(tiles)))
+        return TilesPlan(views, len(views) * self.grid.area, tiles, inline_texts=texts)
 
-    def _texts(self, tiles: Size) -> Iterator[str]:
+    def _list_texts(self, tiles: Size) -> Iterator[str]:
         """What is told before each view, and after the last."""
         if tiles.area > 1:
             for row, column in product(range(tiles.height), range(tiles.width)):
@@ -83,7 +83,7 @@ class TilesMarked:
         yield f"{rows_end}{self.around}<global-img>"
         yield self.around
 
-    def count(self, plan: TilesPlan) -> int:
+    def count_tokens(self, plan: TilesPlan) -> int:
         return plan.num_tokens
 
     # Tensors --------------------------------------------------------------------------------------------------------
@@ -91,21 +91,21 @@ class TilesMarked:
     def assemble(self, x: Tensor, plan: TilesPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(tiles and the whole, h, w, d) to (plan.num_tokens, d)."""
         if self.marking == "told":
-            return rows_of(x)
+            return to_rows(x)
         pieces = []
         for n, view in enumerate(x[:-1].flatten(1, 2)):
             row, column = divmod(n, plan.tiles.width)
-            pieces += [_row(marks[f"row_{row + 1}_col_{column + 1}"], x), view]
+            pieces += [_to_row(marks[f"row_{row + 1}_col_{column + 1}"], x), view]
             if column == plan.tiles.width - 1:
-                pieces.append(_row(marks["line_end"], x))
-        return torch.cat([*pieces, _row(marks["global"], x), rows_of(x[-1:])])
+                pieces.append(_to_row(marks["line_end"], x))
+        return torch.cat([*pieces, _to_row(marks["global"], x), to_rows(x[-1:])])
 
-    def lower(self, plan: TilesPlan) -> Lowered:
+    def lower_plan(self, plan: TilesPlan) -> LoweredPlan:
         """What each token is made of, in integers."""
-        return moved(self, plan)
+        return lower_permutation(self, plan)
 
 
-def _row(mark: Tensor, like: Tensor) -> Tensor:
+def _to_row(mark: Tensor, like: Tensor) -> Tensor:
     return mark.to(like).unsqueeze(0)
 
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from mmblocks.components import tokenizers
 from mmblocks.errors import ConfigError
-from mmblocks.geometry.anyres import tile_windows
-from mmblocks.geometry.tiles import closest_tiles
-from mmblocks.geometry.views import squashed
+from mmblocks.geometry.anyres import list_tile_windows
+from mmblocks.geometry.tiles import find_closest_tiles
+from mmblocks.geometry.views import make_squashed_view
 from mmblocks.shapes import Scenario, Size, View, VisualPlan, VisualShape
-from mmblocks.tokenizers.lowering import Lowered, moved
-from mmblocks.tokenizers.rows import rows_of
+from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation
+from mmblocks.tokenizers.rows import to_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Tiling:
     min_tiles: int = 1
     max_tiles: int = 12
     thumbnail: bool = True
-    marks: ClassVar[tuple[str, ...]] = ()
+    learned_tokens: ClassVar[tuple[str, ...]] = ()
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
 
     def __post_init__(self) -> None:
@@ -53,25 +53,25 @@ class Tiling:
         return []
 
     def plan(self, visual: VisualShape) -> TilesPlan:
-        tiles = closest_tiles(visual.size, self.view_px, self.min_tiles, self.max_tiles)
-        views = squashed_tiles(visual.size, tiles, self.view_px)
+        tiles = find_closest_tiles(visual.size, self.view_px, self.min_tiles, self.max_tiles)
+        views = make_tile_views(visual.size, tiles, self.view_px)
         if self.thumbnail and tiles.area > 1:
-            views = (*views, squashed(0, visual.size, self.view_px))
+            views = (*views, make_squashed_view(0, visual.size, self.view_px))
         return TilesPlan(views, len(views) * self.grid.area, tiles)
 
-    def count(self, plan: TilesPlan) -> int:
+    def count_tokens(self, plan: TilesPlan) -> int:
         return plan.num_tokens
 
     def assemble(self, x: Tensor, plan: TilesPlan, marks: Mapping[str, Tensor]) -> Tensor:
         """(views, h, w, d) to (plan.num_tokens, d), view by view."""
-        return rows_of(x)
+        return to_rows(x)
 
-    def lower(self, plan: TilesPlan) -> Lowered:
+    def lower_plan(self, plan: TilesPlan) -> LoweredPlan:
         """What each token is made of, in integers."""
-        return moved(self, plan)
+        return lower_permutation(self, plan)
 
 
-def squashed_tiles(size: Size, tiles: Size, view_px: Size) -> tuple[View, ...]:
+def make_tile_views(size: Size, tiles: Size, view_px: Size) -> tuple[View, ...]:
     """The whole picture on a sheet of (rows, columns) tiles, its aspect ratio given up; row by row."""
     sheet = Size(tiles.height * view_px.height, tiles.width * view_px.width)
-    return tuple(View(0, size, sheet, sheet, window) for window in tile_windows(sheet, view_px))
+    return tuple(View(0, size, sheet, sheet, window) for window in list_tile_windows(sheet, view_px))

@@ -21,13 +21,13 @@ from mmblocks.errors import CheckpointError
 from mmblocks.model.convert.keys import IN_MEMORY, to_ours, to_theirs
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import PARTS
-from mmblocks.model.trainable import learnable, part
-from mmblocks.reprs import repr_by_shape
+from mmblocks.model.trainable import find_part, list_trainable_parameters
+from mmblocks.reprs import format_by_shape
 
 log = logging.getLogger(__name__)
 
-Base = Literal["transformers", "backbone"]
-BACKBONE = "backbone.lm."
+AdapterBase = Literal["transformers", "backbone"]
+BACKBONE_PREFIX = "backbone.lm."
 PEFT_PREFIX = "base_model.model."
 ADAPTERS, CONFIG, BESIDE, README = "adapter_model.safetensors", "adapter_config.json", "beside.safetensors", "README.md"
 PROJECTOR = "multi_modal_projector"
@@ -35,47 +35,49 @@ SAVED_WHOLE = {f"model.{PROJECTOR}.linear_{n}.{kind}" for n in (1, 2) for kind i
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class NonAdapterWeights:
     """What learned beside adapters. named: tensors by their names in the base model. ours: the others, by our names."""
 
-    named: Mapping[str, Tensor]
-    ours: Mapping[str, Tensor]
-    __repr__ = repr_by_shape
+    base_tensors: Mapping[str, Tensor]
+    own_tensors: Mapping[str, Tensor]
+    __repr__ = format_by_shape
 
     @classmethod
-    def of(cls, model: OneVision, base: Base) -> Beside:
+    def from_model(cls, model: OneVision, base: AdapterBase) -> NonAdapterWeights:
         """Parts of which something learns, with their buffers, and weights of the backbone that learn."""
         learned = _learned(model)
-        known = {name: _theirs(name) for name in learned if base == "transformers" and _theirs(name) != name}
+        known = {
+            name: _to_base_name(name) for name in learned if base == "transformers" and _to_base_name(name) != name
+        }
         if {name for name in known.values() if PROJECTOR in name} != SAVED_WHOLE:
             known = {name: theirs for name, theirs in known.items() if PROJECTOR not in theirs}
         ours = {name: tensor for name, tensor in learned.items() if name not in known}
         return cls({theirs: learned[name] for name, theirs in known.items()}, ours)
 
     @property
-    def modules(self) -> list[str] | None:
+    def modules_to_save(self) -> list[str] | None:
         """PEFT's `modules_to_save`."""
-        return [PROJECTOR] if any(PROJECTOR in name for name in self.named) else None
+        return [PROJECTOR] if any(PROJECTOR in name for name in self.base_tensors) else None
 
-    def write_ours(self, folder: Path) -> None:
+    def write_own_tensors(self, folder: Path) -> None:
         """A file of our own with a page that lists what is in it; nothing where PEFT's files hold everything."""
-        if not self.ours:
+        if not self.own_tensors:
             return
         from safetensors.torch import save_file
 
-        save_file(dict(self.ours), folder / BESIDE)
-        (folder / README).write_text(_readme(self.ours), encoding="utf-8")
+        save_file(dict(self.own_tensors), folder / BESIDE)
+        (folder / README).write_text(_readme(self.own_tensors), encoding="utf-8")
         log.warning(
             "%s: PEFT's files have no place for %s; they are in %s, which peft.PeftModel.from_pretrained does not read "
             "(see %s there).",
             folder,
-            ", ".join(self.ours),
+            ", ".join(self.own_tensors),
             BESIDE,
             README,
         )
 
 
-def _theirs(name: str) -> str:
+def _to_base_name(name: str) -> str:
     return name if name.startswith("marks.") and name not in IN_MEMORY else to_theirs(name, IN_MEMORY)
 
 
@@ -83,11 +85,11 @@ def _learned(model: OneVision) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in PARTS:
         if name == "backbone":
-            around = set(map(id, learnable(model, name)))
+            around = set(map(id, list_trainable_parameters(model, name)))
             learning = [(n, p) for n, p in model.backbone.named_parameters() if p.requires_grad and id(p) in around]
         else:
-            learns = any(p.requires_grad for p in part(model, name).parameters())
-            learning = list(part(model, name).state_dict().items()) if learns else []
+            learns = any(p.requires_grad for p in find_part(model, name).parameters())
+            learning = list(find_part(model, name).state_dict().items()) if learns else []
         found |= {f"{name}.{n.replace('.base_layer', '')}": _plain(t) for n, t in learning}
     return found
 
@@ -118,7 +120,7 @@ def apply_adapter(model: OneVision, folder: Path | str) -> None:
     folder: as `lora.save_adapter` wrote it. Raises `CheckpointError` when it belongs to another model.
     """
     folder = Path(folder)
-    config, tensors = _read(folder)
+    config, tensors = _read_adapter_folder(folder)
     weights = model.state_dict(keep_vars=True)
     for name in sorted(tensors):
         if ".lora_B." in name:
@@ -136,7 +138,7 @@ def _product(tensors: Mapping[str, Tensor], layer: str, scale: float) -> Tensor:
     return tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"] * scale
 
 
-def _read(folder: Path) -> tuple[dict[str, float], dict[str, Tensor]]:
+def _read_adapter_folder(folder: Path) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Rank and alpha; every tensor of a folder by our name for it."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -149,5 +151,5 @@ def _read(folder: Path) -> tuple[dict[str, float], dict[str, Tensor]]:
         raise CheckpointError(f"{folder} is no folder of adapters that can be read ({cause}).") from cause
     alone = config.get("task_type") == "CAUSAL_LM"
     names = {name: name.removeprefix(PEFT_PREFIX) for name in tensors}
-    read = {BACKBONE + n if alone else to_ours(n, IN_MEMORY): tensors[name] for name, n in names.items()}
+    read = {BACKBONE_PREFIX + n if alone else to_ours(n, IN_MEMORY): tensors[name] for name, n in names.items()}
     return {key: float(config[key]) for key in ("r", "lora_alpha")}, {**read, **ours}

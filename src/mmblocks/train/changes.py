@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.errors import ConfigError
-from mmblocks.settings import differing
-from mmblocks.train.stages import Learning, Lora, Sight, Stage
+from mmblocks.settings import find_differing_keys
+from mmblocks.train.stages import EncoderPretraining, Lora, PartSettings, Stage
 
 log = logging.getLogger(__name__)
 
-OPTIMIZER = re.compile(
+CHANGEABLE_KEYS = re.compile(
     r"stages\.\d+\.(warmup|schedule|weight_decay|clip|beta2|precision|train\.\w+\.(rate|weight_decay))"
     r"|sight\.(rate|warmup|weight_decay|clip)"
 )
@@ -27,9 +27,13 @@ def accept_changes(out: Path, before: Mapping[str, Any], now: Mapping[str, Any],
 
     Raises `ConfigError` for settings that are another run's, or of a stage that is finished.
     """
-    before, now = _spelt_out(before), _spelt_out(now)
-    changed = differing(before, now)
-    lines = {key: f"{key}: {_at(before, key)} -> {_at(now, key)}" for key in changed if OPTIMIZER.fullmatch(key)}
+    before, now = _fill_defaults(before), _fill_defaults(now)
+    changed = find_differing_keys(before, now)
+    lines = {
+        key: f"{key}: {_find_value(before, key)} -> {_find_value(now, key)}"
+        for key in changed
+        if CHANGEABLE_KEYS.fullmatch(key)
+    }
     done = [key for key in lines if _is_done(out, key, stage)]
     if other := [key for key in changed if key not in lines or key in done]:
         learned = f" ({', '.join(lines[key] for key in done)} comes too late: that is learned already.)" if done else ""
@@ -48,11 +52,11 @@ def _is_done(out: Path, key: str, stage: int) -> bool:
     return int(key.split(".")[1]) < stage
 
 
-def _spelt_out(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _fill_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe with the defaults of its stages written out, so that writing one is no change."""
     given = dict(recipe)
     if isinstance(given.get("sight"), Mapping):
-        given["sight"] = _defaults(Sight) | {**given["sight"]}
+        given["sight"] = _list_defaults(EncoderPretraining) | {**given["sight"]}
     if isinstance(given.get("stages"), list | tuple):
         given["stages"] = [_stage(stage) if isinstance(stage, Mapping) else stage for stage in given["stages"]]
     return given
@@ -61,15 +65,15 @@ def _spelt_out(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
     train = stage.get("train")
     learns = {part: _learner(part, how) for part, how in train.items()} if isinstance(train, Mapping) else train
-    return _defaults(Stage) | {**stage, "train": learns}
+    return _list_defaults(Stage) | {**stage, "train": learns}
 
 
 def _learner(part: str, given: Any) -> dict[str, Any]:
     how = given if isinstance(given, Mapping) else {"rate": given}
-    return _defaults(Lora if part == "lora" else Learning) | {**how}
+    return _list_defaults(Lora if part == "lora" else PartSettings) | {**how}
 
 
-def _defaults(schema: type) -> dict[str, Any]:
+def _list_defaults(schema: type) -> dict[str, Any]:
     return {f.name: _default(f) for f in fields(schema) if (f.default, f.default_factory) != (MISSING, MISSING)}
 
 
@@ -77,7 +81,7 @@ def _default(field: Field[Any]) -> Any:
     return field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
 
 
-def _at(nest: Any, key: str) -> Any:
+def _find_value(nest: Any, key: str) -> Any:
     """What stands in a nest of plain values under a key with dots."""
     for name in key.split("."):
         nest = nest[int(name)] if isinstance(nest, list) else nest[name]

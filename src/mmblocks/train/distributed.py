@@ -20,9 +20,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
-from mmblocks.train.stopping import StopAsked, Stopping
+from mmblocks.train.stopping import StopRequest, StopRequested
 
-LONGEST = timedelta(days=2)
+RANK0_TIMEOUT = timedelta(days=2)
 """What the first process may take for work of its own, such as measuring millions of records."""
 
 
@@ -37,20 +37,20 @@ class World:
     rank: int
     size: int
     device: torch.device
-    patient: Any = None
-    stopping: Stopping = field(default_factory=Stopping)
+    rank0_group: Any = None
+    stopping: StopRequest = field(default_factory=StopRequest)
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         return self.rank == 0
 
     @property
-    def is_alone(self) -> bool:
+    def is_single_process(self) -> bool:
         return self.size == 1
 
-    def sum(self, *values: float) -> list[float]:
+    def sum_over_processes(self, *values: float) -> list[float]:
         """Each value added over all processes, in float64."""
-        if self.is_alone:
+        if self.is_single_process:
             return list(values)
         numbers = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(numbers)
@@ -58,46 +58,46 @@ class World:
 
     def is_asked_to_stop(self) -> bool:
         """Whether some process was asked to stop; all get the same answer."""
-        return self.sum(float(bool(self.stopping))) != [0.0]
+        return self.sum_over_processes(float(bool(self.stopping))) != [0.0]
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather_values(self, value: Any) -> list[Any]:
         """The plain values of all processes, on all of them."""
-        if self.is_alone:
+        if self.is_single_process:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.patient)
+        dist.all_gather_object(values, value, group=self.rank0_group)
         return values
 
-    def wait(self) -> None:
+    def wait_for_all(self) -> None:
         """Until every process is here."""
-        if not self.is_alone:
+        if not self.is_single_process:
             dist.barrier()
 
-    def from_first(self, make: Callable[[], Any]) -> Any:
+    def run_on_rank0(self, make: Callable[[], Any]) -> Any:
         """What the first process makes (plain values), on all of them; an error there is raised on all."""
-        if self.is_alone:
+        if self.is_single_process:
             return make()
         box: list[Any] = [None, None]
-        if self.is_first:
+        if self.is_rank0:
             try:
                 box[0] = make()
-            except (Exception, StopAsked) as error:
+            except (Exception, StopRequested) as error:
                 box[1] = error
-        dist.broadcast_object_list(box, src=0, group=self.patient)
+        dist.broadcast_object_list(box, src=0, group=self.rank0_group)
         if box[1] is not None:
             raise box[1]
         return box[0]
 
 
 @contextmanager
-def joined(device: str, timeout_s: float, stopping: Stopping | None = None) -> Iterator[World]:
+def join_processes(device: str, timeout_s: float, stopping: StopRequest | None = None) -> Iterator[World]:
     """The world that torchrun has started this process in, or this process alone."""
-    stopping = Stopping() if stopping is None else stopping
+    stopping = StopRequest() if stopping is None else stopping
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     if size == 1:
-        yield World(0, 1, device_named(device), stopping=stopping)
+        yield World(0, 1, choose_device(device), stopping=stopping)
         return
-    own = _own_device(device_named(device), local)
+    own = _own_device(choose_device(device), local)
     if own.type == "cuda":
         torch.cuda.set_device(own)
     backend = (
@@ -105,12 +105,12 @@ def joined(device: str, timeout_s: float, stopping: Stopping | None = None) -> I
     )  # counts and states travel without waiting for a GPU
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
-        yield World(dist.get_rank(), size, own, dist.new_group(backend="gloo", timeout=LONGEST), stopping)
+        yield World(dist.get_rank(), size, own, dist.new_group(backend="gloo", timeout=RANK0_TIMEOUT), stopping)
     finally:
         dist.destroy_process_group()
 
 
-def device_named(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is one, the CPU elsewhere."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -131,18 +131,18 @@ def _own_device(device: torch.device, local_rank: int) -> torch.device:
 # Sharding -----------------------------------------------------------------------------------------------------------
 
 
-def blocks_of(model: OneVision) -> list[nn.Module]:
+def list_blocks(model: OneVision) -> list[nn.Module]:
     """The repeated blocks of encoder and backbone: what is gathered, recomputed and compiled one at a time."""
-    return [*_blocks(model.encoder), *_blocks(model.backbone)]
+    return [*_find_blocks(model.encoder), *_find_blocks(model.backbone)]
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def _find_blocks(module: nn.Module) -> Iterator[nn.Module]:
     """Members of the outermost lists (ModuleList, Sequential) of two or more like modules with weights."""
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.Sequential) and _are_alike(list(child)):
             yield from child
         else:
-            yield from _blocks(child)
+            yield from _find_blocks(child)
 
 
 def _are_alike(modules: list[nn.Module]) -> bool:
@@ -150,23 +150,23 @@ def _are_alike(modules: list[nn.Module]) -> bool:
     return len(modules) > 1 and len(kinds) == 1 and any(True for _ in modules[0].parameters())
 
 
-def shard(model: OneVision, world: World, precision: str) -> None:
+def shard_model(model: OneVision, world: World, precision: str) -> None:
     """Spread the weights over all processes: each holds its share and gathers a block only while it runs."""
-    if world.is_alone:
+    if world.is_single_process:
         return
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     settings: dict[str, Any] = {"mesh": mesh}
     if precision == "bfloat16":
         settings["mp_policy"] = policy
-    for block in blocks_of(model):
+    for block in list_blocks(model):
         fully_shard(block, **settings)
     fully_shard(model, **settings)
-    for entry in ("row_losses", "row_hits"):  # ways into the model beside its forward
+    for entry in ("compute_row_losses", "compute_row_hits"):  # ways into the model beside its forward
         register_fsdp_forward_method(model, entry)
 
 
-def filled_from_first(model: OneVision, whole: OneVision | None, world: World) -> None:
+def load_from_rank0(model: OneVision, whole: OneVision | None, world: World) -> None:
     """Give a sharded model on the meta device the weights and buffers of the whole one that the first process holds."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -181,9 +181,9 @@ def filled_from_first(model: OneVision, whole: OneVision | None, world: World) -
         dist.broadcast(buffer, src=0)
 
 
-def gathered(model: OneVision, world: World) -> dict[str, Tensor]:
+def gather_state_dict(model: OneVision, world: World) -> dict[str, Tensor]:
     """The whole state dict on the CPU of the first process; empty on the others."""
-    if world.is_alone:
+    if world.is_single_process:
         return model.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -191,7 +191,7 @@ def gathered(model: OneVision, world: World) -> dict[str, Tensor]:
     return whole
 
 
-def add_up_gradients(model: nn.Module, now: bool) -> None:
+def set_gradient_sync(model: nn.Module, now: bool) -> None:
     """Whether the next backward adds gradients up over processes, or leaves them where they were computed."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)

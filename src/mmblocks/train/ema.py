@@ -25,28 +25,28 @@ class EMA:
             raise ConfigError(f"ema={decay}; a decay is at least 0 and below 1, such as 0.999.")
         self.decay = decay
         self.updates = 0
-        self._averages = {name: p.detach().clone() for name, p in _learning(model)}
+        self._averages = {name: p.detach().clone() for name, p in _list_trainable(model)}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update_average(self, model: nn.Module) -> None:
         """Take the weights after an optimizer step into the average."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, parameter in _learning(model):
+        for name, parameter in _list_trainable(model):
             self._averages[name].lerp_(parameter.detach(), weight)
 
     @contextmanager
-    def in_place(self, model: nn.Module) -> Iterator[None]:
+    def use_averages(self, model: nn.Module) -> Iterator[None]:
         """The model with the averaged weights, for evaluation or saving; the learning ones come back afterwards."""
-        self._swap(model)
+        self._swap_weights(model)
         try:
             yield
         finally:
-            self._swap(model)
+            self._swap_weights(model)
 
     @torch.no_grad()
-    def _swap(self, model: nn.Module) -> None:
-        for name, parameter in _learning(model):
+    def _swap_weights(self, model: nn.Module) -> None:
+        for name, parameter in _list_trainable(model):
             kept = parameter.detach().clone()
             parameter.copy_(self._averages[name])
             self._averages[name].copy_(kept)
@@ -68,5 +68,5 @@ class EMA:
             average.copy_(state[name])
 
 
-def _learning(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _list_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from mmblocks.data import tinyworld
-from mmblocks.data.media.pixels import render
-from mmblocks.geometry.views import squashed
+from mmblocks.data.media.pixels import render_views
+from mmblocks.geometry.views import make_squashed_view
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import Size
 from mmblocks.train.distributed import World
-from mmblocks.train.finite import Guard
-from mmblocks.train.optim import schedule, set_rate
+from mmblocks.train.finite import FiniteGuard
+from mmblocks.train.optim import compute_lr_factor, scale_learning_rates
 from mmblocks.train.reports.progress import Progress
-from mmblocks.train.stages import Sight
+from mmblocks.train.stages import EncoderPretraining
 
 ADVICE = ": start the run again with another sight.rate, sight.warmup or sight.clip, and this pretraining begins anew"
 
 
-def learn_to_see(model: OneVision, sight: Sight, *, budget: float, seed: int, metrics: Path) -> None:
+def pretrain_encoder(model: OneVision, sight: EncoderPretraining, *, budget: float, seed: int, metrics: Path) -> None:
     """Train the encoder alone. What happens depends on the seed and the encoder's weights only.
 
     Raises `TrainingError` before a loss or gradients that are not finite are learned.
@@ -38,28 +38,30 @@ def learn_to_see(model: OneVision, sight: Sight, *, budget: float, seed: int, me
     learning = [*model.encoder.parameters(), *head.parameters()]
     optimizer = AdamW(learning, lr=sight.rate, weight_decay=sight.weight_decay)
     optimizer.param_groups[0]["base_lr"] = sight.rate
-    guard = Guard("the encoder's pretraining (sight)", lambda step: ADVICE)
+    guard = FiniteGuard("the encoder's pretraining (sight)", lambda step: ADVICE)
     steps = max(1, round(sight.steps * budget))
     with Progress("sight", 0, steps, metrics, log_every=50) as progress:
         for step in range(steps):
-            pixels, labels = _batch(model, range(step * sight.batch_size, (step + 1) * sight.batch_size), seed)
+            pixels, labels = _make_batch(model, range(step * sight.batch_size, (step + 1) * sight.batch_size), seed)
             loss = _loss(_cells(model, head, pixels), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(learning, sight.clip)
-            guard.check(step, loss.detach(), norm, ())
-            set_rate(optimizer, schedule(step, steps, sight.warmup))
+            guard.check_step(step, loss.detach(), norm, ())
+            scale_learning_rates(optimizer, compute_lr_factor(step, steps, sight.warmup))
             optimizer.step()
-            progress.report(step, loss.item(), labels.shape[1])
-    guard.require_weights(steps, learning, World(0, 1, model.device))
+            progress.report_step(step, loss.item(), labels.shape[1])
+    guard.require_finite_weights(steps, learning, World(0, 1, model.device))
     model.encoder.eval()
 
 
-def _batch(model: OneVision, indices: range, seed: int) -> tuple[Tensor, Tensor]:
+def _make_batch(model: OneVision, indices: range, seed: int) -> tuple[Tensor, Tensor]:
     """Pictures squashed to one view, and the (4, cells) numbers of their cells."""
-    made = [tinyworld.labelled_picture(i, seed=seed) for i in indices]
+    made = [tinyworld.make_labelled_image(i, seed=seed) for i in indices]
     views = [
-        render(picture, [squashed(0, Size(picture.height, picture.width), model.encoder.view_px)], (0, 0, 0))
+        render_views(
+            picture, [make_squashed_view(0, Size(picture.height, picture.width), model.encoder.view_px)], (0, 0, 0)
+        )
         for picture, _ in made
     ]
     labels = torch.cat([torch.from_numpy(cells).flatten(1) for _, cells in made], dim=1)
@@ -68,7 +70,7 @@ def _batch(model: OneVision, indices: range, seed: int) -> tuple[Tensor, Tensor]
 
 def _cells(model: OneVision, head: nn.Module, pixels: Tensor) -> Tensor:
     """(views, 3, h, w) to (cells, labels): features averaged over TinyWorld's grid, then named."""
-    features = rearrange(model.encode(pixels), "v h w d -> v d h w")
+    features = rearrange(model.encode_pixels(pixels), "v h w d -> v d h w")
     per_cell = F.adaptive_avg_pool2d(features, tinyworld.GRID)
     return head(rearrange(per_cell, "v d h w -> (v h w) d"))
 

@@ -13,19 +13,19 @@ from typing import Any
 import torch
 
 from mmblocks.errors import TrainingInterrupted, TrainingPreempted
-from mmblocks.lock import locked
+from mmblocks.lock import lock_folder
 from mmblocks.model.checkpoint import load, save
-from mmblocks.model.checks.composition import Examination
+from mmblocks.model.checks.composition import DryBuild
 from mmblocks.model.convert import export_to_transformers
-from mmblocks.storage import damage, disk_faults, replaced_whole, sums_of
+from mmblocks.storage import explain_disk_errors, list_damage, read_checksums, replace_folder
 from mmblocks.train.checks.run import require_run
-from mmblocks.train.distributed import World, joined
-from mmblocks.train.encoder_pretraining import learn_to_see
-from mmblocks.train.stage_model import starting_model
+from mmblocks.train.distributed import World, join_processes
+from mmblocks.train.encoder_pretraining import pretrain_encoder
+from mmblocks.train.stage_model import make_initial_model
 from mmblocks.train.stage_run import StageRun
-from mmblocks.train.stages import FREE, Curriculum, TrainRun, read_checked_run
-from mmblocks.train.state import Place, begin_stage, claim, notes_of, places
-from mmblocks.train.stopping import StopAsked, listening
+from mmblocks.train.stages import CHANGEABLE_ON_RESUME, Curriculum, TrainRun, read_checked_run
+from mmblocks.train.state import ResumePoint, begin_stage, list_resume_points, open_run_folder, read_notes
+from mmblocks.train.stopping import StopRequested, listen_for_signals
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,10 @@ def run(recipe: Mapping[str, Any]) -> Path:
     curriculum = read_checked_run(recipe)
     if curriculum.run.threads:
         torch.set_num_threads(curriculum.run.threads)
-    with listening() as stopping, joined(curriculum.run.device, curriculum.run.timeout_s, stopping) as world:
+    with (
+        listen_for_signals() as stopping,
+        join_processes(curriculum.run.device, curriculum.run.timeout_s, stopping) as world,
+    ):
         return Training(curriculum, world, dict(recipe), composition).run()
 
 
@@ -52,7 +55,7 @@ class Training:
     curriculum: Curriculum
     world: World
     recipe: Mapping[str, Any]
-    composition: Examination
+    composition: DryBuild
 
     @property
     def settings(self) -> TrainRun:
@@ -63,20 +66,20 @@ class Training:
         return Path(self.settings.out)
 
     @property
-    def stages(self) -> range:
+    def stage_numbers(self) -> range:
         """Numbers of the stages to run."""
         names = [stage.name for stage in self.curriculum.stages]
         first = names.index(self.settings.start_at) if self.settings.start_at else 0
         return range(first, names.index(self.settings.stop_after) + 1 if self.settings.stop_after else len(names))
 
-    def folder(self, number: int) -> Path:
+    def find_stage_folder(self, number: int) -> Path:
         """The model after a stage."""
         return self.out / "stages" / f"{number}-{self.curriculum.stages[number].name}"
 
-    def before(self, number: int) -> Path | None:
+    def find_start_folder(self, number: int) -> Path | None:
         """The model that a stage starts from; None where that is not a folder of this run."""
-        if number > self.stages[0]:
-            return self.folder(number - 1)
+        if number > self.stage_numbers[0]:
+            return self.find_stage_folder(number - 1)
         return self.out / "stages" / "sight" if self.curriculum.sight and number == 0 else None
 
     def run(self) -> Path:
@@ -85,74 +88,76 @@ class Training:
         Raises `TrainingInterrupted` on Ctrl-C, `TrainingPreempted` on SIGTERM, SIGUSR1 and SIGHUP, `BusyError` where
         another process trains in the folder, `StorageError` where the disk refuses.
         """
-        with disk_faults(self.out), ExitStack() as held:
-            self.world.from_first(lambda: held.enter_context(locked(self.out)))
+        with explain_disk_errors(self.out), ExitStack() as held:
+            self.world.run_on_rank0(lambda: held.enter_context(lock_folder(self.out)))
             begun: list[StageRun] = []
             try:
-                with self.world.stopping.at_once() if self.world.is_alone else nullcontext():
+                with self.world.stopping.raise_at_once() if self.world.is_single_process else nullcontext():
                     self._run_stages(begun)
-                    return self.world.from_first(self._finish)
-            except StopAsked:
+                    return self.world.run_on_rank0(self._finish_run)
+            except StopRequested:
                 raise TrainingPreempted(
-                    self._interruption(begun, f" by {self.world.stopping.name or 'a signal to another process'}")
+                    self._describe_interruption(
+                        begun, f" by {self.world.stopping.name or 'a signal to another process'}"
+                    )
                 ) from None
             except KeyboardInterrupt:
-                raise TrainingInterrupted(self._interruption(begun)) from None
+                raise TrainingInterrupted(self._describe_interruption(begun)) from None
 
     def _run_stages(self, begun: list[StageRun]) -> None:
         """Run them, each noted in `begun`."""
-        place, before = self.world.from_first(self._claim)
-        for number in self.stages:
+        place, before = self.world.run_on_rank0(self._open_run)
+        for number in self.stage_numbers:
             if number < place.stage:
                 continue
-            ends = {"before": self.before(number), "after": self.folder(number)}
+            ends = {"before": self.find_start_folder(number), "after": self.find_stage_folder(number)}
             stage = StageRun(self.curriculum, number, self.world, self.composition, **ends, steps_before=before)
             begun.append(stage)
-            with self.world.stopping.later():
+            with self.world.stopping.defer_raise():
                 stage.run(place.step if number == place.stage else 0)
-                before += stage.steps
+                before += stage.num_steps
                 begin_stage(self.out, number + 1, self.world, notes={"before": before})
                 if self.world.is_asked_to_stop():
-                    raise StopAsked
+                    raise StopRequested
 
-    def _interruption(self, begun: Sequence[StageRun], by: str = "") -> str:
+    def _describe_interruption(self, begun: Sequence[StageRun], by: str = "") -> str:
         """Where the run was stopped, and from where the next call resumes; said by the first process alone."""
-        if not self.world.is_first:
+        if not self.world.is_rank0:
             return ""
         if not begun:
             return f"stopped{by} before the first step; run the same command again to begin."
         stage = begun[-1]
-        saved = max(places(self.out), default=Place())
+        saved = max(list_resume_points(self.out), default=ResumePoint())
         again = "run the same command again to resume from there."
         if saved.stage > stage.number:
             return f"stopped{by} after stage {stage.stage.name!r}. {self.out} holds its model; {again}"
         step = saved.step if saved.stage == stage.number else 0
         return (
-            f"stopped{by} in stage {stage.stage.name!r} after step {stage.steps_done} of {stage.steps}. {self.out} holds "
+            f"stopped{by} in stage {stage.stage.name!r} after step {stage.steps_done} of {stage.num_steps}. {self.out} holds "
             f"the state after step {step}; {again}"
         )
 
-    def _claim(self) -> tuple[Place, int]:
+    def _open_run(self) -> tuple[ResumePoint, int]:
         """Where to begin, and how many steps the stages before it took."""
-        place = claim(self.out, _identity(self.recipe), resume=self.settings.resume)
-        if place != Place():
+        place = open_run_folder(self.out, _identity(self.recipe), resume=self.settings.resume)
+        if place != ResumePoint():
             log.info("going on in %s at stage %d, step %d", self.out, place.stage, place.step)
-        start = self.before(self.stages[0])
+        start = self.find_start_folder(self.stage_numbers[0])
         if start is not None and not start.is_dir():
             self._learn_to_see(start)
-        return place, notes_of(self.out, place).get("before", 0)
+        return place, read_notes(self.out, place).get("before", 0)
 
     def _learn_to_see(self, folder: Path) -> None:
         settings, sight = self.settings, self.curriculum.sight
         assert sight is not None
-        model = starting_model(settings).to(self.world.device)
-        learn_to_see(model, sight, budget=settings.budget, seed=settings.seed, metrics=self.out / "metrics.jsonl")
+        model = make_initial_model(settings).to(self.world.device)
+        pretrain_encoder(model, sight, budget=settings.budget, seed=settings.seed, metrics=self.out / "metrics.jsonl")
         save(model, folder)
 
-    def _finish(self) -> Path:
-        last, model = self.folder(self.stages[-1]), self.out / "model"
-        if sums_of(model) != sums_of(last) or damage(model):
-            with replaced_whole(model) as fresh:
+    def _finish_run(self) -> Path:
+        last, model = self.find_stage_folder(self.stage_numbers[-1]), self.out / "model"
+        if read_checksums(model) != read_checksums(last) or list_damage(model):
+            with replace_folder(model) as fresh:
                 shutil.copytree(last, fresh, dirs_exist_ok=True)
         if self.settings.export is not None:
             export_to_transformers(load(self.out / "model"), self.out / self.settings.export)
@@ -161,4 +166,4 @@ class Training:
 
 def _identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must share to be the same run."""
-    return {k: v for k, v in recipe.items() if k not in FREE}
+    return {k: v for k, v in recipe.items() if k not in CHANGEABLE_ON_RESUME}

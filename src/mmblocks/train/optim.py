@@ -10,26 +10,26 @@ from torch import nn
 from torch.optim import AdamW
 
 from mmblocks.model.onevision import OneVision
-from mmblocks.model.trainable import LORA, learnable
-from mmblocks.train.stages import Learning, Lora, Stage
+from mmblocks.model.trainable import LORA, list_trainable_parameters
+from mmblocks.train.stages import Lora, PartSettings, Stage
 
 
-def optimizer_for(model: OneVision, stage: Stage) -> AdamW:
+def make_optimizer(model: OneVision, stage: Stage) -> AdamW:
     """AdamW over the stage's parts, each with its own rate (`base_lr` in its groups) and decay."""
     groups = [
         group
-        for name, learning in learners(stage).items()
-        for group in _groups(learnable(model, name), name, learning.rate, _decay(learning, stage))
+        for name, learning in find_trained_parts(stage).items()
+        for group in _groups(list_trainable_parameters(model, name), name, learning.rate, _decay(learning, stage))
     ]
     return AdamW(groups, betas=(0.9, stage.beta2))
 
 
-def learners(stage: Stage) -> dict[str, Learning | Lora]:
+def find_trained_parts(stage: Stage) -> dict[str, PartSettings | Lora]:
     """What a stage trains, and how fast: parts of the model and, last, the adapters."""
-    return {**stage.learning, **({} if stage.lora is None else {LORA: stage.lora})}
+    return {**stage.part_settings, **({} if stage.lora is None else {LORA: stage.lora})}
 
 
-def _decay(learning: Learning | Lora, stage: Stage) -> float:
+def _decay(learning: PartSettings | Lora, stage: Stage) -> float:
     return stage.weight_decay if learning.weight_decay is None else learning.weight_decay
 
 
@@ -43,13 +43,15 @@ def _groups(parameters: list[nn.Parameter], name: str, rate: float, decay: float
             yield {"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": weight_decay, "part": name}
 
 
-def set_rate(optimizer: AdamW, factor: float) -> None:
+def scale_learning_rates(optimizer: AdamW, factor: float) -> None:
     """Set every group's rate to its base times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
-def schedule(step: int, steps: int, warmup: float, shape: Literal["cosine", "linear", "constant"] = "cosine") -> float:
+def compute_lr_factor(
+    step: int, steps: int, warmup: float, shape: Literal["cosine", "linear", "constant"] = "cosine"
+) -> float:
     """Factor on the learning rate at a step: linear from 0 over the warm-up share, then to 0 along a cosine or a line."""
     rising = max(1, round(steps * warmup))
     if step < rising:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mmblocks.data.fingerprints import UNREADABLE, Fingerprints, fingerprints
-from mmblocks.data.mixing.broken import Broken, Policy
-from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, distinct
-from mmblocks.data.planning.cost import Cost
-from mmblocks.data.planning.grouping import grouped_order
-from mmblocks.data.planning.lengths_cache import Known, LengthsCache
-from mmblocks.data.planning.measure import Measured, Sizes, measure
+from mmblocks.data.fingerprints import UNREADABLE, Fingerprints, fingerprint_draws
+from mmblocks.data.mixing.broken import Policy, SkippedRecord
+from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, list_distinct_draws
+from mmblocks.data.planning.cost import SampleCost
+from mmblocks.data.planning.grouping import make_grouped_order
+from mmblocks.data.planning.lengths_cache import LengthsCache, RecordLengths
+from mmblocks.data.planning.measure import Measurement, SampleSizes, measure_draws
 from mmblocks.data.planning.steps import StepPlan, plan_by_count, plan_by_tokens
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
@@ -36,7 +36,7 @@ class StageData:
     mixture: Mixture
     draws: Draws
     plan: StepPlan
-    broken: tuple[Broken, ...] = ()
+    broken: tuple[SkippedRecord, ...] = ()
     records: Fingerprints | None = None
 
     @property
@@ -46,15 +46,15 @@ class StageData:
         return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
 
 
-def ordered(mixture: Mixture, draws: Draws, stage: Stage, seed: Sequence[int], policy: Policy = "raise") -> Draws:
+def order_draws(mixture: Mixture, draws: Draws, stage: Stage, seed: Sequence[int], policy: Policy = "raise") -> Draws:
     """Draws in the order in which a stage learns them: samples of like length beside each other where it asks for it."""
     if stage.order == "mixed":
         return draws
     assert stage.batch_size is not None  # `check_stage` asks for it
-    return draws.take(grouped_order(mixture, draws, stage.order, stage.batch_size, seed, policy))
+    return draws.select_rows(make_grouped_order(mixture, draws, stage.order, stage.batch_size, seed, policy))
 
 
-def steps_over(sizes: Sizes, stage: Stage, seed: Sequence[int], cost: Cost | None) -> StepPlan:
+def plan_steps(sizes: SampleSizes, stage: Stage, seed: Sequence[int], cost: SampleCost | None) -> StepPlan:
     """A stage's steps over samples of these sizes."""
     if stage.step_tokens is not None and stage.pack_tokens is not None:
         return plan_by_tokens(sizes, stage.step_tokens, stage.pack_tokens, stage.pack_views, seed=seed, cost=cost)
@@ -65,36 +65,36 @@ def steps_over(sizes: Sizes, stage: Stage, seed: Sequence[int], cost: Cost | Non
 
 
 @dataclass(frozen=True, slots=True)
-class Planner:
+class StagePlanner:
     """Makes the data of a curriculum's stage `number`. before: its records' fingerprints from an earlier start."""
 
     stage: Stage
     number: int
     settings: TrainRun
     processor: Processor
-    cost: Cost | None = None
+    cost: SampleCost | None = None
     before: Fingerprints | None = None
 
-    def data(self) -> StageData:
+    def make_data(self) -> StageData:
         """Draws and steps of the stage, every record looked at; lengths are measured, from headers alone, where packs have
         caps.
         """
-        return self._data({}, look=True)
+        return self._plan_data({}, look=True)
 
-    def same_data(self) -> StageData:
+    def make_same_data(self) -> StageData:
         """The same where another process has just looked at the records: its lengths are taken."""
-        return self._data(self._cache().read(), look=False)
+        return self._plan_data(self._open_lengths_cache().read(), look=False)
 
-    def _data(self, settled: Mapping[Draw, Known], *, look: bool) -> StageData:
-        mixture = Mixture.of(self.stage.data)
+    def _plan_data(self, settled: Mapping[Draw, RecordLengths], *, look: bool) -> StageData:
+        mixture = Mixture.from_entries(self.stage.data)
         if self.stage.step_tokens is not None and self.stage.steps is not None:
-            return self._until_enough(mixture, self.steps, settled)
-        draws = ordered(mixture, self._draws(mixture), self.stage, self.seed, self.settings.broken)
+            return self._draw_until_enough(mixture, self.num_steps, settled)
+        draws = order_draws(mixture, self._draws(mixture), self.stage, self.seed, self.settings.broken)
         if self.stage.pack_tokens is not None or self.stage.pack_views is not None:
             return self._packed(mixture, draws, settled)
         title = f"looking at {self.stage.name}"
         found = (
-            fingerprints(mixture, draws, before=self.before, workers=self.settings.workers, title=title)
+            fingerprint_draws(mixture, draws, before=self.before, workers=self.settings.workers, title=title)
             if look
             else None
         )
@@ -105,7 +105,7 @@ class Planner:
         return self.settings.seed, self.number
 
     @property
-    def steps(self) -> int:
+    def num_steps(self) -> int:
         """Steps of a stage that counts them."""
         return max(1, round((self.stage.steps or 1) * self.settings.budget))
 
@@ -116,32 +116,32 @@ class Planner:
 
     def _draws(self, mixture: Mixture) -> Draws:
         if self.stage.epochs is not None:
-            return mixture.epochs(self.stage.epochs * self.settings.budget, self.seed)
-        return mixture.drawn(self.steps * self.batch_size, self.seed)
+            return mixture.draw_epochs(self.stage.epochs * self.settings.budget, self.seed)
+        return mixture.draw_by_weight(self.num_steps * self.batch_size, self.seed)
 
-    def _packed(self, mixture: Mixture, draws: Draws, settled: Mapping[Draw, Known]) -> StageData:
-        found = self._measured(mixture, draws, settled)
-        plan = steps_over(found.sizes.take(found.readable), self.stage, self.seed, self.cost)
-        return self._of_measured(mixture, draws, plan, found)
+    def _packed(self, mixture: Mixture, draws: Draws, settled: Mapping[Draw, RecordLengths]) -> StageData:
+        found = self._measure_lengths(mixture, draws, settled)
+        plan = plan_steps(found.sizes.select_rows(found.readable), self.stage, self.seed, self.cost)
+        return self._make_stage_data(mixture, draws, plan, found)
 
-    def _until_enough(self, mixture: Mixture, steps: int, settled: Mapping[Draw, Known]) -> StageData:
+    def _draw_until_enough(self, mixture: Mixture, steps: int, settled: Mapping[Draw, RecordLengths]) -> StageData:
         """Draw until the packs fill the steps: twice as many as long as they do not."""
         assert self.stage.step_tokens is not None
         size = max(64, steps)
         while True:
-            draws = mixture.drawn(size, self.seed)
-            found = self._measured(mixture, draws, settled)
-            sizes, settled = found.sizes.take(found.readable), found.known
+            draws = mixture.draw_by_weight(size, self.seed)
+            found = self._measure_lengths(mixture, draws, settled)
+            sizes, settled = found.sizes.select_rows(found.readable), found.known
             if not len(sizes):
                 raise DataError(f"stage {self.stage.name!r}: none of {size} records that were drawn can be read.")
             if int(sizes.tokens.sum()) >= steps * self.stage.step_tokens:
-                plan = steps_over(sizes, self.stage, self.seed, self.cost)
+                plan = plan_steps(sizes, self.stage, self.seed, self.cost)
                 if len(plan) > steps:  # the last step may be incomplete
-                    return self._of_measured(mixture, draws, plan.first(steps), found)
+                    return self._make_stage_data(mixture, draws, plan.keep_first_steps(steps), found)
             size *= 2
 
-    def _measured(self, mixture: Mixture, draws: Draws, settled: Mapping[Draw, Known]) -> Measured:
-        return measure(
+    def _measure_lengths(self, mixture: Mixture, draws: Draws, settled: Mapping[Draw, RecordLengths]) -> Measurement:
+        return measure_draws(
             mixture,
             draws,
             self.processor,
@@ -149,20 +149,25 @@ class Planner:
             policy=self.settings.broken,
             workers=self.settings.workers,
             title=f"measuring {self.stage.name}",
-            cache=self._cache(),
+            cache=self._open_lengths_cache(),
             settled=settled,
         )
 
-    def _cache(self) -> LengthsCache:
+    def _open_lengths_cache(self) -> LengthsCache:
         settings = self.settings
         folder = Path(settings.out) / "lengths"
-        return LengthsCache.of(folder, list(self.stage.data), settings.model, self.processor, self.stage.targets)
+        return LengthsCache.from_settings(
+            folder, list(self.stage.data), settings.model, self.processor, self.stage.targets
+        )
 
-    def _of_measured(self, mixture: Mixture, draws: Draws, plan: StepPlan, found: Measured) -> StageData:
+    def _make_stage_data(self, mixture: Mixture, draws: Draws, plan: StepPlan, found: Measurement) -> StageData:
         """The data of steps that were planned over what of these draws can be read."""
         broken = tuple(
-            Broken(fault.origin, fault.reason, mixture.names[draws[fault.number].source]) for fault in found.broken
+            SkippedRecord(fault.origin, fault.reason, mixture.names[draws[fault.number].source])
+            for fault in found.broken
         )
-        drawn = distinct(draws)
+        drawn = list_distinct_draws(draws)
         seen = {draw: found.known[draw].fingerprint if draw in found.known else UNREADABLE for draw in drawn}
-        return StageData(mixture, draws.take(found.readable), plan, broken, Fingerprints.of(mixture, seen))
+        return StageData(
+            mixture, draws.select_rows(found.readable), plan, broken, Fingerprints.from_draws(mixture, seen)
+        )

@@ -11,20 +11,20 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from mmblocks.conversation import Conversation, Item, Pair
+from mmblocks.conversation import Conversation, Item, PreferencePair
 from mmblocks.data.fingerprints import Fingerprints
-from mmblocks.data.media.files import name_of
+from mmblocks.data.media.files import describe_source
 from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.errors import DataError
-from mmblocks.storage import replaced_file
+from mmblocks.storage import replace_file
 from mmblocks.train.plan import StageData
-from mmblocks.train.reports.evaluation import held_out_fingerprints
+from mmblocks.train.reports.evaluation import fingerprint_held_out
 from mmblocks.train.stages import Evaluation
 from mmblocks.train.state import STATE
 
 log = logging.getLogger(__name__)
 
-_NAMED = 3
+_MAX_NAMED = 3
 """Pictures of a record that a message names."""
 
 
@@ -35,14 +35,14 @@ class RecordsFile(NamedTuple):
     stage: int
     what: str = "records"
 
-    def keep(self, records: Fingerprints) -> str:
+    def write(self, records: Fingerprints) -> str:
         """Write fingerprints, whole or not at all; returns the digest that names them. Those of stages before are removed."""
         folder = self.out / STATE
-        path = self._path(records.digest)
+        path = self._to_path(records.digest)
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             columns: Any = {one.name: np.asarray(getattr(records, one.name)) for one in fields(records)}
-            with replaced_file(path) as file:
+            with replace_file(path) as file:
                 np.savez(file, **columns)
         for stage in range(self.stage):
             for old in folder.glob(f"{self.what}-{stage}-*"):
@@ -51,18 +51,18 @@ class RecordsFile(NamedTuple):
 
     def read(self, digest: str) -> Fingerprints | None:
         """The fingerprints of that digest; None where they are gone or not whole."""
-        found = self._read(self._path(digest))
+        found = self._read_path(self._to_path(digest))
         return found if found is not None and found.digest == digest else None
 
-    def latest(self) -> Fingerprints | None:
+    def read_latest(self) -> Fingerprints | None:
         """What was kept last, whatever it is: files that still look as they did then need not be read again."""
         kept = sorted((self.out / STATE).glob(f"{self.what}-{self.stage}-*.npz"), key=lambda path: path.stat().st_mtime)
-        return self._read(kept[-1]) if kept else None
+        return self._read_path(kept[-1]) if kept else None
 
-    def _path(self, digest: str) -> Path:
+    def _to_path(self, digest: str) -> Path:
         return self.out / STATE / f"{self.what}-{self.stage}-{digest}.npz"
 
-    def _read(self, path: Path) -> Fingerprints | None:
+    def _read_path(self, path: Path) -> Fingerprints | None:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 sizes, *columns = (kept[one.name] for one in fields(Fingerprints))
@@ -72,7 +72,7 @@ class RecordsFile(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class SameData:
+class DataComparison:
     """The comparison of stage `number`'s data with those that it stopped on. Each call returns what to note beside states."""
 
     out: Path
@@ -80,28 +80,30 @@ class SameData:
     name: str
     accepts_changes: bool
 
-    def of_stage(self, data: StageData, notes: Mapping[str, Any]) -> dict[str, str]:
+    def check_stage_data(self, data: StageData, notes: Mapping[str, Any]) -> dict[str, str]:
         """Raises `DataError` with the first difference, or warns of it where changes are accepted."""
         assert data.records is not None, "the first process has looked at the records"
         file, digest = RecordsFile(self.out, self.number), data.records.digest
         if notes and (notes["data"], notes.get("records", digest)) != (data.digest, digest):
             self._tell(self._difference(file.read(notes.get("records", "")), data), notes["step"])
-        return {"data": data.digest, "records": file.keep(data.records)}
+        return {"data": data.digest, "records": file.write(data.records)}
 
-    def of_held_out(self, evaluate: Evaluation | None, seed: int, notes: Mapping[str, Any]) -> dict[str, str]:
+    def check_held_out(self, evaluate: Evaluation | None, seed: int, notes: Mapping[str, Any]) -> dict[str, str]:
         """Warns where what is measured has changed: losses before and after are not to be compared."""
         if evaluate is None or not evaluate.data:
             return {}
         file = RecordsFile(self.out, self.number, "held_out")
-        mixture, now = held_out_fingerprints(evaluate, seed, file.latest())
+        mixture, now = fingerprint_held_out(evaluate, seed, file.read_latest())
         then = None if (digest := notes.get("held_out", now.digest)) == now.digest else file.read(digest)
         if digest != now.digest:
-            what = "records have changed" if then is None else first_difference(then, now, mixture)
+            what = "records have changed" if then is None else find_first_difference(then, now, mixture)
             log.warning("evaluate.data is not as it was: %s. Losses before and after are not to be compared.", what)
-        return {"held_out": file.keep(now)}
+        return {"held_out": file.write(now)}
 
     def _difference(self, then: Fingerprints | None, data: StageData) -> str:
-        known = None if then is None or data.records is None else first_difference(then, data.records, data.mixture)
+        known = (
+            None if then is None or data.records is None else find_first_difference(then, data.records, data.mixture)
+        )
         return known or "its records are drawn or packed in another way"
 
     def _tell(self, difference: str, step: int) -> None:
@@ -115,7 +117,7 @@ class SameData:
         )
 
 
-def first_difference(then: Fingerprints, now: Fingerprints, mixture: Mixture) -> str | None:
+def find_first_difference(then: Fingerprints, now: Fingerprints, mixture: Mixture) -> str | None:
     """What of the data of `now`, those of `mixture`, is not as it was: how many records there are, and the first record of
     both, in the order of the files, that says or shows something else. None where nothing tells them apart.
     """
@@ -126,21 +128,21 @@ def first_difference(then: Fingerprints, now: Fingerprints, mixture: Mixture) ->
     ]
     if len(then.sizes) != len(now.sizes):
         said.insert(0, f"the data were {len(then.sizes)} files or sources then and are {len(now.sizes)} now")
-    old, new = then.by_draw(), now.by_draw()
+    old, new = then.map_by_draw(), now.map_by_draw()
     both = [draw for draw in new if draw in old]
-    changed = [draw for draw in both if not new[draw].says_the_same_as(old[draw])]
+    changed = [draw for draw in both if not new[draw].has_same_content(old[draw])]
     if changed:
         first = changed[0]
         more = f" ({len(changed)} of the {len(both)} records that are drawn differ)" if len(changed) > 1 else ""
-        said.append(f"{_record(first, then, now, mixture)}{more}")
+        said.append(f"{_describe_change(first, then, now, mixture)}{more}")
     if not said and old.keys() != new.keys():
         said.append("other records are drawn")
     return "; ".join(said) or None
 
 
-def _record(draw: Draw, then: Fingerprints, now: Fingerprints, mixture: Mixture) -> str:
+def _describe_change(draw: Draw, then: Fingerprints, now: Fingerprints, mixture: Mixture) -> str:
     """How a record differs."""
-    before, after = then.by_draw()[draw], now.by_draw()[draw]
+    before, after = then.map_by_draw()[draw], now.map_by_draw()[draw]
     try:
         item: Item = mixture[draw]
     except DataError as fault:
@@ -152,7 +154,7 @@ def _record(draw: Draw, then: Fingerprints, now: Fingerprints, mixture: Mixture)
     if before.text == after.text:
         return f"{item.origin} shows another picture or clip under the same name: {_names(item)}"
     if (place := _moved_from(draw, then, now)) is not None:
-        return f"the records stand in another order: {item.origin} says what {mixture.origin(Draw(draw.source, place))} said"
+        return f"the records stand in another order: {item.origin} says what {mixture.describe_origin(Draw(draw.source, place))} said"
     return f"{item.origin} says something else: its text was edited"
 
 
@@ -168,7 +170,7 @@ def _moved_from(draw: Draw, then: Fingerprints, now: Fingerprints) -> int | None
 
 
 def _names(item: Item) -> str:
-    shown: Conversation = item.chosen if isinstance(item, Pair) else item
-    names = [name_of(visual.source, visual.kind) for visual in shown.visuals]
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{', '.join(names[:_NAMED])}{more}"
+    shown: Conversation = item.chosen if isinstance(item, PreferencePair) else item
+    names = [describe_source(visual.source, visual.kind) for visual in shown.visuals]
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return f"{', '.join(names[:_MAX_NAMED])}{more}"

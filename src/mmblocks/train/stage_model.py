@@ -10,42 +10,42 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mmblocks.data.sample.processor import Processor
-from mmblocks.data.video.guarded import ClipReader
-from mmblocks.model.build import build_checked, wire, wire_template, wire_tokenizers
-from mmblocks.model.checkpoint import at_home, load, read_spec, write_into
+from mmblocks.data.video.guarded import VideoReader
+from mmblocks.model.build import build_checked, build_from_spec, build_router, build_template
+from mmblocks.model.checkpoint import load, localise_spec, read_spec, write_into
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
-from mmblocks.model.swapping.recompose import recomposed
-from mmblocks.storage import replaced_whole
-from mmblocks.train.adapters.lora import merged, prepare, save_adapter
-from mmblocks.train.distributed import World, blocks_of, filled_from_first, gathered, shard
+from mmblocks.model.swapping.recompose import recompose_model
+from mmblocks.storage import replace_folder
+from mmblocks.train.adapters.lora import merge_temporarily, prepare_trainable, save_adapter
+from mmblocks.train.distributed import World, gather_state_dict, list_blocks, load_from_rank0, shard_model
 from mmblocks.train.stages import Stage, TrainRun
 
 
-def starting_model(settings: TrainRun) -> OneVision:
+def make_initial_model(settings: TrainRun) -> OneVision:
     """The model that a run starts from, on the CPU. The run has checked its settings."""
     if settings.weights in ("random", "pretrained"):
-        return build_checked(ModelSpec.of(settings.model), weights=settings.weights, seed=settings.seed)
-    return recomposed(load(settings.weights), ModelSpec.of(settings.model))
+        return build_checked(ModelSpec.from_dict(settings.model), weights=settings.weights, seed=settings.seed)
+    return recompose_model(load(settings.weights), ModelSpec.from_dict(settings.model))
 
 
-def stage_model(settings: TrainRun, stage: Stage, before: Path | None, world: World) -> OneVision:
+def make_stage_model(settings: TrainRun, stage: Stage, before: Path | None, world: World) -> OneVision:
     """The model that a stage trains; `before` is the folder of the model it starts from, None for the run's start.
 
     With many processes the first one reads it and each keeps its share.
     """
-    if world.is_alone:
-        return whole_model(settings, stage, before).to(world.device)
-    whole = whole_model(settings, stage, before) if world.is_first else None
-    model = arranged(_without_weights(settings, before), stage, settings)
-    shard(model, world, stage.precision)
-    filled_from_first(model, whole, world)
+    if world.is_single_process:
+        return make_whole_model(settings, stage, before).to(world.device)
+    whole = make_whole_model(settings, stage, before) if world.is_rank0 else None
+    model = prepare_for_stage(_wire_without_weights(settings, before), stage, settings)
+    shard_model(model, world, stage.precision)
+    load_from_rank0(model, whole, world)
     return model
 
 
-def whole_model(settings: TrainRun, stage: Stage, before: Path | None) -> OneVision:
+def make_whole_model(settings: TrainRun, stage: Stage, before: Path | None) -> OneVision:
     """The same in this process alone, on the CPU."""
-    return arranged(starting_model(settings) if before is None else load(before), stage, settings)
+    return prepare_for_stage(make_initial_model(settings) if before is None else load(before), stage, settings)
 
 
 def save_stage(
@@ -56,43 +56,43 @@ def save_stage(
     The adapters, and what learned beside them, are in `adapter/`, in PEFT's layout for the export of the model that the stage
     started from.
     """
-    tensors = gathered(model, world)
-    if not world.is_first:
+    tensors = gather_state_dict(model, world)
+    if not world.is_rank0:
         return
-    if not world.is_alone:
+    if not world.is_single_process:
         coded = stage.lora is not None and stage.lora.bits is not None  # codes are no part of a state dict
         model = (
-            whole_model(settings, stage, before)
+            make_whole_model(settings, stage, before)
             if coded
-            else arranged(_without_weights(settings, before), stage, settings)
+            else prepare_for_stage(_wire_without_weights(settings, before), stage, settings)
         )
         model.load_state_dict(tensors, assign=True)
         model.backbone.lm.tie_weights()  # assigning gave tied embeddings a tensor each
-    with replaced_whole(folder) as fresh:
-        with merged(model):
+    with replace_folder(folder) as fresh:
+        with merge_temporarily(model):
             write_into(model, fresh)
         if stage.lora is not None:
             save_adapter(model, fresh / "adapter")
 
 
-def arranged(model: OneVision, stage: Stage, settings: TrainRun) -> OneVision:
+def prepare_for_stage(model: OneVision, stage: Stage, settings: TrainRun) -> OneVision:
     """A loaded model as its stage has it: visual tokenizers, adapters, what learns, how blocks run."""
     if stage.tokenizer:
         spec = replace(model.spec, tokenizer={**model.spec.tokenizer, **stage.tokenizer})
-        model.router = wire_tokenizers(spec, model.encoder, model.projector)
-    prepare(model, stage, seed=settings.seed)
-    for block in blocks_of(model) if settings.recompute else []:
+        model.router = build_router(spec, model.encoder, model.projector)
+    prepare_trainable(model, stage, seed=settings.seed)
+    for block in list_blocks(model) if settings.recompute else []:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    for block in blocks_of(model) if settings.compile else []:
+    for block in list_blocks(model) if settings.compile else []:
         block.compile()
     return model
 
 
-def stage_processor(model: OneVision, stage: Stage, settings: TrainRun) -> Processor:
+def make_stage_processor(model: OneVision, stage: Stage, settings: TrainRun) -> Processor:
     """The data side of a stage, with the chat template, limits and clip reader of its own."""
-    template = wire_template(stage.template, model.backbone) if stage.template else None
-    clips = ClipReader(settings.video_deadline_s, quarantine=Path(settings.out) / "quarantine.jsonl")
-    processor = Processor.of(
+    template = build_template(stage.template, model.backbone) if stage.template else None
+    clips = VideoReader(settings.video_deadline_s, quarantine=Path(settings.out) / "quarantine.jsonl")
+    processor = Processor.from_model(
         model,
         template=template,
         max_tokens=stage.max_tokens,
@@ -103,11 +103,11 @@ def stage_processor(model: OneVision, stage: Stage, settings: TrainRun) -> Proce
     return replace(processor, clips=clips)
 
 
-def _without_weights(settings: TrainRun, before: Path | None) -> OneVision:
+def _wire_without_weights(settings: TrainRun, before: Path | None) -> OneVision:
     folder = before or (None if settings.weights in ("random", "pretrained") else Path(settings.weights))
     with torch.device("meta"):
         if folder is None:
-            return wire(ModelSpec.of(settings.model))
-        model = wire(at_home(read_spec(folder), folder))
+            return build_from_spec(ModelSpec.from_dict(settings.model))
+        model = build_from_spec(localise_spec(read_spec(folder), folder))
     model.spec = read_spec(folder)
-    return model if before is not None else recomposed(model, ModelSpec.of(settings.model))
+    return model if before is not None else recompose_model(model, ModelSpec.from_dict(settings.model))

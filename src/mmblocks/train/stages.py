@@ -9,14 +9,14 @@ from typing import Any, Literal
 from mmblocks.errors import ConfigError
 from mmblocks.model.spec import PARTS
 from mmblocks.registry import Spec
-from mmblocks.settings import accepts, did_you_mean, faults_in, read
+from mmblocks.settings import format_suggestion, is_of_type, list_faults, read_settings
 
-LEARNERS = (*PARTS, "lora")
+TRAINABLE_PARTS = (*PARTS, "lora")
 """What a stage can train: the parts of a model, and low-rank adapters on its backbone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Learning:
+class PartSettings:
     """How fast a part learns: its AdamW rate, and a weight decay where it is not the stage's."""
 
     rate: float
@@ -89,7 +89,7 @@ class Stage:
     objective: Spec = "answers"
 
     @property
-    def learning(self) -> dict[str, Learning]:
+    def part_settings(self) -> dict[str, PartSettings]:
         """Rate and decay of every part that learns, lora apart."""
         return {part: _learning(given) for part, given in self.train.items() if part != "lora"}
 
@@ -102,12 +102,12 @@ class Stage:
         return Lora(**given) if isinstance(given, Mapping) else Lora(given)
 
 
-def _learning(given: Any) -> Learning:
-    return Learning(**given) if isinstance(given, Mapping) else Learning(given)
+def _learning(given: Any) -> PartSettings:
+    return PartSettings(**given) if isinstance(given, Mapping) else PartSettings(given)
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class EncoderPretraining:
     """Pretraining of an encoder without a checkpoint on TinyWorld (see `mmblocks.train.encoder_pretraining`): how long, how fast."""
 
     steps: int
@@ -190,7 +190,7 @@ class TrainRun:
     resume_changed_data: bool = False
 
 
-FREE = frozenset(
+CHANGEABLE_ON_RESUME = frozenset(
     {
         "accumulate",
         "cache_features",
@@ -221,45 +221,45 @@ class Curriculum:
 
     run: TrainRun
     stages: tuple[Stage, ...]
-    sight: Sight | None = None
+    sight: EncoderPretraining | None = None
     evaluate: Evaluation | None = None
 
 
 def read_run(raw: Mapping[str, Any]) -> Curriculum:
     """A composed recipe as a curriculum. Raises `ConfigError` that lists every fault with its key."""
-    if faults := run_faults(raw):
+    if faults := find_run_faults(raw):
         raise ConfigError("\n".join(faults))
     return read_checked_run(raw)
 
 
 def read_checked_run(raw: Mapping[str, Any]) -> Curriculum:
     """As `read_run`, for a recipe that `run_faults` finds nothing in."""
-    run = read(TrainRun, raw, "run")
-    sight = None if run.sight is None else read(Sight, run.sight, "sight")
-    evaluate = None if run.evaluate is None else read(Evaluation, run.evaluate, "evaluate")
-    stages = tuple(read(Stage, s, f"stages.{i}") for i, s in enumerate(run.stages))
+    run = read_settings(TrainRun, raw, "run")
+    sight = None if run.sight is None else read_settings(EncoderPretraining, run.sight, "sight")
+    evaluate = None if run.evaluate is None else read_settings(Evaluation, run.evaluate, "evaluate")
+    stages = tuple(read_settings(Stage, s, f"stages.{i}") for i, s in enumerate(run.stages))
     return Curriculum(run, stages, sight, evaluate)
 
 
-def run_faults(raw: Mapping[str, Any]) -> list[str]:
+def find_run_faults(raw: Mapping[str, Any]) -> list[str]:
     """Every fault of a run's plain values apart from its model, each naming the config key."""
-    faults = faults_in(TrainRun, raw, "run")
-    for name, schema in (("sight", Sight), ("evaluate", Evaluation)):
+    faults = list_faults(TrainRun, raw, "run")
+    for name, schema in (("sight", EncoderPretraining), ("evaluate", Evaluation)):
         if isinstance(raw.get(name), Mapping):
-            faults += faults_in(schema, raw[name], name)
+            faults += list_faults(schema, raw[name], name)
     stages = raw.get("stages", [])
     if not isinstance(stages, Sequence) or not stages:
         return [*faults, "stages: at least one stage is needed."]
     for i, stage in enumerate(stages):
         where = f"stages.{i}"
         faults += (
-            faults_in(Stage, stage, where) if isinstance(stage, Mapping) else [f"{where}: {stage!r} is not a stage."]
+            list_faults(Stage, stage, where) if isinstance(stage, Mapping) else [f"{where}: {stage!r} is not a stage."]
         )
-        faults += _stage_faults(stage, where) if isinstance(stage, Mapping) else []
+        faults += _find_stage_value_faults(stage, where) if isinstance(stage, Mapping) else []
     return faults
 
 
-def reason_against_kept_features(train: Mapping[str, Any]) -> str | None:
+def find_feature_cache_conflict(train: Mapping[str, Any]) -> str | None:
     """Why a stage that trains these parts cannot use features kept on disk (`train.features`); None when it can."""
     if "encoder" not in train:
         return None
@@ -269,8 +269,8 @@ def reason_against_kept_features(train: Mapping[str, Any]) -> str | None:
     )
 
 
-def _stage_faults(stage: Mapping[str, Any], where: str) -> list[str]:
-    faults = _train_faults(stage.get("train"), f"{where}.train") + _length_faults(stage, where)
+def _find_stage_value_faults(stage: Mapping[str, Any], where: str) -> list[str]:
+    faults = _find_train_faults(stage.get("train"), f"{where}.train") + _length_faults(stage, where)
     faults += [
         f"{where}.{name}={stage[name]!r} must be at least 1."
         for name in ("steps", "batch_size", "step_tokens", "pack_tokens", "pack_views", "max_tokens")
@@ -281,18 +281,22 @@ def _stage_faults(stage: Mapping[str, Any], where: str) -> list[str]:
     return faults
 
 
-def _train_faults(train: Any, where: str) -> list[str]:
+def _find_train_faults(train: Any, where: str) -> list[str]:
     if not isinstance(train, Mapping):
         return []
     if not train:
-        return [f"{where}: nothing is trained; name at least one of {', '.join(LEARNERS)}."]
-    faults = [f"{where}.{part}: no such part.{did_you_mean(part, LEARNERS)}" for part in train if part not in LEARNERS]
+        return [f"{where}: nothing is trained; name at least one of {', '.join(TRAINABLE_PARTS)}."]
+    faults = [
+        f"{where}.{part}: no such part.{format_suggestion(part, TRAINABLE_PARTS)}"
+        for part in train
+        if part not in TRAINABLE_PARTS
+    ]
     if "lora" in train and "backbone" in train:
         faults.append(f"{where}: 'backbone' and 'lora' would both change the backbone; keep one.")
     for part, given in train.items():
         inner = given if isinstance(given, Mapping) else {"rate": given}
-        faults += faults_in(Lora if part == "lora" else Learning, inner, f"{where}.{part}")
-        if accepts(float, inner.get("weight_decay")) and inner["weight_decay"] < 0:
+        faults += list_faults(Lora if part == "lora" else PartSettings, inner, f"{where}.{part}")
+        if is_of_type(float, inner.get("weight_decay")) and inner["weight_decay"] < 0:
             faults.append(f"{where}.{part}.weight_decay={inner['weight_decay']!r} is negative; write 0 or more.")
         if "rate" in inner and not _is_positive(inner["rate"]):
             faults.append(

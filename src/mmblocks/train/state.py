@@ -31,14 +31,14 @@ from torch.optim import Optimizer
 from mmblocks.errors import CheckpointError
 from mmblocks.json_files import read_object
 from mmblocks.storage import (
-    PART,
-    SUMS,
-    damage,
-    disk_faults,
-    flush,
+    CHECKSUMS_FILE,
+    UNFINISHED_PREFIX,
+    compute_checksums,
+    explain_disk_errors,
+    flush_folder,
+    list_damage,
     remove_unfinished,
-    seal,
-    sums,
+    write_checksums,
     write_json,
 )
 from mmblocks.train.changes import accept_changes
@@ -46,22 +46,22 @@ from mmblocks.train.distributed import World
 from mmblocks.train.tensors_only import TensorsOnlyPlanner, TensorsOnlyReader
 
 STATE, PLACE, RUN = "state", "place.json", "run.json"
-LEARNED = StateDictOptions(ignore_frozen_params=True)
+LEARNED_ONLY = StateDictOptions(ignore_frozen_params=True)
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class ResumePoint:
     """The next step to take: stage number and step in it."""
 
     stage: int = 0
     step: int = 0
 
     @property
-    def folder(self) -> str:
+    def folder_name(self) -> str:
         return f"{self.stage}-{self.step}"
 
 
-def claim(out: Path, recipe: dict[str, Any], *, resume: bool) -> Place:
+def open_run_folder(out: Path, recipe: dict[str, Any], *, resume: bool) -> ResumePoint:
     """Take a folder for a run and say where to begin. Raises `ConfigError` when another run lives there.
 
     The caller holds the folder's lock.
@@ -73,12 +73,12 @@ def claim(out: Path, recipe: dict[str, Any], *, resume: bool) -> Place:
         for left in ("metrics.jsonl", "broken.jsonl", "cut.jsonl"):
             (out / left).unlink(missing_ok=True)
     elif written.is_file():
-        accept_changes(out, _read_run(written), recipe, max(places(out), default=Place()).stage)
+        accept_changes(out, _read_run(written), recipe, max(list_resume_points(out), default=ResumePoint()).stage)
     (out / STATE).mkdir(parents=True, exist_ok=True)
     for folder in (out, out / STATE, out / "stages", out / "best"):
         remove_unfinished(folder)
     write_json(written, recipe)
-    return max(places(out), default=Place())
+    return max(list_resume_points(out), default=ResumePoint())
 
 
 def _read_run(written: Path) -> dict[str, Any]:
@@ -89,28 +89,28 @@ def _read_run(written: Path) -> dict[str, Any]:
     )
 
 
-def places(out: Path) -> list[Place]:
+def list_resume_points(out: Path) -> list[ResumePoint]:
     """The states that are whole, in the order they were written."""
     names = (re.fullmatch(r"(\d+)-(\d+)", path.parent.name) for path in (out / STATE).glob(f"*/{PLACE}"))
-    return sorted(Place(int(name[1]), int(name[2])) for name in names if name)
+    return sorted(ResumePoint(int(name[1]), int(name[2])) for name in names if name)
 
 
-def notes_of(out: Path, place: Place) -> dict[str, Any]:
+def read_notes(out: Path, place: ResumePoint) -> dict[str, Any]:
     """What was noted beside a state; nothing at the beginning of a run."""
-    file = out / STATE / place.folder / PLACE
-    return read_object(file, way_back(out, place)) if file.is_file() else {}
+    file = out / STATE / place.folder_name / PLACE
+    return read_object(file, explain_recovery(out, place)) if file.is_file() else {}
 
 
-def way_back(out: Path, place: Place) -> str:
+def explain_recovery(out: Path, place: ResumePoint) -> str:
     """What to do where the state of a place is damaged."""
-    older = max((known for known in places(out) if known < place), default=Place())
-    where = f"step {older.step} of stage {older.stage}" if older != Place() else "the beginning"
-    return f"delete {out / STATE / place.folder} to go on from {where}, or begin anew with resume=false."
+    older = max((known for known in list_resume_points(out) if known < place), default=ResumePoint())
+    where = f"step {older.step} of stage {older.stage}" if older != ResumePoint() else "the beginning"
+    return f"delete {out / STATE / place.folder_name} to go on from {where}, or begin anew with resume=false."
 
 
 def save_state(
     out: Path,
-    place: Place,
+    place: ResumePoint,
     model: nn.Module,
     optimizer: Optimizer,
     world: World,
@@ -124,49 +124,49 @@ def save_state(
     extra: further tensors by name, such as a moving average. notes: plain values. Every process takes part. Raises
     `StorageError` on every process where one cannot write; the states before are as they were then.
     """
-    fresh = _fresh(out, place)
+    fresh = _to_unfinished_folder(out, place)
 
-    def begin() -> None:
+    def prepare_folder() -> None:
         shutil.rmtree(fresh, ignore_errors=True)
-        with disk_faults(fresh):
+        with explain_disk_errors(fresh):
             fresh.mkdir()  # fails where the folder of the run has vanished
 
-    world.from_first(begin)
-    with disk_faults(fresh):
-        _write(_state(model, optimizer, extra), fresh, world)
-    checksums = world.gather(sums(fresh, [path.name for path in fresh.glob(f"__{world.rank}_*")]))
+    world.run_on_rank0(prepare_folder)
+    with explain_disk_errors(fresh):
+        _write(_collect_state(model, optimizer, extra), fresh, world)
+    checksums = world.gather_values(compute_checksums(fresh, [path.name for path in fresh.glob(f"__{world.rank}_*")]))
 
-    def finish() -> None:
-        with disk_faults(fresh):
+    def publish_state() -> None:
+        with explain_disk_errors(fresh):
             write_json(fresh / PLACE, {**asdict(place), **(notes or {})})
-            seal(fresh, {name: digest for found in checksums for name, digest in found.items()})
-            _put_in_place(fresh, out / STATE / place.folder)
-            for old in places(out)[:-keep]:
-                shutil.rmtree(out / STATE / old.folder)
+            write_checksums(fresh, {name: digest for found in checksums for name, digest in found.items()})
+            _move_into_place(fresh, out / STATE / place.folder_name)
+            for old in list_resume_points(out)[:-keep]:
+                shutil.rmtree(out / STATE / old.folder_name)
 
-    world.from_first(finish)
+    world.run_on_rank0(publish_state)
 
 
 def begin_stage(out: Path, stage: int, world: World, *, notes: Mapping[str, Any] | None = None) -> None:
     """Note that a stage is next and nothing of it is done: the states of the stage before are not needed any more."""
 
-    def begin() -> None:
-        fresh = _fresh(out, Place(stage))
-        with disk_faults(fresh):
+    def write_stage_start() -> None:
+        fresh = _to_unfinished_folder(out, ResumePoint(stage))
+        with explain_disk_errors(fresh):
             fresh.mkdir(exist_ok=True)
-            write_json(fresh / PLACE, {**asdict(Place(stage)), **(notes or {})})
-            seal(fresh)
-            _put_in_place(fresh, out / STATE / Place(stage).folder)
-            for old in places(out):
+            write_json(fresh / PLACE, {**asdict(ResumePoint(stage)), **(notes or {})})
+            write_checksums(fresh)
+            _move_into_place(fresh, out / STATE / ResumePoint(stage).folder_name)
+            for old in list_resume_points(out):
                 if old.stage < stage:
-                    shutil.rmtree(out / STATE / old.folder)
+                    shutil.rmtree(out / STATE / old.folder_name)
 
-    world.from_first(begin)
+    world.run_on_rank0(write_stage_start)
 
 
 def restore_state(
     out: Path,
-    place: Place,
+    place: ResumePoint,
     model: nn.Module,
     optimizer: Optimizer,
     world: World,
@@ -177,68 +177,72 @@ def restore_state(
 
     Rates and other settings of the optimizer stay as they are. Raises `CheckpointError` where a file is damaged.
     """
-    folder = out / STATE / place.folder
-    world.from_first(lambda: _require_whole(out, place))
-    state = _state(model, optimizer, extra)
+    folder = out / STATE / place.folder_name
+    world.run_on_rank0(lambda: _require_whole_state(out, place))
+    state = _collect_state(model, optimizer, extra)
     try:
-        with _quiet():
+        with _silence_torch():
             reader, planner = TensorsOnlyReader(folder), TensorsOnlyPlanner()
-            load(state, storage_reader=reader, planner=planner, no_dist=world.is_alone)
+            load(state, storage_reader=reader, planner=planner, no_dist=world.is_single_process)
     except CheckpointException as cause:  # derives from BaseException
-        raise CheckpointError(f"{folder} cannot be read ({_first_of(cause)}); {way_back(out, place)}") from cause
+        raise CheckpointError(
+            f"{folder} cannot be read ({_find_first_failure(cause)}); {explain_recovery(out, place)}"
+        ) from cause
     set_model_state_dict(model, state["model"], options=StateDictOptions(ignore_frozen_params=True, strict=False))
-    moments: Any = {**get_optimizer_state_dict(model, optimizer, options=LEARNED), "state": state["moments"]}
-    set_optimizer_state_dict(model, optimizer, moments, options=LEARNED)
+    moments: Any = {**get_optimizer_state_dict(model, optimizer, options=LEARNED_ONLY), "state": state["moments"]}
+    set_optimizer_state_dict(model, optimizer, moments, options=LEARNED_ONLY)
 
 
-def _state(model: nn.Module, optimizer: Optimizer, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+def _collect_state(model: nn.Module, optimizer: Optimizer, extra: Mapping[str, Any] | None) -> dict[str, Any]:
     """Tensors only: rates and decays are the recipe's to say."""
     return {
-        "model": get_model_state_dict(model, options=LEARNED),
-        "moments": get_optimizer_state_dict(model, optimizer, options=LEARNED)["state"],
+        "model": get_model_state_dict(model, options=LEARNED_ONLY),
+        "moments": get_optimizer_state_dict(model, optimizer, options=LEARNED_ONLY)["state"],
         "extra": dict(extra or {}),
     }
 
 
-def _fresh(out: Path, place: Place) -> Path:
-    return out / STATE / f".{place.folder}{PART}state"
+def _to_unfinished_folder(out: Path, place: ResumePoint) -> Path:
+    return out / STATE / f".{place.folder_name}{UNFINISHED_PREFIX}state"
 
 
 def _write(state: dict[str, Any], folder: Path, world: World) -> None:
     try:
-        with _quiet():
-            save(state, checkpoint_id=folder, no_dist=world.is_alone)
+        with _silence_torch():
+            save(state, checkpoint_id=folder, no_dist=world.is_single_process)
     except CheckpointException as cause:  # derives from BaseException
-        raise _first_of(cause) from cause
+        raise _find_first_failure(cause) from cause
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_torch() -> Iterator[None]:
     """Without torch's remarks that there is one process only, which it was told."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(single process|process group)")
         yield
 
 
-def _first_of(failure: CheckpointException) -> BaseException:
+def _find_first_failure(failure: CheckpointException) -> BaseException:
     """What went wrong on the first process that failed."""
     return min(failure.failures.items())[1][0]
 
 
-def _require_whole(out: Path, place: Place) -> None:
-    folder = out / STATE / place.folder
+def _require_whole_state(out: Path, place: ResumePoint) -> None:
+    folder = out / STATE / place.folder_name
     try:
-        damaged = damage(folder) if (folder / SUMS).is_file() else [f"{folder / SUMS} is missing"]
+        damaged = (
+            list_damage(folder) if (folder / CHECKSUMS_FILE).is_file() else [f"{folder / CHECKSUMS_FILE} is missing"]
+        )
         if not damaged:
             TensorsOnlyReader(folder).read_metadata()  # older torch says only that there are none where this fails
     except CheckpointError as cause:
         damaged = [str(cause)]
     if damaged:
-        raise CheckpointError("\n".join([*damaged, f"To go on all the same: {way_back(out, place)}"]))
+        raise CheckpointError("\n".join([*damaged, f"To go on all the same: {explain_recovery(out, place)}"]))
 
 
-def _put_in_place(fresh: Path, folder: Path) -> None:
+def _move_into_place(fresh: Path, folder: Path) -> None:
     """Rename a folder so that after a power cut it is there whole or not at all."""
     shutil.rmtree(folder, ignore_errors=True)
     fresh.replace(folder)
-    flush(folder.parent)
+    flush_folder(folder.parent)

@@ -17,12 +17,12 @@ from types import FrameType
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
-class StopAsked(BaseException):
+class StopRequested(BaseException):
     """A signal came where it is acted upon at once. Never leaves this package."""
 
 
 @dataclass(slots=True)
-class Stopping:
+class StopRequest:
     """Whether this process was asked to stop, by which signal, and whether it may stop where it is."""
 
     name: str | None = None
@@ -32,18 +32,18 @@ class Stopping:
         return self.name is not None
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def raise_at_once(self) -> Iterator[None]:
         """In this block a signal raises `StopAsked`."""
         before, self._at_once = self._at_once, True
         try:
             if self:
-                raise StopAsked(self.name)
+                raise StopRequested(self.name)
             yield
         finally:
             self._at_once = before
 
     @contextmanager
-    def later(self) -> Iterator[None]:
+    def defer_raise(self) -> Iterator[None]:
         """In this block a signal is noted only."""
         before, self._at_once = self._at_once, False
         try:
@@ -51,23 +51,23 @@ class Stopping:
         finally:
             self._at_once = before
 
-    def ask(self, number: int, frame: FrameType | None = None) -> None:
+    def request_stop(self, number: int, frame: FrameType | None = None) -> None:
         """A signal has come. One that comes again changes nothing."""
         self.name = self.name or signal.Signals(number).name
         if self._at_once:
             self._at_once = False
-            raise StopAsked(self.name)
+            raise StopRequested(self.name)
 
 
 @contextmanager
-def listening() -> Iterator[Stopping]:
+def listen_for_signals() -> Iterator[StopRequest]:
     """Take the signals while a run lasts. What the program ignores, as under nohup, stays ignored."""
-    stopping = Stopping()
+    stopping = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows no handlers
         yield stopping
         return
     taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stopping.ask) for number in taken}
+    before = {number: signal.signal(number, stopping.request_stop) for number in taken}
     try:
         yield stopping
     finally:

@@ -17,7 +17,7 @@ from mmblocks.errors import CheckpointError
 
 METADATA = ".metadata"
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-ALLOWED = {
+ALLOWED_NAMES = {
     *(("torch", name) for name in (*_DTYPES, "Size")),
     ("torch.serialization", "_get_layout"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
@@ -74,6 +74,6 @@ class TensorsOnlyPlanner(DefaultLoadPlanner):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if (module, name) not in ALLOWED:
+        if (module, name) not in ALLOWED_NAMES:
             raise CheckpointError(f"the state's {METADATA} names {module}.{name}, which describes no tensor; not read.")
         return super().find_class(module, name)

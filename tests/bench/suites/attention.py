@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mmblocks.batch import Packing
 from mmblocks.errors import ConfigError
 from mmblocks.ops.attention import attend
-from mmblocks.ops.choice import REFERENCE, using
+from mmblocks.ops.choice import REFERENCE, use_backends
 from tests.bench.suites import floors
 from tests.bench.suites.rows import Row, machine, today, versions
 from tests.bench.suites.run import Run
@@ -90,7 +90,7 @@ def measure(run: Run) -> Iterator[Row]:
 
 def _shape(run: Run, shape: Shape, learns: bool) -> Iterator[Row]:
     sets = [_inputs(run, shape, learns, seed) for seed in range(run.input_sets)]
-    packing = Packing.of(shape.lengths).to(run.device)
+    packing = Packing.from_lengths(shape.lengths).to(run.device)
     doing = {way: _doing(shape, way, sets, packing, learns) for way in WAYS[shape.op]}
     served = {way: do for way, do in doing.items() if _serves(do)}
     timings = interleaved(served, run)
@@ -152,7 +152,7 @@ def _fixed(shape: Shape) -> Callable[..., Tensor]:
 
 
 def _asking(op: str, way: str) -> AbstractContextManager[Any]:
-    return using(**{op: way}) if op == PACKED else sdpa_kernel(BACKENDS[way])
+    return use_backends(**{op: way}) if op == PACKED else sdpa_kernel(BACKENDS[way])
 
 
 def _serves(do: Callable[[int], None]) -> bool:

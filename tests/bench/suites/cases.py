@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmblocks.batch import IGNORE, Batch
 from mmblocks.conversation import Conversation, Visual
-from mmblocks.data.media.pixels import render
+from mmblocks.data.media.pixels import render_views
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.model.onevision import OneVision
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import RoutedPlan, Size
 from tests.bench.suites.run import Run
 from tests.bench.suites.sizes import Shown
@@ -76,7 +76,7 @@ def _picture(size: Size, rng: np.random.Generator) -> Image.Image:
 def conversation(parts: Parts, answer: str | None = None) -> Conversation:
     """A question of the user, and its answer where one is to be learned."""
     asked = [{"role": "user", "content": [_part(part) for part in parts]}]
-    return Conversation.of(asked + ([] if answer is None else [{"role": "assistant", "content": answer}]))
+    return Conversation.from_messages(asked + ([] if answer is None else [{"role": "assistant", "content": answer}]))
 
 
 def _part(part: Any) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Case:
     padded: dict[str, Any]
     targets: Tensor
     packed: dict[str, Any] = field(repr=False)
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Case:
         """Everything where it is computed; the sizes of pictures stay on the host, where they are read."""
@@ -122,8 +122,8 @@ def cases(model: OneVision, run: Run, *scenarios: str, answers: bool = False) ->
 
 def case_of(model: OneVision, asked: Sequence[Conversation], answers: bool = False) -> Case:
     """A batch of these conversations for both sides, on the host."""
-    processor = Processor.of(model)
-    make = processor.training_sample if answers else processor.prompt
+    processor = Processor.from_model(model)
+    make = processor.make_training_sample if answers else processor.make_prompt_sample
     samples = [make(one) for one in asked]
     padded = _padded(model, processor, asked, samples)
     targets = pad_sequence([s.encoded.targets for s in samples], batch_first=True, padding_value=IGNORE)
@@ -189,7 +189,7 @@ def _their_ids(model: OneVision, sample: Sample) -> Tensor:
 def _views(visual: Visual, routed: RoutedPlan, processor: Processor) -> Tensor:
     """Every view of a plan, repeated ones repeated, as a processor without our plans makes them."""
     stills = [visual.source] if visual.kind == "image" else [Image.fromarray(frame) for frame in visual.source]
-    return torch.cat([render(stills[view.frame], [view], processor.fill) for view in routed.plan.views])
+    return torch.cat([render_views(stills[view.frame], [view], processor.fill) for view in routed.plan.views])
 
 
 def _normalised(model: OneVision, pixels: Tensor) -> Tensor:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmblocks.batch import Batch, Rows
+from mmblocks.batch import Batch, RowIndex
 from mmblocks.model.onevision import OneVision
 
 
-def last_rows(batch: Batch) -> Rows:
+def last_rows(batch: Batch) -> RowIndex:
     """The last row of every sequence."""
     ends = batch.packing.cu_seqlens[1:].to(torch.int64) - 1
-    return Rows(ends, (1,) * len(ends))
+    return RowIndex(ends, (1,) * len(ends))
 
 
 def last_logits(model: OneVision, batch: Batch) -> Tensor:
     """(sequences, vocabulary): the logits of each last row, from pixels."""
-    return model.backbone.logits(model.hidden(batch, last_rows(batch)))
+    return model.backbone.compute_logits(model.compute_hidden_states(batch, last_rows(batch)))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mmblocks.batch import IGNORE
 from mmblocks.model.convert.keys import IN_MEMORY, to_theirs
-from mmblocks.model.convert.transformers.tokens import pinpoints_of
-from mmblocks.model.convert.transformers.towers import tower_config
+from mmblocks.model.convert.transformers.tokens import list_pinpoints
+from mmblocks.model.convert.transformers.towers import make_tower_config
 from mmblocks.model.onevision import OneVision
 from tests.bench.suites.cases import Case, visual_ids
 
@@ -29,11 +29,11 @@ def peer_of(model: OneVision) -> Any:
     ids = visual_ids(model)
     tied = bool(model.backbone.config.tie_word_embeddings)
     config = LlavaOnevisionConfig(
-        **tower_config(model),
+        **make_tower_config(model),
         text_config=model.backbone.config.to_dict(),
         image_token_index=ids["image"],
         video_token_index=ids["video"],
-        image_grid_pinpoints=pinpoints_of(model),
+        image_grid_pinpoints=list_pinpoints(model),
         vision_aspect_ratio=f"anyres_max_{model.router.image.max_tiles}",  # type: ignore[attr-defined]
         tie_word_embeddings=tied,
     )

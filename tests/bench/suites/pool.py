@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.model.onevision import OneVision
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 from tests.bench.suites import peer
 from tests.bench.suites.cases import Case, case_of, clip, conversation
 from tests.bench.suites.comparing import Peer, compared
@@ -49,11 +49,11 @@ class Side:
     theirs: Any
     case: Case
     features: Tensor
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     def ours(self) -> Tensor:
         """(tokens, dim): the language model's input."""
-        return self.model.embed(replace(self.case.batch, features=self.features))
+        return self.model.embed_tokens(replace(self.case.batch, features=self.features))
 
     def naive(self) -> Tensor:
         """The same by the lines of transformers' `get_video_features` and `forward` after the tower."""

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmblocks.batch import Taps
-from mmblocks.ops.gather_lerp import gelu_gather_lerp, turned
+from mmblocks.batch import GatherTable
+from mmblocks.ops.gather_lerp import gelu_gather_lerp, with_transpose
 from mmblocks.shapes import Size
 from tests.bench.suites.ceil import copy_rate
 from tests.bench.suites.comparing import Peer, compared
@@ -24,14 +24,14 @@ WIDTHS = (896, 3584)
 def measure(run: Run) -> Iterator[Row]:
     """The naive side is torch's channels-last interpolation after its GELU; the floor is a copy of as many bytes."""
     frames = 32 if run.on_gpu else 1 if run.tiny else 4
-    taps = turned(bilinear_taps(frames, GRID, CELLS)).to(run.device)
+    taps = with_transpose(bilinear_taps(frames, GRID, CELLS)).to(run.device)
     ceiling = copy_rate(run)
     for width in (64,) if run.tiny else WIDTHS:
         run.require_time(10, f"width {width}")
         yield from _width(run, taps, frames, width, ceiling)
 
 
-def _width(run: Run, taps: Taps, frames: int, width: int, ceiling: float) -> Iterator[Row]:
+def _width(run: Run, taps: GatherTable, frames: int, width: int, ceiling: float) -> Iterator[Row]:
     sets = [torch.randn(frames * GRID.area, width).to(run.device, run.dtype) for _ in range(run.input_sets)]
     exact = None if run.dtype == torch.float32 else _interpolated(sets[0].float(), frames)
     error = require_equal(NAME, gelu_gather_lerp(sets[0], taps), _interpolated(sets[0], frames), exact)
@@ -55,11 +55,11 @@ def _width(run: Run, taps: Taps, frames: int, width: int, ceiling: float) -> Ite
         )
 
 
-def _forward(sets: list[Tensor], taps: Taps, frames: int) -> list[Callable[[int], object]]:
+def _forward(sets: list[Tensor], taps: GatherTable, frames: int) -> list[Callable[[int], object]]:
     return [lambda i: gelu_gather_lerp(sets[i], taps), lambda i: _interpolated(sets[i], frames)]
 
 
-def _both(sets: list[Tensor], taps: Taps, frames: int) -> list[Callable[[int], object]]:
+def _both(sets: list[Tensor], taps: GatherTable, frames: int) -> list[Callable[[int], object]]:
     def stepped(make: Callable[[Tensor], Tensor]) -> Callable[[int], object]:
         def step(i: int) -> None:
             make(sets[i]).sum().backward()
@@ -75,13 +75,13 @@ def _interpolated(x: Tensor, frames: int) -> Tensor:
     return F.interpolate(maps, size=tuple(CELLS), mode="bilinear").permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def bilinear_taps(frames: int, grid: Size, cells: Size) -> Taps:
+def bilinear_taps(frames: int, grid: Size, cells: Size) -> GatherTable:
     """Four taps for each pooled cell of every frame: `F.interpolate` without aligned corners, as a table."""
     (y, wy), (x, wx) = _along(grid.height, cells.height), _along(grid.width, cells.width)
     rows = (y[:, None, :, None] * grid.width + x[None, :, None, :]).reshape(cells.area, 4)
     weights = (wy[:, None, :, None] * wx[None, :, None, :]).reshape(cells.area, 4)
     starts = torch.arange(frames) * grid.area
-    return Taps((starts[:, None, None] + rows).flatten(0, 1), weights.repeat(frames, 1), frames * grid.area)
+    return GatherTable((starts[:, None, None] + rows).flatten(0, 1), weights.repeat(frames, 1), frames * grid.area)
 
 
 def _along(size: int, cells: int) -> tuple[Tensor, Tensor]:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from mmblocks.batch import Batch
 from mmblocks.compat import make_flop_counter
-from mmblocks.model.checks.limits import kv_bytes_per_token
+from mmblocks.model.checks.limits import count_kv_bytes_per_token
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import Size, VisualShape
-from mmblocks.train.distributed import blocks_of
+from mmblocks.train.distributed import list_blocks
 from mmblocks.train.estimates import activations as abstract
 from tests.bench.suites.memory import META, training_model
 from tests.bench.suites.ours import last_rows
@@ -71,11 +71,11 @@ def _with_frames(scale: Scale, most: int) -> Scale:
 
 
 def _point(run: Run, model: OneVision, axis: str, value: int, facts: Mapping[str, Any]) -> Iterator[Row]:
-    conversation = abstract.Row((shown(axis, value),), (TEXT_TOKENS,), LABELS)
-    batch = abstract.abstract_batch(model, conversation)
+    conversation = abstract.PackedRow((shown(axis, value),), (TEXT_TOKENS,), LABELS)
+    batch = abstract.make_meta_batch(model, conversation)
     ours, naive = counted(model, batch, core=True), counted(model, batch, core=False)
     row = partial(run.row, NAME, f"{axis}={value}", **facts)
-    per_token = kv_bytes_per_token(model.backbone.config, KV_BYTES)
+    per_token = count_kv_bytes_per_token(model.backbone.config, KV_BYTES)
     yield row("tokens", "tokens", batch.num_tokens)
     yield row("views", "views", _views(batch))
     yield row("key-value cache", "bytes", None if per_token is None else per_token * batch.num_tokens)
@@ -100,8 +100,11 @@ def shown(axis: str, value: int) -> tuple[VisualShape, ...]:
 def counted(model: OneVision, batch: Batch, *, core: bool) -> Cost:
     """The costs by the optimized core, or by the naive path."""
     if core:
-        return Cost(_flops_of_core(model, batch), abstract.activations(model, batch).saved)
-    return Cost(_naive_flops(model, batch), abstract.kept(model, blocks_of(model), lambda: _naive(model, batch)).saved)
+        return Cost(_flops_of_core(model, batch), abstract.count_batch_activations(model, batch).saved)
+    return Cost(
+        _naive_flops(model, batch),
+        abstract.count_activations(model, list_blocks(model), lambda: _naive(model, batch)).saved,
+    )
 
 
 def _flops_of_core(model: OneVision, batch: Batch) -> dict[str, int]:
@@ -109,9 +112,11 @@ def _flops_of_core(model: OneVision, batch: Batch) -> dict[str, int]:
     x, encoded = _hidden(model, batch), replace(batch, features=_features(model, batch.num_views))
     return {
         "encoder": batch.num_views * _of_one_view(model),
-        "projector": flops(lambda: model.embed(encoded)),
-        "backbone": flops(lambda: model.backbone.hidden(x, batch.position_ids, batch.packing, rows), causal=True),
-        "head": flops(lambda: model.backbone.logits(x[: len(rows.counts)])),
+        "projector": flops(lambda: model.embed_tokens(encoded)),
+        "backbone": flops(
+            lambda: model.backbone.compute_hidden_states(x, batch.position_ids, batch.packing, rows), causal=True
+        ),
+        "head": flops(lambda: model.backbone.compute_logits(x[: len(rows.counts)])),
     }
 
 
@@ -120,8 +125,10 @@ def _naive_flops(model: OneVision, batch: Batch) -> dict[str, int]:
     return {
         "encoder": views * _of_one_view(model),
         "projector": flops(lambda: model.projector(_features(model, views))),
-        "backbone": flops(lambda: model.backbone.hidden(x, batch.position_ids, batch.packing), causal=True),
-        "head": flops(lambda: model.backbone.logits(x)),
+        "backbone": flops(
+            lambda: model.backbone.compute_hidden_states(x, batch.position_ids, batch.packing), causal=True
+        ),
+        "head": flops(lambda: model.backbone.compute_logits(x)),
     }
 
 
@@ -137,9 +144,9 @@ def _naive(model: OneVision, batch: Batch) -> None:
     visual = projected[: len(batch.visual_positions)]  # as many rows as the plan takes; which of them changes no size
     if len(visual) < len(batch.visual_positions):  # newlines
         visual = F.pad(visual, (0, 0, 0, len(batch.visual_positions) - len(visual)))
-    x = model.backbone.embed(batch.input_ids).index_copy(0, batch.visual_positions, visual)
-    hidden = model.backbone.hidden(x, batch.position_ids, batch.packing)
-    F.cross_entropy(model.backbone.logits(hidden).float(), batch.targets, reduction="sum")
+    x = model.backbone.embed_tokens(batch.input_ids).index_copy(0, batch.visual_positions, visual)
+    hidden = model.backbone.compute_hidden_states(x, batch.position_ids, batch.packing)
+    F.cross_entropy(model.backbone.compute_logits(hidden).float(), batch.targets, reduction="sum")
 
 
 def _views(batch: Batch) -> int:

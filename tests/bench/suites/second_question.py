@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.chat import Chat
-from mmblocks.compat import cache_keyword
+from mmblocks.compat import find_cache_keyword
 from mmblocks.conversation import Conversation, Visual
 from mmblocks.model.generate import Decoding
 from mmblocks.model.onevision import OneVision
@@ -86,7 +86,7 @@ def _settings(theirs: Any, asked: list[_Asked]) -> Iterator[Peer]:
 def _kept(theirs: Any, asked: _Asked) -> tuple[Any, Any, Tensor]:
     """The peer with the keys and values of what the first prompt and the whole conversation begin with, and the rest."""
     before, whole = (case.padded["input_ids"][0] for case in (asked.before, asked.whole))
-    cache = getattr(theirs(**asked.before.padded, logits_to_keep=1, use_cache=True), cache_keyword(theirs))
+    cache = getattr(theirs(**asked.before.padded, logits_to_keep=1, use_cache=True), find_cache_keyword(theirs))
     same = int((before == whole[: len(before)]).long().cumprod(0).sum())
     if beyond := len(before) - same:
         cache.crop(-beyond)
@@ -95,7 +95,7 @@ def _kept(theirs: Any, asked: _Asked) -> tuple[Any, Any, Tensor]:
 
 def _go_on(kept: tuple[Any, Any, Tensor]) -> Tensor:
     theirs, cache, rest = kept
-    return theirs(input_ids=rest, logits_to_keep=1, **{cache_keyword(theirs): cache}).logits[:, -1].argmax(-1)
+    return theirs(input_ids=rest, logits_to_keep=1, **{find_cache_keyword(theirs): cache}).logits[:, -1].argmax(-1)
 
 
 def _require_same_word(model: OneVision, theirs: Any, asked: _Asked) -> None:

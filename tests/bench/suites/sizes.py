@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from mmblocks.errors import ConfigError
-from mmblocks.model.build import wire, with_dtype
-from mmblocks.model.generate import Stop
+from mmblocks.model.build import build_from_spec, set_dtype
+from mmblocks.model.generate import StopSequences
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
-from mmblocks.settings import did_you_mean
+from mmblocks.settings import format_suggestion
 from mmblocks.shapes import Size
 
 TEXT_TOKENIZER = "mmblocks:tinyworld_text"
@@ -56,7 +56,7 @@ class Scale:
             "max_tiles": 9,
             "rounding": "transformers",
         }
-        return ModelSpec.of(
+        return ModelSpec.from_dict(
             {
                 "encoder": dict(self.encoder),
                 "projector": {"name": "mlp", "depth": 2},
@@ -147,7 +147,7 @@ SIZES = {
 def scale_of(name: str) -> Scale:
     """A size by name. Raises `ConfigError` for one that does not exist."""
     if name not in SIZES:
-        raise ConfigError(f"no size is called {name!r}; there are {', '.join(SIZES)}.{did_you_mean(name, SIZES)}")
+        raise ConfigError(f"no size is called {name!r}; there are {', '.join(SIZES)}.{format_suggestion(name, SIZES)}")
     return SIZES[name]
 
 
@@ -155,8 +155,8 @@ def model_of(scale: Scale, device: torch.device, dtype: torch.dtype, seed: int =
     """The model with random weights, made where it will run. It writes ordinary words only and never stops by itself."""
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
-        model = wire(scale.spec)
-    model = with_dtype(model.to(device), dtype).eval()
+        model = build_from_spec(scale.spec)
+    model = set_dtype(model.to(device), dtype).eval()
     _ordinary_words_only(model)
     return model
 
@@ -165,7 +165,11 @@ def model_of(scale: Scale, device: torch.device, dtype: torch.dtype, seed: int =
 def _ordinary_words_only(model: OneVision) -> None:
     """Zero the other rows of the vocabulary. Some word is always above 0, so none of these is ever the likeliest."""
     tokenizer = model.backbone.text_tokenizer
-    words = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids) - set(Stop.of(model).tokens))
+    words = sorted(
+        set(tokenizer.get_vocab().values())
+        - set(tokenizer.all_special_ids)
+        - set(StopSequences.from_model(model).tokens)
+    )
     head = model.backbone.lm.get_output_embeddings().weight
     kept = head[words]
     head.zero_()

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from mmblocks.assets import media
+from mmblocks.assets import find_media
 from mmblocks.errors import MMBlocksError
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run
@@ -74,7 +74,7 @@ class Start:
 
 def starts() -> Mapping[str, Start]:
     """What is started, by the name in the table."""
-    picture = str(media("picture.png"))
+    picture = str(find_media("picture.png"))
     three_steps = ("sight=null", "stop_after=text", "workers=0", "budget=0.028", "out=run")
     return {
         "list": Start(("list",)),

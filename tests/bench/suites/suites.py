@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from mmblocks.errors import ConfigError
-from mmblocks.settings import did_you_mean
+from mmblocks.settings import format_suggestion
 from tests.bench.suites.rows import Row, write
 from tests.bench.suites.run import OutOfTime, Run, Suite, Unequal
 
@@ -39,7 +39,7 @@ def suite_of(name: str) -> Suite:
     """A suite by name. Raises `ConfigError` for one that does not exist."""
     if name not in SUITES:
         raise ConfigError(
-            f"no benchmark is called {name!r}; there are {', '.join(SUITES)}.{did_you_mean(name, SUITES)}"
+            f"no benchmark is called {name!r}; there are {', '.join(SUITES)}.{format_suggestion(name, SUITES)}"
         )
     return importlib.import_module(f"tests.bench.suites.{name}").measure
 

@@ -33,11 +33,13 @@ def measure(run: Run) -> Iterator[Row]:
 @torch.no_grad()
 def _tiles(run: Run, model: OneVision, theirs: Any, compiled: Any, tiles: int) -> list[Row]:
     sets = [_pixels(run, model, tiles, seed) for seed in range(run.input_sets)]
-    floats = [model.normalised(batch.pixels) for batch in sets]
+    floats = [model.normalise_pixels(batch.pixels) for batch in sets]
     exact = None
     if run.dtype != torch.float32:
         exact = _features(peer.widened(theirs), floats[0].float())
-    error = require_equal(f"{NAME} {tiles}", model.encoded(sets[0]).flatten(1, 2), _features(theirs, floats[0]), exact)
+    error = require_equal(
+        f"{NAME} {tiles}", model.encode_batch(sets[0]).flatten(1, 2), _features(theirs, floats[0]), exact
+    )
     settings = [
         Peer("as shipped", "", lambda i: _features(theirs, floats[i])),
         Peer("best", "", lambda i: _features(theirs, floats[i])),
@@ -49,7 +51,7 @@ def _tiles(run: Run, model: OneVision, theirs: Any, compiled: Any, tiles: int) -
         NAME,
         f"{tiles} tiles",
         "encoded",
-        lambda i: model.encoded(sets[i]),
+        lambda i: model.encode_batch(sets[i]),
         settings,
         error=error,
         floor_s=floors.time_of(floors.encoder_flops(model, tiles), run),
@@ -63,7 +65,7 @@ def _pixels(run: Run, model: OneVision, tiles: int, seed: int) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     shape = (tiles, 3, *model.encoder.view_px)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return replace(Batch.empty(model.encoder.view_px), pixels=pixels).to(run.device)
+    return replace(Batch.make_empty(model.encoder.view_px), pixels=pixels).to(run.device)
 
 
 def _features(theirs: Any, pixels: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmblocks.data.inspect.figures import MEASURES, ShownVisual, SourceFigures
-from mmblocks.data.media.visuals import pictures_of
+from mmblocks.data.inspect.figures import MEASURES, InspectedVisual, SourceFigures
+from mmblocks.data.media.visuals import load_frames
 from mmblocks.shapes import Size, View
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Region(NamedTuple):
     width: float
 
 
-def region_of(view: View, size: Size) -> Region:
+def find_region(view: View, size: Size) -> Region:
     """Which part of a frame of `size` pixels a view shows: its window, traced back through canvas, resize and framing."""
     scale = view.framed.height / view.resized.height, view.framed.width / view.resized.width
     top, left = (
@@ -61,18 +61,18 @@ def region_of(view: View, size: Size) -> Region:
 # Views on a picture ---------------------------------------------------------------------------------------------------
 
 
-def draw_visual(shown: ShownVisual) -> Image.Image:
+def draw_visual(shown: InspectedVisual) -> Image.Image:
     """A visual with its views drawn as numbered boxes: of a picture one panel per resize, of a clip one per frame.
 
     Views are numbered from 1 in the order of their tokens. Grey stripes are padding.
     """
-    pictures = pictures_of(shown.visual, (number for number, _ in shown.frames), shown.images)
+    pictures = load_frames(shown.visual, (number for number, _ in shown.frames), shown.images)
     longest = FRAME_PX if shown.shape.kind == "video" else IMAGE_PX
     panels = [
-        _captioned(draw_views(pictures[views[0][1].frame], views, longest), _caption(shown, views))
+        _captioned(draw_views(pictures[views[0][1].frame], views, longest), _format_caption(shown, views))
         for views in _groups(shown)
     ]
-    return _side_by_side(panels)
+    return _join_panels(panels)
 
 
 def draw_views(picture: Image.Image, views: Sequence[tuple[int, View]], longest_px: int = IMAGE_PX) -> Image.Image:
@@ -81,14 +81,14 @@ def draw_views(picture: Image.Image, views: Sequence[tuple[int, View]], longest_
     Drawn so large that picture and padding together are `longest_px` on their longer side.
     """
     size = Size(picture.height, picture.width)
-    regions = [region_of(view, size) for _, view in views]
-    sheet = _Sheet.around([Region(0, 0, *size), *regions], longest_px)
-    image = sheet.blank()
+    regions = [find_region(view, size) for _, view in views]
+    sheet = _Sheet.from_regions([Region(0, 0, *size), *regions], longest_px)
+    image = sheet.make_blank()
     for region in regions:
-        sheet.stripe(image, region)
-    sheet.paste(image, picture)
+        sheet.draw_stripes(image, region)
+    sheet.paste_image(image, picture)
     for (number, _), region in zip(views, regions, strict=True):
-        sheet.box(image, region, number)
+        sheet.draw_box(image, region, number)
     return image
 
 
@@ -101,46 +101,46 @@ class _Sheet(NamedTuple):
     scale: float
 
     @classmethod
-    def around(cls, regions: Sequence[Region], longest_px: int) -> _Sheet:
+    def from_regions(cls, regions: Sequence[Region], longest_px: int) -> _Sheet:
         top, left = min(r.top for r in regions), min(r.left for r in regions)
         height = max(r.top + r.height for r in regions) - top
         width = max(r.left + r.width for r in regions) - left
         scale = longest_px / max(height, width)
         return cls(top, left, Size(max(1, round(height * scale)), max(1, round(width * scale))), scale)
 
-    def blank(self) -> Image.Image:
+    def make_blank(self) -> Image.Image:
         return Image.new("RGB", (self.size.width, self.size.height), PAPER)
 
-    def drawn(self, region: Region) -> tuple[int, int, int, int]:
+    def to_drawn_pixels(self, region: Region) -> tuple[int, int, int, int]:
         """Left, top, right and bottom in drawn pixels, the last two included."""
         left, top = (region.left - self.left) * self.scale, (region.top - self.top) * self.scale
         right, bottom = left + region.width * self.scale, top + region.height * self.scale
         return round(left), round(top), max(round(left), round(right) - 1), max(round(top), round(bottom) - 1)
 
-    def stripe(self, image: Image.Image, region: Region) -> None:
-        left, top, right, bottom = self.drawn(region)
+    def draw_stripes(self, image: Image.Image, region: Region) -> None:
+        left, top, right, bottom = self.to_drawn_pixels(region)
         patch = Image.new("RGB", (right - left + 1, bottom - top + 1), PADDING)
         draw = ImageDraw.Draw(patch)
         for begin in range(-patch.height, patch.width, STRIPE_PX):
             draw.line([(begin, patch.height), (begin + patch.height, 0)], STRIPES)
         image.paste(patch, (left, top))
 
-    def paste(self, image: Image.Image, picture: Image.Image) -> None:
-        left, top, right, bottom = self.drawn(Region(0, 0, picture.height, picture.width))
+    def paste_image(self, image: Image.Image, picture: Image.Image) -> None:
+        left, top, right, bottom = self.to_drawn_pixels(Region(0, 0, picture.height, picture.width))
         filter = Image.Resampling.NEAREST if self.scale > 1 else Image.Resampling.BOX
         image.paste(picture.resize((right - left + 1, bottom - top + 1), filter), (left, top))
 
-    def box(self, image: Image.Image, region: Region, number: int) -> None:
+    def draw_box(self, image: Image.Image, region: Region, number: int) -> None:
         """A frame inside the region's edge, and the number in its upper left corner."""
-        draw, colour, where = ImageDraw.Draw(image), BOXES[(number - 1) % len(BOXES)], self.drawn(region)
+        draw, colour, where = ImageDraw.Draw(image), BOXES[(number - 1) % len(BOXES)], self.to_drawn_pixels(region)
         draw.rectangle(where, outline=colour, width=2)
         left, top = where[:2]
         text = str(number)
-        draw.rectangle([left, top, left + 6 + int(draw.textlength(text, _font())), top + 15], fill=colour)
-        draw.text((left + 4, top + 2), text, PAPER, _font())
+        draw.rectangle([left, top, left + 6 + int(draw.textlength(text, _load_font())), top + 15], fill=colour)
+        draw.text((left + 4, top + 2), text, PAPER, _load_font())
 
 
-def _groups(shown: ShownVisual) -> list[list[tuple[int, View]]]:
+def _groups(shown: InspectedVisual) -> list[list[tuple[int, View]]]:
     """Views with their numbers, in groups that share a frame and a resize."""
     groups: dict[Any, list[tuple[int, View]]] = {}
     for number, view in enumerate(shown.routed.plan.views, start=1):
@@ -149,27 +149,27 @@ def _groups(shown: ShownVisual) -> list[list[tuple[int, View]]]:
     return list(groups.values())
 
 
-def _caption(shown: ShownVisual, views: Sequence[tuple[int, View]]) -> str:
+def _format_caption(shown: InspectedVisual, views: Sequence[tuple[int, View]]) -> str:
     first, last, view = views[0][0], views[-1][0], views[0][1]
     said = f"view {first}" if len(views) == 1 else f"views {first}-{last}"
     if shown.shape.kind == "video":
-        return f"{said}: frame {view.frame}, {shown.shape.time_s(view.frame):.2f} s"
-    return f"{said}: resized to {_wide(view.resized)} on {_wide(view.canvas)}"
+        return f"{said}: frame {view.frame}, {shown.shape.compute_frame_time_s(view.frame):.2f} s"
+    return f"{said}: resized to {_format_size(view.resized)} on {_format_size(view.canvas)}"
 
 
-def _wide(size: Size) -> str:
+def _format_size(size: Size) -> str:
     return f"{size.width}x{size.height}"
 
 
 def _captioned(image: Image.Image, caption: str) -> Image.Image:
-    width = max(image.width, math.ceil(_font().getlength(caption)))
+    width = max(image.width, math.ceil(_load_font().getlength(caption)))
     sheet = Image.new("RGB", (width, image.height + CAPTION_PX), PAPER)
-    ImageDraw.Draw(sheet).text((0, 2), caption, INK, _font())
+    ImageDraw.Draw(sheet).text((0, 2), caption, INK, _load_font())
     sheet.paste(image, (0, CAPTION_PX))
     return sheet
 
 
-def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+def _join_panels(panels: Sequence[Image.Image]) -> Image.Image:
     """Panels in rows of at most `WIDEST_PX`, the way words are set."""
     rows: list[list[Image.Image]] = [[]]
     for panel in panels:
@@ -187,7 +187,7 @@ def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _font() -> Any:
+def _load_font() -> Any:
     return ImageFont.load_default(12)
 
 
@@ -203,15 +203,15 @@ def draw_figures(figures: Sequence[SourceFigures], path: Path, title: str = "") 
     grid = figure.subplots(len(figures), len(MEASURES), squeeze=False)
     for row, source in zip(grid, figures, strict=True):
         for axes, measure in zip(row, MEASURES, strict=True):
-            _histogram(axes, source, measure)
+            _draw_histogram(axes, source, measure)
     figure.savefig(path, dpi=110)
 
 
-def _histogram(axes: Axes, source: SourceFigures, measure: str) -> None:
-    values, quantiles = getattr(source, measure), source.quantiles(measure)
+def _draw_histogram(axes: Axes, source: SourceFigures, measure: str) -> None:
+    values, quantiles = getattr(source, measure), source.compute_quantiles(measure)
     axes.tick_params(labelsize=7)
     if measure == MEASURES[0]:
-        axes.set_title(f"{source.name[-60:]}, {source.lint.looked_at} looked at", fontsize=8, loc="left")
+        axes.set_title(f"{source.name[-60:]}, {source.lint.num_checked} looked at", fontsize=8, loc="left")
     if quantiles is None:
         axes.set_xlabel(f"{measure}: no sample", fontsize=7)
         return

@@ -20,34 +20,34 @@ from tqdm import tqdm
 from mmblocks.batch import IGNORE
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Message, Text
-from mmblocks.data.learned_text import LearnedText, agreeing, ink
-from mmblocks.data.lint_report import Finding, Kind, LintReport, Looked, SourceLint
+from mmblocks.data.learned_text import LearnedText, count_common_letters, remove_whitespace
+from mmblocks.data.lint_report import Finding, FindingKind, LintedConversation, LintReport, SourceLint
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.record_faults import naming, origin_and_reason
+from mmblocks.data.record_faults import name_errors, split_reason
 from mmblocks.data.sample.encode import Encoded, NothingTrained, Targets, TooLong
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.templates.span_tokenizer import ControlTokens
 
 
-def lint(
+def lint_mixture(
     mixture: Mixture, processor: Processor, targets: Targets = "answers", *, samples_per_source: int | None = 200
 ) -> LintReport:
     """Check samples of every source from file headers alone: evenly drawn ones, or all when `samples_per_source` is None."""
     linter = Linter(processor, targets)
-    chosen = [chosen_records(len(source), samples_per_source) for source in mixture.sources]
+    chosen = [choose_records(len(source), samples_per_source) for source in mixture.sources]
     reports = []
     with tqdm(total=sum(map(len, chosen)), desc="labels", unit="record", leave=False, disable=None) as bar:
         for number, indices in enumerate(chosen):
             looked = []
             for index in indices:
-                looked += linter.read(mixture, Draw(number, int(index)))
+                looked += linter.lint_record(mixture, Draw(number, int(index)))
                 bar.update()
-            reports.append(SourceLint.of(mixture.names[number], len(mixture.sources[number]), looked))
+            reports.append(SourceLint.from_conversations(mixture.names[number], len(mixture.sources[number]), looked))
     return LintReport(tuple(reports))
 
 
-def chosen_records(size: int, most: int | None) -> np.ndarray:
+def choose_records(size: int, most: int | None) -> np.ndarray:
     """Up to `most` record numbers of `size`, drawn evenly, in their order; the same every time."""
     if most is None or most >= size:
         return np.arange(size)
@@ -62,115 +62,117 @@ class Linter:
         self.targets: Targets = targets
         self._unlimited = replace(processor, max_tokens=None)
 
-    def read(self, mixture: Mixture, draw: Draw) -> list[Looked]:
+    def lint_record(self, mixture: Mixture, draw: Draw) -> list[LintedConversation]:
         """A record's conversations, looked at; one that cannot be read counts as one."""
         try:
             item = mixture[draw]
         except DataError as fault:
-            origin, reason = origin_and_reason(fault, mixture.origin(draw))
-            return [Looked(Conversation((), origin), None, (Finding("broken", origin, reason),))]
-        return [self.look(conversation) for conversation in self.processor.conversations(item)]
+            origin, reason = split_reason(fault, mixture.describe_origin(draw))
+            return [LintedConversation(Conversation((), origin), None, (Finding("broken", origin, reason),))]
+        return [self.lint_conversation(conversation) for conversation in self.processor.list_conversations(item)]
 
-    def look(self, conversation: Conversation) -> Looked:
+    def lint_conversation(self, conversation: Conversation) -> LintedConversation:
         """Encode a conversation without a limit of length, and check what comes out."""
         origin = conversation.origin
         try:
-            (encoded,) = self._unlimited.encoded(conversation, self.targets)
-            with naming(origin):
-                found = [Finding(kind, origin, detail) for kind, detail in self._faults(conversation, encoded)]
+            (encoded,) = self._unlimited.encode_item(conversation, self.targets)
+            with name_errors(origin):
+                found = [Finding(kind, origin, detail) for kind, detail in self._find_faults(conversation, encoded)]
         except DataError as fault:
-            kind: Kind = "nothing_trained" if isinstance(fault, NothingTrained) else "broken"
+            kind: FindingKind = "nothing_trained" if isinstance(fault, NothingTrained) else "broken"
             said = str(fault).removeprefix(f"{origin}: ")
-            return Looked(conversation, None, (Finding(kind, origin, said),))
+            return LintedConversation(conversation, None, (Finding(kind, origin, said),))
         limit = self.processor.max_tokens
         if limit is None or len(encoded) <= limit:
-            return Looked(conversation, encoded, tuple(found))
+            return LintedConversation(conversation, encoded, tuple(found))
         try:
-            (cut,) = self.processor.encoded(conversation, self.targets)
+            (cut,) = self.processor.encode_item(conversation, self.targets)
         except TooLong:
-            return Looked(conversation, encoded, (self._too_long(origin, encoded), *found))
-        return Looked(conversation, cut, tuple(found))
+            return LintedConversation(conversation, encoded, (self._too_long(origin, encoded), *found))
+        return LintedConversation(conversation, cut, tuple(found))
 
     def _too_long(self, origin: str, encoded: Encoded) -> Finding:
         length, visual = len(encoded), encoded.visual_positions.numel()
         said = f"{length} tokens ({visual} of them visual), the limit is {self.processor.max_tokens}"
         return Finding("too_long", origin, said, length)
 
-    def _faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[Kind, str]]:
-        yield from _visual_faults(conversation, encoded, self.processor)
+    def _find_faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[FindingKind, str]]:
+        yield from _find_visual_faults(conversation, encoded, self.processor)
         yield from _shift_faults(encoded)
         yield from self._control_texts(conversation)
         if self.targets == "answers":
-            yield from self._text_faults(conversation, encoded)
+            yield from self._find_text_faults(conversation, encoded)
 
-    def _control_texts(self, conversation: Conversation) -> Iterator[tuple[Kind, str]]:
+    def _control_texts(self, conversation: Conversation) -> Iterator[tuple[FindingKind, str]]:
         for number, message in enumerate(conversation.messages):
             for texts, so in (
                 (self._control_tokens, "read as plain text"),
-                (self._plain_control, "read as the template's"),
+                (self._control_phrases, "read as the template's"),
             ):
                 if found := [text for text in texts if text in message.text]:
                     yield "control", f"message {number} ({message.role}) holds {', '.join(map(repr, found))}, {so}"
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:
-        return tuple(ControlTokens.of(self.processor.text_tokenizer, self.processor.template).ids)
+        return tuple(ControlTokens.from_tokenizer(self.processor.text_tokenizer, self.processor.template).ids)
 
     @cached_property
-    def _plain_control(self) -> tuple[str, ...]:
+    def _control_phrases(self) -> tuple[str, ...]:
         """What the template opens and ends answers with in plain text ("ASSISTANT:", "###"): no token tells it from words."""
         template = self.processor.template
         opening = "".join(str(span.content) for span in template.open_answer())
         texts = {text.strip() for text in (opening, *template.stop)} - {""}
         return tuple(text for text in texts if not any(token in text for token in self._control_tokens))
 
-    def _text_faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[Kind, str]]:
-        learned = LearnedText(self._decode(encoded.targets[encoded.targets != IGNORE].tolist()))
-        answers = [self._normal(m.text) for m in conversation.messages if m.is_learned]
+    def _find_text_faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[FindingKind, str]]:
+        learned = LearnedText(self._decode_ids(encoded.targets[encoded.targets != IGNORE].tolist()))
+        answers = [self._normalize_text(m.text) for m in conversation.messages if m.is_learned]
         at = 0
         for number, answer in enumerate(answers, start=1):
-            found = learned.find(answer, self._stops, at)
+            found = learned.find_answer(answer, self._stops, at)
             if found is None:
-                at += agreeing(answer, learned.ink[at:])
-                yield "cut", f"answer {number} is trained up to {_shortened(learned.ink[:at][-40:])!r} only"
-                at = learned.ended(at, self._stops) or at
+                at += count_common_letters(answer, learned.letters[at:])
+                yield "cut", f"answer {number} is trained up to {_shorten_text(learned.letters[:at][-40:])!r} only"
+                at = learned.find_turn_end(at, self._stops) or at
                 continue
-            if learned.ink[at:found] not in ("", self._preface):
-                yield "given_trained", f"before answer {number}: {_shortened(learned.ink[at:found])!r}"
+            if learned.letters[at:found] not in ("", self._preface):
+                yield "given_trained", f"before answer {number}: {_shorten_text(learned.letters[at:found])!r}"
             at = found + len(answer)
-            if (end := learned.ended(at, self._stops)) is None:
+            if (end := learned.find_turn_end(at, self._stops)) is None:
                 yield "no_end", f"answer {number} is trained without {' or '.join(map(repr, self._stops))} after it"
             at = at if end is None else end
-        if at < len(learned.ink):
-            yield "given_trained", f"after the last answer: {_shortened(learned.ink[at:])!r}"
+        if at < len(learned.letters):
+            yield "given_trained", f"after the last answer: {_shorten_text(learned.letters[at:])!r}"
 
     @cached_property
     def _stops(self) -> tuple[str, ...]:
         """What may end an answer, as the text tokenizer writes it."""
         eos = self.processor.text_tokenizer.eos_token
-        return tuple(map(self._read_back, self.processor.template.stop or ((eos,) if eos else ())))
+        return tuple(map(self._reencode_text, self.processor.template.stop or ((eos,) if eos else ())))
 
     @cached_property
     def _preface(self) -> str:
-        return self._normal(_preface(self.processor.template))
+        return self._normalize_text(_find_preface(self.processor.template))
 
-    def _normal(self, text: str) -> str:
-        return ink(self._read_back(text))
+    def _normalize_text(self, text: str) -> str:
+        return remove_whitespace(self._reencode_text(text))
 
-    def _read_back(self, text: str) -> str:
+    def _reencode_text(self, text: str) -> str:
         """A text as it comes out of the text tokenizer, which may write letters in another way."""
-        return self._decode(list(self.processor.text_tokenizer(text, add_special_tokens=False)["input_ids"]))
+        return self._decode_ids(list(self.processor.text_tokenizer(text, add_special_tokens=False)["input_ids"]))
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def _decode_ids(self, ids: Sequence[int]) -> str:
         tokenizer: Any = self.processor.text_tokenizer
         return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def _visual_faults(conversation: Conversation, encoded: Encoded, processor: Processor) -> Iterator[tuple[Kind, str]]:
+def _find_visual_faults(
+    conversation: Conversation, encoded: Encoded, processor: Processor
+) -> Iterator[tuple[FindingKind, str]]:
     shown, plans = len(conversation.visuals), encoded.plans
     if len(plans) != shown:
         yield "visuals", f"{shown} visuals, but {len(plans)} plans"
-    planned = sum(processor.router.for_scenario(p.scenario).count(p.plan) for p in plans)
+    planned = sum(processor.router.select_tokenizer(p.scenario).count_tokens(p.plan) for p in plans)
     rows = encoded.visual_positions
     if planned != rows.numel():
         yield "visuals", f"its plans make {planned} visual tokens, the sample has room for {rows.numel()}"
@@ -180,20 +182,20 @@ def _visual_faults(conversation: Conversation, encoded: Encoded, processor: Proc
         yield "visuals", "a visual's place is trained as if it were text"
 
 
-def _shift_faults(encoded: Encoded) -> Iterator[tuple[Kind, str]]:
+def _shift_faults(encoded: Encoded) -> Iterator[tuple[FindingKind, str]]:
     following = torch.cat([encoded.input_ids[1:], encoded.input_ids.new_tensor([IGNORE])])
     wrong = (encoded.targets != IGNORE) & (encoded.targets != following)
     if bool(wrong.any()):
         yield "shifted", f"row {int(wrong.nonzero()[0])} must predict a token that does not follow it"
 
 
-def _preface(template: ChatTemplate) -> str:
+def _find_preface(template: ChatTemplate) -> str:
     """What a template itself writes in every answer before the words, such as an empty thought."""
     word = "Zebra"
     talk = [Message("user", (Text("Which?"),)), Message("assistant", (Text(word),))]
     try:
         written, opening = (
-            "".join(str(span.content) for span in spans) for spans in (template.spans(talk), template.open_answer())
+            "".join(str(span.content) for span in spans) for spans in (template.to_spans(talk), template.open_answer())
         )
     except DataError:  # a template for captions alone
         return ""
@@ -201,5 +203,5 @@ def _preface(template: ChatTemplate) -> str:
     return before.rpartition(opening)[2] if opening and opening in before else ""
 
 
-def _shortened(text: str) -> str:
+def _shorten_text(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:30]}...{text[-25:]}"

@@ -10,7 +10,7 @@ from html import escape
 from PIL import Image
 
 from mmblocks.data.inspect.drawing import draw_visual
-from mmblocks.data.inspect.figures import Rows, ShownRecord, ShownVisual, Tokens
+from mmblocks.data.inspect.figures import InspectedRecord, InspectedVisual, TextTokens, VisualTokens
 
 HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
@@ -24,15 +24,15 @@ img { max-width: 100% } .fault { color: #b3261e }
 """
 
 
-def page_of(record: ShownRecord) -> str:
+def make_page(record: InspectedRecord) -> str:
     """The page. Every text token is underlined on its own; <mark> are those that are trained."""
     body = [*_summary(record), *_prompt(record)]
     for number, shown in enumerate(record.visuals, start=1):
-        body += _visual(number, shown)
+        body += _format_visual(number, shown)
     return HEAD.replace("{title}", escape(record.origin)) + "\n".join(body) + "\n</html>\n"
 
 
-def _summary(record: ShownRecord) -> Iterator[str]:
+def _summary(record: InspectedRecord) -> Iterator[str]:
     encoded = record.encoded
     yield f"<h1>{escape(record.origin)}</h1>"
     yield f"<p>{len(encoded)} tokens, {encoded.visual_positions.numel()} of them visual, {encoded.num_labelled} trained.</p>"
@@ -41,15 +41,15 @@ def _summary(record: ShownRecord) -> Iterator[str]:
     yield from (f'<p class="fault">{escape(finding.detail)}</p>' for finding in record.findings)
 
 
-def _prompt(record: ShownRecord) -> Iterator[str]:
+def _prompt(record: InspectedRecord) -> Iterator[str]:
     pieces = [_piece(piece, record) for piece in record.prompt]
     yield f"<h2>Prompt</h2>\n<pre>{''.join(pieces)}</pre>"
 
 
-def _piece(piece: Tokens | Rows, record: ShownRecord) -> str:
-    if isinstance(piece, Rows):
+def _piece(piece: TextTokens | VisualTokens, record: InspectedRecord) -> str:
+    if isinstance(piece, VisualTokens):
         kind = record.visuals[piece.number - 1].shape.kind
-        return f"<b>visual {piece.number} ({kind}): {piece.count} tokens</b>"
+        return f"<b>visual {piece.number} ({kind}): {piece.num_tokens} tokens</b>"
     tag = "mark" if piece.trained else "span"
     return "".join(f"<{tag}>{_visible(text)}</{tag}>" for text in piece.texts)
 
@@ -59,7 +59,7 @@ def _visible(text: str) -> str:
     return escape(text).replace("\n", "↵\n")
 
 
-def _visual(number: int, shown: ShownVisual) -> Iterator[str]:
+def _format_visual(number: int, shown: InspectedVisual) -> Iterator[str]:
     plan, size = shown.routed.plan, shown.shape.size
     yield f"<h2>Visual {number}</h2>"
     yield (
@@ -67,8 +67,8 @@ def _visual(number: int, shown: ShownVisual) -> Iterator[str]:
         f"{len(plan.views)} views, {plan.num_tokens} tokens.</p>"
     )
     if shown.shape.kind == "video":
-        yield f"<p>{len(shown.frames)} of {shown.shape.num_frames} frames at {shown.rate}.</p>"
-    for rows_before, text in plan.told:
+        yield f"<p>{len(shown.frames)} of {shown.shape.num_frames} frames at {shown.frame_rate}.</p>"
+    for rows_before, text in plan.inline_texts:
         yield f"<p>told after {rows_before} tokens: <code>{escape(text)}</code></p>"
     yield f'<img alt="views of visual {number}" src="data:image/png;base64,{_png(draw_visual(shown))}">'
 

@@ -17,15 +17,15 @@ from PIL import Image
 
 from mmblocks.errors import DataError
 
-What = Literal["image", "video"]
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+MediaKind = Literal["image", "video"]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 """What names of pictures end in, where a clip is given as pictures. A GIF is a clip itself."""
 _LONGEST_NAME = 200
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|(file|https?|ftp|blob):|//", re.IGNORECASE)  # Path leaves one slash of two
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class FileSlice:
     """A run of bytes within a file, such as a member of a tar, not opened yet."""
 
     path: Path
@@ -36,7 +36,7 @@ class Slice:
     def open(self, mode: str = "rb") -> IO[bytes]:
         """A file of these bytes alone; of a header only the header is read."""
         assert mode == "rb", mode
-        return io.BufferedReader(_Window(self))
+        return io.BufferedReader(_SliceFile(self))
 
     def read(self) -> bytes:
         """All of its bytes. Raises `DataError` where the file is gone or ends before them."""
@@ -53,10 +53,10 @@ class Slice:
         return f"{self.path}:{self.name}"
 
 
-class _Window(io.RawIOBase):
+class _SliceFile(io.RawIOBase):
     """The bytes of a slice as a file."""
 
-    def __init__(self, part: Slice) -> None:
+    def __init__(self, part: FileSlice) -> None:
         self._part, self._at = part, 0
         self._file = part.path.open("rb", buffering=0)
 
@@ -85,12 +85,12 @@ class _Window(io.RawIOBase):
         super().close()
 
 
-def name_of(source: Any, what: What) -> str:
+def describe_source(source: Any, what: MediaKind) -> str:
     """What error messages call a source: its path, or what kind of thing it is when it has none."""
-    if isinstance(source, Slice):
+    if isinstance(source, FileSlice):
         return str(source)
     if isinstance(source, tuple) and source:
-        return f"{name_of(source[0], what)} and {len(source) - 1} more frames"
+        return f"{describe_source(source[0], what)} and {len(source) - 1} more frames"
     if isinstance(source, str | os.PathLike):
         name = str(os.fspath(source))
         if name.startswith("data:"):
@@ -103,21 +103,21 @@ def name_of(source: Any, what: What) -> str:
     return f"{what} array" if isinstance(source, np.ndarray) else f"{what} of type {type(source).__name__}"
 
 
-def bytes_or_file(source: str | os.PathLike[str] | bytes, what: What) -> bytes | Path:
+def resolve_source(source: str | os.PathLike[str] | bytes, what: MediaKind) -> bytes | Path:
     """The content of bytes and data: URIs, the absolute path of an existing, regular, non-empty file."""
     if isinstance(source, str) and source.startswith("data:"):
         source = _data_uri(source, what)
     if not isinstance(source, bytes):
-        return _local_file(source, what)
+        return _check_local_file(source, what)
     if not source:
-        raise DataError(f"{name_of(source, what)}: there are zero bytes; pass the whole content of the file.")
+        raise DataError(f"{describe_source(source, what)}: there are zero bytes; pass the whole content of the file.")
     return source
 
 
-def _local_file(source: str | os.PathLike[str], what: What) -> Path:
-    name = name_of(source, what)
+def _check_local_file(source: str | os.PathLike[str], what: MediaKind) -> Path:
+    name = describe_source(source, what)
     path = Path(source)
-    if (refusal := refusal_of_url(source, what)) is not None:
+    if (refusal := explain_url_refusal(source, what)) is not None:
         raise DataError(f"{name}: {refusal}")
     try:
         exists, regular = path.exists(), path.is_file()
@@ -134,10 +134,10 @@ def _local_file(source: str | os.PathLike[str], what: What) -> Path:
     return path.absolute()
 
 
-def refusal_of_url(source: str | os.PathLike[str], what: What) -> str | None:
+def explain_url_refusal(source: str | os.PathLike[str], what: MediaKind) -> str | None:
     """What to do instead of naming a URL; None for a path, and for a file that exists under such a name."""
     name = str(os.fspath(source))
-    if not _URL.match(name) or is_there(name):
+    if not _URL.match(name) or is_existing_path(name):
         return None
     if name.lower().startswith("file:"):
         return f"mmblocks opens no URLs; write the path alone: {unquote(urlsplit(name).path)}"
@@ -145,7 +145,7 @@ def refusal_of_url(source: str | os.PathLike[str], what: What) -> str | None:
     return f"{missing}mmblocks opens no URLs; download the {what} and pass its path, or pass its bytes."
 
 
-def is_there(path: str | os.PathLike[str]) -> bool:
+def is_existing_path(path: str | os.PathLike[str]) -> bool:
     """Whether a file or folder exists; what cannot be a path does not."""
     try:
         return Path(path).exists()
@@ -153,7 +153,7 @@ def is_there(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _data_uri(uri: str, what: What) -> bytes:
+def _data_uri(uri: str, what: MediaKind) -> bytes:
     head, comma, payload = uri.partition(",")
     if not comma:
         raise DataError(f"{what} data: URI: no comma between its head and its data; write data:<type>;base64,<data>.")
@@ -170,11 +170,11 @@ def _data_uri(uri: str, what: What) -> bytes:
 
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
-_PICTURE_HEADS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM|II\*\0|MM\0\*|RIFF....WEBP|....ftypavi", re.DOTALL)
+_IMAGE_HEADS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM|II\*\0|MM\0\*|RIFF....WEBP|....ftypavi", re.DOTALL)
 """How files of the formats of `images.FORMATS` begin."""
 
 
-def picture_in_base64(name: str) -> bytes | None:
+def decode_base64_image(name: str) -> bytes | None:
     """The file of a picture that is written as base64 alone; None for any other text."""
     if _BASE64.fullmatch(name) is None:
         return None
@@ -182,14 +182,14 @@ def picture_in_base64(name: str) -> bytes | None:
         content = base64.b64decode("".join(name.split()), validate=True)
     except binascii.Error:
         return None
-    return content if _PICTURE_HEADS.match(content) else None
+    return content if _IMAGE_HEADS.match(content) else None
 
 
-def is_picture(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Whether a file's name is that of a picture."""
-    return name.lower().endswith(PICTURES)
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def make_natural_key(name: str) -> list[tuple[int, str]]:
     """A key to sort names by, in which frame 2 comes before frame 10."""
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]

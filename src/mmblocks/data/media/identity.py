@@ -10,30 +10,30 @@ import numpy as np
 from PIL import Image
 
 from mmblocks.conversation import Visual
-from mmblocks.data.media.files import Slice, bytes_or_file
-from mmblocks.data.media.images import content_of
+from mmblocks.data.media.files import FileSlice, resolve_source
+from mmblocks.data.media.images import read_image_content
 
 
-def identity(visual: Visual) -> str:
+def identify_visual(visual: Visual) -> str:
     """What tells one visual from another: of files their path, size and time of change, of members of a tar
     the tar's and where they lie in it, of data in memory its content.
     """
     source = visual.source
     if isinstance(source, Image.Image):
-        return digest("image", *content_of(source))
+        return make_digest("image", *read_image_content(source))
     if isinstance(source, np.ndarray):
-        return digest("array", f"{source.dtype} {source.shape}", np.ascontiguousarray(source).tobytes())
+        return make_digest("array", f"{source.dtype} {source.shape}", np.ascontiguousarray(source).tobytes())
     if isinstance(source, list | tuple):
-        return digest("several", *(identity(Visual(visual.kind, one)) for one in source))
+        return make_digest("several", *(identify_visual(Visual(visual.kind, one)) for one in source))
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-        return digest("folder", *(_stamp(path) for path in sorted(Path(source).iterdir())))
-    if isinstance(source, Slice):
-        return digest("slice", _stamp(source.path), f"{source.offset} {source.size}")
-    found = bytes_or_file(source, visual.kind)
-    return digest("bytes", found) if isinstance(found, bytes) else digest("file", _stamp(found))
+        return make_digest("folder", *(_stamp_file(path) for path in sorted(Path(source).iterdir())))
+    if isinstance(source, FileSlice):
+        return make_digest("slice", _stamp_file(source.path), f"{source.offset} {source.size}")
+    found = resolve_source(source, visual.kind)
+    return make_digest("bytes", found) if isinstance(found, bytes) else make_digest("file", _stamp_file(found))
 
 
-def digest(*parts: str | bytes) -> str:
+def make_digest(*parts: str | bytes) -> str:
     """A short name of parts, another one for every other order or division of them."""
     name = hashlib.blake2b(digest_size=20)
     for part in parts:
@@ -42,6 +42,6 @@ def digest(*parts: str | bytes) -> str:
     return name.hexdigest()
 
 
-def _stamp(path: Path) -> str:
+def _stamp_file(path: Path) -> str:
     seen = path.stat()
     return f"{path.absolute()} {seen.st_size} {seen.st_mtime_ns}"

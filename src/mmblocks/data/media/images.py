@@ -15,13 +15,13 @@ from typing import IO, NamedTuple, TypeVar
 
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-from mmblocks.data.media.files import Slice, bytes_or_file, name_of
+from mmblocks.data.media.files import FileSlice, describe_source, resolve_source
 from mmblocks.data.to_rgb import HeaderFacts, to_rgb, warn_once
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import Size
 
-ImageSource = str | os.PathLike[str] | bytes | Slice | Image.Image
+ImageSource = str | os.PathLike[str] | bytes | FileSlice | Image.Image
 T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -44,59 +44,59 @@ def load_image(source: ImageSource, images: ImageReading = DEFAULT_READING) -> I
 
     TIFF is turned upright in any case, by PIL. Of animations the first frame; of a PIL image the current one.
     """
-    name = name_of(source, "image")
-    with _opened(source, images.max_px) as (image, orientation), _broken_pixels_named(name):
-        _check_sums(image)
-        stored = HeaderFacts.of(image, was_opened_here=image is not source)
-        _decode(image)
+    name = describe_source(source, "image")
+    with _open_image(source, images.max_px) as (image, orientation), _name_pixel_errors(name):
+        _check_png_sums(image)
+        stored = HeaderFacts.from_image(image, was_opened_here=image is not source)
+        _decode_pixels(image)
         rgb = to_rgb(image, stored, images, name)
         upright = rgb.transpose(_TURNS[orientation]) if images.exif and orientation in _TURNS else rgb
     upright.info = {}
     return upright
 
 
-def image_size(source: ImageSource, images: ImageReading = DEFAULT_READING) -> Size:
+def read_image_size(source: ImageSource, images: ImageReading = DEFAULT_READING) -> Size:
     """The size in pixels that `load_image` will give, from the header alone."""
-    with _opened(source, images.max_px) as (image, orientation):
+    with _open_image(source, images.max_px) as (image, orientation):
         swaps = images.exif and orientation in _SWAPS_SIDES
         return Size(image.width, image.height) if swaps else Size(image.height, image.width)
 
 
-def content_of(image: Image.Image) -> tuple[str | bytes, ...]:
+def read_image_content(image: Image.Image) -> tuple[str | bytes, ...]:
     """Everything in a PIL image that decides how it is read. Raises `DataError` where its file is damaged."""
-    with _broken_pixels_named(name_of(image, "image")):
-        orientation = _quietly(lambda: _orientation(image), "PIL image", DEFAULT_READING.max_px)
-        _decode(image)
-        told = (image.mode, image.size, image.info.get("transparency"), orientation, HeaderFacts.of(image))
+    with _name_pixel_errors(describe_source(image, "image")):
+        orientation = _read_without_warnings(lambda: _read_orientation(image), "PIL image", DEFAULT_READING.max_px)
+        _decode_pixels(image)
+        told = (image.mode, image.size, image.info.get("transparency"), orientation, HeaderFacts.from_image(image))
         palette = (image.palette.mode, image.palette.tobytes()) if image.palette else ("", b"")
         return repr(told), *palette, image.tobytes()
 
 
-class _Opened(NamedTuple):
+class _OpenImage(NamedTuple):
     image: Image.Image
     orientation: int  # EXIF's: 1 is upright
 
 
 @contextmanager
-def _opened(source: ImageSource, max_px: int) -> Iterator[_Opened]:
+def _open_image(source: ImageSource, max_px: int) -> Iterator[_OpenImage]:
     """The picture with its header read and its size checked; what was opened here is closed here."""
-    name = name_of(source, "image")
+    name = describe_source(source, "image")
     if isinstance(source, Image.Image):
         _check_size(source, max_px, name)
-        yield _Opened(source, _quietly(lambda: _orientation(source), name, max_px))
+        yield _OpenImage(source, _read_without_warnings(lambda: _read_orientation(source), name, max_px))
         return
-    if not isinstance(source, str | os.PathLike | bytes | Slice):
+    if not isinstance(source, str | os.PathLike | bytes | FileSlice):
         raise DataError(f"{name}: cannot be read as a picture; pass a path, bytes, a data: URI or a PIL image.")
-    content = source if isinstance(source, Slice) else bytes_or_file(source, "image")
+    content = source if isinstance(source, FileSlice) else resolve_source(source, "image")
     with _file(content, name) as file:
-        image, orientation = _quietly(lambda: _header(file, max_px), name, max_px)
+        image, orientation = _read_without_warnings(lambda: _read_header(file, max_px), name, max_px)
         with image:
-            _shrink(image, file, max_px, name)
+            _shrink_jpeg(image, file, max_px, name)
             _check_size(image, max_px, name)
-            yield _Opened(image, orientation)
+            yield _OpenImage(image, orientation)
 
 
-def _file(content: bytes | Path | Slice, name: str) -> IO[bytes]:
+def _file(content: bytes | Path | FileSlice, name: str) -> IO[bytes]:
     if isinstance(content, bytes):
         return io.BytesIO(content)
     try:
@@ -105,7 +105,7 @@ def _file(content: bytes | Path | Slice, name: str) -> IO[bytes]:
         raise DataError(f"{name}: cannot be opened ({cause}); check its permissions.") from cause
 
 
-def _header(file: IO[bytes], max_px: int) -> _Opened:
+def _read_header(file: IO[bytes], max_px: int) -> _OpenImage:
     """The caller holds the lock."""
     try:
         image = Image.open(file, formats=FORMATS)
@@ -113,12 +113,12 @@ def _header(file: IO[bytes], max_px: int) -> _Opened:
         most_px = _most_px(file, max_px)
         if most_px <= 2 * (Image.MAX_IMAGE_PIXELS or 0):
             raise
-        with _pils_limit(most_px):
+        with _set_pil_limit(most_px):
             image = Image.open(file, formats=FORMATS)
-    return _Opened(image, _orientation(image))
+    return _OpenImage(image, _read_orientation(image))
 
 
-def _quietly(read: Callable[[], T], name: str, max_px: int) -> T:
+def _read_without_warnings(read: Callable[[], T], name: str, max_px: int) -> T:
     """`read()` without PIL's warnings: about sizes that are judged here, and about broken metadata.
 
     Warning filters belong to the whole process: hence the lock, and hence only around the header.
@@ -128,7 +128,7 @@ def _quietly(read: Callable[[], T], name: str, max_px: int) -> T:
             warnings.simplefilter("ignore")
             return read()
     except Image.DecompressionBombError as cause:
-        raise DataError(f"{name}: too large ({cause}); {_size_cure(max_px)}") from cause
+        raise DataError(f"{name}: too large ({cause}); {_format_size_cure(max_px)}") from cause
     except Image.UnidentifiedImageError as cause:
         raise DataError(
             f"{name}: not a picture of a known format; convert it to one of {', '.join(FORMATS)}."
@@ -138,7 +138,7 @@ def _quietly(read: Callable[[], T], name: str, max_px: int) -> T:
 
 
 @contextmanager
-def _broken_pixels_named(name: str) -> Iterator[None]:
+def _name_pixel_errors(name: str) -> Iterator[None]:
     try:
         yield
     except DataError:
@@ -157,16 +157,16 @@ def _check_size(image: Image.Image, max_px: int, name: str) -> None:
     if size.area < 1:
         raise DataError(f"{name}: {size} pixels; a picture needs at least one.")
     if size.area > max_px:
-        raise DataError(f"{name}: too large, {size} is {size.area:,} pixels; {_size_cure(max_px, size.area)}")
+        raise DataError(f"{name}: too large, {size} is {size.area:,} pixels; {_format_size_cure(max_px, size.area)}")
 
 
-def _size_cure(max_px: int, wanted: int | str = "PIXELS") -> str:
+def _format_size_cure(max_px: int, wanted: int | str = "PIXELS") -> str:
     return (
-        f"make it smaller than {max_px:,} pixels, or raise max_px if you trust its origin ({_max_px_written(wanted)})."
+        f"make it smaller than {max_px:,} pixels, or raise max_px if you trust its origin ({_format_max_px(wanted)})."
     )
 
 
-def _max_px_written(wanted: int | str) -> str:
+def _format_max_px(wanted: int | str) -> str:
     return f"model.images.max_px={wanted} in a recipe, --max-px {wanted} of `mmblocks chat`"
 
 
@@ -176,24 +176,24 @@ def _most_px(file: IO[bytes], max_px: int) -> int:
     return max_px * _SHRINKS[-1] ** 2 if file.read(3) == b"\xff\xd8\xff" else max_px
 
 
-def _shrink(image: Image.Image, file: IO[bytes], max_px: int, name: str) -> None:
+def _shrink_jpeg(image: Image.Image, file: IO[bytes], max_px: int, name: str) -> None:
     """Have a JPEG that is larger than `max_px` decoded smaller, in place, where that makes it small enough.
 
     Never a smaller one: the decoder shrinks in another way than views are resized, and pixels are to be the original's.
     What is left is a quarter of `max_px` or more, which views of usual sizes do not show in full anyway.
     """
     whole = Size(image.height, image.width)
-    if whole.area <= max_px or not isinstance(image, JpegImagePlugin.JpegImageFile) or not _is_decoded_in_rows(file):
+    if whole.area <= max_px or not isinstance(image, JpegImagePlugin.JpegImageFile) or not _is_sequential_jpeg(file):
         return
     for times in _SHRINKS:
         if -(-whole.width // times) * -(-whole.height // times) <= max_px:
             image.draft(None, (max(1, whole.width // times), max(1, whole.height // times)))
             shrunk = f"{whole} is {whole.area:,} pixels, so it is read as {image.height}x{image.width}"
-            warn_once(name, f"{shrunk}; raise max_px to read it whole ({_max_px_written(whole.area)}).")
+            warn_once(name, f"{shrunk}; raise max_px to read it whole ({_format_max_px(whole.area)}).")
             return
 
 
-def _is_decoded_in_rows(jpeg: IO[bytes]) -> bool:
+def _is_sequential_jpeg(jpeg: IO[bytes]) -> bool:
     """Whether a JPEG is sequential and in one scan. Of others the decoder holds the whole, shrunk or not."""
     back, components = jpeg.tell(), b""
     jpeg.seek(2)
@@ -210,7 +210,7 @@ def _is_decoded_in_rows(jpeg: IO[bytes]) -> bool:
 
 
 @contextmanager
-def _pils_limit(most_px: int) -> Iterator[None]:
+def _set_pil_limit(most_px: int) -> Iterator[None]:
     """PIL's own limit as high as ours, for a moment: it belongs to the whole process. The caller holds the lock."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, (most_px + 1) // 2  # PIL refuses above twice its limit
     try:
@@ -219,17 +219,17 @@ def _pils_limit(most_px: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode(image: Image.Image) -> None:
+def _decode_pixels(image: Image.Image) -> None:
     """Decode the pixels, whose number is known to be allowed. PIL asks its own limit once more, of TIFF."""
     area, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if limit is None or area <= limit:
         image.load()
         return
-    with _ONE_AT_A_TIME, _pils_limit(2 * area):
+    with _ONE_AT_A_TIME, _set_pil_limit(2 * area):
         image.load()
 
 
-def _check_sums(image: Image.Image) -> None:
+def _check_png_sums(image: Image.Image) -> None:
     """Raise `ValueError` where the pixels of a PNG are not those that were written: PIL passes over their check sums."""
     file = getattr(image, "fp", None)
     if file is None or not isinstance(image, PngImagePlugin.PngImageFile):
@@ -252,19 +252,19 @@ def _check_sums(image: Image.Image) -> None:
 # EXIF -----------------------------------------------------------------------------------------------------------------
 
 
-def _orientation(image: Image.Image) -> int:
+def _read_orientation(image: Image.Image) -> int:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # PIL turns TIFF itself when it decodes, and tells the turned size before
     if not isinstance(image, PngImagePlugin.PngImageFile):
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    if "exif" not in image.info and (late := _exif_after_the_pixels(image)):
+    if "exif" not in image.info and (late := _find_late_exif(image)):
         exif = Image.Exif()
         exif.load(late)
         return exif.get(ExifTags.Base.Orientation, 1)
     return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PngImageFile.getexif would decode the pixels
 
 
-def _exif_after_the_pixels(png: Image.Image) -> bytes | None:
+def _find_late_exif(png: Image.Image) -> bytes | None:
     """The eXIf chunk of a PNG whose header had none; it may stand behind the pixels."""
     file = getattr(png, "fp", None)
     if file is None:

@@ -20,7 +20,7 @@ FILTERS: dict[ResizeFilter, Image.Resampling] = {
 }
 
 
-def render(image: Image.Image, views: Sequence[View], fill: Colour) -> Tensor:
+def render_views(image: Image.Image, views: Sequence[View], fill: Colour) -> Tensor:
     """Cut `views` out of an RGB picture: uint8 (views, 3, height, width), in their order.
 
     `fill` is the colour of the sheet a picture is framed on, usually the encoder's mean. `View.frame` is not read:
@@ -36,7 +36,7 @@ def render(image: Image.Image, views: Sequence[View], fill: Colour) -> Tensor:
     for view, target in zip(views, pixels, strict=True):
         key = (view.framed, view.resized, view.canvas, view.resize)
         if key not in sheets:
-            sheets[key] = np.asarray(_sheet(image, *key, fill=fill))
+            sheets[key] = np.asarray(_make_sheet(image, *key, fill=fill))
         target[:] = _cut(sheets[key], view.window)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
@@ -47,7 +47,7 @@ def _window_size(views: Sequence[View]) -> Size:
     return sizes.pop()
 
 
-def _sheet(
+def _make_sheet(
     image: Image.Image, framed: Size, resized: Size, canvas: Size, resize: ResizeFilter, *, fill: Colour
 ) -> Image.Image:
     size = Size(image.height, image.width)
@@ -55,12 +55,12 @@ def _sheet(
         raise DataError(
             f"the picture is {size} pixels but was planned as at most {framed}; plan it again from its size."
         )
-    on_fill = _centred(image, framed, fill)
+    on_fill = _centre_on_sheet(image, framed, fill)
     shrunk = on_fill.resize((resized.width, resized.height), FILTERS[resize])
-    return _centred(shrunk, canvas, BLACK)
+    return _centre_on_sheet(shrunk, canvas, BLACK)
 
 
-def _centred(image: Image.Image, size: Size, colour: Colour) -> Image.Image:
+def _centre_on_sheet(image: Image.Image, size: Size, colour: Colour) -> Image.Image:
     """`image` in the middle of a sheet; an odd pixel of room goes below and to the right."""
     if (image.height, image.width) == size:
         return image

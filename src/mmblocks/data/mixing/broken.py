@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mmblocks.data.mixing.mixture import Draw, Draws, Mixture
-from mmblocks.data.overlong import CHOICES, how_many
-from mmblocks.data.record_faults import origin_and_reason
+from mmblocks.data.overlong import OVERLONG_CURE, describe_overlong
+from mmblocks.data.record_faults import split_reason
 from mmblocks.data.records.lines import append_lines, read_lines
 from mmblocks.data.sample.encode import Targets, TooLong
 from mmblocks.data.sample.processor import Processor, Sample
@@ -25,7 +25,7 @@ _NAME = re.compile(r"\S*/\S*|\S+\.\w\S*")  # a word that names a file
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class SkippedRecord:
     """A record that was left out: where it stands ("file:record"), why, and the source of the mixture it belongs to."""
 
     origin: str
@@ -48,9 +48,9 @@ def _without_file(reason: str) -> str:
     return reason
 
 
-def samples_of(
+def make_samples(
     mixture: Mixture, draws: Draws | Sequence[Draw], processor: Processor, targets: Targets, policy: Policy
-) -> tuple[list[Sample], list[Broken]]:
+) -> tuple[list[Sample], list[SkippedRecord]]:
     """The samples of these draws in their order, and with policy "skip" the records that gave none.
 
     A draw gives all samples of its item or none (a pair gives two). Nothing takes a broken record's place, so there may
@@ -60,44 +60,46 @@ def samples_of(
     if policy not in get_args(Policy):
         raise ConfigError(f"broken={policy!r}; write one of {', '.join(get_args(Policy))}.")
     samples: list[Sample] = []
-    broken: list[Broken] = []
+    broken: list[SkippedRecord] = []
     for draw in (draws[n] for n in range(len(draws))):
         try:
-            samples += processor.training_samples(mixture[draw], targets)
+            samples += processor.make_training_samples(mixture[draw], targets)
         except DataError as fault:
             too_long = isinstance(fault, TooLong)
             if policy == "raise" and too_long and processor.overlong != "skip":
-                raise TooLong(f"{fault} {how_many(mixture, draw, processor, targets)} {CHOICES}") from fault
+                raise TooLong(
+                    f"{fault} {describe_overlong(mixture, draw, processor, targets)} {OVERLONG_CURE}"
+                ) from fault
             if policy == "raise" and not too_long:
                 raise
             broken.append(_broken(mixture, draw, fault))
     return samples, broken
 
 
-def _broken(mixture: Mixture, draw: Draw, fault: DataError) -> Broken:
+def _broken(mixture: Mixture, draw: Draw, fault: DataError) -> SkippedRecord:
     try:
         origin = mixture[draw].origin
     except DataError:  # there is not even a conversation
-        origin = mixture.origin(draw)
-    return Broken(*origin_and_reason(fault, origin), mixture.names[draw.source])
+        origin = mixture.describe_origin(draw)
+    return SkippedRecord(*split_reason(fault, origin), mixture.names[draw.source])
 
 
-def note_broken(file: Path, broken: Iterable[Broken]) -> None:
+def append_skipped(file: Path, broken: Iterable[SkippedRecord]) -> None:
     """Add records to the list of a run; several processes may do so at once."""
     append_lines(file, map(asdict, broken))
 
 
-def read_broken(file: Path) -> list[Broken]:
+def read_skipped(file: Path) -> list[SkippedRecord]:
     """The records of a run's list, each once, however often it was drawn or the run was resumed."""
-    first: dict[str, Broken] = {}
+    first: dict[str, SkippedRecord] = {}
     for line in read_lines(file):
-        record = Broken(*(str(line.get(key, "")) for key in ("origin", "reason", "source")))
+        record = SkippedRecord(*(str(line.get(key, "")) for key in ("origin", "reason", "source")))
         # The first reason is the true one: the next time, a clip that hung is merely found in quarantine.
         first.setdefault(record.origin, record)
     return list(first.values())
 
 
-def left_out(broken: Iterable[Broken], sizes: Mapping[str, int]) -> list[str]:
+def format_skipped(broken: Iterable[SkippedRecord], sizes: Mapping[str, int]) -> list[str]:
     """A line per source that lost records: "source: n of m records left out: k x reason; ...", most frequent first.
 
     `sizes` says how many records a source holds (see `sizes_of`).
@@ -108,7 +110,7 @@ def left_out(broken: Iterable[Broken], sizes: Mapping[str, int]) -> list[str]:
     return [_line(source, counts, sizes.get(source)) for source, counts in sorted(kinds.items())]
 
 
-def sizes_of(mixture: Mixture) -> dict[str, int]:
+def count_records(mixture: Mixture) -> dict[str, int]:
     """Records of each source by the name that reports call it."""
     return {name: len(source) for name, source in zip(mixture.names, mixture.sources, strict=True)}
 

@@ -12,30 +12,30 @@ from math import ceil
 
 import numpy as np
 
-from mmblocks.conversation import Conversation, Item, Message, Pair, Text
-from mmblocks.data.sources import Source, is_made, origin_of
+from mmblocks.conversation import Conversation, Item, Message, PreferencePair, Text
+from mmblocks.data.sources import Source, describe_origin, is_synthetic
 from mmblocks.errors import ConfigError
 
-_TAKE = re.compile(r"(first|end|random):(\d+(?:\.\d+)?%|\d+)(?::(\d+))?")
-CURE = "write all, first:N, end:N or random:N (random:N:SEED), N a number or a percentage such as 10%"
+_SUBSET = re.compile(r"(first|end|random):(\d+(?:\.\d+)?%|\d+)(?::(\d+))?")
+SUBSET_CURE = "write all, first:N, end:N or random:N (random:N:SEED), N a number or a percentage such as 10%"
 
 
-def taken(source: Source, take: str) -> Source:
+def select_subset(source: Source, take: str) -> Source:
     """The conversations of a source that `take` names, in their order; see `chosen`."""
-    return source if take == "all" else Selected(source, chosen(len(source), take))
+    return source if take == "all" else SourceSubset(source, choose_indices(len(source), take))
 
 
-def chosen(length: int, take: str, seed: Sequence[int] = (0,)) -> np.ndarray:
+def choose_indices(length: int, take: str, seed: Sequence[int] = (0,)) -> np.ndarray:
     """Which of `length` records are kept: ascending numbers, int64 (n,).
 
     take: all, first:N, end:N or random:N; N is a number, or a share "10%" of which a fraction of a record is a whole
     one, as in LLaVA-NeXT's mixtures. random:N:SEED draws with that seed instead of `seed`. More than there are is all.
     """
-    if fault := take_fault(take):
+    if fault := find_subset_fault(take):
         raise ConfigError(fault)
     if take == "all":
         return np.arange(length)
-    kind, amount, own = _TAKE.fullmatch(take).groups()  # type: ignore[union-attr]
+    kind, amount, own = _SUBSET.fullmatch(take).groups()  # type: ignore[union-attr]
     size = min(length, _size(amount, length))
     if kind == "random":
         drawn = np.random.default_rng(tuple(seed) if own is None else (int(own),)).permutation(length)[:size]
@@ -43,13 +43,13 @@ def chosen(length: int, take: str, seed: Sequence[int] = (0,)) -> np.ndarray:
     return np.arange(length)[:size] if kind == "first" else np.arange(length - size, length)
 
 
-def take_fault(take: object) -> str | None:
+def find_subset_fault(take: object) -> str | None:
     """What is wrong with a choice of records, with its cure; None if nothing is."""
-    found = _TAKE.fullmatch(take) if isinstance(take, str) else None
+    found = _SUBSET.fullmatch(take) if isinstance(take, str) else None
     if take == "all":
         return None
     if found is None:
-        return f"{take!r} chooses no records; {CURE}."
+        return f"{take!r} chooses no records; {SUBSET_CURE}."
     if found[2].endswith("%") and Fraction(found[2][:-1]) > 100:
         return f"{take!r} is more than there is; write a percentage up to 100%."
     if found[3] is not None and found[1] != "random":
@@ -62,7 +62,7 @@ def _size(amount: str, length: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Selected:
+class SourceSubset:
     """Some conversations of a source: those of the numbers `indices` (n,)."""
 
     source: Source
@@ -75,15 +75,15 @@ class Selected:
         return self.source[int(self.indices[index])]
 
     @property
-    def is_made(self) -> bool:
-        return is_made(self.source)
+    def is_synthetic(self) -> bool:
+        return is_synthetic(self.source)
 
-    def origin(self, index: int) -> str | None:
+    def describe_origin(self, index: int) -> str | None:
         """Where the record stands in its source."""
-        return origin_of(self.source, int(self.indices[index]))
+        return describe_origin(self.source, int(self.indices[index]))
 
 
-class Concatenated:
+class ConcatenatedSource:
     """Sources one after another. `names` tell them apart in reports."""
 
     def __init__(self, parts: Sequence[Source], names: Sequence[str]) -> None:
@@ -94,19 +94,19 @@ class Concatenated:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> Item:
-        part, number = self._place(index)
+        part, number = self._locate_record(index)
         return self.parts[part][number]
 
     @property
-    def is_made(self) -> bool:
-        return all(map(is_made, self.parts))
+    def is_synthetic(self) -> bool:
+        return all(map(is_synthetic, self.parts))
 
-    def origin(self, index: int) -> str | None:
+    def describe_origin(self, index: int) -> str | None:
         """Where the record stands in its part."""
-        part, number = self._place(index)
-        return origin_of(self.parts[part], number)
+        part, number = self._locate_record(index)
+        return describe_origin(self.parts[part], number)
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _locate_record(self, index: int) -> tuple[int, int]:
         """The part that holds a record, and its number there."""
         number = range(len(self))[index]
         part = bisect_right(self._ends, number)
@@ -114,7 +114,7 @@ class Concatenated:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted:
+class PromptedSource:
     """A source whose questions all end in a line that says what the answer is to look like.
 
     "Answer the question using a single word or phrase." is LLaVA-1.5's (https://arxiv.org/abs/2310.03744, 3.2).
@@ -128,22 +128,22 @@ class Prompted:
 
     def __getitem__(self, index: int) -> Item:
         item = self.source[index]
-        if isinstance(item, Pair):
-            return Pair(self._asked(item.chosen), self._asked(item.rejected))
-        return self._asked(item)
+        if isinstance(item, PreferencePair):
+            return PreferencePair(self._add_prompts(item.chosen), self._add_prompts(item.rejected))
+        return self._add_prompts(item)
 
     @property
-    def is_made(self) -> bool:
-        return is_made(self.source)
+    def is_synthetic(self) -> bool:
+        return is_synthetic(self.source)
 
-    def origin(self, index: int) -> str | None:
+    def describe_origin(self, index: int) -> str | None:
         """Where the record stands in its source."""
-        return origin_of(self.source, index)
+        return describe_origin(self.source, index)
 
-    def _asked(self, conversation: Conversation) -> Conversation:
-        return replace(conversation, messages=tuple(self._ended(m) for m in conversation.messages))
+    def _add_prompts(self, conversation: Conversation) -> Conversation:
+        return replace(conversation, messages=tuple(self._add_prompt(m) for m in conversation.messages))
 
-    def _ended(self, message: Message) -> Message:
+    def _add_prompt(self, message: Message) -> Message:
         if message.role != "user":
             return message
         *before, last = message.parts or (Text(""),)

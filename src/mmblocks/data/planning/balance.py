@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def longest_first(costs: Sequence[float] | np.ndarray, ranks: int, *, even: bool = True) -> list[list[int]]:
+def deal_longest_first(costs: Sequence[float] | np.ndarray, ranks: int, *, even: bool = True) -> list[list[int]]:
     """Numbers of pieces of work by rank: the most expensive first, each to the rank that has least to do.
 
     even: no rank gets more than ceil(pieces / ranks) of them; ranks that get fewer have to be given fillers, so that all
@@ -27,12 +27,12 @@ def longest_first(costs: Sequence[float] | np.ndarray, ranks: int, *, even: bool
     return [sorted(pieces) for pieces in dealt]
 
 
-def in_turn(pieces: int, ranks: int) -> list[list[int]]:
+def deal_in_turn(pieces: int, ranks: int) -> list[list[int]]:
     """Numbers of pieces by rank, dealt one after another."""
     return [list(range(rank, pieces, ranks)) for rank in range(ranks)]
 
 
-def efficiency(costs: Sequence[float] | np.ndarray, dealt: Sequence[Sequence[int]]) -> float:
+def compute_efficiency(costs: Sequence[float] | np.ndarray, dealt: Sequence[Sequence[int]]) -> float:
     """Mean over ranks divided by the slowest: the share of time in which ranks work instead of waiting."""
     costs = np.asarray(costs, dtype=np.float64)
     loads = [float(costs[list(pieces)].sum()) for pieces in dealt]

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mmblocks.data.planning.measure import Sizes
+from mmblocks.data.planning.measure import SampleSizes
 from mmblocks.errors import ConfigError
-from mmblocks.model.budget import prefill_flops
-from mmblocks.model.checks.composition import Examination, examine
+from mmblocks.model.budget import count_prefill_flops
+from mmblocks.model.checks.composition import DryBuild, dry_build
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.storage import write_json
 
@@ -25,7 +25,7 @@ PROBE_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class SampleCost:
     """Seconds per view, token, pair of tokens of one sequence (squared length), and label."""
 
     view: float
@@ -33,19 +33,19 @@ class Cost:
     pair: float
     label: float
 
-    def of(self, sizes: Sizes) -> np.ndarray:
+    def estimate_seconds(self, sizes: SampleSizes) -> np.ndarray:
         """(n,) float64 seconds."""
         return sizes.views * self.view + sizes.tokens * self.token + sizes.pairs * self.pair + sizes.labels * self.label
 
     @classmethod
-    def estimated(
+    def from_model(
         cls,
-        model: ModelSpec | Mapping[str, Any] | Examination,
+        model: ModelSpec | Mapping[str, Any] | DryBuild,
         learning: Collection[str] = PARTS,
         *,
         recompute: bool = False,
         flops_per_s: float = ASSUMED_FLOPS,
-    ) -> Cost:
+    ) -> SampleCost:
         """From the FLOPs of a composition, without running it: the same on every machine.
 
         learning: the parts that learn ("lora" too). A part costs its forward pass; as much again for the gradient of
@@ -53,9 +53,9 @@ class Cost:
         and its forward pass a second time with `recompute`. Where torch cannot count a part's FLOPs (mixtures of
         experts), two per weight are taken. Raises `ConfigError` for a composition that cannot work.
         """
-        seen = model if isinstance(model, Examination) else examine(model)
-        seen.require()
-        work, times = _Work.of(seen), _Times.of(learning, recompute)
+        seen = model if isinstance(model, DryBuild) else dry_build(model)
+        seen.require_no_faults()
+        work, times = _ForwardFlops.from_dry_build(seen), _PassCounts.from_learning(learning, recompute)
         vision = work.encoder * times.encoder + work.projector * times.projector
         return cls(
             view=vision / (ENCODER_SHARE * flops_per_s),
@@ -72,7 +72,7 @@ class Cost:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Cost:
+    def load(cls, path: str | Path) -> SampleCost:
         """Read what `save` wrote. Raises `ConfigError` for anything else."""
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _ForwardFlops:
     """FLOPs of the forward pass: of a view in encoder and projector, of a token, a pair and a label in the backbone."""
 
     encoder: float
@@ -92,26 +92,30 @@ class _Work:
     label: float
 
     @classmethod
-    def of(cls, seen: Examination) -> _Work:
-        flops, _ = prefill_flops(seen, 1, PROBE_TOKENS)
+    def from_dry_build(cls, seen: DryBuild) -> _ForwardFlops:
+        flops, _ = count_prefill_flops(seen, 1, PROBE_TOKENS)
         attention = flops.get("attention") or 0
         backbone = flops["backbone"]
-        weights = 2 * (seen.parameters("backbone") or 0)
+        weights = 2 * (seen.count_parameters("backbone") or 0)
         return cls(
-            encoder=_known(flops["encoder"], 2 * (seen.parameters("encoder") or 0) * seen.encoder.grid.area),
-            projector=_known(flops["projector"], 2 * (seen.parameters("projector") or 0) * seen.encoder.grid.area),
+            encoder=_replace_none(
+                flops["encoder"], 2 * (seen.count_parameters("encoder") or 0) * seen.encoder.grid.area
+            ),
+            projector=_replace_none(
+                flops["projector"], 2 * (seen.count_parameters("projector") or 0) * seen.encoder.grid.area
+            ),
             token=weights if backbone is None else (backbone - attention) / PROBE_TOKENS,
             pair=attention / PROBE_TOKENS**2 / 2,  # a token attends to those before it: half of all pairs
-            label=_known(flops["head"], 2 * seen.backbone.dim * seen.backbone.vocab_size),
+            label=_replace_none(flops["head"], 2 * seen.backbone.dim * seen.backbone.vocab_size),
         )
 
 
-def _known(flops: int | None, otherwise: float) -> float:
+def _replace_none(flops: int | None, otherwise: float) -> float:
     return otherwise if flops is None else flops
 
 
 @dataclass(frozen=True, slots=True)
-class _Times:
+class _PassCounts:
     """How many forward passes' work each part has in a training step."""
 
     encoder: float
@@ -121,18 +125,18 @@ class _Times:
     head: float
 
     @classmethod
-    def of(cls, learning: Collection[str], recompute: bool) -> _Times:
+    def from_learning(cls, learning: Collection[str], recompute: bool) -> _PassCounts:
         encoder = "encoder" in learning
         projector = encoder or "projector" in learning
         reached = projector or "marks" in learning or "backbone" in learning or "lora" in learning
 
-        def times(reached: bool, learns: bool, again: bool = recompute) -> float:
+        def count_passes(reached: bool, learns: bool, again: bool = recompute) -> float:
             return 1.0 + reached + learns + (reached and again)
 
         return cls(
-            encoder=times(encoder, encoder),
-            projector=times(projector, "projector" in learning, False),
-            backbone=times(reached, "backbone" in learning),
-            attention=times(reached, reached),  # all its factors are activations
-            head=times(reached, "backbone" in learning, False),
+            encoder=count_passes(encoder, encoder),
+            projector=count_passes(projector, "projector" in learning, False),
+            backbone=count_passes(reached, "backbone" in learning),
+            attention=count_passes(reached, reached),  # all its factors are activations
+            head=count_passes(reached, "backbone" in learning, False),
         )

@@ -12,42 +12,42 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mmblocks.conversation import Conversation, Item, Message, Pair, Text
+from mmblocks.conversation import Conversation, Item, Message, PreferencePair, Text
 from mmblocks.data.mixing.broken import Policy
 from mmblocks.data.mixing.mixture import Draw, Draws, Mixture
 from mmblocks.errors import DataError
 
 MARKER = "<image>"
 """What stands for a picture or clip when words are counted, as in a LLaVA record."""
-PICTURE_WORDS = 128
+IMAGE_WORDS = 128
 """What a picture counts for in `length`; a clip counts for nothing there."""
 
 
-def words(item: Item) -> int:
+def count_words(item: Item) -> int:
     """Words of all turns, markers of visuals included, at least 1; negative for an item that shows nothing.
 
     A pair has its preferred conversation's.
     """
-    conversation = _conversation(item)
+    conversation = _select_conversation(item)
     count = max(1, sum(len(_written(m).split()) for m in conversation.messages if m.role != "system"))
     return count if conversation.visuals else -count
 
 
-def length(item: Item) -> int:
+def estimate_length(item: Item) -> int:
     """Words of all turns, and 128 more where there is a picture."""
-    has_picture = any(visual.kind == "image" for visual in _conversation(item).visuals)
-    return abs(words(item)) + (PICTURE_WORDS if has_picture else 0)
+    has_picture = any(visual.kind == "image" for visual in _select_conversation(item).visuals)
+    return abs(count_words(item)) + (IMAGE_WORDS if has_picture else 0)
 
 
-def _conversation(item: Item) -> Conversation:
-    return item.chosen if isinstance(item, Pair) else item
+def _select_conversation(item: Item) -> Conversation:
+    return item.chosen if isinstance(item, PreferencePair) else item
 
 
 def _written(message: Message) -> str:
     return "".join(part.text if isinstance(part, Text) else MARKER for part in message.parts)
 
 
-def grouped_order(
+def make_grouped_order(
     mixture: Mixture,
     draws: Draws,
     order: Literal["length", "modality_length"],
@@ -60,33 +60,35 @@ def grouped_order(
     The whole batch counts as one rank's, so the order is the same for every number of processes. policy: with "skip" a
     record that cannot be read, which is left out later, counts as one word.
     """
-    of = {"length": length, "modality_length": words}[order]
+    of = {"length": estimate_length, "modality_length": count_words}[order]
     known: dict[Draw, int] = {}
     drawn = [draws[number] for number in range(len(draws))]
     for draw in drawn:
         if draw not in known:
-            known[draw] = _length_of(mixture, draw, of, policy)
+            known[draw] = _measure_record(mixture, draw, of, policy)
     lengths = [known[draw] for draw in drawn]
     inside, across = (torch.Generator().manual_seed(s) for s in _seeds(seed))
     if order == "length":
-        return np.array(grouped(lengths, batch_size, 1, across), dtype=np.int64)
-    return np.array(grouped_by_modality(lengths, batch_size, 1, inside=inside, across=across), dtype=np.int64)
+        return np.array(group_by_length(lengths, batch_size, 1, across), dtype=np.int64)
+    return np.array(group_by_modality(lengths, batch_size, 1, inside=inside, across=across), dtype=np.int64)
 
 
-def _length_of(mixture: Mixture, draw: Draw, of: Callable[[Item], int], policy: Policy) -> int:
+def _measure_record(mixture: Mixture, draw: Draw, of: Callable[[Item], int], policy: Policy) -> int:
     try:
         return of(mixture[draw])
     except DataError:
         if policy == "raise":
             raise
-        return -1 if of is words else 1
+        return -1 if of is count_words else 1
 
 
 def _seeds(seed: Sequence[int]) -> list[int]:
     return np.random.SeedSequence(tuple(seed)).generate_state(2).tolist()
 
 
-def grouped(lengths: Sequence[int] | np.ndarray, batch_size: int, world: int, generator: torch.Generator) -> list[int]:
+def group_by_length(
+    lengths: Sequence[int] | np.ndarray, batch_size: int, world: int, generator: torch.Generator
+) -> list[int]:
     """Numbers of samples: a random order in chunks of `world * batch_size`, each sorted and dealt to `world` ranks."""
     order = torch.randperm(len(lengths), generator=generator).tolist()
     size = world * batch_size
@@ -96,11 +98,11 @@ def grouped(lengths: Sequence[int] | np.ndarray, batch_size: int, world: int, ge
 
 def _sorted_and_dealt(chunk: list[int], lengths: Sequence[int] | np.ndarray, ranks: int) -> Iterator[int]:
     longest = sorted(chunk, key=lambda number: lengths[number], reverse=True)
-    for share in even_shares(longest, lengths, ranks):
+    for share in split_evenly(longest, lengths, ranks):
         yield from share
 
 
-def even_shares(numbers: Sequence[int], lengths: Sequence[int] | np.ndarray, ranks: int) -> list[list[int]]:
+def split_evenly(numbers: Sequence[int], lengths: Sequence[int] | np.ndarray, ranks: int) -> list[list[int]]:
     """Numbers in `ranks` shares of one size and like total length; dealt in turn where they cannot be of one size.
 
     Each number goes to the share of least total that is not full, the first of equals.
@@ -117,7 +119,7 @@ def even_shares(numbers: Sequence[int], lengths: Sequence[int] | np.ndarray, ran
     return shares
 
 
-def grouped_by_modality(
+def group_by_modality(
     lengths: Sequence[int] | np.ndarray,
     batch_size: int,
     world: int,
@@ -134,12 +136,12 @@ def grouped_by_modality(
     assert (signed != 0).all(), "a sample without words has no modality"
     shown, unshown = np.flatnonzero(signed > 0), np.flatnonzero(signed < 0)
     if not len(shown) or not len(unshown):
-        return grouped(np.abs(signed).tolist(), batch_size, world, across)
+        return group_by_length(np.abs(signed).tolist(), batch_size, world, across)
     size = world * batch_size
     whole: list[list[int]] = []
     rest: list[int] = []
     for kind in (shown, unshown):
-        order = kind[grouped(np.abs(signed[kind]).tolist(), batch_size, world, inside)].tolist()
+        order = kind[group_by_length(np.abs(signed[kind]).tolist(), batch_size, world, inside)].tolist()
         chunks = [order[i : i + size] for i in range(0, len(order), size)]
         whole += chunks[:-1]
         rest += chunks[-1]

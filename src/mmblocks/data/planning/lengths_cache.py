@@ -20,29 +20,29 @@ from mmblocks.data.mixing.mixture import Draw
 from mmblocks.data.sample.encode import Targets
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
-from mmblocks.storage import replaced_file
+from mmblocks.storage import replace_file
 
-_COUNTED = "frames of uneven clips by their times"
+_COUNTING_RULE = "frames of uneven clips by their times"
 """Written anew when the same data and model come to other lengths within one version."""
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _ASKED = {"role": "user", "content": [{"type": "image", "image": "i"}, {"type": "text", "text": "q"}]}
 _ANSWERED = {"role": "assistant", "content": "a"}
 PROBES = (
-    Conversation.of([_ASKED, _ANSWERED]),
-    Conversation.of([{"role": "system", "content": "c"}, _ASKED, _ANSWERED, _ASKED, _ANSWERED]),
+    Conversation.from_messages([_ASKED, _ANSWERED]),
+    Conversation.from_messages([{"role": "system", "content": "c"}, _ASKED, _ANSWERED, _ASKED, _ANSWERED]),
 )
 """What chat templates are told apart by: how they write these."""
 
 
-Row = tuple[int, int, int, int, int]
+LengthsRow = tuple[int, int, int, int, int]
 """Tokens, views, labels, pairs, tokens cut."""
 _COLUMNS = 10
 
 
-class Known(NamedTuple):
+class RecordLengths(NamedTuple):
     """What was measured of a record, and the record that it was measured of."""
 
-    row: Row
+    row: LengthsRow
     fingerprint: Fingerprint
 
 
@@ -53,7 +53,7 @@ class LengthsCache:
     file: Path
 
     @classmethod
-    def of(
+    def from_settings(
         cls,
         folder: str | Path,
         data: Sequence[Mapping[str, Any]],
@@ -69,18 +69,18 @@ class LengthsCache:
         is kept, by which `measure` knows a record that was edited or shows another picture.
         """
         depends = [
-            _plain(list(data)),
-            _files(data),
-            _plain(model),
-            _processing(processor),
+            _to_plain_value(list(data)),
+            _list_files(data),
+            _to_plain_value(model),
+            _describe_processing(processor),
             targets,
             __version__,
-            _COUNTED,
+            _COUNTING_RULE,
         ]
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=repr).encode()).hexdigest()
         return cls(Path(folder) / f"lengths-{digest[:20]}.npy")
 
-    def read(self) -> dict[Draw, Known]:
+    def read(self) -> dict[Draw, RecordLengths]:
         """Lengths by conversation; none where nothing was kept, or what was kept cannot be read."""
         try:
             table = np.load(self.file, allow_pickle=False)
@@ -89,30 +89,34 @@ class LengthsCache:
         if table.ndim != 2 or table.shape[1] != _COLUMNS:
             return {}
         return {
-            Draw(source, index): Known((tokens, views, labels, pairs, cut), Fingerprint(text, media, stamp))
+            Draw(source, index): RecordLengths((tokens, views, labels, pairs, cut), Fingerprint(text, media, stamp))
             for source, index, tokens, views, labels, pairs, cut, text, media, stamp in table.tolist()
         }
 
-    def write(self, lengths: Mapping[Draw, Known]) -> None:
+    def write(self, lengths: Mapping[Draw, RecordLengths]) -> None:
         """Keep lengths, whole or not at all."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         table = np.array([(*draw, *known.row, *known.fingerprint) for draw, known in lengths.items()], dtype=np.int64)
-        with replaced_file(self.file) as file:
+        with replace_file(self.file) as file:
             np.save(file, table, allow_pickle=False)
 
 
-def _processing(processor: Processor) -> list[Any]:
+def _describe_processing(processor: Processor) -> list[Any]:
     """What a stage's processor decides beside the model's spec."""
-    said = [_written(processor.template, one.messages) for probe in PROBES for one in processor.conversations(probe)]
+    said = [
+        _write_probe(processor.template, one.messages)
+        for probe in PROBES
+        for one in processor.list_conversations(probe)
+    ]
     tokenizers = _ADDRESS.sub("", repr(processor.router))
-    own = [processor.max_tokens, processor.overlong, processor.visuals, processor.seed, processor.images.plain()]
+    own = [processor.max_tokens, processor.overlong, processor.visuals, processor.seed, processor.images.to_dict()]
     return [said, tokenizers, _text_tokenizer(processor.text_tokenizer), *own]
 
 
-def _written(template: ChatTemplate, messages: Sequence[Message]) -> Any:
+def _write_probe(template: ChatTemplate, messages: Sequence[Message]) -> Any:
     """How a template writes messages, or why it does not."""
     try:
-        spans = template.spans(messages)
+        spans = template.to_spans(messages)
     except DataError as refusal:
         return str(refusal)
     return [(s.content if isinstance(s.content, str) else "visual", s.learn, s.literal) for s in spans]
@@ -125,16 +129,16 @@ def _text_tokenizer(tokenizer: Any) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_value(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def _files(data: Any) -> list[tuple[str, int, int]]:
+def _list_files(data: Any) -> list[tuple[str, int, int]]:
     """Files that a source's settings name, with size and time of change."""
     if isinstance(data, Mapping):
-        return [file for value in data.values() for file in _files(value)]
+        return [file for value in data.values() for file in _list_files(value)]
     if isinstance(data, Sequence) and not isinstance(data, str):
-        return [file for value in data for file in _files(value)]
+        return [file for value in data for file in _list_files(value)]
     return _file(data) if isinstance(data, str) else []
 
 

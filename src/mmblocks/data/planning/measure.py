@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mmblocks.conversation import Item
-from mmblocks.data.fingerprints import MADE, fingerprint
+from mmblocks.data.fingerprints import SYNTHETIC, fingerprint_item
 from mmblocks.data.mixing.mixture import Draw, Draws, Mixture
-from mmblocks.data.overlong import CHOICES, said, tokens_of
-from mmblocks.data.planning.lengths_cache import Known, LengthsCache, Row
-from mmblocks.data.record_faults import origin_and_reason
+from mmblocks.data.overlong import OVERLONG_CURE, count_item_tokens, format_overlong
+from mmblocks.data.planning.lengths_cache import LengthsCache, LengthsRow, RecordLengths
+from mmblocks.data.record_faults import split_reason
 from mmblocks.data.sample.encode import Targets, TooLong
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
@@ -26,7 +26,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sizes:
+class SampleSizes:
     """What samples hold, four int64 arrays (n,): tokens, views, labels (trained tokens), and pairs: the sum of squared
     lengths of their sequences, which attention's work grows with. A pair of conversations counts as both.
     """
@@ -37,7 +37,7 @@ class Sizes:
     pairs: np.ndarray
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, int, int, int]]) -> Sizes:
+    def from_rows(cls, rows: Iterable[tuple[int, int, int, int]]) -> SampleSizes:
         """From (tokens, views, labels, pairs) of each sample."""
         table = np.array(list(rows), dtype=np.int64).reshape(-1, 4)
         return cls(*(np.ascontiguousarray(column) for column in table.T))
@@ -45,16 +45,16 @@ class Sizes:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def take(self, order: np.ndarray) -> Sizes:
+    def select_rows(self, order: np.ndarray) -> SampleSizes:
         """Sizes of the same samples in another order, of some of them, or of some of them several times."""
-        return Sizes(self.tokens[order], self.views[order], self.labels[order], self.pairs[order])
+        return SampleSizes(self.tokens[order], self.views[order], self.labels[order], self.pairs[order])
 
-    def table(self) -> np.ndarray:
+    def to_table(self) -> np.ndarray:
         """(n, 4) int64."""
         return np.stack([getattr(self, field.name) for field in fields(self)], axis=1)
 
 
-class Broken(NamedTuple):
+class BrokenDraw(NamedTuple):
     """A record that cannot be used: the first draw of it, where it stands, and why."""
 
     number: int
@@ -63,21 +63,21 @@ class Broken(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Measured:
+class Measurement:
     """Sizes of draws, zeros where a record is broken; and the broken records.
 
     readable: numbers of the draws that are not of a broken record. cut: tokens that the end of an answer lost to the limit,
     int64, by conversation that was drawn. known: what was measured of each record, broken ones apart.
     """
 
-    sizes: Sizes
-    broken: list[Broken]
+    sizes: SampleSizes
+    broken: list[BrokenDraw]
     readable: np.ndarray
     cut: np.ndarray
-    known: Mapping[Draw, Known]
+    known: Mapping[Draw, RecordLengths]
 
 
-def measure(
+def measure_draws(
     mixture: Mixture,
     draws: Draws,
     processor: Processor,
@@ -87,8 +87,8 @@ def measure(
     workers: int = 0,
     title: str = "",
     cache: LengthsCache | None = None,
-    settled: Mapping[Draw, Known] | None = None,
-) -> Measured:
+    settled: Mapping[Draw, RecordLengths] | None = None,
+) -> Measurement:
     """Measure every conversation that is drawn, once, in `workers` processes if there are any.
 
     policy: "raise" stops with a `DataError` at the first that cannot be used, "skip" lists it. Samples over the limit of
@@ -96,14 +96,14 @@ def measure(
     bar says; none is shown without one. cache: lengths known from before, which are taken where their record says and
     shows what it did, and where new ones are kept. settled: lengths that are taken without looking at their records.
     """
-    unique, firsts, places = _unique(draws)
+    unique, firsts, places = _list_unique_draws(draws)
     kept = {} if cache is None else cache.read()
-    known = {draw: one for draw, one in kept.items() if mixture.is_made(draw.source)} | dict(settled or {})
+    known = {draw: one for draw, one in kept.items() if mixture.is_synthetic(draw.source)} | dict(settled or {})
     missing = [draw for draw in unique if draw not in known]
-    headers = _Headers(mixture, missing, processor, targets, None if cache is None else kept)
-    faults: dict[Draw, Fault] = {}
-    for draw, found in zip(missing, _read(headers, workers, title), strict=True):
-        if isinstance(found, Known):
+    headers = _SizeReader(mixture, missing, processor, targets, None if cache is None else kept)
+    faults: dict[Draw, MeasureFault] = {}
+    for draw, found in zip(missing, _read_sizes(headers, workers, title), strict=True):
+        if isinstance(found, RecordLengths):
             known[draw] = found
             continue
         if policy == "raise" and not found.tokens:
@@ -112,29 +112,29 @@ def measure(
     if cache is not None and kept != (fresh := kept | known):
         cache.write(fresh)
     if policy == "raise" and faults and processor.overlong != "skip":
-        raise TooLong(_too_long(mixture, unique, faults))
+        raise TooLong(_describe_too_long(mixture, unique, faults))
     table = [known[draw].row if draw in known else _NO_ROW for draw in unique]
-    sizes = Sizes.of(row[:4] for row in table).take(places)
-    broken = [Broken(int(firsts[i]), *faults[draw][:2]) for i, draw in enumerate(unique) if draw in faults]
+    sizes = SampleSizes.from_rows(row[:4] for row in table).select_rows(places)
+    broken = [BrokenDraw(int(firsts[i]), *faults[draw][:2]) for i, draw in enumerate(unique) if draw in faults]
     whole = np.array([draw not in faults for draw in unique], dtype=bool)
     cut = np.array([row[4] for row in table], dtype=np.int64)
-    return Measured(sizes, sorted(broken), np.flatnonzero(whole[places]), cut, known)
+    return Measurement(sizes, sorted(broken), np.flatnonzero(whole[places]), cut, known)
 
 
-def _too_long(mixture: Mixture, measured: Sequence[Draw], faults: Mapping[Draw, Fault]) -> str:
+def _describe_too_long(mixture: Mixture, measured: Sequence[Draw], faults: Mapping[Draw, MeasureFault]) -> str:
     """What is wrong with the first, how many others there are by source, and which limit takes them all."""
     told = [next(iter(faults.values())).reason]
     for number in sorted({draw.source for draw in faults}):
         tokens = [fault.tokens for draw, fault in faults.items() if draw.source == number]
         looked_at = sum(draw.source == number for draw in measured)
-        told.append(said(mixture.names[number], tokens, looked_at, len(mixture.sources[number])))
-    return " ".join([*told, CHOICES])
+        told.append(format_overlong(mixture.names[number], tokens, looked_at, len(mixture.sources[number])))
+    return " ".join([*told, OVERLONG_CURE])
 
 
-_NO_ROW: Row = (0, 0, 0, 0, 0)
+_NO_ROW: LengthsRow = (0, 0, 0, 0, 0)
 
 
-class Fault(NamedTuple):
+class MeasureFault(NamedTuple):
     """Why a record has no size: where it stands, and the reason; `tokens` of one that is too long."""
 
     origin: str
@@ -142,33 +142,33 @@ class Fault(NamedTuple):
     tokens: int = 0
 
 
-def size_of(item: Item, processor: Processor, targets: Targets) -> Row:
+def measure_item(item: Item, processor: Processor, targets: Targets) -> LengthsRow:
     """What the samples of an item will hold together."""
-    encoded = processor.encoded(item, targets)
+    encoded = processor.encode_item(item, targets)
     return (
         sum(len(e) for e in encoded),
-        sum(len(routed.plan.pictures) for e in encoded for routed in e.plans),
+        sum(len(routed.plan.unique_views) for e in encoded for routed in e.plans),
         sum(e.num_labelled for e in encoded),
         sum(len(e) ** 2 for e in encoded),
         sum(e.num_cut for e in encoded),
     )
 
 
-def _unique(draws: Draws) -> tuple[list[Draw], np.ndarray, np.ndarray]:
+def _list_unique_draws(draws: Draws) -> tuple[list[Draw], np.ndarray, np.ndarray]:
     """Each conversation that is drawn, its first draw, and for each draw the place of its conversation."""
     pairs = np.stack([draws.source, draws.index], axis=1).reshape(-1, 2)
     unique, firsts, places = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
     return [Draw(source, index) for source, index in unique.tolist()], firsts, places.reshape(-1)
 
 
-def _read(headers: _Headers, workers: int, title: str) -> Iterator[Known | Fault]:
+def _read_sizes(headers: _SizeReader, workers: int, title: str) -> Iterator[RecordLengths | MeasureFault]:
     records: Any = headers
     loader = DataLoader(records, batch_size=CHUNK, num_workers=workers, collate_fn=list)
     rows = chain.from_iterable(loader)
     return iter(tqdm(rows, total=len(headers), desc=title, unit="sample", disable=not title, dynamic_ncols=True))
 
 
-class _Headers(Dataset[Known | Fault]):
+class _SizeReader(Dataset[RecordLengths | MeasureFault]):
     """Sizes of conversations, read where they are asked for: in a worker process if there are any.
 
     kept: what is known of records from before; None where nobody asks for their fingerprints.
@@ -180,7 +180,7 @@ class _Headers(Dataset[Known | Fault]):
         draws: list[Draw],
         processor: Processor,
         targets: Targets,
-        kept: Mapping[Draw, Known] | None,
+        kept: Mapping[Draw, RecordLengths] | None,
     ) -> None:
         self.mixture, self.draws, self.processor, self.kept = mixture, draws, processor, kept
         self.targets: Targets = targets
@@ -188,24 +188,24 @@ class _Headers(Dataset[Known | Fault]):
     def __len__(self) -> int:
         return len(self.draws)
 
-    def __getitem__(self, number: int) -> Known | Fault:
+    def __getitem__(self, number: int) -> RecordLengths | MeasureFault:
         draw = self.draws[number]
-        origin = self.mixture.origin(draw)
+        origin = self.mixture.describe_origin(draw)
         try:
             item = self.mixture[draw]
             origin = item.origin
             try:
                 return self._known(draw, item)
             except TooLong as fault:
-                return Fault(origin, str(fault), tokens_of(item, self.processor, self.targets))
+                return MeasureFault(origin, str(fault), count_item_tokens(item, self.processor, self.targets))
         except DataError as fault:
-            return Fault(origin_and_reason(fault, origin)[0], str(fault))
+            return MeasureFault(split_reason(fault, origin)[0], str(fault))
 
-    def _known(self, draw: Draw, item: Item) -> Known:
-        if self.kept is None or self.mixture.is_made(draw.source):
-            return Known(size_of(item, self.processor, self.targets), MADE)
+    def _known(self, draw: Draw, item: Item) -> RecordLengths:
+        if self.kept is None or self.mixture.is_synthetic(draw.source):
+            return RecordLengths(measure_item(item, self.processor, self.targets), SYNTHETIC)
         before = self.kept.get(draw)
-        seen = fingerprint(item, None if before is None else before.fingerprint)
-        if before is not None and seen.says_the_same_as(before.fingerprint):
-            return Known(before.row, seen)
-        return Known(size_of(item, self.processor, self.targets), seen)
+        seen = fingerprint_item(item, None if before is None else before.fingerprint)
+        if before is not None and seen.has_same_content(before.fingerprint):
+            return RecordLengths(before.row, seen)
+        return RecordLengths(measure_item(item, self.processor, self.targets), seen)

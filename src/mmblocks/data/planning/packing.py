@@ -14,7 +14,7 @@ OPEN_PACKS = 16
 """Packs that are filled side by side. More waste less and stray further from the order of the samples."""
 
 
-def best_fit(
+def pack_best_fit(
     tokens: Sequence[int] | np.ndarray,
     views: Sequence[int] | np.ndarray | None = None,
     *,
@@ -31,65 +31,65 @@ def best_fit(
     """
     sizes = np.asarray(tokens, dtype=np.int64)
     shown = np.zeros(len(sizes), dtype=np.int64) if views is None else np.asarray(views, dtype=np.int64)
-    limits = _Limits(
+    limits = _PackLimits(
         int(sizes.sum()) if max_tokens is None else max_tokens, int(shown.sum()) if max_views is None else max_views
     )
-    _check(sizes, limits.tokens, "tokens", "pack_tokens", names)
-    _check(shown, limits.views, "views", "pack_views", names)
+    _check_sizes(sizes, limits.tokens, "tokens", "pack_tokens", names)
+    _check_sizes(shown, limits.views, "views", "pack_views", names)
     packs: list[list[int]] = []
-    opened: list[_Open] = []
+    opened: list[_OpenPack] = []
     for number, (need, seen) in enumerate(zip(sizes.tolist(), shown.tolist(), strict=True)):
-        at = _place(opened, need, seen)
+        at = _find_pack(opened, need, seen)
         if at is None:
             if len(opened) == open_packs:
-                opened.remove(min(opened, key=lambda pack: pack.share_left(limits)))
+                opened.remove(min(opened, key=lambda pack: pack.compute_share_left(limits)))
             packs.append([])
-            chosen = _Open(limits.tokens, limits.views, packs[-1])
+            chosen = _OpenPack(limits.tokens, limits.views, packs[-1])
         else:
             chosen = opened.pop(at)
-        chosen.add(number, need, seen)
+        chosen.add_sample(number, need, seen)
         if chosen.room > 0:
-            insort(opened, chosen, key=_room)
+            insort(opened, chosen, key=_get_room)
     return packs
 
 
 @dataclass(frozen=True, slots=True)
-class _Limits:
+class _PackLimits:
     tokens: int
     views: int
 
 
 @dataclass(slots=True, eq=False)
-class _Open:
+class _OpenPack:
     """A pack that is being filled: what still fits, and what it holds."""
 
     room: int
     view_room: int
     samples: list[int] = field(default_factory=list)
 
-    def add(self, number: int, tokens: int, views: int) -> None:
+    def add_sample(self, number: int, tokens: int, views: int) -> None:
         self.room -= tokens
         self.view_room -= views
         self.samples.append(number)
 
-    def share_left(self, limits: _Limits) -> float:
+    def compute_share_left(self, limits: _PackLimits) -> float:
         """The smaller of the shares of tokens and views that still fit."""
         return min(self.room / max(limits.tokens, 1), self.view_room / limits.views if limits.views else 1.0)
 
 
-def _room(pack: _Open) -> int:
+def _get_room(pack: _OpenPack) -> int:
     return pack.room
 
 
-def _place(opened: list[_Open], tokens: int, views: int) -> int | None:
+def _find_pack(opened: list[_OpenPack], tokens: int, views: int) -> int | None:
     """Where a sample leaves the least room, in packs sorted by room."""
-    for at in range(bisect_left(opened, tokens, key=_room), len(opened)):
+    for at in range(bisect_left(opened, tokens, key=_get_room), len(opened)):
         if opened[at].view_room >= views:
             return at
     return None
 
 
-def _check(sizes: np.ndarray, limit: int, what: str, setting: str, names: Sequence[str] | None) -> None:
+def _check_sizes(sizes: np.ndarray, limit: int, what: str, setting: str, names: Sequence[str] | None) -> None:
     too_large = np.flatnonzero(sizes > limit)
     if len(too_large):
         first = int(too_large[0])

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mmblocks.data.planning.balance import in_turn, longest_first
-from mmblocks.data.planning.cost import Cost
-from mmblocks.data.planning.measure import Sizes
-from mmblocks.data.planning.packing import OPEN_PACKS, best_fit
+from mmblocks.data.planning.balance import deal_in_turn, deal_longest_first
+from mmblocks.data.planning.cost import SampleCost
+from mmblocks.data.planning.measure import SampleSizes
+from mmblocks.data.planning.packing import OPEN_PACKS, pack_best_fit
 from mmblocks.errors import ConfigError
 
 WINDOW = 16
@@ -36,7 +36,7 @@ class StepPlan:
     pack_ends: np.ndarray
     step_ends: np.ndarray
     divisible: bool
-    sizes: Sizes | None = None
+    sizes: SampleSizes | None = None
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -46,7 +46,7 @@ class StepPlan:
     def num_packs(self) -> int:
         return len(self.pack_ends) - 1
 
-    def packs(self, step: int) -> list[list[int]]:
+    def list_packs(self, step: int) -> list[list[int]]:
         """Numbers of the draws of a step, by pack."""
         return [self._pack(pack) for pack in range(*self.step_ends[step : step + 2].tolist())]
 
@@ -54,30 +54,32 @@ class StepPlan:
         begin, end = self.pack_ends[pack : pack + 2].tolist()
         return self.numbers[begin:end].tolist()
 
-    def packs_for(self, step: int, rank: int, world: int, cost: Cost | None = None) -> list[list[int]]:
+    def list_rank_packs(self, step: int, rank: int, world: int, cost: SampleCost | None = None) -> list[list[int]]:
         """The packs of a rank: equally many on every rank, an empty one where a rank has to fill in.
 
         Balanced by `cost`, by tokens without one, and dealt in turn where nothing was measured.
         """
-        return self.shares(step, world, cost)[rank]
+        return self.share_packs(step, world, cost)[rank]
 
-    def shares(self, step: int, world: int, cost: Cost | None = None) -> list[list[list[int]]]:
+    def share_packs(self, step: int, world: int, cost: SampleCost | None = None) -> list[list[list[int]]]:
         """`packs_for` of every rank."""
-        packs = self.packs(step)
+        packs = self.list_packs(step)
         if self.divisible:
             samples = [number for pack in packs for number in pack]
-            dealt = self._dealt([[number] for number in samples], world, cost, even=False)
+            dealt = self._deal_pieces([[number] for number in samples], world, cost, even=False)
             return [[[samples[i] for i in mine]] for mine in dealt]
-        dealt = self._dealt(packs, world, cost, even=True)
+        dealt = self._deal_pieces(packs, world, cost, even=True)
         most = max(map(len, dealt))
         return [[packs[i] for i in mine] + [[] for _ in range(most - len(mine))] for mine in dealt]
 
-    def _dealt(self, pieces: list[list[int]], world: int, cost: Cost | None, *, even: bool) -> list[list[int]]:
+    def _deal_pieces(
+        self, pieces: list[list[int]], world: int, cost: SampleCost | None, *, even: bool
+    ) -> list[list[int]]:
         if self.sizes is None:
-            return in_turn(len(pieces), world)
-        return longest_first(_costs(pieces, self.sizes, cost), world, even=even)
+            return deal_in_turn(len(pieces), world)
+        return deal_longest_first(_compute_costs(pieces, self.sizes, cost), world, even=even)
 
-    def first(self, steps: int) -> StepPlan:
+    def keep_first_steps(self, steps: int) -> StepPlan:
         """The plan of the first `steps` steps alone."""
         packs = int(self.step_ends[steps])
         return replace(
@@ -92,7 +94,7 @@ def plan_by_count(
     size: int,
     batch_size: int,
     *,
-    sizes: Sizes | None = None,
+    sizes: SampleSizes | None = None,
     max_tokens: int | None = None,
     max_views: int | None = None,
     open_packs: int = OPEN_PACKS,
@@ -104,7 +106,7 @@ def plan_by_count(
     """
     starts = range(0, size, batch_size)
     if max_tokens is None and max_views is None:
-        return _plan([[list(range(i, min(i + batch_size, size)))] for i in starts], divisible=True, sizes=sizes)
+        return _make_plan([[list(range(i, min(i + batch_size, size)))] for i in starts], divisible=True, sizes=sizes)
     if sizes is None:
         raise ConfigError(f"packs of at most {max_tokens} tokens need the sizes of the samples; measure them first.")
     caps = {"max_tokens": max_tokens, "max_views": max_views, "open_packs": open_packs}
@@ -112,19 +114,19 @@ def plan_by_count(
     for i in starts:
         part = slice(i, min(i + batch_size, size))
         names = [f"draw {number}" for number in range(*part.indices(size))]
-        packs = best_fit(sizes.tokens[part], sizes.views[part], names=names, **caps)
+        packs = pack_best_fit(sizes.tokens[part], sizes.views[part], names=names, **caps)
         steps.append([[i + number for number in pack] for pack in packs])
-    return _plan(steps, divisible=False, sizes=sizes)
+    return _make_plan(steps, divisible=False, sizes=sizes)
 
 
 def plan_by_tokens(
-    sizes: Sizes,
+    sizes: SampleSizes,
     step_tokens: int,
     pack_tokens: int,
     pack_views: int | None = None,
     *,
     seed: Sequence[int] = (0,),
-    cost: Cost | None = None,
+    cost: SampleCost | None = None,
     window: int = WINDOW,
     open_packs: int = OPEN_PACKS,
 ) -> StepPlan:
@@ -139,24 +141,26 @@ def plan_by_tokens(
             f"step_tokens={step_tokens} is less than pack_tokens={pack_tokens}; a step is at least a pack."
         )
     per_step = step_tokens // pack_tokens
-    packs = best_fit(sizes.tokens, sizes.views, max_tokens=pack_tokens, max_views=pack_views, open_packs=open_packs)
+    packs = pack_best_fit(
+        sizes.tokens, sizes.views, max_tokens=pack_tokens, max_views=pack_views, open_packs=open_packs
+    )
     whole = len(packs) // per_step * per_step
-    costs = _costs(packs, sizes, cost)
+    costs = _compute_costs(packs, sizes, cost)
     steps: list[list[list[int]]] = []
     for number, begin in enumerate(range(0, whole, per_step * window)):
         part = np.arange(begin, min(begin + per_step * window, whole))
-        steps += [[packs[i] for i in step] for step in _like_cost(part, costs, per_step, window, (*seed, number))]
+        steps += [[packs[i] for i in step] for step in _group_like_cost(part, costs, per_step, window, (*seed, number))]
     if whole < len(packs):
         steps.append(packs[whole:])
-    return _plan(steps, divisible=False, sizes=sizes)
+    return _make_plan(steps, divisible=False, sizes=sizes)
 
 
-def window_for(per_step: int, world: int) -> int:
+def choose_window(per_step: int, world: int) -> int:
     """The window that helps: none where every rank has enough packs per step to be balanced by dealing them out."""
     return 1 if per_step >= PACKS_TO_BALANCE * world else WINDOW
 
 
-def _like_cost(
+def _group_like_cost(
     packs: np.ndarray, costs: np.ndarray, per_step: int, window: int, seed: tuple[int, ...]
 ) -> list[list[int]]:
     """Packs of a window as steps of `per_step`, each sorted as the packs stood, the steps shuffled."""
@@ -167,18 +171,18 @@ def _like_cost(
     return np.sort(shuffled, axis=1).tolist()
 
 
-def _costs(pieces: Sequence[Sequence[int]], sizes: Sizes, cost: Cost | None) -> np.ndarray:
+def _compute_costs(pieces: Sequence[Sequence[int]], sizes: SampleSizes, cost: SampleCost | None) -> np.ndarray:
     """What each piece of work, none of them empty, costs: in seconds, or in tokens where no cost is given."""
-    here = sizes.take(np.array([number for piece in pieces for number in piece], dtype=np.int64))
-    each = here.tokens.astype(np.float64) if cost is None else cost.of(here)
-    return np.add.reduceat(each, _ends(map(len, pieces))[:-1]) if len(pieces) else each
+    here = sizes.select_rows(np.array([number for piece in pieces for number in piece], dtype=np.int64))
+    each = here.tokens.astype(np.float64) if cost is None else cost.estimate_seconds(here)
+    return np.add.reduceat(each, _compute_ends(map(len, pieces))[:-1]) if len(pieces) else each
 
 
-def _plan(steps: Sequence[Sequence[Sequence[int]]], *, divisible: bool, sizes: Sizes | None) -> StepPlan:
+def _make_plan(steps: Sequence[Sequence[Sequence[int]]], *, divisible: bool, sizes: SampleSizes | None) -> StepPlan:
     packs = [pack for step in steps for pack in step]
     numbers = np.array([number for pack in packs for number in pack], dtype=np.int64)
-    return StepPlan(numbers, _ends(map(len, packs)), _ends(map(len, steps)), divisible, sizes)
+    return StepPlan(numbers, _compute_ends(map(len, packs)), _compute_ends(map(len, steps)), divisible, sizes)
 
 
-def _ends(lengths: Iterable[int]) -> np.ndarray:
+def _compute_ends(lengths: Iterable[int]) -> np.ndarray:
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.fromiter(lengths, dtype=np.int64))])

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmblocks.data.record_faults import printable
+from mmblocks.data.record_faults import to_printable
 from mmblocks.errors import DataError
 from mmblocks.keys import ANSWERS
 
@@ -18,7 +18,7 @@ SPACE = b" \t\r\n"
 _LONGEST_ID = 100
 
 
-def open_records(path: Path) -> Sequence[Any] | Lines:
+def open_records(path: Path) -> Sequence[Any] | RecordLines:
     """The records of a .json or .jsonl file: a list, held in memory, or one record a line, read when it is asked for.
 
     Which of the two it is, the file says, not its name.
@@ -29,10 +29,10 @@ def open_records(path: Path) -> Sequence[Any] | Lines:
         )
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
-    return Lines(path) if _is_lines(path) else _listed(path)
+    return RecordLines(path) if _has_record_lines(path) else _listed(path)
 
 
-def _is_lines(path: Path) -> bool:
+def _has_record_lines(path: Path) -> bool:
     """Whether a file holds one record a line: several JSON values, or one that is a record and no list of records."""
     named_so = path.suffix.lower() == ".jsonl"
     with path.open("rb") as file:
@@ -61,7 +61,7 @@ def _listed(path: Path) -> Sequence[Any]:
     raw = path.read_bytes()
     if not raw.removeprefix(BOM_UTF8).strip(SPACE):
         raise DataError(f"{path}: it is empty; write a list of records, or one record a line.")
-    records = parsed(raw, str(path))
+    records = parse_json(raw, str(path))
     if isinstance(records, dict) and records.keys() & set(ANSWERS):
         return [records]
     if not isinstance(records, list):
@@ -72,17 +72,17 @@ def _listed(path: Path) -> Sequence[Any]:
     return records
 
 
-def parsed(raw: bytes | str, where: str) -> Any:
+def parse_json(raw: bytes | str, where: str) -> Any:
     """JSON as plain values; an object in which a key stands twice is a `WithTwins`."""
     try:
-        return json.loads(raw, object_pairs_hook=_object)
+        return json.loads(raw, object_pairs_hook=_make_object)
     except ValueError as fault:  # bad JSON, or bytes that are not UTF-8
-        raise DataError(f"{where}: not JSON: {fault}.{_cure(fault)}") from fault
+        raise DataError(f"{where}: not JSON: {fault}.{_find_json_cure(fault)}") from fault
     except RecursionError as fault:
         raise DataError(f"{where}: its lists or objects are nested too deeply; write flat records.") from fault
 
 
-def _cure(fault: ValueError) -> str:
+def _find_json_cure(fault: ValueError) -> str:
     """What to write instead, where the mistake is one of the usual ones."""
     if not isinstance(fault, json.JSONDecodeError):
         return ""
@@ -97,35 +97,35 @@ def _cure(fault: ValueError) -> str:
     return ""
 
 
-def called(record: Any) -> str:
+def format_id(record: Any) -> str:
     """' (id ...)' of a record that has one, for its name in messages."""
     name = record.get("id") if isinstance(record, Mapping) else None
-    return f" (id {printable(str(name)[:_LONGEST_ID])})" if isinstance(name, str | int | float) else ""
+    return f" (id {to_printable(str(name)[:_LONGEST_ID])})" if isinstance(name, str | int | float) else ""
 
 
-class WithTwins(dict[str, Any]):
+class ObjectWithDuplicates(dict[str, Any]):
     """A JSON object in which the key `twin` stood twice."""
 
-    twin: str = ""
+    duplicate_key: str = ""
 
 
-def refuse_twins(record: Any, where: str) -> None:
+def refuse_duplicates(record: Any, where: str) -> None:
     """Raise `DataError` for an object in which a key stood twice: one of its values is lost."""
-    if isinstance(record, WithTwins):
-        raise DataError(f"{where}: the key {record.twin!r} stands twice; keep one.")
+    if isinstance(record, ObjectWithDuplicates):
+        raise DataError(f"{where}: the key {record.duplicate_key!r} stands twice; keep one.")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     plain = dict(pairs)
     if len(plain) == len(pairs):
         return plain
-    twins = WithTwins(plain)
+    twins = ObjectWithDuplicates(plain)
     counts = Counter(key for key, _ in pairs)
-    twins.twin = next(key for key in plain if counts[key] > 1)
+    twins.duplicate_key = next(key for key in plain if counts[key] > 1)
     return twins
 
 
-class Lines:
+class RecordLines:
     """Records of a file that holds one a line, read when asked for; blank lines are none."""
 
     def __init__(self, path: Path) -> None:
@@ -144,4 +144,4 @@ class Lines:
     def __getitem__(self, number: int) -> Any:
         with self._path.open("rb") as file:
             file.seek(self._begins[number])
-            return parsed(file.readline(), f"{self._path}:record {number}")
+            return parse_json(file.readline(), f"{self._path}:record {number}")

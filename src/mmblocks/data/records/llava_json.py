@@ -13,7 +13,7 @@ from typing import Any
 
 from mmblocks.conversation import Conversation
 from mmblocks.data.columns import Columns
-from mmblocks.data.records.json_records import Lines, called, open_records
+from mmblocks.data.records.json_records import RecordLines, format_id, open_records
 from mmblocks.data.records.named_media import MediaRoots
 from mmblocks.data.records.rows import RowReader
 from mmblocks.data.sources import NamedRecords
@@ -54,26 +54,26 @@ class RecordFile(NamedRecords[Conversation]):
     """Conversations of one file, by record number from 0. A record is an object, or a list of messages alone."""
 
     path: Path
-    records: Sequence[Any] | Lines
+    records: Sequence[Any] | RecordLines
     reader: RowReader
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def origin(self, number: int) -> str:
+    def describe_origin(self, number: int) -> str:
         return f"{self.path}:record {number}"
 
-    def _read(self, number: int) -> Conversation:
+    def _read_record(self, number: int) -> Conversation:
         record = self.records[number]
         row = {"messages": record} if _are_messages(record) else record
-        return self.reader.read(row, f"{self.origin(number)}{called(record)}")
+        return self.reader.read(row, f"{self.describe_origin(number)}{format_id(record)}")
 
 
 def _are_messages(record: Any) -> bool:
     return isinstance(record, list) and bool(record) and isinstance(record[0], Mapping)
 
 
-def conversation_of(
+def to_conversation(
     record: Any,
     media_roots: Mapping[VisualKind, Path],
     *,

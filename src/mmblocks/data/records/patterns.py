@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 
-from mmblocks.data.media.files import is_there
+from mmblocks.data.media.files import is_existing_path
 from mmblocks.errors import DataError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -17,34 +17,34 @@ MOST_NAMES = 1_000_000
 """More files than any data set has: what stands for more is a slip of the pen."""
 
 
-def files_of(names: str | Sequence[str], *, within: str = "") -> list[Path]:
+def find_files(names: str | Sequence[str], *, within: str = "") -> list[Path]:
     """The files that names stand for, in their order; braces as they are written, `*` and `?` sorted.
 
     within: what to look for where a name is a folder ("*.tar"), in its subfolders too. Raises `DataError` for a name
     that nothing answers to.
     """
     names = [names] if isinstance(names, str) else names
-    if too_many := [name for name in names if spelled_names(name) > MOST_NAMES]:
-        raise DataError(f"{too_many[0]:.200}: its braces stand for {spelled_names(too_many[0]):,} names; write fewer.")
-    found = [file for name in names for one in spelled_out(name) for file in _matching(one, within)]
+    if too_many := [name for name in names if count_names(name) > MOST_NAMES]:
+        raise DataError(f"{too_many[0]:.200}: its braces stand for {count_names(too_many[0]):,} names; write fewer.")
+    found = [file for name in names for one in expand_braces(name) for file in _match_files(one, within)]
     if not found:
         raise DataError("no file is named; write a path.")
     return found
 
 
-def spelled_out(name: str) -> Iterator[str]:
+def expand_braces(name: str) -> Iterator[str]:
     """Every name that braces stand for: {a,b} each of a list, {000..012} each number, with its zeros."""
     braces = _BRACES.search(name)
-    if braces is None or is_there(name):
+    if braces is None or is_existing_path(name):
         yield name
         return
     for choice in _choices(braces[1]):
-        yield from spelled_out(name[: braces.start()] + choice + name[braces.end() :])
+        yield from expand_braces(name[: braces.start()] + choice + name[braces.end() :])
 
 
-def spelled_names(name: str) -> int:
+def count_names(name: str) -> int:
     """How many names braces stand for, counted without writing them; of braces within braces, at least."""
-    return 1 if is_there(name) else prod(_count(inner) for inner in _BRACES.findall(name))
+    return 1 if is_existing_path(name) else prod(_count(inner) for inner in _BRACES.findall(name))
 
 
 def _count(inner: str) -> int:
@@ -62,8 +62,8 @@ def _choices(inner: str) -> Iterator[str]:
     yield from (str(number).zfill(width) for number in range(first, last + 1))
 
 
-def _matching(name: str, within: str) -> list[Path]:
-    path, there = Path(name), is_there(name)
+def _match_files(name: str, within: str) -> list[Path]:
+    path, there = Path(name), is_existing_path(name)
     if there and not path.is_dir() and not path.is_file():  # a pipe, which would be waited for, or a device
         raise DataError(f"{name}: not a regular file; write the path of a file.")
     if within and there and path.is_dir():
@@ -73,21 +73,21 @@ def _matching(name: str, within: str) -> list[Path]:
         return found
     if there:
         return [path]
-    found = _hits(name)
+    found = _glob_paths(name)
     if not found:
         raise DataError(f"{name:.300}: there is no such file; check the path.")
     return found
 
 
-def unmatched(names: str | Sequence[str]) -> list[str]:
+def list_unmatched(names: str | Sequence[str]) -> list[str]:
     """Those names (braces spelled out) that nothing answers to."""
     given = [names] if isinstance(names, str) else names
-    too_many = [name for name in given if spelled_names(name) > MOST_NAMES]
-    spelled = (one for name in given if name not in too_many for one in spelled_out(name))
-    return [*too_many, *(one for one in spelled if not is_there(one) and not _hits(one))]
+    too_many = [name for name in given if count_names(name) > MOST_NAMES]
+    spelled = (one for name in given if name not in too_many for one in expand_braces(name))
+    return [*too_many, *(one for one in spelled if not is_existing_path(one) and not _glob_paths(one))]
 
 
-def _hits(pattern: str) -> list[Path]:
+def _glob_paths(pattern: str) -> list[Path]:
     try:
         return [Path(hit) for hit in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
     except (OSError, ValueError, re.error):  # no usable path: too long, with a null byte

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmblocks.data.media.files import Slice
+from mmblocks.data.media.files import FileSlice
 from mmblocks.errors import DataError
 from mmblocks.storage import write_text
 
@@ -18,7 +18,7 @@ INDEX = ".index.json"
 _FORMAT = 1
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A file in a tar: what follows the first dot of its name, where its bytes begin, how many there are."""
 
     suffix: str
@@ -32,15 +32,15 @@ class Shard:
 
     path: Path
     keys: tuple[str, ...]
-    members: tuple[tuple[Member, ...], ...]
+    members: tuple[tuple[TarMember, ...], ...]
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def sample(self, number: int) -> dict[str, Slice]:
+    def list_members(self, number: int) -> dict[str, FileSlice]:
         """The members of a sample by suffix ("json", "jpg", "1.jpg"), not opened."""
         key = self.keys[number]
-        return {m.suffix: Slice(self.path, m.offset, m.size, f"{key}.{m.suffix}") for m in self.members[number]}
+        return {m.suffix: FileSlice(self.path, m.offset, m.size, f"{key}.{m.suffix}") for m in self.members[number]}
 
 
 def open_shard(path: Path, keep: bool) -> Shard:
@@ -50,15 +50,15 @@ def open_shard(path: Path, keep: bool) -> Shard:
     """
     stamp = _stamp(path)
     index = path.with_name(path.name + INDEX)
-    found = _kept(index, stamp) if keep else None
+    found = _read_index(index, stamp) if keep else None
     if found is None:
-        found = list(_scan(path))
+        found = list(_scan_members(path))
         if keep:
             _write(index, stamp, found)
     return _shard(path, found)
 
 
-def _shard(path: Path, found: list[tuple[str, Member]]) -> Shard:
+def _shard(path: Path, found: list[tuple[str, TarMember]]) -> Shard:
     samples = [(key, tuple(m for _, m in run)) for key, run in groupby(found, key=lambda one: one[0])]
     seen: set[str] = set()
     for key, members in samples:
@@ -71,7 +71,7 @@ def _shard(path: Path, found: list[tuple[str, Member]]) -> Shard:
     return Shard(path, tuple(key for key, _ in samples), tuple(members for _, members in samples))
 
 
-def _scan(path: Path) -> Iterator[tuple[str, Member]]:
+def _scan_members(path: Path) -> Iterator[tuple[str, TarMember]]:
     """(key, member) of every file; hidden ones and those without a dot are no part of a sample."""
     end = 0
     try:
@@ -85,7 +85,7 @@ def _scan(path: Path) -> Iterator[tuple[str, Member]]:
                         f"{path}: {info.name}: a sparse member, whose bytes do not lie in one piece; pack it whole."
                     )
                 if info.isreg() and key and dot:
-                    yield (f"{folder}/{key}" if folder else key), Member(suffix.lower(), info.offset_data, info.size)
+                    yield (f"{folder}/{key}" if folder else key), TarMember(suffix.lower(), info.offset_data, info.size)
     except (tarfile.TarError, EOFError, OSError) as cause:
         raise DataError(
             f"{path}: not a tar, compressed, or cut off ({cause}); unpack .tar.gz to .tar, or fetch it again."
@@ -103,16 +103,16 @@ def _stamp(path: Path) -> dict[str, int]:
     return {"format": _FORMAT, "size": seen.st_size, "mtime_ns": seen.st_mtime_ns}
 
 
-def _kept(index: Path, stamp: dict[str, int]) -> list[tuple[str, Member]] | None:
+def _read_index(index: Path, stamp: dict[str, int]) -> list[tuple[str, TarMember]] | None:
     """The index of this very tar, if there is one."""
     try:
         raw: Any = json.loads(index.read_bytes())
-        return [(key, Member(*rest)) for key, *rest in raw["members"]] if raw["stamp"] == stamp else None
+        return [(key, TarMember(*rest)) for key, *rest in raw["members"]] if raw["stamp"] == stamp else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write(index: Path, stamp: dict[str, int], found: list[tuple[str, Member]]) -> None:
+def _write(index: Path, stamp: dict[str, int], found: list[tuple[str, TarMember]]) -> None:
     """At once, so that another process never reads half of it."""
     try:
         write_text(index, json.dumps({"stamp": stamp, "members": [[key, *member] for key, member in found]}))

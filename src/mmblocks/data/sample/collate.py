@@ -8,8 +8,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from mmblocks.batch import Batch, Instructions, Layout, Packing, Rows
-from mmblocks.data.sample.layout import joined, moved, ready_for_backward, views_of
+from mmblocks.batch import Batch, GatherLayout, Instructions, Packing, RowIndex
+from mmblocks.data.sample.layout import join_layouts, map_batch_views, prepare_backward, shifted
 from mmblocks.data.sample.processor import Sample
 
 
@@ -18,8 +18,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     encoded = [sample.encoded for sample in samples]
     lengths = [len(e) for e in encoded]
     starts = [0, *accumulate(lengths)][:-1]
-    packing, targets = Packing.of(lengths), torch.cat([e.targets for e in encoded])
-    labelled = Rows.labelled(targets, packing)
+    packing, targets = Packing.from_lengths(lengths), torch.cat([e.targets for e in encoded])
+    labelled = RowIndex.from_targets(targets, packing)
     plans = tuple(plan for e in encoded for plan in e.plans)
     return Batch(
         input_ids=torch.cat([e.input_ids for e in encoded]),
@@ -31,19 +31,19 @@ def collate(samples: Sequence[Sample]) -> Batch:
         visual_positions=torch.cat([e.visual_positions + s for e, s in zip(encoded, starts, strict=True)]),
         instructions=_instructions(samples),
         features=_features(samples),
-        views=views_of(plans),
-        layout=_layout(samples, starts, is_learned=any(labelled.counts)),
-        labelled=labelled,
+        views=map_batch_views(plans),
+        layout=_make_batch_layout(samples, starts, is_learned=any(labelled.counts)),
+        precomputed_target_rows=labelled,
     )
 
 
-def _layout(samples: Sequence[Sample], starts: Sequence[int], is_learned: bool) -> Layout | None:
+def _make_batch_layout(samples: Sequence[Sample], starts: Sequence[int], is_learned: bool) -> GatherLayout | None:
     """None where nothing is shown, or where one sample with visuals has none."""
     shown = [(sample.layout, start) for sample, start in zip(samples, starts, strict=True) if sample.encoded.plans]
-    layouts = [moved(layout, start) for layout, start in shown if layout is not None]
+    layouts = [shifted(layout, start) for layout, start in shown if layout is not None]
     if not layouts or len(layouts) < len(shown):
         return None
-    return ready_for_backward(joined(layouts)) if is_learned else joined(layouts)
+    return prepare_backward(join_layouts(layouts)) if is_learned else join_layouts(layouts)
 
 
 def _features(samples: Sequence[Sample]) -> Tensor | None:
@@ -53,4 +53,4 @@ def _features(samples: Sequence[Sample]) -> Tensor | None:
 
 def _instructions(samples: Sequence[Sample]) -> Instructions | None:
     asked = [sample.instructions for sample in samples if sample.instructions is not None]
-    return Instructions.of([row for rows in asked for row in rows]) if len(asked) == len(samples) else None
+    return Instructions.from_ids([row for rows in asked for row in rows]) if len(asked) == len(samples) else None

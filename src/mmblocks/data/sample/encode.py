@@ -20,12 +20,12 @@ from torch import Tensor
 from mmblocks.batch import IGNORE
 from mmblocks.components import ChatTemplate, Span
 from mmblocks.conversation import Conversation, Text
-from mmblocks.data.record_faults import naming
-from mmblocks.data.sample.original_masks import original_spans
+from mmblocks.data.record_faults import name_errors
+from mmblocks.data.sample.original_masks import make_original_spans
 from mmblocks.errors import DataError
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import RoutedPlan
-from mmblocks.templates.span_tokenizer import SpanTokenizer, TextTokenizer, prompt_spans
+from mmblocks.templates.span_tokenizer import SpanTokenizer, TextTokenizer, make_prompt_spans
 
 Targets = Literal["answers", "original"]
 Overlong = Literal["raise", "skip", "cut_answer"]
@@ -59,7 +59,7 @@ class Encoded:
     plans: tuple[RoutedPlan, ...]
     origin: str
     num_cut: int = 0
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     def __len__(self) -> int:
         return self.input_ids.numel()
@@ -88,21 +88,21 @@ def encode_for_training(
     Raises `TooLong` over `max_tokens`, unless overlong="cut_answer" and the end of the last answer can be cut so that one
     of its tokens is still learned: never a question, never a visual.
     """
-    _check(conversation, plans)
-    with naming(conversation.origin):
+    _check_plans(conversation, plans)
+    with name_errors(conversation.origin):
         if targets == "original":
-            spans, everywhere = original_spans(template, conversation.messages, text_tokenizer)
+            spans, everywhere = make_original_spans(template, conversation.messages, text_tokenizer)
         else:
-            spans, everywhere = template.spans(conversation.messages), frozenset()
-    rows = _Rows.of(spans, plans, template, text_tokenizer, placeholder_id, everywhere)
+            spans, everywhere = template.to_spans(conversation.messages), frozenset()
+    rows = _TokenRows.from_spans(spans, plans, template, text_tokenizer, placeholder_id, everywhere)
     if not any(span.learn for span in spans) or not any(rows.learned[1:]):
         raise NothingTrained(
             f"{conversation.origin}: none of its {len(rows.ids)} tokens is an answer to train on; "
             "add a message of the role 'assistant', or let one of them be learned."
         )
     if overlong == "cut_answer" and max_tokens is not None and conversation.messages[-1].is_learned:
-        return _encoded(conversation, plans, rows.cut_to(max_tokens), max_tokens, len(rows.ids))
-    return _encoded(conversation, plans, rows, max_tokens)
+        return _make_encoded(conversation, plans, rows.cut_to_limit(max_tokens), max_tokens, len(rows.ids))
+    return _make_encoded(conversation, plans, rows, max_tokens)
 
 
 def encode_prompt(
@@ -115,18 +115,18 @@ def encode_prompt(
     max_tokens: int | None = None,
 ) -> Encoded:
     """Ids of a conversation up to where the model's answer begins; every target is IGNORE."""
-    _check(conversation, plans)
+    _check_plans(conversation, plans)
     if not conversation.messages or conversation.messages[-1].role == "assistant":
         raise DataError(
             f"{conversation.origin}: there is nothing to answer; a prompt ends with a message of the role 'user'."
         )
-    with naming(conversation.origin):
-        spans = prompt_spans(template, conversation.messages)
-    rows = _Rows.of(spans, plans, template, text_tokenizer, placeholder_id, frozenset()).without_targets()
-    return _encoded(conversation, plans, rows, max_tokens)
+    with name_errors(conversation.origin):
+        spans = make_prompt_spans(template, conversation.messages)
+    rows = _TokenRows.from_spans(spans, plans, template, text_tokenizer, placeholder_id, frozenset()).remove_targets()
+    return _make_encoded(conversation, plans, rows, max_tokens)
 
 
-def _check(conversation: Conversation, plans: Sequence[RoutedPlan]) -> None:
+def _check_plans(conversation: Conversation, plans: Sequence[RoutedPlan]) -> None:
     if len(plans) != len(conversation.visuals):
         raise DataError(
             f"{conversation.origin}: {len(plans)} plans for {len(conversation.visuals)} visuals; "
@@ -141,10 +141,10 @@ def _check(conversation: Conversation, plans: Sequence[RoutedPlan]) -> None:
                 )
 
 
-def _encoded(
+def _make_encoded(
     conversation: Conversation,
     plans: Sequence[RoutedPlan],
-    rows: _Rows,
+    rows: _TokenRows,
     max_tokens: int | None,
     uncut: int | None = None,
 ) -> Encoded:
@@ -168,7 +168,7 @@ def _encoded(
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class _TokenRows:
     """Token rows: their ids, whether each is learned, and which are visual."""
 
     ids: list[int]
@@ -176,7 +176,7 @@ class _Rows:
     visual: list[int]
 
     @classmethod
-    def of(
+    def from_spans(
         cls,
         spans: Sequence[Span],
         plans: Sequence[RoutedPlan],
@@ -184,20 +184,20 @@ class _Rows:
         text_tokenizer: TextTokenizer,
         placeholder_id: int,
         everywhere: frozenset[int],
-    ) -> _Rows:
+    ) -> _TokenRows:
         """`everywhere` holds text ids that are learned wherever they stand, told texts apart."""
         tokenizer = SpanTokenizer(text_tokenizer, template)
-        ids = _begin(spans, text_tokenizer)
+        ids = _find_bos(spans, text_tokenizer)
         rows = cls(ids, [token in everywhere for token in ids], [])
-        for is_text, group in groupby(_unfolded(spans, plans), key=lambda piece: isinstance(piece, Span)):
+        for is_text, group in groupby(_unfold_plans(spans, plans), key=lambda piece: isinstance(piece, Span)):
             if is_text:
                 run = [piece for piece in group if isinstance(piece, Span) and piece.content]
                 if run and _is_bos(run[0], text_tokenizer):  # what follows is a text of its own, as behind `ids`
                     rows._append(text_tokenizer.bos_token_id)
                     run = run[1:]
-                for token, span in tokenizer.ids(run, behind_visual=bool(rows.visual)):
+                for token, span in tokenizer.to_ids(run, behind_visual=bool(rows.visual)):
                     rows.ids.append(token)
-                    rows.learned.append(span.learn or (token in everywhere and not isinstance(span, _Told)))
+                    rows.learned.append(span.learn or (token in everywhere and not isinstance(span, _InlineText)))
             else:
                 rows._show(sum(piece for piece in group if isinstance(piece, int)), placeholder_id)
         return rows
@@ -211,7 +211,7 @@ class _Rows:
         self.ids.extend([placeholder_id] * num_tokens)
         self.learned.extend([False] * num_tokens)
 
-    def cut_to(self, limit: int) -> _Rows:
+    def cut_to_limit(self, limit: int) -> _TokenRows:
         """The first `limit` rows, where all others belong to the end of the last answer; else all rows.
 
         That end is the last run of learned rows, of which one stays, and what the template writes behind it.
@@ -220,18 +220,18 @@ class _Rows:
         first = next((row + 1 for row in range(last, 0, -1) if not self.learned[row]), 1)
         if not first < limit < len(self.ids) or (self.visual and self.visual[-1] >= limit):
             return self
-        return _Rows(self.ids[:limit], self.learned[:limit], self.visual)
+        return _TokenRows(self.ids[:limit], self.learned[:limit], self.visual)
 
-    def without_targets(self) -> _Rows:
-        return _Rows(self.ids, [False] * len(self.ids), self.visual)
+    def remove_targets(self) -> _TokenRows:
+        return _TokenRows(self.ids, [False] * len(self.ids), self.visual)
 
 
 @dataclass(frozen=True, slots=True)
-class _Told(Span):
+class _InlineText(Span):
     """Text that a plan puts between visual rows."""
 
 
-def _unfolded(spans: Sequence[Span], plans: Sequence[RoutedPlan]) -> Iterator[Span | int]:
+def _unfold_plans(spans: Sequence[Span], plans: Sequence[RoutedPlan]) -> Iterator[Span | int]:
     """Text spans, and in place of each visual its numbers of rows and what is told around them."""
     waiting = iter(plans)
     for span in spans:
@@ -239,11 +239,11 @@ def _unfolded(spans: Sequence[Span], plans: Sequence[RoutedPlan]) -> Iterator[Sp
             yield span
         else:
             note = span.content.note
-            for piece in next(waiting).plan.pieces():
-                yield _Told(piece, literal=bool(note) and note in piece) if isinstance(piece, str) else piece
+            for piece in next(waiting).plan.split_into_pieces():
+                yield _InlineText(piece, literal=bool(note) and note in piece) if isinstance(piece, str) else piece
 
 
-def _begin(spans: Sequence[Span], text_tokenizer: TextTokenizer) -> list[int]:
+def _find_bos(spans: Sequence[Span], text_tokenizer: TextTokenizer) -> list[int]:
     """The BOS that the tokenizer puts in front of every text, once, unless the template writes it itself, perhaps behind
     the visuals.
     """

@@ -22,23 +22,27 @@ class InstructionReader:
     max_tokens: int
 
     @classmethod
-    def of(cls, projector: Any) -> InstructionReader | None:
+    def from_projector(cls, projector: Any) -> InstructionReader | None:
         """None for a projector that reads no text."""
         return cls(projector.text_tokenizer, projector.max_text_tokens) if needs_text(projector) else None
 
-    def read(self, conversation: Conversation, plans: Sequence[RoutedPlan]) -> tuple[Tensor, ...]:
+    def read_questions(self, conversation: Conversation, plans: Sequence[RoutedPlan]) -> tuple[Tensor, ...]:
         """Ids of the question, one row for each picture; all pictures of a visual have the same."""
-        asked = zip(questions(conversation), plans, strict=True)
-        return tuple(row for question, routed in asked for row in [self.ids(question)] * len(routed.plan.pictures))
+        asked = zip(list_questions(conversation), plans, strict=True)
+        return tuple(
+            row
+            for question, routed in asked
+            for row in [self.tokenize_question(question)] * len(routed.plan.unique_views)
+        )
 
-    def ids(self, question: str) -> Tensor:
+    def tokenize_question(self, question: str) -> Tensor:
         """A question longer than `max_tokens` is cut on the side that the tokenizer says. Special tokens in it are text."""
         told = {"truncation": True, "max_length": self.max_tokens, "split_special_tokens": True}
         ids = self.text_tokenizer(question, **told)["input_ids"]
         return torch.tensor(ids, dtype=torch.int64)
 
 
-def questions(conversation: Conversation) -> Iterator[str]:
+def list_questions(conversation: Conversation) -> Iterator[str]:
     """For each visual, the words of the user's message that shows it; nothing where somebody else shows it.
 
     White space and visuals between the words become one space. Later turns are not seen: their visuals came before.

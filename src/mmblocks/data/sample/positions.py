@@ -10,10 +10,10 @@ from typing import Literal
 
 from mmblocks.conversation import Conversation, Message, Part, Text, Visual
 
-Visuals = Literal["as_written", "front", "mixed"]
+VisualOrder = Literal["as_written", "front", "mixed"]
 
 
-def arranged(conversation: Conversation, visuals: Visuals, seed: int = 0) -> Conversation:
+def place_visuals(conversation: Conversation, visuals: VisualOrder, seed: int = 0) -> Conversation:
     """A conversation with its visuals where a run wants them.
 
     "front" moves the visuals of each message of the user before its text; "mixed" does so for half of the
@@ -22,9 +22,9 @@ def arranged(conversation: Conversation, visuals: Visuals, seed: int = 0) -> Con
     """
     if visuals == "as_written" or (visuals == "mixed" and not _drawn(conversation, seed)):
         return conversation
-    names = _names(conversation.visuals)
+    names = _name_visuals(conversation.visuals)
     messages = tuple(
-        replace(m, parts=_fronted(m.parts, names)) if m.role == "user" else _counted_off(m, names)
+        replace(m, parts=_move_to_front(m.parts, names)) if m.role == "user" else _counted_off(m, names)
         for m in conversation.messages
     )
     return replace(conversation, messages=messages)
@@ -36,7 +36,7 @@ def _drawn(conversation: Conversation, seed: int) -> bool:
     return blake2b(said.encode(), digest_size=1).digest()[0] % 2 == 0
 
 
-def _names(visuals: Sequence[Visual]) -> Iterator[str]:
+def _name_visuals(visuals: Sequence[Visual]) -> Iterator[str]:
     """What the visuals of a conversation are called in its text, in order."""
     totals, seen = Counter(v.kind for v in visuals), Counter[str]()
     for visual in visuals:
@@ -51,7 +51,7 @@ def _counted_off(message: Message, names: Iterator[str]) -> Message:
     return message
 
 
-def _fronted(parts: Sequence[Part], names: Iterator[str]) -> tuple[Part, ...]:
+def _move_to_front(parts: Sequence[Part], names: Iterator[str]) -> tuple[Part, ...]:
     """Visuals first, then the text on a line of its own."""
     visuals = [part for part in parts if isinstance(part, Visual)]
     if not visuals or list(parts[: len(visuals)]) == visuals:

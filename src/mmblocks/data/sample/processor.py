@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from mmblocks.batch import Layout
+from mmblocks.batch import GatherLayout
 from mmblocks.components import ChatTemplate
-from mmblocks.conversation import Conversation, Item, Pair, Visual
-from mmblocks.data.media.visuals import pixels_of, shape_of
-from mmblocks.data.record_faults import naming
+from mmblocks.conversation import Conversation, Item, PreferencePair, Visual
+from mmblocks.data.media.visuals import read_visual_shape, render_visual_plan
+from mmblocks.data.record_faults import name_errors
 from mmblocks.data.sample.encode import Encoded, Overlong, Targets, encode_for_training, encode_prompt
 from mmblocks.data.sample.instructions import InstructionReader
-from mmblocks.data.sample.layout import Layouts
-from mmblocks.data.sample.positions import Visuals, arranged
+from mmblocks.data.sample.layout import GatherLayoutBuilder
+from mmblocks.data.sample.positions import VisualOrder, place_visuals
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
-from mmblocks.model.build import wire_template
-from mmblocks.model.checks.composition import examine
+from mmblocks.model.build import build_template
+from mmblocks.model.checks.composition import dry_build
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Spec
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import RoutedPlan, Size, VisualPlan, VisualShape
 from mmblocks.tokenizers.router import Router
 
 if TYPE_CHECKING:
-    from mmblocks.data.video.guarded import ClipReader
+    from mmblocks.data.video.guarded import VideoReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Sample:
     pixels: Tensor
     instructions: tuple[Tensor, ...] | None = None
     features: Tensor | None = None
-    layout: Layout | None = None
-    __repr__ = repr_by_shape
+    layout: GatherLayout | None = None
+    __repr__ = format_by_shape
 
 
-class Features(Protocol):
+class FeatureStore(Protocol):
     """Features of a frozen encoder that were kept (see `mmblocks.train.features`)."""
 
     def read(self, visuals: Sequence[Visual], plans: Sequence[RoutedPlan]) -> Tensor:
@@ -56,7 +56,7 @@ class Features(Protocol):
         ...
 
 
-class Parts(Protocol):
+class ModelParts(Protocol):
     """What a processor is made from: a `OneVision`, or a composition on the meta device (`Examination`)."""
 
     @property
@@ -85,25 +85,25 @@ class Processor:
     fill: tuple[int, int, int]
     max_tokens: int | None
     instruction_reader: InstructionReader | None = None
-    visuals: Visuals = "as_written"
+    visuals: VisualOrder = "as_written"
     seed: int = 0
-    features: Features | None = None
-    clips: ClipReader | None = None
-    layouts: Layouts | None = None
+    features: FeatureStore | None = None
+    clips: VideoReader | None = None
+    layouts: GatherLayoutBuilder | None = None
     images: ImageReading = DEFAULT_READING
     overlong: Overlong = "raise"
 
     @classmethod
-    def of(
+    def from_model(
         cls,
-        model: Parts,
+        model: ModelParts,
         *,
         template: ChatTemplate | None = None,
         router: Router | None = None,
         max_tokens: int | None = None,
-        visuals: Visuals = "as_written",
+        visuals: VisualOrder = "as_written",
         seed: int = 0,
-        clips: ClipReader | None = None,
+        clips: VideoReader | None = None,
         overlong: Overlong = "raise",
     ) -> Processor:
         """The processor of a model; a training stage may want another chat template, other visual tokenizers, a lower
@@ -120,28 +120,28 @@ class Processor:
             text_tokenizer=model.backbone.text_tokenizer,
             placeholder_id=model.backbone.placeholder_id,
             view_px=model.encoder.view_px,
-            fill=mean_colour(model.encoder.pixel_mean),
+            fill=compute_mean_colour(model.encoder.pixel_mean),
             max_tokens=longest if max_tokens is None else min(max_tokens, longest or max_tokens),
-            instruction_reader=InstructionReader.of(model.projector),
+            instruction_reader=InstructionReader.from_projector(model.projector),
             visuals=visuals,
             seed=seed,
             clips=clips,
-            layouts=Layouts.of(model),
+            layouts=GatherLayoutBuilder.from_model(model),
             images=model.images,
             overlong=overlong,
         )
 
     @classmethod
-    def planning(
+    def from_spec(
         cls,
         model: ModelSpec | Mapping[str, Any],
         *,
         template: Spec | None = None,
         tokenizer: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
-        visuals: Visuals = "as_written",
+        visuals: VisualOrder = "as_written",
         seed: int = 0,
-        clips: ClipReader | None = None,
+        clips: VideoReader | None = None,
         overlong: Overlong = "raise",
     ) -> Processor:
         """The processor of a composition that is not built: the model on the meta device, no weight read.
@@ -149,83 +149,87 @@ class Processor:
         The settings are those of a training stage; `tokenizer` replaces the visual tokenizers of some scenarios.
         Raises one `ConfigError` that lists every fault of the composition.
         """
-        raw = model.plain() if isinstance(model, ModelSpec) else model
+        raw = model.to_dict() if isinstance(model, ModelSpec) else model
         changed = {**raw, "tokenizer": {**raw.get("tokenizer", {}), **tokenizer}} if tokenizer else raw
-        seen = examine(changed, offline=False)
-        seen.require()
-        own = None if template is None else wire_template(template, seen.backbone)
-        return cls.of(
+        seen = dry_build(changed, offline=False)
+        seen.require_no_faults()
+        own = None if template is None else build_template(template, seen.backbone)
+        return cls.from_model(
             seen, template=own, max_tokens=max_tokens, visuals=visuals, seed=seed, clips=clips, overlong=overlong
         )
 
     def plan(self, conversation: Conversation) -> tuple[RoutedPlan, ...]:
         """Where every visual token comes from, from file headers alone."""
-        with naming(conversation.origin):
-            return self.router.plan([self.shape_of(visual) for visual in conversation.visuals])
+        with name_errors(conversation.origin):
+            return self.router.plan([self.read_shape(visual) for visual in conversation.visuals])
 
-    def shape_of(self, visual: Visual) -> VisualShape:
+    def read_shape(self, visual: Visual) -> VisualShape:
         """What a plan is made from; see `media.shape_of`."""
-        return shape_of(visual, self.clips, self.images)
+        return read_visual_shape(visual, self.clips, self.images)
 
-    def training_sample(self, conversation: Conversation, targets: Targets = "answers") -> Sample:
+    def make_training_sample(self, conversation: Conversation, targets: Targets = "answers") -> Sample:
         """A conversation with targets, its visuals decoded."""
-        return self.opened(*self._planned(conversation, targets))
+        return self.make_sample(*self._plan_and_encode(conversation, targets))
 
-    def training_samples(self, item: Item, targets: Targets = "answers") -> list[Sample]:
+    def make_training_samples(self, item: Item, targets: Targets = "answers") -> list[Sample]:
         """All samples of an item (see `conversations`), their visuals decoded."""
-        return [self.training_sample(one, targets) for one in self.conversations(item)]
+        return [self.make_training_sample(one, targets) for one in self.list_conversations(item)]
 
-    def encoded(self, item: Item, targets: Targets = "answers") -> list[Encoded]:
+    def encode_item(self, item: Item, targets: Targets = "answers") -> list[Encoded]:
         """The same without decoding a pixel: what the samples will hold, from file headers alone."""
-        return [self._planned(one, targets)[1] for one in self.conversations(item)]
+        return [self._plan_and_encode(one, targets)[1] for one in self.list_conversations(item)]
 
-    def conversations(self, item: Item) -> tuple[Conversation, ...]:
+    def list_conversations(self, item: Item) -> tuple[Conversation, ...]:
         """What an item is learned from: a conversation, both of a pair (the preferred one first), and with a chat template
         that rewrites answers one conversation per answer (of a pair the last answers alone, which tell its two apart).
         """
-        both = (item.chosen, item.rejected) if isinstance(item, Pair) else (item,)
+        both = (item.chosen, item.rejected) if isinstance(item, PreferencePair) else (item,)
         if not getattr(self.template, "rewrites_answers", False):
             return both
-        apart = tuple(answer_by_answer(one) for one in both)
-        return tuple(one[-1] for one in apart) if isinstance(item, Pair) else apart[0]
+        apart = tuple(split_answers(one) for one in both)
+        return tuple(one[-1] for one in apart) if isinstance(item, PreferencePair) else apart[0]
 
-    def _planned(self, conversation: Conversation, targets: Targets) -> tuple[Conversation, Encoded]:
-        with naming(conversation.origin):
-            conversation = arranged(conversation, self.visuals, self.seed)
+    def _plan_and_encode(self, conversation: Conversation, targets: Targets) -> tuple[Conversation, Encoded]:
+        with name_errors(conversation.origin):
+            conversation = place_visuals(conversation, self.visuals, self.seed)
             plans = self.plan(conversation)
-            made = encode_for_training(conversation, plans, targets=targets, overlong=self.overlong, **self._encoding())
+            made = encode_for_training(
+                conversation, plans, targets=targets, overlong=self.overlong, **self._get_encoding_settings()
+            )
             return conversation, made
 
-    def prompt(self, conversation: Conversation) -> Sample:
+    def make_prompt_sample(self, conversation: Conversation) -> Sample:
         """A conversation up to where the answer begins, its visuals decoded."""
-        conversation = arranged(conversation, self.visuals, self.seed)
-        return self.opened(conversation, self.encoded_prompt(conversation))
+        conversation = place_visuals(conversation, self.visuals, self.seed)
+        return self.make_sample(conversation, self.encode_conversation_prompt(conversation))
 
-    def encoded_prompt(self, conversation: Conversation, shapes: Sequence[VisualShape] | None = None) -> Encoded:
+    def encode_conversation_prompt(
+        self, conversation: Conversation, shapes: Sequence[VisualShape] | None = None
+    ) -> Encoded:
         """The same as it is written, without decoding a pixel; `shapes` are those of its visuals where they are known."""
-        with naming(conversation.origin):
+        with name_errors(conversation.origin):
             plans = self.plan(conversation) if shapes is None else self.router.plan(shapes)
-            return encode_prompt(conversation, plans, **self._encoding())
+            return encode_prompt(conversation, plans, **self._get_encoding_settings())
 
-    def opened(self, conversation: Conversation, encoded: Encoded) -> Sample:
+    def make_sample(self, conversation: Conversation, encoded: Encoded) -> Sample:
         """A conversation that is encoded, its visuals decoded."""
         reader = self.instruction_reader
-        with naming(conversation.origin):
-            asked = None if reader is None else reader.read(conversation, encoded.plans)
+        with name_errors(conversation.origin):
+            asked = None if reader is None else reader.read_questions(conversation, encoded.plans)
             pixels, features = self._pixels(conversation, encoded), self._features(conversation, encoded)
             return Sample(encoded, pixels, asked, features, self._layout(encoded))
 
-    def _layout(self, encoded: Encoded) -> Layout | None:
+    def _layout(self, encoded: Encoded) -> GatherLayout | None:
         if self.layouts is None:
             return None
-        return self.layouts.of_sample(encoded.plans, encoded.visual_positions, self.router)
+        return self.layouts.make_sample_layout(encoded.plans, encoded.visual_positions, self.router)
 
     def _features(self, conversation: Conversation, encoded: Encoded) -> Tensor | None:
         if self.features is None:
             return None
         return self.features.read(conversation.visuals, encoded.plans)
 
-    def _encoding(self) -> dict[str, Any]:
+    def _get_encoding_settings(self) -> dict[str, Any]:
         return {
             "template": self.template,
             "text_tokenizer": self.text_tokenizer,
@@ -238,15 +242,15 @@ class Processor:
         if self.features is not None:
             return none
         pairs = zip(conversation.visuals, encoded.plans, strict=True)
-        pictures = [self.pixels_of(visual, routed.plan) for visual, routed in pairs]
+        pictures = [self.render_visual(visual, routed.plan) for visual, routed in pairs]
         return torch.cat([none, *pictures])
 
-    def pixels_of(self, visual: Visual, plan: VisualPlan) -> Tensor:
+    def render_visual(self, visual: Visual, plan: VisualPlan) -> Tensor:
         """uint8 (pictures, 3, h, w) of one visual; see `media.pixels_of`."""
-        return pixels_of(visual, plan, self.fill, images=self.images, clips=self.clips)
+        return render_visual_plan(visual, plan, self.fill, images=self.images, clips=self.clips)
 
 
-def answer_by_answer(conversation: Conversation) -> tuple[Conversation, ...]:
+def split_answers(conversation: Conversation) -> tuple[Conversation, ...]:
     """One conversation per learned answer, which ends with it and learns nothing else; the same where nothing is learned."""
     messages = conversation.messages
     ends = [i for i, message in enumerate(messages) if message.is_learned]
@@ -254,7 +258,7 @@ def answer_by_answer(conversation: Conversation) -> tuple[Conversation, ...]:
     return tuple(replace(conversation, messages=(*given[:i], messages[i])) for i in ends) or (conversation,)
 
 
-def mean_colour(pixel_mean: tuple[float, float, float]) -> tuple[int, int, int]:
+def compute_mean_colour(pixel_mean: tuple[float, float, float]) -> tuple[int, int, int]:
     """The grey that a padded square is filled with: int(255 * mean) per channel, as expand2square does in LLaVA."""
     red, green, blue = (int(255 * m) for m in pixel_mean)
     return red, green, blue

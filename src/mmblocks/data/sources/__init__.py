@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from mmblocks.conversation import Item
-from mmblocks.data.record_faults import naming
+from mmblocks.data.record_faults import name_errors
 from mmblocks.registry import Registry
 
 ItemT = TypeVar("ItemT", bound=Item)
@@ -27,15 +27,15 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Item: ...
 
 
-def origin_of(source: Source, index: int) -> str | None:
+def describe_origin(source: Source, index: int) -> str | None:
     """Where a record of a source stands, told without reading it; None where the source does not say."""
     say = getattr(source, "origin", None)
     return None if say is None else say(index)
 
 
-def is_made(source: Source) -> bool:
+def is_synthetic(source: Source) -> bool:
     """Whether a source makes its records, so that nothing but its settings decides them."""
-    return getattr(source, "is_made", False)
+    return getattr(source, "is_synthetic", False)
 
 
 class NamedRecords(Generic[ItemT]):
@@ -48,17 +48,17 @@ class NamedRecords(Generic[ItemT]):
 
     def __getitem__(self, index: int) -> ItemT:
         number = range(len(self))[index]
-        with naming(self.origin(number)):
-            return self._read(number)
+        with name_errors(self.describe_origin(number)):
+            return self._read_record(number)
 
     def __iter__(self) -> Iterator[ItemT]:
         return (self[i] for i in range(len(self)))
 
-    def origin(self, number: int) -> str:
+    def describe_origin(self, number: int) -> str:
         """Where record `number` stands, told without reading it."""
         raise NotImplementedError
 
-    def _read(self, number: int) -> ItemT:
+    def _read_record(self, number: int) -> ItemT:
         raise NotImplementedError
 
 

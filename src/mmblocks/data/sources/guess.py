@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmblocks.data.media.files import is_there
+from mmblocks.data.media.files import is_existing_path
 from mmblocks.errors import ConfigError
 
 READERS = {
@@ -24,13 +24,13 @@ GLIMPSE = 1 << 16
 """Bytes of a JSON file that are looked at for the keys of its first record."""
 
 
-def source_of(path: str) -> dict[str, Any]:
+def guess_source(path: str) -> dict[str, Any]:
     """The settings of the source that reads `path`, everything else at its default.
 
     `path` may also be a pattern with a suffix, or a folder: of tars, else of parquet files. Nothing is checked but the
     name. Raises `ConfigError` for one whose suffix nothing reads.
     """
-    if is_there(path) and Path(path).is_dir():
+    if is_existing_path(path) and Path(path).is_dir():
         tars = any(Path(path).glob("*.tar"))
         return {"name": "webdataset", "path": str(Path(path) / "*.tar")} if tars else {"name": "parquet", "path": path}
     suffix = Path(path).suffix.lower()
@@ -39,18 +39,18 @@ def source_of(path: str) -> dict[str, Any]:
             f"data={path}: nothing reads a file of the suffix {suffix!r}; write one that ends in "
             f"{', '.join(READERS)}, or name a source in a recipe's stages.0.data."
         )
-    return {"name": _reader(Path(path)), "path": path}
+    return {"name": _guess_reader(Path(path)), "path": path}
 
 
-def sources_of(paths: Sequence[str]) -> list[dict[str, Any]]:
+def guess_sources(paths: Sequence[str]) -> list[dict[str, Any]]:
     """Several files side by side, as a stage's `data`."""
-    return [source_of(path) for path in paths]
+    return [guess_source(path) for path in paths]
 
 
-def _reader(path: Path) -> str:
+def _guess_reader(path: Path) -> str:
     """The source that reads a file: for JSON told by its first record, LLaVA's where that says nothing."""
     usual = READERS[path.suffix.lower()]
-    if usual != "llava_json" or not is_there(path) or not path.is_file():
+    if usual != "llava_json" or not is_existing_path(path) or not path.is_file():
         return usual
     with path.open("rb") as file:
         head = file.read(GLIMPSE).decode("utf-8-sig", errors="ignore")

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmblocks.data.mixing.selection import Concatenated
+from mmblocks.data.mixing.selection import ConcatenatedSource
 from mmblocks.data.records.llava_json import read_llava
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.patterns import files_of
+from mmblocks.data.records.patterns import find_files
 from mmblocks.data.sources import Source, sources
 from mmblocks.data.turns import Placement
 
@@ -27,8 +27,8 @@ def llava_json(
     of clips that are a folder of pictures; LLaVA-NeXT takes them for 2. ignore: keys of records, turns and parts that may
     be left out; other keys that nothing reads are refused.
     """
-    files = files_of(path)
-    MediaRoots.of(files[0].parent, images, videos)
+    files = find_files(path)
+    MediaRoots.from_settings(files[0].parent, images, videos)
     settings: Any = {"video_root": videos, "placement": placement, "frames_fps": frames_fps, "ignore": ignore}
     read = [read_llava(file, images, **settings) for file in files]
-    return read[0] if len(read) == 1 else Concatenated(read, [str(file) for file in files])
+    return read[0] if len(read) == 1 else ConcatenatedSource(read, [str(file) for file in files])

@@ -7,17 +7,23 @@ from typing import Any
 
 import yaml
 
-from mmblocks.data.mixing.selection import Concatenated, Prompted, Selected, chosen, take_fault
+from mmblocks.data.mixing.selection import (
+    ConcatenatedSource,
+    PromptedSource,
+    SourceSubset,
+    choose_indices,
+    find_subset_fault,
+)
 from mmblocks.data.records.llava_json import read_llava
 from mmblocks.data.records.named_media import MediaRoots
 from mmblocks.data.sources import Source, sources
 from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.settings import faults_in
+from mmblocks.settings import list_faults
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
+class MixtureDataset:
     """One entry below `datasets`; images, videos and prompt are ours."""
 
     json_path: str
@@ -28,7 +34,7 @@ class Dataset:
 
 
 @sources.register("llava_mixture", source="https://github.com/LLaVA-VL/LLaVA-NeXT (scripts/train/onevision.yaml)")
-class LlavaMixture(Concatenated):
+class LlavaMixture(ConcatenatedSource):
     """LLaVA-NeXT's mixture YAML: `datasets`, each with a json_path and a sampling_strategy, one after another.
 
     sampling_strategy: all, first:N, end:N or random:N, N a number of records or a percentage, rounded up. A dataset may
@@ -48,31 +54,31 @@ class LlavaMixture(Concatenated):
         ignore: tuple[str, ...] = (),
     ) -> None:
         file = Path(path)
-        MediaRoots.of(file.parent, images, videos)
-        named = datasets_of(file)
-        if lost := _lost(file, named):
+        MediaRoots.from_settings(file.parent, images, videos)
+        named = read_datasets(file)
+        if lost := _list_missing_files(file, named):
             raise DataError("\n".join(lost))
         settings = {"placement": placement, "frames_fps": frames_fps, "ignore": ignore}
         parts = [_part(one, file.parent, (images, videos), (seed, i), settings) for i, one in enumerate(named)]
         super().__init__(parts, [one.json_path for one in named])
 
     @staticmethod
-    def lacks(settings: Mapping[str, Any]) -> list[str]:
+    def list_faults(settings: Mapping[str, Any]) -> list[str]:
         """What is wrong with the file, told without reading a record."""
         try:
-            datasets_of(Path(settings["path"]))
+            read_datasets(Path(settings["path"]))
         except (ConfigError, DataError) as fault:
             return [str(fault)]
         return []
 
     @staticmethod
-    def missing(settings: Mapping[str, Any]) -> list[str]:
+    def list_missing(settings: Mapping[str, Any]) -> list[str]:
         """What a file without faults names and is not there."""
         file = Path(settings["path"])
-        return _lost(file, datasets_of(file))
+        return _list_missing_files(file, read_datasets(file))
 
 
-def datasets_of(file: Path) -> list[Dataset]:
+def read_datasets(file: Path) -> list[MixtureDataset]:
     """The entries of a mixture file. Raises one `ConfigError` that lists every fault with its place."""
     raw = _parsed(file)
     entries = raw.get("datasets") if isinstance(raw, Mapping) else None
@@ -80,7 +86,7 @@ def datasets_of(file: Path) -> list[Dataset]:
         raise ConfigError(f"{file}: there is no list 'datasets'; write datasets: and an entry with a json_path.")
     if faults := [f"{file}: {text}" for i, one in enumerate(entries) for text in _faults(one, f"datasets.{i}")]:
         raise ConfigError("\n".join(faults))
-    return [Dataset(**entry) for entry in entries]
+    return [MixtureDataset(**entry) for entry in entries]
 
 
 def _parsed(file: Path) -> Any:
@@ -96,12 +102,12 @@ def _faults(entry: Any, where: str) -> Iterator[str]:
     if not isinstance(entry, Mapping):
         yield f"{where}: {entry!r:.80} is not a dataset; write json_path: FILE."
         return
-    yield from faults_in(Dataset, {str(key): value for key, value in entry.items()}, where)
-    if fault := take_fault(entry.get("sampling_strategy", "all")):
+    yield from list_faults(MixtureDataset, {str(key): value for key, value in entry.items()}, where)
+    if fault := find_subset_fault(entry.get("sampling_strategy", "all")):
         yield f"{where}.sampling_strategy: {fault}"
 
 
-def _lost(file: Path, named: list[Dataset]) -> list[str]:
+def _list_missing_files(file: Path, named: list[MixtureDataset]) -> list[str]:
     return [
         f"{file}: datasets.{i}: {file.parent / path} does not exist; paths are relative to the file's folder."
         for i, one in enumerate(named)
@@ -111,7 +117,7 @@ def _lost(file: Path, named: list[Dataset]) -> list[str]:
 
 
 def _part(
-    one: Dataset,
+    one: MixtureDataset,
     folder: Path,
     common: tuple[str | None, str | None],
     seed: tuple[int, int],
@@ -120,5 +126,5 @@ def _part(
     images = common[0] if one.images is None else folder / one.images
     videos = common[1] if one.videos is None else folder / one.videos
     read = read_llava(folder / one.json_path, images, video_root=videos, **settings)
-    kept = Selected(read, chosen(len(read), one.sampling_strategy, seed))
-    return Prompted(kept, one.prompt) if one.prompt else kept
+    kept = SourceSubset(read, choose_indices(len(read), one.sampling_strategy, seed))
+    return PromptedSource(kept, one.prompt) if one.prompt else kept

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmblocks.conversation import Pair
+from mmblocks.conversation import PreferencePair
 from mmblocks.data.columns import Columns
-from mmblocks.data.mixing.selection import Concatenated
-from mmblocks.data.records.json_records import Lines, called, open_records
+from mmblocks.data.mixing.selection import ConcatenatedSource
+from mmblocks.data.records.json_records import RecordLines, format_id, open_records
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.patterns import files_of
+from mmblocks.data.records.patterns import find_files
 from mmblocks.data.records.rows import RowReader
 from mmblocks.data.sources import NamedRecords, Source, sources
 from mmblocks.data.turns import Placement, Turn
@@ -37,11 +37,13 @@ def llava_pairs(
     last answer. conversations or messages may stand for the prompt; with messages that end in the chosen answer,
     "rejected_response" is the other one. The settings are those of `llava_json`.
     """
-    files = files_of(path)
+    files = find_files(path)
     columns = _PairColumns(ignore=ignore)
-    readers = [RowReader(columns, MediaRoots.of(f.parent, images, videos, frames_fps), placement) for f in files]
+    readers = [
+        RowReader(columns, MediaRoots.from_settings(f.parent, images, videos, frames_fps), placement) for f in files
+    ]
     read = [PairFile(file, open_records(file), reader) for file, reader in zip(files, readers, strict=True)]
-    return read[0] if len(read) == 1 else Concatenated(read, [str(file) for file in files])
+    return read[0] if len(read) == 1 else ConcatenatedSource(read, [str(file) for file in files])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,59 +58,61 @@ class _PairColumns(Columns):
 
 
 @dataclass(frozen=True, slots=True)
-class PairFile(NamedRecords[Pair]):
+class PairFile(NamedRecords[PreferencePair]):
     """Pairs of one file, by record number from 0."""
 
     path: Path
-    records: Sequence[Any] | Lines
+    records: Sequence[Any] | RecordLines
     reader: RowReader
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def origin(self, number: int) -> str:
+    def describe_origin(self, number: int) -> str:
         return f"{self.path}:record {number}"
 
-    def _read(self, number: int) -> Pair:
+    def _read_record(self, number: int) -> PreferencePair:
         record = self.records[number]
-        origin = f"{self.origin(number)}{called(record)}"
+        origin = f"{self.describe_origin(number)}{format_id(record)}"
         if not isinstance(record, Mapping):
             raise DataError(
                 f"{origin}: a record is an object with 'prompt', 'chosen' and 'rejected', not {record!r:.80}."
             )
-        return self._pair(self.reader.opened(record, origin), origin)
+        return self._pair(self.reader.clean_row(record, origin), origin)
 
-    def _pair(self, row: Mapping[str, Any], origin: str) -> Pair:
-        asked, chosen, rejected, used = self._turns(row, origin)
-        self.reader.columns.refuse_unread(row, (*used, *self.reader.always_read), origin)
+    def _pair(self, row: Mapping[str, Any], origin: str) -> PreferencePair:
+        asked, chosen, rejected, used = self._read_turns(row, origin)
+        self.reader.columns.refuse_unread_keys(row, (*used, *self.reader.common_columns), origin)
         if not asked or asked[-1].role != "user":
             last = f"ends with a turn of the {asked[-1].role}" if asked else "is empty"
             raise DataError(f"{origin}: its prompt {last}; end it with a question.")
-        return Pair(*(self.reader.conversation([*asked, answer], row, origin) for answer in (chosen, rejected)))
+        return PreferencePair(
+            *(self.reader.make_conversation([*asked, answer], row, origin) for answer in (chosen, rejected))
+        )
 
-    def _turns(self, row: Mapping[str, Any], origin: str) -> tuple[list[Turn], Turn, Turn, tuple[str, ...]]:
+    def _read_turns(self, row: Mapping[str, Any], origin: str) -> tuple[list[Turn], Turn, Turn, tuple[str, ...]]:
         """The turns up to the answers, the two answers, and the keys that they were read from."""
         reader, columns = self.reader, self.reader.columns
-        column, turns = columns.of(row, "conversation", origin)
+        column, turns = columns.find_value(row, "conversation", origin)
         if is_empty(turns):
-            asked, used = reader.asked(row, origin)
-            if is_empty(columns.of(row, "question", origin)[1]) and _are_conversations(row):
+            asked, used = reader.read_question(row, origin)
+            if is_empty(columns.find_value(row, "question", origin)[1]) and _are_conversations(row):
                 return (*self._two_conversations(row, origin), (CHOSEN, REJECTED))
         else:
-            asked, used = reader.turns_of(turns, origin, column), columns.named("conversation")
+            asked, used = reader.to_turns(turns, origin, column), columns.list_names("conversation")
             if not is_empty(row.get(RESPONSE)):
-                return asked[:-1], asked[-1], self._answer(row, RESPONSE, origin), (*used, RESPONSE)
-        answers = self._answer(row, CHOSEN, origin), self._answer(row, REJECTED, origin)
+                return asked[:-1], asked[-1], self._read_answer(row, RESPONSE, origin), (*used, RESPONSE)
+        answers = self._read_answer(row, CHOSEN, origin), self._read_answer(row, REJECTED, origin)
         return asked, *answers, (*used, CHOSEN, REJECTED)
 
-    def _answer(self, row: Mapping[str, Any], key: str, origin: str) -> Turn:
+    def _read_answer(self, row: Mapping[str, Any], key: str, origin: str) -> Turn:
         given = row.get(key)
         if given is None:
             raise DataError(f"{origin}: {key!r} is None; write a list with at least one turn, or a text.")
-        return self.reader.answer(given, key, f"{origin}: {key!r}", 0)
+        return self.reader.read_answer(given, key, f"{origin}: {key!r}", 0)
 
     def _two_conversations(self, row: Mapping[str, Any], origin: str) -> tuple[list[Turn], Turn, Turn]:
-        chosen, rejected = (self.reader.turns_of(row[key], f"{origin}: {key!r}", key) for key in (CHOSEN, REJECTED))
+        chosen, rejected = (self.reader.to_turns(row[key], f"{origin}: {key!r}", key) for key in (CHOSEN, REJECTED))
         if chosen[:-1] != rejected[:-1] or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
             raise DataError(
                 f"{origin}: 'chosen' and 'rejected' differ in more than their last answer; write a 'prompt'."

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from mmblocks.data.columns import Columns
-from mmblocks.data.mixing.selection import Concatenated
+from mmblocks.data.mixing.selection import ConcatenatedSource
 from mmblocks.data.records.json_records import open_records
 from mmblocks.data.records.llava_json import RecordFile
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.patterns import files_of
+from mmblocks.data.records.patterns import find_files
 from mmblocks.data.records.rows import RowReader
 from mmblocks.data.sources import Source, sources
 from mmblocks.data.turns import Placement
@@ -27,8 +27,10 @@ def messages(
     video_url names its own file or takes the record's next one. Parts stay where they are written; the other settings
     are those of `llava_json`.
     """
-    files = files_of(path)
+    files = find_files(path)
     columns = Columns(ignore=ignore)
-    readers = [RowReader(columns, MediaRoots.of(f.parent, images, videos, frames_fps), placement) for f in files]
+    readers = [
+        RowReader(columns, MediaRoots.from_settings(f.parent, images, videos, frames_fps), placement) for f in files
+    ]
     read = [RecordFile(file, open_records(file), reader) for file, reader in zip(files, readers, strict=True)]
-    return read[0] if len(read) == 1 else Concatenated(read, [str(file) for file in files])
+    return read[0] if len(read) == 1 else ConcatenatedSource(read, [str(file) for file in files])

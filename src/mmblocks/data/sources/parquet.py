@@ -4,24 +4,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmblocks._optional import need
+from mmblocks._optional import import_optional
 from mmblocks.conversation import Conversation
 from mmblocks.data.columns import Columns
-from mmblocks.data.records.json_records import called
+from mmblocks.data.records.json_records import format_id
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.patterns import files_of
+from mmblocks.data.records.patterns import find_files
 from mmblocks.data.records.rows import RowReader
 from mmblocks.data.sources import NamedRecords, sources
 from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.keys import is_empty, reason_against
+from mmblocks.keys import describe_unread_keys, is_empty
 
-LOOKED_THROUGH = 1000
+BATCH_ROWS = 1000
 """Rows of a column that are looked through at a time, to know whether it is empty."""
 
 
 @sources.register("parquet", source="https://github.com/huggingface/datasets")
-class Table(NamedRecords[Conversation]):
+class ParquetTable(NamedRecords[Conversation]):
     """Parquet files, and data sets of the `datasets` library, saved in a folder or on the hub; nothing is decoded early.
 
     path: a file, several, a pattern, a folder of them, or one written by save_to_disk; or else hub: "owner/name", with
@@ -55,74 +55,76 @@ class Table(NamedRecords[Conversation]):
         if (path is None) == (hub is None):
             raise ConfigError(f"source 'parquet': path={path!r} and hub={hub!r}; write one of them.")
         self.name = hub or ", ".join([path] if isinstance(path, str) else path or ())
-        table, folder = _from_hub(hub, config, split, cache) if hub else _from_files(path or "", split, cache)
+        table, folder = _load_from_hub(hub, config, split, cache) if hub else _load_from_files(path or "", split, cache)
         columns = Columns(
             conversation_column, question_column, answer_column, image_column, video_column, system_column, ask, ignore
         )
-        if fault := columns.missing(table.column_names):
+        if fault := columns.find_fault(table.column_names):
             raise ConfigError(f"source 'parquet', {self.name}: {fault}")
         table = table.remove_columns([name for name in table.column_names if name in ignore])
         self._table = table.with_format("arrow")  # rows as they are stored: media stay bytes
         self._refuse_unread(columns)
-        self._reader = RowReader(columns, MediaRoots.of(folder, images, videos, frames_fps), placement)
+        self._reader = RowReader(columns, MediaRoots.from_settings(folder, images, videos, frames_fps), placement)
 
     @staticmethod
-    def lacks(settings: Mapping[str, Any]) -> list[str]:
+    def list_faults(settings: Mapping[str, Any]) -> list[str]:
         """Nothing is asked of the hub before a run."""
         given = [name for name in ("path", "hub") if settings.get(name) is not None]
         return [] if len(given) == 1 else ["source 'parquet': write either path or hub."]
 
     def _refuse_unread(self, columns: Columns) -> None:
         """Raise `DataError` for columns that nothing reads and that hold something, before a row is asked for."""
-        strange = columns.strange(self._table.column_names)
-        if held := [name for name in strange if self._holds_something(name)]:
-            raise DataError(f"{self.name}: {reason_against(held, columns.read, what='column')}")
+        strange = columns.list_unknown(self._table.column_names)
+        if held := [name for name in strange if self._has_values(name)]:
+            raise DataError(f"{self.name}: {describe_unread_keys(held, columns.read, what='column')}")
 
-    def _holds_something(self, column: str) -> bool:
-        rows = self._table.select_columns(column).iter(LOOKED_THROUGH)
+    def _has_values(self, column: str) -> bool:
+        rows = self._table.select_columns(column).iter(BATCH_ROWS)
         return any(not is_empty(value) for batch in rows for value in batch[column].to_pylist())
 
     def __len__(self) -> int:
         return len(self._table)
 
-    def origin(self, number: int) -> str:
+    def describe_origin(self, number: int) -> str:
         return f"{self.name}:row {number}"
 
-    def _read(self, number: int) -> Conversation:
+    def _read_record(self, number: int) -> Conversation:
         row = self._table[number].to_pylist()[0]
-        return self._reader.read(row, f"{self.origin(number)}{called(row)}")
+        return self._reader.read(row, f"{self.describe_origin(number)}{format_id(row)}")
 
 
-def _library() -> Any:
-    return need("datasets", extra="data", to="reading parquet files and data sets of the hub")
+def _import_datasets() -> Any:
+    return import_optional("datasets", extra="data", to="reading parquet files and data sets of the hub")
 
 
-def _from_hub(hub: str, config: str | None, split: str, cache: str | None) -> tuple[Any, Path]:
-    library = _library()
+def _load_from_hub(hub: str, config: str | None, split: str, cache: str | None) -> tuple[Any, Path]:
+    library = _import_datasets()
     try:
         return library.load_dataset(hub, config, split=split, cache_dir=cache), Path()
     except Exception as cause:  # whatever a network, a hub and a script make of it
         raise DataError(
-            f"{hub}: cannot be loaded from the hub ({_first_line(cause)}); check its name, config and split."
+            f"{hub}: cannot be loaded from the hub ({_take_first_line(cause)}); check its name, config and split."
         ) from cause
 
 
-def _from_files(path: str | tuple[str, ...], split: str, cache: str | None) -> tuple[Any, Path]:
+def _load_from_files(path: str | tuple[str, ...], split: str, cache: str | None) -> tuple[Any, Path]:
     """The table, and the folder that paths in it are relative to."""
-    if isinstance(path, str) and (saved := _saved(Path(path), split)) is not None:
+    if isinstance(path, str) and (saved := _load_saved(Path(path), split)) is not None:
         return saved, Path(path)
-    files = files_of(path, within="*.parquet")
-    library = _library()
+    files = find_files(path, within="*.parquet")
+    library = _import_datasets()
     try:
         found = library.load_dataset(
             "parquet", data_files=[str(file.absolute()) for file in files], split="train", cache_dir=cache
         )
     except Exception as cause:  # pyarrow's and the library's own errors, wrapped in one another
-        raise DataError(f"{', '.join(map(str, files))}: cannot be read as parquet ({_root_of(cause)}).") from cause
+        raise DataError(
+            f"{', '.join(map(str, files))}: cannot be read as parquet ({_find_root_cause(cause)})."
+        ) from cause
     return found, Path(path) if isinstance(path, str) and Path(path).is_dir() else files[0].parent
 
 
-def _saved(folder: Path, split: str) -> Any | None:
+def _load_saved(folder: Path, split: str) -> Any | None:
     """The data set in a folder that `save_to_disk` wrote; None for other folders."""
     if (folder / "dataset_dict.json").is_file():
         inner = folder / split
@@ -133,17 +135,17 @@ def _saved(folder: Path, split: str) -> Any | None:
     if not (folder / "state.json").is_file():
         return None
     try:
-        return _library().load_from_disk(str(folder))
+        return _import_datasets().load_from_disk(str(folder))
     except Exception as cause:  # pyarrow's and the library's own errors
-        raise DataError(f"{folder}: cannot be read as a saved data set ({_root_of(cause)}).") from cause
+        raise DataError(f"{folder}: cannot be read as a saved data set ({_find_root_cause(cause)}).") from cause
 
 
-def _root_of(cause: BaseException) -> str:
+def _find_root_cause(cause: BaseException) -> str:
     """What the innermost error says: the library wraps it in 'An error occurred'."""
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return _first_line(cause)
+    return _take_first_line(cause)
 
 
-def _first_line(cause: BaseException) -> str:
+def _take_first_line(cause: BaseException) -> str:
     return (str(cause) or repr(cause)).splitlines()[0].rstrip(".")

@@ -17,7 +17,7 @@ class TinyWorld:
     turns: most questions asked about the same media. size: conversations until the source repeats itself.
     """
 
-    is_made = True
+    is_synthetic = True
 
     def __init__(
         self,
@@ -42,9 +42,11 @@ class TinyWorld:
         return self.size
 
     def __getitem__(self, index: int) -> Conversation:
-        made = tinyworld.record(self.task, index, seed=self.seed, split=self.split, turns=self.turns, kinds=self.kinds)
-        return Conversation.of(made["messages"], self.origin(index))
+        made = tinyworld.make_record(
+            self.task, index, seed=self.seed, split=self.split, turns=self.turns, kinds=self.kinds
+        )
+        return Conversation.from_messages(made["messages"], self.describe_origin(index))
 
-    def origin(self, number: int) -> str:
+    def describe_origin(self, number: int) -> str:
         """What errors call a record."""
         return f"tinyworld {self.split} {self.task} {number}"

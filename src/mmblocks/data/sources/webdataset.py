@@ -7,20 +7,20 @@ from typing import Any
 
 from mmblocks.conversation import Conversation
 from mmblocks.data.columns import Columns
-from mmblocks.data.media.files import PICTURES, Slice, is_picture, natural
-from mmblocks.data.mixing.selection import Concatenated
-from mmblocks.data.records.json_records import called, parsed, refuse_twins
+from mmblocks.data.media.files import IMAGE_SUFFIXES, FileSlice, is_image_name, make_natural_key
+from mmblocks.data.mixing.selection import ConcatenatedSource
+from mmblocks.data.records.json_records import format_id, parse_json, refuse_duplicates
 from mmblocks.data.records.named_media import KINDS, MediaRoots
-from mmblocks.data.records.patterns import files_of
+from mmblocks.data.records.patterns import find_files
 from mmblocks.data.records.rows import RowReader
 from mmblocks.data.records.shards import Shard, open_shard
 from mmblocks.data.sources import NamedRecords, Source, sources
 from mmblocks.data.turns import Placement
 from mmblocks.errors import DataError
-from mmblocks.keys import is_empty, reason_against
+from mmblocks.keys import describe_unread_keys, is_empty
 
-CLIPS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
-READ = ("json", "txt", *(suffix[1:] for suffix in (*PICTURES, *CLIPS)))
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
+READ = ("json", "txt", *(suffix[1:] for suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)))
 IMG2DATASET = frozenset(
     ["url", "status", "error_message", "original_width", "original_height", "exif", "sha256", "md5"]
 )
@@ -43,10 +43,10 @@ def webdataset(
     lie in a file beside each tar, so that it need not be looked through again. ignore: keys, and suffixes of members, that
     may be left out; others that nothing reads are refused.
     """
-    files = files_of(path, within="*.tar")
+    files = find_files(path, within="*.tar")
     reader = RowReader(Columns(ask=ask, ignore=ignore), MediaRoots(Path(), Path()), placement)
     shards = [TarSamples(open_shard(file, keep_index), reader) for file in files]
-    return shards[0] if len(shards) == 1 else Concatenated(shards, [str(file) for file in files])
+    return shards[0] if len(shards) == 1 else ConcatenatedSource(shards, [str(file) for file in files])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +59,32 @@ class TarSamples(NamedRecords[Conversation]):
     def __len__(self) -> int:
         return len(self.shard)
 
-    def origin(self, number: int) -> str:
+    def describe_origin(self, number: int) -> str:
         return f"{self.shard.path}:{self.shard.keys[number]}"
 
-    def _read(self, number: int) -> Conversation:
-        members, origin = self.shard.sample(number), self.origin(number)
+    def _read_record(self, number: int) -> Conversation:
+        members, origin = self.shard.list_members(number), self.describe_origin(number)
         said = _said(members)
-        origin += called(said)
-        row, media = self.reader.opened(said, origin), self._media(members, origin)
+        origin += format_id(said)
+        row, media = self.reader.clean_row(said, origin), self._list_media(members, origin)
         self._require_named(row, media, origin)
-        own = {name for kind in KINDS for name in self.reader.columns.named(kind)}
+        own = {name for kind in KINDS for name in self.reader.columns.list_names(kind)}
         return self.reader.read({**{k: v for k, v in row.items() if k not in own}, **media}, origin)
 
-    def _media(self, members: Mapping[str, Slice], origin: str) -> dict[str, list[Slice]]:
+    def _list_media(self, members: Mapping[str, FileSlice], origin: str) -> dict[str, list[FileSlice]]:
         """Pictures and clips of a sample in the order of their names. Raises `DataError` for members that nothing reads."""
-        in_order = sorted(members.items(), key=lambda one: natural(one[0]))
-        pictures = {suffix: part for suffix, part in in_order if is_picture(f".{suffix}")}
-        clips = {suffix: part for suffix, part in in_order if f".{suffix}".endswith(CLIPS)}
+        in_order = sorted(members.items(), key=lambda one: make_natural_key(one[0]))
+        pictures = {suffix: part for suffix, part in in_order if is_image_name(f".{suffix}")}
+        clips = {suffix: part for suffix, part in in_order if f".{suffix}".endswith(VIDEO_SUFFIXES)}
         read = {"json", "txt", *pictures, *clips, *self.reader.columns.ignore}
         if strange := [suffix for suffix, part in in_order if suffix not in read and part.size]:
-            raise DataError(f"{origin}: {reason_against(strange, READ, what='member')}")
+            raise DataError(f"{origin}: {describe_unread_keys(strange, READ, what='member')}")
         return {kind: [*found.values()] for kind, found in (("image", pictures), ("video", clips)) if found}
 
-    def _require_named(self, row: Mapping[str, Any], media: Mapping[str, list[Slice]], origin: str) -> None:
+    def _require_named(self, row: Mapping[str, Any], media: Mapping[str, list[FileSlice]], origin: str) -> None:
         """Raise `DataError` where a record names more pictures or clips than lie in the tar: those stand for them."""
         for kind in KINDS:
-            column, named = self.reader.columns.of(row, kind, origin)
+            column, named = self.reader.columns.find_value(row, kind, origin)
             wanted, held = len(named) if isinstance(named, list) else 1, len(media.get(kind, ()))
             if not is_empty(named) and held < (wanted if kind == "image" else 1):
                 raise DataError(
@@ -92,24 +92,24 @@ class TarSamples(NamedRecords[Conversation]):
                 )
 
 
-def _said(members: Mapping[str, Slice]) -> dict[str, Any]:
+def _said(members: Mapping[str, FileSlice]) -> dict[str, Any]:
     """What the text members of a sample say."""
-    said = {} if (told := members.get("json")) is None else _record(told)
-    return said if (told := members.get("txt")) is None else {**said, "txt": _text(told)}
+    said = {} if (told := members.get("json")) is None else _read_json_record(told)
+    return said if (told := members.get("txt")) is None else {**said, "txt": _read_text(told)}
 
 
-def _record(part: Slice) -> dict[str, Any]:
+def _read_json_record(part: FileSlice) -> dict[str, Any]:
     """What a sample's JSON says, without what its making has left there."""
-    record = parsed(part.read(), str(part))
+    record = parse_json(part.read(), str(part))
     if isinstance(record, list):
         return {"messages": record}
     if not isinstance(record, dict):
         raise DataError(f"{part}: it holds {record!r:.80}; write a record, or a list of messages.")
-    refuse_twins(record, str(part))
+    refuse_duplicates(record, str(part))
     return {key: value for key, value in record.items() if key not in IMG2DATASET}
 
 
-def _text(part: Slice) -> str:
+def _read_text(part: FileSlice) -> str:
     try:
         return part.read().decode("utf-8").strip()
     except UnicodeDecodeError as cause:

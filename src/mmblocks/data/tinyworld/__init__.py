@@ -1,6 +1,6 @@
 """TinyWorld: pictures, picture sets and clips of coloured shapes with exact questions and answers."""
 
-from .record import KINDS, TASKS, Task, labelled_picture, record
+from .record import KINDS, TASKS, Task, make_labelled_image, make_record
 from .scene import CELL_LABELS, GRID, Scene, Split, Thing
 from .tokenizer import SPECIAL_TOKENS, build_tokenizer
 
@@ -15,6 +15,6 @@ __all__ = [
     "Task",
     "Thing",
     "build_tokenizer",
-    "labelled_picture",
-    "record",
+    "make_labelled_image",
+    "make_record",
 ]

@@ -8,46 +8,46 @@ from PIL import Image, ImageDraw
 from .scene import COLOURS, DIRECTIONS, Scene, Thing
 
 OVERSAMPLE = 2
-CLIP_SIDE_PX = 48
-CLIP_FRAMES = 8
-CLIP_FPS = 4.0
+VIDEO_SIDE_PX = 48
+VIDEO_FRAMES = 8
+VIDEO_FPS = 4.0
 LARGE_SIDE_PX = (80, 96)
 SMALL = 0.4
 """How large small shapes are beside usual ones."""
 
 Colour = tuple[int, int, int]
-Mark = tuple[str, Colour, float, float, float]  # shape, colour, centre y, centre x, radius (cells)
+PlacedShape = tuple[str, Colour, float, float, float]  # shape, colour, centre y, centre x, radius (cells)
 
 
-def picture(scene: Scene, rng: random.Random, size_px: tuple[int, int]) -> Image.Image:
+def draw_image(scene: Scene, rng: random.Random, size_px: tuple[int, int]) -> Image.Image:
     """A (height, width) picture; two calls with one scene differ in jitter, background and noise."""
-    marks = [_mark(thing, rng) for thing in scene.things]
-    return Image.fromarray(_noisy(_paint(marks, _background(rng), size_px), rng))
+    marks = [_place_shape(thing, rng) for thing in scene.things]
+    return Image.fromarray(_add_noise(_paint_shapes(marks, _sample_background(rng), size_px), rng))
 
 
-def picture_of_small_shapes(scene: Scene, rng: random.Random) -> Image.Image:
+def draw_small_shapes(scene: Scene, rng: random.Random) -> Image.Image:
     """A picture of 80 to 96 pixels a side whose shapes are about five pixels high in half of its resolution."""
     size_px = (rng.randint(*LARGE_SIDE_PX), rng.randint(*LARGE_SIDE_PX))
-    usual = [_mark(thing, rng) for thing in scene.things]
+    usual = [_place_shape(thing, rng) for thing in scene.things]
     marks = [(shape, colour, y, x, SMALL * radius) for shape, colour, y, x, radius in usual]
-    return Image.fromarray(_noisy(_paint(marks, _background(rng), size_px), rng))
+    return Image.fromarray(_add_noise(_paint_shapes(marks, _sample_background(rng), size_px), rng))
 
 
-def clip(scene: Scene, rng: random.Random, side_px: int = CLIP_SIDE_PX) -> np.ndarray:
+def draw_video(scene: Scene, rng: random.Random, side_px: int = VIDEO_SIDE_PX) -> np.ndarray:
     """A square (frames, height, width, 3) uint8 clip in which the first thing travels at constant speed."""
-    marks = [_mark(thing, rng) for thing in scene.things]
-    background = _background(rng)
+    marks = [_place_shape(thing, rng) for thing in scene.things]
+    background = _sample_background(rng)
     down, right = DIRECTIONS[scene.direction]
     frames = []
-    for i in range(CLIP_FRAMES):
-        gone = scene.cells * i / (CLIP_FRAMES - 1)
+    for i in range(VIDEO_FRAMES):
+        gone = scene.cells * i / (VIDEO_FRAMES - 1)
         shape, colour, y, x, radius = marks[0]
         moved = (shape, colour, y + down * gone, x + right * gone, radius)
-        frames.append(_paint([*marks[1:], moved], background, (side_px, side_px)))
-    return _noisy(np.stack(frames), rng)
+        frames.append(_paint_shapes([*marks[1:], moved], background, (side_px, side_px)))
+    return _add_noise(np.stack(frames), rng)
 
 
-def any_size_px(rng: random.Random) -> tuple[int, int]:
+def sample_size_px(rng: random.Random) -> tuple[int, int]:
     """A (height, width): half of the time at most 48 px a side, else 40 to 96 px and an aspect ratio of at most two."""
     if rng.random() < 0.5:
         return rng.randint(36, 48), rng.randint(36, 48)
@@ -56,51 +56,51 @@ def any_size_px(rng: random.Random) -> tuple[int, int]:
     return rng.choice(((short, short), (short, long), (long, short)))
 
 
-def _mark(thing: Thing, rng: random.Random) -> Mark:
+def _place_shape(thing: Thing, rng: random.Random) -> PlacedShape:
     red, green, blue = (min(255, max(0, v + rng.randint(-12, 12))) for v in COLOURS[thing.colour])
     y = thing.row + 0.5 + rng.uniform(-0.1, 0.1)
     x = thing.column + 0.5 + rng.uniform(-0.1, 0.1)
     return thing.shape, (red, green, blue), y, x, rng.uniform(0.38, 0.47)
 
 
-def _background(rng: random.Random) -> Colour:
+def _sample_background(rng: random.Random) -> Colour:
     grey = rng.randint(15, 85)
     red, green, blue = (grey + rng.randint(-15, 15) for _ in range(3))
     return red, green, blue
 
 
-def _paint(marks: list[Mark], background: Colour, size_px: tuple[int, int]) -> np.ndarray:
+def _paint_shapes(marks: list[PlacedShape], background: Colour, size_px: tuple[int, int]) -> np.ndarray:
     height, width = (side * OVERSAMPLE for side in size_px)
     canvas = Image.new("RGB", (width, height), background)
     pen = ImageDraw.Draw(canvas)
     for shape, colour, y, x, radius in marks:
-        _stamp(pen, shape, colour, background, (y * height / 3, x * width / 3), radius * min(height, width) / 3)
+        _paint_shape(pen, shape, colour, background, (y * height / 3, x * width / 3), radius * min(height, width) / 3)
     return np.asarray(canvas.reduce(OVERSAMPLE))
 
 
-def _stamp(
+def _paint_shape(
     pen: ImageDraw.ImageDraw, shape: str, colour: Colour, background: Colour, centre: tuple[float, float], r: float
 ) -> None:
     y, x = centre
 
-    def box(half_height: float, half_width: float) -> tuple[float, float, float, float]:
+    def make_box(half_height: float, half_width: float) -> tuple[float, float, float, float]:
         return x - half_width, y - half_height, x + half_width, y + half_height
 
     if shape == "circle":
-        pen.ellipse(box(r, r), colour)
+        pen.ellipse(make_box(r, r), colour)
     elif shape == "ring":
-        pen.ellipse(box(r, r), colour)
-        pen.ellipse(box(0.5 * r, 0.5 * r), background)
+        pen.ellipse(make_box(r, r), colour)
+        pen.ellipse(make_box(0.5 * r, 0.5 * r), background)
     elif shape == "square":
-        pen.rectangle(box(0.86 * r, 0.86 * r), colour)
+        pen.rectangle(make_box(0.86 * r, 0.86 * r), colour)
     elif shape == "triangle":
         pen.polygon([(x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)], colour)
     else:
-        pen.rectangle(box(r, 0.32 * r), colour)
-        pen.rectangle(box(0.32 * r, r), colour)
+        pen.rectangle(make_box(r, 0.32 * r), colour)
+        pen.rectangle(make_box(0.32 * r, r), colour)
 
 
-def _noisy(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
+def _add_noise(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
     if rng.random() < 0.5:
         return pixels
     noise = np.random.default_rng(rng.getrandbits(64)).integers(-8, 9, pixels.shape, dtype=np.int16)

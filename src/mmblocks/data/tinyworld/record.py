@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 from . import ask, draw
-from .scene import COLOURS, GRID, SHAPES, Scene, Split, apart, one_colour, sample_moving, sample_still
+from .scene import COLOURS, GRID, SHAPES, Scene, Split, sample_distinct, sample_moving, sample_one_colour, sample_still
 
 Task = Literal["text", "caption", "single", "by_shape", "small", "multi", "video"]
 TASKS: tuple[Task, ...] = ("text", "caption", "single", "by_shape", "small", "multi", "video")
 
 Part = dict[str, Any]
-Askers = dict[str, Callable[[Any, random.Random], ask.Asked]]
+Askers = dict[str, Callable[[Any, random.Random], ask.QuestionAnswer]]
 Kinds = tuple[str, ...]
 Turns = list[tuple[str, str, str]]  # kind, question, answer
 Subject = TypeVar("Subject", Scene, ask.Scenes)
@@ -34,7 +34,7 @@ NAMING = {"where", "left_right"}
 NEED_PLACES = {"tell", "where", "left_right", "describe", "places", "name_first"}
 
 
-def record(
+def make_record(
     task: Task,
     index: int,
     *,
@@ -63,7 +63,7 @@ def record(
     return {"messages": messages, "kind": posed[0], "kinds": posed, "task": task}
 
 
-def labelled_picture(index: int, *, seed: int = 0, split: Split = "train") -> tuple[Image.Image, np.ndarray]:
+def make_labelled_image(index: int, *, seed: int = 0, split: Split = "train") -> tuple[Image.Image, np.ndarray]:
     """A picture, and four numbers for each cell of its grid: (4, 3, 3) colour and shape (0 for nothing), row, column.
 
     For teaching an encoder to see: told apart, each becomes a direction of its own in the encoder's features.
@@ -73,85 +73,97 @@ def labelled_picture(index: int, *, seed: int = 0, split: Split = "train") -> tu
     looks = np.zeros((2, *GRID), dtype=np.int64)
     for thing in scene.things:
         looks[:, thing.row, thing.column] = 1 + tuple(COLOURS).index(thing.colour), 1 + SHAPES.index(thing.shape)
-    return draw.picture(scene, rng, draw.any_size_px(rng)), np.concatenate([looks, np.indices(GRID)])
+    return draw.draw_image(scene, rng, draw.sample_size_px(rng)), np.concatenate([looks, np.indices(GRID)])
 
 
-def _caption(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
-    scene, asked = _pose(_of(ask.CAPTIONS, kinds), lambda _: sample_still(rng, split, CAPTION_COUNTS), rng, turns)
-    return [_image(scene, rng)], asked
+def _make_caption(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
+    scene, asked = _pose_questions(
+        _select_askers(ask.CAPTIONS, kinds), lambda _: sample_still(rng, split, CAPTION_COUNTS), rng, turns
+    )
+    return [_make_image_part(scene, rng)], asked
 
 
-def _single(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
-    scene, asked = _pose(_of(ask.SINGLE, kinds), lambda _: sample_still(rng, split, QUESTION_COUNTS), rng, turns)
-    return [_image(scene, rng)], asked
+def _make_single(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
+    scene, asked = _pose_questions(
+        _select_askers(ask.SINGLE, kinds), lambda _: sample_still(rng, split, QUESTION_COUNTS), rng, turns
+    )
+    return [_make_image_part(scene, rng)], asked
 
 
-def _by_shape(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[list[Part], Turns]:
+def _make_by_shape(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[list[Part], Turns]:
     """Questions about single pictures in which the shape alone tells which thing is meant."""
-    kinds, looks = rng.choice(((("colour",), apart), (("where", "left_right"), one_colour)))
-    scene, asked = _pose(_of(ask.SINGLE, kinds), lambda _: sample_still(rng, split, (2, 3, 4), looks), rng, turns)
-    return [_image(scene, rng)], asked
+    kinds, looks = rng.choice(((("colour",), sample_distinct), (("where", "left_right"), sample_one_colour)))
+    scene, asked = _pose_questions(
+        _select_askers(ask.SINGLE, kinds), lambda _: sample_still(rng, split, (2, 3, 4), looks), rng, turns
+    )
+    return [_make_image_part(scene, rng)], asked
 
 
-def _small(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
+def _make_small(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
     """The questions about single pictures, asked of small shapes in large pictures."""
-    scene, asked = _pose(_of(ask.SINGLE, kinds), lambda _: sample_still(rng, split, QUESTION_COUNTS), rng, turns)
-    return [{"type": "image", "image": draw.picture_of_small_shapes(scene, rng)}], asked
+    scene, asked = _pose_questions(
+        _select_askers(ask.SINGLE, kinds), lambda _: sample_still(rng, split, QUESTION_COUNTS), rng, turns
+    )
+    return [{"type": "image", "image": draw.draw_small_shapes(scene, rng)}], asked
 
 
-def _multi(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
-    scenes, asked = _pose(_of(ask.MULTI, kinds), lambda kind: _several(rng, split, kind), rng, turns)
+def _make_multi(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
+    scenes, asked = _pose_questions(
+        _select_askers(ask.MULTI, kinds), lambda kind: _sample_scenes(rng, split, kind), rng, turns
+    )
     media: list[Part] = []
     for number, scene in enumerate(scenes, 1):
         side = rng.randint(*MULTI_SIDE_PX)
-        image = draw.picture(scene, rng, (side, rng.randint(side, min(96, side * 3 // 2))))
+        image = draw.draw_image(scene, rng, (side, rng.randint(side, min(96, side * 3 // 2))))
         before = ("\n" if number > 1 else "") + f"Picture {number}: "
         media += [{"type": "text", "text": before}, {"type": "image", "image": image}]
     return media, asked
 
 
-def _video(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
-    scene, asked = _pose(_of(ask.VIDEO, kinds), lambda _: sample_moving(rng, split), rng, turns)
-    return [{"type": "video", "video": draw.clip(scene, rng), "fps": draw.CLIP_FPS}], asked
+def _make_video(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
+    scene, asked = _pose_questions(_select_askers(ask.VIDEO, kinds), lambda _: sample_moving(rng, split), rng, turns)
+    return [{"type": "video", "video": draw.draw_video(scene, rng), "fps": draw.VIDEO_FPS}], asked
 
 
-def _text(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[list[Part], Turns]:
+def _make_text(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[list[Part], Turns]:
     """Words instead of media: one scene, several scenes or a moving scene, and the same things asked."""
     about = rng.choices(("caption", "single", "multi", "video"), (4, 4, 3, 1))[0]
     if about == "multi":
-        scenes, asked = _pose(ask.MULTI, lambda kind: _several(rng, split, kind), rng, turns)
+        scenes, asked = _pose_questions(ask.MULTI, lambda kind: _sample_scenes(rng, split, kind), rng, turns)
         with_places = any(kind in NEED_PLACES for kind, _, _ in asked)
-        told = [ask.in_words(scene, rng, with_places=with_places) for scene in scenes]
+        told = [ask.describe_scene(scene, rng, with_places=with_places) for scene in scenes]
         words = "\n".join(f"Picture {number}: {said}" for number, said in enumerate(told, 1))
     elif about == "video":
-        scene, asked = _pose(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
-        words = ask.motion_in_words(scene, rng)
+        scene, asked = _pose_questions(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
+        words = ask.describe_motion(scene, rng)
     else:
         askers, counts = (ask.CAPTIONS, CAPTION_COUNTS) if about == "caption" else (ask.SINGLE, QUESTION_COUNTS)
-        scene, asked = _pose(
+        scene, asked = _pose_questions(
             askers, lambda _: sample_still(rng, split, counts), rng, 1 if about == "caption" else turns
         )
         with_places = any(kind in NEED_PLACES for kind, _, _ in asked)
-        words = ask.in_words(scene, rng, with_places=with_places)
+        words = ask.describe_scene(scene, rng, with_places=with_places)
     return [{"type": "text", "text": f"{words}."}], asked
 
 
 _MAKERS = {
-    "text": _text,
-    "caption": _caption,
-    "single": _single,
-    "by_shape": _by_shape,
-    "small": _small,
-    "multi": _multi,
-    "video": _video,
+    "text": _make_text,
+    "caption": _make_caption,
+    "single": _make_single,
+    "by_shape": _make_by_shape,
+    "small": _make_small,
+    "multi": _make_multi,
+    "video": _make_video,
 }
 
 
-def _of(askers: Askers, kinds: Kinds) -> Askers:
+def _select_askers(askers: Askers, kinds: Kinds) -> Askers:
     return {kind: askers[kind] for kind in kinds}
 
 
-def _pose(askers: Askers, sample: Callable[[str], Subject], rng: random.Random, turns: int) -> tuple[Subject, Turns]:
+def _pose_questions(
+    askers: Askers, sample: Callable[[str], Subject], rng: random.Random, turns: int
+) -> tuple[Subject, Turns]:
     """A subject that allows a first question of an evenly drawn kind, and what is asked of it."""
     first = rng.choice(tuple(askers))
     while True:
@@ -166,11 +178,11 @@ def _pose(askers: Askers, sample: Callable[[str], Subject], rng: random.Random, 
     return subject, sorted(posed.values(), key=lambda turn: turn[0] in NAMING)
 
 
-def _several(rng: random.Random, split: Split, kind: str) -> ask.Scenes:
+def _sample_scenes(rng: random.Random, split: Split, kind: str) -> ask.Scenes:
     if kind == "same":
         return tuple(sample_still(rng, split, (1,)) for _ in range(2))
     return tuple(sample_still(rng, split, (1, 2)) for _ in range(rng.choice((2, 3))))
 
 
-def _image(scene: Scene, rng: random.Random) -> Part:
-    return {"type": "image", "image": draw.picture(scene, rng, draw.any_size_px(rng))}
+def _make_image_part(scene: Scene, rng: random.Random) -> Part:
+    return {"type": "image", "image": draw.draw_image(scene, rng, draw.sample_size_px(rng))}

@@ -59,85 +59,85 @@ class Scene:
     @property
     def split(self) -> Split:
         first, rest = self.things[:1], self.things[1:]
-        ordered = (first + _sorted(rest)) if self.direction else _sorted(self.things)
+        ordered = (first + _sort_things(rest)) if self.direction else _sort_things(self.things)
         key = ";".join(f"{t.name} {t.row} {t.column}" for t in ordered)
         code = zlib.crc32(f"{key}|{self.direction}{self.cells}".encode())
         return "heldout" if code % HELDOUT_ONE_IN == 0 else "train"
 
     @property
-    def reading_order(self) -> tuple[Thing, ...]:
+    def things_by_position(self) -> tuple[Thing, ...]:
         return tuple(sorted(self.things, key=lambda t: (t.row, t.column)))
 
-    def only(self, **attributes: str) -> Thing | None:
+    def find_only(self, **attributes: str) -> Thing | None:
         """The thing with these attributes when there is exactly one."""
         found = [t for t in self.things if all(getattr(t, k) == v for k, v in attributes.items())]
         return found[0] if len(found) == 1 else None
 
 
-def _sorted(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
+def _sort_things(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
     return tuple(sorted(things, key=lambda t: (t.row, t.column)))
 
 
-Look = tuple[str, str]
-Looks = Callable[[random.Random, int], list[Look]]
+Appearance = tuple[str, str]
+AppearanceSampler = Callable[[random.Random, int], list[Appearance]]
 
 
-def any_looks(rng: random.Random, count: int) -> list[Look]:
+def sample_appearances(rng: random.Random, count: int) -> list[Appearance]:
     """Different looks; half of the time also no colour and no shape twice, so that each of them tells its thing."""
     if count <= len(SHAPES) and rng.random() < 0.5:
-        return apart(rng, count)
+        return sample_distinct(rng, count)
     chosen = rng.sample(range(len(COLOURS) * len(SHAPES)), count)
     return [(tuple(COLOURS)[i // len(SHAPES)], SHAPES[i % len(SHAPES)]) for i in chosen]
 
 
-def apart(rng: random.Random, count: int) -> list[Look]:
+def sample_distinct(rng: random.Random, count: int) -> list[Appearance]:
     """No colour and no shape twice."""
     return list(zip(rng.sample(tuple(COLOURS), count), rng.sample(SHAPES, count), strict=True))
 
 
-def one_colour(rng: random.Random, count: int) -> list[Look]:
+def sample_one_colour(rng: random.Random, count: int) -> list[Appearance]:
     """All of one colour, so that only the shape tells a thing."""
     colour = rng.choice(tuple(COLOURS))
     return [(colour, shape) for shape in rng.sample(SHAPES, count)]
 
 
 def sample_still(
-    rng: random.Random, split: Split, counts: tuple[int, ...] = (1, 2, 3), looks: Looks = any_looks
+    rng: random.Random, split: Split, counts: tuple[int, ...] = (1, 2, 3), looks: AppearanceSampler = sample_appearances
 ) -> Scene:
     """A still scene of one of these counts of things, from this split."""
 
-    def draw() -> Scene:
+    def draw_scene() -> Scene:
         count = rng.choice(counts)
         cells = rng.sample(range(9), count)
         return Scene(tuple(Thing(*look, *divmod(c, 3)) for look, c in zip(looks(rng, count), cells, strict=True)))
 
-    return _until(draw, split)
+    return _sample_until(draw_scene, split)
 
 
 def sample_moving(rng: random.Random, split: Split) -> Scene:
     """A scene whose first thing moves one or two cells; none or one or two others stand still off its path."""
 
-    def draw() -> Scene:
+    def draw_scene() -> Scene:
         direction = rng.choice(tuple(DIRECTIONS))
         down, right = DIRECTIONS[direction]
         cells = rng.choice((1, 2))
-        row = _start(rng, down * cells)
-        column = _start(rng, right * cells)
+        row = _sample_start(rng, down * cells)
+        column = _sample_start(rng, right * cells)
         path = {(row + down * i, column + right * i) for i in range(cells + 1)}
         free = [divmod(c, 3) for c in range(9) if divmod(c, 3) not in path]
         count = rng.choice((0, 1, 1, 2))
         places = [(row, column), *rng.sample(free, count)]
-        things = tuple(Thing(*look, *p) for look, p in zip(any_looks(rng, count + 1), places, strict=True))
+        things = tuple(Thing(*look, *p) for look, p in zip(sample_appearances(rng, count + 1), places, strict=True))
         return Scene(things, direction, cells)
 
-    return _until(draw, split)
+    return _sample_until(draw_scene, split)
 
 
-def _start(rng: random.Random, travel: int) -> int:
+def _sample_start(rng: random.Random, travel: int) -> int:
     return rng.randint(max(0, -travel), 2 - max(0, travel))
 
 
-def _until(draw: Callable[[], Scene], split: Split) -> Scene:
+def _sample_until(draw: Callable[[], Scene], split: Split) -> Scene:
     while (scene := draw()).split != split:
         pass
     return scene

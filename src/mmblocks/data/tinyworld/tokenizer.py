@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .record import TASKS, record
+from .record import TASKS, make_record
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,18 +31,18 @@ def build_tokenizer(path: Path | None = None, *, vocab_size: int = 640, records:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_words(records), trainer)
+    tokenizer.train_from_iterator(_list_words(records), trainer)
     if path is not None:
         tokenizer.save(str(path))
     return tokenizer
 
 
-def _words(records: int) -> Iterator[str]:
+def _list_words(records: int) -> Iterator[str]:
     """Single words, spaced and bare, so that merges never join a word to its neighbour."""
     found: set[str] = set()
     for task in TASKS:
         for index in range(records):
-            for message in record(task, index)["messages"]:
+            for message in make_record(task, index)["messages"]:
                 texts = [part["text"] for part in message["content"] if part["type"] == "text"]
                 found.update(re.findall(r"[A-Za-z]+", " ".join(texts)))
     found.update(re.findall(r"[A-Za-z]+", ROLES))

@@ -20,7 +20,7 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from mmblocks.data.media.files import Slice, bytes_or_file, name_of
+from mmblocks.data.media.files import FileSlice, describe_source, resolve_source
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size
 
@@ -48,29 +48,29 @@ class NoDecoder(DataError):
     """The FFmpeg that PyAV carries cannot decode the picture; another one may."""
 
 
-class NotTheClip(DataError):
+class NotVideoFault(DataError):
     """No fault of the clip's content: the file may not be opened, say."""
 
 
-class NoSuchFrame(NotTheClip):
+class NoSuchFrame(NotVideoFault):
     """A frame was asked for that the clip does not have."""
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class VideoFile:
     """A clip that can be opened again and again."""
 
     name: str
     content: bytes | Path
 
     @classmethod
-    def of(cls, source: Any) -> Clip:
-        name = name_of(source, "video")
-        if isinstance(source, Slice):
+    def from_source(cls, source: Any) -> VideoFile:
+        name = describe_source(source, "video")
+        if isinstance(source, FileSlice):
             source = source.read()
         if not isinstance(source, str | os.PathLike | bytes):
             raise DataError(f"{name}: cannot be read as a clip; pass a path, bytes, a data: URI or a uint8 array.")
-        return cls(name, bytes_or_file(source, "video"))
+        return cls(name, resolve_source(source, "video"))
 
     def open(self) -> IO[bytes]:
         if isinstance(self.content, bytes):
@@ -78,11 +78,11 @@ class Clip:
         try:
             return self.content.open("rb")
         except OSError as cause:
-            raise NotTheClip(f"{self.name}: cannot be opened ({cause}); check its permissions.") from cause
+            raise NotVideoFault(f"{self.name}: cannot be opened ({cause}); check its permissions.") from cause
 
 
 @contextmanager
-def opened(clip: Clip, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(clip: VideoFile, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its picture. FFmpeg gets a file object and no leave to open any other."""
     with clip.open() as file:
         try:
@@ -91,46 +91,46 @@ def opened(clip: Clip, **options: str) -> Iterator[tuple[InputContainer, VideoSt
                 mode="r",
                 # Not `options`: PyAV 15 crashes on these where streams show up late, as in FLV and MPEG programs.
                 container_options={"format_whitelist": _CONTAINERS, **options},
-                io_open=_open_nothing,
+                io_open=_refuse_open,
                 **_METADATA,
             )
         except Exception as cause:  # FFmpegError for the most part, but metadata may raise anything
-            why = "a picture, a playlist or something unknown" if _is_unlisted(cause) else reason_of(cause)
+            why = "a picture, a playlist or something unknown" if _is_unlisted(cause) else summarize_error(cause)
             raise DataError(
                 f"{clip.name}: not a clip, or its end is missing ({why}); pass a video file (mp4, webm, mkv, avi, gif)."
             ) from cause
         with container:
-            yield container, _picture(container, clip)
+            yield container, _find_video_stream(container, clip)
 
 
 def _is_unlisted(cause: Exception) -> bool:
     return isinstance(cause, FFmpegError) and cause.errno == EINVAL
 
 
-def reason_of(cause: Exception) -> str:
+def summarize_error(cause: Exception) -> str:
     return getattr(cause, "strerror", None) or str(cause)  # FFmpeg's words, without its number and the file again
 
 
-def _open_nothing(url: str, *_: Any) -> NoReturn:
+def _refuse_open(url: str, *_: Any) -> NoReturn:
     raise PermissionError(f"a clip may not open other files: {url}")
 
 
-def _picture(container: InputContainer, clip: Clip) -> VideoStream:
+def _find_video_stream(container: InputContainer, clip: VideoFile) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         raise DataError(f"{clip.name}: there is no video stream, only {_kinds(container)}; pass a clip with a picture.")
     if stream.codec_context is None:  # FFmpeg has no decoder for it, or the header is damaged
         raise NoDecoder(f"{clip.name}: its picture is in a coding that cannot be decoded; re-encode it, to H.264 say.")
-    _set(stream.codec_context)
+    _configure_decoder(stream.codec_context)
     return stream
 
 
-def _set(context: VideoCodecContext) -> None:
+def _configure_decoder(context: VideoCodecContext) -> None:
     context.thread_count = 1  # data workers are the threads
     context.options = {"err_detect": _CHECKS if context.name in _CHECKS_ALONE else f"{_CHECKS}+explode"}
 
 
-def decoder_of(stream: VideoStream) -> VideoCodecContext:
+def make_decoder(stream: VideoStream) -> VideoCodecContext:
     """What decodes a stream: libvpx for VP9, as far as it reads it. FFmpeg's own decoder takes any damage for pictures."""
     context = stream.codec_context
     if context.name != "vp9" or context.format is None or any(part.bits != 8 for part in context.format.components):
@@ -139,7 +139,7 @@ def decoder_of(stream: VideoStream) -> VideoCodecContext:
         decoder = VideoCodecContext.create("libvpx-vp9", "r")
     except ValueError:  # this PyAV was built without libvpx
         return context
-    _set(decoder)
+    _configure_decoder(decoder)
     return decoder
 
 
@@ -147,42 +147,42 @@ def _kinds(container: InputContainer) -> str:
     return ", ".join(sorted({stream.type for stream in container.streams})) or "a header"
 
 
-class Damage(NamedTuple):
+class FrameDamage(NamedTuple):
     """In place of a frame: it was not decoded rightly. `time` is the packet's or the frame's, where there is one."""
 
     time: int | None
     reason: str
 
 
-def decoded(
+def decode_frames(
     container: InputContainer, stream: VideoStream, decoder: VideoCodecContext
-) -> Iterator[VideoFrame | Damage]:
+) -> Iterator[VideoFrame | FrameDamage]:
     """Every frame from here on in the order of showing; those that FFmpeg refuses or flags are told as damage."""
     for packet in container.demux(stream):
         try:
             frames = decoder.decode(packet if packet.size else None)
         except FFmpegError as cause:
-            yield Damage(packet.pts, reason_of(cause))
+            yield FrameDamage(packet.pts, summarize_error(cause))
             continue
         for frame in frames:
-            yield Damage(frame.pts, "FFmpeg finds it corrupt") if frame.is_corrupt else frame
+            yield FrameDamage(frame.pts, "FFmpeg finds it corrupt") if frame.is_corrupt else frame
 
 
-def moment(frame: int, seconds: float | None) -> str:
+def format_moment(frame: int, seconds: float | None) -> str:
     """A frame for people: by its number, and when it is shown after the first one."""
     return f"frame {frame}" if seconds is None else f"frame {frame} ({seconds:.2f} s)"
 
 
-def upright(frame: VideoFrame, quarter_turns: int) -> np.ndarray:
+def to_upright(frame: VideoFrame, quarter_turns: int) -> np.ndarray:
     """(height, width, 3) uint8, turned as the file says it is to be shown."""
     return np.rot90(frame.to_ndarray(format="rgb24"), k=quarter_turns)
 
 
-def size_of(frame: VideoFrame, quarter_turns: int) -> Size:
+def compute_frame_size(frame: VideoFrame, quarter_turns: int) -> Size:
     """Pixels of a frame as it is shown, after turning."""
     return Size(frame.width, frame.height) if quarter_turns % 2 else Size(frame.height, frame.width)
 
 
-def quarter_turns_of(frame: VideoFrame) -> int:
+def count_quarter_turns(frame: VideoFrame) -> int:
     """How a file says its frames are to be turned, counter-clockwise."""
     return round(frame.rotation / 90)

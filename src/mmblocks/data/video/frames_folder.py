@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from mmblocks.data.media.files import PICTURES, is_picture, name_of, natural
-from mmblocks.data.media.images import image_size, load_image
+from mmblocks.data.media.files import IMAGE_SUFFIXES, describe_source, is_image_name, make_natural_key
+from mmblocks.data.media.images import load_image, read_image_size
 from mmblocks.data.video.clip import NoSuchFrame
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import Size, VisualShape
 
 
-def is_frames(source: Any) -> bool:
+def is_frame_source(source: Any) -> bool:
     """Whether a clip is given as pictures: a folder, or a tuple of files."""
     if isinstance(source, tuple):
         return True
@@ -28,21 +28,21 @@ def is_frames(source: Any) -> bool:
         return False
 
 
-def frames_shape(source: Any, images: ImageReading = DEFAULT_READING) -> VisualShape:
+def read_frames_shape(source: Any, images: ImageReading = DEFAULT_READING) -> VisualShape:
     """The size of the first frame and how many there are, from one header. Pictures have no clock, so the fps is 1."""
-    files = frame_files(source)
-    return VisualShape("video", image_size(files[0], images), len(files))
+    files = list_frame_files(source)
+    return VisualShape("video", read_image_size(files[0], images), len(files))
 
 
 def read_frame_files(source: Any, indices: Sequence[int], images: ImageReading = DEFAULT_READING) -> np.ndarray:
     """The frames of these numbers, in this order, repeats allowed: uint8 (n, height, width, 3), RGB, upright."""
-    files = frame_files(source)
+    files = list_frame_files(source)
     for i in indices:
         if not 0 <= i < len(files):
             raise NoSuchFrame(
-                f"{name_of(source, 'video')}: frame {i} was asked for, but there are {len(files)}, counted from 0."
+                f"{describe_source(source, 'video')}: frame {i} was asked for, but there are {len(files)}, counted from 0."
             )
-    size = image_size(files[0], images)
+    size = read_image_size(files[0], images)
     read = {i: _frame(files[i], size, files[0], images) for i in sorted(set(indices))}
     return np.stack([read[i] for i in indices]) if read else np.empty((0, *size, 3), dtype=np.uint8)
 
@@ -57,19 +57,21 @@ def _frame(file: Path, size: Size, first: Path, images: ImageReading) -> np.ndar
     return frame
 
 
-def frame_files(source: Any) -> list[Path]:
+def list_frame_files(source: Any) -> list[Path]:
     """The pictures of a clip in their order. Raises `DataError` where there is none."""
     if isinstance(source, tuple):
         files = [Path(file) for file in source]
         where = "no frame is named; name the files of a clip in their order"
     else:
         folder = Path(source)
-        files = sorted((f for f in folder.iterdir() if _is_frame(f)), key=lambda f: natural(f.name))
-        where = f"{folder}: this folder holds no picture; put the clip's frames there as {', '.join(PICTURES[:4])}"
+        files = sorted((f for f in folder.iterdir() if _is_frame(f)), key=lambda f: make_natural_key(f.name))
+        where = (
+            f"{folder}: this folder holds no picture; put the clip's frames there as {', '.join(IMAGE_SUFFIXES[:4])}"
+        )
     if not files:
         raise DataError(f"{where}.")
     return files
 
 
 def _is_frame(file: Path) -> bool:
-    return is_picture(file.name) and not file.name.startswith(".")
+    return is_image_name(file.name) and not file.name.startswith(".")

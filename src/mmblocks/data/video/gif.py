@@ -14,7 +14,7 @@ _EXTENSION, _IMAGE, _TRAILER = 0x21, 0x2C, 0x3B
 _MOST_CODES = 4096
 
 
-def gif_fault(packet: bytes) -> str | None:
+def find_gif_fault(packet: bytes) -> str | None:
     """What is wrong with a packet of FFmpeg's GIF demuxer: blocks up to and with one picture. None for a whole one."""
     try:
         return _fault_of_blocks(packet)
@@ -23,15 +23,15 @@ def gif_fault(packet: bytes) -> str | None:
 
 
 def _fault_of_blocks(data: bytes) -> str | None:
-    at = 13 + _colours(data[10]) if data[:3] == b"GIF" else 0
+    at = 13 + _count_colour_bytes(data[10]) if data[:3] == b"GIF" else 0
     while at < len(data) and data[at] != _TRAILER:
         if data[at] == _EXTENSION:
-            at = _sub_blocks(data, at + 2)[1]
+            at = _read_sub_blocks(data, at + 2)[1]
         elif data[at] == _IMAGE:
             pixels = int.from_bytes(data[at + 5 : at + 7], "little") * int.from_bytes(data[at + 7 : at + 9], "little")
-            at += 10 + _colours(data[at + 9])
-            codes, end = _sub_blocks(data, at + 1)
-            if not _are_pixels(codes, data[at], pixels):
+            at += 10 + _count_colour_bytes(data[at + 9])
+            codes, end = _read_sub_blocks(data, at + 1)
+            if not _has_pixel_count(codes, data[at], pixels):
                 return f"its picture does not come to {pixels} pixels"
             at = end
         else:
@@ -39,12 +39,12 @@ def _fault_of_blocks(data: bytes) -> str | None:
     return None
 
 
-def _colours(flags: int) -> int:
+def _count_colour_bytes(flags: int) -> int:
     """Bytes of the table of colours that these flags tell of."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-def _sub_blocks(data: bytes, at: int) -> tuple[bytes, int]:
+def _read_sub_blocks(data: bytes, at: int) -> tuple[bytes, int]:
     """Their content joined, and where the next block begins. Raises `IndexError` where they are cut off."""
     parts = []
     while length := data[at]:
@@ -53,28 +53,28 @@ def _sub_blocks(data: bytes, at: int) -> tuple[bytes, int]:
     return b"".join(parts), at + 1
 
 
-def _are_pixels(data: bytes, bits: int, wanted: int) -> bool:
+def _has_pixel_count(data: bytes, bits: int, wanted: int) -> bool:
     """Whether the codes stand for so many pixels. Without an end code, bits that fill the last byte may look like more."""
     if not 1 <= bits <= 8:
         return False
     clear, begin, pixels, is_last, has_end = 1 << bits, 0, 0, False, False
     padded = np.frombuffer(data + bytes(4), np.uint8).astype(np.uint32)
     while not is_last:
-        codes, begin, is_last, has_end = _codes_until_clear(padded, 8 * len(data), begin, bits)
-        lengths = _lengths(codes, clear)
+        codes, begin, is_last, has_end = _read_codes(padded, 8 * len(data), begin, bits)
+        lengths = _compute_lengths(codes, clear)
         if lengths is None:
             return False
         pixels += int(lengths.sum())
     return pixels == wanted if has_end else pixels >= wanted
 
 
-def _codes_until_clear(data: np.ndarray, num_bits: int, begin: int, bits: int) -> tuple[np.ndarray, int, bool, bool]:
+def _read_codes(data: np.ndarray, num_bits: int, begin: int, bits: int) -> tuple[np.ndarray, int, bool, bool]:
     """Codes from the bit `begin` on up to a clear code, the bit behind that, whether these are the last, and whether an
     end code says so.
     """
     clear, parts, known = 1 << bits, [], 0
     while True:
-        width = _widths(clear, known)
+        width = _compute_widths(clear, known)
         at = begin + np.concatenate([[0], np.cumsum(width)])
         whole = int(np.searchsorted(at[1:], num_bits, side="right"))
         at, byte = at[:whole], at[:whole] >> 3
@@ -92,13 +92,13 @@ def _codes_until_clear(data: np.ndarray, num_bits: int, begin: int, bits: int) -
 
 
 @cache
-def _widths(clear: int, known: int) -> np.ndarray:
+def _compute_widths(clear: int, known: int) -> np.ndarray:
     """Bits of the codes behind `known` ones: as the number of the entry that the table gets next has, 12 at most."""
     entry = clear + 2 + np.maximum(known + np.arange(_MOST_CODES) - 1, 0)
     return np.floor(np.log2(np.minimum(entry, _MOST_CODES - 1))).astype(np.int64) + 1
 
 
-def _lengths(codes: np.ndarray, clear: int) -> np.ndarray | None:
+def _compute_lengths(codes: np.ndarray, clear: int) -> np.ndarray | None:
     """Pixels that each code stands for: one, or one more than the code that its entry was made behind."""
     is_entry = codes > clear
     number = np.arange(len(codes))

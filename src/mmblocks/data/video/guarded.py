@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mmblocks.data.media.files import Slice, name_of
-from mmblocks.data.video import VideoSource, is_frames, read_frames, video_shape
-from mmblocks.data.video.quarantine import Place, Quarantine
+from mmblocks.data.media.files import FileSlice, describe_source
+from mmblocks.data.video import VideoSource, is_frame_source, read_frames, read_video_shape
+from mmblocks.data.video.quarantine import Quarantine, VideoLocation
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.shapes import Size, VisualShape
 
@@ -21,7 +21,7 @@ _CAN_GUARD = os.name == "posix"
 
 
 @dataclass(frozen=True, slots=True)
-class ClipReader:
+class VideoReader:
     """`video_shape` and `read_frames`, with the same results and errors, that cannot hang or eat the memory.
 
     deadline_s: seconds that one shape or one set of frames may take. memory_gib: what the reading process may hold, of
@@ -42,97 +42,99 @@ class ClipReader:
             if not value > 0:
                 raise ConfigError(f"clip reader: {name}={value!r}; it must be above 0.")
 
-    def shape(self, source: VideoSource) -> VisualShape:
+    def read_shape(self, source: VideoSource) -> VisualShape:
         """What `video_shape` says of a clip."""
         if not _needs_guard(source):
-            return video_shape(source)
-        answer, _ = self._read(source, None)
+            return read_video_shape(source)
+        answer, _ = self._read_guarded(source, None)
         times_s = None if answer["times_s"] is None else tuple(answer["times_s"])
         return VisualShape("video", Size(*answer["size"]), answer["num_frames"], answer["fps"], times_s=times_s)
 
-    def frames(self, source: VideoSource, indices: Sequence[int]) -> np.ndarray:
+    def read_video_frames(self, source: VideoSource, indices: Sequence[int]) -> np.ndarray:
         """What `read_frames` gives: uint8 (n, height, width, 3)."""
         if not _needs_guard(source):
             return read_frames(source, indices)
-        answer, pixels = self._read(source, [int(i) for i in indices])
+        answer, pixels = self._read_guarded(source, [int(i) for i in indices])
         return pixels.reshape(answer["frames"])
 
-    def _read(self, source: Any, indices: list[int] | None) -> tuple[dict[str, Any], np.ndarray]:
-        name = name_of(source, "video")
+    def _read_guarded(self, source: Any, indices: list[int] | None) -> tuple[dict[str, Any], np.ndarray]:
+        name = describe_source(source, "video")
         self._refuse_known(source, name)
-        answer, pixels = self._asked(source, indices, name)
+        answer, pixels = self._ask_reader(source, indices, name)
         if "mistake" in answer:
             raise RuntimeError(f"{name}: the process reading clips failed on it by a mistake:\n{answer['mistake']}")
         if "fault" in answer:
             if answer["of_clip"]:
-                self._note(source, answer["fault"].removeprefix(f"{name}: "))
+                self._add_to_quarantine(source, answer["fault"].removeprefix(f"{name}: "))
             raise DataError(answer["fault"])
         return answer, pixels
 
-    def _asked(self, source: Any, indices: list[int] | None, name: str) -> tuple[dict[str, Any], np.ndarray]:
-        from mmblocks.helper_process import NoAnswer  # POSIX only
+    def _ask_reader(self, source: Any, indices: list[int] | None, name: str) -> tuple[dict[str, Any], np.ndarray]:
+        from mmblocks.helper_process import NoAnswerError  # POSIX only
 
-        request, content = _request(source, indices)
+        request, content = _make_request(source, indices)
         try:
             try:
-                return self._answer(request, content)
-            except NoAnswer as failure:  # what ended the process may have had nothing to do with the clip
+                return self._ask_once(request, content)
+            except NoAnswerError as failure:  # what ended the process may have had nothing to do with the clip
                 if not failure.again:
                     raise
-            return self._answer(request, content)
-        except NoAnswer as failure:
-            where = self._note(source, str(failure))
+            return self._ask_once(request, content)
+        except NoAnswerError as failure:
+            where = self._add_to_quarantine(source, str(failure))
             raise DataError(
                 f"{name}: {failure}; drop the record, re-encode the clip, or allow more "
                 f"(deadline_s={self.deadline_s:g}, memory_gib={self.memory_gib:g}).{where}"
             ) from failure
 
-    def _answer(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], np.ndarray]:
+    def _ask_once(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], np.ndarray]:
         from mmblocks.data.video.home import HOME
-        from mmblocks.helper_process import Watch
+        from mmblocks.helper_process import Watchdog
 
-        answer, pixels = HOME.ask(request, content, Watch(self.deadline_s, self.memory_gib * 2**30, "reading it"))
+        answer, pixels = HOME.send_request(
+            request, content, Watchdog(self.deadline_s, self.memory_gib * 2**30, "reading it")
+        )
         return answer, np.frombuffer(pixels, dtype=np.uint8)
 
     def _refuse_known(self, source: Any, name: str) -> None:
-        place = _place_of(source)
+        place = _locate_video(source)
         if self.quarantine is None or place is None:
             return
-        line = Quarantine(Path(self.quarantine)).line_of(place)
+        line = Quarantine(Path(self.quarantine)).find_line(place)
         if line is not None:
             raise DataError(
                 f"{name}: in quarantine since {line.get('when')}: {line.get('reason')} To try it again, delete its line "
                 f"in {self.quarantine}."
             )
 
-    def _note(self, source: Any, reason: str) -> str:
+    def _add_to_quarantine(self, source: Any, reason: str) -> str:
         """Write a clip into the quarantine list, if there is one, and say so."""
-        place, reason = _place_of(source), reason if reason.endswith(".") else f"{reason}."
-        if self.quarantine is None or place is None or not Quarantine(Path(self.quarantine)).add(place, reason):
+        place, reason = _locate_video(source), reason if reason.endswith(".") else f"{reason}."
+        if self.quarantine is None or place is None or not Quarantine(Path(self.quarantine)).add_video(place, reason):
             return ""
         return f" It stands in {self.quarantine} now; delete its line to try it again."
 
 
 def _needs_guard(source: Any) -> bool:
     """Arrays are there already, pictures are read as pictures, and what is no source at all is refused as ever."""
-    return _CAN_GUARD and isinstance(source, str | os.PathLike | bytes | Slice) and not is_frames(source)
+    return _CAN_GUARD and isinstance(source, str | os.PathLike | bytes | FileSlice) and not is_frame_source(source)
 
 
-def _place_of(source: Any) -> Place | None:
+def _locate_video(source: Any) -> VideoLocation | None:
     if isinstance(source, bytes) or (isinstance(source, str) and source.startswith("data:")):
         return None
-    if isinstance(source, Slice):
-        return Place(f"{source.path.absolute()}:{source.name}", source.path)
+    if isinstance(source, FileSlice):
+        return VideoLocation(f"{source.path.absolute()}:{source.name}", source.path)
     path = Path(source)
-    return Place(str(path.absolute()), path)
+    return VideoLocation(str(path.absolute()), path)
 
 
-def _request(source: Any, indices: list[int] | None) -> tuple[dict[str, Any], bytes]:
+def _make_request(source: Any, indices: list[int] | None) -> tuple[dict[str, Any], bytes]:
     """What the reader is sent; it follows this process into its working directory, to which paths are relative."""
     request = {"cwd": _working_directory(), "indices": indices, "path": None, "slice": None}
     if isinstance(source, bytes):
         return request, source
-    if isinstance(source, Slice):
+    if isinstance(source, FileSlice):
         return {**request, "slice": [str(source.path), source.offset, source.size, source.name]}, b""
     return {**request, "path": os.fsdecode(source)}, b""
 

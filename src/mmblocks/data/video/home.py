@@ -1,5 +1,5 @@
 """The one process of this process that reads clips."""
 
-from mmblocks.helper_process import Home
+from mmblocks.helper_process import HelperClient
 
-HOME = Home("mmblocks.data.video.reader", "reads clips")
+HOME = HelperClient("mmblocks.data.video.reader", "reads clips")

@@ -13,22 +13,22 @@ from av import VideoFrame
 
 from mmblocks.data.video.clip import (
     CURE,
-    Clip,
-    Damage,
-    decoded,
-    decoder_of,
-    moment,
-    opened,
-    quarter_turns_of,
-    size_of,
+    FrameDamage,
+    VideoFile,
+    compute_frame_size,
+    count_quarter_turns,
+    decode_frames,
+    format_moment,
+    make_decoder,
+    open_video,
 )
-from mmblocks.data.video.packets import PacketFacts, are_keys_fresh, are_ordered, demux, last_lasts
-from mmblocks.data.video.times import Pace, pace_of
+from mmblocks.data.video.packets import PacketFacts, demux_packets, find_last_duration, has_fresh_keys, is_in_order
+from mmblocks.data.video.times import FramePace, compute_pace
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size, VisualShape
 
 
-class Key(NamedTuple):
+class KeyFrame(NamedTuple):
     """A key frame: decoding can begin here."""
 
     time: int  # when it is shown
@@ -47,7 +47,7 @@ class FrameEntry(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class VideoIndex:
     """What demuxing tells. `entries` (times ascending) number the frames; where it is empty, only decoding can."""
 
     container: str
@@ -55,32 +55,32 @@ class Index:
     size: Size
     quarter_turns: int
     num_frames: int
-    pace: Pace
+    pace: FramePace
     entries: tuple[FrameEntry, ...]
-    keys: tuple[Key, ...]
+    keys: tuple[KeyFrame, ...]
     fresh_keys: bool  # nothing refers across a key frame
 
     @property
     def shape(self) -> VisualShape:
         return VisualShape("video", self.size, self.num_frames, self.pace.fps, times_s=self.pace.times_s)
 
-    def key_of(self, frame: int) -> Key:
+    def find_key_frame(self, frame: int) -> KeyFrame:
         """The key frame that decoding of a frame begins at."""
         return self.keys[bisect_right(self.keys, self.entries[frame].time, key=lambda key: key.time) - 1]
 
-    def number_at(self, time: int) -> int:
+    def find_frame(self, time: int) -> int:
         """The frame that is shown at a time."""
         return max(0, bisect_right(self.entries, time, key=lambda entry: entry.time) - 1)
 
-    def moment(self, frame: int) -> str:
+    def describe_frame(self, frame: int) -> str:
         """A frame for people, by its number and its time."""
-        return moment(frame, self.shape.time_s(frame))
+        return format_moment(frame, self.shape.compute_frame_time_s(frame))
 
 
-def index_of(clip: Clip) -> Index:
+def read_index(clip: VideoFile) -> VideoIndex:
     """Read a clip's packets without decoding them. Raises `DataError` for a file that holds no clip."""
-    with opened(clip) as (container, stream):
-        packets, first = demux(container, stream, clip)
+    with open_video(clip) as (container, stream):
+        packets, first = demux_packets(container, stream, clip)
         container_name, codec, promised = container.format.name, stream.codec_context.name, stream.frames
         said_fps, unit = float(stream.average_rate or stream.guessed_rate or 1), stream.time_base or Fraction(1)
         # AVI holds no times of showing, and those FFmpeg makes up are wrong for reordered H.264 and packed Xvid.
@@ -90,17 +90,20 @@ def index_of(clip: Clip) -> Index:
     if not packets:
         raise DataError(f"{clip.name}: the clip has no frames; drop the record or record the clip again.")
     keys = _keys(packets, container_name)
-    entries = () if guessed or first is None else _entries(packets, keys)
+    entries = () if guessed or first is None else _list_entries(packets, keys)
     if entries:
         times = [entry.time for entry in entries]
-        num_frames, pace = len(times), pace_of(times, last_lasts(packets, times), unit, said_fps)
+        num_frames, pace = len(times), compute_pace(times, find_last_duration(packets, times), unit, said_fps)
     else:
-        first, counted = _decode_all(clip, said_fps)
-        num_frames, pace = len(counted), Pace(said_fps, None) if guessed else _pace_as_decoded(counted, unit, said_fps)
+        first, counted = _decode_all_frames(clip, said_fps)
+        num_frames, pace = (
+            len(counted),
+            FramePace(said_fps, None) if guessed else _compute_decoded_pace(counted, unit, said_fps),
+        )
     assert first is not None
-    turns, fresh = quarter_turns_of(first), bool(entries) and are_keys_fresh(packets)
-    size = size_of(first, turns)
-    return Index(container_name, codec, size, turns, num_frames, pace, entries, tuple(keys), fresh)
+    turns, fresh = count_quarter_turns(first), bool(entries) and has_fresh_keys(packets)
+    size = compute_frame_size(first, turns)
+    return VideoIndex(container_name, codec, size, turns, num_frames, pace, entries, tuple(keys), fresh)
 
 
 # Demuxers that find a key frame by when it is shown. The others look for when it is decoded; the earlier of both times
@@ -108,16 +111,16 @@ def index_of(clip: Clip) -> Index:
 _SEEK_BY_SHOWING = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
 
-def _keys(packets: Sequence[PacketFacts], container: str) -> list[Key]:
+def _keys(packets: Sequence[PacketFacts], container: str) -> list[KeyFrame]:
     found = [(p.time, p.dts) for p in packets if p.is_key and p.time is not None]
     if container in _SEEK_BY_SHOWING:
-        return sorted(Key(time, time) for time, _ in found)
-    return sorted(Key(time, time if dts is None else min(time, dts)) for time, dts in found)
+        return sorted(KeyFrame(time, time) for time, _ in found)
+    return sorted(KeyFrame(time, time if dts is None else min(time, dts)) for time, dts in found)
 
 
-def _entries(packets: Sequence[PacketFacts], keys: Sequence[Key]) -> tuple[FrameEntry, ...]:
+def _list_entries(packets: Sequence[PacketFacts], keys: Sequence[KeyFrame]) -> tuple[FrameEntry, ...]:
     """The frames, or none where packets do not tell them. What precedes the first key frame cannot be decoded."""
-    if not keys or not are_ordered(packets):
+    if not keys or not is_in_order(packets):
         return ()
     entries: list[FrameEntry] = []
     decoded_to = keys[0].time
@@ -131,23 +134,23 @@ def _entries(packets: Sequence[PacketFacts], keys: Sequence[Key]) -> tuple[Frame
     return () if len({entry.time for entry in entries}) < len(entries) else tuple(entries)
 
 
-def _refuse_if_cut(clip: Clip, promised: int) -> None:
+def _refuse_if_cut(clip: VideoFile, promised: int) -> None:
     """An edit list may leave frames out; read without it, every promised frame is there unless the file is cut."""
-    with opened(clip, ignore_editlist="1") as (container, stream):
-        packets, _ = demux(container, stream, clip)
+    with open_video(clip, ignore_editlist="1") as (container, stream):
+        packets, _ = demux_packets(container, stream, clip)
     if promised > len(packets):
         raise DataError(
             f"{clip.name}: cut off, its header promises {promised} frames and {len(packets)} are there; {CURE}"
         )
 
 
-def _decode_all(clip: Clip, fps: float) -> tuple[VideoFrame, list[int | None]]:
+def _decode_all_frames(clip: VideoFile, fps: float) -> tuple[VideoFrame, list[int | None]]:
     """The first frame, and the times of all as far as they have some."""
     first, times = None, []
-    with opened(clip) as (container, stream):
-        for frame in decoded(container, stream, decoder_of(stream)):
-            if isinstance(frame, Damage):
-                where = moment(len(times), len(times) / fps)
+    with open_video(clip) as (container, stream):
+        for frame in decode_frames(container, stream, make_decoder(stream)):
+            if isinstance(frame, FrameDamage):
+                where = format_moment(len(times), len(times) / fps)
                 raise DataError(f"{clip.name}: damaged at {where} ({frame.reason}); {CURE}")
             first = first or frame
             times.append(frame.pts)
@@ -156,9 +159,9 @@ def _decode_all(clip: Clip, fps: float) -> tuple[VideoFrame, list[int | None]]:
     return first, times
 
 
-def _pace_as_decoded(counted: Sequence[int | None], unit: Fraction, said_fps: float) -> Pace:
+def _compute_decoded_pace(counted: Sequence[int | None], unit: Fraction, said_fps: float) -> FramePace:
     """The pace of frames in the order in which they come out, whose times may repeat or step back for a moment."""
     times = [time for time in counted if time is not None]
     if len(times) < len(counted) or times[-1] < max(times):
-        return Pace(said_fps, None)
-    return pace_of(list(accumulate(times, max)), 0, unit, said_fps)
+        return FramePace(said_fps, None)
+    return compute_pace(list(accumulate(times, max)), 0, unit, said_fps)

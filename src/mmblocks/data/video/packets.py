@@ -10,8 +10,8 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from mmblocks.data.video.clip import CURE, Clip, moment, reason_of
-from mmblocks.data.video.gif import gif_fault
+from mmblocks.data.video.clip import CURE, VideoFile, format_moment, summarize_error
+from mmblocks.data.video.gif import find_gif_fault
 from mmblocks.errors import DataError
 
 
@@ -20,41 +20,43 @@ class PacketFacts(NamedTuple):
 
     time: int | None
     dts: int | None
-    lasts: int
+    duration: int
     is_key: bool
     is_fresh: bool  # a key frame that makes the decoder forget everything before
     is_shown: bool
 
 
-def demux(container: InputContainer, stream: VideoStream, clip: Clip) -> tuple[list[PacketFacts], VideoFrame | None]:
+def demux_packets(
+    container: InputContainer, stream: VideoStream, clip: VideoFile
+) -> tuple[list[PacketFacts], VideoFrame | None]:
     """All packets of the picture and, decoded from the first key frame on, the first frame."""
     packets: list[PacketFacts] = []
     first, decodable = None, False
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                where = _moment(packets, stream, len(packets))
+                where = _format_packet_moment(packets, stream, len(packets))
                 raise DataError(f"{clip.name}: cut off or damaged at {where}; {CURE}")
             if packet.size:
                 packets.append(_facts(packet, stream))
-                fault = gif_fault(bytes(packet)) if stream.codec_context.name == "gif" else None
+                fault = find_gif_fault(bytes(packet)) if stream.codec_context.name == "gif" else None
                 if fault:
-                    where = _moment(packets, stream, len(packets) - 1)
+                    where = _format_packet_moment(packets, stream, len(packets) - 1)
                     raise DataError(f"{clip.name}: cut off or damaged at {where}: {fault}; {CURE}")
             decodable = decodable or packet.is_keyframe
             if first is None and decodable:
                 first = next(iter(packet.decode()), None)
     except FFmpegError as cause:
-        where = _moment(packets, stream, max(0, len(packets) - 1))
-        raise DataError(f"{clip.name}: decoding breaks off at {where} ({reason_of(cause)}); {CURE}") from cause
+        where = _format_packet_moment(packets, stream, max(0, len(packets) - 1))
+        raise DataError(f"{clip.name}: decoding breaks off at {where} ({summarize_error(cause)}); {CURE}") from cause
     return packets, first
 
 
-def _moment(packets: Sequence[PacketFacts], stream: VideoStream, number: int) -> str:
+def _format_packet_moment(packets: Sequence[PacketFacts], stream: VideoStream, number: int) -> str:
     """Where the last of these packets is, which is the one of this number or the one before it."""
     times = [packet.time for packet in packets if packet.time is not None]
     unit = stream.time_base
-    return moment(number, float((times[-1] - min(times)) * unit) if times and unit else None)
+    return format_moment(number, float((times[-1] - min(times)) * unit) if times and unit else None)
 
 
 def _facts(packet: Packet[VideoStream], stream: VideoStream) -> PacketFacts:
@@ -79,7 +81,7 @@ def _has_idr(data: bytes, avcc: bytes) -> bool:
     return False
 
 
-def last_lasts(packets: Sequence[PacketFacts], times: Sequence[int]) -> float:
+def find_last_duration(packets: Sequence[PacketFacts], times: Sequence[int]) -> float:
     """For how long the frame with the last of these times is shown; 0 where packets do not tell.
 
     How long a packet lasts is the time up to the next one that is decoded. Where frames are reordered, that is not what
@@ -87,18 +89,18 @@ def last_lasts(packets: Sequence[PacketFacts], times: Sequence[int]) -> float:
     """
     last, final = next(packet for packet in packets if packet.time == times[-1]), packets[-1]
     if last is final or final.dts is None:
-        return last.lasts
+        return last.duration
     usual = (times[-1] - times[0]) / max(1, len(times) - 1)
-    return max(min(last.lasts, usual), final.dts + final.lasts - times[-1])
+    return max(min(last.duration, usual), final.dts + final.duration - times[-1])
 
 
-def are_ordered(packets: Sequence[PacketFacts]) -> bool:
+def is_in_order(packets: Sequence[PacketFacts]) -> bool:
     """Whether no packet is decoded before the one in front of it, as where recordings were put end to end."""
     dts = [packet.dts for packet in packets if packet.dts is not None]
     return dts == sorted(dts)
 
 
-def are_keys_fresh(packets: Sequence[PacketFacts]) -> bool:
+def has_fresh_keys(packets: Sequence[PacketFacts]) -> bool:
     """Whether every key frame starts anew, and no frame behind one in the file is shown before it."""
     key_time = None
     for packet in packets:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mmblocks.data.records.lines import append_lines, read_lines
 
 
-class Place(NamedTuple):
+class VideoLocation(NamedTuple):
     """A clip as its line names it, and the file that it is in: itself, or the archive around it."""
 
     clip: str
@@ -27,18 +27,18 @@ class Quarantine:
 
     list: Path
 
-    def line_of(self, place: Place) -> dict[str, Any] | None:
+    def find_line(self, place: VideoLocation) -> dict[str, Any] | None:
         """What is known against a clip, None for nothing. Lines that other processes add are seen at once."""
         try:
             state = self.list.stat()
         except FileNotFoundError:
             return None
-        lines = _lines(self.list, state.st_ino, state.st_size, state.st_mtime_ns)
-        return lines.get(_key(place)) if lines else None
+        lines = _read_lines_by_key(self.list, state.st_ino, state.st_size, state.st_mtime_ns)
+        return lines.get(_make_key(place)) if lines else None
 
-    def add(self, place: Place, reason: str) -> bool:
+    def add_video(self, place: VideoLocation, reason: str) -> bool:
         """Note a clip, unless its file is not there (any more)."""
-        clip, size, mtime_ns = key = _key(place)
+        clip, size, mtime_ns = key = _make_key(place)
         if key != (clip, *_NO_FILE):
             when = datetime.now(UTC).isoformat(timespec="seconds")
             line = {"clip": clip, "size": size, "mtime_ns": mtime_ns, "reason": reason, "when": when}
@@ -46,11 +46,11 @@ class Quarantine:
         return key != (clip, *_NO_FILE)
 
 
-Key = tuple[str, int, int]
+QuarantineKey = tuple[str, int, int]
 _NO_FILE = (-1, -1)
 
 
-def _key(place: Place) -> Key:
+def _make_key(place: VideoLocation) -> QuarantineKey:
     try:
         state = place.file.stat()
     except (OSError, ValueError):  # ValueError: a null byte in the name
@@ -59,6 +59,6 @@ def _key(place: Place) -> Key:
 
 
 @lru_cache(maxsize=4)
-def _lines(file: Path, inode: int, size: int, mtime_ns: int) -> dict[Key, dict[str, Any]]:
+def _read_lines_by_key(file: Path, inode: int, size: int, mtime_ns: int) -> dict[QuarantineKey, dict[str, Any]]:
     """The lines by clip, read once for each state of the file."""
     return {(str(line.get("clip")), line.get("size", -1), line.get("mtime_ns", -1)): line for line in read_lines(file)}

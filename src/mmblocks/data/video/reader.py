@@ -14,26 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from mmblocks.data.media.files import Slice
-from mmblocks.data.video import read_frames, video_shape
-from mmblocks.data.video.clip import NoDecoder, NotTheClip
+from mmblocks.data.media.files import FileSlice
+from mmblocks.data.video import read_frames, read_video_shape
+from mmblocks.data.video.clip import NoDecoder, NotVideoFault
 from mmblocks.errors import DataError
-from mmblocks.helper_process import Answer, serve
+from mmblocks.helper_process import HelperAnswer, serve_requests
 
 
 def main() -> None:
     """Answer requests until standard input ends."""
-    serve(_answer)
+    serve_requests(_answer_request)
 
 
-def _answer(request: Mapping[str, Any], content: bytes) -> Answer:
+def _answer_request(request: Mapping[str, Any], content: bytes) -> HelperAnswer:
     if request["cwd"] is not None:
         with suppress(OSError):  # a path that is relative to a folder that is gone is reported as missing
             os.chdir(request["cwd"])
     source = _source(request, content)
     try:
         if request["indices"] is None:
-            shape = video_shape(source)
+            shape = read_video_shape(source)
             return {
                 "size": shape.size,
                 "num_frames": shape.num_frames,
@@ -43,17 +43,17 @@ def _answer(request: Mapping[str, Any], content: bytes) -> Answer:
         frames = np.ascontiguousarray(read_frames(source, request["indices"]))
         return {"frames": frames.shape}, frames.reshape(-1).data
     except DataError as fault:
-        return {"fault": str(fault), "of_clip": not isinstance(fault, NotTheClip | NoDecoder)}, b""
+        return {"fault": str(fault), "of_clip": not isinstance(fault, NotVideoFault | NoDecoder)}, b""
     except MemoryError:
         raise
     except Exception:  # a mistake of ours: it is told to whoever asked, who raises it
         return {"mistake": traceback.format_exc()}, b""
 
 
-def _source(request: Mapping[str, Any], content: bytes) -> str | bytes | Slice:
+def _source(request: Mapping[str, Any], content: bytes) -> str | bytes | FileSlice:
     if request["slice"] is not None:
         path, offset, size, name = request["slice"]
-        return Slice(Path(path), offset, size, name)
+        return FileSlice(Path(path), offset, size, name)
     return content if request["path"] is None else request["path"]
 
 

@@ -10,14 +10,14 @@ _FRAMES_OFF, _SECONDS_OFF = 0.5, 0.05
 """How far off an even rate frames may be that are still taken for it: containers round times, and cameras shake."""
 
 
-class Pace(NamedTuple):
+class FramePace(NamedTuple):
     """Frames per second on average, and the seconds at which frames are shown where these do not follow from it."""
 
     fps: float
     times_s: tuple[float, ...] | None
 
 
-def pace_of(times: Sequence[int], last_lasts: float, unit: Fraction, said_fps: float | None) -> Pace:
+def compute_pace(times: Sequence[int], last_lasts: float, unit: Fraction, said_fps: float | None) -> FramePace:
     """The pace of frames shown at these times, ascending, in units of `unit` seconds; the first is second 0.
 
     last_lasts: for how long the last one is shown; 0 where the file does not tell, then it is as long as the average.
@@ -30,8 +30,8 @@ def pace_of(times: Sequence[int], last_lasts: float, unit: Fraction, said_fps: f
     average = len(starts) / end
     for fps in (said_fps, average, by_gaps):
         if fps and _is_even(starts, end, fps):
-            return Pace(fps, None)
-    return Pace(average, tuple(starts))
+            return FramePace(fps, None)
+    return FramePace(average, tuple(starts))
 
 
 def _is_even(starts: Sequence[float], end: float, fps: float) -> bool:

@@ -14,8 +14,8 @@ from types import ModuleType
 
 import numpy as np
 
-from mmblocks.data.video.clip import Clip
-from mmblocks.data.video.index import Index
+from mmblocks.data.video.clip import VideoFile
+from mmblocks.data.video.index import VideoIndex
 
 # Where decord 0.6 was found to hit the asked frames: it seeks MPEG-TS a whole group of pictures too far, is some frames
 # off in AVI and wherever frames refer across key frames (open groups of pictures: the habit of x265 and of MPEG-4 with
@@ -29,7 +29,7 @@ class DecordRefuses(Exception):
 
 
 @functools.cache
-def _decord() -> ModuleType | None:
+def _import_decord() -> ModuleType | None:
     if importlib.util.find_spec("decord") is None:
         return None
     import decord
@@ -38,9 +38,9 @@ def _decord() -> ModuleType | None:
     return decord
 
 
-def read_decord(clip: Clip, index: Index, wanted: Sequence[int]) -> np.ndarray:
+def read_decord(clip: VideoFile, index: VideoIndex, wanted: Sequence[int]) -> np.ndarray:
     """The wanted frames (frames, height, width, 3). Raises `DecordRefuses` for what decord does not read rightly."""
-    decord = _decord()
+    decord = _import_decord()
     if decord is None:
         raise DecordRefuses("decord is not installed")
     if index.container not in _DECORD_CONTAINERS or index.codec not in _DECORD_CODECS:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmblocks.data.video.clip import Clip
+from mmblocks.data.video.clip import VideoFile
 from mmblocks.shapes import Size, VisualShape
 
 
@@ -19,27 +19,27 @@ class TorchcodecRefuses(Exception):
     """torchcodec is missing, finds no FFmpeg, or the clip is not for it. Never leaves this folder."""
 
 
-def torchcodec_shape(clip: Clip) -> VisualShape:
+def read_torchcodec_shape(clip: VideoFile) -> VisualShape:
     """What `video_shape` says, by torchcodec alone. Raises `TorchcodecRefuses`."""
-    decoder = _opened(clip)
+    decoder = _open_decoder(clip)
     try:
-        first = _pictures(decoder, [0])
+        first = _read_frames_at(decoder, [0])
         num_frames, fps = int(decoder.metadata.num_frames), float(decoder.metadata.average_fps or 1)
     except Exception as cause:  # RuntimeError, IndexError, TypeError of missing metadata: all mean no
-        raise TorchcodecRefuses(_first_line(cause)) from cause
+        raise TorchcodecRefuses(_take_first_line(cause)) from cause
     return VisualShape("video", Size(*first.shape[1:3]), num_frames, fps)
 
 
-def read_torchcodec(clip: Clip, shape: VisualShape, wanted: Sequence[int]) -> np.ndarray:
+def read_torchcodec(clip: VideoFile, shape: VisualShape, wanted: Sequence[int]) -> np.ndarray:
     """The wanted frames (frames, height, width, 3). Raises `TorchcodecRefuses` if it counts or sizes them otherwise."""
-    decoder = _opened(clip)
+    decoder = _open_decoder(clip)
     try:
         num_frames = decoder.metadata.num_frames
-        frames = _pictures(decoder, list(wanted)) if num_frames == shape.num_frames else None
+        frames = _read_frames_at(decoder, list(wanted)) if num_frames == shape.num_frames else None
     except (
         Exception
     ) as cause:  # RuntimeError for the most part: it cannot seek raw streams, and loses AVI's last frames
-        raise TorchcodecRefuses(_first_line(cause)) from cause
+        raise TorchcodecRefuses(_take_first_line(cause)) from cause
     if frames is None:
         raise TorchcodecRefuses(f"it counts {num_frames} frames, there are {shape.num_frames}")
     if frames.shape[1:3] != shape.size:
@@ -47,7 +47,7 @@ def read_torchcodec(clip: Clip, shape: VisualShape, wanted: Sequence[int]) -> np
     return frames
 
 
-def _opened(clip: Clip) -> Any:
+def _open_decoder(clip: VideoFile) -> Any:
     if importlib.util.find_spec("torchcodec") is None:
         raise TorchcodecRefuses("torchcodec is not installed")
     content = clip.content if isinstance(clip.content, bytes) else os.fspath(clip.content)
@@ -56,14 +56,14 @@ def _opened(clip: Clip) -> Any:
         # "exact" reads all packets first: frame numbers are then those of the file, not guesses from its rate.
         return decoders.VideoDecoder(content, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     except Exception as cause:  # ImportError, OSError, RuntimeError: it looks for FFmpeg's libraries when first used
-        raise TorchcodecRefuses(_first_line(cause)) from cause
+        raise TorchcodecRefuses(_take_first_line(cause)) from cause
 
 
-def _pictures(decoder: Any, wanted: list[int]) -> np.ndarray:
+def _read_frames_at(decoder: Any, wanted: list[int]) -> np.ndarray:
     return decoder.get_frames_at(wanted).data.numpy()
 
 
-def _first_line(cause: Exception) -> str:
+def _take_first_line(cause: Exception) -> str:
     """What it says, without the function and line of its C++ source."""
     lines = str(cause).splitlines()
     return re.sub(r"^\w+, \S+:\d+, ", "", lines[0]) if lines else repr(cause)

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmblocks.compat import warnings_not_raised
+from mmblocks.compat import suppress_warning_errors
 from mmblocks.errors import ConfigError
-from mmblocks.model.checks.faults import Fault, component_faults
-from mmblocks.registry import Registry, split
+from mmblocks.model.checks.faults import Fault, find_component_faults
+from mmblocks.registry import Registry, split_spec
 from mmblocks.settings import REQUIRED
 from mmblocks.shapes import Size
 
-FACTS = frozenset(
+NEIGHBOUR_SETTINGS = frozenset(
     {
         "align",
         "checkpoint",
@@ -42,7 +42,7 @@ FACTS = frozenset(
 
 
 @dataclass(slots=True)
-class Trial:
+class BuildAttempt:
     """A component that was built, or None when nothing can be said about it, and what is wrong with it."""
 
     part: Any = None
@@ -50,7 +50,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class TokenizerContext:
     """What a visual tokenizer learns of its neighbours."""
 
     view_px: Size
@@ -59,46 +59,49 @@ class Beside:
     squash: bool
 
 
-STAND_INS = (Beside(Size(384, 384), Size(24, 24), True, True), Beside(Size(336, 336), Size(27, 27), True, False))
+STAND_INS = (
+    TokenizerContext(Size(384, 384), Size(24, 24), True, True),
+    TokenizerContext(Size(336, 336), Size(27, 27), True, False),
+)
 """Neighbours to try a part beside when its own are unknown."""
 
 
-@warnings_not_raised()
-def tried(key: str, registry: Registry[Any], spec: Any, **wired: Any) -> Trial:
+@suppress_warning_errors()
+def try_build(key: str, registry: Registry[Any], spec: Any, **wired: Any) -> BuildAttempt:
     """Build a component. Settings that are refused are reported and left out, and the rest is tried once more."""
-    own = component_faults(key, registry, spec)
+    own = find_component_faults(key, registry, spec)
     if any(fault.key == key for fault in own):
-        return Trial(faults=own)
-    name, given = split(spec)
+        return BuildAttempt(faults=own)
+    name, given = split_spec(spec)
     refused = {fault.key.removeprefix(f"{key}.") for fault in own}
     try:
-        return Trial(_build_without(registry, name, given, refused, wired), own)
+        return BuildAttempt(_build_without(registry, name, given, refused, wired), own)
     except Exception as cause:  # whatever a constructor raises is a reason against it
-        named = settings_named(str(cause), given)
+        named = find_named_settings(str(cause), given)
         where = f"{key}.{named[0]}" if len(named) == 1 else key
         own.append(Fault(where, str(cause) if isinstance(cause, ConfigError) else f"{type(cause).__name__}: {cause}"))
     try:
-        return Trial(_build_without(registry, name, given, {*refused, *named}, wired) if named else None, own)
+        return BuildAttempt(_build_without(registry, name, given, {*refused, *named}, wired) if named else None, own)
     except Exception:  # the first try has said what is wrong
-        return Trial(faults=own)
+        return BuildAttempt(faults=own)
 
 
 def _build_without(
     registry: Registry[Any], name: str, given: Mapping[str, Any], refused: set[str], wired: Mapping[str, Any]
 ) -> Any:
-    needed = {s.name for s in registry.schema(name) if s.default is REQUIRED}
+    needed = {s.name for s in registry.list_settings(name) if s.default is REQUIRED}
     usable = {k: v for k, v in given.items() if k not in refused}
-    if refused & FACTS or needed - usable.keys():
+    if refused & NEIGHBOUR_SETTINGS or needed - usable.keys():
         return None
     return registry.build({"name": name, **usable}, **wired)
 
 
-def settings_named(message: str, given: Mapping[str, Any]) -> list[str]:
+def find_named_settings(message: str, given: Mapping[str, Any]) -> list[str]:
     """Which of the given settings an error speaks of: messages write `name=value`."""
     return [name for name in given if re.search(rf"\b{re.escape(name)}=", message)]
 
 
-def common(trials: Sequence[Trial]) -> list[Fault]:
+def find_common_faults(trials: Sequence[BuildAttempt]) -> list[Fault]:
     """What is wrong beside all stand-ins alike."""
     first, *others = trials
     return [fault for fault in first.faults if all(fault in other.faults for other in others)]

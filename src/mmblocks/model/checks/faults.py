@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmblocks.errors import ConfigError, UnknownComponentError
-from mmblocks.registry import Registry, split
-from mmblocks.settings import REQUIRED, Setting, did_you_mean
+from mmblocks.registry import Registry, split_spec
+from mmblocks.settings import REQUIRED, Setting, format_suggestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing(Fault):
+class MissingFault(Fault):
     """Something that is as it should be and not on this machine; the cure says how to get it.
 
     fetched: whether a run gets it by itself, from the hub, where there is a network.
@@ -38,18 +38,18 @@ class Missing(Fault):
     __str__ = Fault.__str__
 
 
-def component_faults(key: str, registry: Registry[Any], spec: Any) -> list[Fault]:
+def find_component_faults(key: str, registry: Registry[Any], spec: Any) -> list[Fault]:
     """Every fault of a component's name and settings, each with its own key; nothing is built."""
     kind = registry.kind
     try:
-        name, settings = split(spec)
+        name, settings = split_spec(spec)
     except (ConfigError, TypeError, ValueError):
         cure = f"Write a name, or a mapping with a 'name'; known: {', '.join(registry)}."
         return [Fault(key, f"{spec!r} is not a component.", cure)]
     try:
-        known = {s.name: s for s in registry.schema(name)}
+        known = {s.name: s for s in registry.list_settings(name)}
     except UnknownComponentError:
-        return [Fault(key, f"no {kind} is called {name!r}.", did_you_mean(name, registry).strip())]
+        return [Fault(key, f"no {kind} is called {name!r}.", format_suggestion(name, registry).strip())]
     except Exception as cause:  # a plug-in may fail in any way when it is imported; the other parts are still checked
         return [Fault(key, f"the {kind} {name!r} cannot be imported: {type(cause).__name__}: {cause}.")]
     return list(_settings_faults(key, f"{kind} {name!r}", settings, known))
@@ -58,9 +58,9 @@ def component_faults(key: str, registry: Registry[Any], spec: Any) -> list[Fault
 def _settings_faults(key: str, whose: str, given: Mapping[str, Any], known: Mapping[str, Setting]) -> Iterator[Fault]:
     for name, value in given.items():
         if name not in known:
-            yield Fault(f"{key}.{name}", f"{whose} has no setting {name!r}.", did_you_mean(name, known).strip())
+            yield Fault(f"{key}.{name}", f"{whose} has no setting {name!r}.", format_suggestion(name, known).strip())
         else:
-            for reason, cure in known[name].faults_of(value):
+            for reason, cure in known[name].list_value_faults(value):
                 yield Fault(f"{key}.{name}", f"{whose}: {reason}.", cure)
     for setting in known.values():
         if setting.default is REQUIRED and setting.name not in given:
@@ -69,7 +69,7 @@ def _settings_faults(key: str, whose: str, given: Mapping[str, Any], known: Mapp
             )
 
 
-def resolved(registry: Registry[Any], spec: Any) -> dict[str, Any]:
+def resolve_settings(registry: Registry[Any], spec: Any) -> dict[str, Any]:
     """Every setting of a component with its value, defaults and presets included."""
-    name, given = split(spec)
-    return {s.name: given.get(s.name, s.default) for s in registry.schema(name)}
+    name, given = split_spec(spec)
+    return {s.name: given.get(s.name, s.default) for s in registry.list_settings(name)}

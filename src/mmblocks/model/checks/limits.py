@@ -10,28 +10,38 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.errors import CheckpointError, MMBlocksError
-from mmblocks.model.checks.faults import Fault, Missing
-from mmblocks.pretrained import cached_folder, read_tokenizer
+from mmblocks.model.checks.faults import Fault, MissingFault
+from mmblocks.pretrained import find_cached_folder, read_tokenizer
 from mmblocks.shapes import Scenario, Size, VisualShape
 
 MAX_HEAD_DIM = 256
 """Channels per head that the fused kernels of xformers take (FlashAttention's limit)."""
-COUNTS = ("vocab_size", "dim", "depth", "heads", "kv_heads", "mlp_dim", "max_tokens", "norm_eps", "rope_theta")
-CANVAS_SIDE = 8
+POSITIVE_SETTINGS = (
+    "vocab_size",
+    "dim",
+    "depth",
+    "heads",
+    "kv_heads",
+    "mlp_dim",
+    "max_tokens",
+    "norm_eps",
+    "rope_theta",
+)
+MAX_CANVAS_SIDE = 8
 """The largest picture that is tried has this many views a side."""
-LONG_CLIP = 3600 * 30
+LONG_VIDEO_FRAMES = 3600 * 30
 """Frames of the clip that is tried: an hour at 30 per second."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class BackboneSizes:
     """What neighbours ask of a backbone, read from its settings when it cannot be built."""
 
     dim: int
     max_tokens: int
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Sizes | None:
+    def from_settings(cls, settings: Mapping[str, Any]) -> BackboneSizes | None:
         """None where the settings do not say, or say something impossible."""
         dim, max_tokens = settings.get("dim"), settings.get("max_tokens")
         if isinstance(dim, int) and isinstance(max_tokens, int) and dim > 0 and max_tokens > 0:
@@ -42,35 +52,35 @@ class Sizes:
 # Backbones ----------------------------------------------------------------------------------------------------------
 
 
-def backbone_faults(settings: Mapping[str, Any]) -> list[Fault]:
+def find_backbone_faults(settings: Mapping[str, Any]) -> list[Fault]:
     """What the sizes of a language model say before it is built; settings it does not have count as unknown."""
     settings = {**settings, **_sizes_in(settings.get("further"))}
-    found = [*_counts(settings), *_family(settings.get("family")), *_placeholder(settings)]
+    found = [*_counts(settings), *_find_family_faults(settings.get("family")), *_placeholder(settings)]
     uncounted = {fault.key.rpartition(".")[2] for fault in found}
     known = {name: value for name, value in settings.items() if name not in uncounted}
-    return [*found, *(list(_heads(known)) or _kv_heads(known))]
+    return [*found, *(list(_find_head_faults(known)) or _find_kv_head_faults(known))]
 
 
 def _sizes_in(further: Any) -> dict[str, Any]:
     """Sizes that are given in transformers' words, in ours."""
-    from mmblocks.backbones.family_config import SETTINGS
+    from mmblocks.backbones.family_config import SIZE_SETTINGS
 
-    return {SETTINGS[name]: value for name, value in (further or {}).items() if name in SETTINGS}
+    return {SIZE_SETTINGS[name]: value for name, value in (further or {}).items() if name in SIZE_SETTINGS}
 
 
-def encoder_faults(key: str, settings: Mapping[str, Any]) -> list[Fault]:
+def find_encoder_faults(key: str, settings: Mapping[str, Any]) -> list[Fault]:
     """What the attention of an encoder does not allow."""
-    return list(_head_limit(key, settings.get("dim"), settings.get("heads")))
+    return list(_find_head_limit_faults(key, settings.get("dim"), settings.get("heads")))
 
 
 def _counts(settings: Mapping[str, Any]) -> Iterator[Fault]:
-    for name in COUNTS:
+    for name in POSITIVE_SETTINGS:
         value = settings.get(name)
         if isinstance(value, int | float) and value <= 0:
             yield Fault(f"model.backbone.{name}", f"{name}={value} is not a size.", "Write a number above 0.")
 
 
-def _family(family: str | None) -> Iterator[Fault]:
+def _find_family_faults(family: str | None) -> Iterator[Fault]:
     if family is None:
         return
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
@@ -89,51 +99,53 @@ def _placeholder(settings: Mapping[str, Any]) -> Iterator[Fault]:
     yield Fault("model.backbone.placeholder_id", message, f"Write an id from 0 to {size - 1}.")
 
 
-def _heads(settings: Mapping[str, Any]) -> Iterator[Fault]:
+def _find_head_faults(settings: Mapping[str, Any]) -> Iterator[Fault]:
     dim, heads = settings.get("dim"), settings.get("heads")
     own = settings.get("head_dim") or _own_head_dim(settings.get("family"))
     if own:
-        yield from _head_limit("model.backbone", own * (heads or 1), heads or 1)
+        yield from _find_head_limit_faults("model.backbone", own * (heads or 1), heads or 1)
     if own or not dim or not heads:
         return
     key, share = "model.backbone.heads", dim // heads
     if dim % heads:
-        yield Fault(key, f"dim={dim} channels cannot be shared by heads={heads}.", _divisors("heads", dim, heads))
+        yield Fault(
+            key, f"dim={dim} channels cannot be shared by heads={heads}.", _suggest_divisors("heads", dim, heads)
+        )
     elif share % 2:
         message = f"dim={dim} with heads={heads} gives {share} channels per head; rotary positions turn them in pairs."
         yield Fault(key, message, "Choose heads so that dim / heads is even.")
     else:
-        yield from _head_limit("model.backbone", dim, heads)
+        yield from _find_head_limit_faults("model.backbone", dim, heads)
 
 
 def _own_head_dim(family: str | None) -> int | None:
-    from mmblocks.backbones.family_config import own_head_dim
+    from mmblocks.backbones.family_config import find_fixed_head_dim
 
     try:
-        return None if family is None else own_head_dim(family)
+        return None if family is None else find_fixed_head_dim(family)
     except MMBlocksError:  # reported as an unknown family
         return None
 
 
-def _head_limit(key: str, dim: Any, heads: Any) -> Iterator[Fault]:
+def _find_head_limit_faults(key: str, dim: Any, heads: Any) -> Iterator[Fault]:
     if isinstance(dim, int) and isinstance(heads, int) and heads > 0 and dim // heads > MAX_HEAD_DIM:
         message = f"dim={dim} with heads={heads} gives {dim // heads} channels per head; xformers takes {MAX_HEAD_DIM}."
         yield Fault(f"{key}.heads", message, f"Write heads={-(-dim // MAX_HEAD_DIM)} or more.")
 
 
-def _kv_heads(settings: Mapping[str, Any]) -> Iterator[Fault]:
+def _find_kv_head_faults(settings: Mapping[str, Any]) -> Iterator[Fault]:
     heads, kv_heads = settings.get("heads"), settings.get("kv_heads")
     if heads and kv_heads and heads % kv_heads:
         message = f"heads={heads} cannot be shared out among kv_heads={kv_heads}."
-        yield Fault("model.backbone.kv_heads", message, _divisors("kv_heads", heads, kv_heads))
+        yield Fault("model.backbone.kv_heads", message, _suggest_divisors("kv_heads", heads, kv_heads))
 
 
-def _divisors(name: str, total: int, near: int) -> str:
+def _suggest_divisors(name: str, total: int, near: int) -> str:
     best = sorted((d for d in range(1, total + 1) if total % d == 0), key=lambda d: abs(d - near))[:2]
     return f"Write {' or '.join(f'{name}={d}' for d in sorted(best))}."
 
 
-def kv_bytes_per_token(config: Any, bytes_per_value: int = 2) -> int | None:
+def count_kv_bytes_per_token(config: Any, bytes_per_value: int = 2) -> int | None:
     """Keys and values that one token leaves in the cache; None for a backbone that is not transformers'."""
     layers, heads = getattr(config, "num_hidden_layers", None), getattr(config, "num_attention_heads", None)
     if not layers or not heads:
@@ -146,12 +158,12 @@ def kv_bytes_per_token(config: Any, bytes_per_value: int = 2) -> int | None:
 # Media against the sequence limit -----------------------------------------------------------------------------------
 
 
-def media_faults(tokenizers: Mapping[Scenario, Any], view_px: Size, max_tokens: int) -> list[Fault]:
+def find_media_faults(tokenizers: Mapping[Scenario, Any], view_px: Size, max_tokens: int) -> list[Fault]:
     """Scenarios whose largest visual does not fit into a sequence, with a token left for text."""
     found = []
     for scenario, tokenizer in tokenizers.items():
         try:
-            tokens, what = largest(tokenizer, scenario, view_px)
+            tokens, what = find_largest_visual(tokenizer, scenario, view_px)
         except MMBlocksError as cause:
             found.append(Fault(f"model.tokenizer.{scenario}", f"it cannot plan: {cause}"))
             continue
@@ -167,13 +179,13 @@ def media_faults(tokenizers: Mapping[Scenario, Any], view_px: Size, max_tokens: 
     return found
 
 
-def largest(tokenizer: Any, scenario: Scenario, view_px: Size) -> tuple[int, str]:
+def find_largest_visual(tokenizer: Any, scenario: Scenario, view_px: Size) -> tuple[int, str]:
     """Tokens of the largest visual of a scenario (two pictures where several are meant), and what it is."""
     if scenario == "video":
-        clip = VisualShape("video", view_px, LONG_CLIP, 30.0)
+        clip = VisualShape("video", view_px, LONG_VIDEO_FRAMES, 30.0)
         plan = tokenizer.plan(clip)
         return tokenizer.count(plan), f"a long clip ({len(plan.views)} frames)"
-    sides = range(1, CANVAS_SIDE + 1)
+    sides = range(1, MAX_CANVAS_SIDE + 1)
     shapes = (Size(rows * view_px.height, columns * view_px.width) for rows, columns in product(sides, sides))
     tokens, size = max((tokenizer.count(tokenizer.plan(VisualShape("image", size))), size) for size in shapes)
     picture = f"of {size.width}x{size.height} px (width x height)"
@@ -183,9 +195,9 @@ def largest(tokenizer: Any, scenario: Scenario, view_px: Size) -> tuple[int, str
 # Text ---------------------------------------------------------------------------------------------------------------
 
 
-def text_faults(backbone: Any, template: Any) -> list[Fault]:
+def find_text_faults(backbone: Any, template: Any) -> list[Fault]:
     """Whether text tokenizer, chat template and vocabulary agree, where the tokenizer is on this machine."""
-    folder = local_tokenizer(backbone)
+    folder = find_local_tokenizer(backbone)
     if folder is None:
         return []
     try:
@@ -194,12 +206,12 @@ def text_faults(backbone: Any, template: Any) -> list[Fault]:
         return [
             Fault("model.backbone.text_tokenizer", f"{folder} holds no text tokenizer: {cause}", "Name another folder.")
         ]
-    return [*_vocabulary(backbone, text_tokenizer), *template_faults("model.template", template, text_tokenizer)]
+    return [*_vocabulary(backbone, text_tokenizer), *find_template_faults("model.template", template, text_tokenizer)]
 
 
-def words_of(source: str) -> int:
+def count_tokenizer_words(source: str) -> int:
     """Tokens of a text tokenizer by its hub id or folder, when it is on this machine, else 0."""
-    folder = on_this_machine(source, "tokenizer_config.json")
+    folder = find_local_folder(source, "tokenizer_config.json")
     if folder is None:
         return 0
     try:
@@ -208,25 +220,25 @@ def words_of(source: str) -> int:
         return 0
 
 
-def local_tokenizer(backbone: Any) -> Path | None:
+def find_local_tokenizer(backbone: Any) -> Path | None:
     """The folder of a backbone's text tokenizer when it is on this machine."""
     source = getattr(backbone, "tokenizer_source", None)
-    return on_this_machine(source, "tokenizer_config.json") if source else None
+    return find_local_folder(source, "tokenizer_config.json") if source else None
 
 
-def on_this_machine(source: str, file: str = "config.json") -> Path | None:
+def find_local_folder(source: str, file: str = "config.json") -> Path | None:
     """The folder of a checkpoint, given as a folder or as a hub id whose `file` is in the hub's cache."""
     from mmblocks.backbones.causal_lm import resolve_source
 
     folder = Path(resolve_source(source))
-    return folder if folder.is_dir() else cached_folder(source, file)
+    return folder if folder.is_dir() else find_cached_folder(source, file)
 
 
-def not_here(checkpoint: str) -> Missing:
+def make_missing_config_fault(checkpoint: str) -> MissingFault:
     """The fault of a backbone whose sizes cannot be read."""
     message = f"its sizes stand in the config.json of {checkpoint!r}, which is not on this machine."
     cure = f"Fetch it (hf download {checkpoint} config.json), name a folder, or write family and sizes as settings."
-    return Missing("model.backbone.checkpoint", message, cure)
+    return MissingFault("model.backbone.checkpoint", message, cure)
 
 
 def _vocabulary(backbone: Any, text_tokenizer: Any) -> Iterator[Fault]:
@@ -238,7 +250,7 @@ def _vocabulary(backbone: Any, text_tokenizer: Any) -> Iterator[Fault]:
         )
 
 
-def template_faults(key: str, template: Any, text_tokenizer: Any) -> list[Fault]:
+def find_template_faults(key: str, template: Any, text_tokenizer: Any) -> list[Fault]:
     """Texts of a chat template that the text tokenizer cannot write, or not as the one token that they should be."""
     try:
         stop = template.stop

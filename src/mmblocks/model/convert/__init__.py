@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.settings import did_you_mean
+from mmblocks.settings import format_suggestion
 
 if TYPE_CHECKING:
-    from mmblocks.model.convert.door import Door
+    from mmblocks.model.convert.door import CheckpointLayout
     from mmblocks.model.onevision import OneVision
 
-DOORS: dict[str, str] = {
+LAYOUTS: dict[str, str] = {
     "mmblocks": "ours",
     "llava": "transformers.llava",
     "llava_next": "transformers.llava_next",
@@ -25,24 +25,24 @@ DOORS: dict[str, str] = {
 }
 """Layout -> module of this package that holds its `DOOR`. The first whose `reads` says yes is taken."""
 READ_ONLY = ("blip-2", "instructblip")
-WRITTEN = tuple(name for name in DOORS if name not in READ_ONLY)
+WRITABLE = tuple(name for name in LAYOUTS if name not in READ_ONLY)
 
 
-def door_of(name: str) -> Door:
+def layout_of(name: str) -> CheckpointLayout:
     """The door to a layout. Raises `ConfigError` for a name that is not known."""
-    if name not in DOORS:
-        raise ConfigError(f"no layout is called {name!r}.{did_you_mean(name, DOORS)}")
-    return import_module(f"{__name__}.{DOORS[name]}").DOOR
+    if name not in LAYOUTS:
+        raise ConfigError(f"no layout is called {name!r}.{format_suggestion(name, LAYOUTS)}")
+    return import_module(f"{__name__}.{LAYOUTS[name]}").LAYOUT
 
 
-def detect(folder: Path | str) -> str:
+def detect_layout(folder: Path | str) -> str:
     """Which layout a checkpoint folder has. Raises `CheckpointError` for one that is not known here."""
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; download the checkpoint first and give its path.")
-    found = next((name for name in DOORS if door_of(name).reads(folder)), None)
+    found = next((name for name in LAYOUTS if layout_of(name).can_read(folder)), None)
     if found is None:
-        config, known = raw_config(folder), "; ".join(door_of(name).about for name in DOORS)
+        config, known = read_raw_config(folder), "; ".join(layout_of(name).about for name in LAYOUTS)
         raise CheckpointError(
             f"{folder} holds a {config.get('model_type')!r} model of {config.get('architectures')}, "
             f"which cannot be converted. Known: {known}."
@@ -50,11 +50,11 @@ def detect(folder: Path | str) -> str:
     return found
 
 
-def fitting_family(model: OneVision) -> str:
+def find_fitting_family(model: OneVision) -> str:
     """The family of transformers that can express a model, one with clips if there is. Raises `ConfigError` with reasons."""
-    families = [name for name, module in DOORS.items() if module.startswith("transformers.llava")]
-    families.sort(key=lambda name: not door_of(name).clips)
-    reasons = {name: door_of(name).reasons_against_export(model) for name in families}
+    families = [name for name, module in LAYOUTS.items() if module.startswith("transformers.llava")]
+    families.sort(key=lambda name: not layout_of(name).supports_video)
+    reasons = {name: layout_of(name).reasons_against_export(model) for name in families}
     fitting = next((name for name in families if not reasons[name]), None)
     if fitting is None:
         listed = "\n".join(f"  {name}:\n" + "\n".join(f"  - {r}" for r in reasons[name]) for name in families)
@@ -64,21 +64,21 @@ def fitting_family(model: OneVision) -> str:
 
 def export_to_transformers(model: OneVision, folder: Path) -> None:
     """Write a model as the family of transformers that can express it. Raises `ConfigError` with reasons where none can."""
-    from mmblocks.storage import replaced_whole
+    from mmblocks.storage import replace_folder
 
-    door = door_of(fitting_family(model))
-    with replaced_whole(folder) as fresh:
-        door.export(model, fresh)
+    door = layout_of(find_fitting_family(model))
+    with replace_folder(folder) as fresh:
+        door.export_model(model, fresh)
 
 
-def raw_config(folder: Path) -> dict[str, Any]:
+def read_raw_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json as it stands; empty when there is none. Raises `CheckpointError` when it is cut."""
-    from mmblocks.pretrained import read_own_config
+    from mmblocks.pretrained import read_local_config
 
-    return read_own_config(folder) if (folder / "config.json").is_file() else {}
+    return read_local_config(folder) if (folder / "config.json").is_file() else {}
 
 
-def quiet_transformers() -> None:
+def silence_transformers() -> None:
     """Silence transformers' progress bars and notes: a command that reads a model six times says what matters itself."""
     from transformers.utils import logging
 

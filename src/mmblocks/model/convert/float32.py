@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 HALVES = (torch.bfloat16, torch.float16)
 
 
-class InFloat32(TorchFunctionMode):
+class Float32Mode(TorchFunctionMode):
     """`with InFloat32(): model(...)` gives what `model.float()` would, at the cost of one widened weight at a time.
 
     For checks of models that fill the memory; it converts every weight again in every pass.
@@ -24,15 +24,15 @@ class InFloat32(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.embedding or getattr(func, "__name__", "") == "__get__":  # some rows of a table; a property
-            return _widened(func(*args, **kwargs))
-        return func(*_widened(args), **_widened(kwargs))
+            return _to_float32(func(*args, **kwargs))
+        return func(*_to_float32(args), **_to_float32(kwargs))
 
 
-def _widened(value: Any) -> Any:
+def _to_float32(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.float() if value.dtype in HALVES else value
     if isinstance(value, torch.dtype):
         return torch.float32 if value in HALVES else value
     if type(value) in (tuple, list):
-        return type(value)(_widened(each) for each in value)
-    return {key: _widened(each) for key, each in value.items()} if type(value) is dict else value
+        return type(value)(_to_float32(each) for each in value)
+    return {key: _to_float32(each) for key, each in value.items()} if type(value) is dict else value

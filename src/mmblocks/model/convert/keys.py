@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-Table = Mapping[str, str]
+NameTable = Mapping[str, str]
 """Our prefix -> theirs. Longer prefixes of ours stand for themselves; of two prefixes that
 begin alike the longer stands first."""
 
-HUB: Table = {
+HUB: NameTable = {
     "encoder.vision_model.": "vision_tower.vision_model.",
     "projector.body.0.": "multi_modal_projector.linear_1.",
     "projector.head.": "multi_modal_projector.linear_2.",
@@ -19,7 +19,7 @@ HUB: Table = {
 }
 """What the hub holds, and the only names that vLLM's SigLIP loader takes: we write these."""
 
-IN_MEMORY: Table = {
+IN_MEMORY: NameTable = {
     "encoder.vision_model.": "model.vision_tower.",
     "projector.body.0.": "model.multi_modal_projector.linear_1.",
     "projector.head.": "model.multi_modal_projector.linear_2.",
@@ -28,7 +28,7 @@ IN_MEMORY: Table = {
     "backbone.lm.lm_head.": "lm_head.",
 }
 
-HF_LAYOUTS: Mapping[str, Table] = {
+HF_LAYOUTS: Mapping[str, NameTable] = {
     "hub": HUB,
     "transformers 4.52": {**IN_MEMORY, "encoder.vision_model.": "model.vision_tower.vision_model."},
     "transformers 5, hub prefixes": {**HUB, "encoder.vision_model.": "vision_tower."},
@@ -37,7 +37,7 @@ HF_LAYOUTS: Mapping[str, Table] = {
 """Every layout that transformers has written for the LLaVAs; `llava` has no newline."""
 
 
-BLIP2: Table = {
+BLIP2: NameTable = {
     "projector.body.ln_vision.": "vision_model.post_layernorm.",
     "encoder.vision_model.": "vision_model.",
     "projector.body.query_tokens": "query_tokens",
@@ -48,7 +48,7 @@ BLIP2: Table = {
 """transformers' `blip2` and `instructblip`, on the hub and in memory. The norm's name begins the tower's: it goes first."""
 
 
-def original(projector: Table) -> Table:
+def make_original_table(projector: NameTable) -> NameTable:
     """Names in LLaVA's own checkpoints, given those of its projector."""
     return {
         "encoder.vision_model.": "model.vision_tower.vision_tower.vision_model.",
@@ -61,17 +61,17 @@ def original(projector: Table) -> Table:
     }
 
 
-def to_theirs(ours: str, table: Table) -> str:
+def to_theirs(ours: str, table: NameTable) -> str:
     """Our name of a tensor in their words; a name that the table does not know stays as it is."""
-    return _replaced(ours, table.items())
+    return _replace_prefix(ours, table.items())
 
 
-def to_ours(theirs: str, table: Table) -> str:
+def to_ours(theirs: str, table: NameTable) -> str:
     """Their name of a tensor in our words; a name that the table does not know stays as it is."""
-    return _replaced(theirs, ((theirs_prefix, ours_prefix) for ours_prefix, theirs_prefix in table.items()))
+    return _replace_prefix(theirs, ((theirs_prefix, ours_prefix) for ours_prefix, theirs_prefix in table.items()))
 
 
-def _replaced(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
+def _replace_prefix(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
     for before, after in prefixes:
         if name.startswith(before):
             return after + name[len(before) :]
@@ -86,7 +86,7 @@ UNUSED = (
 BLOCK = re.compile(r"encoder\.vision_model\.encoder\.layers\.(\d+)\.")
 
 
-def why_unused(ours: str, encoder_blocks: int, may_remain: Mapping[str, str] | None = None) -> str | None:
+def find_unused_reason(ours: str, encoder_blocks: int, may_remain: Mapping[str, str] | None = None) -> str | None:
     """Why a tensor that the model does not hold may stay in the checkpoint; None when it may not."""
     block = BLOCK.match(ours)
     if block and int(block[1]) >= encoder_blocks:

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from mmblocks import __version__
 from mmblocks.components import encoders, projectors
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.model.checkpoint import disagreements
-from mmblocks.model.convert import detect, keys
-from mmblocks.model.convert.text import refuse
-from mmblocks.model.convert.transformers.blip2 import encoder_settings, qformer_settings, vision_reasons
-from mmblocks.model.convert.transformers.families import read_config
+from mmblocks.model.checkpoint import list_disagreements
+from mmblocks.model.convert import detect_layout, keys
+from mmblocks.model.convert.text import refuse_conversion
+from mmblocks.model.convert.transformers.blip2 import list_vision_reasons, make_encoder_settings, make_qformer_settings
+from mmblocks.model.convert.transformers.families import read_family_config
 from mmblocks.model.convert.weights import read_weights
-from mmblocks.storage import replaced_whole
+from mmblocks.storage import replace_folder
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class CheckpointParts:
     """An encoder and a projector with the settings they were built from."""
 
     encoder: nn.Module
@@ -34,7 +34,7 @@ class Parts:
 
     def save(self, folder: Path) -> Path:
         """Write encoder/ and projector/ as a saved model has them, and config.json with their settings."""
-        with replaced_whole(folder) as fresh:
+        with replace_folder(folder) as fresh:
             config = {"mmblocks": __version__, "parts": self.settings}
             (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             for name in ("encoder", "projector"):
@@ -44,35 +44,38 @@ class Parts:
         return folder
 
 
-def import_vision_parts(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Parts:
+def import_vision_parts(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> CheckpointParts:
     """Read the vision model, the Q-Former and the language projection of a BLIP-2, whatever its language model is.
 
     Raises `ConfigError` listing what we do not compute in the same way, `CheckpointError` listing every tensor of these
     parts that is missing, extra or of another shape.
     """
     folder = Path(folder)
-    if (found := detect(folder)) != "blip-2":
+    if (found := detect_layout(folder)) != "blip-2":
         raise ConfigError(f"{folder} is in the layout {found!r}; parts are read of 'blip-2' only.")
-    config = read_config(folder, "blip-2")
-    refuse(folder, vision_reasons(config, folder))
-    settings = {"encoder": encoder_settings(config), "projector": {"name": "qformer", **qformer_settings(config)}}
+    config = read_family_config(folder, "blip-2")
+    refuse_conversion(folder, list_vision_reasons(config, folder))
+    settings = {
+        "encoder": make_encoder_settings(config),
+        "projector": {"name": "qformer", **make_qformer_settings(config)},
+    }
     encoder = encoders.build(settings["encoder"])
     projector = projectors.build(
         settings["projector"], in_dim=encoder.dim, out_dim=config.text_config.hidden_size, grid=encoder.grid
     )
-    for name, tensors in _matched({"encoder": encoder, "projector": projector}, folder).items():
+    for name, tensors in _match_tensors({"encoder": encoder, "projector": projector}, folder).items():
         {"encoder": encoder, "projector": projector}[name].load_state_dict(tensors)
-    return Parts(encoder.to(dtype).eval(), projector.to(dtype).eval(), settings)
+    return CheckpointParts(encoder.to(dtype).eval(), projector.to(dtype).eval(), settings)
 
 
-def _matched(parts: Mapping[str, nn.Module], folder: Path) -> dict[str, dict[str, Tensor]]:
+def _match_tensors(parts: Mapping[str, nn.Module], folder: Path) -> dict[str, dict[str, Tensor]]:
     stored = read_weights(folder)
     theirs = {keys.to_ours(key, keys.BLIP2): key for key in stored}
     wanted = {
         f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()
     }
     found = {name: stored.shapes[key] for name, key in theirs.items() if name.partition(".")[0] in parts}
-    if faults := disagreements(_in_their_words(wanted), _in_their_words(found)):
+    if faults := list_disagreements(_rename_to_theirs(wanted), _rename_to_theirs(found)):
         raise CheckpointError(f"{folder} does not fit its config:\n  " + "\n  ".join(faults))
     return {
         part: {name.partition(".")[2]: stored[theirs[name]] for name in wanted if name.startswith(f"{part}.")}
@@ -80,5 +83,5 @@ def _matched(parts: Mapping[str, nn.Module], folder: Path) -> dict[str, dict[str
     }
 
 
-def _in_their_words(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _rename_to_theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {keys.to_theirs(name, keys.BLIP2): tensor for name, tensor in tensors.items()}

@@ -17,14 +17,14 @@ from mmblocks.components import needs_text
 from mmblocks.errors import CheckpointError
 from mmblocks.model.onevision import OneVision
 from mmblocks.pretrained import read_model, read_processor
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import RoutedPlan, Size, VisualPlan, VisualShape
 
 TOLERANCE = 1e-4
 """fp32: kernels of two code paths sum in different orders; an error of structure shows at 1e-2 and above."""
-TILED = ("llava_next", "llava_next_video", "llava_onevision")
+TILED_FAMILIES = ("llava_next", "llava_next_video", "llava_onevision")
 """Families of transformers that are given all views of a picture, and its size."""
-QUERIED = ("blip-2", "instructblip")
+QFORMER_FAMILIES = ("blip-2", "instructblip")
 """Families of transformers whose Q-Former makes a picture's tokens."""
 
 
@@ -37,18 +37,18 @@ class Probe:
     pixels: Tensor
     rows: tuple[int | None, ...]
     """A text id, or None where a visual token stands; visuals are separated by text."""
-    asked: Instructions | None = None
+    instructions: Instructions | None = None
     """Words about each view, for a projector that reads them."""
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
-    def compared(self, most: int = 256) -> Tensor:
+    def select_rows(self, most: int = 256) -> Tensor:
         """Numbers of the rows whose logits are compared: all, or as many as are said, spread to the last, which sees
         every other.
         """
         return torch.linspace(0, len(self.rows) - 1, min(most, len(self.rows))).round().long()
 
 
-def probes(model: OneVision, seed: int = 0, *, clips: bool = True) -> list[Probe]:
+def make_probes(model: OneVision, seed: int = 0, *, clips: bool = True) -> list[Probe]:
     """A wide picture, two pictures, a clip of three frames (where `clips` can be shown), and text alone."""
     view = model.encoder.view_px
     wide = VisualShape("image", Size(view.height, 2 * view.width + 3))
@@ -56,16 +56,16 @@ def probes(model: OneVision, seed: int = 0, *, clips: bool = True) -> list[Probe
     clip = VisualShape("video", Size(view.height, view.width), num_frames=3)
     generator = torch.Generator().manual_seed(seed)
     shown = [(wide,), (square, wide), (clip,), ()] if clips else [(wide,), (square, wide), ()]
-    return [_probe(model, shapes, generator) for shapes in shown]
+    return [_make_probe(model, shapes, generator) for shapes in shown]
 
 
-def _probe(model: OneVision, shapes: tuple[VisualShape, ...], generator: torch.Generator) -> Probe:
+def _make_probe(model: OneVision, shapes: tuple[VisualShape, ...], generator: torch.Generator) -> Probe:
     plans = model.router.plan(shapes)
     views = sum(len(routed.plan.views) for routed in plans)
     pixels = torch.randint(0, 256, (views, 3, *model.encoder.view_px), generator=generator, dtype=torch.uint8)
-    rows = [*_text(model, generator)]
+    rows = [*_draw_text_ids(model, generator)]
     for routed in plans:
-        rows += [*_shown(model, routed.plan, generator), *_text(model, generator)]
+        rows += [*_shown(model, routed.plan, generator), *_draw_text_ids(model, generator)]
     return Probe(shapes, plans, pixels, tuple(rows), _asked(model, views, generator))
 
 
@@ -78,11 +78,11 @@ def _asked(model: OneVision, views: int, generator: torch.Generator) -> Instruct
 
 def _shown(model: OneVision, plan: VisualPlan, generator: torch.Generator) -> Iterator[int | None]:
     """The rows of a visual; what its plan tells between them may be any text here."""
-    for piece in plan.pieces():
-        yield from _text(model, generator) if isinstance(piece, str) else [None] * piece
+    for piece in plan.split_into_pieces():
+        yield from _draw_text_ids(model, generator) if isinstance(piece, str) else [None] * piece
 
 
-def _text(model: OneVision, generator: torch.Generator) -> list[int]:
+def _draw_text_ids(model: OneVision, generator: torch.Generator) -> list[int]:
     """Five random ids of plain text, never one that stands for visuals here or in transformers."""
     tokenizer_source = model.backbone.tokenizer_source
     special = set(model.backbone.text_tokenizer.get_added_vocab().values()) if tokenizer_source else set()
@@ -93,21 +93,21 @@ def _text(model: OneVision, generator: torch.Generator) -> list[int]:
 
 
 @torch.no_grad()
-def our_logits(model: OneVision, probe: Probe, rows: Tensor | None = None) -> Tensor:
+def compute_our_logits(model: OneVision, probe: Probe, rows: Tensor | None = None) -> Tensor:
     """(rows, vocabulary) from a model of ours: all of a probe, or those of these numbers."""
     ids = torch.tensor([model.backbone.placeholder_id if row is None else row for row in probe.rows])
     batch = Batch(
         input_ids=ids,
         position_ids=torch.arange(len(ids)),
         targets=torch.full_like(ids, IGNORE),
-        packing=Packing.of([len(ids)]),
+        packing=Packing.from_lengths([len(ids)]),
         pixels=probe.pixels,
         plans=probe.plans,
         visual_positions=torch.tensor([i for i, row in enumerate(probe.rows) if row is None], dtype=torch.int64),
-        instructions=probe.asked,
+        instructions=probe.instructions,
     )
-    hidden = model.eval().hidden(batch)
-    return model.backbone.logits(hidden if rows is None else hidden[rows])
+    hidden = model.eval().compute_hidden_states(batch)
+    return model.backbone.compute_logits(hidden if rows is None else hidden[rows])
 
 
 def load_transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -127,11 +127,11 @@ def load_processor(folder: Path) -> Any:
 
 
 @torch.no_grad()
-def transformers_logits(theirs: Any, model: OneVision, probe: Probe, rows: Tensor | None = None) -> Tensor:
+def compute_transformers_logits(theirs: Any, model: OneVision, probe: Probe, rows: Tensor | None = None) -> Tensor:
     """(rows, vocabulary) from transformers' model, given the pixels of `model`'s plans: all, or those of these numbers."""
-    token = theirs.config.video_token_id if _is_clip(probe) else theirs.config.image_token_id
+    token = theirs.config.video_token_id if _has_video(probe) else theirs.config.image_token_id
     ids = torch.tensor([[token if row is None else row for row in probe.rows]])
-    inputs = {"input_ids": ids, **_pixels(theirs.config.model_type, model, probe)}
+    inputs = {"input_ids": ids, **_make_pixel_inputs(theirs.config.model_type, model, probe)}
     if rows is None:
         return theirs(**inputs).logits[0]
     if "logits_to_keep" in signature(theirs.forward).parameters:
@@ -139,20 +139,20 @@ def transformers_logits(theirs: Any, model: OneVision, probe: Probe, rows: Tenso
     return theirs(**inputs).logits[0, rows]
 
 
-def _is_clip(probe: Probe) -> bool:
+def _has_video(probe: Probe) -> bool:
     return any(shape.kind == "video" for shape in probe.shapes)
 
 
-def _pixels(model_type: str, model: OneVision, probe: Probe) -> dict[str, Tensor]:
+def _make_pixel_inputs(model_type: str, model: OneVision, probe: Probe) -> dict[str, Tensor]:
     """The visuals of a probe as transformers' processors name and shape them."""
-    if model_type in QUERIED:
-        return _queried(model, probe)
+    if model_type in QFORMER_FAMILIES:
+        return _make_qformer_inputs(model, probe)
     if not probe.shapes:
         return {}
-    pixels = model.normalised(probe.pixels).float()
-    if _is_clip(probe):
+    pixels = model.normalise_pixels(probe.pixels).float()
+    if _has_video(probe):
         return {"pixel_values_videos": pixels[None]}
-    if model_type not in TILED:
+    if model_type not in TILED_FAMILIES:
         return {"pixel_values": pixels}
     views = pixels.split([len(routed.plan.views) for routed in probe.plans])
     tiled = {
@@ -162,9 +162,9 @@ def _pixels(model_type: str, model: OneVision, probe: Probe) -> dict[str, Tensor
     return tiled | ({"batch_num_images": torch.tensor([len(views)])} if model_type == "llava_onevision" else {})
 
 
-def _queried(model: OneVision, probe: Probe) -> dict[str, Tensor]:
+def _make_qformer_inputs(model: OneVision, probe: Probe) -> dict[str, Tensor]:
     """BLIP-2 always asks for a picture; one of which no token is placed changes nothing."""
-    pixels, asked = model.normalised(probe.pixels).float(), probe.asked
+    pixels, asked = model.normalise_pixels(probe.pixels).float(), probe.instructions
     pixels = pixels if len(pixels) else torch.zeros(1, *pixels.shape[1:])
     if not needs_text(model.projector):
         return {"pixel_values": pixels}

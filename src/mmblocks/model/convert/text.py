@@ -14,13 +14,13 @@ from torch import Tensor
 from mmblocks.backbones.text_tokenizer import read_text_tokenizer
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.json_files import read_object
-from mmblocks.model.build import wire
+from mmblocks.model.build import build_from_spec
 from mmblocks.model.checks import limits
-from mmblocks.model.checks.composition import Examination, examine
-from mmblocks.model.convert import raw_config
-from mmblocks.model.convert.chat import ENDS, ChatChoice
-from mmblocks.model.convert.keys import Table
-from mmblocks.model.convert.weights import Matched, load_matched, matched
+from mmblocks.model.checks.composition import DryBuild, dry_build
+from mmblocks.model.convert import read_raw_config
+from mmblocks.model.convert.chat import TEMPLATES_BY_END, ChatChoice
+from mmblocks.model.convert.keys import NameTable
+from mmblocks.model.convert.weights import MatchedTensors, load_matched, match_tensors
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 
@@ -31,13 +31,13 @@ GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalt
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def refuse(where: Path, reasons: list[str]) -> None:
+def refuse_conversion(where: Path, reasons: list[str]) -> None:
     """Raise one `ConfigError` that lists all reasons, if there are any."""
     if reasons:
         raise ConfigError(f"{where} cannot be converted:\n" + "\n".join(f"  - {reason}" for reason in reasons))
 
 
-def tokenizer_of(folder: Path) -> Any | None:
+def read_checkpoint_tokenizer(folder: Path) -> Any | None:
     """The text tokenizer in a checkpoint folder, with its processor's chat template; None where there is none."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
@@ -47,7 +47,7 @@ def tokenizer_of(folder: Path) -> Any | None:
         raise CheckpointError(f"{folder}: its text tokenizer cannot be read ({cause}).") from cause
 
 
-def tokenizer_reasons(
+def list_tokenizer_reasons(
     tokenizer: Any | None, visual_ids: Mapping[str, int], vocab_size: int, chat: ChatChoice
 ) -> list[str]:
     """What a text tokenizer lacks for the checkpoint beside it: the visual tokens, room for them, the end of a turn."""
@@ -62,30 +62,30 @@ def tokenizer_reasons(
     for token, number in visual_ids.items():
         if vocabulary.get(token, number) != number:
             reasons.append(f"its text tokenizer has {token} at id {vocabulary[token]}, its config at {number}.")
-    if chat.unfounded:
-        ends = ", ".join(ENDS)
+    if chat.is_guess:
+        ends = ", ".join(TEMPLATES_BY_END)
         reasons.append(
-            f"its chat template is unknown ({chat.why}), and its text tokenizer has none of the special tokens that end a "
+            f"its chat template is unknown ({chat.reason}), and its text tokenizer has none of the special tokens that end a "
             f"turn ({ends}); name one with --template."
         )
     return reasons
 
 
-def stored_generation(folder: Path) -> dict[str, Any]:
+def read_generation_settings(folder: Path) -> dict[str, Any]:
     """A checkpoint's own generation settings, as far as they are read."""
     path = folder / "generation_config.json"
     found = read_object(path) if path.is_file() else {}
     return {key: found[key] for key in GENERATION if found.get(key) is not None}
 
 
-def stored_ends(folder: Path) -> tuple[int, ...]:
+def read_end_tokens(folder: Path) -> tuple[int, ...]:
     """The ids that end an answer by the checkpoint's generation settings, or else by its text model's."""
-    text = raw_config(folder).get("text_config") or {}
-    found = stored_generation(folder).get("eos_token_id", text.get("eos_token_id"))
+    text = read_raw_config(folder).get("text_config") or {}
+    found = read_generation_settings(folder).get("eos_token_id", text.get("eos_token_id"))
     return tuple(found) if isinstance(found, list) else () if found is None else (found,)
 
 
-def backbone_settings(config: Any, folder: Path, tokenizer: Any | None, placeholder_id: int) -> dict[str, Any]:
+def make_backbone_settings(config: Any, folder: Path, tokenizer: Any | None, placeholder_id: int) -> dict[str, Any]:
     """A transformers text config as settings of our `causal_lm`. What they cannot say stays in the config itself."""
     rope = getattr(config, "rope_parameters", None) or {}
     window = getattr(config, "sliding_window", None)
@@ -113,36 +113,36 @@ def require_parts_fit(spec: ModelSpec) -> None:
 
     That its largest visuals do not fit into a sequence is the checkpoint's own limit, and only told.
     """
-    found = examine(spec, offline=False)
+    found = dry_build(spec, offline=False)
     too_long = []
     if found.encoder is not None and found.backbone is not None:
-        too_long = limits.media_faults(found.tokenizers, found.encoder.view_px, found.backbone.max_tokens)
+        too_long = limits.find_media_faults(found.tokenizers, found.encoder.view_px, found.backbone.max_tokens)
     for fault in too_long:
         log.warning("%s", fault)
-    Examination([fault for fault in found.faults if fault not in too_long]).require()
+    DryBuild([fault for fault in found.faults if fault not in too_long]).require_no_faults()
 
 
-def assembled(
+def build_from_tensors(
     spec: ModelSpec,
     text_config: Any,
     stored: Mapping[str, Tensor],
-    layouts: Mapping[str, Table],
+    layouts: Mapping[str, NameTable],
     dtype: torch.dtype,
     where: Path,
     chat: ChatChoice,
     unused: Mapping[str, str] | None = None,
-) -> tuple[OneVision, Matched]:
+) -> tuple[OneVision, MatchedTensors]:
     """The model of a spec with a checkpoint's tensors, all of them or none.
 
     chat: the spec's chat template and why it was taken. unused: what may be left over beside what `keys.UNUSED` names, as patterns of our names and reasons.
     """
     require_parts_fit(spec)
-    model = wire(spec, backbone_on_meta=True)
+    model = build_from_spec(spec, backbone_on_meta=True)
     with torch.device("meta"):  # a text config may say sizes that our settings cannot
         model.backbone.lm = type(model.backbone.lm)(text_config)
-    found = matched(model, stored, layouts, where, unused)
+    found = match_tensors(model, stored, layouts, where, unused)
     load_matched(model, found, text_config, dtype, where)
-    model.backbone.lm.generation_config.update(**stored_generation(where))
+    model.backbone.lm.generation_config.update(**read_generation_settings(where))
     log.info(
         "%s: layout %s, %d tensors read, %d not needed", where, found.layout, len(found.tensors), len(found.unused)
     )

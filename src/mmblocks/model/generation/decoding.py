@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mmblocks.errors import ConfigError
-from mmblocks.settings import fields_of
+from mmblocks.settings import list_settings
 
-MOST_NEW = 1_000_000
+MAX_NEW_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,14 @@ class Decoding:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        found = [reason for s in fields_of(Decoding).values() for reason in s.reasons_against(getattr(self, s.name))]
+        found = [
+            reason for s in list_settings(Decoding).values() for reason in s.reasons_against(getattr(self, s.name))
+        ]
         if not found:
             faults = [
                 f"max_new_tokens={self.max_new_tokens}; an answer has at least 1" * (self.max_new_tokens < 1),
-                f"max_new_tokens={self.max_new_tokens}; write {MOST_NEW} or less" * (self.max_new_tokens > MOST_NEW),
+                f"max_new_tokens={self.max_new_tokens}; write {MAX_NEW_TOKENS} or less"
+                * (self.max_new_tokens > MAX_NEW_TOKENS),
                 f"temperature={self.temperature}; write 0 for greedy, or more, up to 1000"
                 * (not 0 <= self.temperature <= 1000),
                 f"top_p={self.top_p}; write a share above 0 and up to 1" * (not 0 < self.top_p <= 1),
@@ -41,7 +44,7 @@ class Decoding:
         if found:
             raise ConfigError(f"decoding: {'; '.join(found)}.")
 
-    def require_room(self, backbone: Any) -> None:
+    def require_fitting_length(self, backbone: Any) -> None:
         """Raise `ConfigError` for answers longer than all that a model takes, before room is made for them."""
         most = getattr(backbone, "max_tokens", None)
         if most is not None and self.max_new_tokens > most:
@@ -51,29 +54,29 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class StopSequences:
     """What ends an answer: single tokens, and texts that the tokenizer writes with several; the first that comes ends it."""
 
     tokens: tuple[int, ...]
     texts: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: Any) -> Stop:
+    def from_model(cls, model: Any) -> StopSequences:
         """The stop texts of a model's chat template, as its text tokenizer writes them, and its checkpoint's end tokens."""
         tokenizer = model.backbone.text_tokenizer
         ids = {text: tokenizer.encode(text, add_special_tokens=False) for text in model.template.stop}
         tokens = [i[0] for i in ids.values() if len(i) == 1]
-        every = dict.fromkeys((*tokens, *end_tokens(model.backbone)))
+        every = dict.fromkeys((*tokens, *find_end_tokens(model.backbone)))
         return cls(tuple(every), tuple(text for text, i in ids.items() if len(i) != 1))
 
 
-def end_tokens(backbone: Any) -> tuple[int, ...]:
+def find_end_tokens(backbone: Any) -> tuple[int, ...]:
     """The ids that end an answer by a checkpoint's generation_config, which names one or a list (Qwen2-Instruct's two)."""
     own = getattr(getattr(backbone.lm, "generation_config", None), "eos_token_id", None)
     return tuple(own) if isinstance(own, Sequence) else () if own is None else (own,)
 
 
-class Chooser:
+class TokenSampler:
     """Next tokens out of logits, by the processors that transformers' `generate` would make, in its order.
 
     What a checkpoint's generation_config says of repetition (Qwen2's 1.1) holds; how tokens are drawn is `decoding`'s.
@@ -120,13 +123,13 @@ def _warpers(decoding: Decoding) -> list[Any]:
     return found
 
 
-class Ending:
+class EndDetector:
     """Which answers have ended.
 
     tokens: the ids that end one. padding: what stands behind it.
     """
 
-    def __init__(self, backbone: Any, stop: Stop, device: torch.device) -> None:
+    def __init__(self, backbone: Any, stop: StopSequences, device: torch.device) -> None:
         self.tokens = stop.tokens
         self.padding = self.tokens[0] if self.tokens else 0
         self._tokens = torch.tensor(self.tokens, dtype=torch.int64, device=device)
@@ -138,7 +141,7 @@ class Ending:
         return ended if self._texts is None else ended | self._texts(written, None)
 
 
-def _stop_texts(backbone: Any, stop: Stop) -> Any:
+def _stop_texts(backbone: Any, stop: StopSequences) -> Any:
     if not stop.texts:
         return None
     from transformers import StopStringCriteria
@@ -146,7 +149,7 @@ def _stop_texts(backbone: Any, stop: Stop) -> Any:
     return StopStringCriteria(backbone.text_tokenizer, list(stop.texts))
 
 
-def until(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
+def cut_at_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
     """Ids before the first stop token."""
     ends = [i for i, token in enumerate(ids) if token in stop_ids]
     return list(ids[: ends[0]]) if ends else list(ids)

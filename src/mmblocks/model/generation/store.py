@@ -11,12 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 
-GROWN_BY = 64  # slots; memory is asked for in pieces of this many
+GROWTH_SLOTS = 64  # slots; memory is asked for in pieces of this many
 
 
-class KVStore:
+class KVCache:
     """For each layer keys and values (sequences, kv_heads, capacity, head_dim), those of a token in its position's slot.
 
     The first `lengths[i]` slots of sequence i are filled; what lies behind them is free, whatever it holds. Lengths
@@ -29,7 +29,7 @@ class KVStore:
         self.capacity = 0
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._places: _Places | None = None
+        self._placement: _Placement | None = None
 
     @property
     def slot_bytes(self) -> int:
@@ -40,75 +40,79 @@ class KVStore:
         """The longest sequence's length (transformers' word for it)."""
         return max(self.lengths)
 
-    def reserve(self, slots: int) -> None:
+    def reserve_slots(self, slots: int) -> None:
         """Have room for sequences of `slots` tokens; a store that grows doubles."""
         if slots > self.capacity:
             wanted = max(slots, 2 * self.capacity)
-            self._resize(-(-wanted // GROWN_BY) * GROWN_BY)
+            self._resize_buffers(-(-wanted // GROWTH_SLOTS) * GROWTH_SLOTS)
 
-    def cut(self, length: int) -> None:
+    def truncate_to(self, length: int) -> None:
         """Forget what lies behind the first `length` tokens of every sequence."""
         if length < max(self.lengths):
             for buffer in (*self._keys, *self._values):
                 buffer[:, :, length:].zero_()  # a number that is not finite would be seen through any mask
             self.lengths = [min(n, length) for n in self.lengths]
 
-    def shrink(self, max_bytes: int) -> None:
+    def shrink_to_bytes(self, max_bytes: int) -> None:
         """Give back memory beyond `max_bytes`, and forget what does not fit."""
         slots = max_bytes // max(self.slot_bytes, 1)
         if slots < self.capacity:
-            self.cut(slots)
-            self._resize(slots)
+            self.truncate_to(slots)
+            self._resize_buffers(slots)
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Put a layer's new keys and values into their slots; returns those to attend to. Called by the layers."""
-        assert self._places is not None, "layers run inside `reading` or `writing`"
+        assert self._placement is not None, "layers run inside `reading` or `writing`"
         if layer_idx == len(self._keys):
-            self._keys.append(self._room(keys))
-            self._values.append(self._room(values))
+            self._keys.append(self._make_buffer(keys))
+            self._values.append(self._make_buffer(values))
         buffers = self._keys[layer_idx], self._values[layer_idx]
-        self._places.put(buffers[0], keys)
-        self._places.put(buffers[1], values)
-        return self._places.seen(buffers[0], keys), self._places.seen(buffers[1], values)
+        self._placement.write_rows(buffers[0], keys)
+        self._placement.write_rows(buffers[1], values)
+        return self._placement.select_visible(buffers[0], keys), self._placement.select_visible(buffers[1], values)
 
     @contextmanager
-    def reading(self, lengths: Sequence[int], device: torch.device) -> Iterator[Tensor]:
+    def place_packed_rows(self, lengths: Sequence[int], device: torch.device) -> Iterator[Tensor]:
         """Packed rows are run, `lengths[i]` for sequence i behind what it holds; gives their positions (rows,).
 
         Layers get keys and values packed: of each sequence what it held and then its new rows.
         """
         begins, ends = self.lengths, [b + n for b, n in zip(self.lengths, lengths, strict=True)]
-        self.reserve(max(ends))
-        new = _spans(begins, ends, device)
-        with self._placing(_Packed(new, _spans([0] * len(ends), ends, device) if any(begins) else None)):
+        self.reserve_slots(max(ends))
+        new = _make_row_slots(begins, ends, device)
+        with self._use_placement(
+            _PackedPlacement(new, _make_row_slots([0] * len(ends), ends, device) if any(begins) else None)
+        ):
             yield new.slots
         self.lengths = ends
 
     @contextmanager
-    def writing(self, positions: Tensor, visible: int) -> Iterator[None]:
+    def place_step_rows(self, positions: Tensor, visible: int) -> Iterator[None]:
         """One row of each sequence is run, at `positions` (sequences,); layers get the first `visible` slots of all.
 
         Lengths stay as they are: see `advance`.
         """
-        with self._placing(_Step(torch.arange(len(self.lengths), device=positions.device), positions, visible)):
+        with self._use_placement(
+            _StepPlacement(torch.arange(len(self.lengths), device=positions.device), positions, visible)
+        ):
             yield
 
-    def advance(self, going: Sequence[bool]) -> None:
+    def advance_lengths(self, going: Sequence[bool]) -> None:
         """The row that was just written belongs to the sequences that go on."""
         self.lengths = [n + one for n, one in zip(self.lengths, going, strict=True)]
 
     @contextmanager
-    def _placing(self, places: _Places) -> Iterator[None]:
-        self._places = places
+    def _use_placement(self, places: _Placement) -> Iterator[None]:
+        self._placement = places
         try:
             yield
         finally:
-            self._places = None
+            self._placement = None
 
-    def _room(self, rows: Tensor) -> Tensor:
+    def _make_buffer(self, rows: Tensor) -> Tensor:
         return rows.new_zeros(len(self.lengths), rows.shape[1], self.capacity, rows.shape[3])
 
-    def _resize(self, capacity: int) -> None:
+    def _resize_buffers(self, capacity: int) -> None:
         kept = min(capacity, self.capacity)
         for buffers in (self._keys, self._values):
             for layer, old in enumerate(buffers):
@@ -117,42 +121,42 @@ class KVStore:
         self.capacity = capacity
 
 
-class _Places(Protocol):
+class _Placement(Protocol):
     """Where new rows go, and what is attended to once they are there."""
 
-    def put(self, buffer: Tensor, rows: Tensor) -> None: ...
+    def write_rows(self, buffer: Tensor, rows: Tensor) -> None: ...
 
-    def seen(self, buffer: Tensor, rows: Tensor) -> Tensor: ...
+    def select_visible(self, buffer: Tensor, rows: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Spans:
+class _RowSlots:
     """Slots of packed rows: of each row the sequence and the slot, both int64 (rows,)."""
 
     sequences: Tensor
     slots: Tensor
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
 
-def _spans(begins: Sequence[int], ends: Sequence[int], device: torch.device) -> _Spans:
+def _make_row_slots(begins: Sequence[int], ends: Sequence[int], device: torch.device) -> _RowSlots:
     """Rows from `begins[i]` up to `ends[i]` of every sequence i, end to end."""
     lengths = [end - begin for begin, end in zip(begins, ends, strict=True)]
     shifts = torch.tensor([b - s for b, s in zip(begins, [0, *accumulate(lengths)][:-1], strict=True)])
     sequences = torch.repeat_interleave(torch.tensor(lengths))
-    return _Spans(sequences.to(device), (torch.arange(sum(lengths)) + shifts[sequences]).to(device))
+    return _RowSlots(sequences.to(device), (torch.arange(sum(lengths)) + shifts[sequences]).to(device))
 
 
 @dataclass(frozen=True, slots=True)
-class _Packed:
+class _PackedPlacement:
     """Rows (1, kv_heads, rows, head_dim) of all sequences end to end; `keys` are None where nothing was held."""
 
-    new: _Spans
-    keys: _Spans | None
+    new: _RowSlots
+    keys: _RowSlots | None
 
-    def put(self, buffer: Tensor, rows: Tensor) -> None:
+    def write_rows(self, buffer: Tensor, rows: Tensor) -> None:
         buffer.transpose(1, 2)[self.new.sequences, self.new.slots] = rows.squeeze(0).transpose(0, 1)
 
-    def seen(self, buffer: Tensor, rows: Tensor) -> Tensor:
+    def select_visible(self, buffer: Tensor, rows: Tensor) -> Tensor:
         if self.keys is None:
             return rows
         if len(buffer) == 1:  # a view: the keys of a long conversation are not copied for a short question
@@ -161,16 +165,16 @@ class _Packed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _StepPlacement:
     """One row of each sequence: (sequences, kv_heads, 1, head_dim)."""
 
     sequences: Tensor
     slots: Tensor
     visible: int
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
-    def put(self, buffer: Tensor, rows: Tensor) -> None:
+    def write_rows(self, buffer: Tensor, rows: Tensor) -> None:
         buffer.transpose(1, 2)[self.sequences, self.slots] = rows.squeeze(2)
 
-    def seen(self, buffer: Tensor, rows: Tensor) -> Tensor:
+    def select_visible(self, buffer: Tensor, rows: Tensor) -> Tensor:
         return buffer[:, :, : self.visible]

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 
-SAMPLED = 64
+SAMPLES_PER_TENSOR = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class TensorAddresses:
     """Where a model's tensors lie, whatever they hold, and how the model is run."""
 
     tensors: tuple[Any, ...]
     switches: tuple[Any, ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> Places:
+    def from_module(cls, model: nn.Module) -> TensorAddresses:
         """Those of a module's parameters and buffers at this moment."""
         tensors = list(chain(model.parameters(), model.buffers()))
         # A reference keeps the name of a storage from being given to another, and holds none of its memory.
@@ -32,33 +32,33 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Weights:
+class WeightSnapshot:
     """The places of a model's tensors, how often these were written, and some of their numbers.
 
     torch counts writes (`_version`), but not those of fused optimizers nor those through `.data`; they are known by
     `SAMPLED` numbers of each tensor, so a write of the second kind to a few single numbers goes unnoticed.
     """
 
-    places: Places
+    addresses: TensorAddresses
     versions: tuple[int, ...]
     samples: tuple[Tensor, ...]
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: nn.Module) -> Weights:
+    def from_module(cls, model: nn.Module) -> WeightSnapshot:
         """Those of a module at this moment."""
         tensors = list(chain(model.parameters(), model.buffers()))
         kinds: dict[Any, list[Tensor]] = {}
         for tensor in tensors:
             kinds.setdefault((tensor.dtype, tensor.device), []).append(_sample(tensor))
         versions = tuple(-1 if t.is_inference() else t._version for t in tensors)
-        return cls(Places.of(model), versions, tuple(map(torch.cat, kinds.values())))
+        return cls(TensorAddresses.from_module(model), versions, tuple(map(torch.cat, kinds.values())))
 
-    def same(self, other: Weights) -> bool:
+    def is_same_as(self, other: WeightSnapshot) -> bool:
         """Whether what was computed before would be computed now."""
         return (
-            self.places == other.places
+            self.addresses == other.addresses
             and self.versions == other.versions
             and -1 not in self.versions  # tensors of inference mode, whose writes nobody counts
             and all(torch.equal(a, b) for a, b in zip(self.samples, other.samples, strict=True))
@@ -74,4 +74,4 @@ def _switches(model: nn.Module, device: str) -> tuple[Any, ...]:
 
 def _sample(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)
-    return flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
+    return flat[:: max(1, len(flat) // SAMPLES_PER_TENSOR)][:SAMPLES_PER_TENSOR]

@@ -6,27 +6,27 @@ from dataclasses import replace
 from typing import Any
 
 from mmblocks.errors import ConfigError
-from mmblocks.model.build import wire_template, wire_tokenizers
+from mmblocks.model.build import build_router, build_template
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
-from mmblocks.settings import differing
+from mmblocks.settings import find_differing_keys
 
-WEIGHTY = ("encoder", "projector", "backbone")
-PLACES = ("checkpoint", "text_tokenizer")
+WEIGHTED_PARTS = ("encoder", "projector", "backbone")
+SOURCE_SETTINGS = ("checkpoint", "text_tokenizer")
 """Settings that say where weights and words come from, not what the part is."""
 
 
 def reasons_against(stored: ModelSpec, wanted: ModelSpec) -> list[str]:
     """Why the weights of one composition cannot be those of another: settings of parts that hold weights."""
-    one, other = stored.plain(), wanted.plain()
+    one, other = stored.to_dict(), wanted.to_dict()
     return [
         f"{part}: {', '.join(keys)} {'differ' if len(keys) > 1 else 'differs'} from the saved model's"
-        for part in WEIGHTY
-        if (keys := differing(_without_places(one[part]), _without_places(other[part])))
+        for part in WEIGHTED_PARTS
+        if (keys := find_differing_keys(_drop_source_settings(one[part]), _drop_source_settings(other[part])))
     ]
 
 
-def recomposed(model: OneVision, wanted: ModelSpec) -> OneVision:
+def recompose_model(model: OneVision, wanted: ModelSpec) -> OneVision:
     """The same model with the visual tokenizers, pooling, chat template and image reading of `wanted`, in place.
 
     Raises `ConfigError` when parts with weights differ, or when a tokenizer inserts marks that the model has not.
@@ -44,17 +44,17 @@ def recomposed(model: OneVision, wanted: ModelSpec) -> OneVision:
         template=wanted.template,
         images=wanted.images,
     )
-    router = wire_tokenizers(spec, model.encoder, model.projector)
-    if strange := set(router.marks) - set(model.marks.keys()):
+    router = build_router(spec, model.encoder, model.projector)
+    if strange := set(router.learned_tokens) - set(model.learned_tokens.keys()):
         raise ConfigError(
             f"the recipe's tokenizers insert the marks {', '.join(sorted(strange))}, which the saved model has not learned; "
             "add them with `mmblocks swap` first."
         )
-    model.router, model.template, model.spec = router, wire_template(spec.template, model.backbone), spec
+    model.router, model.template, model.spec = router, build_template(spec.template, model.backbone), spec
     return model
 
 
-def _without_places(value: Any) -> Any:
+def _drop_source_settings(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _without_places(v) for k, v in value.items() if k not in PLACES}
-    return [_without_places(v) for v in value] if isinstance(value, list) else value
+        return {k: _drop_source_settings(v) for k, v in value.items() if k not in SOURCE_SETTINGS}
+    return [_drop_source_settings(v) for v in value] if isinstance(value, list) else value

@@ -26,7 +26,7 @@ MOST_EXTRA_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TransferLine:
     """What became of one parameter; `before` and `after` are its shapes, None where that model does not have it."""
 
     part: str
@@ -37,12 +37,12 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class TransferReport:
     """Every parameter of the old and of the new model, each shared one once."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[TransferLine, ...]
 
-    def count(self, fate: Fate, part: str | None = None) -> int:
+    def count_parameters(self, fate: Fate, part: str | None = None) -> int:
         """Parameters of a fate: as they are in the new model, or, of the dropped ones, as they were."""
         return sum(
             math.prod(line.before if fate == "dropped" else line.after)  # type: ignore[arg-type]
@@ -60,15 +60,17 @@ class Ledger:
         """Parameters of the new model: kept, resized to, or new."""
         return sum(math.prod(line.after) for line in self.lines if line.after is not None)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The ledger as json knows it: totals, then names with shapes by part and fate."""
         parts = dict.fromkeys(line.part for line in self.lines)
         return {
-            "parameters": {"before": self.before, "after": self.after, **{f: self.count(f) for f in FATES}},
-            "tensors": {part: {f: self._named(part, f) for f in FATES if self._named(part, f)} for part in parts},
+            "parameters": {"before": self.before, "after": self.after, **{f: self.count_parameters(f) for f in FATES}},
+            "tensors": {
+                part: {f: self._list_shapes(part, f) for f in FATES if self._list_shapes(part, f)} for part in parts
+            },
         }
 
-    def _named(self, part: str, fate: Fate) -> dict[str, list[list[int] | None]]:
+    def _list_shapes(self, part: str, fate: Fate) -> dict[str, list[list[int] | None]]:
         return {
             line.name: [list(shape) if shape is not None else None for shape in (line.before, line.after)]
             for line in self.lines
@@ -76,24 +78,24 @@ class Ledger:
         }
 
 
-def never(name: str, old: Tensor, shape: Sequence[int]) -> None:
+def resize_nothing(name: str, old: Tensor, shape: Sequence[int]) -> None:
     """Resize nothing."""
 
 
-def untouched(part: str, module: nn.Module) -> Iterator[Line]:
+def list_untouched(part: str, module: nn.Module) -> Iterator[TransferLine]:
     """A part that is the same object in both models."""
     for name, parameter in module.named_parameters():
-        yield Line(part, name, "kept", tuple(parameter.shape), tuple(parameter.shape))
+        yield TransferLine(part, name, "kept", tuple(parameter.shape), tuple(parameter.shape))
 
 
-def replaced(part: str, old: nn.Module, new: nn.Module) -> Iterator[Line]:
+def list_replaced(part: str, old: nn.Module, new: nn.Module) -> Iterator[TransferLine]:
     """A part of which nothing is kept."""
-    yield from (Line(part, n, "dropped", tuple(p.shape), None) for n, p in old.named_parameters())
-    yield from (Line(part, n, "new", None, tuple(p.shape)) for n, p in new.named_parameters())
+    yield from (TransferLine(part, n, "dropped", tuple(p.shape), None) for n, p in old.named_parameters())
+    yield from (TransferLine(part, n, "new", None, tuple(p.shape)) for n, p in new.named_parameters())
 
 
 @torch.no_grad()
-def fill(part: str, new: nn.Module, old: nn.Module, resize: Resize = never) -> Iterator[Line]:
+def fill_module(part: str, new: nn.Module, old: nn.Module, resize: Resize = resize_nothing) -> Iterator[TransferLine]:
     """Give a module every tensor of another that has its name and shape, or can be resized to it."""
     given, wanted = old.state_dict(), new.state_dict()
     fates: dict[str, Fate] = {}
@@ -105,29 +107,29 @@ def fill(part: str, new: nn.Module, old: nn.Module, resize: Resize = never) -> I
         elif source is not None and (fitted := resize(name, source, tensor.shape)) is not None:
             tensor.copy_(fitted)
             fates[name] = "resized"
-    return _lines(part, dict(old.named_parameters()), dict(new.named_parameters()), fates)
+    return _list_lines(part, dict(old.named_parameters()), dict(new.named_parameters()), fates)
 
 
-def _lines(
+def _list_lines(
     part: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor], fates: Mapping[str, Fate]
-) -> Iterator[Line]:
+) -> Iterator[TransferLine]:
     for name, parameter in new.items():
         taken = name in fates and name in old
-        yield Line(
+        yield TransferLine(
             part, name, fates.get(name, "new"), tuple(old[name].shape) if taken else None, tuple(parameter.shape)
         )
     for name, parameter in old.items():
         if not (name in fates and name in new):
-            yield Line(part, name, "dropped", tuple(parameter.shape), None)
+            yield TransferLine(part, name, "dropped", tuple(parameter.shape), None)
 
 
 # Tensors that can be brought to another shape -----------------------------------------------------------------------
 
 
-def positions_between(old: Size, new: Size) -> Resize:
+def make_position_resize(old: Size, new: Size) -> Resize:
     """Position tables of square or other grids: bicubic with antialiasing; rows in front of the patches are kept."""
 
-    def resize(name: str, table: Tensor, shape: Sequence[int]) -> Tensor | None:
+    def resize_positions(name: str, table: Tensor, shape: Sequence[int]) -> Tensor | None:
         if not POSITIONS.search(name) or table.ndim != len(shape) or table.ndim not in (2, 3):
             return None
         rows = table.reshape(-1, table.shape[-1])
@@ -143,10 +145,10 @@ def positions_between(old: Size, new: Size) -> Resize:
         patches = rearrange(scaled, "1 d h w -> (h w) d").to(table.dtype)
         return torch.cat([rows[:extra], patches]).reshape(*shape)
 
-    return resize
+    return resize_positions
 
 
-def more_words(name: str, table: Tensor, shape: Sequence[int]) -> Tensor | None:
+def extend_vocabulary(name: str, table: Tensor, shape: Sequence[int]) -> Tensor | None:
     """Tables by token id with rows for more tokens, each the mean of those that are there."""
     if not VOCABULARY.search(name) or tuple(table.shape[1:]) != tuple(shape[1:]) or shape[0] < len(table):
         return None

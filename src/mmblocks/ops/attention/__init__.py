@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmblocks.batch import Packing, Rows
-from mmblocks.compat import autocast_dtype
+from mmblocks.batch import Packing, RowIndex
+from mmblocks.compat import find_autocast_dtype
 from mmblocks.errors import ConfigError
 from mmblocks.ops.attention import fixed, library, scored
-from mmblocks.ops.attention.call import Call
+from mmblocks.ops.attention.call import PackedCall
 from mmblocks.ops.attention.fixed import FixedCall
 from mmblocks.ops.attention.rows import OP as ROWS_OP
 from mmblocks.ops.attention.rows import RowsCall
 
-__all__ = ["FIXED_OP", "NAME", "OP", "ROWS_OP", "attend", "attend_rows", "packing_arguments", "register"]
+__all__ = ["FIXED_OP", "NAME", "OP", "ROWS_OP", "attend", "attend_rows", "make_packing_arguments", "register"]
 
 NAME = "mmblocks"
 OP = library.OP
 FIXED_OP = fixed.OP
-CHOOSING = ("position_bias", "indices", "block_indices", "sinks")
+UNSUPPORTED_KEYWORDS = ("position_bias", "indices", "block_indices", "sinks")
 """Keywords by which some families change scores or leave keys out, often in long texts only; never dropped silently."""
 
 
@@ -56,8 +56,8 @@ def attend(
     """
     _require_groups(q, k)
     keys = packing if keys is None else keys
-    q, k, v = _autocast(q, k, v)
-    call = Call(
+    q, k, v = _cast_for_autocast(q, k, v)
+    call = PackedCall(
         q,
         k,
         v,
@@ -68,15 +68,15 @@ def attend(
         causal,
         scale,
         window,
-        _learns(q, k, v),
+        _needs_gradient(q, k, v),
         softcap is not None,
         sinks is not None,
     )
     if softcap is not None or sinks is not None:
-        OP.choose(call)
-        return scored.attend(call, softcap, sinks)
+        OP.choose_backend(call)
+        return scored.attend_by_scores(call, softcap, sinks)
     later = torch.compiler.is_compiling() or q.is_meta
-    return library.computed(call, library.LATER if later else OP.choose(call).name)
+    return library.compute_attention(call, library.CHOOSE_AT_RUNTIME if later else OP.choose_backend(call).name)
 
 
 def attend_rows(
@@ -84,7 +84,7 @@ def attend_rows(
     k: Tensor,
     v: Tensor,
     packing: Packing,
-    rows: Rows,
+    rows: RowIndex,
     *,
     scale: float,
     window: int | None = None,
@@ -97,8 +97,8 @@ def attend_rows(
     device where neither one row of each sequence is asked for without gradient nor `rows` has its host side.
     """
     _require_groups(q, k)
-    q, k, v = _autocast(q, k, v)
-    return ROWS_OP(RowsCall(q, k, v, packing, rows, scale, window, softcap, sinks, _learns(q, k, v)))
+    q, k, v = _cast_for_autocast(q, k, v)
+    return ROWS_OP(RowsCall(q, k, v, packing, rows, scale, window, softcap, sinks, _needs_gradient(q, k, v)))
 
 
 def _require_groups(q: Tensor, k: Tensor) -> None:
@@ -109,13 +109,13 @@ def _require_groups(q: Tensor, k: Tensor) -> None:
         )
 
 
-def _learns(*tensors: Tensor) -> bool:
+def _needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """In the type that torch's own attention would take under autocast."""
-    dtype = autocast_dtype(tensors[0].device.type)
+    dtype = find_autocast_dtype(tensors[0].device.type)
     if dtype is None:
         return tensors
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
@@ -134,18 +134,18 @@ def register() -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, _interface())
+    AttentionInterface.register(NAME, _make_interface())
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
 
 
 @cache
-def _interface() -> Any:
+def _make_interface() -> Any:
     """What transformers calls. Compiled code leaves some rows' attention out, whose shapes follow from values."""
-    return partial(_transformers_attention, attend_some=torch.compiler.disable(attend_rows))
+    return partial(_attend_for_transformers, attend_some=torch.compiler.disable(attend_rows))
 
 
-def packing_arguments(packing: Packing, device: torch.device, keys: Packing | None = None) -> dict[str, Any]:
+def make_packing_arguments(packing: Packing, device: torch.device, keys: Packing | None = None) -> dict[str, Any]:
     """Keywords that carry a packing through a transformers model, and a mask that says "the packing decides".
 
     `keys` as in `attend`, for a model with a cache. Longest lengths are rounded up, so that few of them differ. A mask of
@@ -156,12 +156,12 @@ def packing_arguments(packing: Packing, device: torch.device, keys: Packing | No
         "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device),
         "cu_seq_lens_q": packing.cu_seqlens,
         "cu_seq_lens_k": keys.cu_seqlens,
-        "max_length_q": library.bucket(packing.max_seqlen),
-        "max_length_k": library.bucket(keys.max_seqlen),
+        "max_length_q": library.round_up_length(packing.max_seqlen),
+        "max_length_k": library.round_up_length(keys.max_seqlen),
     }
 
 
-def _transformers_attention(
+def _attend_for_transformers(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -176,7 +176,7 @@ def _transformers_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    rows: Rows | None = None,
+    rows: RowIndex | None = None,
     seen_slots: Mapping[int | None, Tensor | None] | None = None,
     attend_some: Any = attend_rows,
     **others: Any,
@@ -189,9 +189,11 @@ def _transformers_attention(
     if cu_seq_lens_q is None or max_length_q is None:
         attention_mask = attention_mask if seen_slots is None else seen_slots[sliding_window]
         if softcap is not None or s_aux is not None:
-            return _padded_scores(query, key, value, attention_mask, scaling, softcap, s_aux), None
-        return _unpacked(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others), None
-    if unknown := [name for name in CHOOSING if others.get(name) is not None]:
+            return _attend_padded(query, key, value, attention_mask, scaling, softcap, s_aux), None
+        return _attend_unpacked(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        ), None
+    if unknown := [name for name in UNSUPPORTED_KEYWORDS if others.get(name) is not None]:
         raise NotImplementedError(f"packed attention does not know {', '.join(unknown)}")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
@@ -203,23 +205,23 @@ def _transformers_attention(
     return attend(q, k, v, packing, causal=True, keys=keys, **further).unsqueeze(0), None
 
 
-def _unpacked(
+def _attend_unpacked(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
 ) -> Tensor:
     """One shape for all: (n, heads, rows, head_dim) to (n, rows, heads, head_dim)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    def run() -> Tensor:
+    def run_sdpa() -> Tensor:
         return sdpa_attention_forward(module, query, key, value, mask, **settings)[0]
 
     if torch.compiler.is_compiling() or query.is_meta:
-        return run()
+        return run_sdpa()
     causal = settings.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    return FIXED_OP(FixedCall(run, query, key, mask is not None, bool(causal), _learns(query, key, value)))
+    return FIXED_OP(FixedCall(run_sdpa, query, key, mask is not None, bool(causal), _needs_gradient(query, key, value)))
 
 
-def _padded_scores(
+def _attend_padded(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -233,4 +235,6 @@ def _padded_scores(
     if mask is None:
         past = key.shape[2] - query.shape[2]
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(past)
-    return scored.weighed(query, key, value, mask[..., : key.shape[2]], scale, softcap, sinks).transpose(1, 2)
+    return scored.compute_scored_attention(
+        query, key, value, mask[..., : key.shape[2]], scale, softcap, sinks
+    ).transpose(1, 2)

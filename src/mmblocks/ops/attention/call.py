@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmblocks.reprs import repr_by_shape
+from mmblocks.reprs import format_by_shape
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PackedCall:
     """The arguments of `attend`, with both packings apart and what decides between ways.
 
     q: (tokens, heads, d); k: (key tokens, kv_heads, d); v: (key tokens, kv_heads, value_dim). ends_q, ends_k: int32
@@ -31,19 +31,19 @@ class Call:
     learns: bool = False
     capped: bool = False
     sinks: bool = False
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
     @property
-    def groups(self) -> int:
+    def group_size(self) -> int:
         """How many query heads share a head of keys."""
         return self.q.shape[1] // self.k.shape[1]
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         return not (self.q.numel() and self.k.numel())
 
     @property
-    def behind(self) -> int | None:
+    def window_left(self) -> int | None:
         """How many keys before its own place a token sees; None for all of them."""
         local = self.causal and self.window is not None and self.window < self.max_k
         return self.window - 1 if local and self.window is not None else None

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmblocks.ops.attention.machine import capability
-from mmblocks.ops.attention.table import FIXED, Key, order_of
-from mmblocks.ops.choice import REFERENCE, Op, Way
-from mmblocks.reprs import repr_by_shape
+from mmblocks.ops.attention.machine import read_compute_capability
+from mmblocks.ops.attention.table import FIXED, OrderKey, order_backends
+from mmblocks.ops.choice import REFERENCE, Backend, Op
+from mmblocks.reprs import format_by_shape
 
 KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -39,14 +39,14 @@ class FixedCall:
     masked: bool
     causal: bool
     learns: bool
-    __repr__ = repr_by_shape
+    __repr__ = format_by_shape
 
 
 def reasons_against(kernel: str, call: FixedCall) -> list[str]:
     """Why a kernel cannot take a call."""
     if call.q.device.type != "cuda":
         return [f"it is for CUDA, and the tensors are on {call.q.device.type}"]
-    reasons, dim = list(reasons_here(kernel)), call.q.shape[-1]
+    reasons, dim = list(list_unavailable_reasons(kernel)), call.q.shape[-1]
     if call.q.dtype not in TYPES[kernel]:
         reasons.append(f"it does not take {str(call.q.dtype).removeprefix('torch.')}")
     if kernel != "efficient" and call.masked:
@@ -56,9 +56,9 @@ def reasons_against(kernel: str, call: FixedCall) -> list[str]:
     return reasons
 
 
-def reasons_here(kernel: str) -> list[str]:
+def list_unavailable_reasons(kernel: str) -> list[str]:
     """Why a kernel cannot run on this machine, whatever it is given."""
-    here = capability()
+    here = read_compute_capability()
     if here is None:
         return ["torch sees no CUDA device"]
     if kernel != "efficient" and here < (8, 0):
@@ -68,24 +68,31 @@ def reasons_here(kernel: str) -> list[str]:
     return []
 
 
-def _way(kernel: str) -> Way:
+def _make_backend(kernel: str) -> Backend:
     first = [KERNELS[kernel], *(other for name, other in KERNELS.items() if name != kernel), SDPBackend.MATH]
 
-    def run(call: FixedCall) -> Tensor:
+    def run_kernel(call: FixedCall) -> Tensor:
         with sdpa_kernel(first, set_priority=True):
             return call.run()
 
-    return Way(kernel, run, lambda call: reasons_against(kernel, call), here=lambda: reasons_here(kernel))
+    return Backend(
+        kernel,
+        run_kernel,
+        lambda call: reasons_against(kernel, call),
+        unavailable_reasons=lambda: list_unavailable_reasons(kernel),
+    )
 
 
-def _order(call: FixedCall) -> tuple[str, ...]:
+def _order_for_call(call: FixedCall) -> tuple[str, ...]:
     grouped = call.q.shape[1] != call.k.shape[1]
-    return order_of(Key(FIXED, capability(), call.q.shape[-1], call.causal, call.learns, grouped))
+    return order_backends(
+        OrderKey(FIXED, read_compute_capability(), call.q.shape[-1], call.causal, call.learns, grouped)
+    )
 
 
 OP = Op(
     FIXED,
-    [*map(_way, KERNELS), Way(REFERENCE, lambda call: call.run(), lambda call: [])],
-    order=_order,
+    [*map(_make_backend, KERNELS), Backend(REFERENCE, lambda call: call.run(), lambda call: [])],
+    order=_order_for_call,
 )
 """The reference is torch's own choice between its kernels."""

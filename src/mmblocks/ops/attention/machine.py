@@ -17,7 +17,7 @@ RUNTIME_WHEEL = "nvidia-cuda-runtime-cu{major}"
 
 
 @cache
-def capability() -> tuple[int, int] | None:
+def read_compute_capability() -> tuple[int, int] | None:
     """Compute capability of the current CUDA device, None without one."""
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
@@ -25,7 +25,7 @@ def capability() -> tuple[int, int] | None:
 @cache
 def reasons_against_flash() -> list[str]:
     """Why torch's own FlashAttention cannot run here."""
-    here = capability()
+    here = read_compute_capability()
     if here is None:
         return ["torch sees no CUDA device"]
     if here < (8, 0):
@@ -38,10 +38,10 @@ def reasons_against_flash() -> list[str]:
 @cache
 def reasons_against_xformers() -> list[str]:
     """Why xformers' operators cannot run here; empty when a small one just did."""
-    if capability() is None:
+    if read_compute_capability() is None:
         return ["its operators are for CUDA, and torch sees no CUDA device"]
     try:
-        operators = fmha()
+        operators = import_fmha()
     except ImportError as cause:
         return [f"it cannot be imported ({cause})"]
     if reasons := reasons_against_library():
@@ -50,7 +50,7 @@ def reasons_against_xformers() -> list[str]:
     try:
         operators.memory_efficient_attention_forward(probe, probe, probe)
     except (NotImplementedError, RuntimeError, ValueError) as cause:
-        return [f"no operator takes a probe of float16 on {torch.cuda.get_device_name()}: {_first_line(cause)}"]
+        return [f"no operator takes a probe of float16 on {torch.cuda.get_device_name()}: {_take_first_line(cause)}"]
     return []
 
 
@@ -58,18 +58,18 @@ def reasons_against_xformers() -> list[str]:
 def reasons_against_library() -> list[str]:
     """Why xformers' compiled part cannot be loaded beside this torch; without it xformers refuses every operator."""
     try:
-        fmha()
+        import_fmha()
     except ImportError as cause:
         return [f"it cannot be imported ({cause})"]
     from xformers import _cpp_lib
 
     if (fault := _cpp_lib._cpp_library_load_exception) is None:
         return []
-    return [_against_runtime() or f"its compiled part cannot be loaded: {_first_line(fault)}"]
+    return [_explain_missing_runtime() or f"its compiled part cannot be loaded: {_take_first_line(fault)}"]
 
 
 @cache
-def fmha() -> Any:
+def import_fmha() -> Any:
     """xformers' attention, imported without a word. Raises `ImportError` where it is not installed.
 
     Its wheels are linked to the CUDA runtime they were built with. A torch for another CUDA does not bring that, so it
@@ -89,10 +89,10 @@ def fmha() -> Any:
 
 
 def _load_runtime() -> None:
-    major = _built_for()
-    if major is None or major == _torch_has():
+    major = _read_xformers_cuda_major()
+    if major is None or major == _read_torch_cuda_major():
         return
-    for place in (f"libcudart.so.{major}", *_in_wheel(major)):
+    for place in (f"libcudart.so.{major}", *_find_in_wheel(major)):
         try:
             ctypes.CDLL(place, mode=ctypes.RTLD_GLOBAL)
             return
@@ -100,10 +100,10 @@ def _load_runtime() -> None:
             continue
 
 
-def _against_runtime() -> str | None:
+def _explain_missing_runtime() -> str | None:
     """What to install, where a runtime is missing."""
-    major = _built_for()
-    if major is None or major == _torch_has() or list(_in_wheel(major)):
+    major = _read_xformers_cuda_major()
+    if major is None or major == _read_torch_cuda_major() or list(_find_in_wheel(major)):
         return None
     wheel = RUNTIME_WHEEL.format(major=major)
     return (
@@ -112,7 +112,7 @@ def _against_runtime() -> str | None:
     )
 
 
-def _built_for() -> int | None:
+def _read_xformers_cuda_major() -> int | None:
     """Major version of the CUDA that xformers was built with, as its wheel says."""
     spec = find_spec("xformers")
     if spec is None or spec.origin is None:
@@ -124,11 +124,11 @@ def _built_for() -> int | None:
         return None
 
 
-def _torch_has() -> int | None:
+def _read_torch_cuda_major() -> int | None:
     return int(torch.version.cuda.partition(".")[0]) if torch.version.cuda else None
 
 
-def _in_wheel(major: int) -> list[str]:
+def _find_in_wheel(major: int) -> list[str]:
     """The runtime in the wheel that NVIDIA makes of it, if that is installed."""
     try:
         found = files(RUNTIME_WHEEL.format(major=major)) or []
@@ -137,5 +137,5 @@ def _in_wheel(major: int) -> list[str]:
     return [str(file.locate()) for file in found if file.name == f"libcudart.so.{major}"]
 
 
-def _first_line(error: Exception) -> str:
+def _take_first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]

@@ -7,34 +7,34 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mmblocks.ops.attention.call import Call
-from mmblocks.ops.attention.reference import seen
+from mmblocks.ops.attention.call import PackedCall
+from mmblocks.ops.attention.reference import make_causal_mask
 
 
-def attend(call: Call, softcap: float | None, sinks: Tensor | None) -> Tensor:
+def attend_by_scores(call: PackedCall, softcap: float | None, sinks: Tensor | None) -> Tensor:
     """As `mmblocks.ops.attention.attend`, one sequence after the other."""
     spans = zip(pairwise(call.ends_q.tolist()), pairwise(call.ends_k.tolist()), strict=True)
     parts = [
         _one(call, slice(*queries), slice(*keys), softcap, sinks) for queries, keys in spans if queries[0] < queries[1]
     ]
-    return torch.cat(parts) if parts else of_nothing(call.q, call.k, call.v)
+    return torch.cat(parts) if parts else make_empty_output(call.q, call.k, call.v)
 
 
-def of_nothing(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def make_empty_output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """What no queries attend to, with gradients of zero."""
     return q.new_zeros(*q.shape[:2], v.shape[-1]) + 0 * (q.sum() + k.sum() + v.sum())
 
 
-def _one(call: Call, queries: slice, keys: slice, softcap: float | None, sinks: Tensor | None) -> Tensor:
+def _one(call: PackedCall, queries: slice, keys: slice, softcap: float | None, sinks: Tensor | None) -> Tensor:
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (call.q[queries], call.k[keys], call.v[keys]))
     mask = None
     if call.causal:
         places = torch.arange(k.shape[2], device=q.device)
-        mask = seen(places[k.shape[2] - q.shape[2] :], places, call.window)
-    return weighed(q, k, v, mask, call.scale, softcap, sinks).squeeze(0).transpose(0, 1)
+        mask = make_causal_mask(places[k.shape[2] - q.shape[2] :], places, call.window)
+    return compute_scored_attention(q, k, v, mask, call.scale, softcap, sinks).squeeze(0).transpose(0, 1)
 
 
-def weighed(
+def compute_scored_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
     """Attention with capped scores and sinks. q: (n, heads, rows, d), k, v: (n, kv_heads, columns, d); True is seen."""

@@ -17,11 +17,11 @@ from mmblocks.errors import ConfigError
 
 SETTING = "MMBLOCKS_ATTENTION_TABLE"
 PACKED, FIXED = "attention", "fixed_attention"
-WAYS = {PACKED: ("xformers", "varlen", "reference"), FIXED: ("cudnn", "flash", "efficient", "reference")}
+BACKENDS = {PACKED: ("xformers", "varlen", "reference"), FIXED: ("cudnn", "flash", "efficient", "reference")}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BackendOrder:
     """The order of ways for what it describes; what is None describes everything.
 
     capability: the least compute capability. head_dim: the most. grouped: keys have fewer heads than queries. source:
@@ -37,7 +37,7 @@ class Row:
     learns: bool | None = None
     grouped: bool | None = None
 
-    def describes(self, key: Key) -> bool:
+    def is_for(self, key: OrderKey) -> bool:
         return (
             self.op == key.op
             and (self.capability is None or key.capability is None or key.capability >= self.capability)
@@ -49,7 +49,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class OrderKey:
     """What is looked up."""
 
     op: str
@@ -61,15 +61,15 @@ class Key:
 
 
 BUILT_IN = (
-    Row(
+    BackendOrder(
         PACKED,
         ("varlen", "xformers", "reference"),
         "not measured: both call the same FlashAttention-2; in backward xformers copies keys for each head of a group",
         learns=True,
         grouped=True,
     ),
-    Row(PACKED, ("xformers", "varlen", "reference"), "not measured: both call the same FlashAttention-2"),
-    Row(
+    BackendOrder(PACKED, ("xformers", "varlen", "reference"), "not measured: both call the same FlashAttention-2"),
+    BackendOrder(
         FIXED,
         ("cudnn", "flash", "efficient", "reference"),
         "published: transformers pull request 48163 has cuDNN 1.7 to 2.3 times as fast as flash on H100",
@@ -77,7 +77,7 @@ BUILT_IN = (
         head_dim=128,
         causal=False,
     ),
-    Row(
+    BackendOrder(
         FIXED,
         ("flash", "efficient", "cudnn", "reference"),
         "not measured: torch's own order; cuDNN plans anew for each length, and lengths of text hardly repeat",
@@ -85,18 +85,18 @@ BUILT_IN = (
 )
 
 
-def order_of(key: Key) -> tuple[str, ...]:
+def order_backends(key: OrderKey) -> tuple[str, ...]:
     """Names of ways, the one to try first at the front."""
-    return _order(key, os.environ.get(SETTING))
+    return _find_order(key, os.environ.get(SETTING))
 
 
 @cache
-def _order(key: Key, path: str | None) -> tuple[str, ...]:
-    return next(row.order for row in (*measured(path), *BUILT_IN) if row.describes(key))
+def _find_order(key: OrderKey, path: str | None) -> tuple[str, ...]:
+    return next(row.order for row in (*read_measured_rows(path), *BUILT_IN) if row.is_for(key))
 
 
 @cache
-def measured(path: str | None) -> tuple[Row, ...]:
+def read_measured_rows(path: str | None) -> tuple[BackendOrder, ...]:
     """The rows of a file. Raises `ConfigError` for one that is none."""
     if not path:
         return ()
@@ -106,18 +106,18 @@ def measured(path: str | None) -> tuple[Row, ...]:
         raise ConfigError(f"{SETTING}={path}: no table can be read there ({cause}).") from cause
     if not isinstance(said, list):
         raise ConfigError(f"{SETTING}={path}: it holds a {type(said).__name__}; write a list of rows.")
-    return tuple(_row(row, f"{SETTING}={path}: row {number}") for number, row in enumerate(said, 1))
+    return tuple(_parse_row(row, f"{SETTING}={path}: row {number}") for number, row in enumerate(said, 1))
 
 
-def _row(said: Any, where: str) -> Row:
-    known = [field.name for field in fields(Row)]
+def _parse_row(said: Any, where: str) -> BackendOrder:
+    known = [field.name for field in fields(BackendOrder)]
     if not isinstance(said, Mapping) or not {"op", "order", "source"} <= said.keys() <= set(known):
         raise ConfigError(f"{where} is {said!r}; it needs op, order and source, and may have {', '.join(known[3:])}.")
-    if said["op"] not in WAYS:
-        raise ConfigError(f"{where}: there is no table for op {said['op']!r}, only for {', '.join(WAYS)}.")
-    order = _complete(said["order"], WAYS[said["op"]], where)
+    if said["op"] not in BACKENDS:
+        raise ConfigError(f"{where}: there is no table for op {said['op']!r}, only for {', '.join(BACKENDS)}.")
+    order = _complete(said["order"], BACKENDS[said["op"]], where)
     capability = said.get("capability")
-    return Row(**{**said, "order": order, "capability": None if capability is None else tuple(capability)})
+    return BackendOrder(**{**said, "order": order, "capability": None if capability is None else tuple(capability)})
 
 
 def _complete(order: Collection[str], ways: Collection[str], where: str) -> tuple[str, ...]:

@@ -18,24 +18,24 @@ UNROLLED = tl.constexpr(4)
 
 
 @triton.jit
-def gather(
+def gather_rows(
     x, rows, weights, out, n, d, stride, taps,
     GELU: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out[i] = sum over j of weights[i, j] * x[rows[i, j]], or of gelu(x)."""
-    i, channel, inside = _block(n, d, ROWS, CHANNELS)
-    total = _sum_of_taps(x, rows, weights, i, channel, inside, n, d, stride, taps, GELU, EXACT, ROWS, CHANNELS)
+    i, channel, inside = _locate_block(n, d, ROWS, CHANNELS)
+    total = _sum_weighted_rows(x, rows, weights, i, channel, inside, n, d, stride, taps, GELU, EXACT, ROWS, CHANNELS)
     tl.store(out + i.to(tl.int64)[:, None] * d + channel[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def gather_back_through_gelu(
+def gather_gradient_through_gelu(
     gradient, rows, weights, before, out, n, d, stride, before_stride, taps,
     EXACT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out[i] = gelu'(before[i]) * sum over j of weights[i, j] * gradient[rows[i, j]]."""
-    i, channel, inside = _block(n, d, ROWS, CHANNELS)
-    total = _sum_of_taps(
+    i, channel, inside = _locate_block(n, d, ROWS, CHANNELS)
+    total = _sum_weighted_rows(
         gradient, rows, weights, i, channel, inside, n, d, stride, taps, False, EXACT, ROWS, CHANNELS
     )  # fmt: skip
     at = before + i.to(tl.int64)[:, None] * before_stride + channel[None, :]
@@ -45,7 +45,7 @@ def gather_back_through_gelu(
 
 
 @triton.jit
-def _block(n, d, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def _locate_block(n, d, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """This program's rows and channels, and which of them there are. Neighbours share rows of x, so rows run first."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -53,7 +53,7 @@ def _block(n, d, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def _sum_of_taps(
+def _sum_weighted_rows(
     x, rows, weights, i, channel, inside, n, d, stride, taps,
     GELU: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -65,7 +65,7 @@ def _sum_of_taps(
         read = inside & (weight != 0)[:, None]
         value = tl.load(x + row[:, None] * stride + channel[None, :], mask=read, other=0.0).to(tl.float32)
         if GELU:
-            value *= _normal(value, EXACT)
+            value *= _compute_normal_cdf(value, EXACT)
         total += weight[:, None] * value
     return total
 
@@ -73,11 +73,11 @@ def _sum_of_taps(
 @triton.jit
 def _gelu_slope(x, EXACT: tl.constexpr):
     """Phi(x) + x * phi(x)."""
-    return _normal(x, EXACT) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    return _compute_normal_cdf(x, EXACT) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
 
 
 @triton.jit
-def _normal(x, EXACT: tl.constexpr):
+def _compute_normal_cdf(x, EXACT: tl.constexpr):
     """Phi(x), by erf or by Abramowitz and Stegun 7.1.26, which is off by 1e-7 at most and takes fewer instructions."""
     if EXACT:
         return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)

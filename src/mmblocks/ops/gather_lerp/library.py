@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.batch import Taps
+from mmblocks.batch import GatherTable
 from mmblocks.ops.gather_lerp import bag, with_triton
-from mmblocks.ops.gather_lerp.turn import turned
+from mmblocks.ops.gather_lerp.turn import with_transpose
 
-WAYS = {"triton": with_triton, "bag": bag}
+BACKENDS = {"triton": with_triton, "bag": bag}
 
 
-def running(way: str) -> Callable[..., Tensor]:
+def make_run(way: str) -> Callable[..., Tensor]:
     """`run` of a way, differentiable in x."""
 
-    def run(x: Tensor, taps: Taps, *, gelu: bool) -> Tensor:
+    def run(x: Tensor, taps: GatherTable, *, gelu: bool) -> Tensor:
         assert len(x) == taps.size, f"taps of {taps.size} rows meet {len(x)}"  # kernels would read anything
-        back = (None, None) if taps.back is None else (taps.back.rows, taps.back.weights)
+        back = (None, None) if taps.transpose is None else (taps.transpose.rows, taps.transpose.weights)
         return torch.ops.mmblocks.gather_lerp(x, taps.rows, taps.weights, *back, gelu, way)
 
     return run
@@ -39,43 +39,45 @@ torch.library.define(BACKWARD, "(Tensor gradient, Tensor rows, Tensor weights, T
 
 
 @torch.library.impl(FORWARD, "default")
-def _gather(
+def _run_gather(
     x: Tensor, rows: Tensor, weights: Tensor, back_rows: Any, back_weights: Any, gelu: bool, way: str
 ) -> Tensor:
     """(size, d) to (n, d); `back_*` are for the gradient only."""
     if not rows.numel() or not x.numel():
         return x.new_zeros(len(rows), x.shape[1])
-    return WAYS[way].gather(x, rows, weights, gelu=gelu)
+    return BACKENDS[way].gather(x, rows, weights, gelu=gelu)
 
 
 @torch.library.impl(BACKWARD, "default")
-def _gather_back(gradient: Tensor, rows: Tensor, weights: Tensor, before_gelu: Tensor | None, way: str) -> Tensor:
+def _run_gather_gradient(
+    gradient: Tensor, rows: Tensor, weights: Tensor, before_gelu: Tensor | None, way: str
+) -> Tensor:
     """(n, d) to (size, d), along taps turned round, and through gelu at `before_gelu` where that is given."""
     if not rows.numel() or not gradient.numel():
         return gradient.new_zeros(len(rows), gradient.shape[1])
-    return WAYS[way].gather_back(gradient, rows, weights, before_gelu)
+    return BACKENDS[way].gather_gradient(gradient, rows, weights, before_gelu)
 
 
 @torch.library.register_fake(FORWARD)
 @torch.library.register_fake(BACKWARD)
-def _shaped(x: Tensor, rows: Tensor, *others: Any) -> Tensor:
+def _make_fake_output(x: Tensor, rows: Tensor, *others: Any) -> Tensor:
     return x.new_empty(rows.shape[0], x.shape[1])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, rows, weights, back_rows, back_weights, gelu, ctx.way = inputs
     ctx.size, ctx.is_turned = len(x), back_rows is not None
     table = (back_rows, back_weights) if ctx.is_turned else (rows, weights)
     ctx.save_for_backward(*table, x if gelu else None)
 
 
-def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+def _run_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     rows, weights, before_gelu = ctx.saved_tensors
     if not ctx.is_turned:
-        back = turned(Taps(rows, weights, ctx.size)).back
+        back = with_transpose(GatherTable(rows, weights, ctx.size)).transpose
         assert back is not None
         rows, weights = back.rows, back.weights
     return torch.ops.mmblocks.gather_lerp_backward(gradient, rows, weights, before_gelu, ctx.way), *[None] * 6
 
 
-torch.library.register_autograd(FORWARD, _differentiate, setup_context=_keep)
+torch.library.register_autograd(FORWARD, _run_backward, setup_context=_save_for_backward)

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmblocks.batch import Taps
+from mmblocks.batch import GatherTable
 
 
-def run(x: Tensor, taps: Taps, *, gelu: bool) -> Tensor:
+def run(x: Tensor, taps: GatherTable, *, gelu: bool) -> Tensor:
     """See `mmblocks.ops.gather_lerp`."""
     if not taps.weights.numel() or not len(x):
         return x[:0].sum(0, dtype=x.dtype).expand(len(taps.rows), -1)
@@ -20,6 +20,6 @@ def run(x: Tensor, taps: Taps, *, gelu: bool) -> Tensor:
     return (read * taps.weights[..., None].to(wide)).sum(1).to(x.dtype)
 
 
-def reasons_against(x: Tensor, taps: Taps, *, gelu: bool) -> list[str]:
+def reasons_against(x: Tensor, taps: GatherTable, *, gelu: bool) -> list[str]:
     """None: it runs everywhere."""
     return []

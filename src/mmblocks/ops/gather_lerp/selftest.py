@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from mmblocks.batch import Taps
-from mmblocks.ops.choice import Way
-from mmblocks.ops.gather_lerp import OP, reference, turned
-from mmblocks.ops.selftest import Result, difference
+from mmblocks.batch import GatherTable
+from mmblocks.ops.choice import Backend
+from mmblocks.ops.gather_lerp import OP, reference, with_transpose
+from mmblocks.ops.selftest import BackendResult, measure_difference
 
 TOLERANCES = {
     torch.float32: 1e-6,  # sums of a few taps in another order
@@ -26,28 +26,30 @@ CASES = {  # name: (n, k, size, d)
 }
 
 
-def selftest(device: torch.device | str) -> Iterator[Result]:
+def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
     """A result for each way, case and type, plain and with GELU. Takes a second or two."""
     for name, sizes in CASES.items():
         for dtype, tolerance in TOLERANCES.items():
             for gelu in (False, True):
                 case = f"{name}{' of gelu' * gelu}, {str(dtype).removeprefix('torch.')}"
-                x, taps = _inputs(*sizes)
+                x, taps = _make_inputs(*sizes)
                 x, taps = x.to(device, dtype), taps.to(device)
-                for way in OP.ways:
+                for way in OP.backends:
                     reasons = way.reasons_against(x, taps, gelu=gelu)
-                    error = None if reasons else error_of(way, x, taps, gelu)
-                    yield Result(OP.name, way.name, case, error, tolerance, reasons)
+                    error = None if reasons else measure_error(way, x, taps, gelu)
+                    yield BackendResult(OP.name, way.name, case, error, tolerance, reasons)
 
 
-def error_of(way: Way, x: Tensor, taps: Taps, gelu: bool) -> float:
+def measure_error(way: Backend, x: Tensor, taps: GatherTable, gelu: bool) -> float:
     """The largest difference of value or gradient from those of the reference in float64, relative to the largest."""
-    got = _value_and_gradient(way.run, x, taps, gelu)
-    want = _value_and_gradient(reference.run, x.double(), taps, gelu)
-    return max(difference(g, w) for g, w in zip(got, want, strict=True))
+    got = _compute_value_and_gradient(way.run, x, taps, gelu)
+    want = _compute_value_and_gradient(reference.run, x.double(), taps, gelu)
+    return max(measure_difference(g, w) for g, w in zip(got, want, strict=True))
 
 
-def _value_and_gradient(run: Callable[..., Tensor], x: Tensor, taps: Taps, gelu: bool) -> tuple[Tensor, Tensor]:
+def _compute_value_and_gradient(
+    run: Callable[..., Tensor], x: Tensor, taps: GatherTable, gelu: bool
+) -> tuple[Tensor, Tensor]:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         value = run(x, taps, gelu=gelu)
@@ -56,11 +58,11 @@ def _value_and_gradient(run: Callable[..., Tensor], x: Tensor, taps: Taps, gelu:
     return value.detach(), gradient
 
 
-def _inputs(n: int, k: int, size: int, d: int) -> tuple[Tensor, Taps]:
+def _make_inputs(n: int, k: int, size: int, d: int) -> tuple[Tensor, GatherTable]:
     """Normal numbers and random taps whose weights sum to one, a fifth of them padding."""
     drawn = torch.Generator().manual_seed(n + k)
     weights = torch.rand(n, k, generator=drawn)
     weights[:, 1:] *= torch.rand(n, k - 1, generator=drawn) > 0.2
     weights = weights / weights.sum(1, keepdim=True)
     rows = torch.randint(size, (n, k), generator=drawn) * (weights > 0)
-    return torch.randn(size, d, generator=drawn), turned(Taps(rows, weights, size))
+    return torch.randn(size, d, generator=drawn), with_transpose(GatherTable(rows, weights, size))

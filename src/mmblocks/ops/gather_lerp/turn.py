@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from mmblocks.batch import Taps
+from mmblocks.batch import GatherTable
 
 
-def turned(taps: Taps) -> Taps:
+def with_transpose(taps: GatherTable) -> GatherTable:
     """The same taps with `back`: for each input, the outputs that read it, ascending, and with what weight.
 
     Its k2 is the number of outputs of the input that most of them read; other inputs have taps of weight 0 behind
@@ -26,4 +26,4 @@ def turned(taps: Taps) -> Taps:
     weights = taps.weights.new_zeros(taps.size, most)
     rows[inputs, place] = used // max(k, 1)
     weights[inputs, place] = taps.weights.flatten()[used]
-    return replace(taps, back=Taps(rows, weights, n))
+    return replace(taps, transpose=GatherTable(rows, weights, n))

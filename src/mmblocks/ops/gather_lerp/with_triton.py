@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.batch import Taps
-from mmblocks.compat import warnings_not_raised
+from mmblocks.batch import GatherTable
+from mmblocks.compat import suppress_warning_errors
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS = 4
@@ -20,74 +20,74 @@ CHANNELS = 256
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
-def reasons_against(x: Tensor, taps: Taps, *, gelu: bool) -> list[str]:
+def reasons_against(x: Tensor, taps: GatherTable, *, gelu: bool) -> list[str]:
     """Why the kernels cannot run for x; with TRITON_INTERPRET=1 they do on the CPU."""
     reasons = []
     if x.dtype not in TYPES:
         reasons.append(f"its kernels take float32, bfloat16 and float16, and x is {_name(x.dtype)}")
-    if x.device.type != _device():
-        reasons.append(f"its kernels run on {_device()}, and x is on {x.device.type}")
+    if x.device.type != _choose_device_type():
+        reasons.append(f"its kernels run on {_choose_device_type()}, and x is on {x.device.type}")
     if x.stride(-1) != 1:
         reasons.append(f"its kernels read channels that lie side by side, and those of x are {x.stride(-1)} apart")
-    return reasons or reasons_here() or _reasons_after_trial(x.device, x.dtype)
+    return reasons or list_unavailable_reasons() or _try_small_gather(x.device, x.dtype)
 
 
-def reasons_here() -> list[str]:
+def list_unavailable_reasons() -> list[str]:
     """Why the kernels cannot run on this machine at all."""
     reasons = []
     if find_spec("triton") is None:
         reasons.append("triton is not installed; it comes with torch for CUDA on Linux, or by `pip install triton`")
-    if _device() == "cuda" and not torch.cuda.is_available():
+    if _choose_device_type() == "cuda" and not torch.cuda.is_available():
         reasons.append("its kernels run on cuda, and torch sees no CUDA device")
     return reasons
 
 
-def _device() -> str:
-    return "cpu" if interpreted() else "cuda"
+def _choose_device_type() -> str:
+    return "cpu" if is_interpreted() else "cuda"
 
 
-def interpreted() -> bool:
+def is_interpreted() -> bool:
     """Whether triton runs kernels in Python; it reads this once, when it is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache
-@warnings_not_raised()
-def _reasons_after_trial(device: torch.device, dtype: torch.dtype) -> list[str]:
+@suppress_warning_errors()
+def _try_small_gather(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Triton also needs a C compiler and a GPU that it knows: found out by running a small gather once."""
     x, rows = torch.ones(2, 8, device=device, dtype=dtype), torch.zeros(1, 1, device=device, dtype=torch.int64)
     try:
-        gather(x, rows, torch.ones(1, 1, device=device), gelu=True).tolist()
+        gather_rows(x, rows, torch.ones(1, 1, device=device), gelu=True).tolist()
     except Exception as cause:
         return [f"a small gather failed on {device} ({type(cause).__name__}: {str(cause).partition(chr(10))[0]})"]
     return []
 
 
-def gather(x: Tensor, rows: Tensor, weights: Tensor, *, gelu: bool) -> Tensor:
+def gather_rows(x: Tensor, rows: Tensor, weights: Tensor, *, gelu: bool) -> Tensor:
     """(size, d) to (n, d)."""
     from mmblocks.ops.gather_lerp import kernels
 
     out = x.new_empty(len(rows), x.shape[1])
     sizes = (*out.shape, x.stride(0), rows.shape[1])
-    _launch(kernels.gather, x, rows.contiguous(), weights.contiguous(), out, *sizes, GELU=gelu, out=out)
+    _launch_kernel(kernels.gather_rows, x, rows.contiguous(), weights.contiguous(), out, *sizes, GELU=gelu, out=out)
     return out
 
 
-def gather_back(gradient: Tensor, rows: Tensor, weights: Tensor, before_gelu: Tensor | None) -> Tensor:
+def gather_gradient(gradient: Tensor, rows: Tensor, weights: Tensor, before_gelu: Tensor | None) -> Tensor:
     """The gradient of x from the result's, along taps that are turned round."""
     gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
     if before_gelu is None:
-        return gather(gradient, rows, weights, gelu=False)
+        return gather_rows(gradient, rows, weights, gelu=False)
     from mmblocks.ops.gather_lerp import kernels
 
     out = gradient.new_empty(before_gelu.shape)
     sizes = (*out.shape, gradient.stride(0), before_gelu.stride(0), rows.shape[1])
     table = rows.contiguous(), weights.contiguous()
-    _launch(kernels.gather_back_through_gelu, gradient, *table, before_gelu, out, *sizes, out=out)
+    _launch_kernel(kernels.gather_gradient_through_gelu, gradient, *table, before_gelu, out, *sizes, out=out)
     return out
 
 
-def _launch(kernel: Any, *arguments: Any, out: Tensor, **modes: bool) -> None:
+def _launch_kernel(kernel: Any, *arguments: Any, out: Tensor, **modes: bool) -> None:
     grid = (-(-len(out) // ROWS), -(-out.shape[1] // CHANNELS))
     modes["EXACT"] = out.dtype == torch.float32  # rounding to 16 bits hides what the short form is off
     with torch.cuda.device_of(out):  # triton launches on the current device

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmblocks.ops.linear_cross_entropy import reference
 
-LOGITS = 2**25
+MAX_LOGITS = 2**25
 """Numbers of logits that exist at a time, 128 MiB of float32: 220 rows of 152 k words, enough for a full matmul."""
 
 
@@ -18,18 +18,18 @@ def run(
     hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], *, vocabulary: int, most: int | None = None
 ) -> Tensor:
     """See `mmblocks.ops.linear_cross_entropy.row_cross_entropies`. No more than `most` logits exist at a time (default LOGITS)."""
-    sizes = _sizes(len(targets), max((most or LOGITS) // vocabulary, 1))
+    sizes = _sizes(len(targets), max((most or MAX_LOGITS) // vocabulary, 1))
     chunks = list(zip(*(rows.split(sizes) for rows in (hidden, targets)), strict=True))
 
-    def losses(hidden: Tensor, targets: Tensor) -> Tensor:
+    def compute_losses(hidden: Tensor, targets: Tensor) -> Tensor:
         return reference.run(hidden, targets, logits, vocabulary=vocabulary)
 
-    def losses_to_recompute(hidden: Tensor, targets: Tensor) -> Tensor:
-        return checkpoint(losses, hidden, targets, use_reentrant=False, preserve_rng_state=False)
+    def compute_losses_checkpointed(hidden: Tensor, targets: Tensor) -> Tensor:
+        return checkpoint(compute_losses, hidden, targets, use_reentrant=False, preserve_rng_state=False)
 
-    first = losses_to_recompute if torch.is_grad_enabled() else losses
+    first = compute_losses_checkpointed if torch.is_grad_enabled() else compute_losses
     # Backward begins with the last chunk, whose logits may therefore stay.
-    return torch.cat([*(first(*chunk) for chunk in chunks[:-1]), losses(*chunks[-1])])
+    return torch.cat([*(first(*chunk) for chunk in chunks[:-1]), compute_losses(*chunks[-1])])
 
 
 def reasons_against(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmblocks.ops.linear_cross_entropy import OP, chunked, reference
-from mmblocks.ops.selftest import Result, difference
+from mmblocks.ops.selftest import BackendResult, measure_difference
 
 TOLERANCES = {
     torch.float32: 1e-5,  # sums over chunks and vocabulary in another order
@@ -25,17 +25,17 @@ CASES = {  # name: (rows, dim, vocabulary)
 }
 
 
-def selftest(device: torch.device | str) -> Iterator[Result]:
+def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
     """A result for each way, case and type."""
     for name, sizes in CASES.items():
         for dtype, tolerance in TOLERANCES.items():
             hidden, targets, head = (x.to(device) for x in _inputs(*sizes))
-            want = _value_and_gradients(reference.run, hidden, targets, head, torch.float64)
-            for way in OP.ways:
+            want = _compute_value_and_gradients(reference.run, hidden, targets, head, torch.float64)
+            for way in OP.backends:
                 run = partial(way.run, most=MOST) if name == "several chunks" and way.run is chunked.run else way.run
-                got = _value_and_gradients(run, hidden, targets, head, dtype)
-                error = max(difference(g, w) for g, w in zip(got, want, strict=True))
-                yield Result(OP.name, way.name, f"{name}, {str(dtype).removeprefix('torch.')}", error, tolerance)
+                got = _compute_value_and_gradients(run, hidden, targets, head, dtype)
+                error = max(measure_difference(g, w) for g, w in zip(got, want, strict=True))
+                yield BackendResult(OP.name, way.name, f"{name}, {str(dtype).removeprefix('torch.')}", error, tolerance)
 
 
 def _inputs(rows: int, dim: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +46,7 @@ def _inputs(rows: int, dim: int, vocabulary: int) -> tuple[Tensor, Tensor, Tenso
     return hidden, torch.randint(vocabulary, (rows,), generator=drawn), head
 
 
-def _value_and_gradients(
+def _compute_value_and_gradients(
     run: Callable[..., Tensor], hidden: Tensor, targets: Tensor, head: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
     hidden, head = (x.to(dtype).requires_grad_() for x in (hidden, head))

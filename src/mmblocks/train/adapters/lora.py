@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmblocks._optional import need
+from mmblocks._optional import import_optional
 from mmblocks.errors import ConfigError
 from mmblocks.model.convert.keys import IN_MEMORY, to_theirs
 from mmblocks.model.onevision import OneVision
-from mmblocks.model.trainable import adapters, train_only
-from mmblocks.train.adapter_folder import ADAPTERS, BACKBONE, PEFT_PREFIX, Base, Beside
-from mmblocks.train.adapters.quantized import Quantized
+from mmblocks.model.trainable import list_adapters, train_only
+from mmblocks.train.adapter_folder import ADAPTERS, BACKBONE_PREFIX, PEFT_PREFIX, AdapterBase, NonAdapterWeights
+from mmblocks.train.adapters.quantized import QuantizedLinear
 from mmblocks.train.stages import Lora, Stage
 
 ADAPTER = "default"
 
 
-def prepare(model: OneVision, stage: Stage, *, seed: int = 0) -> None:
+def prepare_trainable(model: OneVision, stage: Stage, *, seed: int = 0) -> None:
     """Make a model ready for a stage: adapters where it trains some, then everything frozen but what learns.
 
     Call it with the stage's starting weights and before sharding; what was learned is restored afterwards.
@@ -44,21 +44,23 @@ def add_lora(model: OneVision, lora: Lora, *, seed: int = 0) -> None:
     Adapters are drawn from `seed`, in float32. Raises `ConfigError` when the blocks hold no linear layer, or hold
     adapters already.
     """
-    peft = need("peft", extra="train", to="training low-rank adapters (train.lora)")
-    if adapters(model):
+    peft = import_optional("peft", extra="train", to="training low-rank adapters (train.lora)")
+    if list_adapters(model):
         raise ConfigError("the model has adapters already; merge them with merge_lora before it gets new ones.")
-    targets = linear_layers(model)
+    targets = list_linear_layers(model)
     if lora.bits is not None:
         for name in targets:
-            _put(model.backbone.lm, name, Quantized.of(model.backbone.lm.get_submodule(name), lora.bits))
+            _replace_module(
+                model.backbone.lm, name, QuantizedLinear.from_linear(model.backbone.lm.get_submodule(name), lora.bits)
+            )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(_config(peft, lora, targets), model.backbone.lm, ADAPTER)
-    for adapter in adapters(model):
+    for adapter in list_adapters(model):
         adapter.float()
 
 
-def linear_layers(model: OneVision) -> list[str]:
+def list_linear_layers(model: OneVision) -> list[str]:
     """Names of the linear layers inside the backbone's language model, its output head apart."""
     lm = model.backbone.lm
     head = lm.get_output_embeddings()
@@ -78,9 +80,9 @@ def _config(peft: Any, lora: Lora, targets: list[str]) -> Any:
 
 
 @contextmanager
-def without_lora(model: OneVision) -> Iterator[None]:
+def disable_lora(model: OneVision) -> Iterator[None]:
     """The model as if it had no adapters. For forward passes without gradients only."""
-    layers = list(_layers(model).values())
+    layers = list(_find_lora_layers(model).values())
     # PEFT's own switch, enable_adapters(), also freezes the adapters, which a sharded model would keep for good.
     for layer in layers:
         layer._disable_adapters = True
@@ -100,26 +102,26 @@ def merge_lora(model: OneVision) -> None:
     A quantized weight becomes the ordinary one that it stood for in training (its codes read back), plus its adapter.
     The model must be whole, not sharded.
     """
-    for name, layer in _layers(model).items():
-        _put(model.backbone.lm, name, _merged(layer))
+    for name, layer in _find_lora_layers(model).items():
+        _replace_module(model.backbone.lm, name, _merge_layer(layer))
     _forget(model)
 
 
 @contextmanager
-def merged(model: OneVision) -> Iterator[None]:
+def merge_temporarily(model: OneVision) -> Iterator[None]:
     """The model with its adapters merged, to be saved or measured in between; afterwards it is as before, to the bit."""
-    layers = _layers(model)
+    layers = _find_lora_layers(model)
     for name, layer in layers.items():
-        _put(model.backbone.lm, name, _merged(layer))
+        _replace_module(model.backbone.lm, name, _merge_layer(layer))
     try:
         yield
     finally:
         for name, layer in layers.items():
-            _put(model.backbone.lm, name, layer)
+            _replace_module(model.backbone.lm, name, layer)
 
 
 @torch.no_grad()
-def _merged(layer: Any) -> nn.Linear:
+def _merge_layer(layer: Any) -> nn.Linear:
     """A linear layer with the weights of an adapted one."""
     base = layer.get_base_layer()
     weight: Tensor = base.weight
@@ -130,13 +132,13 @@ def _merged(layer: Any) -> nn.Linear:
     return new.train(layer.training)
 
 
-def _layers(model: OneVision) -> dict[str, Any]:
+def _find_lora_layers(model: OneVision) -> dict[str, Any]:
     """PEFT's layers by their names in the language model."""
     named = model.backbone.lm.named_modules()
     return {name: module for name, module in named if hasattr(module, "adapter_layer_names")}
 
 
-def _put(lm: nn.Module, name: str, module: nn.Module) -> None:
+def _replace_module(lm: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(lm.get_submodule(parent), last, module)
 
@@ -150,7 +152,7 @@ def _forget(model: OneVision) -> None:
 
 
 def save_adapter(
-    model: OneVision, folder: Path | str, *, base: Base = "transformers", source: str | None = None
+    model: OneVision, folder: Path | str, *, base: AdapterBase = "transformers", source: str | None = None
 ) -> Path:
     """Write the adapters, and what learns beside them, as PEFT does, for the model that they were put on.
 
@@ -159,29 +161,31 @@ def save_adapter(
     Load it with peft.PeftModel.from_pretrained(that model, folder). What learns and has no name in that model is in a file
     of our own, which the log, the folder's README.md and `adapter_folder.apply_adapter` know.
     """
-    peft = need("peft", extra="train", to="saving low-rank adapters")
-    layers = _layers(model)
+    peft = import_optional("peft", extra="train", to="saving low-rank adapters")
+    layers = _find_lora_layers(model)
     if not layers:
         raise ConfigError("the model has no adapters to save.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        f"{_named(name, base)}.{kind}.weight": getattr(layer, kind)[ADAPTER].weight.detach().cpu().contiguous()
+        f"{_to_layer_name(name, base)}.{kind}.weight": getattr(layer, kind)[ADAPTER].weight.detach().cpu().contiguous()
         for name, layer in layers.items()
         for kind in ("lora_A", "lora_B")
     }
-    beside = Beside.of(model, base)
+    beside = NonAdapterWeights.from_model(model, base)
     from safetensors.torch import save_file
 
-    save_file({PEFT_PREFIX + name: tensor for name, tensor in {**tensors, **beside.named}.items()}, folder / ADAPTERS)
-    beside.write_ours(folder)
+    save_file(
+        {PEFT_PREFIX + name: tensor for name, tensor in {**tensors, **beside.base_tensors}.items()}, folder / ADAPTERS
+    )
+    beside.write_own_tensors(folder)
     config = model.backbone.lm.peft_config[ADAPTER]
     written = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=[_named(name, base) for name in layers],
-        modules_to_save=beside.modules,
+        target_modules=[_to_layer_name(name, base) for name in layers],
+        modules_to_save=beside.modules_to_save,
         bias="none",
         base_model_name_or_path=source,
         inference_mode=True,
@@ -191,6 +195,6 @@ def save_adapter(
     return folder
 
 
-def _named(name: str, base: Base) -> str:
+def _to_layer_name(name: str, base: AdapterBase) -> str:
     """A linear layer by its full name in the model that the adapter is for: no tower has a layer of that name."""
-    return name if base == "backbone" else to_theirs(BACKBONE + name, IN_MEMORY)
+    return name if base == "backbone" else to_theirs(BACKBONE_PREFIX + name, IN_MEMORY)

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmblocks._optional import need
+from mmblocks._optional import import_optional
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights that share a scale, and scales that share one: bitsandbytes' own
 
 
-class Quantized(nn.Linear):
+class QuantizedLinear(nn.Linear):
     """A frozen linear layer (in_features to out_features) that reads its weight back from codes whenever it is used.
 
     4 bits: NormalFloat codes whose scales are quantized again (nf4, double quantization,
@@ -32,9 +32,9 @@ class Quantized(nn.Linear):
             self.register_buffer(name, codes, persistent=False)
 
     @classmethod
-    def of(cls, linear: nn.Linear, bits: Literal[4, 8]) -> Quantized:
+    def from_linear(cls, linear: nn.Linear, bits: Literal[4, 8]) -> QuantizedLinear:
         """The quantized form of a linear layer; its bias stays as it is."""
-        need("bitsandbytes", extra="quant", to=f"keeping a backbone in {bits} bits (train.lora.bits)")
+        import_optional("bitsandbytes", extra="quant", to=f"keeping a backbone in {bits} bits (train.lora.bits)")
         return cls(linear, bits)
 
     @property
@@ -44,13 +44,13 @@ class Quantized(nn.Linear):
         return _read(dict(self.named_buffers(recurse=False)), self.bits, self.kind, shape)
 
     def forward(self, input: Tensor) -> Tensor:
-        return _Frozen.apply(input, self.bias, lambda: self.weight)  # type: ignore[no-any-return]
+        return _FrozenLinear.apply(input, self.bias, lambda: self.weight)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.bits}"
 
 
-class _Frozen(torch.autograd.Function):
+class _FrozenLinear(torch.autograd.Function):
     """x @ weight.T + bias whose backward reads the weight again instead of keeping it."""
 
     @staticmethod

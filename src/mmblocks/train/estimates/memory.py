@@ -14,22 +14,29 @@ from typing import Any
 from torch import Tensor
 
 from mmblocks.model.onevision import OneVision
-from mmblocks.registry import split
-from mmblocks.train.distributed import blocks_of
-from mmblocks.train.estimates.activations import Activations, Row, abstract_batch, abstract_model, activations, row_of
+from mmblocks.registry import split_spec
+from mmblocks.train.distributed import list_blocks
+from mmblocks.train.estimates.activations import (
+    ActivationMemory,
+    PackedRow,
+    count_batch_activations,
+    make_meta_batch,
+    make_meta_stage_model,
+    make_packed_row,
+)
 from mmblocks.train.stages import Stage
 
-FLOAT32 = 4
-BYTES = {"float32": 4, "bfloat16": 2}
+FLOAT32_BYTES = 4
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 """Of a number in the type that forward and backward compute in; weights, their sums of gradients and Adam stay float32."""
-SCALES_4_BIT = 1 / 64 + FLOAT32 / (64 * 256)
+SCALES_4_BIT = 1 / 64 + FLOAT32_BYTES / (64 * 256)
 """Bytes per weight of nf4's scales, of which one byte serves 64 weights and one float 256 scales."""
 GATHERED_BLOCKS = 2
 """Blocks whose weights are whole at a time: the one that computes and the one that is fetched meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class StepMemory:
     """Bytes of one process at the fullest moment of a step.
 
     weights, gradients, optimizer: its shares, float32. copies: its shares of frozen copies (a reference model, a moving
@@ -51,34 +58,34 @@ class Memory:
     between_rows: int
 
     @property
-    def state(self) -> int:
+    def state_bytes(self) -> int:
         """What stays from step to step."""
         return self.weights + self.gradients + self.optimizer + self.copies
 
     @property
-    def total(self) -> int:
-        return self.state + self.gathered + self.passing + self.activations
+    def total_bytes(self) -> int:
+        return self.state_bytes + self.gathered + self.passing + self.activations
 
-    def plain(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, int]:
         """Values that json takes, totals included."""
-        return {**asdict(self), "state": self.state, "total": self.total}
+        return {**asdict(self), "state": self.state_bytes, "total": self.total_bytes}
 
 
-def stage_memory(
+def estimate_stage_memory(
     model: Mapping[str, Any], stage: Stage, ranks: Sequence[int], *, recompute: bool = False, ema: bool = False
-) -> list[Memory]:
+) -> list[StepMemory]:
     """The memory of a stage for each number of processes. `model` is the plain node of a recipe.
 
     A stage without `pack_tokens` reads its samples of a step in one row, which is then made of reference pictures.
     """
-    built = abstract_model(model, stage)
-    kept: dict[Row, Activations] = {}
+    built = make_meta_stage_model(model, stage)
+    kept: dict[PackedRow, ActivationMemory] = {}
     found = []
     for size in ranks:
-        row = row_of(built, stage, size)
+        row = make_packed_row(built, stage, size)
         if row not in kept:
-            kept[row] = activations(built, abstract_batch(built, row))
-        found.append(_memory(built, stage, row, kept[row], size, recompute, ema))
+            kept[row] = count_batch_activations(built, make_meta_batch(built, row))
+        found.append(_estimate_step_memory(built, stage, row, kept[row], size, recompute, ema))
     return found
 
 
@@ -86,7 +93,7 @@ def stage_memory(
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class _ParameterGroup:
     """Parameters that are gathered together: how many, how many learn, and a process' shares of both."""
 
     whole: int
@@ -95,76 +102,80 @@ class _Group:
     learning_share: int
 
 
-def share(parameter: Tensor, ranks: int) -> int:
+def count_shard_elements(parameter: Tensor, ranks: int) -> int:
     """Numbers of a parameter on one of `ranks` processes: FSDP2 deals out its first dimension in equal, padded parts."""
     if not parameter.ndim or ranks == 1:
         return parameter.numel()
     return ceil(parameter.shape[0] / ranks) * (parameter.numel() // max(parameter.shape[0], 1))
 
 
-def _groups(model: OneVision, ranks: int) -> tuple[_Group, list[_Group]]:
+def _groups(model: OneVision, ranks: int) -> tuple[_ParameterGroup, list[_ParameterGroup]]:
     """What is gathered once for a whole step, and the blocks that come and go."""
-    blocks = [list(block.parameters()) for block in blocks_of(model)]
+    blocks = [list(block.parameters()) for block in list_blocks(model)]
     inside = {id(p) for block in blocks for p in block}
     rest = [p for p in model.parameters() if id(p) not in inside]
-    return _group(rest, ranks), [_group(block, ranks) for block in blocks]
+    return _make_group(rest, ranks), [_make_group(block, ranks) for block in blocks]
 
 
-def _group(parameters: Sequence[Tensor], ranks: int) -> _Group:
+def _make_group(parameters: Sequence[Tensor], ranks: int) -> _ParameterGroup:
     learning = [p for p in parameters if p.requires_grad]
-    return _Group(
+    return _ParameterGroup(
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in learning),
-        sum(share(p, ranks) for p in parameters),
-        sum(share(p, ranks) for p in learning),
+        sum(count_shard_elements(p, ranks) for p in parameters),
+        sum(count_shard_elements(p, ranks) for p in learning),
     )
 
 
-def _memory(
-    model: OneVision, stage: Stage, row: Row, kept: Activations, ranks: int, recompute: bool, ema: bool
-) -> Memory:
+def _estimate_step_memory(
+    model: OneVision, stage: Stage, row: PackedRow, kept: ActivationMemory, ranks: int, recompute: bool, ema: bool
+) -> StepMemory:
     root, blocks = _groups(model, ranks)
     every = [root, *blocks]
-    coded, codes = _quantized(model, stage)
+    coded, codes = _count_quantized(model, stage)
     learning = sum(g.learning_share for g in every)
     stored = sum(g.share for g in every)
-    reference = stored if split(stage.objective)[0] == "dpo" and stage.lora is None else 0
-    gathered, passing, held = _moment(root, blocks, kept.most(recompute), BYTES[stage.precision], ranks)
-    batch = abstract_batch(model, row)
-    return Memory(
+    reference = stored if split_spec(stage.objective)[0] == "dpo" and stage.lora is None else 0
+    gathered, passing, held = _find_fullest_moment(
+        root, blocks, kept.count_peak_bytes(recompute), DTYPE_BYTES[stage.precision], ranks
+    )
+    batch = make_meta_batch(model, row)
+    return StepMemory(
         ranks=ranks,
         tokens=batch.num_tokens,
         views=batch.num_views,
-        weights=FLOAT32 * (stored - coded // ranks) + codes,
-        gradients=FLOAT32 * learning,
-        optimizer=2 * FLOAT32 * learning,
-        copies=FLOAT32 * (reference + ema * learning),
+        weights=FLOAT32_BYTES * (stored - coded // ranks) + codes,
+        gradients=FLOAT32_BYTES * learning,
+        optimizer=2 * FLOAT32_BYTES * learning,
+        copies=FLOAT32_BYTES * (reference + ema * learning),
         gathered=gathered,
         passing=passing,
         activations=held,
-        between_rows=FLOAT32 * sum(g.learning for g in every) if ranks > 1 else 0,
+        between_rows=FLOAT32_BYTES * sum(g.learning for g in every) if ranks > 1 else 0,
     )
 
 
-def _moment(root: _Group, blocks: Sequence[_Group], kept: int, size: int, ranks: int) -> tuple[int, int, int]:
+def _find_fullest_moment(
+    root: _ParameterGroup, blocks: Sequence[_ParameterGroup], kept: int, size: int, ranks: int
+) -> tuple[int, int, int]:
     """(gathered, passing, kept) bytes when they are most together: as backward begins, or as it ends.
 
     At the end nothing is kept any more, and the gradients of what stays gathered are copied to be added up.
     """
     if ranks == 1:  # one process casts its weights as it meets them and keeps the casts until backward is over
-        return (0 if size == FLOAT32 else size * (root.whole + sum(b.whole for b in blocks))), 0, kept
+        return (0 if size == FLOAT32_BYTES else size * (root.whole + sum(b.whole for b in blocks))), 0, kept
     largest = sorted((b.whole for b in blocks), reverse=True)[:GATHERED_BLOCKS]
     learned = max((b.learning for b in blocks), default=0)
-    begins = size * (root.whole + sum(largest)), size * root.learning + (size + FLOAT32) * learned, kept
-    ends = size * root.whole, (size + FLOAT32) * root.learning, 0
+    begins = size * (root.whole + sum(largest)), size * root.learning + (size + FLOAT32_BYTES) * learned, kept
+    ends = size * root.whole, (size + FLOAT32_BYTES) * root.learning, 0
     return max(begins, ends, key=sum)
 
 
-def _quantized(model: OneVision, stage: Stage) -> tuple[int, int]:
+def _count_quantized(model: OneVision, stage: Stage) -> tuple[int, int]:
     """Weights that a stage keeps in few bits, and the bytes of their codes, which every process holds whole."""
     if stage.lora is None or stage.lora.bits is None:
         return 0, 0
     weights = [m.base_layer.weight for m in model.backbone.modules() if hasattr(m, "adapter_layer_names")]
     count = sum(w.numel() for w in weights)
-    scales = count * SCALES_4_BIT if stage.lora.bits == 4 else FLOAT32 * sum(w.shape[0] for w in weights)
+    scales = count * SCALES_4_BIT if stage.lora.bits == 4 else FLOAT32_BYTES * sum(w.shape[0] for w in weights)
     return count, round(count * stage.lora.bits / 8 + scales)

@@ -16,17 +16,17 @@ from mmblocks.data.mixing.mixture import Draws, Mixture
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
-from mmblocks.train.features.estimating import Estimate, estimate
-from mmblocks.train.features.filling import fill
+from mmblocks.train.features.estimating import CacheEstimate, estimate_cache
+from mmblocks.train.features.filling import fill_cache
 from mmblocks.train.features.store import FeatureCache
-from mmblocks.train.stages import Stage, reason_against_kept_features
+from mmblocks.train.stages import Stage, find_feature_cache_conflict
 
-__all__ = ["Estimate", "FeatureCache", "estimate", "fill", "kept_features"]
+__all__ = ["CacheEstimate", "FeatureCache", "estimate_cache", "fill_cache", "prepare_feature_cache"]
 
 log = logging.getLogger(__name__)
 
 
-def kept_features(
+def prepare_feature_cache(
     root: Path | str,
     model: OneVision,
     stage: Stage,
@@ -43,12 +43,12 @@ def kept_features(
     (not sharded) with the weights that the stage starts from. What it costs and saves is logged first, with a warning
     where it does not pay. Raises `ConfigError` where the encoder learns or the disk is too small.
     """
-    if reason := reason_against_kept_features(stage.train):
+    if reason := find_feature_cache_conflict(stage.train):
         raise ConfigError(f"cache_features, stage {stage.name!r}: {reason}")
-    cache = replace(FeatureCache.of(root, model, stage.precision), images=processor.images)
-    before = estimate(cache, model, stage.precision, mixture, draws, processor)
+    cache = replace(FeatureCache.from_model(root, model, stage.precision), images=processor.images)
+    before = estimate_cache(cache, model, stage.precision, mixture, draws, processor)
     if before.disk_bytes > before.free_bytes:
         raise ConfigError(f"cache_features={str(root)!r}: {before}; choose a larger disk, or leave it out.")
-    log.log(logging.INFO if before.pays else logging.WARNING, "%s", before)
-    fill(cache, model, stage.precision, mixture, draws, processor, workers=workers, broken=broken)
+    log.log(logging.INFO if before.is_worthwhile else logging.WARNING, "%s", before)
+    fill_cache(cache, model, stage.precision, mixture, draws, processor, workers=workers, broken=broken)
     return cache

@@ -13,24 +13,24 @@ from pathlib import Path
 import numpy as np
 
 from mmblocks.conversation import Visual
-from mmblocks.data.media.files import name_of
-from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, distinct
-from mmblocks.data.record_faults import naming
+from mmblocks.data.media.files import describe_source
+from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, list_distinct_draws
+from mmblocks.data.record_faults import name_errors
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import VisualPlan
-from mmblocks.train.features.filling import visuals_of
-from mmblocks.train.features.store import FeatureCache, encode, read_file, write_file
+from mmblocks.train.features.filling import list_visuals
+from mmblocks.train.features.store import FeatureCache, encode_views, read_features_file, write_features_file
 
 log = logging.getLogger(__name__)
 
-TRIED = 8
+MAX_CONVERSATIONS = 8
 """Conversations with visuals that are encoded for an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class CacheEstimate:
     """What a cache would cost and save, from a few conversations.
 
     views: views that the stage shows, repeats counted. missing: views yet to be encoded. encode_s, write_s, read_s:
@@ -46,13 +46,13 @@ class Estimate:
     free_bytes: float
 
     @property
-    def saved_s(self) -> float:
+    def savings_s(self) -> float:
         """Seconds that this stage saves; negative where it takes longer."""
         return self.views * (self.encode_s - self.read_s) - self.missing * (self.encode_s + self.write_s)
 
     @property
-    def pays(self) -> bool:
-        return self.saved_s > 0
+    def is_worthwhile(self) -> bool:
+        return self.savings_s > 0
 
     @property
     def break_even(self) -> float:
@@ -63,9 +63,9 @@ class Estimate:
     def __str__(self) -> str:
         often = f"{self.views / self.missing:.1f} times each" if self.missing else "all in the cache"
         verdict = (
-            f"saves about {self.saved_s:.0f} s here"
-            if self.pays
-            else f"not worth it for this stage alone ({-self.saved_s:.0f} s longer); it pays when pictures are read "
+            f"saves about {self.savings_s:.0f} s here"
+            if self.is_worthwhile
+            else f"not worth it for this stage alone ({-self.savings_s:.0f} s longer); it pays when pictures are read "
             f"{self.break_even:.1f} times or more, other runs with this folder counted"
         )
         return (
@@ -75,24 +75,24 @@ class Estimate:
         )
 
 
-def estimate(
+def estimate_cache(
     cache: FeatureCache, model: OneVision, precision: str, mixture: Mixture, draws: Draws, processor: Processor
-) -> Estimate:
+) -> CacheEstimate:
     """Whether a cache pays, measured on a few conversations spread over the draws. Broken ones are passed over."""
-    different = distinct(draws)
-    tried = [different[i] for i in np.unique(np.linspace(0, len(different) - 1, 4 * TRIED).astype(int))]
-    shown = [found for draw in tried if (found := _readable(mixture, draw, processor)) is not None]
+    different = list_distinct_draws(draws)
+    tried = [different[i] for i in np.unique(np.linspace(0, len(different) - 1, 4 * MAX_CONVERSATIONS).astype(int))]
+    shown = [found for draw in tried if (found := _try_list_visuals(mixture, draw, processor)) is not None]
     visuals = [visual for found in shown for visual in found]
-    views = sum(len(plan.pictures) for _, plan in visuals) / max(len(shown), 1)
-    lacking = sum(len(plan.pictures) for visual, plan in visuals if not _is_held(cache, visual, plan)) / max(
+    views = sum(len(plan.unique_views) for _, plan in visuals) / max(len(shown), 1)
+    lacking = sum(len(plan.unique_views) for visual, plan in visuals if not _is_cached(cache, visual, plan)) / max(
         len(shown), 1
     )
-    encode_s, write_s, read_s = _measured(
-        cache, model, precision, [v for found in shown[:TRIED] for v in found], processor
+    encode_s, write_s, read_s = _measure_costs(
+        cache, model, precision, [v for found in shown[:MAX_CONVERSATIONS] for v in found], processor
     )
     missing = lacking * len(different)
     size = int(np.prod(cache.grid)) * cache.dtype.itemsize
-    return Estimate(
+    return CacheEstimate(
         views * len(draws),
         missing,
         encode_s,
@@ -103,23 +103,23 @@ def estimate(
     )
 
 
-def _readable(mixture: Mixture, draw: Draw, processor: Processor) -> list[tuple[Visual, VisualPlan]] | None:
+def _try_list_visuals(mixture: Mixture, draw: Draw, processor: Processor) -> list[tuple[Visual, VisualPlan]] | None:
     try:
-        with naming(mixture.origin(draw)):
-            return list(visuals_of(mixture, draw, processor))
+        with name_errors(mixture.describe_origin(draw)):
+            return list(list_visuals(mixture, draw, processor))
     except DataError:
         return None
 
 
-def _is_held(cache: FeatureCache, visual: Visual, plan: VisualPlan) -> bool:
+def _is_cached(cache: FeatureCache, visual: Visual, plan: VisualPlan) -> bool:
     try:
-        with naming(name_of(visual.source, visual.kind)):
-            return cache.holds(visual, plan)
+        with name_errors(describe_source(visual.source, visual.kind)):
+            return cache.has_features(visual, plan)
     except DataError:  # nor will it be read when the cache is filled
         return True
 
 
-def _measured(
+def _measure_costs(
     cache: FeatureCache,
     model: OneVision,
     precision: str,
@@ -131,16 +131,16 @@ def _measured(
     trial = cache.folder / f".trial-{os.getpid()}.safetensors"
     for visual, plan in visuals:
         try:
-            with naming(name_of(visual.source, visual.kind)):
+            with name_errors(describe_source(visual.source, visual.kind)):
                 begin = time.perf_counter()
-                features = encode(model, processor.pixels_of(visual, plan), precision)
+                features = encode_views(model, processor.render_visual(visual, plan), precision)
                 encoded = time.perf_counter()
-                write_file(trial, features)
+                write_features_file(trial, features)
                 written = time.perf_counter()
-                cache.place(visual, plan)  # a data worker has to find the file, too
-                read_file(trial, "trial")
+                cache.to_path(visual, plan)  # a data worker has to find the file, too
+                read_features_file(trial, "trial")
                 spent += encoded - begin, written - encoded, time.perf_counter() - written
-                views += len(plan.pictures)
+                views += len(plan.unique_views)
         except DataError as fault:
             log.debug("passed over in the estimate: %s", fault)
     trial.unlink(missing_ok=True)

@@ -7,20 +7,20 @@ from contextlib import suppress
 from typing import Any, ClassVar, Protocol
 
 from mmblocks.batch import Batch
-from mmblocks.conversation import Item, Pair
+from mmblocks.conversation import Item, PreferencePair
 from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.onevision import Loss, OneVision
 from mmblocks.registry import Registry
 
-TRIED = 100
+MAX_RECORDS = 100
 """Records of a source that are read to find one that says what it holds."""
 
 
 class Objective(Protocol):
     """Built from settings alone; `start` gives it the model.
 
-    It calls the model as `model(batch)` or `model.row_losses(batch)`, the two ways that a sharded model knows. A step
+    It calls the model as `model(batch)` or `model.compute_row_losses(batch)`, the two ways that a sharded model knows. A step
     minimises the sum of `Loss.total` over the micro-batches and processes, divided by the sum of `count`.
     """
 
@@ -30,13 +30,13 @@ class Objective(Protocol):
     reference: OneVision | None
     """A frozen model that runs beside the one that learns, made by `start`; it is to be sharded as that one is."""
 
-    def start(self, model: OneVision, another: Callable[[], OneVision]) -> None:
+    def prepare_model(self, model: OneVision, another: Callable[[], OneVision]) -> None:
         """Called once before a stage learns, with what learns chosen and the weights that the stage starts from, also
         when a run is resumed. `another` makes one more such model, sharded as the first is.
         """
         ...
 
-    def count(self, batch: Batch) -> int:
+    def count_loss_terms(self, batch: Batch) -> int:
         """What a batch adds to the divisor, known before the model has run."""
         ...
 
@@ -50,21 +50,23 @@ objectives: Registry[Any] = Registry("objective", "mmblocks.train.objectives")
 
 def require_items(objective: Objective, mixture: Mixture) -> None:
     """Raise `ConfigError` naming the sources that hold conversations where pairs are compared, or the reverse."""
-    firsts = ((name, _first_readable(mixture, number)) for number, name in enumerate(mixture.names))
-    wrong = [name for name, item in firsts if item is not None and isinstance(item, Pair) is not objective.pairs]
+    firsts = ((name, _find_first_readable(mixture, number)) for number, name in enumerate(mixture.names))
+    wrong = [
+        name for name, item in firsts if item is not None and isinstance(item, PreferencePair) is not objective.pairs
+    ]
     if wrong:
-        raise ConfigError("\n".join(f"data.{name}: {said(objective)}" for name in wrong))
+        raise ConfigError("\n".join(f"data.{name}: {item_mismatch(objective)}" for name in wrong))
 
 
-def _first_readable(mixture: Mixture, source: int) -> Item | None:
+def _find_first_readable(mixture: Mixture, source: int) -> Item | None:
     """The first item of a source that is not broken; what becomes of broken ones is not decided here."""
-    for record in range(min(len(mixture.sources[source]), TRIED)):
+    for record in range(min(len(mixture.sources[source]), MAX_RECORDS)):
         with suppress(DataError):
             return mixture[Draw(source, record)]
     return None
 
 
-def said(objective: Objective) -> str:
+def item_mismatch(objective: Objective) -> str:
     """What is wrong with a source that holds the other kind of item."""
     if objective.pairs:
         return (

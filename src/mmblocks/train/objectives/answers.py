@@ -15,10 +15,10 @@ class Answers:
     pairs: ClassVar[bool] = False
     reference: None = None
 
-    def start(self, model: OneVision, another: Callable[[], OneVision]) -> None:
+    def prepare_model(self, model: OneVision, another: Callable[[], OneVision]) -> None:
         """Nothing is needed of the starting model."""
 
-    def count(self, batch: Batch) -> int:
+    def count_loss_terms(self, batch: Batch) -> int:
         """Labelled rows."""
         return batch.num_labelled
 

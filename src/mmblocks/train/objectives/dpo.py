@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mmblocks.batch import IGNORE, Batch
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.model.modes import evaluating
+from mmblocks.model.modes import use_evaluation_mode
 from mmblocks.model.onevision import Loss, OneVision
-from mmblocks.model.trainable import adapters
-from mmblocks.train.adapters.lora import without_lora
+from mmblocks.model.trainable import list_adapters
+from mmblocks.train.adapters.lora import disable_lora
 from mmblocks.train.objectives import objectives
 
 
@@ -52,26 +52,26 @@ class DPO:
         self.loss = loss
         self.reference: OneVision | None = None
 
-    def start(self, model: OneVision, another: Callable[[], OneVision]) -> None:
+    def prepare_model(self, model: OneVision, another: Callable[[], OneVision]) -> None:
         """Keep the starting model a second time, frozen, unless taking its adapters off gives it back."""
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in _of_adapters(model)]
-        if adapters(model) and not others:
+        if list_adapters(model) and not others:
             return
         self.reference = another().eval().requires_grad_(False)
 
-    def count(self, batch: Batch) -> int:
+    def count_loss_terms(self, batch: Batch) -> int:
         """Pairs; none in a batch without targets."""
         return len(batch.packing.lengths) // 2 if batch.num_labelled else 0
 
     def __call__(self, model: OneVision, batch: Batch) -> Loss:
         _require_pairs(batch)
-        reference, policy = self._reference_losses(model, batch), model.row_losses(batch)
+        reference, policy = self._compute_compute_reference_losses(model, batch), model.compute_row_losses(batch)
         if not batch.num_labelled:  # nothing to compare, and still the same forward passes (see `Batch.empty`)
             return Loss(policy.sum(), 0)
         sizes = _labelled_rows(batch)
-        return self.of(_log_probs(policy, sizes), _log_probs(reference, sizes), sizes)
+        return self.compute_loss(_sum_log_probs(policy, sizes), _sum_log_probs(reference, sizes), sizes)
 
-    def of(self, policy: Tensor, reference: Tensor, sizes: list[int]) -> Loss:
+    def compute_loss(self, policy: Tensor, reference: Tensor, sizes: list[int]) -> Loss:
         """The loss of answers' log probabilities (2 * pairs,) under the model and the reference.
 
         sizes: labelled tokens of each answer.
@@ -90,17 +90,17 @@ class DPO:
         return -kept * F.logsigmoid(logits) - swapped * F.logsigmoid(-logits)
 
     @torch.no_grad()
-    def _reference_losses(self, model: OneVision, batch: Batch) -> Tensor:
+    def _compute_compute_reference_losses(self, model: OneVision, batch: Batch) -> Tensor:
         if self.reference is not None:
-            return self.reference.row_losses(batch)
-        if not adapters(model):
+            return self.reference.compute_row_losses(batch)
+        if not list_adapters(model):
             raise ConfigError("objective 'dpo' has no reference: call start(model) with the starting model first.")
-        with without_lora(model), evaluating(model):
-            return model.row_losses(batch)
+        with disable_lora(model), use_evaluation_mode(model):
+            return model.compute_row_losses(batch)
 
 
 def _of_adapters(model: OneVision) -> set[int]:
-    return {id(p) for adapter in adapters(model) for p in adapter.parameters()}
+    return {id(p) for adapter in list_adapters(model) for p in adapter.parameters()}
 
 
 def _require_pairs(batch: Batch) -> None:
@@ -119,7 +119,7 @@ def _labelled_rows(batch: Batch) -> list[int]:
     return sizes
 
 
-def _log_probs(row_losses: Tensor, sizes: list[int]) -> Tensor:
+def _sum_log_probs(row_losses: Tensor, sizes: list[int]) -> Tensor:
     """(answers,): the sum of each answer's log probabilities."""
     return torch.stack([-rows.sum() for rows in row_losses.split(sizes)])
 

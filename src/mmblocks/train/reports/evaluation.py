@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import IGNORE, Batch
-from mmblocks.conversation import Conversation, Pair
+from mmblocks.conversation import Conversation, PreferencePair
 from mmblocks.data import tinyworld
-from mmblocks.data.fingerprints import Fingerprints, fingerprints
+from mmblocks.data.fingerprints import Fingerprints, fingerprint_draws
 from mmblocks.data.mixing.mixture import Draws, Mixture
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.encode import Targets, TooLong
 from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.errors import DataError
-from mmblocks.model.modes import evaluating
+from mmblocks.model.modes import use_evaluation_mode
 from mmblocks.model.onevision import OneVision
 from mmblocks.train.distributed import World
 from mmblocks.train.stages import Curriculum, Evaluation, Stage
@@ -44,7 +44,7 @@ def is_due(evaluate: Evaluation | None, done: int, steps: int) -> bool:
 
 
 @torch.no_grad()
-def evaluate_now(
+def evaluate_model(
     model: OneVision, curriculum: Curriculum, stage: Stage, processor: Processor, world: World | None = None
 ) -> dict[str, float]:
     """Held-out loss per labelled token ("eval/loss") and shares of exact answers ("eval/tiny/single", ...).
@@ -58,11 +58,13 @@ def evaluate_now(
         return {}
     world = world or World(0, 1, model.device)
     run = curriculum.run
-    work = _Work(model, world, stage, skips=run.broken == "skip")
+    work = _Evaluator(model, world, stage, skips=run.broken == "skip")
     processor = replace(processor, features=None)  # those are kept for what is learned
-    with evaluating(model):
-        measured = work.loss(evaluate, processor, run.seed) if evaluate.data else {}
-        return measured | {f"{TINY}{task}": work.exact(task, evaluate.tiny) for task in TASKS if evaluate.tiny}
+    with use_evaluation_mode(model):
+        measured = work.measure_loss(evaluate, processor, run.seed) if evaluate.data else {}
+        return measured | {
+            f"{TINY}{task}": work.measure_exact_answers(task, evaluate.tiny) for task in TASKS if evaluate.tiny
+        }
 
 
 def is_better(measured: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
@@ -70,24 +72,26 @@ def is_better(measured: Mapping[str, float], best: Mapping[str, float] | None) -
     where no data is held out by the highest mean share of exact answers. On a tie the earlier weights stay; a loss that is
     not finite is never kept.
     """
-    return math.isfinite(_badness(measured)) and (best is None or _badness(measured) < _badness(best))
+    return math.isfinite(_compute_minimized_score(measured)) and (
+        best is None or _compute_minimized_score(measured) < _compute_minimized_score(best)
+    )
 
 
-def _badness(measured: Mapping[str, float]) -> float:
+def _compute_minimized_score(measured: Mapping[str, float]) -> float:
     if LOSS in measured:
         return measured[LOSS]
     shares = [value for name, value in measured.items() if name.startswith(TINY)]
     return -sum(shares) / max(len(shares), 1)
 
 
-def held_out_fingerprints(evaluate: Evaluation, seed: int, before: Fingerprints | None) -> tuple[Mixture, Fingerprints]:
+def fingerprint_held_out(evaluate: Evaluation, seed: int, before: Fingerprints | None) -> tuple[Mixture, Fingerprints]:
     """What the held-out conversations say and show. before: what is known of them from an earlier start."""
-    held_out = _HeldOut.of(evaluate, seed)
-    return held_out.mixture, fingerprints(held_out.mixture, held_out.draws, before=before)
+    held_out = _HeldOut.from_evaluation(evaluate, seed)
+    return held_out.mixture, fingerprint_draws(held_out.mixture, held_out.draws, before=before)
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _Evaluator:
     """A model, and how its processes share packs."""
 
     model: OneVision
@@ -95,42 +99,44 @@ class _Work:
     stage: Stage
     skips: bool
 
-    def loss(self, evaluate: Evaluation, processor: Processor, seed: int) -> dict[str, float]:
-        conversations = _HeldOut.of(evaluate, seed)
+    def measure_loss(self, evaluate: Evaluation, processor: Processor, seed: int) -> dict[str, float]:
+        conversations = _HeldOut.from_evaluation(evaluate, seed)
         total, rows = 0.0, 0
-        for batch in self._batches(_Encoding(conversations, processor, self.stage.targets, self.skips)):
+        for batch in self._make_batches(_HeldOutEncoder(conversations, processor, self.stage.targets, self.skips)):
             summed = self.model(batch)
             total, rows = total + float(summed.total), rows + summed.rows
-        total, rows = self.world.sum(total, rows)
+        total, rows = self.world.sum_over_processes(total, rows)
         if rows == 0:
             raise DataError("evaluate.data: none of the held-out conversations can be read; nothing was measured.")
         return {LOSS: total / rows}
 
-    def exact(self, task: tinyworld.Task, questions: int) -> float:
+    def measure_exact_answers(self, task: tinyworld.Task, questions: int) -> float:
         """An answer is exact when every token of it, its end included, is what the model would write after the ones
         before: what answering greedily gives, in one forward pass.
         """
-        made = (tinyworld.record(task, n, seed=TINY_SEED, split="heldout") for n in range(questions))
-        asked = [Conversation.of(record["messages"][:2], f"held-out {task}") for record in made]
+        made = (tinyworld.make_record(task, n, seed=TINY_SEED, split="heldout") for n in range(questions))
+        asked = [Conversation.from_messages(record["messages"][:2], f"held-out {task}") for record in made]
         right = 0
-        for batch in self._batches(_Encoding(asked, Processor.of(self.model), "answers", skips=False)):
-            hits = self.model.row_hits(batch).cpu().split(_labelled(batch))
+        for batch in self._make_batches(
+            _HeldOutEncoder(asked, Processor.from_model(self.model), "answers", skips=False)
+        ):
+            hits = self.model.compute_row_hits(batch).cpu().split(_labelled(batch))
             right += sum(bool(answer.all()) for answer in hits if len(answer))
-        return self.world.sum(right)[0] / questions
+        return self.world.sum_over_processes(right)[0] / questions
 
-    def _batches(self, encoding: _Encoding) -> Iterator[Batch]:
+    def _make_batches(self, encoding: _HeldOutEncoder) -> Iterator[Batch]:
         """This process' packs, as many on each process."""
-        packs = list(encoding.packs(self.stage.pack_tokens or PACK_TOKENS, self.stage.pack_views or PACK_VIEWS))
+        packs = list(encoding.list_packs(self.stage.pack_tokens or PACK_TOKENS, self.stage.pack_views or PACK_VIEWS))
         size, view_px = self.world.size, self.model.encoder.view_px
         for first in range(0, len(packs), size):
             mine = packs[first + self.world.rank : first + self.world.rank + 1]
-            samples = [sample for pack in mine for sample in encoding.samples(pack)]
-            batch = collate(samples) if samples else Batch.empty(view_px)
-            yield (batch if self.world.is_alone else batch.with_blank_view(view_px)).to(self.model.device)
+            samples = [sample for pack in mine for sample in encoding.read_samples(pack)]
+            batch = collate(samples) if samples else Batch.make_empty(view_px)
+            yield (batch if self.world.is_single_process else batch.with_blank_view(view_px)).to(self.model.device)
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoding:
+class _HeldOutEncoder:
     """Conversations by number, and how they become samples. skips: leave out those that cannot be read."""
 
     conversations: Sequence[Conversation] | _HeldOut
@@ -138,11 +144,11 @@ class _Encoding:
     targets: Targets
     skips: bool
 
-    def packs(self, most_tokens: int, most_views: int) -> Iterator[list[int]]:
+    def list_packs(self, most_tokens: int, most_views: int) -> Iterator[list[int]]:
         """Numbers in their order, as many together as the caps allow; from headers alone, so the same everywhere."""
         pack: list[int] = []
         tokens = views = 0
-        for number, more_tokens, more_views in self._sizes():
+        for number, more_tokens, more_views in self._measure_sizes():
             if pack and (tokens + more_tokens > most_tokens or views + more_views > most_views):
                 yield pack
                 pack, tokens, views = [], 0, 0
@@ -151,23 +157,23 @@ class _Encoding:
         if pack:
             yield pack
 
-    def _sizes(self) -> Iterator[tuple[int, int, int]]:
+    def _measure_sizes(self) -> Iterator[tuple[int, int, int]]:
         """Number, tokens and views of each conversation."""
         for number in range(len(self.conversations)):
-            with self._leaving_out():
-                encoded = self.processor.encoded(self.conversations[number], self.targets)
-                views = sum(len(routed.plan.pictures) for one in encoded for routed in one.plans)
+            with self._skip_unreadable():
+                encoded = self.processor.encode_item(self.conversations[number], self.targets)
+                views = sum(len(routed.plan.unique_views) for one in encoded for routed in one.plans)
                 yield number, sum(map(len, encoded)), views
 
-    def samples(self, pack: Sequence[int]) -> list[Sample]:
+    def read_samples(self, pack: Sequence[int]) -> list[Sample]:
         read = []
         for number in pack:
-            with self._leaving_out():
-                read += self.processor.training_samples(self.conversations[number], self.targets)
+            with self._skip_unreadable():
+                read += self.processor.make_training_samples(self.conversations[number], self.targets)
         return read
 
     @contextmanager
-    def _leaving_out(self) -> Iterator[None]:
+    def _skip_unreadable(self) -> Iterator[None]:
         try:
             yield
         except DataError as fault:
@@ -184,18 +190,18 @@ class _HeldOut:
     draws: Draws
 
     @classmethod
-    def of(cls, evaluate: Evaluation, seed: int) -> _HeldOut:
+    def from_evaluation(cls, evaluate: Evaluation, seed: int) -> _HeldOut:
         """Drawn by weight, or everything where there is no more than was asked for."""
-        mixture = Mixture.of(evaluate.data)
+        mixture = Mixture.from_entries(evaluate.data)
         few = len(mixture) <= evaluate.samples
-        return cls(mixture, mixture.everything() if few else mixture.drawn(evaluate.samples, (seed,)))
+        return cls(mixture, mixture.draw_all() if few else mixture.draw_by_weight(evaluate.samples, (seed,)))
 
     def __len__(self) -> int:
         return len(self.draws)
 
     def __getitem__(self, number: int) -> Conversation:
         item = self.mixture[self.draws[number]]
-        return item.chosen if isinstance(item, Pair) else item
+        return item.chosen if isinstance(item, PreferencePair) else item
 
 
 def _labelled(batch: Batch) -> list[int]:

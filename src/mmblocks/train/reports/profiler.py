@@ -22,10 +22,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mmblocks.batch import Batch
-from mmblocks.model.budget import last_row_flops, prefill_flops
-from mmblocks.model.checks.composition import Examination, examine
+from mmblocks.model.budget import count_last_row_flops, count_prefill_flops
+from mmblocks.model.checks.composition import DryBuild, dry_build
 from mmblocks.model.onevision import OneVision
-from mmblocks.train.reports.parameter_table import weights_in
+from mmblocks.train.reports.parameter_table import count_weights
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +47,11 @@ FORWARD, OTHER = "language_model", "other"
 class Clock(Protocol):
     """Charges time to phases."""
 
-    def switch(self, phase: str) -> None:
+    def switch_phase(self, phase: str) -> None:
         """From now on time belongs to `phase`."""
         ...
 
-    def read(self) -> tuple[dict[str, float], float]:
+    def read_times(self) -> tuple[dict[str, float], float]:
         """Seconds by phase since the last reading, and the wall time, which they sum to."""
         ...
 
@@ -65,13 +65,13 @@ class HostClock:
         self._spent: Counter[str] = Counter()
         self._since = now_ns()
 
-    def switch(self, phase: str) -> None:
+    def switch_phase(self, phase: str) -> None:
         now = self._now_ns()
         self._spent[self._phase] += now - self._since
         self._phase, self._since = phase, now
 
-    def read(self) -> tuple[dict[str, float], float]:
-        self.switch(self._phase)
+    def read_times(self) -> tuple[dict[str, float], float]:
+        self.switch_phase(self._phase)
         spent, self._spent = self._spent, Counter()
         return {phase: ns / 1e9 for phase, ns in spent.items()}, spent.total() / 1e9
 
@@ -94,33 +94,33 @@ class DeviceClock:
         self._marks: list[tuple[str, Any]] = []
         self._spare: list[Any] = []
         self._phase = OTHER
-        self._begin()
+        self._start_reading()
 
-    def switch(self, phase: str) -> None:
+    def switch_phase(self, phase: str) -> None:
         event = self._spare.pop() if self._spare else self._event()
         event.record()
         self._marks.append((phase, event))
         self._phase = phase
 
-    def read(self) -> tuple[dict[str, float], float]:
-        self.switch(self._phase)
+    def read_times(self) -> tuple[dict[str, float], float]:
+        self.switch_phase(self._phase)
         self._marks[-1][1].synchronize()
         wall = (self._now_ns() - self._since) / 1e9
         spent: dict[str, float] = defaultdict(float)
         for (phase, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
             spent[phase] += begin.elapsed_time(end) / 1e3
         self._spare += [event for _, event in self._marks]
-        self._begin()
+        self._start_reading()
         spent[OTHER] += wall - sum(spent.values())
         return dict(spent), wall
 
-    def _begin(self) -> None:
+    def _start_reading(self) -> None:
         self._marks = []
         self._since = self._now_ns()
-        self.switch(self._phase)
+        self.switch_phase(self._phase)
 
 
-class Panel:
+class StepProfiler:
     """The figures of a stage beside its loss. Use it as a context: hooks sit on the model only inside.
 
     model: as the stage trains it, frozen parts frozen, sharded or not. peak_flops: of one device; by default that of the
@@ -134,11 +134,11 @@ class Panel:
         *,
         peak_flops: float | None = None,
         clock: Clock | None = None,
-        composition: Examination | None = None,
+        composition: DryBuild | None = None,
     ) -> None:
         self._model = model
-        self._work = Work.of(model, composition)
-        self._peak = peak_flops if peak_flops is not None else peak_of(model.device)
+        self._work = TrainingFlops.from_model(model, composition)
+        self._peak = peak_flops if peak_flops is not None else find_peak_flops(model.device)
         self._clock = clock or (DeviceClock(model.device) if model.device.type == "cuda" else HostClock())
         self._phase = OTHER
         self._hooks: list[RemovableHandle] = []
@@ -147,65 +147,65 @@ class Panel:
         self._total: dict[str, float] = defaultdict(float)
 
     @contextmanager
-    def during(self, phase: str) -> Iterator[None]:
+    def time_phase(self, phase: str) -> Iterator[None]:
         """Charge what happens inside to a phase: data, forward, backward, optimizer, saving, evaluating or other."""
         before, now = self._phase, FORWARD if phase == "forward" else phase
         assert now in PHASES, f"{phase!r} is no phase of the panel: forward, {', '.join(PHASES)}"
-        self._switch(now)
+        self._switch_phase(now)
         try:
             yield
         finally:
-            self._switch(before)
+            self._switch_phase(before)
 
-    def count(self, batch: Batch) -> None:
+    def count_batch(self, batch: Batch) -> None:
         """Note a micro-batch that is learned from. Cheapest before it is moved to a GPU, which would be waited for."""
         lengths = batch.packing.lengths
         self._tokens += batch.num_tokens
         self._padding += batch.num_tokens - sum(lengths)
         if self._work is not None:
-            self._flops += self._work.for_batch(batch, lengths)
+            self._flops += self._work.count_flops(batch, lengths)
 
-    def row(self) -> dict[str, float]:
+    def read_metrics(self) -> dict[str, float]:
         """Figures since the last row: seconds by phase, which sum to seconds/wall, padding_share, and mfu where known.
 
         padding_share: tokens beyond the sequences among all. mfu: FLOPs that forward and backward need (recomputation
         and adapters not counted) by what this process' device could do in the wall time at its peak.
         """
-        spent, wall = self._clock.read()
+        spent, wall = self._clock.read_times()
         counted = {"wall": wall, "flops": self._flops, "tokens": self._tokens, "padding": self._padding}
         self._flops = self._tokens = self._padding = 0.0
         for name, value in {**spent, **counted}.items():
             self._total[name] += value
-        return self._figures({**spent, **counted})
+        return self._compute_metrics({**spent, **counted})
 
-    def table(self) -> str:
+    def format_totals(self) -> str:
         """All rows so far as one table: seconds and share of every phase."""
         total = self._total
         wall = max(total["wall"], 1e-9)
         rows = [("", "seconds", "share")]
         rows += [(p.replace("_", " "), f"{total[p]:.1f}", f"{100 * total[p] / wall:.1f} %") for p in PHASES]
         rows.append(("wall", f"{total['wall']:.1f}", "100.0 %"))
-        figures = self._figures(total)
+        figures = self._compute_metrics(total)
         rows += [(n, "", f"{100 * figures[k]:.1f} %") for n, k in _SHARES.items() if k in figures]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows)
 
-    def _figures(self, total: Mapping[str, float]) -> dict[str, float]:
+    def _compute_metrics(self, total: Mapping[str, float]) -> dict[str, float]:
         row = {f"seconds/{phase}": total.get(phase, 0.0) for phase in (*PHASES, "wall")}
         row["padding_share"] = total["padding"] / max(total["tokens"], 1)
         if self._work is not None and self._peak is not None:
             row["mfu"] = total["flops"] / self._peak / max(total["wall"], 1e-9)
         return row
 
-    def _switch(self, phase: str) -> None:
+    def _switch_phase(self, phase: str) -> None:
         self._phase = phase
-        self._clock.switch(phase)
+        self._clock.switch_phase(phase)
 
-    def __enter__(self) -> Panel:
+    def __enter__(self) -> StepProfiler:
         for name, module in self._timed():
             self._hooks += [
-                module.register_forward_pre_hook(self._entering(name), prepend=True),
-                module.register_forward_hook(self._leaving(name), always_call=True),
+                module.register_forward_pre_hook(self._make_enter_hook(name), prepend=True),
+                module.register_forward_hook(self._make_leave_hook(name), always_call=True),
             ]
         return self
 
@@ -227,21 +227,21 @@ class Panel:
     # Only a forward is split: what evaluation runs, or backward computes again, stays with its own phase. Graphs of
     # torch.compile must not hold a clock.
 
-    def _entering(self, name: str) -> Any:
-        def enter(module: nn.Module, arguments: Any) -> None:
+    def _make_enter_hook(self, name: str) -> Any:
+        def enter_module(module: nn.Module, arguments: Any) -> None:
             if not torch.compiler.is_compiling() and self._phase == FORWARD:
                 self._inside = module
-                self._switch(name)
+                self._switch_phase(name)
 
-        return enter
+        return enter_module
 
-    def _leaving(self, name: str) -> Any:
-        def leave(module: nn.Module, arguments: Any, output: Any) -> None:
+    def _make_leave_hook(self, name: str) -> Any:
+        def leave_module(module: nn.Module, arguments: Any, output: Any) -> None:
             if not torch.compiler.is_compiling() and self._inside is module:
                 self._inside = None
-                self._switch(FORWARD)
+                self._switch_phase(FORWARD)
 
-        return leave
+        return leave_module
 
 
 _SHARES = {"padding": "padding_share", "of peak FLOPs (MFU)": "mfu"}
@@ -253,7 +253,7 @@ _PROBE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TrainingFlops:
     """FLOPs of forward and backward: per view of the encoder; per cell of the projector's body and per row of its head; per
     token, and per pair of tokens of a sequence (attention, in full although a causal kernel may skip half), of all decoder
     layers but the last; of the last per asked row and per pair of one with a token; per labelled row (the head).
@@ -264,52 +264,54 @@ class Work:
     head: float
     token: float
     pair: float
-    asked: float
-    asked_pair: float
+    output_row: float
+    output_row_pair: float
     label: float
     cells: tuple[int, int]
     """Of a view before and after the projector, where a batch does not say which are used."""
 
     @classmethod
-    def of(cls, model: OneVision, composition: Examination | None = None) -> Work | None:
+    def from_model(cls, model: OneVision, composition: DryBuild | None = None) -> TrainingFlops | None:
         """The work of a model with its present learning parts; None, logged with the reason, where it cannot be counted.
 
         composition: the dry build of the model, where there is one.
         """
-        seen = composition or examine(model.spec)
-        flops, notes = prefill_flops(seen, 1, _PROBE_TOKENS)
+        seen = composition or dry_build(model.spec)
+        flops, notes = count_prefill_flops(seen, 1, _PROBE_TOKENS)
         if missing := [part for part in ("encoder", "projector", "backbone", "head") if flops.get(part) is None]:
             log.info("no MFU: the FLOPs of %s are unknown. %s", ", ".join(missing), "; ".join(notes))
             return None
         known = {part: float(n or 0) for part, n in flops.items()}
         encoder, projector, backbone = (
-            _learning_share(getattr(model, p)) for p in ("encoder", "projector", "backbone")
+            _compute_trainable_share(getattr(model, p)) for p in ("encoder", "projector", "backbone")
         )
-        early = encoder > 0 or projector > 0 or any(mark.requires_grad for mark in model.marks.values())
-        projects = 1 + _any(encoder or projector) + projector
-        through, attends = 1 + _any(early or backbone) + backbone, 1 + 2 * _any(early or backbone)
+        early = encoder > 0 or projector > 0 or any(mark.requires_grad for mark in model.learned_tokens.values())
+        projects = 1 + _to_indicator(encoder or projector) + projector
+        through, attends = 1 + _to_indicator(early or backbone) + backbone, 1 + 2 * _to_indicator(early or backbone)
         grid, projected = model.encoder.grid, model.projector.out_grid(model.encoder.grid)
         per_row = 2.0 * sum(weight.numel() for weight in model.projector.head.parameters() if weight.ndim == 2)
-        token, asked, pair, asked_pair = _layers(known["backbone"], known["attention"], seen.backbone)
+        token, asked, pair, asked_pair = _split_layer_flops(known["backbone"], known["attention"], seen.backbone)
         return cls(
-            encoder=known["encoder"] * (1 + _any(encoder) + encoder),
+            encoder=known["encoder"] * (1 + _to_indicator(encoder) + encoder),
             body=(known["projector"] - projected.area * per_row) / grid.area * projects,
             head=per_row * projects,
             token=token * through,
             pair=pair * attends,
-            asked=asked * through,
-            asked_pair=asked_pair * attends,
+            output_row=asked * through,
+            output_row_pair=asked_pair * attends,
             label=known["head"] * through,
             cells=(grid.area, projected.area),
         )
 
-    def for_batch(self, batch: Batch, lengths: list[int]) -> float:
+    def count_flops(self, batch: Batch, lengths: list[int]) -> float:
         """FLOPs of one micro-batch; features that came with it cost the encoder nothing."""
         encoded = self.encoder * batch.num_views if batch.features is None else 0.0
         cells, rows = self._projected(batch)
         tokens = self.token * sum(lengths) + self.pair * sum(n * n for n in lengths)
-        asked = batch.learned.counts
-        last = self.asked * sum(asked) + self.asked_pair * sum(n * m for n, m in zip(asked, lengths, strict=True))
+        asked = batch.target_rows.counts
+        last = self.output_row * sum(asked) + self.output_row_pair * sum(
+            n * m for n, m in zip(asked, lengths, strict=True)
+        )
         return encoded + self.body * cells + self.head * rows + tokens + last + self.label * sum(asked)
 
     def _projected(self, batch: Batch) -> tuple[int, int]:
@@ -317,33 +319,33 @@ class Work:
         before, after = (batch.num_views * cells for cells in self.cells)
         if batch.layout is None:
             return before, after
-        used = batch.layout.cells
+        used = batch.layout.cell_table
         return before if used is None else len(used.rows), len(batch.layout.positions)
 
 
-def _layers(total: float, attention: float, backbone: Any) -> tuple[float, float, float, float]:
+def _split_layer_flops(total: float, attention: float, backbone: Any) -> tuple[float, float, float, float]:
     """Of a sequence's FLOPs: per token and per asked row, per pair and per pair with an asked row."""
     tokens = _PROBE_TOKENS
-    one, one_attention = last_row_flops(backbone, tokens)
+    one, one_attention = count_last_row_flops(backbone, tokens)
     asked = (total - attention - (one - one_attention)) / (tokens - 1)
     asked_pair = (attention - one_attention) / (tokens * (tokens - 1))
     return (total - attention) / tokens - asked, asked, attention / tokens**2 - asked_pair, asked_pair
 
 
-def _any(learns: float | bool) -> int:
+def _to_indicator(learns: float | bool) -> int:
     """Gradients of activations are computed as soon as anything in a part, or before it, learns."""
     return 1 if learns else 0
 
 
-def _learning_share(module: nn.Module) -> float:
+def _compute_trainable_share(module: nn.Module) -> float:
     """Share of a part's weights for which gradients are computed."""
     learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return learning / max(weights_in(module), 1)
+    return learning / max(count_weights(module), 1)
 
 
 # Peaks --------------------------------------------------------------------------------------------------------------
 
-PEAKS = {
+PEAK_FLOPS = {
     "GB200": 2500e12,
     "B200": 2250e12,
     "GH200": 989e12,
@@ -362,25 +364,25 @@ PEAKS = {
 """Dense bfloat16 FLOPs per second of GPUs by a piece of their name, from NVIDIA's data sheets; the first that fits."""
 
 
-def peak_of(device: torch.device) -> float | None:
+def find_peak_flops(device: torch.device) -> float | None:
     """FLOPs per second that a device could do; None, logged, for a GPU that `PEAKS` does not list."""
     if device.type != "cuda":
-        return _measured_peak(torch.get_num_threads())
+        return _measure_cpu_peak(torch.get_num_threads())
     name = torch.cuda.get_device_name(device)
-    return gpu_peak(name)
+    return find_gpu_peak_flops(name)
 
 
-def gpu_peak(name: str) -> float | None:
+def find_gpu_peak_flops(name: str) -> float | None:
     """The dense bfloat16 peak of a GPU by the name its driver gives it."""
     words = f" {name.replace('-', ' ')} "
-    peak = next((value for piece, value in PEAKS.items() if f" {piece} " in words), None)
+    peak = next((value for piece, value in PEAK_FLOPS.items() if f" {piece} " in words), None)
     if peak is None:
         log.info("no MFU: the peak of %s is not known; give it as Panel(peak_flops=...).", name)
     return peak
 
 
 @cache
-def _measured_peak(threads: int) -> float:
+def _measure_cpu_peak(threads: int) -> float:
     """What a float32 matrix product reaches on this CPU with so many threads, best of five."""
     side = 512
     a = torch.ones(side, side, device="cpu")

@@ -48,7 +48,7 @@ class Progress:
         self._before = before
         self._trackers = tuple(trackers) if writes else ()
         if writes:
-            cut(metrics, stage, first)
+            drop_rows_after(metrics, stage, first)
         self._file = metrics.open("a", encoding="utf-8") if writes else None
         self._bar = tqdm(total=steps, initial=first, desc=stage, unit="step", dynamic_ncols=True, disable=not writes)
         self._losses: deque[Number] = deque(pending, maxlen=log_every)
@@ -56,7 +56,7 @@ class Progress:
         self._since = time.perf_counter()
 
     @property
-    def pending(self) -> list[float]:
+    def recent_losses(self) -> list[float]:
         """The losses that the next row averages, to be kept with a run's state."""
         return [float(loss) for loss in self._losses]
 
@@ -64,7 +64,7 @@ class Progress:
         """Whether the report of this step writes a row: every `log_every` steps, and after the last."""
         return (step + 1) % self.log_every == 0 or step + 1 == self.steps
 
-    def report(
+    def report_step(
         self,
         step: int,
         loss: Number,
@@ -89,24 +89,24 @@ class Progress:
         said = {"learning_rate": rate, "gradient_norm": gradient_norm}
         row = self._speeds() | {name: float(value) for name, value in said.items() if value is not None} | others
         self._bar.set_postfix_str(_on_screen(row))
-        self.write(step + 1, **row)
+        self.write_row(step + 1, **row)
 
     def _speeds(self) -> dict[str, float]:
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
-        row = {"loss": sum(self.pending) / len(self._losses), "tokens_per_s": self._tokens / seconds}
+        row = {"loss": sum(self.recent_losses) / len(self._losses), "tokens_per_s": self._tokens / seconds}
         row["views_per_s"] = self._views / seconds
         self._tokens, self._views, self._since = 0, 0, now
         return row
 
-    def write(self, done: int, **row: float) -> None:
+    def write_row(self, done: int, **row: float) -> None:
         """A row of its own after `done` finished steps, for what is measured beside training."""
         if self._file is None:
             return
         self._file.write(json.dumps({"stage": self.stage, "step": done, **row}) + "\n")
         self._file.flush()
         for tracker in self._trackers:
-            tracker.write(self._before + done, row)
+            tracker.write_row(self._before + done, row)
 
     def __enter__(self) -> Progress:
         return self
@@ -132,7 +132,7 @@ def _on_screen(row: dict[str, float]) -> str:
     return ", ".join(said)
 
 
-def cut(metrics: Path, stage: str, first: int) -> None:
+def drop_rows_after(metrics: Path, stage: str, first: int) -> None:
     """Take the rows out of a metrics file that going on from step `first` of a stage will write again.
 
     So goes a last line that was cut short when the run was killed. The file is replaced whole.

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmblocks._optional import need
+from mmblocks._optional import import_optional
 from mmblocks.errors import ConfigError
-from mmblocks.settings import did_you_mean
+from mmblocks.settings import format_suggestion
 from mmblocks.storage import write_text
 
 
 class Tracker(Protocol):
     """Takes rows of numbers by step, counted over the whole run."""
 
-    def write(self, step: int, row: Mapping[str, float]) -> None:
+    def write_row(self, step: int, row: Mapping[str, float]) -> None:
         """Keep the numbers of a row under their names."""
         ...
 
@@ -29,13 +29,13 @@ class TensorBoard:
     """Event files in `out`/tensorboard. What an earlier part of the run wrote after step `first` is hidden."""
 
     def __init__(self, out: Path, first: int, settings: Mapping[str, Any]) -> None:
-        need("tensorboard", extra="train", to="track=[tensorboard]")
+        import_optional("tensorboard", extra="train", to="track=[tensorboard]")
         from torch.utils.tensorboard import SummaryWriter
 
         # TensorBoard drops events from purge_step on, and rows carry the number of finished steps.
         self._writer = SummaryWriter(out / "tensorboard", purge_step=first + 1)
 
-    def write(self, step: int, row: Mapping[str, float]) -> None:
+    def write_row(self, step: int, row: Mapping[str, float]) -> None:
         for name, value in row.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()  # or a killed run would lose its last two minutes
@@ -52,7 +52,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, out: Path, first: int, settings: Mapping[str, Any]) -> None:
-        wandb: Any = need("wandb", to="track=[wandb]")
+        wandb: Any = import_optional("wandb", to="track=[wandb]")
         self._run = wandb.init(
             id=_kept_id(out / "wandb_id"),
             resume="allow",
@@ -61,7 +61,7 @@ class WeightsAndBiases:
             config=dict(settings),
         )
 
-    def write(self, step: int, row: Mapping[str, float]) -> None:
+    def write_row(self, step: int, row: Mapping[str, float]) -> None:
         self._run.log(dict(row), step=step)
 
     def close(self) -> None:
@@ -74,19 +74,19 @@ TRACKERS: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]] = {
 }
 
 
-def trackers(names: Sequence[str], out: Path, *, first: int, settings: Mapping[str, Any]) -> tuple[Tracker, ...]:
+def open_trackers(names: Sequence[str], out: Path, *, first: int, settings: Mapping[str, Any]) -> tuple[Tracker, ...]:
     """Open the trackers of a run that goes on after `first` finished steps of the whole run; `settings` is its recipe.
 
     Raises `ConfigError` for an unknown name and `MissingDependencyError` for one whose package is not installed.
     """
-    if faults := tracking_faults(names):
+    if faults := find_tracking_faults(names):
         raise ConfigError("\n".join(faults))
     return tuple(TRACKERS[name](out, first, settings) for name in names)
 
 
-def tracking_faults(names: Sequence[str]) -> list[str]:
+def find_tracking_faults(names: Sequence[str]) -> list[str]:
     """Why these names of trackers cannot be meant."""
-    return [f"track: no tracker {n!r}.{did_you_mean(n, tuple(TRACKERS))}" for n in names if n not in TRACKERS]
+    return [f"track: no tracker {n!r}.{format_suggestion(n, tuple(TRACKERS))}" for n in names if n not in TRACKERS]
 
 
 def _kept_id(file: Path) -> str:

@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import IGNORE, Batch
-from mmblocks.data.sample.processor import mean_colour
+from mmblocks.data.sample.processor import compute_mean_colour
 from mmblocks.errors import ConfigError
-from mmblocks.model.modes import evaluating
+from mmblocks.model.modes import use_evaluation_mode
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import RoutedPlan
 from mmblocks.train.distributed import World
 
 log = logging.getLogger(__name__)
 
-ROUNDING = 1e-5
+RELATIVE_ROUNDING = 1e-5
 """Losses that differ by less, relative to the true one, are the same up to rounding."""
-SURE = 3.0
+MIN_STANDARD_ERRORS = 3.0
 """Standard errors by which others' visuals must be worse than the true ones before the model counts as looking."""
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class VisualAblation:
     """Mean loss per labelled token with the true visuals, with those of other samples, and with blank ones.
 
     samples: how many were compared: those whose visuals could all be exchanged. error: standard error of
@@ -45,15 +45,15 @@ class Looks:
     error: float
 
     @property
-    def is_dead(self) -> bool:
+    def has_no_effect(self) -> bool:
         """What is shown changes nothing at all."""
         worst = max(abs(self.shuffled - self.true), abs(self.blank - self.true))
-        return self.samples > 0 and worst <= ROUNDING * max(self.true, ROUNDING)
+        return self.samples > 0 and worst <= RELATIVE_ROUNDING * max(self.true, RELATIVE_ROUNDING)
 
     @property
-    def is_blind(self) -> bool:
+    def is_shuffle_invariant(self) -> bool:
         """Others' visuals serve as well as the true ones, as far as these samples can tell."""
-        return self.samples > 0 and self.shuffled - self.true <= SURE * self.error
+        return self.samples > 0 and self.shuffled - self.true <= MIN_STANDARD_ERRORS * self.error
 
     @property
     def verdict(self) -> str:
@@ -63,21 +63,21 @@ class Looks:
         )
         if self.samples == 0:
             return "no two samples have visuals that could be exchanged; nothing was compared."
-        if self.is_dead:
+        if self.has_no_effect:
             return f"the visuals change nothing: is the projector dead, or are placeholders not replaced? {losses}"
-        if self.is_blind and self.blank < self.true:
+        if self.is_shuffle_invariant and self.blank < self.true:
             return (
                 "shuffled visuals do as well as the true ones and blank ones do better: do the visuals belong to other "
                 f"conversations? {losses}"
             )
-        if self.is_blind:
+        if self.is_shuffle_invariant:
             return (
                 "shuffled visuals do as well as the true ones: the model does not look yet, or the visuals belong to other "
                 f"conversations. {losses}"
             )
         return f"the model looks {losses}"
 
-    def row(self) -> dict[str, float]:
+    def to_metrics(self) -> dict[str, float]:
         """The figures as metrics; none where nothing was compared."""
         if self.samples == 0:
             return {}
@@ -88,24 +88,24 @@ class Looks:
             "look/error": self.error,
         }
 
-    def act(self) -> None:
+    def raise_or_log(self) -> None:
         """Raise `ConfigError` when the visuals change nothing, since no training helps; else log the verdict, as a warning
         when the model is blind, which it may also be because it has not learned enough yet.
         """
-        if self.is_dead:
+        if self.has_no_effect:
             raise ConfigError(f"look_at: {self.verdict}")
-        log.log(logging.WARNING if self.is_blind else logging.INFO, "look_at: %s", self.verdict)
+        log.log(logging.WARNING if self.is_shuffle_invariant else logging.INFO, "look_at: %s", self.verdict)
 
 
 @torch.no_grad()
-def look(
+def measure_visual_ablation(
     model: OneVision,
     batches: Sequence[Batch | None],
     world: World | None = None,
     *,
     sequences: int = 1,
     nothing: Batch | None = None,
-) -> Looks:
+) -> VisualAblation:
     """Compare the loss with true, shuffled and blank visuals on the same batches; thrice their forward passes.
 
     Visuals are exchanged among samples of all `batches` of this process, whole, with one of like plan (else of as many
@@ -115,34 +115,34 @@ def look(
     batch that stands for None, by default `Batch.empty` without features.
     """
     world = world or World(0, 1, model.device)
-    with evaluating(model):
-        nothing = nothing or Batch.empty(model.encoder.view_px)
+    with use_evaluation_mode(model):
+        nothing = nothing or Batch.make_empty(model.encoder.view_px)
         given = [_ready(nothing if batch is None else batch, model, world) for batch in batches]
-        shown = [visual for number, batch in enumerate(given) for visual in _visuals(number, batch, sequences)]
+        shown = [visual for number, batch in enumerate(given) for visual in _list_visuals(number, batch, sequences)]
         donors = _exchanged(shown)
         counted = _whole(shown, donors)
-        kinds = (given, _shuffled(given, shown, donors), [_blank(batch, model) for batch in given])
-        true, shuffled, blank = (_losses(model, changed, counted, sequences) for changed in kinds)
+        kinds = (given, _shuffle_visuals(given, shown, donors), [_blank_visuals(batch, model) for batch in given])
+        true, shuffled, blank = (_sum_losses(model, changed, counted, sequences) for changed in kinds)
     rows = _rows(given, counted, sequences)
-    return _judged(true, shuffled, blank, rows, world)
+    return _compare_losses(true, shuffled, blank, rows, world)
 
 
 def _ready(batch: Batch, model: OneVision, world: World) -> Batch:
     every = batch.with_all_views()  # visuals are exchanged view by view
-    return (every if world.is_alone else every.with_blank_view(model.encoder.view_px)).to(model.device)
+    return (every if world.is_single_process else every.with_blank_view(model.encoder.view_px)).to(model.device)
 
 
 # Who gets whose visuals ---------------------------------------------------------------------------------------------
 
-Sample = tuple[int, int]
+SampleNumber = tuple[int, int]
 """Number of the batch, and of the sample in it."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Visual:
+class _BatchVisual:
     """A visual of a batch: whose it is and where its views lie."""
 
-    sample: Sample
+    sample: SampleNumber
     views: slice
     routed: RoutedPlan
 
@@ -151,7 +151,7 @@ class _Visual:
         return self.views.stop - self.views.start
 
 
-def _visuals(number: int, batch: Batch, sequences: int) -> list[_Visual]:
+def _list_visuals(number: int, batch: Batch, sequences: int) -> list[_BatchVisual]:
     ends = batch.packing.cu_seqlens[1:].tolist()
     positions = batch.visual_positions.tolist()
     found, view, row = [], 0, 0
@@ -159,19 +159,23 @@ def _visuals(number: int, batch: Batch, sequences: int) -> list[_Visual]:
         views = slice(view, view + len(routed.plan.views))
         if routed.plan.num_tokens:
             sequence = sum(end <= positions[row] for end in ends)
-            found.append(_Visual((number, sequence // sequences), views, routed))
+            found.append(_BatchVisual((number, sequence // sequences), views, routed))
         view, row = views.stop, row + routed.plan.num_tokens
     return found
 
 
-def _exchanged(shown: Sequence[_Visual]) -> dict[int, int]:
+def _exchanged(shown: Sequence[_BatchVisual]) -> dict[int, int]:
     """For each visual that can have one, the number of a visual of another sample."""
-    alike = _turned(range(len(shown)), shown, lambda v: (v.routed.scenario, v.num_views, v.routed.plan.num_tokens))
+    alike = _rotate_within_groups(
+        range(len(shown)), shown, lambda v: (v.routed.scenario, v.num_views, v.routed.plan.num_tokens)
+    )
     left = [n for n in range(len(shown)) if n not in alike]
-    return alike | _turned(left, shown, lambda v: v.num_views)
+    return alike | _rotate_within_groups(left, shown, lambda v: v.num_views)
 
 
-def _turned(numbers: Iterable[int], shown: Sequence[_Visual], key: Callable[[_Visual], Hashable]) -> dict[int, int]:
+def _rotate_within_groups(
+    numbers: Iterable[int], shown: Sequence[_BatchVisual], key: Callable[[_BatchVisual], Hashable]
+) -> dict[int, int]:
     """Visuals of one key handed on by as many places as one sample has at most, so that none stays in its sample."""
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for n in numbers:
@@ -185,12 +189,12 @@ def _turned(numbers: Iterable[int], shown: Sequence[_Visual], key: Callable[[_Vi
     return donors
 
 
-def _whole(shown: Sequence[_Visual], donors: Mapping[int, int]) -> set[Sample]:
+def _whole(shown: Sequence[_BatchVisual], donors: Mapping[int, int]) -> set[SampleNumber]:
     """Samples all of whose visuals are exchanged."""
     return {v.sample for v in shown} - {v.sample for n, v in enumerate(shown) if n not in donors}
 
 
-def _shuffled(given: Sequence[Batch], shown: Sequence[_Visual], donors: Mapping[int, int]) -> list[Batch]:
+def _shuffle_visuals(given: Sequence[Batch], shown: Sequence[_BatchVisual], donors: Mapping[int, int]) -> list[Batch]:
     changed = [replace(batch, pixels=batch.pixels.clone(), features=_copy(batch.features)) for batch in given]
     for taker, donor in donors.items():
         to, whose = shown[taker], shown[donor]
@@ -206,9 +210,9 @@ def _copy(features: Tensor | None) -> Tensor | None:
     return None if features is None else features.clone()
 
 
-def _blank(batch: Batch, model: OneVision) -> Batch:
+def _blank_visuals(batch: Batch, model: OneVision) -> Batch:
     """Every view the encoder's mean colour; of features that came with the batch, their mean."""
-    colour = torch.tensor(mean_colour(model.encoder.pixel_mean), dtype=torch.uint8, device=batch.pixels.device)
+    colour = torch.tensor(compute_mean_colour(model.encoder.pixel_mean), dtype=torch.uint8, device=batch.pixels.device)
     pixels = colour.view(1, 3, 1, 1).expand_as(batch.pixels)
     features = batch.features
     if features is not None and len(features):
@@ -219,40 +223,40 @@ def _blank(batch: Batch, model: OneVision) -> Batch:
 # Losses -------------------------------------------------------------------------------------------------------------
 
 
-def _losses(model: OneVision, batches: Sequence[Batch], counted: set[Sample], sequences: int) -> Tensor:
+def _sum_losses(model: OneVision, batches: Sequence[Batch], counted: set[SampleNumber], sequences: int) -> Tensor:
     """(counted samples,) float64: the summed loss of each, in order."""
     sums = [torch.zeros(0, dtype=torch.float64)]
     for number, batch in enumerate(batches):
-        rows = model.row_losses(batch).double().cpu()
-        per_sample = rows.split(_labelled(batch, sequences))
+        rows = model.compute_row_losses(batch).double().cpu()
+        per_sample = rows.split(_count_labelled(batch, sequences))
         sums += [part.sum()[None] for n, part in enumerate(per_sample) if (number, n) in counted]
     return torch.cat(sums)
 
 
-def _rows(batches: Sequence[Batch], counted: set[Sample], sequences: int) -> Tensor:
+def _rows(batches: Sequence[Batch], counted: set[SampleNumber], sequences: int) -> Tensor:
     """(counted samples,) float64: labelled rows of each."""
     sizes = [
         size
         for number, batch in enumerate(batches)
-        for n, size in enumerate(_labelled(batch, sequences))
+        for n, size in enumerate(_count_labelled(batch, sequences))
         if (number, n) in counted
     ]
     return torch.tensor(sizes, dtype=torch.float64)
 
 
-def _labelled(batch: Batch, sequences: int) -> list[int]:
+def _count_labelled(batch: Batch, sequences: int) -> list[int]:
     """Labelled rows of each sample."""
     each = [int(part.sum()) for part in (batch.targets != IGNORE).split(batch.packing.lengths)]
     return [sum(each[n : n + sequences]) for n in range(0, len(each), sequences)]
 
 
-def _judged(true: Tensor, shuffled: Tensor, blank: Tensor, rows: Tensor, world: World) -> Looks:
+def _compare_losses(true: Tensor, shuffled: Tensor, blank: Tensor, rows: Tensor, world: World) -> VisualAblation:
     """Means over all processes, and the standard error of the ratio sum(shuffled - true) / sum(rows)."""
     gain = shuffled - true
     parts = (true, shuffled, blank, rows, torch.ones_like(rows), gain * gain, gain * rows, rows * rows)
-    t, s, b, r, samples, gg, gr, rr = world.sum(*(float(part.sum()) for part in parts))
+    t, s, b, r, samples, gg, gr, rr = world.sum_over_processes(*(float(part.sum()) for part in parts))
     if samples == 0:
-        return Looks(float("nan"), float("nan"), float("nan"), 0, float("nan"))
+        return VisualAblation(float("nan"), float("nan"), float("nan"), 0, float("nan"))
     mean = (s - t) / r
     spread = max(gg - 2 * mean * gr + mean * mean * rr, 0.0) * samples / max(samples - 1, 1)
-    return Looks(t / r, s / r, b / r, int(samples), spread**0.5 / r)
+    return VisualAblation(t / r, s / r, b / r, int(samples), spread**0.5 / r)

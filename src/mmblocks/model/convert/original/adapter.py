@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.model.checkpoint import disagreements, load, read_tensors, save
-from mmblocks.model.convert.keys import Table, to_ours, to_theirs
+from mmblocks.model.checkpoint import list_disagreements, load, read_tensors, save
+from mmblocks.model.convert.keys import NameTable, to_ours, to_theirs
 from mmblocks.model.convert.original import projectors as original_projectors
 from mmblocks.model.convert.original.pickled import read_pickled
-from mmblocks.model.convert.weights import stored_dtype
+from mmblocks.model.convert.weights import find_stored_dtype
 from mmblocks.model.onevision import OneVision
 
 NEWLINE = "model.image_newline"
@@ -23,14 +23,14 @@ PICKLES = (".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class AdapterReport:
     """Which tensor of the file filled which of ours, and which of ours the file does not speak of."""
 
     tensors: Mapping[str, str]
     kept: tuple[str, ...]
 
 
-def import_adapter(model: OneVision, path: Path | str) -> Taken:
+def import_adapter(model: OneVision, path: Path | str) -> AdapterReport:
     """Fill a model's projector, and its newline where the file has one, in place; every tensor is used or refused.
 
     The file is `mm_projector.bin` or a safetensors file with LLaVA's names; what stands before "mm_projector." in them
@@ -38,34 +38,34 @@ def import_adapter(model: OneVision, path: Path | str) -> Taken:
     tensor that is missing, extra or of another shape; the model is untouched then.
     """
     path = Path(path)
-    kind = original_projectors.type_of(model.projector)
+    kind = original_projectors.find_projector_type(model.projector)
     if kind is None:
         raise ConfigError(
-            f"projector: {type(model.projector).__name__}; adapters of LLaVA are {original_projectors.KNOWN}."
+            f"projector: {type(model.projector).__name__}; adapters of LLaVA are {original_projectors.KNOWN_TYPES}."
         )
-    stored = {_shortened(name): tensor for name, tensor in _read(path).items()}
-    table = {**original_projectors.names_of(kind), "marks.newline": NEWLINE}
+    stored = {_strip_prefix(name): tensor for name, tensor in _read_adapter(path).items()}
+    table = {**original_projectors.make_name_table(kind), "marks.newline": NEWLINE}
     ours = {to_ours(name, table): tensor for name, tensor in stored.items()}
     _require_all(model, ours, table, path)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in ours:
                 parameter.copy_(ours[name])
-    kept = ("marks.newline",) if "newline" in model.marks and "marks.newline" not in ours else ()
-    return Taken({to_theirs(name, table): name for name in ours}, kept)
+    kept = ("marks.newline",) if "newline" in model.learned_tokens and "marks.newline" not in ours else ()
+    return AdapterReport({to_theirs(name, table): name for name in ours}, kept)
 
 
-def merge_adapter(path: Path | str, folder: Path | str, out: Path | str) -> Taken:
+def merge_adapter(path: Path | str, folder: Path | str, out: Path | str) -> AdapterReport:
     """`import_adapter` into a model saved by mmblocks, written as another one. `out` must not exist."""
     if Path(out).exists():
         raise ConfigError(f"{out} exists; name a folder that does not.")
-    model = load(folder, dtype=stored_dtype(Path(folder)))
+    model = load(folder, dtype=find_stored_dtype(Path(folder)))
     taken = import_adapter(model, path)
     save(model, out)
     return taken
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _read_adapter(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; name mm_projector.bin or a safetensors file.")
     if path.suffix in PICKLES:
@@ -75,17 +75,17 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return read_tensors(path)
 
 
-def _shortened(name: str) -> str:
+def _strip_prefix(name: str) -> str:
     """A name from its stem on; LoRA runs and wrappers put their own prefixes in front."""
     stem = next((stem for stem in STEMS if stem in name), None)
     return f"model.{name[name.index(stem) :]}" if stem is not None else name
 
 
-def _require_all(model: OneVision, ours: Mapping[str, Tensor], table: Table, path: Path) -> None:
+def _require_all(model: OneVision, ours: Mapping[str, Tensor], table: NameTable, path: Path) -> None:
     wanted = {f"projector.{name}": tensor for name, tensor in model.projector.state_dict().items()}
-    if "marks.newline" in ours and "newline" in model.marks:
-        wanted["marks.newline"] = model.marks["newline"]
-    faults = disagreements(
+    if "marks.newline" in ours and "newline" in model.learned_tokens:
+        wanted["marks.newline"] = model.learned_tokens["newline"]
+    faults = list_disagreements(
         {to_theirs(name, table): tensor for name, tensor in wanted.items()},
         {to_theirs(name, table): tensor for name, tensor in ours.items()},
     )

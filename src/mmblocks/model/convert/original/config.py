@@ -9,8 +9,8 @@ from typing import Any
 
 from mmblocks.model.convert.chat import ChatChoice
 from mmblocks.model.convert.original import projectors as original_projectors
-from mmblocks.model.convert.original.towers import Tower
-from mmblocks.model.convert.text import backbone_settings
+from mmblocks.model.convert.original.towers import OriginalTower
+from mmblocks.model.convert.text import make_backbone_settings
 from mmblocks.model.spec import ModelSpec
 
 FAMILIES = {"LlavaQwenForCausalLM": "qwen2", "LlavaLlamaForCausalLM": "llama", "LlavaMistralForCausalLM": "mistral"}
@@ -54,16 +54,16 @@ def reasons_against(config: Mapping[str, Any]) -> list[str]:
         ("mm_use_im_start_end", config.get("mm_use_im_start_end"), False, off),
         ("mm_newline_position", config.get("mm_newline_position", "one_token"), [*NEWLINES], tuple(NEWLINES)),
         ("mm_spatial_pool_mode", config.get("mm_spatial_pool_mode", "bilinear"), [*POOLINGS], POOLINGS),
-        ("mm_vision_select_feature", _select(config), ["patch", "cls_patch"], ("patch", "cls_patch")),
+        ("mm_vision_select_feature", _read_select_feature(config), ["patch", "cls_patch"], ("patch", "cls_patch")),
     ]
     reasons = [
         f"{key} is {value!r}; only {wanted!r} is read." for key, value, wanted, fine in needs if value not in fine
     ]
-    if original_projectors.settings_of(str(config.get("mm_projector_type"))) is None:
+    if original_projectors.make_projector_settings(str(config.get("mm_projector_type"))) is None:
         reasons.append(
-            f"mm_projector_type is {config.get('mm_projector_type')!r}; only {original_projectors.KNOWN} are read."
+            f"mm_projector_type is {config.get('mm_projector_type')!r}; only {original_projectors.KNOWN_TYPES} are read."
         )
-    return [*reasons, *_resampler_reasons(config), *_picture_reasons(config), *_text_reasons(config)]
+    return [*reasons, *_resampler_reasons(config), *_list_image_reasons(config), *_text_reasons(config)]
 
 
 def _resampler_reasons(config: Mapping[str, Any]) -> list[str]:
@@ -74,8 +74,8 @@ def _resampler_reasons(config: Mapping[str, Any]) -> list[str]:
     return [f"mm_resampler_type is {kind!r} (mm_spatial_pool_mode {mode!r}); only {known}."]
 
 
-def _picture_reasons(config: Mapping[str, Any]) -> list[str]:
-    aspect, merge = _aspect(config), _merge(config)
+def _list_image_reasons(config: Mapping[str, Any]) -> list[str]:
+    aspect, merge = _read_aspect_ratio(config), _read_merge_type(config)
     reasons = []
     if not MERGE.fullmatch(merge):
         known = (
@@ -93,24 +93,24 @@ def _picture_reasons(config: Mapping[str, Any]) -> list[str]:
 
 
 def _text_reasons(config: Mapping[str, Any]) -> list[str]:
-    if _family(config) is not None:
+    if _find_family(config) is not None:
         return []
     return [f"architectures are {config.get('architectures')}; only {', '.join(FAMILIES)} are read."]
 
 
-def _family(config: Mapping[str, Any]) -> str | None:
+def _find_family(config: Mapping[str, Any]) -> str | None:
     return next((FAMILIES[name] for name in config.get("architectures") or [] if name in FAMILIES), None)
 
 
-def _select(config: Mapping[str, Any]) -> str:
+def _read_select_feature(config: Mapping[str, Any]) -> str:
     return config.get("mm_vision_select_feature") or "patch"
 
 
-def _merge(config: Mapping[str, Any]) -> str:
+def _read_merge_type(config: Mapping[str, Any]) -> str:
     return config.get("mm_patch_merge_type") or "flat"
 
 
-def _aspect(config: Mapping[str, Any]) -> str:
+def _read_aspect_ratio(config: Mapping[str, Any]) -> str:
     """LLaVA 1.5's code takes an absent ratio for the encoder's own processor."""
     return config.get("image_aspect_ratio") or "square"
 
@@ -118,11 +118,11 @@ def _aspect(config: Mapping[str, Any]) -> str:
 # The language model -------------------------------------------------------------------------------------------------
 
 
-def text_config(config: Mapping[str, Any]) -> Any:
+def make_text_config(config: Mapping[str, Any]) -> Any:
     """The language model's part of a LLaVA config. Rope scaling is dropped for Qwen, as LLaVA's code drops it."""
     from transformers import AutoConfig
 
-    family = _family(config) or ""
+    family = _find_family(config) or ""
     settings = {key: config[key] for key in TEXT_KEYS if config.get(key) is not None}
     if not config.get("use_sliding_window", True) or config.get("sliding_window", 0) is None:
         settings["sliding_window"] = None
@@ -142,38 +142,38 @@ def _placeholder(config: Mapping[str, Any], text: Any) -> int:
 # The composition ----------------------------------------------------------------------------------------------------
 
 
-def spec_of(
-    config: Mapping[str, Any], text: Any, tower: Tower, folder: Path, tokenizer: Any, chat: ChatChoice
+def make_spec(
+    config: Mapping[str, Any], text: Any, tower: OriginalTower, folder: Path, tokenizer: Any, chat: ChatChoice
 ) -> ModelSpec:
     """The composition that computes what a config describes that nothing speaks against.
 
     How several pictures and how many frames are shown stands in no LLaVA config. Several pictures are prepared one by
     one as LLaVA-NeXT 1.6 does with its CLIP, and as one padded view each as LLaVA-OneVision trains.
     """
-    return ModelSpec.of(
+    return ModelSpec.from_dict(
         {
-            "encoder": tower.settings(_layer(config, tower), _select(config)),
-            "projector": original_projectors.settings_of(config["mm_projector_type"]),
-            "pooling": pooling_settings(config),
+            "encoder": tower.make_encoder_settings(_layer(config, tower), _read_select_feature(config)),
+            "projector": original_projectors.make_projector_settings(config["mm_projector_type"]),
+            "pooling": make_pooling_settings(config),
             "tokenizer": {
-                "image": image_settings(config),
-                "multi_image": several_settings(config, tower.kind),
-                "video": video_settings(config, _max_frames(config, text, tower)),
+                "image": make_image_settings(config),
+                "multi_image": make_multi_image_settings(config, tower.kind),
+                "video": make_video_settings(config, _max_frames(config, text, tower)),
             },
-            "backbone": backbone_settings(text, folder, tokenizer, _placeholder(config, text)),
+            "backbone": make_backbone_settings(text, folder, tokenizer, _placeholder(config, text)),
             "template": chat.spec,
         }
     )
 
 
-def _layer(config: Mapping[str, Any], tower: Tower) -> int:
+def _layer(config: Mapping[str, Any], tower: OriginalTower) -> int:
     """LLaVA's SigLIP tower deletes its last block, whatever layer the config names (siglip_encoder.py)."""
     return -2 if tower.kind == "siglip" else config.get("mm_vision_select_layer", -2)
 
 
-def image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def make_image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The visual tokenizer of a picture that stands alone."""
-    aspect, merge = _aspect(config), _merge(config)
+    aspect, merge = _read_aspect_ratio(config), _read_merge_type(config)
     if aspect in ("square", "pad"):
         return {"name": aspect, "newline": "unpad" in merge}
     if aspect == "highres":
@@ -190,16 +190,16 @@ def image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def several_settings(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
+def make_multi_image_settings(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
     """The visual tokenizer of pictures that stand beside each other."""
-    if _aspect(config) in ("square", "pad") or (tower == "clip" and _aspect(config) == "anyres"):
-        return image_settings(config)
-    return {"name": "pad", "newline": "unpad" in _merge(config)}
+    if _read_aspect_ratio(config) in ("square", "pad") or (tower == "clip" and _read_aspect_ratio(config) == "anyres"):
+        return make_image_settings(config)
+    return {"name": "pad", "newline": "unpad" in _read_merge_type(config)}
 
 
-def pooling_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def make_pooling_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The pooling of frames. A config that knows of no clips shows them as pictures, frame by frame."""
-    if not _knows_clips(config):
+    if not _has_video_settings(config):
         return {"name": "none"}
     return {
         "name": config.get("mm_spatial_pool_mode", "bilinear"),
@@ -207,12 +207,12 @@ def pooling_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def video_settings(config: Mapping[str, Any], max_frames: int) -> dict[str, Any]:
+def make_video_settings(config: Mapping[str, Any], max_frames: int) -> dict[str, Any]:
     """The visual tokenizer of clips. The resampler 'spatial_pool' pools frames before the projector, as LLaVA-NeXT-Video
     was trained (LLaVA-NeXT's present code no longer calls it); without it they are pooled after.
     """
     resampled = config.get("mm_resampler_type") == "spatial_pool"
-    video: dict[str, Any] = {"name": "frames", "max_frames": max_frames, "newline": _newline(config, resampled)}
+    video: dict[str, Any] = {"name": "frames", "max_frames": max_frames, "newline": _find_newline(config, resampled)}
     if resampled:
         video["pool_at"] = "features"
     if config.get("force_sample"):
@@ -222,20 +222,20 @@ def video_settings(config: Mapping[str, Any], max_frames: int) -> dict[str, Any]
     return video
 
 
-def _newline(config: Mapping[str, Any], resampled: bool) -> str:
+def _find_newline(config: Mapping[str, Any], resampled: bool) -> str:
     """LLaVA's code takes an absent position for one newline at the end, where pictures have newlines too."""
-    if "mm_newline_position" not in config and (resampled or not _knows_clips(config)):
+    if "mm_newline_position" not in config and (resampled or not _has_video_settings(config)):
         return "none"
     newline = NEWLINES[config.get("mm_newline_position", "one_token")]
-    return "none" if newline == "one_token" and "unpad" not in _merge(config) else newline
+    return "none" if newline == "one_token" and "unpad" not in _read_merge_type(config) else newline
 
 
-def _knows_clips(config: Mapping[str, Any]) -> bool:
+def _has_video_settings(config: Mapping[str, Any]) -> bool:
     return "mm_spatial_pool_mode" in config or "mm_newline_position" in config
 
 
-def _max_frames(config: Mapping[str, Any], text: Any, tower: Tower, most: int = 32) -> int:
+def _max_frames(config: Mapping[str, Any], text: Any, tower: OriginalTower, most: int = 32) -> int:
     """How many frames a sequence holds beside some text: no config tells how many were shown."""
     side = tower.image_px // tower.patch_px
-    side = -(-side // pooling_settings(config).get("stride", 1))
+    side = -(-side // make_pooling_settings(config).get("stride", 1))
     return max(1, min(most, (text.max_position_embeddings - 64) // (side * (side + 1))))

@@ -15,19 +15,19 @@ from torch import Tensor
 from mmblocks.components import encoders, poolings
 from mmblocks.encoders.clip import CLIP
 from mmblocks.encoders.siglip import SigLIP
-from mmblocks.model.checks.faults import resolved
+from mmblocks.model.checks.faults import resolve_settings
 from mmblocks.model.convert import keys
 from mmblocks.model.convert.export_text import PADDING_SIDE, finish_tokenizer, write_generation_config
 from mmblocks.model.convert.original import projectors as original_projectors
 from mmblocks.model.convert.original.config import FAMILIES, NEWLINES, POOLINGS, RESAMPLED, TEXT_KEYS
-from mmblocks.model.convert.original.towers import KINDS, SIZES, Tower, known_towers
-from mmblocks.model.convert.text import refuse
+from mmblocks.model.convert.original.towers import KINDS, SIZES, OriginalTower, list_known_towers
+from mmblocks.model.convert.text import refuse_conversion
 from mmblocks.model.convert.transformers.export import write_weights
-from mmblocks.model.convert.transformers.jinja import jinja_of
+from mmblocks.model.convert.transformers.jinja import to_jinja
 from mmblocks.model.convert.weights import LM_HEAD
 from mmblocks.model.onevision import OneVision
 from mmblocks.poolings.none import NoPooling
-from mmblocks.storage import replaced_whole
+from mmblocks.storage import replace_folder
 from mmblocks.tokenizers.anyres import AnyRes
 from mmblocks.tokenizers.frames import Frames
 from mmblocks.tokenizers.highres import HighRes
@@ -50,10 +50,10 @@ def export_original(
     written beside the model too, in a folder that `mm_vision_tower` names relative to the checkpoint; other programs
     look for that path from where they are started. Raises `ConfigError` listing everything that cannot be expressed.
     """
-    refuse(Path(folder), reasons_against_export(model))
+    refuse_conversion(Path(folder), reasons_against_export(model))
     _say_what_is_left_out(model)
-    with replaced_whole(Path(folder)) as fresh:
-        config = config_of(model, dtype)
+    with replace_folder(Path(folder)) as fresh:
+        config = make_original_config(model, dtype)
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_weights(_tensors(model, dtype), fresh, max_shard_size)
         if config["mm_vision_tower"] in KINDS:
@@ -78,10 +78,16 @@ def reasons_against_export(model: OneVision) -> list[str]:
     reasons = []
     if type(model.encoder) not in (CLIP, SigLIP):
         reasons.append(f"encoder: {type(model.encoder).__name__}; LLaVA's layout is written with 'clip' and 'siglip'.")
-    if original_projectors.type_of(model.projector) is None:
-        known = f"only {original_projectors.KNOWN} can be expressed (a pooler has stride=2)"
+    if original_projectors.find_projector_type(model.projector) is None:
+        known = f"only {original_projectors.KNOWN_TYPES} can be expressed (a pooler has stride=2)"
         reasons.append(f"projector: {type(model.projector).__name__}; {known}.")
-    return [*reasons, *_image_reasons(model), *_several_reasons(model), *_video_reasons(model), *_text_reasons(model)]
+    return [
+        *reasons,
+        *_image_reasons(model),
+        *_several_reasons(model),
+        *_list_video_reasons(model),
+        *_list_text_reasons(model),
+    ]
 
 
 def _image_reasons(model: OneVision) -> Iterator[str]:
@@ -94,7 +100,7 @@ def _image_reasons(model: OneVision) -> Iterator[str]:
 
 def _several_reasons(model: OneVision) -> Iterator[str]:
     image, several = model.router.image, model.router.multi_image
-    newline = "newline" in image.marks
+    newline = "newline" in image.learned_tokens
     if several != image and not (isinstance(several, OneView) and several.newline == newline):
         yield (
             "tokenizer.multi_image: several pictures are prepared as one alone (the same tokenizer as image), or as one "
@@ -102,7 +108,7 @@ def _several_reasons(model: OneVision) -> Iterator[str]:
         )
 
 
-def _video_reasons(model: OneVision) -> Iterator[str]:
+def _list_video_reasons(model: OneVision) -> Iterator[str]:
     video: Any = model.router.video
     if not isinstance(video, Frames):
         yield f"tokenizer.video: {type(video).__name__}; only 'frames' can be expressed."
@@ -110,23 +116,23 @@ def _video_reasons(model: OneVision) -> Iterator[str]:
     if isinstance(video.pooling, NoPooling):
         if video.newline != "none":
             yield f"tokenizer.video: newline={video.newline!r} needs a pooling of frames; only 'none' goes without."
-    elif _pools_features(video) and _pooling_mode(video.pooling) not in RESAMPLED:
+    elif _has_feature_pooling(video) and _find_pooling_mode(video.pooling) not in RESAMPLED:
         yield f"pooling: {video.pooling}; before the projector only {' and '.join(RESAMPLED)} can be expressed."
-    elif _pooling_mode(video.pooling) is None:
+    elif _find_pooling_mode(video.pooling) is None:
         yield f"pooling: {video.pooling}; only {', '.join(POOLINGS)} and none can be expressed."
-    if video.newline != "none" and "newline" not in model.router.image.marks:
+    if video.newline != "none" and "newline" not in model.router.image.learned_tokens:
         yield f"tokenizer.video: newline={video.newline!r}, but the tokenizer of pictures has no newline to share."
 
 
-def _pools_features(video: Any) -> bool:
+def _has_feature_pooling(video: Any) -> bool:
     return getattr(video, "pool_at", None) == "features"
 
 
-def _pooling_mode(pooling: Any) -> str | None:
+def _find_pooling_mode(pooling: Any) -> str | None:
     return next((mode for mode in POOLINGS if type(pooling) is poolings[mode].builder), None)
 
 
-def _text_reasons(model: OneVision) -> Iterator[str]:
+def _list_text_reasons(model: OneVision) -> Iterator[str]:
     config = model.backbone.config
     if config.model_type not in ARCHITECTURES:
         yield f"backbone: a {config.model_type!r} model; LLaVA's layout has {', '.join(ARCHITECTURES)}."
@@ -141,29 +147,29 @@ def _text_reasons(model: OneVision) -> Iterator[str]:
 # config.json --------------------------------------------------------------------------------------------------------
 
 
-def config_of(model: OneVision, dtype: torch.dtype | None = None) -> dict[str, Any]:
+def make_original_config(model: OneVision, dtype: torch.dtype | None = None) -> dict[str, Any]:
     """LLaVA's config.json for a model that nothing speaks against."""
     kind = dtype or next(model.parameters()).dtype
     return {
         "architectures": [ARCHITECTURES[model.backbone.config.model_type]],
         "model_type": "llava_mistral" if model.backbone.config.model_type == "mistral" else "llava",
         **_tower_keys(model),
-        **_picture_keys(model),
-        **_video_keys(model),
-        "mm_projector_type": original_projectors.type_of(model.projector),
+        **_make_image_entries(model),
+        **_make_video_entries(model),
+        "mm_projector_type": original_projectors.find_projector_type(model.projector),
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "use_mm_proj": True,
         "image_token_index": model.backbone.placeholder_id,
         "tokenizer_model_max_length": model.backbone.max_tokens,
         "tokenizer_padding_side": PADDING_SIDE,
-        **_text_keys(model),
+        **_make_text_entries(model),
         "torch_dtype": str(kind).removeprefix("torch."),
     }
 
 
 def _tower_keys(model: OneVision) -> dict[str, Any]:
-    settings = resolved(encoders, model.spec.encoder)
+    settings = resolve_settings(encoders, model.spec.encoder)
     return {
         "mm_vision_tower": _tower_name(model),
         "mm_hidden_size": model.encoder.dim,
@@ -174,31 +180,31 @@ def _tower_keys(model: OneVision) -> dict[str, Any]:
     }
 
 
-def _sizes(model: OneVision) -> Tower:
+def _describe_tower(model: OneVision) -> OriginalTower:
     """The tower whose blocks the encoder runs. SigLIP is described with one block more, which LLaVA deletes."""
-    settings = resolved(encoders, model.spec.encoder)
+    settings = resolve_settings(encoders, model.spec.encoder)
     kind = "clip" if isinstance(model.encoder, CLIP) else "siglip"
     known = {k: settings[k] for k in (*SIZES, "checkpoint")}
     if kind == "siglip":
         known["depth"] = _blocks(model) + 1
-    return Tower(kind, **known, hidden_act=settings.get("hidden_act", "gelu_pytorch_tanh"))
+    return OriginalTower(kind, **known, hidden_act=settings.get("hidden_act", "gelu_pytorch_tanh"))
 
 
 def _tower_name(model: OneVision) -> str:
     """The published tower that has these sizes, else the name of the folder beside the weights."""
-    tower = _sizes(model)
-    return str(tower.checkpoint) if known_towers().get(str(tower.checkpoint)) == tower else tower.kind
+    tower = _describe_tower(model)
+    return str(tower.checkpoint) if list_known_towers().get(str(tower.checkpoint)) == tower else tower.kind
 
 
 def _layer(model: OneVision) -> int:
-    return -2 if isinstance(model.encoder, SigLIP) else resolved(encoders, model.spec.encoder)["layer"]
+    return -2 if isinstance(model.encoder, SigLIP) else resolve_settings(encoders, model.spec.encoder)["layer"]
 
 
 def _blocks(model: OneVision) -> int:
     return len(model.encoder.vision_model.encoder.layers)
 
 
-def _picture_keys(model: OneVision) -> dict[str, Any]:
+def _make_image_entries(model: OneVision) -> dict[str, Any]:
     image: Any = model.router.image
     if isinstance(image, OneView):
         aspect = "pad" if image.framing == "padded" else "square"
@@ -216,14 +222,14 @@ def _picture_keys(model: OneVision) -> dict[str, Any]:
     }
 
 
-def _video_keys(model: OneVision) -> dict[str, Any]:
+def _make_video_entries(model: OneVision) -> dict[str, Any]:
     video: Any = model.router.video
-    mode = _pooling_mode(video.pooling)
+    mode = _find_pooling_mode(video.pooling)
     told = {"force_sample": video.force, "add_time_instruction": video.tell_times is not None}
     if mode is None:
         return {"mm_resampler_type": None, **told}
     resampler = {"mm_resampler_type": None}
-    if _pools_features(video):
+    if _has_feature_pooling(video):
         resampler = {"mm_resampler_type": "spatial_pool", "mm_spatial_pool_out_channels": model.encoder.dim}
     return {
         **resampler,
@@ -234,7 +240,7 @@ def _video_keys(model: OneVision) -> dict[str, Any]:
     }
 
 
-def _text_keys(model: OneVision) -> dict[str, Any]:
+def _make_text_entries(model: OneVision) -> dict[str, Any]:
     config = model.backbone.config.to_dict()
     rope = dict(config.get("rope_parameters") or {})
     theta, kind = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
@@ -249,7 +255,9 @@ def _tensors(model: OneVision, dtype: torch.dtype | None) -> dict[str, Tensor]:
     state = model.state_dict()
     if model.backbone.config.tie_word_embeddings:
         state.pop(LM_HEAD, None)
-    table = keys.original(original_projectors.names_of(str(original_projectors.type_of(model.projector))))
+    table = keys.make_original_table(
+        original_projectors.make_name_table(str(original_projectors.find_projector_type(model.projector)))
+    )
     return {keys.to_theirs(name, table): _stored(tensor, dtype) for name, tensor in state.items()}
 
 
@@ -261,7 +269,7 @@ def _write_tower(model: OneVision, folder: Path, dtype: torch.dtype | None) -> N
     """The tower as a checkpoint of transformers. Blocks after the layer that is read let everything pass unchanged."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-    tower = _sizes(model)
+    tower = _describe_tower(model)
     config = copy.deepcopy(model.encoder.vision_model.config)
     config.num_hidden_layers = tower.depth
     assert isinstance(config, CLIPVisionConfig | SiglipVisionConfig)
@@ -276,7 +284,7 @@ def _write_tokenizer(model: OneVision, folder: Path) -> None:
         log.info("no text tokenizer is known; LLaVA's code will ask for one in %s", folder)
         return
     tokenizer = copy.deepcopy(model.backbone.text_tokenizer)
-    if (template := jinja_of(model.template)) is not None:
+    if (template := to_jinja(model.template)) is not None:
         tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     finish_tokenizer(model, folder)

@@ -13,20 +13,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmblocks.model.convert import keys, raw_config
-from mmblocks.model.convert.chat import chat_of
-from mmblocks.model.convert.door import Layout, naming
+from mmblocks.model.convert import keys, read_raw_config
+from mmblocks.model.convert.chat import choose_chat_template
+from mmblocks.model.convert.door import FunctionLayout, name_in_errors
 from mmblocks.model.convert.original import projectors as original_projectors
 from mmblocks.model.convert.original import towers as original_towers
-from mmblocks.model.convert.original.config import reasons_against, spec_of, text_config
+from mmblocks.model.convert.original.config import make_spec, make_text_config, reasons_against
 from mmblocks.model.convert.original.export import export_original, reasons_against_export
 from mmblocks.model.convert.original.pickled import read_pickled_folder
-from mmblocks.model.convert.text import assembled, refuse, tokenizer_of
-from mmblocks.model.convert.weights import SINGLE, Matched, read_weights
+from mmblocks.model.convert.text import build_from_tensors, read_checkpoint_tokenizer, refuse_conversion
+from mmblocks.model.convert.weights import SINGLE, MatchedTensors, read_weights
 from mmblocks.model.onevision import OneVision
-from mmblocks.pretrained import INDEX, read_own_config
+from mmblocks.pretrained import INDEX, read_local_config
 
-__all__ = ["DOOR", "export_original", "import_original", "import_original_with_report", "reads"]
+__all__ = ["LAYOUT", "can_read", "export_original", "import_original", "import_original_with_report"]
 
 
 def import_original(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> OneVision:
@@ -41,35 +41,35 @@ def import_original(folder: Path | str, *, dtype: torch.dtype = torch.float32) -
 
 def import_original_with_report(
     folder: Path | str, *, dtype: torch.dtype = torch.float32, template: str | None = None
-) -> tuple[OneVision, Matched]:
+) -> tuple[OneVision, MatchedTensors]:
     """`import_original`, and how each tensor was accounted for. template: one in place of the checkpoint's own."""
-    with _config_of_its_time(), naming(Path(folder)):
+    with _ignore_old_config_warnings(), name_in_errors(Path(folder)):
         model, found = _imported(Path(folder), dtype, template)
         if model.backbone.tokenizer_source is not None:
             assert model.backbone.text_tokenizer  # read once and kept, here, where its warnings are known
     return model, found
 
 
-def _imported(folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, Matched]:
-    config = read_own_config(Path(folder))
-    refuse(folder, reasons_against(config))
+def _imported(folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:
+    config = read_local_config(Path(folder))
+    refuse_conversion(folder, reasons_against(config))
     stored = _weights(folder)
-    tower = original_towers.named_tower(str(config.get("mm_vision_tower")), folder)
+    tower = original_towers.read_named_tower(str(config.get("mm_vision_tower")), folder)
     inside = original_towers.has_tower(stored)
     if inside:
-        tower = original_towers.require_stored(tower, stored, folder)
-    text = text_config(config)
-    tokenizer = tokenizer_of(folder)
-    chat = chat_of(folder, tokenizer, template)
-    spec = spec_of(config, text, tower, folder, tokenizer, chat)
+        tower = original_towers.require_matching_tower(tower, stored, folder)
+    text = make_text_config(config)
+    tokenizer = read_checkpoint_tokenizer(folder)
+    chat = choose_chat_template(folder, tokenizer, template)
+    spec = make_spec(config, text, tower, folder, tokenizer, chat)
     if not inside:
-        stored = {**stored, **original_towers.fetched_tensors(spec.encoder)}
-    layouts = {"LLaVA": keys.original(original_projectors.names_of(config["mm_projector_type"]))}
-    return assembled(spec, text, stored, layouts, dtype, folder, chat)
+        stored = {**stored, **original_towers.fetch_tensors(spec.encoder)}
+    layouts = {"LLaVA": keys.make_original_table(original_projectors.make_name_table(config["mm_projector_type"]))}
+    return build_from_tensors(spec, text, stored, layouts, dtype, folder, chat)
 
 
 @contextmanager
-def _config_of_its_time() -> Iterator[None]:
+def _ignore_old_config_warnings() -> Iterator[None]:
     """transformers reads config.json to choose a text tokenizer, and would warn of keys that were right when it was
     written.
     """
@@ -85,15 +85,15 @@ def _weights(folder: Path) -> Mapping[str, Tensor]:
     return read_weights(folder)
 
 
-def reads(folder: Path) -> bool:
+def can_read(folder: Path) -> bool:
     """Whether a folder's config.json is one that LLaVA's own code writes."""
-    config = raw_config(folder)
+    config = read_raw_config(folder)
     return "mm_vision_tower" in config and "mm_projector_type" in config
 
 
-DOOR = Layout(
+LAYOUT = FunctionLayout(
     "LLaVA's own layout (LLaVA, LLaVA-NeXT)",
-    reads,
+    can_read,
     import_original_with_report,
     reasons_against_export,
     export_original,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.errors import CheckpointError
-from mmblocks.pretrained import shards_of
+from mmblocks.pretrained import list_shards
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 
@@ -35,7 +35,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 def read_pickled_folder(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint in pytorch_model.bin or its shards."""
     index = folder / PICKLE_INDEX
-    files = shards_of(index) if index.is_file() else ["pytorch_model.bin"]
+    files = list_shards(index) if index.is_file() else ["pytorch_model.bin"]
     if missing := [file for file in files if not (folder / file).is_file()]:
         raise CheckpointError(f"{folder}: weights are missing: {', '.join(missing)}.")
     tensors: dict[str, Tensor] = {}

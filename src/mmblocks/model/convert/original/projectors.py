@@ -7,22 +7,22 @@ from typing import Any
 
 from torch import nn
 
-from mmblocks.model.convert.keys import Table
+from mmblocks.model.convert.keys import NameTable
 from mmblocks.projectors.conv_pooler import ConvPooler
 from mmblocks.projectors.mlp import MLP, Identity, Linear
 from mmblocks.projectors.mlp_residual import ResidualBlock, ResidualMLP
 
 PREFIX = "model.mm_projector."
-KNOWN = "linear, mlpNx_gelu, mlpNx_resMx_gelu, pooler and identity"
-COUNTED = re.compile(r"mlp([1-9]\d*)x(?:_res([1-9]\d*)x)?_gelu")
+KNOWN_TYPES = "linear, mlpNx_gelu, mlpNx_resMx_gelu, pooler and identity"
+MLP_TYPE = re.compile(r"mlp([1-9]\d*)x(?:_res([1-9]\d*)x)?_gelu")
 
 
-def settings_of(kind: str) -> dict[str, Any] | None:
+def make_projector_settings(kind: str) -> dict[str, Any] | None:
     """Our projector for a type of theirs; None for a type that has none."""
     plain = {"linear": "linear", "identity": "identity", "pooler": "conv_pooler"}
     if kind in plain:
         return {"name": plain[kind]}
-    counted = COUNTED.fullmatch(kind)
+    counted = MLP_TYPE.fullmatch(kind)
     if counted is None:
         return None
     depth, blocks = int(counted[1]), counted[2]
@@ -31,14 +31,14 @@ def settings_of(kind: str) -> dict[str, Any] | None:
     )
 
 
-def type_of(projector: Any) -> str | None:
+def find_projector_type(projector: Any) -> str | None:
     """Their type for a projector of ours; None when they have none."""
     match projector:
         case MLP():
-            return f"mlp{_linears(projector.body) + 1}x_gelu"
+            return f"mlp{_count_linears(projector.body) + 1}x_gelu"
         case ResidualMLP():
             blocks = sum(isinstance(layer, ResidualBlock) for layer in projector.body)
-            return f"mlp{_linears(projector.body)}x_res{blocks}x_gelu"
+            return f"mlp{_count_linears(projector.body)}x_res{blocks}x_gelu"
         case Linear():
             return "linear"
         case Identity():
@@ -48,20 +48,20 @@ def type_of(projector: Any) -> str | None:
     return None
 
 
-def _linears(body: nn.Module) -> int:
+def _count_linears(body: nn.Module) -> int:
     return sum(isinstance(layer, nn.Linear) for layer in body.children())
 
 
-def names_of(kind: str) -> Table:
+def make_name_table(kind: str) -> NameTable:
     """Our names of a projector's tensors to theirs. Theirs number layers and activations alike: linears are 0, 2, 4, ..."""
-    plain: dict[str, Table] = {
+    plain: dict[str, NameTable] = {
         "identity": {},
         "linear": {"projector.head.": PREFIX},
         "pooler": {"projector.body.0.": f"{PREFIX}conv_pool.", "projector.head.": f"{PREFIX}proj.1."},
     }
     if kind in plain:
         return plain[kind]
-    counted = COUNTED.fullmatch(kind)
+    counted = MLP_TYPE.fullmatch(kind)
     assert counted, "settings_of has known it"
     if counted[2]:
         return {"projector.body.": PREFIX}

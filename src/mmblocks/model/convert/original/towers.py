@@ -26,7 +26,7 @@ FIXED = {"clip": {"norm_eps": 1e-5}, "siglip": {"norm_eps": 1e-6, "hidden_act": 
 
 
 @dataclass(frozen=True, slots=True)
-class Tower:
+class OriginalTower:
     """Sizes of a CLIP or SigLIP tower. `checkpoint` is a hub id or folder that holds its weights."""
 
     kind: str
@@ -40,10 +40,10 @@ class Tower:
     hidden_act: str
 
     @property
-    def patches(self) -> int:
+    def num_patches(self) -> int:
         return (self.image_px // self.patch_px) ** 2
 
-    def settings(self, layer: int, select: str) -> dict[str, Any]:
+    def make_encoder_settings(self, layer: int, select: str) -> dict[str, Any]:
         """Settings of our encoder that computes it."""
         sizes = {k: v for k, v in asdict(self).items() if k != "kind"}
         if self.kind == "siglip":
@@ -52,32 +52,32 @@ class Tower:
         return {"name": "clip", **sizes, "layer": layer, "select": select}
 
 
-def known_towers() -> dict[str, Tower]:
+def list_known_towers() -> dict[str, OriginalTower]:
     """Towers by hub id, as the presets of our encoders describe them."""
     found = {}
     for name in encoders:
-        kind = MODULES.get(encoders.about(name).module)
-        if kind is not None and encoders.about(name).of is not None:
-            tower = _of_settings(kind, {s.name: s.default for s in encoders.schema(name)})
+        kind = MODULES.get(encoders.find_info(name).module)
+        if kind is not None and encoders.find_info(name).preset_of is not None:
+            tower = _make_tower(kind, {s.name: s.default for s in encoders.list_settings(name)})
             found[str(tower.checkpoint)] = tower
     return found
 
 
-def _of_settings(kind: str, settings: Mapping[str, Any]) -> Tower:
+def _make_tower(kind: str, settings: Mapping[str, Any]) -> OriginalTower:
     sizes = {k: settings[k] for k in (*SIZES, "checkpoint")}
-    return Tower(kind, **sizes, hidden_act=settings.get("hidden_act", "gelu_pytorch_tanh"))
+    return OriginalTower(kind, **sizes, hidden_act=settings.get("hidden_act", "gelu_pytorch_tanh"))
 
 
-def named_tower(name: str, folder: Path) -> Tower:
+def read_named_tower(name: str, folder: Path) -> OriginalTower:
     """The tower that `mm_vision_tower` names: a hub id, or a local folder, which may lie inside the checkpoint.
 
     Raises `ConfigError` when its sizes are nowhere to be had, or are such as our encoders do not compute.
     """
     local = next((place for place in (folder / name, Path(name)) if (place / "config.json").is_file()), None)
     if local is not None:
-        return _of_config(read_object(local / "config.json"), str(local.resolve()))
-    known = known_towers()
-    return known[name] if name in known else _of_config(_fetched(name, folder), name)
+        return _read_tower(read_object(local / "config.json"), str(local.resolve()))
+    known = list_known_towers()
+    return known[name] if name in known else _read_tower(_fetched(name, folder), name)
 
 
 def _fetched(name: str, folder: Path) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def _fetched(name: str, folder: Path) -> dict[str, Any]:
     except CheckpointError as cause:
         raise ConfigError(
             f"{folder}: mm_vision_tower is {name!r}, neither a local folder with a config.json nor a hub id that can "
-            f"be reached nor one of {', '.join(sorted(known_towers()))}; put the tower's folder there or write its path."
+            f"be reached nor one of {', '.join(sorted(list_known_towers()))}; put the tower's folder there or write its path."
         ) from cause
 
 
-def _of_config(raw: Mapping[str, Any], where: str) -> Tower:
+def _read_tower(raw: Mapping[str, Any], where: str) -> OriginalTower:
     from transformers import CLIPVisionConfig, SiglipVisionConfig
 
     vision = raw.get("vision_config", raw)
@@ -106,7 +106,7 @@ def _of_config(raw: Mapping[str, Any], where: str) -> Tower:
     ]
     if wrong:
         raise ConfigError(f"{where}/config.json: " + " ".join(wrong))
-    return _of_settings(kind, {**settings, "checkpoint": where})
+    return _make_tower(kind, {**settings, "checkpoint": where})
 
 
 def has_tower(stored: Mapping[str, Tensor]) -> bool:
@@ -114,18 +114,18 @@ def has_tower(stored: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(PREFIX) for name in stored)
 
 
-def require_stored(tower: Tower, stored: Mapping[str, Tensor], folder: Path) -> Tower:
+def require_matching_tower(tower: OriginalTower, stored: Mapping[str, Tensor], folder: Path) -> OriginalTower:
     """The named tower, compared with the one in the file. A SigLIP tower in the file lacks the block that LLaVA deletes."""
     kind = "clip" if f"{PREFIX}vision_model.embeddings.class_embedding" in stored else "siglip"
     if kind != tower.kind:
         raise CheckpointError(f"{folder}: the tower in the file is {kind}, and mm_vision_tower names a {tower.kind}.")
     positions = stored.get(f"{PREFIX}vision_model.embeddings.position_embedding.weight")
-    if positions is not None and len(positions) != tower.patches + (kind == "clip"):
+    if positions is not None and len(positions) != tower.num_patches + (kind == "clip"):
         raise CheckpointError(
             f"{folder}: the tower has {len(positions)} positions, which do not fit pictures of {tower.image_px} pixels "
             f"at {tower.patch_px} pixels a patch (mm_vision_tower)."
         )
-    if tower.checkpoint in known_towers():
+    if tower.checkpoint in list_known_towers():
         return tower
     depth = max(tower.depth, _blocks(stored) + 1) if kind == "siglip" else tower.depth
     return replace(tower, depth=depth, checkpoint=None)
@@ -136,7 +136,7 @@ def _blocks(stored: Mapping[str, Tensor]) -> int:
     return max((int(found[1]) + 1 for name in renamed if (found := BLOCK.match(name))), default=0)
 
 
-def fetched_tensors(settings: Spec) -> dict[str, Tensor]:
+def fetch_tensors(settings: Spec) -> dict[str, Tensor]:
     """The tensors of a tower that lies outside, read by the encoder itself, under LLaVA's names."""
     encoder = encoders.build(settings)
     encoder.load_pretrained()

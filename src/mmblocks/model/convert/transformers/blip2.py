@@ -10,18 +10,24 @@ import torch
 from mmblocks.errors import ConfigError
 from mmblocks.model.convert import keys
 from mmblocks.model.convert.chat import ASKED_FOR, ChatChoice
-from mmblocks.model.convert.door import Layout
-from mmblocks.model.convert.text import assembled, backbone_settings, refuse, stored_ends, tokenizer_of
-from mmblocks.model.convert.transformers.families import (
-    different,
-    fixed_reasons,
-    image_settings,
-    longest_clip,
-    read_config,
-    reads,
-    run,
+from mmblocks.model.convert.door import FunctionLayout
+from mmblocks.model.convert.text import (
+    build_from_tensors,
+    make_backbone_settings,
+    read_checkpoint_tokenizer,
+    read_end_tokens,
+    refuse_conversion,
 )
-from mmblocks.model.convert.weights import Matched, read_weights
+from mmblocks.model.convert.transformers.families import (
+    can_read,
+    count_max_frames,
+    list_fixed_reasons,
+    list_processor_reasons,
+    load_runner,
+    read_family_config,
+    read_image_settings,
+)
+from mmblocks.model.convert.weights import MatchedTensors, read_weights
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 
@@ -31,38 +37,40 @@ QFORMER = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 
 def read_blip2(
     folder: Path, *, dtype: torch.dtype = torch.float32, template: str | None = None
-) -> tuple[OneVision, Matched]:
+) -> tuple[OneVision, MatchedTensors]:
     """Read a local BLIP-2 checkpoint of transformers whose language model is causal (OPT), and how each tensor was
     accounted for.
 
     Raises `ConfigError` listing what its config asks for that we do not compute in the same way; around an
     encoder-decoder (T5) `import_vision_parts` reads what is before the language model.
     """
-    config = read_config(folder, "blip-2")
-    tokenizer = tokenizer_of(folder)
-    chat = bare_chat(folder, tokenizer, template)
-    spec = spec_of(config, folder, {"name": "qformer", **qformer_settings(config)}, tokenizer, chat)
-    return assembled(spec, config.text_config, read_weights(folder), {"blip-2": keys.BLIP2}, dtype, folder, chat)
+    config = read_family_config(folder, "blip-2")
+    tokenizer = read_checkpoint_tokenizer(folder)
+    chat = make_bare_chat(folder, tokenizer, template)
+    spec = make_spec(config, folder, {"name": "qformer", **make_qformer_settings(config)}, tokenizer, chat)
+    return build_from_tensors(
+        spec, config.text_config, read_weights(folder), {"blip-2": keys.BLIP2}, dtype, folder, chat
+    )
 
 
-def spec_of(config: Any, folder: Path, projector: dict[str, Any], tokenizer: Any, chat: ChatChoice) -> ModelSpec:
+def make_spec(config: Any, folder: Path, projector: dict[str, Any], tokenizer: Any, chat: ChatChoice) -> ModelSpec:
     """The composition around a Q-Former. Raises `ConfigError` listing every reason why there is none."""
-    refuse(folder, [*vision_reasons(config, folder), *_text_reasons(config)])
+    refuse_conversion(folder, [*list_vision_reasons(config, folder), *_text_reasons(config)])
     placeholder = config.image_token_index if config.image_token_index is not None else 0
-    video = {"name": "frames", "newline": "none", "max_frames": longest_clip(config, config.num_query_tokens)}
-    return ModelSpec.of(
+    video = {"name": "frames", "newline": "none", "max_frames": count_max_frames(config, config.num_query_tokens)}
+    return ModelSpec.from_dict(
         {
-            "encoder": encoder_settings(config),
+            "encoder": make_encoder_settings(config),
             "projector": projector,
             "pooling": "none",
             "tokenizer": {"image": "square", "multi_image": "square", "video": video},
-            "backbone": backbone_settings(config.text_config, folder, tokenizer, placeholder),
+            "backbone": make_backbone_settings(config.text_config, folder, tokenizer, placeholder),
             "template": chat.spec,
         }
     )
 
 
-def encoder_settings(config: Any) -> dict[str, Any]:
+def make_encoder_settings(config: Any) -> dict[str, Any]:
     """The vision model as our `blip2_vit`."""
     vision = config.vision_config
     return {
@@ -76,7 +84,7 @@ def encoder_settings(config: Any) -> dict[str, Any]:
     }
 
 
-def qformer_settings(config: Any) -> dict[str, Any]:
+def make_qformer_settings(config: Any) -> dict[str, Any]:
     """The Q-Former as settings of our `qformer`."""
     qformer = config.qformer_config
     return {
@@ -89,14 +97,14 @@ def qformer_settings(config: Any) -> dict[str, Any]:
     }
 
 
-def vision_reasons(config: Any, folder: Path) -> list[str]:
+def list_vision_reasons(config: Any, folder: Path) -> list[str]:
     """What the parts before the language model ask for that ours do not compute."""
     vision, side = config.vision_config, config.vision_config.image_size
     colours = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-    reasons = [f"vision_config.{reason}" for reason in fixed_reasons(vision, VISION)]
-    reasons += [f"qformer_config.{reason}" for reason in fixed_reasons(config.qformer_config, QFORMER)]
+    reasons = [f"vision_config.{reason}" for reason in list_fixed_reasons(vision, VISION)]
+    reasons += [f"qformer_config.{reason}" for reason in list_fixed_reasons(config.qformer_config, QFORMER)]
     image = {**colours, "resample": 3, "size": {"height": side, "width": side}}
-    return reasons + different(image_settings(folder), image)
+    return reasons + list_processor_reasons(read_image_settings(folder), image)
 
 
 def _text_reasons(config: Any) -> list[str]:
@@ -108,34 +116,34 @@ def _text_reasons(config: Any) -> list[str]:
     ]
 
 
-def bare_chat(folder: Path, tokenizer: Any, wanted: str | None) -> ChatChoice:
+def make_bare_chat(folder: Path, tokenizer: Any, wanted: str | None) -> ChatChoice:
     """The bare prompt, and answers that end where the checkpoint's own do: at a newline beside OPT, at </s> beside Vicuna."""
     if wanted is not None:
         return ChatChoice(wanted, ASKED_FOR)
     why = "the prompt of its processors: query tokens, the BOS, bare words"
     if tokenizer is None:
         return ChatChoice("blip2", why)
-    ends = [tokenizer.decode([token]) for token in stored_ends(folder)]
+    ends = [tokenizer.decode([token]) for token in read_end_tokens(folder)]
     single = [end for end in ends if len(tokenizer.encode(end, add_special_tokens=False)) == 1]
     return ChatChoice({"name": "blip2", "end": next(iter([*single, tokenizer.eos_token or "\n"]))}, why)
 
 
-def refuse_export(model: OneVision) -> list[str]:
+def list_export_reasons(model: OneVision) -> list[str]:
     """Why no model is written in BLIP-2's layouts."""
     return ["BLIP-2's layouts are read only; write mmblocks' own."]
 
 
-def no_export(model: OneVision, folder: Path, **options: Any) -> Path:
+def forbid_export(model: OneVision, folder: Path, **options: Any) -> Path:
     """Refused: raises `ConfigError`."""
-    raise ConfigError(refuse_export(model)[0])
+    raise ConfigError(list_export_reasons(model)[0])
 
 
-DOOR = Layout(
+LAYOUT = FunctionLayout(
     "transformers' blip-2",
-    lambda folder: reads(folder, "blip-2"),
+    lambda folder: can_read(folder, "blip-2"),
     read_blip2,
-    refuse_export,
-    no_export,
-    run,
-    clips=False,
+    list_export_reasons,
+    forbid_export,
+    load_runner,
+    supports_video=False,
 )

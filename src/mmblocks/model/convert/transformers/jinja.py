@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
-from mmblocks.backbones.text_tokenizer import chat_template_of
+from mmblocks.backbones.text_tokenizer import find_chat_template
 from mmblocks.templates.chatml import ChatML
 from mmblocks.templates.llama_2 import Llama2
 from mmblocks.templates.llama_3 import Llama3
-from mmblocks.templates.llava_v0 import Headed
+from mmblocks.templates.llava_v0 import LlavaV0
 from mmblocks.templates.tokenizer_chat import TokenizerChat
 from mmblocks.templates.turns import Turns
 from mmblocks.templates.vicuna import Vicuna
@@ -19,7 +19,7 @@ from mmblocks.templates.vicuna import Vicuna
 Around = tuple[str, str]
 """What stands before and after."""
 
-PARTS = (
+PARTS_MACRO = (
     "{%- macro parts(content, strip=false, before='', after='') -%}"
     "{%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}"
     "{%- if part['type'] != 'text' -%}{{ before + '<' + part['type'] + '>' + after }}"
@@ -29,7 +29,7 @@ PARTS = (
     "{%- endif -%}{%- endfor -%}"
     "{%- endmacro -%}"
 )
-FLATTENED = PARTS + (
+FLATTENED = PARTS_MACRO + (
     "{%- set flat = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
     "{%- set said = {'role': message['role'], 'content': parts(message['content'])} -%}"
@@ -43,7 +43,7 @@ NO_OTHER_SYSTEM = "{{ raise_exception('a system message can only be the first on
 
 
 @dataclass(frozen=True)
-class Form:
+class ChatForm:
     """A chat as texts around what is said.
 
     start: before everything. default: the system text of a conversation without one. told: around the system text, in
@@ -53,9 +53,9 @@ class Form:
 
     user: Around
     assistant: Around
-    told: Around
+    system: Around
     opening: str
-    default: str | None
+    default_system: str | None
     start: str = ""
     inside: bool = False
     between: str = ""
@@ -64,16 +64,16 @@ class Form:
 
 
 @singledispatch
-def form_of(template: Any) -> Form | None:
+def make_form(template: Any) -> ChatForm | None:
     """The form of a chat template; None for one that is not made of closed turns."""
     return None
 
 
-def jinja_of(template: Any) -> str | None:
+def to_jinja(template: Any) -> str | None:
     """A chat template as Jinja; None for one that has no form there."""
     if isinstance(template, TokenizerChat):
         return _own(template)
-    form = form_of(template)
+    form = make_form(template)
     return None if form is None else _written(form)
 
 
@@ -81,7 +81,7 @@ def _own(template: TokenizerChat) -> str | None:
     """The text tokenizer's own template; `arguments` for it have no place in Jinja."""
     if template.text_tokenizer is None or template.arguments:
         return None
-    own = chat_template_of(template.text_tokenizer())
+    own = find_chat_template(template.text_tokenizer())
     if own is None:
         return None
     return own if template.takes_lists else FLATTENED + own
@@ -90,74 +90,74 @@ def _own(template: TokenizerChat) -> str | None:
 # The forms ----------------------------------------------------------------------------------------------------------
 
 
-@form_of.register
-def _(template: ChatML) -> Form:
+@make_form.register
+def _(template: ChatML) -> ChatForm:
     user, assistant, system = (_chatml(role) for role in ("user", "assistant", "system"))
-    return Form(user, assistant, system, assistant[0], template.system)
+    return ChatForm(user, assistant, system, assistant[0], template.system)
 
 
 def _chatml(role: str) -> Around:
     return f"<|im_start|>{role}\n", "<|im_end|>\n"
 
 
-@form_of.register
-def _(template: Turns) -> Form:
+@make_form.register
+def _(template: Turns) -> ChatForm:
     end = template.end + template.after
     inside = template.system_head is None
-    return Form(
+    return ChatForm(
         user=(template.user_head, end),
         assistant=(template.assistant_head, end),
-        told=("", "\n\n") if inside else (str(template.system_head), end),
+        system=("", "\n\n") if inside else (str(template.system_head), end),
         opening=template.assistant_head,
-        default=template.system,
+        default_system=template.system,
         inside=inside,
     )
 
 
-@form_of.register
-def _(template: Llama2) -> Form:
-    return Form(
+@make_form.register
+def _(template: Llama2) -> ChatForm:
+    return ChatForm(
         user=("[INST] ", " [/INST]"),
         assistant=(" ", " </s>"),
-        told=("<<SYS>>\n", "\n<</SYS>>\n\n"),
+        system=("<<SYS>>\n", "\n<</SYS>>\n\n"),
         opening="",
-        default=template.system,
+        default_system=template.system,
         inside=True,
         between=template.between,
         around_visuals=template.around_visuals,
     )
 
 
-@form_of.register
-def _(template: Llama3) -> Form:
+@make_form.register
+def _(template: Llama3) -> ChatForm:
     user, assistant, system = (_llama_3(role) for role in ("user", "assistant", "system"))
-    return Form(user, assistant, system, assistant[0], template.system, start="<|begin_of_text|>", strip=True)
+    return ChatForm(user, assistant, system, assistant[0], template.system, start="<|begin_of_text|>", strip=True)
 
 
 def _llama_3(role: str) -> Around:
     return f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"
 
 
-@form_of.register
-def _(template: Vicuna) -> Form:
-    return Form(
+@make_form.register
+def _(template: Vicuna) -> ChatForm:
+    return ChatForm(
         user=("USER: ", " "),
         assistant=("ASSISTANT: ", "</s>"),
-        told=("", " "),
+        system=("", " "),
         opening="ASSISTANT:",
-        default=template.system,
+        default_system=template.system,
         around_visuals=template.around_visuals,
     )
 
 
-@form_of.register
-def _(template: Headed) -> Form:
-    return Form(
+@make_form.register
+def _(template: LlavaV0) -> ChatForm:
+    return ChatForm(
         user=("Human: ", "###"),
         assistant=("Assistant: ", "###"),
-        told=("", "###"),
+        system=("", "###"),
         opening="Assistant:",
-        default=template.system,
+        default_system=template.system,
         around_visuals=template.around_visuals,
     )
 
@@ -165,60 +165,69 @@ def _(template: Headed) -> Form:
 # A form as Jinja ----------------------------------------------------------------------------------------------------
 
 
-def _written(form: Form) -> str:
-    front = "" if form.inside else _if("parts(told.system)", _shown(form, form.told, "told.system"))
-    opening = _if("add_generation_prompt", _out(_text(form.opening))) if form.opening else ""
-    return PARTS + _system(form) + (_out(_text(form.start)) if form.start else "") + front + _turns(form) + opening
+def _written(form: ChatForm) -> str:
+    front = "" if form.inside else _render_if("parts(told.system)", _render_content(form, form.system, "told.system"))
+    opening = _render_if("add_generation_prompt", _render_output(_quote_text(form.opening))) if form.opening else ""
+    return (
+        PARTS_MACRO
+        + _system(form)
+        + (_render_output(_quote_text(form.start)) if form.start else "")
+        + front
+        + _render_turns(form)
+        + opening
+    )
 
 
-def _system(form: Form) -> str:
+def _system(form: ChatForm) -> str:
     """`told.system` and `turns`: a system message replaces the default, and an empty one means none."""
-    default = f"{{%- set told = namespace(system={_text(form.default or '')}) -%}}{{%- set turns = messages -%}}"
+    default = (
+        f"{{%- set told = namespace(system={_quote_text(form.default_system or '')}) -%}}{{%- set turns = messages -%}}"
+    )
     given = "{%- set told.system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
-    return default + _if(FIRST_IS_SYSTEM, given)
+    return default + _render_if(FIRST_IS_SYSTEM, given)
 
 
-def _turns(form: Form) -> str:
+def _render_turns(form: ChatForm) -> str:
     said = "message['content']"
-    assistant = _shown(form, form.assistant, said, form.around_visuals)
+    assistant = _render_content(form, form.assistant, said, form.around_visuals)
     roles = (
-        f"{{%- if message['role'] == 'user' -%}}{_asked(form, said)}"
+        f"{{%- if message['role'] == 'user' -%}}{_render_user_message(form, said)}"
         f"{{%- elif message['role'] == 'assistant' -%}}{assistant}"
         f"{{%- else -%}}{NO_OTHER_SYSTEM}{{%- endif -%}}"
     )
     return f"{{%- for message in turns -%}}{roles}{{%- endfor -%}}"
 
 
-def _asked(form: Form, said: str) -> str:
+def _render_user_message(form: ChatForm, said: str) -> str:
     """A user's message, the first perhaps with the system text."""
-    between = _if("not loop.first", _out(_text(form.between))) if form.between else ""
+    between = _render_if("not loop.first", _render_output(_quote_text(form.between))) if form.between else ""
     if not form.inside:
-        return between + _shown(form, form.user, said, form.around_visuals)
-    told = _shown(form, form.told, "told.system") + "{%- set told.system = '' -%}"
+        return between + _render_content(form, form.user, said, form.around_visuals)
+    told = _render_content(form, form.system, "told.system") + "{%- set told.system = '' -%}"
     head, tail = form.user
     return (
         between
-        + _out(_text(head))
-        + _if("parts(told.system)", told)
-        + _shown(form, ("", tail), said, form.around_visuals)
+        + _render_output(_quote_text(head))
+        + _render_if("parts(told.system)", told)
+        + _render_content(form, ("", tail), said, form.around_visuals)
     )
 
 
-def _shown(form: Form, around: Around, content: str, around_visuals: Around = ("", "")) -> str:
+def _render_content(form: ChatForm, around: Around, content: str, around_visuals: Around = ("", "")) -> str:
     """A message's content between two texts."""
-    before, after = (_text(text) for text in around_visuals)
+    before, after = (_quote_text(text) for text in around_visuals)
     strip = "true" if form.strip else "false"
     said = f"parts({content}, {strip}, {before}, {after})"
-    return _out(f"{_text(around[0])} + {said} + {_text(around[1])}")
+    return _render_output(f"{_quote_text(around[0])} + {said} + {_quote_text(around[1])}")
 
 
-def _if(condition: str, then: str) -> str:
+def _render_if(condition: str, then: str) -> str:
     return f"{{%- if {condition} -%}}{then}{{%- endif -%}}"
 
 
-def _out(expression: str) -> str:
+def _render_output(expression: str) -> str:
     return f"{{{{ {expression} }}}}"
 
 
-def _text(text: str) -> str:
+def _quote_text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)

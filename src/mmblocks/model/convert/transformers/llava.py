@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmblocks.model.convert.transformers.export import colours, cut_to, processor_settings, squashed_to
-from mmblocks.model.convert.transformers.families import Family, ImageSettings, hf_door, side_reasons
-from mmblocks.model.convert.transformers.tokens import frames_without_rows
+from mmblocks.model.convert.transformers.export import (
+    make_colour_settings,
+    make_crop_settings,
+    make_processor_settings,
+    make_squash_settings,
+)
+from mmblocks.model.convert.transformers.families import HFFamily, ImageSettings, list_side_reasons, make_hf_layout
+from mmblocks.model.convert.transformers.tokens import make_frames_settings
 from mmblocks.model.onevision import OneVision
 from mmblocks.tokenizers.one_view import OneView
 
 
-def _framing(config: Any, image: ImageSettings) -> str:
+def _find_framing(config: Any, image: ImageSettings) -> str:
     """How a picture meets the view: "padded", "cropped" or "squashed"; without a processor, as the tower's own does."""
     if image.get("do_pad"):
         return "padded"
@@ -22,24 +27,24 @@ def _framing(config: Any, image: ImageSettings) -> str:
     return "squashed" if squashed else "cropped"
 
 
-def _image_reasons(config: Any, image: ImageSettings) -> list[str]:
-    reasons = side_reasons(config, image)
+def _list_image_reasons(config: Any, image: ImageSettings) -> list[str]:
+    reasons = list_side_reasons(config, image)
     siglip = config.vision_config.model_type == "siglip_vision_model"
-    if _framing(config, image) == ("cropped" if siglip else "squashed"):
+    if _find_framing(config, image) == ("cropped" if siglip else "squashed"):
         does, only = ("cuts", "resized whole") if siglip else ("resizes whole", "cut to their middle")
         reasons.append(f"its image processor {does} pictures; beside this tower they are read padded or {only}.")
     return reasons
 
 
-def _tokens(config: Any, image: ImageSettings) -> dict[str, Any]:
-    name = "pad" if _framing(config, image) == "padded" else "square"
+def _make_tokenizer_settings(config: Any, image: ImageSettings) -> dict[str, Any]:
+    name = "pad" if _find_framing(config, image) == "padded" else "square"
     vision = config.vision_config
     cells = (vision.image_size // vision.patch_size) ** 2 + 1
-    video = frames_without_rows(config, cells)
+    video = make_frames_settings(config, cells)
     return {"pooling": "none", "tokenizer": {"image": name, "multi_image": name, "video": video}}
 
 
-def _export_reasons(model: OneVision) -> list[str]:
+def _list_export_reasons(model: OneVision) -> list[str]:
     router: Any = model.router
     reasons = [
         f"tokenizer.{scenario}: only one view without rows of its own can be expressed ('pad' or 'square')."
@@ -59,7 +64,7 @@ def _settings(model: OneVision) -> dict[str, Any]:
     return {"image_seq_length": model.encoder.grid.area}
 
 
-def _processor(model: OneVision, tokenizer: Any) -> Any:
+def _make_processor(model: OneVision, tokenizer: Any) -> Any:
     from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -68,24 +73,24 @@ def _processor(model: OneVision, tokenizer: Any) -> Any:
     framing = model.router.image.framing  # type: ignore[attr-defined]
     image: Any
     if framing == "padded":
-        image = LlavaImageProcessorPil(**colours(model), **cut_to(model), do_pad=True)
+        image = LlavaImageProcessorPil(**make_colour_settings(model), **make_crop_settings(model), do_pad=True)
     elif framing == "cropped":
-        image = CLIPImageProcessorPil(**colours(model), **cut_to(model))
+        image = CLIPImageProcessorPil(**make_colour_settings(model), **make_crop_settings(model))
     else:
-        image = SiglipImageProcessorPil(**colours(model), **squashed_to(model), resample=3)
-    return LlavaProcessor(image, tokenizer, **processor_settings(model))
+        image = SiglipImageProcessorPil(**make_colour_settings(model), **make_squash_settings(model), resample=3)
+    return LlavaProcessor(image, tokenizer, **make_processor_settings(model))
 
 
-FAMILY = Family(
+FAMILY = HFFamily(
     model_type="llava",
     visual_tokens=("<image>",),
     newline=False,
     towers=("clip_vision_model", "siglip_vision_model"),
-    image_reasons=_image_reasons,
-    token_reasons=lambda config: [],
-    tokens=_tokens,
-    export_reasons=_export_reasons,
-    settings=_settings,
-    processor=_processor,
+    list_image_reasons=_list_image_reasons,
+    list_token_reasons=lambda config: [],
+    make_tokenizer_settings=_make_tokenizer_settings,
+    list_export_reasons=_list_export_reasons,
+    make_config_settings=_settings,
+    make_processor=_make_processor,
 )
-DOOR = hf_door(FAMILY)
+LAYOUT = make_hf_layout(FAMILY)

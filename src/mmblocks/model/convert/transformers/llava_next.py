@@ -4,30 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmblocks.model.convert.transformers.export import colours, cut_to, processor_settings
-from mmblocks.model.convert.transformers.families import Family, ImageSettings, hf_door
+from mmblocks.model.convert.transformers.export import make_colour_settings, make_crop_settings, make_processor_settings
+from mmblocks.model.convert.transformers.families import HFFamily, ImageSettings, make_hf_layout
 from mmblocks.model.convert.transformers.tokens import (
-    anyres,
-    frames_without_rows,
-    has_cls,
     is_anyres,
-    pinpoints_of,
-    tell_rounding,
-    tiled_reasons,
+    list_cls_reasons,
+    list_pinpoints,
+    list_tiling_reasons,
+    log_rounding,
+    make_anyres_settings,
+    make_frames_settings,
 )
 from mmblocks.model.onevision import OneVision
 
 
-def _tokens(config: Any, image: ImageSettings) -> dict[str, Any]:
+def _make_tokenizer_settings(config: Any, image: ImageSettings) -> dict[str, Any]:
     vision = config.vision_config
-    video = frames_without_rows(config, (vision.image_size // vision.patch_size) ** 2)
+    video = make_frames_settings(config, (vision.image_size // vision.patch_size) ** 2)
     return {
         "pooling": "none",
-        "tokenizer": {"image": anyres(config), "multi_image": anyres(config), "video": video},
+        "tokenizer": {
+            "image": make_anyres_settings(config),
+            "multi_image": make_anyres_settings(config),
+            "video": video,
+        },
     }
 
 
-def export_reasons(model: OneVision) -> list[str]:
+def list_export_reasons(model: OneVision) -> list[str]:
     """What LLaVA-NeXT cannot express of pictures: all of them are tiled in one way."""
     router: Any = model.router
     reasons = [
@@ -38,38 +42,40 @@ def export_reasons(model: OneVision) -> list[str]:
     if not reasons and router.image.canvases != router.multi_image.canvases:
         reasons.append("tokenizer.multi_image: its pinpoints are not those of tokenizer.image; only one list is kept.")
     if not reasons:
-        tell_rounding(router.image)
+        log_rounding(router.image)
     return reasons
 
 
-def settings(model: OneVision) -> dict[str, Any]:
+def make_config_settings(model: OneVision) -> dict[str, Any]:
     """What LlavaNextConfig says beside the parts."""
-    return {"image_grid_pinpoints": pinpoints_of(model), "image_seq_length": model.encoder.grid.area}
+    return {"image_grid_pinpoints": list_pinpoints(model), "image_seq_length": model.encoder.grid.area}
 
 
-def image_processor(model: OneVision) -> Any:
+def make_image_processor(model: OneVision) -> Any:
     """transformers' processor with the model's colours, view and canvases."""
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-    return LlavaNextImageProcessorPil(**colours(model), **cut_to(model), image_grid_pinpoints=pinpoints_of(model))
+    return LlavaNextImageProcessorPil(
+        **make_colour_settings(model), **make_crop_settings(model), image_grid_pinpoints=list_pinpoints(model)
+    )
 
 
-def _processor(model: OneVision, tokenizer: Any) -> Any:
+def _make_processor(model: OneVision, tokenizer: Any) -> Any:
     from transformers import LlavaNextProcessor
 
-    return LlavaNextProcessor(image_processor(model), tokenizer, **processor_settings(model))
+    return LlavaNextProcessor(make_image_processor(model), tokenizer, **make_processor_settings(model))
 
 
-FAMILY = Family(
+FAMILY = HFFamily(
     model_type="llava_next",
     visual_tokens=("<image>",),
     newline=True,
     towers=("clip_vision_model", "siglip_vision_model"),
-    image_reasons=tiled_reasons,
-    token_reasons=has_cls,
-    tokens=_tokens,
-    export_reasons=export_reasons,
-    settings=settings,
-    processor=_processor,
+    list_image_reasons=list_tiling_reasons,
+    list_token_reasons=list_cls_reasons,
+    make_tokenizer_settings=_make_tokenizer_settings,
+    list_export_reasons=list_export_reasons,
+    make_config_settings=make_config_settings,
+    make_processor=_make_processor,
 )
-DOOR = hf_door(FAMILY)
+LAYOUT = make_hf_layout(FAMILY)

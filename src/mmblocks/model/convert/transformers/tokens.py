@@ -5,7 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from mmblocks.model.convert.transformers.families import ImageSettings, different, longest_clip, side_reasons
+from mmblocks.model.convert.transformers.families import (
+    ImageSettings,
+    count_max_frames,
+    list_processor_reasons,
+    list_side_reasons,
+)
 from mmblocks.model.onevision import OneVision
 from mmblocks.tokenizers.anyres import AnyRes
 from mmblocks.tokenizers.frames import Frames
@@ -13,25 +18,25 @@ from mmblocks.tokenizers.frames import Frames
 log = logging.getLogger(__name__)
 
 
-def anyres(config: Any, **settings: Any) -> dict[str, Any]:
+def make_anyres_settings(config: Any, **settings: Any) -> dict[str, Any]:
     """`image_grid_pinpoints`, which transformers writes height first."""
     pinpoints = [[width, height] for height, width in config.image_grid_pinpoints]
     return {"name": "anyres", "pinpoints": pinpoints, "rounding": "transformers", **settings}
 
 
-def pinpoints_of(model: OneVision) -> list[list[int]]:
+def list_pinpoints(model: OneVision) -> list[list[int]]:
     """The canvases of a model's pictures as `image_grid_pinpoints`."""
     image: Any = model.router.image
     return [list(canvas) for canvas in image.canvases]
 
 
-def tiled_reasons(config: Any, image: ImageSettings) -> list[str]:
+def list_tiling_reasons(config: Any, image: ImageSettings) -> list[str]:
     """Sides and pinpoints of an image processor that are not the config's."""
     pinpoints = {"image_grid_pinpoints": [list(pair) for pair in config.image_grid_pinpoints]}
-    return [*side_reasons(config, image), *different(image, pinpoints)]
+    return [*list_side_reasons(config, image), *list_processor_reasons(image, pinpoints)]
 
 
-def has_cls(config: Any) -> list[str]:
+def list_cls_reasons(config: Any) -> list[str]:
     """Tiles cannot be joined with a CLS token among their patches, neither there nor here."""
     if config.vision_config.model_type == "clip_vision_model" and config.vision_feature_select_strategy != "default":
         return [
@@ -46,13 +51,13 @@ def is_anyres(tokenizer: Any) -> bool:
     return isinstance(tokenizer, AnyRes) and tokenizer.merge == "unpad" and tokenizer.base and not tokenizer.max_tiles
 
 
-def tell_rounding(image: AnyRes) -> None:
+def log_rounding(image: AnyRes) -> None:
     """Say what becomes of a picture whose map the original cuts otherwise than transformers does."""
     if image.rounding != "transformers":
         log.info("unpadding: transformers rounds where the original truncates; 1 in some 20 000 picture sizes differs")
 
 
-def clip_reasons(video: Frames) -> list[str]:
+def list_video_reasons(video: Frames) -> list[str]:
     """What no processor of transformers does with the frames of a clip."""
     reasons = []
     if video.tell_times is not None:
@@ -62,6 +67,6 @@ def clip_reasons(video: Frames) -> list[str]:
     return reasons
 
 
-def frames_without_rows(config: Any, cells: int, **settings: Any) -> dict[str, Any]:
+def make_frames_settings(config: Any, cells: int, **settings: Any) -> dict[str, Any]:
     """Clips as pooled frames and nothing between them, as many as a sequence holds."""
-    return {"name": "frames", "newline": "none", "max_frames": longest_clip(config, cells), **settings}
+    return {"name": "frames", "newline": "none", "max_frames": count_max_frames(config, cells), **settings}
