@@ -20,7 +20,7 @@ from mmblocks.errors import ConfigError
 from mmblocks.model.spec import ModelSpec
 from mmblocks.model.swapping.swap import plan_swap
 from mmblocks.sweep.trial import PRELOADED_MODULES, run_in_process
-from mmblocks.sweep.trials import CELL, RESULT, read_json, write_json
+from mmblocks.sweep.trials import RESULT, TRIAL, read_json, write_json
 
 BASE, MEASURED, START, LOG = "base", "measured.json", "start", "measuring.log"
 SCORED_BY_US = {"score": "loss"}
@@ -78,7 +78,7 @@ def _trained(folder: Path, recipe: dict[str, Any]) -> str:
     if _is_done(folder):
         return "done before"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CELL, {"recipe": recipe})
+    write_json(folder / TRIAL, {"recipe": recipe})
     run_in_process(folder, SCORED_BY_US)
     result = read_json(folder / RESULT)
     if result["status"] != "done":
@@ -91,7 +91,7 @@ def _is_done(folder: Path) -> bool:
 
 
 def _require_same(folder: Path, recipe: dict[str, Any]) -> None:
-    if (folder / CELL).is_file() and read_json(folder / CELL)["recipe"] != recipe:
+    if (folder / TRIAL).is_file() and read_json(folder / TRIAL)["recipe"] != recipe:
         raise ConfigError(f"{folder} was trained with other settings; delete it, or name another folder with --out.")
 
 

@@ -146,7 +146,7 @@ TRANSFER = Question(
                     "multi, turns: 4, weight: 0.3",
                 ),
                 "stages.0.steps=1000",
-                "stages.0.train={encoder: 3.0e-4, projector: 1.5e-3, marks: 1.5e-3, backbone: 1.5e-3}",
+                "stages.0.train={encoder: 3.0e-4, projector: 1.5e-3, learned_tokens: 1.5e-3, backbone: 1.5e-3}",
             ),
         ),
         Arm("with_clips", "single and several pictures, clips", ONEVISION_STAGE, overrides=None),
@@ -308,7 +308,7 @@ POSITIONS = Question(
     ),
 )
 
-ANEW = ("start_at=projector_only", "stop_after=projector_only")
+ANEW = ("first_stage=projector_only", "last_stage=projector_only")
 
 PROJECTORS = Question(
     "projectors",

@@ -26,7 +26,7 @@ def main() -> None:
         template="chatml",
         seed=0,
     )
-    for part in ("encoder", "projector", "marks", "backbone"):
+    for part in ("encoder", "projector", "learned_tokens", "backbone"):
         print(f"{part:10} {count_parameters(getattr(model, part)):>9,} parameters")
 
     said = batch_of_answers(model)
@@ -38,7 +38,7 @@ def main() -> None:
 
 def batch_of_answers(model: mmblocks.OneVision) -> list[str]:
     """One answer to each of two conversations, written together."""
-    pictures = (find_media("picture.png"), find_media("first.png"))
+    pictures = (find_media("image.png"), find_media("first.png"))
     messages = [{"role": "user", "content": [{"type": "image", "image": path}, QUESTION]} for path in pictures]
     return mmblocks.answer(
         model, [Conversation.from_messages([m]) for m in messages], mmblocks.Decoding(max_new_tokens=8)
@@ -51,7 +51,7 @@ def conversation_over_turns(model: mmblocks.OneVision) -> None:
     chat.ask(
         "Picture 1: ", mmblocks.image(find_media("first.png")), "Picture 2: ", mmblocks.image(find_media("second.png"))
     )
-    for piece in chat.stream(mmblocks.video(find_media("clip.mp4")), "And what moves here?"):
+    for piece in chat.stream(mmblocks.video(find_media("video.mp4")), "And what moves here?"):
         print(piece, end="", flush=True)
     print(f"\n{len(chat.messages)} messages are remembered")
 

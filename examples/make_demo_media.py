@@ -19,14 +19,14 @@ from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
 
 PICTURES = {
-    "picture.png": (
+    "image.png": (
         Size(768, 1024),
         Scene((Thing("blue", "square", 0, 2), Thing("red", "circle", 1, 0), Thing("yellow", "triangle", 2, 2))),
     ),
     "first.png": (Size(480, 640), Scene((Thing("green", "ring", 0, 1), Thing("white", "cross", 2, 2)))),
     "second.png": (Size(512, 512), Scene((Thing("red", "circle", 0, 2), Thing("purple", "square", 2, 0)))),
 }
-CLIP_NAME = "clip.mp4"
+CLIP_NAME = "video.mp4"
 CLIP = Scene((Thing("yellow", "triangle", 2, 0), Thing("purple", "square", 0, 2)), direction="right", cells=2)
 CLIP_SIDE_PX = 256
 SEED = 4

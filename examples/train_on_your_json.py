@@ -51,13 +51,13 @@ def write_records(folder: Path) -> Path:
 
 def recipe(data: Path, out: Path) -> dict[str, Any]:
     """What `mmblocks train` would compose from a recipe's file: a model, stages, and a folder for the run."""
-    rates = {"encoder": 2e-3, "projector": 2e-3, "marks": 2e-3, "backbone": 2e-3}
+    rates = {"encoder": 2e-3, "projector": 2e-3, "learned_tokens": 2e-3, "backbone": 2e-3}
     stage = {
         "name": "all",
         "data": [{"name": "llava_json", "path": str(data)}],
         "train": rates,
         "steps": 40,
-        "batch_size": 10,
+        "global_batch_size": 10,
     }
     model = {
         "encoder": "tiny_conv",

@@ -112,7 +112,7 @@ class VisionTokenizer(Protocol[P]):
 
     def count_tokens(self, plan: P) -> int: ...
 
-    def assemble(self, x: Tensor, plan: P, marks: Mapping[str, Tensor]) -> Tensor:
+    def assemble(self, x: Tensor, plan: P, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(views, h, w, d) to (plan.num_tokens, d).
 
         A tokenizer may also have `lower(plan) -> Lowered | None`, the same in integers (see `tokenizers.lowering`): its

@@ -92,12 +92,12 @@ class Registry(Generic[T]):
         return f"mmblocks.{self.kind}"
 
     def register(
-        self, name: str, *, source: str, tiny: Mapping[str, Any] | None = None, oracle: str = ""
+        self, name: str, *, source: str, tiny: Mapping[str, Any] | None = None, verified_against: str = ""
     ) -> Callable[[Callable[..., T]], Any]:
         """Register a class or factory; see `Entry` for what is said of it."""
 
         def add_builder(builder: Callable[..., T]) -> Callable[..., T]:
-            self._add_entry(ComponentEntry(name, builder, source, dict(tiny or {}), oracle))
+            self._add_entry(ComponentEntry(name, builder, source, dict(tiny or {}), verified_against))
             return builder
 
         return add_builder

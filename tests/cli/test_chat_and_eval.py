@@ -9,12 +9,12 @@ from mmblocks.cli import main
 
 
 def test_a_question_on_the_command_line_gets_its_answer(capsys):
-    assert main(["chat", "--image", str(find_media("picture.png")), "--ask", "How many shapes are there?"]) == 0
+    assert main(["chat", "--image", str(find_media("image.png")), "--ask", "How many shapes are there?"]) == 0
     assert capsys.readouterr().out.strip() == "3"
 
 
 def test_a_clip_is_shown_like_a_picture(capsys):
-    assert main(["chat", "--video", str(find_media("clip.mp4")), "--ask", "Which way does it move?"]) == 0
+    assert main(["chat", "--video", str(find_media("video.mp4")), "--ask", "Which way does it move?"]) == 0
     assert capsys.readouterr().out.strip() in ("left", "right", "up", "down")
 
 
@@ -29,7 +29,7 @@ def test_a_chat_goes_on_after_a_file_that_cannot_be_read(monkeypatch, capsys, tm
     lines = iter(
         [
             f"/image {tmp_path / 'missing.png'}",
-            f"/image {find_media('picture.png')}",
+            f"/image {find_media('image.png')}",
             "How many shapes are there?",
             "/new",
             "/what",

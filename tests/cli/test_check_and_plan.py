@@ -121,7 +121,10 @@ def test_plan_counts_what_a_limit_cuts(capsys, photos):
 
 
 def test_plan_measures_what_the_stages_of_a_recipe_read(capsys):
-    assert main(["plan", RECIPE, "data=recipe", "samples=20", "stages.1.batch_size=5", "stage=align", "--json"]) == 0
+    assert (
+        main(["plan", RECIPE, "data=recipe", "samples=20", "stages.1.global_batch_size=5", "stage=align", "--json"])
+        == 0
+    )
 
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["stage"], found["measured"]) == ("align", 20)

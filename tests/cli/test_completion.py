@@ -71,7 +71,7 @@ def test_stages_are_offered_by_the_names_that_the_recipe_gives_them():
 
 
 def test_settings_of_what_is_measured_and_of_sight_are_offered():
-    assert {"evaluate.every=", "sight.steps="} <= {*suggest_overrides("", NOTHING)}
+    assert {"evaluate.every=", "encoder_pretraining.steps="} <= {*suggest_overrides("", NOTHING)}
 
 
 def test_swap_is_offered_slots_and_their_components():

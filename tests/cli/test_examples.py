@@ -54,23 +54,23 @@ def test_train_on_your_json_learns_its_ten_records(shown):
 
 def test_make_demo_media_draws_the_files_that_ship(shown, tmp_path):
     shown("make_demo_media", str(tmp_path))
-    for name in ("picture.png", "first.png", "second.png"):
+    for name in ("image.png", "first.png", "second.png"):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), np.asarray(Image.open(find_media(name))))
     fresh, shipped = (
-        read_frames(str(path), range(8)).astype(int) for path in (tmp_path / "clip.mp4", find_media("clip.mp4"))
+        read_frames(str(path), range(8)).astype(int) for path in (tmp_path / "video.mp4", find_media("video.mp4"))
     )
     assert np.abs(fresh - shipped).mean() < 2  # builds of x264 differ in their rounding
 
 
 def test_the_clip_that_ships_is_two_seconds_of_motion():
-    shape = read_video_shape(str(find_media("clip.mp4")))
-    frames = read_frames(str(find_media("clip.mp4")), range(shape.num_frames)).astype(int)
+    shape = read_video_shape(str(find_media("video.mp4")))
+    frames = read_frames(str(find_media("video.mp4")), range(shape.num_frames)).astype(int)
     assert (shape.num_frames, shape.fps) == (8, 4.0)
     assert all(np.abs(after - before).max() > 100 for before, after in pairwise(frames))
 
 
 def test_the_media_that_ship_are_small():
-    assert sum(path.stat().st_size for path in find_media("picture.png").parent.iterdir()) < 100_000
+    assert sum(path.stat().st_size for path in find_media("image.png").parent.iterdir()) < 100_000
 
 
 def test_every_example_is_tested():

@@ -23,7 +23,7 @@ def records(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mine")
     for name, size in (("wide", (150, 60)), ("small", (40, 40))):
         Image.new("RGB", size, (180, 40, 40)).save(folder / f"{name}.png")
-    with av.open(str(folder / "clip.mp4"), "w") as container:
+    with av.open(str(folder / "video.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for n in range(20):
@@ -33,7 +33,7 @@ def records(tmp_path_factory):
     said = [
         ({"image": "wide.png"}, "<image>\nWhat?", "a red circle"),
         ({"image": ["wide.png", "small.png"]}, "<image> or <image>?", "the first one"),
-        ({"video": "clip.mp4"}, "<video>\nWhat moves?", "nothing moves"),
+        ({"video": "video.mp4"}, "<video>\nWhat moves?", "nothing moves"),
         ({}, "Hi", "hello there"),
         ({"image": "lost.png"}, "<image>\nWhat?", "nothing"),
         ({}, "Hi", None),

@@ -72,7 +72,7 @@ stages:
     data: [{name: tinyworld, task: caption}]
     train: {projector: 0.001}
     steps: 3
-    batch_size: 2
+    global_batch_size: 2
 """
 
 
@@ -143,7 +143,7 @@ def test_settings_of_a_plugged_in_component_are_checked(run):
 
 def test_a_recipe_trains_with_a_plugged_in_component(run, somewhere):
     """Up to the first stage that trains the projector."""
-    short = ["sight=null", "stop_after=align", "budget=0.001", "workers=0"]
+    short = ["encoder_pretraining=null", "last_stage=align", "budget=0.001", "workers=0"]
     done = run("-m", "mmblocks", "train", "tiny/onevision", "model/projector=geglu", *short, "out=runs/geglu")
     assert done.returncode == 0, done.stderr
     config = json.loads((somewhere / "runs/geglu/model/config.json").read_text())

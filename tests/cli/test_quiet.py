@@ -24,11 +24,19 @@ COMMANDS = {
     "plan": ["plan", "onevision/7b", "image=100x100"],
     "recipes": ["recipes", "tiny/onevision"],
     "doctor": ["doctor"],
-    "chat": ["chat", "--image", str(find_media("picture.png")), "--ask", "How many shapes are there?"],
+    "chat": ["chat", "--image", str(find_media("image.png")), "--ask", "How many shapes are there?"],
     "eval": ["eval", "tiny", "--samples", "1"],
     "convert": ["convert", "ours", "theirs"],
     "convert back": ["convert", "theirs", "again"],
-    "train": ["train", "tiny/onevision", "out=run", "sight=null", "stop_after=text", "budget=0.001", "workers=0"],
+    "train": [
+        "train",
+        "tiny/onevision",
+        "out=run",
+        "encoder_pretraining=null",
+        "last_stage=text",
+        "budget=0.001",
+        "workers=0",
+    ],
 }
 SCRIPT = """
 import json, os, sys

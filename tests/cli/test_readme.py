@@ -59,7 +59,7 @@ def of_language(language):
 def folder(tmp_path_factory):
     """The reader's folder: a picture of theirs is in it."""
     folder = tmp_path_factory.mktemp("reader")
-    Image.open(find_media("picture.png")).convert("RGB").save(folder / "my.jpg")
+    Image.open(find_media("image.png")).convert("RGB").save(folder / "my.jpg")
     return folder
 
 

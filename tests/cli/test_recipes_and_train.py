@@ -14,7 +14,7 @@ stages:
     data: [{name: tinyworld, task: caption}]
     train: {projector: 0.001}
     steps: 3
-    batch_size: 2
+    global_batch_size: 2
 """
 
 

@@ -108,7 +108,7 @@ def test_the_tables_of_all_stages_are_made_from_one_build(counted, capsys):
 
 def test_a_run_is_checked_once_and_its_composition_built_once_for_all_stages(counted, tiny_spec, tmp_path):
     source = {"name": "tinyworld", "task": "single"}
-    short = {"data": [source], "train": {"projector": 1e-3}, "steps": 1, "batch_size": 1}
+    short = {"data": [source], "train": {"projector": 1e-3}, "steps": 1, "global_batch_size": 1}
     packed = {"data": [source], "train": {"projector": 1e-3}, "steps": 1, "step_tokens": 400, "pack_tokens": 400}
     run({"model": tiny_spec, "out": str(tmp_path), "stages": [{"name": "a", **short}, {"name": "b", **packed}]})
     assert counted == {"_build_components": 1, "_check": 1, "run_faults": 1}
@@ -190,6 +190,6 @@ def test_check_and_plan_import_nothing_that_trains_reads_media_or_converts():
 def test_chat_about_a_picture_imports_neither_hydra_nor_what_reads_clips(tmp_path):
     from mmblocks.assets import find_media
 
-    words = ("chat", "--image", str(find_media("picture.png")), "--ask", "What?", "--max-new-tokens", "1")
+    words = ("chat", "--image", str(find_media("image.png")), "--ask", "What?", "--max-new-tokens", "1")
     _, modules = run_start(Start(words))
     assert imported_among(modules, NEVER | {"hydra", "omegaconf", "mmblocks.conf", "mmblocks.train"}) == set()

@@ -32,7 +32,7 @@ def test_a_swap_is_written_with_sums_over_every_parameter(saved, tmp_path, capsy
 def test_what_is_kept_is_the_same_file(saved, tmp_path):
     out = tmp_path / "out"
     assert cli.main(["swap", str(saved), "projector=gated", "--out", str(out)]) == 0
-    for part in ("encoder", "marks", "backbone"):
+    for part in ("encoder", "learned_tokens", "backbone"):
         file = f"{part}/model.safetensors"
         assert (saved / file).read_bytes() == (out / file).read_bytes()
 
@@ -42,7 +42,7 @@ def test_a_model_in_half_precision_stays_in_it(tiny_model, tmp_path):
 
     mmblocks.save(tiny_model, tmp_path / "half", dtype=torch.bfloat16)
     assert cli.main(["swap", str(tmp_path / "half"), "projector=gated", "--out", str(tmp_path / "out")]) == 0
-    for part in ("encoder", "projector", "marks", "backbone"):
+    for part in ("encoder", "projector", "learned_tokens", "backbone"):
         tensors = load_file(tmp_path / "out" / part / "model.safetensors")
         assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
 

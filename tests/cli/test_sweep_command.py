@@ -34,12 +34,12 @@ stages:
     data: [{name: tinyworld, task: caption}]
     train: {projector: 1.0e-2}
     steps: 2
-    batch_size: 2
+    global_batch_size: 2
   - name: all
     data: [{name: tinyworld, task: single}]
     train: {projector: 1.0e-3, backbone: 1.0e-3}
     steps: 2
-    batch_size: 2
+    global_batch_size: 2
 """
 SMALL = ["model/projector=linear,mlp", "seed=0,1"]
 FULL = ["model/projector=linear,mlp,gated", "model/encoder=tiny_conv,tiny_conv_48", "seed=0,1,2"]

@@ -16,7 +16,7 @@ stages:
       - {name: tinyworld, task: caption, weight: 2}
     train: {projector: 0.001}
     steps: 3
-    batch_size: 2
+    global_batch_size: 2
 """
 
 CHILD = """\

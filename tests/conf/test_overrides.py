@@ -10,7 +10,7 @@ from mmblocks.conf.assemble import compose_unchecked
 from mmblocks.conf.overrides import translate_overrides
 from mmblocks.errors import ConfigError
 from mmblocks.sweep.launch import prepare_sweep
-from mmblocks.sweep.trials import CELL, Sweep, read_json
+from mmblocks.sweep.trials import TRIAL, Sweep, read_json
 
 TWO = """\
 # Two stages with names.
@@ -32,14 +32,14 @@ stages:
       - {name: llava_json, path: a.json}
     train: {projector: 0.001}
     steps: 3
-    batch_size: 2
+    global_batch_size: 2
   - name: v1.5
     data:
       - {name: tinyworld, task: caption}
       - {name: tinyworld, task: single}
     train: {projector: 0.001, backbone: 0.001}
     steps: 3
-    batch_size: 2
+    global_batch_size: 2
 """
 FIRST, SECOND = "align-1", "v1.5"
 
@@ -63,18 +63,18 @@ TOGETHER = {
     f"stages.{FIRST}.data.llava_json.weight=3": ("stages.0.data.1.weight", 3),
     f"stages.{FIRST}.steps=5": ("stages.0.steps", 5),
     f"stages.{SECOND}.steps=6": ("stages.1.steps", 6),
-    "stages.0.train.lora=2e-4": ("stages.0.train.lora.rate", 2e-4),
+    "stages.0.train.lora=2e-4": ("stages.0.train.lora.lr", 2e-4),
     "stages.0.train.lora.rank=8": ("stages.0.train.lora.rank", 8),
-    "stages.0.train.projector.weight_decay=0.1": ("stages.0.train.projector", {"rate": 0.001, "weight_decay": 0.1}),
+    "stages.0.train.projector.weight_decay=0.1": ("stages.0.train.projector", {"lr": 0.001, "weight_decay": 0.1}),
     f"~stages.{SECOND}.train.backbone": ("stages.1.train", {"projector": 0.001, "lora": 1e-4}),
     "stages.1.train={lora: 1e-4}": ("stages.1.train.lora", 1e-4),
-    f"+stages.{FIRST}.train.marks=1e-5": ("stages.0.train.marks", 1e-5),
+    f"+stages.{FIRST}.train.learned_tokens=1e-5": ("stages.0.train.learned_tokens", 1e-5),
     f"++stages.{FIRST}.train.encoder=1e-5": ("stages.0.train.encoder", 1e-5),
     "evaluate.every=5": ("evaluate.every", 5),
     "evaluate={tiny: 4}": ("evaluate.tiny", 4),
     "evaluate.data=[{name: tinyworld, task: caption}]": ("evaluate.data.0.task", "caption"),
     "evaluate.data.0.turns=2": ("evaluate.data.0.turns", 2),
-    "sight.steps=3": ("sight", {"steps": 3}),
+    "encoder_pretraining.steps=3": ("encoder_pretraining", {"steps": 3}),
     "stages.0.objective.name=dpo": ("stages.0.objective.name", "dpo"),
     "stages.0.objective.beta=0.3": ("stages.0.objective.beta", 0.3),
     "stages.0.tokenizer.image=anyres": ("stages.0.tokenizer.image.name", "anyres"),
@@ -98,9 +98,9 @@ def test_what_a_schema_knows_needs_no_plus_and_stages_go_by_number_or_name(two):
 
 
 def test_names_may_change_on_the_way_may_begin_with_a_digit_and_digits_alone_are_numbers(two):
-    words = ["stages.0.name='2nd'", "stages.2nd.steps=9", "stages.1.name='0'", "stages.0.batch_size=4"]
+    words = ["stages.0.name='2nd'", "stages.2nd.steps=9", "stages.1.name='0'", "stages.0.global_batch_size=4"]
     made = compose_unchecked(two, words)
-    assert [(s["name"], s["steps"], s["batch_size"]) for s in made["stages"]] == [("2nd", 9, 4), ("0", 3, 2)]
+    assert [(s["name"], s["steps"], s["global_batch_size"]) for s in made["stages"]] == [("2nd", 9, 4), ("0", 3, 2)]
 
 
 def test_stages_and_sources_are_taken_out_by_number_or_name(two):
@@ -134,7 +134,7 @@ def composed(tmp_path_factory):
         ("stages.0.train.lroa=1e-4", "stages.0.train.lroa is not a setting. Did you mean 'lora'?"),
         ("stages.0.train.lora.rnk=8", "Did you mean 'rank'?"),
         ("evaluate.evry=5", "evaluate.evry is not a setting. Did you mean 'every'?"),
-        ("sight.step=5", "sight.step is not a setting. Did you mean 'steps'?"),
+        ("encoder_pretraining.step=5", "encoder_pretraining.step is not a setting. Did you mean 'steps'?"),
         ("stages.0.objective.bta=1", "stages.0.objective.bta is not a setting."),
         ("model.images.alhpa=drop", "model.images.alhpa is not a setting. Did you mean 'alpha'?"),
     ],
@@ -179,10 +179,10 @@ def test_the_same_words_serve_every_command_that_takes_overrides(two, capsys, tm
 
 
 def test_a_sweep_varies_a_stage_by_its_name(two, tmp_path):
-    words = ["~stages.0.data.llava_json", f"stages.{SECOND}.steps=5,10", "stages.0.train.marks=1e-4,1e-5"]
+    words = ["~stages.0.data.llava_json", f"stages.{SECOND}.steps=5,10", "stages.0.train.learned_tokens=1e-4,1e-5"]
     folder = prepare_sweep(two, words, out=tmp_path / "sweep")
-    cells = [read_json(folder / cell.name / CELL)["recipe"]["stages"] for cell in Sweep.load(folder).cells]
-    assert [(stages[1]["steps"], stages[0]["train"]["marks"]) for stages in cells] == [
+    cells = [read_json(folder / cell.name / TRIAL)["recipe"]["stages"] for cell in Sweep.load(folder).trials]
+    assert [(stages[1]["steps"], stages[0]["train"]["learned_tokens"]) for stages in cells] == [
         (5, 1e-4),
         (5, 1e-5),
         (10, 1e-4),

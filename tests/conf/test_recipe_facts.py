@@ -85,7 +85,7 @@ def value(name, number, fact):
     video = seen.router.video
     answers = {
         "learns": lambda: {**{p: learning.rate for p, learning in stage.learning.items()}, **lora_rate(stage)},
-        "batch": lambda: stage.batch_size,
+        "batch": lambda: stage.global_batch_size,
         "epochs": lambda: stage.epochs,
         "max_tokens": lambda: min(stage.max_tokens or seen.backbone.max_tokens, seen.backbone.max_tokens),
         "template": lambda: stage.template or name_of(run.model["template"]),
@@ -96,7 +96,7 @@ def value(name, number, fact):
         "fps": lambda: video.fps,
         "newline": lambda: video.newline,
         "tells_times": lambda: video.tell_times is not None,
-        "recompute": lambda: run.recompute,
+        "gradient_checkpointing": lambda: run.gradient_checkpointing,
         "save_every": lambda: run.save_every,
     }
     if fact.startswith("lora_"):
@@ -105,7 +105,7 @@ def value(name, number, fact):
 
 
 def lora_rate(stage):
-    return {} if stage.lora is None else {"lora": stage.lora.rate}
+    return {} if stage.lora is None else {"lora": stage.lora.lr}
 
 
 def name_of(spec):

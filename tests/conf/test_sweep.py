@@ -26,7 +26,7 @@ def test_a_list_is_one_value():
 def test_every_cell_is_composed_into_a_folder_of_its_own():
     folder = prepare_sweep("mini/one", ["model/projector=mlp,linear", "seed=0,1", "budget=0.25"])
     assert folder.as_posix() == "runs/mini/sweep"
-    names = [cell.name for cell in Sweep.load(folder).cells]
+    names = [cell.name for cell in Sweep.load(folder).trials]
     assert names == [
         "projector-mlp_seed-0",
         "projector-mlp_seed-1",
@@ -84,7 +84,7 @@ def test_words_that_make_no_sweep_are_refused(words, said):
 def test_a_folder_keeps_the_cells_it_has_and_takes_more(tmp_path):
     prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path)
     prepare_sweep("mini/one", ["seed=1,2", "threads=2"], out=tmp_path)
-    assert [cell.name for cell in Sweep.load(tmp_path).cells] == ["seed-1", "seed-2"]
+    assert [cell.name for cell in Sweep.load(tmp_path).trials] == ["seed-1", "seed-2"]
     with pytest.raises(ConfigError, match=r"seed-1 holds a cell with other settings \(they differ in budget\)"):
         prepare_sweep("mini/one", ["seed=1,2", "budget=0.1"], out=tmp_path)
     with pytest.raises(ConfigError, match=r"seed-1 holds a cell with other settings \(they differ in stages\)"):

@@ -70,7 +70,7 @@ def test_a_recipe_starts_from_a_system(tmp_path):
     recipe.write_text(
         "# Mine\ndefaults:\n  - /train_run\n  - /system: llava_1_5/vicuna_7b\n  - override /model/projector: gated\n"
         "  - _self_\nout: runs/mine\nstages:\n  - name: align\n    data: [{name: tinyworld, task: caption}]\n"
-        "    train: {projector: 0.001}\n    steps: 3\n    batch_size: 2\n"
+        "    train: {projector: 0.001}\n    steps: 3\n    global_batch_size: 2\n"
     )
     model = conf.compose(str(recipe))["model"]
     assert {kind: model[kind]["name"] for kind in ("encoder", "projector", "backbone", "template")} == {

@@ -145,7 +145,7 @@ def test_a_stage_learns_every_answer_of_such_a_template(tmp_path):
     backbone = {"name": "causal_lm", "family": "qwen2", "text_tokenizer": str(tmp_path / "words"), **sizes}
     model = {"encoder": "tiny_conv", "projector": "mlp", "backbone": backbone, "template": "tokenizer"}
     data = [{"name": "llava_json", "path": str(tmp_path / "talk.json")}]
-    stage = {"name": "all", "data": data, "train": {"backbone": 1e-3}, "steps": 2, "batch_size": 1}
+    stage = {"name": "all", "data": data, "train": {"backbone": 1e-3}, "steps": 2, "global_batch_size": 1}
     train.run({"model": model, "stages": [stage], "out": str(tmp_path / "run"), "threads": 1, "log_every": 1})
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     built = mmblocks.build(model, seed=0)

@@ -113,7 +113,7 @@ def test_an_unknown_policy_names_the_known_ones(mixture, processor):
 
 def test_the_list_counts_a_record_once_however_often_it_was_drawn_and_keeps_its_first_reason(tmp_path):
     file = tmp_path / "run" / "broken.jsonl"
-    hung, found = SkippedRecord("a.json:record 1", "clip.mp4: took longer than 2 s", "0 a"), "clip.mp4: in quarantine"
+    hung, found = SkippedRecord("a.json:record 1", "video.mp4: took longer than 2 s", "0 a"), "video.mp4: in quarantine"
     append_skipped(file, [hung, SkippedRecord("a.json:record 2", "no such file", "0 a")])
     append_skipped(file, [SkippedRecord(hung.origin, found, "0 a")])
     append_skipped(file, [])

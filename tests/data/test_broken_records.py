@@ -327,10 +327,10 @@ def test_no_record_is_left_out_because_the_machine_is_at_its_end(folder, process
 @pytest.mark.parametrize(
     "stage",
     [
-        {"steps": 3, "batch_size": 2},
-        {"steps": 2, "batch_size": 2, "order": "modality_length"},
+        {"steps": 3, "global_batch_size": 2},
+        {"steps": 2, "global_batch_size": 2, "order": "modality_length"},
         {"steps": 2, "step_tokens": 200, "pack_tokens": 100},
-        {"epochs": 1, "batch_size": 4, "order": "length", "pack_tokens": 500},
+        {"epochs": 1, "global_batch_size": 4, "order": "length", "pack_tokens": 500},
     ],
 )
 def test_a_run_leaves_out_what_is_broken_and_lists_it(stage, folder, tiny_spec, tmp_path):

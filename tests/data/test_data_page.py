@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "clips/jump").mkdir(parents=True)
     for name in ("cat", "dog"):
         Image.open(find_media("first.png")).convert("RGB").save(tmp_path / f"photos/{name}.jpg")
-    shutil.copy(find_media("clip.mp4"), tmp_path / "clips/run.mp4")
+    shutil.copy(find_media("video.mp4"), tmp_path / "clips/run.mp4")
     for i in range(1, 11):
         Image.new("RGB", (16, 16), (20 * i,) * 3).save(tmp_path / f"clips/jump/{i}.jpg")
     return tmp_path

@@ -72,7 +72,7 @@ def decoded_text(encoded, tokenizer=TOKENIZER):
     return tokenizer.decode(ids, skip_special_tokens=False)
 
 
-CAT, DOG, CLIP = Visual("image", "cat.png"), Visual("image", "dog.png"), Visual("video", "clip.mp4")
+CAT, DOG, CLIP = Visual("image", "cat.png"), Visual("image", "dog.png"), Visual("video", "video.mp4")
 
 
 def test_a_conversation_reads_as_its_template_writes_it():

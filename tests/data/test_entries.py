@@ -30,7 +30,7 @@ def asked(mixture, source=0):
 
 
 @pytest.mark.parametrize(
-    ("take", "kept"),
+    ("subset", "kept"),
     [
         ("all", range(10)),
         ("first:3", range(3)),
@@ -41,7 +41,7 @@ def asked(mixture, source=0):
     ],
 )
 def test_an_entry_takes_a_part_of_its_source(ten, take, kept):
-    assert asked(Mixture.from_entries([{**ten, "take": take}])) == [str(i) for i in kept]
+    assert asked(Mixture.from_entries([{**ten, "subset": take}])) == [str(i) for i in kept]
 
 
 def test_records_taken_at_random_are_those_of_the_seed():
@@ -56,14 +56,14 @@ def test_records_taken_at_random_are_those_of_the_seed():
 @pytest.mark.parametrize(
     ("use", "fault"),
     [
-        ({"take": "first"}, r"data.1: take='first' chooses no records; write all, first:N"),
-        ({"take": "last:3"}, "'last:3' chooses no records"),
-        ({"take": "first:-3"}, "chooses no records"),
-        ({"take": "first:1.5"}, "chooses no records"),
-        ({"take": 3}, "3 chooses no records"),
-        ({"take": "end:120%"}, "write a percentage up to 100%"),
-        ({"take": "end:3:7"}, "'end:3:7' has a seed, but nothing is drawn; write end:3"),
-        ({"take": "end:0"}, "data.1: this source holds no conversation"),
+        ({"subset": "first"}, r"data.1: subset='first' chooses no records; write all, first:N"),
+        ({"subset": "last:3"}, "'last:3' chooses no records"),
+        ({"subset": "first:-3"}, "chooses no records"),
+        ({"subset": "first:1.5"}, "chooses no records"),
+        ({"subset": 3}, "3 chooses no records"),
+        ({"subset": "end:120%"}, "write a percentage up to 100%"),
+        ({"subset": "end:3:7"}, "'end:3:7' has a seed, but nothing is drawn; write end:3"),
+        ({"subset": "end:0"}, "data.1: this source holds no conversation"),
         ({"weight": 0}, "data.1: weight=0 is no share of the samples"),
         ({"prompt": 1}, "prompt=1 is not a text"),
         ({"tack": "all"}, "has no setting 'tack'"),
@@ -110,13 +110,13 @@ def test_both_of_a_pair_are_asked_alike():
 def test_an_entry_of_several_files_is_several_sources_that_share_its_weight(ten, tmp_path):
     records(tmp_path / "two.json", "a", "b")
     several = {"name": "llava_json", "path": str(tmp_path / "{ten,two}.json"), "weight": 3, "prompt": "Say."}
-    mixture = Mixture.from_entries([several, {**ten, "take": "first:1"}])
+    mixture = Mixture.from_entries([several, {**ten, "subset": "first:1"}])
     assert mixture.weights == (2.5, 0.5, 1.0)
     assert [len(source) for source in mixture.sources] == [10, 2, 1]
     assert asked(mixture, 1) == ["a\nSay.", "b\nSay."]
     assert [name.partition(" ")[0] for name in mixture.names] == ["0", "0", "1"]
     assert mixture.names[1].endswith("two.json")
-    taken = Mixture.from_entries([{**several, "take": "end:3"}])
+    taken = Mixture.from_entries([{**several, "subset": "end:3"}])
     assert asked(taken) == ["9\nSay.", "a\nSay.", "b\nSay."]
 
 

@@ -129,7 +129,7 @@ def frames(folder, answers=(), values=range(N)):
 
 
 def prompted(folder, **changed):
-    return [{**llava(folder, **changed)[0], "take": "end:4", "prompt": "One word."}]
+    return [{**llava(folder, **changed)[0], "subset": "end:4", "prompt": "One word."}]
 
 
 SOURCES = [llava, lines, messages, mixture_file, parquet, tars, pairs, frames, prompted]
@@ -261,7 +261,7 @@ def test_a_pipe_in_place_of_a_picture_is_not_waited_for(tmp_path):
 
 
 def test_records_that_are_made_are_not_read(tmp_path, monkeypatch):
-    world = {"name": "tinyworld", "task": "single", "size": 3, "take": "first:2", "prompt": "One word."}
+    world = {"name": "tinyworld", "task": "single", "size": 3, "subset": "first:2", "prompt": "One word."}
     mixture = Mixture.from_entries([world, *llava(tmp_path)])
     read = []
     real = Mixture.__getitem__

@@ -163,9 +163,9 @@ def test_threads_get_their_own_answers(clip):
 
 
 def test_a_processor_reads_its_clips_through_it(tiny_model):
-    path = os.fspath(find_media("clip.mp4"))
+    path = os.fspath(find_media("video.mp4"))
     said = [{"role": "user", "content": [{"type": "video", "video": path}, {"type": "text", "text": "what ?"}]}]
-    guarded = Processor.from_model(tiny_model, clips=VideoReader(deadline_s=60.0))
+    guarded = Processor.from_model(tiny_model, video_reader=VideoReader(deadline_s=60.0))
     direct = Processor.from_model(tiny_model).make_prompt_sample(Conversation.from_messages(said))
     assert HOME.pid is None
     sample = pickle.loads(pickle.dumps(guarded)).prompt(Conversation.from_messages(said))

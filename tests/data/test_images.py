@@ -83,7 +83,7 @@ LIGHTEST_LOSS = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless"
 def test_a_picture_is_the_same_from_wherever_it_comes(form, tmp_path):
     picture = Image.fromarray(noise())
     data = encoded(picture, "PNG")
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(data)
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
     source = {"path": path, "text path": str(path), "bytes": data, "data: URI": uri, "PIL": picture}[form]
@@ -356,7 +356,7 @@ def test_the_limit_can_be_moved_both_ways():
 
 
 def test_no_file_stays_open_and_no_global_of_pil_moves(tmp_path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(noise()).save(path)
     cut = tmp_path / "cut.png"
     cut.write_bytes(path.read_bytes()[:200])

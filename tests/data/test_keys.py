@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(name)
-    (tmp_path / "v.mp4").write_bytes(Path(find_media("clip.mp4")).read_bytes())
+    (tmp_path / "v.mp4").write_bytes(Path(find_media("video.mp4")).read_bytes())
     (tmp_path / "frames").mkdir()
     for number in range(3):
         Image.new("RGB", (8, 8)).save(f"frames/{number}.png")

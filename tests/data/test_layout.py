@@ -30,7 +30,7 @@ def layout_of(*visuals, image="square", multi_image="pad_newline", video="frames
     router = Router(made(image, pooling), made(multi_image, pooling), made(video, pooling))
     plans = router.plan(visuals)
     rows = torch.arange(sum(routed.plan.num_tokens for routed in plans))
-    layouts = GatherLayoutBuilder(CELLS, how.get("per_token", True), how.get("marks", router.learned_tokens))
+    layouts = GatherLayoutBuilder(CELLS, how.get("per_token", True), how.get("learned_tokens", router.learned_tokens))
     return layouts.make_sample_layout(plans, 10 + rows, router)
 
 

@@ -62,24 +62,24 @@ def kinds(processor, *turns, targets="answers"):
 class LearnsQuestions(ChatML):
     """Marks the words of the user too."""
 
-    def spans(self, messages):
+    def to_spans(self, messages):
         return [
             replace(s, learn=isinstance(s.content, str) and "<|" not in s.content) or s for s in super().spans(messages)
         ]
 
 
 class LearnsHeaders(ChatML):
-    def spans(self, messages):
+    def to_spans(self, messages):
         return [replace(s, learn=s.learn or s.content == "<|im_start|>assistant\n") for s in super().spans(messages)]
 
 
 class LearnsSystem(ChatML):
-    def spans(self, messages):
+    def to_spans(self, messages):
         return [replace(s, learn=s.learn or s.content == self.system) for s in super().spans(messages)]
 
 
 class ForgetsTheEnd(ChatML):
-    def spans(self, messages):
+    def to_spans(self, messages):
         return [replace(s, learn=s.learn and s.content != "<|im_end|>") for s in super().spans(messages)]
 
 
@@ -92,7 +92,7 @@ class CutsAnswers(ChatML):
 
 
 class LearnsTheFirstAnswerOnly(ChatML):
-    def spans(self, messages):
+    def to_spans(self, messages):
         spans = super().spans(messages)
         end = next(i for i, s in enumerate(spans) if s.learn and s.content == "<|im_end|>")
         return [*spans[: end + 1], *(replace(s, learn=False) for s in spans[end + 1 :])]
@@ -101,7 +101,7 @@ class LearnsTheFirstAnswerOnly(ChatML):
 class Thinks(ChatML):
     """Writes an empty thought in front of every answer, which a model must learn to write."""
 
-    def spans(self, messages):
+    def to_spans(self, messages):
         out = []
         for span in super().spans(messages):
             out += [span, Span("<think></think>\n", True)] if span.content == "<|im_start|>assistant\n" else [span]
@@ -151,7 +151,7 @@ def test_a_caption_ends_with_its_newline(processor):
     assert kinds(replace(processor, template=plain), (picture, "What?"), "a cat\non a mat") == []
 
     class Endless(type(plain)):
-        def spans(self, messages):
+        def to_spans(self, messages):
             return super().spans(messages)[:-1]
 
     assert kinds(replace(processor, template=Endless()), (picture, "What?"), "a cat\non a mat") == ["no_end"]
@@ -195,7 +195,7 @@ def test_a_long_sample_is_told_with_its_length_and_is_no_cut_answer(processor):
 
 def test_visual_tokens_that_a_tokenizer_counts_otherwise_are_found(processor):
     class Miscounts(type(processor.router.image)):
-        def count(self, plan):
+        def count_tokens(self, plan):
             return plan.num_tokens + 1
 
     image = processor.router.image

@@ -11,7 +11,7 @@ from mmblocks.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("cat.png", "dog.png", "clip.mp4"):
+    for name in ("cat.png", "dog.png", "video.mp4"):
         (tmp_path / name).touch()
     return tmp_path
 
@@ -92,13 +92,13 @@ def test_all_pictures_move_to_the_front_when_asked(folder):
 
 @pytest.mark.parametrize("marker", ["<image>", "<video>"])
 def test_a_video_has_either_marker(folder, marker):
-    talk = read_one(folder, record(f"{marker}\nWhat moves?", "A dog.", video="clip.mp4"))
-    assert talk.visuals == (Visual("video", folder / "clip.mp4"),)
+    talk = read_one(folder, record(f"{marker}\nWhat moves?", "A dog.", video="video.mp4"))
+    assert talk.visuals == (Visual("video", folder / "video.mp4"),)
 
 
 def test_pictures_and_videos_mix_by_their_markers(folder):
-    talk = read_one(folder, record("<video> or <image>?", "Both.", image="cat.png", video="clip.mp4"))
-    assert shown(talk.messages[0], folder) == ["clip.mp4", " or ", "cat.png", "?"]
+    talk = read_one(folder, record("<video> or <image>?", "Both.", image="cat.png", video="video.mp4"))
+    assert shown(talk.messages[0], folder) == ["video.mp4", " or ", "cat.png", "?"]
 
 
 def test_media_have_their_own_roots(folder):
@@ -136,7 +136,7 @@ FAULTS = [
     ),
     (record("<image>", "x", image=["cat.png", "dog.png"]), "1 <image> marker but 2 images; write <image> where"),
     (record("What?", "<image>", image=["cat.png", "dog.png"]), "1 <image> marker but 2 images; write <image> where"),
-    (record("<video>", "x", image="cat.png", video="clip.mp4"), "0 <image> markers but 1 image; write <image> where"),
+    (record("<video>", "x", image="cat.png", video="video.mp4"), "0 <image> markers but 1 image; write <image> where"),
     (record("<image>", "x"), "1 <image> marker but 0 images"),
     (record("<image>", "x", image="no.png"), r"the image .*no.png does not exist; check the path and the media root"),
     (record("<video>", "x", video="no.mp4"), r"the video .*no.mp4 does not exist"),

@@ -279,7 +279,7 @@ def test_frozen_parts_cost_their_forward_pass(tiny_spec):
     assert projector.token == pytest.approx(2 * nothing.token)  # gradients pass through, weights get none
     assert nothing.view < projector.view < 1.5 * nothing.view  # the encoder runs forward alone
 
-    again = SampleCost.from_model(tiny_spec, recompute=True)
+    again = SampleCost.from_model(tiny_spec, gradient_checkpointing=True)
     assert again.token == pytest.approx(4 * nothing.token)
 
 

@@ -72,8 +72,8 @@ def test_frames_that_are_images_are_read_as_images_are(form, clips, tmp_path):
     for file in files:
         Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(file)
     visual = Visual("video", tmp_path if form == "folder" else tuple(files), fps=2.0)
-    assert render_visual_plan(visual, plan_of(0, 1), FILL, clips=clips).unique().tolist() == [255]
-    assert render_visual_plan(visual, plan_of(0, 1), FILL, images=DROP, clips=clips).unique().tolist() == [9]
+    assert render_visual_plan(visual, plan_of(0, 1), FILL, video_reader=clips).unique().tolist() == [255]
+    assert render_visual_plan(visual, plan_of(0, 1), FILL, images=DROP, video_reader=clips).unique().tolist() == [9]
     with pytest.raises(DataError, match="too large, 8x8 is 64 pixels"):
         read_visual_shape(visual, clips, ImageReading(max_px=63))
 

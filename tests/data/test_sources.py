@@ -384,7 +384,7 @@ def test_pictures_come_by_number(folder):
 
 
 def test_a_clip_lies_in_a_tar_or_a_table_like_a_picture(folder):
-    clip = Path(find_media("clip.mp4"))
+    clip = Path(find_media("video.mp4"))
     record = {"conversations": [{"from": "human", "value": "<video>\n?"}, {"from": "gpt", "value": "!"}]}
     members = [("a.json", json.dumps({**record, "video": "elsewhere.mp4"}).encode()), ("a.mp4", clip.read_bytes())]
     rows = [{**record, "video": {"bytes": clip.read_bytes(), "path": "a.mp4"}}]

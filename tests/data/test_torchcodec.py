@@ -102,7 +102,7 @@ def without_torchcodec(monkeypatch):
 
 
 def test_asked_for_where_it_is_missing_it_gives_the_reason(tmp_path, without_torchcodec):
-    path = record(tmp_path / "clip.mp4")
+    path = record(tmp_path / "video.mp4")
     with pytest.raises(
         DataError, match=r"torchcodec cannot read this clip \(torchcodec is not installed\); use reader='pyav'"
     ):

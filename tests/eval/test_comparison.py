@@ -69,8 +69,8 @@ def test_people_read_shares_in_percent_and_why_a_cell_is_missing(folder):
 
 def test_a_cell_scored_in_another_way_counts_as_not_finished(folder):
     sweep = Sweep.load(folder)
-    Sweep(sweep.recipe, (), sweep.cells, "loss", 20, sweep.visuals).save(folder)
-    assert set(compare_trials(folder).missing) == {cell.name for cell in sweep.cells}
+    Sweep(sweep.recipe, (), sweep.trials, "loss", 20, sweep.visuals).save(folder)
+    assert set(compare_trials(folder).missing) == {cell.name for cell in sweep.trials}
 
 
 def test_the_front_is_what_no_other_point_beats():
@@ -82,8 +82,8 @@ def test_the_front_is_what_no_other_point_beats():
 
 def test_where_the_loss_is_the_score_less_is_better(folder):
     sweep = Sweep.load(folder)
-    Sweep(sweep.recipe, (), sweep.cells, "loss", 20, sweep.visuals).save(folder)
-    for number, cell in enumerate(sweep.cells):
+    Sweep(sweep.recipe, (), sweep.trials, "loss", 20, sweep.visuals).save(folder)
+    for number, cell in enumerate(sweep.trials):
         ended = {**result(("linear", "0")), "scoring": {"score": "loss"}, "values": {"loss": 1.0 + number}}
         put(folder / cell.name / "result.json", ended)
     assert [row.front for row in compare_trials(folder).rows] == [("tokens", "FLOPs"), (), ()]

@@ -126,7 +126,7 @@ class Bare:
 
     stop = ()
 
-    def spans(self, messages):
+    def to_spans(self, messages):
         return [Span(p.text if isinstance(p, Text) else p) for message in messages for p in message.parts]
 
     def open_answer(self):

@@ -59,7 +59,7 @@ class AsGiven:
     learned: frozenset[int]
     stop: tuple[str, ...] = ()
 
-    def spans(self, messages: Any) -> list[Span]:
+    def to_spans(self, messages: Any) -> list[Span]:
         parts = [part for message in messages for part in message.parts]
         return [Span(p.text, ord(p.text) in self.learned) if isinstance(p, Text) else Span(p) for p in parts]
 

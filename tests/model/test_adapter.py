@@ -39,7 +39,7 @@ def test_a_pickled_adapter_fills_the_projector_and_nothing_else(tiny_model, writ
     }
     assert all(torch.equal(state[ours], given[theirs]) for theirs, ours in taken.tensors.items())
     assert all(torch.equal(state[name], before[name]) for name in state if not name.startswith("projector."))
-    assert taken.kept == ("marks.newline",)
+    assert taken.kept == ("learned_tokens.newline",)
 
 
 def test_what_stands_before_the_projectors_name_does_not_matter(tiny_model, written):
@@ -132,7 +132,7 @@ def test_convert_puts_an_adapter_into_a_saved_model(tiny_model, written, tmp_pat
     assert torch.equal(again.projector.head.bias, adapter()["model.mm_projector.2.bias"])
     said = capsys.readouterr().out
     assert "taken    4 tensors" in said
-    assert "kept     marks.newline: the file does not have it" in said
+    assert "kept     learned_tokens.newline: the file does not have it" in said
 
 
 def test_an_adapter_is_never_written_into_the_model_itself(tiny_model, written, tmp_path, capsys):

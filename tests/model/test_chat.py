@@ -134,7 +134,7 @@ def test_what_was_forgotten_has_no_say(model):
 
 
 def test_a_picture_that_changed_on_disk_is_looked_at_again(model, tmp_path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     RED.save(path)
     chat = Chat(model, decoding=SHORT)
     chat.ask(image(path), "What is this?")
@@ -414,7 +414,7 @@ def test_a_changed_mark_counts_as_a_change(model):
 
 def test_adapters_that_are_switched_or_merged_count_as_a_change(model):
     chat = Chat(model, decoding=SHORT)
-    add_lora(model, Lora(rate=1e-3, rank=4))
+    add_lora(model, Lora(lr=1e-3, rank=4))
     with torch.no_grad():
         for name, parameter in model.backbone.lm.named_parameters():
             if "lora_B" in name:
@@ -469,7 +469,7 @@ def files(tmp_path):
     (tmp_path / "clip").mkdir()
     for i, frame in enumerate(CLIP):
         Image.fromarray(frame).save(tmp_path / "clip" / f"{i}.png")
-    (tmp_path / "clip.mp4").write_bytes(find_media("clip.mp4").read_bytes())
+    (tmp_path / "video.mp4").write_bytes(find_media("video.mp4").read_bytes())
     return tmp_path
 
 
@@ -481,7 +481,7 @@ def lost(folder):
 SHOWN = {
     "picture": lambda f: [image(f / "red.png")],
     "pictures": lambda f: [image(f / "red.png"), image(str(f / "blue.png"))],
-    "clip": lambda f: [video(f / "clip.mp4")],
+    "clip": lambda f: [video(f / "video.mp4")],
     "frames": lambda f: [video(f / "clip")],
     "picture and clip": lambda f: [image(f / "red.png"), video(f / "clip")],
 }

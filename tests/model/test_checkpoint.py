@@ -73,7 +73,7 @@ def test_a_missing_language_model_key_is_named(tiny_model, tmp_path):
         mmblocks.load(tmp_path / "m")
 
 
-@pytest.mark.parametrize("part", ["encoder", "projector", "marks", "backbone"])
+@pytest.mark.parametrize("part", ["encoder", "projector", "learned_tokens", "backbone"])
 def test_a_cut_file_is_named_and_nothing_is_loaded(tiny_model, tmp_path, part):
     mmblocks.save(tiny_model, tmp_path / "m")
     file = tmp_path / "m" / part / "model.safetensors"
@@ -82,7 +82,7 @@ def test_a_cut_file_is_named_and_nothing_is_loaded(tiny_model, tmp_path, part):
         mmblocks.load(tmp_path / "m")
 
 
-@pytest.mark.parametrize("part", ["encoder", "projector", "marks", "backbone"])
+@pytest.mark.parametrize("part", ["encoder", "projector", "learned_tokens", "backbone"])
 def test_a_missing_file_is_named(tiny_model, tmp_path, part):
     mmblocks.save(tiny_model, tmp_path / "m")
     (tmp_path / "m" / part / "model.safetensors").unlink()

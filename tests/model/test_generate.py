@@ -192,7 +192,7 @@ def test_text_alone_pictures_and_clips_are_answered_as_transformers_answers_them
 def test_a_model_with_adapters_is_answered_as_transformers_answers_it(model):
     batch = prompts(model, ASKED[:2])
     plain = generate(model, batch, Decoding(max_new_tokens=8))
-    add_lora(model, Lora(rate=1e-3, rank=4))
+    add_lora(model, Lora(lr=1e-3, rank=4))
     for name, parameter in model.backbone.lm.named_parameters():
         if "lora_B" in name:
             parameter.add_(0.2 * torch.randn_like(parameter))

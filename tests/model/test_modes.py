@@ -53,7 +53,7 @@ def losses(model, batch, times=2):
         return {float(model(batch).total) for _ in range(times)}
 
 
-@pytest.mark.parametrize("learns", [["projector"], ["marks"], ["projector", "marks"]])
+@pytest.mark.parametrize("learns", [["projector"], ["learned_tokens"], ["projector", "learned_tokens"]])
 def test_a_frozen_language_model_and_encoder_compute_in_training_what_they_do_in_evaluation(dropping, batch, learns):
     train_only(dropping, learns)
     assert losses(dropping.train(), batch) == losses(dropping.eval(), batch)
@@ -114,7 +114,7 @@ def test_a_preference_is_compared_with_what_the_reference_says_in_evaluation(dro
 
 
 def test_measuring_on_the_way_leaves_every_mode_as_it_was(dropping, batch, tiny_spec):
-    stage = {"name": "a", "data": WORLD, "train": {"projector": 1e-3}, "steps": 1, "batch_size": 1}
+    stage = {"name": "a", "data": WORLD, "train": {"projector": 1e-3}, "steps": 1, "global_batch_size": 1}
     run = {"model": {**tiny_spec, "backbone": DROPS}, "out": "nowhere", "stages": [stage]}
     curriculum = read_run({**run, "evaluate": {"data": WORLD, "samples": 1}})
     train_only(dropping, ["projector"])

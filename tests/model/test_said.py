@@ -35,8 +35,8 @@ def gif(frames):
 
 
 def test_a_picture_is_the_same_in_every_form(tiny_model, tmp_path):
-    (tmp_path / "picture.png").write_bytes(png(PICTURE))
-    forms = [image(tmp_path / "picture.png"), tmp_path / "picture.png", png(PICTURE), Image.fromarray(PICTURE), PICTURE]
+    (tmp_path / "image.png").write_bytes(png(PICTURE))
+    forms = [image(tmp_path / "image.png"), tmp_path / "image.png", png(PICTURE), Image.fromarray(PICTURE), PICTURE]
     forms += [bytearray(png(PICTURE)), Visual("image", Image.fromarray(PICTURE)), image(PICTURE)]
     said = [Chat(tiny_model, decoding=SHORT).ask(form, "What is this?") for form in forms]
     assert said == said[:1] * len(forms)
@@ -48,7 +48,7 @@ def test_a_clip_is_the_same_in_every_form(tiny_model, tmp_path):
         (tmp_path / "frames" / f"{i}.png").write_bytes(png(frame))
     for forms in (
         [CLIP, video(CLIP), tmp_path / "frames"],
-        [find_media("clip.mp4"), find_media("clip.mp4").read_bytes()],
+        [find_media("video.mp4"), find_media("video.mp4").read_bytes()],
     ):
         said = ["".join(Chat(tiny_model, decoding=SHORT).stream(form, "What is this?")) for form in forms]
         assert said == said[:1] * len(forms)
@@ -56,7 +56,7 @@ def test_a_clip_is_the_same_in_every_form(tiny_model, tmp_path):
 
 @pytest.mark.parametrize(
     ("said", "kind"),
-    [(find_media("clip.mp4"), "video"), (png(PICTURE), "image"), (gif(CLIP), "video"), (gif(CLIP[:1]), "image")],
+    [(find_media("video.mp4"), "video"), (png(PICTURE), "image"), (gif(CLIP), "video"), (gif(CLIP[:1]), "image")],
 )
 def test_files_and_bytes_are_a_picture_or_a_clip_by_what_is_in_them(said, kind, tmp_path):
     assert to_part(said).kind == kind
@@ -65,7 +65,7 @@ def test_files_and_bytes_are_a_picture_or_a_clip_by_what_is_in_them(said, kind, 
 
 
 def test_a_str_is_a_text_even_where_it_is_a_path():
-    assert to_part(str(find_media("clip.mp4"))) == Text(str(find_media("clip.mp4")))
+    assert to_part(str(find_media("video.mp4"))) == Text(str(find_media("video.mp4")))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from mmblocks.shapes import Size, VisualShape
 
 VIT = {"patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
 SIGLIP = {"name": "siglip", "image_px": 28, **VIT}
-PARTS = ("encoder", "projector", "marks", "backbone")
+PARTS = ("encoder", "projector", "learned_tokens", "backbone")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def fates(swapped, part):
 def test_a_new_projector_leaves_all_other_parts_bit_for_bit(tiny_model):
     swapped = swap(tiny_model, {"projector": "gated"}, seed=1)
     assert type(swapped.model.projector).__name__ == "Gated"
-    assert kept_parts(tiny_model, swapped.model) == {"encoder", "marks", "backbone"}
+    assert kept_parts(tiny_model, swapped.model) == {"encoder", "learned_tokens", "backbone"}
     assert swapped.model.spec.to_dict()["projector"]["name"] == "gated"
 
 
@@ -54,7 +54,7 @@ def test_there_and_back_through_files_is_bit_equal_in_what_was_not_named(tiny_mo
     back = swap(mmblocks.load(tmp_path / "b"), {"projector": "mlp"}, seed=2)
     save_swap_result(back, tmp_path / "c", tmp_path / "b")
     again = mmblocks.load(tmp_path / "c")
-    assert kept_parts(tiny_model, again) == {"encoder", "marks", "backbone"}
+    assert kept_parts(tiny_model, again) == {"encoder", "learned_tokens", "backbone"}
     assert again.spec.to_dict() == tiny_model.spec.plain()
     assert [list(s["changes"].items()) for s in json.loads((tmp_path / "c/swap.json").read_text())["swaps"]] == [
         [("projector", "gated")],
@@ -79,9 +79,9 @@ def test_another_way_to_show_pictures_keeps_every_parameter(tiny_model):
 def test_marks_are_dropped_when_nothing_inserts_them_and_added_when_something_does(tiny_model):
     bare = {"tokenizer.image": "pad", "tokenizer.multi_image": "pad", "tokenizer.video.newline": "none"}
     without = swap(tiny_model, bare)
-    assert fates(without, "marks") == {"dropped"}
+    assert fates(without, "learned_tokens") == {"dropped"}
     again = swap(without.model, {"tokenizer.image": "pad_newline"}, seed=3)
-    assert fates(again, "marks") == {"new"}
+    assert fates(again, "learned_tokens") == {"new"}
     assert again.model.learned_tokens["newline"].shape == (32,)
 
 
@@ -109,7 +109,7 @@ def test_a_new_backbone_of_another_width_gives_a_new_projector_head_and_newline(
     backbone = {**tiny_spec["backbone"], "dim": 48}
     swapped = swap(tiny_model, {"backbone": backbone}, seed=1)
     assert kept_parts(tiny_model, swapped.model) == {"encoder"}
-    assert fates(swapped, "marks") == {"new", "dropped"}
+    assert fates(swapped, "learned_tokens") == {"new", "dropped"}
     assert swapped.model.projector.head.weight.shape == (48, 48)
 
 

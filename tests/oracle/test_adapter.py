@@ -13,7 +13,7 @@ from mmblocks.train.stages import Lora
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reads the old name
 @pytest.mark.parametrize("family", ["llava", "llava_next", "llava_next_video"])
-@pytest.mark.parametrize("parts", [["projector"], ["encoder", "projector", "marks"]], ids="+".join)
+@pytest.mark.parametrize("parts", [["projector"], ["encoder", "projector", "learned_tokens"]], ids="+".join)
 def test_the_adapter_of_an_imported_checkpoint_is_whole_on_the_checkpoint(make_rig, tmp_path, family, parts):
     rig = make_rig(family)
     ours = rig.ours

@@ -96,7 +96,7 @@ def around_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_pictures_and_text_give_the_logits_of_transformers(folder: Path) -> None:
     ours, theirs = import_hf(folder), load_transformers(folder)
-    for probe in make_probes(ours, clips=False):
+    for probe in make_probes(ours, videos=False):
         torch.testing.assert_close(
             compute_our_logits(ours, probe), compute_transformers_logits(theirs, ours, probe), **CLOSE
         )
@@ -115,7 +115,7 @@ def test_only_the_words_last_feed_forward_is_left_over(folder: Path) -> None:
 def test_an_imported_model_is_saved_and_loaded_as_one_of_ours(folder: Path, tmp_path: Path) -> None:
     ours = import_hf(folder)
     loaded = mmblocks.load(mmblocks.save(ours, tmp_path / "ours"))
-    probe = make_probes(ours, clips=False)[0]
+    probe = make_probes(ours, videos=False)[0]
     assert torch.equal(compute_our_logits(ours, probe), compute_our_logits(loaded, probe))
 
 

@@ -245,7 +245,7 @@ def same_tensors(a: Tensors, b: Tensors) -> bool:
 
 def require_same_logits(ours: OneVision, theirs: Any) -> None:
     clips = theirs.config.model_type in ("llava_next_video", "llava_onevision")
-    for probe in make_probes(ours, clips=clips):
+    for probe in make_probes(ours, videos=clips):
         torch.testing.assert_close(
             compute_our_logits(ours, probe), compute_transformers_logits(theirs, ours, probe), **SAME_KERNELS
         )

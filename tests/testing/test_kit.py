@@ -251,7 +251,7 @@ def test_a_broken_encoder_is_told_which_law_it_breaks(part, said):
 
 
 class Miscounting(OneView):
-    def count(self, plan):
+    def count_tokens(self, plan):
         return plan.num_tokens + 1
 
 
@@ -272,11 +272,11 @@ class OtherViews(OneView):
 
 
 class UnusedMark(OneView):
-    marks = ("newline", "never")
+    learned_tokens = ("newline", "never")
 
 
 class Backwards(OneView):
-    def lower(self, plan):
+    def lower_plan(self, plan):
         made = super().lower_plan(plan)
         return replace(made, rows=made.rows.flip(0))
 

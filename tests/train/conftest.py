@@ -38,9 +38,9 @@ def few_records_checked_before_a_stage():
 @pytest.fixture(scope="session")
 def recipe_in(tiny_spec):
     """The recipe with its folder."""
-    align = {"name": "align", "data": WORLD, "train": {"projector": 1e-3}, "steps": 3, "batch_size": 3}
+    align = {"name": "align", "data": WORLD, "train": {"projector": 1e-3}, "steps": 3, "global_batch_size": 3}
     rates = {"projector": 1e-3, "backbone": 1e-3}
-    whole = {"name": "all", "data": WORLD, "train": rates, "steps": 5, "batch_size": 2}
+    whole = {"name": "all", "data": WORLD, "train": rates, "steps": 5, "global_batch_size": 2}
     run = {"model": tiny_spec, "save_every": 2, "log_every": 2, "stages": [align, whole]}
     return lambda out: copy.deepcopy({**run, "out": str(out)})
 

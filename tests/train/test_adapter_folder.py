@@ -22,7 +22,12 @@ from mmblocks.train.stages import Lora
 
 PEFT_WARNS = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reads the old name
 SIGLIP = {"name": "siglip", "image_px": 28, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
-BESIDE = [["projector"], ["marks"], ["projector", "marks"], ["encoder", "projector", "marks"]]
+BESIDE = [
+    ["projector"],
+    ["learned_tokens"],
+    ["projector", "learned_tokens"],
+    ["encoder", "projector", "learned_tokens"],
+]
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ def test_peft_makes_the_trained_model_of_the_export_and_the_folder(exportable, t
 
 
 def test_the_projector_is_one_of_pefts_modules_to_save(exportable, tmp_path):
-    folder = save_adapter(learned(exportable, ["projector", "marks"]), tmp_path)
+    folder = save_adapter(learned(exportable, ["projector", "learned_tokens"]), tmp_path)
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["multi_modal_projector"]
     names = {name for name in load_file(folder / "adapter_model.safetensors") if "lora_" not in name}
@@ -108,7 +113,7 @@ CHANGES = {
 @pytest.mark.parametrize("changes", [{}, *CHANGES.values()], ids=["exportable", *CHANGES])
 def test_the_folder_makes_the_trained_model_of_the_model_that_it_started_from(tiny_spec, tmp_path, changes, base):
     spec = {**tiny_spec, "encoder": SIGLIP, **changes}
-    trained = learned(mmblocks.build(spec, seed=0), ["encoder", "projector", "marks"])
+    trained = learned(mmblocks.build(spec, seed=0), ["encoder", "projector", "learned_tokens"])
     folder = save_adapter(trained, tmp_path, base=base)
     merge_lora(trained)
     model = mmblocks.build(spec, seed=0)
@@ -118,7 +123,7 @@ def test_the_folder_makes_the_trained_model_of_the_model_that_it_started_from(ti
 
 
 def test_what_pefts_files_cannot_hold_is_said_and_listed(tiny_spec, tmp_path, caplog):
-    model = learned(mmblocks.build({**tiny_spec, "projector": "gated"}, seed=0), ["projector", "marks"])
+    model = learned(mmblocks.build({**tiny_spec, "projector": "gated"}, seed=0), ["projector", "learned_tokens"])
     folder = save_adapter(model, tmp_path)
     names = {f"projector.{name}" for name in model.projector.state_dict()}
     assert set(load_file(folder / "beside.safetensors")) == names
@@ -137,8 +142,8 @@ def test_a_folder_of_another_model_is_refused(tiny_spec, tmp_path):
         apply_adapter(mmblocks.build(tiny_spec, seed=0), tmp_path / "nowhere")
 
 
-STAGE = {"name": "tune", "data": [{"name": "tinyworld", "task": "single"}], "steps": 2, "batch_size": 2}
-TRAIN = {"projector": 1e-2, "marks": 1e-2, "encoder": 1e-3, "lora": {"rate": 1e-2, "rank": 4}}
+STAGE = {"name": "tune", "data": [{"name": "tinyworld", "task": "single"}], "steps": 2, "global_batch_size": 2}
+TRAIN = {"projector": 1e-2, "learned_tokens": 1e-2, "encoder": 1e-3, "lora": {"lr": 1e-2, "rank": 4}}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

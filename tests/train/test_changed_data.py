@@ -46,11 +46,11 @@ def folder(tmp_path, monkeypatch):
 
 
 STAGES = {
-    "samples": {"steps": 6, "batch_size": 2},
-    "epochs": {"epochs": 2, "batch_size": 2},
-    "packed samples": {"steps": 6, "batch_size": 2, "pack_tokens": 512},
+    "samples": {"steps": 6, "global_batch_size": 2},
+    "epochs": {"epochs": 2, "global_batch_size": 2},
+    "packed samples": {"steps": 6, "global_batch_size": 2, "pack_tokens": 512},
     "tokens": {"steps": 6, "step_tokens": 400, "pack_tokens": 200},
-    "length": {"steps": 6, "batch_size": 2, "order": "length"},
+    "length": {"steps": 6, "global_batch_size": 2, "order": "length"},
 }
 
 

@@ -12,8 +12,12 @@ MISSING = object()
 @pytest.fixture
 def recipe(tiny_spec):
     data = [{"name": "tinyworld", "task": "single", "weight": 2.0}]
-    align = {"name": "align", "data": data, "train": {"projector": 1e-3}, "steps": 4, "batch_size": 2}
-    tune = {**align, "name": "tune", "train": {"encoder": 1e-4, "projector": 1e-3, "marks": 1e-3, "backbone": 1e-4}}
+    align = {"name": "align", "data": data, "train": {"projector": 1e-3}, "steps": 4, "global_batch_size": 2}
+    tune = {
+        **align,
+        "name": "tune",
+        "train": {"encoder": 1e-4, "projector": 1e-3, "learned_tokens": 1e-3, "backbone": 1e-4},
+    }
     stages = [copy.deepcopy(stage) for stage in (align, tune)]
     return {"model": copy.deepcopy(tiny_spec), "stages": stages, "out": "runs/tiny"}
 
@@ -43,16 +47,16 @@ PLANTED = [
     ("weights", "runs/nothing", "weights", "a folder written by `mmblocks train`"),
     ("weights", "pretrained", "model.encoder", "weights=random"),
     ("weights", "pretrained", "model.backbone.checkpoint", "Name a hub id or a folder"),
-    ("stop_after", "alin", "stop_after", "Did you mean 'align'?"),
+    ("last_stage", "alin", "last_stage", "Did you mean 'align'?"),
     ("stages", [], "stages", "at least one stage"),
     ("stages.0", "align", "stages.0", "is not a stage"),
     ("stages.0.stesp", 4, "stages.0.stesp", "Did you mean 'steps'?"),
     ("stages.0.steps", 0, "stages.0.steps", "at least 1"),
     ("stages.0.steps", 1.5, "stages.0.steps", "is not int"),
-    ("stages.0.batch_size", 0, "stages.0.batch_size", "at least 1"),
+    ("stages.0.global_batch_size", 0, "stages.0.global_batch_size", "at least 1"),
     ("stages.0.warmup", 2.0, "stages.0.warmup", "from 0 to 1"),
     ("stages.0.weight_decay", -0.1, "stages.0.weight_decay", "Write 0 or more"),
-    ("stages.0.clip", 0.0, "stages.0.clip", "a norm above 0"),
+    ("stages.0.max_grad_norm", 0.0, "stages.0.max_grad_norm", "a norm above 0"),
     ("stages.0.name", "a/b", "stages.0.name", "Use letters"),
     ("stages.0.name", "tune", "stages.1.name", "Give each its own name"),
     ("stages.0.template", "vicuna", "stages.0.template", "Did you mean 'vicuna_v1'?"),
@@ -70,7 +74,7 @@ PLANTED = [
     ("stages.0.data.0.task", "images", "stages.0.data.0.task", "one of text, caption, single, by_shape"),
     ("stages.0.data.0.turns", 0, "stages.0.data.0", "must be at least 1"),
     ("stages.0.data.0.weight", 0, "stages.0.data.0.weight", "Write a number above 0"),
-    ("stages.0.data.0.take", "last:3", "stages.0.data.0.take", "write all, first:N"),
+    ("stages.0.data.0.subset", "last:3", "stages.0.data.0.subset", "write all, first:N"),
     ("stages.0.data.0.prompt", 3, "stages.0.data.0.prompt", "is not a text"),
     (
         "stages.0.data.0",
@@ -87,27 +91,27 @@ PLANTED = [
     ("keep", 0, "keep", "Write 1 or more"),
     ("ema", 1.0, "ema", "below 1"),
     ("track", ["tensorbord"], "track", "Did you mean 'tensorboard'?"),
-    ("look_at", -1, "look_at", "Write 0 or more"),
+    ("visual_ablation_at", -1, "visual_ablation_at", "Write 0 or more"),
     ("timeout_s", 0.0, "timeout_s", "above 0"),
     ("broken", "repeat", "broken", "one of raise, skip"),
     ("stages.0.overlong", "cut", "stages.0.overlong", "one of raise, skip, cut_answer"),
-    ("start_at", "alin", "start_at", "Did you mean 'align'?"),
+    ("first_stage", "alin", "first_stage", "Did you mean 'align'?"),
     ("export", "transformers", "export", "Leave export out"),
     ("cache_features", "cache", "cache_features", "it trains the encoder"),
     ("stages.0.steps", MISSING, "stages.0", "write either steps or epochs"),
     ("stages.0.epochs", 1.0, "stages.0", "write either steps or epochs"),
-    ("stages.0.step_tokens", 100, "stages.0", "either batch_size"),
-    ("stages.0.batch_size", MISSING, "stages.0", "either batch_size"),
+    ("stages.0.step_tokens", 100, "stages.0", "either global_batch_size"),
+    ("stages.0.global_batch_size", MISSING, "stages.0", "either global_batch_size"),
     ("stages.0.pack_tokens", 0, "stages.0.pack_tokens", "at least 1"),
     ("stages.0.schedule", "cosin", "stages.0.schedule", "one of cosine, linear, constant"),
     ("stages.0.precision", "fp8", "stages.0.precision", "one of float32, bfloat16"),
     ("stages.0.objective", "dop", "stages.0.objective", "Did you mean 'dpo'?"),
     ("stages.0.objective", "dpo", "stages.0.data.0", "pairs of answers"),
-    ("stages.0.train", {"lora": {"rank": 4}}, "stages.0.train.lora.rate", "missing"),
-    ("stages.0.train", {"lora": {"rate": 1e-3, "rank": 0}}, "stages.0.train.lora.rank", "Write 1 or more"),
-    ("stages.0.train", {"lora": {"rate": 1e-3, "bits": 3}}, "stages.0.train.lora", "one of 4, 8"),
+    ("stages.0.train", {"lora": {"rank": 4}}, "stages.0.train.lora.lr", "missing"),
+    ("stages.0.train", {"lora": {"lr": 1e-3, "rank": 0}}, "stages.0.train.lora.rank", "Write 1 or more"),
+    ("stages.0.train", {"lora": {"lr": 1e-3, "bits": 3}}, "stages.0.train.lora", "one of 4, 8"),
     ("stages.0.train", {"lora": 1e-3, "backbone": 1e-3}, "stages.0.train", "keep one"),
-    ("stages.0.train", {"projector": {"rate": 1e-3, "decay": 0.1}}, "stages.0.train.projector.decay", "weight_decay"),
+    ("stages.0.train", {"projector": {"lr": 1e-3, "decay": 0.1}}, "stages.0.train.projector.decay", "weight_decay"),
     ("stages.0.tokenizer", {"picture": "frames"}, "stages.0.tokenizer.picture", "Write one of image"),
     ("stages.0.tokenizer", {"image": "anyres_mx"}, "stages.0.tokenizer.image", "Did you mean"),
     ("stages.0.tokenizer", {"video": "anyres_max"}, "stages.0.tokenizer.video", "does not serve"),

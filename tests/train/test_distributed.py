@@ -19,11 +19,11 @@ MIXED = [
     {"name": "tinyworld", "task": "single"},
     {"name": "tinyworld", "task": "video"},
 ]
-ALL = {"encoder": 1e-3, "projector": 1e-3, "marks": 1e-3, "backbone": 1e-3}
+ALL = {"encoder": 1e-3, "projector": 1e-3, "learned_tokens": 1e-3, "backbone": 1e-3}
 
 
 def stage(name, **settings):
-    return {"name": name, "data": MIXED, "train": ALL, "steps": 4, "batch_size": 3, **settings}
+    return {"name": name, "data": MIXED, "train": ALL, "steps": 4, "global_batch_size": 3, **settings}
 
 
 def losses(out):
@@ -38,12 +38,12 @@ def close(one, other, atol):
 STAGES = {
     # Three samples for two processes: often one has no picture, and shares of labels differ.
     "samples in turn": stage("a"),
-    "fewer samples than processes": stage("a", batch_size=1),
-    "packs, an odd number of them": stage("a", batch_size=5, pack_tokens=300),
-    "packs whose gradients are shared one by one": stage("a", batch_size=6, pack_tokens=200),
-    "packs by tokens": stage("a", batch_size=None, step_tokens=900, pack_tokens=300, pack_views=12),
-    "text alone, which meets nothing that learns": stage("a", train={"projector": 1e-3}, batch_size=1),
-    "adapters": stage("a", train={"projector": 1e-3, "lora": {"rate": 1e-3, "rank": 4, "dropout": 0.0}}),
+    "fewer samples than processes": stage("a", global_batch_size=1),
+    "packs, an odd number of them": stage("a", global_batch_size=5, pack_tokens=300),
+    "packs whose gradients are shared one by one": stage("a", global_batch_size=6, pack_tokens=200),
+    "packs by tokens": stage("a", global_batch_size=None, step_tokens=900, pack_tokens=300, pack_views=12),
+    "text alone, which meets nothing that learns": stage("a", train={"projector": 1e-3}, global_batch_size=1),
+    "adapters": stage("a", train={"projector": 1e-3, "lora": {"lr": 1e-3, "rank": 4, "dropout": 0.0}}),
 }
 
 
@@ -63,7 +63,7 @@ def test_two_processes_end_where_one_does(weights, undisturbed, recipe, kind):
 
 def test_one_step_of_two_processes_equals_that_of_one(recipe, tmp_path, trained, weights):
     """One step with plain rates shows the gradients themselves: the loss is divided once, by all labelled tokens."""
-    recipe = {**recipe, "stages": [stage("a", steps=1, batch_size=4)]}
+    recipe = {**recipe, "stages": [stage("a", steps=1, global_batch_size=4)]}
     run({**recipe, "out": str(tmp_path / "alone")})
     assert trained({**recipe, "out": str(tmp_path / "both")}, ranks=2) == [0, 0]
     rows = [json.loads((tmp_path / out / "metrics.jsonl").read_text()) for out in ("alone", "both")]
@@ -152,7 +152,7 @@ def test_torchrun_trains_a_recipe(recipe, tmp_path):
     slots = {"encoder": "tiny_conv", "backbone": "qwen2_tiny", "template": "chatml"}
     defaults = ["/train_run", *({f"override /model/{kind}": name} for kind, name in slots.items()), "_self_"]
     data = {"name": "tinyworld", "task": "single"}
-    steps = {"name": "a", "data": [data], "train": {"projector": 1e-3}, "steps": 2, "batch_size": 2}
+    steps = {"name": "a", "data": [data], "train": {"projector": 1e-3}, "steps": 2, "global_batch_size": 2}
     (tmp_path / "micro.yaml").write_text(yaml.safe_dump({"defaults": defaults, "out": "out", "stages": [steps]}))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

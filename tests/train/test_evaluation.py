@@ -27,7 +27,14 @@ HELD_OUT = [
 
 
 def curriculum(spec, evaluate=None, stage=None, **run):
-    given = {"name": "a", "data": HELD_OUT, "train": {"projector": 1e-3}, "steps": 1, "batch_size": 1, **(stage or {})}
+    given = {
+        "name": "a",
+        "data": HELD_OUT,
+        "train": {"projector": 1e-3},
+        "steps": 1,
+        "global_batch_size": 1,
+        **(stage or {}),
+    }
     return read_run({"model": spec, "out": "nowhere", "stages": [given], "evaluate": evaluate, **run})
 
 

@@ -83,7 +83,7 @@ def spoil(monkeypatch):
 
 
 def stepper_of(model, at_once, objective="answers"):
-    stage = Stage("tune", WORLD, {"projector": 1e-2, "backbone": 1e-2}, steps=9, batch_size=2, weight_decay=0.1)
+    stage = Stage("tune", WORLD, {"projector": 1e-2, "backbone": 1e-2}, steps=9, global_batch_size=2, weight_decay=0.1)
     train_only(model, stage.train)
     alone, nothing = World(0, 1, torch.device("cpu")), Batch.make_empty(model.encoder.view_px)
     chosen = objectives.build(objective)
@@ -165,8 +165,10 @@ def test_weights_that_measure_nan_are_never_the_best():
 
 
 def test_the_encoders_pretraining_stops_at_the_step_and_says_what_to_change(tiny_model, tmp_path):
-    absurd = EncoderPretraining(steps=20, batch_size=2, rate=1e30, warmup=0.0)
-    with pytest.raises(TrainingError, match=r"\(sight\), step \d+: .*another sight\.rate") as caught:
+    absurd = EncoderPretraining(steps=20, batch_size=2, lr=1e30, warmup=0.0)
+    with pytest.raises(
+        TrainingError, match=r"\(encoder_pretraining\), step \d+: .*another encoder_pretraining\.lr"
+    ) as caught:
         pretrain_encoder(tiny_model, absurd, budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl")
     told = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert not told
@@ -179,8 +181,8 @@ def test_the_encoders_pretraining_stops_at_the_step_and_says_what_to_change(tiny
 @pytest.fixture
 def one_stage(recipe):
     """Six steps, saved after every second one and told at the end."""
-    rates = {"projector": 1e-3, "backbone": {"rate": 1e-3, "weight_decay": 0.1}}
-    stage = {"name": "tune", "data": WORLD, "train": rates, "steps": 6, "batch_size": 2}
+    rates = {"projector": 1e-3, "backbone": {"lr": 1e-3, "weight_decay": 0.1}}
+    stage = {"name": "tune", "data": WORLD, "train": rates, "steps": 6, "global_batch_size": 2}
     return {**recipe, "stages": [stage], "save_every": 2, "log_every": 10}
 
 
@@ -188,7 +190,7 @@ def changed(recipe, **settings):
     return {**recipe, "stages": [{**recipe["stages"][0], **settings}]}
 
 
-LOWER = {"projector": 1e-4, "backbone": {"rate": 1e-4, "weight_decay": 0.0}}
+LOWER = {"projector": 1e-4, "backbone": {"lr": 1e-4, "weight_decay": 0.0}}
 
 
 def stored(out, tmp_path):
@@ -217,20 +219,22 @@ def test_nothing_of_a_bad_step_is_saved_and_a_lower_rate_goes_on(one_stage, tmp_
     for best in out.glob("best/*/"):
         assert all(bool(t.isfinite().all()) for t in mmblocks.load(best).state_dict().values())
     with caplog.at_level(logging.INFO):
-        run(changed(recipe, train=LOWER, warmup=0.5, clip=0.5, schedule="linear", weight_decay=0.2, beta2=0.95))
+        run(
+            changed(recipe, train=LOWER, warmup=0.5, max_grad_norm=0.5, schedule="linear", weight_decay=0.2, beta2=0.95)
+        )
     for said in (
-        "stages.0.train.projector.rate: 0.001 -> 0.0001",
-        "stages.0.train.backbone.rate: 0.001 -> 0.0001",
+        "stages.0.train.projector.lr: 0.001 -> 0.0001",
+        "stages.0.train.backbone.lr: 0.001 -> 0.0001",
         "stages.0.train.backbone.weight_decay: 0.1 -> 0.0",
         "stages.0.warmup: 0.03 -> 0.5",
         "stages.0.schedule: cosine -> linear",
-        "stages.0.clip: 1.0 -> 0.5",
+        "stages.0.max_grad_norm: 1.0 -> 0.5",
         "stages.0.beta2: 0.999 -> 0.95",
     ):
         assert f"going on with another setting: {said}" in caplog.messages
     assert json.loads((out / "run.json").read_text())["stages"][0]["train"] == LOWER
     table = json.loads((out / "trains.json").read_text())["tune"]
-    assert {row["part"]: row["rate"] for row in table if row["rate"]} == {"projector": 1e-4, "backbone": 1e-4}
+    assert {row["part"]: row["lr"] for row in table if row["lr"]} == {"projector": 1e-4, "backbone": 1e-4}
     assert all(bool(t.isfinite().all()) for t in mmblocks.load(out / "model").state_dict().values())
 
 
@@ -279,7 +283,7 @@ def test_writing_a_default_is_no_change(one_stage, spoil, caplog):
     spoil(4)
     with pytest.raises(TrainingError):
         run(one_stage)
-    train = {"projector": {"rate": 1e-3}, "backbone": {"rate": 1e-3, "weight_decay": 0.1}}
+    train = {"projector": {"lr": 1e-3}, "backbone": {"lr": 1e-3, "weight_decay": 0.1}}
     run(changed(one_stage, train=train, warmup=0.03, order="mixed"))
     assert "another setting" not in caplog.text
 
@@ -288,9 +292,9 @@ def test_writing_a_default_is_no_change(one_stage, spoil, caplog):
     ("settings", "said"),
     [
         ({"train": {"projector": 1e-3}}, r"stages\.0\.train\.backbone"),
-        ({"train": {**LOWER, "marks": 1e-3}}, r"stages\.0\.train\.marks"),
+        ({"train": {**LOWER, "learned_tokens": 1e-3}}, r"stages\.0\.train\.marks"),
         ({"steps": 7}, r"stages\.0\.steps"),
-        ({"batch_size": 3, "clip": 0.5}, r"stages\.0\.batch_size"),
+        ({"global_batch_size": 3, "max_grad_norm": 0.5}, r"stages\.0\.global_batch_size"),
     ],
 )
 def test_what_learns_from_what_and_how_long_stays(one_stage, spoil, settings, said):
@@ -307,12 +311,12 @@ def test_adapters_may_learn_at_another_rate_but_keep_their_rank(one_stage, spoil
     with pytest.raises(TrainingError):
         run(recipe)
     with pytest.raises(ConfigError, match=r"other settings \(stages\.0\.train\.lora\.rank\)"):
-        run(changed(one_stage, train={"lora": {"rate": 1e-3, "rank": 4}}))
-    run(changed(one_stage, train={"lora": {"rate": 1e-4}}))
+        run(changed(one_stage, train={"lora": {"lr": 1e-3, "rank": 4}}))
+    run(changed(one_stage, train={"lora": {"lr": 1e-4}}))
 
 
 def test_a_finished_stage_keeps_its_settings(recipe):
-    run({**recipe, "stop_after": "align"})
+    run({**recipe, "last_stage": "align"})
     first, second = recipe["stages"]
     with pytest.raises(ConfigError, match=r"other settings.*stages\.0\.warmup: 0\.03 -> 0\.5 comes too late"):
         run({**recipe, "stages": [{**first, "warmup": 0.5}, second]})
@@ -320,14 +324,17 @@ def test_a_finished_stage_keeps_its_settings(recipe):
 
 
 def test_the_encoders_pretraining_may_change_until_it_is_done(tmp_path, caplog):
-    before, now = {"sight": {"steps": 9}, "seed": 0}, {"sight": {"steps": 9, "rate": 1e-4}, "seed": 0}
+    before, now = (
+        {"encoder_pretraining": {"steps": 9}, "seed": 0},
+        {"encoder_pretraining": {"steps": 9, "lr": 1e-4}, "seed": 0},
+    )
     accept_changes(tmp_path, before, now, 0)
-    assert caplog.messages == ["going on with another setting: sight.rate: 0.002 -> 0.0001"]
-    (tmp_path / "stages/sight").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"other settings \(sight\.rate\).*comes too late"):
+    assert caplog.messages == ["going on with another setting: encoder_pretraining.lr: 0.002 -> 0.0001"]
+    (tmp_path / "stages/encoder_pretraining").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"other settings \(encoder_pretraining\.lr\).*comes too late"):
         accept_changes(tmp_path, before, now, 0)
-    with pytest.raises(ConfigError, match=r"other settings \(sight\.steps\)"):
-        accept_changes(tmp_path / "other", before, {"sight": {"steps": 8}, "seed": 0}, 0)
+    with pytest.raises(ConfigError, match=r"other settings \(encoder_pretraining\.steps\)"):
+        accept_changes(tmp_path / "other", before, {"encoder_pretraining": {"steps": 8}, "seed": 0}, 0)
 
 
 def test_a_state_that_holds_nan_is_not_gone_on_with(one_stage, tmp_path, trained, killed_in_step, monkeypatch):

@@ -24,7 +24,7 @@ NEVER = {
     "mapping": {"a": 1},
 }
 """What no number of a run can be, but for these."""
-TAKEN = {("1e308", "clip"), ("1e308", "alpha"), ("20 digits", "rate")}
+TAKEN = {("1e308", "max_grad_norm"), ("1e308", "alpha"), ("20 digits", "rate")}
 """A norm and a factor of any size; a rate so high is stopped by the first loss that is not finite."""
 PERHAPS = {"-1": -1, "0": 0, "1": 1, "1e-300": 1e-300, "none": None, "empty": ""}
 SCHEMAS = {
@@ -32,7 +32,7 @@ SCHEMAS = {
     "stages.0": Stage,
     "stages.0.train.projector": PartSettings,
     "stages.0.train.lora": Lora,
-    "sight": EncoderPretraining,
+    "encoder_pretraining": EncoderPretraining,
     "evaluate": Evaluation,
 }
 
@@ -51,8 +51,8 @@ def settings():
 @pytest.fixture(scope="module")
 def composed():
     """A recipe with every schema in it, and the dry build of its model."""
-    raw = conf.compose("tiny/onevision", ["~stages.text.train.backbone", "stages.0.train.projector.rate=1e-3"])
-    raw["stages"][0]["train"]["lora"] = {"rate": 1e-4}
+    raw = conf.compose("tiny/onevision", ["~stages.text.train.backbone", "stages.0.train.projector.lr=1e-3"])
+    raw["stages"][0]["train"]["lora"] = {"lr": 1e-4}
     raw["evaluate"] = {"every": 5, "tiny": 2, "samples": 3}
     return raw, _dry_build_model(raw)
 

@@ -46,26 +46,27 @@ def test_worker_processes_change_nothing(recipe, tmp_path, weights, same, undist
 
 def test_frozen_parts_keep_their_weights_bit_for_bit(recipe, tmp_path, weights):
     start = mmblocks.build(recipe["model"], seed=0).state_dict()
-    run({**recipe, "stop_after": "align"})
+    run({**recipe, "last_stage": "align"})
     end = weights(tmp_path / "run/model")
     changed = {name.partition(".")[0] for name in start if not torch.equal(start[name], end[name])}
     assert changed == {"projector"}
 
 
 def test_a_folder_of_another_run_is_refused(recipe):
-    run({**recipe, "stop_after": "align"})
+    run({**recipe, "last_stage": "align"})
     with pytest.raises(ConfigError, match=r"other settings.*resume=false"):
         run({**recipe, "seed": 5})
 
 
 def test_a_run_starts_from_a_saved_model(recipe, tmp_path, weights, same):
-    run({**recipe, "stop_after": "align"})
+    run({**recipe, "last_stage": "align"})
     again = {**recipe, "weights": str(tmp_path / "run/model"), "out": str(tmp_path / "next"), "budget": 0.2}
-    again["stages"] = [{**recipe["stages"][0], "train": {"marks": 1e-9}}]
+    again["stages"] = [{**recipe["stages"][0], "train": {"learned_tokens": 1e-9}}]
     run(again)
     before, after = weights(tmp_path / "run/model"), weights(tmp_path / "next/model")
     assert same(
-        {k: v for k, v in before.items() if "marks" not in k}, {k: v for k, v in after.items() if "marks" not in k}
+        {k: v for k, v in before.items() if "learned_tokens" not in k},
+        {k: v for k, v in after.items() if "learned_tokens" not in k},
     )
 
 
@@ -88,8 +89,8 @@ def test_the_loss_falls_on_twenty_samples(tiny_model):
 
     source = sources.build("tinyworld", task="single")
     batch = collate([Processor.from_model(tiny_model).make_training_sample(source[i]) for i in range(20)])
-    rates = {"encoder": 3e-3, "projector": 3e-3, "marks": 3e-3, "backbone": 3e-3}
-    stage = Stage("x", WORLD, rates, steps=1, batch_size=20)
+    rates = {"encoder": 3e-3, "projector": 3e-3, "learned_tokens": 3e-3, "backbone": 3e-3}
+    stage = Stage("x", WORLD, rates, steps=1, global_batch_size=20)
     train_only(tiny_model, stage.train)
     optimizer = make_optimizer(tiny_model, stage)
     with StepProfiler(tiny_model) as panel:
@@ -101,7 +102,7 @@ def test_the_loss_falls_on_twenty_samples(tiny_model):
 
 
 def test_each_part_has_its_own_learning_rate_and_norms_do_not_decay(tiny_model):
-    stage = Stage("x", WORLD, {"encoder": 2e-6, "backbone": 1e-5}, steps=1, batch_size=1, weight_decay=0.1)
+    stage = Stage("x", WORLD, {"encoder": 2e-6, "backbone": 1e-5}, steps=1, global_batch_size=1, weight_decay=0.1)
     groups = make_optimizer(tiny_model, stage).param_groups
     assert {(g["part"], g["lr"]) for g in groups} == {("encoder", 2e-6), ("backbone", 1e-5)}
     assert all((g["weight_decay"] == 0) == all(p.ndim <= 1 for p in g["params"]) for g in groups)

@@ -38,7 +38,9 @@ BITS = pytest.mark.parametrize("bits", [None, 8, 4])
 
 
 def stage(**train):
-    return Stage("tune", [{"name": "tinyworld", "task": "single"}], train, steps=1, batch_size=1, weight_decay=0.05)
+    return Stage(
+        "tune", [{"name": "tinyworld", "task": "single"}], train, steps=1, global_batch_size=1, weight_decay=0.05
+    )
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def batch_for(model, task="single", size=3):
 
 
 def with_lora(model, **changes):
-    add_lora(model, Lora(**{"rate": 1e-2, "rank": 4, "alpha": 8.0, "dropout": 0.0, **changes}))
+    add_lora(model, Lora(**{"lr": 1e-2, "rank": 4, "alpha": 8.0, "dropout": 0.0, **changes}))
     return model
 
 
@@ -178,8 +180,8 @@ def test_recomputing_blocks_changes_no_gradient(tiny_model, batch, bits):
     moved(with_lora(tiny_model, bits=bits))
     train_only(tiny_model, ["lora"])
     found = []
-    for recompute in (False, True):
-        for block in tiny_model.backbone.lm.get_decoder().layers if recompute else []:
+    for gradient_checkpointing in (False, True):
+        for block in tiny_model.backbone.lm.get_decoder().layers if gradient_checkpointing else []:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         tiny_model.train().zero_grad()
         tiny_model(batch).total.backward()
@@ -229,15 +231,20 @@ def test_they_can_be_switched_off(tiny_model, batch):
 
 
 def test_a_stage_makes_a_model_ready(tiny_model):
-    lora = {"rate": 2e-4, "rank": 4, "weight_decay": 0.0}
-    tune = stage(lora=lora, projector=2e-5, marks={"rate": 1e-3, "weight_decay": 0.2})
+    lora = {"lr": 2e-4, "rank": 4, "weight_decay": 0.0}
+    tune = stage(lora=lora, projector=2e-5, marks={"lr": 1e-3, "weight_decay": 0.2})
     prepare_trainable(tiny_model, tune, seed=1)
     learning = {n for n, p in tiny_model.named_parameters() if p.requires_grad}
-    assert all("lora_" in n or n.startswith(("projector.", "marks.")) for n in learning)
-    assert list(find_trained_parts(tune)) == ["projector", "marks", "lora"]
+    assert all("lora_" in n or n.startswith(("projector.", "learned_tokens.")) for n in learning)
+    assert list(find_trained_parts(tune)) == ["projector", "learned_tokens", "lora"]
     groups = make_optimizer(tiny_model, tune).param_groups
     rates = {(g["part"], g["lr"], g["weight_decay"]) for g in groups}
-    assert rates == {("projector", 2e-5, 0.05), ("projector", 2e-5, 0.0), ("marks", 1e-3, 0.0), ("lora", 2e-4, 0.0)}
+    assert rates == {
+        ("projector", 2e-5, 0.05),
+        ("projector", 2e-5, 0.0),
+        ("learned_tokens", 1e-3, 0.0),
+        ("lora", 2e-4, 0.0),
+    }
     assert sum(len(g["params"]) for g in groups) == len(learning)
 
 
@@ -487,7 +494,7 @@ def test_a_sharded_model_learns_as_a_whole_one_does(tiny_spec, batch, group, bit
 
     def begun():
         model = mmblocks.build(tiny_spec, seed=0)
-        prepare_trainable(model, stage(lora={"rate": 1e-2, "rank": 4, "dropout": 0.0, "bits": bits}, projector=1e-3))
+        prepare_trainable(model, stage(lora={"lr": 1e-2, "rank": 4, "dropout": 0.0, "bits": bits}, projector=1e-3))
         return model.eval()
 
     whole, sharded = begun(), begun()

@@ -28,12 +28,12 @@ from mmblocks.train.estimates.activations import (
 from mmblocks.train.estimates.memory import count_shard_elements, estimate_stage_memory
 from mmblocks.train.stages import Stage
 
-EVERYTHING = {"encoder": 1e-3, "projector": 1e-3, "marks": 1e-3, "backbone": 1e-3}
+EVERYTHING = {"encoder": 1e-3, "projector": 1e-3, "learned_tokens": 1e-3, "backbone": 1e-3}
 SIGLIP = {"name": "siglip", "image_px": 30, "patch_px": 14, "dim": 16, "depth": 4, "heads": 2, "mlp_dim": 24}
 
 
 def stage(train=EVERYTHING, **settings):
-    settings = {"steps": 1, "batch_size": 2, **settings}
+    settings = {"steps": 1, "global_batch_size": 2, **settings}
     return Stage(name="stage", data=[{"name": "tinyworld"}], train=train, **settings)
 
 
@@ -90,13 +90,15 @@ def test_what_is_counted_without_data_is_what_a_real_step_saves(spec, model, bat
     mmblocks.model.trainable.train_only(model, train)
     counted = count_batch_activations(make_meta_stage_model(spec, stage(train)), without_data(batch))
     # 1e-3: labelled rows are picked by number here and by a mask there, which is a byte a token
-    assert counted.count_peak_bytes(recompute=False) == pytest.approx(saved_bytes(model, batch), rel=1e-3)
+    assert counted.count_peak_bytes(gradient_checkpointing=False) == pytest.approx(saved_bytes(model, batch), rel=1e-3)
 
 
 def test_the_allocator_agrees(spec, model, batch):
     counted = count_batch_activations(make_meta_stage_model(spec, stage()), without_data(batch))
     # 5e-3: the batch itself was there before
-    assert counted.count_peak_bytes(recompute=False) == pytest.approx(allocated_bytes(model, batch), rel=5e-3)
+    assert counted.count_peak_bytes(gradient_checkpointing=False) == pytest.approx(
+        allocated_bytes(model, batch), rel=5e-3
+    )
 
 
 def test_with_recomputation_only_what_enters_a_block_is_kept(spec, model, batch):
@@ -105,7 +107,9 @@ def test_with_recomputation_only_what_enters_a_block_is_kept(spec, model, batch)
         block.forward = again_in_backward(block.forward)
     # 2e-2: the batch itself was there before
     assert counted.entering == pytest.approx(allocated_bytes(model, batch), rel=2e-2)
-    assert counted.count_peak_bytes(recompute=True) < counted.count_peak_bytes(recompute=False)
+    assert counted.count_peak_bytes(gradient_checkpointing=True) < counted.count_peak_bytes(
+        gradient_checkpointing=False
+    )
 
 
 def again_in_backward(forward):
@@ -150,7 +154,7 @@ def test_the_large_recipes_are_wrapped_block_by_block(name, ranks, billions, pro
     recipe = compose(name)
     last = Stage(**recipe["stages"][-1])
     model = make_meta_stage_model(recipe["model"], last)
-    (memory,) = estimate_stage_memory(recipe["model"], last, [ranks], recompute=True)
+    (memory,) = estimate_stage_memory(recipe["model"], last, [ranks], gradient_checkpointing=True)
     blocks, count = len(list_blocks(model)), sum(p.numel() for p in model.parameters())
     shard_model(model, processes(ranks), last.precision)
     assert blocks == 26 + {"onevision/7b": 28, "onevision/72b": 80}[name]
@@ -175,8 +179,8 @@ def test_adapters_learn_and_the_weights_around_them_are_stored_in_four_bits(tiny
         estimate_stage_memory(tiny_spec, stage(train, pack_tokens=512), [1])[0]
         for train in (
             {"backbone": 1e-3},
-            {"lora": {"rate": 1e-3, "rank": 2}},
-            {"lora": {"rate": 1e-3, "rank": 2, "bits": 4}},
+            {"lora": {"lr": 1e-3, "rank": 2}},
+            {"lora": {"lr": 1e-3, "rank": 2, "bits": 4}},
         )
     )
     blocks = 2 * (
@@ -205,7 +209,7 @@ def test_a_row_is_filled_up_to_its_caps_and_not_beyond(tiny_spec, tokens, views)
 
 
 def test_a_stage_without_caps_reads_its_samples_in_one_row(tiny_spec):
-    one, four = estimate_stage_memory(tiny_spec, stage(batch_size=8), [1, 4])
+    one, four = estimate_stage_memory(tiny_spec, stage(global_batch_size=8), [1, 4])
     assert one.tokens == 4 * four.tokens
 
 

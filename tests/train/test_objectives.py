@@ -263,7 +263,7 @@ def test_sources_must_hold_what_the_objective_compares():
 
 def faults_of(spec, objective, **run):
     stage = {"name": "s", "data": [{"name": "tinyworld", "task": "single"}], "train": {"projector": 1e-3}}
-    stage |= {"steps": 1, "batch_size": 1, "objective": objective}
+    stage |= {"steps": 1, "global_batch_size": 1, "objective": objective}
     return [str(fault) for fault in check_run({"model": spec, "out": "runs/x", "stages": [stage], **run})]
 
 

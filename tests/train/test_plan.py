@@ -31,18 +31,18 @@ def read(data):
 
 
 def test_steps_of_a_batch_size_read_that_many_samples(planner):
-    data = planner(steps=5, batch_size=3).data()
+    data = planner(steps=5, global_batch_size=3).data()
     assert [[len(pack) for pack in data.plan.packs(step)] for step in range(len(data.plan))] == [[3]] * 5
 
 
 def test_epochs_read_every_record_and_keep_the_rest_of_the_last_step(planner):
-    data = planner(epochs=1.0, batch_size=8).data()
+    data = planner(epochs=1.0, global_batch_size=8).data()
     assert len(data.plan) == 8
     assert sorted(read(data)) == [(0, i) for i in range(40)] + [(1, i) for i in range(20)]
 
 
 def test_budget_scales_steps_and_epochs(planner):
-    for settings, steps in (({"steps": 10, "batch_size": 3}, 5), ({"epochs": 1.0, "batch_size": 3}, 10)):
+    for settings, steps in (({"steps": 10, "global_batch_size": 3}, 5), ({"epochs": 1.0, "global_batch_size": 3}, 10)):
         made = planner(**settings)
         assert len(replace(made, settings=replace(made.settings, budget=0.5)).data().plan) == steps
 
@@ -57,7 +57,7 @@ def test_steps_of_tokens_are_filled_and_as_many_as_asked_for(planner):
 
 
 def test_packs_hold_no_more_than_their_caps(planner):
-    plan = planner(steps=4, batch_size=12, pack_tokens=250, pack_views=6).data().plan
+    plan = planner(steps=4, global_batch_size=12, pack_tokens=250, pack_views=6).data().plan
     packs = [pack for step in range(len(plan)) for pack in plan.packs(step)]
     assert max(plan.sizes.tokens[pack].sum() for pack in packs) <= 250
     assert max(plan.sizes.views[pack].sum() for pack in packs) <= 6
@@ -67,7 +67,7 @@ def test_packs_hold_no_more_than_their_caps(planner):
 def test_samples_of_one_modality_stand_together_where_asked(planner):
     data = planner(
         epochs=1.0,
-        batch_size=10,
+        global_batch_size=10,
         order="modality_length",
         data=[*WORLD, {"name": "tinyworld", "task": "text", "size": 20}],
     ).data()
@@ -78,14 +78,14 @@ def test_samples_of_one_modality_stand_together_where_asked(planner):
 
 
 def test_lengths_are_measured_once_and_then_read(planner, monkeypatch):
-    made = planner(steps=3, batch_size=4, pack_tokens=300)
+    made = planner(steps=3, global_batch_size=4, pack_tokens=300)
     first = made.data()
     monkeypatch.setattr(measuring, "size_of", None)  # measuring again would fail
     assert made.data().digest == first.digest
 
 
 def test_the_digest_tells_other_data_from_the_same(planner):
-    one = planner(steps=5, batch_size=3)
+    one = planner(steps=5, global_batch_size=3)
     assert one.data().digest == one.data().digest
     assert one.data().digest != replace(one, number=1).data().digest
-    assert one.data().digest != planner(steps=5, batch_size=4).data().digest
+    assert one.data().digest != planner(steps=5, global_batch_size=4).data().digest

@@ -18,8 +18,8 @@ HELD_OUT = {"every": 2, "data": [{"name": "tinyworld", "task": "single", "split"
 @pytest.fixture
 def recipe(recipe):
     """One stage of six steps in which all learns."""
-    rates = {"encoder": 1e-3, "projector": 1e-3, "marks": 1e-3, "backbone": 1e-3}
-    return {**recipe, "stages": [{"name": "a", "data": WORLD, "train": rates, "steps": 6, "batch_size": 2}]}
+    rates = {"encoder": 1e-3, "projector": 1e-3, "learned_tokens": 1e-3, "backbone": 1e-3}
+    return {**recipe, "stages": [{"name": "a", "data": WORLD, "train": rates, "steps": 6, "global_batch_size": 2}]}
 
 
 def with_stage(recipe, **settings):
@@ -31,7 +31,7 @@ def rows(out):
 
 
 def test_recomputing_blocks_changes_no_weight(recipe, tmp_path, weights, same, undisturbed):
-    run({**recipe, "out": str(tmp_path / "again"), "recompute": True})
+    run({**recipe, "out": str(tmp_path / "again"), "gradient_checkpointing": True})
     assert same(weights(undisturbed(recipe) / "model"), weights(tmp_path / "again/model"))
 
 
@@ -84,7 +84,7 @@ def test_the_weights_that_measured_best_are_kept(recipe, tmp_path, weights, same
 
 
 def test_measuring_changes_nothing_in_training(recipe, tmp_path, weights, same, undisturbed):
-    run({**recipe, "out": str(tmp_path / "measured"), "evaluate": HELD_OUT, "look_at": 2})
+    run({**recipe, "out": str(tmp_path / "measured"), "evaluate": HELD_OUT, "visual_ablation_at": 2})
     assert same(weights(undisturbed(recipe) / "model"), weights(tmp_path / "measured/model"))
     assert any("look/true" in row for row in rows(tmp_path / "measured"))
 
@@ -94,9 +94,9 @@ def test_a_curriculum_can_begin_in_the_middle(recipe, tmp_path, weights, same):
     recipe["stages"] = [{**first, "name": name, "steps": 2} for name in ("a", "b", "c")]
     run(recipe)
     start = str(tmp_path / "run/stages/0-a")
-    run({**recipe, "out": str(tmp_path / "rest"), "weights": start, "start_at": "b"})
+    run({**recipe, "out": str(tmp_path / "rest"), "weights": start, "first_stage": "b"})
     assert same(weights(tmp_path / "rest/model"), weights(tmp_path / "run/model"))
-    run({**recipe, "out": str(tmp_path / "one"), "weights": start, "start_at": "b", "stop_after": "b"})
+    run({**recipe, "out": str(tmp_path / "one"), "weights": start, "first_stage": "b", "last_stage": "b"})
     assert same(weights(tmp_path / "one/model"), weights(tmp_path / "run/stages/1-b"))
 
 
@@ -147,7 +147,7 @@ def test_an_overlong_sample_stops_the_run_or_is_left_out_or_cut_and_listed(recip
     (tmp_path / "data.json").write_text(json.dumps([{"conversations": turns} for turns in records]))
     data = [{"name": "llava_json", "path": str(tmp_path / "data.json")}]
     recipe = with_stage(recipe, data=data, steps=None, epochs=2.0, max_tokens=30)
-    packed = with_stage(recipe, batch_size=None, step_tokens=60, pack_tokens=30)
+    packed = with_stage(recipe, global_batch_size=None, step_tokens=60, pack_tokens=30)
     with pytest.raises(DataError, match=r"1 x longer than the limit of tokens; with max_tokens=\d+ none would be"):
         run(recipe)
     with pytest.raises(DataError, match=r"Of the 3 records of '0 llava_json .*' 1 is too long; with max_tokens=\d+"):
@@ -197,5 +197,5 @@ def test_data_that_has_changed_is_not_gone_on_with(recipe, tmp_path, trained, ki
 
 def test_a_folder_of_another_run_is_refused_with_what_differs(recipe):
     run(with_stage(recipe, steps=1))
-    with pytest.raises(ConfigError, match=r"other settings \(stages\.0\.clip, seed\)"):
-        run({**with_stage(recipe, steps=1, clip=2.0), "seed": 5})
+    with pytest.raises(ConfigError, match=r"other settings \(stages\.0\.max_grad_norm, seed\)"):
+        run({**with_stage(recipe, steps=1, max_grad_norm=2.0), "seed": 5})

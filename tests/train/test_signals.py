@@ -226,7 +226,7 @@ def test_torchrun_hands_the_signal_on(tmp_path):
     slots = {"encoder": "tiny_conv", "backbone": "qwen2_tiny", "template": "chatml"}
     defaults = ["/train_run", *({f"override /model/{kind}": name} for kind, name in slots.items()), "_self_"]
     stage = {"name": "a", "data": [{"name": "tinyworld", "task": "single"}], "train": {"projector": 1e-3}}
-    run = {"out": "run", "log_every": 1, "stages": [{**stage, "steps": 50000, "batch_size": 2}]}
+    run = {"out": "run", "log_every": 1, "stages": [{**stage, "steps": 50000, "global_batch_size": 2}]}
     (tmp_path / "long.yaml").write_text(yaml.safe_dump({"defaults": defaults, **run}))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "mmblocks", "train", "long.yaml", "device=cpu", "threads=1"]

@@ -28,8 +28,8 @@ EPS = 1e-8
 CLOSE = {"rtol": 2e-5, "atol": 1e-7}  # AdamW of torch computes in float32, as the weights are
 
 
-def stage(clip: float) -> Stage:
-    numbers = {"steps": STEPS, "batch_size": 3, "warmup": WARMUP, "weight_decay": DECAY, "clip": clip}
+def stage(max_grad_norm: float) -> Stage:
+    numbers = {"steps": STEPS, "global_batch_size": 3, "warmup": WARMUP, "weight_decay": DECAY, "max_grad_norm": max_grad_norm}
     return Stage("tune", WORLD, RATES, **numbers)
 
 
@@ -62,7 +62,7 @@ class WrittenOut:
     def step(self, gradients: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
         """The weights after a step with these gradients at `factor` times the rates."""
         self.steps += 1
-        scale = min(1.0, self.settings.clip / (norm_of(gradients) + 1e-6))
+        scale = min(1.0, self.settings.max_grad_norm / (norm_of(gradients) + 1e-6))
         weights = dict(self.model.named_parameters())
         return {
             name: self._stepped(name, weights[name].detach().double(), gradients[name] * scale, factor)
@@ -95,10 +95,10 @@ def require_weights(model: nn.Module, wanted: dict[str, Tensor]) -> None:
         )
 
 
-@pytest.mark.parametrize("clip", [1e-7, 0.05, 1e6], ids=["all but nothing", "clipped", "never clipped"])
-def test_steps_are_adamw_with_clipped_gradients_at_the_schedules_rates(tiny_model, batch, clip):
+@pytest.mark.parametrize("max_grad_norm", [1e-7, 0.05, 1e6], ids=["all but nothing", "clipped", "never clipped"])
+def test_steps_are_adamw_with_clipped_gradients_at_the_schedules_rates(tiny_model, batch, max_grad_norm):
     """Rates rise during these steps, so that the rate of the step before or of the optimizer's making would be seen."""
-    settings = stage(clip)
+    settings = stage(max_grad_norm)
     step, reference = stepper_of(tiny_model, settings), WrittenOut(tiny_model, settings)
     for number in range(3):
         factor = compute_lr_factor(number, STEPS, WARMUP)
@@ -110,17 +110,17 @@ def test_steps_are_adamw_with_clipped_gradients_at_the_schedules_rates(tiny_mode
 
 
 def test_gradients_beyond_the_largest_norm_are_scaled_to_it_and_others_are_not(tiny_model, batch):
-    for clip in (0.05, 1e6):
-        step = stepper_of(tiny_model, stage(clip))
+    for max_grad_norm in (0.05, 1e6):
+        step = stepper_of(tiny_model, stage(max_grad_norm))
         found = gradients(tiny_model, batch)
         step(StepInput((batch,)), 1e-9)
         applied = {str(i): p.grad.double() for i, p in enumerate(step.learning)}
-        assert norm_of(applied) == pytest.approx(min(clip, norm_of(found)), rel=1e-4)
+        assert norm_of(applied) == pytest.approx(min(max_grad_norm, norm_of(found)), rel=1e-4)
 
 
 def test_the_first_step_learns_at_the_schedules_rate_of_step_0(tiny_model, batch):
     """Every weight with a gradient moves by its rate in AdamW's first step, whatever the gradient's size."""
-    settings = Stage("tune", WORLD, RATES, steps=STEPS, batch_size=3, warmup=WARMUP, weight_decay=0.0)
+    settings = Stage("tune", WORLD, RATES, steps=STEPS, global_batch_size=3, warmup=WARMUP, weight_decay=0.0)
     step = stepper_of(tiny_model, settings)
     before = {name: p.detach().clone() for name, p in tiny_model.named_parameters() if p.requires_grad}
     step(StepInput((batch,)), compute_lr_factor(0, STEPS, WARMUP))
@@ -144,7 +144,7 @@ def test_the_encoders_pretraining_clips_and_begins_at_the_schedules_rate(tiny_mo
             return super().step(closure)
 
     monkeypatch.setattr("mmblocks.train.encoder_pretraining.AdamW", Recording)
-    sight = EncoderPretraining(steps=4, batch_size=2, rate=1e-3, warmup=0.5, clip=1e-3)
-    pretrain_encoder(tiny_model, sight, budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl")
+    encoder_pretraining = EncoderPretraining(steps=4, batch_size=2, lr=1e-3, warmup=0.5, max_grad_norm=1e-3)
+    pretrain_encoder(tiny_model, encoder_pretraining, budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl")
     assert [norm for norm, _ in seen] == pytest.approx([1e-3] * 4, rel=1e-2)
     assert [rate for _, rate in seen] == pytest.approx([1e-3 * compute_lr_factor(n, 4, 0.5) for n in range(4)])

@@ -17,15 +17,17 @@ from mmblocks.train.reports.parameter_table import (
 from mmblocks.train.stages import Stage
 
 WORLD = [{"name": "tinyworld", "task": "single"}]
-LORA = {"rate": 2e-4, "rank": 4, "alpha": 8.0}
+LORA = {"lr": 2e-4, "rank": 4, "alpha": 8.0}
 
 
 def stage(train, **others):
-    return Stage("x", WORLD, train, steps=1, batch_size=1, **others)
+    return Stage("x", WORLD, train, steps=1, global_batch_size=1, **others)
 
 
 def recipe(model, *trains):
-    stages = [{"name": f"s{n}", "data": WORLD, "train": t, "steps": 1, "batch_size": 1} for n, t in enumerate(trains)]
+    stages = [
+        {"name": f"s{n}", "data": WORLD, "train": t, "steps": 1, "global_batch_size": 1} for n, t in enumerate(trains)
+    ]
     return {"model": model, "out": "nowhere", "stages": stages}
 
 
@@ -34,16 +36,16 @@ def by_part(rows):
 
 
 def test_rows_say_what_learns_how_fast(tiny_model):
-    given = stage({"projector": 1e-3, "backbone": {"rate": 1e-5, "weight_decay": 0.2}}, weight_decay=0.1)
+    given = stage({"projector": 1e-3, "backbone": {"lr": 1e-5, "weight_decay": 0.2}}, weight_decay=0.1)
     train_only(tiny_model, given.train)
     rows = by_part(make_training_table(tiny_model, given))
-    assert list(rows) == ["encoder", "projector", "marks", "backbone"]
+    assert list(rows) == ["encoder", "projector", "learned_tokens", "backbone"]
     sizes = {name: sum(p.numel() for p in getattr(tiny_model, name).parameters()) for name in rows}
     assert {name: row.parameters for name, row in rows.items()} == sizes
-    assert {name: row.learning for name, row in rows.items()} == {**sizes, "encoder": 0, "marks": 0}
-    assert (rows["projector"].rate, rows["projector"].weight_decay) == (1e-3, 0.1)
-    assert (rows["backbone"].rate, rows["backbone"].weight_decay) == (1e-5, 0.2)
-    assert rows["encoder"].rate is None
+    assert {name: row.learning for name, row in rows.items()} == {**sizes, "encoder": 0, "learned_tokens": 0}
+    assert (rows["projector"].lr, rows["projector"].weight_decay) == (1e-3, 0.1)
+    assert (rows["backbone"].lr, rows["backbone"].weight_decay) == (1e-5, 0.2)
+    assert rows["encoder"].lr is None
     assert rows["encoder"].dtype == "float32"
 
 
@@ -53,8 +55,8 @@ def test_a_model_that_was_not_frozen_is_told_as_it_is(tiny_model):
 
 
 def test_marks_have_a_rate_and_no_decay(tiny_model):
-    rows = by_part(make_training_table(tiny_model, stage({"marks": 1e-3}, weight_decay=0.1)))
-    assert (rows["marks"].rate, rows["marks"].weight_decay) == (1e-3, 0.0)
+    rows = by_part(make_training_table(tiny_model, stage({"learned_tokens": 1e-3}, weight_decay=0.1)))
+    assert (rows["learned_tokens"].lr, rows["learned_tokens"].weight_decay) == (1e-3, 0.0)
 
 
 def test_adapters_are_a_row_of_their_own(tiny_model):
@@ -79,7 +81,7 @@ def test_a_quantized_backbone_keeps_its_number_of_weights(tiny_model):
 
 
 @pytest.mark.parametrize(
-    "train", [{"projector": 1e-3}, {"marks": 1e-3, "lora": LORA}, {"encoder": 2e-6, "backbone": 1e-5}]
+    "train", [{"projector": 1e-3}, {"learned_tokens": 1e-3, "lora": LORA}, {"encoder": 2e-6, "backbone": 1e-5}]
 )
 def test_a_recipe_gives_the_same_table_without_weights(tiny_spec, tiny_model, train):
     given = stage(train)
@@ -121,4 +123,4 @@ def test_tables_of_all_stages_are_kept_in_one_file(tiny_model, tmp_path):
     write_table(tmp_path, "all", rows)
     kept = json.loads((tmp_path / "trains.json").read_text())
     assert list(kept) == ["align", "all"]
-    assert kept["align"][1]["rate"] == 1e-3
+    assert kept["align"][1]["lr"] == 1e-3

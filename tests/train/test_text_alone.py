@@ -24,12 +24,12 @@ from mmblocks.train.reports.profiler import StepProfiler
 from mmblocks.train.stages import Stage
 from mmblocks.train.step import Stepper
 
-LEARNERS = [{"projector": 1e-3}, {"encoder": 1e-3}, {"encoder": 1e-3, "projector": 1e-3}, {"marks": 1e-3}]
+LEARNERS = [{"projector": 1e-3}, {"encoder": 1e-3}, {"encoder": 1e-3, "projector": 1e-3}, {"learned_tokens": 1e-3}]
 TEXT, PICTURE = {"name": "tinyworld", "task": "text"}, {"name": "tinyworld", "task": "single"}
 
 
 def stepper_of(model, train, objective="answers", decay=0.0):
-    stage = Stage("tune", [TEXT], train, steps=4, batch_size=1, weight_decay=decay)
+    stage = Stage("tune", [TEXT], train, steps=4, global_batch_size=1, weight_decay=decay)
     train_only(model, train)
     chosen = objectives.build(objective)
     chosen.start(model, lambda: copy.deepcopy(model))
@@ -92,8 +92,8 @@ def test_weights_decay_and_momentum_fades_as_with_a_gradient_of_zero(tiny_model)
 
 
 def test_adapters_learn_from_text(tiny_model):
-    add_lora(tiny_model, Stage("a", [], {"lora": {"rate": 1e-3, "rank": 4}}).lora)
-    step = stepper_of(tiny_model, {"lora": {"rate": 1e-3, "rank": 4}})
+    add_lora(tiny_model, Stage("a", [], {"lora": {"lr": 1e-3, "rank": 4}}).lora)
+    step = stepper_of(tiny_model, {"lora": {"lr": 1e-3, "rank": 4}})
     assert float(step(StepInput((batch_of(tiny_model, "text"),)), 1.0).norm) > 0
 
 
@@ -105,10 +105,10 @@ def test_the_cost_of_a_model_is_measured_where_only_its_projector_learns(tiny_mo
 
 
 STAGES = {
-    "one sample a step": {"batch_size": 1},
-    "packs": {"batch_size": 4, "pack_tokens": 110},
+    "one sample a step": {"global_batch_size": 1},
+    "packs": {"global_batch_size": 4, "pack_tokens": 110},
     "packs by tokens": {"step_tokens": 200, "pack_tokens": 110, "pack_views": 8},
-    "by modality": {"batch_size": 2, "order": "modality_length"},
+    "by modality": {"global_batch_size": 2, "order": "modality_length"},
 }
 
 
@@ -118,7 +118,14 @@ def stage(train, **settings):
 
 @pytest.mark.parametrize("kind", STAGES)
 def test_a_stage_runs_over_text_among_pictures(recipe, tmp_path, kind):
-    run({**recipe, "recompute": True, "log_every": 1, "stages": [stage({"projector": 1e-3}, **STAGES[kind])]})
+    run(
+        {
+            **recipe,
+            "gradient_checkpointing": True,
+            "log_every": 1,
+            "stages": [stage({"projector": 1e-3}, **STAGES[kind])],
+        }
+    )
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 6
     assert all(row["loss"] > 0 for row in rows)

@@ -43,7 +43,7 @@ PROGRESS_BAR_MIN_PARAMETERS = 300_000_000  # parameters; less than that is read 
     "causal_lm",
     source="https://github.com/huggingface/transformers",
     tiny={"family": "qwen2", "vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "kv_heads": 2, "mlp_dim": 48},
-    oracle="the same transformers model with its own eager attention",
+    verified_against="the same transformers model with its own eager attention",
 )
 class CausalLM(nn.Module):
     """Any causal language model of transformers, over packed embeddings.

@@ -11,7 +11,7 @@ from mmblocks.components import backbones
     "qwen2_tiny",
     source="https://arxiv.org/abs/2407.10671",
     tiny={"vocab_size": 512, "dim": 32, "depth": 2, "heads": 4, "kv_heads": 2, "mlp_dim": 48},
-    oracle="transformers Qwen2ForCausalLM (LlavaOnevision)",
+    verified_against="transformers Qwen2ForCausalLM (LlavaOnevision)",
 )
 class TinyQwen2(CausalLM):
     """Qwen2's architecture at laptop size over TinyWorld's words, drawn so that a narrow model learns fast.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmblocks.model.convert.door import CheckpointLayout
     from mmblocks.model.onevision import OneVision
 
-PARTS = ("encoder", "projector", "marks", "backbone")
+PARTS = ("encoder", "projector", "learned_tokens", "backbone")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,8 +164,8 @@ def _sizes(model: OneVision) -> dict[str, str]:
     from mmblocks.model.build import count_parameters
     from mmblocks.registry import split_spec
 
-    names = {part: split_spec(getattr(model.spec, part))[0] for part in PARTS if part != "marks"}
-    names["marks"] = ", ".join(model.learned_tokens.keys()) or "none"
+    names = {part: split_spec(getattr(model.spec, part))[0] for part in PARTS if part != "learned_tokens"}
+    names["learned_tokens"] = ", ".join(model.learned_tokens.keys()) or "none"
     names["backbone"] = model.backbone.config.model_type
     return {part: f"{names[part]}, {count_parameters(getattr(model, part)):,} parameters" for part in PARTS}
 

@@ -47,7 +47,7 @@ def check_logits(
     exact: the weights kept their type; otherwise the model in memory, rounded as what was written, is compared. The
     model in memory is left without weights, so that there is room for the others, one after the other.
     """
-    shown = make_probes(model, clips=(read.supports_video or not exact) and write.supports_video)
+    shown = make_probes(model, videos=(read.supports_video or not exact) and write.supports_video)
     own_code = exact and read.can_run
     before = [] if own_code else _compute_model_logits(model, shown, read if exact else None)
     _empty(model)

@@ -131,16 +131,16 @@ def _encode_chat(processor: Any, talk: ChatMessages) -> Sequence[int]:
 def _encode_bare(processor: Any, talk: ChatMessages) -> Sequence[int]:
     """BLIP-2 takes one text and one picture."""
     (message,) = talk
-    pictures = [part["image"] for part in message["content"] if part["type"] == "image"]
+    images = [part["image"] for part in message["content"] if part["type"] == "image"]
     (text,) = (part["text"] for part in message["content"] if part["type"] == "text")
-    return list(processor(text=text, images=pictures[0] if pictures else None)["input_ids"][0])
+    return list(processor(text=text, images=images[0] if images else None)["input_ids"][0])
 
 
 def _make_messages(probe: Sequence[Mapping[str, Any]]) -> ChatMessages:
     """A probe with pictures to open."""
-    picture = Image.new("RGB", (160, 90), (200, 60, 30))
+    image = Image.new("RGB", (160, 90), (200, 60, 30))
     return [
-        {**message, "content": [{**p, "image": picture} if p["type"] == "image" else p for p in message["content"]]}
+        {**message, "content": [{**p, "image": image} if p["type"] == "image" else p for p in message["content"]]}
         for message in probe
     ]
 

@@ -65,7 +65,7 @@ def list_scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
     return [
         (
             "One picture of 1024x768 pixels",
-            [image(find_media("picture.png"))],
+            [image(find_media("image.png"))],
             ["How many shapes are there?", "What colour is the triangle?", "Where is the red circle?"],
         ),
         (
@@ -75,7 +75,7 @@ def list_scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
         ),
         (
             "A clip of two seconds",
-            [video(find_media("clip.mp4"))],
+            [video(find_media("video.mp4"))],
             ["What is moving?", "Which way does it move?"],
         ),
     ]

@@ -69,8 +69,8 @@ def list_backends() -> Iterator[tuple[str, str]]:
     for op in list_ops():
         asked = find_requested_backend(op.name)
         yield op.name, "the fastest that takes the inputs" if asked == AUTO else f"{asked} is asked for"
-        for way in op.backends:
-            yield f"  {way.name}", _format_reasons(way.unavailable_reasons(), "runs here", "does not run here")
+        for backend in op.backends:
+            yield f"  {backend.name}", _format_reasons(backend.unavailable_reasons(), "runs here", "does not run here")
 
 
 def list_last_layer_savings() -> Iterator[tuple[str, str]]:
@@ -149,12 +149,12 @@ def _run_selftest() -> int:
 
 def _summarize_results(results: Sequence[BackendResult]) -> Iterator[tuple[str, str]]:
     """A line for each way, and one for each of its cases that is off."""
-    for op, way in dict.fromkeys((result.op, result.backend) for result in results):
-        cases = [result for result in results if (result.op, result.backend) == (op, way)]
+    for op, backend in dict.fromkeys((result.op, result.backend) for result in results):
+        cases = [result for result in results if (result.op, result.backend) == (op, backend)]
         run = [result for result in cases if result.error is not None]
         nearest = max(((r.error or 0.0) / r.tolerance for r in run), default=0.0)
         reasons = "; ".join(dict.fromkeys(reason for result in cases for reason in result.reasons))
         told = f"{len(run)} of {len(cases)} cases run, the worst at {nearest:.0%} of its tolerance"
-        yield f"{op} {way}", told if run else f"not run: {reasons}"
+        yield f"{op} {backend}", told if run else f"not run: {reasons}"
         for off in (result for result in cases if not result.is_acceptable):
             yield "  OFF", f"{off.case}: error {off.error}, tolerance {off.tolerance:g}"

@@ -129,7 +129,7 @@ def _make_processor(raw: Mapping[str, Any], stage: Stage) -> Processor:
         visuals=stage.visuals,
         overlong=stage.overlong,
         seed=raw.get("seed", 0),
-        clips=VideoReader(raw["video_deadline_s"]) if "video_deadline_s" in raw else VideoReader(),
+        video_reader=VideoReader(raw["video_deadline_s"]) if "video_deadline_s" in raw else VideoReader(),
     )
 
 
@@ -143,9 +143,9 @@ def _show_figures(mixture: Mixture, processor: Processor, stage: Stage, args: ar
     most = None if args.all else args.samples
     figures = compute_figures(mixture, processor, stage.targets, samples_per_source=most)
     print("\n".join(format_figures(figures)))
-    picture = args.out / f"{_to_file_name(stage.name)}.png"
-    draw_figures(figures, picture, title=f"stage {stage.name}: samples by tokens, views and labels")
-    print(f"written  {picture}\n")
+    image = args.out / f"{_to_file_name(stage.name)}.png"
+    draw_figures(figures, image, title=f"stage {stage.name}: samples by tokens, views and labels")
+    print(f"written  {image}\n")
 
 
 def format_figures(figures: Sequence[SourceFigures]) -> Iterator[str]:
@@ -210,7 +210,7 @@ def _render_page(record: InspectedRecord) -> str:
 
 
 def format_record(record: InspectedRecord, marks: tuple[str, str]) -> Iterator[str]:
-    """A record as lines of text; what is trained stands between `marks`."""
+    """A record as lines of text; what is trained stands between `learned_tokens`."""
     encoded = record.encoded
     yield f"record   {record.origin}"
     yield f"tokens   {len(encoded)}, {encoded.visual_positions.numel()} of them visual, {encoded.num_labelled} trained"
@@ -225,7 +225,7 @@ def format_record(record: InspectedRecord, marks: tuple[str, str]) -> Iterator[s
 
 
 def format_prompt(record: InspectedRecord, marks: tuple[str, str]) -> str:
-    """The whole prompt: each visual as a note of its tokens, trained tokens between `marks`."""
+    """The whole prompt: each visual as a note of its tokens, trained tokens between `learned_tokens`."""
     from mmblocks.data.inspect.figures import VisualTokens
 
     begin, end = marks

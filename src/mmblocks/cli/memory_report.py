@@ -34,7 +34,7 @@ def compute_stage_memory(raw: Mapping[str, Any], ranks: Sequence[int]) -> dict[s
     if not raw.get("stages"):
         raise ConfigError("--memory is about training, and a system has no stages; name a recipe (`mmblocks recipes`).")
     stages = [read_settings(Stage, stage, f"stages.{i}") for i, stage in enumerate(raw["stages"])]
-    settings = {"recompute": raw.get("recompute", False), "ema": raw.get("ema") is not None}
+    settings = {"gradient_checkpointing": raw.get("gradient_checkpointing", False), "ema": raw.get("ema") is not None}
     return {stage.name: estimate_stage_memory(raw["model"], stage, ranks, **settings) for stage in stages}
 
 

@@ -123,7 +123,7 @@ def _read(raw: Mapping[str, Any]) -> Iterator[Stage]:
     if "stages" in raw:
         yield from read_run(raw).stages
     else:
-        yield Stage("all parts learn", (), dict.fromkeys(PARTS, 1e-5), epochs=1, batch_size=256)
+        yield Stage("all parts learn", (), dict.fromkeys(PARTS, 1e-5), epochs=1, global_batch_size=256)
 
 
 def _with_data(stage: Stage, question: PlanRequest) -> Stage:
@@ -190,7 +190,9 @@ def _cost(raw: Mapping[str, Any], stage: Stage, question: PlanRequest) -> Sample
 
     if question.cost is not None:
         return SampleCost.load(question.cost)
-    return SampleCost.from_model(raw["model"], tuple(stage.train), recompute=bool(raw.get("recompute", False)))
+    return SampleCost.from_model(
+        raw["model"], tuple(stage.train), gradient_checkpointing=bool(raw.get("gradient_checkpointing", False))
+    )
 
 
 def _steps(stage: Stage, mixture: Mixture, plan: StepPlan, sizes: SampleSizes) -> int:

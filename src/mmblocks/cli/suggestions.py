@@ -23,7 +23,7 @@ Suggest = Callable[[str, argparse.Namespace], Iterable[str] | Mapping[str, str]]
 """What may begin with a prefix, given the arguments before it; a mapping also says what each of them is."""
 
 _STAGE_KEY = re.compile(r"stages\.[^=]+\.")
-_BLOCKS = {"sight": EncoderPretraining, "evaluate": Evaluation}
+_BLOCKS = {"encoder_pretraining": EncoderPretraining, "evaluate": Evaluation}
 _IMAGES = "model.images."
 _STAGES = 8  # that are offered: as many as a curriculum is likely to have
 

@@ -164,7 +164,12 @@ def _make_run_shape() -> _Shape:
     evaluate = _Fields.from_schema(Evaluation, {"data": data})
     return _Fields.from_schema(
         TrainRun,
-        {"model": model, "stages": stages, "sight": _Fields.from_schema(EncoderPretraining), "evaluate": evaluate},
+        {
+            "model": model,
+            "stages": stages,
+            "encoder_pretraining": _Fields.from_schema(EncoderPretraining),
+            "evaluate": evaluate,
+        },
     )
 
 

@@ -12,7 +12,7 @@ from mmblocks.shapes import Size
     "blip2_vit",
     source="https://arxiv.org/abs/2301.12597",
     tiny={"image_px": 28, "patch_px": 14, "dim": 16, "depth": 2, "heads": 2, "mlp_dim": 24},
-    oracle="transformers Blip2ForConditionalGeneration",
+    verified_against="transformers Blip2ForConditionalGeneration",
 )
 class Blip2ViT(nn.Module):
     """BLIP-2's vision transformer (EVA-CLIP g/14 without its last block): the CLS token and all patches.

@@ -14,7 +14,7 @@ from mmblocks.shapes import Size
     "clip",
     source="https://arxiv.org/abs/2103.00020",
     tiny={"image_px": 30, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24},
-    oracle="transformers CLIPVisionModel; LLaVA-NeXT (golden modules)",
+    verified_against="transformers CLIPVisionModel; LLaVA-NeXT (golden modules)",
 )
 class CLIP(nn.Module):
     """CLIP's vision transformer: tokens after the block that `layer` names, before the final LayerNorm.

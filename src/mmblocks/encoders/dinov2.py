@@ -15,7 +15,7 @@ from mmblocks.shapes import Size
     "dinov2",
     source="https://arxiv.org/abs/2304.07193",
     tiny={"image_px": 30, "trained_px": 42, "dim": 16, "depth": 3, "heads": 2, "registers": 2},
-    oracle="transformers Dinov2Model and Dinov2WithRegistersModel",
+    verified_against="transformers Dinov2Model and Dinov2WithRegistersModel",
 )
 class DINOv2(nn.Module):
     """DINOv2's vision transformer, with or without registers: patches after the block that `layer` names.

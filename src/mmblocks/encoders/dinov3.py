@@ -15,7 +15,7 @@ from mmblocks.shapes import Size
     "dinov3",
     source="https://arxiv.org/abs/2508.10104",
     tiny={"image_px": 32, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24},
-    oracle="transformers DINOv3ViTModel",
+    verified_against="transformers DINOv3ViTModel",
 )
 class DINOv3(nn.Module):
     """DINOv3's vision transformer with rotary positions: patches after the block that `layer` names.

@@ -19,7 +19,7 @@ _TINY_VIT = {"patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
         "members": [{"name": "siglip", "image_px": 30, **_TINY_VIT}, {"name": "clip", "image_px": 42, **_TINY_VIT}],
         "squash": True,
     },
-    oracle="its members run by hand (timm, transformers)",
+    verified_against="its members run by hand (timm, transformers)",
 )
 class Fused(nn.Module):
     """Several encoders side by side: at every cell the features of all members, one after the other.

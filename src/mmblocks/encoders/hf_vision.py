@@ -55,7 +55,7 @@ MOST_OTHERS = 65_536
         "pixel_mean": [0.5, 0.5, 0.5],
         "pixel_std": [0.5, 0.5, 0.5],
     },
-    oracle="transformers AutoModel: ViT, DINOv3 ConvNeXt, Swin, MLCD, ResNet",
+    verified_against="transformers AutoModel: ViT, DINOv3 ConvNeXt, Swin, MLCD, ResNet",
 )
 class HFVision(nn.Module):
     """Any vision tower that transformers' AutoModel builds: what the settings declare of it is tried before it is used.
@@ -292,7 +292,7 @@ def _build_tower(config: Any) -> Any:
 
 
 def _fill_buffers(encoder: Any, _: Any) -> None:
-    vit.refill_buffers(encoder.tower, next(encoder.parameters()).device, lambda: _build_tower(encoder._asked.config))
+    vit.refill_buffers(encoder.tower, next(encoder.parameters()).device, lambda: _build_tower(encoder._request.config))
 
 
 def _to_floats(values: tuple[float, float, float]) -> tuple[float, float, float]:

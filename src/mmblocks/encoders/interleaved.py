@@ -25,7 +25,7 @@ _TINY_VIT = {"patch_px": 14, "depth": 3, "heads": 2, "mlp_dim": 24}
         ],
         "squash": False,
     },
-    oracle="its members run by hand, and two separate linear adapters (transformers)",
+    verified_against="its members run by hand, and two separate linear adapters (transformers)",
 )
 class Interleaved(nn.Module):
     """Interleaved mixture of features (I-MoF): tokens of two or more encoders take turns, cell by cell.

@@ -30,7 +30,7 @@ from mmblocks.shapes import Size
         },
         "scales": [1, 2],
     },
-    oracle="s2wrapper (golden numbers), and its member run tile by tile",
+    verified_against="s2wrapper (golden numbers), and its member run tile by tile",
 )
 class S2(nn.Module):
     """Scaling on scales: one encoder looks at the picture whole and, larger, in tiles; channels of all scales are joined.
@@ -73,8 +73,8 @@ class S2(nn.Module):
 
     def _encode_at_scale(self, pixels: Tensor, scale: int) -> Tensor:
         height, width = (side * scale for side in self.member.view_px)
-        picture = F.interpolate(pixels.float(), size=(height, width), mode="bicubic").to(pixels.dtype)
-        tiles = rearrange(picture, "v c (down h) (right w) -> (v down right) c h w", down=scale, right=scale)
+        image = F.interpolate(pixels.float(), size=(height, width), mode="bicubic").to(pixels.dtype)
+        tiles = rearrange(image, "v c (down h) (right w) -> (v down right) c h w", down=scale, right=scale)
         features = self.member(tiles)
         whole = rearrange(features.float(), "(v down right) h w d -> v d (down h) (right w)", down=scale, right=scale)
         pooled = F.interpolate(whole, size=tuple(self.grid), mode="area")

@@ -12,7 +12,7 @@ from mmblocks.shapes import Size
     "siglip",
     source="https://arxiv.org/abs/2303.15343",
     tiny={"image_px": 30, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24},
-    oracle="transformers SiglipVisionModel; LLaVA-NeXT (golden modules)",
+    verified_against="transformers SiglipVisionModel; LLaVA-NeXT (golden modules)",
 )
 class SigLIP(nn.Module):
     """SigLIP's vision transformer: all patches after the block that `layer` names, before the final LayerNorm.

@@ -19,7 +19,7 @@ from mmblocks.shapes import Size
     "timm_features",
     source="https://github.com/huggingface/pytorch-image-models",
     tiny={"model_name": "test_convnext", "image_px": 64},
-    oracle="timm forward_features and features_only: ConvNeXt, Swin, ResNet",
+    verified_against="timm forward_features and features_only: ConvNeXt, Swin, ResNet",
 )
 class TimmFeatures(nn.Module):
     """Any model of timm that works in stages (ConvNeXt, Swin, ResNet, MambaOut ...): the feature map of one stage.
@@ -45,19 +45,19 @@ class TimmFeatures(nn.Module):
         super().__init__()
         self.checkpoint = checkpoint
         self.model_name = timm_vit.make_full_name("timm_features", model_name, checkpoint)
-        self._asked, self.grid, self.dim, idle = _try_trunk(self.model_name, image_px, stage, norm)
-        self.view_px = self._asked.view_px
-        self.pixel_mean = self._asked.pixel_mean
-        self.pixel_std = self._asked.pixel_std
-        self.squash = self._asked.squash
-        self.trunk = self._asked.build_trunk()
+        self._request, self.grid, self.dim, idle = _try_trunk(self.model_name, image_px, stage, norm)
+        self.view_px = self._request.view_px
+        self.pixel_mean = self._request.pixel_mean
+        self.pixel_std = self._request.pixel_std
+        self.squash = self._request.squash
+        self.trunk = self._request.build_trunk()
         vit.drop_parts(self.trunk, idle)
         self.register_load_state_dict_post_hook(_fill_buffers)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, *view_px) to (views, rows, columns, dim)."""
         vit.require_view("timm_features", pixels, self.view_px)
-        return self._asked.compute_features(self.trunk, pixels.to(next(self.trunk.parameters()).dtype))
+        return self._request.compute_features(self.trunk, pixels.to(next(self.trunk.parameters()).dtype))
 
     def train(self, mode: bool = True) -> TimmFeatures:
         super().train(mode)
@@ -68,7 +68,7 @@ class TimmFeatures(nn.Module):
         """Read the weights of `checkpoint`; all that the stages in use need must be there."""
         if self.checkpoint is None:
             raise vit.make_checkpoint_error("timm_features", "pretrained")
-        found = timm_vit.read_weights("timm_features", self.model_name, self._asked.fixed, self.checkpoint)
+        found = timm_vit.read_weights("timm_features", self.model_name, self._request.fixed, self.checkpoint)
         vit.fill_module("timm_features", self.trunk, found, self.checkpoint)
 
 
@@ -155,7 +155,7 @@ def _index(model_name: str, trunk: Any, stage: int) -> int:
 
 def _fill_buffers(encoder: Any, _: Any) -> None:
     device = next(encoder.parameters()).device
-    vit.refill_buffers(encoder.trunk, device, encoder._asked.build)
+    vit.refill_buffers(encoder.trunk, device, encoder._request.build_trunk)
 
 
 encoders.preset(

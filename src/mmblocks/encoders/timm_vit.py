@@ -20,7 +20,7 @@ from mmblocks.shapes import Size
     "timm_vit",
     source="https://github.com/huggingface/pytorch-image-models",
     tiny={"model_name": "test_vit", "image_px": 32, "layer": 2},
-    oracle="timm forward_features and forward_intermediates",
+    verified_against="timm forward_features and forward_intermediates",
 )
 class TimmViT(nn.Module):
     """Any vision transformer of timm by its name: patches after the block that `layer` names.

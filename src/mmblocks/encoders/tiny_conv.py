@@ -18,7 +18,7 @@ from mmblocks.shapes import Size
     "tiny_conv",
     source="https://arxiv.org/abs/2106.14881",
     tiny={"view_px": 48, "dim": 16, "widths": [8, 8], "heads": 2},
-    oracle="none: an encoder of this project",
+    verified_against="none: an encoder of this project",
 )
 class TinyConv(nn.Module):
     """A convolutional stem and a few attention blocks: learns small pictures on a laptop, without pretraining.

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def assemble_visual_tokens(model: OneVision, batch: Batch) -> Tensor:
     """(visual tokens, dim): the tokens of all visuals of the batch, in order."""
-    marks = dict(model.learned_tokens.items())
+    learned_tokens = dict(model.learned_tokens.items())
     rows = [
-        model.router.select_tokenizer(routed.scenario).assemble(views, routed.plan, marks)
+        model.router.select_tokenizer(routed.scenario).assemble(views, routed.plan, learned_tokens)
         for views, routed in zip(project_visuals(model, batch), batch.plans, strict=True)
     ]
     return torch.cat(rows)

@@ -51,7 +51,7 @@ def write_into(model: OneVision, folder: Path, *, dtype: torch.dtype | None = No
     """Write the files of a model into an empty folder that `replaced_whole` has given."""
     config = {"mmblocks": __version__, "model": _portable(model)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in ("encoder", "projector", "marks"):
+    for name in ("encoder", "projector", "learned_tokens"):
         (folder / name).mkdir()
         save_file(_stored(getattr(model, name), dtype), folder / name / WEIGHTS)
     if _has_local_projector_tokenizer(model):
@@ -80,7 +80,7 @@ def _read_model(folder: Path, dtype: torch.dtype, images: Mapping[str, Any]) -> 
     spec = replace(stored, images=stored.images.with_changes(images))
     model = _wired(localise_spec(spec, folder), folder)
     model.spec = _localise_projector_tokenizer(spec, folder)
-    for name in ("encoder", "projector", "marks"):
+    for name in ("encoder", "projector", "learned_tokens"):
         load_strictly(getattr(model, name), folder / name / WEIGHTS)
     with _report_bad_settings(folder / "backbone"):
         model.backbone.load_from(folder / "backbone", dtype)
@@ -98,7 +98,7 @@ def _require_undamaged(damaged: list[str]) -> None:
 def _wired(spec: ModelSpec, folder: Path) -> OneVision:
     """A model to be filled. Its parts are tried on meta first, so that sizes that are not those of the files take no memory."""
     with _report_bad_settings(folder / CONFIG):
-        files = {name: folder / name / WEIGHTS for name in ("encoder", "projector", "marks")}
+        files = {name: folder / name / WEIGHTS for name in ("encoder", "projector", "learned_tokens")}
         stored = {name: read_shapes(file) for name, file in files.items()}
         most = SPARE * sum(len(shapes) for shapes in stored.values()) + SPARE_AT_LEAST
         with torch.device("meta"), limit_parameters(most):

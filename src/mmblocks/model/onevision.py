@@ -43,7 +43,7 @@ class Loss:
 class OneVision(nn.Module):
     """LLaVA-OneVision (https://arxiv.org/abs/2408.03326): pictures, several pictures and clips in one model.
 
-    Takes finished components; `mmblocks.build` makes them from names. `marks` are the learned rows that visual
+    Takes finished components; `mmblocks.build` makes them from names. `learned_tokens` are the learned rows that visual
     tokenizers insert, each of the backbone's width.
     """
 
@@ -172,8 +172,8 @@ class OneVision(nn.Module):
         same weights at the same time.
         """
         total = torch.zeros((), device=self.device)
-        for mark in self.learned_tokens.values():
-            total = total + mark.sum()
+        for learned_token in self.learned_tokens.values():
+            total = total + learned_token.sum()
         if batch.num_views and not batch.plans:
             total = total + self.projector(self.encode_batch(batch), *self.projector_instructions(batch)).sum()
         return total

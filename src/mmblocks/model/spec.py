@@ -13,7 +13,7 @@ from mmblocks.registry import Spec, read_sub_components, split_spec
 from mmblocks.settings import Setting, format_suggestion, read_settings
 from mmblocks.shapes import SCENARIOS
 
-PARTS = ("encoder", "projector", "marks", "backbone")
+PARTS = ("encoder", "projector", "learned_tokens", "backbone")
 ONEVISION_TOKENIZERS = {"image": "anyres_max", "multi_image": "pad_newline", "video": "frames"}
 
 

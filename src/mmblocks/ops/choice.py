@@ -63,7 +63,7 @@ class Op:
     def choose_backend(self, *inputs: Any, **settings: Any) -> Backend:
         """The way that runs these inputs. Raises `ConfigError` with its reasons where the one asked for cannot."""
         wanted = find_requested_backend(self.name)
-        named = next((way for way in self.backends if way.name == wanted), None)
+        named = next((backend for backend in self.backends if backend.name == wanted), None)
         if named is not None:
             if reasons := named.reasons_against(*inputs, **settings):
                 raise ConfigError(
@@ -83,14 +83,14 @@ class Op:
     def _ordered(self, *inputs: Any, **settings: Any) -> Sequence[Backend]:
         if self.order is None:
             return self.backends
-        ways = {way.name: way for way in self.backends}
-        return [ways[name] for name in self.order(*inputs, **settings)]
+        backends = {backend.name: backend for backend in self.backends}
+        return [backends[name] for name in self.order(*inputs, **settings)]
 
-    def _tell(self, way: Backend, passed: list[str]) -> None:
+    def _tell(self, backend: Backend, passed: list[str]) -> None:
         """Log a choice once, with what stands against the faster ways."""
-        if (told := (way.name, *passed)) not in self._logged:
+        if (told := (backend.name, *passed)) not in self._logged:
             self._logged.add(told)
-            log.info("%s: %s%s", self.name, way.name, "".join(f"\n  not {reason}" for reason in passed))
+            log.info("%s: %s%s", self.name, backend.name, "".join(f"\n  not {reason}" for reason in passed))
 
 
 def list_ops() -> list[Op]:
@@ -125,15 +125,15 @@ def use_backends(every: str = AUTO, **ops: str) -> Iterator[None]:
 @cache
 def _parse_setting(text: str) -> dict[str, str]:
     pairs = [word.strip().rpartition("=") for word in text.split(",") if word.strip()]
-    asked = {op: way for op, _, way in pairs}
+    asked = {op: backend for op, _, backend in pairs}
     _require_known_backends(asked)
     return asked
 
 
 def _require_known_backends(asked: Mapping[str, str]) -> None:
     _import_all_ops()
-    names = {op.name: [way.name for way in op.backends] for op in OPS.values()}
-    every = sorted({way for ways in names.values() for way in ways})
+    names = {op.name: [backend.name for backend in op.backends] for op in OPS.values()}
+    every = sorted({way for backends in names.values() for way in backends})
     for op, way in asked.items():
         if op and op not in names:
             raise ConfigError(f"{SETTING}: there is no op {op!r}; there are {', '.join(sorted(names))}.")

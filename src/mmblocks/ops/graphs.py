@@ -223,7 +223,7 @@ def _circumstances(module: nn.Module, x: Tensor) -> tuple[Hashable, ...]:
     """What else decides what a module computes: autocast, its mode, and the ways asked of ops."""
     kind = x.device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    asked = tuple((op, way) for op in sorted(OPS) if (way := find_requested_backend(op)) != AUTO)
+    asked = tuple((op, backend) for op in sorted(OPS) if (backend := find_requested_backend(op)) != AUTO)
     return autocast, module.training, asked
 
 

@@ -16,7 +16,7 @@ from mmblocks.shapes import Size
     "adaptive_average",
     source="https://arxiv.org/abs/2405.20985",
     tiny={"rows": 2, "columns": 2},
-    oracle="means in NumPy over the cells that a new cell covers",
+    verified_against="means in NumPy over the cells that a new cell covers",
 )
 @dataclass(frozen=True)
 class AdaptiveAveragePooling:

@@ -20,7 +20,9 @@ def require_stride(name: str, stride: int) -> None:
         )
 
 
-@poolings.register("bilinear", source="https://arxiv.org/abs/2408.03326", oracle="LLaVA-NeXT (golden video, modules)")
+@poolings.register(
+    "bilinear", source="https://arxiv.org/abs/2408.03326", verified_against="LLaVA-NeXT (golden video, modules)"
+)
 @dataclass(frozen=True)
 class BilinearPooling:
     """Shrink the grid by bilinear interpolation, as LLaVA-OneVision does with frames: 27x27 to 14x14 at stride 2.

@@ -16,7 +16,7 @@ from mmblocks.shapes import Size
 @poolings.register(
     "bilinear_antialiased",
     source="https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.interpolate.html",
-    oracle="Pillow's bilinear resize of float pictures",
+    verified_against="Pillow's bilinear resize of float pictures",
 )
 @dataclass(frozen=True)
 class AntialiasedBilinearPooling:

@@ -9,7 +9,7 @@ from mmblocks.components import poolings
 from mmblocks.shapes import Size
 
 
-@poolings.register("none", source="https://arxiv.org/abs/2304.08485", oracle="none: it computes nothing")
+@poolings.register("none", source="https://arxiv.org/abs/2304.08485", verified_against="none: it computes nothing")
 @dataclass(frozen=True)
 class NoPooling:
     """Keep every cell of the grid."""

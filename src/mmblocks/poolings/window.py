@@ -30,7 +30,7 @@ def _pool_maps(pool: Callable[..., Tensor], x: Tensor, stride: int) -> Tensor:
 @poolings.register(
     "average",
     source="https://llava-vl.github.io/blog/2024-04-30-llava-next-video/",
-    oracle="LLaVA-NeXT (golden video, modules)",
+    verified_against="LLaVA-NeXT (golden video, modules)",
 )
 @dataclass(frozen=True)
 class AveragePooling:
@@ -49,7 +49,9 @@ class AveragePooling:
         return _pool_maps(F.avg_pool2d, x, self.stride)
 
 
-@poolings.register("max", source="https://github.com/LLaVA-VL/LLaVA-NeXT", oracle="LLaVA-NeXT (golden video, modules)")
+@poolings.register(
+    "max", source="https://github.com/LLaVA-VL/LLaVA-NeXT", verified_against="LLaVA-NeXT (golden video, modules)"
+)
 @dataclass(frozen=True)
 class MaxPooling:
     """Largest value per channel in each whole window of stride x stride cells: 27x27 to 13x13 at stride 2."""

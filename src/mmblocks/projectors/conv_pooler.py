@@ -29,7 +29,7 @@ class WindowedProjector(nn.Module):
 
 
 @projectors.register(
-    "conv_pooler", source="https://github.com/LLaVA-VL/LLaVA-NeXT", oracle="LLaVA-NeXT (golden modules)"
+    "conv_pooler", source="https://github.com/LLaVA-VL/LLaVA-NeXT", verified_against="LLaVA-NeXT (golden modules)"
 )
 class ConvPooler(WindowedProjector):
     """A convolution over windows to the LLM's width, GELU, and a linear layer: LLaVA-NeXT's projector "pooler".
@@ -46,7 +46,7 @@ class ConvPooler(WindowedProjector):
 
 
 @projectors.register(
-    "strided_conv", source="https://github.com/LLaVA-VL/LLaVA-NeXT", oracle="LLaVA-NeXT (golden modules)"
+    "strided_conv", source="https://github.com/LLaVA-VL/LLaVA-NeXT", verified_against="LLaVA-NeXT (golden modules)"
 )
 class StridedConv(WindowedProjector):
     """A convolution over windows of the features, then an MLP: LLaVA-NeXT's resampler spatial_pool in its mode conv.

@@ -20,7 +20,9 @@ class SwiGLU(nn.Module):
         return F.silu(self.gate(x)) * self.up(x)
 
 
-@projectors.register("gated", source="https://arxiv.org/abs/2002.05202", tiny={"expansion": 2.0}, oracle="timm SwiGLU")
+@projectors.register(
+    "gated", source="https://arxiv.org/abs/2002.05202", tiny={"expansion": 2.0}, verified_against="timm SwiGLU"
+)
 class Gated(PerToken):
     """SwiGLU per patch, down(silu(gate(x)) * up(x)), `expansion` times in_dim wide inside.
 

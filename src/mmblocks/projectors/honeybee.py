@@ -66,7 +66,7 @@ def _build_stage(depth: int, in_dim: int, dim: int) -> nn.Module:
     "c_abstractor",
     source="https://arxiv.org/abs/2312.06742",
     tiny={"queries": 4, "dim": 16, "depth": 1},
-    oracle="none at hand: shapes and parameter counts of the paper",
+    verified_against="none at hand: shapes and parameter counts of the paper",
 )
 class CAbstractor(Abstractor):
     """Honeybee's C-Abstractor: RegNet blocks, average pooling to a square grid of queries, RegNet blocks, an MLP.
@@ -106,8 +106,8 @@ class DeformableBody(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         views, rows, columns, _ = x.shape
         cells = self.input_proj(x).flatten(1, 2) + self.v_pos_emb
-        picture = rearrange(cells, "v (h w) d -> v d h w", h=rows)
-        where = F.adaptive_avg_pool2d(picture, (self.side, self.side)).flatten(2).transpose(1, 2)
+        image = rearrange(cells, "v (h w) d -> v d h w", h=rows)
+        where = F.adaptive_avg_pool2d(image, (self.side, self.side)).flatten(2).transpose(1, 2)
         seen = self.decoder(
             inputs_embeds=self.query_position_embeddings.weight.expand(views, -1, -1),
             object_queries_position_embeddings=where,
@@ -130,7 +130,7 @@ def _spread(grid: Size, side: int) -> Tensor:
     "d_abstractor",
     source="https://arxiv.org/abs/2312.06742",
     tiny={"queries": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 24, "points": 2},
-    oracle="none at hand: deformable attention sampled by hand, shapes of the paper",
+    verified_against="none at hand: deformable attention sampled by hand, shapes of the paper",
 )
 class DAbstractor(Abstractor):
     """Honeybee's D-Abstractor: a Deformable DETR decoder whose queries form a square grid over the picture.

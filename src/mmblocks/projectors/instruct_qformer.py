@@ -57,7 +57,7 @@ class SkippedFeedForward(nn.Module):
     "instruct_qformer",
     source="https://arxiv.org/abs/2305.06500",
     tiny={**TINY, "vocab_size": 640, "max_text_tokens": 32, "text_tokenizer": "mmblocks:tinyworld_text"},
-    oracle="transformers InstructBlipForConditionalGeneration",
+    verified_against="transformers InstructBlipForConditionalGeneration",
 )
 class InstructQFormer(LearnedQueries):
     """InstructBLIP's Q-Former: the words of the question attend beside the queries, so that these look for what is asked.

@@ -78,7 +78,7 @@ class LightweightDownsample(nn.Module):
 @projectors.register(
     "ldp",
     source="https://arxiv.org/abs/2312.16886",
-    oracle="MobileVLM's arrangement of torchvision InvertedResidual and timm LayerNormAct2d",
+    verified_against="MobileVLM's arrangement of torchvision InvertedResidual and timm LayerNormAct2d",
 )
 class LDP(nn.Module):
     """MobileVLM's lightweight downsample projector: an MLP and two MobileNetV3 blocks, the second with stride 2.
@@ -119,7 +119,7 @@ class DownsampleWithPositions(nn.Module):
     "ldpv2",
     source="https://arxiv.org/abs/2402.03766",
     tiny={"rows": 2, "columns": 2},
-    oracle="MobileVLM's arrangement of timm Mlp, means in NumPy and timm PosConv",
+    verified_against="MobileVLM's arrangement of timm Mlp, means in NumPy and timm PosConv",
 )
 class LDPv2(nn.Module):
     """MobileVLM V2's projector: an MLP, the mean of the cells down to a fixed grid, and a convolution for positions.

@@ -50,7 +50,9 @@ class MaskedLayers(nn.Sequential):
 
 
 @projectors.register(
-    "masked_drop", source="https://github.com/LLaVA-VL/LLaVA-NeXT", oracle="LLaVA-NeXT (golden modules) in evaluation"
+    "masked_drop",
+    source="https://github.com/LLaVA-VL/LLaVA-NeXT",
+    verified_against="LLaVA-NeXT (golden modules) in evaluation",
 )
 class MaskedDrop(PerToken):
     """An MLP that in training sees only some rows of each view's features: LLaVA-NeXT's resampler masked_drop.

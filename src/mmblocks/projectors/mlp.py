@@ -34,7 +34,7 @@ def make_linear_layers(name: str, in_dim: int, out_dim: int, depth: int) -> tupl
 
 
 @projectors.register(
-    "mlp", source="https://arxiv.org/abs/2310.03744", tiny={"depth": 2}, oracle="LLaVA-NeXT (golden modules)"
+    "mlp", source="https://arxiv.org/abs/2310.03744", tiny={"depth": 2}, verified_against="LLaVA-NeXT (golden modules)"
 )
 class MLP(PerToken):
     """Linear layers with GELU between them: LLaVA-1.5's and OneVision's connector at depth 2.
@@ -47,7 +47,9 @@ class MLP(PerToken):
         self.body, self.head = make_linear_layers("mlp", in_dim, out_dim, depth)
 
 
-@projectors.register("linear", source="https://arxiv.org/abs/2304.08485", oracle="LLaVA-NeXT (golden modules)")
+@projectors.register(
+    "linear", source="https://arxiv.org/abs/2304.08485", verified_against="LLaVA-NeXT (golden modules)"
+)
 class Linear(PerToken):
     """One linear map per patch: LLaVA's first connector.   Shape: (..., in_dim) -> (..., out_dim)."""
 
@@ -57,7 +59,9 @@ class Linear(PerToken):
         self.head = nn.Linear(in_dim, out_dim)
 
 
-@projectors.register("identity", source="https://github.com/LLaVA-VL/LLaVA-NeXT", oracle="LLaVA-NeXT (golden modules)")
+@projectors.register(
+    "identity", source="https://github.com/LLaVA-VL/LLaVA-NeXT", verified_against="LLaVA-NeXT (golden modules)"
+)
 class Identity(PerToken):
     """Pass features on unchanged; encoder and LLM must have the same width."""
 

@@ -21,7 +21,7 @@ class ResidualBlock(nn.Module):
 
 
 @projectors.register(
-    "mlp_residual", source="https://github.com/LLaVA-VL/LLaVA-NeXT", oracle="LLaVA-NeXT (golden modules)"
+    "mlp_residual", source="https://github.com/LLaVA-VL/LLaVA-NeXT", verified_against="LLaVA-NeXT (golden modules)"
 )
 class ResidualMLP(PerToken):
     """An MLP followed by residual blocks: LLaVA's mlpNx_resMx_gelu, N being `depth` and M `blocks`.

@@ -64,7 +64,7 @@ def _make_feed_forward(dim: int, mult: int) -> nn.Sequential:
     "perceiver",
     source="https://arxiv.org/abs/2204.14198",
     tiny={"queries": 4, "depth": 2, "heads": 2, "head_dim": 8, "ff_mult": 2},
-    oracle="LLaVA-NeXT (golden modules)",
+    verified_against="LLaVA-NeXT (golden modules)",
 )
 class Perceiver(LearnedQueries):
     """Flamingo's perceiver resampler as LLaVA-NeXT has it, of the encoder's width, and one linear map behind it.
@@ -109,7 +109,7 @@ class ConnectorBody(nn.Module):
     "idefics2_perceiver",
     source="https://arxiv.org/abs/2405.02246",
     tiny={"queries": 4, "depth": 2, "heads": 2, "head_dim": 8, "kv_heads": 1, "mlp_dim": 24},
-    oracle="transformers Idefics2Connector",
+    verified_against="transformers Idefics2Connector",
 )
 class Idefics2Perceiver(LearnedQueries):
     """Idefics2's connector: a gated MLP to the LLM's width, then a perceiver resampler that ends in a norm.

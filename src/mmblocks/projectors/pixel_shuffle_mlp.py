@@ -21,7 +21,7 @@ class PixelShuffle(nn.Module):
 
 
 @projectors.register(
-    "pixel_shuffle_mlp", source="https://arxiv.org/abs/2404.16821", oracle="transformers InternVLModel"
+    "pixel_shuffle_mlp", source="https://arxiv.org/abs/2404.16821", verified_against="transformers InternVLModel"
 )
 class PixelShuffleMLP(nn.Module):
     """Cells merged 2x2 into wider ones, then LayerNorm and two linear layers: InternVL's connector from 1.5 on.

@@ -29,7 +29,7 @@ class QFormerBody(nn.Module):
     "qformer",
     source="https://arxiv.org/abs/2301.12597",
     tiny=TINY,
-    oracle="transformers Blip2ForConditionalGeneration; LLaVA-NeXT (golden modules)",
+    verified_against="transformers Blip2ForConditionalGeneration; LLaVA-NeXT (golden modules)",
 )
 class QFormer(LearnedQueries):
     """BLIP-2's Q-Former: learned queries attend to each other and, every `cross_every` blocks, to the cells.

@@ -118,8 +118,8 @@ def _resize_map(x: Tensor, side: int) -> Tensor:
     """(views, h, w, dim) to (views, side, side, dim), bilinear, in float32 as in the original."""
     if x.shape[1:3] == (side, side):
         return x
-    picture = rearrange(x, "v h w d -> v d h w")
-    wide = picture if picture.dtype == torch.float64 else picture.float()
+    image = rearrange(x, "v h w d -> v d h w")
+    wide = image if image.dtype == torch.float64 else image.float()
     resized = F.interpolate(wide, size=(side, side), mode="bilinear", align_corners=False)
     return rearrange(resized, "v d h w -> v h w d").to(x.dtype)
 
@@ -128,7 +128,7 @@ def _resize_map(x: Tensor, side: int) -> Tensor:
     "sva",
     source="https://arxiv.org/abs/2406.16860",
     tiny={"queries": 4, "dim": 16, "depth": 2, "heads": 2, "windows": [2]},
-    oracle="none at hand: a plain loop over queries and windows, parameter counts of the paper",
+    verified_against="none at hand: a plain loop over queries and windows, parameter counts of the paper",
 )
 class SpatialVisionAggregator(nn.Module):
     """Cambrian-1's SVA in front of the LLM: every query of a square grid reads its own window of every source.

@@ -64,7 +64,7 @@ class MergeTokens(nn.Module):
     "token_merging",
     source="https://arxiv.org/abs/2210.09461",
     tiny={"tokens": 4},
-    oracle="none at hand: the paper's matching in plain loops, and its laws",
+    verified_against="none at hand: the paper's matching in plain loops, and its laws",
 )
 class TokenMerging(nn.Module):
     """Merge the most alike patches (ToMe) until `tokens` are left, then an MLP.

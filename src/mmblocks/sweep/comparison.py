@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmblocks.sweep.trials import CELL, SEED, Sweep, SweepTrial, read_json, shorten_keys
+from mmblocks.sweep.trials import SEED, TRIAL, Sweep, SweepTrial, read_json, shorten_keys
 
-MARKDOWN, TABLE, PICTURE = "comparison.md", "comparison.csv", "comparison.png"
+MARKDOWN, TABLE, IMAGE = "comparison.md", "comparison.csv", "comparison.png"
 COSTS = {"visual_tokens": "tokens", "flops": "FLOPs"}
 """What a score is weighed against, and its short name."""
 
@@ -67,28 +67,28 @@ class Comparison:
 def compare_trials(folder: Path) -> Comparison:
     """Read a sweep's folder; cells that have not finished are left out of the means."""
     sweep = Sweep.load(folder)
-    results = {cell.name: sweep.read_result(folder, cell) for cell in sweep.cells}
+    results = {trial.name: sweep.read_result(folder, trial) for trial in sweep.trials}
     done = {name: found for name, found in results.items() if found is not None and found["status"] == "done"}
     groups: dict[tuple[tuple[str, str], ...], list[SweepTrial]] = {}
-    for cell in sweep.cells:
+    for cell in sweep.trials:
         groups.setdefault(tuple((k, v) for k, v in cell.choices.items() if k != SEED), []).append(cell)
-    rows = [_row(folder, dict(chosen), cells, done) for chosen, cells in groups.items()]
+    rows = [_row(folder, dict(chosen), trials, done) for chosen, trials in groups.items()]
     missing = {name: found.get("reason") if found else None for name, found in results.items() if name not in done}
     return Comparison(sweep, tuple(_mark_pareto_fronts(rows, higher_is_better=sweep.score != "loss")), missing)
 
 
 def _row(
-    folder: Path, choices: Mapping[str, str], cells: Sequence[SweepTrial], done: Mapping[str, Any]
+    folder: Path, choices: Mapping[str, str], trials: Sequence[SweepTrial], done: Mapping[str, Any]
 ) -> ComparisonRow:
-    ended = [done[cell.name] for cell in cells if cell.name in done]
+    ended = [done[trial.name] for trial in trials if trial.name in done]
     names = dict.fromkeys(name for result in ended for name in result["values"])
-    cost = read_json(folder / cells[0].name / CELL)["cost"]
+    cost = read_json(folder / trials[0].name / TRIAL)["cost"]
     values = {
         name: SeedStatistics.from_values(_list_known_values(name, [result["values"] for result in ended]))
         for name in names
     }
     paid = {name: _mean(_list_known_values(name, ended)) for name in ("peak_bytes", "seconds")}
-    return ComparisonRow(choices, len(cells), len(ended), values, **{**cost, **paid})
+    return ComparisonRow(choices, len(trials), len(ended), values, **{**cost, **paid})
 
 
 def _list_known_values(name: str, results: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -139,8 +139,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
     (folder / MARKDOWN).write_text(format_markdown(comparison), encoding="utf-8")
     (folder / TABLE).write_text(format_csv(comparison), encoding="utf-8")
-    draw_comparison(comparison, folder / PICTURE)
-    return [folder / name for name in (MARKDOWN, TABLE, PICTURE)]
+    draw_comparison(comparison, folder / IMAGE)
+    return [folder / name for name in (MARKDOWN, TABLE, IMAGE)]
 
 
 def format_csv(comparison: Comparison) -> str:
@@ -166,8 +166,8 @@ def format_markdown(comparison: Comparison) -> str:
     shared = f" with {' '.join(sweep.overrides)}" if sweep.overrides else ""
     lines = [f"# {sweep.recipe}{shared}", "", *_format_rows(comparison), "", *_legend(sweep)]
     if comparison.missing:
-        ended = len(sweep.cells) - len(comparison.missing)
-        lines += ["", f"{ended} of {len(sweep.cells)} cells have finished. The others:", ""]
+        ended = len(sweep.trials) - len(comparison.missing)
+        lines += ["", f"{ended} of {len(sweep.trials)} cells have finished. The others:", ""]
         lines += [f"- {name}: {reason or 'not finished'}" for name, reason in comparison.missing.items()]
     return "\n".join(lines) + "\n"
 
@@ -182,9 +182,11 @@ def _format_rows(comparison: Comparison) -> Iterator[str]:
     )
     for number, row in enumerate(comparison.rows, 1):
         shown = [_format_statistics(name, row.values.get(name)) for name in comparison.value_names]
-        cells = str(row.num_trials) if row.num_finished == row.num_trials else f"{row.num_finished} of {row.num_trials}"
+        trials = (
+            str(row.num_trials) if row.num_finished == row.num_trials else f"{row.num_finished} of {row.num_trials}"
+        )
         yield _format_line(
-            [str(number), *(row.choices[k] for k in keys), cells, *shown, *_costs(row), ", ".join(row.front)]
+            [str(number), *(row.choices[k] for k in keys), trials, *shown, *_costs(row), ", ".join(row.front)]
         )
 
 

@@ -22,10 +22,10 @@ def run_job(config: DictConfig) -> None:
     """One cell of a sweep, in a process of its own; what became of it is in its folder and told in a line."""
     folder = Path(config.folder)
     sweep = Sweep.load(folder)
-    cell = sweep.cells[config.cell]
-    where = f"[{config.cell + 1}/{len(sweep.cells)}] {cell.name}"
+    trial = sweep.trials[config.cell]
+    where = f"[{config.cell + 1}/{len(sweep.trials)}] {trial.name}"
     print(f"{where}: started", flush=True)
-    print(f"{where}: {run_in_process(folder / cell.name, sweep.score_settings)}", flush=True)
+    print(f"{where}: {run_in_process(folder / trial.name, sweep.score_settings)}", flush=True)
 
 
 def main() -> str | None:

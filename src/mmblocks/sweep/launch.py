@@ -22,7 +22,7 @@ from mmblocks.conf.overrides import parse_overrides
 from mmblocks.errors import ConfigError
 from mmblocks.settings import format_suggestion
 from mmblocks.storage import write_json
-from mmblocks.sweep.trials import CELL, Axis, ScoreKind, Sweep, SweepTrial, cross_axes, read_json, vary_one_at_a_time
+from mmblocks.sweep.trials import TRIAL, Axis, ScoreKind, Sweep, SweepTrial, cross_axes, read_json, vary_one_at_a_time
 from mmblocks.train import stages as training
 from mmblocks.train.checks.run import check_run
 
@@ -31,7 +31,7 @@ LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
 VISUALS = ("image=1000x700", "video=1280x720@30s")
 TINY_VISUALS = ("image=96x72", "video=48x48@2s@4fps")
 """What tokens are counted for unless visuals are named; the second, where all data is TinyWorld's: its own sizes."""
-CHANGEABLE_IN_SWEEP = training.CHANGEABLE_ON_RESUME - {"stop_after", "log_every"}
+CHANGEABLE_IN_SWEEP = training.CHANGEABLE_ON_RESUME - {"last_stage", "log_every"}
 """Settings of a run that may differ when a sweep goes on: they change no result."""
 
 
@@ -99,30 +99,30 @@ def prepare_sweep(
     """
     said = SweepArguments.from_words(recipe, words)
     _require_launcher(said.launcher)
-    cells = (vary_one_at_a_time if arms_only else cross_axes)(said.axes)
-    runs = _compose_trials(recipe, said.shared, cells)
+    trials = (vary_one_at_a_time if arms_only else cross_axes)(said.axes)
+    runs = _compose_trials(recipe, said.shared, trials)
     first = next(iter(runs.values()))
     folder = Path(first["out"]) / "sweep" if out is None else out
     is_tiny = all(_only_tinyworld(run) for run in runs.values())
     visuals = said.visuals or (TINY_VISUALS if is_tiny else VISUALS)
-    sweep = Sweep(recipe, said.shared, tuple(cells), score or ("tiny" if is_tiny else "loss"), samples, visuals)
+    sweep = Sweep(recipe, said.shared, tuple(trials), score or ("tiny" if is_tiny else "loss"), samples, visuals)
     _write_sweep(folder, sweep, runs)
     return folder
 
 
-def _compose_trials(recipe: str, shared: Sequence[str], cells: Sequence[SweepTrial]) -> dict[str, dict[str, Any]]:
+def _compose_trials(recipe: str, shared: Sequence[str], trials: Sequence[SweepTrial]) -> dict[str, dict[str, Any]]:
     """Every cell's run by name. Raises one `ConfigError` for all that is wrong with all of them."""
     if is_system(recipe):
         compose(recipe)  # says why a system is no run
     runs: dict[str, dict[str, Any]] = {}
     wrong: list[str] = []
-    for cell in cells:
+    for trial in trials:
         try:
-            runs[cell.name] = compose_unchecked(recipe, [*shared, *cell.overrides])
-            faults = [str(fault) for fault in check_run(runs[cell.name])]
+            runs[trial.name] = compose_unchecked(recipe, [*shared, *trial.overrides])
+            faults = [str(fault) for fault in check_run(runs[trial.name])]
         except ConfigError as error:
             faults = [str(error)]
-        wrong += [f"  {cell.name}: {fault}" for fault in faults]
+        wrong += [f"  {trial.name}: {fault}" for fault in faults]
     if wrong:
         raise ConfigError("this sweep cannot run, and nothing was started:\n" + "\n".join(wrong))
     return runs
@@ -146,12 +146,14 @@ def _write_sweep(folder: Path, sweep: Sweep, runs: Mapping[str, dict[str, Any]])
         name: {"recipe": {**run, "out": str(folder / name)}, "cost": count_cost(json.dumps(run["model"]))}
         for name, run in runs.items()
     }
-    others = [said for name, cell in written.items() if (said := _describe_disagreement(folder / name, cell["recipe"]))]
+    others = [
+        said for name, trial in written.items() if (said := _describe_disagreement(folder / name, trial["recipe"]))
+    ]
     if others:
         raise ConfigError("\n".join([*others, "Name another folder with --out, or delete what is there."]))
     for name, cell in written.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        write_json(folder / name / CELL, cell)
+        write_json(folder / name / TRIAL, cell)
     sweep.save(folder)
 
 
@@ -171,9 +173,9 @@ def _cost(model: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, Any]:
 
 def _describe_disagreement(folder: Path, recipe: Mapping[str, Any]) -> str:
     """In which settings the cell that lives in a folder differs from the one that is to run there."""
-    if not (folder / CELL).is_file():
+    if not (folder / TRIAL).is_file():
         return f"{folder} is there already, and is no cell of a sweep." if folder.exists() else ""
-    found = read_json(folder / CELL)["recipe"]
+    found = read_json(folder / TRIAL)["recipe"]
     keys = [k for k in sorted({*found, *recipe} - {*CHANGEABLE_IN_SWEEP}) if found.get(k) != recipe.get(k)]
     return f"{folder} holds a cell with other settings (they differ in {', '.join(keys)})." if keys else ""
 
@@ -210,13 +212,13 @@ def run_sweep(folder: Path, words: Sequence[str] = ()) -> bool:
     return not sweep.list_unfinished(folder)
 
 
-def _arguments(folder: Path, cells: Sequence[int], launcher: Sequence[str]) -> list[str]:
+def _arguments(folder: Path, trials: Sequence[int], launcher: Sequence[str]) -> list[str]:
     """Hydra's multirun over numbers of cells. Its own folder is below the sweep's; its logging would repeat ours."""
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [
         "--multirun",
         f"folder='{place}'",
-        f"cell={','.join(map(str, cells))}",
+        f"cell={','.join(map(str, trials))}",
         f"hydra.sweep.dir='{place}/launcher'",
         "hydra.sweep.subdir=.",
         "hydra.output_subdir=null",

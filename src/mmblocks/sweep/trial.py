@@ -18,7 +18,7 @@ from mmblocks.errors import BusyError, MMBlocksError, TrainingPreempted
 from mmblocks.lock import lock_folder
 from mmblocks.storage import write_json
 from mmblocks.sweep.runs import METRICS_FILE, read_last_loss
-from mmblocks.sweep.trials import CELL, RESULT, read_json
+from mmblocks.sweep.trials import RESULT, TRIAL, read_json
 
 LOG, LOCK, STARTS = "log.txt", ".lock", "starts.json"
 PRELOADED_MODULES = (
@@ -96,7 +96,7 @@ def _train_and_score(place: Path, scoring: Mapping[str, Any]) -> dict[str, Any]:
     spent = _train_trial(place) if before.get("status") != "done" else {k: before[k] for k in ("peak_bytes", "seconds")}
     values: dict[str, float | None] = {}
     if scoring["score"] == "tiny":
-        model = load(place / "model").to(_device(read_json(place / CELL)["recipe"]["device"]))
+        model = load(place / "model").to(_device(read_json(place / TRIAL)["recipe"]["device"]))
         values |= _tiny(model, scoring["samples"])
     return {"status": "done", "scoring": dict(scoring), "values": {**values, "loss": read_last_loss(place)}, **spent}
 
@@ -106,7 +106,7 @@ def _train_trial(place: Path) -> dict[str, Any]:
     from mmblocks import train
 
     starts = _starts(place)
-    train.run({**read_json(place / CELL)["recipe"], "out": str(place)})
+    train.run({**read_json(place / TRIAL)["recipe"], "out": str(place)})
     return {
         "peak_bytes": measure_peak_bytes(),
         "seconds": sum(end - begin for begin, end in [*starts[:-1], (starts[-1][0], time.time())]),

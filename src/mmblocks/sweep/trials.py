@@ -17,7 +17,7 @@ from mmblocks.storage import write_json
 
 SEED = "seed"
 """The setting over whose values scores are averaged."""
-SWEEP, CELL, RESULT = "sweep.json", "cell.json", "result.json"
+SWEEP, TRIAL, RESULT = "sweep.json", "cell.json", "result.json"
 LONGEST_NAME = 120
 ScoreKind = Literal["tiny", "loss"]
 
@@ -127,7 +127,7 @@ class Sweep:
 
     recipe: str
     overrides: tuple[str, ...]
-    cells: tuple[SweepTrial, ...]
+    trials: tuple[SweepTrial, ...]
     score: ScoreKind
     samples: int
     visuals: tuple[str, ...]
@@ -143,16 +143,16 @@ class Sweep:
             raise ConfigError(f"{folder} is not the folder of a sweep: it has no {SWEEP}.")
         raw = read_json(folder / SWEEP)
         listed = {key: tuple(raw[key]) for key in ("overrides", "visuals")}
-        return cls(**{**raw, **listed, "cells": tuple(SweepTrial(**cell) for cell in raw["cells"])})
+        return cls(**{**raw, **listed, "cells": tuple(SweepTrial(**trial) for trial in raw["cells"])})
 
     @property
     def score_settings(self) -> dict[str, Any]:
         """What a score must have been made with to be this sweep's."""
         return {"score": self.score, "samples": self.samples} if self.score == "tiny" else {"score": self.score}
 
-    def read_result(self, folder: Path, cell: SweepTrial) -> dict[str, Any] | None:
+    def read_result(self, folder: Path, trial: SweepTrial) -> dict[str, Any] | None:
         """What came of a cell, or None as long as it has not ended, or where it was scored in another way."""
-        path = folder / cell.name / RESULT
+        path = folder / trial.name / RESULT
         found = read_json(path) if path.is_file() else None
         return (
             None if found is None or (found["status"] == "done" and found["scoring"] != self.score_settings) else found
@@ -160,7 +160,7 @@ class Sweep:
 
     def list_unfinished(self, folder: Path) -> list[int]:
         """Numbers of the cells that have no score yet, failed ones included."""
-        results = [self.read_result(folder, cell) for cell in self.cells]
+        results = [self.read_result(folder, trial) for trial in self.trials]
         return [number for number, found in enumerate(results) if found is None or found["status"] != "done"]
 
 

@@ -11,7 +11,7 @@ from mmblocks.conversation import Message, Visual
 @templates.register(
     "blip2",
     source="https://arxiv.org/abs/2301.12597",
-    oracle="transformers Blip2Processor, InstructBlipProcessor",
+    verified_against="transformers Blip2Processor, InstructBlipProcessor",
 )
 @dataclass(frozen=True)
 class Blip2:

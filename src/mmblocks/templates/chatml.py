@@ -12,7 +12,7 @@ from mmblocks.templates._turns import make_spans, split_system
 @templates.register(
     "chatml",
     source="https://arxiv.org/abs/2309.16609",
-    oracle="LLaVA-NeXT (golden conversations, labels)",
+    verified_against="LLaVA-NeXT (golden conversations, labels)",
 )
 @dataclass(frozen=True)
 class ChatML:

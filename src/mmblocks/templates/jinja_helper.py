@@ -83,7 +83,7 @@ class GenerationTag(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_write_body"), [], [], body).set_lineno(line)
 
     def _write_body(self, caller: Any) -> str:
         return caller()

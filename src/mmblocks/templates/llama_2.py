@@ -12,7 +12,7 @@ from mmblocks.templates._turns import make_spans, split_system
 @templates.register(
     "llama_2",
     source="https://arxiv.org/abs/2307.09288",
-    oracle="LLaVA-NeXT (golden conversations, labels)",
+    verified_against="LLaVA-NeXT (golden conversations, labels)",
 )
 @dataclass(frozen=True)
 class Llama2:

@@ -12,7 +12,7 @@ from mmblocks.templates._turns import make_spans, split_system, strip_ends
 @templates.register(
     "llama_3",
     source="https://arxiv.org/abs/2407.21783",
-    oracle="LLaVA-NeXT (golden conversations, labels)",
+    verified_against="LLaVA-NeXT (golden conversations, labels)",
 )
 @dataclass(frozen=True)
 class Llama3:

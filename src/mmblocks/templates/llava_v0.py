@@ -12,7 +12,7 @@ from mmblocks.templates._turns import make_spans, split_system
 @templates.register(
     "llava_v0",
     source="https://arxiv.org/abs/2304.08485",
-    oracle="LLaVA-NeXT (golden conversations, labels)",
+    verified_against="LLaVA-NeXT (golden conversations, labels)",
 )
 @dataclass(frozen=True)
 class LlavaV0:

@@ -13,7 +13,7 @@ from mmblocks.templates._turns import make_spans
 @templates.register(
     "plain",
     source="https://arxiv.org/abs/2304.08485",
-    oracle="LLaVA-NeXT (golden conversations, labels)",
+    verified_against="LLaVA-NeXT (golden conversations, labels)",
 )
 @dataclass(frozen=True)
 class PlainCaption:

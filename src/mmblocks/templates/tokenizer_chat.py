@@ -22,7 +22,7 @@ SAMPLE_ANSWER = Message("assistant", (Text("!"),))
 @templates.register(
     "tokenizer",
     source="https://huggingface.co/docs/transformers/chat_templating",
-    oracle="transformers apply_chat_template",
+    verified_against="transformers apply_chat_template",
 )
 @dataclass(frozen=True)
 class TokenizerChat:

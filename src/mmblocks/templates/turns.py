@@ -11,7 +11,7 @@ from mmblocks.templates._turns import make_spans, split_system
 @templates.register(
     "turns",
     source="https://huggingface.co/mosaicml/mpt-30b-chat",
-    oracle="LLaVA-NeXT (golden conversations, labels)",
+    verified_against="LLaVA-NeXT (golden conversations, labels)",
 )
 @dataclass(frozen=True)
 class Turns:

@@ -12,7 +12,7 @@ from mmblocks.templates._turns import make_spans, split_system
 @templates.register(
     "vicuna_v1",
     source="https://lmsys.org/blog/2023-03-30-vicuna/",
-    oracle="LLaVA-NeXT (golden conversations, labels)",
+    verified_against="LLaVA-NeXT (golden conversations, labels)",
 )
 @dataclass(frozen=True)
 class Vicuna:

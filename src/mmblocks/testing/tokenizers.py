@@ -88,8 +88,8 @@ def check_token_counts(subject: Subject) -> None:
     """count(plan) == plan.num_tokens == rows that assemble gives, for every size of picture or clip."""
     for place, shape in list_cases(subject):
         plan = place.tokenizer.plan(shape)
-        marks = {mark: torch.zeros(DIM) for mark in place.tokenizer.learned_tokens}
-        rows = place.tokenizer.assemble(place.make_features(plan), plan, marks)
+        learned_tokens = {learned_token: torch.zeros(DIM) for learned_token in place.tokenizer.learned_tokens}
+        rows = place.tokenizer.assemble(place.make_features(plan), plan, learned_tokens)
         counts = (place.tokenizer.count(plan), plan.num_tokens, len(rows))
         shown = f"A {shape.kind} of {shape.size} pixels, frames {shape.num_frames}:"
         check_that(len(set(counts)) == 1, f"{shown} count {counts[0]}, num_tokens {counts[1]}, rows {counts[2]}.")
@@ -126,11 +126,13 @@ def check_learned_tokens(subject: Subject) -> None:
     reached: dict[str, bool] = {}
     for place, shape in list_cases(subject):
         plan = place.tokenizer.plan(shape)
-        marks = {mark: torch.ones(DIM, requires_grad=True) for mark in place.tokenizer.learned_tokens}
+        learned_tokens = {
+            learned_token: torch.ones(DIM, requires_grad=True) for learned_token in place.tokenizer.learned_tokens
+        }
         x = place.make_features(plan).requires_grad_()
-        place.tokenizer.assemble(x, plan, marks).square().sum().backward()
+        place.tokenizer.assemble(x, plan, learned_tokens).square().sum().backward()
         check_that(x.grad is not None, f"{shape}: no gradient reaches the features.")
-        for mark, row in marks.items():
+        for mark, row in learned_tokens.items():
             reached[mark] = reached.get(mark, False) or (row.grad is not None and bool(row.grad.any()))
     unused = [mark for mark, seen in reached.items() if not seen]
     check_that(not unused, f"Nothing brings {', '.join(unused)}.")
@@ -149,27 +151,30 @@ def check_lowered_plan(place: TokenizerSetup, shape: VisualShape) -> None:
     if said is None:
         return
     shown, x = f"A {shape.kind} of {shape.size} pixels, frames {shape.num_frames}:", place.make_features(plan).double()
-    marks = {mark: torch.full((DIM,), -10.0 - m).double() for m, mark in enumerate(place.tokenizer.learned_tokens)}
+    learned_tokens = {
+        learned_token: torch.full((DIM,), -10.0 - m).double()
+        for m, learned_token in enumerate(place.tokenizer.learned_tokens)
+    }
     check_that(
         said.rows.dtype == torch.int64 and said.rows.shape == said.weights.shape, f"{shown} rows and weights differ."
     )
     check_that(
         bool(((said.weights.sum(1) - 1).abs() < 1e-6).all()), f"{shown} the weights of a token do not sum to one."
     )
-    got, want = _gathered(said, x, list(marks.values())), _assembled(place, x, plan, marks)
+    got, want = _gathered(said, x, list(learned_tokens.values())), _assembled(place, x, plan, learned_tokens)
     check_that(got.shape == want.shape, f"{shown} {len(got)} rows are lowered, {len(want)} assembled.")
     wrong = [row for row, apart in enumerate((got - want).abs().amax(1).tolist()) if apart > EXACT]
     check_that(not wrong, f"{shown} row {wrong[:1]} of {len(want)} is another one assembled.")
 
 
-def _gathered(said: LoweredPlan, x: Tensor, marks: list[Tensor]) -> Tensor:
+def _gathered(said: LoweredPlan, x: Tensor, learned_tokens: list[Tensor]) -> Tensor:
     """Every number of a cell is a row of the table, and -1 - m counts its marks from behind."""
-    table = torch.cat([x.flatten(0, 2), *(mark[None] for mark in reversed(marks))])
+    table = torch.cat([x.flatten(0, 2), *(learned_token[None] for learned_token in reversed(learned_tokens))])
     return (table[said.rows] * said.weights.to(x)[..., None]).sum(1)
 
 
-def _assembled(place: TokenizerSetup, x: Tensor, plan: VisualPlan, marks: dict[str, Tensor]) -> Tensor:
-    return place.tokenizer.assemble(apply_before_projector(place.tokenizer, x), plan, marks)
+def _assembled(place: TokenizerSetup, x: Tensor, plan: VisualPlan, learned_tokens: dict[str, Tensor]) -> Tensor:
+    return place.tokenizer.assemble(apply_before_projector(place.tokenizer, x), plan, learned_tokens)
 
 
 CHECKS = (

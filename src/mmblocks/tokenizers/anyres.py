@@ -46,7 +46,7 @@ class AnyResPlan(VisualPlan):
     "anyres",
     source="https://llava-vl.github.io/blog/2024-01-30-llava-next/",
     tiny={"pinpoints": "(1x1),...,(2x2)"},
-    oracle="LLaVA-NeXT (golden tokens); transformers LlavaOnevision",
+    verified_against="LLaVA-NeXT (golden tokens); transformers LlavaOnevision",
 )
 @dataclass(frozen=True, slots=True)
 class AnyRes:
@@ -133,12 +133,12 @@ class AnyRes:
 
     # Tensors --------------------------------------------------------------------------------------------------------
 
-    def assemble(self, x: Tensor, plan: AnyResPlan, marks: Mapping[str, Tensor]) -> Tensor:
+    def assemble(self, x: Tensor, plan: AnyResPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(base view and tiles, h, w, d) to (plan.num_tokens, d): the base view's rows first, without newlines."""
         if self.merge == "flat":
             return to_rows(x)
         base, kept = self._split_views(x, plan)
-        return torch.cat([to_rows(base), self._map_rows(kept, plan, marks)])
+        return torch.cat([to_rows(base), self._map_rows(kept, plan, learned_tokens)])
 
     def lower_plan(self, plan: AnyResPlan) -> LoweredPlan | None:
         """What each token is made of, in integers; None with merge="maxpool2x2"."""
@@ -160,13 +160,13 @@ class AnyRes:
         top, left, height, width = plan.kept
         return x[:first], joined[:, top : top + height, left : left + width]
 
-    def _map_rows(self, kept: Tensor, plan: AnyResPlan, marks: Mapping[str, Tensor]) -> Tensor:
+    def _map_rows(self, kept: Tensor, plan: AnyResPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         if self.merge == "spatial":
             return to_rows(kept)
         if self.merge == "maxpool2x2":
             halved = F.max_pool2d(rearrange(kept, "1 h w d -> 1 d h w"), 2)
             return to_rows(rearrange(halved, "1 d h w -> 1 h w d"))
-        return append_newline_per_line(_scale_map(kept, plan.map_cells), marks["newline"])
+        return append_newline_per_line(_scale_map(kept, plan.map_cells), learned_tokens["newline"])
 
 
 def _scale_map(x: Tensor, cells: Size) -> Tensor:

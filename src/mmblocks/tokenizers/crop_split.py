@@ -18,7 +18,7 @@ from mmblocks.tokenizers.rows import to_rows
     "crop_split",
     source="https://github.com/LLaVA-VL/LLaVA-NeXT",
     tiny={"side_px": 64},
-    oracle="LLaVA-NeXT (golden pixels)",
+    verified_against="LLaVA-NeXT (golden pixels)",
 )
 @dataclass(frozen=True, slots=True)
 class CropSplit:
@@ -57,7 +57,7 @@ class CropSplit:
     def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
-    def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
+    def assemble(self, x: Tensor, plan: VisualPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(tiles, h, w, d) to (plan.num_tokens, d), tile by tile."""
         return to_rows(x)
 

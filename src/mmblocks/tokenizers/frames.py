@@ -23,7 +23,10 @@ class FramesPlan(VisualPlan):
 
 
 @tokenizers.register(
-    "frames", source="https://arxiv.org/abs/2408.03326", tiny={"max_frames": 4}, oracle="LLaVA-NeXT (golden clips)"
+    "frames",
+    source="https://arxiv.org/abs/2408.03326",
+    tiny={"max_frames": 4},
+    verified_against="LLaVA-NeXT (golden clips)",
 )
 @dataclass(frozen=True, slots=True)
 class Frames(FrameTokenizer):
@@ -75,23 +78,23 @@ class Frames(FrameTokenizer):
         """(frames, h, w, encoder channels), pooled where features are."""
         return self.pooling(x) if self.pool_at == "features" else x
 
-    def assemble(self, x: Tensor, plan: FramesPlan, marks: Mapping[str, Tensor]) -> Tensor:
+    def assemble(self, x: Tensor, plan: FramesPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
-        return self._arrange_rows(self._pooled(x, plan), marks)
+        return self._arrange_rows(self._pooled(x, plan), learned_tokens)
 
     def lower_plan(self, plan: FramesPlan) -> LoweredPlan | None:
         """What each token is made of, in integers; None where the pooling is not linear."""
         lowered = lower_pooling(self, plan, self._arrange_rows)
         return lowered if lowered is None else replace(lowered, early=self.pool_at == "features")
 
-    def _arrange_rows(self, pooled: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
+    def _arrange_rows(self, pooled: Tensor, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         match self.newline:
             case "grid":
-                return append_newline_per_line(pooled, marks["newline"])
+                return append_newline_per_line(pooled, learned_tokens["newline"])
             case "frame":
-                return append_newline_per_view(pooled, marks["newline"])
+                return append_newline_per_view(pooled, learned_tokens["newline"])
             case "one_token":
-                return append_newline(to_rows(pooled), marks["newline"])
+                return append_newline(to_rows(pooled), learned_tokens["newline"])
             case "none":
                 return to_rows(pooled)
 

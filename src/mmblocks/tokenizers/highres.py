@@ -18,7 +18,7 @@ from mmblocks.tokenizers.rows import to_rows
     "highres",
     source="https://github.com/LLaVA-VL/LLaVA-NeXT",
     tiny={"side_px": 64},
-    oracle="LLaVA-NeXT (golden pixels)",
+    verified_against="LLaVA-NeXT (golden pixels)",
 )
 @dataclass(frozen=True, slots=True)
 class HighRes:
@@ -55,7 +55,7 @@ class HighRes:
     def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
-    def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
+    def assemble(self, x: Tensor, plan: VisualPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(views, h, w, d) to (plan.num_tokens, d), view by view."""
         return to_rows(x)
 

@@ -128,11 +128,11 @@ def make_learned_token_codes(names: Sequence[str], k: int = 1) -> dict[str, Tens
 def lower_tokenizer_plan(tokenizer: Any, plan: VisualPlan) -> LoweredPlan | None:
     """A tokenizer's plan in integers; None where it cannot say.
 
-    A `lower` that is inherited beside an `assemble` that is not may say something else, and is not asked.
+    A `lower_plan` that is inherited beside an `assemble` that is not may say something else, and is not asked.
     """
     for kind in type(tokenizer).__mro__:
-        if "lower" in vars(kind):
-            return tokenizer.lower(plan)
+        if "lower_plan" in vars(kind):
+            return tokenizer.lower_plan(plan)
         if "assemble" in vars(kind):
             return None
     return None

@@ -39,16 +39,18 @@ class OneView:
     def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
-    def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
+    def assemble(self, x: Tensor, plan: VisualPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(1, h, w, d) to (plan.num_tokens, d)."""
-        return append_newline(to_rows(x), marks["newline"]) if self.newline else to_rows(x)
+        return append_newline(to_rows(x), learned_tokens["newline"]) if self.newline else to_rows(x)
 
     def lower_plan(self, plan: VisualPlan) -> LoweredPlan:
         """What each token is made of, in integers."""
         return lower_permutation(self, plan)
 
 
-@tokenizers.register("square", source="https://arxiv.org/abs/2304.08485", oracle="LLaVA-NeXT (golden prompts)")
+@tokenizers.register(
+    "square", source="https://arxiv.org/abs/2304.08485", verified_against="LLaVA-NeXT (golden prompts)"
+)
 def square(view_px: Size, grid: Size, squash: bool, newline: bool = False) -> OneView:
     """One view made by the encoder's own processor alone: squashed (SigLIP) or cut to its middle (CLIP), as in LLaVA v1.
 
@@ -57,7 +59,7 @@ def square(view_px: Size, grid: Size, squash: bool, newline: bool = False) -> On
     return OneView(view_px, grid, "squashed" if squash else "cropped", newline)
 
 
-@tokenizers.register("pad", source="https://arxiv.org/abs/2310.03744", oracle="LLaVA-NeXT (golden prompts)")
+@tokenizers.register("pad", source="https://arxiv.org/abs/2310.03744", verified_against="LLaVA-NeXT (golden prompts)")
 def pad(view_px: Size, grid: Size, newline: bool = False) -> OneView:
     """One view of the whole picture in the middle of a square in the encoder's mean colour, as in LLaVA-1.5.
 

@@ -27,7 +27,9 @@ class Router:
     @property
     def learned_tokens(self) -> tuple[str, ...]:
         """Every learned row that some scenario inserts, each once, in order of first use."""
-        return tuple(dict.fromkeys(mark for s in SCENARIOS for mark in self.select_tokenizer(s).learned_tokens))
+        return tuple(
+            dict.fromkeys(learned_token for s in SCENARIOS for learned_token in self.select_tokenizer(s).learned_tokens)
+        )
 
     def reasons_against(self) -> list[str]:
         """Why these tokenizers cannot work where they stand; each reason names its scenario."""
@@ -35,9 +37,9 @@ class Router:
 
     def plan(self, visuals: Sequence[VisualShape]) -> tuple[RoutedPlan, ...]:
         """Plans for all visuals of one conversation, in their order."""
-        pictures: Scenario = "image" if sum(v.kind == "image" for v in visuals) == 1 else "multi_image"
+        images: Scenario = "image" if sum(v.kind == "image" for v in visuals) == 1 else "multi_image"
         return tuple(
-            self._plan(visual, "video" if visual.kind == "video" else pictures, f"visual {n}")
+            self._plan(visual, "video" if visual.kind == "video" else images, f"visual {n}")
             for n, visual in enumerate(visuals, start=1)
         )
 

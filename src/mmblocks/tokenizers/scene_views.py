@@ -18,7 +18,7 @@ from mmblocks.tokenizers.telling import require_format
 @tokenizers.register(
     "scene_views",
     source="https://arxiv.org/abs/2407.07895",
-    oracle="the tokenizer 'pad' (golden prompts)",
+    verified_against="the tokenizer 'pad' (golden prompts)",
 )
 @dataclass(frozen=True, slots=True)
 class SceneViews:
@@ -59,16 +59,16 @@ class SceneViews:
     def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
-    def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
+    def assemble(self, x: Tensor, plan: VisualPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(1, h, w, d) to (plan.num_tokens, d)."""
-        return self._arrange_rows(self.pooling(x) if self.pooled else x, marks)
+        return self._arrange_rows(self.pooling(x) if self.pooled else x, learned_tokens)
 
     def lower_plan(self, plan: VisualPlan) -> LoweredPlan | None:
         """What each token is made of, in integers; None where the pooling is not linear."""
         return lower_pooling(self, plan, self._arrange_rows) if self.pooled else lower_permutation(self, plan)
 
-    def _arrange_rows(self, x: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
-        return append_newline(to_rows(x), marks["newline"]) if self.newline else to_rows(x)
+    def _arrange_rows(self, x: Tensor, learned_tokens: Mapping[str, Tensor]) -> Tensor:
+        return append_newline(to_rows(x), learned_tokens["newline"]) if self.newline else to_rows(x)
 
 
 tokenizers.preset("scene_views_pooled", of="scene_views", pooled=True)

@@ -20,7 +20,7 @@ from mmblocks.tokenizers.rows import append_newline_per_line, append_newline_per
     "slow_fast",
     source="https://arxiv.org/abs/2410.02713",
     tiny={"max_frames": 4, "every": 2},
-    oracle="LLaVA-NeXT (golden clips)",
+    verified_against="LLaVA-NeXT (golden clips)",
 )
 @dataclass(frozen=True, slots=True)
 class SlowFast(FrameTokenizer):
@@ -79,10 +79,10 @@ class SlowFast(FrameTokenizer):
     def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
-    def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
+    def assemble(self, x: Tensor, plan: VisualPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
         slow, fast = self._split_frames(x)
-        return self._arrange_rows(self.pooling(slow), self.fast_pooling(fast) if len(fast) else fast, marks)
+        return self._arrange_rows(self.pooling(slow), self.fast_pooling(fast) if len(fast) else fast, learned_tokens)
 
     def lower_plan(self, plan: VisualPlan) -> LoweredPlan | None:
         """What each token is made of, in integers; None where the pooling is not linear."""
@@ -98,15 +98,18 @@ class SlowFast(FrameTokenizer):
         """Slow and fast frames."""
         return x[:: self.every], x[[n for n in range(len(x)) if n % self.every]]
 
-    def _arrange_rows(self, slow: Tensor, fast: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
-        frames = (iter(_append_separators(slow, marks)), iter(_append_separators(fast, marks) if len(fast) else ()))
+    def _arrange_rows(self, slow: Tensor, fast: Tensor, learned_tokens: Mapping[str, Tensor]) -> Tensor:
+        frames = (
+            iter(_append_separators(slow, learned_tokens)),
+            iter(_append_separators(fast, learned_tokens) if len(fast) else ()),
+        )
         return torch.cat([next(frames[n % self.every > 0]) for n in range(len(slow) + len(fast))])
 
 
-def _append_separators(x: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
+def _append_separators(x: Tensor, learned_tokens: Mapping[str, Tensor]) -> Tensor:
     """(frames, h, w, d) to (frames, h * (w + 1) + 1, d): newlines after lines, a faster_token after each frame."""
-    lines = rearrange(append_newline_per_line(x, marks["newline"]), "(n lines) d -> n lines 1 d", n=len(x))
-    return rearrange(append_newline_per_view(lines, marks["faster_token"]), "(n rows) d -> n rows d", n=len(x))
+    lines = rearrange(append_newline_per_line(x, learned_tokens["newline"]), "(n lines) d -> n lines 1 d", n=len(x))
+    return rearrange(append_newline_per_view(lines, learned_tokens["faster_token"]), "(n rows) d -> n rows d", n=len(x))
 
 
 def _has_stride(pooling: Any) -> bool:

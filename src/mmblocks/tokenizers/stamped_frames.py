@@ -18,7 +18,7 @@ from mmblocks.tokenizers.telling import make_stamp_fields, require_format
     "stamped_frames",
     source="https://arxiv.org/abs/2407.07895",
     tiny={"max_frames": 4},
-    oracle="LLaVA-NeXT (golden clips, frame by frame)",
+    verified_against="LLaVA-NeXT (golden clips, frame by frame)",
 )
 @dataclass(frozen=True, slots=True)
 class StampedFrames(FrameTokenizer):
@@ -51,16 +51,16 @@ class StampedFrames(FrameTokenizer):
     def count_tokens(self, plan: VisualPlan) -> int:
         return plan.num_tokens
 
-    def assemble(self, x: Tensor, plan: VisualPlan, marks: Mapping[str, Tensor]) -> Tensor:
+    def assemble(self, x: Tensor, plan: VisualPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
-        return self._arrange_rows(self.pooling(x), marks)
+        return self._arrange_rows(self.pooling(x), learned_tokens)
 
     def lower_plan(self, plan: VisualPlan) -> LoweredPlan | None:
         """What each token is made of, in integers; None where the pooling is not linear."""
         return lower_pooling(self, plan, self._arrange_rows)
 
-    def _arrange_rows(self, pooled: Tensor, marks: Mapping[str, Tensor]) -> Tensor:
-        return append_newline_per_view(pooled, marks["newline"]) if self.newline else to_rows(pooled)
+    def _arrange_rows(self, pooled: Tensor, learned_tokens: Mapping[str, Tensor]) -> Tensor:
+        return append_newline_per_view(pooled, learned_tokens["newline"]) if self.newline else to_rows(pooled)
 
 
 tokenizers.preset("stamped_frames_clock", of="stamped_frames", fps=1.0, stamp="\nFrame from {clock}:")

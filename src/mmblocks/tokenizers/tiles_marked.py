@@ -22,7 +22,7 @@ from mmblocks.tokenizers.tiling import TilesPlan, make_tile_views
     "tiles_marked",
     source="https://arxiv.org/abs/2408.12637",
     tiny={"side_tiles": 2},
-    oracle="transformers Idefics3 (layout; pixels are resized once, not twice)",
+    verified_against="transformers Idefics3 (layout; pixels are resized once, not twice)",
 )
 @dataclass(frozen=True, slots=True)
 class TilesMarked:
@@ -68,8 +68,8 @@ class TilesMarked:
         cut = () if tiles.area == 1 else make_tile_views(visual.size, tiles, self.view_px)
         views = (*cut, make_squashed_view(0, visual.size, self.view_px))
         if self.marking == "learned":
-            marks = len(views) + (tiles.height if cut else 0)
-            return TilesPlan(views, len(views) * self.grid.area + marks, tiles)
+            learned_tokens = len(views) + (tiles.height if cut else 0)
+            return TilesPlan(views, len(views) * self.grid.area + learned_tokens, tiles)
         texts = tuple((n * self.grid.area, text) for n, text in enumerate(self._list_texts(tiles)))
         return TilesPlan(views, len(views) * self.grid.area, tiles, inline_texts=texts)
 
@@ -88,25 +88,25 @@ class TilesMarked:
 
     # Tensors --------------------------------------------------------------------------------------------------------
 
-    def assemble(self, x: Tensor, plan: TilesPlan, marks: Mapping[str, Tensor]) -> Tensor:
+    def assemble(self, x: Tensor, plan: TilesPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(tiles and the whole, h, w, d) to (plan.num_tokens, d)."""
         if self.marking == "told":
             return to_rows(x)
         pieces = []
         for n, view in enumerate(x[:-1].flatten(1, 2)):
             row, column = divmod(n, plan.tiles.width)
-            pieces += [_to_row(marks[f"row_{row + 1}_col_{column + 1}"], x), view]
+            pieces += [_to_row(learned_tokens[f"row_{row + 1}_col_{column + 1}"], x), view]
             if column == plan.tiles.width - 1:
-                pieces.append(_to_row(marks["line_end"], x))
-        return torch.cat([*pieces, _to_row(marks["global"], x), to_rows(x[-1:])])
+                pieces.append(_to_row(learned_tokens["line_end"], x))
+        return torch.cat([*pieces, _to_row(learned_tokens["global"], x), to_rows(x[-1:])])
 
     def lower_plan(self, plan: TilesPlan) -> LoweredPlan:
         """What each token is made of, in integers."""
         return lower_permutation(self, plan)
 
 
-def _to_row(mark: Tensor, like: Tensor) -> Tensor:
-    return mark.to(like).unsqueeze(0)
+def _to_row(learned_token: Tensor, like: Tensor) -> Tensor:
+    return learned_token.to(like).unsqueeze(0)
 
 
 tokenizers.preset("tiles_marked_idefics3", of="tiles_marked", around="<fake_token_around_image>")

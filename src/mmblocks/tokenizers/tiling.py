@@ -24,7 +24,10 @@ class TilesPlan(VisualPlan):
 
 
 @tokenizers.register(
-    "tiling", source="https://arxiv.org/abs/2404.16821", tiny={"max_tiles": 4}, oracle="transformers GotOcr2 (InternVL)"
+    "tiling",
+    source="https://arxiv.org/abs/2404.16821",
+    tiny={"max_tiles": 4},
+    verified_against="transformers GotOcr2 (InternVL)",
 )
 @dataclass(frozen=True, slots=True)
 class Tiling:
@@ -62,7 +65,7 @@ class Tiling:
     def count_tokens(self, plan: TilesPlan) -> int:
         return plan.num_tokens
 
-    def assemble(self, x: Tensor, plan: TilesPlan, marks: Mapping[str, Tensor]) -> Tensor:
+    def assemble(self, x: Tensor, plan: TilesPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(views, h, w, d) to (plan.num_tokens, d), view by view."""
         return to_rows(x)
 

@@ -78,7 +78,7 @@ class NonAdapterWeights:
 
 
 def _to_base_name(name: str) -> str:
-    return name if name.startswith("marks.") and name not in IN_MEMORY else to_theirs(name, IN_MEMORY)
+    return name if name.startswith("learned_tokens.") and name not in IN_MEMORY else to_theirs(name, IN_MEMORY)
 
 
 def _learned(model: OneVision) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from mmblocks.train.stages import EncoderPretraining, Lora, PartSettings, Stage
 log = logging.getLogger(__name__)
 
 CHANGEABLE_KEYS = re.compile(
-    r"stages\.\d+\.(warmup|schedule|weight_decay|clip|beta2|precision|train\.\w+\.(rate|weight_decay))"
-    r"|sight\.(rate|warmup|weight_decay|clip)"
+    r"stages\.\d+\.(warmup|schedule|weight_decay|max_grad_norm|beta2|precision|train\.\w+\.(lr|weight_decay))"
+    r"|encoder_pretraining\.(lr|warmup|weight_decay|max_grad_norm)"
 )
 """Settings of a stage, and of the encoder's pretraining, with which a stopped run may go on changed."""
 
@@ -47,16 +47,16 @@ def accept_changes(out: Path, before: Mapping[str, Any], now: Mapping[str, Any],
 
 def _is_done(out: Path, key: str, stage: int) -> bool:
     """Whether what a setting is for has been learned."""
-    if key.startswith("sight."):
-        return (out / "stages" / "sight").is_dir()
+    if key.startswith("encoder_pretraining."):
+        return (out / "stages" / "encoder_pretraining").is_dir()
     return int(key.split(".")[1]) < stage
 
 
 def _fill_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe with the defaults of its stages written out, so that writing one is no change."""
     given = dict(recipe)
-    if isinstance(given.get("sight"), Mapping):
-        given["sight"] = _list_defaults(EncoderPretraining) | {**given["sight"]}
+    if isinstance(given.get("encoder_pretraining"), Mapping):
+        given["encoder_pretraining"] = _list_defaults(EncoderPretraining) | {**given["encoder_pretraining"]}
     if isinstance(given.get("stages"), list | tuple):
         given["stages"] = [_stage(stage) if isinstance(stage, Mapping) else stage for stage in given["stages"]]
     return given
@@ -69,7 +69,7 @@ def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _learner(part: str, given: Any) -> dict[str, Any]:
-    how = given if isinstance(given, Mapping) else {"rate": given}
+    how = given if isinstance(given, Mapping) else {"lr": given}
     return _list_defaults(Lora if part == "lora" else PartSettings) | {**how}
 
 

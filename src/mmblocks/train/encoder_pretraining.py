@@ -24,10 +24,12 @@ from mmblocks.train.optim import compute_lr_factor, scale_learning_rates
 from mmblocks.train.reports.progress import Progress
 from mmblocks.train.stages import EncoderPretraining
 
-ADVICE = ": start the run again with another sight.rate, sight.warmup or sight.clip, and this pretraining begins anew"
+ADVICE = ": start the run again with another encoder_pretraining.lr, encoder_pretraining.warmup or encoder_pretraining.max_grad_norm, and this pretraining begins anew"
 
 
-def pretrain_encoder(model: OneVision, sight: EncoderPretraining, *, budget: float, seed: int, metrics: Path) -> None:
+def pretrain_encoder(
+    model: OneVision, encoder_pretraining: EncoderPretraining, *, budget: float, seed: int, metrics: Path
+) -> None:
     """Train the encoder alone. What happens depends on the seed and the encoder's weights only.
 
     Raises `TrainingError` before a loss or gradients that are not finite are learned.
@@ -36,19 +38,21 @@ def pretrain_encoder(model: OneVision, sight: EncoderPretraining, *, budget: flo
     head = nn.Linear(model.encoder.dim, sum(tinyworld.CELL_LABELS)).to(model.device)
     model.encoder.requires_grad_(True).train()
     learning = [*model.encoder.parameters(), *head.parameters()]
-    optimizer = AdamW(learning, lr=sight.rate, weight_decay=sight.weight_decay)
-    optimizer.param_groups[0]["base_lr"] = sight.rate
-    guard = FiniteGuard("the encoder's pretraining (sight)", lambda step: ADVICE)
-    steps = max(1, round(sight.steps * budget))
-    with Progress("sight", 0, steps, metrics, log_every=50) as progress:
+    optimizer = AdamW(learning, lr=encoder_pretraining.lr, weight_decay=encoder_pretraining.weight_decay)
+    optimizer.param_groups[0]["base_lr"] = encoder_pretraining.lr
+    guard = FiniteGuard("the encoder's pretraining (encoder_pretraining)", lambda step: ADVICE)
+    steps = max(1, round(encoder_pretraining.steps * budget))
+    with Progress("encoder_pretraining", 0, steps, metrics, log_every=50) as progress:
         for step in range(steps):
-            pixels, labels = _make_batch(model, range(step * sight.batch_size, (step + 1) * sight.batch_size), seed)
+            pixels, labels = _make_batch(
+                model, range(step * encoder_pretraining.batch_size, (step + 1) * encoder_pretraining.batch_size), seed
+            )
             loss = _loss(_cells(model, head, pixels), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(learning, sight.clip)
+            norm = nn.utils.clip_grad_norm_(learning, encoder_pretraining.max_grad_norm)
             guard.check_step(step, loss.detach(), norm, ())
-            scale_learning_rates(optimizer, compute_lr_factor(step, steps, sight.warmup))
+            scale_learning_rates(optimizer, compute_lr_factor(step, steps, encoder_pretraining.warmup))
             optimizer.step()
             progress.report_step(step, loss.item(), labels.shape[1])
     guard.require_finite_weights(steps, learning, World(0, 1, model.device))
@@ -59,10 +63,8 @@ def _make_batch(model: OneVision, indices: range, seed: int) -> tuple[Tensor, Te
     """Pictures squashed to one view, and the (4, cells) numbers of their cells."""
     made = [tinyworld.make_labelled_image(i, seed=seed) for i in indices]
     views = [
-        render_views(
-            picture, [make_squashed_view(0, Size(picture.height, picture.width), model.encoder.view_px)], (0, 0, 0)
-        )
-        for picture, _ in made
+        render_views(image, [make_squashed_view(0, Size(image.height, image.width), model.encoder.view_px)], (0, 0, 0))
+        for image, _ in made
     ]
     labels = torch.cat([torch.from_numpy(cells).flatten(1) for _, cells in made], dim=1)
     return torch.cat(views).to(model.device), labels.to(model.device)

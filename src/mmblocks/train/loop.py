@@ -69,8 +69,8 @@ class Training:
     def stage_numbers(self) -> range:
         """Numbers of the stages to run."""
         names = [stage.name for stage in self.curriculum.stages]
-        first = names.index(self.settings.start_at) if self.settings.start_at else 0
-        return range(first, names.index(self.settings.stop_after) + 1 if self.settings.stop_after else len(names))
+        first = names.index(self.settings.first_stage) if self.settings.first_stage else 0
+        return range(first, names.index(self.settings.last_stage) + 1 if self.settings.last_stage else len(names))
 
     def find_stage_folder(self, number: int) -> Path:
         """The model after a stage."""
@@ -80,7 +80,9 @@ class Training:
         """The model that a stage starts from; None where that is not a folder of this run."""
         if number > self.stage_numbers[0]:
             return self.find_stage_folder(number - 1)
-        return self.out / "stages" / "sight" if self.curriculum.sight and number == 0 else None
+        return (
+            self.out / "stages" / "encoder_pretraining" if self.curriculum.encoder_pretraining and number == 0 else None
+        )
 
     def run(self) -> Path:
         """Run the stages that are not done.
@@ -148,10 +150,12 @@ class Training:
         return place, read_notes(self.out, place).get("before", 0)
 
     def _learn_to_see(self, folder: Path) -> None:
-        settings, sight = self.settings, self.curriculum.sight
-        assert sight is not None
+        settings, encoder_pretraining = self.settings, self.curriculum.encoder_pretraining
+        assert encoder_pretraining is not None
         model = make_initial_model(settings).to(self.world.device)
-        pretrain_encoder(model, sight, budget=settings.budget, seed=settings.seed, metrics=self.out / "metrics.jsonl")
+        pretrain_encoder(
+            model, encoder_pretraining, budget=settings.budget, seed=settings.seed, metrics=self.out / "metrics.jsonl"
+        )
         save(model, folder)
 
     def _finish_run(self) -> Path:

@@ -19,7 +19,7 @@ def make_optimizer(model: OneVision, stage: Stage) -> AdamW:
     groups = [
         group
         for name, learning in find_trained_parts(stage).items()
-        for group in _groups(list_trainable_parameters(model, name), name, learning.rate, _decay(learning, stage))
+        for group in _groups(list_trainable_parameters(model, name), name, learning.lr, _decay(learning, stage))
     ]
     return AdamW(groups, betas=(0.9, stage.beta2))
 
@@ -33,14 +33,14 @@ def _decay(learning: PartSettings | Lora, stage: Stage) -> float:
     return stage.weight_decay if learning.weight_decay is None else learning.weight_decay
 
 
-def _groups(parameters: list[nn.Parameter], name: str, rate: float, decay: float) -> Iterator[dict[str, Any]]:
+def _groups(parameters: list[nn.Parameter], name: str, lr: float, decay: float) -> Iterator[dict[str, Any]]:
     learning = [p for p in parameters if p.requires_grad]
     for chosen, weight_decay in (
         ([p for p in learning if p.ndim > 1], decay),
         ([p for p in learning if p.ndim <= 1], 0.0),
     ):
         if chosen:
-            yield {"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": weight_decay, "part": name}
+            yield {"params": chosen, "lr": lr, "base_lr": lr, "weight_decay": weight_decay, "part": name}
 
 
 def scale_learning_rates(optimizer: AdamW, factor: float) -> None:

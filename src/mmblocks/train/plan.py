@@ -50,17 +50,17 @@ def order_draws(mixture: Mixture, draws: Draws, stage: Stage, seed: Sequence[int
     """Draws in the order in which a stage learns them: samples of like length beside each other where it asks for it."""
     if stage.order == "mixed":
         return draws
-    assert stage.batch_size is not None  # `check_stage` asks for it
-    return draws.select_rows(make_grouped_order(mixture, draws, stage.order, stage.batch_size, seed, policy))
+    assert stage.global_batch_size is not None  # `check_stage` asks for it
+    return draws.select_rows(make_grouped_order(mixture, draws, stage.order, stage.global_batch_size, seed, policy))
 
 
 def plan_steps(sizes: SampleSizes, stage: Stage, seed: Sequence[int], cost: SampleCost | None) -> StepPlan:
     """A stage's steps over samples of these sizes."""
     if stage.step_tokens is not None and stage.pack_tokens is not None:
         return plan_by_tokens(sizes, stage.step_tokens, stage.pack_tokens, stage.pack_views, seed=seed, cost=cost)
-    assert stage.batch_size is not None  # `run_faults` asks for either
+    assert stage.global_batch_size is not None  # `run_faults` asks for either
     return plan_by_count(
-        len(sizes), stage.batch_size, sizes=sizes, max_tokens=stage.pack_tokens, max_views=stage.pack_views
+        len(sizes), stage.global_batch_size, sizes=sizes, max_tokens=stage.pack_tokens, max_views=stage.pack_views
     )
 
 
@@ -98,7 +98,7 @@ class StagePlanner:
             if look
             else None
         )
-        return StageData(mixture, draws, plan_by_count(len(draws), self.batch_size), records=found)
+        return StageData(mixture, draws, plan_by_count(len(draws), self.global_batch_size), records=found)
 
     @property
     def seed(self) -> tuple[int, int]:
@@ -110,14 +110,14 @@ class StagePlanner:
         return max(1, round((self.stage.steps or 1) * self.settings.budget))
 
     @property
-    def batch_size(self) -> int:
-        assert self.stage.batch_size is not None  # `run_faults` asks for either this or step_tokens
-        return self.stage.batch_size
+    def global_batch_size(self) -> int:
+        assert self.stage.global_batch_size is not None  # `run_faults` asks for either this or step_tokens
+        return self.stage.global_batch_size
 
     def _draws(self, mixture: Mixture) -> Draws:
         if self.stage.epochs is not None:
             return mixture.draw_epochs(self.stage.epochs * self.settings.budget, self.seed)
-        return mixture.draw_by_weight(self.num_steps * self.batch_size, self.seed)
+        return mixture.draw_by_weight(self.num_steps * self.global_batch_size, self.seed)
 
     def _packed(self, mixture: Mixture, draws: Draws, settled: Mapping[Draw, RecordLengths]) -> StageData:
         found = self._measure_lengths(mixture, draws, settled)

@@ -81,7 +81,7 @@ def prepare_for_stage(model: OneVision, stage: Stage, settings: TrainRun) -> One
         spec = replace(model.spec, tokenizer={**model.spec.tokenizer, **stage.tokenizer})
         model.router = build_router(spec, model.encoder, model.projector)
     prepare_trainable(model, stage, seed=settings.seed)
-    for block in list_blocks(model) if settings.recompute else []:
+    for block in list_blocks(model) if settings.gradient_checkpointing else []:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     for block in list_blocks(model) if settings.compile else []:
         block.compile()
@@ -91,7 +91,7 @@ def prepare_for_stage(model: OneVision, stage: Stage, settings: TrainRun) -> One
 def make_stage_processor(model: OneVision, stage: Stage, settings: TrainRun) -> Processor:
     """The data side of a stage, with the chat template, limits and clip reader of its own."""
     template = build_template(stage.template, model.backbone) if stage.template else None
-    clips = VideoReader(settings.video_deadline_s, quarantine=Path(settings.out) / "quarantine.jsonl")
+    video_reader = VideoReader(settings.video_deadline_s, quarantine=Path(settings.out) / "quarantine.jsonl")
     processor = Processor.from_model(
         model,
         template=template,
@@ -100,7 +100,7 @@ def make_stage_processor(model: OneVision, stage: Stage, settings: TrainRun) -> 
         seed=settings.seed,
         overlong=stage.overlong,
     )
-    return replace(processor, clips=clips)
+    return replace(processor, video_reader=video_reader)
 
 
 def _wire_without_weights(settings: TrainRun, before: Path | None) -> OneVision:

@@ -156,7 +156,7 @@ class StageRun:
             if self.average is not None:
                 self.average.update_average(self.model)
             self._report_step(step, done, panel, progress)
-        if step + 1 == self.settings.look_at:
+        if step + 1 == self.settings.visual_ablation_at:
             with panel.time_phase("evaluating"):
                 progress.write_row(step + 1, **self._run_visual_ablation(step + 1))
         if is_due(self.curriculum.evaluate, step + 1, self.num_steps):
@@ -260,13 +260,13 @@ class StageRun:
         if due:
             self.guard.require_finite()
         others = {name: float(value) for name, value in done.metrics.items()} if due else {}
-        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
         progress.report_step(
             step,
             done.loss,
             done.tokens,
             views=done.views,
-            rate=rate,
+            lr=lr,
             gradient_norm=done.norm,
             **others,
             **(panel.read_metrics() if due else {}),
@@ -309,7 +309,11 @@ class StageRun:
 
     def _advise_on_failure(self, step: int) -> str:
         key = f"stages.{self.number}"
-        settings = [*(f"{key}.train.{name}" for name in find_trained_parts(self.stage)), f"{key}.warmup", f"{key}.clip"]
+        settings = [
+            *(f"{key}.train.{name}" for name in find_trained_parts(self.stage)),
+            f"{key}.warmup",
+            f"{key}.max_grad_norm",
+        ]
         wider = [f"{key}.precision (to float32)"] if self.stage.precision != "float32" else []
         return explain_resume(self.out, self.number, step, [*settings, *wider])
 

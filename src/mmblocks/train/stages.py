@@ -19,7 +19,7 @@ TRAINABLE_PARTS = (*PARTS, "lora")
 class PartSettings:
     """How fast a part learns: its AdamW rate, and a weight decay where it is not the stage's."""
 
-    rate: float
+    lr: float
     weight_decay: float | None = None
 
 
@@ -31,7 +31,7 @@ class Lora:
     learns (QLoRA, https://arxiv.org/abs/2305.14314). The defaults are those of LLaVA's training code.
     """
 
-    rate: float
+    lr: float
     weight_decay: float | None = None
     rank: int = 64
     alpha: float = 16.0
@@ -47,7 +47,7 @@ class Stage:
     train: what learns (encoder, projector, marks, backbone, lora), each with a learning rate or the fields of `Learning`
         (`Lora` for lora); parts left out are frozen.
     steps: optimizer steps at budget 1, samples being drawn by weight; or epochs: how often every conversation is read.
-    batch_size: samples per step; or step_tokens: tokens per step, in packs of `pack_tokens`.
+    global_batch_size: samples per step; or step_tokens: tokens per step, in packs of `pack_tokens`.
     pack_tokens, pack_views: most tokens and pictures of one packed row, that is of one forward pass; without
         `pack_tokens` a process takes its samples of a step in one row.
     order: "mixed" as drawn; "length" and "modality_length" group samples of like length as LLaVA's samplers do.
@@ -69,7 +69,7 @@ class Stage:
     train: Mapping[str, Any]
     steps: int | None = None
     epochs: float | None = None
-    batch_size: int | None = None
+    global_batch_size: int | None = None
     step_tokens: int | None = None
     pack_tokens: int | None = None
     pack_views: int | None = None
@@ -80,7 +80,7 @@ class Stage:
     warmup: float = 0.03
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.0
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     beta2: float = 0.999
     precision: Literal["float32", "bfloat16"] = "float32"
     template: str | None = None
@@ -112,10 +112,10 @@ class EncoderPretraining:
 
     steps: int
     batch_size: int = 32
-    rate: float = 2e-3
+    lr: float = 2e-3
     warmup: float = 0.05
     weight_decay: float = 0.05
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,19 +139,19 @@ class TrainRun:
     weights: "random", "pretrained" (each component's checkpoint) or a folder saved by mmblocks.
     budget: factor on every stage's steps or epochs. out: folder of the run: checkpoints, metrics.jsonl, the final model.
     threads: CPU threads of torch, 0 for its own choice. workers: processes that make batches ahead.
-    sight: settings of `Sight`, for an encoder that has to learn to see before the first stage.
-    start_at, stop_after: names of the first and last stage to run, for part of a curriculum.
+    encoder_pretraining: settings of `Sight`, for an encoder that has to learn to see before the first stage.
+    first_stage, last_stage: names of the first and last stage to run, for part of a curriculum.
     save_every: steps between two states to resume from, of which the last `keep` stay; keep_best also keeps the weights
         that measured best (see `Evaluation`).
     broken: "raise" stops at a record that cannot be read, "skip" leaves it out and lists it in broken.jsonl.
     video_deadline_s: seconds after which reading a clip is given up and the clip counts as broken.
-    recompute: compute the inside of every block again in backward instead of keeping it (activation checkpointing).
+    gradient_checkpointing: compute the inside of every block again in backward instead of keeping it (activation checkpointing).
     accumulate: where gradients of several rows are added up when the model is sharded: "local" sends their sum once, which
         takes room for whole gradients; "sharded" sends each row's and keeps this process' share.
     compile: compile the encoder's and the backbone's blocks with torch.compile.
     ema: decay of a moving average of what learns, which is then what is saved.
     cache_features: folder in which the features of a frozen encoder are kept, for stages that read pictures again.
-    track: "tensorboard" and "wandb", beside metrics.jsonl. look_at: step of each stage at which loss with shuffled and
+    track: "tensorboard" and "wandb", beside metrics.jsonl. visual_ablation_at: step of each stage at which loss with shuffled and
         blank visuals is compared with the true one, 0 for never. export: "transformers" writes the last model so, too.
     timeout_s: seconds that a process waits for the others before it gives up.
     resume_changed_data: go on although records or media of the stage have changed since the run stopped; the first change
@@ -171,19 +171,19 @@ class TrainRun:
     keep: int = 1
     keep_best: bool = False
     log_every: int = 10
-    start_at: str | None = None
-    stop_after: str | None = None
-    sight: Mapping[str, Any] | None = None
+    first_stage: str | None = None
+    last_stage: str | None = None
+    encoder_pretraining: Mapping[str, Any] | None = None
     evaluate: Mapping[str, Any] | None = None
     broken: Literal["raise", "skip"] = "raise"
     video_deadline_s: float = 120.0
-    recompute: bool = False
+    gradient_checkpointing: bool = False
     accumulate: Literal["local", "sharded"] = "local"
     compile: bool = False
     ema: float | None = None
     cache_features: str | None = None
     track: Sequence[str] = ()
-    look_at: int = 0
+    visual_ablation_at: int = 0
     export: Literal["transformers"] | None = None
     timeout_s: float = 600.0
     resume: bool = True
@@ -200,11 +200,11 @@ CHANGEABLE_ON_RESUME = frozenset(
         "keep",
         "log_every",
         "out",
-        "recompute",
+        "gradient_checkpointing",
         "resume",
         "resume_changed_data",
         "save_every",
-        "stop_after",
+        "last_stage",
         "threads",
         "timeout_s",
         "track",
@@ -221,7 +221,7 @@ class Curriculum:
 
     run: TrainRun
     stages: tuple[Stage, ...]
-    sight: EncoderPretraining | None = None
+    encoder_pretraining: EncoderPretraining | None = None
     evaluate: Evaluation | None = None
 
 
@@ -235,16 +235,20 @@ def read_run(raw: Mapping[str, Any]) -> Curriculum:
 def read_checked_run(raw: Mapping[str, Any]) -> Curriculum:
     """As `read_run`, for a recipe that `run_faults` finds nothing in."""
     run = read_settings(TrainRun, raw, "run")
-    sight = None if run.sight is None else read_settings(EncoderPretraining, run.sight, "sight")
+    encoder_pretraining = (
+        None
+        if run.encoder_pretraining is None
+        else read_settings(EncoderPretraining, run.encoder_pretraining, "encoder_pretraining")
+    )
     evaluate = None if run.evaluate is None else read_settings(Evaluation, run.evaluate, "evaluate")
     stages = tuple(read_settings(Stage, s, f"stages.{i}") for i, s in enumerate(run.stages))
-    return Curriculum(run, stages, sight, evaluate)
+    return Curriculum(run, stages, encoder_pretraining, evaluate)
 
 
 def find_run_faults(raw: Mapping[str, Any]) -> list[str]:
     """Every fault of a run's plain values apart from its model, each naming the config key."""
     faults = list_faults(TrainRun, raw, "run")
-    for name, schema in (("sight", EncoderPretraining), ("evaluate", Evaluation)):
+    for name, schema in (("encoder_pretraining", EncoderPretraining), ("evaluate", Evaluation)):
         if isinstance(raw.get(name), Mapping):
             faults += list_faults(schema, raw[name], name)
     stages = raw.get("stages", [])
@@ -265,7 +269,7 @@ def find_feature_cache_conflict(train: Mapping[str, Any]) -> str | None:
         return None
     return (
         "it trains the encoder, whose features change with every step; run it apart from the stages before it "
-        "(start_at, stop_after) with cache_features left out."
+        "(first_stage, last_stage) with cache_features left out."
     )
 
 
@@ -273,7 +277,7 @@ def _find_stage_value_faults(stage: Mapping[str, Any], where: str) -> list[str]:
     faults = _find_train_faults(stage.get("train"), f"{where}.train") + _length_faults(stage, where)
     faults += [
         f"{where}.{name}={stage[name]!r} must be at least 1."
-        for name in ("steps", "batch_size", "step_tokens", "pack_tokens", "pack_views", "max_tokens")
+        for name in ("steps", "global_batch_size", "step_tokens", "pack_tokens", "pack_views", "max_tokens")
         if isinstance(stage.get(name), int) and stage[name] < 1
     ]
     if not stage.get("data"):
@@ -294,13 +298,13 @@ def _find_train_faults(train: Any, where: str) -> list[str]:
     if "lora" in train and "backbone" in train:
         faults.append(f"{where}: 'backbone' and 'lora' would both change the backbone; keep one.")
     for part, given in train.items():
-        inner = given if isinstance(given, Mapping) else {"rate": given}
+        inner = given if isinstance(given, Mapping) else {"lr": given}
         faults += list_faults(Lora if part == "lora" else PartSettings, inner, f"{where}.{part}")
         if is_of_type(float, inner.get("weight_decay")) and inner["weight_decay"] < 0:
             faults.append(f"{where}.{part}.weight_decay={inner['weight_decay']!r} is negative; write 0 or more.")
-        if "rate" in inner and not _is_positive(inner["rate"]):
+        if "rate" in inner and not _is_positive(inner["lr"]):
             faults.append(
-                f"{where}.{part}={inner['rate']!r}: a learning rate is a number above 0; leave the part out to freeze it."
+                f"{where}.{part}={inner['lr']!r}: a learning rate is a number above 0; leave the part out to freeze it."
             )
     return faults
 
@@ -308,13 +312,15 @@ def _find_train_faults(train: Any, where: str) -> list[str]:
 def _length_faults(stage: Mapping[str, Any], where: str) -> list[str]:
     """How long a stage is and how large its steps are: each said once."""
     given = {
-        name for name in ("steps", "epochs", "batch_size", "step_tokens", "pack_tokens") if stage.get(name) is not None
+        name
+        for name in ("steps", "epochs", "global_batch_size", "step_tokens", "pack_tokens")
+        if stage.get(name) is not None
     }
     faults = []
     if len(given & {"steps", "epochs"}) != 1:
         faults.append(f"{where}: write either steps or epochs.")
-    if len(given & {"batch_size", "step_tokens"}) != 1:
-        faults.append(f"{where}: write either batch_size (samples per step) or step_tokens.")
+    if len(given & {"global_batch_size", "step_tokens"}) != 1:
+        faults.append(f"{where}: write either global_batch_size (samples per step) or step_tokens.")
     if "step_tokens" in given and "pack_tokens" not in given:
         faults.append(f"{where}: step_tokens needs pack_tokens, the tokens of one packed row.")
     return faults

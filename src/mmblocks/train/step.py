@@ -118,7 +118,7 @@ class Stepper:
         for parameter in self.learning:  # a part that met nothing in this step still forgets its momentum
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return to_full_tensor(nn.utils.clip_grad_norm_(self.learning, self.stage.clip))
+        return to_full_tensor(nn.utils.clip_grad_norm_(self.learning, self.stage.max_grad_norm))
 
 
 def make_autocast(stage: Stage, world: World) -> AbstractContextManager[Any]:

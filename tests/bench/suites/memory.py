@@ -39,7 +39,7 @@ TINY_TOKENS = 1024
 CONVERSATIONS = 2
 """That make up a row, each of half its tokens."""
 KEPT, PEAK = "kept for backward", "peak of a step"
-PARTS = ("encoder", "projector", "marks", "backbone")
+PARTS = ("encoder", "projector", "learned_tokens", "backbone")
 CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 META = torch.device("meta")
 

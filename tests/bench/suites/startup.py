@@ -74,7 +74,7 @@ class Start:
 
 def starts() -> Mapping[str, Start]:
     """What is started, by the name in the table."""
-    picture = str(find_media("picture.png"))
+    picture = str(find_media("image.png"))
     three_steps = ("sight=null", "stop_after=text", "workers=0", "budget=0.028", "out=run")
     return {
         "list": Start(("list",)),

@@ -66,10 +66,10 @@ def draw_visual(shown: InspectedVisual) -> Image.Image:
 
     Views are numbered from 1 in the order of their tokens. Grey stripes are padding.
     """
-    pictures = load_frames(shown.visual, (number for number, _ in shown.frames), shown.images)
+    images = load_frames(shown.visual, (number for number, _ in shown.frames), shown.images)
     longest = FRAME_PX if shown.shape.kind == "video" else IMAGE_PX
     panels = [
-        _captioned(draw_views(pictures[views[0][1].frame], views, longest), _format_caption(shown, views))
+        _captioned(draw_views(images[views[0][1].frame], views, longest), _format_caption(shown, views))
         for views in _groups(shown)
     ]
     return _join_panels(panels)

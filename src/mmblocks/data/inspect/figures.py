@@ -185,7 +185,7 @@ def inspect_conversation(
     with name_errors(conversation.origin):
         visuals = [
             InspectedVisual(
-                visual, read_visual_shape(visual, processor.clips, processor.images), routed, processor.images
+                visual, read_visual_shape(visual, processor.video_reader, processor.images), routed, processor.images
             )
             for visual, routed in zip(shown.visuals, encoded.plans, strict=True)
         ]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def read_visual_shape(
-    visual: Visual, clips: VideoReader | None = None, images: ImageReading = DEFAULT_READING
+    visual: Visual, video_reader: VideoReader | None = None, images: ImageReading = DEFAULT_READING
 ) -> VisualShape:
     """What a plan is made from; pictures are not decoded for it, clips one frame only.
 
@@ -41,7 +41,7 @@ def read_visual_shape(
 
     if is_frame_source(visual.source):
         return replace(read_frames_shape(visual.source, images), note=visual.note, fps=visual.fps)
-    read = read_video_shape if clips is None else clips.read_shape
+    read = read_video_shape if video_reader is None else video_reader.read_shape
     shape = replace(read(visual.source), note=visual.note)
     has_no_clock = isinstance(visual.source, np.ndarray)
     return replace(shape, fps=visual.fps) if has_no_clock else shape
@@ -53,10 +53,10 @@ def render_visual_plan(
     fill: Colour,
     *,
     images: ImageReading = DEFAULT_READING,
-    clips: VideoReader | None = None,
+    video_reader: VideoReader | None = None,
 ) -> Tensor:
     """The pictures of `plan`, its views without repeats: uint8 (pictures, 3, height, width). A frame is read once."""
-    pictures = load_frames(visual, {view.frame for view in plan.views}, images, clips)
+    pictures = load_frames(visual, {view.frame for view in plan.views}, images, video_reader)
     runs = [(frame, list(views)) for frame, views in groupby(plan.unique_views, key=lambda view: view.frame)]
     try:
         return torch.cat([render_views(pictures[frame], views, fill) for frame, views in runs])
@@ -65,7 +65,10 @@ def render_visual_plan(
 
 
 def load_frames(
-    visual: Visual, wanted: Iterable[int], images: ImageReading = DEFAULT_READING, clips: VideoReader | None = None
+    visual: Visual,
+    wanted: Iterable[int],
+    images: ImageReading = DEFAULT_READING,
+    video_reader: VideoReader | None = None,
 ) -> dict[int, Image.Image]:
     """The frames of these numbers, each once; a picture is frame 0."""
     if visual.kind == "image":
@@ -78,6 +81,8 @@ def load_frames(
         frames = read_frame_files(visual.source, numbers, images)
     else:
         frames = (
-            read_frames(visual.source, numbers) if clips is None else clips.read_video_frames(visual.source, numbers)
+            read_frames(visual.source, numbers)
+            if video_reader is None
+            else video_reader.read_video_frames(visual.source, numbers)
         )
     return {number: Image.fromarray(frame) for number, frame in zip(numbers, frames, strict=True)}

@@ -1,4 +1,4 @@
-"""One entry of a stage's `data`: a source with its settings, and how it is used: `weight`, `take`, `prompt`."""
+"""One entry of a stage's `data`: a source with its settings, and how it is used: `weight`, `subset`, `prompt`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmblocks.settings import find_number_fault, is_of_type, list_settings
 class SourceUse:
     """How a source is used, whatever it is.
 
-    weight: its share of the draws, beside those of the other sources. take: which records, as `selection.chosen` says.
+    weight: its share of the draws, beside those of the other sources. subset: which records, as `selection.choose_indices` says.
     prompt: a line that every question ends in.
     """
 
@@ -46,8 +46,8 @@ def find_use_faults(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     weight = use.get("weight", 1.0)
     if not is_of_type(float, weight) or weight <= 0 or find_number_fault("weight", weight):
         faults.append(("weight", f"weight={weight!r} is no share of the samples. Write a number above 0."))
-    if fault := find_subset_fault(use.get("take", "all")):
-        faults.append(("take", f"take={fault}"))
+    if fault := find_subset_fault(use.get("subset", "all")):
+        faults.append(("subset", f"subset={fault}"))
     if not isinstance(use.get("prompt", ""), str):
         faults.append(("prompt", f"prompt={use['prompt']!r} is not a text."))
     return faults

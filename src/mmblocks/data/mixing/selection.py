@@ -20,22 +20,22 @@ _SUBSET = re.compile(r"(first|end|random):(\d+(?:\.\d+)?%|\d+)(?::(\d+))?")
 SUBSET_CURE = "write all, first:N, end:N or random:N (random:N:SEED), N a number or a percentage such as 10%"
 
 
-def select_subset(source: Source, take: str) -> Source:
-    """The conversations of a source that `take` names, in their order; see `chosen`."""
-    return source if take == "all" else SourceSubset(source, choose_indices(len(source), take))
+def select_subset(source: Source, subset: str) -> Source:
+    """The conversations of a source that `subset` names, in their order; see `chosen`."""
+    return source if subset == "all" else SourceSubset(source, choose_indices(len(source), subset))
 
 
-def choose_indices(length: int, take: str, seed: Sequence[int] = (0,)) -> np.ndarray:
+def choose_indices(length: int, subset: str, seed: Sequence[int] = (0,)) -> np.ndarray:
     """Which of `length` records are kept: ascending numbers, int64 (n,).
 
-    take: all, first:N, end:N or random:N; N is a number, or a share "10%" of which a fraction of a record is a whole
+    subset: all, first:N, end:N or random:N; N is a number, or a share "10%" of which a fraction of a record is a whole
     one, as in LLaVA-NeXT's mixtures. random:N:SEED draws with that seed instead of `seed`. More than there are is all.
     """
-    if fault := find_subset_fault(take):
+    if fault := find_subset_fault(subset):
         raise ConfigError(fault)
-    if take == "all":
+    if subset == "all":
         return np.arange(length)
-    kind, amount, own = _SUBSET.fullmatch(take).groups()  # type: ignore[union-attr]
+    kind, amount, own = _SUBSET.fullmatch(subset).groups()  # type: ignore[union-attr]
     size = min(length, _size(amount, length))
     if kind == "random":
         drawn = np.random.default_rng(tuple(seed) if own is None else (int(own),)).permutation(length)[:size]
@@ -43,17 +43,17 @@ def choose_indices(length: int, take: str, seed: Sequence[int] = (0,)) -> np.nda
     return np.arange(length)[:size] if kind == "first" else np.arange(length - size, length)
 
 
-def find_subset_fault(take: object) -> str | None:
+def find_subset_fault(subset: object) -> str | None:
     """What is wrong with a choice of records, with its cure; None if nothing is."""
-    found = _SUBSET.fullmatch(take) if isinstance(take, str) else None
-    if take == "all":
+    found = _SUBSET.fullmatch(subset) if isinstance(subset, str) else None
+    if subset == "all":
         return None
     if found is None:
-        return f"{take!r} chooses no records; {SUBSET_CURE}."
+        return f"{subset!r} chooses no records; {SUBSET_CURE}."
     if found[2].endswith("%") and Fraction(found[2][:-1]) > 100:
-        return f"{take!r} is more than there is; write a percentage up to 100%."
+        return f"{subset!r} is more than there is; write a percentage up to 100%."
     if found[3] is not None and found[1] != "random":
-        return f"{take!r} has a seed, but nothing is drawn; write {found[1]}:{found[2]}."
+        return f"{subset!r} has a seed, but nothing is drawn; write {found[1]}:{found[2]}."
     return None
 
 

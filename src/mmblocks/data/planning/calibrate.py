@@ -97,11 +97,11 @@ def _make_probe_rows(processor: Processor, tokens: int) -> Iterator[list[Convers
         yield [_make_text_conversation(4, words)]
         yield [_make_text_conversation(words // 8, 4)] * 8
         yield [_make_text_conversation(4, words // 8)] * 8
-    picture = Visual("image", Image.new("RGB", (processor.view_px.width, processor.view_px.height)))
-    each = len(processor.make_training_sample(_make_image_conversation(picture, 1)).encoded)
-    for pictures in sorted({1, 2, max(2, tokens // each // 2), max(2, tokens // each)}):
-        yield [_make_image_conversation(picture, 1)] * pictures
-        yield [_make_image_conversation(picture, max(4, int(tokens / per_word / pictures)))] * pictures
+    image = Visual("image", Image.new("RGB", (processor.view_px.width, processor.view_px.height)))
+    each = len(processor.make_training_sample(_make_image_conversation(image, 1)).encoded)
+    for images in sorted({1, 2, max(2, tokens // each // 2), max(2, tokens // each)}):
+        yield [_make_image_conversation(image, 1)] * images
+        yield [_make_image_conversation(image, max(4, int(tokens / per_word / images)))] * images
 
 
 def _tokens_per_word(processor: Processor) -> float:
@@ -114,8 +114,8 @@ def _make_text_conversation(asked: int, answered: int) -> Conversation:
     return _make_conversation((Text(_make_words(asked)),), answered)
 
 
-def _make_image_conversation(picture: Visual, answered: int) -> Conversation:
-    return _make_conversation((picture, Text(_make_words(4))), answered)
+def _make_image_conversation(image: Visual, answered: int) -> Conversation:
+    return _make_conversation((image, Text(_make_words(4))), answered)
 
 
 def _make_conversation(question: tuple[Text | Visual, ...], answered: int) -> Conversation:

@@ -43,19 +43,19 @@ class SampleCost:
         model: ModelSpec | Mapping[str, Any] | DryBuild,
         learning: Collection[str] = PARTS,
         *,
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
         flops_per_s: float = ASSUMED_FLOPS,
     ) -> SampleCost:
         """From the FLOPs of a composition, without running it: the same on every machine.
 
         learning: the parts that learn ("lora" too). A part costs its forward pass; as much again for the gradient of
         what comes in, if it or a part before it learns; as much again for the gradient of its weights, if it learns;
-        and its forward pass a second time with `recompute`. Where torch cannot count a part's FLOPs (mixtures of
+        and its forward pass a second time with `gradient_checkpointing`. Where torch cannot count a part's FLOPs (mixtures of
         experts), two per weight are taken. Raises `ConfigError` for a composition that cannot work.
         """
         seen = model if isinstance(model, DryBuild) else dry_build(model)
         seen.require_no_faults()
-        work, times = _ForwardFlops.from_dry_build(seen), _PassCounts.from_learning(learning, recompute)
+        work, times = _ForwardFlops.from_dry_build(seen), _PassCounts.from_learning(learning, gradient_checkpointing)
         vision = work.encoder * times.encoder + work.projector * times.projector
         return cls(
             view=vision / (ENCODER_SHARE * flops_per_s),
@@ -125,12 +125,12 @@ class _PassCounts:
     head: float
 
     @classmethod
-    def from_learning(cls, learning: Collection[str], recompute: bool) -> _PassCounts:
+    def from_learning(cls, learning: Collection[str], gradient_checkpointing: bool) -> _PassCounts:
         encoder = "encoder" in learning
         projector = encoder or "projector" in learning
-        reached = projector or "marks" in learning or "backbone" in learning or "lora" in learning
+        reached = projector or "learned_tokens" in learning or "backbone" in learning or "lora" in learning
 
-        def count_passes(reached: bool, learns: bool, again: bool = recompute) -> float:
+        def count_passes(reached: bool, learns: bool, again: bool = gradient_checkpointing) -> float:
             return 1.0 + reached + learns + (reached and again)
 
         return cls(

@@ -92,27 +92,29 @@ class StepPlan:
 
 def plan_by_count(
     size: int,
-    batch_size: int,
+    global_batch_size: int,
     *,
     sizes: SampleSizes | None = None,
     max_tokens: int | None = None,
     max_views: int | None = None,
     open_packs: int = OPEN_PACKS,
 ) -> StepPlan:
-    """Steps of `batch_size` consecutive draws of `size`; the last one holds what is left.
+    """Steps of `global_batch_size` consecutive draws of `size`; the last one holds what is left.
 
     With `max_tokens` or `max_views` the samples of a step are packed under these caps, which needs their `sizes`.
     Without, a step is one pack that ranks share.
     """
-    starts = range(0, size, batch_size)
+    starts = range(0, size, global_batch_size)
     if max_tokens is None and max_views is None:
-        return _make_plan([[list(range(i, min(i + batch_size, size)))] for i in starts], divisible=True, sizes=sizes)
+        return _make_plan(
+            [[list(range(i, min(i + global_batch_size, size)))] for i in starts], divisible=True, sizes=sizes
+        )
     if sizes is None:
         raise ConfigError(f"packs of at most {max_tokens} tokens need the sizes of the samples; measure them first.")
     caps = {"max_tokens": max_tokens, "max_views": max_views, "open_packs": open_packs}
     steps = []
     for i in starts:
-        part = slice(i, min(i + batch_size, size))
+        part = slice(i, min(i + global_batch_size, size))
         names = [f"draw {number}" for number in range(*part.indices(size))]
         packs = pack_best_fit(sizes.tokens[part], sizes.views[part], names=names, **caps)
         steps.append([[i + number for number in pack] for pack in packs])

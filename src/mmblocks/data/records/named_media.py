@@ -64,7 +64,7 @@ class MediaRoots:
         if kind == "video" and isinstance(named, list | tuple) and _is_frame_list(named):
             return Visual(kind, tuple(self._resolve_path(kind, name, origin) for name in named), self.frames_fps)
         if isinstance(named, str) and named and not named.startswith("data:"):
-            if kind == "image" and (content := self._picture_in(named)) is not None:
+            if kind == "image" and (content := self._image_in(named)) is not None:
                 return Visual(kind, content)
             path = self._resolve_path(kind, named, origin)
             paced = kind == "video" and path.is_dir()
@@ -73,7 +73,7 @@ class MediaRoots:
             return Visual(kind, named)
         raise DataError(f"{origin}: {column or kind!r} is {[named]!r:.80}; write a path or a list of paths.")
 
-    def _picture_in(self, named: str) -> bytes | None:
+    def _image_in(self, named: str) -> bytes | None:
         """A picture that a record holds as base64 itself, where no file is called so."""
         content = decode_base64_image(named)
         return None if content is None or is_existing_path(self.image / named) else content

@@ -57,17 +57,17 @@ class GatherLayoutBuilder:
         shown, learned = (~is_mark).nonzero().squeeze(1), is_mark.nonzero().squeeze(1)
         cells, taps = self._split_at_body(self._taps(made, shown, plan), made.early)
         numbers = torch.tensor(
-            [self.learned_tokens.index(mark) for mark in tokenizer.learned_tokens], dtype=torch.int64
+            [self.learned_tokens.index(learned_token) for learned_token in tokenizer.learned_tokens], dtype=torch.int64
         )
         return GatherLayout(cells, taps, positions[shown], numbers[-1 - made.rows[learned, 0]], positions[learned])
 
     def _taps(self, made: LoweredPlan, shown: Tensor, plan: VisualPlan) -> GatherTable:
         """The rows that are no marks, out of the cells of the plan's pictures."""
-        rows, pictures = made.rows.index_select(0, shown), len(plan.unique_views)
-        if pictures < len(plan.views):
+        rows, images = made.rows.index_select(0, shown), len(plan.unique_views)
+        if images < len(plan.views):
             rows = map_plan_views(plan)[rows // self.grid.area] * self.grid.area + rows % self.grid.area
         weights = made.weights.index_select(0, shown).to(torch.float32)
-        return GatherTable(rows, weights, pictures * self.grid.area)
+        return GatherTable(rows, weights, images * self.grid.area)
 
     def _split_at_body(self, taps: GatherTable, early: bool) -> tuple[GatherTable | None, GatherTable]:
         """`Layout.cells` and `Layout.taps` of rows made of all cells."""

@@ -88,7 +88,7 @@ class Processor:
     visuals: VisualOrder = "as_written"
     seed: int = 0
     features: FeatureStore | None = None
-    clips: VideoReader | None = None
+    video_reader: VideoReader | None = None
     layouts: GatherLayoutBuilder | None = None
     images: ImageReading = DEFAULT_READING
     overlong: Overlong = "raise"
@@ -103,7 +103,7 @@ class Processor:
         max_tokens: int | None = None,
         visuals: VisualOrder = "as_written",
         seed: int = 0,
-        clips: VideoReader | None = None,
+        video_reader: VideoReader | None = None,
         overlong: Overlong = "raise",
     ) -> Processor:
         """The processor of a model; a training stage may want another chat template, other visual tokenizers, a lower
@@ -125,7 +125,7 @@ class Processor:
             instruction_reader=InstructionReader.from_projector(model.projector),
             visuals=visuals,
             seed=seed,
-            clips=clips,
+            video_reader=video_reader,
             layouts=GatherLayoutBuilder.from_model(model),
             images=model.images,
             overlong=overlong,
@@ -141,7 +141,7 @@ class Processor:
         max_tokens: int | None = None,
         visuals: VisualOrder = "as_written",
         seed: int = 0,
-        clips: VideoReader | None = None,
+        video_reader: VideoReader | None = None,
         overlong: Overlong = "raise",
     ) -> Processor:
         """The processor of a composition that is not built: the model on the meta device, no weight read.
@@ -155,7 +155,13 @@ class Processor:
         seen.require_no_faults()
         own = None if template is None else build_template(template, seen.backbone)
         return cls.from_model(
-            seen, template=own, max_tokens=max_tokens, visuals=visuals, seed=seed, clips=clips, overlong=overlong
+            seen,
+            template=own,
+            max_tokens=max_tokens,
+            visuals=visuals,
+            seed=seed,
+            video_reader=video_reader,
+            overlong=overlong,
         )
 
     def plan(self, conversation: Conversation) -> tuple[RoutedPlan, ...]:
@@ -165,7 +171,7 @@ class Processor:
 
     def read_shape(self, visual: Visual) -> VisualShape:
         """What a plan is made from; see `media.shape_of`."""
-        return read_visual_shape(visual, self.clips, self.images)
+        return read_visual_shape(visual, self.video_reader, self.images)
 
     def make_training_sample(self, conversation: Conversation, targets: Targets = "answers") -> Sample:
         """A conversation with targets, its visuals decoded."""
@@ -242,12 +248,12 @@ class Processor:
         if self.features is not None:
             return none
         pairs = zip(conversation.visuals, encoded.plans, strict=True)
-        pictures = [self.render_visual(visual, routed.plan) for visual, routed in pairs]
-        return torch.cat([none, *pictures])
+        images = [self.render_visual(visual, routed.plan) for visual, routed in pairs]
+        return torch.cat([none, *images])
 
     def render_visual(self, visual: Visual, plan: VisualPlan) -> Tensor:
         """uint8 (pictures, 3, h, w) of one visual; see `media.pixels_of`."""
-        return render_visual_plan(visual, plan, self.fill, images=self.images, clips=self.clips)
+        return render_visual_plan(visual, plan, self.fill, images=self.images, video_reader=self.video_reader)
 
 
 def split_answers(conversation: Conversation) -> tuple[Conversation, ...]:

@@ -29,7 +29,7 @@ class Source(Protocol):
 
 def describe_origin(source: Source, index: int) -> str | None:
     """Where a record of a source stands, told without reading it; None where the source does not say."""
-    say = getattr(source, "origin", None)
+    say = getattr(source, "describe_origin", None)
     return None if say is None else say(index)
 
 

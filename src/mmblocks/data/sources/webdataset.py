@@ -74,12 +74,12 @@ class TarSamples(NamedRecords[Conversation]):
     def _list_media(self, members: Mapping[str, FileSlice], origin: str) -> dict[str, list[FileSlice]]:
         """Pictures and clips of a sample in the order of their names. Raises `DataError` for members that nothing reads."""
         in_order = sorted(members.items(), key=lambda one: make_natural_key(one[0]))
-        pictures = {suffix: part for suffix, part in in_order if is_image_name(f".{suffix}")}
-        clips = {suffix: part for suffix, part in in_order if f".{suffix}".endswith(VIDEO_SUFFIXES)}
-        read = {"json", "txt", *pictures, *clips, *self.reader.columns.ignore}
+        images = {suffix: part for suffix, part in in_order if is_image_name(f".{suffix}")}
+        videos = {suffix: part for suffix, part in in_order if f".{suffix}".endswith(VIDEO_SUFFIXES)}
+        read = {"json", "txt", *images, *videos, *self.reader.columns.ignore}
         if strange := [suffix for suffix, part in in_order if suffix not in read and part.size]:
             raise DataError(f"{origin}: {describe_unread_keys(strange, READ, what='member')}")
-        return {kind: [*found.values()] for kind, found in (("image", pictures), ("video", clips)) if found}
+        return {kind: [*found.values()] for kind, found in (("image", images), ("video", videos)) if found}
 
     def _require_named(self, row: Mapping[str, Any], media: Mapping[str, list[FileSlice]], origin: str) -> None:
         """Raise `DataError` where a record names more pictures or clips than lie in the tar: those stand for them."""

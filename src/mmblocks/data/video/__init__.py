@@ -59,62 +59,64 @@ def read_frames(source: VideoSource, indices: Sequence[int], *, reader: ReaderNa
     if isinstance(source, np.ndarray):
         _check_indices(indices, len(_check_array(source)), describe_source(source, "video"))
         return source[list(indices)]
-    clip = VideoFile.from_source(source)
-    shape, index = _read_shape_and_index(clip)
-    _check_indices(indices, shape.num_frames, clip.name)
+    video = VideoFile.from_source(source)
+    shape, index = _read_shape_and_index(video)
+    _check_indices(indices, shape.num_frames, video.name)
     if len(indices) == 0:
         return np.empty((0, *shape.size, 3), dtype=np.uint8)
     wanted = sorted(set(indices))
     frames = (
-        _decode_with_torchcodec(clip, shape, wanted, reader)
+        _decode_with_torchcodec(video, shape, wanted, reader)
         if index is None
-        else _decode_indexed(clip, index, wanted, reader)
+        else _decode_indexed(video, index, wanted, reader)
     )
     return frames[np.searchsorted(wanted, indices)]
 
 
-def _read_shape_and_index(clip: VideoFile) -> tuple[VisualShape, VideoIndex | None]:
+def _read_shape_and_index(video: VideoFile) -> tuple[VisualShape, VideoIndex | None]:
     """The shape of a clip and PyAV's index of it, which is None where only torchcodec has a decoder."""
     try:
-        index = read_index(clip)
+        index = read_index(video)
     except NoDecoder as fault:
         try:
-            return read_torchcodec_shape(clip), None
+            return read_torchcodec_shape(video), None
         except TorchcodecRefuses as cause:
             raise NoDecoder(f"{fault} (torchcodec: {cause})") from cause
     return index.shape, index
 
 
-def _decode_indexed(clip: VideoFile, index: VideoIndex, wanted: Sequence[int], reader: ReaderName) -> np.ndarray:
+def _decode_indexed(video: VideoFile, index: VideoIndex, wanted: Sequence[int], reader: ReaderName) -> np.ndarray:
     try:
         if reader == "torchcodec":
-            return read_torchcodec(clip, index.shape, wanted)
+            return read_torchcodec(video, index.shape, wanted)
         if reader == "decord":
-            return read_decord(clip, index, wanted)
+            return read_decord(video, index, wanted)
     except (DecordRefuses, TorchcodecRefuses) as cause:
-        raise DataError(f"{clip.name}: {reader} cannot read this clip ({cause}); use reader='pyav'.") from cause
-    return read_pyav(clip, index, wanted)
+        raise DataError(f"{video.name}: {reader} cannot read this clip ({cause}); use reader='pyav'.") from cause
+    return read_pyav(video, index, wanted)
 
 
 def _decode_with_torchcodec(
-    clip: VideoFile, shape: VisualShape, wanted: Sequence[int], reader: ReaderName
+    video: VideoFile, shape: VisualShape, wanted: Sequence[int], reader: ReaderName
 ) -> np.ndarray:
     """A clip that PyAV has no decoder for, by torchcodec."""
     if reader in ("decord", "pyav"):
-        raise NoDecoder(f"{clip.name}: {reader} cannot read this clip (PyAV has no decoder for it); use reader='auto'.")
+        raise NoDecoder(
+            f"{video.name}: {reader} cannot read this clip (PyAV has no decoder for it); use reader='auto'."
+        )
     try:
-        return read_torchcodec(clip, shape, wanted)
+        return read_torchcodec(video, shape, wanted)
     except TorchcodecRefuses as cause:
-        raise DataError(f"{clip.name}: torchcodec breaks off ({cause}); {CURE}") from cause
+        raise DataError(f"{video.name}: torchcodec breaks off ({cause}); {CURE}") from cause
 
 
-def _check_array(clip: np.ndarray) -> np.ndarray:
-    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 or 0 in clip.shape:
+def _check_array(video: np.ndarray) -> np.ndarray:
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
         raise DataError(
-            f"{describe_source(clip, 'video')}: {clip.dtype} of shape {clip.shape}; "
+            f"{describe_source(video, 'video')}: {video.dtype} of shape {video.shape}; "
             "a clip in memory is uint8 of shape (frames, height, width, 3), none of them 0."
         )
-    return clip
+    return video
 
 
 def _check_indices(indices: Sequence[int], num_frames: int, name: str) -> None:

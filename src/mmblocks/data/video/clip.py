@@ -82,9 +82,9 @@ class VideoFile:
 
 
 @contextmanager
-def open_video(clip: VideoFile, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(video: VideoFile, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its picture. FFmpeg gets a file object and no leave to open any other."""
-    with clip.open() as file:
+    with video.open() as file:
         try:
             container = av.open(
                 file,
@@ -97,10 +97,10 @@ def open_video(clip: VideoFile, **options: str) -> Iterator[tuple[InputContainer
         except Exception as cause:  # FFmpegError for the most part, but metadata may raise anything
             why = "a picture, a playlist or something unknown" if _is_unlisted(cause) else summarize_error(cause)
             raise DataError(
-                f"{clip.name}: not a clip, or its end is missing ({why}); pass a video file (mp4, webm, mkv, avi, gif)."
+                f"{video.name}: not a clip, or its end is missing ({why}); pass a video file (mp4, webm, mkv, avi, gif)."
             ) from cause
         with container:
-            yield container, _find_video_stream(container, clip)
+            yield container, _find_video_stream(container, video)
 
 
 def _is_unlisted(cause: Exception) -> bool:
@@ -115,12 +115,14 @@ def _refuse_open(url: str, *_: Any) -> NoReturn:
     raise PermissionError(f"a clip may not open other files: {url}")
 
 
-def _find_video_stream(container: InputContainer, clip: VideoFile) -> VideoStream:
+def _find_video_stream(container: InputContainer, video: VideoFile) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-        raise DataError(f"{clip.name}: there is no video stream, only {_kinds(container)}; pass a clip with a picture.")
+        raise DataError(
+            f"{video.name}: there is no video stream, only {_kinds(container)}; pass a clip with a picture."
+        )
     if stream.codec_context is None:  # FFmpeg has no decoder for it, or the header is damaged
-        raise NoDecoder(f"{clip.name}: its picture is in a coding that cannot be decoded; re-encode it, to H.264 say.")
+        raise NoDecoder(f"{video.name}: its picture is in a coding that cannot be decoded; re-encode it, to H.264 say.")
     _configure_decoder(stream.codec_context)
     return stream
 

@@ -77,25 +77,25 @@ class VideoIndex:
         return format_moment(frame, self.shape.compute_frame_time_s(frame))
 
 
-def read_index(clip: VideoFile) -> VideoIndex:
+def read_index(video: VideoFile) -> VideoIndex:
     """Read a clip's packets without decoding them. Raises `DataError` for a file that holds no clip."""
-    with open_video(clip) as (container, stream):
-        packets, first = demux_packets(container, stream, clip)
+    with open_video(video) as (container, stream):
+        packets, first = demux_packets(container, stream, video)
         container_name, codec, promised = container.format.name, stream.codec_context.name, stream.frames
         said_fps, unit = float(stream.average_rate or stream.guessed_rate or 1), stream.time_base or Fraction(1)
         # AVI holds no times of showing, and those FFmpeg makes up are wrong for reordered H.264 and packed Xvid.
         guessed = container_name == "avi" and stream.codec_context.has_b_frames
     if "mov" in container_name and promised > len(packets):
-        _refuse_if_cut(clip, promised)
+        _refuse_if_cut(video, promised)
     if not packets:
-        raise DataError(f"{clip.name}: the clip has no frames; drop the record or record the clip again.")
+        raise DataError(f"{video.name}: the clip has no frames; drop the record or record the clip again.")
     keys = _keys(packets, container_name)
     entries = () if guessed or first is None else _list_entries(packets, keys)
     if entries:
         times = [entry.time for entry in entries]
         num_frames, pace = len(times), compute_pace(times, find_last_duration(packets, times), unit, said_fps)
     else:
-        first, counted = _decode_all_frames(clip, said_fps)
+        first, counted = _decode_all_frames(video, said_fps)
         num_frames, pace = (
             len(counted),
             FramePace(said_fps, None) if guessed else _compute_decoded_pace(counted, unit, said_fps),
@@ -134,28 +134,28 @@ def _list_entries(packets: Sequence[PacketFacts], keys: Sequence[KeyFrame]) -> t
     return () if len({entry.time for entry in entries}) < len(entries) else tuple(entries)
 
 
-def _refuse_if_cut(clip: VideoFile, promised: int) -> None:
+def _refuse_if_cut(video: VideoFile, promised: int) -> None:
     """An edit list may leave frames out; read without it, every promised frame is there unless the file is cut."""
-    with open_video(clip, ignore_editlist="1") as (container, stream):
-        packets, _ = demux_packets(container, stream, clip)
+    with open_video(video, ignore_editlist="1") as (container, stream):
+        packets, _ = demux_packets(container, stream, video)
     if promised > len(packets):
         raise DataError(
-            f"{clip.name}: cut off, its header promises {promised} frames and {len(packets)} are there; {CURE}"
+            f"{video.name}: cut off, its header promises {promised} frames and {len(packets)} are there; {CURE}"
         )
 
 
-def _decode_all_frames(clip: VideoFile, fps: float) -> tuple[VideoFrame, list[int | None]]:
+def _decode_all_frames(video: VideoFile, fps: float) -> tuple[VideoFrame, list[int | None]]:
     """The first frame, and the times of all as far as they have some."""
     first, times = None, []
-    with open_video(clip) as (container, stream):
+    with open_video(video) as (container, stream):
         for frame in decode_frames(container, stream, make_decoder(stream)):
             if isinstance(frame, FrameDamage):
                 where = format_moment(len(times), len(times) / fps)
-                raise DataError(f"{clip.name}: damaged at {where} ({frame.reason}); {CURE}")
+                raise DataError(f"{video.name}: damaged at {where} ({frame.reason}); {CURE}")
             first = first or frame
             times.append(frame.pts)
     if first is None:
-        raise DataError(f"{clip.name}: no frame of the clip can be decoded; {CURE}")
+        raise DataError(f"{video.name}: no frame of the clip can be decoded; {CURE}")
     return first, times
 
 

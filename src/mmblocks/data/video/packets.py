@@ -27,7 +27,7 @@ class PacketFacts(NamedTuple):
 
 
 def demux_packets(
-    container: InputContainer, stream: VideoStream, clip: VideoFile
+    container: InputContainer, stream: VideoStream, video: VideoFile
 ) -> tuple[list[PacketFacts], VideoFrame | None]:
     """All packets of the picture and, decoded from the first key frame on, the first frame."""
     packets: list[PacketFacts] = []
@@ -36,19 +36,19 @@ def demux_packets(
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 where = _format_packet_moment(packets, stream, len(packets))
-                raise DataError(f"{clip.name}: cut off or damaged at {where}; {CURE}")
+                raise DataError(f"{video.name}: cut off or damaged at {where}; {CURE}")
             if packet.size:
                 packets.append(_facts(packet, stream))
                 fault = find_gif_fault(bytes(packet)) if stream.codec_context.name == "gif" else None
                 if fault:
                     where = _format_packet_moment(packets, stream, len(packets) - 1)
-                    raise DataError(f"{clip.name}: cut off or damaged at {where}: {fault}; {CURE}")
+                    raise DataError(f"{video.name}: cut off or damaged at {where}: {fault}; {CURE}")
             decodable = decodable or packet.is_keyframe
             if first is None and decodable:
                 first = next(iter(packet.decode()), None)
     except FFmpegError as cause:
         where = _format_packet_moment(packets, stream, max(0, len(packets) - 1))
-        raise DataError(f"{clip.name}: decoding breaks off at {where} ({summarize_error(cause)}); {CURE}") from cause
+        raise DataError(f"{video.name}: decoding breaks off at {where} ({summarize_error(cause)}); {CURE}") from cause
     return packets, first
 
 

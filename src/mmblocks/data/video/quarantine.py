@@ -14,7 +14,7 @@ from mmblocks.data.records.lines import append_lines, read_lines
 class VideoLocation(NamedTuple):
     """A clip as its line names it, and the file that it is in: itself, or the archive around it."""
 
-    clip: str
+    video: str
     file: Path
 
 
@@ -38,12 +38,12 @@ class Quarantine:
 
     def add_video(self, place: VideoLocation, reason: str) -> bool:
         """Note a clip, unless its file is not there (any more)."""
-        clip, size, mtime_ns = key = _make_key(place)
-        if key != (clip, *_NO_FILE):
+        video, size, mtime_ns = key = _make_key(place)
+        if key != (video, *_NO_FILE):
             when = datetime.now(UTC).isoformat(timespec="seconds")
-            line = {"clip": clip, "size": size, "mtime_ns": mtime_ns, "reason": reason, "when": when}
+            line = {"clip": video, "size": size, "mtime_ns": mtime_ns, "reason": reason, "when": when}
             append_lines(self.list, [line])
-        return key != (clip, *_NO_FILE)
+        return key != (video, *_NO_FILE)
 
 
 QuarantineKey = tuple[str, int, int]
@@ -54,8 +54,8 @@ def _make_key(place: VideoLocation) -> QuarantineKey:
     try:
         state = place.file.stat()
     except (OSError, ValueError):  # ValueError: a null byte in the name
-        return (place.clip, *_NO_FILE)
-    return (place.clip, state.st_size, state.st_mtime_ns)
+        return (place.video, *_NO_FILE)
+    return (place.video, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=4)

@@ -38,7 +38,7 @@ def _import_decord() -> ModuleType | None:
     return decord
 
 
-def read_decord(clip: VideoFile, index: VideoIndex, wanted: Sequence[int]) -> np.ndarray:
+def read_decord(video: VideoFile, index: VideoIndex, wanted: Sequence[int]) -> np.ndarray:
     """The wanted frames (frames, height, width, 3). Raises `DecordRefuses` for what decord does not read rightly."""
     decord = _import_decord()
     if decord is None:
@@ -47,12 +47,12 @@ def read_decord(clip: VideoFile, index: VideoIndex, wanted: Sequence[int]) -> np
         raise DecordRefuses(f"it is not trusted with {index.codec} in {index.container}")
     if not index.fresh_keys:
         raise DecordRefuses("it misses frames where they refer across key frames")
-    content = io.BytesIO(clip.content) if isinstance(clip.content, bytes) else os.fspath(clip.content)
+    content = io.BytesIO(video.content) if isinstance(video.content, bytes) else os.fspath(video.content)
     try:
         # More threads break on valid VP9. A fault_tol above zero turns silent repeats of damaged frames into errors.
-        clip_reader = decord.VideoReader(content, num_threads=1, fault_tol=1e-9)
-        num_frames = len(clip_reader)
-        batch = clip_reader.get_batch(list(wanted)) if num_frames == index.num_frames else None
+        video_reader = decord.VideoReader(content, num_threads=1, fault_tol=1e-9)
+        num_frames = len(video_reader)
+        batch = video_reader.get_batch(list(wanted)) if num_frames == index.num_frames else None
     except Exception as cause:  # DECORDError, RuntimeError, AssertionError, IndexError: all mean no
         raise DecordRefuses(str(cause).splitlines()[0] if str(cause) else repr(cause)) from cause
     if batch is None:

@@ -43,19 +43,19 @@ class _WantedGroup(NamedTuple):
     wanted: tuple[int, ...]
 
 
-def read_pyav(clip: VideoFile, index: VideoIndex, wanted: Sequence[int]) -> np.ndarray:
+def read_pyav(video: VideoFile, index: VideoIndex, wanted: Sequence[int]) -> np.ndarray:
     """The wanted frames (frames, height, width, 3), which ascend: by seeking, and from the start where that fails."""
     if not index.entries:
-        found = _read_by_counting(clip, index, wanted)
+        found = _read_by_counting(video, index, wanted)
     else:
         groups = _groups(index, wanted)
-        found = _read_by_seeking(clip, index, groups)
+        found = _read_by_seeking(video, index, groups)
         missing = [group for group in groups if any(number not in found for number in group.wanted)]
-        found |= _read_from_the_start(clip, index, missing) if missing else {}
+        found |= _read_from_the_start(video, index, missing) if missing else {}
     for number in wanted:
         if number not in found:
             raise DataError(
-                f"{clip.name}: {index.describe_frame(number)} of {index.num_frames} cannot be decoded; {CURE}"
+                f"{video.name}: {index.describe_frame(number)} of {index.num_frames} cannot be decoded; {CURE}"
             )
     return np.stack([found[i] for i in wanted])
 
@@ -68,28 +68,28 @@ def _groups(index: VideoIndex, wanted: Sequence[int]) -> list[_WantedGroup]:
     return groups
 
 
-def _read_by_seeking(clip: VideoFile, index: VideoIndex, groups: Sequence[_WantedGroup]) -> dict[int, np.ndarray]:
+def _read_by_seeking(video: VideoFile, index: VideoIndex, groups: Sequence[_WantedGroup]) -> dict[int, np.ndarray]:
     """One seek per group. A group in which anything looks wrong is left out: seeking may be what is wrong."""
     found: dict[int, np.ndarray] = {}
-    with open_video(clip) as (container, stream):
+    with open_video(video) as (container, stream):
         decoder = make_decoder(stream)
         for group in groups:
             try:
                 container.seek(group.seek_to, stream=stream)
                 decoder.flush_buffers()
-                found |= _pick_frames(decode_frames(container, stream, decoder), [group], index, clip)
+                found |= _pick_frames(decode_frames(container, stream, decoder), [group], index, video)
             except (FFmpegError, _DamagedVideo) as cause:
-                log.debug("%s: seeking failed (%s); read from the start instead", clip.name, cause)
+                log.debug("%s: seeking failed (%s); read from the start instead", video.name, cause)
     return found
 
 
-def _read_from_the_start(clip: VideoFile, index: VideoIndex, groups: Sequence[_WantedGroup]) -> dict[int, np.ndarray]:
-    with open_video(clip) as (container, stream):
-        return _pick_frames(decode_frames(container, stream, make_decoder(stream)), groups, index, clip)
+def _read_from_the_start(video: VideoFile, index: VideoIndex, groups: Sequence[_WantedGroup]) -> dict[int, np.ndarray]:
+    with open_video(video) as (container, stream):
+        return _pick_frames(decode_frames(container, stream, make_decoder(stream)), groups, index, video)
 
 
 def _pick_frames(
-    frames: Iterator[VideoFrame | FrameDamage], groups: Sequence[_WantedGroup], index: VideoIndex, clip: VideoFile
+    frames: Iterator[VideoFrame | FrameDamage], groups: Sequence[_WantedGroup], index: VideoIndex, video: VideoFile
 ) -> dict[int, np.ndarray]:
     """The wanted frames by number. Raises `_Damaged` where something is wrong with what they are decoded from."""
     numbers = {index.entries[number].time: number for group in groups for number in group.wanted}
@@ -98,37 +98,37 @@ def _pick_frames(
         if isinstance(frame, FrameDamage):
             for group in groups:
                 if frame.time is None or group.begin <= frame.time <= group.end:
-                    raise _make_damage_error(clip, index, group, frame)
+                    raise _make_damage_error(video, index, group, frame)
         elif frame.pts is not None:
             if frame.pts in numbers:
-                found[numbers[frame.pts]] = _to_pixels(frame, numbers[frame.pts], index, clip)
+                found[numbers[frame.pts]] = _to_pixels(frame, numbers[frame.pts], index, video)
             if frame.pts >= groups[-1].end:
                 break
     return found
 
 
-def _make_damage_error(clip: VideoFile, index: VideoIndex, group: _WantedGroup, damage: FrameDamage) -> _DamagedVideo:
+def _make_damage_error(video: VideoFile, index: VideoIndex, group: _WantedGroup, damage: FrameDamage) -> _DamagedVideo:
     asked = next((i for i in group.wanted if index.entries[i].decoded_to >= (damage.time or 0)), group.wanted[-1])
     number = asked if damage.time is None else index.find_frame(damage.time)
     needed = "" if number == asked else f", which frame {asked} is decoded from"
-    return _DamagedVideo(f"{clip.name}: damaged at {index.describe_frame(number)}{needed} ({damage.reason}); {CURE}")
+    return _DamagedVideo(f"{video.name}: damaged at {index.describe_frame(number)}{needed} ({damage.reason}); {CURE}")
 
 
-def _read_by_counting(clip: VideoFile, index: VideoIndex, wanted: Sequence[int]) -> dict[int, np.ndarray]:
+def _read_by_counting(video: VideoFile, index: VideoIndex, wanted: Sequence[int]) -> dict[int, np.ndarray]:
     """Frames by their place in the order of showing. The index has decoded them all and found them sound."""
     numbers, found = set(wanted), {}
-    with open_video(clip) as (container, stream):
+    with open_video(video) as (container, stream):
         frames = decode_frames(container, stream, make_decoder(stream))
         for number, frame in enumerate(frame for frame in frames if not isinstance(frame, FrameDamage)):
             if number in numbers:
-                found[number] = _to_pixels(frame, number, index, clip)
+                found[number] = _to_pixels(frame, number, index, video)
             if number == wanted[-1]:
                 break
     return found
 
 
-def _to_pixels(frame: VideoFrame, number: int, index: VideoIndex, clip: VideoFile) -> np.ndarray:
+def _to_pixels(frame: VideoFrame, number: int, index: VideoIndex, video: VideoFile) -> np.ndarray:
     size = compute_frame_size(frame, index.quarter_turns)
     if size != index.size:
-        raise DataError(f"{clip.name}: frame {number} is {size}, frame 0 is {index.size}; {CURE}")
+        raise DataError(f"{video.name}: frame {number} is {size}, frame 0 is {index.size}; {CURE}")
     return to_upright(frame, index.quarter_turns)

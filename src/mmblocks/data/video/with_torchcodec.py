@@ -19,9 +19,9 @@ class TorchcodecRefuses(Exception):
     """torchcodec is missing, finds no FFmpeg, or the clip is not for it. Never leaves this folder."""
 
 
-def read_torchcodec_shape(clip: VideoFile) -> VisualShape:
+def read_torchcodec_shape(video: VideoFile) -> VisualShape:
     """What `video_shape` says, by torchcodec alone. Raises `TorchcodecRefuses`."""
-    decoder = _open_decoder(clip)
+    decoder = _open_decoder(video)
     try:
         first = _read_frames_at(decoder, [0])
         num_frames, fps = int(decoder.metadata.num_frames), float(decoder.metadata.average_fps or 1)
@@ -30,9 +30,9 @@ def read_torchcodec_shape(clip: VideoFile) -> VisualShape:
     return VisualShape("video", Size(*first.shape[1:3]), num_frames, fps)
 
 
-def read_torchcodec(clip: VideoFile, shape: VisualShape, wanted: Sequence[int]) -> np.ndarray:
+def read_torchcodec(video: VideoFile, shape: VisualShape, wanted: Sequence[int]) -> np.ndarray:
     """The wanted frames (frames, height, width, 3). Raises `TorchcodecRefuses` if it counts or sizes them otherwise."""
-    decoder = _open_decoder(clip)
+    decoder = _open_decoder(video)
     try:
         num_frames = decoder.metadata.num_frames
         frames = _read_frames_at(decoder, list(wanted)) if num_frames == shape.num_frames else None
@@ -47,10 +47,10 @@ def read_torchcodec(clip: VideoFile, shape: VisualShape, wanted: Sequence[int]) 
     return frames
 
 
-def _open_decoder(clip: VideoFile) -> Any:
+def _open_decoder(video: VideoFile) -> Any:
     if importlib.util.find_spec("torchcodec") is None:
         raise TorchcodecRefuses("torchcodec is not installed")
-    content = clip.content if isinstance(clip.content, bytes) else os.fspath(clip.content)
+    content = video.content if isinstance(video.content, bytes) else os.fspath(video.content)
     try:
         decoders = importlib.import_module("torchcodec.decoders")
         # "exact" reads all packets first: frame numbers are then those of the file, not guesses from its rate.

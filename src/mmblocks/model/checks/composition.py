@@ -101,7 +101,7 @@ class DryBuild:
 
     def count_parameters(self, part: str) -> int | None:
         """Parameters of a part, each shared one once; None where it could not be built."""
-        if part == "marks":
+        if part == "learned_tokens":
             if self.backbone is None or len(self.tokenizers) < len(SCENARIOS):
                 return None
             return len(self.router.learned_tokens) * self.backbone.dim

@@ -182,14 +182,14 @@ def find_media_faults(tokenizers: Mapping[Scenario, Any], view_px: Size, max_tok
 def find_largest_visual(tokenizer: Any, scenario: Scenario, view_px: Size) -> tuple[int, str]:
     """Tokens of the largest visual of a scenario (two pictures where several are meant), and what it is."""
     if scenario == "video":
-        clip = VisualShape("video", view_px, LONG_VIDEO_FRAMES, 30.0)
-        plan = tokenizer.plan(clip)
+        video = VisualShape("video", view_px, LONG_VIDEO_FRAMES, 30.0)
+        plan = tokenizer.plan(video)
         return tokenizer.count(plan), f"a long clip ({len(plan.views)} frames)"
     sides = range(1, MAX_CANVAS_SIDE + 1)
     shapes = (Size(rows * view_px.height, columns * view_px.width) for rows, columns in product(sides, sides))
     tokens, size = max((tokenizer.count(tokenizer.plan(VisualShape("image", size))), size) for size in shapes)
-    picture = f"of {size.width}x{size.height} px (width x height)"
-    return (tokens, f"a picture {picture}") if scenario == "image" else (2 * tokens, f"a pair of pictures {picture}")
+    image = f"of {size.width}x{size.height} px (width x height)"
+    return (tokens, f"a picture {image}") if scenario == "image" else (2 * tokens, f"a pair of pictures {image}")
 
 
 # Text ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ HUB: NameTable = {
     "encoder.vision_model.": "vision_tower.vision_model.",
     "projector.body.0.": "multi_modal_projector.linear_1.",
     "projector.head.": "multi_modal_projector.linear_2.",
-    "marks.newline": "image_newline",
+    "learned_tokens.newline": "image_newline",
     "backbone.lm.model.": "language_model.model.",
     "backbone.lm.lm_head.": "language_model.lm_head.",
 }
@@ -23,7 +23,7 @@ IN_MEMORY: NameTable = {
     "encoder.vision_model.": "model.vision_tower.",
     "projector.body.0.": "model.multi_modal_projector.linear_1.",
     "projector.head.": "model.multi_modal_projector.linear_2.",
-    "marks.newline": "model.image_newline",
+    "learned_tokens.newline": "model.image_newline",
     "backbone.lm.model.": "model.language_model.",
     "backbone.lm.lm_head.": "lm_head.",
 }
@@ -53,7 +53,7 @@ def make_original_table(projector: NameTable) -> NameTable:
     return {
         "encoder.vision_model.": "model.vision_tower.vision_tower.vision_model.",
         **projector,
-        "marks.newline": "model.image_newline",
+        "learned_tokens.newline": "model.image_newline",
         "backbone.lm.model.embed_tokens.": "model.embed_tokens.",
         "backbone.lm.model.layers.": "model.layers.",
         "backbone.lm.model.norm.": "model.norm.",

@@ -171,7 +171,7 @@ def _encoder_blocks(model: OneVision) -> int:
 
 def load_matched(model: OneVision, found: MatchedTensors, text_config: Any, dtype: torch.dtype, where: Path) -> None:
     """Fill a model, whose backbone may be on meta, with matched tensors."""
-    for part in ("encoder", "projector", "marks"):
+    for part in ("encoder", "projector", "learned_tokens"):
         getattr(model, part).load_state_dict(_select_prefix(f"{part}.", found.tensors))
     model.backbone.load_tensors(text_config, _select_prefix("backbone.lm.", found.tensors), str(where), dtype)
     model.backbone.load_generation_config(where)

@@ -186,8 +186,10 @@ def _build_parts(
     projector, last = _swap_projector(model, spec, wanted.get("projector"), encoder, backbone)
     router = build_router(spec, encoder, projector)
     new = OneVision(encoder, projector, router, backbone, build_template(spec.template, backbone), spec)
-    marks = transplant.fill_module("marks", _match_dtype_and_device(new.learned_tokens, model), model.learned_tokens)
-    return new, [*lines, *last, *marks, *more]
+    learned_tokens = transplant.fill_module(
+        "learned_tokens", _match_dtype_and_device(new.learned_tokens, model), model.learned_tokens
+    )
+    return new, [*lines, *last, *learned_tokens, *more]
 
 
 def _match_dtype_and_device(part: nn.Module, model: OneVision) -> nn.Module:

@@ -52,7 +52,7 @@ def round_up_length(longest: int) -> int:
     return longest if longest <= 1 else (longest + BUCKET - 1) // BUCKET * BUCKET
 
 
-def compute_attention(call: PackedCall, way: str = CHOOSE_AT_RUNTIME) -> Tensor:
+def compute_attention(call: PackedCall, backend: str = CHOOSE_AT_RUNTIME) -> Tensor:
     """The attention of a call, differentiable, by the way of that name."""
     if not torch.compiler.is_compiling():
         register_flops()
@@ -68,7 +68,7 @@ def compute_attention(call: PackedCall, way: str = CHOOSE_AT_RUNTIME) -> Tensor:
         call.scale,
         call.window,
         call.learns,
-        way,
+        backend,
     )
     return out
 
@@ -86,13 +86,13 @@ def varlen_attention(
     scale: float,
     window: int | None,
     learns: bool,
-    way: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The fields of `Call` to the output and, for backward only, (heads, tokens), logarithms of sums of exponentials."""
     call = PackedCall(q, k, v, ends_q, ends_k, max_q, max_k, causal, scale, window, learns)
     if call.is_empty:
         return q.new_zeros(q.shape[0], q.shape[1], v.shape[-1]), _make_logsumexp(q, learns).fill_(-torch.inf)
-    out, lse = MODULES[way or OP.choose_backend(call).name].forward(call)
+    out, lse = MODULES[backend or OP.choose_backend(call).name].forward(call)
     return out, lse if learns else _make_logsumexp(q, learns)
 
 
@@ -111,13 +111,13 @@ def varlen_attention_backward(
     causal: bool,
     scale: float,
     window: int | None,
-    way: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values."""
     call = PackedCall(q, k, v, ends_q, ends_k, max_q, max_k, causal, scale, window, True)
     if call.is_empty:
         return _make_empty_like(q).zero_(), _make_empty_like(k).zero_(), _make_empty_like(v).zero_()
-    return MODULES[way or OP.choose_backend(call).name].backward(call, grad.to(q.dtype), out, lse)
+    return MODULES[backend or OP.choose_backend(call).name].backward(call, grad.to(q.dtype), out, lse)
 
 
 @varlen_attention.register_fake

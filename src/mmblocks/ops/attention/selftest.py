@@ -88,15 +88,17 @@ def _compare_packed(
     want = _compute_value_and_gradients(
         lambda *x: library.compute_attention(make_call(*x), REFERENCE), [x.double() for x in inputs]
     )
-    for way in library.OP.backends:
-        reasons = way.reasons_against(replace(make_call(*inputs), max_k=library.round_up_length(keys.max_seqlen)))
+    for backend in library.OP.backends:
+        reasons = backend.reasons_against(replace(make_call(*inputs), max_k=library.round_up_length(keys.max_seqlen)))
         error = None
         if not reasons:
             got = _compute_value_and_gradients(
-                lambda *x, name=way.name: library.compute_attention(make_call(*x), name), inputs
+                lambda *x, name=backend.name: library.compute_attention(make_call(*x), name), inputs
             )
             error = _measure_error(got, want)
-        yield BackendResult(library.OP.name, way.name, label, error, _find_tolerance(way.name, inputs[0]), reasons)
+        yield BackendResult(
+            library.OP.name, backend.name, label, error, _find_tolerance(backend.name, inputs[0]), reasons
+        )
 
 
 def _of_rows(
@@ -135,16 +137,16 @@ def _compare_rows(
         return out[chosen.index]
 
     want = _compute_value_and_gradients(attend_all_rows, [x.double() for x in inputs])
-    for way in rows.OP.backends:
-        reasons = way.reasons_against(make_call(*inputs))
+    for backend in rows.OP.backends:
+        reasons = backend.reasons_against(make_call(*inputs))
         error = None
         if not reasons and learns:
             error = _measure_error(
-                _compute_value_and_gradients(lambda *x, way=way: way.run(make_call(*x)), inputs), want
+                _compute_value_and_gradients(lambda *x, way=backend: way.run(make_call(*x)), inputs), want
             )
         elif not reasons:
-            error = _measure_error([way.run(make_call(*inputs))], want[:1])
-        yield BackendResult(rows.OP.name, way.name, label, error, _find_tolerance(way.name, inputs[0]), reasons)
+            error = _measure_error([backend.run(make_call(*inputs))], want[:1])
+        yield BackendResult(rows.OP.name, backend.name, label, error, _find_tolerance(backend.name, inputs[0]), reasons)
 
 
 def _compare_unpacked(
@@ -163,14 +165,16 @@ def _compare_unpacked(
         return FixedCall(lambda: run_sdpa(*qkv), q, k, masked=False, causal=case.causal, learns=True)
 
     want = _compute_value_and_gradients(run_sdpa, [x.double() for x in inputs])
-    for way in fixed.OP.backends:
-        reasons = way.reasons_against(make_call(*inputs))
+    for backend in fixed.OP.backends:
+        reasons = backend.reasons_against(make_call(*inputs))
         error = None
         if not reasons:
             error = _measure_error(
-                _compute_value_and_gradients(lambda *x, way=way: way.run(make_call(*x)), inputs), want
+                _compute_value_and_gradients(lambda *x, way=backend: way.run(make_call(*x)), inputs), want
             )
-        yield BackendResult(fixed.OP.name, way.name, label, error, _find_tolerance(way.name, inputs[0]), reasons)
+        yield BackendResult(
+            fixed.OP.name, backend.name, label, error, _find_tolerance(backend.name, inputs[0]), reasons
+        )
 
 
 # Comparing ----------------------------------------------------------------------------------------------------------
@@ -191,7 +195,7 @@ def _measure_error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
     return max(float((g.double() - w).abs().max() / w.abs().max().clamp(min=1e-12)) for g, w in pairs)
 
 
-def _find_tolerance(way: str, like: Tensor) -> float:
-    if way in OWN_TOLERANCES:
-        return OWN_TOLERANCES[way].get(like.dtype, TOLERANCES[like.dtype])
+def _find_tolerance(backend: str, like: Tensor) -> float:
+    if backend in OWN_TOLERANCES:
+        return OWN_TOLERANCES[backend].get(like.dtype, TOLERANCES[like.dtype])
     return ON_CUDA if like.is_cuda and like.dtype == torch.float32 else TOLERANCES[like.dtype]

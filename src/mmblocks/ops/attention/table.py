@@ -120,8 +120,8 @@ def _parse_row(said: Any, where: str) -> BackendOrder:
     return BackendOrder(**{**said, "order": order, "capability": None if capability is None else tuple(capability)})
 
 
-def _complete(order: Collection[str], ways: Collection[str], where: str) -> tuple[str, ...]:
+def _complete(order: Collection[str], backends: Collection[str], where: str) -> tuple[str, ...]:
     """An order with the ways that it does not name behind."""
-    if wrong := [name for name in order if name not in ways]:
-        raise ConfigError(f"{where}: there is no way {wrong[0]!r}; there are {', '.join(ways)}.")
-    return (*order, *(name for name in ways if name not in order))
+    if wrong := [name for name in order if name not in backends]:
+        raise ConfigError(f"{where}: there is no way {wrong[0]!r}; there are {', '.join(backends)}.")
+    return (*order, *(name for name in backends if name not in order))

@@ -18,13 +18,13 @@ from mmblocks.ops.gather_lerp.turn import with_transpose
 BACKENDS = {"triton": with_triton, "bag": bag}
 
 
-def make_run(way: str) -> Callable[..., Tensor]:
+def make_run(backend: str) -> Callable[..., Tensor]:
     """`run` of a way, differentiable in x."""
 
     def run(x: Tensor, taps: GatherTable, *, gelu: bool) -> Tensor:
         assert len(x) == taps.size, f"taps of {taps.size} rows meet {len(x)}"  # kernels would read anything
         back = (None, None) if taps.transpose is None else (taps.transpose.rows, taps.transpose.weights)
-        return torch.ops.mmblocks.gather_lerp(x, taps.rows, taps.weights, *back, gelu, way)
+        return torch.ops.mmblocks.gather_lerp(x, taps.rows, taps.weights, *back, gelu, backend)
 
     return run
 
@@ -40,22 +40,22 @@ torch.library.define(BACKWARD, "(Tensor gradient, Tensor rows, Tensor weights, T
 
 @torch.library.impl(FORWARD, "default")
 def _run_gather(
-    x: Tensor, rows: Tensor, weights: Tensor, back_rows: Any, back_weights: Any, gelu: bool, way: str
+    x: Tensor, rows: Tensor, weights: Tensor, back_rows: Any, back_weights: Any, gelu: bool, backend: str
 ) -> Tensor:
     """(size, d) to (n, d); `back_*` are for the gradient only."""
     if not rows.numel() or not x.numel():
         return x.new_zeros(len(rows), x.shape[1])
-    return BACKENDS[way].gather(x, rows, weights, gelu=gelu)
+    return BACKENDS[backend].gather(x, rows, weights, gelu=gelu)
 
 
 @torch.library.impl(BACKWARD, "default")
 def _run_gather_gradient(
-    gradient: Tensor, rows: Tensor, weights: Tensor, before_gelu: Tensor | None, way: str
+    gradient: Tensor, rows: Tensor, weights: Tensor, before_gelu: Tensor | None, backend: str
 ) -> Tensor:
     """(n, d) to (size, d), along taps turned round, and through gelu at `before_gelu` where that is given."""
     if not rows.numel() or not gradient.numel():
         return gradient.new_zeros(len(rows), gradient.shape[1])
-    return BACKENDS[way].gather_gradient(gradient, rows, weights, before_gelu)
+    return BACKENDS[backend].gather_gradient(gradient, rows, weights, before_gelu)
 
 
 @torch.library.register_fake(FORWARD)

@@ -34,15 +34,15 @@ def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
                 case = f"{name}{' of gelu' * gelu}, {str(dtype).removeprefix('torch.')}"
                 x, taps = _make_inputs(*sizes)
                 x, taps = x.to(device, dtype), taps.to(device)
-                for way in OP.backends:
-                    reasons = way.reasons_against(x, taps, gelu=gelu)
-                    error = None if reasons else measure_error(way, x, taps, gelu)
-                    yield BackendResult(OP.name, way.name, case, error, tolerance, reasons)
+                for backend in OP.backends:
+                    reasons = backend.reasons_against(x, taps, gelu=gelu)
+                    error = None if reasons else measure_error(backend, x, taps, gelu)
+                    yield BackendResult(OP.name, backend.name, case, error, tolerance, reasons)
 
 
-def measure_error(way: Backend, x: Tensor, taps: GatherTable, gelu: bool) -> float:
+def measure_error(backend: Backend, x: Tensor, taps: GatherTable, gelu: bool) -> float:
     """The largest difference of value or gradient from those of the reference in float64, relative to the largest."""
-    got = _compute_value_and_gradient(way.run, x, taps, gelu)
+    got = _compute_value_and_gradient(backend.run, x, taps, gelu)
     want = _compute_value_and_gradient(reference.run, x.double(), taps, gelu)
     return max(measure_difference(g, w) for g, w in zip(got, want, strict=True))
 

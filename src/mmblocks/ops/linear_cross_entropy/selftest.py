@@ -31,11 +31,17 @@ def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
         for dtype, tolerance in TOLERANCES.items():
             hidden, targets, head = (x.to(device) for x in _inputs(*sizes))
             want = _compute_value_and_gradients(reference.run, hidden, targets, head, torch.float64)
-            for way in OP.backends:
-                run = partial(way.run, most=MOST) if name == "several chunks" and way.run is chunked.run else way.run
+            for backend in OP.backends:
+                run = (
+                    partial(backend.run, most=MOST)
+                    if name == "several chunks" and backend.run is chunked.run
+                    else backend.run
+                )
                 got = _compute_value_and_gradients(run, hidden, targets, head, dtype)
                 error = max(measure_difference(g, w) for g, w in zip(got, want, strict=True))
-                yield BackendResult(OP.name, way.name, f"{name}, {str(dtype).removeprefix('torch.')}", error, tolerance)
+                yield BackendResult(
+                    OP.name, backend.name, f"{name}, {str(dtype).removeprefix('torch.')}", error, tolerance
+                )
 
 
 def _inputs(rows: int, dim: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:

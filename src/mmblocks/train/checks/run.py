@@ -29,7 +29,7 @@ MINIMUM = {
     "save_every": (1, True),
     "log_every": (1, True),
     "keep": (1, True),
-    "look_at": (0, True),
+    "visual_ablation_at": (0, True),
     "seed": (0, True),
     "timeout_s": (0, False),
     "video_deadline_s": (0, False),
@@ -38,9 +38,9 @@ MINIMUM = {
 PRETRAINING_MINIMUM = {
     "steps": (1, True),
     "batch_size": (1, True),
-    "rate": (0, False),
+    "lr": (0, False),
     "weight_decay": (0, True),
-    "clip": (0, False),
+    "max_grad_norm": (0, False),
 }
 EVALUATION_MINIMUM = {"every": (1, True), "samples": (1, True), "tiny": (0, True)}
 """The same for what is measured while training."""
@@ -104,11 +104,13 @@ def _find_value_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault("ema", f"ema={typed['ema']} is no decay.", "Write a number from 0 to below 1, such as 0.999.")
     yield from (Fault("track", text.removeprefix("track: ")) for text in find_tracking_faults(typed.get("track", ())))
     yield from _find_evaluation_faults(raw.get("evaluate"), typed.get("keep_best", False))
-    if isinstance(raw.get("sight"), Mapping):
+    if isinstance(raw.get("encoder_pretraining"), Mapping):
         yield from _find_too_small(
-            "sight.", _select_valid_values(EncoderPretraining, raw["sight"]), PRETRAINING_MINIMUM
+            "encoder_pretraining.",
+            _select_valid_values(EncoderPretraining, raw["encoder_pretraining"]),
+            PRETRAINING_MINIMUM,
         )
-        yield from find_warmup_fault("sight", raw["sight"])
+        yield from find_warmup_fault("encoder_pretraining", raw["encoder_pretraining"])
     device = typed.get("device", "auto")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         yield Fault("device", f"no device is called {device!r}.", "Write auto, cpu, cuda or cuda:1.")
@@ -232,13 +234,13 @@ def _find_name_faults(raw: Mapping[str, Any], stages: Sequence[tuple[int, Mappin
     for name in [name for name, times in often.items() if times > 1]:
         last = max(i for i, other in names if other == name)
         yield Fault(f"stages.{last}.name", f"{often[name]} stages are called {name!r}.", "Give each its own name.")
-    start, stop = raw.get("start_at"), raw.get("stop_after")
-    for key, name in (("start_at", start), ("stop_after", stop)):
+    start, stop = raw.get("first_stage"), raw.get("last_stage")
+    for key, name in (("first_stage", start), ("last_stage", stop)):
         if isinstance(name, str) and name not in often:
             yield Fault(key, f"no stage is called {name!r}.", format_suggestion(name, often).strip())
     order = [name for _, name in names]
     if start in order and stop in order and order.index(start) > order.index(stop):
-        yield Fault("stop_after", f"{stop!r} comes before start_at={start!r}.", "Exchange them.")
+        yield Fault("last_stage", f"{stop!r} comes before first_stage={start!r}.", "Exchange them.")
 
 
 def _cache(raw: Mapping[str, Any], stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[Fault]:

@@ -50,11 +50,11 @@ def find_stage_faults(key: str, stage: Mapping[str, Any], seen: DryBuild, model:
 
 
 def _find_value_faults(key: str, stage: Mapping[str, Any]) -> Iterator[Fault]:
-    numbers = {n: stage[n] for n in ("weight_decay", "clip") if is_of_type(float, stage.get(n))}
+    numbers = {n: stage[n] for n in ("weight_decay", "max_grad_norm") if is_of_type(float, stage.get(n))}
     if is_of_type(float, stage.get("epochs")) and stage["epochs"] <= 0:
         yield Fault(f"{key}.epochs", f"epochs={stage['epochs']} reads nothing.", "Write a number above 0.")
-    if stage.get("order", "mixed") != "mixed" and stage.get("batch_size") is None:
-        cure = "Write batch_size, or order: mixed."
+    if stage.get("order", "mixed") != "mixed" and stage.get("global_batch_size") is None:
+        cure = "Write global_batch_size, or order: mixed."
         yield Fault(f"{key}.order", "samples of like length are put together batch by batch.", cure)
     if is_of_type(float, stage.get("beta2")) and not 0 <= stage["beta2"] < 1:
         cure = "Write a number from 0 to below 1, such as 0.999."
@@ -65,8 +65,10 @@ def _find_value_faults(key: str, stage: Mapping[str, Any]) -> Iterator[Fault]:
     if stage.get("overlong") == "cut_answer" and stage.get("targets") == "original":
         cure = "Write targets: answers, or overlong: skip."
         yield Fault(f"{key}.overlong", "targets=original learns more than answers, so their ends cannot be told.", cure)
-    if numbers.get("clip", 1) <= 0:
-        yield Fault(f"{key}.clip", f"clip={numbers['clip']} would stop every step.", "Write a norm above 0.")
+    if numbers.get("max_grad_norm", 1) <= 0:
+        yield Fault(
+            f"{key}.max_grad_norm", f"max_grad_norm={numbers['clip']} would stop every step.", "Write a norm above 0."
+        )
 
 
 def find_warmup_fault(key: str, given: Mapping[str, Any]) -> Iterator[Fault]:
@@ -215,8 +217,8 @@ def _readable(key: str, spec: Mapping[str, Any]) -> Iterator[Fault]:
     if look is not None and not lost:
         wrong = look(settings)
         yield from (Fault(key, text) for text in wrong)
-        if not wrong and hasattr(builder, "missing"):
-            yield from (MissingFault(key, text) for text in builder.missing(settings))
+        if not wrong and hasattr(builder, "list_missing"):
+            yield from (MissingFault(key, text) for text in builder.list_missing(settings))
     if named or look is not None:
         return
     try:

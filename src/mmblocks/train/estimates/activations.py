@@ -64,9 +64,9 @@ class ActivationMemory:
     entering: int
     block: int
 
-    def count_peak_bytes(self, recompute: bool) -> int:
-        """At the fullest moment: everything, or with `recompute` what enters the blocks and the inside of one."""
-        return self.entering + self.block if recompute else self.saved
+    def count_peak_bytes(self, gradient_checkpointing: bool) -> int:
+        """At the fullest moment: everything, or with `gradient_checkpointing` what enters the blocks and the inside of one."""
+        return self.entering + self.block if gradient_checkpointing else self.saved
 
 
 # A model and a batch without data -----------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def make_packed_row(model: OneVision, stage: Stage, ranks: int) -> PackedRow:
     """A row that is as full as the stage's caps allow, or a process' samples of a step where there are no caps."""
     shapes = [tuple(map(parse_visual_shape, words)) for words in REFERENCE_SAMPLES]
     if stage.pack_tokens is None:
-        samples = [shapes[1]] * ceil((stage.batch_size or 1) / ranks)
+        samples = [shapes[1]] * ceil((stage.global_batch_size or 1) / ranks)
         return PackedRow(tuple(samples), (TEXT_TOKENS,) * len(samples), TEXT_TOKENS * len(samples))
     sizes = {sample: _sizes(model, sample) for sample in shapes}
     samples, left = _filled(sizes, stage.pack_tokens, stage.pack_views)
@@ -134,7 +134,7 @@ def make_meta_batch(model: OneVision, row: PackedRow) -> Batch:
     shown = [sum(r.plan.num_tokens for r in routed) for routed in by_sample]
     lengths = [visual + text for visual, text in zip(shown, row.text_tokens, strict=True)]
     plans = tuple(chain.from_iterable(by_sample))
-    pictures = sum(len(r.plan.unique_views) for r in plans)
+    images = sum(len(r.plan.unique_views) for r in plans)
     with torch.device("cpu"):
         packing, layout, views = Packing.from_lengths(lengths), _layout(model, plans), map_batch_views(plans)
     with torch.device("meta"):
@@ -144,10 +144,10 @@ def make_meta_batch(model: OneVision, row: PackedRow) -> Batch:
             position_ids=ids,
             targets=ids,
             packing=packing,
-            pixels=torch.empty(pictures, 3, *model.encoder.view_px, dtype=torch.uint8),
+            pixels=torch.empty(images, 3, *model.encoder.view_px, dtype=torch.uint8),
             plans=plans,
             visual_positions=torch.empty(sum(shown), dtype=torch.int64),
-            instructions=_instructions(pictures) if needs_text(model.projector) else None,
+            instructions=_instructions(images) if needs_text(model.projector) else None,
             views=None if views is None else views.to("meta"),
             layout=None if layout is None else layout.to("meta"),
             precomputed_target_rows=_last_rows(_spread(row.labels, lengths), lengths),
@@ -174,9 +174,9 @@ def _last_rows(counts: Sequence[int], lengths: Sequence[int]) -> RowIndex:
     return RowIndex(torch.empty(len(places), dtype=torch.int64), tuple(counts), tuple(places), ends)
 
 
-def _instructions(pictures: int) -> Instructions:
-    ids = torch.empty(pictures, TEXT_TOKENS, dtype=torch.int64)
-    return Instructions(ids, torch.empty(pictures, TEXT_TOKENS, dtype=torch.bool))
+def _instructions(images: int) -> Instructions:
+    ids = torch.empty(images, TEXT_TOKENS, dtype=torch.int64)
+    return Instructions(ids, torch.empty(images, TEXT_TOKENS, dtype=torch.bool))
 
 
 # What a forward pass keeps ------------------------------------------------------------------------------------------

@@ -72,7 +72,12 @@ class StepMemory:
 
 
 def estimate_stage_memory(
-    model: Mapping[str, Any], stage: Stage, ranks: Sequence[int], *, recompute: bool = False, ema: bool = False
+    model: Mapping[str, Any],
+    stage: Stage,
+    ranks: Sequence[int],
+    *,
+    gradient_checkpointing: bool = False,
+    ema: bool = False,
 ) -> list[StepMemory]:
     """The memory of a stage for each number of processes. `model` is the plain node of a recipe.
 
@@ -85,7 +90,7 @@ def estimate_stage_memory(
         row = make_packed_row(built, stage, size)
         if row not in kept:
             kept[row] = count_batch_activations(built, make_meta_batch(built, row))
-        found.append(_estimate_step_memory(built, stage, row, kept[row], size, recompute, ema))
+        found.append(_estimate_step_memory(built, stage, row, kept[row], size, gradient_checkpointing, ema))
     return found
 
 
@@ -128,7 +133,13 @@ def _make_group(parameters: Sequence[Tensor], ranks: int) -> _ParameterGroup:
 
 
 def _estimate_step_memory(
-    model: OneVision, stage: Stage, row: PackedRow, kept: ActivationMemory, ranks: int, recompute: bool, ema: bool
+    model: OneVision,
+    stage: Stage,
+    row: PackedRow,
+    kept: ActivationMemory,
+    ranks: int,
+    gradient_checkpointing: bool,
+    ema: bool,
 ) -> StepMemory:
     root, blocks = _groups(model, ranks)
     every = [root, *blocks]
@@ -137,7 +148,7 @@ def _estimate_step_memory(
     stored = sum(g.share for g in every)
     reference = stored if split_spec(stage.objective)[0] == "dpo" and stage.lora is None else 0
     gathered, passing, held = _find_fullest_moment(
-        root, blocks, kept.count_peak_bytes(recompute), DTYPE_BYTES[stage.precision], ranks
+        root, blocks, kept.count_peak_bytes(gradient_checkpointing), DTYPE_BYTES[stage.precision], ranks
     )
     batch = make_meta_batch(model, row)
     return StepMemory(

@@ -37,7 +37,7 @@ class TrainingRow:
     parameters: int
     learning: int
     dtype: str
-    rate: float | None = None
+    lr: float | None = None
     weight_decay: float | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None
@@ -67,7 +67,7 @@ def _make_row(model: OneVision, name: str, stage: Stage) -> TrainingRow:
         return row
     given = stage.weight_decay if fast.weight_decay is None else fast.weight_decay
     decay = given if any(p.ndim > 1 for p in parameters) else 0.0
-    row = replace(row, rate=fast.rate, weight_decay=decay)
+    row = replace(row, rate=fast.lr, weight_decay=decay)
     if not isinstance(fast, Lora):
         return row
     layers = sum(bool(getattr(m, "adapter_layer_names", ())) for m in model.backbone.modules())
@@ -118,9 +118,9 @@ def format_training_table(rows: Sequence[TrainingRow]) -> str:
 
 
 def _cells(row: TrainingRow) -> tuple[str, ...]:
-    rate, decay = (f"{v:g}" if v is not None else "-" for v in (row.rate, row.weight_decay))
+    lr, decay = (f"{v:g}" if v is not None else "-" for v in (row.lr, row.weight_decay))
     learning = f"{row.learning:,}" if row.learning else "frozen"
-    return row.part, f"{row.parameters:,}", learning, rate, decay, row.dtype or "-", _adapters(row)
+    return row.part, f"{row.parameters:,}", learning, lr, decay, row.dtype or "-", _adapters(row)
 
 
 def _adapters(row: TrainingRow) -> str:

@@ -285,7 +285,11 @@ class TrainingFlops:
         encoder, projector, backbone = (
             _compute_trainable_share(getattr(model, p)) for p in ("encoder", "projector", "backbone")
         )
-        early = encoder > 0 or projector > 0 or any(mark.requires_grad for mark in model.learned_tokens.values())
+        early = (
+            encoder > 0
+            or projector > 0
+            or any(learned_token.requires_grad for learned_token in model.learned_tokens.values())
+        )
         projects = 1 + _to_indicator(encoder or projector) + projector
         through, attends = 1 + _to_indicator(early or backbone) + backbone, 1 + 2 * _to_indicator(early or backbone)
         grid, projected = model.encoder.grid, model.projector.out_grid(model.encoder.grid)

@@ -71,7 +71,7 @@ class Progress:
         tokens: int,
         *,
         views: int = 0,
-        rate: float | None = None,
+        lr: float | None = None,
         gradient_norm: Number | None = None,
         **others: float,
     ) -> None:
@@ -86,7 +86,7 @@ class Progress:
         self._bar.update()
         if not self.is_due(step):
             return
-        said = {"learning_rate": rate, "gradient_norm": gradient_norm}
+        said = {"learning_rate": lr, "gradient_norm": gradient_norm}
         row = self._speeds() | {name: float(value) for name, value in said.items() if value is not None} | others
         self._bar.set_postfix_str(_on_screen(row))
         self.write_row(step + 1, **row)

@@ -93,8 +93,8 @@ class VisualAblation:
         when the model is blind, which it may also be because it has not learned enough yet.
         """
         if self.has_no_effect:
-            raise ConfigError(f"look_at: {self.verdict}")
-        log.log(logging.WARNING if self.is_shuffle_invariant else logging.INFO, "look_at: %s", self.verdict)
+            raise ConfigError(f"visual_ablation_at: {self.verdict}")
+        log.log(logging.WARNING if self.is_shuffle_invariant else logging.INFO, "visual_ablation_at: %s", self.verdict)
 
 
 @torch.no_grad()

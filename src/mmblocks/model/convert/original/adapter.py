@@ -44,14 +44,18 @@ def import_adapter(model: OneVision, path: Path | str) -> AdapterReport:
             f"projector: {type(model.projector).__name__}; adapters of LLaVA are {original_projectors.KNOWN_TYPES}."
         )
     stored = {_strip_prefix(name): tensor for name, tensor in _read_adapter(path).items()}
-    table = {**original_projectors.make_name_table(kind), "marks.newline": NEWLINE}
+    table = {**original_projectors.make_name_table(kind), "learned_tokens.newline": NEWLINE}
     ours = {to_ours(name, table): tensor for name, tensor in stored.items()}
     _require_all(model, ours, table, path)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in ours:
                 parameter.copy_(ours[name])
-    kept = ("marks.newline",) if "newline" in model.learned_tokens and "marks.newline" not in ours else ()
+    kept = (
+        ("learned_tokens.newline",)
+        if "newline" in model.learned_tokens and "learned_tokens.newline" not in ours
+        else ()
+    )
     return AdapterReport({to_theirs(name, table): name for name in ours}, kept)
 
 
@@ -83,8 +87,8 @@ def _strip_prefix(name: str) -> str:
 
 def _require_all(model: OneVision, ours: Mapping[str, Tensor], table: NameTable, path: Path) -> None:
     wanted = {f"projector.{name}": tensor for name, tensor in model.projector.state_dict().items()}
-    if "marks.newline" in ours and "newline" in model.learned_tokens:
-        wanted["marks.newline"] = model.learned_tokens["newline"]
+    if "learned_tokens.newline" in ours and "newline" in model.learned_tokens:
+        wanted["learned_tokens.newline"] = model.learned_tokens["newline"]
     faults = list_disagreements(
         {to_theirs(name, table): tensor for name, tensor in wanted.items()},
         {to_theirs(name, table): tensor for name, tensor in ours.items()},

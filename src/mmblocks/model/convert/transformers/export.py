@@ -96,7 +96,7 @@ def _is_two_layer_mlp(projector: Any) -> bool:
 def _mark_reasons(family: HFFamily, model: OneVision) -> list[str]:
     known = {"newline"} if family.newline else set()
     foreign = sorted(set(model.learned_tokens.keys()) - known)
-    reasons = [f"marks: {family.model_type} has no learned row {mark!r}." for mark in foreign]
+    reasons = [f"marks: {family.model_type} has no learned row {learned_token!r}." for learned_token in foreign]
     if family.newline and "newline" not in model.learned_tokens:
         reasons.append(f"marks: {family.model_type} has a learned row 'newline', which this model never made.")
     return reasons
