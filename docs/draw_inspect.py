@@ -1,4 +1,4 @@
-"""Draw docs/inspect.png: what `mmblocks inspect --record` draws of a picture and of a clip.
+"""Draw docs/inspect.png: what `mmblocks inspect --record` draws of an image and of a video.
 
 python docs/draw_inspect.py
 """
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def figure() -> Image.Image:
-    """The picture's panels above those of the clip, in few colours."""
+    """The image's panels above those of the video, in few colours."""
     image, clip = draw_visual(still()), draw_visual(moving())
     sheet = Image.new("RGB", (max(image.width, clip.width), image.height + clip.height), "white")
     sheet.paste(image, (0, 0))
@@ -39,7 +39,7 @@ def figure() -> Image.Image:
 
 
 def still() -> InspectedVisual:
-    """A picture as LLaVA-OneVision shows it: the whole of it, then tiles on the canvas that suits it."""
+    """An image as LLaVA-OneVision shows it: the whole of it, then tiles on the canvas that suits it."""
     visual = Visual("image", draw_image(scene(), random.Random(1), PICTURE))
     shape = read_visual_shape(visual)
     plan = tokenizers.build("anyres_max", **WIRED).plan(shape)
@@ -47,7 +47,7 @@ def still() -> InspectedVisual:
 
 
 def moving() -> InspectedVisual:
-    """Four frames of a clip of six seconds, each cropped as CLIP's processor does."""
+    """Four frames of a video of six seconds, each cropped as CLIP's processor does."""
     frame = np.asarray(draw_image(scene(), random.Random(1), FRAME))
     frames = np.stack([np.roll(frame, 5 * n, axis=1) for n in range(FRAMES)])
     visual = Visual("video", frames, fps=FPS)

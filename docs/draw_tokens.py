@@ -1,4 +1,4 @@
-"""Draw docs/tokens.svg: how one picture becomes tokens, with every number read from the plan itself.
+"""Draw docs/tokens.svg: how one image becomes tokens, with every number read from the plan itself.
 
 python docs/draw_tokens.py
 """
@@ -37,7 +37,7 @@ def picture() -> list[str]:
     width, height = PICTURE.width * SCALE * 0.8, PICTURE.height * SCALE * 0.8
     return [
         box(20, 120, width, height, BLUE),
-        *caption(20, 262, f"picture, {PICTURE.width}x{PICTURE.height} px"),
+        *caption(20, 262, f"image, {PICTURE.width}x{PICTURE.height} px"),
         arrow(190, 150, 262, 96),
         arrow(190, 200, 262, 236),
     ]
@@ -47,13 +47,13 @@ def base_view() -> list[str]:
     side = VIEW_PX.width * SCALE
     return [
         box(270, 40, side, side, BLUE),
-        *caption(270, 20, "base view: the whole picture, squashed"),
+        *caption(270, 20, "base view: the whole image, squashed"),
         *caption(270, 134, f"{VIEW_PX.width}x{VIEW_PX.height} px: {GRID.width}x{GRID.height} cells"),
     ]
 
 
 def tiles(plan: AnyResPlan) -> list[str]:
-    """The canvas with its padding, the picture resized into it, and the lines along which it is cut."""
+    """The canvas with its padding, the image resized into it, and the lines along which it is cut."""
     canvas, resized = plan.views[-1].canvas, plan.views[-1].resized
     left, top = 270.0, 172.0
     inset = Size((canvas.height - resized.height) // 2, (canvas.width - resized.width) // 2)
@@ -68,7 +68,7 @@ def tiles(plan: AnyResPlan) -> list[str]:
     return [
         *lines,
         *caption(270, 346, f"{plan.tiles.width}x{plan.tiles.height} tiles of a {canvas.width}x{canvas.height} canvas;"),
-        *caption(270, 363, f"the picture fills {resized.width}x{resized.height} of it"),
+        *caption(270, 363, f"the image fills {resized.width}x{resized.height} of it"),
     ]
 
 

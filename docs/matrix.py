@@ -1,4 +1,4 @@
-"""Try every encoder with every projector, visual tokenizer and pooling, and write docs/matrix.md and its picture.
+"""Try every encoder with every projector, visual tokenizer and pooling, and write docs/matrix.md and its image.
 
 python docs/matrix.py            some minutes on one core
 """
@@ -95,7 +95,7 @@ def tiny(registry: Registry[Any], name: str) -> dict[str, Any]:
 
 
 def tried(combination: Combination) -> Outcome:
-    """Wire a combination in tiny form, show it a picture, two pictures or a clip, and learn from it once.
+    """Wire a combination in tiny form, show it an image, two images or a video, and learn from it once.
 
     Raises an AssertionError when it runs and no gradient arrives: only a `ConfigError` is a refusal.
     """
@@ -158,7 +158,7 @@ def _backbone() -> Any:
 
 @cache
 def shown(scenario: str) -> Conversation:
-    """A picture, two pictures or a clip, a question and its answer."""
+    """An image, two images or a video, a question and its answer."""
     generator = np.random.default_rng(0)
     pictures = [Image.fromarray(generator.integers(0, 255, (*s, 3), np.uint8)) for s in ((61, 40), (33, 50))]
     clip = generator.integers(0, 255, (3, 40, 56, 3), np.uint8)
@@ -184,7 +184,7 @@ HEAD = """\
 # What works with what
 
 Written by `python docs/matrix.py`: every encoder with every projector, visual tokenizer and pooling of the registries, in
-tiny form, one step of learning each on a picture, two pictures or a clip. Backbones and presets are tried in pairs by the
+tiny form, one step of learning each on an image, two images or a video. Backbones and presets are tried in pairs by the
 unit tests. Nothing is tried by hand: a component that joins a registry joins this page.
 
 {tried} combinations: {works} work, {refused} are refused with a reason before anything is computed.

@@ -102,7 +102,7 @@ def _words(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as people write it: rates by part, tokens by picture."""
+    """A value as people write it: rates by part, tokens by image."""
     if isinstance(value, Mapping):
         return "<br>".join(f"{_picture(str(k))} {_text(v)}" for k, v in value.items())
     if value is None:

@@ -1,4 +1,4 @@
-"""Compose a model from names, talk to it about pictures and a clip, save it and read it back.
+"""Compose a model from names, talk to it about images and a video, save it and read it back.
 
     python examples/compose_and_chat.py
 
@@ -13,7 +13,7 @@ from mmblocks.assets import find_media
 from mmblocks.conversation import Conversation
 from mmblocks.model.build import count_parameters
 
-QUESTION = {"type": "text", "text": "What is in the picture?"}
+QUESTION = {"type": "text", "text": "What is in the image?"}
 
 
 def main() -> None:
@@ -46,10 +46,10 @@ def batch_of_answers(model: mmblocks.OneVision) -> list[str]:
 
 
 def conversation_over_turns(model: mmblocks.OneVision) -> None:
-    """Pictures and a clip wherever they belong; the chat remembers."""
+    """Images and a video wherever they belong; the chat remembers."""
     chat = mmblocks.Chat(model, decoding=mmblocks.Decoding(max_new_tokens=8))
     chat.ask(
-        "Picture 1: ", mmblocks.image(find_media("first.png")), "Picture 2: ", mmblocks.image(find_media("second.png"))
+        "Image 1: ", mmblocks.image(find_media("first.png")), "Image 2: ", mmblocks.image(find_media("second.png"))
     )
     for piece in chat.stream(mmblocks.video(find_media("video.mp4")), "And what moves here?"):
         print(piece, end="", flush=True)

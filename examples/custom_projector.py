@@ -56,8 +56,8 @@ def main() -> None:
 
 
 def captioned() -> Conversation:
-    """A picture and what should be said of it."""
-    asked = [{"type": "image", "image": find_media("image.png")}, {"type": "text", "text": "Describe the picture."}]
+    """An image and what should be said of it."""
+    asked = [{"type": "image", "image": find_media("image.png")}, {"type": "text", "text": "Describe the image."}]
     told = "a blue square, a red circle and a yellow triangle"
     return Conversation.from_messages([{"role": "user", "content": asked}, {"role": "assistant", "content": told}])
 

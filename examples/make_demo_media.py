@@ -1,4 +1,4 @@
-"""Draw the pictures and the clip of `mmblocks demo` anew; the files do not depend on when or where this runs.
+"""Draw the images and the video of `mmblocks demo` anew; the files do not depend on when or where this runs.
 
     python examples/make_demo_media.py [FOLDER]
 

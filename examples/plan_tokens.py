@@ -1,4 +1,4 @@
-"""How many tokens pictures and clips take, from their sizes alone: no weights, no pixels.
+"""How many tokens images and videos take, from their sizes alone: no weights, no pixels.
 
 python examples/plan_tokens.py
 """
@@ -9,14 +9,14 @@ from mmblocks.tokenizers.router import Router
 
 SIGLIP = {"view_px": Size(384, 384), "grid": Size(27, 27), "spatial": True, "squash": True}
 CONVERSATIONS = {
-    "one small picture": [VisualShape("image", Size(384, 384))],
-    "one picture, 1000 wide and 700 high": [VisualShape("image", Size(700, 1000))],
+    "one small image": [VisualShape("image", Size(384, 384))],
+    "one image, 1000 wide and 700 high": [VisualShape("image", Size(700, 1000))],
     "one photograph of 12 megapixels": [VisualShape("image", Size(3024, 4032))],
     "the same photograph beside another": [
         VisualShape("image", Size(3024, 4032)),
         VisualShape("image", Size(700, 1000)),
     ],
-    "a clip of 30 seconds": [VisualShape("video", Size(720, 1280), num_frames=900, fps=30.0)],
+    "a video of 30 seconds": [VisualShape("video", Size(720, 1280), num_frames=900, fps=30.0)],
 }
 
 

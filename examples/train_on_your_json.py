@@ -1,4 +1,4 @@
-"""Train on a file in LLaVA's JSON format, then ask the model about its pictures.
+"""Train on a file in LLaVA's JSON format, then ask the model about its images.
 
     python examples/train_on_your_json.py
 
@@ -22,7 +22,7 @@ COLOURS = {
     "yellow": (240, 210, 40),
     "white": (245, 245, 245),
 }
-QUESTION = "What colour is the picture?"
+QUESTION = "What colour is the image?"
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def write_records(folder: Path) -> Path:
-    """Two pictures of each colour and one question about each."""
+    """Two images of each colour and one question about each."""
     records = []
     for colour, rgb in COLOURS.items():
         for number, size in enumerate([(96, 64), (64, 64)]):

@@ -36,9 +36,9 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Instructions:
-    """What was asked about each picture, for projectors that read it: their own tokenizer's ids, not the backbone's.
+    """What was asked about each image, for projectors that read it: their own tokenizer's ids, not the backbone's.
 
-    ids: (pictures, length) int64, shorter questions filled up behind. mask: (pictures, length) bool, True for real words.
+    ids: (images, length) int64, shorter questions filled up behind. mask: (images, length) bool, True for real words.
     """
 
     ids: Tensor
@@ -47,7 +47,7 @@ class Instructions:
 
     @classmethod
     def from_ids(cls, words: Sequence[Tensor]) -> Instructions:
-        """One row of ids per picture, any of them empty."""
+        """One row of ids per image, any of them empty."""
         length = max(map(len, words), default=0)
         ids = torch.stack([F.pad(row, (0, length - len(row))) for row in words]) if words else torch.empty(0, 0)
         sizes = torch.tensor([len(row) for row in words], dtype=torch.int64)
@@ -64,7 +64,7 @@ class Instructions:
         return [Instructions(ids, mask) for ids, mask in pairs]
 
     def select_views(self, views: Tensor) -> Instructions:
-        """One row for each of `views`, the number of its picture."""
+        """One row for each of `views`, the number of its image."""
         return Instructions(self.ids[views], self.mask[views])
 
     def to(self, device: torch.device | str) -> Instructions:
@@ -126,7 +126,7 @@ class GatherTable:
 class GatherLayout:
     """How the visual rows of a batch are made of the encoder's cells, in integers, for all visuals at once.
 
-    cells: what the projector's body reads, out of the encoder's cells (pictures * rows * columns); None where it reads
+    cells: what the projector's body reads, out of the encoder's cells (images * rows * columns); None where it reads
         them all, as maps. taps: visual rows out of the body's cells. positions: int64, the place of each of these rows in
         the sequence. marks: int64, for each learned row its number among the model's marks; mark_positions: their places.
     """
@@ -153,12 +153,12 @@ class Batch:
     """Packed samples, ready for the model.
 
     input_ids, position_ids, targets: (tokens,) int64. `targets[i]` is the id that row i must predict, or IGNORE.
-    pixels: (pictures, 3, height, width) uint8, the views of all visuals in order, equal views of a visual once.
+    pixels: (images, 3, height, width) uint8, the views of all visuals in order, equal views of a visual once.
     plans: one per visual, in the order of their pixels and of their rows.
     visual_positions: (visual tokens,) int64, the rows of `input_ids` that visual tokens replace, in order.
-    instructions: what was asked about each picture, where the model's projector reads it.
-    features: (pictures, rows, columns, dim), what a frozen encoder once made of them; `pixels` are not read then.
-    views: (views of all plans,) int64, which picture each view is; None where every view is a picture of its own.
+    instructions: what was asked about each image, where the model's projector reads it.
+    features: (images, rows, columns, dim), what a frozen encoder once made of them; `pixels` are not read then.
+    views: (views of all plans,) int64, which image each view is; None where every view is an image of its own.
     layout: how visual rows are made of features, in integers; None where a tokenizer cannot say.
     labelled: the rows that have a target, where they were looked up beforehand; `learned` gives them in any case.
     """
@@ -196,11 +196,11 @@ class Batch:
 
     @property
     def num_views(self) -> int:
-        """Pictures that are encoded: views, equal ones of a visual once."""
+        """Images that are encoded: views, equal ones of a visual once."""
         return len(self.pixels if self.features is None else self.features)
 
     def with_all_views(self) -> Batch:
-        """The same with a picture for every view of every plan, for those who exchange pictures; it has no layout."""
+        """The same with an image for every view of every plan, for those who exchange images; it has no layout."""
         if self.views is None:
             return self
         asked = self.instructions

@@ -34,9 +34,9 @@ class VisionEncoder(Protocol):
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
     spatial: bool
-    """Whether `grid` is a picture's own order; False when it is a mere row of tokens, e.g. (1, CLS + patches)."""
+    """Whether `grid` is an image's own order; False when it is a mere row of tokens, e.g. (1, CLS + patches)."""
     squash: bool
-    """How a picture that is not square meets the view: True resizes it whole, False resizes and crops the middle."""
+    """How an image that is not square meets the view: True resizes it whole, False resizes and crops the middle."""
 
     def __call__(self, pixels: Tensor) -> Tensor: ...
 
@@ -53,7 +53,7 @@ class Projector(Protocol):
     body: nn.Module
     head: nn.Module
     spatial: bool
-    """Whether the grid it returns still has a picture's order; False for learned queries, whose grid is (1, queries)."""
+    """Whether the grid it returns still has an image's order; False for learned queries, whose grid is (1, queries)."""
 
     def out_grid(self, grid: Size) -> Size:
         """The grid after projection. Raises `ConfigError` for a grid it cannot take."""

@@ -1,4 +1,4 @@
-"""What people say and show: messages with text, pictures and clips in their order. No torch, no decoding."""
+"""What people say and show: messages with text, images and videos in their order. No torch, no decoding."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Visual:
-    """A picture or clip, not yet opened.
+    """An image or video, not yet opened.
 
-    `source` is a path, bytes, a PIL image (pictures), or a uint8 array (frames, height, width, 3) (clips);
-    `fps` belongs to clips given as arrays. `note` says what is known of it beside its pixels ("camera at (1.2, 0.4)"), for
+    `source` is a path, bytes, a PIL image (images), or a uint8 array (frames, height, width, 3) (videos);
+    `fps` belongs to videos given as arrays. `note` says what is known of it beside its pixels ("camera at (1.2, 0.4)"), for
     tokenizers that tell it.
     """
 
@@ -96,7 +96,7 @@ class Conversation:
     def from_messages(cls, messages: Sequence[Mapping[str, Any]], origin: str = "conversation") -> Conversation:
         """Read chat-completions messages: {"role", "content": text | [{"type": "text"|"image"|"video", ...}]}.
 
-        A picture or clip may have a "note" (see `Visual`); an answer may have "loss", "train" (true or false) or "weight"
+        An image or video may have a "note" (see `Visual`); an answer may have "loss", "train" (true or false) or "weight"
         (0 or 1), which say whether it is learned. Raises `DataError` for keys that nothing reads.
         """
         if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
@@ -192,7 +192,7 @@ def _read_part(raw: Mapping[str, Any], kind: str, where: str) -> Part:
 
 
 def _read_fps(raw: Mapping[str, Any], found: Any, where: str) -> float:
-    """Frames per second of a clip that has no clock of its own; `found` may be a `Visual` that was opened before."""
+    """Frames per second of a video that has no clock of its own; `found` may be a `Visual` that was opened before."""
     given, fps = (found.source, found.fps) if isinstance(found, Visual) else (found, 1.0)
     if raw.get("fps") is None:
         return fps

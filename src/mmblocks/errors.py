@@ -17,7 +17,7 @@ class UnknownComponentError(ConfigError, KeyError):
 
 
 class DataError(MMBlocksError, ValueError):
-    """A record, picture or clip cannot be used; the message names the file."""
+    """A record, image or video cannot be used; the message names the file."""
 
 
 class MachineError(MMBlocksError, RuntimeError):

@@ -80,7 +80,7 @@ _EVERYWHERE: Mapping[str, str] = {
     **dict.fromkeys(("objects", "bbox", "boxes"), _BOXES),
     **dict.fromkeys(("label", "kto_tag"), _JUDGED),
     "loss_scale": "an answer is learned or not; write loss: true or false into its turn",
-    "detail": "how finely a picture is seen is a setting of the visual tokenizer",
+    "detail": "how finely an image is seen is a setting of the visual tokenizer",
 }
 UNREAD_REASONS: Mapping[Level, Mapping[str, str]] = {
     "record": {
@@ -93,7 +93,7 @@ UNREAD_REASONS: Mapping[Level, Mapping[str, str]] = {
         **_EVERYWHERE,
         **dict.fromkeys(("image", "images", "video", "videos"), "name it in the record, or as a part of the content"),
     },
-    "part": {**_EVERYWHERE, "fps": "only a clip that is given as pictures has a pace of its own"},
+    "part": {**_EVERYWHERE, "fps": "only a video that is given as images has a pace of its own"},
 }
 """Why keys that have a meaning elsewhere are read by nothing here."""
 

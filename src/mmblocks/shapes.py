@@ -1,4 +1,4 @@
-"""Integer words of the house: sizes, boxes, and where a picture's views come from. No torch.
+"""Integer words of the house: sizes, boxes, and where an image's views come from. No torch.
 
 A size is always (height, width); the unit is in the name of the variable (`_px`, `_cells`).
 """
@@ -29,7 +29,7 @@ class Size(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A rectangle inside a picture or a grid."""
+    """A rectangle inside an image or a grid."""
 
     top: int
     left: int
@@ -43,10 +43,10 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VisualShape:
-    """A picture or clip before it is decoded: its size in pixels, its number of frames and frames per second.
+    """An image or video before it is decoded: its size in pixels, its number of frames and frames per second.
 
     note: what is known of it beside its pixels, such as a camera's pose; tokenizers that tell notes read it. times_s:
-    when each frame of a clip of uneven pace is shown, ascending from 0, with `fps` the average up to the end of the
+    when each frame of a video of uneven pace is shown, ascending from 0, with `fps` the average up to the end of the
     last one; None where frame i is shown at i / fps.
     """
 
@@ -64,7 +64,7 @@ class VisualShape:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One picture for the encoder, cut from one frame.
+    """One image for the encoder, cut from one frame.
 
     The frame is centred on a mean-coloured sheet of `framed` pixels (its own size when nothing is added), resized
     to `resized`, centred on a black sheet of `canvas` pixels, and `window` is cut out of that sheet.

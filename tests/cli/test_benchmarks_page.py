@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and its pictures are what the script makes of the tables, whichever tables there are."""
+"""docs/benchmarks.md and its images are what the script makes of the tables, whichever tables there are."""
 
 import sys
 from dataclasses import replace

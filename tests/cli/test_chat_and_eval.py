@@ -18,7 +18,7 @@ def test_a_clip_is_shown_like_a_picture(capsys):
     assert capsys.readouterr().out.strip() in ("left", "right", "up", "down")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture"])
+@pytest.mark.parametrize("content", [b"", b"not an image"])
 def test_a_file_that_is_no_picture_is_named(tmp_path, capsys, content):
     (tmp_path / "broken.jpg").write_bytes(content)
     assert main(["chat", "--image", str(tmp_path / "broken.jpg"), "--ask", "What?"]) == 1

@@ -73,7 +73,7 @@ def test_plan_refuses_what_cannot_be(capsys, words, message):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A LLaVA file of ten records, one of which has lost its picture."""
+    """A LLaVA file of ten records, one of which has lost its image."""
     for number in range(9):
         Image.new("RGB", (30 + 10 * number, 40)).save(tmp_path / f"{number}.png")
     turns = [{"from": "human", "value": "<image>\nwhat is it ?"}, {"from": "gpt", "value": "a red square ."}]
@@ -133,8 +133,8 @@ def test_plan_measures_what_the_stages_of_a_recipe_read(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ranks=4"], "ranks=4 is about data; write either pictures and clips, or data=FILE"),
-        (["data=recipe", "image=10x10"], "image=10x10 is a picture or clip; write either"),
+        (["ranks=4"], "ranks=4 is about data; write either images and videos, or data=FILE"),
+        (["data=recipe", "image=10x10"], "image=10x10 is an image or video; write either"),
         (["data=recipe", "ranks=many"], "ranks='many' is no number"),
         (["data=recipe", "stage=onevison"], "no stage is called so. Did you mean 'onevision'?"),
         (["data=train.txt"], "data=train.txt: nothing reads"),

@@ -19,7 +19,7 @@ STAGE = ["--stage", "onevision"]
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """A LLaVA JSON of a picture, two pictures, a clip, a text, and two records that cannot be used."""
+    """A LLaVA JSON of an image, two images, a video, a text, and two records that cannot be used."""
     folder = tmp_path_factory.mktemp("mine")
     for name, size in (("wide", (150, 60)), ("small", (40, 40))):
         Image.new("RGB", size, (180, 40, 40)).save(folder / f"{name}.png")
@@ -51,7 +51,15 @@ def test_own_records_are_counted_with_what_is_wrong(records, tmp_path, capsys):
     assert main(["inspect", RECIPE, f"data={records}", *STAGE, "--all", "--out", str(tmp_path)]) == 0
     page = capsys.readouterr().out
     content = page.splitlines()[2].split()[-7:]
-    assert content == ["6", "6", "3", "1", "2", "4", "2"]  # records, looked at, images, clips, text only, turns, faulty
+    assert content == [
+        "6",
+        "6",
+        "3",
+        "1",
+        "2",
+        "4",
+        "2",
+    ]  # records, looked at, images, videos, text only, turns, faulty
     assert "1 x cannot be read" in page
     assert "lost.png" in page
     assert "1 x no trained token" in page

@@ -57,7 +57,7 @@ def of_language(language):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The reader's folder: a picture of theirs is in it."""
+    """The reader's folder: an image of theirs is in it."""
     folder = tmp_path_factory.mktemp("reader")
     Image.open(find_media("image.png")).convert("RGB").save(folder / "my.jpg")
     return folder

@@ -110,7 +110,7 @@ TALK = {"conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"
 
 @pytest.fixture
 def photographs(here):
-    """`good.json` and `killed.json` show a picture that is there, `bad.json` one that is not; the recipe reads one."""
+    """`good.json` and `killed.json` show an image that is there, `bad.json` one that is not; the recipe reads one."""
     from PIL import Image
 
     Image.new("RGB", (60, 40), "red").save(here / "red.png")

@@ -128,8 +128,8 @@ def test_a_composite_may_be_a_member_itself() -> None:
     [
         ([SIGLIP], "1 members; give two or more"),
         ([SIGLIP, CLIP], r"members.0 \('siglip'\) squashes it, members.1 \('clip'\) takes its middle.*squash=true"),
-        ([SIGLIP, {**CLIP, "select": "cls_patch"}], r"members.1 \('clip'\) has no picture order \(its grid is 1x5\)"),
-        ([SIGLIP, {**CLIP, "select": "cls_patch"}], r"no picture order.*disagree"),
+        ([SIGLIP, {**CLIP, "select": "cls_patch"}], r"members.1 \('clip'\) has no image order \(its grid is 1x5\)"),
+        ([SIGLIP, {**CLIP, "select": "cls_patch"}], r"no image order.*disagree"),
     ],
 )
 def test_members_that_do_not_go_together_are_refused_with_every_reason(
@@ -165,7 +165,7 @@ def test_scales_start_at_one_and_grow(scales: list[int]) -> None:
 
 
 def test_s2_needs_a_member_with_a_grid() -> None:
-    with pytest.raises(ConfigError, match=r"member \('clip'\) has no picture order"):
+    with pytest.raises(ConfigError, match=r"member \('clip'\) has no image order"):
         on_meta({"name": "s2", "member": {**CLIP, "select": "cls_patch"}})
 
 
@@ -258,7 +258,7 @@ def test_a_plan_counts_each_parameter_once_and_every_run_of_a_member(tiny_spec: 
 
 
 def suited(base: Any, encoder: Any) -> Any:
-    """The composition around an encoder, with visual tokenizers that need no picture order where there is none."""
+    """The composition around an encoder, with visual tokenizers that need no image order where there is none."""
     if encoder["name"] != "interleaved":
         return {**base, "encoder": encoder}
     row = {"image": "pad", "multi_image": "pad", "video": {"name": "frames", "max_frames": 4, "newline": "none"}}
@@ -308,4 +308,4 @@ def test_members_are_a_list_in_yaml_and_can_be_changed_one_by_one() -> None:
 
 def test_a_misspelt_setting_of_a_member_is_refused_when_a_recipe_is_composed() -> None:
     with pytest.raises(ConfigError, match=r"members\.1: encoder 'clip' has no setting 'laier'.*Did you mean 'layer'"):
-        conf.compose("tiny/onevision", ["model/encoder=fused", "model.encoder.members=[siglip,{name: clip,laier: 1}]"])
+        conf.compose("tiny/onevision", ["model/encoder=fused", "model.encoder.members=[siglip,{name: video,laier: 1}]"])

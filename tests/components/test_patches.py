@@ -31,7 +31,7 @@ def tiny(name: str, **settings: Any) -> Any:
 
 
 def picture(views: int = 2, height: int = 30, width: int = 44) -> Tensor:
-    """Noise on surfaces, as pictures are: what neighbours share is most of it."""
+    """Noise on surfaces, as images are: what neighbours share is most of it."""
     surface = torch.randint(0, 200, (views, 3, 1, 1))
     return (surface + torch.randint(0, 56, (views, 3, height, width))).to(torch.uint8)
 

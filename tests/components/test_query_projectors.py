@@ -136,7 +136,7 @@ def test_a_tokenizer_of_more_words_than_are_embedded_is_refused():
         _ = tiny("instruct_qformer", vocab_size=9).text_tokenizer
 
 
-# A smaller picture ----------------------------------------------------------------------------------------------------
+# A smaller image ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", GRIDS)

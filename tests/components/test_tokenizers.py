@@ -164,7 +164,7 @@ def test_a_gradient_reaches_every_kept_cell_and_the_newline():
 def test_anyres_says_why_it_cannot_join_what_has_no_picture_order():
     lost = build("anyres", grid=Size(1, 4), spatial=False)
     assert lost.reasons_against() == [
-        "tokenizer 'anyres' joins tiles into one picture (merge='unpad'), but the features have no picture order; "
+        "tokenizer 'anyres' joins tiles into one image (merge='unpad'), but the features have no image order; "
         "use merge='flat' or a projector that keeps the grid."
     ]
     assert build({"name": "anyres", "merge": "flat"}, grid=Size(1, 4), spatial=False).reasons_against() == []
@@ -207,7 +207,7 @@ def test_highres_needs_room_for_a_tile():
     assert "side_px=3 holds no tile of 4x4" in build({"name": "highres", "side_px": 3}).reasons_against()[0]
 
 
-# Clips --------------------------------------------------------------------------------------------------------------
+# Videos --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_text_outside_the_rows_is_a_programmers_mistake(told):
         VisualPlan((), 5, inline_texts=told).split_into_pieces()
 
 
-# Clips --------------------------------------------------------------------------------------------------------------
+# Videos --------------------------------------------------------------------------------------------------------------
 
 
 def test_every_frame_stands_behind_its_stamp():
@@ -139,7 +139,7 @@ def test_slow_fast_says_why_it_cannot_pool():
     assert "has no stride" in slow_fast("none").reasons_against()[0]
     assert "does not fit" in slow_fast(fast_stride=5).reasons_against()[0]
     queries = build("slow_fast", grid=Size(1, 4), spatial=False, pooling="bilinear")
-    assert "no picture order" in queries.reasons_against()[0]
+    assert "no image order" in queries.reasons_against()[0]
 
 
 @pytest.mark.parametrize("settings", [{"every": 0}, {"fast_stride": 0}, {"max_frames": 0}, {"fps": -1.0}])
@@ -170,7 +170,7 @@ def test_views_of_a_scene_may_be_pooled_and_ended():
 
 @pytest.mark.parametrize("newline", [False, True])
 def test_a_view_without_a_note_is_a_padded_picture(newline):
-    """The tokens of several pictures in LLaVA-NeXT, which the golden prompts compare for 'pad'."""
+    """The tokens of several images in LLaVA-NeXT, which the golden prompts compare for 'pad'."""
     shape = view(size=Size(3, 9))
     assert build({"name": "scene_views", "newline": newline}).plan(shape) == build(
         {"name": "pad", "newline": newline}
@@ -179,7 +179,7 @@ def test_a_view_without_a_note_is_a_padded_picture(newline):
 
 def test_pooled_views_need_a_picture_order():
     queries = build("scene_views_pooled", grid=Size(1, 4), spatial=False, pooling="bilinear")
-    assert "no picture order" in queries.reasons_against()[0]
+    assert "no image order" in queries.reasons_against()[0]
     assert build("scene_views", grid=Size(1, 4), spatial=False, pooling="bilinear").reasons_against() == []
 
 

@@ -25,7 +25,7 @@ def spec(base, encoder, projector, pooling):
     builders = encoders[encoder].builder, projectors[projector].builder
     if all(getattr(builder, "spatial", True) for builder in builders):
         return {**base, **chosen}
-    return {**base, **chosen, "pooling": "none", "tokenizer": FOR_A_ROW}  # nothing that asks for a picture's order
+    return {**base, **chosen, "pooling": "none", "tokenizer": FOR_A_ROW}  # nothing that asks for an image's order
 
 
 def batch_for(model):
@@ -39,7 +39,7 @@ def batch_for(model):
     ("encoder", "projector", "pooling"),
     [(encoder, "mlp", "bilinear") for encoder in ENCODERS]
     + [("tiny_conv", projector, "bilinear") for projector in PROJECTORS]
-    + [("interleaved", projector, "bilinear") for projector in PROJECTORS]  # its features have no picture's order
+    + [("interleaved", projector, "bilinear") for projector in PROJECTORS]  # its features have no image's order
     + [("tiny_conv", "mlp", pooling) for pooling in poolings if not poolings.find_info(pooling).preset_of],
 )
 def test_a_pair_learns_or_says_why_not(tiny_spec, encoder, projector, pooling):

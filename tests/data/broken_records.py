@@ -167,26 +167,26 @@ FIELDS = {
         "two different system texts",
     ),
     # marks
-    "two marks, one picture": (said(q("<image><image>?"), a()), "2 <image> markers but 1 image"),
-    "no picture for a mark": (rec(image=...), "1 <image> marker but 0 images"),
+    "two marks, one image": (said(q("<image><image>?"), a()), "2 <image> markers but 1 image"),
+    "no image for a mark": (rec(image=...), "1 <image> marker but 0 images"),
     "a mark too many in the answer": (said(q(), a("<image> red")), "2 <image> markers but 1 image"),
-    "a mark of a clip for a picture": (said(q("<video>?"), a()), "marker"),
-    "a picture too many": (rec(image=["good.png", "good.png"]), "1 <image> marker but 2 images"),
+    "a mark of a video for an image": (said(q("<video>?"), a()), "marker"),
+    "an image too many": (rec(image=["good.png", "good.png"]), "1 <image> marker but 2 images"),
     "a hundred thousand marks": (said(q("<image>" * 100_000), a()), "100000 <image> markers"),
     "no mark at all": (said(q("what ?"), a()), Reads("red", ((24, 24),))),
-    # the name of a picture
-    "a picture null": (rec(image=None), "1 <image> marker but 0 images"),
-    "a picture of no name": (rec(image=""), "1 <image> marker but 0 images"),
-    "a picture a number": (rec(image=5), NOT_A_PATH),
-    "a picture zero": (rec(image=0), NOT_A_PATH),
-    "a picture true": (rec(image=True), NOT_A_PATH),
-    "a picture NaN": (rec(image=float("nan")), NOT_A_PATH),
-    "a picture an object of strange keys": (rec(image={"url": "x"}), "nothing reads the key 'url'"),
-    "a picture an object that is empty": (rec(image={"bytes": None, "path": None}), "1 <image> marker but 0 images"),
-    "a picture an object whose path is a number": (rec(image={"path": 3}), NOT_A_PATH),
-    "a picture in a list in a list": (rec(image=[["good.png"]]), NOT_A_PATH),
-    "a picture null in a list": (rec(image=[None, "good.png"]), NOT_A_PATH),
-    "a picture that is not there": (rec(image="none.png"), NO_FILE),
+    # the name of an image
+    "an image null": (rec(image=None), "1 <image> marker but 0 images"),
+    "an image of no name": (rec(image=""), "1 <image> marker but 0 images"),
+    "an image a number": (rec(image=5), NOT_A_PATH),
+    "an image zero": (rec(image=0), NOT_A_PATH),
+    "an image true": (rec(image=True), NOT_A_PATH),
+    "an image NaN": (rec(image=float("nan")), NOT_A_PATH),
+    "an image an object of strange keys": (rec(image={"url": "x"}), "nothing reads the key 'url'"),
+    "an image an object that is empty": (rec(image={"bytes": None, "path": None}), "1 <image> marker but 0 images"),
+    "an image an object whose path is a number": (rec(image={"path": 3}), NOT_A_PATH),
+    "an image in a list in a list": (rec(image=[["good.png"]]), NOT_A_PATH),
+    "an image null in a list": (rec(image=[None, "good.png"]), NOT_A_PATH),
+    "an image that is not there": (rec(image="none.png"), NO_FILE),
     "a name of a hundred thousand letters": (rec(image=LONG), NO_FILE),
     "a name longer than a folder takes": (rec(image="x" * 300 + ".png"), NO_FILE),
     "a path longer than the system takes": (rec(image="a/" * 5000 + "x.png"), NO_FILE),
@@ -204,45 +204,48 @@ FIELDS = {
     "a device": (rec(image="/dev/zero"), "not a regular file"),
     "a device without end": (rec(image="/dev/urandom"), "not a regular file"),
     "a file of the system without length": (rec(image="/proc/self/environ"), "empty"),
-    # pictures in the record
-    "a picture as base64": (rec(image=BARE), Reads("red", ((20, 30),))),
-    "a picture as base64 over several lines": (
+    # images in the record
+    "an image as base64": (rec(image=BARE), Reads("red", ((20, 30),))),
+    "an image as base64 over several lines": (
         rec(image="\n".join(BARE[i : i + 60] for i in range(0, len(BARE), 60))),
         Reads("red", ((20, 30),)),
     ),
     "a JPEG as base64, which begins as a path does": (rec(image=BARE_JPEG), Reads("red", ((20, 30),))),
-    "pictures as base64 in a list": (
+    "images as base64 in a list": (
         rec(image=[BARE, "good.png"], conversations=[q("<image><image>?"), a()]),
         Reads("red", ((20, 30), (24, 24))),
     ),
-    "base64 of no picture": (rec(image=base64.b64encode(b"no picture" * 20).decode()), NO_FILE),
+    "base64 of no image": (rec(image=base64.b64encode(b"no image" * 20).decode()), NO_FILE),
     "base64 that is cut": (rec(image=BARE[:-7]), f"{NO_FILE}|cut off or damaged|header is broken"),
-    "base64 of half a picture": (rec(image=base64.b64encode(png(200, 200)[:200]).decode()), "cut off or damaged"),
+    "base64 of half an image": (rec(image=base64.b64encode(png(200, 200)[:200]).decode()), "cut off or damaged"),
     "base64 of a head alone": (
         rec(image=base64.b64encode(b"\xff\xd8\xff" + b"x" * 100).decode()),
-        "not a picture|header is broken",
+        "not an image|header is broken",
     ),
     "a data URI": (rec(image=f"data:image/png;base64,{BARE}"), Reads("red", ((20, 30),))),
     "a data URI without a comma": (rec(image="data:image/png;base64"), "no comma"),
     "a data URI of broken base64": (rec(image="data:image/png;base64,@@@"), "its base64 is broken"),
     "a data URI of nothing": (rec(image="data:image/png;base64,"), "zero bytes"),
     "a data URI of half a character": (rec(image="data:image/png,\ud800"), "it is no text"),
-    # clips
-    "a clip that is not there": (rec(image=..., video="none.mp4", conversations=[q("<video>?"), a()]), NO_FILE),
-    "a clip a number": (rec(image=..., video=3, conversations=[q("<video>?"), a()]), NOT_A_PATH),
-    "a clip of an empty folder": (
+    # videos
+    "a video that is not there": (rec(image=..., video="none.mp4", conversations=[q("<video>?"), a()]), NO_FILE),
+    "a video a number": (rec(image=..., video=3, conversations=[q("<video>?"), a()]), NOT_A_PATH),
+    "a video of an empty folder": (
         rec(image=..., video="folder", conversations=[q("<video>?"), a()]),
-        "this folder holds no picture",
+        "this folder holds no image",
     ),
-    "a clip of a picture": (rec(image=..., video="good.png", conversations=[q("<video>?"), a()]), "not a clip"),
-    "a clip of text": (rec(image=..., video="text.mp4", conversations=[q("<video>?"), a()]), "not a clip"),
-    "a clip of nothing": (rec(image=..., video="empty.mp4", conversations=[q("<video>?"), a()]), "zero bytes"),
-    "a clip of a device": (rec(image=..., video="/dev/zero", conversations=[q("<video>?"), a()]), "not a regular file"),
-    "a clip of frames of two sizes": (
+    "a video of an image": (rec(image=..., video="good.png", conversations=[q("<video>?"), a()]), "not a clip"),
+    "a video of text": (rec(image=..., video="text.mp4", conversations=[q("<video>?"), a()]), "not a clip"),
+    "a video of nothing": (rec(image=..., video="empty.mp4", conversations=[q("<video>?"), a()]), "zero bytes"),
+    "a video of a device": (
+        rec(image=..., video="/dev/zero", conversations=[q("<video>?"), a()]),
+        "not a regular file",
+    ),
+    "a video of frames of two sizes": (
         rec(image=..., video=["good.png", "large.png"], conversations=[q("<video>?"), a()]),
-        "frames of a clip have one size",
+        "frames of a video have one size",
     ),
-    "a clip of frames of which one is gone": (
+    "a video of frames of which one is gone": (
         rec(image=..., video=["good.png", "none.png"], conversations=[q("<video>?"), a()]),
         NO_FILE,
     ),
@@ -268,7 +271,7 @@ FIELDS = {
         said({"from": "human", "value": [{"type": "text", "text": "\ud800"}]}, a(), image=...),
         "holds half of a character",
     ),
-    "a part that takes a picture that is not there": (
+    "a part that takes an image that is not there": (
         said({"from": "human", "value": [{"type": "image"}]}, a(), image=...),
         "no image is left|has no 'image' entry",
     ),
@@ -336,7 +339,7 @@ LINES = {
 }
 
 
-# Files of pictures and clips ------------------------------------------------------------------------------------------
+# Files of images and videos ------------------------------------------------------------------------------------------
 
 
 def chunk(kind, content, crc=None):
@@ -393,21 +396,21 @@ DAMAGED = "cut off or damaged"
 HEADER = "header is broken"
 FILES = {
     "nothing": (written(b""), "zero bytes"),
-    "a single byte": (written(b"x"), "not a picture"),
-    "text": (written(b"no picture\n" * 50), "not a picture"),
-    "an error page": (written(b"<!DOCTYPE html><html><body>404</body></html>"), "not a picture"),
+    "a single byte": (written(b"x"), "not an image"),
+    "text": (written(b"no image\n" * 50), "not an image"),
+    "an error page": (written(b"<!DOCTYPE html><html><body>404</body></html>"), "not an image"),
     "a pointer of git-lfs": (
         written(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"),
-        "not a picture",
+        "not an image",
     ),
-    "an SVG": (written(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a picture"),
-    "a PDF": (written(b"%PDF-1.7\n" + b"x" * 99), "not a picture"),
+    "an SVG": (written(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "not an image"),
+    "a PDF": (written(b"%PDF-1.7\n" + b"x" * 99), "not an image"),
     "an EPS, which another program would draw": (
         written(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
-        "not a picture",
+        "not an image",
     ),
-    "a ZIP": (written(b"PK\3\4" + b"\0" * 60), "not a picture"),
-    "zeros, as a disk leaves them": (written(b"\0" * 4096), "not a picture"),
+    "a ZIP": (written(b"PK\3\4" + b"\0" * 60), "not an image"),
+    "zeros, as a disk leaves them": (written(b"\0" * 4096), "not an image"),
     "a folder": (lambda path: path.mkdir(), "not a regular file"),
     "a pipe": (pipe, "not a regular file"),
     "a socket": (socket, "not a regular file"),
@@ -416,15 +419,15 @@ FILES = {
     "a link to a device": (link_to_a_device, "not a regular file"),
     "a JPEG under the name of a PNG": (written(encoded("JPEG", (30, 20))), Reads("red", ((20, 30),))),
     "a PNG that is cut": (written(noise("PNG")[:-2000]), DAMAGED),
-    "a PNG of its header alone": (written(noise("PNG")[:33]), "not a picture"),
-    "a PNG of its signature alone": (written(b"\x89PNG\r\n\x1a\n"), f"not a picture|{HEADER}"),
-    "a PNG whose header's check is wrong": (written(png_of(8, 8, b"\0" * 200, header=1)), f"not a picture|{HEADER}"),
+    "a PNG of its header alone": (written(noise("PNG")[:33]), "not an image"),
+    "a PNG of its signature alone": (written(b"\x89PNG\r\n\x1a\n"), f"not an image|{HEADER}"),
+    "a PNG whose header's check is wrong": (written(png_of(8, 8, b"\0" * 200, header=1)), f"not an image|{HEADER}"),
     "a PNG whose pixels' check is wrong": (
         written(png_of(8, 8, (b"\0" + b"\x07" * 24) * 8, data=1)),
         f"{DAMAGED}|{HEADER}",
     ),
     "a PNG of too few pixels": (written(png_of(80, 80, b"\0" * 30)), DAMAGED),
-    "a PNG of no pixel": (written(png_of(0, 8)), f"{HEADER}|not a picture|at least one|{DAMAGED}"),
+    "a PNG of no pixel": (written(png_of(0, 8)), f"{HEADER}|not an image|at least one|{DAMAGED}"),
     "a PNG of a hundred thousand by a hundred thousand": (written(png_of(100_000, 100_000)), "too large"),
     "a PNG of two billion by one": (written(png_of(2**31 - 1, 1)), "too large"),
     "a PNG whose texts are a bomb": (
@@ -432,17 +435,17 @@ FILES = {
         f"{HEADER}|{DAMAGED}",
     ),
     "a JPEG that is cut": (written(noise("JPEG")[:-800]), DAMAGED),
-    "a JPEG of three bytes": (written(b"\xff\xd8\xff"), f"not a picture|{HEADER}"),
+    "a JPEG of three bytes": (written(b"\xff\xd8\xff"), f"not an image|{HEADER}"),
     "a JPEG of 65,500 by 65,500": (
         written(encoded("JPEG", (16, 16)).replace(struct.pack(">HH", 16, 16), struct.pack(">HH", 65500, 65500))),
         "too large|cut off or damaged",
     ),
     "a GIF of no frame": (
         written(b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b";"),
-        f"{DAMAGED}|{HEADER}|not a picture",
+        f"{DAMAGED}|{HEADER}|not an image",
     ),
     "a GIF that is cut": (written(noise("GIF")[:900]), DAMAGED),
-    "a WEBP that is cut": (written(noise("WEBP")[:300]), f"{DAMAGED}|{HEADER}|not a picture"),
+    "a WEBP that is cut": (written(noise("WEBP")[:300]), f"{DAMAGED}|{HEADER}|not an image"),
     "a BMP of negative width": (
         written(
             b"BM"
@@ -452,25 +455,25 @@ FILES = {
         "too large",
     ),
     "a BMP that is cut": (written(noise("BMP")[:-5000]), DAMAGED),
-    "a TIFF that is cut": (written(noise("TIFF")[:-5000]), f"{DAMAGED}|{HEADER}|not a picture"),
-    "a TIFF that points at itself": (written(b"II*\0\x08\0\0\0\0\0\x08\0\0\0"), f"{DAMAGED}|{HEADER}|not a picture"),
+    "a TIFF that is cut": (written(noise("TIFF")[:-5000]), f"{DAMAGED}|{HEADER}|not an image"),
+    "a TIFF that points at itself": (written(b"II*\0\x08\0\0\0\0\0\x08\0\0\0"), f"{DAMAGED}|{HEADER}|not an image"),
     "a TIFF of a hundred thousand entries": (
         written(b"II*\0\x08\0\0\0\xff\xff" + b"\0" * 600),
-        f"{DAMAGED}|{HEADER}|not a picture",
+        f"{DAMAGED}|{HEADER}|not an image",
     ),
     "an AVIF of its head alone": (
         written(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf"),
-        f"{DAMAGED}|{HEADER}|not a picture",
+        f"{DAMAGED}|{HEADER}|not an image",
     ),
 }
 CLIPS = {
     "nothing": (written(b""), "zero bytes"),
-    "text": (written(b"no clip\n" * 50), "not a clip"),
-    "a picture": (written(noise("PNG")), "not a clip"),
+    "text": (written(b"no video\n" * 50), "not a clip"),
+    "an image": (written(noise("PNG")), "not a clip"),
     "zeros": (written(b"\0" * 4096), "not a clip"),
     "a pipe": (pipe, "not a regular file"),
     "links in a circle": (loop_of_links, "does not exist"),
-    "an MP4 of its head alone": (written(b"\0\0\0\x18ftypisom\0\0\0\0isomiso2"), "not a clip|no video stream"),
+    "an MP4 of its head alone": (written(b"\0\0\0\x18ftypisom\0\0\0\0isomiso2"), "not a video|no video stream"),
     "a playlist of other files": (written(b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"), "not a clip"),
     "a list of files to join": (written(b"ffconcat version 1.0\nfile /etc/passwd\n"), "not a clip"),
     "a sound": (
@@ -483,7 +486,7 @@ CLIPS = {
         ),
         "no video stream|not a clip",
     ),
-    "a GIF of no frame": (written(b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b";"), "frame|not a clip|empty"),
+    "a GIF of no frame": (written(b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b";"), "frame|not a video|empty"),
     "a MKV of its head alone": (written(b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81\1"), "not a clip"),
 }
 
@@ -498,10 +501,10 @@ TAR = {
     "a record that is a number": ({"json": b"5", "png": png()}, "it holds 5"),
     "a record that is nested deeply": ({"json": deep(100_000).encode(), "png": png()}, "nested too deeply"),
     "a key twice": ({"json": b'{"caption": "a", "caption": "b"}', "png": png()}, "stands twice"),
-    "no picture for a mark": ({"json": json.dumps(rec(image=...)).encode()}, "1 <image> marker but 0 images"),
-    "a picture that is named and not packed": ({"json": json.dumps(rec()).encode()}, "names 1, but the sample holds 0"),
-    "a picture of nothing": ({"json": json.dumps(rec()).encode(), "png": b""}, "not a picture"),
-    "a picture that is cut": ({"json": json.dumps(rec()).encode(), "png": noise("PNG")[:-3000]}, DAMAGED),
+    "no image for a mark": ({"json": json.dumps(rec(image=...)).encode()}, "1 <image> marker but 0 images"),
+    "an image that is named and not packed": ({"json": json.dumps(rec()).encode()}, "names 1, but the sample holds 0"),
+    "an image of nothing": ({"json": json.dumps(rec()).encode(), "png": b""}, "not an image"),
+    "an image that is cut": ({"json": json.dumps(rec()).encode(), "png": noise("PNG")[:-3000]}, DAMAGED),
     "a member that nothing reads": (
         {"json": json.dumps(rec()).encode(), "png": png(), "npy": b"x"},
         "nothing reads the member",
@@ -509,7 +512,7 @@ TAR = {
     "an answer that is not UTF-8": ({"txt": b"\xff\xfe", "png": png()}, "not UTF-8"),
     "an answer of nothing": ({"txt": b" ", "png": png()}, "the answer is empty"),
     "half of a character": ({"json": b'{"caption": "red \\ud800"}', "png": png()}, "holds half of a character"),
-    "a clip of text": (
+    "a video of text": (
         {"json": json.dumps(rec(image=..., conversations=[q("<video>?"), a()])).encode(), "mp4": b"no clip" * 9},
         "not a clip",
     ),
@@ -526,16 +529,16 @@ PARQUET = {
     "half of a character": ((json.dumps([q(), a("\ud800")]), png()), "holds half of a character"),
     "an answer of null": ((json.dumps([q(), a(None)]), png()), "its text is None"),
     "a role unknown": ((json.dumps([q(), {"from": "x", "value": "y"}]), png()), "spoken by 'x'"),
-    "a picture of null": ((json.dumps([q(), a()]), None), "1 <image> marker but 0 images"),
-    "a picture of nothing": ((json.dumps([q(), a()]), b""), "1 <image> marker but 0 images|zero bytes|write a path"),
-    "a picture of text": ((json.dumps([q(), a()]), b"no picture" * 9), "not a picture"),
-    "a picture that is cut": ((json.dumps([q(), a()]), noise("PNG")[:-3000]), DAMAGED),
-    "a picture whose check is wrong": (
+    "an image of null": ((json.dumps([q(), a()]), None), "1 <image> marker but 0 images"),
+    "an image of nothing": ((json.dumps([q(), a()]), b""), "1 <image> marker but 0 images|zero bytes|write a path"),
+    "an image of text": ((json.dumps([q(), a()]), b"no image" * 9), "not an image"),
+    "an image that is cut": ((json.dumps([q(), a()]), noise("PNG")[:-3000]), DAMAGED),
+    "an image whose check is wrong": (
         (json.dumps([q(), a()]), png_of(8, 8, (b"\0" + b"\x07" * 24) * 8, data=1)),
         DAMAGED,
     ),
 }
-"""Conversation and picture of a row."""
+"""Conversation and image of a row."""
 
 PAIRS = {
     "null": (None, "a record is an object"),
@@ -555,7 +558,7 @@ PAIRS = {
         {"prompt": "Q", "chosen": "red", "rejected": "\udc00"},
         "holds half of a character",
     ),
-    "a picture that is not there": ({"prompt": "Q", "image": "none.png", "chosen": "red", "rejected": "blue"}, NO_FILE),
+    "an image that is not there": ({"prompt": "Q", "image": "none.png", "chosen": "red", "rejected": "blue"}, NO_FILE),
     "a strange key": ({"prompt": "Q", "chosen": "red", "rejected": "blue", "margin_of": 1}, "nothing reads the key"),
 }
 

@@ -22,7 +22,7 @@ from mmblocks.errors import ConfigError, DataError
 
 @pytest.fixture
 def records(tmp_path):
-    """Seven records of one picture each, of which three cannot be read; picture i is all of value 30 * i."""
+    """Seven records of one image each, of which three cannot be read; image i is all of value 30 * i."""
     for i in range(7):
         Image.new("RGB", (24, 24), (30 * i,) * 3).save(tmp_path / f"{i}.png")
     (tmp_path / "2.png").unlink()
@@ -59,7 +59,7 @@ def draws(*numbers, source=0):
 
 
 def values(samples):
-    """Which pictures the samples hold, by the value of their first pixel."""
+    """Which images the samples hold, by the value of their first pixel."""
     return [int(sample.pixels[0, 0, 0, 0]) // 30 for sample in samples]
 
 

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     Image.new("RGB", (24, 24), (90, 90, 90)).save(folder / "good.png")
     Image.new("RGB", (60, 40)).save(folder / "large.png")
     (folder / "folder").mkdir()
-    (folder / "text.mp4").write_text("no clip\n" * 50)
+    (folder / "text.mp4").write_text("no video\n" * 50)
     (folder / "empty.mp4").touch()
     return folder
 
@@ -120,7 +120,7 @@ def require_listed(broken, file, mixture):
 UNSEEN = "\0\x07\x1b[31m\x7f\u202e\u2066\u200b \U0001f600"
 
 
-# Records of JSON, pictures, clips -------------------------------------------------------------------------------------
+# Records of JSON, images, videos -------------------------------------------------------------------------------------
 
 
 def as_line(record):
@@ -152,7 +152,7 @@ def test_a_broken_picture(name, folder, processor, neighbour, tmp_path):
     write, expected = table.FILES[name]
     write(tmp_path / "1.png")
     mixture = between_sound_ones(folder / "picture.jsonl", as_line(table.rec(image=str(tmp_path / "1.png"))))
-    require(mixture, expected, processor, neighbour, f"{folder}/picture.jsonl:record 1", tmp_path)
+    require(mixture, expected, processor, neighbour, f"{folder}/image.jsonl:record 1", tmp_path)
 
 
 @pytest.mark.parametrize("name", table.VIDEO_SUFFIXES)
@@ -301,7 +301,7 @@ def test_a_class_of_error_is_kept_and_named_once():
 
 
 def test_no_record_is_left_out_because_the_machine_is_at_its_end(folder, processor, monkeypatch):
-    """With too many open files every picture would count as broken."""
+    """With too many open files every image would count as broken."""
     mixture = between_sound_ones(folder / "machine.jsonl", json.dumps(SOUND).encode())
     real = Path.open
 
@@ -336,7 +336,7 @@ def test_no_record_is_left_out_because_the_machine_is_at_its_end(folder, process
 def test_a_run_leaves_out_what_is_broken_and_lists_it(stage, folder, tiny_spec, tmp_path):
     broken = [
         as_line(table.FIELDS[name][0])
-        for name in ("null", "half of a character in the answer", "a picture that is not there")
+        for name in ("null", "half of a character in the answer", "an image that is not there")
     ]
     sound = [json.dumps(SOUND).encode()] * 4
     one_a_line(folder / "run.jsonl", [broken[0], *sound, broken[1], broken[2]])

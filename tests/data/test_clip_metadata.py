@@ -1,4 +1,4 @@
-"""What a clip says of itself (its title, its author) is no reason to refuse its pictures, with any PyAV."""
+"""What a video says of itself (its title, its author) is no reason to refuse its images, with any PyAV."""
 
 import io
 

@@ -25,7 +25,7 @@ EVEN_MS = [100 * i for i in range(20)]
 
 
 def record(path, times_ms, codec="libx264", pix_fmt="yuv420p", last_ms=None, shift_ms=0, **options):
-    """A clip whose frame i is of brightness 3 * i, shown at times_ms[i]."""
+    """A video whose frame i is of brightness 3 * i, shown at times_ms[i]."""
     container_options = {"avoid_negative_ts": "disabled"} if shift_ms else {}
     with av.open(os.fspath(path), "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=25, options={"threads": "1", **options})

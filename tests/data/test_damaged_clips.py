@@ -1,7 +1,7 @@
-"""One flipped byte in a clip: what the decoder notices is refused by name and time, and sound clips are all read.
+"""One flipped byte in a video: what the decoder notices is refused by name and time, and sound videos are all read.
 
-The clips are kept as files, since encoders differ in their bytes. Without the checks every flip below shows another
-picture in place of a frame, without a word.
+The videos are kept as files, since encoders differ in their bytes. Without the checks every flip below shows another
+image in place of a frame, without a word.
 """
 
 import os
@@ -91,7 +91,7 @@ def test_every_cut_of_a_gif_is_refused_or_leaves_whole_frames_only(tmp_path):
 
 
 def gif_of(width, height, codes, bits=2):
-    """A packet with one picture, its LZW codes given with their widths."""
+    """A packet with one image, its LZW codes given with their widths."""
     number, at = 0, 0
     for code, width_bits in codes:
         number, at = number | code << at, at + width_bits
@@ -129,11 +129,11 @@ def test_pictures_by_another_writer_of_gif_are_whole(tmp_path):
     assert read_frames(tmp_path / "noise.gif", range(3)).shape == noise.shape
 
 
-# --- sound clips that stricter checks refuse
+# --- sound videos that stricter checks refuse
 
 
 def test_a_faulty_message_beside_sound_pictures_is_no_damage(tmp_path):
-    """A supplemental message (SEI) that claims more bytes than it has, in front of every picture."""
+    """A supplemental message (SEI) that claims more bytes than it has, in front of every image."""
     message = bytes([6, 4, 200, 1, 2, 3])
     path = tmp_path / "message.mp4"
     with av.open(os.fspath(CLIPS / "h264.mp4")) as reading, av.open(os.fspath(path), "w") as writing:

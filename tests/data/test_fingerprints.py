@@ -20,7 +20,7 @@ N = 4
 
 
 def save_picture(path, value, size=24):
-    """Uncompressed, so that pictures of one size are files of one length."""
+    """Uncompressed, so that images of one size are files of one length."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (size, size), (value,) * 3).save(path, "BMP")
 
@@ -110,7 +110,7 @@ def pairs(folder, answers=(), values=range(N)):
 
 
 def frames(folder, answers=(), values=range(N)):
-    """Clips as folders of three pictures, of which the second is what `values` says."""
+    """Clips as folders of three images, of which the second is what `values` says."""
     for number, value in enumerate(values):
         for frame, shade in enumerate((200, 10 * value, 100)):
             save_picture(folder / f"{number}" / f"{frame}.bmp", shade)

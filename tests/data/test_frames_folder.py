@@ -1,4 +1,4 @@
-"""A clip given as pictures: a folder or a list of files, in the order that people number them."""
+"""A video given as images: a folder or a list of files, in the order that people number them."""
 
 import json
 
@@ -89,7 +89,7 @@ def test_a_frame_that_is_not_there_is_named(frames, number):
 
 def test_what_is_no_clip_is_named(frames, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: this folder holds no picture"):
+    with pytest.raises(DataError, match="empty: this folder holds no image"):
         read_video_shape(tmp_path / "empty")
     with pytest.raises(DataError, match="no frame is named"):
         read_video_shape(())
@@ -97,5 +97,5 @@ def test_what_is_no_clip_is_named(frames, tmp_path):
     with pytest.raises(DataError, match=r"frame_5.png: this frame is 4x4 pixels, the first one \(frame_0.png\) 6x8"):
         read_frames(frames, [5])
     (frames / "frame_0.png").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"frame_0.png: not a picture"):
+    with pytest.raises(DataError, match=r"frame_0.png: not an image"):
         read_video_shape(frames)

@@ -32,7 +32,7 @@ LONG_FRAMES = 60
 
 
 def write_clip(path, frames, height, width):
-    """A clip that gets brighter with every frame, quick to write."""
+    """A video that gets brighter with every frame, quick to write."""
     with av.open(os.fspath(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"threads": "1", "preset": "ultrafast", "g": "20"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
@@ -174,7 +174,7 @@ def test_a_processor_reads_its_clips_through_it(tiny_model):
     np.testing.assert_array_equal(sample.pixels, direct.pixels)
 
 
-# --- clips that hang, crash or grow
+# --- videos that hang, crash or grow
 
 
 def test_a_clip_that_hangs_is_given_up_at_the_deadline_and_the_next_one_is_read(clip, running):
@@ -258,7 +258,7 @@ def test_an_interrupted_read_leaves_no_half_answer_behind(clip, running, interru
 
 def test_a_reader_that_cannot_start_is_no_fault_of_the_clip(clip, quarantine, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match=r"the process that reads clips did not start \(.* exit code 1"):
+    with pytest.raises(RuntimeError, match=r"the process that reads videos did not start \(.* exit code 1"):
         VideoReader(quarantine=quarantine).read_shape(clip)
     assert not quarantine.exists()
 
@@ -353,21 +353,21 @@ def test_forked_and_spawned_data_workers_read_with_readers_of_their_own(clip, tm
         from mmblocks.data.video.home import HOME
         from mmblocks.data.video.guarded import ClipReader
 
-        class Clips:
+        class Videos:
             def __init__(self, path): self.path, self.reader = path, ClipReader()
             def __len__(self): return 8
             def __getitem__(self, i): return self.reader.frames(self.path, [i]), HOME.pid
 
         if __name__ == "__main__":
-            clips = Clips(sys.argv[1])
-            mine = clips[0][1]
+            videos = Videos(sys.argv[1])
+            mine = videos[0][1]
             for method, workers in (("fork", 2), ("spawn", 1)):
-                found = list(DataLoader(clips, batch_size=None, num_workers=workers, multiprocessing_context=method))
+                found = list(DataLoader(videos, batch_size=None, num_workers=workers, multiprocessing_context=method))
                 assert all(np.array_equal(f, read_frames(sys.argv[1], [i])) for i, (f, _) in enumerate(found))
                 readers = {pid for _, pid in found}
                 assert len(readers) == workers and mine not in readers, (mine, readers)
                 print(*readers)
-            assert clips[1][1] == mine
+            assert videos[1][1] == mine
         """,
     )
     done = subprocess.run([sys.executable, "-W", "error::ResourceWarning", path, clip], capture_output=True, text=True)

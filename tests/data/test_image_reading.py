@@ -301,7 +301,7 @@ def test_a_narrow_range_is_warned_of_once_with_file_and_range(most, warns, tmp_p
     with caplog.at_level(logging.WARNING, "mmblocks"):
         load_image(path), load_image(path)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: its grey is 0 to {most} of 0 to 65535, so little of it is seen; write grey=stretch for each picture's "
+        f"{path}: its grey is 0 to {most} of 0 to 65535, so little of it is seen; write grey=stretch for each image's "
         "own range, or grey=[LOW,HIGH] for a fixed one (model.images.grey in a recipe, --grey of `mmblocks chat`)."
     ] * warns
 

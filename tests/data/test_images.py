@@ -1,4 +1,4 @@
-"""Any picture a user can have: right pixels, or an error that names the file, says what is wrong and what to do."""
+"""Any image a user can have: right pixels, or an error that names the file, says what is wrong and what to do."""
 
 import base64
 import gc
@@ -60,7 +60,7 @@ def exif(orientation):
     return tags
 
 
-# How a picture must be stored so that the orientation tag turns it upright: the inverse of each turn.
+# How an image must be stored so that the orientation tag turns it upright: the inverse of each turn.
 STORED_BY = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,7 +76,7 @@ STORED_BY = {
 LIGHTEST_LOSS = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
 
 
-# --- where pictures come from
+# --- where images come from
 
 
 @pytest.mark.parametrize("form", ["path", "text path", "bytes", "data: URI", "PIL"])
@@ -249,14 +249,14 @@ def test_broken_exif_is_no_reason_to_lose_a_picture():
     assert read_image_size(data) == Size(40, 60)
 
 
-# --- what is no picture
+# --- what is no image
 
 
 BROKEN = {
     "zero bytes": (b"", "zero bytes"),
-    "text": (b"hello, this is no picture", "not a picture of a known format; convert it to one of JPEG, PNG"),
-    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture of a known format"),
-    "an unlisted format": (encoded(Image.new("RGB", (8, 8)), "ICO"), "not a picture of a known format"),
+    "text": (b"hello, this is no image", "not an image of a known format; convert it to one of JPEG, PNG"),
+    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image of a known format"),
+    "an unlisted format": (encoded(Image.new("RGB", (8, 8)), "ICO"), "not an image of a known format"),
     "a cut JPEG": (encoded(Image.fromarray(noise(200, 200)), "JPEG")[:-3000], "cut off or damaged .*truncated"),
     "a cut PNG": (encoded(Image.fromarray(noise(200, 200)), "PNG")[:-3000], "cut off or damaged .*truncated"),
     "a PNG without pixels": (png_of_size(8, 8), "cut off or damaged"),
@@ -264,7 +264,7 @@ BROKEN = {
         encoded(Image.fromarray(noise()), "PNG").replace(b"IDAT", b"IDAT\x01"),
         "cut off or damaged|header",
     ),
-    "a cut header": (encoded(Image.fromarray(noise()), "JPEG")[:30], "not a picture|header is broken|cut off"),
+    "a cut header": (encoded(Image.fromarray(noise()), "JPEG")[:30], "not an image|header is broken|cut off"),
 }
 
 
@@ -311,7 +311,7 @@ def test_base64_without_its_data_uri_head_is_a_bad_path_and_is_not_printed_whole
         ("data:image/png;base64", "no comma"),
         ("data:image/png;base64,@@@", "its base64 is broken"),
         ("data:image/png;base64,", "zero bytes"),
-        ("data:text/plain,hello", "not a picture of a known format"),
+        ("data:text/plain,hello", "not an image of a known format"),
     ],
 )
 def test_a_broken_data_uri_says_so(uri, wrong):

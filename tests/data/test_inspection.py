@@ -77,7 +77,7 @@ def clip(frames):
 
 
 def coordinates(size):
-    """A picture whose red says the column and whose green says the row, in 256ths of its sides."""
+    """An image whose red says the column and whose green says the row, in 256ths of its sides."""
     columns = (np.arange(size.width) + 0.5) * 256 / size.width
     rows = (np.arange(size.height) + 0.5) * 256 / size.height
     pixels = np.zeros((*size, 3), dtype=np.uint8)
@@ -114,7 +114,7 @@ def test_a_box_is_drawn_where_the_view_gets_its_pixels(name, size):
         region = find_region(view, size)
         ys = region.top + (np.arange(shown.shape[0]) + 0.5) * region.height / shown.shape[0]
         xs = region.left + (np.arange(shown.shape[1]) + 0.5) * region.width / shown.shape[1]
-        # Filters blend over a few pixels, so the edges of the picture are left out.
+        # Filters blend over a few pixels, so the edges of the image are left out.
         rim_y, rim_x = 3 * region.height / shown.shape[0], 3 * region.width / shown.shape[1]
         inside = np.ix_((ys > rim_y) & (ys < size.height - rim_y), (xs > rim_x) & (xs < size.width - rim_x))
         grid_y, grid_x = np.meshgrid(ys * 256 / size.height, xs * 256 / size.width, indexing="ij")
@@ -122,7 +122,7 @@ def test_a_box_is_drawn_where_the_view_gets_its_pixels(name, size):
         assert np.abs(shown[..., 0] - grid_x)[inside].max() <= step
         assert np.abs(shown[..., 1] - grid_y)[inside].max() <= step
         outside = (grid_y < -2 * step) | (grid_y > 256 + 2 * step) | (grid_x < -2 * step) | (grid_x > 256 + 2 * step)
-        assert (shown[outside][:, 2] < 255).all()  # padding is no pixel of the picture
+        assert (shown[outside][:, 2] < 255).all()  # padding is no pixel of the image
 
 
 def test_the_original_plus_its_padding_is_what_all_tiles_of_a_canvas_show():

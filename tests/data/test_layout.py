@@ -261,7 +261,7 @@ def test_a_mixed_batch_is_laid_out_as_its_visuals_are_assembled_one_by_one(tiny_
 
 def test_equal_views_are_read_once(tiny_spec):
     batch = batch_of(changed(tiny_spec, CHANGES["frames_repeat"]), CONVERSATIONS[3:5])
-    # 4 frames of 2, then a square picture, whose only tile is its base view
+    # 4 frames of 2, then a square image, whose only tile is its base view
     assert [len(routed.plan.views) for routed in batch.plans] == [4, 2]
     assert batch.views.tolist() == [0, 0, 0, 1, 2, 2]
     assert batch.num_views == len(batch.pixels) == 3

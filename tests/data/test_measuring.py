@@ -32,7 +32,7 @@ def tinyworld(*tasks, **settings):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A LLaVA file of four records, the third of which has lost its picture."""
+    """A LLaVA file of four records, the third of which has lost its image."""
     for number, size in enumerate([(24, 24), (60, 30), (30, 70)]):
         Image.new("RGB", size).save(tmp_path / f"{number}.png")
     shown = [["0.png"], ["1.png", "2.png"], ["lost.png"], []]
@@ -105,12 +105,12 @@ def test_a_pair_counts_as_both_of_its_conversations(tiny_model):
 
 def test_measuring_decodes_no_pixel(tiny_model, photos, monkeypatch):
     def decodes(*_, **__):
-        raise AssertionError("a picture was decoded")
+        raise AssertionError("an image was decoded")
 
     monkeypatch.setattr("mmblocks.data.media.visuals.load_image", decodes)
     mixture = Mixture.from_entries([photos])
     draws = Draws(np.zeros(2, np.int64), np.arange(2))
-    # The only tile of a square photo is its base view: one picture.
+    # The only tile of a square photo is its base view: one image.
     assert measure_draws(mixture, draws, Processor.from_model(tiny_model)).sizes.views.tolist() == [1, 2]
 
 

@@ -81,7 +81,7 @@ def test_frames_that_are_images_are_read_as_images_are(form, clips, tmp_path):
 def test_a_file_that_changed_after_it_was_planned_is_named(tmp_path):
     path = tmp_path / "changed.png"
     Image.new("RGB", (9, 9)).save(path)
-    with pytest.raises(DataError, match=r"changed\.png: the picture is 9x9 pixels but was planned as at most 8x8"):
+    with pytest.raises(DataError, match=r"changed\.png: the image is 9x9 pixels but was planned as at most 8x8"):
         render_visual_plan(Visual("image", path), plan_of(0), FILL)
 
 

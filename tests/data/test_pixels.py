@@ -18,7 +18,7 @@ def noise(height, width, seed=0):
 
 
 def as_is(size):
-    """A view that shows the whole of a picture of this size, untouched."""
+    """A view that shows the whole of an image of this size, untouched."""
     return View(0, size, size, size, Box(0, 0, *size))
 
 
@@ -95,7 +95,7 @@ def test_views_are_contiguous_bytes_that_share_nothing_with_the_picture():
 
 
 def test_a_picture_larger_than_its_plan_is_refused():
-    with pytest.raises(DataError, match="the picture is 9x6 pixels but was planned as at most 6x6"):
+    with pytest.raises(DataError, match="the image is 9x6 pixels but was planned as at most 6x6"):
         render_views(noise(9, 6), [as_is(Size(6, 6))], FILL)
 
 

@@ -19,7 +19,7 @@ COST = SampleCost(view=4e-3, token=4e-6, pair=4e-10, label=2e-6)
 
 
 def sizes_of(seed, samples=None):
-    """Texts, pictures and clips in the proportions that hurt: short and long, with and without views."""
+    """Texts, images and videos in the proportions that hurt: short and long, with and without views."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 400)) if samples is None else samples
     views = rng.choice([0, 1, 5, 10, 32], size=n, p=[0.2, 0.2, 0.4, 0.15, 0.05])

@@ -31,7 +31,7 @@ def shown(conversation):
         ((A, "\nFirst.\n", B, "\nSecond."), ["a.png", "b.png", "\nFirst.\n\nSecond."]),
         (("Is ", A, " in ", CLIP, "?"), ["a.png", "c.mp4", "\nIs the image in the video?"]),
         (("\n", A), ["a.png"]),
-        (("No picture.",), ["No picture."]),
+        (("No image.",), ["No image."]),
     ],
 )
 def test_visuals_go_to_the_front_and_the_text_stays_readable(parts, front):

@@ -75,7 +75,7 @@ def as_pair_of_texts(talk):
 
 
 def content(talk):
-    """A conversation as plain values: roles, texts, and pictures by size and first pixel."""
+    """A conversation as plain values: roles, texts, and images by size and first pixel."""
     assert isinstance(talk, Conversation)
     return [(m.role, [p.text if isinstance(p, Text) else seen(p.source) for p in m.parts]) for m in talk.messages]
 
@@ -295,9 +295,9 @@ def test_captions_answer_what_is_asked(folder):
 
 
 def test_a_broken_picture_is_not_opened_with_its_row(folder):
-    source = build_parquet(folder, [{"image": b"no picture", "question": "What?", "answer": "Nothing."}])
+    source = build_parquet(folder, [{"image": b"no image", "question": "What?", "answer": "Nothing."}])
     (visual,) = source[0].visuals
-    with pytest.raises(DataError, match="image bytes: not a picture"):
+    with pytest.raises(DataError, match="image bytes: not an image"):
         read_visual_shape(visual)
 
 

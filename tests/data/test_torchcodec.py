@@ -59,12 +59,12 @@ READ_ALL = """
     from pathlib import Path
     import numpy as np
     from mmblocks.data.video import read_frames
-    from mmblocks.data.video.clip import Clip
+    from mmblocks.data.video.clip import Video
     from mmblocks.data.video.with_torchcodec import torchcodec_shape
     from mmblocks.errors import DataError
     for path in map(Path, sys.argv[1:]):
         try:
-            frames, shape = read_frames(path, [0, 7, 7, 19, 3], reader="torchcodec"), torchcodec_shape(Clip.of(path))
+            frames, shape = read_frames(path, [0, 7, 7, 19, 3], reader="torchcodec"), torchcodec_shape(Video.of(path))
         except DataError as fault:
             path.with_suffix(".fault").write_text(str(fault))
             continue
@@ -74,7 +74,7 @@ READ_ALL = """
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
-    """All clips, read by torchcodec in a process that finds PyAV's libraries."""
+    """All videos, read by torchcodec in a process that finds PyAV's libraries."""
     folder = tmp_path_factory.mktemp("clips")
     paths = [record(folder / name, **settings) for name, settings in CODECS.items()]
     libraries = plain_names(tmp_path_factory.mktemp("libraries"))
@@ -104,7 +104,7 @@ def without_torchcodec(monkeypatch):
 def test_asked_for_where_it_is_missing_it_gives_the_reason(tmp_path, without_torchcodec):
     path = record(tmp_path / "video.mp4")
     with pytest.raises(
-        DataError, match=r"torchcodec cannot read this clip \(torchcodec is not installed\); use reader='pyav'"
+        DataError, match=r"torchcodec cannot read this video \(torchcodec is not installed\); use reader='pyav'"
     ):
         read_frames(path, [0], reader="torchcodec")
     assert len(read_frames(path, [0])) == 1

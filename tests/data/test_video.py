@@ -23,7 +23,7 @@ BITS = 6
 
 
 def numbered(number, size=SIZE):
-    """A picture of six bars, bright for each bit that is set, below a lighter top that shows what is up."""
+    """An image of six bars, bright for each bit that is set, below a lighter top that shows what is up."""
     picture = np.empty((*size, 3), dtype=np.uint8)
     for bit in range(BITS):
         picture[:, bit * size.width // BITS : (bit + 1) * size.width // BITS] = 200 if number >> bit & 1 else 40
@@ -42,7 +42,7 @@ def numbers_of(pictures):
 
 
 def record(path, codec="libx264", frames=40, size=SIZE, pix_fmt="yuv420p", fps=10, times_ms=None, degrees=0, **options):
-    """Write a numbered clip and give back its path."""
+    """Write a numbered video and give back its path."""
     with av.open(os.fspath(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options={"threads": "1", **options})
         stream.height, stream.width = size
@@ -160,7 +160,7 @@ def test_decord_and_pyav_give_the_same_bytes_count_and_rate(name, tmp_path):
 @pytest.mark.parametrize("name", ["open_groups.mp4", "recovery_points.mp4", "hevc.mp4", "h264.avi", "stream.ts"])
 def test_clips_that_decord_gets_wrong_are_not_given_to_it(name, tmp_path):
     path = record(tmp_path / name, **CLIPS[name])
-    with pytest.raises(DataError, match=rf"{name}: decord cannot read this clip \(.*\); use reader='pyav'"):
+    with pytest.raises(DataError, match=rf"{name}: decord cannot read this video \(.*\); use reader='pyav'"):
         read_frames(path, [0], reader="decord")
 
 
@@ -282,7 +282,7 @@ def test_an_array_is_a_clip_in_memory():
 )
 def test_an_array_of_another_shape_is_refused(shape, dtype):
     with pytest.raises(
-        DataError, match=r"video array: .* a clip in memory is uint8 of shape \(frames, height, width, 3\)"
+        DataError, match=r"video array: .* a video in memory is uint8 of shape \(frames, height, width, 3\)"
     ):
         read_video_shape(np.zeros(shape, dtype))
 
@@ -295,7 +295,7 @@ def test_what_is_no_source_at_all_is_told_what_is(source):
 
 @pytest.mark.parametrize("index", [-1, 40])
 def test_a_frame_that_is_not_there_is_refused(index, mp4):
-    with pytest.raises(DataError, match=rf"closed\.mp4: frame {index} was asked for, but the clip has 40"):
+    with pytest.raises(DataError, match=rf"closed\.mp4: frame {index} was asked for, but the video has 40"):
         read_frames(mp4, [0, index])
 
 
@@ -308,7 +308,7 @@ def test_an_unknown_reader_names_the_known_ones(mp4):
         read_frames(mp4, [0], reader="opencv")
 
 
-# --- what is no clip, or half of one
+# --- what is no video, or half of one
 
 
 def both_refuse(path, wrong):
@@ -323,7 +323,7 @@ def both_refuse(path, wrong):
     ("data", "wrong"),
     [
         (b"", r"empty \(zero bytes\)"),
-        (b"hello, this is no clip\n" * 20, "not a clip"),
+        (b"hello, this is no video\n" * 20, "not a clip"),
         (bytes(range(256)) * 40, "not a clip"),
         (b"\x89PNG\r\n\x1a\n" + bytes(60), "not a clip"),
     ],
@@ -348,7 +348,7 @@ def test_urls_and_protocols_of_ffmpeg_are_not_opened(url):
 
 @pytest.mark.parametrize(
     "playlist",
-    ["#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:4,\n{clip}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {clip}\n"],
+    ["#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:4,\n{clip}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {video}\n"],
 )
 def test_a_playlist_does_not_make_us_open_what_it_names(playlist, mp4, tmp_path):
     path = tmp_path / "list.m3u8"
@@ -357,7 +357,7 @@ def test_a_playlist_does_not_make_us_open_what_it_names(playlist, mp4, tmp_path)
 
 
 def test_sound_alone_is_refused(tmp_path):
-    both_refuse(sound(tmp_path / "song.mp4"), "there is no video stream, only audio; pass a clip with a picture")
+    both_refuse(sound(tmp_path / "song.mp4"), "there is no video stream, only audio; pass a video with an image")
 
 
 def test_a_clip_without_frames_is_refused(tmp_path):
@@ -367,13 +367,13 @@ def test_a_clip_without_frames_is_refused(tmp_path):
         stream.height, stream.width = SIZE
         stream.pix_fmt = "yuv420p"
         container.start_encoding()
-    both_refuse(path, "the clip has no frames")
+    both_refuse(path, "the video has no frames")
 
 
 def test_a_clip_whose_header_stood_behind_the_cut_is_refused(mp4, tmp_path):
     path = tmp_path / "cut.mp4"
     path.write_bytes(mp4.read_bytes()[:-400])
-    both_refuse(path, "not a clip, or its end is missing")
+    both_refuse(path, "not a video, or its end is missing")
 
 
 def test_a_cut_clip_is_refused_with_the_frame_where_it_breaks_off(fast_mp4, tmp_path):

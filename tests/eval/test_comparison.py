@@ -1,4 +1,4 @@
-"""The table and the picture of a sweep, from results written by hand."""
+"""The table and the image of a sweep, from results written by hand."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Integer laws of pictures on canvases. No torch."""
+"""Integer laws of images on canvases. No torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def some_sizes(n: int, longest: int = 5000) -> list[Size]:
 
 
 def map_of(image: Size, pinpoints, tile: Size, cells: Size, max_tiles: int | None) -> tuple[Size, Size]:
-    """The tiles of a picture and the map that is left of them, unpadded and perhaps scaled down."""
+    """The tiles of an image and the map that is left of them, unpadded and perhaps scaled down."""
     tiles = count_tiles(find_best_canvas(image, parse_pinpoints(pinpoints, tile)), tile)
     kept = find_kept_cells(Size(tiles.height * cells.height, tiles.width * cells.width), image).size
     return tiles, shrink_to_tiles(kept, max_tiles, cells) if max_tiles else kept

@@ -1,4 +1,4 @@
-"""Which frames of a clip are shown. No torch."""
+"""Which frames of a video are shown. No torch."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_frames_are_in_order_inside_the_clip_and_never_too_many():
 
 
 def test_an_empty_or_timeless_clip_is_refused():
-    with pytest.raises(DataError, match="a clip has 0 frames"):
+    with pytest.raises(DataError, match="a video has 0 frames"):
         frames(0)
     with pytest.raises(DataError, match=r"fps=0\.0"):
         frames(10, fps=0.0)
 
 
-# Clips of uneven pace -------------------------------------------------------------------------------------------------
+# Videos of uneven pace -------------------------------------------------------------------------------------------------
 
 BURST_S = [*(i / 70 for i in range(70)), *range(1, 10), 9.5]  # the last one up to the second 10
 

@@ -92,7 +92,7 @@ def test_every_answer_is_that_of_a_model_that_reads_all_anew(model):
     for said in [
         (image(RED), "What colour is it?"),
         ("How many circles are there?",),
-        (image(WIDE), image(BLUE), "Which picture has a red circle?"),
+        (image(WIDE), image(BLUE), "Which image has a red circle?"),
         (video(CLIP), "What is moving?"),
         ("Is there a green square?",),
     ]:
@@ -116,7 +116,7 @@ def test_a_conversation_may_be_changed_behind_the_back_of_a_chat(model):
     for changed in (
         said[:2],  # a question taken back
         (*said[:3], Message("assistant", (Text("two"),))),  # another answer
-        (Message("user", (image(BLUE), *said[0].parts[1:])), *said[1:]),  # another picture
+        (Message("user", (image(BLUE), *said[0].parts[1:])), *said[1:]),  # another image
         (Message("system", (Text("Answer in one word."),)), *said),
         (),
     ):
@@ -161,10 +161,10 @@ def test_a_second_question_costs_its_own_tokens_only(model):
 
 def test_of_a_new_picture_only_its_own_views_are_encoded(model):
     chat = Chat(model, decoding=SHORT)
-    chat.ask(image(RED), image(BLUE), "Which picture has a red circle?")
+    chat.ask(image(RED), image(BLUE), "Which image has a red circle?")
     with counted(model) as run:
         chat.ask(image(WIDE), "And this one?")
-    assert run["views"] == 1  # several pictures: one view each
+    assert run["views"] == 1  # several images: one view each
     assert answers_as_fresh(chat)
 
 
@@ -181,7 +181,7 @@ def test_a_picture_shown_again_is_not_encoded_again(model):
 def test_a_picture_whose_plan_changes_is_encoded_by_its_new_one(model):
     chat = Chat(model, decoding=SHORT)
     chat.ask(image(WIDE), "What is this?")  # alone: tiles
-    chat.ask(image(RED), "And this?")  # two pictures: one view each
+    chat.ask(image(RED), "And this?")  # two images: one view each
     assert answers_as_fresh(chat)
 
 
@@ -463,7 +463,7 @@ def test_text_whose_positions_turn_by_their_length_is_read_anew(tiny_spec):
 
 @pytest.fixture
 def files(tmp_path):
-    """A picture, another one, a clip as a folder of pictures and one as a file."""
+    """An image, another one, a video as a folder of images and one as a file."""
     RED.save(tmp_path / "red.png")
     BLUE.save(tmp_path / "blue.png")
     (tmp_path / "clip").mkdir()
@@ -483,7 +483,7 @@ SHOWN = {
     "pictures": lambda f: [image(f / "red.png"), image(str(f / "blue.png"))],
     "clip": lambda f: [video(f / "video.mp4")],
     "frames": lambda f: [video(f / "clip")],
-    "picture and clip": lambda f: [image(f / "red.png"), video(f / "clip")],
+    "image and clip": lambda f: [image(f / "red.png"), video(f / "clip")],
 }
 
 
@@ -502,7 +502,7 @@ def test_a_picture_whose_file_is_broken_now_is_the_one_that_was_shown(model, fil
     for chat in (there, broken):
         chat.ask(image(files / "red.png"), "What is this?")
     expected = there.ask("How many?")
-    (files / "red.png").write_bytes(b"no picture")
+    (files / "red.png").write_bytes(b"no image")
     assert broken.ask("How many?") == expected
 
 

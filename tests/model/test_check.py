@@ -96,7 +96,7 @@ PLANTED = [
     # neighbours
     ("projector", "identity", "model.projector", "use 'linear' or 'mlp'"),
     ("pooling", {"name": "average", "stride": 3}, "model.pooling", "choose a stride of at most 2"),
-    ("encoder", {**CLIP, "select": "cls_patch"}, "model.tokenizer.image", "no picture order"),
+    ("encoder", {**CLIP, "select": "cls_patch"}, "model.tokenizer.image", "no image order"),
     ("encoder", {**CLIP, "select": "cls_patch"}, "model.tokenizer.video", "a projector that keeps the grid"),
     ("tokenizer.video", "pad", "model.tokenizer.video", "Choose one of frames"),
     ("tokenizer.multi_image", "frames", "model.tokenizer.multi_image", "does not serve the scenario 'multi_image'"),
@@ -105,8 +105,8 @@ PLANTED = [
     ("template", "llama_3", "model.template", "answers would never end"),
     # the sequence against its media
     ("backbone.max_tokens", 16, "model.tokenizer.image", "Raise model.backbone.max_tokens above"),
-    ("backbone.max_tokens", 10, "model.tokenizer.multi_image", "a pair of pictures"),
-    ("tokenizer.video.max_frames", 2000, "model.tokenizer.video", "a long clip (2000 frames) takes 2001 tokens"),
+    ("backbone.max_tokens", 10, "model.tokenizer.multi_image", "a pair of images"),
+    ("tokenizer.video.max_frames", 2000, "model.tokenizer.video", "a long video (2000 frames) takes 2001 tokens"),
 ]
 
 
@@ -226,7 +226,7 @@ def bases(registry):
 
 
 def serving(scenario):
-    """The visual tokenizers of a scenario, with settings for small pictures."""
+    """The visual tokenizers of a scenario, with settings for small images."""
     beside = {
         "view_px": Size(30, 30),
         "grid": Size(2, 2),

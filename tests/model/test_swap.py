@@ -288,7 +288,7 @@ def test_a_swap_of_nothing_is_refused(tiny_model):
 
 
 def test_what_was_wrong_before_does_not_stop_a_swap(tiny_spec):
-    """A checkpoint whose largest picture exceeds its sequence can still get another projector."""
+    """A checkpoint whose largest image exceeds its sequence can still get another projector."""
     model = mmblocks.build(tiny_spec, seed=0)
     model.spec = mmblocks.ModelSpec.from_dict({**tiny_spec, "backbone": {**tiny_spec["backbone"], "max_tokens": 64}})
     assert type(swap(model, {"projector": "gated"}).model.projector).__name__ == "Gated"

@@ -25,7 +25,7 @@ TOLERANCES = {
 
 
 def pooled(cells, height, width):
-    """Taps that sample a picture of cells bilinearly. cells: (rows, columns), the number of each cell in x."""
+    """Taps that sample an image of cells bilinearly. cells: (rows, columns), the number of each cell in x."""
     (top, bottom, down), (left, right, along) = (
         axis(*sizes) for sizes in zip(cells.shape, (height, width), strict=True)
     )
@@ -42,7 +42,7 @@ def axis(size, new_size):
 
 
 def tile_major(rows, columns, side):
-    """Cells of rows x columns tiles as a picture; each tile's cells lie together."""
+    """Cells of rows x columns tiles as an image; each tile's cells lie together."""
     tiles = torch.arange(rows * columns * side**2).view(rows, columns, side, side)
     return tiles.transpose(1, 2).reshape(rows * side, columns * side)
 

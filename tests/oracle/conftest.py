@@ -172,7 +172,7 @@ def beginning_tokenizers() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def pil_processor() -> Any:
-    """Reads a folder's processor, whose pictures are prepared by PIL: `pil_processor(folder)`."""
+    """Reads a folder's processor, whose images are prepared by PIL: `pil_processor(folder)`."""
     return with_pil
 
 
@@ -274,7 +274,7 @@ def llava_processor(family: str, made: Any, framing: str = "", words: Any = None
 
 
 def with_pil(folder: Path) -> Any:
-    """A folder's processor, with the image processor that prepares pictures by PIL."""
+    """A folder's processor, with the image processor that prepares images by PIL."""
     found = AutoProcessor.from_pretrained(folder)
     found.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     return found
@@ -306,7 +306,7 @@ class Rig:
     ours: OneVision
 
     def require_same(self, *parts: Any) -> None:
-        """Texts, (width, height) of pictures and clips (arrays) in their order: the same ids, the same logits at every
+        """Texts, (width, height) of images and videos (arrays) in their order: the same ids, the same logits at every
         position, the same greedy tokens.
         """
         messages = [{"role": "user", "content": [self._part(part) for part in parts]}]

@@ -145,7 +145,7 @@ LETTERS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstu
 
 
 def with_processor(kind: str, tokenizer: Any, folder: Path, **generation: Any) -> Path:
-    """A random checkpoint whose processor has this text tokenizer and prepares pictures by PIL."""
+    """A random checkpoint whose processor has this text tokenizer and prepares images by PIL."""
     config_class, model_class, text = KINDS[kind]
     images = BlipImageProcessorPil(size={"height": 56, "width": 56})
     if config_class is Blip2Config:
@@ -179,7 +179,7 @@ def asked(text: str, *pictures: Any, first: bool = True) -> Conversation:
 
 
 def test_prompts_are_those_of_transformers_processors(prompted: Path) -> None:
-    """Query rows, then the BOS, then bare words, whatever the order in which words and picture were written."""
+    """Query rows, then the BOS, then bare words, whatever the order in which words and image were written."""
     ours, theirs = import_hf(prompted), AutoProcessor.from_pretrained(prompted)
     image = theirs.tokenizer.convert_tokens_to_ids("<image>")
     for text, first in product(PROMPTS, (True, False)):

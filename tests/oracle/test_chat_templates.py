@@ -23,11 +23,11 @@ from mmblocks.model.convert.transformers.families import import_hf
 from mmblocks.model.convert.transformers.jinja import to_jinja
 from mmblocks.templates.tokenizer_chat import TokenizerChat
 
-FIRST = (  # as LLaVA's processors on the hub: pictures first, whatever was written first
+FIRST = (  # as LLaVA's processors on the hub: images first, whatever was written first
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + END }}{% endfor %}"
 )
-WRITTEN = (  # pictures where they were written
+WRITTEN = (  # images where they were written
     "{% for content in message['content'] %}{% if content['type'] == 'image' %}<image>"
     "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}"
 )
@@ -55,7 +55,7 @@ TAKEN = {
 }
 """Jinjas that write what a template of ours writes, by its name."""
 KEPT = {
-    "vicuna, pictures first": (
+    "vicuna, images first": (
         "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
         + FIRST.replace("END", "' '")
         + "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
@@ -121,12 +121,12 @@ ANSWER = {"role": "assistant", "content": [text("A ramp.")]}
 SYSTEM = {"role": "system", "content": [text("Be brief.")]}
 TALKS: dict[str, list[dict[str, Any]]] = {
     "text": [USER],
-    "a picture": [SHOWN],
-    "pictures between words": [LATE],
+    "an image": [SHOWN],
+    "images between words": [LATE],
     "several turns": [SHOWN, ANSWER, USER, ANSWER, LATE],
     "white space": [{"role": "user", "content": [text(" \n See: "), shown(), text("\n  ")]}],
     "a system text": [SYSTEM, USER],
-    "a system text and a picture": [SYSTEM, SHOWN, ANSWER, USER],
+    "a system text and an image": [SYSTEM, SHOWN, ANSWER, USER],
 }
 
 
@@ -159,7 +159,7 @@ def copied(bare: Path, tmp_path: Path) -> Path:
 
 
 def prompt_of(processor: Any, talk: list[dict[str, Any]]) -> list[int]:
-    """A prompt's ids by transformers, in which the rows of a picture are its image token."""
+    """A prompt's ids by transformers, in which the rows of an image are its image token."""
     if "message['content'] + '!'" in (processor.chat_template or ""):
         talk = [{**m, "content": m["content"][0]["text"]} if m["role"] == "system" else m for m in talk]
     return processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=True, return_dict=True)[
@@ -207,7 +207,7 @@ def test_any_other_is_kept_and_prompts_are_its_processors(copied: Path, place: s
 
 
 def test_a_text_tokenizers_own_template_is_taken_where_no_processor_has_one(copied: Path) -> None:
-    """Its contents are texts, in which a picture stands where it was written."""
+    """Its contents are texts, in which an image stands where it was written."""
     jinja = EACH + "<|{{ message['role'] }}|>{{ message['content'] }}<|im_end|>{% endfor %}<|assistant|>"
     jinja = jinja.replace("<|assistant|>", "{% if add_generation_prompt %}<|assistant|>{% endif %}")
     model = import_hf(stored(copied, "tokenizer_config.json", jinja))
@@ -360,7 +360,7 @@ def test_without_a_stored_template_the_guess_is_said(
 def test_what_an_export_cannot_prompt_alike_is_said(
     around_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """LLaVA's code tokenises words behind a picture as a text of their own, transformers' processor does not."""
+    """LLaVA's code tokenises words behind an image as a text of their own, transformers' processor does not."""
     model = import_hf(around_llama)
     assert model.spec.template == "vicuna_v1"
     mmblocks.save(model, tmp_path / "ours")

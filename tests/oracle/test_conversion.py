@@ -72,7 +72,7 @@ def same_state(a: OneVision, b: OneVision) -> bool:
 
 
 def require_same_logits(ours: OneVision, theirs: Any) -> None:
-    """On a picture, two pictures, a clip and text alone."""
+    """On an image, two images, a video and text alone."""
     for probe in make_probes(ours):
         torch.testing.assert_close(
             compute_our_logits(ours, probe), compute_transformers_logits(theirs, ours, probe), **SAME_KERNELS
@@ -584,7 +584,7 @@ def test_an_export_to_a_family_without_clips_warns_that_they_are_left_out(
 ) -> None:
     export_hf(make_rig("llava").ours, tmp_path / "out", "llava")
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert warnings == ["transformers' llava knows no clips: tokenizer.video is left out."]
+    assert warnings == ["transformers' llava knows no videos: tokenizer.video is left out."]
 
 
 def test_a_vocabulary_without_room_for_the_visual_tokens_is_refused(

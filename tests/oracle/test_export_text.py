@@ -19,7 +19,7 @@ from mmblocks.model.convert.transformers.families import import_hf
 from mmblocks.model.generate import StopSequences
 from mmblocks.model.onevision import OneVision
 
-SHORT, LONG = "Which?", "Is it red or is it blue, and how many shapes are there in the picture that is shown?"
+SHORT, LONG = "Which?", "Is it red or is it blue, and how many shapes are there in the image that is shown?"
 
 
 @pytest.fixture(scope="module")

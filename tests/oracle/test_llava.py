@@ -61,7 +61,7 @@ def test_a_row_that_llava_has_not_learned_is_refused(make_rig: Any, tmp_path: Pa
     with pytest.raises(ConfigError) as refused:
         export_hf(model, tmp_path / "out", "llava")
     assert "marks: llava has no learned row 'newline'" in str(refused.value)
-    assert "tokenizer.multi_image: it frames pictures otherwise than tokenizer.image" in str(refused.value)
+    assert "tokenizer.multi_image: it frames images otherwise than tokenizer.image" in str(refused.value)
 
 
 def test_a_spec_of_llava_1_5_is_the_papers(make_rig: Any) -> None:

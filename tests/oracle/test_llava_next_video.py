@@ -1,4 +1,4 @@
-"""transformers' `llava_next_video` in both directions: frames pooled before the projector, pictures as in `llava_next`."""
+"""transformers' `llava_next_video` in both directions: frames pooled before the projector, images as in `llava_next`."""
 
 from __future__ import annotations
 

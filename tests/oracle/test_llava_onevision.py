@@ -52,7 +52,7 @@ def clip(frames: int, width: int, height: int) -> np.ndarray:
 
 
 def user(*parts: Any) -> list[dict[str, Any]]:
-    """A message of the user: texts, pictures and clips in their order."""
+    """A message of the user: texts, images and videos in their order."""
     return [{"role": "user", "content": [_part(part) for part in parts]}]
 
 
@@ -82,7 +82,7 @@ class Pair:
         return collate([self.our_processor.make_prompt_sample(Conversation.from_messages(c)) for c in conversations])
 
     def their_inputs(self, *conversations: list[dict[str, Any]], opened: bool = True) -> dict[str, Any]:
-        """Left-padded inputs of transformers. Pictures are nested: several of one conversation are not tiled."""
+        """Left-padded inputs of transformers. Images are nested: several of one conversation are not tiled."""
         visuals = {
             kind: [[p[kind] for p in _parts(c) if p["type"] == kind] for c in conversations]
             for kind in ("image", "video")
@@ -98,7 +98,7 @@ class Pair:
         )
 
     def with_our_frames(self, inputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
-        """transformers resizes clips with torchvision only; this gives it the frames that PIL resized."""
+        """transformers resizes videos with torchvision only; this gives it the frames that PIL resized."""
         frames = self.ours.normalise_pixels(batch.with_all_views().pixels)
         assert (frames - inputs["pixel_values_videos"][0]).abs().max() <= 2 * 2 / 255 + 1e-6  # two grey levels
         return {**inputs, "pixel_values_videos": frames[None]}

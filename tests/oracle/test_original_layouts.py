@@ -295,7 +295,7 @@ def test_a_tower_that_is_nowhere_is_refused_by_name(copied: Callable[..., Path])
 
 def test_a_tower_of_another_kind_than_its_name_is_refused(copied: Callable[..., Path]) -> None:
     folder = copied("llava", mm_vision_tower="google/siglip-so400m-patch14-384")
-    with pytest.raises(CheckpointError, match="the tower in the file is clip, and mm_vision_tower names a siglip"):
+    with pytest.raises(CheckpointError, match="the tower in the file is video, and mm_vision_tower names a siglip"):
         import_original(folder)
 
 
@@ -477,11 +477,11 @@ def test_an_export_in_bfloat16_says_so_and_a_large_one_is_sharded(originals: dic
     [
         ({"encoder": {"name": "tiny_conv", "view_px": 24, "widths": [8, 8]}}, "encoder: TinyConv"),
         ({"projector": "gated"}, "projector: Gated"),
-        ({"tokenizer": {"multi_image": "pad_newline"}}, "tokenizer.multi_image: several pictures"),
+        ({"tokenizer": {"multi_image": "pad_newline"}}, "tokenizer.multi_image: several images"),
         ({"tokenizer": {"video": {"name": "frames", "newline": "grid"}}}, "newline='grid' needs a pooling"),
         (
             {"pooling": "average", "tokenizer": {"video": {"name": "frames", "newline": "grid"}}},
-            "newline='grid', but the tokenizer of pictures has no newline",
+            "newline='grid', but the tokenizer of images has no newline",
         ),
         ({"backbone": {"family": "qwen3"}}, "backbone: a 'qwen3' model"),
     ],
@@ -497,7 +497,7 @@ def test_what_the_layout_cannot_express_has_its_reason(
     assert list(tmp_path.iterdir()) == []
 
 
-# Ways to show pictures ----------------------------------------------------------------------------------------------
+# Ways to show images ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

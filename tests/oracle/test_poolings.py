@@ -15,7 +15,7 @@ TOLERANCE = {"rtol": 0, "atol": 1e-5}  # fp32: other kernels sum in another orde
 
 
 def resized_by_pillow(x: Tensor, size: Size) -> Tensor:
-    """Each channel of each view as a float picture."""
+    """Each channel of each view as a float image."""
     out = torch.empty(x.shape[0], *size, x.shape[3])
     for view, channel in np.ndindex(x.shape[0], x.shape[3]):
         picture = Image.fromarray(x[view, :, :, channel].numpy())

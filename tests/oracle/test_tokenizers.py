@@ -64,7 +64,7 @@ def test_tiles_and_thumbnail_have_the_same_pixels_in_the_same_order(size):
 
 
 def their_layout(size: Size, tile_px: int, side_tiles: int) -> tuple[int, int, int]:
-    """(views, rows, columns) of Idefics3's own processor; rows and columns are 0 for a picture that is not cut."""
+    """(views, rows, columns) of Idefics3's own processor; rows and columns are 0 for an image that is not cut."""
     processor = Idefics3ImageProcessor(
         size={"longest_edge": side_tiles * tile_px}, max_image_size={"longest_edge": tile_px}, return_row_col_info=True
     )
@@ -85,7 +85,7 @@ def test_pictures_are_cut_into_idefics3s_rows_and_columns(tile_px, side_tiles):
 
 
 def their_text(rows: int, columns: int, cells: int) -> str:
-    """A picture as Idefics3's processor writes it into a prompt, which takes four words of its state and no tokenizer."""
+    """An image as Idefics3's processor writes it into a prompt, which takes four words of its state and no tokenizer."""
     processor: Any = object.__new__(Idefics3Processor)
     processor.fake_image_token = "<fake_token_around_image>"
     processor.global_image_tag = "<global-img>"

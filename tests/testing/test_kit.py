@@ -284,12 +284,12 @@ class Backwards(OneView):
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (Miscounting, "A image of 1x1 pixels, frames 1: count 18, num_tokens 17, rows 17"),
+        (Miscounting, "An image of 1x1 pixels, frames 1: count 18, num_tokens 17, rows 17"),
         (Offered, "Everywhere it says: .*it never works"),
         (Babbling, r"told after \[5, 1\] of 17 rows"),
         (OtherViews, "a view is 7x28, not 28x28"),
         (UnusedMark, "Nothing brings never"),
-        (Backwards, r"A image of 1x1 pixels, frames 1: row \[0\] of 17 is another one assembled"),
+        (Backwards, r"An image of 1x1 pixels, frames 1: row \[0\] of 17 is another one assembled"),
     ],
 )
 def test_a_broken_tokenizer_is_told_which_law_it_breaks(part, said):

@@ -53,7 +53,7 @@ def theirs(folder):
 
 
 def logits(model):
-    """Of a picture of one tile and a newline behind each of its rows, and some words."""
+    """Of an image of one tile and a newline behind each of its rows, and some words."""
     torch.manual_seed(3)
     image = model.config.image_token_id
     pixels, sizes = torch.randn(1, 2, 3, 28, 28), torch.tensor([[28, 28]])

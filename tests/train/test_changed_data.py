@@ -131,8 +131,8 @@ CHANGES = {
     other_order: r"the records stand in another order: \S*d.json:record 0 \(id 5\) says what \S*d.json:record 5 said "
     r"\(6 of the 6 records that are drawn differ\)",
     edited_answer: r"\S*d.json:record 3 \(id 3\) says something else: its text was edited",
-    other_picture: r"\S*d.json:record 2 \(id 2\) shows another picture or clip under the same name: \S*2.png",
-    larger_picture: r"\S*d.json:record 4 \(id 4\) shows another picture or clip under the same name: \S*4.png",
+    other_picture: r"\S*d.json:record 2 \(id 2\) shows another image or video under the same name: \S*2.png",
+    larger_picture: r"\S*d.json:record 4 \(id 4\) shows another image or video under the same name: \S*4.png",
     one_more: r"'0 llava_json \S*d.json' held 6 records then and holds 7 now",
     one_less: r"'0 llava_json \S*d.json' held 6 records then and holds 5 now",
 }

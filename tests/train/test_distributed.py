@@ -36,7 +36,7 @@ def close(one, other, atol):
 
 
 STAGES = {
-    # Three samples for two processes: often one has no picture, and shares of labels differ.
+    # Three samples for two processes: often one has no image, and shares of labels differ.
     "samples in turn": stage("a"),
     "fewer samples than processes": stage("a", global_batch_size=1),
     "packs, an odd number of them": stage("a", global_batch_size=5, pack_tokens=300),

@@ -167,7 +167,7 @@ def test_two_processes_measure_look_and_time_as_one_does(tiny_spec, tiny_model, 
 
 
 def looked_at(model):
-    """Three batches of four clips, and none for the last process."""
+    """Three batches of four videos, and none for the last process."""
     make, source = Processor.from_model(model).make_training_sample, sources.build("tinyworld", task="video")
     return [*(collate([make(source[4 * n + i]) for i in range(4)]) for n in range(3)), None]
 

@@ -84,7 +84,7 @@ def losses(model, processor, mixture):
 )
 def test_losses_are_equal_with_and_without_to_the_bit(tiny_spec, tmp_path, mixture, encoder):
     spec = tiny_spec if encoder is None else {**tiny_spec, "encoder": encoder}
-    if encoder is not None and encoder["name"] == "interleaved":  # a row of tokens, no picture
+    if encoder is not None and encoder["name"] == "interleaved":  # a row of tokens, no image
         plain = {"image": "pad", "multi_image": "pad", "video": {"name": "frames_as_images", "max_frames": 4}}
         spec = {**spec, "tokenizer": plain, "pooling": "none"}
     one, other = (mmblocks.build(spec, seed=0).eval() for _ in range(2))
@@ -172,7 +172,7 @@ def test_text_alone_has_features_of_no_view(tiny_model, tmp_path, mixture):
     assert torch.equal(tiny_model(blank).total, tiny_model(batch).total)
 
 
-# Which picture it is -------------------------------------------------------------------------------------------------
+# Which image it is -------------------------------------------------------------------------------------------------
 
 
 def test_a_picture_that_changes_on_disk_is_another_picture(tmp_path):
@@ -264,7 +264,7 @@ def test_features_that_were_never_kept_are_an_error_that_names_the_record(tiny_m
 
 
 def test_a_broken_picture_stops_the_filling_or_is_left_out(tiny_model, tmp_path, caplog):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     said = [{"role": "user", "content": [{"type": "image", "image": str(tmp_path / "bad.png")}]}]
     bad = Conversation.from_messages([*said, {"role": "assistant", "content": "red"}], "data.json:3")
     good = Mixture.from_entries(WORLD[:1]).sources[0]

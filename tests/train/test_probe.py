@@ -1,4 +1,4 @@
-"""Within twenty steps the probe tells a model that looks from one that cannot, or is shown others' pictures."""
+"""Within twenty steps the probe tells a model that looks from one that cannot, or is shown others' images."""
 
 import logging
 from dataclasses import replace
@@ -28,7 +28,7 @@ def right(task, index):
 
 
 def shifted(task, index):
-    """A conversation with the picture of the next one, as an off-by-one in a loader would give."""
+    """A conversation with the image of the next one, as an off-by-one in a loader would give."""
     visuals = iter(right(task, index + 1).visuals)
     messages = right(task, index).messages
     return Conversation(tuple(Message(m.role, tuple(_swapped(m.parts, visuals))) for m in messages), "shifted")

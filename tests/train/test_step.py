@@ -29,7 +29,13 @@ CLOSE = {"rtol": 2e-5, "atol": 1e-7}  # AdamW of torch computes in float32, as t
 
 
 def stage(max_grad_norm: float) -> Stage:
-    numbers = {"steps": STEPS, "global_batch_size": 3, "warmup": WARMUP, "weight_decay": DECAY, "max_grad_norm": max_grad_norm}
+    numbers = {
+        "steps": STEPS,
+        "global_batch_size": 3,
+        "warmup": WARMUP,
+        "weight_decay": DECAY,
+        "max_grad_norm": max_grad_norm,
+    }
     return Stage("tune", WORLD, RATES, **numbers)
 
 

@@ -1,4 +1,4 @@
-"""Files that ship with the package: the tiny model, its text tokenizer, two pictures, a photograph-sized one, a clip."""
+"""Files that ship with the package: the tiny model, its text tokenizer, two images, a photograph-sized one, a video."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def find_tiny_model() -> Path:
 
 
 def find_media(name: str) -> Path:
-    """A bundled picture or clip."""
+    """A bundled image or video."""
     return _require_path(FOLDER / "media" / name)
 
 

@@ -51,13 +51,13 @@ def answer(model: OneVision, conversations: Iterable[Conversation], decoding: De
 
 
 class Chat:
-    """A conversation with a model over many turns, with pictures and clips wherever they belong.
+    """A conversation with a model over many turns, with images and videos wherever they belong.
 
     What was read and written is kept on the model's device within the limits of `reuse`, so that a further question
     costs its own tokens only; `messages` may be changed and the model trained in between.
 
     >>> chat = Chat(model)                                                            # doctest: +SKIP
-    >>> chat.ask(image("left.png"), image("right.png"), "Which picture has a red circle?")  # doctest: +SKIP
+    >>> chat.ask(image("left.png"), image("right.png"), "Which image has a red circle?")  # doctest: +SKIP
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Chat:
     def ask(self, *parts: ChatInput) -> str:
         """Say something (texts and visuals in their order) and return the answer. Both are remembered.
 
-        A str is a text; pictures and clips may be PIL images, paths (`pathlib.Path`), bytes, uint8 arrays, or what `image`
+        A str is a text; images and videos may be PIL images, paths (`pathlib.Path`), bytes, uint8 arrays, or what `image`
         and `video` give. Raises `DataError` for anything else.
         """
         asked = self._append_question(parts)
@@ -120,7 +120,7 @@ class Chat:
 
     def _append_question(self, parts: Sequence[ChatInput]) -> tuple[Message, ...]:
         if not parts:
-            raise DataError("chat: nothing was said; give a text, a picture or a clip.")
+            raise DataError("chat: nothing was said; give a text, an image or a video.")
         said = [to_part(part, self.model.images) for part in parts]
         return (*self.messages, Message("user", tuple(_on_lines(said))))
 

@@ -29,7 +29,7 @@ class Reuse:
     """How much is kept between questions, in bytes on the model's device; 0 keeps nothing.
 
     kv_bytes: keys and values of the conversation; 2 GiB are some 37 thousand tokens of a 7B model in bfloat16.
-    visual_bytes: visual rows of pictures and clips seen before, for when they are shown again.
+    visual_bytes: visual rows of images and videos seen before, for when they are shown again.
     """
 
     kv_bytes: int = 2 * GIB
@@ -44,7 +44,7 @@ class Reuse:
 class ChatMemory:
     """One conversation as a model knows it. It is right at any time: what it holds behind an error is not used.
 
-    A picture or clip whose file is gone goes on being what it was, as long as its rows or what was read of them are held.
+    An image or video whose file is gone goes on being what it was, as long as its rows or what was read of them are held.
     A file that changed is looked at again.
 
     A question is compared with what was read and written before, row by row; what both begin with is not read again.

@@ -1,4 +1,4 @@
-"""What may be said to a model: texts, pictures and clips in the forms that people have them in."""
+"""What may be said to a model: texts, images and videos in the forms that people have them in."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.settings import format_value
 
 ACCEPTED_INPUTS = (
-    "a text, a PIL image, a pathlib.Path or the bytes of a picture or clip, a uint8 array (height, width, 3) or (frames, "
+    "a text, a PIL image, a pathlib.Path or the bytes of an image or video, a uint8 array (height, width, 3) or (frames, "
     "height, width, 3), or what mmblocks.image and mmblocks.video give"
 )
 
 
 def image(source: Any) -> Visual:
-    """A picture to show: a path, bytes, a data: URI, a PIL image, or a uint8 array (height, width, 3)."""
+    """An image to show: a path, bytes, a data: URI, a PIL image, or a uint8 array (height, width, 3)."""
     if isinstance(source, np.ndarray):
         return _read_array(source, ("image",))
     if not isinstance(source, str | os.PathLike | bytes | Image.Image):
-        raise DataError(f"image: {format_value(source)} is no picture; pass a path, bytes, a data: URI or a PIL image.")
+        raise DataError(f"image: {format_value(source)} is no image; pass a path, bytes, a data: URI or a PIL image.")
     return Visual("image", source)
 
 
 def video(source: Any, *, fps: float = 1.0) -> Visual:
-    """A clip to show: a path, bytes, a folder or tuple of pictures, or a uint8 array (frames, height, width, 3) with its
+    """A video to show: a path, bytes, a folder or tuple of images, or a uint8 array (frames, height, width, 3) with its
     frames per second."""
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < float("inf"):
         raise DataError(f"video: fps={format_value(fps)}; write frames per second, a number above 0.")
     if isinstance(source, np.ndarray):
         return Visual("video", _read_array(source, ("video",)).source, float(fps))
     if not isinstance(source, str | os.PathLike | bytes | tuple):
-        raise DataError(f"video: {format_value(source)} is no clip; pass a path, bytes, or a uint8 array of frames.")
+        raise DataError(f"video: {format_value(source)} is no video; pass a path, bytes, or a uint8 array of frames.")
     return Visual("video", source, float(fps))
 
 
 def to_part(said: Any, images: ImageReading = DEFAULT_READING) -> Part:
-    """One thing that was said as a part of a message; files and bytes are a picture or a clip by what is in them.
+    """One thing that was said as a part of a message; files and bytes are an image or a video by what is in them.
 
     Raises `DataError` that says what is taken.
     """
@@ -89,27 +89,27 @@ def _read_array(array: np.ndarray, kinds: tuple[str, ...]) -> Visual:
 
 
 def _read_file(source: os.PathLike[str] | bytes, images: ImageReading) -> Visual:
-    """A picture where PIL knows it and it does not move, else a clip."""
+    """An image where PIL knows it and it does not move, else a video."""
     if isinstance(source, os.PathLike) and Path(source).is_dir():
         return Visual("video", source)
     resolve_source(source, "image")  # says that there is none
     try:
         read_image_size(source, images)
     except DataError as no_picture:
-        from mmblocks.data.video import read_video_shape  # imports PyAV, which pictures do not need
+        from mmblocks.data.video import read_video_shape  # imports PyAV, which images do not need
 
         try:
             read_video_shape(source)
         except DataError as no_clip:
             raise DataError(
-                f"{describe_source(source, 'image')}: neither a picture ({no_picture}) nor a clip ({no_clip})"
+                f"{describe_source(source, 'image')}: neither an image ({no_picture}) nor a video ({no_clip})"
             ) from no_clip
         return Visual("video", source)
     return Visual("video" if _is_animated(source) else "image", source)
 
 
 def _is_animated(source: os.PathLike[str] | bytes) -> bool:
-    """Whether a picture file is a GIF of several pictures, which is a clip."""
+    """Whether an image file is a GIF of several images, which is a video."""
     content = resolve_source(source, "image")
     head = content[:6] if isinstance(content, bytes) else _head(content)
     if head not in (b"GIF87a", b"GIF89a"):
@@ -127,7 +127,9 @@ def _head(path: Any) -> bytes:
 def _suggest_cure(said: Any) -> str:
     """What to do with something that people are likely to give."""
     if isinstance(said, torch.Tensor):
-        return " A tensor says nothing of its layout: write picture.permute(1, 2, 0).numpy() for one of (3, height, width)."
+        return (
+            " A tensor says nothing of its layout: write image.permute(1, 2, 0).numpy() for one of (3, height, width)."
+        )
     if isinstance(said, Mapping):
         return " Messages of dicts are read by Conversation.of, whose conversations `answer` takes."
     if isinstance(said, Conversation | Message):

@@ -1,4 +1,4 @@
-"""`mmblocks chat`: ask a model about pictures and clips, once or turn by turn."""
+"""`mmblocks chat`: ask a model about images and videos, once or turn by turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _VisualAction(argparse.Action):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="folder of a model (default: the bundled tiny model)")
     parser.add_argument(
-        "--image", nargs="+", action=_VisualAction, dest="visuals", default=[], metavar="FILE", help="pictures to show"
+        "--image", nargs="+", action=_VisualAction, dest="visuals", default=[], metavar="FILE", help="images to show"
     )
     parser.add_argument(
         "--video", nargs="+", action=_VisualAction, dest="visuals", default=[], metavar="FILE", help="clips to show"

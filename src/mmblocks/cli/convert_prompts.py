@@ -129,7 +129,7 @@ def _encode_chat(processor: Any, talk: ChatMessages) -> Sequence[int]:
 
 
 def _encode_bare(processor: Any, talk: ChatMessages) -> Sequence[int]:
-    """BLIP-2 takes one text and one picture."""
+    """BLIP-2 takes one text and one image."""
     (message,) = talk
     images = [part["image"] for part in message["content"] if part["type"] == "image"]
     (text,) = (part["text"] for part in message["content"] if part["type"] == "text")
@@ -137,7 +137,7 @@ def _encode_bare(processor: Any, talk: ChatMessages) -> Sequence[int]:
 
 
 def _make_messages(probe: Sequence[Mapping[str, Any]]) -> ChatMessages:
-    """A probe with pictures to open."""
+    """A probe with images to open."""
     image = Image.new("RGB", (160, 90), (200, 60, 30))
     return [
         {**message, "content": [{**p, "image": image} if p["type"] == "image" else p for p in message["content"]]}

@@ -1,4 +1,4 @@
-"""`mmblocks demo`: the bundled tiny model looks at a picture, two pictures and a clip, and answers."""
+"""`mmblocks demo`: the bundled tiny model looks at an image, two images and a video, and answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Your turn:
   see the parts      mmblocks list        mmblocks show projector mlp
   swap a part        mmblocks train tiny/onevision model/projector=linear
   count before use   mmblocks plan onevision/7b image=1920x1080 video=1280x720@30s
-  how it was trained mmblocks recipes tiny/onevision         (made-up pictures, the paper's own curriculum; the scores: mmblocks eval tiny)
+  how it was trained mmblocks recipes tiny/onevision         (made-up images, the paper's own curriculum; the scores: mmblocks eval tiny)
 """
 
 
@@ -64,17 +64,17 @@ def list_scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
 
     return [
         (
-            "One picture of 1024x768 pixels",
+            "One image of 1024x768 pixels",
             [image(find_media("image.png"))],
             ["How many shapes are there?", "What colour is the triangle?", "Where is the red circle?"],
         ),
         (
-            "Two pictures in one conversation",
-            ["Picture 1: ", image(find_media("first.png")), "Picture 2: ", image(find_media("second.png"))],
-            ["What is in picture 1?", "Which picture shows a purple square?"],
+            "Two images in one conversation",
+            ["Image 1: ", image(find_media("first.png")), "Image 2: ", image(find_media("second.png"))],
+            ["What is in image 1?", "Which image shows a purple square?"],
         ),
         (
-            "A clip of two seconds",
+            "A video of two seconds",
             [video(find_media("video.mp4"))],
             ["What is moving?", "Which way does it move?"],
         ),

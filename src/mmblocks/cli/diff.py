@@ -3,7 +3,7 @@
   mmblocks diff runs/a runs/b
   mmblocks diff runs/a/model runs/b/model image=1000x700 --json
 
-Only what differs is shown. Words like image=1000x700 name the pictures and clips for which tokens are counted.
+Only what differs is shown. Words like image=1000x700 name the images and videos for which tokens are counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOTHING = "(none)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("one", type=Path, help="folder of a run, of a sweep's cell, or of a model")
     parser.add_argument("other", type=Path, help="the one to compare it with")
-    parser.add_argument("visuals", nargs="*", help="pictures and clips to count tokens for, in place of the usual ones")
+    parser.add_argument("visuals", nargs="*", help="images and videos to count tokens for, in place of the usual ones")
     parser.add_argument("--json", action="store_true", help="the same as json")
 
 

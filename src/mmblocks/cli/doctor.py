@@ -111,7 +111,7 @@ def _gpus() -> Iterator[str]:
 
 def _video_readers() -> str:
     found = [name for name in ("decord", "av") if importlib.util.find_spec(name)]
-    return ", then ".join(found) or "none: clips given as arrays only; pip install av"
+    return ", then ".join(found) or "none: videos given as arrays only; pip install av"
 
 
 def _describe_package(package: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-SUITES = {"tiny": "TinyWorld's held-out pictures, picture sets and clips"}
+SUITES = {"tiny": "TinyWorld's held-out images, image sets and clips"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,7 @@ def _incomplete(registry: Registry[Any], name: str) -> bool:
 
 def _describe_encoder(registry: Registry[Any], name: str) -> Iterator[tuple[str, str]]:
     encoder = registry.build(name)
-    order = "" if encoder.spatial else ", a row without a picture's order"
+    order = "" if encoder.spatial else ", a row without an image's order"
     yield "shape", f"{encoder.view_px} px -> {encoder.grid} cells of {encoder.dim}{order}"
     yield "size", _format_parameters(encoder)
 
@@ -54,7 +54,7 @@ def _describe_projector(registry: Registry[Any], name: str) -> Iterator[tuple[st
                 out = projector.out_grid(grid)
             except ConfigError:
                 continue
-            order = "" if projector.spatial else ", without a picture's order"
+            order = "" if projector.spatial else ", without an image's order"
             yield "shape", f"{grid} cells of {in_dim} -> {out} cells of {OUT_DIM}{order}"
             yield "size", _format_parameters(projector)
             return
@@ -76,7 +76,7 @@ def _describe_tokenizer(registry: Registry[Any], name: str) -> Iterator[tuple[st
             continue
         scenario = next(s for s in SCENARIOS if s in tokenizer.scenarios)
         plan = tokenizer.plan(EXAMPLE_VISUALS[scenario])
-        what = "30 s of 1280x720 at 30 per second" if scenario == "video" else "a picture of 1000x700 px"
+        what = "30 s of 1280x720 at 30 per second" if scenario == "video" else "an image of 1000x700 px"
         yield "shape", f"{what}, views of {grid} cells -> {len(plan.views)} views, {plan.num_tokens} tokens"
         yield "serves", ", ".join(sorted(tokenizer.scenarios))
         return

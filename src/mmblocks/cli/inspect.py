@@ -6,7 +6,7 @@
 
 data=FILE (.json, .jsonl, .parquet, .tar, .yaml, or a folder; several may be given) replaces the data of all stages;
 images=FOLDER and videos=FOLDER say where its media lie, ignore=KEY,KEY which keys of its records may be left out. Other
-words are overrides. Figures come from file headers; pictures and pages go to the folder of --out.
+words are overrides. Figures come from file headers; images and pages go to the folder of --out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=int, default=500, help="records looked at of each source, evenly drawn (default 500)"
     )
     parser.add_argument("--all", action="store_true", help="look at every record")
-    parser.add_argument("--out", type=Path, default=Path("inspect"), help="folder for pictures and pages (./inspect)")
+    parser.add_argument("--out", type=Path, default=Path("inspect"), help="folder for images and pages (./inspect)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,11 +1,11 @@
-"""Tokens, compute and memory of a recipe's model for given pictures and clips, or what training on given data takes.
+"""Tokens, compute and memory of a recipe's model for given images and videos, or what training on given data takes.
 
 Reads no weights and no network.
 
   mmblocks plan RECIPE image=1000x700 image=384x384 video=1280x720@30s
   mmblocks plan llava_next/vicuna_7b model/projector=gated image=1000x700 --json
 
-Sizes are WIDTHxHEIGHT in pixels; a clip says its seconds, and its frames per second if they are not 30
+Sizes are WIDTHxHEIGHT in pixels; a video says its seconds, and its frames per second if they are not 30
 (video=1280x720@30s@25fps). All visuals stand in one conversation. Other words are overrides.
 
   mmblocks plan RECIPE data=train.json ranks=64 images=photos stage=onevision
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe", help="a recipe (`mmblocks recipes`, or a YAML file), or a system (`mmblocks list system`)"
     )
     parser.add_argument(
-        "words", nargs="*", help=f"pictures and clips ({DEFAULT_MEDIA[0]} when there are none) or data, and overrides"
+        "words", nargs="*", help=f"images and videos ({DEFAULT_MEDIA[0]} when there are none) or data, and overrides"
     )
     parser.add_argument("--text", type=int, default=64, metavar="TOKENS", help="text tokens beside the visuals (64)")
     parser.add_argument("--memory", action="store_true", help="memory of training by stage, for ranks=8,64 processes")
@@ -73,10 +73,8 @@ def _plan(args: argparse.Namespace) -> int:
         return _print_media_plan(raw, media, args)
     question = PlanRequest.from_words(about_data)
     if media or not question.data:
-        wrong = f"{media[0]} is a picture or clip" if media else f"{about_data[0]} is about data"
-        raise ConfigError(
-            f"{wrong}; write either pictures and clips, or data=FILE (or data=recipe) and words about it."
-        )
+        wrong = f"{media[0]} is an image or clip" if media else f"{about_data[0]} is about data"
+        raise ConfigError(f"{wrong}; write either images and videos, or data=FILE (or data=recipe) and words about it.")
     return _print_data_plan(raw, question, as_json=args.json)
 
 

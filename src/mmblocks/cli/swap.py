@@ -1,8 +1,8 @@
 """Replace parts of a saved model and keep the rest, with a record of every parameter.
 
 mmblocks swap MODEL projector=gated --out NEW            a new projector, drawn from --seed
-mmblocks swap MODEL encoder.image_px=448 --out NEW       the same encoder for larger pictures, its positions resized
-mmblocks swap MODEL tokenizer.image=pad --out NEW        another way to show pictures
+mmblocks swap MODEL encoder.image_px=448 --out NEW       the same encoder for larger images, its positions resized
+mmblocks swap MODEL tokenizer.image=pad --out NEW        another way to show images
 
 mmblocks swap MODEL images.alpha=drop --out NEW          the same model that reads images in another way
 

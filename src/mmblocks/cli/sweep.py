@@ -1,4 +1,4 @@
-"""Train one run per combination of values, score each, and compare them in one table and one picture.
+"""Train one run per combination of values, score each, and compare them in one table and one image.
 
   mmblocks sweep RECIPE model/projector=linear,mlp,gated model/pooling=bilinear,average seed=0,1,2 --out DIR
   mmblocks sweep RECIPE model/projector=linear,mlp seed=0,1 --star       one axis at a time, from the first values
@@ -6,7 +6,7 @@
   mmblocks sweep DIR --report                                            the table again, without running anything
 
 All runs are checked before the first starts. The same command again skips what has finished and goes on with the rest.
-Words like image=1000x700 name the pictures and clips for which visual tokens and FLOPs are counted.
+Words like image=1000x700 name the images and videos for which visual tokens and FLOPs are counted.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from mmblocks.reprs import format_by_shape
 
 END_BYTES = 1 << 16
 MOST_FRAMES = 32
-"""Pictures of a clip whose content is read, evenly spread; of the others the name and the size count."""
+"""Images of a video whose content is read, evenly spread; of the others the name and the size count."""
 CHUNK = 64
 """Records that a worker process reads at a time."""
 
@@ -98,7 +98,7 @@ def _hash_parts(parts: Iterable[bytes]) -> int:
 
 
 def _read_content(source: Any) -> Iterator[bytes]:
-    """What decides what a picture or clip shows; nothing of its name."""
+    """What decides what an image or video shows; nothing of its name."""
     try:
         if isinstance(source, FileSlice):
             with source.open() as file:
@@ -137,10 +137,10 @@ def _read_file_ends(path: Path, *, read_it: bool = True) -> Iterator[bytes]:
 
 
 def _find_frame_files(source: Any) -> list[Path] | None:
-    """The pictures of a clip that is given so; None for every other source."""
+    """The images of a video that is given so; None for every other source."""
     if not isinstance(source, tuple) and not (_is_path(source) and Path(source).is_dir()):
         return None
-    from mmblocks.data.video.frames_folder import list_frame_files  # imports PyAV, which pictures do not need
+    from mmblocks.data.video.frames_folder import list_frame_files  # imports PyAV, which images do not need
 
     return list_frame_files(source)
 

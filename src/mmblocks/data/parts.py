@@ -1,4 +1,4 @@
-"""Messages whose content is a list of parts: each names its picture or clip, or takes the record's next one."""
+"""Messages whose content is a list of parts: each names its image or video, or takes the record's next one."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class _MediaTaker:
         self.taken: dict[VisualKind, int] = dict.fromkeys(KINDS, 0)
 
     def resolve_part(self, part: Any, where: str) -> Any:
-        """A part without the nulls of a table's other columns, its picture or clip as a `Visual`."""
+        """A part without the nulls of a table's other columns, its image or video as a `Visual`."""
         if not isinstance(part, Mapping):
             return part
         refuse_duplicates(part, where)

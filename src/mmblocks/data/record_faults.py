@@ -26,7 +26,7 @@ MACHINE_ERRORS = {
 }
 """Errors that say nothing of the record in whose turn they come."""
 _SHOWS_NOTHING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode's categories of control characters, marks without a picture, half characters, and ends of lines."""
+"""Unicode's categories of control characters, marks without an image, half characters, and ends of lines."""
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def _find_grey_range(
     if mode in DEEP_GREY:
         raise DataError(
             f"{name}: its pixels are 32-bit numbers (mode {mode}) and nothing says which one is white; "
-            f"{_format_grey_cure()}, or save the picture with 8 bits."
+            f"{_format_grey_cure()}, or save the image with 8 bits."
         )
     most = 2**stored.bits - 1
     low, high = _find_extremes(shown)
@@ -133,7 +133,7 @@ def _find_grey_range(
 
 def _format_grey_cure() -> str:
     return (
-        "write grey=stretch for each picture's own range, or grey=[LOW,HIGH] for a fixed one "
+        "write grey=stretch for each image's own range, or grey=[LOW,HIGH] for a fixed one "
         "(model.images.grey in a recipe, --grey of `mmblocks chat`)"
     )
 

@@ -1,7 +1,7 @@
 """Turns of a conversation as people write them: who speaks, what, whether it is learned; visuals where markers stand.
 
 A turn is LLaVA's {"from", "value"} or chat-completions' {"role", "content"}. The texts hold one marker per visual: <image>,
-or <video> for clips; in a record that has only videos <image> means a video, as in LLaVA's own files.
+or <video> for videos; in a record that has only videos <image> means a video, as in LLaVA's own files.
 """
 
 from __future__ import annotations

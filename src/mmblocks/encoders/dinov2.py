@@ -93,7 +93,7 @@ class DINOv2(nn.Module):
 
 
 def _build_tower(sizes: dict[str, Any], blocks: int, norm: bool) -> Any:
-    """transformers' model of `blocks` blocks without its mask token, which stands in for no patch of a whole picture."""
+    """transformers' model of `blocks` blocks without its mask token, which stands in for no patch of a whole image."""
     from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
     settings = {vit.CONFIG_KEYS.get(name, name): value for name, value in sizes.items()}

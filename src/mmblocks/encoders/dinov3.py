@@ -27,7 +27,7 @@ class DINOv3(nn.Module):
 
     In training, positions are not stretched at random as they were when DINOv3 was trained: a view gives the same
     features whenever it is seen. `gated` (H+ and 7B) has a SiLU gate in the MLP; `qv_bias` is off in 7B alone. Mean and
-    std are those of the models trained on web pictures (lvd1689m), not of the satellite ones.
+    std are those of the models trained on web images (lvd1689m), not of the satellite ones.
 
     Tensor names are transformers' under `tower.`: `tower.model.layer.0.attention.q_proj.weight`.
     """

@@ -47,27 +47,27 @@ def load_sub_encoders(name: str, members: Mapping[str, Any]) -> None:
 
 
 def require_side_by_side(name: str, specs: Sequence[Spec], members: Sequence[Any], squash: bool | None) -> None:
-    """Refuse members whose cells cannot stand for the same places of one picture, with every reason."""
+    """Refuse members whose cells cannot stand for the same places of one image, with every reason."""
     called = [f"members.{i} ({split_spec(spec)[0]!r})" for i, spec in enumerate(specs)]
     faults = []
     if len(members) < 2:
         faults.append(f"{len(members)} members; give two or more, or use the encoder itself")
     faults += [
-        f"{who} has no picture order (its grid is {member.grid}), so its tokens have no place beside another's; "
+        f"{who} has no image order (its grid is {member.grid}), so its tokens have no place beside another's; "
         "choose features that keep the grid"
         for who, member in zip(called, members, strict=True)
         if not member.spatial
     ]
     if len({member.view_px.height / member.view_px.width for member in members}) > 1:
         views = ", ".join(f"{who} {member.view_px}" for who, member in zip(called, members, strict=True))
-        faults.append(f"views of different aspect cannot show the same picture ({views}); choose views of one aspect")
+        faults.append(f"views of different aspect cannot show the same image ({views}); choose views of one aspect")
     if squash is None and len({member.squash for member in members}) > 1:
         ways = (
             f"{who} {'squashes it' if member.squash else 'takes its middle'}"
             for who, member in zip(called, members, strict=True)
         )
         faults.append(
-            f"members disagree about a picture that is not square ({', '.join(ways)}); "
+            f"members disagree about an image that is not square ({', '.join(ways)}); "
             "write squash=true or squash=false to decide for all"
         )
     if faults:
@@ -90,7 +90,7 @@ def choose_shared_grid(members: Sequence[Any], align: Align) -> Size:
 def choose_shared_mean_std(members: Sequence[Any]) -> tuple[Colour, Colour]:
     """Mean and std under which pixels arrive: the members' own where they agree, else the middle of their means and 1.
 
-    The mean is also the colour that fills the sheet around a padded picture, so it lies close to every member's.
+    The mean is also the colour that fills the sheet around a padded image, so it lies close to every member's.
     """
     mean, std = members[0].pixel_mean, members[0].pixel_std
     if all((member.pixel_mean, member.pixel_std) == (mean, std) for member in members):

@@ -33,9 +33,9 @@ from mmblocks.shapes import Size
     verified_against="s2wrapper (golden numbers), and its member run tile by tile",
 )
 class S2(nn.Module):
-    """Scaling on scales: one encoder looks at the picture whole and, larger, in tiles; channels of all scales are joined.
+    """Scaling on scales: one encoder looks at the image whole and, larger, in tiles; channels of all scales are joined.
 
-    At scale s the picture is s times the member's view, cut into s x s tiles that the member sees one by one. Their
+    At scale s the image is s times the member's view, cut into s x s tiles that the member sees one by one. Their
     grids are laid side by side and averaged back to the member's own grid, so tokens stay as many as without S2 and
     only their channels grow: len(scales) * dim.
 
@@ -54,7 +54,7 @@ class S2(nn.Module):
         (built,) = shared.build_sub_encoders("s2", {"member": member})
         if not built.spatial:
             raise ConfigError(
-                f"encoder 's2': member ({split_spec(member)[0]!r}) has no picture order (its grid is {built.grid}), "
+                f"encoder 's2': member ({split_spec(member)[0]!r}) has no image order (its grid is {built.grid}), "
                 "so its tiles cannot be laid side by side; choose features that keep the grid."
             )
         self.member = built

@@ -23,7 +23,7 @@ class SigLIP(nn.Module):
     patches of 14 gives 27, and 6 are left over.
 
     SigLIP 2's checkpoints of fixed size have the same architecture. Its NaFlex ones are not offered: their grid follows
-    the picture's aspect ratio, while an encoder here states one grid for every view.
+    the image's aspect ratio, while an encoder here states one grid for every view.
 
     Tensor names are those of published checkpoints: `vision_model.encoder.layers.0.mlp.fc1.weight`.
     """

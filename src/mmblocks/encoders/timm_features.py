@@ -74,7 +74,7 @@ class TimmFeatures(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _TrunkRequest:
-    """What the settings ask of a model of timm, and what timm states about its pictures."""
+    """What the settings ask of a model of timm, and what timm states about its images."""
 
     model_name: str
     fixed: dict[str, Any]

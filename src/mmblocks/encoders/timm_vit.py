@@ -180,7 +180,7 @@ def _require_patch_grid(name: str, trunk: Any, layer: vit.Layer) -> None:
     faults = []
     reductions = sorted({stage["reduction"] for stage in getattr(trunk, "feature_info", [])})
     if len(reductions) != 1:
-        faults.append(f"its stages shrink the picture by {reductions or 'unknown factors'}, not all by the same")
+        faults.append(f"its stages shrink the image by {reductions or 'unknown factors'}, not all by the same")
     if getattr(getattr(trunk, "patch_embed", None), "grid_size", None) is None:
         faults.append("it states no grid of patches (patch_embed.grid_size)")
     if getattr(trunk, "num_prefix_tokens", None) is None or not _tells_prefix_apart(trunk):

@@ -21,7 +21,7 @@ from mmblocks.shapes import Size
     verified_against="none: an encoder of this project",
 )
 class TinyConv(nn.Module):
-    """A convolutional stem and a few attention blocks: learns small pictures on a laptop, without pretraining.
+    """A convolutional stem and a few attention blocks: learns small images on a laptop, without pretraining.
 
     Stage i shrinks by strides[i]; widths are the channels of all stages but the last, which gives `dim`. The grid has
     view_px / product(strides) cells a side. GroupNorm looks at one view alone, so the batch changes nothing.

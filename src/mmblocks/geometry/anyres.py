@@ -1,4 +1,4 @@
-"""Where a picture goes: canvases, tiles, padding, and the cells of a feature map that show picture. Integers only.
+"""Where an image goes: canvases, tiles, padding, and the cells of a feature map that show image. Integers only.
 
 Rounding follows LLaVA-NeXT (https://github.com/LLaVA-VL/LLaVA-NeXT, mm_utils.py and llava_arch.py): selection and
 unpadding truncate float products, resizing rounds up. Pinpoints are written (width, height), as in its configs.
@@ -89,9 +89,9 @@ def _is_pair(value: Any) -> bool:
 
 
 def find_best_canvas(image: Size, canvases: Sequence[Size]) -> Size:
-    """The canvas that shows most of the picture's own pixels, and among those the one with the least waste.
+    """The canvas that shows most of the image's own pixels, and among those the one with the least waste.
 
-    More than the picture's own area never counts, so a small picture takes few tiles.
+    More than the image's own area never counts, so a small image takes few tiles.
     """
 
     def rate_canvas(canvas: Size) -> tuple[int, int]:
@@ -102,11 +102,11 @@ def find_best_canvas(image: Size, canvases: Sequence[Size]) -> Size:
     return max(canvases, key=rate_canvas)  # max keeps the earliest of equals, as the original's strict comparisons do
 
 
-# Pictures on canvases -----------------------------------------------------------------------------------------------
+# Images on canvases -----------------------------------------------------------------------------------------------
 
 
 def resize_within(image: Size, canvas: Size) -> Size:
-    """The largest size of the picture's aspect ratio inside the canvas; small pictures grow. Never under one pixel."""
+    """The largest size of the image's aspect ratio inside the canvas; small images grow. Never under one pixel."""
     across, down = canvas.width / image.width, canvas.height / image.height
     if across < down:
         return Size(min(math.ceil(image.height * across), canvas.height), canvas.width)
@@ -114,7 +114,7 @@ def resize_within(image: Size, canvas: Size) -> Size:
 
 
 def resize_to_cover(image: Size, view: Size) -> Size:
-    """The smallest size of the picture's aspect ratio that covers the view: CLIP's shortest-edge resize."""
+    """The smallest size of the image's aspect ratio that covers the view: CLIP's shortest-edge resize."""
     if image.width * view.height >= image.height * view.width:
         return Size(view.height, view.height * image.width // image.height)
     return Size(view.width * image.height // image.width, view.width)
@@ -126,7 +126,7 @@ def centre_box(inner: Size, outer: Size) -> Box:
 
 
 def pad_to_square(image: Size) -> Size:
-    """The smallest square that holds the picture."""
+    """The smallest square that holds the image."""
     return Size(max(image), max(image))
 
 
@@ -149,9 +149,9 @@ def list_tile_windows(canvas: Size, tile: Size) -> tuple[Box, ...]:
 
 
 def find_kept_cells(cells: Size, image: Size, rounding: Rounding = "original") -> Box:
-    """The part of a map of `cells` that shows the picture rather than padding.
+    """The part of a map of `cells` that shows the image rather than padding.
 
-    It is empty for a picture so thin that it fills no whole cell of an even side: 4000x1 pixels on 24 rows keep none.
+    It is empty for an image so thin that it fills no whole cell of an even side: 4000x1 pixels on 24 rows keep none.
     """
     if image.width / image.height > cells.width / cells.height:
         margin = _compute_margin(cells.height, image.height * (cells.width / image.width), rounding)

@@ -1,4 +1,4 @@
-"""Which frames of a clip are shown, and when they happen. No decoding, no torch."""
+"""Which frames of a video are shown, and when they happen. No decoding, no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _MOMENT_S = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class FrameSample:
-    """Frames chosen from a clip of `num_frames` at `fps`: every `step`-th, or evenly spread when `step` is None.
+    """Frames chosen from a video of `num_frames` at `fps`: every `step`-th, or evenly spread when `step` is None.
 
-    shown_s: when the chosen frames of a clip of uneven pace are shown; None where these are index / fps. Of such a clip
+    shown_s: when the chosen frames of a video of uneven pace are shown; None where these are index / fps. Of such a video
     frames are as many seconds apart as `step` frames of its average rate.
     """
 
@@ -58,15 +58,15 @@ def sample_frames(
     """Choose frames as LLaVA-NeXT does (process_video_with_decord in llava/utils.py).
 
     With `fps_wanted`, every round(fps / fps_wanted)-th frame, unless these are more than `max_frames`; without it, or
-    when they are too many, `max_frames` spread evenly from the first to the last. A clip shorter than that gives each
+    when they are too many, `max_frames` spread evenly from the first to the last. A video shorter than that gives each
     of its frames once, or, with `force`, exactly `max_frames` with repeats. Where `times_s` says when each frame is
     shown, the frames are those shown at each 1 / fps_wanted of a second, and those shown at instants spread evenly over
     the time from the first to the last; a frame that is shown at several of these is taken once, unless `force`.
     """
     if num_frames < 1:
-        raise DataError(f"a clip has {num_frames} frames; it needs at least one to be shown.")
+        raise DataError(f"a video has {num_frames} frames; it needs at least one to be shown.")
     if not fps > 0:
-        raise DataError(f"a clip says fps={fps}; re-encode it, or give the frames with a rate above 0.")
+        raise DataError(f"a video says fps={fps}; re-encode it, or give the frames with a rate above 0.")
     step = 1 if fps_wanted is None else max(1, round(fps / fps_wanted))
     if times_s is None or fps_wanted is None:
         stepped = range(0, num_frames, step)

@@ -1,4 +1,4 @@
-"""How many tiles a picture is cut into, where their number follows its aspect ratio. Integers only, (rows, columns)."""
+"""How many tiles an image is cut into, where their number follows its aspect ratio. Integers only, (rows, columns)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mmblocks.shapes import Box, Size
 
 
 def find_closest_tiles(image: Size, tile_px: Size, min_tiles: int, max_tiles: int) -> Size:
-    """The tiles whose sheet has the aspect ratio nearest to the picture's: InternVL's dynamic tiling.
+    """The tiles whose sheet has the aspect ratio nearest to the image's: InternVL's dynamic tiling.
 
-    Of equally near ones the larger wins as long as the picture has more than half its pixels, so that small pictures
-    take few tiles. Nearness is the difference of width / height, in which wide pictures differ more than tall ones.
+    Of equally near ones the larger wins as long as the image has more than half its pixels, so that small images
+    take few tiles. Nearness is the difference of width / height, in which wide images differ more than tall ones.
     """
     aspect = image.width / image.height
     best, nearest = Size(1, 1), math.inf
@@ -31,9 +31,9 @@ def _tilings(min_tiles: int, max_tiles: int) -> list[Size]:
 
 
 def count_long_side_tiles(image: Size, tile_px: Size, side_tiles: int) -> Size:
-    """`side_tiles` along the picture's longer side, and as many along the other as its aspect ratio needs: Idefics3.
+    """`side_tiles` along the image's longer side, and as many along the other as its aspect ratio needs: Idefics3.
 
-    The picture is first scaled, up or down, to that longer side; its other side is rounded to an even number of
+    The image is first scaled, up or down, to that longer side; its other side is rounded to an even number of
     pixels, and then filled up to whole tiles. Never more than `side_tiles` either way.
     """
     aspect = image.width / image.height
@@ -56,7 +56,7 @@ def _count_tiles_along(side_px: int, tile_px: int, most: int) -> int:
 
 
 def scale_over_square(image: Size, side_px: int) -> tuple[Size, Box]:
-    """The picture scaled so that its shorter side is `side_px`, and the square in its middle: LLaVA-NeXT's crop_split.
+    """The image scaled so that its shorter side is `side_px`, and the square in its middle: LLaVA-NeXT's crop_split.
 
     Half pixels round to the even side, as PIL's crop does.
     """

@@ -23,7 +23,7 @@ def make_cropped_view(frame: int, size: Size, view_px: Size) -> View:
 
 
 def make_padded_view(frame: int, size: Size, view_px: Size) -> View:
-    """The whole frame in the middle of a mean-coloured square, as LLaVA-1.5 shows pictures."""
+    """The whole frame in the middle of a mean-coloured square, as LLaVA-1.5 shows images."""
     return View(frame, framed=pad_to_square(size), resized=view_px, canvas=view_px, window=make_full_window(view_px))
 
 

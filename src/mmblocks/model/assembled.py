@@ -1,4 +1,4 @@
-"""Visual tokens by way of the tokenizers themselves: the twin of the one gather, and the way of what cannot be lowered.
+"""Visual tokens by way of the tokenizers themselves: the reference implementation of the one gather, and the way of what cannot be lowered.
 
 Poolings that are not linear, and tokenizers of third parties without `lower`, are assembled here.
 """

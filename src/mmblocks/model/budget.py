@@ -1,4 +1,4 @@
-"""What a composition costs for given pictures and clips: tokens, FLOPs and memory, before any weight is read."""
+"""What a composition costs for given images and videos: tokens, FLOPs and memory, before any weight is read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VISUAL_PATTERN = re.compile(r"(image|video)=(\d+)x(\d+)(?:@([\d.]+)s)?(?:@([\d.]
 
 @dataclass(frozen=True, slots=True)
 class VisualBudget:
-    """What one visual takes: `views` pictures through the encoder, `tokens` in the sequence, `told_tokens` of text that
+    """What one visual takes: `views` images through the encoder, `tokens` in the sequence, `told_tokens` of text that
     its tokenizer puts around these (time stamps and the like).
     """
 
@@ -215,10 +215,10 @@ def parse_visual_shape(word: str) -> VisualShape:
         "write image=WIDTHxHEIGHT or video=WIDTHxHEIGHT@SECONDSs, such as image=1000x700 or video=1280x720@30s@25fps."
     )
     if match is None:
-        raise ConfigError(f"{format_value(word)} is no picture or clip; {cure}")
+        raise ConfigError(f"{format_value(word)} is no image or video; {cure}")
     kind, width, height, seconds, rate = match.groups()
     if (kind == "video") != (seconds is not None) or (kind == "image" and rate is not None):
-        raise ConfigError(f"{format_value(word)}: a clip has seconds and a picture has none; {cure}")
+        raise ConfigError(f"{format_value(word)}: a video has seconds and an image has none; {cure}")
     size = Size(*(_pixels(word, side) for side in (height, width)))
     if min(size) < 1:
         raise ConfigError(f"{format_value(word)} shows nothing; {cure}")
@@ -234,13 +234,13 @@ def _pixels(word: str, digits: str) -> int:
 
 
 def _require_possible_visual(shape: VisualShape, name: str) -> None:
-    """Refuse a picture or clip that cannot be, or is larger than any."""
+    """Refuse an image or video that cannot be, or is larger than any."""
     if not all(is_of_type(int, side) and 1 <= side <= MOST_PX for side in shape.size):
         raise ConfigError(f"{name} shows nothing, or too much; each side has 1 to {MOST_PX} pixels.")
     if not is_of_type(int, shape.num_frames) or not 1 <= shape.num_frames <= MOST_FRAMES:
-        raise ConfigError(f"{name}: a clip has 1 to {MOST_FRAMES} frames; write fewer seconds or frames per second.")
+        raise ConfigError(f"{name}: a video has 1 to {MOST_FRAMES} frames; write fewer seconds or frames per second.")
     if not is_of_type(float, shape.fps) or not 0 < shape.fps < math.inf:
-        raise ConfigError(f"{name}: a clip shows more than 0 frames per second, and finitely many.")
+        raise ConfigError(f"{name}: a video shows more than 0 frames per second, and finitely many.")
 
 
 def _clip(word: str, size: Size, seconds: str, rate: str | None) -> VisualShape:
@@ -252,7 +252,7 @@ def _clip(word: str, size: Size, seconds: str, rate: str | None) -> VisualShape:
         ) from cause
     if duration_s <= 0 or fps <= 0:
         raise ConfigError(
-            f"{format_value(word)}: a clip lasts longer than 0 seconds, at more than 0 frames per second."
+            f"{format_value(word)}: a video lasts longer than 0 seconds, at more than 0 frames per second."
         )
     frames = max(1, round(min(duration_s * fps, MOST_FRAMES + 1)))
     return VisualShape("video", size, frames, fps)

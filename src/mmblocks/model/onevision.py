@@ -41,7 +41,7 @@ class Loss:
 
 
 class OneVision(nn.Module):
-    """LLaVA-OneVision (https://arxiv.org/abs/2408.03326): pictures, several pictures and clips in one model.
+    """LLaVA-OneVision (https://arxiv.org/abs/2408.03326): images, several images and videos in one model.
 
     Takes finished components; `mmblocks.build` makes them from names. `learned_tokens` are the learned rows that visual
     tokenizers insert, each of the backbone's width.
@@ -178,14 +178,14 @@ class OneVision(nn.Module):
             total = total + self.projector(self.encode_batch(batch), *self.projector_instructions(batch)).sum()
         return total
 
-    # Pictures -------------------------------------------------------------------------------------------------------
+    # Images -------------------------------------------------------------------------------------------------------
 
     def encode_batch(self, batch: Batch) -> Tensor:
-        """(pictures, rows, columns, dim): the encoder's features of all pictures, or those that came with the batch."""
+        """(images, rows, columns, dim): the encoder's features of all images, or those that came with the batch."""
         return self.encode_pixels(batch.pixels) if batch.features is None else batch.features
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """uint8 (pictures, 3, h, w) to the encoder's features (pictures, rows, columns, dim)."""
+        """uint8 (images, 3, h, w) to the encoder's features (images, rows, columns, dim)."""
         return self._graphed_encoder(
             pixels if getattr(self.encoder, "takes_bytes", False) else self.normalise_pixels(pixels)
         )

@@ -70,7 +70,7 @@ def _use_for_images(tokenizer: str) -> dict[str, str]:
     return {"image": tokenizer, "multi_image": tokenizer}
 
 
-# Vicuna's 4096 tokens hold no two AnyRes pictures and no 32 frames; there several pictures are one view each.
+# Vicuna's 4096 tokens hold no two AnyRes images and no 32 frames; there several images are one view each.
 VICUNA = {
     "vicuna_7b": {"backbone": "vicuna_7b"},
     "vicuna_13b": {"backbone": "vicuna_13b"},
@@ -125,7 +125,7 @@ SYSTEMS: dict[str, System] = {
         ),
         System(
             "llava_next_video",
-            "LLaVA-NeXT shown clips: frames pooled by two",
+            "LLaVA-NeXT shown videos: frames pooled by two",
             "https://llava-vl.github.io/blog/2024-04-30-llava-next-video/",
             {
                 "encoder": "clip_vit_l_336",
@@ -145,7 +145,7 @@ SYSTEMS: dict[str, System] = {
         ),
         System(
             "llava_next_interleave",
-            "SigLIP at 384 px, every picture and frame one view in the prompt's order",
+            "SigLIP at 384 px, every image and frame one view in the prompt's order",
             "https://arxiv.org/abs/2407.07895",
             {
                 "encoder": "siglip_so400m_384",

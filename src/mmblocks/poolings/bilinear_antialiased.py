@@ -16,11 +16,11 @@ from mmblocks.shapes import Size
 @poolings.register(
     "bilinear_antialiased",
     source="https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.interpolate.html",
-    verified_against="Pillow's bilinear resize of float pictures",
+    verified_against="Pillow's bilinear resize of float images",
 )
 @dataclass(frozen=True)
 class AntialiasedBilinearPooling:
-    """Shrink the grid as Pillow shrinks pictures: 27x27 to 14x14 at stride 2, every cell having a part in the result.
+    """Shrink the grid as Pillow shrinks images: 27x27 to 14x14 at stride 2, every cell having a part in the result.
 
     A triangle filter as wide as two new cells, where `bilinear` reads the four cells nearest to each sample. The new
     side is ceil(side / stride). Computed in float32 at least: PyTorch has no half-precision kernel for it on CPU.

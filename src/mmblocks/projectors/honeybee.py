@@ -14,7 +14,7 @@ from mmblocks.shapes import Size
 
 
 class Abstractor(nn.Module):
-    """A projector that redraws a picture's grid as a square one of `queries` cells, still in a picture's order."""
+    """A projector that redraws an image's grid as a square one of `queries` cells, still in an image's order."""
 
     body: nn.Module
     head: nn.Module
@@ -92,7 +92,7 @@ class CAbstractor(Abstractor):
 
 
 class DeformableBody(nn.Module):
-    """Learned contents, placed by pooled features, sample the picture around learned points."""
+    """Learned contents, placed by pooled features, sample the image around learned points."""
 
     def __init__(self, grid: Size, in_dim: int, dim: int, side: int, decoder: nn.Module) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class DeformableBody(nn.Module):
 
 
 def _spread(grid: Size, side: int) -> Tensor:
-    """(1, queries, 2): x and y of points spread from the first cell's centre to the last one's, as parts of the picture."""
+    """(1, queries, 2): x and y of points spread from the first cell's centre to the last one's, as parts of the image."""
     y, x = (torch.linspace(0.5, cells - 0.5, side) / cells for cells in grid)
     return torch.stack([x.expand(side, side), y[:, None].expand(side, side)], dim=-1).view(1, side * side, 2)
 
@@ -133,9 +133,9 @@ def _spread(grid: Size, side: int) -> Tensor:
     verified_against="none at hand: deformable attention sampled by hand, shapes of the paper",
 )
 class DAbstractor(Abstractor):
-    """Honeybee's D-Abstractor: a Deformable DETR decoder whose queries form a square grid over the picture.
+    """Honeybee's D-Abstractor: a Deformable DETR decoder whose queries form a square grid over the image.
 
-    Each query samples `points` places per head around a learned point that starts at its own place in the picture.
+    Each query samples `points` places per head around a learned point that starts at its own place in the image.
     Pooled features say where a query is, learned vectors what it carries (the original's pooled_v_target "query").
     No dropout. The original runs it in float32 whatever the model's type; here it takes the model's. No outputs of the
     original were at hand to compare with.

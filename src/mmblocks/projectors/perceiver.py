@@ -69,7 +69,7 @@ def _make_feed_forward(dim: int, mult: int) -> nn.Sequential:
 class Perceiver(LearnedQueries):
     """Flamingo's perceiver resampler as LLaVA-NeXT has it, of the encoder's width, and one linear map behind it.
 
-    One picture at a time: no time embeddings. Tensor names below `body` are those of the original's `perceiver`.
+    One image at a time: no time embeddings. Tensor names below `body` are those of the original's `perceiver`.
     """
 
     def __init__(

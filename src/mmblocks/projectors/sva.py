@@ -35,7 +35,7 @@ class WindowAttention(nn.Module):
 
 
 class AggregationLayer(nn.Module):
-    """A query, told of the whole picture, reads its windows; what comes of it is added to the query."""
+    """A query, told of the whole image, reads its windows; what comes of it is added to the query."""
 
     def __init__(self, dim: int, heads: int, windows: Sequence[int]) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class SpatialVisionAggregator(nn.Module):
     windows: cells a side of a query's window in each source, which is resized to fit; empty takes what comes closest
     to the grid's own number of cells. A lone source with windows of 1 gives attention nothing to choose from.
     groups: queries of each group, empty for one group of `queries`; groups are resized to the query grid and joined.
-    All queries of a group start alike; the first source's mean tells them of the whole picture.
+    All queries of a group start alike; the first source's mean tells them of the whole image.
 
     Not here: SVA layers inside the LLM (Cambrian's connector_only=False) and the mask of padded borders. Names differ
     from the original's in dots for underscores (`vision_sampler.0.0` for `vision_sampler_0.layers.0`). No outputs of

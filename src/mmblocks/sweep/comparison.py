@@ -1,4 +1,4 @@
-"""The cells of a sweep side by side: one row per combination, its seeds together, as Markdown, CSV and a picture."""
+"""The cells of a sweep side by side: one row per combination, its seeds together, as Markdown, CSV and an image."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def find_pareto_front(points: Sequence[tuple[float, float] | None]) -> set[int]:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Put the table and the picture into a sweep's folder; returns the files."""
+    """Put the table and the image into a sweep's folder; returns the files."""
     from mmblocks.sweep.comparison_picture import draw_comparison
 
     (folder / MARKDOWN).write_text(format_markdown(comparison), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The picture of a comparison: score with its spread over the seeds, against visual tokens and against FLOPs."""
+"""The image of a comparison: score with its spread over the seeds, against visual tokens and against FLOPs."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.sweep.runs import read_final_metrics
 
 VISUALS = ("image=384x384", "image=1000x700", "video=640x360@10s")
-"""Pictures and clips that visual tokens are counted for, each alone."""
+"""Images and videos that visual tokens are counted for, each alone."""
 MACHINE_METRICS = re.compile(r"(_s|_bytes|mfu)$|\bseconds/")
 """Metrics that tell of the machine and not of the run: times, rates, memory."""
 

@@ -40,9 +40,9 @@ class ContentFormat:
 
     @classmethod
     def from_template(cls, render: Render, text_tokenizer: Any) -> ContentFormat:
-        """Found by trying: lists are taken if a picture's token and the words beside it come out, as processors need it.
+        """Found by trying: lists are taken if an image's token and the words beside it come out, as processors need it.
 
-        The token is the text tokenizer's `image_token` or <image>, of clips `video_token` or <video>.
+        The token is the text tokenizer's `image_token` or <image>, of videos `video_token` or <video>.
         """
         tokens = {kind: getattr(text_tokenizer, f"{kind}_token", None) or f"<{kind}>" for kind in ("image", "video")}
         return cls(frozenset(_find_roles_with_lists(render, tokens["image"])), tokens)

@@ -58,7 +58,7 @@ def check_pooling(part: Part, /, **settings: Any) -> None:
 
 
 def check_tokenizer(part: Part, /, **settings: Any) -> None:
-    """Ask a visual tokenizer every law of tokenizers, for fifty sizes of pictures and clips."""
+    """Ask a visual tokenizer every law of tokenizers, for fifty sizes of images and clips."""
     _check_part("tokenizer", part, settings)
 
 

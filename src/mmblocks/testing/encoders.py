@@ -52,12 +52,10 @@ def check_output_grid(subject: Subject) -> None:
 
 @torch.no_grad()
 def check_spatial_order(subject: Subject) -> None:
-    """With `spatial`, what changes in half of the picture shows most in that half of the grid; without, it is one row."""
+    """With `spatial`, what changes in half of the image shows most in that half of the grid; without, it is one row."""
     encoder = subject.build().eval()
     if not encoder.spatial:
-        return check_that(
-            encoder.grid.height == 1, f"It says it has no picture's order and gives {encoder.grid} cells."
-        )
+        return check_that(encoder.grid.height == 1, f"It says it has no image's order and gives {encoder.grid} cells.")
     seen = make_pixels(encoder, 8)
     for half, opposite in OPPOSITE.items():
         changed = seen.clone()
@@ -162,7 +160,7 @@ def make_pixels(encoder: VisionEncoder, views: int) -> Tensor:
 
 
 def _select_half(x: Tensor, half: str, rows: int) -> Tensor:
-    """A view of half of `x`, whose axis `rows` goes down the picture and whose next axis goes to the right."""
+    """A view of half of `x`, whose axis `rows` goes down the image and whose next axis goes to the right."""
     axis = rows if half in ("top", "bottom") else rows + 1
     middle = x.shape[axis] // 2
     return x.narrow(axis, 0, middle) if half in ("top", "left") else x.narrow(axis, x.shape[axis] - middle, middle)

@@ -18,7 +18,7 @@ from mmblocks.tokenizers.lowering import LoweredPlan, lower_tokenizer_plan
 
 VIEW_PX = Size(28, 28)
 GRIDS = ((Size(4, 4), True), (Size(3, 3), True), (Size(1, 5), False))
-"""What encoder and projector may leave: cells, and whether they are in a picture's order."""
+"""What encoder and projector may leave: cells, and whether they are in an image's order."""
 POOLINGS = ("none", "bilinear")
 DIM = 6
 EXACT = 1e-12
@@ -42,7 +42,7 @@ class TokenizerSetup:
         return torch.randn(len(plan.views), *self.grid, DIM, generator=generator)
 
     def list_shapes(self) -> Iterator[VisualShape]:
-        """Pictures and clips that it serves."""
+        """Images and videos that it serves."""
         if self.tokenizer.scenarios & {"image", "multi_image"}:
             yield from (VisualShape("image", size) for size in SIZES)
         if "video" in self.tokenizer.scenarios:
@@ -85,7 +85,7 @@ def check_reasons(subject: Subject) -> None:
 
 
 def check_token_counts(subject: Subject) -> None:
-    """count(plan) == plan.num_tokens == rows that assemble gives, for every size of picture or clip."""
+    """count(plan) == plan.num_tokens == rows that assemble gives, for every size of image or video."""
     for place, shape in list_cases(subject):
         plan = place.tokenizer.plan(shape)
         learned_tokens = {learned_token: torch.zeros(DIM) for learned_token in place.tokenizer.learned_tokens}
@@ -122,7 +122,7 @@ def check_plan_pickling(subject: Subject) -> None:
 
 
 def check_learned_tokens(subject: Subject) -> None:
-    """Gradients reach the features and every mark, each at some size of picture or clip."""
+    """Gradients reach the features and every mark, each at some size of image or video."""
     reached: dict[str, bool] = {}
     for place, shape in list_cases(subject):
         plan = place.tokenizer.plan(shape)

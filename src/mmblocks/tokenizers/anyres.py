@@ -50,7 +50,7 @@ class AnyResPlan(VisualPlan):
 )
 @dataclass(frozen=True, slots=True)
 class AnyRes:
-    """The whole picture as a base view, then tiles of it at the canvas that suits its size, as in LLaVA-NeXT.
+    """The whole image as a base view, then tiles of it at the canvas that suits its size, as in LLaVA-NeXT.
 
     `merge` says how tiles become tokens: "unpad" joins them into one map, drops its padding and ends each line with a
     newline; "spatial" joins them as they are; "maxpool2x2" joins and halves them; "flat" puts one after the other.
@@ -82,8 +82,8 @@ class AnyRes:
         reasons = []
         if not self.spatial and self.merge != "flat":
             reasons.append(
-                f"tokenizer 'anyres' joins tiles into one picture (merge='{self.merge}'), but the features have no "
-                "picture order; use merge='flat' or a projector that keeps the grid."
+                f"tokenizer 'anyres' joins tiles into one image (merge='{self.merge}'), but the features have no "
+                "image order; use merge='flat' or a projector that keeps the grid."
             )
         if self.max_tiles is not None and self.merge != "unpad":
             reasons.append(

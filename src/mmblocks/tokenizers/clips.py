@@ -1,4 +1,4 @@
-"""What the tokenizers of clips share. Annotations are objects here: settings of subclasses are read in other modules."""
+"""What the tokenizers of videos share. Annotations are objects here: settings of subclasses are read in other modules."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,9 +12,9 @@ from mmblocks.shapes import Scenario, Size, View, VisualShape
 
 @dataclass(frozen=True, slots=True)
 class FrameTokenizer:
-    """Which frames of a clip are shown, each made a view by the encoder's processor and pooled.
+    """Which frames of a video are shown, each made a view by the encoder's processor and pooled.
 
-    `fps` null spreads up to `max_frames` evenly over the clip (LLaVA-OneVision's inference); a number takes that many
+    `fps` null spreads up to `max_frames` evenly over the video (LLaVA-OneVision's inference); a number takes that many
     frames per second and spreads only when they are too many (its training, 1). `force` gives exactly `max_frames`,
     with repeats for short clips.
     """
@@ -42,7 +42,7 @@ class FrameTokenizer:
         return reasons_against_pooling(self.name, self.pooling, self.grid, self.spatial)
 
     def choose_frames(self, visual: VisualShape) -> FrameSample:
-        """The frames of a clip that its plan shows, with their times."""
+        """The frames of a video that its plan shows, with their times."""
         return sample_frames(
             visual.num_frames,
             visual.fps,
@@ -67,6 +67,6 @@ def reasons_against_pooling(name: str, pooling: Pooling, grid: Size, spatial: bo
     if spatial or pooled == grid:
         return []
     return [
-        f"tokenizer {name!r} pools neighbouring cells, but the features have no picture order; "
+        f"tokenizer {name!r} pools neighbouring cells, but the features have no image order; "
         "use the pooling 'none' or a projector that keeps the grid."
     ]

@@ -22,7 +22,7 @@ from mmblocks.tokenizers.rows import to_rows
 )
 @dataclass(frozen=True, slots=True)
 class CropSplit:
-    """The square in the picture's middle, scaled to a fixed side with PIL's LANCZOS and cut into tiles; no base view.
+    """The square in the image's middle, scaled to a fixed side with PIL's LANCZOS and cut into tiles; no base view.
 
     What lies outside the square is lost, and so is what whole tiles do not cover at its edges. LLaVA-NeXT's crop_split
     cannot run with Pillow 10 or later, which lacks the old name of the filter. Takes any grid.

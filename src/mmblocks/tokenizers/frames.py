@@ -26,13 +26,13 @@ class FramesPlan(VisualPlan):
     "frames",
     source="https://arxiv.org/abs/2408.03326",
     tiny={"max_frames": 4},
-    verified_against="LLaVA-NeXT (golden clips)",
+    verified_against="LLaVA-NeXT (golden videos)",
 )
 @dataclass(frozen=True, slots=True)
 class Frames(FrameTokenizer):
-    """A clip as frames, each made a view by the encoder's processor and pooled, one after the other.
+    """A video as frames, each made a view by the encoder's processor and pooled, one after the other.
 
-    `fps` null spreads up to `max_frames` evenly over the clip (LLaVA-OneVision's inference); a number takes that many
+    `fps` null spreads up to `max_frames` evenly over the video (LLaVA-OneVision's inference); a number takes that many
     frames per second and spreads only when they are too many (its training, 1). `force` gives exactly `max_frames`,
     with repeats for short clips. `newline`: after each line of each frame ("grid"), after each frame ("frame"), once
     at the end ("one_token": 196 per frame and 1 in LLaVA-OneVision), or nowhere. `tell_times` puts LLaVA-Video's

@@ -22,9 +22,9 @@ from mmblocks.tokenizers.rows import to_rows
 )
 @dataclass(frozen=True, slots=True)
 class HighRes:
-    """A squashed base view, then every tile of the picture padded to a square of fixed side, one after the other.
+    """A squashed base view, then every tile of the image padded to a square of fixed side, one after the other.
 
-    The side never depends on the picture: LLaVA-NeXT's process_highres_image takes the largest it is given. What whole
+    The side never depends on the image: LLaVA-NeXT's process_highres_image takes the largest it is given. What whole
     tiles do not cover is lost at the edges. Takes any grid.
     """
 

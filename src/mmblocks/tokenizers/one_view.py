@@ -17,7 +17,7 @@ FRAMINGS = {"squashed": make_squashed_view, "cropped": make_cropped_view, "padde
 
 @dataclass(frozen=True, slots=True)
 class OneView:
-    """A picture as a single view, its cells row by row, perhaps ended by one newline. Takes any grid."""
+    """An image as a single view, its cells row by row, perhaps ended by one newline. Takes any grid."""
 
     view_px: Size
     grid: Size
@@ -54,16 +54,16 @@ class OneView:
 def square(view_px: Size, grid: Size, squash: bool, newline: bool = False) -> OneView:
     """One view made by the encoder's own processor alone: squashed (SigLIP) or cut to its middle (CLIP), as in LLaVA v1.
 
-    With `newline` a row ends each picture.
+    With `newline` a row ends each image.
     """
     return OneView(view_px, grid, "squashed" if squash else "cropped", newline)
 
 
 @tokenizers.register("pad", source="https://arxiv.org/abs/2310.03744", verified_against="LLaVA-NeXT (golden prompts)")
 def pad(view_px: Size, grid: Size, newline: bool = False) -> OneView:
-    """One view of the whole picture in the middle of a square in the encoder's mean colour, as in LLaVA-1.5.
+    """One view of the whole image in the middle of a square in the encoder's mean colour, as in LLaVA-1.5.
 
-    With `newline` a row ends each picture: 730 tokens for 27x27 cells, as LLaVA-OneVision trains on several images.
+    With `newline` a row ends each image: 730 tokens for 27x27 cells, as LLaVA-OneVision trains on several images.
     """
     return OneView(view_px, grid, "padded", newline)
 

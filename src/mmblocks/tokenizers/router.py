@@ -14,7 +14,7 @@ from mmblocks.shapes import SCENARIOS, RoutedPlan, Scenario, VisualShape
 @dataclass(frozen=True, slots=True)
 class Router:
     """A model's tokenizers by scenario. A conversation's only image goes to `image`, several go to `multi_image`
-    (clips beside them do not count), and every clip goes to `video`.
+    (videos beside them do not count), and every video goes to `video`.
     """
 
     image: VisionTokenizer[Any]

@@ -22,10 +22,10 @@ from mmblocks.tokenizers.telling import require_format
 )
 @dataclass(frozen=True, slots=True)
 class SceneViews:
-    """A scene seen from several places: each picture as one view, behind a text that says where it was taken.
+    """A scene seen from several places: each image as one view, behind a text that says where it was taken.
 
-    The place is the note of the picture ({"type": "image", "image": ..., "note": "camera at (1.2, 0.4), facing east"});
-    `pose` is the text it is told in, and a picture without a note has none. With `pooled` each view is pooled as
+    The place is the note of the image ({"type": "image", "image": ..., "note": "camera at (1.2, 0.4), facing east"});
+    `pose` is the text it is told in, and an image without a note has none. With `pooled` each view is pooled as
     frames are, so that many fit; with `newline` a row ends each. Notes and newlines apart these are LLaVA-NeXT-
     Interleave's tokens of a scene; positions added to features (LLaVA-3D) are not among them.
     """

@@ -20,11 +20,11 @@ from mmblocks.tokenizers.rows import append_newline_per_line, append_newline_per
     "slow_fast",
     source="https://arxiv.org/abs/2410.02713",
     tiny={"max_frames": 4, "every": 2},
-    verified_against="LLaVA-NeXT (golden clips)",
+    verified_against="LLaVA-NeXT (golden videos)",
 )
 @dataclass(frozen=True, slots=True)
 class SlowFast(FrameTokenizer):
-    """Frames of a clip in two sizes: every `every`-th pooled as usual, the others more, with LLaVA-Video's separators.
+    """Frames of a video in two sizes: every `every`-th pooled as usual, the others more, with LLaVA-Video's separators.
 
     The others are pooled alike at the stride `fast_stride`. Each line of each frame ends with a newline and each frame
     with a learned `faster_token`: 211 or 57 tokens for 27x27 cells pooled bilinear, 2440 for 32 frames. `max_frames`,
@@ -47,7 +47,7 @@ class SlowFast(FrameTokenizer):
     def reasons_against(self) -> list[str]:
         if not self.spatial:
             return [
-                "tokenizer 'slow_fast' pools frames and ends their lines, but the features have no picture order; "
+                "tokenizer 'slow_fast' pools frames and ends their lines, but the features have no image order; "
                 "use the tokenizer 'frames' or a projector that keeps the grid."
             ]
         if not _has_stride(self.pooling):

@@ -18,15 +18,15 @@ from mmblocks.tokenizers.telling import make_stamp_fields, require_format
     "stamped_frames",
     source="https://arxiv.org/abs/2407.07895",
     tiny={"max_frames": 4},
-    verified_against="LLaVA-NeXT (golden clips, frame by frame)",
+    verified_against="LLaVA-NeXT (golden videos, frame by frame)",
 )
 @dataclass(frozen=True, slots=True)
 class StampedFrames(FrameTokenizer):
-    """A clip as pictures one after the other, each behind a text that says when it is shown.
+    """A video as images one after the other, each behind a text that says when it is shown.
 
     `stamp` is that text, with {number} (from 1), {seconds} and {clock} (mm:ss) filled in; SmolVLM has
-    "\\nFrame from {clock}:", InternVL "Frame{number}: ". An empty stamp leaves the pictures alone, as
-    LLaVA-NeXT-Interleave shows clips. With `newline` a row ends each picture. `max_frames`, `fps` and `force` choose
+    "\\nFrame from {clock}:", InternVL "Frame{number}: ". An empty stamp leaves the images alone, as
+    LLaVA-NeXT-Interleave shows clips. With `newline` a row ends each image. `max_frames`, `fps` and `force` choose
     frames as in 'frames'.
     """
 

@@ -26,9 +26,9 @@ from mmblocks.tokenizers.tiling import TilesPlan, make_tile_views
 )
 @dataclass(frozen=True, slots=True)
 class TilesMarked:
-    """Tiles that say their row and column, then the whole picture, as in Idefics3 and SmolVLM.
+    """Tiles that say their row and column, then the whole image, as in Idefics3 and SmolVLM.
 
-    The picture's longer side takes `side_tiles` tiles, the other as many as its shape needs. `marking` "told" writes
+    The image's longer side takes `side_tiles` tiles, the other as many as its shape needs. `marking` "told" writes
     "<row_1_col_2>" before a tile, "<global-img>" before the whole and a line end after each row of tiles; "learned" has
     one learned row in place of each text (row_1_col_2, global, line_end), for text tokenizers that would cut these
     texts to pieces. `around` (with "told") stands before every view and after the last; Idefics3 has

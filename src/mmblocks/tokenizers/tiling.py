@@ -18,7 +18,7 @@ from mmblocks.tokenizers.rows import to_rows
 
 @dataclass(frozen=True, slots=True)
 class TilesPlan(VisualPlan):
-    """`tiles` (rows, columns) of views; a view of the whole picture may stand behind them."""
+    """`tiles` (rows, columns) of views; a view of the whole image may stand behind them."""
 
     tiles: Size
 
@@ -31,9 +31,9 @@ class TilesPlan(VisualPlan):
 )
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """InternVL's dynamic tiling: the picture squashed onto the tiles nearest to its shape, then a thumbnail of it.
+    """InternVL's dynamic tiling: the image squashed onto the tiles nearest to its shape, then a thumbnail of it.
 
-    There are `min_tiles` to `max_tiles` tiles, and the thumbnail, which a picture of one tile has not, comes on top.
+    There are `min_tiles` to `max_tiles` tiles, and the thumbnail, which an image of one tile has not, comes on top.
     Tokens stand tile after tile without marks. Takes any grid.
     """
 
@@ -75,6 +75,6 @@ class Tiling:
 
 
 def make_tile_views(size: Size, tiles: Size, view_px: Size) -> tuple[View, ...]:
-    """The whole picture on a sheet of (rows, columns) tiles, its aspect ratio given up; row by row."""
+    """The whole image on a sheet of (rows, columns) tiles, its aspect ratio given up; row by row."""
     sheet = Size(tiles.height * view_px.height, tiles.width * view_px.width)
     return tuple(View(0, size, sheet, sheet, window) for window in list_tile_windows(sheet, view_px))

@@ -1,4 +1,4 @@
-"""A brief pretraining for encoders without a checkpoint: tell colour, shape and place in every cell of TinyWorld pictures.
+"""A brief pretraining for encoders without a checkpoint: tell colour, shape and place in every cell of TinyWorld images.
 
 It stands where a large model takes SigLIP's weights: the curriculum then begins with an encoder that sees.
 """
@@ -60,7 +60,7 @@ def pretrain_encoder(
 
 
 def _make_batch(model: OneVision, indices: range, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures squashed to one view, and the (4, cells) numbers of their cells."""
+    """Images squashed to one view, and the (4, cells) numbers of their cells."""
     made = [tinyworld.make_labelled_image(i, seed=seed) for i in indices]
     views = [
         render_views(image, [make_squashed_view(0, Size(image.height, image.width), model.encoder.view_px)], (0, 0, 0))

@@ -25,7 +25,7 @@ from mmblocks.train.state import STATE
 log = logging.getLogger(__name__)
 
 _MAX_NAMED = 3
-"""Pictures of a record that a message names."""
+"""Images of a record that a message names."""
 
 
 class RecordsFile(NamedTuple):
@@ -152,7 +152,7 @@ def _describe_change(draw: Draw, then: Fingerprints, now: Fingerprints, mixture:
     if not before.text:
         return f"{item.origin} could not be used then, and can be now"
     if before.text == after.text:
-        return f"{item.origin} shows another picture or clip under the same name: {_names(item)}"
+        return f"{item.origin} shows another image or video under the same name: {_names(item)}"
     if (place := _moved_from(draw, then, now)) is not None:
         return f"the records stand in another order: {item.origin} says what {mixture.describe_origin(Draw(draw.source, place))} said"
     return f"{item.origin} says something else: its text was edited"

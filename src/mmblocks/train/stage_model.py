@@ -89,7 +89,7 @@ def prepare_for_stage(model: OneVision, stage: Stage, settings: TrainRun) -> One
 
 
 def make_stage_processor(model: OneVision, stage: Stage, settings: TrainRun) -> Processor:
-    """The data side of a stage, with the chat template, limits and clip reader of its own."""
+    """The data side of a stage, with the chat template, limits and video reader of its own."""
     template = build_template(stage.template, model.backbone) if stage.template else None
     video_reader = VideoReader(settings.video_deadline_s, quarantine=Path(settings.out) / "quarantine.jsonl")
     processor = Processor.from_model(

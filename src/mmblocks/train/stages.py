@@ -48,7 +48,7 @@ class Stage:
         (`Lora` for lora); parts left out are frozen.
     steps: optimizer steps at budget 1, samples being drawn by weight; or epochs: how often every conversation is read.
     global_batch_size: samples per step; or step_tokens: tokens per step, in packs of `pack_tokens`.
-    pack_tokens, pack_views: most tokens and pictures of one packed row, that is of one forward pass; without
+    pack_tokens, pack_views: most tokens and images of one packed row, that is of one forward pass; without
         `pack_tokens` a process takes its samples of a step in one row.
     order: "mixed" as drawn; "length" and "modality_length" group samples of like length as LLaVA's samplers do.
     max_tokens: longest sample, where it is less than the backbone takes. overlong: "raise" takes a longer one for a record
@@ -56,7 +56,7 @@ class Stage:
         the end of its last answer, lists it in cut.jsonl, and raises where that is not enough.
     tokenizer: visual tokenizers by scenario that this stage uses instead of the model's own (fewer tiles, fewer frames).
     warmup: share of the steps in which the rate rises linearly; `schedule` says how it falls from there to zero.
-    clip: largest norm of all gradients together. beta2: AdamW's memory of squared gradients.
+    video: largest norm of all gradients together. beta2: AdamW's memory of squared gradients.
     precision: what forward and backward compute in; weights and optimizer stay float32.
     template: chat template of this stage instead of the model's own ("plain" in LLaVA's first stage).
     targets: "answers" trains what the assistant says; "original" repeats the masks of LLaVA's training code.
@@ -144,13 +144,13 @@ class TrainRun:
     save_every: steps between two states to resume from, of which the last `keep` stay; keep_best also keeps the weights
         that measured best (see `Evaluation`).
     broken: "raise" stops at a record that cannot be read, "skip" leaves it out and lists it in broken.jsonl.
-    video_deadline_s: seconds after which reading a clip is given up and the clip counts as broken.
+    video_deadline_s: seconds after which reading a video is given up and the video counts as broken.
     gradient_checkpointing: compute the inside of every block again in backward instead of keeping it (activation checkpointing).
     accumulate: where gradients of several rows are added up when the model is sharded: "local" sends their sum once, which
         takes room for whole gradients; "sharded" sends each row's and keeps this process' share.
     compile: compile the encoder's and the backbone's blocks with torch.compile.
     ema: decay of a moving average of what learns, which is then what is saved.
-    cache_features: folder in which the features of a frozen encoder are kept, for stages that read pictures again.
+    cache_features: folder in which the features of a frozen encoder are kept, for stages that read images again.
     track: "tensorboard" and "wandb", beside metrics.jsonl. visual_ablation_at: step of each stage at which loss with shuffled and
         blank visuals is compared with the true one, 0 for never. export: "transformers" writes the last model so, too.
     timeout_s: seconds that a process waits for the others before it gives up.

@@ -1,4 +1,4 @@
-"""Pictures of what a model is shown: views as boxes on the original's pixels, and distributions of a mixture."""
+"""Images of what a model is shown: views as boxes on the original's pixels, and distributions of a mixture."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOXES: tuple[Colour, ...] = (
     (23, 190, 207),
 )
 IMAGE_PX, FRAME_PX = 560, 220
-"""Longest side of a drawn picture, and of a drawn frame of a clip."""
+"""Longest side of a drawn image, and of a drawn frame of a video."""
 CAPTION_PX, GAP_PX, WIDEST_PX = 18, 12, 1200
 STRIPE_PX = 8
 BARS = 40
@@ -58,11 +58,11 @@ def find_region(view: View, size: Size) -> Region:
     return Region(top, left, view.window.height * scale[0], view.window.width * scale[1])
 
 
-# Views on a picture ---------------------------------------------------------------------------------------------------
+# Views on an image ---------------------------------------------------------------------------------------------------
 
 
 def draw_visual(shown: InspectedVisual) -> Image.Image:
-    """A visual with its views drawn as numbered boxes: of a picture one panel per resize, of a clip one per frame.
+    """A visual with its views drawn as numbered boxes: of an image one panel per resize, of a video one per frame.
 
     Views are numbered from 1 in the order of their tokens. Grey stripes are padding.
     """
@@ -76,9 +76,9 @@ def draw_visual(shown: InspectedVisual) -> Image.Image:
 
 
 def draw_views(picture: Image.Image, views: Sequence[tuple[int, View]], longest_px: int = IMAGE_PX) -> Image.Image:
-    """A picture with the regions of some views as boxes, each with its number; what lies outside of it is padding.
+    """An image with the regions of some views as boxes, each with its number; what lies outside of it is padding.
 
-    Drawn so large that picture and padding together are `longest_px` on their longer side.
+    Drawn so large that image and padding together are `longest_px` on their longer side.
     """
     size = Size(picture.height, picture.width)
     regions = [find_region(view, size) for _, view in views]

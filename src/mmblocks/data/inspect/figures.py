@@ -34,7 +34,7 @@ MEASURES = ("tokens", "views", "labels")
 class SourceFigures:
     """What samples of one source hold.
 
-    images, clips, text_only, turns: sums over the conversations looked at that could be read; a turn is an answer.
+    images, videos, text_only, turns: sums over the conversations looked at that could be read; a turn is an answer.
     tokens, views, labels: int64 (samples,), of those that can be encoded, the ones beyond the limit too.
     """
 
@@ -147,7 +147,7 @@ class InspectedVisual:
 
     @property
     def frame_rate(self) -> str:
-        """Frames per second of the clip, for people."""
+        """Frames per second of the video, for people."""
         return f"{self.shape.fps:g} per second{'' if self.shape.times_s is None else ' on average'}"
 
 

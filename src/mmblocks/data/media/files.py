@@ -19,7 +19,7 @@ from mmblocks.errors import DataError
 
 MediaKind = Literal["image", "video"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
-"""What names of pictures end in, where a clip is given as pictures. A GIF is a clip itself."""
+"""What names of images end in, where a video is given as images. A GIF is a video itself."""
 _LONGEST_NAME = 200
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|(file|https?|ftp|blob):|//", re.IGNORECASE)  # Path leaves one slash of two
 
@@ -175,7 +175,7 @@ _IMAGE_HEADS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM|II\*\0|MM\0\*|RIFF
 
 
 def decode_base64_image(name: str) -> bytes | None:
-    """The file of a picture that is written as base64 alone; None for any other text."""
+    """The file of an image that is written as base64 alone; None for any other text."""
     if _BASE64.fullmatch(name) is None:
         return None
     try:
@@ -186,7 +186,7 @@ def decode_base64_image(name: str) -> bytes | None:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name is that of a picture."""
+    """Whether a file's name is that of an image."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 

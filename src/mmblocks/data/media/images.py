@@ -1,4 +1,4 @@
-"""Pictures from files, bytes, data: URIs and PIL: RGB and whole, or a `DataError` naming the file."""
+"""Images from files, bytes, data: URIs and PIL: RGB and whole, or a `DataError` naming the file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def load_image(source: ImageSource, images: ImageReading = DEFAULT_READING) -> Image.Image:
-    """A picture as RGB, fully decoded, with no file and no metadata left on it, read as `images` says.
+    """An image as RGB, fully decoded, with no file and no metadata left on it, read as `images` says.
 
     TIFF is turned upright in any case, by PIL. Of animations the first frame; of a PIL image the current one.
     """
@@ -79,14 +79,14 @@ class _OpenImage(NamedTuple):
 
 @contextmanager
 def _open_image(source: ImageSource, max_px: int) -> Iterator[_OpenImage]:
-    """The picture with its header read and its size checked; what was opened here is closed here."""
+    """The image with its header read and its size checked; what was opened here is closed here."""
     name = describe_source(source, "image")
     if isinstance(source, Image.Image):
         _check_size(source, max_px, name)
         yield _OpenImage(source, _read_without_warnings(lambda: _read_orientation(source), name, max_px))
         return
     if not isinstance(source, str | os.PathLike | bytes | FileSlice):
-        raise DataError(f"{name}: cannot be read as a picture; pass a path, bytes, a data: URI or a PIL image.")
+        raise DataError(f"{name}: cannot be read as an image; pass a path, bytes, a data: URI or a PIL image.")
     content = source if isinstance(source, FileSlice) else resolve_source(source, "image")
     with _file(content, name) as file:
         image, orientation = _read_without_warnings(lambda: _read_header(file, max_px), name, max_px)
@@ -131,7 +131,7 @@ def _read_without_warnings(read: Callable[[], T], name: str, max_px: int) -> T:
         raise DataError(f"{name}: too large ({cause}); {_format_size_cure(max_px)}") from cause
     except Image.UnidentifiedImageError as cause:
         raise DataError(
-            f"{name}: not a picture of a known format; convert it to one of {', '.join(FORMATS)}."
+            f"{name}: not an image of a known format; convert it to one of {', '.join(FORMATS)}."
         ) from cause
     except Exception as cause:  # whatever a parser makes of foreign bytes: OSError, SyntaxError, struct.error, ...
         raise DataError(f"{name}: its header is broken ({cause}); fetch the file again or drop the record.") from cause
@@ -155,7 +155,7 @@ def _name_pixel_errors(name: str) -> Iterator[None]:
 def _check_size(image: Image.Image, max_px: int, name: str) -> None:
     size = Size(image.height, image.width)
     if size.area < 1:
-        raise DataError(f"{name}: {size} pixels; a picture needs at least one.")
+        raise DataError(f"{name}: {size} pixels; an image needs at least one.")
     if size.area > max_px:
         raise DataError(f"{name}: too large, {size} is {size.area:,} pixels; {_format_size_cure(max_px, size.area)}")
 
@@ -171,7 +171,7 @@ def _format_max_px(wanted: int | str) -> str:
 
 
 def _most_px(file: IO[bytes], max_px: int) -> int:
-    """How large a picture may be whose header is read: a JPEG may be shrunk afterwards."""
+    """How large an image may be whose header is read: a JPEG may be shrunk afterwards."""
     file.seek(0)
     return max_px * _SHRINKS[-1] ** 2 if file.read(3) == b"\xff\xd8\xff" else max_px
 

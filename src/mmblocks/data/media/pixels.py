@@ -1,4 +1,4 @@
-"""From one decoded picture to the views of its plan: sheets, one resize, windows. Nothing is decided here."""
+"""From one decoded image to the views of its plan: sheets, one resize, windows. Nothing is decided here."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FILTERS: dict[ResizeFilter, Image.Resampling] = {
 
 
 def render_views(image: Image.Image, views: Sequence[View], fill: Colour) -> Tensor:
-    """Cut `views` out of an RGB picture: uint8 (views, 3, height, width), in their order.
+    """Cut `views` out of an RGB image: uint8 (views, 3, height, width), in their order.
 
-    `fill` is the colour of the sheet a picture is framed on, usually the encoder's mean. `View.frame` is not read:
+    `fill` is the colour of the sheet an image is framed on, usually the encoder's mean. `View.frame` is not read:
     `image` is that frame. The resize is PIL's, done once for all windows of one sheet.
     """
     if image.mode != "RGB":
         raise DataError(
-            f"a picture of mode {image.mode!r} cannot be rendered; open it with load_image, which gives RGB."
+            f"an image of mode {image.mode!r} cannot be rendered; open it with load_image, which gives RGB."
         )
     height, width = _window_size(views)
     pixels = np.empty((len(views), height, width, 3), dtype=np.uint8)
@@ -52,9 +52,7 @@ def _make_sheet(
 ) -> Image.Image:
     size = Size(image.height, image.width)
     if size.height > framed.height or size.width > framed.width:
-        raise DataError(
-            f"the picture is {size} pixels but was planned as at most {framed}; plan it again from its size."
-        )
+        raise DataError(f"the image is {size} pixels but was planned as at most {framed}; plan it again from its size.")
     on_fill = _centre_on_sheet(image, framed, fill)
     shrunk = on_fill.resize((resized.width, resized.height), FILTERS[resize])
     return _centre_on_sheet(shrunk, canvas, BLACK)

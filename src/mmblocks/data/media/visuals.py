@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 def read_visual_shape(
     visual: Visual, video_reader: VideoReader | None = None, images: ImageReading = DEFAULT_READING
 ) -> VisualShape:
-    """What a plan is made from; pictures are not decoded for it, clips one frame only.
+    """What a plan is made from; images are not decoded for it, videos one frame only.
 
-    `clips` reads clips with a deadline and a memory bound; without it they are read in this process.
+    `clips` reads videos with a deadline and a memory bound; without it they are read in this process.
     """
     if visual.kind == "image":
         return VisualShape("image", read_image_size(visual.source, images), note=visual.note)
-    from mmblocks.data.video import (  # imports PyAV and decord, which pictures do not need
+    from mmblocks.data.video import (  # imports PyAV and decord, which images do not need
         is_frame_source,
         read_video_shape,
     )
@@ -55,7 +55,7 @@ def render_visual_plan(
     images: ImageReading = DEFAULT_READING,
     video_reader: VideoReader | None = None,
 ) -> Tensor:
-    """The pictures of `plan`, its views without repeats: uint8 (pictures, 3, height, width). A frame is read once."""
+    """The images of `plan`, its views without repeats: uint8 (images, 3, height, width). A frame is read once."""
     pictures = load_frames(visual, {view.frame for view in plan.views}, images, video_reader)
     runs = [(frame, list(views)) for frame, views in groupby(plan.unique_views, key=lambda view: view.frame)]
     try:
@@ -70,7 +70,7 @@ def load_frames(
     images: ImageReading = DEFAULT_READING,
     video_reader: VideoReader | None = None,
 ) -> dict[int, Image.Image]:
-    """The frames of these numbers, each once; a picture is frame 0."""
+    """The frames of these numbers, each once; an image is frame 0."""
     if visual.kind == "image":
         return {0: load_image(visual.source, images)}
     from mmblocks.data.video import is_frame_source, read_frames

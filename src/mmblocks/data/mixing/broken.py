@@ -40,7 +40,7 @@ class SkippedRecord:
 
 
 def _without_file(reason: str) -> str:
-    """Errors begin with the file, whose name may have spaces: "my pictures/a.jpg: there is no such file"."""
+    """Errors begin with the file, whose name may have spaces: "my images/a.jpg: there is no such file"."""
     head, colon, rest = reason.partition(": ")
     while colon and _NAME.search(head):
         reason = rest
@@ -94,7 +94,7 @@ def read_skipped(file: Path) -> list[SkippedRecord]:
     first: dict[str, SkippedRecord] = {}
     for line in read_lines(file):
         record = SkippedRecord(*(str(line.get(key, "")) for key in ("origin", "reason", "source")))
-        # The first reason is the true one: the next time, a clip that hung is merely found in quarantine.
+        # The first reason is the true one: the next time, a video that hung is merely found in quarantine.
         first.setdefault(record.origin, record)
     return list(first.values())
 

@@ -1,6 +1,6 @@
 """Orders that put samples of like length together, as LLaVA's samplers do.
 
-Lengths are words, not tokens; a negative one marks a sample without pictures or clips. The samplers cut a random order
+Lengths are words, not tokens; a negative one marks a sample without images or clips. The samplers cut a random order
 into chunks of a global batch, sort each by length and deal it to ranks of like total.
 """
 
@@ -18,9 +18,9 @@ from mmblocks.data.mixing.mixture import Draw, Draws, Mixture
 from mmblocks.errors import DataError
 
 MARKER = "<image>"
-"""What stands for a picture or clip when words are counted, as in a LLaVA record."""
+"""What stands for an image or video when words are counted, as in a LLaVA record."""
 IMAGE_WORDS = 128
-"""What a picture counts for in `length`; a clip counts for nothing there."""
+"""What an image counts for in `length`; a video counts for nothing there."""
 
 
 def count_words(item: Item) -> int:
@@ -34,7 +34,7 @@ def count_words(item: Item) -> int:
 
 
 def estimate_length(item: Item) -> int:
-    """Words of all turns, and 128 more where there is a picture."""
+    """Words of all turns, and 128 more where there is an image."""
     has_picture = any(visual.kind == "image" for visual in _select_conversation(item).visuals)
     return abs(count_words(item)) + (IMAGE_WORDS if has_picture else 0)
 

@@ -22,7 +22,7 @@ from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.storage import replace_file
 
-_COUNTING_RULE = "frames of uneven clips by their times"
+_COUNTING_RULE = "frames of uneven videos by their times"
 """Written anew when the same data and model come to other lengths within one version."""
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _ASKED = {"role": "user", "content": [{"type": "image", "image": "i"}, {"type": "text", "text": "q"}]}
@@ -66,7 +66,7 @@ class LengthsCache:
         Named by a digest of all that decides a length: sources with size and time of change of the files they name, the
         model's spec, what a stage changes of it in `processor` (visual tokenizers, template, limit of tokens, how images
         are read), the text tokenizer, targets, and the version of mmblocks. With each length the fingerprint of its record
-        is kept, by which `measure` knows a record that was edited or shows another picture.
+        is kept, by which `measure` knows a record that was edited or shows another image.
         """
         depends = [
             _to_plain_value(list(data)),

@@ -1,4 +1,4 @@
-"""How large samples will be, from file headers alone: tokens, pictures and labels before a pixel is decoded."""
+"""How large samples will be, from file headers alone: tokens, images and labels before a pixel is decoded."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def format_id(record: Any) -> str:
 
 
 class ObjectWithDuplicates(dict[str, Any]):
-    """A JSON object in which the key `twin` stood twice."""
+    """A JSON object in which the key `reference implementation` stood twice."""
 
     duplicate_key: str = ""
 

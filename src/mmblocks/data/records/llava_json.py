@@ -39,7 +39,7 @@ def read_llava(
     several where they are, as LLaVA-NeXT does in training (preprocess_multimodal); "as_written" moves none;
     "all_first" puts all of a turn in front of its text.
 
-    frames_fps: frames per second of clips that are folders of pictures, or lists of them; LLaVA-NeXT takes them for 2.
+    frames_fps: frames per second of videos that are folders of images, or lists of them; LLaVA-NeXT takes them for 2.
     ignore: keys that are not read; others that nothing reads are refused.
     """
     path = Path(path)

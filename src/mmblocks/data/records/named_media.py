@@ -1,4 +1,4 @@
-"""Pictures and clips as records name them: paths below a folder, data: URIs, bytes, pictures; lists of these."""
+"""Images and videos as records name them: paths below a folder, data: URIs, bytes, images; lists of these."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mmblocks.shapes import VisualKind
 
 KINDS: tuple[VisualKind, ...] = ("image", "video")
 Media = Mapping[VisualKind, Sequence[Visual]]
-"""The pictures and the clips of a record, in their order."""
+"""The images and the videos of a record, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaRoots:
-    """The folders that paths of pictures and of clips are relative to, and the pace of clips given as pictures."""
+    """The folders that paths of images and of videos are relative to, and the pace of videos given as images."""
 
     image: Path
     video: Path
@@ -49,7 +49,7 @@ class MediaRoots:
         return cls(image, image if videos is None else Path(videos), frames_fps)
 
     def make_visuals(self, kind: VisualKind, named: Any, origin: str, column: str | None = None) -> list[Visual]:
-        """What a record names, in its order: nothing, one or a list; a list of frames may be a clip in itself."""
+        """What a record names, in its order: nothing, one or a list; a list of frames may be a video in itself."""
         if named is None:
             return []
         if kind == "video" and _is_frame_list(named):
@@ -74,7 +74,7 @@ class MediaRoots:
         raise DataError(f"{origin}: {column or kind!r} is {[named]!r:.80}; write a path or a list of paths.")
 
     def _image_in(self, named: str) -> bytes | None:
-        """A picture that a record holds as base64 itself, where no file is called so."""
+        """An image that a record holds as base64 itself, where no file is called so."""
         content = decode_base64_image(named)
         return None if content is None or is_existing_path(self.image / named) else content
 
@@ -88,7 +88,7 @@ class MediaRoots:
 
 
 def _is_frame_list(named: Any) -> bool:
-    """Whether a list of names is one clip: its frames as pictures."""
+    """Whether a list of names is one video: its frames as images."""
     return (
         bool(named) and isinstance(named, list | tuple) and all(isinstance(n, str) and is_image_name(n) for n in named)
     )

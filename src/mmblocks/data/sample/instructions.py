@@ -1,4 +1,4 @@
-"""What was asked about each picture, in the words of the projector's own text tokenizer."""
+"""What was asked about each image, in the words of the projector's own text tokenizer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class InstructionReader:
         return cls(projector.text_tokenizer, projector.max_text_tokens) if needs_text(projector) else None
 
     def read_questions(self, conversation: Conversation, plans: Sequence[RoutedPlan]) -> tuple[Tensor, ...]:
-        """Ids of the question, one row for each picture; all pictures of a visual have the same."""
+        """Ids of the question, one row for each image; all images of a visual have the same."""
         asked = zip(list_questions(conversation), plans, strict=True)
         return tuple(
             row

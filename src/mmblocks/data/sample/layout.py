@@ -62,7 +62,7 @@ class GatherLayoutBuilder:
         return GatherLayout(cells, taps, positions[shown], numbers[-1 - made.rows[learned, 0]], positions[learned])
 
     def _taps(self, made: LoweredPlan, shown: Tensor, plan: VisualPlan) -> GatherTable:
-        """The rows that are no marks, out of the cells of the plan's pictures."""
+        """The rows that are no marks, out of the cells of the plan's images."""
         rows, images = made.rows.index_select(0, shown), len(plan.unique_views)
         if images < len(plan.views):
             rows = map_plan_views(plan)[rows // self.grid.area] * self.grid.area + rows % self.grid.area
@@ -85,13 +85,13 @@ class GatherLayoutBuilder:
 
 
 def map_plan_views(plan: VisualPlan) -> Tensor:
-    """(views,) int64: the number of each view among the plan's pictures."""
+    """(views,) int64: the number of each view among the plan's images."""
     numbers = {view: n for n, view in enumerate(plan.unique_views)}
     return torch.tensor([numbers[view] for view in plan.views], dtype=torch.int64)
 
 
 def map_batch_views(plans: Sequence[RoutedPlan]) -> Tensor | None:
-    """(views of all plans,) int64, which of their pictures each is; None where every view is a picture of its own."""
+    """(views of all plans,) int64, which of their images each is; None where every view is an image of its own."""
     counts = [len(routed.plan.unique_views) for routed in plans]
     if sum(counts) == sum(len(routed.plan.views) for routed in plans):
         return None

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One encoded conversation and the uint8 pixels (pictures, 3, h, w) of its visuals, in order; `VisualPlan.pictures`.
+    """One encoded conversation and the uint8 pixels (images, 3, h, w) of its visuals, in order; `VisualPlan.images`.
 
-    instructions: for a projector that reads the question, its ids for each picture.
-    features: (pictures, rows, columns, dim) where the encoder's work was kept; no pixels are read then, and there are none.
+    instructions: for a projector that reads the question, its ids for each image.
+    features: (images, rows, columns, dim) where the encoder's work was kept; no pixels are read then, and there are none.
     layout: how its visual rows are made, in integers; None without visuals, or where a tokenizer cannot say.
     """
 
@@ -52,7 +52,7 @@ class FeatureStore(Protocol):
     """Features of a frozen encoder that were kept (see `mmblocks.train.features`)."""
 
     def read(self, visuals: Sequence[Visual], plans: Sequence[RoutedPlan]) -> Tensor:
-        """(pictures, rows, columns, dim): those of all pictures, in order. Raises `DataError` where some are missing."""
+        """(images, rows, columns, dim): those of all images, in order. Raises `DataError` where some are missing."""
         ...
 
 
@@ -110,7 +110,7 @@ class Processor:
         limit of tokens than the backbone's, or visuals in other places.
 
         `seed` draws the conversations of visuals="mixed" whose visuals move (see `positions.arranged`).
-        `clips` reads clips with a deadline and a memory bound; without it they are read in the asking process.
+        `clips` reads videos with a deadline and a memory bound; without it they are read in the asking process.
         `overlong` says what becomes of training samples over the limit.
         """
         longest = model.backbone.max_tokens
@@ -252,7 +252,7 @@ class Processor:
         return torch.cat([none, *images])
 
     def render_visual(self, visual: Visual, plan: VisualPlan) -> Tensor:
-        """uint8 (pictures, 3, h, w) of one visual; see `media.pixels_of`."""
+        """uint8 (images, 3, h, w) of one visual; see `media.pixels_of`."""
         return render_visual_plan(visual, plan, self.fill, images=self.images, video_reader=self.video_reader)
 
 

@@ -19,12 +19,12 @@ def llava_json(
     frames_fps: float = 2.0,
     ignore: tuple[str, ...] = (),
 ) -> Source:
-    """Records of LLaVA .json or .jsonl files, with the folders that their pictures and clips are relative to.
+    """Records of LLaVA .json or .jsonl files, with the folders that their images and videos are relative to.
 
     path: one file, several, or a pattern: "data/{a,b}.json", "data/*.jsonl". images, videos: without them paths are
     relative to each file's own folder. placement: where a turn's visuals go: "lone_first" moves a lone one to the front
     as LLaVA does, "as_written" keeps every marker's place, "all_first" puts all in front. frames_fps: frames per second
-    of clips that are a folder of pictures; LLaVA-NeXT takes them for 2. ignore: keys of records, turns and parts that may
+    of videos that are a folder of images; LLaVA-NeXT takes them for 2. ignore: keys of records, turns and parts that may
     be left out; other keys that nothing reads are refused.
     """
     files = find_files(path)

@@ -20,7 +20,7 @@ def messages(
     frames_fps: float = 2.0,
     ignore: tuple[str, ...] = (),
 ) -> Source:
-    """Chat-completions messages in .json or .jsonl files, with pictures and clips or plain text.
+    """Chat-completions messages in .json or .jsonl files, with images and videos or plain text.
 
     A record is {"messages": [{"role", "content"}, ...]} or the list alone. Content is a text, in which <image> and
     <video> stand for the record's "images" and "videos", or a list of parts; a part of type image, video, image_url or

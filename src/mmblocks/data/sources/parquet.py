@@ -27,7 +27,7 @@ class ParquetTable(NamedRecords[Conversation]):
     path: a file, several, a pattern, a folder of them, or one written by save_to_disk; or else hub: "owner/name", with
     its `config`. split: which part of a data set that has several. Columns are found by their usual names
     (conversations, messages, texts; question, answer; system; image, images; video, videos) unless they are named. A
-    conversation is written as LLaVA or chat-completions write it, or as {"user", "assistant"}; a picture is a path, bytes,
+    conversation is written as LLaVA or chat-completions write it, or as {"user", "assistant"}; an image is a path, bytes,
     or the library's Image; a list holds several. ask: the question where a table has answers only. cache: folder in which
     `datasets` keeps its memory-mapped copy. The other settings are those of `llava_json`.
     """

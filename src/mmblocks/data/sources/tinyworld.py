@@ -10,7 +10,7 @@ from mmblocks.errors import ConfigError
 
 @sources.register("tinyworld", source="made by mmblocks", tiny={"task": "single", "size": 16})
 class TinyWorld:
-    """Pictures, picture sets and clips of coloured shapes with exact questions and answers, drawn as they are read.
+    """Images, image sets and videos of coloured shapes with exact questions and answers, drawn as they are read.
 
     task: text, caption, single, by_shape, small, multi or video. split: "train" or "heldout"; no scene is in both.
     kinds: question types to ask, by default all of the task (caption, single, small, multi and video have some to choose).

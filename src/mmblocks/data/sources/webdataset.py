@@ -24,7 +24,7 @@ READ = ("json", "txt", *(suffix[1:] for suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFI
 IMG2DATASET = frozenset(
     ["url", "status", "error_message", "original_width", "original_height", "exif", "sha256", "md5"]
 )
-"""What img2dataset notes of a download beside its picture."""
+"""What img2dataset notes of a download beside its image."""
 
 
 @sources.register("webdataset", source="https://github.com/webdataset/webdataset")
@@ -38,7 +38,7 @@ def webdataset(
     """Samples in tar files, read in any order: members whose names agree up to the first dot, with their media.
 
     path: a tar, several, a folder of them, or a pattern: "shards/{000..127}.tar". A sample's .json holds a record as
-    `llava_json` or `messages` read it; without one its .txt is the answer to `ask`. Its pictures and clips (.jpg, .0.jpg,
+    `llava_json` or `messages` read it; without one its .txt is the answer to `ask`. Its images and videos (.jpg, .0.jpg,
     .mp4) are shown in the order of their names, and stand for those that the record names. keep_index: keep where members
     lie in a file beside each tar, so that it need not be looked through again. ignore: keys, and suffixes of members, that
     may be left out; others that nothing reads are refused.
@@ -72,7 +72,7 @@ class TarSamples(NamedRecords[Conversation]):
         return self.reader.read({**{k: v for k, v in row.items() if k not in own}, **media}, origin)
 
     def _list_media(self, members: Mapping[str, FileSlice], origin: str) -> dict[str, list[FileSlice]]:
-        """Pictures and clips of a sample in the order of their names. Raises `DataError` for members that nothing reads."""
+        """Images and videos of a sample in the order of their names. Raises `DataError` for members that nothing reads."""
         in_order = sorted(members.items(), key=lambda one: make_natural_key(one[0]))
         images = {suffix: part for suffix, part in in_order if is_image_name(f".{suffix}")}
         videos = {suffix: part for suffix, part in in_order if f".{suffix}".endswith(VIDEO_SUFFIXES)}
@@ -82,7 +82,7 @@ class TarSamples(NamedRecords[Conversation]):
         return {kind: [*found.values()] for kind, found in (("image", images), ("video", videos)) if found}
 
     def _require_named(self, row: Mapping[str, Any], media: Mapping[str, list[FileSlice]], origin: str) -> None:
-        """Raise `DataError` where a record names more pictures or clips than lie in the tar: those stand for them."""
+        """Raise `DataError` where a record names more images or videos than lie in the tar: those stand for them."""
         for kind in KINDS:
             column, named = self.reader.columns.find_value(row, kind, origin)
             wanted, held = len(named) if isinstance(named, list) else 1, len(media.get(kind, ()))

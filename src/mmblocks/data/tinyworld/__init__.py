@@ -1,4 +1,4 @@
-"""TinyWorld: pictures, picture sets and clips of coloured shapes with exact questions and answers."""
+"""TinyWorld: images, image sets and videos of coloured shapes with exact questions and answers."""
 
 from .record import KINDS, TASKS, Task, make_labelled_image, make_record
 from .scene import CELL_LABELS, GRID, Scene, Split, Thing

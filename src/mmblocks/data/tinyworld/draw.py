@@ -1,4 +1,4 @@
-"""Pictures and clips of a scene, drawn at twice the size and averaged down."""
+"""Images and videos of a scene, drawn at twice the size and averaged down."""
 
 import random
 
@@ -20,13 +20,13 @@ PlacedShape = tuple[str, Colour, float, float, float]  # shape, colour, centre y
 
 
 def draw_image(scene: Scene, rng: random.Random, size_px: tuple[int, int]) -> Image.Image:
-    """A (height, width) picture; two calls with one scene differ in jitter, background and noise."""
+    """A (height, width) image; two calls with one scene differ in jitter, background and noise."""
     marks = [_place_shape(thing, rng) for thing in scene.things]
     return Image.fromarray(_add_noise(_paint_shapes(marks, _sample_background(rng), size_px), rng))
 
 
 def draw_small_shapes(scene: Scene, rng: random.Random) -> Image.Image:
-    """A picture of 80 to 96 pixels a side whose shapes are about five pixels high in half of its resolution."""
+    """An image of 80 to 96 pixels a side whose shapes are about five pixels high in half of its resolution."""
     size_px = (rng.randint(*LARGE_SIDE_PX), rng.randint(*LARGE_SIDE_PX))
     usual = [_place_shape(thing, rng) for thing in scene.things]
     marks = [(shape, colour, y, x, SMALL * radius) for shape, colour, y, x, radius in usual]
@@ -34,7 +34,7 @@ def draw_small_shapes(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def draw_video(scene: Scene, rng: random.Random, side_px: int = VIDEO_SIDE_PX) -> np.ndarray:
-    """A square (frames, height, width, 3) uint8 clip in which the first thing travels at constant speed."""
+    """A square (frames, height, width, 3) uint8 video in which the first thing travels at constant speed."""
     marks = [_place_shape(thing, rng) for thing in scene.things]
     background = _sample_background(rng)
     down, right = DIRECTIONS[scene.direction]

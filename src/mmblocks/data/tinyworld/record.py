@@ -1,4 +1,4 @@
-"""Records: chat messages with pictures or clips, a pure function of task, index, seed and split."""
+"""Records: chat messages with images or videos, a pure function of task, index, seed and split."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ def make_record(
 
 
 def make_labelled_image(index: int, *, seed: int = 0, split: Split = "train") -> tuple[Image.Image, np.ndarray]:
-    """A picture, and four numbers for each cell of its grid: (4, 3, 3) colour and shape (0 for nothing), row, column.
+    """An image, and four numbers for each cell of its grid: (4, 3, 3) colour and shape (0 for nothing), row, column.
 
     For teaching an encoder to see: told apart, each becomes a direction of its own in the encoder's features.
     """
@@ -91,7 +91,7 @@ def _make_single(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> 
 
 
 def _make_by_shape(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[list[Part], Turns]:
-    """Questions about single pictures in which the shape alone tells which thing is meant."""
+    """Questions about single images in which the shape alone tells which thing is meant."""
     kinds, looks = rng.choice(((("colour",), sample_distinct), (("where", "left_right"), sample_one_colour)))
     scene, asked = _pose_questions(
         _select_askers(ask.SINGLE, kinds), lambda _: sample_still(rng, split, (2, 3, 4), looks), rng, turns
@@ -100,7 +100,7 @@ def _make_by_shape(rng: random.Random, split: Split, turns: int, _: Kinds) -> tu
 
 
 def _make_small(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
-    """The questions about single pictures, asked of small shapes in large pictures."""
+    """The questions about single images, asked of small shapes in large images."""
     scene, asked = _pose_questions(
         _select_askers(ask.SINGLE, kinds), lambda _: sample_still(rng, split, QUESTION_COUNTS), rng, turns
     )
@@ -115,7 +115,7 @@ def _make_multi(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> t
     for number, scene in enumerate(scenes, 1):
         side = rng.randint(*MULTI_SIDE_PX)
         image = draw.draw_image(scene, rng, (side, rng.randint(side, min(96, side * 3 // 2))))
-        before = ("\n" if number > 1 else "") + f"Picture {number}: "
+        before = ("\n" if number > 1 else "") + f"Image {number}: "
         media += [{"type": "text", "text": before}, {"type": "image", "image": image}]
     return media, asked
 
@@ -132,7 +132,7 @@ def _make_text(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[
         scenes, asked = _pose_questions(ask.MULTI, lambda kind: _sample_scenes(rng, split, kind), rng, turns)
         with_places = any(kind in NEED_PLACES for kind, _, _ in asked)
         told = [ask.describe_scene(scene, rng, with_places=with_places) for scene in scenes]
-        words = "\n".join(f"Picture {number}: {said}" for number, said in enumerate(told, 1))
+        words = "\n".join(f"Image {number}: {said}" for number, said in enumerate(told, 1))
     elif about == "video":
         scene, asked = _pose_questions(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
         words = ask.describe_motion(scene, rng)

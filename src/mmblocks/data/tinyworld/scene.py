@@ -2,7 +2,7 @@
 
 A scene belongs to the training or to the held-out split by a hash of what defines it (colours,
 shapes, coarse places, motion), so a held-out scene cannot occur in training whatever the seed,
-the task or the index. Jitter, size, background and noise of a picture do not enter the hash.
+the task or the index. Jitter, size, background and noise of an image do not enter the hash.
 """
 
 import random
@@ -32,7 +32,7 @@ HELDOUT_ONE_IN = 8
 
 @dataclass(frozen=True)
 class Thing:
-    """A coloured shape in one cell of the three by three grid that every picture has."""
+    """A coloured shape in one cell of the three by three grid that every image has."""
 
     colour: str
     shape: str

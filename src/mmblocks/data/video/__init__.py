@@ -1,10 +1,10 @@
 """Clips: their shape without decoding them, and the frames a plan asks for. The one door to decord, PyAV, torchcodec.
 
-PyAV judges every clip, counts its frames and decodes them: it alone can be asked whether FFmpeg found a frame, or one
-that it was predicted from, corrupt. torchcodec is asked last, for clips in a coding that the FFmpeg inside PyAV lacks
-and the system's may have. decord decodes where it is asked for (`reader="decord"`), the same pixels for 8-bit clips of
+PyAV judges every video, counts its frames and decodes them: it alone can be asked whether FFmpeg found a frame, or one
+that it was predicted from, corrupt. torchcodec is asked last, for videos in a coding that the FFmpeg inside PyAV lacks
+and the system's may have. decord decodes where it is asked for (`reader="decord"`), the same pixels for 8-bit videos of
 even size, but wrong ones of damaged clips. `guarded.ClipReader` does the same as `video_shape` and `read_frames`, with
-a deadline and a memory bound. Clips are opened per call and nothing is kept: open readers do not survive the fork of a
+a deadline and a memory bound. Videos are opened per call and nothing is kept: open readers do not survive the fork of a
 data worker.
 """
 
@@ -33,9 +33,9 @@ ReaderName = Literal["auto", "decord", "pyav", "torchcodec"]
 
 
 def read_video_shape(source: VideoSource) -> VisualShape:
-    """Size (upright), number of frames and their times of a clip: demuxed, and one frame decoded.
+    """Size (upright), number of frames and their times of a video: demuxed, and one frame decoded.
 
-    An array (frames, height, width, 3) of uint8 is a clip too, and so are a folder of pictures and a tuple of picture
+    An array (frames, height, width, 3) of uint8 is a video too, and so are a folder of images and a tuple of image
     files; these have no clock, so their fps is 1.
     """
     if is_frame_source(source):
@@ -74,7 +74,7 @@ def read_frames(source: VideoSource, indices: Sequence[int], *, reader: ReaderNa
 
 
 def _read_shape_and_index(video: VideoFile) -> tuple[VisualShape, VideoIndex | None]:
-    """The shape of a clip and PyAV's index of it, which is None where only torchcodec has a decoder."""
+    """The shape of a video and PyAV's index of it, which is None where only torchcodec has a decoder."""
     try:
         index = read_index(video)
     except NoDecoder as fault:
@@ -92,17 +92,17 @@ def _decode_indexed(video: VideoFile, index: VideoIndex, wanted: Sequence[int], 
         if reader == "decord":
             return read_decord(video, index, wanted)
     except (DecordRefuses, TorchcodecRefuses) as cause:
-        raise DataError(f"{video.name}: {reader} cannot read this clip ({cause}); use reader='pyav'.") from cause
+        raise DataError(f"{video.name}: {reader} cannot read this video ({cause}); use reader='pyav'.") from cause
     return read_pyav(video, index, wanted)
 
 
 def _decode_with_torchcodec(
     video: VideoFile, shape: VisualShape, wanted: Sequence[int], reader: ReaderName
 ) -> np.ndarray:
-    """A clip that PyAV has no decoder for, by torchcodec."""
+    """A video that PyAV has no decoder for, by torchcodec."""
     if reader in ("decord", "pyav"):
         raise NoDecoder(
-            f"{video.name}: {reader} cannot read this clip (PyAV has no decoder for it); use reader='auto'."
+            f"{video.name}: {reader} cannot read this video (PyAV has no decoder for it); use reader='auto'."
         )
     try:
         return read_torchcodec(video, shape, wanted)
@@ -114,7 +114,7 @@ def _check_array(video: np.ndarray) -> np.ndarray:
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
         raise DataError(
             f"{describe_source(video, 'video')}: {video.dtype} of shape {video.shape}; "
-            "a clip in memory is uint8 of shape (frames, height, width, 3), none of them 0."
+            "a video in memory is uint8 of shape (frames, height, width, 3), none of them 0."
         )
     return video
 
@@ -122,4 +122,4 @@ def _check_array(video: np.ndarray) -> np.ndarray:
 def _check_indices(indices: Sequence[int], num_frames: int, name: str) -> None:
     for i in indices:
         if not 0 <= i < num_frames:
-            raise NoSuchFrame(f"{name}: frame {i} was asked for, but the clip has {num_frames}, counted from 0.")
+            raise NoSuchFrame(f"{name}: frame {i} was asked for, but the video has {num_frames}, counted from 0.")

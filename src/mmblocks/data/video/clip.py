@@ -1,4 +1,4 @@
-"""A clip opened by PyAV: the container, its picture, its frames one after another; all errors name the file."""
+"""A video opened by PyAV: the container, its image, its frames one after another; all errors name the file."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from mmblocks.shapes import Size
 
 CURE = "fetch the file again, re-encode it, or drop the record."
 
-# What a decoder looks for. "buffer" (more or less bits than the pictures take) finds damage in WMV; "explode" turns what
-# the JPEG decoder hides into errors. H.264 and HEVC go without "explode": it refuses sound pictures for a faulty message
+# What a decoder looks for. "buffer" (more or less bits than the images take) finds damage in WMV; "explode" turns what
+# the JPEG decoder hides into errors. H.264 and HEVC go without "explode": it refuses sound images for a faulty message
 # beside them (SEI). "bitstream" is left out for it refuses the stuffing of MPEG-1 and 2 at a constant bit rate,
 # "aggressive" for it refuses Xvid.
 _CHECKS = "crccheck+buffer"
 _CHECKS_ALONE = ("h264", "hevc")
 
-# FFmpeg's names of containers that hold pictures themselves. Playlists (hls, concat, dash) are left out: they make
-# FFmpeg open whatever file they name. Sound files are in, to be told that they have no picture.
+# FFmpeg's names of containers that hold images themselves. Playlists (hls, concat, dash) are left out: they make
+# FFmpeg open whatever file they name. Sound files are in, to be told that they have no image.
 _CONTAINERS = (
     "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,ivf,obu,h264,hevc,av1,vc1,m4v,mjpeg,"
     "nut,mxf,dv,rm,wtv,swf,apng,yuv4mpegpipe,3gp,h263,wav,mp3,flac,aac,ac3,aiff"
 )
 
-# A title that is not UTF-8 is no fault of the picture. PyAV 19 keeps its bytes by itself and knows the keyword no more.
+# A title that is not UTF-8 is no fault of the image. PyAV 19 keeps its bytes by itself and knows the keyword no more.
 _METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if hasattr(InputContainer, "metadata_errors") else {}
 
 
 class NoDecoder(DataError):
-    """The FFmpeg that PyAV carries cannot decode the picture; another one may."""
+    """The FFmpeg that PyAV carries cannot decode the image; another one may."""
 
 
 class NotVideoFault(DataError):
@@ -53,12 +53,12 @@ class NotVideoFault(DataError):
 
 
 class NoSuchFrame(NotVideoFault):
-    """A frame was asked for that the clip does not have."""
+    """A frame was asked for that the video does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoFile:
-    """A clip that can be opened again and again."""
+    """A video that can be opened again and again."""
 
     name: str
     content: bytes | Path
@@ -69,7 +69,7 @@ class VideoFile:
         if isinstance(source, FileSlice):
             source = source.read()
         if not isinstance(source, str | os.PathLike | bytes):
-            raise DataError(f"{name}: cannot be read as a clip; pass a path, bytes, a data: URI or a uint8 array.")
+            raise DataError(f"{name}: cannot be read as a video; pass a path, bytes, a data: URI or a uint8 array.")
         return cls(name, resolve_source(source, "video"))
 
     def open(self) -> IO[bytes]:
@@ -83,7 +83,7 @@ class VideoFile:
 
 @contextmanager
 def open_video(video: VideoFile, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its picture. FFmpeg gets a file object and no leave to open any other."""
+    """The container and its image. FFmpeg gets a file object and no leave to open any other."""
     with video.open() as file:
         try:
             container = av.open(
@@ -95,9 +95,9 @@ def open_video(video: VideoFile, **options: str) -> Iterator[tuple[InputContaine
                 **_METADATA,
             )
         except Exception as cause:  # FFmpegError for the most part, but metadata may raise anything
-            why = "a picture, a playlist or something unknown" if _is_unlisted(cause) else summarize_error(cause)
+            why = "an image, a playlist or something unknown" if _is_unlisted(cause) else summarize_error(cause)
             raise DataError(
-                f"{video.name}: not a clip, or its end is missing ({why}); pass a video file (mp4, webm, mkv, avi, gif)."
+                f"{video.name}: not a video, or its end is missing ({why}); pass a video file (mp4, webm, mkv, avi, gif)."
             ) from cause
         with container:
             yield container, _find_video_stream(container, video)
@@ -112,17 +112,17 @@ def summarize_error(cause: Exception) -> str:
 
 
 def _refuse_open(url: str, *_: Any) -> NoReturn:
-    raise PermissionError(f"a clip may not open other files: {url}")
+    raise PermissionError(f"a video may not open other files: {url}")
 
 
 def _find_video_stream(container: InputContainer, video: VideoFile) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         raise DataError(
-            f"{video.name}: there is no video stream, only {_kinds(container)}; pass a clip with a picture."
+            f"{video.name}: there is no video stream, only {_kinds(container)}; pass a video with an image."
         )
     if stream.codec_context is None:  # FFmpeg has no decoder for it, or the header is damaged
-        raise NoDecoder(f"{video.name}: its picture is in a coding that cannot be decoded; re-encode it, to H.264 say.")
+        raise NoDecoder(f"{video.name}: its image is in a coding that cannot be decoded; re-encode it, to H.264 say.")
     _configure_decoder(stream.codec_context)
     return stream
 
@@ -133,7 +133,7 @@ def _configure_decoder(context: VideoCodecContext) -> None:
 
 
 def make_decoder(stream: VideoStream) -> VideoCodecContext:
-    """What decodes a stream: libvpx for VP9, as far as it reads it. FFmpeg's own decoder takes any damage for pictures."""
+    """What decodes a stream: libvpx for VP9, as far as it reads it. FFmpeg's own decoder takes any damage for images."""
     context = stream.codec_context
     if context.name != "vp9" or context.format is None or any(part.bits != 8 for part in context.format.components):
         return context

@@ -1,4 +1,4 @@
-"""Clips given as pictures: a folder of frames, or the files themselves in their order."""
+"""Clips given as images: a folder of frames, or the files themselves in their order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmblocks.shapes import Size, VisualShape
 
 
 def is_frame_source(source: Any) -> bool:
-    """Whether a clip is given as pictures: a folder, or a tuple of files."""
+    """Whether a video is given as images: a folder, or a tuple of files."""
     if isinstance(source, tuple):
         return True
     is_path = isinstance(source, os.PathLike) or (isinstance(source, str) and not source.startswith("data:"))
@@ -29,7 +29,7 @@ def is_frame_source(source: Any) -> bool:
 
 
 def read_frames_shape(source: Any, images: ImageReading = DEFAULT_READING) -> VisualShape:
-    """The size of the first frame and how many there are, from one header. Pictures have no clock, so the fps is 1."""
+    """The size of the first frame and how many there are, from one header. Images have no clock, so the fps is 1."""
     files = list_frame_files(source)
     return VisualShape("video", read_image_size(files[0], images), len(files))
 
@@ -52,22 +52,20 @@ def _frame(file: Path, size: Size, first: Path, images: ImageReading) -> np.ndar
     if frame.shape[:2] != size:
         raise DataError(
             f"{file}: this frame is {Size(*frame.shape[:2])} pixels, the first one ({first.name}) {size}; "
-            "frames of a clip have one size."
+            "frames of a video have one size."
         )
     return frame
 
 
 def list_frame_files(source: Any) -> list[Path]:
-    """The pictures of a clip in their order. Raises `DataError` where there is none."""
+    """The images of a video in their order. Raises `DataError` where there is none."""
     if isinstance(source, tuple):
         files = [Path(file) for file in source]
-        where = "no frame is named; name the files of a clip in their order"
+        where = "no frame is named; name the files of a video in their order"
     else:
         folder = Path(source)
         files = sorted((f for f in folder.iterdir() if _is_frame(f)), key=lambda f: make_natural_key(f.name))
-        where = (
-            f"{folder}: this folder holds no picture; put the clip's frames there as {', '.join(IMAGE_SUFFIXES[:4])}"
-        )
+        where = f"{folder}: this folder holds no image; put the clip's frames there as {', '.join(IMAGE_SUFFIXES[:4])}"
     if not files:
         raise DataError(f"{where}.")
     return files

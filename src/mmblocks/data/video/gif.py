@@ -1,6 +1,6 @@
-"""Whether the pictures of a GIF are whole. FFmpeg shows half of one that was cut and takes any damage for pixels.
+"""Whether the images of a GIF are whole. FFmpeg shows half of one that was cut and takes any damage for pixels.
 
-Every picture says how many pixels it has, and its LZW codes say how many they stand for
+Every image says how many pixels it has, and its LZW codes say how many they stand for
 (https://www.w3.org/Graphics/GIF/spec-gif89a.txt, sections 20, 22 and appendix F).
 """
 
@@ -15,11 +15,11 @@ _MOST_CODES = 4096
 
 
 def find_gif_fault(packet: bytes) -> str | None:
-    """What is wrong with a packet of FFmpeg's GIF demuxer: blocks up to and with one picture. None for a whole one."""
+    """What is wrong with a packet of FFmpeg's GIF demuxer: blocks up to and with one image. None for a whole one."""
     try:
         return _fault_of_blocks(packet)
     except IndexError:
-        return "its picture is cut off"
+        return "its image is cut off"
 
 
 def _fault_of_blocks(data: bytes) -> str | None:
@@ -32,7 +32,7 @@ def _fault_of_blocks(data: bytes) -> str | None:
             at += 10 + _count_colour_bytes(data[at + 9])
             codes, end = _read_sub_blocks(data, at + 1)
             if not _has_pixel_count(codes, data[at], pixels):
-                return f"its picture does not come to {pixels} pixels"
+                return f"its image does not come to {pixels} pixels"
             at = end
         else:
             return f"block {data[at]:#x} is none that GIF knows"

@@ -16,7 +16,7 @@ from mmblocks.data.video.quarantine import Quarantine, VideoLocation
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.shapes import Size, VisualShape
 
-# Readers and their pipes are POSIX; elsewhere clips are read in this process, without a guard.
+# Readers and their pipes are POSIX; elsewhere videos are read in this process, without a guard.
 _CAN_GUARD = os.name == "posix"
 
 
@@ -25,12 +25,12 @@ class VideoReader:
     """`video_shape` and `read_frames`, with the same results and errors, that cannot hang or eat the memory.
 
     deadline_s: seconds that one shape or one set of frames may take. memory_gib: what the reading process may hold, of
-    which pixels on their way count twice; watched on Linux. quarantine: a JSON-lines file of clips that hung, crashed or
+    which pixels on their way count twice; watched on Linux. quarantine: a JSON-lines file of videos that hung, crashed or
     could not be read; these are refused from then on without being opened, until their line is deleted or they change.
 
-    Each process has one reader, started at the first clip and again after a failure; forked and spawned data workers
+    Each process has one reader, started at the first video and again after a failure; forked and spawned data workers
     start their own. It ends with the process, however that ends. A crash and too much memory are tried twice. Arrays and
-    clips given as pictures need no guard. On Windows clips are read in the asking process, without one.
+    videos given as images need no guard. On Windows videos are read in the asking process, without one.
     """
 
     deadline_s: float = 120.0
@@ -43,7 +43,7 @@ class VideoReader:
                 raise ConfigError(f"clip reader: {name}={value!r}; it must be above 0.")
 
     def read_shape(self, source: VideoSource) -> VisualShape:
-        """What `video_shape` says of a clip."""
+        """What `video_shape` says of a video."""
         if not _needs_guard(source):
             return read_video_shape(source)
         answer, _ = self._read_guarded(source, None)
@@ -62,7 +62,7 @@ class VideoReader:
         self._refuse_known(source, name)
         answer, pixels = self._ask_reader(source, indices, name)
         if "mistake" in answer:
-            raise RuntimeError(f"{name}: the process reading clips failed on it by a mistake:\n{answer['mistake']}")
+            raise RuntimeError(f"{name}: the process reading videos failed on it by a mistake:\n{answer['mistake']}")
         if "fault" in answer:
             if answer["of_clip"]:
                 self._add_to_quarantine(source, answer["fault"].removeprefix(f"{name}: "))
@@ -76,14 +76,14 @@ class VideoReader:
         try:
             try:
                 return self._ask_once(request, content)
-            except NoAnswerError as failure:  # what ended the process may have had nothing to do with the clip
+            except NoAnswerError as failure:  # what ended the process may have had nothing to do with the video
                 if not failure.again:
                     raise
             return self._ask_once(request, content)
         except NoAnswerError as failure:
             where = self._add_to_quarantine(source, str(failure))
             raise DataError(
-                f"{name}: {failure}; drop the record, re-encode the clip, or allow more "
+                f"{name}: {failure}; drop the record, re-encode the video, or allow more "
                 f"(deadline_s={self.deadline_s:g}, memory_gib={self.memory_gib:g}).{where}"
             ) from failure
 
@@ -108,7 +108,7 @@ class VideoReader:
             )
 
     def _add_to_quarantine(self, source: Any, reason: str) -> str:
-        """Write a clip into the quarantine list, if there is one, and say so."""
+        """Write a video into the quarantine list, if there is one, and say so."""
         place, reason = _locate_video(source), reason if reason.endswith(".") else f"{reason}."
         if self.quarantine is None or place is None or not Quarantine(Path(self.quarantine)).add_video(place, reason):
             return ""
@@ -116,7 +116,7 @@ class VideoReader:
 
 
 def _needs_guard(source: Any) -> bool:
-    """Arrays are there already, pictures are read as pictures, and what is no source at all is refused as ever."""
+    """Arrays are there already, images are read as images, and what is no source at all is refused as ever."""
     return _CAN_GUARD and isinstance(source, str | os.PathLike | bytes | FileSlice) and not is_frame_source(source)
 
 

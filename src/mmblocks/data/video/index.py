@@ -1,4 +1,4 @@
-"""What is in a clip: how many frames, when each is shown, where decoding can start. Demuxed; one frame decoded."""
+"""What is in a video: how many frames, when each is shown, where decoding can start. Demuxed; one frame decoded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class KeyFrame(NamedTuple):
 
 
 class FrameEntry(NamedTuple):
-    """A frame of the clip.
+    """A frame of the video.
 
     decoded_to: the latest time of all that a decoder gets from the frame's key frame up to the frame itself. What is
     shown later than the frame may be what it is predicted from.
@@ -78,7 +78,7 @@ class VideoIndex:
 
 
 def read_index(video: VideoFile) -> VideoIndex:
-    """Read a clip's packets without decoding them. Raises `DataError` for a file that holds no clip."""
+    """Read a clip's packets without decoding them. Raises `DataError` for a file that holds no video."""
     with open_video(video) as (container, stream):
         packets, first = demux_packets(container, stream, video)
         container_name, codec, promised = container.format.name, stream.codec_context.name, stream.frames
@@ -88,7 +88,7 @@ def read_index(video: VideoFile) -> VideoIndex:
     if "mov" in container_name and promised > len(packets):
         _refuse_if_cut(video, promised)
     if not packets:
-        raise DataError(f"{video.name}: the clip has no frames; drop the record or record the clip again.")
+        raise DataError(f"{video.name}: the video has no frames; drop the record or record the video again.")
     keys = _keys(packets, container_name)
     entries = () if guessed or first is None else _list_entries(packets, keys)
     if entries:
@@ -155,7 +155,7 @@ def _decode_all_frames(video: VideoFile, fps: float) -> tuple[VideoFrame, list[i
             first = first or frame
             times.append(frame.pts)
     if first is None:
-        raise DataError(f"{video.name}: no frame of the clip can be decoded; {CURE}")
+        raise DataError(f"{video.name}: no frame of the video can be decoded; {CURE}")
     return first, times
 
 

@@ -1,4 +1,4 @@
-"""The packets of a clip's picture: when each is shown and decoded, and what it is to the decoder."""
+"""The packets of a clip's image: when each is shown and decoded, and what it is to the decoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PacketFacts(NamedTuple):
 def demux_packets(
     container: InputContainer, stream: VideoStream, video: VideoFile
 ) -> tuple[list[PacketFacts], VideoFrame | None]:
-    """All packets of the picture and, decoded from the first key frame on, the first frame."""
+    """All packets of the image and, decoded from the first key frame on, the first frame."""
     packets: list[PacketFacts] = []
     first, decodable = None, False
     try:
@@ -68,7 +68,7 @@ def _facts(packet: Packet[VideoStream], stream: VideoStream) -> PacketFacts:
 
 
 def _has_idr(data: bytes, avcc: bytes) -> bool:
-    """Whether an H.264 packet of mp4 or Matroska (units behind their lengths, ISO 14496-15) holds an IDR picture."""
+    """Whether an H.264 packet of mp4 or Matroska (units behind their lengths, ISO 14496-15) holds an IDR image."""
     if len(avcc) < 5 or avcc[0] != 1:
         return False
     length_bytes, at = (avcc[4] & 3) + 1, 0

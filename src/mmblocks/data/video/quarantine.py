@@ -12,7 +12,7 @@ from mmblocks.data.records.lines import append_lines, read_lines
 
 
 class VideoLocation(NamedTuple):
-    """A clip as its line names it, and the file that it is in: itself, or the archive around it."""
+    """A video as its line names it, and the file that it is in: itself, or the archive around it."""
 
     video: str
     file: Path
@@ -20,15 +20,15 @@ class VideoLocation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """Lines of clip, size and mtime_ns of its file, reason and when.
+    """Lines of video, size and mtime_ns of its file, reason and when.
 
-    A clip whose size or time of change is another than on its line is a new clip; deleting a line frees its clip.
+    A video whose size or time of change is another than on its line is a new video; deleting a line frees its video.
     """
 
     list: Path
 
     def find_line(self, place: VideoLocation) -> dict[str, Any] | None:
-        """What is known against a clip, None for nothing. Lines that other processes add are seen at once."""
+        """What is known against a video, None for nothing. Lines that other processes add are seen at once."""
         try:
             state = self.list.stat()
         except FileNotFoundError:
@@ -37,7 +37,7 @@ class Quarantine:
         return lines.get(_make_key(place)) if lines else None
 
     def add_video(self, place: VideoLocation, reason: str) -> bool:
-        """Note a clip, unless its file is not there (any more)."""
+        """Note a video, unless its file is not there (any more)."""
         video, size, mtime_ns = key = _make_key(place)
         if key != (video, *_NO_FILE):
             when = datetime.now(UTC).isoformat(timespec="seconds")
@@ -60,5 +60,5 @@ def _make_key(place: VideoLocation) -> QuarantineKey:
 
 @lru_cache(maxsize=4)
 def _read_lines_by_key(file: Path, inode: int, size: int, mtime_ns: int) -> dict[QuarantineKey, dict[str, Any]]:
-    """The lines by clip, read once for each state of the file."""
+    """The lines by video, read once for each state of the file."""
     return {(str(line.get("clip")), line.get("size", -1), line.get("mtime_ns", -1)): line for line in read_lines(file)}

@@ -1,4 +1,4 @@
-"""The process that reads clips for another one (`mmblocks.helper_process`).
+"""The process that reads videos for another one (`mmblocks.helper_process`).
 
 Nothing here imports torch, so the process starts in a fraction of a second and takes little memory.
 """

@@ -1,4 +1,4 @@
-"""When the frames of a clip are shown, as its packets or its decoded frames tell it."""
+"""When the frames of a video are shown, as its packets or its decoded frames tell it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def compute_pace(times: Sequence[int], last_lasts: float, unit: Fraction, said_f
     """The pace of frames shown at these times, ascending, in units of `unit` seconds; the first is second 0.
 
     last_lasts: for how long the last one is shown; 0 where the file does not tell, then it is as long as the average.
-    A clip whose frames follow an even rate, within half a frame and 50 milliseconds, has no times: frame i is shown at
+    A video whose frames follow an even rate, within half a frame and 50 milliseconds, has no times: frame i is shown at
     i / fps. That rate is the header's, or the clip's own where the header's is wrong.
     """
     starts = [(time - times[0]) * unit.numerator / unit.denominator for time in times]

@@ -1,6 +1,6 @@
-"""Frames by decord, of clips where it was found to give the right ones.
+"""Frames by decord, of videos where it was found to give the right ones.
 
-It never says what FFmpeg finds corrupt: of a damaged clip it gives whatever was decoded.
+It never says what FFmpeg finds corrupt: of a damaged video it gives whatever was decoded.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy as np
 from mmblocks.data.video.clip import VideoFile
 from mmblocks.data.video.index import VideoIndex
 
-# Where decord 0.6 was found to hit the asked frames: it seeks MPEG-TS a whole group of pictures too far, is some frames
-# off in AVI and wherever frames refer across key frames (open groups of pictures: the habit of x265 and of MPEG-4 with
+# Where decord 0.6 was found to hit the asked frames: it seeks MPEG-TS a whole group of images too far, is some frames
+# off in AVI and wherever frames refer across key frames (open groups of images: the habit of x265 and of MPEG-4 with
 # B-frames), misses the last frame behind H.264 key frames that are no IDR, and refuses GIF and AV1.
 _DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _DECORD_CODECS = ("h264", "vp8", "vp9")
 
 
 class DecordRefuses(Exception):
-    """decord is missing, or the clip is not for it. Never leaves this folder."""
+    """decord is missing, or the video is not for it. Never leaves this folder."""
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Frames by PyAV: any clip, by one seek per group of pictures, or from the start where seeking does not find them.
+"""Frames by PyAV: any video, by one seek per group of images, or from the start where seeking does not find them.
 
 A frame is given only if FFmpeg finds nothing wrong with it and with what is decoded for it, from its key frame on.
 """

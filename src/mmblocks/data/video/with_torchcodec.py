@@ -16,7 +16,7 @@ from mmblocks.shapes import Size, VisualShape
 
 
 class TorchcodecRefuses(Exception):
-    """torchcodec is missing, finds no FFmpeg, or the clip is not for it. Never leaves this folder."""
+    """torchcodec is missing, finds no FFmpeg, or the video is not for it. Never leaves this folder."""
 
 
 def read_torchcodec_shape(video: VideoFile) -> VisualShape:

@@ -28,9 +28,9 @@ POSITIVE_SETTINGS = (
     "rope_theta",
 )
 MAX_CANVAS_SIDE = 8
-"""The largest picture that is tried has this many views a side."""
+"""The largest image that is tried has this many views a side."""
 LONG_VIDEO_FRAMES = 3600 * 30
-"""Frames of the clip that is tried: an hour at 30 per second."""
+"""Frames of the video that is tried: an hour at 30 per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,16 +180,16 @@ def find_media_faults(tokenizers: Mapping[Scenario, Any], view_px: Size, max_tok
 
 
 def find_largest_visual(tokenizer: Any, scenario: Scenario, view_px: Size) -> tuple[int, str]:
-    """Tokens of the largest visual of a scenario (two pictures where several are meant), and what it is."""
+    """Tokens of the largest visual of a scenario (two images where several are meant), and what it is."""
     if scenario == "video":
         video = VisualShape("video", view_px, LONG_VIDEO_FRAMES, 30.0)
         plan = tokenizer.plan(video)
-        return tokenizer.count(plan), f"a long clip ({len(plan.views)} frames)"
+        return tokenizer.count(plan), f"a long video ({len(plan.views)} frames)"
     sides = range(1, MAX_CANVAS_SIDE + 1)
     shapes = (Size(rows * view_px.height, columns * view_px.width) for rows, columns in product(sides, sides))
     tokens, size = max((tokenizer.count(tokenizer.plan(VisualShape("image", size))), size) for size in shapes)
     image = f"of {size.width}x{size.height} px (width x height)"
-    return (tokens, f"a picture {image}") if scenario == "image" else (2 * tokens, f"a pair of pictures {image}")
+    return (tokens, f"an image {image}") if scenario == "image" else (2 * tokens, f"a pair of images {image}")
 
 
 # Text ---------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def detect_layout(folder: Path | str) -> str:
 
 
 def find_fitting_family(model: OneVision) -> str:
-    """The family of transformers that can express a model, one with clips if there is. Raises `ConfigError` with reasons."""
+    """The family of transformers that can express a model, one with videos if there is. Raises `ConfigError` with reasons."""
     families = [name for name, module in LAYOUTS.items() if module.startswith("transformers.llava")]
     families.sort(key=lambda name: not layout_of(name).supports_video)
     reasons = {name: layout_of(name).reasons_against_export(model) for name in families}

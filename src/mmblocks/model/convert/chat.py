@@ -69,7 +69,7 @@ PROBES: tuple[tuple[dict[str, Any], ...], ...] = (
     (_SYSTEM, _USER),
     (_SYSTEM, _WITH_IMAGE, _ANSWER, _USER),
 )
-"""Prompts in chat messages: with and without pictures, white space, earlier turns and a system text."""
+"""Prompts in chat messages: with and without images, white space, earlier turns and a system text."""
 
 
 @dataclass(frozen=True, slots=True)

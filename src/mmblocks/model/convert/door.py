@@ -29,7 +29,7 @@ class CheckpointLayout(Protocol):
     about: str
     """What the layout is, in a few words: "transformers' llava_next"."""
     supports_video: bool
-    """Whether its own code takes clips; a model keeps its other abilities there."""
+    """Whether its own code takes videos; a model keeps its other abilities there."""
 
     def can_read(self, folder: Path) -> bool:
         """Whether the folder is in this layout, from its file names and json alone; no tensor is read."""

@@ -23,9 +23,9 @@ from mmblocks.shapes import RoutedPlan, Size, VisualPlan, VisualShape
 TOLERANCE = 1e-4
 """fp32: kernels of two code paths sum in different orders; an error of structure shows at 1e-2 and above."""
 TILED_FAMILIES = ("llava_next", "llava_next_video", "llava_onevision")
-"""Families of transformers that are given all views of a picture, and its size."""
+"""Families of transformers that are given all views of an image, and its size."""
 QFORMER_FAMILIES = ("blip-2", "instructblip")
-"""Families of transformers whose Q-Former makes a picture's tokens."""
+"""Families of transformers whose Q-Former makes an image's tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Probe:
 
 
 def make_probes(model: OneVision, seed: int = 0, *, clips: bool = True) -> list[Probe]:
-    """A wide picture, two pictures, a clip of three frames (where `clips` can be shown), and text alone."""
+    """A wide image, two images, a video of three frames (where `clips` can be shown), and text alone."""
     view = model.encoder.view_px
     wide = VisualShape("image", Size(view.height, 2 * view.width + 3))
     square = VisualShape("image", Size(view.height, view.width))
@@ -163,7 +163,7 @@ def _make_pixel_inputs(model_type: str, model: OneVision, probe: Probe) -> dict[
 
 
 def _make_qformer_inputs(model: OneVision, probe: Probe) -> dict[str, Tensor]:
-    """BLIP-2 always asks for a picture; one of which no token is placed changes nothing."""
+    """BLIP-2 always asks for an image; one of which no token is placed changes nothing."""
     pixels, asked = model.normalise_pixels(probe.pixels).float(), probe.instructions
     pixels = pixels if len(pixels) else torch.zeros(1, *pixels.shape[1:])
     if not needs_text(model.projector):

@@ -108,7 +108,7 @@ def make_packed_row(model: OneVision, stage: Stage, ranks: int) -> PackedRow:
 
 
 def _sizes(model: OneVision, sample: Sequence[VisualShape]) -> tuple[int, int]:
-    """Tokens and pictures of a reference sample."""
+    """Tokens and images of a reference sample."""
     plans = [routed.plan for routed in model.router.plan(sample)]
     return sum(p.num_tokens for p in plans) + TEXT_TOKENS, sum(len(p.unique_views) for p in plans)
 

@@ -81,7 +81,7 @@ def estimate_stage_memory(
 ) -> list[StepMemory]:
     """The memory of a stage for each number of processes. `model` is the plain node of a recipe.
 
-    A stage without `pack_tokens` reads its samples of a step in one row, which is then made of reference pictures.
+    A stage without `pack_tokens` reads its samples of a step in one row, which is then made of reference images.
     """
     built = make_meta_stage_model(model, stage)
     kept: dict[PackedRow, ActivationMemory] = {}

@@ -1,7 +1,7 @@
-"""Features of a frozen encoder, kept on disk, for stages and sweeps that read the same pictures again.
+"""Features of a frozen encoder, kept on disk, for stages and sweeps that read the same images again.
 
 A folder per encoder (its settings, its weights, the precision it computes in), and in it a file per visual and plan. What
-is read back is what the encoder gave, to the bit; another batch around a picture may round its features otherwise, with
+is read back is what the encoder gave, to the bit; another batch around an image may round its features otherwise, with
 a cache or without.
 """
 

@@ -56,7 +56,7 @@ class CacheEstimate:
 
     @property
     def break_even(self) -> float:
-        """How often each picture must be read until the cache has paid; infinite where reading is slower than encoding."""
+        """How often each image must be read until the cache has paid; infinite where reading is slower than encoding."""
         gained = self.encode_s - self.read_s
         return (self.encode_s + self.write_s) / gained if gained > 0 else float("inf")
 
@@ -65,7 +65,7 @@ class CacheEstimate:
         verdict = (
             f"saves about {self.savings_s:.0f} s here"
             if self.is_worthwhile
-            else f"not worth it for this stage alone ({-self.savings_s:.0f} s longer); it pays when pictures are read "
+            else f"not worth it for this stage alone ({-self.savings_s:.0f} s longer); it pays when images are read "
             f"{self.break_even:.1f} times or more, other runs with this folder counted"
         )
         return (

@@ -1,4 +1,4 @@
-"""Filling a feature cache: what it lacks is decoded, encoded and written, each picture once."""
+"""Filling a feature cache: what it lacks is decoded, encoded and written, each image once."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def _return_unchanged(found: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tens
 
 
 def _encode_and_write(model: OneVision, precision: str, waiting: Sequence[tuple[Path, Tensor]]) -> int:
-    """Encode pictures and write what comes out, a file for each; returns the views."""
-    apart = dict(waiting)  # the same picture may wait twice
+    """Encode images and write what comes out, a file for each; returns the views."""
+    apart = dict(waiting)  # the same image may wait twice
     if not apart:
         return 0
     pixels = torch.cat(list(apart.values()))

@@ -48,7 +48,7 @@ class FeatureCache:
         return cls(Path(root) / _fingerprint(model, precision), (rows, columns, dim), features.dtype, model.images)
 
     def read(self, visuals: Sequence[Visual], plans: Sequence[RoutedPlan]) -> Tensor:
-        """(pictures, rows, columns, dim): those of all pictures of the plans, in order. Raises `DataError` for missing or
+        """(images, rows, columns, dim): those of all images of the plans, in order. Raises `DataError` for missing or
         damaged ones.
         """
         none = torch.empty(0, *self.grid, dtype=self.dtype)
@@ -61,7 +61,7 @@ class FeatureCache:
         return features
 
     def to_path(self, visual: Visual, plan: VisualPlan) -> Path:
-        """The file of a visual under a plan. A picture that has changed on disk, or is read otherwise, has another one."""
+        """The file of a visual under a plan. An image that has changed on disk, or is read otherwise, has another one."""
         name = make_digest(identify_visual(visual), repr(plan.unique_views), repr(self.images))
         return self.folder / name[:2] / f"{name}.safetensors"
 

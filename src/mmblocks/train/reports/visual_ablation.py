@@ -1,6 +1,6 @@
 """Does it look? The loss with the true visuals beside the loss with others' and with blank ones.
 
-A projector that passes nothing on, placeholders that nothing replaces, and pictures that belong to other conversations
+A projector that passes nothing on, placeholders that nothing replaces, and images that belong to other conversations
 all train without an error; the loss alone does not show them.
 """
 
@@ -109,7 +109,7 @@ def measure_visual_ablation(
     """Compare the loss with true, shuffled and blank visuals on the same batches; thrice their forward passes.
 
     Visuals are exchanged among samples of all `batches` of this process, whole, with one of like plan (else of as many
-    views), and never within a sample; a foreign clip also runs backwards. Samples without visuals, or with one that
+    views), and never within a sample; a foreign video also runs backwards. Samples without visuals, or with one that
     nothing could be exchanged for, do not count. Every process gives as many batches (None for one without samples) and
     gets the same answer. sequences: how many adjoining sequences make one sample, 2 for pairs of answers. nothing: the
     batch that stands for None, by default `Batch.empty` without features.

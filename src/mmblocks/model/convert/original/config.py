@@ -134,7 +134,7 @@ def make_text_config(config: Mapping[str, Any]) -> Any:
 
 
 def _placeholder(config: Mapping[str, Any], text: Any) -> int:
-    """LLaVA marks pictures by -200; any id of the vocabulary may stand in their rows here, best the released 151646."""
+    """LLaVA marks images by -200; any id of the vocabulary may stand in their rows here, best the released 151646."""
     named = config.get("image_token_index")
     return named if isinstance(named, int) and 0 <= named < text.vocab_size else 0
 
@@ -147,7 +147,7 @@ def make_spec(
 ) -> ModelSpec:
     """The composition that computes what a config describes that nothing speaks against.
 
-    How several pictures and how many frames are shown stands in no LLaVA config. Several pictures are prepared one by
+    How several images and how many frames are shown stands in no LLaVA config. Several images are prepared one by
     one as LLaVA-NeXT 1.6 does with its CLIP, and as one padded view each as LLaVA-OneVision trains.
     """
     return ModelSpec.from_dict(
@@ -172,7 +172,7 @@ def _layer(config: Mapping[str, Any], tower: OriginalTower) -> int:
 
 
 def make_image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The visual tokenizer of a picture that stands alone."""
+    """The visual tokenizer of an image that stands alone."""
     aspect, merge = _read_aspect_ratio(config), _read_merge_type(config)
     if aspect in ("square", "pad"):
         return {"name": aspect, "newline": "unpad" in merge}
@@ -191,14 +191,14 @@ def make_image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_multi_image_settings(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
-    """The visual tokenizer of pictures that stand beside each other."""
+    """The visual tokenizer of images that stand beside each other."""
     if _read_aspect_ratio(config) in ("square", "pad") or (tower == "clip" and _read_aspect_ratio(config) == "anyres"):
         return make_image_settings(config)
     return {"name": "pad", "newline": "unpad" in _read_merge_type(config)}
 
 
 def make_pooling_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The pooling of frames. A config that knows of no clips shows them as pictures, frame by frame."""
+    """The pooling of frames. A config that knows of no videos shows them as images, frame by frame."""
     if not _has_video_settings(config):
         return {"name": "none"}
     return {
@@ -223,7 +223,7 @@ def make_video_settings(config: Mapping[str, Any], max_frames: int) -> dict[str,
 
 
 def _find_newline(config: Mapping[str, Any], resampled: bool) -> str:
-    """LLaVA's code takes an absent position for one newline at the end, where pictures have newlines too."""
+    """LLaVA's code takes an absent position for one newline at the end, where images have newlines too."""
     if "mm_newline_position" not in config and (resampled or not _has_video_settings(config)):
         return "none"
     newline = NEWLINES[config.get("mm_newline_position", "one_token")]

@@ -67,7 +67,7 @@ def _say_what_is_left_out(model: OneVision) -> None:
     if isinstance(video, Frames) and (video.max_frames, video.fps) != (32, None):
         log.info("the layout does not say how frames are chosen: max_frames=%s, fps=%s", video.max_frames, video.fps)
     if getattr(model.router.image, "rounding", "original") != "original":
-        log.info("unpadding: LLaVA truncates where transformers rounds; 1 in some 20 000 picture sizes differs")
+        log.info("unpadding: LLaVA truncates where transformers rounds; 1 in some 20 000 image sizes differs")
 
 
 # What the layout cannot say -----------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def _several_reasons(model: OneVision) -> Iterator[str]:
     newline = "newline" in image.learned_tokens
     if several != image and not (isinstance(several, OneView) and several.newline == newline):
         yield (
-            "tokenizer.multi_image: several pictures are prepared as one alone (the same tokenizer as image), or as one "
+            "tokenizer.multi_image: several images are prepared as one alone (the same tokenizer as image), or as one "
             f"view each ('pad' or 'square' with newline={str(newline).lower()})."
         )
 
@@ -121,7 +121,7 @@ def _list_video_reasons(model: OneVision) -> Iterator[str]:
     elif _find_pooling_mode(video.pooling) is None:
         yield f"pooling: {video.pooling}; only {', '.join(POOLINGS)} and none can be expressed."
     if video.newline != "none" and "newline" not in model.router.image.learned_tokens:
-        yield f"tokenizer.video: newline={video.newline!r}, but the tokenizer of pictures has no newline to share."
+        yield f"tokenizer.video: newline={video.newline!r}, but the tokenizer of images has no newline to share."
 
 
 def _has_feature_pooling(video: Any) -> bool:

@@ -122,7 +122,7 @@ def require_matching_tower(tower: OriginalTower, stored: Mapping[str, Tensor], f
     positions = stored.get(f"{PREFIX}vision_model.embeddings.position_embedding.weight")
     if positions is not None and len(positions) != tower.num_patches + (kind == "clip"):
         raise CheckpointError(
-            f"{folder}: the tower has {len(positions)} positions, which do not fit pictures of {tower.image_px} pixels "
+            f"{folder}: the tower has {len(positions)} positions, which do not fit images of {tower.image_px} pixels "
             f"at {tower.patch_px} pixels a patch (mm_vision_tower)."
         )
     if tower.checkpoint in list_known_towers():

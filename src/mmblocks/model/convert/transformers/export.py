@@ -41,8 +41,8 @@ def export_hf(
     """Write a folder that transformers' AutoModelForImageTextToText and AutoProcessor load, whole or not at all.
 
     family: transformers' model_type. dtype: type of the stored weights, by default the type they have. Raises
-    `ConfigError` listing everything about the model that the family cannot express; clips are left out, with a warning
-    in the log, where it knows none. For equal pixels, pictures must be prepared by the PIL image processor, which
+    `ConfigError` listing everything about the model that the family cannot express; videos are left out, with a warning
+    in the log, where it knows none. For equal pixels, images must be prepared by the PIL image processor, which
     `AutoImageProcessor.from_pretrained(folder, backend="pil")` is (`image_processor` of the AutoProcessor).
     """
     return layout_of(family).export_model(model, Path(folder), dtype=dtype, max_shard_size=max_shard_size)
@@ -56,7 +56,7 @@ def export_family(
         listed = "\n".join(f"  - {reason}" for reason in reasons)
         raise ConfigError(f"transformers' {family.model_type} cannot express this model:\n{listed}")
     if not family.supports_video:
-        log.warning("transformers' %s knows no clips: tokenizer.video is left out.", family.model_type)
+        log.warning("transformers' %s knows no videos: tokenizer.video is left out.", family.model_type)
     tokenizer = _add_visual_tokens(model, family.visual_tokens)
     with replace_folder(folder) as fresh:
         _write_config(family, model, tokenizer, fresh, dtype)
@@ -206,10 +206,10 @@ def make_colour_settings(model: OneVision) -> dict[str, Any]:
 
 
 def make_squash_settings(model: OneVision) -> dict[str, Any]:
-    """Pictures resized whole to the view."""
+    """Images resized whole to the view."""
     return {"size": {"height": model.encoder.view_px.height, "width": model.encoder.view_px.width}}
 
 
 def make_crop_settings(model: OneVision) -> dict[str, Any]:
-    """Pictures resized by their shorter side and cut to the middle."""
+    """Images resized by their shorter side and cut to the middle."""
     return {"size": {"shortest_edge": model.encoder.view_px.height}, "crop_size": make_squash_settings(model)["size"]}

@@ -197,7 +197,7 @@ def read_image_settings(folder: Path) -> ImageSettings:
 
 
 def _list_pixel_reasons(config: Any, image: ImageSettings) -> list[str]:
-    """What the image processor does to every picture that ours does not."""
+    """What the image processor does to every image that ours does not."""
     tower = TOWERS.get(config.vision_config.model_type)
     if tower is None:
         return []
@@ -228,7 +228,7 @@ def find_side(image: ImageSettings, key: str, default: int) -> int | None:
 
 
 def list_side_reasons(config: Any, image: ImageSettings) -> list[str]:
-    """Pictures resized or cut to another side than the tower's."""
+    """Images resized or cut to another side than the tower's."""
     side = config.vision_config.image_size
     found = {key: find_side(image, key, side) for key in ("size", "crop_size")}
     if image.get("do_center_crop") is False:

@@ -1,4 +1,4 @@
-"""transformers' `llava` (LLaVA-1.5 and its kin): one view per picture, every patch a token."""
+"""transformers' `llava` (LLaVA-1.5 and its kin): one view per image, every patch a token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmblocks.tokenizers.one_view import OneView
 
 
 def _find_framing(config: Any, image: ImageSettings) -> str:
-    """How a picture meets the view: "padded", "cropped" or "squashed"; without a processor, as the tower's own does."""
+    """How an image meets the view: "padded", "cropped" or "squashed"; without a processor, as the tower's own does."""
     if image.get("do_pad"):
         return "padded"
     siglip = config.vision_config.model_type == "siglip_vision_model"
@@ -32,7 +32,7 @@ def _list_image_reasons(config: Any, image: ImageSettings) -> list[str]:
     siglip = config.vision_config.model_type == "siglip_vision_model"
     if _find_framing(config, image) == ("cropped" if siglip else "squashed"):
         does, only = ("cuts", "resized whole") if siglip else ("resizes whole", "cut to their middle")
-        reasons.append(f"its image processor {does} pictures; beside this tower they are read padded or {only}.")
+        reasons.append(f"its image processor {does} images; beside this tower they are read padded or {only}.")
     return reasons
 
 
@@ -52,7 +52,7 @@ def _list_export_reasons(model: OneVision) -> list[str]:
         if not _is_one_view(getattr(router, scenario))
     ]
     if not reasons and router.image.framing != router.multi_image.framing:
-        reasons.append("tokenizer.multi_image: it frames pictures otherwise than tokenizer.image; llava has one way.")
+        reasons.append("tokenizer.multi_image: it frames images otherwise than tokenizer.image; llava has one way.")
     return reasons
 
 

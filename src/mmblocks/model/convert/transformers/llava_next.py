@@ -1,4 +1,4 @@
-"""transformers' `llava_next` (LLaVA-NeXT): every picture tiled, unpadded, a learned newline after each line."""
+"""transformers' `llava_next` (LLaVA-NeXT): every image tiled, unpadded, a learned newline after each line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _make_tokenizer_settings(config: Any, image: ImageSettings) -> dict[str, Any
 
 
 def list_export_reasons(model: OneVision) -> list[str]:
-    """What LLaVA-NeXT cannot express of pictures: all of them are tiled in one way."""
+    """What LLaVA-NeXT cannot express of images: all of them are tiled in one way."""
     router: Any = model.router
     reasons = [
         f"tokenizer.{scenario}: only 'anyres' with a base view, merge='unpad' and max_tiles=null can be expressed."

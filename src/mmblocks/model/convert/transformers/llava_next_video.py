@@ -1,4 +1,4 @@
-"""transformers' `llava_next_video`: pictures as in `llava_next`, frames pooled before the projector."""
+"""transformers' `llava_next_video`: images as in `llava_next`, frames pooled before the projector."""
 
 from __future__ import annotations
 

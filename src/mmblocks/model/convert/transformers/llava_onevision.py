@@ -1,4 +1,4 @@
-"""transformers' `llava_onevision`: one picture tiled, several as one view each, clips pooled after the projector."""
+"""transformers' `llava_onevision`: one image tiled, several as one view each, videos pooled after the projector."""
 
 from __future__ import annotations
 

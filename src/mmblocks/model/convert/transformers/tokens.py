@@ -25,7 +25,7 @@ def make_anyres_settings(config: Any, **settings: Any) -> dict[str, Any]:
 
 
 def list_pinpoints(model: OneVision) -> list[list[int]]:
-    """The canvases of a model's pictures as `image_grid_pinpoints`."""
+    """The canvases of a model's images as `image_grid_pinpoints`."""
     image: Any = model.router.image
     return [list(canvas) for canvas in image.canvases]
 
@@ -47,23 +47,23 @@ def list_cls_reasons(config: Any) -> list[str]:
 
 
 def is_anyres(tokenizer: Any) -> bool:
-    """Whether pictures are tiled as LLaVA-NeXT does in transformers: base view, unpadded, no limit of tiles."""
+    """Whether images are tiled as LLaVA-NeXT does in transformers: base view, unpadded, no limit of tiles."""
     return isinstance(tokenizer, AnyRes) and tokenizer.merge == "unpad" and tokenizer.base and not tokenizer.max_tiles
 
 
 def log_rounding(image: AnyRes) -> None:
-    """Say what becomes of a picture whose map the original cuts otherwise than transformers does."""
+    """Say what becomes of an image whose map the original cuts otherwise than transformers does."""
     if image.rounding != "transformers":
-        log.info("unpadding: transformers rounds where the original truncates; 1 in some 20 000 picture sizes differs")
+        log.info("unpadding: transformers rounds where the original truncates; 1 in some 20 000 image sizes differs")
 
 
 def list_video_reasons(video: Frames) -> list[str]:
-    """What no processor of transformers does with the frames of a clip."""
+    """What no processor of transformers does with the frames of a video."""
     reasons = []
     if video.tell_times is not None:
         reasons.append(f"tokenizer.video: tell_times={video.tell_times!r}; no sentence about times can be expressed.")
     if video.force:
-        reasons.append("tokenizer.video: force=true repeats the frames of short clips, which cannot be expressed.")
+        reasons.append("tokenizer.video: force=true repeats the frames of short videos, which cannot be expressed.")
     return reasons
 
 
