@@ -48,14 +48,14 @@ class Probe:
         return torch.linspace(0, len(self.rows) - 1, min(most, len(self.rows))).round().long()
 
 
-def make_probes(model: OneVision, seed: int = 0, *, clips: bool = True) -> list[Probe]:
-    """A wide image, two images, a video of three frames (where `clips` can be shown), and text alone."""
+def make_probes(model: OneVision, seed: int = 0, *, videos: bool = True) -> list[Probe]:
+    """A wide image, two images, a video of three frames (where `videos` can be shown), and text alone."""
     view = model.encoder.view_px
     wide = VisualShape("image", Size(view.height, 2 * view.width + 3))
     square = VisualShape("image", Size(view.height, view.width))
-    clip = VisualShape("video", Size(view.height, view.width), num_frames=3)
+    video = VisualShape("video", Size(view.height, view.width), num_frames=3)
     generator = torch.Generator().manual_seed(seed)
-    shown = [(wide,), (square, wide), (clip,), ()] if clips else [(wide,), (square, wide), ()]
+    shown = [(wide,), (square, wide), (video,), ()] if videos else [(wide,), (square, wide), ()]
     return [_make_probe(model, shapes, generator) for shapes in shown]
 
 
