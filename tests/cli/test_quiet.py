@@ -24,7 +24,7 @@ COMMANDS = {
     "plan": ["plan", "onevision/7b", "image=100x100"],
     "recipes": ["recipes", "tiny/onevision"],
     "doctor": ["doctor"],
-    "chat": ["chat", "--image", str(media("picture.png")), "--ask", "How many shapes are there?"],
+    "chat": ["chat", "--model", "ours", "--image", str(media("picture.png")), "--ask", "How?", "--max-new-tokens", "2"],
     "eval": ["eval", "tiny", "--samples", "1"],
     "convert": ["convert", "ours", "theirs"],
     "convert back": ["convert", "theirs", "again"],
