@@ -17,7 +17,13 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[1] / "examples"
 TIMEOUT_S = 300
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100"}
+ENVIRONMENT = {
+    "COLUMNS": "100",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def main(names: list[str]) -> None:
@@ -36,7 +42,8 @@ def run_notebook(path: Path, folder: Path) -> NotebookNode:
     """Run all cells in this folder, one thread and no network. Raises `CellExecutionError` with the cell that failed."""
     notebook = nbformat.read(path, as_version=4)
     commands = Path(sys.executable).parent  # where `!mmblocks` is this environment's
-    changed = {**ENVIRONMENT, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
+    own = {"HF_HOME": str(folder / ".hub"), "IPYTHONDIR": str(folder / ".ipython")}  # nothing of this user's is read
+    changed = {**ENVIRONMENT, **own, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
     kernel = {"metadata": {"path": str(folder)}}
     client = NotebookClient(notebook, timeout=TIMEOUT_S, kernel_name="python3", resources=kernel, coalesce_streams=True)
     client.execute(env={**os.environ, **changed})
