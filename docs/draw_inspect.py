@@ -11,9 +11,9 @@ from PIL import Image
 
 from mmblocks.components import poolings, tokenizers
 from mmblocks.conversation import Visual
-from mmblocks.data.drawing import draw_visual
-from mmblocks.data.inspection import ShownVisual
-from mmblocks.data.media import shape_of
+from mmblocks.data.inspect.drawing import draw_visual
+from mmblocks.data.inspect.figures import ShownVisual
+from mmblocks.data.media.visuals import shape_of
 from mmblocks.data.tinyworld.draw import picture
 from mmblocks.data.tinyworld.scene import Scene, sample_still
 from mmblocks.shapes import RoutedPlan, Size

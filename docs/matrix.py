@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from mmblocks.components import backbones, encoders, poolings, projectors, templates, tokenizers
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec

@@ -12,8 +12,8 @@ from typing import Any
 
 from mmblocks import conf
 from mmblocks.cli.memory_report import memory_of
-from mmblocks.train.abstract import LABELLED
-from mmblocks.train.memory import Memory
+from mmblocks.train.estimates.activations import LABELLED
+from mmblocks.train.estimates.memory import Memory
 
 HERE = Path(__file__).parent
 PAGE = HERE / "recipes.md"

@@ -16,11 +16,11 @@ from typing import Any
 from study_questions import Arm, Measure, Question
 
 from mmblocks import conf
-from mmblocks.conf.cell import WARM, run_apart
 from mmblocks.errors import ConfigError
-from mmblocks.eval.cells import CELL, RESULT, read_json, write_json
 from mmblocks.model.spec import ModelSpec
-from mmblocks.model.swap import planned
+from mmblocks.model.swapping.swap import planned
+from mmblocks.sweep.trial import WARM, run_apart
+from mmblocks.sweep.trials import CELL, RESULT, read_json, write_json
 
 BASE, MEASURED, START, LOG = "base", "measured.json", "start", "measuring.log"
 SCORED_BY_US = {"score": "loss"}
@@ -202,7 +202,7 @@ def _logged(log: Path, work: Callable[..., None], given: Sequence[Any]) -> None:
 def exchange(start: Path, changes: dict[str, Any], seed: int, out: Path) -> None:
     """Write the model that an arm starts from."""
     from mmblocks.model.checkpoint import load
-    from mmblocks.model.swap import save_swapped, swap
+    from mmblocks.model.swapping.swap import save_swapped, swap
 
     save_swapped(swap(load(start), changes, seed=seed), out, start)
 
@@ -212,7 +212,7 @@ def measure(folder: Path, measures: Sequence[Measure], visual: str | None, sampl
     from mmblocks.eval.tinyworld import Score, evaluate
     from mmblocks.model.budget import visual_shape
     from mmblocks.model.checkpoint import load
-    from mmblocks.model.swap import swap
+    from mmblocks.model.swapping.swap import swap
 
     model = load(folder).eval()
     tables: dict[str, dict[str, Score]] = {}

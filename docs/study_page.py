@@ -14,7 +14,7 @@ from typing import Any
 from study_cells import BASE, Cell, Effort
 from study_questions import Claim, Question, Value
 
-from mmblocks.eval.cells import RESULT, read_json
+from mmblocks.sweep.trials import RESULT, read_json
 
 PAGE, NUMBERS = "study.md", "study.json"
 SURE = 2.0

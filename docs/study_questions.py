@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmblocks.data.positions import Visuals
+from mmblocks.data.sample.positions import Visuals
 from mmblocks.data.tinyworld import Task
 
 Value = tuple[str, str]

@@ -19,7 +19,7 @@ from mmblocks.conf import compose_for_planning
 from mmblocks.data.planning.cost import Cost
 from mmblocks.data.planning.measure import Sizes
 from mmblocks.data.planning.report import report
-from mmblocks.model.check import Examination, examine
+from mmblocks.model.checks.composition import Examination, examine
 from mmblocks.shapes import Size, VisualShape
 
 SAMPLES = 20_000

@@ -8,16 +8,18 @@ A table that is missing leaves a section that says so.
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[2]))
+
 import page_figures as figures
 from page_targets import COUNTERS, GPU, MEMORY, STARTUP_AIMS, TIMES, Target
 
-from mmblocks.bench.h200 import COMMANDS
-from mmblocks.bench.rows import Row, read
-from mmblocks.bench.startup import MODULES, OWN, OWN_BEYOND_MODULES, WHOLE
+from tests.bench.suites.rows import Row, read
+from tests.bench.suites.startup import MODULES, OWN, OWN_BEYOND_MODULES, WHOLE
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "benchmarks.md"
@@ -36,10 +38,9 @@ What is measured, and how to measure it again, is in [the optimized core](optimi
 are drawn from the tables in [docs/benchmarks](benchmarks) by `python docs/benchmarks/page.py`; every number is a row there.
 """
 NONE = "Not measured yet: no table holds such rows.\n"
-GPU_COMMANDS = """\
-Not run: no table of this repository holds rows of a GPU. These commands fill `docs/benchmarks/gpu.csv`, each in less than
-ten minutes on an H200; then `python docs/benchmarks/page.py` draws them here. With `--tiny` they go through the same steps
-on a CPU.
+NO_GPU_ROWS = """\
+Not run: no table of this repository holds rows of a GPU. These commands fill `docs/benchmarks/gpu.csv`; then
+`python docs/benchmarks/page.py` draws them here.
 
 ```text
 {commands}
@@ -294,7 +295,7 @@ def _gpu(tables: Tables) -> Iterator[str]:
     rows = tables.of_suites(*TIMED, "memory", devices=("cuda",))
     yield "## On a GPU\n"
     if not rows:
-        yield GPU_COMMANDS.format(commands="\n".join(gpu_commands()))
+        yield NO_GPU_ROWS.format(commands="\n".join(gpu_commands()))
         yield "What is aimed at there (ratios to the peer):\n"
         yield from _target_table(GPU, rows)
         return
@@ -307,11 +308,19 @@ def _gpu(tables: Tables) -> Iterator[str]:
             yield from _row_table(own, timed=name == "times_gpu")
 
 
+GPU_COMMANDS = (
+    "ceil attention pool_kernel pool --size 0_5b",
+    "vit prefill second_question decode --size 0_5b",
+    "vit prefill second_question decode --size 7b",
+    "train memory --size 0_5b",
+    "train memory --size 7b",
+)
+
+
 def gpu_commands() -> Iterator[str]:
     """What is run on a GPU machine, one after the other."""
-    for number, parts in COMMANDS.items():
-        suites = "; ".join(f"{' '.join(names)} at {figures.size_name(size)}" for size, names in parts)
-        yield f"mmblocks bench --gpu {number} --out docs/benchmarks/gpu.csv    # {suites}"
+    for command in GPU_COMMANDS:
+        yield f"python -m tests.bench {command} --device cuda --out docs/benchmarks/gpu.csv"
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
@@ -348,7 +357,7 @@ def _told(rows: Sequence[Row]) -> Iterator[str]:
     """With what these rows were measured."""
     facts = dict.fromkeys((row.command, row.machine, row.versions, row.commit or "none", row.date) for row in rows)
     for command, machine, versions, commit, date in facts:
-        yield f"- `{command or 'mmblocks bench'}` on {machine}, {date}, {versions}, commit {commit}"
+        yield f"- `{command or 'python -m tests.bench'}` on {machine}, {date}, {versions}, commit {commit}"
     yield ""
 
 

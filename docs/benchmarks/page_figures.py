@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmblocks.bench.rows import Row
+from tests.bench.suites.rows import Row
 
 COLOURS = {"as shipped": "tab:blue", "best": "tab:orange", "naive": "tab:grey", "ours": "tab:green"}
 PARTS = {"encoder": "tab:blue", "projector": "tab:red", "backbone": "tab:green", "head": "tab:purple"}

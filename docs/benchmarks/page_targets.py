@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmblocks.bench.rows import Row
+from tests.bench.suites.rows import Row
 
 
 @dataclass(frozen=True, slots=True)

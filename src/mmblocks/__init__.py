@@ -25,8 +25,8 @@ _HOMES = {
     "image": "mmblocks.chat",
     "video": "mmblocks.chat",
     "Conversation": "mmblocks.conversation",
-    "Processor": "mmblocks.data.processor",
-    "collate": "mmblocks.data.collate",
+    "Processor": "mmblocks.data.sample.processor",
+    "collate": "mmblocks.data.sample.collate",
 }
 
 __all__ = [
@@ -50,8 +50,8 @@ __all__ = [
 if TYPE_CHECKING:
     from mmblocks.chat import Chat, answer, image, video
     from mmblocks.conversation import Conversation
-    from mmblocks.data.collate import collate
-    from mmblocks.data.processor import Processor
+    from mmblocks.data.sample.collate import collate
+    from mmblocks.data.sample.processor import Processor
     from mmblocks.model.build import build
     from mmblocks.model.checkpoint import load, save
     from mmblocks.model.generate import Decoding, generate

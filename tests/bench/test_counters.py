@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks.bench import counters, counting
-from mmblocks.bench.rows import Row
-from mmblocks.bench.run import Run
+from tests.bench.suites import counters, counting
+from tests.bench.suites.rows import Row
+from tests.bench.suites.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from mmblocks.bench import memory, scale
-from mmblocks.bench.live import peak_of
-from mmblocks.bench.run import Run
 from mmblocks.errors import ConfigError
+from tests.bench.suites import memory, scale
+from tests.bench.suites.live import peak_of
+from tests.bench.suites.run import Run
 
 LEAST = Run(tiny=True)
 FLOAT = 4

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mmblocks.bench import rows
-from mmblocks.bench.rows import Row, read, write
 from mmblocks.errors import DataError
+from tests.bench.suites import rows
+from tests.bench.suites.rows import Row, read, write
 
 ONE = Row("prefill", "video", "tiny", "cpu", "float32", "time", "s", ours=0.25, peer=0.5, ratio=2.0, settings="a, b")
 

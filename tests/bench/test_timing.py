@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmblocks.bench.comparing import Peer, compared
-from mmblocks.bench.run import OutOfTime, Run, Unequal, error_of, require_equal
-from mmblocks.bench.timing import Timing, Way, interleaved
+from tests.bench.suites.comparing import Peer, compared
+from tests.bench.suites.run import OutOfTime, Run, Unequal, error_of, require_equal
+from tests.bench.suites.timing import Timing, Way, interleaved
 
 RUN = Run(tiny=True, repeats=3, warmups=1, input_sets=2)
 

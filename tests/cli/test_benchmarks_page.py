@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmblocks.bench.rows import Row, write
+from tests.bench.suites.rows import Row, write
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "docs/benchmarks"
@@ -110,7 +110,7 @@ def test_without_tables_every_section_says_so(script, tmp_path):
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert text.count("Not measured yet") == 6
     assert "| prefill, small, as shipped | 1.1x |  | not measured |" in text
-    assert "mmblocks bench" in text.partition("## On a GPU")[2]
+    assert "python -m tests.bench" in text.partition("## On a GPU")[2]
 
 
 def test_the_same_tables_make_the_same_bytes(script, folder):
@@ -170,7 +170,7 @@ def test_values_are_written_with_their_units(script, value, unit, shown):
 def test_every_target_names_a_suite_that_there_is(script):
     import page_targets
 
-    from mmblocks.bench.suites import SUITES
+    from tests.bench.suites.suites import SUITES
 
     groups = (page_targets.TIMES, page_targets.COUNTERS, page_targets.MEMORY, page_targets.GPU)
     assert {target.suite for group in groups for target in group} <= set(SUITES)

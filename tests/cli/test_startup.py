@@ -1,15 +1,15 @@
-"""What commands build, check and import until they have started, counted; `mmblocks bench startup` asks the clock."""
+"""What commands build, check and import until they have started, counted; `python -m tests.bench startup` asks the clock."""
 
 from collections import Counter
 
 import pytest
 
 from mmblocks import conf, registry
-from mmblocks.bench.startup import COMMAND, Start, run_start
 from mmblocks.cli import main
-from mmblocks.model import check as model_check
-from mmblocks.train import check as train_check
+from mmblocks.model.checks import composition as model_check
 from mmblocks.train import loop, run, stages
+from mmblocks.train.checks import run as train_check
+from tests.bench.suites.startup import COMMAND, Start, run_start
 
 NEVER = {
     "bitsandbytes",
@@ -24,8 +24,7 @@ NEVER = {
     "timm",
     "wandb",
     "xformers",
-    "mmblocks.bench",
-    "mmblocks.conf.launch",
+    "mmblocks.sweep.launch",
     "mmblocks.data.video",
     "mmblocks.eval",
     "mmblocks.model.convert",
@@ -36,7 +35,7 @@ CHECKED_THEN_PLANNED = f"""{COMMAND}
 main(["check", "tiny/onevision"])
 finish(main(["plan", "onevision/7b", "image=100x100"]))
 """
-FREE = {"mmblocks.chat", "mmblocks.data.processor", "mmblocks.train.features"}
+FREE = {"mmblocks.chat", "mmblocks.data.sample.processor", "mmblocks.train.features"}
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from mmblocks.cli import main
+from mmblocks.sweep.launch import prepare_sweep
 
 MICRO = """\
 # Two stages of a few steps on drawn shapes.
@@ -152,9 +153,8 @@ def test_cells_that_fail_or_are_killed_lose_no_other_and_are_tried_again(photogr
 
 
 def test_a_report_is_made_again_without_running_anything(here, capsys):
-    from mmblocks import conf
 
-    folder = conf.prepare_sweep("micro", ["seed=0,1"], out=here / "sweep")
+    folder = prepare_sweep("micro", ["seed=0,1"], out=here / "sweep")
     assert main(["sweep", str(folder), "--report"]) == 1
     assert "0 of 2 cells have finished" in capsys.readouterr().out
     assert (folder / "comparison.png").is_file()

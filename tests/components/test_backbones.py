@@ -12,8 +12,8 @@ from mmblocks.batch import Packing, Rows
 from mmblocks.compat import make_flop_counter
 from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
-from mmblocks.model.faults import resolved
-from mmblocks.model.limits import backbone_faults
+from mmblocks.model.checks.faults import resolved
+from mmblocks.model.checks.limits import backbone_faults
 
 PUBLISHED = {  # parameters that the model cards and weight files state, shared embeddings counted once
     "gemma2_27b": 27_227_128_320,

@@ -15,10 +15,10 @@ from mmblocks.components import encoders
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.budget import plan
 from mmblocks.model.build import count_parameters
-from mmblocks.model.check import faults
+from mmblocks.model.checks.composition import faults
 from mmblocks.model.trainable import train_only
 from mmblocks.shapes import Size, VisualShape
-from mmblocks.train.check import check_run
+from mmblocks.train.checks.run import check_run
 
 VIT = {"patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
 SIGLIP = {"name": "siglip", "image_px": 30, **VIT}

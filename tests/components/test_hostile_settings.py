@@ -130,7 +130,7 @@ def specs(registry: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
 @cache
 def usual_works(registry: Any, name: str) -> bool:
     """Whether a component needs nothing, such as a file, beside the settings for tests."""
-    from mmblocks.model.trial import tried
+    from mmblocks.model.checks.dry_build import tried
 
     wired = {word: neighbours()[word] for word in registry.wired}
     return not tried(name, registry, {"name": name, **registry[name].tiny}, **wired).faults
@@ -148,7 +148,7 @@ def tell(kind: str, registry: Any, setting: str, value: Any, spec: dict[str, Any
     import torch
 
     from mmblocks.errors import MMBlocksError
-    from mmblocks.model.trial import tried
+    from mmblocks.model.checks.dry_build import tried
 
     wired = {word: spec.get(word, usual) for word, usual in neighbours().items() if word in registry.wired}
     spec = {word: given for word, given in spec.items() if word not in registry.wired}

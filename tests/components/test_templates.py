@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, Text, Visual
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.model.check import faults
-from mmblocks.model.limits import template_faults
+from mmblocks.model.checks.composition import faults
+from mmblocks.model.checks.limits import template_faults
 from mmblocks.templates.later import Later
 
 TALK = [

@@ -8,8 +8,8 @@ import torch
 
 from mmblocks.components import poolings, tokenizers
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.budget import GUESSED_CHARACTERS, plan
 from mmblocks.model.build import build as build_model

@@ -7,10 +7,10 @@ import pytest
 from mmblocks import conf
 from mmblocks.cli import main
 from mmblocks.conf.assemble import compose_unchecked
-from mmblocks.conf.launch import prepare_sweep
 from mmblocks.conf.overrides import translated
 from mmblocks.errors import ConfigError
-from mmblocks.eval.cells import CELL, Sweep, read_json
+from mmblocks.sweep.launch import prepare_sweep
+from mmblocks.sweep.trials import CELL, Sweep, read_json
 
 TWO = """\
 # Two stages with names.

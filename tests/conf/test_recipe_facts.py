@@ -12,9 +12,9 @@ import pytest
 from mmblocks.conf import compose, recipes
 from mmblocks.conf.assemble import compose_unchecked
 from mmblocks.model.budget import plan, visual_shape
-from mmblocks.model.check import examine
+from mmblocks.model.checks.composition import examine
 from mmblocks.shapes import Size, VisualShape
-from mmblocks.train.check import check_run
+from mmblocks.train.checks.run import check_run
 from mmblocks.train.stages import read_run
 
 FACTS = json.loads(Path(__file__).with_name("recipe_facts.json").read_text(encoding="utf-8"))

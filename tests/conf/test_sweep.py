@@ -5,9 +5,9 @@ import json
 import pytest
 
 from mmblocks import conf
-from mmblocks.conf.launch import TINY_VISUALS, Words
 from mmblocks.errors import ConfigError
-from mmblocks.eval.cells import Axis, Sweep
+from mmblocks.sweep.launch import TINY_VISUALS, Words, prepare_sweep
+from mmblocks.sweep.trials import Axis, Sweep
 
 
 def test_words_vary_hold_for_all_choose_the_launcher_or_name_visuals():
@@ -24,7 +24,7 @@ def test_a_list_is_one_value():
 
 @pytest.mark.usefixtures("recipes")
 def test_every_cell_is_composed_into_a_folder_of_its_own():
-    folder = conf.prepare_sweep("mini/one", ["model/projector=mlp,linear", "seed=0,1", "budget=0.25"])
+    folder = prepare_sweep("mini/one", ["model/projector=mlp,linear", "seed=0,1", "budget=0.25"])
     assert folder.as_posix() == "runs/mini/sweep"
     names = [cell.name for cell in Sweep.load(folder).cells]
     assert names == [
@@ -42,16 +42,16 @@ def test_every_cell_is_composed_into_a_folder_of_its_own():
 
 @pytest.mark.usefixtures("recipes")
 def test_drawn_data_is_scored_by_exact_answers_and_counted_at_its_own_sizes(tmp_path):
-    sweep = Sweep.load(conf.prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path / "a"))
+    sweep = Sweep.load(prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path / "a"))
     assert (sweep.score, sweep.visuals) == ("tiny", TINY_VISUALS)
-    asked = conf.prepare_sweep("mini/one", ["seed=0,1", "image=1000x700"], out=tmp_path / "b", score="loss")
+    asked = prepare_sweep("mini/one", ["seed=0,1", "image=1000x700"], out=tmp_path / "b", score="loss")
     assert (Sweep.load(asked).score, Sweep.load(asked).visuals) == ("loss", ("image=1000x700",))
 
 
 @pytest.mark.usefixtures("recipes")
 def test_all_faults_of_all_cells_are_listed_and_nothing_is_written(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        conf.prepare_sweep("mini/one", ["model/projector=mlp,linera", "stages.0.warmup=0.1,7"], out=tmp_path / "s")
+        prepare_sweep("mini/one", ["model/projector=mlp,linera", "stages.0.warmup=0.1,7"], out=tmp_path / "s")
     said = str(caught.value)
     assert "projector-mlp_warmup-7: stages.0.warmup: warmup=7.0 is not a share of the steps." in said
     assert (
@@ -77,22 +77,22 @@ def test_all_faults_of_all_cells_are_listed_and_nothing_is_written(tmp_path):
 )
 def test_words_that_make_no_sweep_are_refused(words, said):
     with pytest.raises(ConfigError, match=said):
-        conf.prepare_sweep("mini/one", words)
+        prepare_sweep("mini/one", words)
 
 
 @pytest.mark.usefixtures("recipes")
 def test_a_folder_keeps_the_cells_it_has_and_takes_more(tmp_path):
-    conf.prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path)
-    conf.prepare_sweep("mini/one", ["seed=1,2", "threads=2"], out=tmp_path)
+    prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path)
+    prepare_sweep("mini/one", ["seed=1,2", "threads=2"], out=tmp_path)
     assert [cell.name for cell in Sweep.load(tmp_path).cells] == ["seed-1", "seed-2"]
     with pytest.raises(ConfigError, match=r"seed-1 holds a cell with other settings \(they differ in budget\)"):
-        conf.prepare_sweep("mini/one", ["seed=1,2", "budget=0.1"], out=tmp_path)
+        prepare_sweep("mini/one", ["seed=1,2", "budget=0.1"], out=tmp_path)
     with pytest.raises(ConfigError, match=r"seed-1 holds a cell with other settings \(they differ in stages\)"):
-        conf.prepare_sweep("mini/one", ["seed=1,2", "stages.0.train.projector=9e-9"], out=tmp_path)
+        prepare_sweep("mini/one", ["seed=1,2", "stages.0.train.projector=9e-9"], out=tmp_path)
 
 
 @pytest.mark.usefixtures("recipes")
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "seed-0").mkdir()
     with pytest.raises(ConfigError, match="is there already, and is no cell of a sweep"):
-        conf.prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path)
+        prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path)

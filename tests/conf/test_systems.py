@@ -10,7 +10,7 @@ from mmblocks.cli import main
 from mmblocks.errors import ConfigError, UnknownComponentError
 from mmblocks.model import systems
 from mmblocks.model.budget import plan, visual_shape
-from mmblocks.model.check import faults
+from mmblocks.model.checks.composition import faults
 
 TOKENS = {  # of the words after it, as the papers and their code count them
     "llava_v1": (256, "image=640x480"),

@@ -18,7 +18,7 @@ from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
 from mmblocks.testing import LAWS
 from mmblocks.testing.laws import Subject
-from mmblocks.train.lora import add_lora
+from mmblocks.train.adapters.lora import add_lora
 from mmblocks.train.stages import Lora
 
 OWN = [name for name in backbones if backbones.about(name).of is None]

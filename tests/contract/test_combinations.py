@@ -9,10 +9,10 @@ import torch
 import mmblocks
 from mmblocks.components import encoders, poolings, projectors
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
-from mmblocks.model.check import faults
+from mmblocks.model.checks.composition import faults
 
 ENCODERS = [name for name in encoders if not encoders.about(name).of]
 PROJECTORS = [name for name in projectors if not projectors.about(name).of]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmblocks.components import REGISTRIES
-from mmblocks.model.check import faults
+from mmblocks.model.checks.composition import faults
 
 DOCS = Path(__file__).parents[2] / "docs"
 spec = importlib.util.spec_from_file_location("matrix", DOCS / "matrix.py")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from mmblocks.components import encoders, poolings, projectors, tokenizers
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.build import build
 from mmblocks.shapes import Size, VisualShape

@@ -12,9 +12,9 @@ from mmblocks import train
 from mmblocks.batch import IGNORE
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, Pair
-from mmblocks.data.collate import collate
-from mmblocks.data.lint import Linter
-from mmblocks.data.processor import Processor
+from mmblocks.data.inspect.lint import Linter
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 
 TURN = "<|im_start|>{{ m.role }}\n"
 KEPT = "{% for m in messages %}" + TURN + "{{ m.content }}<|im_end|>\n{% endfor %}"

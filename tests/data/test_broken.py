@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmblocks.data.broken import Broken, left_out, note_broken, read_broken, samples_of, sizes_of
-from mmblocks.data.mixture import Draw, Mixture
-from mmblocks.data.processor import Processor
+from mmblocks.data.mixing.broken import Broken, left_out, note_broken, read_broken, samples_of, sizes_of
+from mmblocks.data.mixing.mixture import Draw, Mixture
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 
 

@@ -17,14 +17,14 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from mmblocks.data.broken import left_out, note_broken, read_broken, samples_of, sizes_of
-from mmblocks.data.encode import NothingTrained
-from mmblocks.data.lint import lint
-from mmblocks.data.media import shape_of
-from mmblocks.data.mixture import Draw, Mixture
+from mmblocks.data.inspect.lint import lint
+from mmblocks.data.media.visuals import shape_of
+from mmblocks.data.mixing.broken import left_out, note_broken, read_broken, samples_of, sizes_of
+from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.data.planning.measure import measure
-from mmblocks.data.processor import Processor
 from mmblocks.data.record_faults import naming
+from mmblocks.data.sample.encode import NothingTrained
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError, DataError, MachineError
 from mmblocks.train import run
 

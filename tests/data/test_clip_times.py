@@ -12,8 +12,8 @@ from PIL import Image
 
 from mmblocks.components import poolings, tokenizers
 from mmblocks.conversation import Visual
-from mmblocks.data.inspection import ShownVisual
-from mmblocks.data.media import shape_of
+from mmblocks.data.inspect.figures import ShownVisual
+from mmblocks.data.media.visuals import shape_of
 from mmblocks.data.video import read_frames, video_shape
 from mmblocks.data.video.guarded import ClipReader
 from mmblocks.data.video.times import Pace, pace_of

@@ -12,9 +12,9 @@ from mmblocks.chat import Chat
 from mmblocks.chat.prompts import Prompt
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.data.encode import encode_for_training, encode_prompt
-from mmblocks.data.instructions import InstructionReader
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.encode import encode_for_training, encode_prompt
+from mmblocks.data.sample.instructions import InstructionReader
+from mmblocks.data.sample.processor import Processor
 from mmblocks.shapes import RoutedPlan, VisualPlan
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>")

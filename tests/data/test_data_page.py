@@ -10,8 +10,8 @@ from PIL import Image
 
 from mmblocks.assets import media
 from mmblocks.conversation import Pair
-from mmblocks.data.media import shape_of
-from mmblocks.data.mixture import Mixture
+from mmblocks.data.media.visuals import shape_of
+from mmblocks.data.mixing.mixture import Mixture
 from mmblocks.data.video import read_frames
 
 PAGE = Path(__file__).parents[2] / "docs/data.md"

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from mmblocks.batch import IGNORE
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.data.encode import encode_for_training, encode_prompt
+from mmblocks.data.sample.encode import encode_for_training, encode_prompt
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.shapes import RoutedPlan, VisualPlan
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mmblocks.conversation import Conversation, Message, Pair, Text, Visual
-from mmblocks.data.mixture import Draw, Mixture
-from mmblocks.data.selection import Concatenated, Prompted, chosen
+from mmblocks.data.mixing.mixture import Draw, Mixture
+from mmblocks.data.mixing.selection import Concatenated, Prompted, chosen
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError, DataError
 

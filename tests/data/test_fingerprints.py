@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmblocks.data import fingerprints as module
 from mmblocks.data.fingerprints import UNREADABLE, Fingerprints, fingerprints
-from mmblocks.data.mixture import Mixture
+from mmblocks.data.mixing.mixture import Mixture
 
 N = 4
 

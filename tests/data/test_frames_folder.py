@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.data.media import shape_of
-from mmblocks.data.processor import Processor
+from mmblocks.data.media.visuals import shape_of
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.data.video import read_frames, video_shape
 from mmblocks.errors import DataError

@@ -20,9 +20,9 @@ import pytest
 
 from mmblocks.assets import media
 from mmblocks.conversation import Conversation
-from mmblocks.data.files import Slice
-from mmblocks.data.lines import read_lines
-from mmblocks.data.processor import Processor
+from mmblocks.data.media.files import Slice
+from mmblocks.data.records.lines import read_lines
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.video import read_frames, video_shape
 from mmblocks.data.video.guarded import ClipReader
 from mmblocks.data.video.home import HOME
@@ -324,7 +324,7 @@ def test_lines_of_many_processes_stay_whole(tmp_path):
     file = tmp_path / "list.jsonl"
     file.write_text('{"left": "open"}')  # as some editors leave it
     program = (
-        "import sys; from pathlib import Path; from mmblocks.data.lines import append_lines\n"
+        "import sys; from pathlib import Path; from mmblocks.data.records.lines import append_lines\n"
         "for i in range(200): append_lines(Path(sys.argv[1]), [{'by': sys.argv[2], 'i': i, 'long': 'x' * 3000}])"
     )
     writers = [subprocess.Popen([sys.executable, "-c", program, str(file), str(n)]) for n in range(4)]

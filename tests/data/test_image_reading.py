@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmblocks.data.images import image_size, load_image
+from mmblocks.data.media.images import image_size, load_image
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.image_reading import ImageReading
 from mmblocks.shapes import Size

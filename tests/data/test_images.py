@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from mmblocks.data.images import image_size, load_image
+from mmblocks.data.media.images import image_size, load_image
 from mmblocks.errors import DataError
 from mmblocks.image_reading import ImageReading
 from mmblocks.shapes import Size

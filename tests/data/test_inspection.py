@@ -11,12 +11,21 @@ from PIL import Image
 from mmblocks.batch import IGNORE
 from mmblocks.components import tokenizers
 from mmblocks.conversation import Conversation, Message, Pair, Text, Visual
-from mmblocks.data.drawing import BOXES, PADDING, PAPER, STRIPES, draw_figures, draw_views, draw_visual, region_of
-from mmblocks.data.inspection import figures_of, parse_record, shown_record, shown_records
-from mmblocks.data.mixture import Draw, Mixture
-from mmblocks.data.pixels import render
-from mmblocks.data.processor import Processor
-from mmblocks.data.record_page import page_of
+from mmblocks.data.inspect.drawing import (
+    BOXES,
+    PADDING,
+    PAPER,
+    STRIPES,
+    draw_figures,
+    draw_views,
+    draw_visual,
+    region_of,
+)
+from mmblocks.data.inspect.figures import figures_of, parse_record, shown_record, shown_records
+from mmblocks.data.inspect.record_page import page_of
+from mmblocks.data.media.pixels import render
+from mmblocks.data.mixing.mixture import Draw, Mixture
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources.guess import source_of
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.geometry.views import cropped, padded, squashed

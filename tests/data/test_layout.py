@@ -12,9 +12,9 @@ from mmblocks import build
 from mmblocks.batch import IGNORE, Batch, Taps
 from mmblocks.components import before_projector, poolings, tokenizers
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.layout import Layouts, joined, moved, views_of
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.layout import Layouts, joined, moved, views_of
+from mmblocks.data.sample.processor import Processor
 from mmblocks.shapes import Size, VisualShape
 from mmblocks.tokenizers.router import Router
 

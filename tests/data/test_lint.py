@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Conversation, Message, Pair, Text, Visual
-from mmblocks.data.lint import Linter, lint
-from mmblocks.data.mixture import Mixture
-from mmblocks.data.processor import Processor
+from mmblocks.data.inspect.lint import Linter, lint
+from mmblocks.data.mixing.mixture import Mixture
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.templates.chatml import ChatML
 

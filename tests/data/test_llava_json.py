@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmblocks.conversation import Text, Visual
-from mmblocks.data.llava_json import read_llava
+from mmblocks.data.records.llava_json import read_llava
 from mmblocks.errors import DataError
 
 

@@ -11,15 +11,15 @@ from PIL import Image
 
 import mmblocks
 from mmblocks.conversation import Conversation, Pair
-from mmblocks.data.collate import collate
-from mmblocks.data.mixture import Draws, Mixture
+from mmblocks.data.mixing.mixture import Draws, Mixture
 from mmblocks.data.planning import measure as measuring
 from mmblocks.data.planning.calibrate import calibrate, fitted
 from mmblocks.data.planning.cost import Cost
 from mmblocks.data.planning.grouping import grouped_order, words
 from mmblocks.data.planning.lengths_cache import LengthsCache
 from mmblocks.data.planning.measure import Sizes, measure
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.image_reading import ImageReading
 
@@ -107,7 +107,7 @@ def test_measuring_decodes_no_pixel(tiny_model, photos, monkeypatch):
     def decodes(*_, **__):
         raise AssertionError("a picture was decoded")
 
-    monkeypatch.setattr("mmblocks.data.media.load_image", decodes)
+    monkeypatch.setattr("mmblocks.data.media.visuals.load_image", decodes)
     mixture = Mixture.of([photos])
     draws = Draws(np.zeros(2, np.int64), np.arange(2))
     # The only tile of a square photo is its base view: one picture.

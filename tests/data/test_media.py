@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from mmblocks.conversation import Visual
-from mmblocks.data.media import pixels_of, shape_of
-from mmblocks.data.pixels import render
+from mmblocks.data.media.pixels import render
+from mmblocks.data.media.visuals import pixels_of, shape_of
 from mmblocks.data.video.guarded import ClipReader
 from mmblocks.errors import DataError
 from mmblocks.image_reading import ImageReading

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.mixture import Mixture
+from mmblocks.data.mixing.mixture import Mixture
 from mmblocks.errors import ConfigError
 
 

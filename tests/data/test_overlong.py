@@ -10,15 +10,15 @@ from PIL import Image
 from mmblocks.batch import IGNORE
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, Pair, Text, Visual
-from mmblocks.data.broken import samples_of
-from mmblocks.data.encode import TooLong
-from mmblocks.data.inspection import figures_of
-from mmblocks.data.lint import lint
-from mmblocks.data.mixture import Draw, Mixture
+from mmblocks.data.inspect.figures import figures_of
+from mmblocks.data.inspect.lint import lint
+from mmblocks.data.mixing.broken import samples_of
+from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.data.overlong import Cut, cut_lines, cuts_of, note_cut
 from mmblocks.data.planning.lengths_cache import LengthsCache
 from mmblocks.data.planning.measure import measure
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.encode import TooLong
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 
 TEMPLATES = ("chatml", "vicuna_v1", "llama_2", "llava_llama_3", "llava_v0", "gemma_instruct", "mpt", "turns")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmblocks.data.pixels import render
+from mmblocks.data.media.pixels import render
 from mmblocks.errors import DataError
 from mmblocks.shapes import Box, Size, View
 

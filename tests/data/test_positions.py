@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.data.positions import arranged
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.positions import arranged
+from mmblocks.data.sample.processor import Processor
 
 A, B, CLIP = Visual("image", "a.png"), Visual("image", "b.png"), Visual("video", "c.mp4")
 

@@ -13,8 +13,8 @@ from PIL import Image as Pictures
 
 from mmblocks.assets import media
 from mmblocks.conversation import Conversation, Pair, Text, Visual
-from mmblocks.data.images import image_size, load_image
-from mmblocks.data.media import shape_of
+from mmblocks.data.media.images import image_size, load_image
+from mmblocks.data.media.visuals import shape_of
 from mmblocks.data.sources import sources
 from mmblocks.data.video import read_frames
 from mmblocks.errors import ConfigError, DataError

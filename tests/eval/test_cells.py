@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mmblocks.errors import ConfigError
-from mmblocks.eval.cells import Axis, Cell, Sweep, product, star
+from mmblocks.sweep.trials import Axis, Cell, Sweep, product, star
 
 PROJECTOR = Axis("model/projector", ("linear", "mlp", "gated"))
 POOLING = Axis("model/pooling", ("bilinear", "average"))

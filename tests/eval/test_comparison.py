@@ -7,8 +7,8 @@ import json
 import pytest
 from PIL import Image
 
-from mmblocks.eval.cells import Axis, Sweep, product
-from mmblocks.eval.comparison import as_csv, as_markdown, compare, front, write
+from mmblocks.sweep.comparison import as_csv, as_markdown, compare, front, write
+from mmblocks.sweep.trials import Axis, Sweep, product
 
 TOKENS = {"linear": 10, "mlp": 10, "gated": 40}
 SCORES = {("linear", "0"): 0.25, ("linear", "1"): 0.75, ("mlp", "0"): 0.25, ("mlp", "1"): 0.25, ("gated", "0"): 1.0}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmblocks.errors import ConfigError
-from mmblocks.eval.diff import differences
+from mmblocks.sweep.diff import differences
 
 STAGES = [
     {"name": "align", "data": [{"name": "tinyworld", "task": "caption"}], "train": {"projector": 1e-3}, "steps": 9},

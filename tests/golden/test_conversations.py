@@ -12,7 +12,7 @@ import pytest
 
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Visual
-from mmblocks.data.llava_json import conversation_of
+from mmblocks.data.records.llava_json import conversation_of
 from mmblocks.errors import DataError
 
 HERE = Path(__file__).parent

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from mmblocks.batch import IGNORE
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.data.encode import encode_for_training, encode_prompt
-from mmblocks.data.llava_json import conversation_of
+from mmblocks.data.records.llava_json import conversation_of
+from mmblocks.data.sample.encode import encode_for_training, encode_prompt
 from mmblocks.errors import DataError
 from mmblocks.shapes import RoutedPlan, VisualPlan
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmblocks.components import poolings, tokenizers
-from mmblocks.data.pixels import render
+from mmblocks.data.media.pixels import render
 from mmblocks.shapes import Size, View, VisualPlan, VisualShape
 
 GREY = (127, 127, 127)

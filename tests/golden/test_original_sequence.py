@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmblocks.batch import IGNORE, Batch, Packing
 from mmblocks.components import Span, poolings, tokenizers
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.data.encode import Encoded, encode_for_training, encode_prompt
+from mmblocks.data.sample.encode import Encoded, encode_for_training, encode_prompt
 from mmblocks.errors import DataError
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import RoutedPlan, Size, VisualShape

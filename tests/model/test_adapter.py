@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 import mmblocks
 from mmblocks import cli
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.model.convert.adapter import import_adapter
+from mmblocks.model.convert.original.adapter import import_adapter
 
 SHAPES = {"0.weight": (32, 16), "0.bias": (32,), "2.weight": (32, 32), "2.bias": (32,)}
 

@@ -13,8 +13,8 @@ from mmblocks.compat import make_flop_counter
 from mmblocks.errors import ConfigError
 from mmblocks.model.budget import plan, prefill_flops, visual_shape
 from mmblocks.model.build import count_parameters
-from mmblocks.model.check import examine
-from mmblocks.model.limits import kv_bytes_per_token
+from mmblocks.model.checks.composition import examine
+from mmblocks.model.checks.limits import kv_bytes_per_token
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.shapes import Size, VisualShape
 

@@ -13,12 +13,12 @@ from mmblocks.assets import media
 from mmblocks.chat import Chat, Reuse, answer, image, video
 from mmblocks.components import projectors
 from mmblocks.conversation import Conversation, Message, Text
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.generate import Decoding
 from mmblocks.model.generation.weights import Weights
 from mmblocks.ops.choice import asked_for, using
-from mmblocks.train.lora import add_lora, merged, without_lora
+from mmblocks.train.adapters.lora import add_lora, merged, without_lora
 from mmblocks.train.stages import Lora
 
 RED, BLUE, WIDE = (

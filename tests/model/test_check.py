@@ -10,7 +10,7 @@ import torch
 from mmblocks.components import REGISTRIES, encoders, poolings, projectors, tokenizers
 from mmblocks.errors import ConfigError
 from mmblocks.model.build import build, wire
-from mmblocks.model.check import faults, require
+from mmblocks.model.checks.composition import faults, require
 from mmblocks.model.spec import ModelSpec
 from mmblocks.shapes import SCENARIOS, Size
 

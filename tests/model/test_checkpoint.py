@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 import mmblocks
 from mmblocks.components import projectors
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.generate import Decoding, generate
 

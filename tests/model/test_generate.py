@@ -11,15 +11,15 @@ from transformers import TextStreamer
 
 from mmblocks.components import backbones
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.generate import Decoding, Stop, generate, written_on
 from mmblocks.model.generation.decoding import end_tokens
 from mmblocks.model.generation.step import SeenSlots, Step, give_back, reasons_against_capture, step_for
 from mmblocks.model.generation.store import KVStore
 from mmblocks.model.generation.writing import prepare, read, write
-from mmblocks.train.lora import add_lora
+from mmblocks.train.adapters.lora import add_lora
 from mmblocks.train.stages import Lora
 
 RED = Image.new("RGB", (60, 40), "red")

@@ -13,16 +13,16 @@ from mmblocks.assets import tiny_model as bundled
 from mmblocks.chat import Chat, answer, image
 from mmblocks.cli import main
 from mmblocks.conversation import Conversation
-from mmblocks.data.inspection import shown_record
-from mmblocks.data.processor import Processor
-from mmblocks.data.record_page import page_of
+from mmblocks.data.inspect.figures import shown_record
+from mmblocks.data.inspect.record_page import page_of
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.image_reading import ImageReading
-from mmblocks.model.check import faults
 from mmblocks.model.checkpoint import load, read_spec, save
+from mmblocks.model.checks.composition import faults
 from mmblocks.model.generate import Decoding
-from mmblocks.model.recompose import recomposed
 from mmblocks.model.spec import ModelSpec
+from mmblocks.model.swapping.recompose import recomposed
 
 DROP = {"alpha": "drop", "grey": [0, 1023], "max_px": 5000, "exif": False}
 
@@ -140,7 +140,7 @@ def test_an_image_in_memory_of_any_mode_can_be_asked_about_again(tiny_model, mod
 
 def test_images_that_differ_in_what_is_transparent_alone_are_two():
     from mmblocks.conversation import Visual
-    from mmblocks.data.identity import identity
+    from mmblocks.data.media.identity import identity
 
     plain = Image.new("L", (4, 4), 7)
     keyed, turned = plain.copy(), plain.copy()

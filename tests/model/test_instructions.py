@@ -11,9 +11,9 @@ import mmblocks
 from mmblocks.chat import Chat, image
 from mmblocks.components import projectors
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.instructions import questions
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.instructions import questions
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.model.generate import Decoding, generate
 

@@ -8,16 +8,16 @@ from torch import nn
 
 import mmblocks
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.model.modes import evaluating
 from mmblocks.model.trainable import train_only
-from mmblocks.train.evaluation import evaluate_now
-from mmblocks.train.lora import add_lora
+from mmblocks.train.adapters.lora import add_lora
+from mmblocks.train.encoder_pretraining import learn_to_see
 from mmblocks.train.objectives import objectives
-from mmblocks.train.probe import look
-from mmblocks.train.sight import learn_to_see
+from mmblocks.train.reports.evaluation import evaluate_now
+from mmblocks.train.reports.visual_ablation import look
 from mmblocks.train.stages import Lora, Sight, read_run
 
 DROPS = {

@@ -14,8 +14,8 @@ import json, random, sys
 import torch
 from mmblocks.components import backbones
 from mmblocks.errors import MMBlocksError
-from mmblocks.model import limits
-from mmblocks.model.check import _try_backbone
+from mmblocks.model.checks import limits
+from mmblocks.model.checks.composition import _try_backbone
 OF_NUMBERS = ("does not compute what", "see each other")  # what random weights alone can show
 torch.set_num_threads(1)
 families, count = json.load(sys.stdin)
@@ -108,7 +108,7 @@ import json, sys
 import torch
 from mmblocks.components import encoders
 from mmblocks.errors import MMBlocksError
-from mmblocks.model.check import _try_encoder
+from mmblocks.model.checks.composition import _try_encoder
 torch.set_num_threads(1)
 for spec in json.load(sys.stdin):
     print(json.dumps(spec), file=sys.stderr, flush=True)  # the last one is what ended the process

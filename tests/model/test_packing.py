@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 
 
 def noise(seed, *shape):

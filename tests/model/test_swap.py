@@ -10,8 +10,8 @@ import mmblocks
 from mmblocks.assets import resolve_source
 from mmblocks.errors import ConfigError
 from mmblocks.model.build import count_parameters
-from mmblocks.model.swap import save_swapped, swap
-from mmblocks.model.transplant import more_words, positions_between
+from mmblocks.model.swapping.swap import save_swapped, swap
+from mmblocks.model.swapping.transplant import more_words, positions_between
 from mmblocks.shapes import Size, VisualShape
 
 VIT = {"patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}

@@ -16,8 +16,8 @@ from mmblocks.backbones.text_tokenizer import read_text_tokenizer
 from mmblocks.cli import main
 from mmblocks.components import backbones, encoders, projectors
 from mmblocks.errors import MMBlocksError
+from mmblocks.model.checks.limits import words_of
 from mmblocks.model.convert import detect, door_of
-from mmblocks.model.limits import words_of
 from mmblocks.pretrained import read_processor
 from mmblocks.shapes import Size
 

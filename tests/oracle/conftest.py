@@ -46,10 +46,10 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
-from mmblocks.model.convert.export_hf import export_hf
-from mmblocks.model.convert.hf import import_hf
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
+from mmblocks.model.convert.transformers.export import export_hf
+from mmblocks.model.convert.transformers.families import import_hf
 from mmblocks.model.generate import Decoding, generate
 from mmblocks.model.onevision import OneVision
 

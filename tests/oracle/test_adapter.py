@@ -5,9 +5,9 @@ import pytest
 import torch
 import transformers
 
-from mmblocks.model.convert.export_hf import export_hf
+from mmblocks.model.convert.transformers.export import export_hf
 from mmblocks.model.trainable import train_only
-from mmblocks.train.lora import add_lora, merge_lora, save_adapter
+from mmblocks.train.adapters.lora import add_lora, merge_lora, save_adapter
 from mmblocks.train.stages import Lora
 
 

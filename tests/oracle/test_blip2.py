@@ -29,12 +29,12 @@ from mmblocks import cli
 from mmblocks.batch import IGNORE
 from mmblocks.components import encoders
 from mmblocks.conversation import Conversation, Message, Text
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.model.convert.hf import import_hf, import_hf_with_report
 from mmblocks.model.convert.parts import import_vision_parts
 from mmblocks.model.convert.probe import load_transformers, our_logits, probes, transformers_logits
+from mmblocks.model.convert.transformers.families import import_hf, import_hf_with_report
 
 VISION = {
     "hidden_size": 16,

@@ -16,11 +16,11 @@ from transformers import AutoProcessor, LlamaConfig
 import mmblocks
 from mmblocks import cli
 from mmblocks.conversation import Conversation
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, MMBlocksError
-from mmblocks.model.convert.export_hf import export_hf
-from mmblocks.model.convert.hf import import_hf
-from mmblocks.model.convert.jinja import jinja_of
+from mmblocks.model.convert.transformers.export import export_hf
+from mmblocks.model.convert.transformers.families import import_hf
+from mmblocks.model.convert.transformers.jinja import jinja_of
 from mmblocks.templates.tokenizer_chat import TokenizerChat
 
 FIRST = (  # as LLaVA's processors on the hub: pictures first, whatever was written first

@@ -25,18 +25,18 @@ from mmblocks import cli
 from mmblocks.cli.convert_check import check_logits
 from mmblocks.components import poolings, templates, tokenizers
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.build import wire_tokenizers
 from mmblocks.model.convert import detect, door_of
 from mmblocks.model.convert.chat import chat_of
-from mmblocks.model.convert.export_hf import export_hf
 from mmblocks.model.convert.float32 import InFloat32
-from mmblocks.model.convert.hf import import_hf, import_hf_with_report
-from mmblocks.model.convert.jinja import jinja_of
-from mmblocks.model.convert.llava import import_original
+from mmblocks.model.convert.original.llava import import_original
 from mmblocks.model.convert.probe import our_logits, probes, transformers_logits
+from mmblocks.model.convert.transformers.export import export_hf
+from mmblocks.model.convert.transformers.families import import_hf, import_hf_with_report
+from mmblocks.model.convert.transformers.jinja import jinja_of
 from mmblocks.model.convert.weights import stored_dtype, stored_gigabytes
 from mmblocks.model.generate import Stop
 from mmblocks.model.onevision import OneVision

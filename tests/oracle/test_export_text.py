@@ -12,10 +12,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 import mmblocks
 from mmblocks.model.convert import raw_config
-from mmblocks.model.convert.export_hf import export_hf
 from mmblocks.model.convert.export_text import older_rope
-from mmblocks.model.convert.hf import import_hf
-from mmblocks.model.convert.llava import export_original
+from mmblocks.model.convert.original.llava import export_original
+from mmblocks.model.convert.transformers.export import export_hf
+from mmblocks.model.convert.transformers.families import import_hf
 from mmblocks.model.generate import Stop
 from mmblocks.model.onevision import OneVision
 

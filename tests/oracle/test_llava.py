@@ -10,8 +10,8 @@ import torch
 
 import mmblocks
 from mmblocks.errors import ConfigError
-from mmblocks.model.convert.export_hf import export_hf
-from mmblocks.model.convert.hf import import_hf
+from mmblocks.model.convert.transformers.export import export_hf
+from mmblocks.model.convert.transformers.families import import_hf
 
 SHAPES = [(112, 112), (300, 200), (90, 250), (40, 30), (900, 100)]  # (width, height)
 KINDS: dict[str, dict[str, Any]] = {

@@ -11,8 +11,8 @@ import torch
 
 import mmblocks
 from mmblocks.errors import ConfigError
-from mmblocks.model.convert.export_hf import export_hf
-from mmblocks.model.convert.hf import import_hf
+from mmblocks.model.convert.transformers.export import export_hf
+from mmblocks.model.convert.transformers.families import import_hf
 
 SHAPES = [  # (width, height)
     (112, 112),

@@ -12,9 +12,9 @@ import torch
 
 import mmblocks
 from mmblocks.errors import ConfigError
-from mmblocks.model.convert.export_hf import export_hf
-from mmblocks.model.convert.hf import import_hf
 from mmblocks.model.convert.probe import load_transformers, our_logits, probes, transformers_logits
+from mmblocks.model.convert.transformers.export import export_hf
+from mmblocks.model.convert.transformers.families import import_hf
 
 
 def clip(frames: int) -> np.ndarray:

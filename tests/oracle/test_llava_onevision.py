@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mmblocks.batch import Batch
 from mmblocks.conversation import Conversation
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
-from mmblocks.model.convert.hf import import_hf
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
+from mmblocks.model.convert.transformers.families import import_hf
 from mmblocks.model.generate import Decoding, generate
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import Size, VisualShape

@@ -33,8 +33,8 @@ from mmblocks import cli
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.build import wire
 from mmblocks.model.convert import detect, door_of
-from mmblocks.model.convert.llava import export_original, import_original, import_original_with_report
-from mmblocks.model.convert.original_export import config_of
+from mmblocks.model.convert.original.export import config_of
+from mmblocks.model.convert.original.llava import export_original, import_original, import_original_with_report
 from mmblocks.model.convert.probe import our_logits, probes, transformers_logits
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec

@@ -15,7 +15,7 @@ from transformers.models.idefics3.image_processing_idefics3 import Idefics3Image
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 
 from mmblocks.components import tokenizers
-from mmblocks.data.pixels import render
+from mmblocks.data.media.pixels import render
 from mmblocks.shapes import Size, VisualShape
 
 SIDES = (1, 2, 3, 13, 27, 28, 29, 55, 56, 57, 83, 84, 85, 97, 111, 112, 113, 140, 167, 168, 169, 333, 640, 1279)

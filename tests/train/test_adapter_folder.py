@@ -9,15 +9,15 @@ import transformers
 from safetensors.torch import load_file
 
 import mmblocks
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import CheckpointError
-from mmblocks.model.convert.export_hf import export_hf
+from mmblocks.model.convert.transformers.export import export_hf
 from mmblocks.model.trainable import train_only
 from mmblocks.train import run
 from mmblocks.train.adapter_folder import apply_adapter
-from mmblocks.train.lora import add_lora, merge_lora, save_adapter
+from mmblocks.train.adapters.lora import add_lora, merge_lora, save_adapter
 from mmblocks.train.stages import Lora
 
 PEFT_WARNS = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reads the old name

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from mmblocks.train.check import check_run
+from mmblocks.train.checks.run import check_run
 
 MISSING = object()
 

@@ -8,15 +8,15 @@ import torch
 
 import mmblocks
 from mmblocks.assets import tiny_model as bundled_model
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import DataError
 from mmblocks.eval.tinyworld import evaluate, total
 from mmblocks.train.distributed import shard
-from mmblocks.train.evaluation import evaluate_now, is_better, is_due
-from mmblocks.train.panel import Panel
-from mmblocks.train.probe import look
+from mmblocks.train.reports.evaluation import evaluate_now, is_better, is_due
+from mmblocks.train.reports.profiler import Panel
+from mmblocks.train.reports.visual_ablation import look
 from mmblocks.train.stages import Evaluation, read_run
 
 HELD_OUT = [

@@ -9,15 +9,15 @@ from PIL import Image
 
 import mmblocks
 from mmblocks.conversation import Conversation, Visual
-from mmblocks.data.collate import collate
-from mmblocks.data.files import Slice
-from mmblocks.data.mixture import Mixture
-from mmblocks.data.processor import Processor
+from mmblocks.data.media.files import Slice
+from mmblocks.data.mixing.mixture import Mixture
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.image_reading import ImageReading
 from mmblocks.model.trainable import train_only
 from mmblocks.train import features as module
-from mmblocks.train.check import check_run
+from mmblocks.train.checks.run import check_run
 from mmblocks.train.features import Estimate, FeatureCache, estimate, fill, kept_features, store
 from mmblocks.train.features.store import identity, write_file
 from mmblocks.train.optim import optimizer_for
@@ -90,7 +90,7 @@ def test_losses_are_equal_with_and_without_to_the_bit(tiny_spec, tmp_path, mixtu
 def test_a_second_pass_reads_no_pixel_and_runs_no_encoder(tiny_model, tmp_path, mixture, monkeypatch):
     cache = kept(tmp_path, tiny_model, mixture)
     decoded, seen = [], []
-    monkeypatch.setattr("mmblocks.data.processor.pixels_of", lambda *given, **named: decoded.append(given))
+    monkeypatch.setattr("mmblocks.data.sample.processor.pixels_of", lambda *given, **named: decoded.append(given))
     tiny_model.encoder.register_forward_hook(lambda *given: seen.append(given))
     processor = replace(Processor.of(tiny_model), features=cache)
     for batch in batches(processor, mixture, mixture.everything()):

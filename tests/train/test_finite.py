@@ -12,8 +12,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import mmblocks
 from mmblocks.batch import Batch
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import CheckpointError, ConfigError, TrainingError
 from mmblocks.model.trainable import train_only
@@ -22,13 +22,13 @@ from mmblocks.train.batches import Made
 from mmblocks.train.changes import accept_changes
 from mmblocks.train.distributed import World
 from mmblocks.train.ema import EMA
-from mmblocks.train.evaluation import is_better
+from mmblocks.train.encoder_pretraining import learn_to_see
 from mmblocks.train.finite import Guard
 from mmblocks.train.objectives import objectives
 from mmblocks.train.objectives.answers import Answers
 from mmblocks.train.optim import optimizer_for
-from mmblocks.train.panel import Panel
-from mmblocks.train.sight import learn_to_see
+from mmblocks.train.reports.evaluation import is_better
+from mmblocks.train.reports.profiler import Panel
 from mmblocks.train.stages import Sight, Stage
 from mmblocks.train.step import Stepper
 

@@ -8,7 +8,7 @@ import pytest
 from mmblocks import conf
 from mmblocks.image_reading import ImageReading, reading_faults
 from mmblocks.settings import fields_of
-from mmblocks.train.check import _check, _composition
+from mmblocks.train.checks.run import _check, _composition
 from mmblocks.train.stages import Evaluation, Learning, Lora, Sight, Stage, TrainRun
 
 NEVER = {

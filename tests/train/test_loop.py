@@ -14,7 +14,7 @@ from mmblocks.train.batches import Made
 from mmblocks.train.distributed import World
 from mmblocks.train.objectives import objectives
 from mmblocks.train.optim import optimizer_for, schedule
-from mmblocks.train.panel import Panel
+from mmblocks.train.reports.profiler import Panel
 from mmblocks.train.stages import Stage, read_run
 from mmblocks.train.step import Stepper
 
@@ -82,8 +82,8 @@ def test_all_faults_of_a_run_are_listed_at_once(recipe):
 
 
 def test_the_loss_falls_on_twenty_samples(tiny_model):
-    from mmblocks.data.collate import collate
-    from mmblocks.data.processor import Processor
+    from mmblocks.data.sample.collate import collate
+    from mmblocks.data.sample.processor import Processor
     from mmblocks.data.sources import sources
 
     source = sources.build("tinyworld", task="single")

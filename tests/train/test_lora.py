@@ -12,16 +12,24 @@ import transformers
 from torch.utils.checkpoint import checkpoint
 
 import mmblocks
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError, MissingDependencyError
 from mmblocks.model.checkpoint import load, save
 from mmblocks.model.generate import Decoding, generate
 from mmblocks.model.trainable import adapters, learnable, train_only
-from mmblocks.train.lora import add_lora, linear_layers, merge_lora, merged, prepare, save_adapter, without_lora
+from mmblocks.train.adapters.lora import (
+    add_lora,
+    linear_layers,
+    merge_lora,
+    merged,
+    prepare,
+    save_adapter,
+    without_lora,
+)
+from mmblocks.train.adapters.quantized import Quantized
 from mmblocks.train.optim import learners, optimizer_for
-from mmblocks.train.quantized import Quantized
 from mmblocks.train.stages import Lora, Stage
 
 LORA = Lora(1e-2, rank=4, alpha=8.0, dropout=0.0)
@@ -336,7 +344,7 @@ def test_learning_goes_on_from_what_learned_alone(tiny_spec, batch, bits):
 
 @PEFT_WARNS
 def test_peft_loads_a_saved_adapter_onto_the_exported_model(tiny_spec, tmp_path):
-    from mmblocks.model.convert.export_hf import export_hf
+    from mmblocks.model.convert.transformers.export import export_hf
 
     siglip = {"name": "siglip", "image_px": 28, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
     spec = {**tiny_spec, "encoder": siglip, "template": "qwen_2", "tokenizer": {}}

@@ -14,13 +14,13 @@ import mmblocks
 from mmblocks.cli import main
 from mmblocks.cli.memory_report import memory_of, ranks_in
 from mmblocks.conf import compose
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
-from mmblocks.train.abstract import abstract_batch, abstract_model, activations, row_of
 from mmblocks.train.distributed import World, blocks_of, shard
-from mmblocks.train.memory import share, stage_memory
+from mmblocks.train.estimates.activations import abstract_batch, abstract_model, activations, row_of
+from mmblocks.train.estimates.memory import share, stage_memory
 from mmblocks.train.stages import Stage
 
 EVERYTHING = {"encoder": 1e-3, "projector": 1e-3, "marks": 1e-3, "backbone": 1e-3}

@@ -9,14 +9,14 @@ import torch
 
 from mmblocks.batch import IGNORE, Batch
 from mmblocks.conversation import Conversation, Pair
-from mmblocks.data.collate import collate
-from mmblocks.data.mixture import Mixture
-from mmblocks.data.processor import Processor
+from mmblocks.data.mixing.mixture import Mixture
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.trainable import train_only
-from mmblocks.train.check import check_run
-from mmblocks.train.lora import add_lora
+from mmblocks.train.adapters.lora import add_lora
+from mmblocks.train.checks.run import check_run
 from mmblocks.train.objectives import objectives, require_items
 from mmblocks.train.stages import Lora
 

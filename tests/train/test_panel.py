@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmblocks.compat import make_flop_counter
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
-from mmblocks.train.panel import PHASES, DeviceClock, HostClock, Panel, Work, gpu_peak
+from mmblocks.train.reports.profiler import PHASES, DeviceClock, HostClock, Panel, Work, gpu_peak
 
 
 @pytest.fixture

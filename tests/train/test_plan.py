@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmblocks.data.planning import measure as measuring
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.processor import Processor
 from mmblocks.train.plan import Planner
 from mmblocks.train.stages import read_run
 

@@ -11,11 +11,11 @@ import mmblocks
 from mmblocks.assets import tiny_model as bundled_model
 from mmblocks.batch import Batch
 from mmblocks.conversation import Conversation, Message, Visual
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
-from mmblocks.train.probe import Looks, look
+from mmblocks.train.reports.visual_ablation import Looks, look
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mmblocks.errors import ConfigError, MissingDependencyError
-from mmblocks.train.progress import Progress, cut
-from mmblocks.train.tracking import trackers
+from mmblocks.train.reports.progress import Progress, cut
+from mmblocks.train.reports.tracking import trackers
 
 
 def rows(file):

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks.batch import Batch
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.model.trainable import train_only
 from mmblocks.train.batches import Made
 from mmblocks.train.distributed import World
+from mmblocks.train.encoder_pretraining import learn_to_see
 from mmblocks.train.objectives import objectives
 from mmblocks.train.optim import optimizer_for, schedule
-from mmblocks.train.panel import Panel
-from mmblocks.train.sight import learn_to_see
+from mmblocks.train.reports.profiler import Panel
 from mmblocks.train.stages import Sight, Stage
 from mmblocks.train.step import Stepper
 
@@ -143,7 +143,7 @@ def test_the_encoders_pretraining_clips_and_begins_at_the_schedules_rate(tiny_mo
             seen.append((float(norm), group["lr"]))
             return super().step(closure)
 
-    monkeypatch.setattr("mmblocks.train.sight.AdamW", Recording)
+    monkeypatch.setattr("mmblocks.train.encoder_pretraining.AdamW", Recording)
     sight = Sight(steps=4, batch_size=2, rate=1e-3, warmup=0.5, clip=1e-3)
     learn_to_see(tiny_model, sight, budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl")
     assert [norm for norm, _ in seen] == pytest.approx([1e-3] * 4, rel=1e-2)

@@ -6,9 +6,9 @@ import pytest
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.trainable import train_only
-from mmblocks.train.lora import prepare
+from mmblocks.train.adapters.lora import prepare
+from mmblocks.train.reports.parameter_table import as_text, meta_model, tables_of, training_table, write_table
 from mmblocks.train.stages import Stage
-from mmblocks.train.table import as_text, meta_model, tables_of, training_table, write_table
 
 WORLD = [{"name": "tinyworld", "task": "single"}]
 LORA = {"rate": 2e-4, "rank": 4, "alpha": 8.0}

@@ -9,18 +9,18 @@ import torch
 
 import mmblocks
 from mmblocks.batch import Batch
-from mmblocks.data.collate import collate
 from mmblocks.data.planning.calibrate import calibrate
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.model.trainable import train_only
 from mmblocks.train import run
+from mmblocks.train.adapters.lora import add_lora
 from mmblocks.train.batches import Made
 from mmblocks.train.distributed import World
-from mmblocks.train.lora import add_lora
 from mmblocks.train.objectives import objectives
 from mmblocks.train.optim import optimizer_for
-from mmblocks.train.panel import Panel
+from mmblocks.train.reports.profiler import Panel
 from mmblocks.train.stages import Stage
 from mmblocks.train.step import Stepper
 

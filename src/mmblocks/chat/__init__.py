@@ -18,7 +18,7 @@ from mmblocks.chat.prompts import Prompt
 from mmblocks.chat.said import conversations_of, image, part_of, video
 from mmblocks.chat.visuals import SeenVisuals, embedded, rows_of
 from mmblocks.conversation import Conversation, Message, Part, Text, Visual
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.generate import Decoding, Stop, written_on
 from mmblocks.model.onevision import OneVision

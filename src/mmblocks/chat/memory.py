@@ -11,7 +11,7 @@ from torch import Tensor
 from mmblocks.chat.prompts import Looks, Prompt
 from mmblocks.chat.visuals import SeenVisuals, embedded, rows_of
 from mmblocks.conversation import Conversation
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.generate import Decoding, Stop
 from mmblocks.model.generation.step import Step, turns_positions_alike

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from mmblocks.batch import IGNORE
 from mmblocks.conversation import Conversation, Text, Visual
-from mmblocks.data.encode import Encoded
-from mmblocks.data.identity import digest, identity
-from mmblocks.data.instructions import questions
-from mmblocks.data.processor import Processor, Sample
+from mmblocks.data.media.identity import digest, identity
+from mmblocks.data.sample.encode import Encoded
+from mmblocks.data.sample.instructions import questions
+from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.errors import DataError
 from mmblocks.shapes import VisualShape
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from mmblocks.conversation import Conversation, Message, Part, Text, Visual
-from mmblocks.data.files import bytes_or_file, name_of
-from mmblocks.data.images import image_size
+from mmblocks.data.media.files import bytes_or_file, name_of
+from mmblocks.data.media.images import image_size
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.settings import shown

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mmblocks.chat.prompts import Prompt
-from mmblocks.data.collate import collate
-from mmblocks.data.processor import Processor, Sample
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.model.onevision import OneVision
 
 

@@ -49,7 +49,6 @@ COMMANDS = {
         Command("convert", "read and write the layouts of transformers and LLaVA"),
         Command("swap", "other parts for a saved model, and a record of what was kept"),
         Command("new", "a package with a component of your own, its test and its entry point"),
-        Command("bench", "measure mmblocks beside transformers, with the same weights"),
         Command("doctor", "versions, devices and fast paths of this machine"),
         Command("completion", "what makes Tab complete commands, recipes and overrides in bash or zsh"),
     )

@@ -105,7 +105,7 @@ def _say(chat: Chat, shown: list[Visual], text: str) -> int:
 
 def _visual(kind: str, path: str, images: ImageReading) -> Visual:
     from mmblocks.chat import image, video
-    from mmblocks.data.media import shape_of
+    from mmblocks.data.media.visuals import shape_of
 
     visual = image(path) if kind == "image" else video(path)
     shape_of(visual, images=images)  # says at once when the file cannot be read, before a model is

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmblocks.model.faults import Fault, Missing
+    from mmblocks.model.checks.faults import Fault, Missing
 
 NOT_HERE = 3
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0: it can run, 1: it has faults, 3: it has none, and this machine lacks what no run fetches."""
-    from mmblocks.model.faults import Missing
+    from mmblocks.model.checks.faults import Missing
     from mmblocks.pretrained import nothing_fetched
 
     with nothing_fetched():
@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _found(args: argparse.Namespace) -> tuple[Mapping[str, Any], list[Fault]]:
     from mmblocks.conf.assemble import compose_unchecked
-    from mmblocks.model.check import faults
+    from mmblocks.model.checks.composition import faults
     from mmblocks.model.missing import missing_tokenizers, missing_weights
-    from mmblocks.train.check import check_run
+    from mmblocks.train.checks.run import check_run
 
     raw = compose_unchecked(args.recipe, args.overrides)
     if "stages" not in raw:

@@ -81,7 +81,7 @@ def _usual(found: str) -> str | None:
 
 
 def _adapt(file: Path, model: Path, out: Path | None) -> int:
-    from mmblocks.model.convert.adapter import merge_adapter
+    from mmblocks.model.convert.original.adapter import merge_adapter
 
     if out is None:
         raise ConfigError(f"{file} is an adapter for the model in {model}; name the folder to write with --out.")

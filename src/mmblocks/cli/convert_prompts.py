@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, MMBlocksError
 from mmblocks.model.checkpoint import at_home, read_spec
 from mmblocks.model.convert import detect

@@ -85,7 +85,7 @@ def ask_about(model: OneVision, title: str, shown: list[str | Visual], questions
     """Ask each question about what is shown, each in a chat of its own."""
     from mmblocks.chat import Chat
     from mmblocks.conversation import Conversation, Message, Visual
-    from mmblocks.data.processor import Processor
+    from mmblocks.data.sample.processor import Processor
 
     visuals = tuple(part for part in shown if isinstance(part, Visual))
     plans = Processor.of(model).plan(Conversation((Message("user", visuals),), title))

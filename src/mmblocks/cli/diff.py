@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmblocks.eval.diff import Differences
+    from mmblocks.sweep.diff import Differences
 
 NOTHING = "(none)"
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmblocks.eval.diff import VISUALS, differences
+    from mmblocks.sweep.diff import VISUALS, differences
 
     found = differences(args.one, args.other, args.visuals or VISUALS)
     if args.json:

@@ -23,9 +23,9 @@ from mmblocks.cli.tables import aligned
 from mmblocks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from mmblocks.data.inspection import ShownRecord, ShownVisual, SourceFigures
-    from mmblocks.data.mixture import Mixture
-    from mmblocks.data.processor import Processor
+    from mmblocks.data.inspect.figures import ShownRecord, ShownVisual, SourceFigures
+    from mmblocks.data.mixing.mixture import Mixture
+    from mmblocks.data.sample.processor import Processor
     from mmblocks.train.stages import Stage
 
 WORDS = ("data=", "images=", "videos=", "ignore=")
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmblocks.data.mixture import Mixture
+    from mmblocks.data.mixing.mixture import Mixture
 
     if args.samples < 1:
         raise ConfigError(f"--samples {args.samples}: look at 1 record or more.")
@@ -118,7 +118,7 @@ def _chosen(stages: Sequence[Stage], name: str | None) -> list[Stage]:
 
 
 def _processor(raw: Mapping[str, Any], stage: Stage) -> Processor:
-    from mmblocks.data.processor import Processor
+    from mmblocks.data.sample.processor import Processor
     from mmblocks.data.video.guarded import ClipReader
 
     return Processor.planning(
@@ -137,8 +137,8 @@ def _processor(raw: Mapping[str, Any], stage: Stage) -> Processor:
 
 
 def _show_figures(mixture: Mixture, processor: Processor, stage: Stage, args: argparse.Namespace) -> None:
-    from mmblocks.data.drawing import draw_figures
-    from mmblocks.data.inspection import figures_of
+    from mmblocks.data.inspect.drawing import draw_figures
+    from mmblocks.data.inspect.figures import figures_of
 
     most = None if args.all else args.samples
     figures = figures_of(mixture, processor, stage.targets, samples_per_source=most)
@@ -168,7 +168,7 @@ def _content(f: SourceFigures) -> tuple[str, ...]:
 
 
 def _spread(f: SourceFigures) -> Iterator[tuple[str, ...]]:
-    from mmblocks.data.inspection import MEASURES, QUANTILES
+    from mmblocks.data.inspect.figures import MEASURES, QUANTILES
 
     for measure in MEASURES:
         quantiles = f.quantiles(measure) or ("-",) * len(QUANTILES)
@@ -180,7 +180,7 @@ def _spread(f: SourceFigures) -> Iterator[tuple[str, ...]]:
 
 
 def _show_records(mixture: Mixture, processor: Processor, stage: Stage, args: argparse.Namespace) -> None:
-    from mmblocks.data.inspection import parse_record, shown_records
+    from mmblocks.data.inspect.figures import parse_record, shown_records
 
     marks = TRAINED if sys.stdout.isatty() else BRACKETS
     for text in args.record:
@@ -202,8 +202,8 @@ def _show_records(mixture: Mixture, processor: Processor, stage: Stage, args: ar
 
 def _page(record: ShownRecord) -> str:
     """A record as a page, its visuals decoded."""
+    from mmblocks.data.inspect.record_page import page_of
     from mmblocks.data.record_faults import naming
-    from mmblocks.data.record_page import page_of
 
     with naming(record.origin):
         return page_of(record)
@@ -226,7 +226,7 @@ def described(record: ShownRecord, marks: tuple[str, str]) -> Iterator[str]:
 
 def prompt_of(record: ShownRecord, marks: tuple[str, str]) -> str:
     """The whole prompt: each visual as a note of its tokens, trained tokens between `marks`."""
-    from mmblocks.data.inspection import Rows
+    from mmblocks.data.inspect.figures import Rows
 
     begin, end = marks
     return "".join(

@@ -9,7 +9,7 @@ from mmblocks.cli.tables import aligned
 from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mmblocks.train.memory import Memory
+    from mmblocks.train.estimates.memory import Memory
 
 RANKS = (1, 8, 16, 64, 128, 256)
 GIB = 2**30
@@ -28,7 +28,7 @@ def ranks_in(words: Sequence[str]) -> tuple[int, ...]:
 def memory_of(raw: Mapping[str, Any], ranks: Sequence[int]) -> dict[str, list[Memory]]:
     """By stage, for a composed recipe. Raises `ConfigError` for a system, which has no stages."""
     from mmblocks.settings import read
-    from mmblocks.train.memory import stage_memory
+    from mmblocks.train.estimates.memory import stage_memory
     from mmblocks.train.stages import Stage
 
     if not raw.get("stages"):

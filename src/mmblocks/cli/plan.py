@@ -91,7 +91,7 @@ def _plan_media(raw: Mapping[str, Any], media: Sequence[str], args: argparse.Nam
 
 
 def _plan_trains(raw: Mapping[str, Any], *, as_json: bool) -> int:
-    from mmblocks.train.table import as_text, tables_of
+    from mmblocks.train.reports.parameter_table import as_text, tables_of
 
     if not raw.get("stages"):
         raise ConfigError("--trains is about training, and a system has no stages; name a recipe (`mmblocks recipes`).")

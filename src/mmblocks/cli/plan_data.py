@@ -10,12 +10,12 @@ from mmblocks.cli.tables import aligned
 from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mmblocks.data.mixture import Draws, Mixture
+    from mmblocks.data.mixing.mixture import Draws, Mixture
     from mmblocks.data.planning.cost import Cost
     from mmblocks.data.planning.measure import Sizes
     from mmblocks.data.planning.report import Report
     from mmblocks.data.planning.steps import StepPlan
-    from mmblocks.data.processor import Processor
+    from mmblocks.data.sample.processor import Processor
     from mmblocks.train.stages import Stage
 
 WORDS = ("data=", "ranks=", "stage=", "images=", "videos=", "ignore=", "cost=", "samples=")
@@ -133,7 +133,7 @@ def _with_data(stage: Stage, question: Question) -> Stage:
 
 
 def _planned(raw: Mapping[str, Any], stage: Stage, question: Question) -> Planned:
-    from mmblocks.data.mixture import Mixture
+    from mmblocks.data.mixing.mixture import Mixture
     from mmblocks.data.planning.measure import measure
     from mmblocks.data.planning.report import report
     from mmblocks.train.plan import ordered, steps_over
@@ -157,7 +157,7 @@ def _planned(raw: Mapping[str, Any], stage: Stage, question: Question) -> Planne
 
 
 def _processor(raw: Mapping[str, Any], stage: Stage, seed: int) -> Processor:
-    from mmblocks.data.processor import Processor
+    from mmblocks.data.sample.processor import Processor
     from mmblocks.model.missing import missing_tokenizers
 
     if missing := missing_tokenizers(raw["model"]):

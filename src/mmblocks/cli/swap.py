@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mmblocks.model.transplant import Ledger
+    from mmblocks.model.swapping.transplant import Ledger
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from mmblocks.model.checkpoint import at_home, load, read_spec
     from mmblocks.model.convert.weights import stored_dtype
-    from mmblocks.model.swap import planned, save_swapped, swap
+    from mmblocks.model.swapping.swap import planned, save_swapped, swap
 
     changes = changes_of(arguments.changes)
     if arguments.out.exists():
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 def told(ledger: Ledger) -> Iterator[str]:
     """A line for each fate of each part, and the sums over all parameters."""
     from mmblocks.model.spec import PARTS
-    from mmblocks.model.transplant import FATES
+    from mmblocks.model.swapping.transplant import FATES
 
     for part in PARTS:
         for fate in FATES:

@@ -34,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.report:
         return _report(_folder(args))
-    from mmblocks import conf
+    from mmblocks.sweep.launch import prepare_sweep, run_sweep
 
-    folder = conf.prepare_sweep(
+    folder = prepare_sweep(
         args.recipe, args.words, arms_only=args.star, out=args.out, score=args.score, samples=args.samples
     )
-    conf.run_sweep(folder, args.words)
+    run_sweep(folder, args.words)
     return _report(folder)
 
 
@@ -53,7 +53,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 def _report(folder: Path) -> int:
     """Write and print the comparison; 1 where a cell has no score."""
-    from mmblocks.eval.comparison import as_markdown, compare, write
+    from mmblocks.sweep.comparison import as_markdown, compare, write
 
     comparison = compare(folder)
     files = write(comparison, folder)

@@ -13,10 +13,8 @@ _HOMES = {
     "as_yaml": "assemble",
     "compose": "assemble",
     "compose_for_planning": "assemble",
-    "prepare_sweep": "launch",
     "recipes": "files",
     "register_groups": "groups",
-    "run_sweep": "launch",
 }
 
 __all__ = [
@@ -24,17 +22,14 @@ __all__ = [
     "as_yaml",
     "compose",
     "compose_for_planning",
-    "prepare_sweep",
     "recipes",
     "register_groups",
-    "run_sweep",
 ]
 
 if TYPE_CHECKING:
     from mmblocks.conf.assemble import as_yaml, compose, compose_for_planning
     from mmblocks.conf.files import recipes
     from mmblocks.conf.groups import GROUPS, register_groups
-    from mmblocks.conf.launch import prepare_sweep, run_sweep
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from mmblocks.conf.faults import FOREIGN, refusal
 from mmblocks.conf.files import Recipe, find_recipe, recipes, roots, shipped_recipes
 from mmblocks.conf.groups import GROUPS, SCHEMA, SYSTEM, register_groups
 from mmblocks.conf.overrides import concerns_settings, translated
-from mmblocks.data.entries import split_entry, use_faults
+from mmblocks.data.mixing.entries import split_entry, use_faults
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
 from mmblocks.image_reading import reading_faults

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from mmblocks.components import REGISTRIES
-from mmblocks.data.entries import Use
+from mmblocks.data.mixing.entries import Use
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
 from mmblocks.image_reading import ImageReading

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmblocks.data.records import WithTwins
+from mmblocks.data.records.json_records import WithTwins
 from mmblocks.errors import DataError
 from mmblocks.keys import HARMLESS, HISTORY, INPUT, USUAL, is_empty, refuse_unread, unread
 from mmblocks.settings import did_you_mean

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mmblocks.conversation import Conversation, Item, Pair, Text, Visual
-from mmblocks.data.files import Slice
-from mmblocks.data.identity import identity
-from mmblocks.data.mixture import Draw, Draws, Mixture, distinct
+from mmblocks.data.media.files import Slice
+from mmblocks.data.media.identity import identity
+from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, distinct
 from mmblocks.errors import DataError
 from mmblocks.reprs import repr_by_shape
 

@@ -1,4 +1,4 @@
-"""What is wrong with samples, by kind and by source; see `mmblocks.data.lint`, which finds it."""
+"""What is wrong with samples, by kind and by source; see `mmblocks.data.inspect.lint`, which finds it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.encode import Encoded
+from mmblocks.data.sample.encode import Encoded
 from mmblocks.errors import DataError
 
 Kind = Literal[

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mmblocks.conversation import Item
-from mmblocks.data.encode import Targets, TooLong
-from mmblocks.data.lines import append_lines, read_lines
-from mmblocks.data.lint import chosen_records
-from mmblocks.data.mixture import Draw, Mixture
-from mmblocks.data.processor import Processor, Sample
+from mmblocks.data.inspect.lint import chosen_records
+from mmblocks.data.mixing.mixture import Draw, Mixture
+from mmblocks.data.records.lines import append_lines, read_lines
+from mmblocks.data.sample.encode import Targets, TooLong
+from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.errors import DataError
 
 LOOKED_AT = 200

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from mmblocks.conversation import Conversation, Message, Visual
-from mmblocks.data.named_media import KINDS, Media, MediaRoots
-from mmblocks.data.records import refuse_twins
+from mmblocks.data.records.json_records import refuse_twins
+from mmblocks.data.records.named_media import KINDS, Media, MediaRoots
 from mmblocks.data.turns import MARKER, Turn, pieces_of
 from mmblocks.errors import DataError
 from mmblocks.shapes import VisualKind

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mmblocks.conversation import LEARN_KEYS, Conversation, Message, Part, Role, Text, Visual, learn_of
-from mmblocks.data.named_media import KINDS, Media
-from mmblocks.data.records import refuse_twins
+from mmblocks.data.records.json_records import refuse_twins
+from mmblocks.data.records.named_media import KINDS, Media
 from mmblocks.errors import DataError
 from mmblocks.keys import refuse_unread
 from mmblocks.shapes import VisualKind

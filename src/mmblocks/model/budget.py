@@ -14,9 +14,9 @@ from torch import Tensor
 from mmblocks.batch import Packing, Rows
 from mmblocks.compat import warnings_not_raised
 from mmblocks.errors import ConfigError
-from mmblocks.model.check import Examination, examine
+from mmblocks.model.checks.composition import Examination, examine
+from mmblocks.model.checks.limits import kv_bytes_per_token, local_tokenizer
 from mmblocks.model.flops import count_flops
-from mmblocks.model.limits import kv_bytes_per_token, local_tokenizer
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.settings import accepts, shown
 from mmblocks.shapes import Scenario, Size, VisualKind, VisualPlan, VisualShape

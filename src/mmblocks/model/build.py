@@ -36,7 +36,7 @@ def build(
     encoder and of the backbone names). Raises `ConfigError` listing every reason why the parts do not fit each other,
     or with their sizes where they do not fit into the memory of this machine.
     """
-    from mmblocks.model.check import require
+    from mmblocks.model.checks.composition import require
 
     spec = spec if isinstance(spec, ModelSpec) else ModelSpec.of({**(spec or {}), **components})
     if weights not in ("random", "pretrained"):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.components import backbones, encoders, projectors
-from mmblocks.model.faults import Missing, component_faults, resolved
-from mmblocks.model.limits import on_this_machine
+from mmblocks.model.checks.faults import Missing, component_faults, resolved
+from mmblocks.model.checks.limits import on_this_machine
 from mmblocks.registry import Registry
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -23,7 +23,7 @@ def part(model: OneVision, name: str) -> nn.Module:
 
 
 def adapters(model: OneVision) -> list[nn.Module]:
-    """The low-rank adapters inside a backbone's linear layers; none unless `mmblocks.train.lora` has put them there.
+    """The low-rank adapters inside a backbone's linear layers; none unless `mmblocks.train.adapters.lora` has put them there.
 
     A layer of PEFT says under `adapter_layer_names` which of its members are adapters.
     """
@@ -35,7 +35,9 @@ def learnable(model: OneVision, name: str) -> list[nn.Parameter]:
     low_rank = [p for adapter in adapters(model) for p in adapter.parameters()]
     if name == LORA:
         if not low_rank:
-            raise ConfigError("the model has no adapters to train; put them in with mmblocks.train.lora.add_lora.")
+            raise ConfigError(
+                "the model has no adapters to train; put them in with mmblocks.train.adapters.lora.add_lora."
+            )
         return low_rank
     apart = set(map(id, low_rank))
     return [p for p in part(model, name).parameters() if id(p) not in apart]

@@ -112,7 +112,7 @@ class TokenizerChat:
             if self.rewrites_answers and i + 1 < len(said):
                 raise ConfigError(
                     f"{self._whose} rewrites answers once a conversation has gone on; learn each from a conversation that "
-                    "ends with it (mmblocks.data.processor.answer_by_answer)."
+                    "ends with it (mmblocks.data.sample.processor.answer_by_answer)."
                 )
             prompt = self._written(said[:i], True)
             if not marked.startswith(prompt):

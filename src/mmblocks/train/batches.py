@@ -9,12 +9,12 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from mmblocks.batch import Batch
-from mmblocks.data.broken import Broken, Policy, samples_of
-from mmblocks.data.collate import collate
-from mmblocks.data.encode import Targets
+from mmblocks.data.mixing.broken import Broken, Policy, samples_of
 from mmblocks.data.overlong import Cut, cuts_of
 from mmblocks.data.planning.cost import Cost
-from mmblocks.data.processor import Processor, Sample
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.encode import Targets
+from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.train.distributed import World
 from mmblocks.train.plan import StageData
 from mmblocks.train.stopping import leave_signals_to_parent

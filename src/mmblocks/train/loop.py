@@ -14,14 +14,14 @@ import torch
 
 from mmblocks.errors import TrainingInterrupted, TrainingPreempted
 from mmblocks.lock import locked
-from mmblocks.model.check import Examination
 from mmblocks.model.checkpoint import load, save
+from mmblocks.model.checks.composition import Examination
 from mmblocks.model.convert import export_to_transformers
 from mmblocks.storage import damage, disk_faults, replaced_whole, sums_of
-from mmblocks.train.check import require_run
+from mmblocks.train.checks.run import require_run
 from mmblocks.train.distributed import World, joined
-from mmblocks.train.handover import starting_model
-from mmblocks.train.sight import learn_to_see
+from mmblocks.train.encoder_pretraining import learn_to_see
+from mmblocks.train.stage_model import starting_model
 from mmblocks.train.stage_run import StageRun
 from mmblocks.train.stages import FREE, Curriculum, TrainRun, read_checked_run
 from mmblocks.train.state import Place, begin_stage, claim, notes_of, places

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mmblocks.data.broken import Broken, Policy
 from mmblocks.data.fingerprints import UNREADABLE, Fingerprints, fingerprints
-from mmblocks.data.mixture import Draw, Draws, Mixture, distinct
+from mmblocks.data.mixing.broken import Broken, Policy
+from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, distinct
 from mmblocks.data.planning.cost import Cost
 from mmblocks.data.planning.grouping import grouped_order
 from mmblocks.data.planning.lengths_cache import Known, LengthsCache
 from mmblocks.data.planning.measure import Measured, Sizes, measure
 from mmblocks.data.planning.steps import StepPlan, plan_by_count, plan_by_tokens
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.train.stages import Stage, TrainRun
 

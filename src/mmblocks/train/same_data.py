@@ -12,13 +12,13 @@ from zipfile import BadZipFile
 import numpy as np
 
 from mmblocks.conversation import Conversation, Item, Pair
-from mmblocks.data.files import name_of
 from mmblocks.data.fingerprints import Fingerprints
-from mmblocks.data.mixture import Draw, Mixture
+from mmblocks.data.media.files import name_of
+from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.errors import DataError
 from mmblocks.storage import replaced_file
-from mmblocks.train.evaluation import held_out_fingerprints
 from mmblocks.train.plan import StageData
+from mmblocks.train.reports.evaluation import held_out_fingerprints
 from mmblocks.train.stages import Evaluation
 from mmblocks.train.state import STATE
 

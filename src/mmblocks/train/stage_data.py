@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from mmblocks.data.broken import left_out, note_broken, read_broken, sizes_of
-from mmblocks.data.lint import lint
-from mmblocks.data.mixture import Mixture
+from mmblocks.data.inspect.lint import lint
+from mmblocks.data.mixing.broken import left_out, note_broken, read_broken, sizes_of
+from mmblocks.data.mixing.mixture import Mixture
 from mmblocks.data.overlong import cut_lines
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.train.distributed import World
 from mmblocks.train.plan import Planner, StageData
@@ -46,7 +46,7 @@ def shared_data(planner: Planner, out: Path, world: World) -> StageData:
 def require_good_labels(
     data: StageData, processor: Processor, stage: Stage, settings: TrainRun, samples_per_source: int
 ) -> None:
-    """Raise `DataError` where records of a source do not learn what they should (see `mmblocks.data.lint`)."""
+    """Raise `DataError` where records of a source do not learn what they should (see `mmblocks.data.inspect.lint`)."""
     found = lint(data.mixture, processor, stage.targets, samples_per_source=samples_per_source)
     found.require(skip_broken=settings.broken == "skip", skip_overlong=stage.overlong == "skip")
 

@@ -14,35 +14,35 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Batch
-from mmblocks.data.broken import note_broken
+from mmblocks.data.mixing.broken import note_broken
 from mmblocks.data.overlong import note_cut
 from mmblocks.data.planning.cost import Cost
 from mmblocks.errors import CheckpointError
 from mmblocks.json_files import read_object
-from mmblocks.model.check import Examination
+from mmblocks.model.checks.composition import Examination
 from mmblocks.model.onevision import OneVision
 from mmblocks.storage import write_json
 from mmblocks.train.batches import Made, StageBatches, from_step
 from mmblocks.train.distributed import World
 from mmblocks.train.ema import EMA
-from mmblocks.train.evaluation import evaluate_now, is_better, is_due
 from mmblocks.train.features import FeatureCache, kept_features
 from mmblocks.train.finite import Guard, all_finite, how_to_go_on
-from mmblocks.train.handover import save_stage, stage_model, stage_processor, whole_model
 from mmblocks.train.objectives import objectives, require_items
 from mmblocks.train.optim import learners, optimizer_for, schedule
-from mmblocks.train.panel import Panel
 from mmblocks.train.plan import Planner
-from mmblocks.train.probe import look
-from mmblocks.train.progress import Progress
+from mmblocks.train.reports.evaluation import evaluate_now, is_better, is_due
+from mmblocks.train.reports.parameter_table import as_text, training_table, write_table
+from mmblocks.train.reports.profiler import Panel
+from mmblocks.train.reports.progress import Progress
+from mmblocks.train.reports.tracking import trackers
+from mmblocks.train.reports.visual_ablation import look
 from mmblocks.train.same_data import RecordsFile, SameData
 from mmblocks.train.stage_data import BROKEN, CUT, require_good_labels, shared_data, tell_left_out
+from mmblocks.train.stage_model import save_stage, stage_model, stage_processor, whole_model
 from mmblocks.train.stages import Curriculum
 from mmblocks.train.state import Place, notes_of, restore_state, save_state
 from mmblocks.train.step import Done, Stepper, autocast
 from mmblocks.train.stopping import StopAsked
-from mmblocks.train.table import as_text, training_table, write_table
-from mmblocks.train.tracking import trackers
 
 log = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ class Lora:
 class Stage:
     """One stage of a curriculum; it starts from the weights of the stage before.
 
-    data: sources with their settings (see `mmblocks.data.mixture`).
+    data: sources with their settings (see `mmblocks.data.mixing.mixture`).
     train: what learns (encoder, projector, marks, backbone, lora), each with a learning rate or the fields of `Learning`
         (`Lora` for lora); parts left out are frozen.
     steps: optimizer steps at budget 1, samples being drawn by weight; or epochs: how often every conversation is read.
@@ -108,7 +108,7 @@ def _learning(given: Any) -> Learning:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """Pretraining of an encoder without a checkpoint on TinyWorld (see `mmblocks.train.sight`): how long, how fast."""
+    """Pretraining of an encoder without a checkpoint on TinyWorld (see `mmblocks.train.encoder_pretraining`): how long, how fast."""
 
     steps: int
     batch_size: int = 32

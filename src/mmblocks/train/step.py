@@ -20,7 +20,7 @@ from mmblocks.train.distributed import World, add_up_gradients
 from mmblocks.train.finite import Guard, whole
 from mmblocks.train.objectives import Objective
 from mmblocks.train.optim import set_rate
-from mmblocks.train.panel import Panel
+from mmblocks.train.reports.profiler import Panel
 from mmblocks.train.stages import Stage
 
 LOSS = "loss"

@@ -13,10 +13,10 @@ from PIL import Image
 
 from mmblocks.batch import Batch
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.data.collate import collate
 from mmblocks.data.planning.cost import Cost
 from mmblocks.data.planning.measure import Sizes
-from mmblocks.data.processor import Processor
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
 

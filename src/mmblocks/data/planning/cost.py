@@ -13,7 +13,7 @@ import numpy as np
 from mmblocks.data.planning.measure import Sizes
 from mmblocks.errors import ConfigError
 from mmblocks.model.budget import prefill_flops
-from mmblocks.model.check import Examination, examine
+from mmblocks.model.checks.composition import Examination, examine
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.storage import write_json
 

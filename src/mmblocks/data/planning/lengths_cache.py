@@ -15,10 +15,10 @@ import numpy as np
 from mmblocks import __version__
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Message
-from mmblocks.data.encode import Targets
 from mmblocks.data.fingerprints import Fingerprint
-from mmblocks.data.mixture import Draw
-from mmblocks.data.processor import Processor
+from mmblocks.data.mixing.mixture import Draw
+from mmblocks.data.sample.encode import Targets
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.storage import replaced_file
 

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mmblocks.conversation import Item
-from mmblocks.data.encode import Targets, TooLong
 from mmblocks.data.fingerprints import MADE, fingerprint
-from mmblocks.data.mixture import Draw, Draws, Mixture
+from mmblocks.data.mixing.mixture import Draw, Draws, Mixture
 from mmblocks.data.overlong import CHOICES, said, tokens_of
 from mmblocks.data.planning.lengths_cache import Known, LengthsCache, Row
-from mmblocks.data.processor import Processor
 from mmblocks.data.record_faults import origin_and_reason
+from mmblocks.data.sample.encode import Targets, TooLong
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 
 CHUNK = 64

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmblocks.data.files import is_there
+from mmblocks.data.media.files import is_there
 from mmblocks.errors import ConfigError
 
 READERS = {

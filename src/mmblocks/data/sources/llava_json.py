@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmblocks.data.llava_json import read_llava
-from mmblocks.data.named_media import MediaRoots
-from mmblocks.data.patterns import files_of
-from mmblocks.data.selection import Concatenated
+from mmblocks.data.mixing.selection import Concatenated
+from mmblocks.data.records.llava_json import read_llava
+from mmblocks.data.records.named_media import MediaRoots
+from mmblocks.data.records.patterns import files_of
 from mmblocks.data.sources import Source, sources
 from mmblocks.data.turns import Placement
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from mmblocks.data.llava_json import read_llava
-from mmblocks.data.named_media import MediaRoots
-from mmblocks.data.selection import Concatenated, Prompted, Selected, chosen, take_fault
+from mmblocks.data.mixing.selection import Concatenated, Prompted, Selected, chosen, take_fault
+from mmblocks.data.records.llava_json import read_llava
+from mmblocks.data.records.named_media import MediaRoots
 from mmblocks.data.sources import Source, sources
 from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError

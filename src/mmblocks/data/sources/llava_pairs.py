@@ -7,11 +7,11 @@ from typing import Any
 
 from mmblocks.conversation import Pair
 from mmblocks.data.columns import Columns
-from mmblocks.data.named_media import MediaRoots
-from mmblocks.data.patterns import files_of
-from mmblocks.data.records import Lines, called, open_records
-from mmblocks.data.rows import RowReader
-from mmblocks.data.selection import Concatenated
+from mmblocks.data.mixing.selection import Concatenated
+from mmblocks.data.records.json_records import Lines, called, open_records
+from mmblocks.data.records.named_media import MediaRoots
+from mmblocks.data.records.patterns import files_of
+from mmblocks.data.records.rows import RowReader
 from mmblocks.data.sources import NamedRecords, Source, sources
 from mmblocks.data.turns import Placement, Turn
 from mmblocks.errors import DataError

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from mmblocks.data.columns import Columns
-from mmblocks.data.llava_json import RecordFile
-from mmblocks.data.named_media import MediaRoots
-from mmblocks.data.patterns import files_of
-from mmblocks.data.records import open_records
-from mmblocks.data.rows import RowReader
-from mmblocks.data.selection import Concatenated
+from mmblocks.data.mixing.selection import Concatenated
+from mmblocks.data.records.json_records import open_records
+from mmblocks.data.records.llava_json import RecordFile
+from mmblocks.data.records.named_media import MediaRoots
+from mmblocks.data.records.patterns import files_of
+from mmblocks.data.records.rows import RowReader
 from mmblocks.data.sources import Source, sources
 from mmblocks.data.turns import Placement
 

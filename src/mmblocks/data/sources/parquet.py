@@ -7,10 +7,10 @@ from typing import Any
 from mmblocks._optional import need
 from mmblocks.conversation import Conversation
 from mmblocks.data.columns import Columns
-from mmblocks.data.named_media import MediaRoots
-from mmblocks.data.patterns import files_of
-from mmblocks.data.records import called
-from mmblocks.data.rows import RowReader
+from mmblocks.data.records.json_records import called
+from mmblocks.data.records.named_media import MediaRoots
+from mmblocks.data.records.patterns import files_of
+from mmblocks.data.records.rows import RowReader
 from mmblocks.data.sources import NamedRecords, sources
 from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError

@@ -7,13 +7,13 @@ from typing import Any
 
 from mmblocks.conversation import Conversation
 from mmblocks.data.columns import Columns
-from mmblocks.data.files import PICTURES, Slice, is_picture, natural
-from mmblocks.data.named_media import KINDS, MediaRoots
-from mmblocks.data.patterns import files_of
-from mmblocks.data.records import called, parsed, refuse_twins
-from mmblocks.data.rows import RowReader
-from mmblocks.data.selection import Concatenated
-from mmblocks.data.shards import Shard, open_shard
+from mmblocks.data.media.files import PICTURES, Slice, is_picture, natural
+from mmblocks.data.mixing.selection import Concatenated
+from mmblocks.data.records.json_records import called, parsed, refuse_twins
+from mmblocks.data.records.named_media import KINDS, MediaRoots
+from mmblocks.data.records.patterns import files_of
+from mmblocks.data.records.rows import RowReader
+from mmblocks.data.records.shards import Shard, open_shard
 from mmblocks.data.sources import NamedRecords, Source, sources
 from mmblocks.data.turns import Placement
 from mmblocks.errors import DataError

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mmblocks.data.files import Slice, name_of
+from mmblocks.data.media.files import Slice, name_of
 from mmblocks.data.video.clip import CURE, Clip, NoDecoder, NoSuchFrame
 from mmblocks.data.video.frames_folder import frames_shape, is_frames, read_frame_files
 from mmblocks.data.video.index import Index, index_of

@@ -20,7 +20,7 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from mmblocks.data.files import Slice, bytes_or_file, name_of
+from mmblocks.data.media.files import Slice, bytes_or_file, name_of
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size
 

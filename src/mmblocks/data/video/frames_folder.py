@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mmblocks.data.files import PICTURES, is_picture, name_of, natural
-from mmblocks.data.images import image_size, load_image
+from mmblocks.data.media.files import PICTURES, is_picture, name_of, natural
+from mmblocks.data.media.images import image_size, load_image
 from mmblocks.data.video.clip import NoSuchFrame
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading

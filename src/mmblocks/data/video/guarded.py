@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmblocks.data.files import Slice, name_of
+from mmblocks.data.media.files import Slice, name_of
 from mmblocks.data.video import VideoSource, is_frames, read_frames, video_shape
 from mmblocks.data.video.quarantine import Place, Quarantine
 from mmblocks.errors import ConfigError, DataError

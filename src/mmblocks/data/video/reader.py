@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mmblocks.data.files import Slice
+from mmblocks.data.media.files import Slice
 from mmblocks.data.video import read_frames, video_shape
 from mmblocks.data.video.clip import NoDecoder, NotTheClip
 from mmblocks.errors import DataError

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 DOORS: dict[str, str] = {
     "mmblocks": "ours",
-    "llava": "hf_llava",
-    "llava_next": "hf_llava_next",
-    "llava_next_video": "hf_llava_next_video",
-    "llava_onevision": "hf_llava_onevision",
-    "blip-2": "hf_blip2",
-    "instructblip": "hf_instructblip",
-    "original": "llava",
+    "llava": "transformers.llava",
+    "llava_next": "transformers.llava_next",
+    "llava_next_video": "transformers.llava_next_video",
+    "llava_onevision": "transformers.llava_onevision",
+    "blip-2": "transformers.blip2",
+    "instructblip": "transformers.instructblip",
+    "original": "original.llava",
 }
 """Layout -> module of this package that holds its `DOOR`. The first whose `reads` says yes is taken."""
 READ_ONLY = ("blip-2", "instructblip")
@@ -52,7 +52,7 @@ def detect(folder: Path | str) -> str:
 
 def fitting_family(model: OneVision) -> str:
     """The family of transformers that can express a model, one with clips if there is. Raises `ConfigError` with reasons."""
-    families = [name for name, module in DOORS.items() if module.startswith("hf_llava")]
+    families = [name for name, module in DOORS.items() if module.startswith("transformers.llava")]
     families.sort(key=lambda name: not door_of(name).clips)
     reasons = {name: door_of(name).reasons_against_export(model) for name in families}
     fitting = next((name for name in families if not reasons[name]), None)

@@ -15,7 +15,7 @@ from mmblocks.components import templates
 from mmblocks.conversation import Conversation
 from mmblocks.errors import MMBlocksError
 from mmblocks.model.convert import raw_config
-from mmblocks.model.convert.jinja import FLATTENED, form_of, jinja_of
+from mmblocks.model.convert.transformers.jinja import FLATTENED, form_of, jinja_of
 from mmblocks.registry import Spec, split
 from mmblocks.templates.contents import Refused
 from mmblocks.templates.rendering import BeyondLimits

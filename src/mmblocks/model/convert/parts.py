@@ -17,9 +17,9 @@ from mmblocks.components import encoders, projectors
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.checkpoint import disagreements
 from mmblocks.model.convert import detect, keys
-from mmblocks.model.convert.hf import read_config
-from mmblocks.model.convert.hf_blip2 import encoder_settings, qformer_settings, vision_reasons
 from mmblocks.model.convert.text import refuse
+from mmblocks.model.convert.transformers.blip2 import encoder_settings, qformer_settings, vision_reasons
+from mmblocks.model.convert.transformers.families import read_config
 from mmblocks.model.convert.weights import read_weights
 from mmblocks.storage import replaced_whole
 

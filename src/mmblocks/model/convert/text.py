@@ -14,9 +14,9 @@ from torch import Tensor
 from mmblocks.backbones.text_tokenizer import read_text_tokenizer
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.json_files import read_object
-from mmblocks.model import limits
 from mmblocks.model.build import wire
-from mmblocks.model.check import Examination, examine
+from mmblocks.model.checks import limits
+from mmblocks.model.checks.composition import Examination, examine
 from mmblocks.model.convert import raw_config
 from mmblocks.model.convert.chat import ENDS, ChatChoice
 from mmblocks.model.convert.keys import Table

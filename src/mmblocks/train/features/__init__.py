@@ -11,9 +11,9 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from mmblocks.data.broken import Policy
-from mmblocks.data.mixture import Draws, Mixture
-from mmblocks.data.processor import Processor
+from mmblocks.data.mixing.broken import Policy
+from mmblocks.data.mixing.mixture import Draws, Mixture
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
 from mmblocks.train.features.estimating import Estimate, estimate

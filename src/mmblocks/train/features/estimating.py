@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from mmblocks.conversation import Visual
-from mmblocks.data.files import name_of
-from mmblocks.data.mixture import Draw, Draws, Mixture, distinct
-from mmblocks.data.processor import Processor
+from mmblocks.data.media.files import name_of
+from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, distinct
 from mmblocks.data.record_faults import naming
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import VisualPlan

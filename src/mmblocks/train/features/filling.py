@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmblocks.conversation import Conversation, Visual
-from mmblocks.data.broken import Policy
-from mmblocks.data.mixture import Draw, Draws, Mixture, distinct
-from mmblocks.data.processor import Processor
+from mmblocks.data.mixing.broken import Policy
+from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, distinct
 from mmblocks.data.record_faults import naming
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import VisualPlan

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmblocks.conversation import Visual
-from mmblocks.data.files import name_of
-from mmblocks.data.identity import digest, identity
+from mmblocks.data.media.files import name_of
+from mmblocks.data.media.identity import digest, identity
 from mmblocks.errors import DataError
 from mmblocks.image_reading import ImageReading
 from mmblocks.model.modes import evaluating

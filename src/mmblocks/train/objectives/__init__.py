@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from mmblocks.batch import Batch
 from mmblocks.conversation import Item, Pair
-from mmblocks.data.mixture import Draw, Mixture
+from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.onevision import Loss, OneVision
 from mmblocks.registry import Registry

@@ -12,7 +12,7 @@ from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.modes import evaluating
 from mmblocks.model.onevision import Loss, OneVision
 from mmblocks.model.trainable import adapters
-from mmblocks.train.lora import without_lora
+from mmblocks.train.adapters.lora import without_lora
 from mmblocks.train.objectives import objectives
 
 

@@ -1,0 +1,251 @@
+"""What a mixture holds and how a record looks to the model: figures from file headers, single records with their marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mmblocks.batch import IGNORE
+from mmblocks.conversation import Conversation, Visual
+from mmblocks.data.inspect.lint import Linter, chosen_records
+from mmblocks.data.lint_report import Finding, Looked, SourceLint
+from mmblocks.data.media.visuals import shape_of
+from mmblocks.data.mixing.mixture import Draw, Mixture
+from mmblocks.data.record_faults import naming
+from mmblocks.data.sample.encode import Encoded, Targets
+from mmblocks.data.sample.positions import arranged
+from mmblocks.data.sample.processor import Processor
+from mmblocks.errors import ConfigError
+from mmblocks.image_reading import DEFAULT_READING, ImageReading
+from mmblocks.shapes import RoutedPlan, VisualShape
+
+QUANTILES = (0.05, 0.5, 0.95, 1.0)
+MEASURES = ("tokens", "views", "labels")
+
+# Figures of a mixture -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFigures:
+    """What samples of one source hold.
+
+    images, clips, text_only, turns: sums over the conversations looked at that could be read; a turn is an answer.
+    tokens, views, labels: int64 (samples,), of those that can be encoded, the ones beyond the limit too.
+    """
+
+    name: str
+    images: int
+    clips: int
+    text_only: int
+    turns: int
+    tokens: np.ndarray
+    views: np.ndarray
+    labels: np.ndarray
+    lint: SourceLint
+
+    def quantiles(self, measure: str) -> tuple[int, ...] | None:
+        """5 %, half, 95 % and all of the samples have at most so many; None without samples."""
+        values = getattr(self, measure)
+        return tuple(int(v) for v in np.quantile(values, QUANTILES, method="inverted_cdf")) if len(values) else None
+
+
+def figures_of(
+    mixture: Mixture, processor: Processor, targets: Targets = "answers", *, samples_per_source: int | None = None
+) -> list[SourceFigures]:
+    """Figures of every source from file headers: of all records, or of `samples_per_source` that are evenly drawn."""
+    linter = Linter(processor, targets)
+    chosen = [chosen_records(len(source), samples_per_source) for source in mixture.sources]
+    figures = []
+    with tqdm(total=sum(map(len, chosen)), desc="headers", unit="record", leave=False, disable=None) as bar:
+        for number, indices in enumerate(chosen):
+            tally = _Tally()
+            for index in indices:
+                tally.add(linter.read(mixture, Draw(number, int(index))))
+                bar.update()
+            figures.append(tally.figures(mixture.names[number], len(mixture.sources[number])))
+    return figures
+
+
+class _Tally:
+    """Sums of the conversations of one source; what was looked at is let go again."""
+
+    def __init__(self) -> None:
+        self.looked_at = self.images = self.clips = self.text_only = self.turns = 0
+        self.sizes: list[tuple[int, int, int]] = []
+        self.faulty: list[tuple[Finding, ...]] = []
+        self.cut: list[int] = []
+
+    def add(self, looked: Sequence[Looked]) -> None:
+        for one in looked:
+            self.looked_at += 1
+            if one.findings:
+                self.faulty.append(one.findings)
+            self._count(one.conversation)
+            if one.encoded is not None:
+                views = sum(len(routed.plan.views) for routed in one.encoded.plans)
+                self.sizes.append((len(one.encoded), views, one.encoded.num_labelled))
+                self.cut += [one.encoded.num_cut] if one.encoded.num_cut else []
+
+    def _count(self, conversation: Conversation) -> None:
+        images = sum(visual.kind == "image" for visual in conversation.visuals)
+        self.images += images
+        self.clips += len(conversation.visuals) - images
+        self.text_only += bool(conversation.messages) and not conversation.visuals
+        self.turns += sum(message.is_learned for message in conversation.messages)
+
+    def figures(self, name: str, size: int) -> SourceFigures:
+        tokens, views, labels = np.array(self.sizes, dtype=np.int64).reshape(-1, 3).T
+        lint = SourceLint(name, size, self.looked_at, tuple(self.faulty), tuple(self.cut))
+        return SourceFigures(name, self.images, self.clips, self.text_only, self.turns, tokens, views, labels, lint)
+
+
+# A single record ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Adjoining text tokens of a prompt that are all trained, or all given. `texts` has one text per token.
+
+    Where several tokens make one letter, the last of them has it and the others are empty.
+    """
+
+    texts: tuple[str, ...]
+    trained: bool
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Adjoining visual tokens of the visual `number` (from 1)."""
+
+    number: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShownVisual:
+    """A visual of a record: what its header says, the plan made of it, and how its images are read."""
+
+    visual: Visual
+    shape: VisualShape
+    routed: RoutedPlan
+    images: ImageReading = DEFAULT_READING
+
+    @property
+    def frames(self) -> tuple[tuple[int, float], ...]:
+        """The frames that are shown, in order of their views, with their times in seconds; a frame in several views once."""
+        numbers = dict.fromkeys(view.frame for view in self.routed.plan.views)
+        return tuple((number, self.shape.time_s(number)) for number in numbers)
+
+    @property
+    def rate(self) -> str:
+        """Frames per second of the clip, for people."""
+        return f"{self.shape.fps:g} per second{'' if self.shape.times_s is None else ' on average'}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRecord:
+    """A conversation as the model will see it: the prompt in pieces, its visuals, and what the label lint found."""
+
+    origin: str
+    prompt: tuple[Tokens | Rows, ...]
+    visuals: tuple[ShownVisual, ...]
+    encoded: Encoded
+    findings: tuple[Finding, ...]
+
+    @property
+    def trained_text(self) -> str:
+        return "".join(piece.text for piece in self.prompt if isinstance(piece, Tokens) and piece.trained)
+
+
+def shown_records(
+    mixture: Mixture, draw: Draw, processor: Processor, targets: Targets = "answers"
+) -> list[ShownRecord]:
+    """The conversations that a record of a mixture is learned from. Raises `DataError` where it cannot be encoded."""
+    return [shown_record(one, processor, targets) for one in processor.conversations(mixture[draw])]
+
+
+def shown_record(conversation: Conversation, processor: Processor, targets: Targets = "answers") -> ShownRecord:
+    """One conversation. A sample beyond the limit of tokens is shown too, and its finding says so."""
+    looked = Linter(processor, targets).look(conversation)
+    if looked.encoded is None:
+        processor.encoded(conversation, targets)  # raises what was found
+    assert looked.encoded is not None
+    encoded, shown = looked.encoded, arranged(conversation, processor.visuals, processor.seed)
+    with naming(conversation.origin):
+        visuals = [
+            ShownVisual(visual, shape_of(visual, processor.clips, processor.images), routed, processor.images)
+            for visual, routed in zip(shown.visuals, encoded.plans, strict=True)
+        ]
+    prompt = tuple(_prompt(encoded, processor.text_tokenizer))
+    return ShownRecord(conversation.origin, prompt, tuple(visuals), encoded, looked.findings)
+
+
+def parse_record(text: str, mixture: Mixture) -> Draw:
+    """ "N" is record N of a mixture counted through its sources, "SOURCE:N" one of a source by its number; both from 0."""
+    source, _, number = text.rpartition(":")
+    if not number.isdecimal() or not (source.isdecimal() or not source):
+        raise ConfigError(f"--record {text}: write N, or SOURCE:N with the number of a source; both count from 0.")
+    lengths = [len(one) for one in mixture.sources]
+    if source:
+        return _in_source(text, int(source), int(number), lengths)
+    if int(number) >= sum(lengths):
+        raise ConfigError(f"--record {text}: there are {sum(lengths)} records, counted from 0.")
+    ends = list(accumulate(lengths))
+    at = next(i for i, end in enumerate(ends) if int(number) < end)
+    return Draw(at, int(number) - (ends[at] - lengths[at]))
+
+
+def _in_source(text: str, source: int, number: int, lengths: Sequence[int]) -> Draw:
+    if source >= len(lengths):
+        raise ConfigError(f"--record {text}: there are {len(lengths)} sources, counted from 0.")
+    if number >= lengths[source]:
+        raise ConfigError(f"--record {text}: source {source} holds {lengths[source]} records, counted from 0.")
+    return Draw(source, number)
+
+
+def _prompt(encoded: Encoded, text_tokenizer: Any) -> Iterator[Tokens | Rows]:
+    ids, owners = encoded.input_ids.tolist(), _owners(encoded)
+    learned = [False, *(target != IGNORE for target in encoded.targets.tolist())]
+    keys = [(owner, learned[row]) for row, owner in enumerate(owners)]
+    for (owner, trained), rows in groupby(range(len(ids)), key=lambda row: keys[row]):
+        numbers = list(rows)
+        if owner:
+            yield Rows(owner, len(numbers))
+        else:
+            before = ids[numbers[0] - 1 : numbers[0]] if numbers[0] and not owners[numbers[0] - 1] else []
+            yield Tokens(tuple(_token_texts([ids[n] for n in numbers], before, text_tokenizer)), trained)
+
+
+def _owners(encoded: Encoded) -> list[int]:
+    """For each row the number of its visual, from 1, or 0 for text."""
+    owners = [0] * len(encoded)
+    numbers = [n for n, routed in enumerate(encoded.plans, start=1) for _ in range(routed.plan.num_tokens)]
+    for row, number in zip(encoded.visual_positions.tolist(), numbers, strict=True):
+        owners[row] = number
+    return owners
+
+
+def _token_texts(ids: Sequence[int], before: Sequence[int], text_tokenizer: Any) -> Iterator[str]:
+    """The text that each token adds. `before`: the token in front, which says whether a space stands between."""
+
+    def decoded(some: Sequence[int]) -> str:
+        return text_tokenizer.decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    known, new = list(before), []
+    for i, token in enumerate(ids):
+        new.append(token)
+        text = decoded([*known, *new])
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and i + 1 < len(ids):
+            yield ""  # a letter of several tokens that is not complete yet
+            continue
+        yield text[len(decoded(known)) if known else 0 :]
+        known, new = new, []

@@ -1,0 +1,205 @@
+"""Whether samples train what they should, asked before training: what is learned is read back and compared with what was said.
+
+The checks do not trust the marks of the chat template. The trained tokens are decoded, and the text must be that of the
+assistant's messages, each followed by a text that ends a turn, and nothing else. White space is left out of the
+comparison, since templates strip it and text tokenizers add it. targets="original" has rules of its own: there only
+lengths, visuals and whether anything is trained are checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mmblocks.batch import IGNORE
+from mmblocks.components import ChatTemplate
+from mmblocks.conversation import Conversation, Message, Text
+from mmblocks.data.learned_text import LearnedText, agreeing, ink
+from mmblocks.data.lint_report import Finding, Kind, LintReport, Looked, SourceLint
+from mmblocks.data.mixing.mixture import Draw, Mixture
+from mmblocks.data.record_faults import naming, origin_and_reason
+from mmblocks.data.sample.encode import Encoded, NothingTrained, Targets, TooLong
+from mmblocks.data.sample.processor import Processor
+from mmblocks.errors import DataError
+from mmblocks.templates.span_tokenizer import ControlTokens
+
+
+def lint(
+    mixture: Mixture, processor: Processor, targets: Targets = "answers", *, samples_per_source: int | None = 200
+) -> LintReport:
+    """Check samples of every source from file headers alone: evenly drawn ones, or all when `samples_per_source` is None."""
+    linter = Linter(processor, targets)
+    chosen = [chosen_records(len(source), samples_per_source) for source in mixture.sources]
+    reports = []
+    with tqdm(total=sum(map(len, chosen)), desc="labels", unit="record", leave=False, disable=None) as bar:
+        for number, indices in enumerate(chosen):
+            looked = []
+            for index in indices:
+                looked += linter.read(mixture, Draw(number, int(index)))
+                bar.update()
+            reports.append(SourceLint.of(mixture.names[number], len(mixture.sources[number]), looked))
+    return LintReport(tuple(reports))
+
+
+def chosen_records(size: int, most: int | None) -> np.ndarray:
+    """Up to `most` record numbers of `size`, drawn evenly, in their order; the same every time."""
+    if most is None or most >= size:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(0).choice(size, most, replace=False))
+
+
+class Linter:
+    """The checks of one processor's samples."""
+
+    def __init__(self, processor: Processor, targets: Targets = "answers") -> None:
+        self.processor = processor
+        self.targets: Targets = targets
+        self._unlimited = replace(processor, max_tokens=None)
+
+    def read(self, mixture: Mixture, draw: Draw) -> list[Looked]:
+        """A record's conversations, looked at; one that cannot be read counts as one."""
+        try:
+            item = mixture[draw]
+        except DataError as fault:
+            origin, reason = origin_and_reason(fault, mixture.origin(draw))
+            return [Looked(Conversation((), origin), None, (Finding("broken", origin, reason),))]
+        return [self.look(conversation) for conversation in self.processor.conversations(item)]
+
+    def look(self, conversation: Conversation) -> Looked:
+        """Encode a conversation without a limit of length, and check what comes out."""
+        origin = conversation.origin
+        try:
+            (encoded,) = self._unlimited.encoded(conversation, self.targets)
+            with naming(origin):
+                found = [Finding(kind, origin, detail) for kind, detail in self._faults(conversation, encoded)]
+        except DataError as fault:
+            kind: Kind = "nothing_trained" if isinstance(fault, NothingTrained) else "broken"
+            said = str(fault).removeprefix(f"{origin}: ")
+            return Looked(conversation, None, (Finding(kind, origin, said),))
+        limit = self.processor.max_tokens
+        if limit is None or len(encoded) <= limit:
+            return Looked(conversation, encoded, tuple(found))
+        try:
+            (cut,) = self.processor.encoded(conversation, self.targets)
+        except TooLong:
+            return Looked(conversation, encoded, (self._too_long(origin, encoded), *found))
+        return Looked(conversation, cut, tuple(found))
+
+    def _too_long(self, origin: str, encoded: Encoded) -> Finding:
+        length, visual = len(encoded), encoded.visual_positions.numel()
+        said = f"{length} tokens ({visual} of them visual), the limit is {self.processor.max_tokens}"
+        return Finding("too_long", origin, said, length)
+
+    def _faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[Kind, str]]:
+        yield from _visual_faults(conversation, encoded, self.processor)
+        yield from _shift_faults(encoded)
+        yield from self._control_texts(conversation)
+        if self.targets == "answers":
+            yield from self._text_faults(conversation, encoded)
+
+    def _control_texts(self, conversation: Conversation) -> Iterator[tuple[Kind, str]]:
+        for number, message in enumerate(conversation.messages):
+            for texts, so in (
+                (self._control_tokens, "read as plain text"),
+                (self._plain_control, "read as the template's"),
+            ):
+                if found := [text for text in texts if text in message.text]:
+                    yield "control", f"message {number} ({message.role}) holds {', '.join(map(repr, found))}, {so}"
+
+    @cached_property
+    def _control_tokens(self) -> tuple[str, ...]:
+        return tuple(ControlTokens.of(self.processor.text_tokenizer, self.processor.template).ids)
+
+    @cached_property
+    def _plain_control(self) -> tuple[str, ...]:
+        """What the template opens and ends answers with in plain text ("ASSISTANT:", "###"): no token tells it from words."""
+        template = self.processor.template
+        opening = "".join(str(span.content) for span in template.open_answer())
+        texts = {text.strip() for text in (opening, *template.stop)} - {""}
+        return tuple(text for text in texts if not any(token in text for token in self._control_tokens))
+
+    def _text_faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[Kind, str]]:
+        learned = LearnedText(self._decode(encoded.targets[encoded.targets != IGNORE].tolist()))
+        answers = [self._normal(m.text) for m in conversation.messages if m.is_learned]
+        at = 0
+        for number, answer in enumerate(answers, start=1):
+            found = learned.find(answer, self._stops, at)
+            if found is None:
+                at += agreeing(answer, learned.ink[at:])
+                yield "cut", f"answer {number} is trained up to {_shortened(learned.ink[:at][-40:])!r} only"
+                at = learned.ended(at, self._stops) or at
+                continue
+            if learned.ink[at:found] not in ("", self._preface):
+                yield "given_trained", f"before answer {number}: {_shortened(learned.ink[at:found])!r}"
+            at = found + len(answer)
+            if (end := learned.ended(at, self._stops)) is None:
+                yield "no_end", f"answer {number} is trained without {' or '.join(map(repr, self._stops))} after it"
+            at = at if end is None else end
+        if at < len(learned.ink):
+            yield "given_trained", f"after the last answer: {_shortened(learned.ink[at:])!r}"
+
+    @cached_property
+    def _stops(self) -> tuple[str, ...]:
+        """What may end an answer, as the text tokenizer writes it."""
+        eos = self.processor.text_tokenizer.eos_token
+        return tuple(map(self._read_back, self.processor.template.stop or ((eos,) if eos else ())))
+
+    @cached_property
+    def _preface(self) -> str:
+        return self._normal(_preface(self.processor.template))
+
+    def _normal(self, text: str) -> str:
+        return ink(self._read_back(text))
+
+    def _read_back(self, text: str) -> str:
+        """A text as it comes out of the text tokenizer, which may write letters in another way."""
+        return self._decode(list(self.processor.text_tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        tokenizer: Any = self.processor.text_tokenizer
+        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _visual_faults(conversation: Conversation, encoded: Encoded, processor: Processor) -> Iterator[tuple[Kind, str]]:
+    shown, plans = len(conversation.visuals), encoded.plans
+    if len(plans) != shown:
+        yield "visuals", f"{shown} visuals, but {len(plans)} plans"
+    planned = sum(processor.router.for_scenario(p.scenario).count(p.plan) for p in plans)
+    rows = encoded.visual_positions
+    if planned != rows.numel():
+        yield "visuals", f"its plans make {planned} visual tokens, the sample has room for {rows.numel()}"
+    if bool((encoded.input_ids[rows] != processor.placeholder_id).any()):
+        yield "visuals", "a visual's place holds another token than the placeholder"
+    if bool((encoded.targets[rows[rows > 0] - 1] != IGNORE).any()):
+        yield "visuals", "a visual's place is trained as if it were text"
+
+
+def _shift_faults(encoded: Encoded) -> Iterator[tuple[Kind, str]]:
+    following = torch.cat([encoded.input_ids[1:], encoded.input_ids.new_tensor([IGNORE])])
+    wrong = (encoded.targets != IGNORE) & (encoded.targets != following)
+    if bool(wrong.any()):
+        yield "shifted", f"row {int(wrong.nonzero()[0])} must predict a token that does not follow it"
+
+
+def _preface(template: ChatTemplate) -> str:
+    """What a template itself writes in every answer before the words, such as an empty thought."""
+    word = "Zebra"
+    talk = [Message("user", (Text("Which?"),)), Message("assistant", (Text(word),))]
+    try:
+        written, opening = (
+            "".join(str(span.content) for span in spans) for spans in (template.spans(talk), template.open_answer())
+        )
+    except DataError:  # a template for captions alone
+        return ""
+    before, _, _ = written.rpartition(word)
+    return before.rpartition(opening)[2] if opening and opening in before else ""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:30]}...{text[-25:]}"

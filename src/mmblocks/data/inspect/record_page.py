@@ -1,0 +1,79 @@
+"""A single record as a page of HTML that needs no other file: its prompt with every trained token marked, its visuals drawn."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from html import escape
+
+from PIL import Image
+
+from mmblocks.data.inspect.drawing import draw_visual
+from mmblocks.data.inspect.figures import Rows, ShownRecord, ShownVisual, Tokens
+
+HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; background: #fff; max-width: 78rem; margin: 2rem auto; padding: 0 1rem }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; line-height: 1.9; border: 1px solid #d0d7de; padding: 1rem }
+pre span { border-bottom: 1px solid #d0d7de; margin-right: 1px }
+pre mark { background: #aceebb; border-bottom: 2px solid #1a7f37; margin-right: 1px }
+pre b { background: #ddf4ff; border: 1px solid #54aeff; border-radius: 4px; padding: 0 .4em; font-weight: 500 }
+img { max-width: 100% } .fault { color: #b3261e }
+</style>
+"""
+
+
+def page_of(record: ShownRecord) -> str:
+    """The page. Every text token is underlined on its own; <mark> are those that are trained."""
+    body = [*_summary(record), *_prompt(record)]
+    for number, shown in enumerate(record.visuals, start=1):
+        body += _visual(number, shown)
+    return HEAD.replace("{title}", escape(record.origin)) + "\n".join(body) + "\n</html>\n"
+
+
+def _summary(record: ShownRecord) -> Iterator[str]:
+    encoded = record.encoded
+    yield f"<h1>{escape(record.origin)}</h1>"
+    yield f"<p>{len(encoded)} tokens, {encoded.visual_positions.numel()} of them visual, {encoded.num_labelled} trained.</p>"
+    if encoded.num_cut:
+        yield f"<p>{encoded.num_cut} tokens at the end of the last answer are over the limit, and cut.</p>"
+    yield from (f'<p class="fault">{escape(finding.detail)}</p>' for finding in record.findings)
+
+
+def _prompt(record: ShownRecord) -> Iterator[str]:
+    pieces = [_piece(piece, record) for piece in record.prompt]
+    yield f"<h2>Prompt</h2>\n<pre>{''.join(pieces)}</pre>"
+
+
+def _piece(piece: Tokens | Rows, record: ShownRecord) -> str:
+    if isinstance(piece, Rows):
+        kind = record.visuals[piece.number - 1].shape.kind
+        return f"<b>visual {piece.number} ({kind}): {piece.count} tokens</b>"
+    tag = "mark" if piece.trained else "span"
+    return "".join(f"<{tag}>{_visible(text)}</{tag}>" for text in piece.texts)
+
+
+def _visible(text: str) -> str:
+    """A token's text; one that ends a line shows so, since an underlined line break cannot be seen."""
+    return escape(text).replace("\n", "↵\n")
+
+
+def _visual(number: int, shown: ShownVisual) -> Iterator[str]:
+    plan, size = shown.routed.plan, shown.shape.size
+    yield f"<h2>Visual {number}</h2>"
+    yield (
+        f"<p>{shown.shape.kind} of {size.width}x{size.height} pixels, shown as {escape(shown.routed.scenario)}: "
+        f"{len(plan.views)} views, {plan.num_tokens} tokens.</p>"
+    )
+    if shown.shape.kind == "video":
+        yield f"<p>{len(shown.frames)} of {shown.shape.num_frames} frames at {shown.rate}.</p>"
+    for rows_before, text in plan.told:
+        yield f"<p>told after {rows_before} tokens: <code>{escape(text)}</code></p>"
+    yield f'<img alt="views of visual {number}" src="data:image/png;base64,{_png(draw_visual(shown))}">'
+
+
+def _png(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

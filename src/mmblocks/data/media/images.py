@@ -1,0 +1,282 @@
+"""Pictures from files, bytes, data: URIs and PIL: RGB and whole, or a `DataError` naming the file."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple, TypeVar
+
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+
+from mmblocks.data.media.files import Slice, bytes_or_file, name_of
+from mmblocks.data.to_rgb import HeaderFacts, to_rgb, warn_once
+from mmblocks.errors import DataError
+from mmblocks.image_reading import DEFAULT_READING, ImageReading
+from mmblocks.shapes import Size
+
+ImageSource = str | os.PathLike[str] | bytes | Slice | Image.Image
+T = TypeVar("T")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = (5, 6, 7, 8)
+_SHRINKS = (2, 4, 8)  # what a JPEG's decoder can leave out of each side
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def load_image(source: ImageSource, images: ImageReading = DEFAULT_READING) -> Image.Image:
+    """A picture as RGB, fully decoded, with no file and no metadata left on it, read as `images` says.
+
+    TIFF is turned upright in any case, by PIL. Of animations the first frame; of a PIL image the current one.
+    """
+    name = name_of(source, "image")
+    with _opened(source, images.max_px) as (image, orientation), _broken_pixels_named(name):
+        _check_sums(image)
+        stored = HeaderFacts.of(image, was_opened_here=image is not source)
+        _decode(image)
+        rgb = to_rgb(image, stored, images, name)
+        upright = rgb.transpose(_TURNS[orientation]) if images.exif and orientation in _TURNS else rgb
+    upright.info = {}
+    return upright
+
+
+def image_size(source: ImageSource, images: ImageReading = DEFAULT_READING) -> Size:
+    """The size in pixels that `load_image` will give, from the header alone."""
+    with _opened(source, images.max_px) as (image, orientation):
+        swaps = images.exif and orientation in _SWAPS_SIDES
+        return Size(image.width, image.height) if swaps else Size(image.height, image.width)
+
+
+def content_of(image: Image.Image) -> tuple[str | bytes, ...]:
+    """Everything in a PIL image that decides how it is read. Raises `DataError` where its file is damaged."""
+    with _broken_pixels_named(name_of(image, "image")):
+        orientation = _quietly(lambda: _orientation(image), "PIL image", DEFAULT_READING.max_px)
+        _decode(image)
+        told = (image.mode, image.size, image.info.get("transparency"), orientation, HeaderFacts.of(image))
+        palette = (image.palette.mode, image.palette.tobytes()) if image.palette else ("", b"")
+        return repr(told), *palette, image.tobytes()
+
+
+class _Opened(NamedTuple):
+    image: Image.Image
+    orientation: int  # EXIF's: 1 is upright
+
+
+@contextmanager
+def _opened(source: ImageSource, max_px: int) -> Iterator[_Opened]:
+    """The picture with its header read and its size checked; what was opened here is closed here."""
+    name = name_of(source, "image")
+    if isinstance(source, Image.Image):
+        _check_size(source, max_px, name)
+        yield _Opened(source, _quietly(lambda: _orientation(source), name, max_px))
+        return
+    if not isinstance(source, str | os.PathLike | bytes | Slice):
+        raise DataError(f"{name}: cannot be read as a picture; pass a path, bytes, a data: URI or a PIL image.")
+    content = source if isinstance(source, Slice) else bytes_or_file(source, "image")
+    with _file(content, name) as file:
+        image, orientation = _quietly(lambda: _header(file, max_px), name, max_px)
+        with image:
+            _shrink(image, file, max_px, name)
+            _check_size(image, max_px, name)
+            yield _Opened(image, orientation)
+
+
+def _file(content: bytes | Path | Slice, name: str) -> IO[bytes]:
+    if isinstance(content, bytes):
+        return io.BytesIO(content)
+    try:
+        return content.open("rb")
+    except OSError as cause:
+        raise DataError(f"{name}: cannot be opened ({cause}); check its permissions.") from cause
+
+
+def _header(file: IO[bytes], max_px: int) -> _Opened:
+    """The caller holds the lock."""
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        most_px = _most_px(file, max_px)
+        if most_px <= 2 * (Image.MAX_IMAGE_PIXELS or 0):
+            raise
+        with _pils_limit(most_px):
+            image = Image.open(file, formats=FORMATS)
+    return _Opened(image, _orientation(image))
+
+
+def _quietly(read: Callable[[], T], name: str, max_px: int) -> T:
+    """`read()` without PIL's warnings: about sizes that are judged here, and about broken metadata.
+
+    Warning filters belong to the whole process: hence the lock, and hence only around the header.
+    """
+    try:
+        with _ONE_AT_A_TIME, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
+    except Image.DecompressionBombError as cause:
+        raise DataError(f"{name}: too large ({cause}); {_size_cure(max_px)}") from cause
+    except Image.UnidentifiedImageError as cause:
+        raise DataError(
+            f"{name}: not a picture of a known format; convert it to one of {', '.join(FORMATS)}."
+        ) from cause
+    except Exception as cause:  # whatever a parser makes of foreign bytes: OSError, SyntaxError, struct.error, ...
+        raise DataError(f"{name}: its header is broken ({cause}); fetch the file again or drop the record.") from cause
+
+
+@contextmanager
+def _broken_pixels_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except (
+        Exception
+    ) as cause:  # a decoder's: OSError for cut files, but also ValueError, SyntaxError, struct.error, ...
+        raise DataError(f"{name}: cut off or damaged ({cause}); fetch the file again or drop the record.") from cause
+
+
+# Size -----------------------------------------------------------------------------------------------------------------
+
+
+def _check_size(image: Image.Image, max_px: int, name: str) -> None:
+    size = Size(image.height, image.width)
+    if size.area < 1:
+        raise DataError(f"{name}: {size} pixels; a picture needs at least one.")
+    if size.area > max_px:
+        raise DataError(f"{name}: too large, {size} is {size.area:,} pixels; {_size_cure(max_px, size.area)}")
+
+
+def _size_cure(max_px: int, wanted: int | str = "PIXELS") -> str:
+    return (
+        f"make it smaller than {max_px:,} pixels, or raise max_px if you trust its origin ({_max_px_written(wanted)})."
+    )
+
+
+def _max_px_written(wanted: int | str) -> str:
+    return f"model.images.max_px={wanted} in a recipe, --max-px {wanted} of `mmblocks chat`"
+
+
+def _most_px(file: IO[bytes], max_px: int) -> int:
+    """How large a picture may be whose header is read: a JPEG may be shrunk afterwards."""
+    file.seek(0)
+    return max_px * _SHRINKS[-1] ** 2 if file.read(3) == b"\xff\xd8\xff" else max_px
+
+
+def _shrink(image: Image.Image, file: IO[bytes], max_px: int, name: str) -> None:
+    """Have a JPEG that is larger than `max_px` decoded smaller, in place, where that makes it small enough.
+
+    Never a smaller one: the decoder shrinks in another way than views are resized, and pixels are to be the original's.
+    What is left is a quarter of `max_px` or more, which views of usual sizes do not show in full anyway.
+    """
+    whole = Size(image.height, image.width)
+    if whole.area <= max_px or not isinstance(image, JpegImagePlugin.JpegImageFile) or not _is_decoded_in_rows(file):
+        return
+    for times in _SHRINKS:
+        if -(-whole.width // times) * -(-whole.height // times) <= max_px:
+            image.draft(None, (max(1, whole.width // times), max(1, whole.height // times)))
+            shrunk = f"{whole} is {whole.area:,} pixels, so it is read as {image.height}x{image.width}"
+            warn_once(name, f"{shrunk}; raise max_px to read it whole ({_max_px_written(whole.area)}).")
+            return
+
+
+def _is_decoded_in_rows(jpeg: IO[bytes]) -> bool:
+    """Whether a JPEG is sequential and in one scan. Of others the decoder holds the whole, shrunk or not."""
+    back, components = jpeg.tell(), b""
+    jpeg.seek(2)
+    try:
+        while len(head := jpeg.read(4)) == 4 and head[0] == 0xFF:
+            segment = jpeg.read(int.from_bytes(head[2:], "big") - 2)
+            if head[1] in (0xC0, 0xC1):  # a sequential frame
+                components = segment[5:6]
+            if head[1] == 0xDA:  # the first scan
+                return segment[:1] == components != b""
+        return False
+    finally:
+        jpeg.seek(back)
+
+
+@contextmanager
+def _pils_limit(most_px: int) -> Iterator[None]:
+    """PIL's own limit as high as ours, for a moment: it belongs to the whole process. The caller holds the lock."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, (most_px + 1) // 2  # PIL refuses above twice its limit
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _decode(image: Image.Image) -> None:
+    """Decode the pixels, whose number is known to be allowed. PIL asks its own limit once more, of TIFF."""
+    area, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+    if limit is None or area <= limit:
+        image.load()
+        return
+    with _ONE_AT_A_TIME, _pils_limit(2 * area):
+        image.load()
+
+
+def _check_sums(image: Image.Image) -> None:
+    """Raise `ValueError` where the pixels of a PNG are not those that were written: PIL passes over their check sums."""
+    file = getattr(image, "fp", None)
+    if file is None or not isinstance(image, PngImagePlugin.PngImageFile):
+        return
+    back = file.tell()
+    file.seek(8)
+    try:
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            length = int.from_bytes(head[:4], "big")
+            if head[4:] != b"IDAT":
+                file.seek(length + 4, os.SEEK_CUR)
+                continue
+            content, written = file.read(length), file.read(4)
+            if len(written) == 4 and zlib.crc32(content, zlib.crc32(b"IDAT")) != int.from_bytes(written, "big"):
+                raise ValueError("the check sum of its pixels is wrong")
+    finally:
+        file.seek(back)
+
+
+# EXIF -----------------------------------------------------------------------------------------------------------------
+
+
+def _orientation(image: Image.Image) -> int:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 1  # PIL turns TIFF itself when it decodes, and tells the turned size before
+    if not isinstance(image, PngImagePlugin.PngImageFile):
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    if "exif" not in image.info and (late := _exif_after_the_pixels(image)):
+        exif = Image.Exif()
+        exif.load(late)
+        return exif.get(ExifTags.Base.Orientation, 1)
+    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PngImageFile.getexif would decode the pixels
+
+
+def _exif_after_the_pixels(png: Image.Image) -> bytes | None:
+    """The eXIf chunk of a PNG whose header had none; it may stand behind the pixels."""
+    file = getattr(png, "fp", None)
+    if file is None:
+        return None
+    back = file.tell()
+    file.seek(8)
+    try:
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return file.read(length)
+            file.seek(length + 4, os.SEEK_CUR)
+    finally:
+        file.seek(back)
+    return None

@@ -1,0 +1,1 @@
+"""Sources of a stage put together: subsets, sampling weights, records that cannot be read."""

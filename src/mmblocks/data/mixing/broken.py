@@ -1,0 +1,122 @@
+"""Records that cannot be read: raised, or left out, counted and listed. Never a neighbour's sample in their place."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from mmblocks.data.mixing.mixture import Draw, Draws, Mixture
+from mmblocks.data.overlong import CHOICES, how_many
+from mmblocks.data.record_faults import origin_and_reason
+from mmblocks.data.records.lines import append_lines, read_lines
+from mmblocks.data.sample.encode import Targets, TooLong
+from mmblocks.data.sample.processor import Processor, Sample
+from mmblocks.errors import ConfigError, DataError
+
+Policy = Literal["raise", "skip"]
+_MOST_FREQUENT = 3
+_LONGEST_KIND, _LONGEST_REASON = 160, 1000
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+_NAME = re.compile(r"\S*/\S*|\S+\.\w\S*")  # a word that names a file
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A record that was left out: where it stands ("file:record"), why, and the source of the mixture it belongs to."""
+
+    origin: str
+    reason: str
+    source: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The reason without what is this record's alone: names of files and numbers."""
+        words = _NAME.sub("", _NUMBER.sub("N", _without_file(self.reason[:_LONGEST_REASON])))
+        return " ".join(words.split())[:_LONGEST_KIND]
+
+
+def _without_file(reason: str) -> str:
+    """Errors begin with the file, whose name may have spaces: "my pictures/a.jpg: there is no such file"."""
+    head, colon, rest = reason.partition(": ")
+    while colon and _NAME.search(head):
+        reason = rest
+        head, colon, rest = reason.partition(": ")
+    return reason
+
+
+def samples_of(
+    mixture: Mixture, draws: Draws | Sequence[Draw], processor: Processor, targets: Targets, policy: Policy
+) -> tuple[list[Sample], list[Broken]]:
+    """The samples of these draws in their order, and with policy "skip" the records that gave none.
+
+    A draw gives all samples of its item or none (a pair gives two). Nothing takes a broken record's place, so there may
+    be no sample at all. Only `DataError` counts as broken (what `record_faults` makes of any error of a record); with "raise"
+    it is passed on, as every other error always is, but a sample over the limit of tokens is left out where the processor's `overlong` says so.
+    """
+    if policy not in get_args(Policy):
+        raise ConfigError(f"broken={policy!r}; write one of {', '.join(get_args(Policy))}.")
+    samples: list[Sample] = []
+    broken: list[Broken] = []
+    for draw in (draws[n] for n in range(len(draws))):
+        try:
+            samples += processor.training_samples(mixture[draw], targets)
+        except DataError as fault:
+            too_long = isinstance(fault, TooLong)
+            if policy == "raise" and too_long and processor.overlong != "skip":
+                raise TooLong(f"{fault} {how_many(mixture, draw, processor, targets)} {CHOICES}") from fault
+            if policy == "raise" and not too_long:
+                raise
+            broken.append(_broken(mixture, draw, fault))
+    return samples, broken
+
+
+def _broken(mixture: Mixture, draw: Draw, fault: DataError) -> Broken:
+    try:
+        origin = mixture[draw].origin
+    except DataError:  # there is not even a conversation
+        origin = mixture.origin(draw)
+    return Broken(*origin_and_reason(fault, origin), mixture.names[draw.source])
+
+
+def note_broken(file: Path, broken: Iterable[Broken]) -> None:
+    """Add records to the list of a run; several processes may do so at once."""
+    append_lines(file, map(asdict, broken))
+
+
+def read_broken(file: Path) -> list[Broken]:
+    """The records of a run's list, each once, however often it was drawn or the run was resumed."""
+    first: dict[str, Broken] = {}
+    for line in read_lines(file):
+        record = Broken(*(str(line.get(key, "")) for key in ("origin", "reason", "source")))
+        # The first reason is the true one: the next time, a clip that hung is merely found in quarantine.
+        first.setdefault(record.origin, record)
+    return list(first.values())
+
+
+def left_out(broken: Iterable[Broken], sizes: Mapping[str, int]) -> list[str]:
+    """A line per source that lost records: "source: n of m records left out: k x reason; ...", most frequent first.
+
+    `sizes` says how many records a source holds (see `sizes_of`).
+    """
+    kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in broken:
+        kinds[record.source][record.kind] += 1
+    return [_line(source, counts, sizes.get(source)) for source, counts in sorted(kinds.items())]
+
+
+def sizes_of(mixture: Mixture) -> dict[str, int]:
+    """Records of each source by the name that reports call it."""
+    return {name: len(source) for name, source in zip(mixture.names, mixture.sources, strict=True)}
+
+
+def _line(source: str, counts: Counter[str], size: int | None) -> str:
+    common = counts.most_common(_MOST_FREQUENT)
+    reasons = [f"{count} x {kind}" for kind, count in common]
+    if rest := counts.total() - sum(count for _, count in common):
+        reasons.append(f"{rest} x other reasons")
+    of = "" if size is None else f" of {size}"
+    return f"{source or 'unknown source'}: {counts.total()}{of} records left out: {'; '.join(reasons)}"

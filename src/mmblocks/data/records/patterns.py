@@ -1,0 +1,94 @@
+"""File names with {a,b}, {000..012} and *: one path or many."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+
+from mmblocks.data.media.files import is_there
+from mmblocks.errors import DataError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+MOST_NAMES = 1_000_000
+"""More files than any data set has: what stands for more is a slip of the pen."""
+
+
+def files_of(names: str | Sequence[str], *, within: str = "") -> list[Path]:
+    """The files that names stand for, in their order; braces as they are written, `*` and `?` sorted.
+
+    within: what to look for where a name is a folder ("*.tar"), in its subfolders too. Raises `DataError` for a name
+    that nothing answers to.
+    """
+    names = [names] if isinstance(names, str) else names
+    if too_many := [name for name in names if spelled_names(name) > MOST_NAMES]:
+        raise DataError(f"{too_many[0]:.200}: its braces stand for {spelled_names(too_many[0]):,} names; write fewer.")
+    found = [file for name in names for one in spelled_out(name) for file in _matching(one, within)]
+    if not found:
+        raise DataError("no file is named; write a path.")
+    return found
+
+
+def spelled_out(name: str) -> Iterator[str]:
+    """Every name that braces stand for: {a,b} each of a list, {000..012} each number, with its zeros."""
+    braces = _BRACES.search(name)
+    if braces is None or is_there(name):
+        yield name
+        return
+    for choice in _choices(braces[1]):
+        yield from spelled_out(name[: braces.start()] + choice + name[braces.end() :])
+
+
+def spelled_names(name: str) -> int:
+    """How many names braces stand for, counted without writing them; of braces within braces, at least."""
+    return 1 if is_there(name) else prod(_count(inner) for inner in _BRACES.findall(name))
+
+
+def _count(inner: str) -> int:
+    span = _RANGE.fullmatch(inner)
+    return inner.count(",") + 1 if span is None else max(0, int(span[2]) - int(span[1]) + 1)
+
+
+def _choices(inner: str) -> Iterator[str]:
+    span = _RANGE.fullmatch(inner)
+    if span is None:
+        yield from (choice.strip() for choice in inner.split(","))
+        return
+    first, last = int(span[1]), int(span[2])
+    width = len(span[1]) if span[1].startswith("0") else 0
+    yield from (str(number).zfill(width) for number in range(first, last + 1))
+
+
+def _matching(name: str, within: str) -> list[Path]:
+    path, there = Path(name), is_there(name)
+    if there and not path.is_dir() and not path.is_file():  # a pipe, which would be waited for, or a device
+        raise DataError(f"{name}: not a regular file; write the path of a file.")
+    if within and there and path.is_dir():
+        found = sorted(path.rglob(within))
+        if not found:
+            raise DataError(f"{path}: this folder holds no {within}; name the folder of your data.")
+        return found
+    if there:
+        return [path]
+    found = _hits(name)
+    if not found:
+        raise DataError(f"{name:.300}: there is no such file; check the path.")
+    return found
+
+
+def unmatched(names: str | Sequence[str]) -> list[str]:
+    """Those names (braces spelled out) that nothing answers to."""
+    given = [names] if isinstance(names, str) else names
+    too_many = [name for name in given if spelled_names(name) > MOST_NAMES]
+    spelled = (one for name in given if name not in too_many for one in spelled_out(name))
+    return [*too_many, *(one for one in spelled if not is_there(one) and not _hits(one))]
+
+
+def _hits(pattern: str) -> list[Path]:
+    try:
+        return [Path(hit) for hit in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
+    except (OSError, ValueError, re.error):  # no usable path: too long, with a null byte
+        return []

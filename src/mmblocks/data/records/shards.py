@@ -1,0 +1,120 @@
+"""Tar files as samples that can be read in any order: where every member lies, found once."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmblocks.data.media.files import Slice
+from mmblocks.errors import DataError
+from mmblocks.storage import write_text
+
+INDEX = ".index.json"
+_FORMAT = 1
+
+
+class Member(NamedTuple):
+    """A file in a tar: what follows the first dot of its name, where its bytes begin, how many there are."""
+
+    suffix: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A tar of samples: adjoining members whose names agree up to the first dot, as in webdataset."""
+
+    path: Path
+    keys: tuple[str, ...]
+    members: tuple[tuple[Member, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def sample(self, number: int) -> dict[str, Slice]:
+        """The members of a sample by suffix ("json", "jpg", "1.jpg"), not opened."""
+        key = self.keys[number]
+        return {m.suffix: Slice(self.path, m.offset, m.size, f"{key}.{m.suffix}") for m in self.members[number]}
+
+
+def open_shard(path: Path, keep: bool) -> Shard:
+    """The samples of a tar. `keep`: read the index beside it (NAME.index.json), or make it where there is none.
+
+    Raises `DataError` for what is no tar, is compressed, is cut off, or holds the members of one sample apart.
+    """
+    stamp = _stamp(path)
+    index = path.with_name(path.name + INDEX)
+    found = _kept(index, stamp) if keep else None
+    if found is None:
+        found = list(_scan(path))
+        if keep:
+            _write(index, stamp, found)
+    return _shard(path, found)
+
+
+def _shard(path: Path, found: list[tuple[str, Member]]) -> Shard:
+    samples = [(key, tuple(m for _, m in run)) for key, run in groupby(found, key=lambda one: one[0])]
+    seen: set[str] = set()
+    for key, members in samples:
+        suffixes = [member.suffix for member in members]
+        if key in seen or len(set(suffixes)) < len(suffixes):
+            raise DataError(
+                f"{path}: the sample {key!r} stands there twice, or its members apart; sort the files before packing them."
+            )
+        seen.add(key)
+    return Shard(path, tuple(key for key, _ in samples), tuple(members for _, members in samples))
+
+
+def _scan(path: Path) -> Iterator[tuple[str, Member]]:
+    """(key, member) of every file; hidden ones and those without a dot are no part of a sample."""
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                end = info.offset_data + (info.size + 511) // 512 * 512
+                folder, _, name = info.name.rpartition("/")
+                key, dot, suffix = name.partition(".")
+                if info.issparse():
+                    raise DataError(
+                        f"{path}: {info.name}: a sparse member, whose bytes do not lie in one piece; pack it whole."
+                    )
+                if info.isreg() and key and dot:
+                    yield (f"{folder}/{key}" if folder else key), Member(suffix.lower(), info.offset_data, info.size)
+    except (tarfile.TarError, EOFError, OSError) as cause:
+        raise DataError(
+            f"{path}: not a tar, compressed, or cut off ({cause}); unpack .tar.gz to .tar, or fetch it again."
+        ) from cause
+    if path.stat().st_size < end + 512:  # every tar ends in blocks of zeros
+        raise DataError(f"{path}: cut off at {path.stat().st_size} bytes, its end is missing; fetch it again.")
+
+
+# The index beside a tar ---------------------------------------------------------------------------------------------
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    """What tells a tar from another of its name."""
+    seen = path.stat()
+    return {"format": _FORMAT, "size": seen.st_size, "mtime_ns": seen.st_mtime_ns}
+
+
+def _kept(index: Path, stamp: dict[str, int]) -> list[tuple[str, Member]] | None:
+    """The index of this very tar, if there is one."""
+    try:
+        raw: Any = json.loads(index.read_bytes())
+        return [(key, Member(*rest)) for key, *rest in raw["members"]] if raw["stamp"] == stamp else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(index: Path, stamp: dict[str, int], found: list[tuple[str, Member]]) -> None:
+    """At once, so that another process never reads half of it."""
+    try:
+        write_text(index, json.dumps({"stamp": stamp, "members": [[key, *member] for key, member in found]}))
+    except OSError as cause:
+        raise DataError(f"{index}: the index cannot be written ({cause}); write keep_index: false.") from cause

@@ -1,0 +1,1 @@
+"""From a conversation to a sample and from samples to a packed batch."""

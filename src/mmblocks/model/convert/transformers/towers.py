@@ -1,0 +1,95 @@
+"""transformers' vision towers as encoders of ours, and back: the same blocks, fewer of them where later ones are unused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmblocks.components import encoders
+from mmblocks.encoders.clip import CLIP
+from mmblocks.encoders.siglip import SigLIP
+from mmblocks.encoders.vit import CONFIG_KEYS, state_indices
+from mmblocks.model.checks.faults import resolved
+from mmblocks.model.onevision import OneVision
+
+SIZES = ("image_px", "patch_px", "dim", "depth", "heads", "mlp_dim")
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """An encoder of ours and its model_type there. `fixed`: config values of which only these are read. `cls`: whether
+    its first token is no patch.
+    """
+
+    name: str
+    encoder: type
+    fixed: Mapping[str, tuple[Any, ...]]
+    settings: tuple[str, ...] = SIZES
+    cls: bool = False
+
+
+TOWERS: Mapping[str, Tower] = {
+    "clip_vision_model": Tower(
+        "clip",
+        CLIP,
+        {"hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,), "num_channels": (3,)},
+        (*SIZES, "hidden_act"),
+        cls=True,
+    ),
+    "siglip_vision_model": Tower(
+        "siglip", SigLIP, {"hidden_act": ("gelu_pytorch_tanh",), "layer_norm_eps": (1e-6,), "num_channels": (3,)}
+    ),
+}
+
+
+def tower_reasons(config: Any) -> list[str]:
+    """What a vision config asks for that our encoders do not compute."""
+    vision = config.vision_config
+    tower = TOWERS.get(vision.model_type)
+    if tower is None:
+        return [f"vision_config.model_type is {vision.model_type!r}; only {' and '.join(map(repr, TOWERS))} are read."]
+    reasons = [
+        f"vision_config.{key} is {value!r}; only {' or '.join(map(repr, fine))} is read."
+        for key, fine in tower.fixed.items()
+        if (value := getattr(vision, key, None)) not in fine
+    ]
+    if not tower.cls and config.vision_feature_select_strategy == "default":
+        reasons.append(
+            "vision_feature_select_strategy is 'default', which drops the first of SigLIP's patches; only 'full' is read."
+        )
+    return reasons
+
+
+def encoder_settings(config: Any) -> dict[str, Any]:
+    """Our encoder for the vision tower and feature layers of a config without `tower_reasons`."""
+    tower = TOWERS[config.vision_config.model_type]
+    settings = {ours: getattr(config.vision_config, CONFIG_KEYS[ours]) for ours in tower.settings}
+    if tower.cls:
+        settings["select"] = "patch" if config.vision_feature_select_strategy == "default" else "cls_patch"
+    layer = config.vision_feature_layer
+    return {"name": tower.name, **settings, "layer": layer if isinstance(layer, int) else tuple(layer)}
+
+
+def tower_of(model: OneVision) -> Tower | None:
+    """The tower that a model's encoder is in transformers; None when it is none of these."""
+    return next((tower for tower in TOWERS.values() if type(model.encoder) is tower.encoder), None)
+
+
+def tower_config(model: OneVision) -> dict[str, Any]:
+    """Config entries for the encoder of a model that has a `tower_of`: only the blocks it has, features after the last."""
+    tower = tower_of(model)
+    assert tower, "refused before"
+    inner = model.encoder.vision_model.config
+    return {
+        "vision_config": type(inner).from_dict(inner.to_dict()).to_dict(),
+        "vision_feature_layer": _feature_layers(model),
+        "vision_feature_select_strategy": "default" if tower.cls and model.encoder.spatial else "full",
+    }
+
+
+def _feature_layers(model: OneVision) -> int | list[int]:
+    """Entries of hidden_states in a tower that ends with the last block that is read."""
+    settings = resolved(encoders, model.spec.encoder)
+    layer, depth = settings["layer"], settings["depth"]
+    return -1 if isinstance(layer, int) else list(state_indices(tuple(layer), depth))

@@ -1,0 +1,1 @@
+"""Replace a component of a trained model and keep the others."""

@@ -1,0 +1,129 @@
+"""Two runs, or two models, told apart: everything in which they differ and nothing in which they agree."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mmblocks.errors import ConfigError
+from mmblocks.model.budget import plan, visual_shape
+from mmblocks.model.checkpoint import read_spec
+from mmblocks.model.checks.composition import examine
+from mmblocks.model.spec import PARTS, ModelSpec
+from mmblocks.sweep.runs import final_metrics
+
+VISUALS = ("image=384x384", "image=1000x700", "video=640x360@10s")
+"""Pictures and clips that visual tokens are counted for, each alone."""
+MACHINE = re.compile(r"(_s|_bytes|mfu)$|\bseconds/")
+"""Metrics that tell of the machine and not of the run: times, rates, memory."""
+
+Differences = dict[str, dict[str, tuple[Any, Any]]]
+"""Section -> key -> the value of each; None where one of them has no such key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a folder says: a composition, and of a run also its recipe (without the model) and its last metrics."""
+
+    spec: ModelSpec
+    recipe: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+
+def differences(one: Path, other: Path, visuals: Sequence[str] = VISUALS) -> Differences:
+    """What differs between two folders, each a run's, a sweep's cell or a model's; sections without a difference are left out.
+
+    `visuals` are words as in `mmblocks.model.budget.visual_shape`. Raises `ConfigError` for a folder that is neither.
+    """
+    pair = (read_told(one), read_told(other))
+    sections: dict[str, Callable[[Told], Mapping[str, Any]]] = {
+        "components": lambda told: _components(told.spec),
+        "parameters": lambda told: _shapes(told.spec),
+        "visual tokens": lambda told: _tokens(told.spec, visuals),
+        "data": lambda told: _stages(told.recipe, data=True),
+        "stages": lambda told: _stages(told.recipe, data=False),
+        "settings": lambda told: flat({k: v for k, v in told.recipe.items() if k not in ("stages", "out")}),
+        "final metrics": lambda told: told.metrics,
+    }
+    found = {name: _differing(*map(tell, pair)) for name, tell in sections.items()}
+    return {name: entries for name, entries in found.items() if entries}
+
+
+def read_told(folder: Path) -> Told:
+    """Read run.json and metrics.jsonl of a run, or config.json of a model."""
+    run = folder / "run.json"
+    if run.is_file():
+        try:
+            recipe = json.loads(run.read_text(encoding="utf-8"))
+            spec = ModelSpec.of(recipe.pop("model"))
+        except (json.JSONDecodeError, KeyError, AttributeError) as cause:
+            raise ConfigError(f"{run} is not a run's recipe ({type(cause).__name__}: {cause}).") from cause
+        return Told(spec, recipe, {k: v for k, v in flat(final_metrics(folder)).items() if not MACHINE.search(k)})
+    if (folder / "config.json").is_file():
+        return Told(read_spec(folder), {}, {})
+    what = "a file" if folder.is_file() else "not there" if not folder.exists() else "without run.json and config.json"
+    raise ConfigError(f"{folder} is {what}; name the folder of a run (out=...), of a sweep's cell, or of a model.")
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    keys = dict.fromkeys([*one, *other])
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings and lists of mappings as one mapping of dotted keys; other lists are values."""
+    if isinstance(value, Mapping):
+        return {k: v for name, inner in value.items() for k, v in flat(inner, f"{key}.{name}" if key else name).items()}
+    if isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+        return {k: v for i, inner in enumerate(value) for k, v in flat(inner, f"{key}.{i}").items()}
+    return {key: value}
+
+
+# Sections -----------------------------------------------------------------------------------------------------------
+
+
+def _components(spec: ModelSpec) -> dict[str, Any]:
+    """A component's key holds its name, the keys below it its settings, defaults included."""
+    return {key.removesuffix(".name"): value for key, value in flat(spec.plain()).items()}
+
+
+def _shapes(spec: ModelSpec) -> dict[str, Any]:
+    """Sums by part, and the shapes of all parameters, layers that are alike in one entry: "4 of 352x128"."""
+    seen = examine(spec)
+    shapes: dict[str, Counter[str]] = {}
+    for part in ("encoder", "projector", "backbone"):
+        module = getattr(seen, part)
+        for name, parameter in module.named_parameters() if isinstance(module, nn.Module) else ():
+            alike = re.sub(r"(?<=\.)\d+(?=\.)", "*", f"{part}.{name}")
+            shapes.setdefault(alike, Counter())["x".join(map(str, parameter.shape)) or "1"] += 1
+    counts = {part: seen.parameters(part) for part in PARTS}
+    return counts | {name: ", ".join(f"{n} of {s}" for s, n in found.items()) for name, found in shapes.items()}
+
+
+def _tokens(spec: ModelSpec, visuals: Sequence[str]) -> dict[str, Any]:
+    return {word: _tokens_of(spec, word) for word in visuals}
+
+
+def _tokens_of(spec: ModelSpec, word: str) -> Any:
+    shape = visual_shape(word)
+    try:
+        budget = plan(spec, [shape])
+    except ConfigError as cause:
+        return str(cause).splitlines()[-1].strip(" -")
+    return f"{budget.visual_tokens} tokens of {budget.views} views"
+
+
+def _stages(recipe: Mapping[str, Any], *, data: bool) -> dict[str, Any]:
+    """Settings of the stages by name, or their data alone, and in which order they come."""
+    stages = {stage["name"]: stage for stage in recipe.get("stages", [])}
+    if data:
+        return flat({name: {"data": stage["data"]} for name, stage in stages.items()})
+    order = {"order": list(stages)} if stages else {}
+    return order | flat({n: {k: v for k, v in s.items() if k not in ("name", "data")} for n, s in stages.items()})

@@ -1,0 +1,47 @@
+"""The program behind `mmblocks sweep`: Hydra's multirun over the numbers of cells. Run as `python -m mmblocks.sweep.hydra_task`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from mmblocks.conf.assemble import HYDRA_VERSION
+from mmblocks.conf.faults import explain
+from mmblocks.errors import MMBlocksError
+from mmblocks.sweep.trial import run_apart
+from mmblocks.sweep.trials import Sweep
+
+
+def job(config: DictConfig) -> None:
+    """One cell of a sweep, in a process of its own; what became of it is in its folder and told in a line."""
+    folder = Path(config.folder)
+    sweep = Sweep.load(folder)
+    cell = sweep.cells[config.cell]
+    where = f"[{config.cell + 1}/{len(sweep.cells)}] {cell.name}"
+    print(f"{where}: started", flush=True)
+    print(f"{where}: {run_apart(folder / cell.name, sweep.scoring)}", flush=True)
+
+
+def main() -> str | None:
+    """Run the cells that the command line names, by the launcher it names. Returns what went wrong with launching."""
+    ConfigStore.instance().store(name="cells", node={"folder": "???", "cell": "???"})
+    try:
+        hydra.main(version_base=HYDRA_VERSION, config_path=None, config_name="cells")(job)()
+    except (MMBlocksError, HydraException) as error:
+        if os.environ.get("MMBLOCKS_DEBUG") == "1":
+            raise
+        return f"mmblocks: {error if isinstance(error, MMBlocksError) else explain(error)}"
+    return None
+
+
+if __name__ == "__main__":
+    # Launchers send `job` to other processes by its module's name, which must not be __main__.
+    from mmblocks.sweep import hydra_task as sweep
+
+    sys.exit(sweep.main())

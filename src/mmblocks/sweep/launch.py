@@ -1,0 +1,226 @@
+"""Sweeps before they start: words become cells, every cell is composed and checked, Hydra's launcher is handed the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import MissingConfigException, OverrideParseException
+
+from mmblocks.conf.assemble import HYDRA_VERSION, compose, compose_unchecked, is_system, own_hydra
+from mmblocks.conf.faults import FOREIGN, explain, refusal
+from mmblocks.conf.overrides import parsed
+from mmblocks.errors import ConfigError
+from mmblocks.settings import did_you_mean
+from mmblocks.storage import write_json
+from mmblocks.sweep.trials import CELL, Axis, Cell, Score, Sweep, product, read_json, star
+from mmblocks.train import stages as training
+from mmblocks.train.checks.run import check_run
+
+PROGRAM = "mmblocks.sweep.hydra_task"
+LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
+VISUALS = ("image=1000x700", "video=1280x720@30s")
+TINY_VISUALS = ("image=96x72", "video=48x48@2s@4fps")
+"""What tokens are counted for unless visuals are named; the second, where all data is TinyWorld's: its own sizes."""
+FREE = training.FREE - {"stop_after", "log_every"}
+"""Settings of a run that may differ when a sweep goes on: they change no result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words after a recipe, by what they do: vary, hold for all cells, choose the launcher, name visuals."""
+
+    axes: tuple[Axis, ...]
+    shared: tuple[str, ...]
+    launcher: tuple[str, ...]
+    visuals: tuple[str, ...]
+
+    @classmethod
+    def of(cls, recipe: str, words: Sequence[str]) -> Words:
+        """Raises `ConfigError` for what cannot be read, or is not a sweep's to say."""
+        visuals = tuple(w for w in words if w.startswith(("image=", "video=")))
+        own = tuple(w for w in words if w.startswith("hydra"))
+        overrides = _parsed(recipe, [w for w in words if w not in visuals and w not in own])
+        for word in own:
+            if not word.startswith(LAUNCHER):
+                raise ConfigError(
+                    f"{word!r}: of Hydra's settings a sweep takes hydra/launcher and hydra.launcher.* only."
+                )
+        shared = tuple(str(o.input_line) for o in overrides if not o.is_sweep_override())
+        axes = tuple(_axis(o) for o in overrides if o.is_sweep_override())
+        return cls(axes, shared, own, visuals)
+
+
+def _parsed(recipe: str, words: Sequence[str]) -> list[Override]:
+    try:
+        found = parsed(words)
+    except OverrideParseException as error:
+        raise refusal(recipe, error) from error
+    if outs := [o.input_line for o in found if o.key_or_group == "out"]:
+        raise ConfigError(f"{outs[0]!r}: every cell has a folder of its own; name the sweep's with --out.")
+    return found
+
+
+def _axis(override: Override) -> Axis:
+    if not (override.is_choice_sweep() or override.is_range_sweep()):
+        key = override.get_key_element()
+        raise ConfigError(
+            f"{override.input_line!r} does not say which values; list them: {key}=a,b,c or {key}=range(0,3)."
+        )
+    return Axis(override.get_key_element(), tuple(override.sweep_string_iterator()))
+
+
+# Before anything starts ---------------------------------------------------------------------------------------------
+
+
+def prepare_sweep(
+    recipe: str,
+    words: Sequence[str],
+    *,
+    arms_only: bool = False,
+    out: Path | None = None,
+    score: Score | None = None,
+    samples: int = 200,
+) -> Path:
+    """Compose and check every cell of a sweep and write its folder, without running any of it; returns the folder.
+
+    arms_only: vary one axis at a time (see `mmblocks.sweep.trials.star`) instead of all together. out: by default `sweep` in
+    the recipe's own. score: "tiny" by default where all data is TinyWorld's, else "loss". Raises `ConfigError` that lists
+    every fault by cell; nothing is written then.
+    """
+    said = Words.of(recipe, words)
+    _require_launcher(said.launcher)
+    cells = (star if arms_only else product)(said.axes)
+    runs = _composed(recipe, said.shared, cells)
+    first = next(iter(runs.values()))
+    folder = Path(first["out"]) / "sweep" if out is None else out
+    is_tiny = all(_only_tinyworld(run) for run in runs.values())
+    visuals = said.visuals or (TINY_VISUALS if is_tiny else VISUALS)
+    sweep = Sweep(recipe, said.shared, tuple(cells), score or ("tiny" if is_tiny else "loss"), samples, visuals)
+    _write(folder, sweep, runs)
+    return folder
+
+
+def _composed(recipe: str, shared: Sequence[str], cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """Every cell's run by name. Raises one `ConfigError` for all that is wrong with all of them."""
+    if is_system(recipe):
+        compose(recipe)  # says why a system is no run
+    runs: dict[str, dict[str, Any]] = {}
+    wrong: list[str] = []
+    for cell in cells:
+        try:
+            runs[cell.name] = compose_unchecked(recipe, [*shared, *cell.overrides])
+            faults = [str(fault) for fault in check_run(runs[cell.name])]
+        except ConfigError as error:
+            faults = [str(error)]
+        wrong += [f"  {cell.name}: {fault}" for fault in faults]
+    if wrong:
+        raise ConfigError("this sweep cannot run, and nothing was started:\n" + "\n".join(wrong))
+    return runs
+
+
+def _only_tinyworld(run: Mapping[str, Any]) -> bool:
+    return all(source.get("name") == "tinyworld" for stage in run["stages"] for source in stage["data"])
+
+
+def _write(folder: Path, sweep: Sweep, runs: Mapping[str, dict[str, Any]]) -> None:
+    """The sweep and the composed recipe of every cell; what another sweep has left there must agree."""
+    from mmblocks.model.budget import visual_shape  # counts FLOPs, which imports triton
+
+    shapes = [visual_shape(word) for word in sweep.visuals]
+
+    @lru_cache
+    def cost(model: str) -> dict[str, Any]:
+        return _cost(json.loads(model), shapes)
+
+    written = {
+        name: {"recipe": {**run, "out": str(folder / name)}, "cost": cost(json.dumps(run["model"]))}
+        for name, run in runs.items()
+    }
+    others = [said for name, cell in written.items() if (said := _disagreement(folder / name, cell["recipe"]))]
+    if others:
+        raise ConfigError("\n".join([*others, "Name another folder with --out, or delete what is there."]))
+    for name, cell in written.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        write_json(folder / name / CELL, cell)
+    sweep.save(folder)
+
+
+def _cost(model: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, Any]:
+    """Visual tokens and FLOPs, mean over the visuals, each in a conversation of its own; parameters."""
+    from mmblocks.model.budget import plan
+
+    budgets = [plan(model, [shape]) for shape in shapes]
+    counted = [[n for part, n in b.flops.items() if part != "attention"] for b in budgets]
+    totals = [None if None in parts else sum(n or 0 for n in parts) for parts in counted]
+    return {
+        "visual_tokens": sum(b.visual_tokens for b in budgets) / len(budgets),
+        "parameters": sum(budgets[0].parameters.values()),
+        "flops": None if None in totals else sum(n or 0 for n in totals) / len(totals),
+    }
+
+
+def _disagreement(folder: Path, recipe: Mapping[str, Any]) -> str:
+    """In which settings the cell that lives in a folder differs from the one that is to run there."""
+    if not (folder / CELL).is_file():
+        return f"{folder} is there already, and is no cell of a sweep." if folder.exists() else ""
+    found = read_json(folder / CELL)["recipe"]
+    keys = [k for k in sorted({*found, *recipe} - {*FREE}) if found.get(k) != recipe.get(k)]
+    return f"{folder} holds a cell with other settings (they differ in {', '.join(keys)})." if keys else ""
+
+
+# The launcher -------------------------------------------------------------------------------------------------------
+
+
+def _require_launcher(words: Sequence[str]) -> None:
+    """Raise `ConfigError` for a launcher that is not installed or has no such setting."""
+    try:
+        with own_hydra(), hydra.initialize(None, version_base=HYDRA_VERSION):
+            hydra.compose(overrides=list(words), return_hydra_config=True)
+    except MissingConfigException as error:
+        name = (error.missing_cfg_file or "").rpartition("/")[2]
+        hint = did_you_mean(name, error.options or [])
+        raise ConfigError(
+            f"no launcher is called {name!r}.{hint} joblib's is in the package hydra-joblib-launcher."
+        ) from error
+    except FOREIGN as error:
+        raise ConfigError(f"{' '.join(words)}: {explain(error)}") from error
+
+
+def run_sweep(folder: Path, words: Sequence[str] = ()) -> bool:
+    """Run the cells of a prepared folder that have no score yet, each in a process of its own; whether all have one then.
+
+    words: of these, the ones that choose the launcher are used, such as hydra/launcher=joblib. A failed cell is written
+    down and stops no other.
+    """
+    sweep = Sweep.load(folder)
+    if waiting := sweep.unfinished(folder):
+        launcher = [word for word in words if word.startswith(LAUNCHER)]
+        command = [sys.executable, "-m", PROGRAM, *_arguments(folder, waiting, launcher)]
+        subprocess.run(command, env={**os.environ, "HYDRA_FULL_ERROR": "1"})
+    return not sweep.unfinished(folder)
+
+
+def _arguments(folder: Path, cells: Sequence[int], launcher: Sequence[str]) -> list[str]:
+    """Hydra's multirun over numbers of cells. Its own folder is below the sweep's; its logging would repeat ours."""
+    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [
+        "--multirun",
+        f"folder='{place}'",
+        f"cell={','.join(map(str, cells))}",
+        f"hydra.sweep.dir='{place}/launcher'",
+        "hydra.sweep.subdir=.",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+        *launcher,
+    ]

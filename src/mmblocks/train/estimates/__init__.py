@@ -1,0 +1,1 @@
+"""Memory that a stage needs, estimated without running it."""

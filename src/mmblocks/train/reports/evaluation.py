@@ -1,0 +1,203 @@
+"""What is measured while training: the loss on conversations that are not learned, and TinyWorld's exact answers.
+
+Both are sums over packs that are the same for any number of processes, each of which runs its share of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mmblocks.batch import IGNORE, Batch
+from mmblocks.conversation import Conversation, Pair
+from mmblocks.data import tinyworld
+from mmblocks.data.fingerprints import Fingerprints, fingerprints
+from mmblocks.data.mixing.mixture import Draws, Mixture
+from mmblocks.data.sample.collate import collate
+from mmblocks.data.sample.encode import Targets, TooLong
+from mmblocks.data.sample.processor import Processor, Sample
+from mmblocks.errors import DataError
+from mmblocks.model.modes import evaluating
+from mmblocks.model.onevision import OneVision
+from mmblocks.train.distributed import World
+from mmblocks.train.stages import Curriculum, Evaluation, Stage
+
+log = logging.getLogger(__name__)
+
+LOSS, TINY = "eval/loss", "eval/tiny/"
+TASKS: tuple[tinyworld.Task, ...] = ("single", "multi", "video")
+TINY_SEED = 1
+"""The seed of the questions that `mmblocks eval` asks."""
+PACK_TOKENS, PACK_VIEWS = 4096, 64
+"""Most tokens and views of a forward pass where the stage does not say."""
+
+
+def is_due(evaluate: Evaluation | None, done: int, steps: int) -> bool:
+    """Whether to measure after `done` of a stage's `steps`."""
+    return evaluate is not None and (done % evaluate.every == 0 or done == steps)
+
+
+@torch.no_grad()
+def evaluate_now(
+    model: OneVision, curriculum: Curriculum, stage: Stage, processor: Processor, world: World | None = None
+) -> dict[str, float]:
+    """Held-out loss per labelled token ("eval/loss") and shares of exact answers ("eval/tiny/single", ...).
+
+    The same conversations every time, encoded as the stage's `processor` does; of a pair, the preferred answer.
+    TinyWorld is asked in the model's own chat template, the first questions of `mmblocks eval`. Every process calls it
+    and gets the same figures. Empty where `curriculum.evaluate` is None.
+    """
+    evaluate = curriculum.evaluate
+    if evaluate is None:
+        return {}
+    world = world or World(0, 1, model.device)
+    run = curriculum.run
+    work = _Work(model, world, stage, skips=run.broken == "skip")
+    processor = replace(processor, features=None)  # those are kept for what is learned
+    with evaluating(model):
+        measured = work.loss(evaluate, processor, run.seed) if evaluate.data else {}
+        return measured | {f"{TINY}{task}": work.exact(task, evaluate.tiny) for task in TASKS if evaluate.tiny}
+
+
+def is_better(measured: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
+    """Whether weights that measure so are to be kept in place of the best ones so far: by the lowest held-out loss, or
+    where no data is held out by the highest mean share of exact answers. On a tie the earlier weights stay; a loss that is
+    not finite is never kept.
+    """
+    return math.isfinite(_badness(measured)) and (best is None or _badness(measured) < _badness(best))
+
+
+def _badness(measured: Mapping[str, float]) -> float:
+    if LOSS in measured:
+        return measured[LOSS]
+    shares = [value for name, value in measured.items() if name.startswith(TINY)]
+    return -sum(shares) / max(len(shares), 1)
+
+
+def held_out_fingerprints(evaluate: Evaluation, seed: int, before: Fingerprints | None) -> tuple[Mixture, Fingerprints]:
+    """What the held-out conversations say and show. before: what is known of them from an earlier start."""
+    held_out = _HeldOut.of(evaluate, seed)
+    return held_out.mixture, fingerprints(held_out.mixture, held_out.draws, before=before)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A model, and how its processes share packs."""
+
+    model: OneVision
+    world: World
+    stage: Stage
+    skips: bool
+
+    def loss(self, evaluate: Evaluation, processor: Processor, seed: int) -> dict[str, float]:
+        conversations = _HeldOut.of(evaluate, seed)
+        total, rows = 0.0, 0
+        for batch in self._batches(_Encoding(conversations, processor, self.stage.targets, self.skips)):
+            summed = self.model(batch)
+            total, rows = total + float(summed.total), rows + summed.rows
+        total, rows = self.world.sum(total, rows)
+        if rows == 0:
+            raise DataError("evaluate.data: none of the held-out conversations can be read; nothing was measured.")
+        return {LOSS: total / rows}
+
+    def exact(self, task: tinyworld.Task, questions: int) -> float:
+        """An answer is exact when every token of it, its end included, is what the model would write after the ones
+        before: what answering greedily gives, in one forward pass.
+        """
+        made = (tinyworld.record(task, n, seed=TINY_SEED, split="heldout") for n in range(questions))
+        asked = [Conversation.of(record["messages"][:2], f"held-out {task}") for record in made]
+        right = 0
+        for batch in self._batches(_Encoding(asked, Processor.of(self.model), "answers", skips=False)):
+            hits = self.model.row_hits(batch).cpu().split(_labelled(batch))
+            right += sum(bool(answer.all()) for answer in hits if len(answer))
+        return self.world.sum(right)[0] / questions
+
+    def _batches(self, encoding: _Encoding) -> Iterator[Batch]:
+        """This process' packs, as many on each process."""
+        packs = list(encoding.packs(self.stage.pack_tokens or PACK_TOKENS, self.stage.pack_views or PACK_VIEWS))
+        size, view_px = self.world.size, self.model.encoder.view_px
+        for first in range(0, len(packs), size):
+            mine = packs[first + self.world.rank : first + self.world.rank + 1]
+            samples = [sample for pack in mine for sample in encoding.samples(pack)]
+            batch = collate(samples) if samples else Batch.empty(view_px)
+            yield (batch if self.world.is_alone else batch.with_blank_view(view_px)).to(self.model.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """Conversations by number, and how they become samples. skips: leave out those that cannot be read."""
+
+    conversations: Sequence[Conversation] | _HeldOut
+    processor: Processor
+    targets: Targets
+    skips: bool
+
+    def packs(self, most_tokens: int, most_views: int) -> Iterator[list[int]]:
+        """Numbers in their order, as many together as the caps allow; from headers alone, so the same everywhere."""
+        pack: list[int] = []
+        tokens = views = 0
+        for number, more_tokens, more_views in self._sizes():
+            if pack and (tokens + more_tokens > most_tokens or views + more_views > most_views):
+                yield pack
+                pack, tokens, views = [], 0, 0
+            pack.append(number)
+            tokens, views = tokens + more_tokens, views + more_views
+        if pack:
+            yield pack
+
+    def _sizes(self) -> Iterator[tuple[int, int, int]]:
+        """Number, tokens and views of each conversation."""
+        for number in range(len(self.conversations)):
+            with self._leaving_out():
+                encoded = self.processor.encoded(self.conversations[number], self.targets)
+                views = sum(len(routed.plan.pictures) for one in encoded for routed in one.plans)
+                yield number, sum(map(len, encoded)), views
+
+    def samples(self, pack: Sequence[int]) -> list[Sample]:
+        read = []
+        for number in pack:
+            with self._leaving_out():
+                read += self.processor.training_samples(self.conversations[number], self.targets)
+        return read
+
+    @contextmanager
+    def _leaving_out(self) -> Iterator[None]:
+        try:
+            yield
+        except DataError as fault:
+            if not (self.skips or (isinstance(fault, TooLong) and self.processor.overlong == "skip")):
+                raise
+            log.warning("evaluation leaves out a record: %s", fault)
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldOut:
+    """What is measured, read when it is asked for."""
+
+    mixture: Mixture
+    draws: Draws
+
+    @classmethod
+    def of(cls, evaluate: Evaluation, seed: int) -> _HeldOut:
+        """Drawn by weight, or everything where there is no more than was asked for."""
+        mixture = Mixture.of(evaluate.data)
+        few = len(mixture) <= evaluate.samples
+        return cls(mixture, mixture.everything() if few else mixture.drawn(evaluate.samples, (seed,)))
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __getitem__(self, number: int) -> Conversation:
+        item = self.mixture[self.draws[number]]
+        return item.chosen if isinstance(item, Pair) else item
+
+
+def _labelled(batch: Batch) -> list[int]:
+    labelled: Tensor = batch.targets != IGNORE
+    return [int(part.sum()) for part in labelled.split(batch.packing.lengths)]

@@ -1,0 +1,143 @@
+"""The table of what trains: how many parameters of each part learn, how fast, and through which adapters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmblocks.json_files import read_object
+from mmblocks.model.checks.composition import require
+from mmblocks.model.onevision import OneVision
+from mmblocks.model.spec import PARTS, ModelSpec
+from mmblocks.model.trainable import LORA, adapters, learnable, train_only
+from mmblocks.storage import write_json
+from mmblocks.train.adapters.quantized import Quantized
+from mmblocks.train.optim import learners
+from mmblocks.train.stages import Lora, Stage, read_run
+
+FILE = "trains.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One part of a model, or the adapters in its backbone ("lora"; "backbone" is the rest of it then).
+
+    rate: the learning rate it would have, None for a frozen part; weight_decay: that of its matrices, since biases, norms
+    and marks have none. dtype: of its weights, several where they differ. layers: how many linear layers have an
+    adapter. bits: what the frozen backbone is quantized to.
+    """
+
+    part: str
+    parameters: int
+    learning: int
+    dtype: str
+    rate: float | None = None
+    weight_decay: float | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    layers: int | None = None
+    bits: int | None = None
+
+
+def training_table(model: OneVision, stage: Stage) -> list[Row]:
+    """What a model, as it stands with its parts frozen or not, learns in a stage."""
+    names = [*PARTS, LORA] if adapters(model) else PARTS
+    return [_row(model, name, stage) for name in names]
+
+
+def _row(model: OneVision, name: str, stage: Stage) -> Row:
+    parameters = learnable(model, name)
+    every = sum(p.numel() for p in parameters)
+    if name == "backbone":  # what is quantized is in no parameter
+        every = weights_in(model.backbone) - sum(weights_in(adapter) for adapter in adapters(model))
+    row = Row(
+        part=name,
+        parameters=every,
+        learning=sum(p.numel() for p in parameters if p.requires_grad),
+        dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
+    )
+    fast = learners(stage).get(name)
+    if fast is None:
+        return row
+    given = stage.weight_decay if fast.weight_decay is None else fast.weight_decay
+    decay = given if any(p.ndim > 1 for p in parameters) else 0.0
+    row = replace(row, rate=fast.rate, weight_decay=decay)
+    if not isinstance(fast, Lora):
+        return row
+    layers = sum(bool(getattr(m, "adapter_layer_names", ())) for m in model.backbone.modules())
+    return replace(row, lora_rank=fast.rank, lora_alpha=fast.alpha, layers=layers, bits=fast.bits)
+
+
+def weights_in(module: nn.Module) -> int:
+    """Numbers that a module computes with, each shared one once; quantized ones are in no parameter."""
+    coded = (m for m in module.modules() if isinstance(m, Quantized))
+    return sum(p.numel() for p in module.parameters()) + sum(m.in_features * m.out_features for m in coded)
+
+
+def tables_of(recipe: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """The table of every stage of a composed recipe, by the stage's name, on the meta device: no weight is read or made."""
+    stages = read_run(recipe).stages
+    model = meta_model(recipe["model"])
+    return {stage.name: _on_meta(model, stage) for stage in stages}
+
+
+def _on_meta(model: OneVision, stage: Stage) -> list[Row]:
+    if stage.lora is not None:
+        from mmblocks.train.adapters.lora import add_lora
+
+        model = copy.deepcopy(model)  # other stages have no adapters
+        with torch.device("meta"):
+            add_lora(model, replace(stage.lora, bits=None))
+    train_only(model, learners(stage))
+    return training_table(model, stage)
+
+
+def meta_model(spec: Mapping[str, Any]) -> OneVision:
+    """A whole model without weights. Raises `ConfigError` where its parts do not fit."""
+    return require(spec).assemble(ModelSpec.of(spec))
+
+
+# For people and for files -------------------------------------------------------------------------------------------
+
+_HEAD = ("part", "parameters", "learning", "rate", "weight decay", "dtype", "adapters")
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """The rows and their sum as an aligned table."""
+    learning, every = sum(r.learning for r in rows), sum(r.parameters for r in rows)
+    share = f"{100 * learning / max(every, 1):.2f} % learns"
+    cells = [_HEAD, *map(_cells, rows), ("all", f"{every:,}", f"{learning:,}", "", "", "", share)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(_line(row, widths) for row in cells)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    rate, decay = (f"{v:g}" if v is not None else "-" for v in (row.rate, row.weight_decay))
+    learning = f"{row.learning:,}" if row.learning else "frozen"
+    return row.part, f"{row.parameters:,}", learning, rate, decay, row.dtype or "-", _adapters(row)
+
+
+def _adapters(row: Row) -> str:
+    if row.lora_rank is None:
+        return ""
+    bits = "" if row.bits is None else f", backbone in {row.bits} bits"
+    return f"rank {row.lora_rank}, alpha {row.lora_alpha:g}, on {row.layers} layers{bits}"
+
+
+def _line(cells: Iterable[str], widths: Sequence[int]) -> str:
+    first, *numbers, dtype, said = cells
+    right = [f"{text:>{width}}" for text, width in zip(numbers, widths[1:-2], strict=True)]
+    return "  ".join([f"{first:{widths[0]}}", *right, f"{dtype:{widths[-2]}}", said]).rstrip()
+
+
+def write_table(out: Path, stage: str, rows: Sequence[Row]) -> None:
+    """Keep a stage's table in `out`/trains.json, beside those of other stages."""
+    file = out / FILE
+    kept = read_object(file, "delete it; the run writes it anew.") if file.is_file() else {}
+    write_json(file, {**kept, stage: [asdict(row) for row in rows]})

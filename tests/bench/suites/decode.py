@@ -1,0 +1,114 @@
+"""Tokens a second while answers are written, what comes before the first one left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mmblocks.model.generate import Decoding, generate
+from mmblocks.model.onevision import OneVision
+from tests.bench.suites import peer
+from tests.bench.suites.cases import Case, cases
+from tests.bench.suites.comparing import Peer, fastest, works
+from tests.bench.suites.equal import require_same_logits
+from tests.bench.suites.rows import PeerSetting, Row
+from tests.bench.suites.run import Run, Unequal
+from tests.bench.suites.sizes import model_of
+from tests.bench.suites.timing import Timing, interleaved
+
+NAME = "decode"
+BATCHES = (1, 8)
+Writing = Callable[[int], Callable[[int], Any]]
+"""Of a number of tokens: what writes so many for an input set."""
+
+
+def measure(run: Run) -> Iterator[Row]:
+    """The time of a long answer less that of one token."""
+    model = model_of(run.scale, run.device, run.dtype)
+    theirs = peer.peer_of(model)
+    for scenario in ("text", "video") if run.on_gpu else ("text",):
+        for batch in BATCHES:
+            run.require_time(before=f"{scenario}, batch {batch}")
+            yield from _batch(run, model, theirs, scenario, batch)
+
+
+def tokens_of(run: Run) -> int:
+    """How many tokens are written."""
+    return 4 if run.tiny else 64 if run.on_gpu else 32
+
+
+@torch.no_grad()
+def _batch(run: Run, model: OneVision, theirs: Any, scenario: str, batch: int) -> list[Row]:
+    sets, new = cases(model, run, *[scenario] * batch), tokens_of(run)
+    error = require_same_logits(f"{NAME} {scenario}", model, theirs, sets[0])
+    entries = [entry for entry in _settings(run, theirs, sets) if works(entry.peer(new))]
+    if run.dtype == torch.float32:  # narrower types round another word to the top now and then
+        _require_same_words(_ours(model, sets)(new)(0), entries[0].writing(new)(0))
+    mine, *others = _seconds(run, [_ours(model, sets), *(entry.writing for entry in entries)], new)
+    timed = [(entry.peer(new), Timing((seconds,))) for entry, seconds in zip(entries, others, strict=True)]
+    context = sets[0].batch.num_tokens // batch
+    written = batch * (new - 1)
+    return [
+        run.row(
+            NAME,
+            f"batch {batch} after {context} tokens",
+            f"{new} tokens each",
+            "tokens/s",
+            written / mine,
+            written / timing.median,
+            setting=entry.setting,
+            settings=entry.settings,
+            less_is_better=False,
+            error=error,
+        )
+        for entry, timing in fastest(timed)
+    ]
+
+
+def _ours(model: OneVision, sets: list[Case]) -> Writing:
+    return lambda new: lambda i: generate(model, sets[i].batch, Decoding(max_new_tokens=new))
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A setting of the peer, and what writes with it."""
+
+    setting: PeerSetting
+    settings: str
+    writing: Writing
+
+    def peer(self, new: int) -> Peer:
+        return Peer(self.setting, self.settings, self.writing(new))
+
+
+def _settings(run: Run, theirs: Any, sets: list[Case]) -> list[_Entry]:
+    """`generate` with its own cache, and on a GPU with a static one, for which transformers compiles the step."""
+
+    def writing(**settings: Any) -> Writing:
+        return lambda new: (
+            lambda i: theirs.generate(
+                **sets[i].padded, max_new_tokens=new, do_sample=False, pad_token_id=0, **settings
+            )[:, sets[i].padded["input_ids"].shape[1] :].tolist()
+        )
+
+    found = [_Entry("as shipped", "generate, dynamic cache", writing())]
+    if run.on_gpu:
+        found.append(_Entry("best", "generate, dynamic cache", writing()))
+        static = writing(cache_implementation="static")
+        found.append(_Entry("best", "generate, static cache, compiled", static))
+    return found
+
+
+def _seconds(run: Run, writings: list[Writing], new: int) -> list[float]:
+    """Seconds that each needs for all tokens but the first."""
+    ways = {f"{n} {i}": writing(n) for i, writing in enumerate(writings) for n in (new, 1)}
+    timed = interleaved(ways, run)
+    return [timed[f"{new} {i}"].median - timed[f"1 {i}"].median for i in range(len(writings))]
+
+
+def _require_same_words(mine: list[list[int]], other: list[list[int]]) -> None:
+    if mine != other:
+        raise Unequal(f"{NAME}: ours writes {mine}, the peer {other}.")

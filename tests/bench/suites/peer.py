@@ -1,0 +1,87 @@
+"""transformers' LlavaOnevision with the weights of a model of ours: the same tensors, so that memory holds them once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmblocks.batch import IGNORE
+from mmblocks.model.convert.keys import IN_MEMORY, to_theirs
+from mmblocks.model.convert.transformers.tokens import pinpoints_of
+from mmblocks.model.convert.transformers.towers import tower_config
+from mmblocks.model.onevision import OneVision
+from tests.bench.suites.cases import Case, visual_ids
+
+UNUSED = "model.vision_tower.post_layernorm."
+"""Built by transformers and never read for features."""
+
+
+def peer_of(model: OneVision) -> Any:
+    """transformers' model as it is shipped (its own choice of attention), sharing the weights of `model`."""
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+    from transformers.initialization import no_init_weights
+
+    ids = visual_ids(model)
+    tied = bool(model.backbone.config.tie_word_embeddings)
+    config = LlavaOnevisionConfig(
+        **tower_config(model),
+        text_config=model.backbone.config.to_dict(),
+        image_token_index=ids["image"],
+        video_token_index=ids["video"],
+        image_grid_pinpoints=pinpoints_of(model),
+        vision_aspect_ratio=f"anyres_max_{model.router.image.max_tiles}",  # type: ignore[attr-defined]
+        tie_word_embeddings=tied,
+    )
+    with no_init_weights(), torch.device(model.device):
+        theirs: Any = LlavaOnevisionForConditionalGeneration(config)
+    state = {to_theirs(name, IN_MEMORY): tensor for name, tensor in model.state_dict().items()}
+    missing, unexpected = theirs.load_state_dict(state, strict=False, assign=True)
+    lacking = [name for name in missing if not name.startswith(UNUSED)]
+    assert not lacking, lacking
+    assert not unexpected, unexpected
+    theirs.tie_weights()
+    theirs.model.vision_tower.post_layernorm.to(next(model.parameters()).dtype)
+    return theirs.eval()
+
+
+def compiled_peer_of(model: OneVision) -> Any:
+    """Another of these, its tower and its language model compiled when they first run."""
+    theirs = peer_of(model)
+    theirs.model.vision_tower.compile()
+    theirs.model.language_model.compile()
+    return theirs
+
+
+def names_of(model: OneVision) -> dict[str, str]:
+    """Our names of all parameters, and the peer's."""
+    return {name: to_theirs(name, IN_MEMORY) for name, _ in model.named_parameters()}
+
+
+def last_logits(theirs: Any, inputs: Mapping[str, Any], *, all_logits: bool) -> Tensor:
+    """(rows, vocabulary): the logits of each last row of unpadded inputs, out of everyone's or alone."""
+    keep = {} if all_logits else {"logits_to_keep": 1}
+    return theirs(**inputs, **keep).logits[:, -1]
+
+
+def padded_loss(theirs: Any, case: Case) -> Tensor:
+    """The mean loss as transformers' trainers take it: padded rows, logits of every row in float32."""
+    labels = F.pad(case.targets[:, :-1], (1, 0), value=IGNORE)  # labels[i] is the id of row i, targets[i] of row i + 1
+    return theirs(**case.padded, labels=labels, use_cache=False).loss
+
+
+def packed_loss(theirs: Any, case: Case) -> Tensor:
+    """The mean loss at the peer's best: one packed row, and logits of labelled rows only."""
+    targets = case.batch.targets
+    labelled = (targets != IGNORE).nonzero().squeeze(1)
+    logits = theirs(**case.packed, logits_to_keep=labelled, use_cache=False).logits[0]
+    return F.cross_entropy(logits.float(), targets[labelled])
+
+
+def widened(theirs: Any) -> Any:
+    """A copy in float32, by which rounding in a narrower type is judged."""
+    return copy.deepcopy(theirs).float()

@@ -1,0 +1,77 @@
+"""From pixels on the device to the logits of the last row: video, tiled pictures, several pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mmblocks.model.onevision import OneVision
+from tests.bench.suites import floors, ours, peer
+from tests.bench.suites.cases import Case, cases
+from tests.bench.suites.comparing import Peer, compared
+from tests.bench.suites.equal import require_same_logits
+from tests.bench.suites.rows import Row
+from tests.bench.suites.run import Run
+from tests.bench.suites.sizes import model_of
+
+NAME = "prefill"
+SHOWN = ("base", "anyres", "images", "two_images", "video")
+CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+COMPILING_S = 120.0
+"""What compiling the peer's tower and language model takes, at most, on a GPU machine."""
+
+
+def measure(run: Run) -> Iterator[Row]:
+    """Ours takes uint8 pixels; the peer takes them normalised, as its processor hands them over."""
+    model = model_of(run.scale, run.device, run.dtype)
+    theirs = peer.peer_of(model)
+    for scenario in SHOWN:
+        run.require_time(before=scenario)
+        yield from _scenario(run, model, theirs, scenario)
+
+
+@torch.no_grad()
+def _scenario(run: Run, model: OneVision, theirs: Any, scenario: str) -> list[Row]:
+    sets = cases(model, run, scenario)
+    error = require_same_logits(scenario, model, theirs, sets[0])
+    batch = sets[0].batch
+    found = compared(
+        run,
+        NAME,
+        scenario,
+        f"time to last logits, {batch.num_tokens} tokens, {batch.num_views} views",
+        lambda i: ours.last_logits(model, sets[i].batch),
+        [*settings_of(run, model, theirs, sets)],
+        error=error,
+        floor_s=floors.time_of(floors.forward_flops(model, batch, 1), run),
+    )
+    return list(found)
+
+
+def settings_of(run: Run, model: OneVision, theirs: Any, sets: list[Case]) -> Iterator[Peer]:
+    """The peer as shipped, and every setting that makes it faster on this device."""
+    yield Peer("as shipped", "", lambda i: peer.last_logits(theirs, sets[i].padded, all_logits=True))
+    yield Peer("best", "logits_to_keep=1", lambda i: peer.last_logits(theirs, sets[i].padded, all_logits=False))
+    if not run.on_gpu:
+        return
+
+    def with_cudnn(i: int) -> Any:
+        with sdpa_kernel(CUDNN_FIRST, set_priority=True):
+            return peer.last_logits(theirs, sets[i].padded, all_logits=False)
+
+    yield Peer("best", "logits_to_keep=1, cuDNN attention first", with_cudnn)
+    if run.has_time(COMPILING_S):
+        compiled = peer.compiled_peer_of(model)
+        yield Peer(
+            "best",
+            "logits_to_keep=1, tower and language model compiled",
+            lambda i: peer.last_logits(compiled, sets[i].padded, all_logits=False),
+        )

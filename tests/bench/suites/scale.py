@@ -1,0 +1,168 @@
+"""How the cost of a conversation grows with pictures, frames and resolution: counted on the meta device, nothing is run.
+
+Beside ours stands the naive path: every view encoded, every cell projected, every row of every layer computed, logits of
+every row. Attention of the language model counts the half that causality leaves, for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmblocks.batch import Batch
+from mmblocks.compat import make_flop_counter
+from mmblocks.model.checks.limits import kv_bytes_per_token
+from mmblocks.model.onevision import OneVision
+from mmblocks.shapes import Size, VisualShape
+from mmblocks.train.distributed import blocks_of
+from mmblocks.train.estimates import activations as abstract
+from tests.bench.suites.memory import META, training_model
+from tests.bench.suites.ours import last_rows
+from tests.bench.suites.rows import Row, commit, machine, versions
+from tests.bench.suites.run import Run
+from tests.bench.suites.sizes import Scale
+
+NAME = "scale"
+PICTURE = Size(480, 640)
+CLIP = Size(720, 1280)
+AXES: Mapping[str, tuple[int, ...]] = {
+    "images": (1, 2, 4, 8, 16, 32),
+    "frames": (1, 2, 4, 8, 16, 32, 64, 128),
+    "resolution": (384, 512, 640, 768, 960, 1152, 1536, 1920, 2304),
+}
+"""Pictures in a conversation, frames of a clip, pixels of a square picture's side."""
+LEAST_AXES: Mapping[str, tuple[int, ...]] = {"images": (1, 2), "frames": (1, 2), "resolution": (56, 112)}
+TEXT_TOKENS = 64
+LABELS = 32
+KV_BYTES = 2
+"""Per number of the cache: bfloat16."""
+FLOPS_PARTS = ("encoder", "projector", "backbone", "head")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one conversation. flops: by part of a prefill. kept_bytes: what its training step keeps for backward."""
+
+    flops: Mapping[str, int]
+    kept_bytes: int
+
+
+def measure(run: Run) -> Iterator[Row]:
+    """FLOPs of a prefill by part, tokens, views, cache, and bytes kept for backward, along `AXES`; all in bfloat16."""
+    run = replace(run, device=META, dtype=torch.bfloat16)
+    axes = LEAST_AXES if run.tiny else AXES
+    model = training_model(_with_frames(run.scale, max(axes["frames"])))
+    facts = {"machine": machine(), "versions": versions(), "commit": commit()}  # asked once for some hundred rows
+    for axis, values in axes.items():
+        for value in values:
+            run.require_time(15)
+            yield from _point(run, model, axis, value, facts)
+
+
+def _with_frames(scale: Scale, most: int) -> Scale:
+    """A size whose clips may have so many frames."""
+    return replace(scale, shown=replace(scale.shown, frames=most))
+
+
+def _point(run: Run, model: OneVision, axis: str, value: int, facts: Mapping[str, Any]) -> Iterator[Row]:
+    conversation = abstract.Row((shown(axis, value),), (TEXT_TOKENS,), LABELS)
+    batch = abstract.abstract_batch(model, conversation)
+    ours, naive = counted(model, batch, core=True), counted(model, batch, core=False)
+    row = partial(run.row, NAME, f"{axis}={value}", **facts)
+    per_token = kv_bytes_per_token(model.backbone.config, KV_BYTES)
+    yield row("tokens", "tokens", batch.num_tokens)
+    yield row("views", "views", _views(batch))
+    yield row("key-value cache", "bytes", None if per_token is None else per_token * batch.num_tokens)
+    for part in FLOPS_PARTS:
+        yield row(f"prefill of the {part}", "FLOPs", ours.flops[part], naive.flops[part], setting="naive")
+    yield row("prefill", "FLOPs", sum(ours.flops.values()), sum(naive.flops.values()), setting="naive")
+    yield row("kept for backward", "bytes", ours.kept_bytes, naive.kept_bytes, setting="naive")
+
+
+def shown(axis: str, value: int) -> tuple[VisualShape, ...]:
+    """The visuals of a conversation at a point of an axis."""
+    if axis == "frames":
+        return (VisualShape("video", CLIP, num_frames=value, fps=1.0),)
+    if axis == "resolution":
+        return (VisualShape("image", Size(value, value)),)
+    return (VisualShape("image", PICTURE),) * value
+
+
+# What is counted ----------------------------------------------------------------------------------------------------
+
+
+def counted(model: OneVision, batch: Batch, *, core: bool) -> Cost:
+    """The costs by the optimized core, or by the naive path."""
+    if core:
+        return Cost(_flops_of_core(model, batch), abstract.activations(model, batch).saved)
+    return Cost(_naive_flops(model, batch), abstract.kept(model, blocks_of(model), lambda: _naive(model, batch)).saved)
+
+
+def _flops_of_core(model: OneVision, batch: Batch) -> dict[str, int]:
+    rows = last_rows(batch).to(META)
+    x, encoded = _hidden(model, batch), replace(batch, features=_features(model, batch.num_views))
+    return {
+        "encoder": batch.num_views * _of_one_view(model),
+        "projector": flops(lambda: model.embed(encoded)),
+        "backbone": flops(lambda: model.backbone.hidden(x, batch.position_ids, batch.packing, rows), causal=True),
+        "head": flops(lambda: model.backbone.logits(x[: len(rows.counts)])),
+    }
+
+
+def _naive_flops(model: OneVision, batch: Batch) -> dict[str, int]:
+    x, views = _hidden(model, batch), _views(batch)
+    return {
+        "encoder": views * _of_one_view(model),
+        "projector": flops(lambda: model.projector(_features(model, views))),
+        "backbone": flops(lambda: model.backbone.hidden(x, batch.position_ids, batch.packing), causal=True),
+        "head": flops(lambda: model.backbone.logits(x)),
+    }
+
+
+@lru_cache(maxsize=1)
+def _of_one_view(model: OneVision) -> int:
+    """FLOPs of the encoder, which looks at every view by itself."""
+    return flops(lambda: model.encoder(_pixels(model, 1)))
+
+
+def _naive(model: OneVision, batch: Batch) -> None:
+    """A training step that projects every cell and takes logits of every row in float32."""
+    projected = model.projector(model.encoder(_pixels(model, _views(batch)))).flatten(0, -2)
+    visual = projected[: len(batch.visual_positions)]  # as many rows as the plan takes; which of them changes no size
+    if len(visual) < len(batch.visual_positions):  # newlines
+        visual = F.pad(visual, (0, 0, 0, len(batch.visual_positions) - len(visual)))
+    x = model.backbone.embed(batch.input_ids).index_copy(0, batch.visual_positions, visual)
+    hidden = model.backbone.hidden(x, batch.position_ids, batch.packing)
+    F.cross_entropy(model.backbone.logits(hidden).float(), batch.targets, reduction="sum")
+
+
+def _views(batch: Batch) -> int:
+    return sum(len(routed.plan.views) for routed in batch.plans)
+
+
+def _hidden(model: OneVision, batch: Batch) -> Tensor:
+    return torch.empty(batch.num_tokens, model.backbone.dim, dtype=torch.bfloat16, device=META)
+
+
+def _pixels(model: OneVision, views: int) -> Tensor:
+    return torch.empty(views, 3, *model.encoder.view_px, dtype=torch.bfloat16, device=META)
+
+
+def _features(model: OneVision, views: int) -> Tensor:
+    return torch.empty(views, *model.encoder.grid, model.encoder.dim, dtype=torch.bfloat16, device=META)
+
+
+@torch.no_grad()
+def flops(run: Callable[[], Any], *, causal: bool = False) -> int:
+    """FLOPs of a run on the meta device; a multiplication and an addition are two. causal: half of attention's only."""
+    with META, make_flop_counter() as counter:
+        run()
+    by_operator = {str(operator): n for operator, n in counter.get_flop_counts().get("Global", {}).items()}
+    attention = sum(n for name, n in by_operator.items() if "bmm" in name or "attention" in name)
+    return counter.get_total_flops() - (attention // 2 if causal else 0)

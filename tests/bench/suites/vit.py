@@ -1,0 +1,71 @@
+"""Tiles a second through the vision tower, pixels on the device to features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mmblocks.batch import Batch
+from mmblocks.model.onevision import OneVision
+from tests.bench.suites import floors, peer
+from tests.bench.suites.comparing import Peer, compared
+from tests.bench.suites.prefill import COMPILING_S
+from tests.bench.suites.rows import Row
+from tests.bench.suites.run import Run, require_equal
+from tests.bench.suites.sizes import model_of
+
+NAME = "vit"
+
+
+def measure(run: Run) -> Iterator[Row]:
+    """Ours takes uint8, the peer normalised pixels."""
+    model = model_of(run.scale, run.device, run.dtype)
+    theirs = peer.peer_of(model)
+    compiled = peer.compiled_peer_of(model) if run.on_gpu and run.has_time(COMPILING_S) else None
+    for tiles in (1, 10, 32, 128) if run.on_gpu else (1, 4):
+        run.require_time(before=f"{tiles} tiles")
+        yield from _tiles(run, model, theirs, compiled, tiles)
+
+
+@torch.no_grad()
+def _tiles(run: Run, model: OneVision, theirs: Any, compiled: Any, tiles: int) -> list[Row]:
+    sets = [_pixels(run, model, tiles, seed) for seed in range(run.input_sets)]
+    floats = [model.normalised(batch.pixels) for batch in sets]
+    exact = None
+    if run.dtype != torch.float32:
+        exact = _features(peer.widened(theirs), floats[0].float())
+    error = require_equal(f"{NAME} {tiles}", model.encoded(sets[0]).flatten(1, 2), _features(theirs, floats[0]), exact)
+    settings = [
+        Peer("as shipped", "", lambda i: _features(theirs, floats[i])),
+        Peer("best", "", lambda i: _features(theirs, floats[i])),
+    ]
+    if compiled is not None:
+        settings.append(Peer("best", "tower compiled", lambda i: _features(compiled, floats[i])))
+    found = compared(
+        run,
+        NAME,
+        f"{tiles} tiles",
+        "encoded",
+        lambda i: model.encoded(sets[i]),
+        settings,
+        error=error,
+        floor_s=floors.time_of(floors.encoder_flops(model, tiles), run),
+        unit="tiles/s",
+        amount=tiles,
+    )
+    return list(found)
+
+
+def _pixels(run: Run, model: OneVision, tiles: int, seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (tiles, 3, *model.encoder.view_px)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return replace(Batch.empty(model.encoder.view_px), pixels=pixels).to(run.device)
+
+
+def _features(theirs: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """(tiles, cells, channels), asked for as `get_image_features` does."""
+    return theirs.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
