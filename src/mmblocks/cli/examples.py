@@ -19,7 +19,6 @@ EXAMPLES = {
     "convert": "mmblocks convert llava-onevision-qwen2-7b-ov-hf models/7b",
     "swap": "mmblocks swap runs/quick/model projector=gated --out swapped",
     "new": "mmblocks new projector my_projector",
-    "bench": "mmblocks bench prefill --tiny",
     "doctor": "mmblocks doctor",
     "completion": "mmblocks completion bash",
 }
