@@ -1,4 +1,4 @@
-"""Every bash and python block of the README and of the how-to page runs, in their order, in one folder."""
+"""Every bash and python block of the README, the tutorials and the how-to pages runs, in order, in one folder."""
 
 import os
 import re
@@ -17,6 +17,8 @@ from mmblocks.data.sources import sources
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+GUIDES = [page for group in ("tutorials", "howto") for page in sorted(ROOT.glob(f"docs/{group}/*.md"))]
+RUN = [README, *(page for page in GUIDES if page.name != "data.md")]  # tests/data/test_data_page.py runs that one
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 INSTALLS = ("git ", "pip ", "python -m venv ")  # run by .ci/run, in an environment of their own
 
@@ -51,8 +53,7 @@ def _output(text, block, after):
 
 
 def of_language(language):
-    pages = (README, ROOT / "docs/howto.md")
-    return [pytest.param(b, id=str(b)) for page in pages for b in blocks(page) if b.language == language]
+    return [pytest.param(b, id=str(b)) for page in RUN for b in blocks(page) if b.language == language]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_bash_blocks_run_and_print_what_is_shown(block, folder):
 
 def test_every_block_has_a_language_that_says_what_becomes_of_it():
     assert {
-        b.language for page in (README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")) for b in blocks(page)
+        b.language for page in (README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")) for b in blocks(page)
     } <= {
         "bash",
         "json",
@@ -103,7 +104,7 @@ def test_the_readme_names_every_command(command):
 
 
 def test_the_readme_names_every_component_that_is_no_preset():
-    box = README.read_text(encoding="utf-8").partition("## In the box")[2].partition("\n## ")[0]
+    box = README.read_text(encoding="utf-8").partition("## Included components")[2].partition("\n## ")[0]
     for registry in (*REGISTRIES.values(), sources):
         own = [registry.about(name) for name in registry]
         missing = [f.name for f in own if not f.of and f.module.startswith("mmblocks.") and f"`{f.name}`" not in box]
