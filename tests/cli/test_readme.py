@@ -1,4 +1,4 @@
-"""Every bash and python block of the README, the tutorials and the how-to pages runs, in order, in one folder."""
+"""Every bash and python block of the README and the how-to pages runs on its own, and every tutorial in its order."""
 
 import os
 import re
@@ -17,8 +17,8 @@ from mmblocks.data.sources import sources
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-GUIDES = [page for group in ("tutorials", "howto") for page in sorted(ROOT.glob(f"docs/{group}/*.md"))]
-RUN = [README, *(page for page in GUIDES if page.name != "data.md")]  # tests/data/test_data_page.py runs that one
+GUIDES = sorted(set(ROOT.glob("docs/howto/*.md")) - {ROOT / "docs/howto/data.md"})  # test_data_page.py runs that one
+TUTORIALS = sorted(ROOT.glob("docs/tutorials/*.md"))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 INSTALLS = ("git ", "pip ", "python -m venv ")  # run by .ci/run, in an environment of their own
 
@@ -53,13 +53,14 @@ def _output(text, block, after):
 
 
 def of_language(language):
-    return [pytest.param(b, id=str(b)) for page in RUN for b in blocks(page) if b.language == language]
+    return [pytest.param(b, id=str(b)) for page in (README, *GUIDES) for b in blocks(page) if b.language == language]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The reader's folder: a picture of theirs is in it."""
-    folder = tmp_path_factory.mktemp("reader")
+@pytest.fixture
+def folder(tmp_path):
+    """The reader's folder: an image of theirs is in it."""
+    folder = tmp_path / "reader"
+    folder.mkdir()
     Image.open(media("picture.png")).convert("RGB").save(folder / "my.jpg")
     return folder
 
@@ -67,6 +68,10 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("block", of_language("python"))
 def test_python_blocks_run_each_on_its_own(block, folder, monkeypatch):
     monkeypatch.chdir(folder)
+    run_python(block, monkeypatch)
+
+
+def run_python(block, monkeypatch):
     for registry in (projectors, templates):  # what a block registers is gone after it
         monkeypatch.setattr(registry, "_entries", {name: registry[name] for name in registry})
     exec(compile(block.code, str(block), "exec"), {"__name__": "readme"})
@@ -74,6 +79,10 @@ def test_python_blocks_run_each_on_its_own(block, folder, monkeypatch):
 
 @pytest.mark.parametrize("block", of_language("bash"))
 def test_bash_blocks_run_and_print_what_is_shown(block, folder):
+    run_bash(block, folder)
+
+
+def run_bash(block, folder):
     script = "".join(line for line in block.code.splitlines(keepends=True) if not line.startswith(INSTALLS))
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
@@ -82,6 +91,16 @@ def test_bash_blocks_run_and_print_what_is_shown(block, folder):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert block.shown in (None, done.stdout)
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_a_tutorial_runs_from_its_first_block_to_its_last(page, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for block in blocks(page):
+        if block.language == "python":
+            run_python(block, monkeypatch)
+        elif block.language == "bash":
+            run_bash(block, folder)
 
 
 def test_every_block_has_a_language_that_says_what_becomes_of_it():
