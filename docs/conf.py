@@ -5,6 +5,7 @@ python -m sphinx -W --keep-going -n docs build/site
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ nitpick_ignore_regex = [
 suppress_warnings = ["ref.python"]
 
 
+def readable_signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> Any:
+    """Defaults that are no Python, such as the `<factory>` of dataclasses, would keep Sphinx from reading a signature."""
+    return signature and (re.sub(r"= ?<[^<>]+>", "= ...", signature), returns)
+
+
 def setup(app: Any) -> None:
     """Docstrings are read as Markdown."""
     app.connect("autodoc-process-docstring", lambda app, what, name, obj, options, lines: to_rst(lines))
+    app.connect("autodoc-process-signature", readable_signature)

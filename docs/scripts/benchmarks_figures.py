@@ -25,6 +25,7 @@ def drawn(path: Path, rows: int, columns: int, size: tuple[float, float], **shar
 
     with matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)  # room for viewers' fonts, which may be wider
         yield figure.subplots(rows, columns, squeeze=False, **shared)
         figure.savefig(path, metadata={"Date": None})
 
