@@ -88,13 +88,7 @@ class TokenSampler:
     """
 
     def __init__(self, backbone: CausalLM, decoding: Decoding) -> None:
-        from transformers import (
-            NoRepeatNGramLogitsProcessor,
-            RepetitionPenaltyLogitsProcessor,
-            TemperatureLogitsWarper,
-            TopKLogitsWarper,
-            TopPLogitsWarper,
-        )
+        from transformers.generation import logits_process
 
         own = getattr(backbone.lm, "generation_config", None)
         penalty = getattr(own, "repetition_penalty", None)
@@ -102,15 +96,15 @@ class TokenSampler:
         self._is_sampling = decoding.temperature > 0
         self._processors: list[LogitsProcessor] = []
         if penalty is not None and penalty != 1.0:
-            self._processors.append(RepetitionPenaltyLogitsProcessor(penalty=penalty))
+            self._processors.append(logits_process.RepetitionPenaltyLogitsProcessor(penalty=penalty))
         if ngram_size:
-            self._processors.append(NoRepeatNGramLogitsProcessor(ngram_size))
+            self._processors.append(logits_process.NoRepeatNGramLogitsProcessor(ngram_size))
         if self._is_sampling and decoding.temperature != 1.0:
-            self._processors.append(TemperatureLogitsWarper(decoding.temperature))
+            self._processors.append(logits_process.TemperatureLogitsWarper(decoding.temperature))
         if self._is_sampling and decoding.top_k:
-            self._processors.append(TopKLogitsWarper(decoding.top_k))
+            self._processors.append(logits_process.TopKLogitsWarper(decoding.top_k))
         if self._is_sampling and decoding.top_p < 1.0:
-            self._processors.append(TopPLogitsWarper(decoding.top_p))
+            self._processors.append(logits_process.TopPLogitsWarper(decoding.top_p))
 
     def __call__(self, written: Tensor, logits: Tensor) -> Tensor:
         """(sequences,) next tokens. written: (sequences, tokens) so far; logits: (sequences, vocabulary)."""
