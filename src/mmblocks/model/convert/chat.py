@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mmblocks.backbones.text_tokenizer import StoredChat, find_chat_template, read_processor_chat
 from mmblocks.components import templates
@@ -19,7 +19,7 @@ from mmblocks.model.convert.transformers.jinja import FLATTENED, make_form, to_j
 from mmblocks.registry import Spec, split_spec
 from mmblocks.templates.contents import RefusedByTemplate
 from mmblocks.templates.rendering import TemplateLimitError
-from mmblocks.templates.span_tokenizer import SpanTokenizer, make_prompt_spans
+from mmblocks.templates.span_tokenizer import SpanTokenizer, TextTokenizer, make_prompt_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,10 +137,10 @@ def _render_prompt(
     name: str, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
 ) -> list[int | None] | MMBlocksError:
     """The ids of a prompt, None for a visual, or why there is none."""
-    template = templates.build(name, text_tokenizer=lambda: tokenizer)
+    template, text_tokenizer = templates.build(name, text_tokenizer=lambda: tokenizer), cast(TextTokenizer, tokenizer)
     try:
         spans = make_prompt_spans(template, Conversation.from_messages(messages).messages)
-        to_ids = SpanTokenizer(tokenizer, template)
+        to_ids = SpanTokenizer(text_tokenizer, template)
     except TemplateLimitError:  # a template that had to be stopped is an error, whatever others there are
         raise
     except MMBlocksError as cause:

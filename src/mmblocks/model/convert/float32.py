@@ -37,6 +37,6 @@ def _to_float32(value: object) -> Any:
         return value.float() if value.dtype in HALVES else value
     if isinstance(value, torch.dtype):
         return torch.float32 if value in HALVES else value
-    if type(value) in (tuple, list):
+    if isinstance(value, tuple | list) and type(value) in (tuple, list):
         return type(value)(_to_float32(each) for each in value)
     return {key: _to_float32(each) for key, each in value.items()} if type(value) is dict else value

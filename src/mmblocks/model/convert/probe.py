@@ -140,8 +140,9 @@ def _make_pixel_inputs(model_type: str, model: OneVision, probe: Probe) -> dict[
         inputs = {"pixel_values": pixels if len(pixels) else torch.zeros(1, *pixels.shape[1:])}
         if not needs_text(model.projector):
             return inputs
-        has_ids = instructions is not None and len(instructions.ids)
-        ids = instructions.ids if has_ids else torch.ones(1, 1, dtype=torch.int64)
+        ids = torch.ones(1, 1, dtype=torch.int64)
+        if instructions is not None and len(instructions.ids):
+            ids = instructions.ids
         return {**inputs, "qformer_input_ids": ids, "qformer_attention_mask": torch.ones_like(ids)}
     if not probe.shapes:
         return {}

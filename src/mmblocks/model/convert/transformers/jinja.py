@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any
 
 from mmblocks.backbones.text_tokenizer import find_chat_template
 from mmblocks.components import ChatTemplate
@@ -72,11 +73,12 @@ def make_form(template: ChatTemplate) -> ChatForm | None:
 
 def to_jinja(template: ChatTemplate) -> str | None:
     """A chat template as Jinja; None for one that has no form there."""
-    if isinstance(template, TokenizerChat):
-        if template.text_tokenizer is None or template.arguments:  # Jinja has no place for arguments
+    own: Any = template
+    if isinstance(own, TokenizerChat):
+        if own.text_tokenizer is None or own.arguments:  # Jinja has no place for arguments
             return None
-        own = find_chat_template(template.text_tokenizer())
-        return own if own is None or template.takes_lists else FLATTENED + own
+        jinja = find_chat_template(own.text_tokenizer())
+        return jinja if jinja is None or own.takes_lists else FLATTENED + jinja
     form = make_form(template)
     if form is None:
         return None
