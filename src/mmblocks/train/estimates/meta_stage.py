@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import ceil, log
@@ -87,7 +87,7 @@ def make_packed_row(model: OneVision, stage: Stage, ranks: int) -> PackedRow:
     samples, tokens = [], stage.pack_tokens
     views = tokens if stage.pack_views is None else stage.pack_views
     while fitting := {s: size for s, size in sizes.items() if size[0] <= tokens and size[1] <= views}:
-        best = min(fitting, key=lambda s: abs(log(fitting[s][1] / fitting[s][0]) - log(views / tokens)))  # noqa: B023
+        best = min(fitting, key=lambda s: abs(log(fitting[s][1] / fitting[s][0]) - log(views / tokens)))
         samples.append(best)
         tokens, views = tokens - sizes[best][0], views - sizes[best][1]
     texts = [*[TEXT_TOKENS] * (len(samples) - 1), tokens + TEXT_TOKENS] if samples else [tokens]
