@@ -46,4 +46,4 @@ def format_memory(found: Mapping[str, Sequence[StepMemory]]) -> Iterator[str]:
 
 
 def _row(memory: StepMemory) -> tuple[str, ...]:
-    return str(memory.ranks), *(f"{getattr(memory, column) / GIB:.1f}" for column in COLUMNS)
+    return str(memory.ranks), *(f"{memory.to_dict()[column] / GIB:.1f}" for column in COLUMNS)
