@@ -146,7 +146,9 @@ def test_counts_are_those_of_the_real_model(tiny_spec, tiny_model):
 
 def test_work_that_depends_on_weights_is_named_not_guessed(tiny_spec):
     seen = dry_build(tiny_spec)
-    seen.backbone.compute_hidden_states = lambda x, *_: x[x.sum() > 0]  # which rows are kept is not known on the meta device
+    seen.backbone.compute_hidden_states = lambda x, *_: x[
+        x.sum() > 0
+    ]  # which rows are kept is not known on the meta device
 
     flops, notes = count_prefill_flops(seen, 1, 8)
 
