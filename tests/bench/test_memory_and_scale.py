@@ -83,7 +83,7 @@ def test_conversations_that_do_not_fit_are_refused(model):
 def costs(model):
     shown = {axis: scale.shown(axis, value) for axis, value in (("images", 2), ("frames", 2), ("resolution", 112))}
     batches = {
-        axis: scale.abstract.make_meta_batch(model, scale.abstract.PackedRow((visuals,), (64,), scale.LABELS))
+        axis: scale.meta_stage.make_meta_batch(model, scale.meta_stage.PackedRow((visuals,), (64,), scale.LABELS))
         for axis, visuals in shown.items()
     }
     return {

@@ -95,7 +95,8 @@ def test_gradient_checkpointing_costs_another_forward_pass_of_the_blocks_that_ba
     passes = PassCounts.from_learning(dict.fromkeys(learning, 1.0), gradient_checkpointing=True)
     batch = batch_of(model)
     with set_checkpoint_early_stop(False):  # else torch leaves out the last product of each block
-        assert counted(model, batch, passes) == pytest.approx(counted_by_torch(model, batch), rel=0.04)
+        # 0.05: as above, and gradients of pixels, which nobody needs, are a tenth of so small an encoder
+        assert counted(model, batch, passes) == pytest.approx(counted_by_torch(model, batch), rel=0.05)
 
 
 def again_in_backward(forward):

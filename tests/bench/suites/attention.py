@@ -21,7 +21,7 @@ from mmblocks.batch import Packing
 from mmblocks.errors import ConfigError
 from mmblocks.ops.attention import attend
 from mmblocks.ops.choice import REFERENCE, use_backends
-from tests.bench.suites import floors
+from tests.bench.suites.floors import compute_floor_s
 from tests.bench.suites.rows import Row, machine, today, versions
 from tests.bench.suites.run import Run
 from tests.bench.suites.timing import interleaved
@@ -94,7 +94,7 @@ def _shape(run: Run, shape: Shape, learns: bool) -> Iterator[Row]:
     doing = {way: _doing(shape, way, sets, packing, learns) for way in WAYS[shape.op]}
     served = {way: do for way, do in doing.items() if _serves(do)}
     timings = interleaved(served, run)
-    floor = floors.time_of(shape.flops() * (3.5 if learns else 1), run)
+    floor = compute_floor_s(shape.flops() * (3.5 if learns else 1), run)
     for way, timing in timings.items():
         yield run.row(
             NAME,

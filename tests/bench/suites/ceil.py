@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tests.bench.suites import floors
+from mmblocks.model.costs.devices import find_device_rates
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run
 from tests.bench.suites.timing import interleaved
@@ -22,14 +22,18 @@ PRODUCTS = {
 
 
 def measure(run: Run) -> Iterator[Row]:
-    """Shares are of the rates that floors elsewhere assume."""
+    """Shares are of the rates that the cost module has for the device."""
     run.require_time(10, "copy")
     rate = copy_rate(run)
-    yield run.row(NAME, "copy", "read and written", "B/s", rate, floor_share=_share(rate, floors.COPY_BYTES, run))
+    device = find_device_rates(run.device)
+    ceilings = (None, None) if device is None else (device.reached_bytes, device.reached_flops)
+    copy_share, product_ceiling = None if ceilings[0] is None else rate / ceilings[0], ceilings[1]
+    yield run.row(NAME, "copy", "read and written", "B/s", rate, floor_share=copy_share)
     for name, shape in PRODUCTS.items():
         run.require_time(10, name)
         rate = product_rate(run, *(side if run.on_gpu else max(1, side // 32) for side in shape))
-        yield run.row(NAME, name, "matmul", "FLOP/s", rate, floor_share=_share(rate, floors.MATMUL_FLOPS, run))
+        share = None if product_ceiling is None else rate / product_ceiling
+        yield run.row(NAME, name, "matmul", "FLOP/s", rate, floor_share=share)
 
 
 def copy_rate(run: Run) -> float:
@@ -44,8 +48,3 @@ def product_rate(run: Run, rows: int, inputs: int, outputs: int) -> float:
     """FLOPs a second of one matrix product."""
     x, w = (torch.randn(shape, device=run.device).to(run.dtype) for shape in ((rows, inputs), (inputs, outputs)))
     return 2 * rows * inputs * outputs / interleaved({"product": lambda _: x @ w}, run)["product"].median
-
-
-def _share(rate: float, ceilings: dict[str, float], run: Run) -> float | None:
-    ceiling = ceilings.get(run.device.type)
-    return None if ceiling is None else rate / ceiling

@@ -12,6 +12,7 @@ from torch import nn
 
 from mmblocks.components import encoders
 from mmblocks.model.checks.faults import resolve_settings
+from mmblocks.model.costs.activations import count_activations
 from mmblocks.model.onevision import OneVision
 from tests.bench.suites import counting, ours, peer
 from tests.bench.suites.cases import Case, case_of, cases, clip, conversation
@@ -102,7 +103,7 @@ def projector_on_video(run: Run, width: int) -> Row:
 
 def _step_of(model: nn.Module, vocabulary: nn.Module, loss: Any) -> list[tuple[str, str, float]]:
     with counting.counted_rows(vocabulary) as met:
-        kept = counting.saved_bytes(loss, model)
+        kept = count_activations(model, (), loss).saved
     total = counting.flops(lambda: loss().backward())
     model.zero_grad(set_to_none=True)
     return [

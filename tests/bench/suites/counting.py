@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -41,24 +39,6 @@ def flops_in(run: Callable[[], Any], modules: Iterable[nn.Module]) -> int:
             hooked.callback(module.register_forward_hook(leave).remove)
         run()
     return sum(spent)
-
-
-def saved_bytes(run: Callable[[], Any], *models: nn.Module) -> int:
-    """Bytes that autograd keeps for backward, each storage once, parameters and buffers of `models` left out."""
-    own = {t.untyped_storage()._cdata for model in models for t in chain(model.parameters(), model.buffers())}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        key = tensor.untyped_storage()._cdata
-        if key not in own:
-            alive.append(tensor)  # or another storage could get the same key
-            kept[key] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        run()
-    return sum(kept.values())
 
 
 @contextmanager

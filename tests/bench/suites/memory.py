@@ -21,10 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mmblocks.batch import Batch
 from mmblocks.errors import ConfigError
+from mmblocks.model.costs.activations import count_activations
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import Size, VisualShape
 from mmblocks.train.distributed import list_blocks
-from mmblocks.train.estimates import activations as abstract
+from mmblocks.train.estimates import meta_stage
 from mmblocks.train.stages import Stage
 from tests.bench.suites.cases import ANSWER, QUESTION, Case, case_of, conversation
 from tests.bench.suites.live import peak_of
@@ -106,7 +107,7 @@ def _compared(run: Run, scenario: str, ours: Side, peer: Side) -> Iterator[Row]:
 def kept(side: Side, setting: str) -> int:
     """Bytes of all that autograd saves in a step on the meta device, weights apart."""
     with _values_unseen():
-        return abstract.count_activations(side.model, side.blocks, side.steps[setting]).saved
+        return count_activations(side.model, side.blocks, side.steps[setting]).saved
 
 
 def fullest(side: Side, setting: str, recompute: bool) -> int:
@@ -171,7 +172,7 @@ def training_model(scale: Scale) -> OneVision:
         pack_tokens=TOKENS,
         precision="bfloat16",
     )
-    return abstract.make_meta_stage_model(scale.spec, stage)
+    return meta_stage.make_meta_stage_model(scale.spec, stage)
 
 
 def _without_data(run: Run, tokens: int) -> Iterator[tuple[str, Side, Side]]:
@@ -179,13 +180,13 @@ def _without_data(run: Run, tokens: int) -> Iterator[tuple[str, Side, Side]]:
     theirs = peer_of(model).to(torch.bfloat16).train()
     for scenario, shown in scenarios(model, run.scale).items():
         row = row_of(model, shown, tokens)
-        batch = abstract.make_meta_batch(model, row)
+        batch = meta_stage.make_meta_batch(model, row)
         ours = Side(model, list_blocks(model), {"all": partial(_total_loss, model, batch)})
         given = {"as shipped": "no padding, all logits", "best": "no padding, labelled logits"}
         yield scenario, ours, Side(theirs, _blocks_of(theirs), _abstract_steps(theirs, model, row), given)
 
 
-def row_of(model: OneVision, shown: tuple[VisualShape, ...], tokens: int) -> abstract.PackedRow:
+def row_of(model: OneVision, shown: tuple[VisualShape, ...], tokens: int) -> meta_stage.PackedRow:
     """Conversations of one length in a packed row. Raises `ConfigError` where they show more than fits."""
     visual = sum(routed.plan.num_tokens for routed in model.router.plan(shown))
     text = tokens // CONVERSATIONS - visual
@@ -194,8 +195,8 @@ def row_of(model: OneVision, shown: tuple[VisualShape, ...], tokens: int) -> abs
             f"{tokens} tokens for {CONVERSATIONS} conversations of {visual} visual tokens each; "
             f"give more than {CONVERSATIONS * visual}."
         )
-    return abstract.PackedRow(
-        (shown,) * CONVERSATIONS, (text,) * CONVERSATIONS, round(abstract.LABELLED_SHARE * tokens)
+    return meta_stage.PackedRow(
+        (shown,) * CONVERSATIONS, (text,) * CONVERSATIONS, round(meta_stage.LABELLED_SHARE * tokens)
     )
 
 
@@ -206,7 +207,7 @@ def _blocks_of(theirs: Any) -> list[nn.Module]:
     return [module for module in theirs.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _abstract_steps(theirs: Any, model: OneVision, row: abstract.PackedRow) -> dict[str, Step]:
+def _abstract_steps(theirs: Any, model: OneVision, row: meta_stage.PackedRow) -> dict[str, Step]:
     """The peer's steps on a batch without padding.
 
     Its attention is told to be causal without a mask, which transformers finds out from the values of a real one.
@@ -223,12 +224,12 @@ def _abstract_steps(theirs: Any, model: OneVision, row: abstract.PackedRow) -> d
     }
 
 
-def _lengths(model: OneVision, row: abstract.PackedRow) -> list[int]:
+def _lengths(model: OneVision, row: meta_stage.PackedRow) -> list[int]:
     shown = [sum(routed.plan.num_tokens for routed in model.router.plan(sample)) for sample in row.samples]
     return [visual + text for visual, text in zip(shown, row.text_tokens, strict=True)]
 
 
-def _pixels(model: OneVision, row: abstract.PackedRow) -> dict[str, Any]:
+def _pixels(model: OneVision, row: meta_stage.PackedRow) -> dict[str, Any]:
     shown = row.samples[0]
     views = [len(routed.plan.views) for routed in model.router.plan(shown)]
     side = model.encoder.view_px
@@ -259,7 +260,7 @@ def _total_loss(model: OneVision, batch: Batch) -> Tensor:
     return model(batch).total
 
 
-def real_case(model: OneVision, row: abstract.PackedRow) -> Case:
+def real_case(model: OneVision, row: meta_stage.PackedRow) -> Case:
     """A row's conversations with random pixels, and as much text as the row says, up to a sentence."""
     rng = np.random.default_rng(0)
     length = partial(_words_of, model)

@@ -9,10 +9,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmblocks.model.onevision import OneVision
-from tests.bench.suites import floors, ours, peer
+from tests.bench.suites import ours, peer
 from tests.bench.suites.cases import Case, cases
 from tests.bench.suites.comparing import Peer, compared
 from tests.bench.suites.equal import require_same_logits
+from tests.bench.suites.floors import compute_floor_s, count_needed_flops
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run
 from tests.bench.suites.sizes import model_of
@@ -51,7 +52,7 @@ def _scenario(run: Run, model: OneVision, theirs: Any, scenario: str) -> list[Ro
         lambda i: ours.last_logits(model, sets[i].batch),
         [*settings_of(run, model, theirs, sets)],
         error=error,
-        floor_s=floors.time_of(floors.forward_flops(model, batch, 1), run),
+        floor_s=compute_floor_s(count_needed_flops(model, batch, [1] * len(batch.packing.lengths)), run),
     )
     return list(found)
 

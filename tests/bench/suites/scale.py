@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmblocks.batch import Batch
-from mmblocks.compat import make_flop_counter
 from mmblocks.model.checks.limits import count_kv_bytes_per_token
+from mmblocks.model.costs.activations import count_activations
+from mmblocks.model.costs.flops import count_run_flops
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import Size, VisualShape
 from mmblocks.train.distributed import list_blocks
-from mmblocks.train.estimates import activations as abstract
+from mmblocks.train.estimates import meta_stage
 from tests.bench.suites.memory import META, training_model
 from tests.bench.suites.ours import last_rows
 from tests.bench.suites.rows import Row, commit, machine, versions
@@ -71,8 +72,8 @@ def _with_frames(scale: Scale, most: int) -> Scale:
 
 
 def _point(run: Run, model: OneVision, axis: str, value: int, facts: Mapping[str, Any]) -> Iterator[Row]:
-    conversation = abstract.PackedRow((shown(axis, value),), (TEXT_TOKENS,), LABELS)
-    batch = abstract.make_meta_batch(model, conversation)
+    conversation = meta_stage.PackedRow((shown(axis, value),), (TEXT_TOKENS,), LABELS)
+    batch = meta_stage.make_meta_batch(model, conversation)
     ours, naive = counted(model, batch, core=True), counted(model, batch, core=False)
     row = partial(run.row, NAME, f"{axis}={value}", **facts)
     per_token = count_kv_bytes_per_token(model.backbone.config, KV_BYTES)
@@ -100,10 +101,10 @@ def shown(axis: str, value: int) -> tuple[VisualShape, ...]:
 def counted(model: OneVision, batch: Batch, *, core: bool) -> Cost:
     """The costs by the optimized core, or by the naive path."""
     if core:
-        return Cost(_flops_of_core(model, batch), abstract.count_batch_activations(model, batch).saved)
+        return Cost(_flops_of_core(model, batch), meta_stage.count_batch_activations(model, batch).saved)
     return Cost(
         _naive_flops(model, batch),
-        abstract.count_activations(model, list_blocks(model), lambda: _naive(model, batch)).saved,
+        count_activations(model, list_blocks(model), lambda: _naive(model, batch)).saved,
     )
 
 
@@ -165,11 +166,7 @@ def _features(model: OneVision, views: int) -> Tensor:
     return torch.empty(views, *model.encoder.grid, model.encoder.dim, dtype=torch.bfloat16, device=META)
 
 
-@torch.no_grad()
-def flops(run: Callable[[], Any], *, causal: bool = False) -> int:
+def flops(run: Callable[[], object], *, causal: bool = False) -> int:
     """FLOPs of a run on the meta device; a multiplication and an addition are two. causal: half of attention's only."""
-    with META, make_flop_counter() as counter:
-        run()
-    by_operator = {str(operator): n for operator, n in counter.get_flop_counts().get("Global", {}).items()}
-    attention = sum(n for name, n in by_operator.items() if "bmm" in name or "attention" in name)
-    return counter.get_total_flops() - (attention // 2 if causal else 0)
+    total, attention = count_run_flops(run)
+    return total - (attention // 2 if causal else 0)

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from mmblocks.compat import enable_gradient_checkpointing
+from mmblocks.model.costs.flops import PassCounts
 from mmblocks.model.onevision import OneVision
-from tests.bench.suites import floors, peer
+from mmblocks.model.spec import PARTS
+from tests.bench.suites import peer
 from tests.bench.suites.cases import Case, cases
 from tests.bench.suites.comparing import Peer, compared
 from tests.bench.suites.equal import require_same_gradients
+from tests.bench.suites.floors import compute_floor_s, count_needed_flops
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run
 from tests.bench.suites.sizes import model_of
@@ -32,7 +35,7 @@ def measure(run: Run) -> Iterator[Row]:
     sets = cases(model, run, *MIXED, answers=True)
     bound = {} if run.dtype == torch.float32 else {"bound": GRADIENTS_IN_16_BITS}
     error = require_same_gradients(NAME, model, theirs, sets[0], **bound)
-    batch = sets[0].batch
+    batch, passes = sets[0].batch, PassCounts.from_learning(dict.fromkeys(PARTS, 1.0))
     yield from compared(
         run,
         NAME,
@@ -41,7 +44,7 @@ def measure(run: Run) -> Iterator[Row]:
         lambda i: _step(lambda: model(sets[i].batch).loss, model),
         [*_settings(run, model, theirs, sets)],
         error=error,
-        floor_s=floors.time_of(3 * floors.forward_flops(model, batch, batch.num_labelled), run),
+        floor_s=compute_floor_s(count_needed_flops(model, batch, batch.target_rows.counts, passes), run),
     )
 
 

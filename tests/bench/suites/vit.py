@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from mmblocks.batch import Batch
+from mmblocks.model.checks.composition import dry_build
+from mmblocks.model.costs.flops import ForwardFlops
 from mmblocks.model.onevision import OneVision
-from tests.bench.suites import floors, peer
+from tests.bench.suites import peer
 from tests.bench.suites.comparing import Peer, compared
+from tests.bench.suites.floors import compute_floor_s
 from tests.bench.suites.prefill import COMPILING_S
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run, require_equal
@@ -46,6 +49,7 @@ def _tiles(run: Run, model: OneVision, theirs: Any, compiled: Any, tiles: int) -
     ]
     if compiled is not None:
         settings.append(Peer("best", "tower compiled", lambda i: _features(compiled, floats[i])))
+    encoder = ForwardFlops.from_dry_build(dry_build(model.spec)).encoder
     found = compared(
         run,
         NAME,
@@ -54,7 +58,7 @@ def _tiles(run: Run, model: OneVision, theirs: Any, compiled: Any, tiles: int) -
         lambda i: model.encode_batch(sets[i]),
         settings,
         error=error,
-        floor_s=floors.time_of(floors.encoder_flops(model, tiles), run),
+        floor_s=compute_floor_s(tiles * encoder, run),
         unit="tiles/s",
         amount=tiles,
     )

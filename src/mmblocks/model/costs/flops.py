@@ -40,7 +40,7 @@ def count_prefill_flops(seen: DryBuild, views: int, tokens: int) -> tuple[dict[s
     notes = []
     for part, (times, run) in runs.items():
         try:
-            total, attention = _count_run_flops(run) if times else (0, 0)
+            total, attention = count_run_flops(run) if times else (0, 0)
         except Exception as cause:  # any operator may refuse meta tensors, e.g. the routing of a mixture of experts
             flops[part] = None
             notes.append(f"FLOPs of the {part} depend on its weights ({type(cause).__name__}: {cause})")
@@ -57,7 +57,7 @@ def _run_prefill(backbone: Backbone, tokens: int, rows: RowIndex | None = None) 
 
 
 @suppress_warning_errors()
-def _count_run_flops(run: Callable[[], object]) -> tuple[int, int]:
+def count_run_flops(run: Callable[[], object]) -> tuple[int, int]:
     """FLOPs of a run on the meta device, and how many of them are products of activations (attention)."""
     by_operator = count_flops(run)
     return by_operator.total(), sum(n for name, n in by_operator.items() if "bmm" in name or "attention" in name)
@@ -188,6 +188,6 @@ class ForwardFlops:
 def _count_spared_flops(backbone: Backbone, linear: int, attention: int) -> tuple[float, float]:
     """What the last layer spares where only some rows are wanted: per token, and per pair with such a token."""
     last = RowIndex(torch.empty(1, dtype=torch.int64, device="meta"), (1,), (PROBE_TOKENS - 1,), (0, PROBE_TOKENS))
-    total, one_attention = _count_run_flops(lambda: _run_prefill(backbone, PROBE_TOKENS, last))
+    total, one_attention = count_run_flops(lambda: _run_prefill(backbone, PROBE_TOKENS, last))
     spared = linear - (total - one_attention)
     return spared / (PROBE_TOKENS - 1), (attention - one_attention) / (PROBE_TOKENS * (PROBE_TOKENS - 1))
