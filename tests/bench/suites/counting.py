@@ -16,14 +16,14 @@ COPIES = frozenset(("copy_", "clone", "contiguous", "_to_copy", "cat", "masked_s
 """Operators that only move what is there already into new memory."""
 
 
-def flops(run: Callable[[], Any]) -> int:
+def count_flops(run: Callable[[], Any]) -> int:
     """FLOPs of what `run` computes, backward included where it runs one."""
     with make_flop_counter() as counter:
         run()
     return counter.get_total_flops()
 
 
-def flops_in(run: Callable[[], Any], modules: Iterable[nn.Module]) -> int:
+def count_flops_in_modules(run: Callable[[], Any], modules: Iterable[nn.Module]) -> int:
     """FLOPs inside calls of these modules, of which none may call another."""
     spent: list[int] = []
     with make_flop_counter() as counter, ExitStack() as hooked:
@@ -42,7 +42,7 @@ def flops_in(run: Callable[[], Any], modules: Iterable[nn.Module]) -> int:
 
 
 @contextmanager
-def counted_rows(module: nn.Module) -> Iterator[Counter[str]]:
+def count_rows(module: nn.Module) -> Iterator[Counter[str]]:
     """Counts the rows that a module is given."""
     found: Counter[str] = Counter()
 
@@ -74,8 +74,8 @@ class Between(TorchDispatchMode):
     def __enter__(self) -> Between:
         after, before = self._modules
         self._handles = [
-            after.register_forward_hook(lambda *_: self._set(True)),
-            before.register_forward_pre_hook(lambda *_: self._set(False)),
+            after.register_forward_hook(lambda *_: self._set_open(True)),
+            before.register_forward_pre_hook(lambda *_: self._set_open(False)),
         ]
         return super().__enter__()
 
@@ -84,7 +84,7 @@ class Between(TorchDispatchMode):
             handle.remove()
         super().__exit__(*fault)
 
-    def _set(self, is_open: bool) -> None:
+    def _set_open(self, is_open: bool) -> None:
         self.open = is_open
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

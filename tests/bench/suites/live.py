@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from mmblocks.model.costs.activations import FusedAttention
 
 
-def peak_of(model: nn.Module, step: Callable[[], Tensor]) -> int:
+def count_peak_bytes(model: nn.Module, step: Callable[[], Tensor]) -> int:
     """Bytes at the fullest moment of a step and of the backward pass of what it returns, weights and gradients included.
 
     Nothing is computed. Attention takes what fused kernels take: no scores, in backward a gradient for each input.
@@ -25,7 +25,7 @@ def peak_of(model: nn.Module, step: Callable[[], Tensor]) -> int:
     live = _Live()
     for tensor in (*model.parameters(), *model.buffers()):
         live.note(tensor)
-    with live, _fused_attention(), torch.enable_grad():
+    with live, _fuse_attention(), torch.enable_grad():
         step().backward()
     model.zero_grad(set_to_none=True)
     return live.most
@@ -55,15 +55,15 @@ class _Live(TorchDispatchMode):
         size = storage.nbytes()
         self.now += size
         self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._gone, key, size)
+        weakref.finalize(storage, self._forget_storage, key, size)
 
-    def _gone(self, key: int, size: int) -> None:
+    def _forget_storage(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.now -= size
 
 
 @contextmanager
-def _fused_attention() -> Iterator[None]:
+def _fuse_attention() -> Iterator[None]:
     """torch's attention on the meta device would make all scores. A mode would not reach what backward computes again."""
     own = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = lambda q, k, v, *_, **__: FusedAttention.apply(q, k, v, None)
