@@ -42,7 +42,7 @@ def test_the_bar_shows_the_same_figures_and_the_time_left(metrics, capsys):
     assert "loss 0.500" in shown
     assert "tokens/s" in shown
     assert "views/s" in shown
-    assert "rate 1.0e-03, norm 0.50" in shown
+    assert "lr 1.0e-03, norm 0.50" in shown
     assert "align:  50%" in shown
     assert "<" in shown.splitlines()[-1]  # tqdm writes elapsed<remaining
 
