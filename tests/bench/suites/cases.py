@@ -1,4 +1,4 @@
-"""What is asked of both sides: conversations about random pictures and clips, encoded for ours and laid out for the peer."""
+"""What is asked of both sides: conversations about random images and videos, encoded for ours and laid out for the peer."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ def list_scenarios(model: OneVision, scale: Scale) -> dict[str, tuple[VisualShap
     """What each conversation of a row shows."""
     side = model.encoder.view_px.height
     return {
-        "picture in tiles": (VisualShape("image", Size(3 * side, 3 * side)),),
-        "four pictures": (VisualShape("image", Size(side, side)),) * 4,
+        "image in tiles": (VisualShape("image", Size(3 * side, 3 * side)),),
+        "four images": (VisualShape("image", Size(side, side)),) * 4,
         "clip": (VisualShape("video", Size(side, side), scale.shown.frames, fps=1.0),),
     }
 
