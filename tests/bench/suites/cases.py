@@ -150,12 +150,12 @@ def _pad_inputs(
     ]
     stills = [(v, r) for v, r, _ in shown if v.kind == "image"]
     if stills:
-        tiles = [_normalise_pixels(model, _count_views(v, r, processor)) for v, r in stills]
+        tiles = [_normalise_pixels(model, _render_views(v, r, processor)) for v, r in stills]
         inputs["pixel_values"] = pad_sequence(tiles, batch_first=True)
         inputs["image_sizes"] = torch.tensor([[v.source.height, v.source.width] for v, _ in stills])
         counts = [sum(v.kind == "image" for v in one.visuals) for one in asked]
         inputs["batch_num_images"] = torch.tensor([count for count in counts if count])
-    clips = [_normalise_pixels(model, _count_views(v, r, processor)) for v, r, _ in shown if v.kind == "video"]
+    clips = [_normalise_pixels(model, _render_views(v, r, processor)) for v, r, _ in shown if v.kind == "video"]
     if clips:
         inputs["pixel_values_videos"] = torch.stack(clips)
     return inputs
@@ -186,7 +186,7 @@ def _map_ids(model: OneVision, sample: Sample) -> Tensor:
     return ids
 
 
-def _count_views(visual: Visual, routed: RoutedPlan, processor: Processor) -> Tensor:
+def _render_views(visual: Visual, routed: RoutedPlan, processor: Processor) -> Tensor:
     """Every view of a plan, repeated ones repeated, as a processor without our plans makes them."""
     stills = [visual.source] if visual.kind == "image" else [Image.fromarray(frame) for frame in visual.source]
     return torch.cat([render_views(stills[view.frame], [view], processor.fill) for view in routed.plan.views])
