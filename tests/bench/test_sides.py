@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from mmblocks.batch import IGNORE
+from mmblocks.model.onevision import OneVision
 from mmblocks.ops.attention.table import read_measured_rows as table_of
 from mmblocks.shapes import Size
 from tests.bench.__main__ import main
@@ -37,13 +39,15 @@ def pair() -> Any:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_both_sides_give_the_same_logits(pair: Any, scenario: str) -> None:
+def test_both_sides_give_the_same_logits(pair: tuple[OneVision, nn.Module], scenario: str) -> None:
     assert require_same_logits(scenario, *pair, make_cases(pair[0], RUN, scenario)[0]) < BOUND
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("scenario", ["anyres", "images", "video"])
-def test_other_pixels_change_the_logits_far_more_than_rounding(pair: Any, scenario: str) -> None:
+def test_other_pixels_change_the_logits_far_more_than_rounding(
+    pair: tuple[OneVision, nn.Module], scenario: str
+) -> None:
     one, other = (
         ours.compute_last_logits(pair[0], case.batch)
         for case in make_cases(pair[0], replace(RUN, input_sets=2), scenario)
@@ -51,7 +55,7 @@ def test_other_pixels_change_the_logits_far_more_than_rounding(pair: Any, scenar
     assert compute_error(one, other) > 20 * BOUND
 
 
-def test_both_sides_share_their_weights(pair: Any) -> None:
+def test_both_sides_share_their_weights(pair: tuple[OneVision, nn.Module]) -> None:
     model, theirs = pair
     found = dict(theirs.named_parameters())
     names = [(n, t) for n, t in peer.map_peer_names(model).items() if t in found]
@@ -59,7 +63,7 @@ def test_both_sides_share_their_weights(pair: Any) -> None:
     assert all(model.get_parameter(n).data_ptr() == found[t].data_ptr() for n, t in names)
 
 
-def test_a_mixed_batch_gives_the_same_losses_and_gradients(pair: Any) -> None:
+def test_a_mixed_batch_gives_the_same_losses_and_gradients(pair: tuple[OneVision, nn.Module]) -> None:
     model, theirs = pair
     case = make_cases(model, RUN, *MIXED, answers=True)[0]
     assert require_same_gradients("train", model, theirs, case) < BOUND
@@ -71,7 +75,7 @@ def test_a_mixed_batch_gives_the_same_losses_and_gradients(pair: Any) -> None:
 def test_sides_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = peer.make_peer
 
-    def damaged(model: Any) -> Any:
+    def damaged(model: OneVision) -> object:
         theirs = made(model)
         theirs.model.multi_modal_projector.linear_2.bias = torch.nn.Parameter(torch.ones(model.backbone.dim))
         return theirs
@@ -83,7 +87,7 @@ def test_sides_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert read(tmp_path / "a.csv") == []
 
 
-def test_gradients_that_differ_are_refused(pair: Any) -> None:
+def test_gradients_that_differ_are_refused(pair: tuple[OneVision, nn.Module]) -> None:
     model, theirs = pair
     case = make_cases(model, RUN, *MIXED, answers=True)[0]
     with pytest.raises(Unequal, match="gradients differ"):
@@ -140,14 +144,16 @@ def test_a_suite_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyPa
 # The command --------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_rows_that_say_how_to_measure_them_again(tmp_path: Path, capsys: Any) -> None:
+def test_the_command_writes_rows_that_say_how_to_measure_them_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "a.csv"
     assert main(["ceil", "--tiny", "--repeats", "1", "--out", str(out)]) == 0
     assert "matmul" in capsys.readouterr().out
     assert {row.command for row in read(out)} == {"python -m tests.bench ceil --size tiny --repeats 1 --tiny"}
 
 
-def test_without_a_name_the_command_lists_what_there_is(capsys: Any) -> None:
+def test_without_a_name_the_command_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in SUITES)
@@ -164,7 +170,7 @@ def test_without_a_name_the_command_lists_what_there_is(capsys: Any) -> None:
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    words: list[str], says: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(words) == 2

@@ -73,7 +73,7 @@ def test_a_dead_projector_is_caught_and_stops_the_run(bundled):
 
 
 def test_placeholders_that_are_not_replaced_are_caught(bundled, monkeypatch):
-    monkeypatch.setattr(bundled, "embed", lambda batch: bundled.backbone.embed_tokens(batch.input_ids))
+    monkeypatch.setattr(bundled, "embed_tokens", lambda batch: bundled.backbone.embed_tokens(batch.input_ids))
     assert measure_visual_ablation(bundled, batches(bundled, right, 0, 1)).has_no_effect
 
 

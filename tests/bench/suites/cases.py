@@ -79,7 +79,7 @@ def make_conversation(parts: Parts, answer: str | None = None) -> Conversation:
     return Conversation.from_messages(asked + ([] if answer is None else [{"role": "assistant", "content": answer}]))
 
 
-def _to_part(part: Any) -> dict[str, Any]:
+def _to_part(part: object) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     kind = "image" if isinstance(part, Image.Image) else "video"

@@ -61,7 +61,7 @@ def compare_times(
         )
 
 
-def keep_fastest(timed: Any) -> Iterator[tuple[Peer, Timing]]:
+def keep_fastest(timed: object) -> Iterator[tuple[Peer, Timing]]:
     """Everything but the slower ones of the peer at its best."""
     pairs: list[tuple[Peer, Timing]] = list(timed)
     best = [pair for pair in pairs if pair[0].setting == "best"]

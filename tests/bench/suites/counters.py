@@ -42,7 +42,7 @@ def measure(run: Run) -> Iterator[Row]:
 
 
 @torch.no_grad()
-def count_prefill(run: Run, model: OneVision, theirs: Any, scenario: str, case: Case) -> Iterator[Row]:
+def count_prefill(run: Run, model: OneVision, theirs: nn.Module, scenario: str, case: Case) -> Iterator[Row]:
     """FLOPs from pixels to the last row's logits."""
     mine = counting.count_flops(lambda: ours.compute_last_logits(model, case.batch))
     every = counting.count_flops(lambda: peer.compute_last_logits(theirs, case.padded, all_logits=True))
@@ -52,7 +52,7 @@ def count_prefill(run: Run, model: OneVision, theirs: Any, scenario: str, case: 
 
 
 @torch.no_grad()
-def count_blocks_run(run: Run, model: OneVision, theirs: Any, scenario: str, case: Case) -> Row:
+def count_blocks_run(run: Run, model: OneVision, theirs: nn.Module, scenario: str, case: Case) -> Row:
     """Blocks of the vision tower times views that pass them; the naive side runs all blocks on all views."""
     mine = _count_views_through(model.encoder.vision_model, lambda: model.encode_batch(case.batch))
     views = sum(len(routed.plan.views) for routed in case.batch.plans)
@@ -61,7 +61,7 @@ def count_blocks_run(run: Run, model: OneVision, theirs: Any, scenario: str, cas
 
 
 @torch.no_grad()
-def count_pooling_path(run: Run, model: OneVision, theirs: Any, case: Case) -> Iterator[Row]:
+def count_pooling_path(run: Run, model: OneVision, theirs: nn.Module, case: Case) -> Iterator[Row]:
     """Copies of features between the vision tower's last block and the language model's first."""
     mine = counting.Between(model.encoder, model.backbone.lm.get_decoder())
     with mine:
@@ -74,7 +74,7 @@ def count_pooling_path(run: Run, model: OneVision, theirs: Any, case: Case) -> I
     yield run.row(NAME, "video", "numbers made in the pooling path", "numbers", *made, setting="as shipped")
 
 
-def count_training(run: Run, model: OneVision, theirs: Any, case: Case) -> Iterator[Row]:
+def count_training(run: Run, model: OneVision, theirs: nn.Module, case: Case) -> Iterator[Row]:
     """FLOPs, bytes kept and rows that meet the vocabulary of a step on a mixed batch of four."""
     sides: tuple[tuple[PeerSetting, str, Any], ...] = (
         ("as shipped", "padded, all logits", lambda: peer.compute_padded_loss(theirs, case)),
@@ -101,7 +101,7 @@ def count_projector_flops(run: Run, width: int) -> Row:
     return run.row(NAME, f"clip at width {width}", "projector", "FLOPs", mine, other, setting="naive")
 
 
-def _count_step(model: nn.Module, vocabulary: nn.Module, loss: Any) -> list[tuple[str, str, float]]:
+def _count_step(model: nn.Module, vocabulary: nn.Module, loss: object) -> list[tuple[str, str, float]]:
     with counting.count_rows(vocabulary) as met:
         kept = count_activations(model, (), loss).saved
     total = counting.count_flops(lambda: loss().backward())
@@ -113,7 +113,7 @@ def _count_step(model: nn.Module, vocabulary: nn.Module, loss: Any) -> list[tupl
     ]
 
 
-def _count_views_through(tower: Any, run: Any) -> int:
+def _count_views_through(tower: object, run: object) -> int:
     """Views that pass through blocks, added up over blocks."""
     found: list[int] = []
     handles = [

@@ -28,10 +28,10 @@ def count_flops_in_modules(run: Callable[[], Any], modules: Iterable[nn.Module])
     spent: list[int] = []
     with make_flop_counter() as counter, ExitStack() as hooked:
 
-        def enter(*_: Any) -> None:
+        def enter(*_: object) -> None:
             spent.append(-counter.get_total_flops())
 
-        def leave(*_: Any) -> None:
+        def leave(*_: object) -> None:
             spent.append(counter.get_total_flops())
 
         for module in modules:
@@ -79,7 +79,7 @@ class Between(TorchDispatchMode):
         ]
         return super().__enter__()
 
-    def __exit__(self, *fault: Any) -> None:
+    def __exit__(self, *fault: object) -> None:
         for handle in self._handles:
             handle.remove()
         super().__exit__(*fault)
@@ -87,7 +87,7 @@ class Between(TorchDispatchMode):
     def _set_open(self, is_open: bool) -> None:
         self.open = is_open
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: object, types: object, args: object = (), kwargs: object = None) -> Any:
         made = func(*args, **(kwargs or {}))
         if self.open and isinstance(made, Tensor) and made.is_floating_point():
             name = func.overloadpacket.__name__

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmblocks.model.generate import Decoding, generate
 from mmblocks.model.onevision import OneVision
@@ -41,7 +42,7 @@ def count_new_tokens(run: Run) -> int:
 
 
 @torch.no_grad()
-def _measure_batch(run: Run, model: OneVision, theirs: Any, scenario: str, batch: int) -> list[Row]:
+def _measure_batch(run: Run, model: OneVision, theirs: nn.Module, scenario: str, batch: int) -> list[Row]:
     sets, new = make_cases(model, run, *[scenario] * batch), count_new_tokens(run)
     error = require_same_logits(f"{NAME} {scenario}", model, theirs, sets[0])
     entries = [entry for entry in _list_settings(run, theirs, sets) if is_working(entry.peer(new))]
@@ -84,7 +85,7 @@ class _Entry:
         return Peer(self.setting, self.settings, self.writing(new))
 
 
-def _list_settings(run: Run, theirs: Any, sets: list[Case]) -> list[_Entry]:
+def _list_settings(run: Run, theirs: nn.Module, sets: list[Case]) -> list[_Entry]:
     """`generate` with its own cache, and on a GPU with a static one, for which transformers compiles the step."""
 
     def writing(**settings: Any) -> Writing:

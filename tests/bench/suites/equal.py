@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmblocks.model.onevision import OneVision
 from tests.bench.suites import ours, peer
@@ -15,14 +14,14 @@ from tests.bench.suites.run import BOUND, Unequal, require_equal
 
 
 @torch.no_grad()
-def require_same_logits(what: str, model: OneVision, theirs: Any, case: Case) -> float:
+def require_same_logits(what: str, model: OneVision, theirs: nn.Module, case: Case) -> float:
     """The error of the last rows' logits. Raises `Unequal` where it is more than rounding."""
     mine = ours.compute_last_logits(model, case.batch)
     other = peer.compute_last_logits(theirs, case.padded, all_logits=False)
     return require_equal(what, mine, other, _compute_exact(theirs, case))
 
 
-def _compute_exact(theirs: Any, case: Case) -> Tensor | None:
+def _compute_exact(theirs: nn.Module, case: Case) -> Tensor | None:
     """The peer's logits in float32, where it computes in less; its copy is gone when this returns."""
     if next(theirs.parameters()).dtype == torch.float32:
         return None
@@ -31,7 +30,7 @@ def _compute_exact(theirs: Any, case: Case) -> Tensor | None:
     return peer.compute_last_logits(wide, inputs, all_logits=False)
 
 
-def require_same_gradients(what: str, model: OneVision, theirs: Any, case: Case, bound: float = BOUND) -> float:
+def require_same_gradients(what: str, model: OneVision, theirs: nn.Module, case: Case, bound: float = BOUND) -> float:
     """The error of all gradients together after a mean loss. Raises `Unequal` where it is more than rounding.
 
     Gradients of keys' biases are zero but for rounding, so tensors are not compared one by one.
@@ -56,6 +55,6 @@ def _compute_joint_error(pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -
     return (off / size) ** 0.5
 
 
-def _clear_gradients(*models: Any) -> None:
+def _clear_gradients(*models: nn.Module) -> None:
     for model in models:
         model.zero_grad(set_to_none=True)

@@ -206,14 +206,14 @@ def make_packed_row_of(model: OneVision, shown: tuple[VisualShape, ...], tokens:
     )
 
 
-def _list_checkpointed_blocks(theirs: Any) -> list[nn.Module]:
+def _list_checkpointed_blocks(theirs: nn.Module) -> list[nn.Module]:
     """What transformers' gradient checkpointing computes again."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in theirs.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _make_meta_steps(theirs: Any, model: OneVision, row: meta_stage.PackedRow) -> dict[str, Step]:
+def _make_meta_steps(theirs: nn.Module, model: OneVision, row: meta_stage.PackedRow) -> dict[str, Step]:
     """The peer's steps on a batch without padding.
 
     Its attention is told to be causal without a mask, which transformers finds out from the values of a real one.

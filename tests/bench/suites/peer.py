@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmblocks.batch import IGNORE
 from mmblocks.model.convert.keys import IN_MEMORY, to_theirs
@@ -38,7 +38,7 @@ def make_peer(model: OneVision) -> Any:
         tie_word_embeddings=tied,
     )
     with no_init_weights(), torch.device(model.device):
-        theirs: Any = LlavaOnevisionForConditionalGeneration(config)
+        theirs: nn.Module = LlavaOnevisionForConditionalGeneration(config)
     state = {to_theirs(name, IN_MEMORY): tensor for name, tensor in model.state_dict().items()}
     missing, unexpected = theirs.load_state_dict(state, strict=False, assign=True)
     lacking = [name for name in missing if not name.startswith(UNUSED)]
@@ -62,19 +62,19 @@ def map_peer_names(model: OneVision) -> dict[str, str]:
     return {name: to_theirs(name, IN_MEMORY) for name, _ in model.named_parameters()}
 
 
-def compute_last_logits(theirs: Any, inputs: Mapping[str, Any], *, all_logits: bool) -> Tensor:
+def compute_last_logits(theirs: nn.Module, inputs: Mapping[str, Any], *, all_logits: bool) -> Tensor:
     """(rows, vocabulary): the logits of each last row of unpadded inputs, out of everyone's or alone."""
     keep = {} if all_logits else {"logits_to_keep": 1}
     return theirs(**inputs, **keep).logits[:, -1]
 
 
-def compute_padded_loss(theirs: Any, case: Case) -> Tensor:
+def compute_padded_loss(theirs: nn.Module, case: Case) -> Tensor:
     """The mean loss as transformers' trainers take it: padded rows, logits of every row in float32."""
     labels = F.pad(case.targets[:, :-1], (1, 0), value=IGNORE)  # labels[i] is the id of row i, targets[i] of row i + 1
     return theirs(**case.padded, labels=labels, use_cache=False).loss
 
 
-def compute_packed_loss(theirs: Any, case: Case) -> Tensor:
+def compute_packed_loss(theirs: nn.Module, case: Case) -> Tensor:
     """The mean loss at the peer's best: one packed row, and logits of labelled rows only."""
     targets = case.batch.targets
     labelled = (targets != IGNORE).nonzero().squeeze(1)
@@ -82,6 +82,6 @@ def compute_packed_loss(theirs: Any, case: Case) -> Tensor:
     return F.cross_entropy(logits.float(), targets[labelled])
 
 
-def copy_to_float32(theirs: Any) -> Any:
+def copy_to_float32(theirs: nn.Module) -> Any:
     """A copy in float32, by which rounding in a narrower type is judged."""
     return copy.deepcopy(theirs).float()

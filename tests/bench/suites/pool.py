@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmblocks.model.onevision import OneVision
 from mmblocks.reprs import format_by_shape
@@ -46,7 +45,7 @@ class Side:
     """Both sides from the same features (frames, rows, columns, channels) on."""
 
     model: OneVision
-    theirs: Any
+    theirs: nn.Module
     case: Case
     features: Tensor
     __repr__ = format_by_shape
@@ -88,7 +87,7 @@ def _measure_width(run: Run, width: int, frames: int) -> Iterator[Row]:
                 )
 
 
-def _make_side(run: Run, model: OneVision, theirs: Any, case: Case, seed: int) -> Side:
+def _make_side(run: Run, model: OneVision, theirs: nn.Module, case: Case, seed: int) -> Side:
     generator = torch.Generator().manual_seed(seed)
     shape = (len(case.batch.plans[0].plan.views), *model.encoder.grid, model.encoder.dim)
     features = torch.randn(shape, generator=generator).to(run.device, run.dtype)
@@ -102,7 +101,7 @@ def _compute_exact(run: Run, side: Side) -> Tensor | None:
     return wide.naive()
 
 
-def _run_side(make: Any, side: Side, backward: bool) -> None:
+def _run_side(make: object, side: Side, backward: bool) -> None:
     rows = make()
     if backward:
         rows.sum().backward()

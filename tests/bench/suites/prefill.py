@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmblocks.model.onevision import OneVision
@@ -40,7 +41,7 @@ def measure(run: Run) -> Iterator[Row]:
 
 
 @torch.no_grad()
-def _measure_scenario(run: Run, model: OneVision, theirs: Any, scenario: str) -> list[Row]:
+def _measure_scenario(run: Run, model: OneVision, theirs: nn.Module, scenario: str) -> list[Row]:
     sets = make_cases(model, run, scenario)
     error = require_same_logits(scenario, model, theirs, sets[0])
     batch = sets[0].batch
@@ -57,7 +58,7 @@ def _measure_scenario(run: Run, model: OneVision, theirs: Any, scenario: str) ->
     return list(found)
 
 
-def list_peer_settings(run: Run, model: OneVision, theirs: Any, sets: list[Case]) -> Iterator[Peer]:
+def list_peer_settings(run: Run, model: OneVision, theirs: nn.Module, sets: list[Case]) -> Iterator[Peer]:
     """The peer as shipped, and every setting that makes it faster on this device."""
     yield Peer("as shipped", "", lambda i: peer.compute_last_logits(theirs, sets[i].padded, all_logits=True))
     yield Peer("best", "logits_to_keep=1", lambda i: peer.compute_last_logits(theirs, sets[i].padded, all_logits=False))

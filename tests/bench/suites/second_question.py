@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmblocks.chat import Chat
 from mmblocks.compat import find_cache_keyword
@@ -75,7 +75,7 @@ class _Asked:
         return chat
 
 
-def _list_settings(theirs: Any, asked: list[_Asked]) -> Iterator[Peer]:
+def _list_settings(theirs: nn.Module, asked: list[_Asked]) -> Iterator[Peer]:
     """The whole conversation again, as `generate` is called; the prefix's keys and values kept by the caller."""
     new = {"max_new_tokens": 1, "do_sample": False}
     yield Peer("as shipped", "the whole conversation again", lambda i: theirs.generate(**asked[i].whole.padded, **new))
@@ -87,7 +87,7 @@ def _list_settings(theirs: Any, asked: list[_Asked]) -> Iterator[Peer]:
     )
 
 
-def _keep_prefix(theirs: Any, asked: _Asked) -> tuple[Any, Any, Tensor]:
+def _keep_prefix(theirs: nn.Module, asked: _Asked) -> tuple[Any, Any, Tensor]:
     """The peer with the keys and values of what the first prompt and the whole conversation begin with, and the rest."""
     before, whole = (case.padded["input_ids"][0] for case in (asked.before, asked.whole))
     cache = getattr(theirs(**asked.before.padded, logits_to_keep=1, use_cache=True), find_cache_keyword(theirs))
@@ -102,7 +102,7 @@ def _continue_from_cache(kept: tuple[Any, Any, Tensor]) -> Tensor:
     return theirs(input_ids=rest, logits_to_keep=1, **{find_cache_keyword(theirs): cache}).logits[:, -1].argmax(-1)
 
 
-def _require_same_token(model: OneVision, theirs: Any, asked: _Asked) -> None:
+def _require_same_token(model: OneVision, theirs: nn.Module, asked: _Asked) -> None:
     """Ours through its kept prefix, the peer through its own, and the peer without: one next word."""
     chat = asked.chat(model)
     said = chat.ask(SECOND)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmblocks.compat import enable_gradient_checkpointing
 from mmblocks.model.costs.flops import PassCounts
@@ -48,13 +47,13 @@ def measure(run: Run) -> Iterator[Row]:
     )
 
 
-def _list_settings(run: Run, model: OneVision, theirs: Any, sets: list[Case]) -> Iterator[Peer]:
+def _list_settings(run: Run, model: OneVision, theirs: nn.Module, sets: list[Case]) -> Iterator[Peer]:
     """Padded with all logits, as its trainers do, on a GPU also with recomputation; packed with labelled logits."""
 
-    def padded(of: Any) -> Callable[[int], None]:
+    def padded(of: object) -> Callable[[int], None]:
         return lambda i: _take_step(lambda: peer.compute_padded_loss(of, sets[i]), of)
 
-    def packed(of: Any) -> Callable[[int], None]:
+    def packed(of: object) -> Callable[[int], None]:
         return lambda i: _take_step(lambda: peer.compute_packed_loss(of, sets[i]), of)
 
     yield Peer("as shipped", "padded, all logits", padded(theirs))
@@ -66,6 +65,6 @@ def _list_settings(run: Run, model: OneVision, theirs: Any, sets: list[Case]) ->
         yield Peer("as shipped", "padded, all logits, gradient checkpointing", padded(recomputing))
 
 
-def _take_step(loss: Callable[[], Tensor], model: Any) -> None:
+def _take_step(loss: Callable[[], Tensor], model: nn.Module) -> None:
     loss().backward()
     model.zero_grad(set_to_none=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
+from torch import nn
 
 from mmblocks.batch import Batch
 from mmblocks.model.checks.composition import dry_build
@@ -34,7 +34,7 @@ def measure(run: Run) -> Iterator[Row]:
 
 
 @torch.no_grad()
-def _measure_tiles(run: Run, model: OneVision, theirs: Any, compiled: Any, tiles: int) -> list[Row]:
+def _measure_tiles(run: Run, model: OneVision, theirs: nn.Module, compiled: nn.Module | None, tiles: int) -> list[Row]:
     sets = [_make_pixel_inputs(run, model, tiles, seed) for seed in range(run.input_sets)]
     floats = [model.normalise_pixels(batch.pixels) for batch in sets]
     exact = None
@@ -72,6 +72,6 @@ def _make_pixel_inputs(run: Run, model: OneVision, tiles: int, seed: int) -> Bat
     return replace(Batch.make_empty(model.encoder.view_px), pixels=pixels).to(run.device)
 
 
-def _make_features(theirs: Any, pixels: torch.Tensor) -> torch.Tensor:
+def _make_features(theirs: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """(tiles, cells, channels), asked for as `get_image_features` does."""
     return theirs.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
