@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Batch
-from mmblocks.model.generation.decoding import Decoding, StopSequences
+from mmblocks.model.generation.decoding import Decoding, StopSequences, Streamer
 from mmblocks.model.generation.step import acquire_step, release_step
 from mmblocks.model.generation.writing import decode_answers, prefill_prompts, prepare_step
 from mmblocks.model.onevision import OneVision
 
 if TYPE_CHECKING:
-    from transformers.generation.streamers import BaseStreamer
-
     from mmblocks.backbones.causal_lm import CausalLM
 
 __all__ = ["Decoding", "StopSequences", "generate", "generate_from_embeddings"]
@@ -24,7 +22,7 @@ __all__ = ["Decoding", "StopSequences", "generate", "generate_from_embeddings"]
 
 @torch.no_grad()
 def generate(
-    model: OneVision, batch: Batch, decoding: Decoding | None = None, *, streamer: BaseStreamer | None = None
+    model: OneVision, batch: Batch, decoding: Decoding | None = None, *, streamer: Streamer | None = None
 ) -> list[list[int]]:
     """New token ids for every packed prompt, without the stop token.
 
@@ -44,7 +42,7 @@ def generate_from_embeddings(
     decoding: Decoding,
     stop: StopSequences,
     *,
-    streamer: BaseStreamer | None = None,
+    streamer: Streamer | None = None,
 ) -> list[list[int]]:
     """`generate` for embedded prompts: x (tokens, dim), `lengths[i]` rows of prompt i, end to end."""
     decoding.require_fitting_length(backbone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
     from mmblocks.backbones.causal_lm import CausalLM
     from mmblocks.model.onevision import OneVision
+
+
+class Streamer(Protocol):
+    """What takes tokens as they are drawn: one of transformers' streamers, or the like."""
+
+    def put(self, value: Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
 
 MAX_NEW_TOKENS = 1_000_000
 

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Packing, RowIndex
-from mmblocks.model.generation.decoding import Decoding, EndDetector, StopSequences, TokenSampler, cut_at_stop
+from mmblocks.model.generation.decoding import Decoding, EndDetector, StopSequences, Streamer, TokenSampler, cut_at_stop
 from mmblocks.model.generation.step import DecodingStep, reasons_against_capture
 from mmblocks.model.generation.store import KVCache
 
 if TYPE_CHECKING:
-    from transformers.generation.streamers import BaseStreamer
-
     from mmblocks.backbones.causal_lm import CausalLM
 
 log = logging.getLogger(__name__)
@@ -42,7 +40,7 @@ def prefill_prompts(backbone: CausalLM, store: KVCache, x: Tensor, lengths: Sequ
 
 
 def decode_answers(
-    step: DecodingStep, logits: Tensor, decoding: Decoding, stop: StopSequences, *, streamer: BaseStreamer | None = None
+    step: DecodingStep, logits: Tensor, decoding: Decoding, stop: StopSequences, *, streamer: Streamer | None = None
 ) -> list[list[int]]:
     """The tokens of every answer, without the one that ended it. `logits` are those of `prefill_prompts`.
 
