@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "Nothing is changed and nothing is sent."
+    parser.epilog = "Nothing is sent, and nothing is changed but the file of --tune-attention."
     parser.add_argument(
         "--selftest",
         action="store_true",
-        help="compute every op in every way on small inputs and compare with its reference; exit 1 if one is off",
+        help="run every backend of every op on small inputs and compare with its reference; exit 1 if one is off",
+    )
+    parser.add_argument(
+        "--tune-attention",
+        metavar="FILE",
+        help="time the attention backends on this machine and write their order, which MMBLOCKS_ATTENTION_TABLE=FILE reads",
     )
 
 
@@ -37,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{title}:")
         for name, value in lines:
             print(f"  {name:24} {value}")
+    if args.tune_attention:
+        _tune_attention(Path(args.tune_attention))
     return _run_selftest() if args.selftest else 0
 
 
@@ -54,7 +61,7 @@ def describe_machine() -> Iterator[tuple[str, str]]:
     """Devices, and which paths they allow."""
     import torch
 
-    from mmblocks.ops.attention.machine import reasons_against_library
+    from mmblocks.ops.attention.with_xformers import reasons_against_library
 
     yield "cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
     yield "cuda", ", ".join(_gpus()) or f"none (torch is built for CUDA {torch.version.cuda or 'no version'})"
@@ -63,12 +70,12 @@ def describe_machine() -> Iterator[tuple[str, str]]:
 
 
 def list_backends() -> Iterator[tuple[str, str]]:
-    """Every way of every op: whether it runs on this machine, for inputs that it takes."""
+    """Every backend of every op: whether it runs on this machine, for inputs that it takes."""
     from mmblocks.ops.choice import AUTO, find_requested_backend, list_ops
 
     for op in list_ops():
-        asked = find_requested_backend(op.name)
-        yield op.name, "the fastest that takes the inputs" if asked == AUTO else f"{asked} is asked for"
+        chosen = find_requested_backend(op.name)
+        yield op.name, "the fastest that takes the inputs" if chosen == AUTO else f"{chosen} is chosen"
         for backend in op.backends:
             yield f"  {backend.name}", _format_reasons(backend.unavailable_reasons(), "runs here", "does not run here")
 
@@ -124,6 +131,21 @@ def _describe_package(package: str) -> str:
     tested = versions.find_tested_range(package)
     span = f" (tested: {tested[0]} to {tested[1]})" if tested else ""
     return f"{version}{span}" + (" OUTSIDE" if versions.describe_untested_version(package) else "")
+
+
+def _tune_attention(path: Path) -> None:
+    """Write the order of the attention backends on the first CUDA device, or else on the CPU, and print it."""
+    import torch
+
+    from mmblocks.ops.attention.order import SETTING
+    from mmblocks.ops.attention.tune import measure_orders, write_orders
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"attention on {device}:")
+    for row in write_orders(path, measure_orders(device, tiny=device.type == "cpu"), device):
+        mode = f"{'causal' if row['causal'] else 'full'}, {'forward and backward' if row['learns'] else 'forward'}"
+        print(f"  {row['op']} head_dim {row['head_dim']}, {mode}: {', '.join(row['order'])}")
+    print(f"written; set {SETTING}={path} to use it")
 
 
 # The self-test ------------------------------------------------------------------------------------------------------
