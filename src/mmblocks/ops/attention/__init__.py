@@ -123,8 +123,9 @@ def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 # transformers -------------------------------------------------------------------------------------------------------
 
 
+@cache
 def register() -> str:
-    """Register attention with transformers; returns the name to pass as `attn_implementation`. Safe to call again.
+    """Register attention with transformers; returns the name to pass as `attn_implementation`.
 
     Calls without a packing (vision towers, generation on padded prompts) take transformers' own sdpa path and masks; on
     CUDA, torch's kernels are then tried in a measured order.
@@ -133,16 +134,11 @@ def register() -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, _make_interface())
+    # Attention of some rows is not compiled: its shapes depend on values.
+    attend_uncompiled: Any = torch.compiler.disable(attend_rows)
+    AttentionInterface.register(NAME, partial(_attend_for_transformers, attend_some=attend_uncompiled))
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
-
-
-@cache
-def _make_interface() -> Callable[..., tuple[Tensor, None]]:
-    """The function that transformers calls. Attention of some rows is not compiled: its shapes depend on values."""
-    attend_uncompiled: Any = torch.compiler.disable(attend_rows)
-    return partial(_attend_for_transformers, attend_some=attend_uncompiled)
 
 
 def make_packing_arguments(packing: Packing, device: torch.device, keys: Packing | None = None) -> dict[str, Any]:

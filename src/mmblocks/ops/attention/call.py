@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from mmblocks.ops.attention.order import PACKED, OrderKey
 from mmblocks.reprs import format_by_shape
 
 
@@ -39,6 +40,11 @@ class PackedCall:
     def group_size(self) -> int:
         """How many query heads share a head of keys."""
         return self.q.shape[1] // self.k.shape[1]
+
+    @property
+    def order_key(self) -> OrderKey:
+        head_dim, grouped = self.q.shape[-1], self.group_size > 1
+        return OrderKey(PACKED, read_compute_capability(), head_dim, self.causal, self.learns, grouped)
 
     @property
     def is_empty(self) -> bool:

@@ -32,6 +32,11 @@ class FixedCall:
     learns: bool
     __repr__ = format_by_shape
 
+    @property
+    def order_key(self) -> OrderKey:
+        head_dim, grouped = self.q.shape[-1], self.q.shape[1] != self.k.shape[1]
+        return OrderKey(FIXED, read_compute_capability(), head_dim, self.causal, self.learns, grouped)
+
 
 @dataclass(frozen=True, slots=True)
 class SDPAKernel:
@@ -80,13 +85,6 @@ TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 5e-3}
 """As of packed attention: roundings of the dtype; float32 may be multiplied in TF32."""
 
 
-def _order_for_call(call: FixedCall) -> tuple[Backend, ...]:
-    grouped = call.q.shape[1] != call.k.shape[1]
-    return order_backends(
-        OrderKey(FIXED, read_compute_capability(), call.q.shape[-1], call.causal, call.learns, grouped)
-    )
-
-
 OP = Op(
     FIXED,
     [
@@ -96,6 +94,6 @@ OP = Op(
         ),
         Backend(REFERENCE, lambda call: call.run(), accept_all_inputs),
     ],
-    order=_order_for_call,
+    order=lambda call: order_backends(call.order_key),
 )
 """The reference is torch's own choice between its kernels."""

@@ -14,19 +14,14 @@ import torch
 from torch import Tensor
 
 from mmblocks.ops.attention import reference, varlen, with_xformers
-from mmblocks.ops.attention.call import PackedCall, read_compute_capability
-from mmblocks.ops.attention.order import PACKED, OrderKey, order_backends
+from mmblocks.ops.attention.call import PackedCall
+from mmblocks.ops.attention.order import PACKED, order_backends
 from mmblocks.ops.choice import REFERENCE, Backend, Op, accept_all_inputs
 
 BUCKET = 256
 """Longest lengths are rounded up to multiples of this; kernels skip what is beyond a sequence."""
 CHOOSE_AT_RUNTIME = ""
 """The name of no backend: it is chosen when the op runs, as in a compiled function, which is not compiled for one."""
-
-
-def _order_for_call(call: PackedCall) -> tuple[Backend, ...]:
-    key = OrderKey(PACKED, read_compute_capability(), call.q.shape[-1], call.causal, call.learns, call.group_size > 1)
-    return order_backends(key)
 
 
 OP = Op(
@@ -50,7 +45,7 @@ OP = Op(
         ),
         Backend(REFERENCE, reference.forward, accept_all_inputs, run_backward=reference.backward),
     ],
-    order=_order_for_call,
+    order=lambda call: order_backends(call.order_key),
 )
 
 

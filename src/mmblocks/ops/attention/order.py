@@ -92,12 +92,7 @@ BUILT_IN: tuple[Mapping[str, Any], ...] = (  # as in a file
 
 def order_backends(key: OrderKey) -> tuple[Backend, ...]:
     """All backends of an op, the one to try first at the front."""
-    return _find_order(key, os.environ.get(SETTING))
-
-
-@cache
-def _find_order(key: OrderKey, path: str | None) -> tuple[Backend, ...]:
-    return next(row.order for row in read_orders(path) if row.is_for(key))
+    return next(row.order for row in read_orders(os.environ.get(SETTING)) if row.is_for(key))
 
 
 @cache

@@ -21,14 +21,19 @@ _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 
 def forward(call: PackedCall) -> tuple[Tensor, Tensor]:
     """(tokens, heads, value_dim), and (heads, tokens) logarithms of the sums of exponentials."""
-    attend = _attend_by_kernel if _has_kernel(call) else _attend_by_products
     outs, lses = [], []
     for q, k, v in _split_sequences(call):
-        if _has_queries_and_keys(q, k):
-            out, lse = attend(call, q, k, v)
-        else:
+        if not _has_queries_and_keys(q, k):
             out = q.new_zeros(*q.shape[:3], v.shape[3])
             lse = q.new_full(q.shape[:3], -torch.inf, dtype=to_wide_dtype(q.dtype))
+        elif _has_kernel(call):
+            causal, mask = _make_kernel_mask(call, q, k)
+            out, lse = _kernel(q, k, v, 0.0, causal, attn_mask=mask, scale=call.scale)
+        else:
+            scores = _compute_scores(call, q, k)
+            lse = scores.logsumexp(-1)
+            out = ((scores - lse.unsqueeze(-1)).exp() @ _group_heads(v, 1)).flatten(1, 2).to(q.dtype)
+            lse = lse.flatten(1, 2)
         outs.append(out)
         lses.append(lse)
     return _join_sequences(outs), (lses[0] if len(lses) == 1 else torch.cat(lses, 2)).squeeze(0).contiguous()
@@ -36,11 +41,18 @@ def forward(call: PackedCall) -> tuple[Tensor, Tensor]:
 
 def backward(call: PackedCall, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values."""
-    differentiate = _differentiate_by_kernel if _has_kernel(call) else _differentiate_by_products
-    gradients = [
-        differentiate(call, *part) if _has_queries_and_keys(*part[:2]) else tuple(map(torch.zeros_like, part[:3]))
-        for part in _split_sequences(call, _to_heads_first(grad), _to_heads_first(out), lse.unsqueeze(0))
-    ]
+    gradients = []
+    for part in _split_sequences(call, _to_heads_first(grad), _to_heads_first(out), lse.unsqueeze(0)):
+        q, k, v, part_grad, part_out, part_lse = part
+        if not _has_queries_and_keys(q, k):
+            gradients.append((torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)))
+        elif _has_kernel(call):
+            causal, mask = _make_kernel_mask(call, q, k)
+            part_lse = part_lse.transpose(1, 2).contiguous().transpose(1, 2)  # in the layout that the kernel returns
+            saved = part_grad, q, k, v, part_out, part_lse
+            gradients.append(_kernel_backward(*saved, 0.0, causal, attn_mask=mask, scale=call.scale))
+        else:
+            gradients.append(_differentiate_products(call, *part))
     dq, dk, dv = zip(*gradients, strict=True)
     return _join_sequences(dq), _join_sequences(dk), _join_sequences(dv)
 
@@ -100,19 +112,6 @@ def _has_kernel(call: PackedCall) -> bool:
     return call.q.device.type == "cpu" and call.q.shape[-1] == call.v.shape[-1]
 
 
-def _attend_by_kernel(call: PackedCall, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    causal, mask = _make_kernel_mask(call, q, k)
-    return _kernel(q, k, v, 0.0, causal, attn_mask=mask, scale=call.scale)
-
-
-def _differentiate_by_kernel(
-    call: PackedCall, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    causal, mask = _make_kernel_mask(call, q, k)
-    lse = lse.transpose(1, 2).contiguous().transpose(1, 2)  # in the layout that the kernel itself returns
-    return _kernel_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=call.scale)
-
-
 def _make_kernel_mask(call: PackedCall, q: Tensor, k: Tensor) -> tuple[bool, Tensor | None]:
     """Whether to use the kernel's own causal mask, and the mask that it adds to scores, in their dtype."""
     mask = _make_mask(call, q, k)
@@ -124,14 +123,7 @@ def _make_kernel_mask(call: PackedCall, q: Tensor, k: Tensor) -> tuple[bool, Ten
 # Scores multiplied out ----------------------------------------------------------------------------------------------
 
 
-def _attend_by_products(call: PackedCall, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    scores = _compute_scores(call, q, k)
-    lse = scores.logsumexp(-1)
-    out = (scores - lse.unsqueeze(-1)).exp() @ _group_heads(v, 1)
-    return out.flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
-
-
-def _differentiate_by_products(
+def _differentiate_products(
     call: PackedCall, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, out = _group_heads(grad, call.group_size), _group_heads(out, call.group_size)

@@ -126,23 +126,22 @@ def measure_orders(
 ) -> dict[tuple[AttentionShape, bool], Seconds]:
     """Median seconds of every backend for each shape, without and with gradients. Takes a minute or so on a GPU."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def time_step(step: Step) -> float:
+        synchronize()
+        start = time.perf_counter()
+        step(0)
+        synchronize()
+        return time.perf_counter() - start
+
     measured = {}
     for shape in list_shapes(device, tiny=tiny):
         for learns in (False, True):
             steps = make_steps(shape, learns, device, dtype)
-            rounds = [{name: _time_step(step, device) for name, step in steps.items()} for _ in range(repeats)]
+            rounds = [{name: time_step(step) for name, step in steps.items()} for _ in range(repeats)]
             measured[shape, learns] = {name: statistics.median(r[name] for r in rounds) for name in steps}
     return measured
-
-
-def _time_step(step: Step, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    step(0)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def write_orders(

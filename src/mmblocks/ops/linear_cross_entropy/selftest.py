@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -39,16 +39,11 @@ def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
 
             def compute(backend: Backend, dtype: torch.dtype = dtype) -> list[Tensor]:
                 run = partial(backend.run, most=MOST) if backend.run is chunked.compute_losses else backend.run
-                return _compute_losses_and_gradients(run, targets, hidden.to(dtype), head.to(dtype))  # noqa: B023
+
+                def compute_losses(hidden: Tensor, head: Tensor) -> Tensor:
+                    return run(hidden, targets, lambda rows: F.linear(rows, head), vocabulary=len(head))  # noqa: B023
+
+                return compute_value_and_gradients(compute_losses, [hidden.to(dtype), head.to(dtype)])  # noqa: B023
 
             want = compute(OP.reference, torch.float64)
             yield from compare_backends(OP, name, (), compute, want, dtype, tolerance)
-
-
-def _compute_losses_and_gradients(
-    run: Callable[..., Tensor], targets: Tensor, hidden: Tensor, head: Tensor
-) -> list[Tensor]:
-    def compute_losses(hidden: Tensor, head: Tensor) -> Tensor:
-        return run(hidden, targets, lambda rows: F.linear(rows, head), vocabulary=len(head))
-
-    return compute_value_and_gradients(compute_losses, [hidden, head])
