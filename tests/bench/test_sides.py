@@ -58,7 +58,7 @@ def test_a_mixed_batch_gives_the_same_losses_and_gradients(pair: Any) -> None:
     model, theirs = pair
     case = cases(model, RUN, *MIXED, answers=True)[0]
     assert require_same_gradients("train", model, theirs, case) < BOUND
-    losses = [model(case.batch).mean, peer.padded_loss(theirs, case), peer.packed_loss(theirs, case)]
+    losses = [model(case.batch).loss, peer.padded_loss(theirs, case), peer.packed_loss(theirs, case)]
     torch.testing.assert_close(losses[1:], losses[:1] * 2, rtol=1e-5, atol=0)  # fp32 means over 48 rows
     assert (case.targets != IGNORE).sum() == case.batch.num_labelled
 
