@@ -1,25 +1,20 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
+from mmblocks.projectors._base import BodyAndHead
 from mmblocks.shapes import Size
 
 
-class PerToken(nn.Module):
-    """A projector that maps every cell on its own, so the grid stays as it is."""
+class PerToken(BodyAndHead):
+    """A projector that maps every cell by itself, so the grid stays as it is."""
 
-    body: nn.Module
-    head: nn.Module
-    spatial = True
     per_token = True
 
     def out_grid(self, grid: Size) -> Size:
         return grid
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
 
 
 def make_linear_layers(name: str, in_dim: int, out_dim: int, depth: int) -> tuple[nn.Sequential, nn.Linear]:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
-from mmblocks.projectors._queries import LearnedQueries, require_counts
+from mmblocks.projectors._base import require_counts
+from mmblocks.projectors._queries import LearnedQueries
 
 
 class PerceiverAttention(nn.Module):
