@@ -12,7 +12,7 @@ from torch import Tensor
 
 def gather_rows(x: Tensor, rows: Tensor, weights: Tensor, *, gelu: bool) -> Tensor:
     """(size, d) to (n, d)."""
-    # Where every output is one row of x. Not asked of a device, since the host would wait for it.
+    # Where every output is one row of x. Not checked on a device, since the host would wait for it.
     is_selection = weights.shape[1] == 1 and weights.device.type == "cpu" and bool((weights == 1).all())
     if is_selection and not gelu:
         return x.index_select(0, rows.squeeze(1))

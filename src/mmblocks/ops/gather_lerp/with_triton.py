@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -84,7 +85,13 @@ def gather_gradient(gradient: Tensor, rows: Tensor, weights: Tensor, before_gelu
     return out
 
 
-def _launch_kernel(kernel: Any, *arguments: Any, out: Tensor, **modes: bool) -> None:
+class _Kernel(Protocol):
+    """A function of `kernels`: `kernel[grid](...)` launches it."""
+
+    def __getitem__(self, grid: tuple[int, int], /) -> Callable[..., object]: ...
+
+
+def _launch_kernel(kernel: _Kernel, *arguments: object, out: Tensor, **modes: bool) -> None:
     grid = (-(-len(out) // ROWS), -(-out.shape[1] // CHANNELS))
     modes["EXACT"] = out.dtype == torch.float32  # rounding to 16 bits hides what the short form is off
     with torch.cuda.device_of(out):  # triton launches on the current device
