@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from mmblocks.ops.attention.tune import AttentionShape, list_shapes, make_steps
 from mmblocks.ops.choice import REFERENCE
-from tests.bench.suites import floors
+from tests.bench.suites.floors import compute_floor_s
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run
-from tests.bench.suites.timing import interleaved
+from tests.bench.suites.timing import time_in_turns
 
 NAME = "attention"
 
@@ -23,8 +23,8 @@ def measure(run: Run) -> Iterator[Row]:
 
 
 def _measure_shape(run: Run, shape: AttentionShape, learns: bool) -> Iterator[Row]:
-    timings = interleaved(make_steps(shape, learns, run.device, run.dtype, run.input_sets), run)
-    floor = floors.time_of(shape.count_flops() * (3.5 if learns else 1), run)
+    timings = time_in_turns(make_steps(shape, learns, run.device, run.dtype, run.input_sets), run)
+    floor = compute_floor_s(shape.count_flops() * (3.5 if learns else 1), run)
     for backend, timing in timings.items():
         compared = backend != REFERENCE and REFERENCE in timings
         yield run.row(
