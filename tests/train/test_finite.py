@@ -19,16 +19,16 @@ from mmblocks.errors import CheckpointError, ConfigError, TrainingError
 from mmblocks.model.trainable import train_only
 from mmblocks.train import run
 from mmblocks.train.batches import StepInput
-from mmblocks.train.changes import accept_changes
 from mmblocks.train.distributed import World
 from mmblocks.train.ema import EMA
 from mmblocks.train.encoder_pretraining import pretrain_encoder
-from mmblocks.train.finite import FiniteGuard
+from mmblocks.train.finite_guard import FiniteGuard
 from mmblocks.train.objectives import objectives
 from mmblocks.train.objectives.answers import Answers
 from mmblocks.train.optim import make_optimizer
 from mmblocks.train.reports.evaluation import is_better
 from mmblocks.train.reports.profiler import StepProfiler
+from mmblocks.train.setting_changes import accept_changes
 from mmblocks.train.stages import EncoderPretraining, Stage
 from mmblocks.train.step import Stepper
 

@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 
 from mmblocks.model.onevision import OneVision
-from mmblocks.registry import split_spec
 from mmblocks.train.distributed import list_blocks
 from mmblocks.train.estimates.activations import (
     ActivationMemory,
@@ -24,6 +23,7 @@ from mmblocks.train.estimates.activations import (
     make_meta_stage_model,
     make_packed_row,
 )
+from mmblocks.train.objectives import objectives
 from mmblocks.train.stages import Stage
 
 FLOAT32_BYTES = 4
@@ -146,7 +146,7 @@ def _estimate_step_memory(
     coded, codes = _count_quantized(model, stage)
     learning = sum(g.learning_share for g in every)
     stored = sum(g.share for g in every)
-    reference = stored if split_spec(stage.objective)[0] == "dpo" and stage.lora is None else 0
+    reference = stored if objectives.build(stage.objective).needs_reference(model) else 0
     gathered, passing, held = _find_fullest_moment(
         root, blocks, kept.count_peak_bytes(gradient_checkpointing), DTYPE_BYTES[stage.precision], ranks
     )

@@ -18,7 +18,6 @@ from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.model.trainable import LORA, list_adapters, list_trainable_parameters, train_only
 from mmblocks.storage import write_json
 from mmblocks.train.adapters.quantized import QuantizedLinear
-from mmblocks.train.optim import find_trained_parts
 from mmblocks.train.stages import Lora, Stage, read_run
 
 TABLE_FILE = "trains.json"
@@ -62,12 +61,11 @@ def _make_row(model: OneVision, name: str, stage: Stage) -> TrainingRow:
         learning=sum(p.numel() for p in parameters if p.requires_grad),
         dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
     )
-    fast = find_trained_parts(stage).get(name)
+    fast = stage.trained_parts.get(name)
     if fast is None:
         return row
-    given = stage.weight_decay if fast.weight_decay is None else fast.weight_decay
-    decay = given if any(p.ndim > 1 for p in parameters) else 0.0
-    row = replace(row, rate=fast.lr, weight_decay=decay)
+    decay = fast.weight_decay if any(p.ndim > 1 for p in parameters) else 0.0
+    row = replace(row, lr=fast.lr, weight_decay=decay)
     if not isinstance(fast, Lora):
         return row
     layers = sum(bool(getattr(m, "adapter_layer_names", ())) for m in model.backbone.modules())
@@ -94,7 +92,7 @@ def _on_meta(model: OneVision, stage: Stage) -> list[TrainingRow]:
         model = copy.deepcopy(model)  # other stages have no adapters
         with torch.device("meta"):
             add_lora(model, replace(stage.lora, bits=None))
-    train_only(model, find_trained_parts(stage))
+    train_only(model, stage.trained_parts)
     return make_training_table(model, stage)
 
 
