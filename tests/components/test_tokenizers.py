@@ -46,7 +46,7 @@ def assembled(tokenizer, visual):
     plan = tokenizer.plan(visual)
     rows = tokenizer.assemble(numbered(len(plan.views), tokenizer.grid), plan, MARKS)
     assert rows.shape == (plan.num_tokens, 1)
-    assert tokenizer.count(plan) == plan.num_tokens
+    assert tokenizer.count_tokens(plan) == plan.num_tokens
     return rows.flatten().tolist()
 
 

@@ -79,7 +79,7 @@ def training(run: Run, model: OneVision, theirs: Any, case: Case) -> Iterator[Ro
         ("as shipped", "padded, all logits", lambda: peer.padded_loss(theirs, case)),
         ("best", "packed by position ids, labelled logits", lambda: peer.packed_loss(theirs, case)),
     )
-    mine = _step_of(model, model.backbone.lm.get_output_embeddings(), lambda: model(case.batch).mean)
+    mine = _step_of(model, model.backbone.lm.get_output_embeddings(), lambda: model(case.batch).loss)
     for setting, told, loss in sides:
         other = _step_of(theirs, theirs.lm_head, loss)
         for (quantity, unit, own), (_, _, found) in zip(mine, other, strict=True):
