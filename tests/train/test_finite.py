@@ -87,7 +87,7 @@ def stepper_of(model, at_once, objective="answers"):
     train_only(model, stage.train)
     alone, nothing = World(0, 1, torch.device("cpu")), Batch.make_empty(model.encoder.view_px)
     chosen = objectives.build(objective)
-    chosen.start(model, lambda: copy.deepcopy(model))
+    chosen.prepare_model(model, lambda: copy.deepcopy(model).eval().requires_grad_(False))
     given = (model, chosen, make_optimizer(model, stage), stage, alone, StepProfiler(model), nothing)
     return Stepper(*given, guard=FiniteGuard("stage 'tune'", at_once=at_once))
 
@@ -99,7 +99,7 @@ def made(tiny_model):
 
 
 def learned(step):
-    return [t.clone() for p in step.learning for t in (p.detach(), *step.optimizer.state[p].values())]
+    return [t.clone() for p in step.parameters for t in (p.detach(), *step.optimizer.state[p].values())]
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -231,7 +231,7 @@ def test_nothing_of_a_bad_step_is_saved_and_a_lower_rate_goes_on(one_stage, tmp_
         "stages.0.max_grad_norm: 1.0 -> 0.5",
         "stages.0.beta2: 0.999 -> 0.95",
     ):
-        assert f"going on with another setting: {said}" in caplog.messages
+        assert f"resuming with another setting: {said}" in caplog.messages
     assert json.loads((out / "run.json").read_text())["stages"][0]["train"] == LOWER
     table = json.loads((out / "trains.json").read_text())["tune"]
     assert {row["part"]: row["lr"] for row in table if row["lr"]} == {"projector": 1e-4, "backbone": 1e-4}
@@ -329,7 +329,7 @@ def test_the_encoders_pretraining_may_change_until_it_is_done(tmp_path, caplog):
         {"encoder_pretraining": {"steps": 9, "lr": 1e-4}, "seed": 0},
     )
     accept_changes(tmp_path, before, now, 0)
-    assert caplog.messages == ["going on with another setting: encoder_pretraining.lr: 0.002 -> 0.0001"]
+    assert caplog.messages == ["resuming with another setting: encoder_pretraining.lr: 0.002 -> 0.0001"]
     (tmp_path / "stages/encoder_pretraining").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"other settings \(encoder_pretraining\.lr\).*comes too late"):
         accept_changes(tmp_path, before, now, 0)

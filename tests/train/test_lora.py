@@ -29,7 +29,7 @@ from mmblocks.train.adapters.lora import (
     save_adapter,
 )
 from mmblocks.train.adapters.quantized import QuantizedLinear
-from mmblocks.train.optim import find_trained_parts, make_optimizer
+from mmblocks.train.optim import make_optimizer
 from mmblocks.train.stages import Lora, Stage
 
 LORA = Lora(1e-2, rank=4, alpha=8.0, dropout=0.0)
@@ -236,7 +236,7 @@ def test_a_stage_makes_a_model_ready(tiny_model):
     prepare_trainable(tiny_model, tune, seed=1)
     learning = {n for n, p in tiny_model.named_parameters() if p.requires_grad}
     assert all("lora_" in n or n.startswith(("projector.", "learned_tokens.")) for n in learning)
-    assert list(find_trained_parts(tune)) == ["projector", "learned_tokens", "lora"]
+    assert list(tune.trained_parts) == ["projector", "learned_tokens", "lora"]
     groups = make_optimizer(tiny_model, tune).param_groups
     rates = {(g["part"], g["lr"], g["weight_decay"]) for g in groups}
     assert rates == {

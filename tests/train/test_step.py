@@ -120,7 +120,7 @@ def test_gradients_beyond_the_largest_norm_are_scaled_to_it_and_others_are_not(t
         step = stepper_of(tiny_model, stage(max_grad_norm))
         found = gradients(tiny_model, batch)
         step(StepInput((batch,)), 1e-9)
-        applied = {str(i): p.grad.double() for i, p in enumerate(step.learning)}
+        applied = {str(i): p.grad.double() for i, p in enumerate(step.parameters)}
         assert norm_of(applied) == pytest.approx(min(max_grad_norm, norm_of(found)), rel=1e-4)
 
 
