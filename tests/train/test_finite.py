@@ -292,7 +292,7 @@ def test_writing_a_default_is_no_change(one_stage, spoil, caplog):
     ("settings", "said"),
     [
         ({"train": {"projector": 1e-3}}, r"stages\.0\.train\.backbone"),
-        ({"train": {**LOWER, "learned_tokens": 1e-3}}, r"stages\.0\.train\.marks"),
+        ({"train": {**LOWER, "learned_tokens": 1e-3}}, r"stages\.0\.train\.learned_tokens"),
         ({"steps": 7}, r"stages\.0\.steps"),
         ({"global_batch_size": 3, "max_grad_norm": 0.5}, r"stages\.0\.global_batch_size"),
     ],
@@ -339,8 +339,8 @@ def test_the_encoders_pretraining_may_change_until_it_is_done(tmp_path, caplog):
 
 def test_a_state_that_holds_nan_is_not_gone_on_with(one_stage, tmp_path, trained, killed_in_step, monkeypatch):
     """As versions before wrote them: saved between two rows of the log."""
-    monkeypatch.setattr(FiniteGuard, "check", lambda *_: None)
-    monkeypatch.setattr(FiniteGuard, "require_weights", lambda *_: None)
+    monkeypatch.setattr(FiniteGuard, "check_step", lambda *_: None)
+    monkeypatch.setattr(FiniteGuard, "require_finite_weights", lambda *_: None)
     monkeypatch.setattr(Answers, "__call__", Answers.__call__)
     spoilt_at(2)(0)
     trained(one_stage, patch=killed_in_step(4))

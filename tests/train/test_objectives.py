@@ -53,7 +53,7 @@ def moved(tiny_model):
 
 def answers_log_probs(model, batch):
     """Log probability of each sequence's labelled tokens, from all logits, in float64."""
-    table = torch.log_softmax(model.logits(batch).double(), dim=-1)
+    table = torch.log_softmax(model.compute_logits(batch).double(), dim=-1)
     rows = [
         table[i, target] if target != IGNORE else torch.zeros((), dtype=torch.float64)
         for i, target in enumerate(batch.targets.tolist())
@@ -74,7 +74,7 @@ def test_answers_is_the_models_own_loss_over_its_labelled_rows(tiny_model):
     answers = objectives.build("answers")
     loss = answers(tiny_model, batch)
     assert torch.equal(loss.total, tiny_model(batch).total)
-    assert loss.rows == answers.count(batch) == batch.num_labelled
+    assert loss.rows == answers.count_loss_terms(batch) == batch.num_labelled
 
 
 def test_row_losses_are_the_terms_of_the_loss(tiny_model, pairs):
@@ -113,7 +113,7 @@ def test_dpo_is_the_papers_formula(moved, pairs, settings):
             preference = -(1 - flipped) * math.log(sigmoid) - flipped * math.log(1 - sigmoid)
         want += alpha * preference - gamma * policy[n].item() / words[n]
     loss = dpo(model, batch)
-    assert loss.rows == dpo.count(batch) == 3
+    assert loss.rows == dpo.count_loss_terms(batch) == 3
     assert loss.total.item() == pytest.approx(want, rel=1e-5)  # float32 against float64
 
 
@@ -149,7 +149,7 @@ def test_its_gradient_is_that_of_the_loss():
     dpo = objectives.build({"name": "dpo", "gamma": 0.5, "label_smoothing": 0.1})
     reference = torch.randn(6, dtype=torch.float64)
     policy = torch.randn(6, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(lambda given: dpo.of(given, reference, [3, 1, 4, 1, 5, 9]).total, policy)
+    torch.autograd.gradcheck(lambda given: dpo.compute_loss(given, reference, [3, 1, 4, 1, 5, 9]).total, policy)
 
 
 def test_a_preferred_answer_gets_likelier_and_its_rival_less_likely(tiny_model):
@@ -216,7 +216,7 @@ def test_a_process_without_data_takes_part_and_counts_nothing(tiny_model):
     dpo = objectives.build("dpo")
     dpo.prepare_model(tiny_model, lambda: deepcopy(tiny_model).eval().requires_grad_(False))
     loss = dpo(tiny_model, empty)
-    assert (loss.total.item(), loss.rows, dpo.count(empty)) == (0, 0, 0)
+    assert (loss.total.item(), loss.rows, dpo.count_loss_terms(empty)) == (0, 0, 0)
     loss.total.backward()
 
 
