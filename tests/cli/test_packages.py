@@ -61,8 +61,9 @@ def record_of(wheel: Path) -> set[str]:
 
 
 def files_below(folder: Path) -> set[str]:
-    """Files of the checkout, what Python and editors leave there aside."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    """Files of the checkout, what Python and Sphinx leave there aside."""
+    left = {"__pycache__", "api"}
+    paths = (path for path in folder.rglob("*") if path.is_file() and left.isdisjoint(path.parts))
     return {path.relative_to(folder).as_posix() for path in paths}
 
 
@@ -112,9 +113,7 @@ def test_what_pip_installs_from_the_wheel_runs_on_its_own(wheel, tmp_path):
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
     subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
-    code = (
-        "import mmblocks; from mmblocks.conf.files import shipped_recipes; print(mmblocks.__file__, shipped_recipes())"
-    )
+    code = "import mmblocks; from mmblocks.conf.files import find_shipped_folder; print(mmblocks.__file__, find_shipped_folder())"
     for command, shown in (
         ([str(site / "bin/mmblocks"), "--version"], f"mmblocks {mmblocks.__version__}"),
         ([sys.executable, "-m", "mmblocks", "list", "pooling"], "bilinear"),

@@ -76,7 +76,7 @@ def list_linear_layers(model: OneVision) -> list[str]:
 @contextmanager
 def disable_lora(model: OneVision) -> Iterator[None]:
     """Switch the adapters off, for forward passes without gradients only."""
-    layers = list(_find_lora_layers(model).values())
+    layers: list[Any] = list(_find_lora_layers(model).values())
     # PEFT's own switch, enable_adapters(), also freezes the adapters, which in a sharded model cannot be undone.
     for layer in layers:
         layer._disable_adapters = True
