@@ -165,7 +165,7 @@ def test_weights_that_measure_nan_are_never_the_best():
 
 
 def test_the_encoders_pretraining_stops_at_the_step_and_says_what_to_change(tiny_model, tmp_path):
-    absurd = EncoderPretraining(steps=20, batch_size=2, lr=1e30, warmup=0.0)
+    absurd = EncoderPretraining(steps=20, global_batch_size=2, lr=1e30, warmup=0.0)
     with pytest.raises(
         TrainingError, match=r"\(encoder_pretraining\), step \d+: .*another encoder_pretraining\.lr"
     ) as caught:

@@ -47,8 +47,8 @@ def pretrain_encoder(
     steps = max(1, round(settings.steps * budget))
     with Progress(SETTING, 0, steps, metrics, log_every=50) as progress:
         for step in range(steps):
-            first = step * settings.batch_size
-            pixels, labels = _make_batch(model, range(first, first + settings.batch_size), seed)
+            first = step * settings.global_batch_size
+            pixels, labels = _make_batch(model, range(first, first + settings.global_batch_size), seed)
             loss = _compute_loss(model, head, pixels, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
