@@ -23,15 +23,15 @@ from mmblocks.errors import ConfigError
 from mmblocks.settings import format_suggestion
 from mmblocks.storage import write_json
 from mmblocks.sweep.trials import TRIAL, Axis, ScoreKind, Sweep, SweepTrial, cross_axes, read_json, vary_one_at_a_time
-from mmblocks.train import stages as training
 from mmblocks.train.checks.run import check_run
+from mmblocks.train.setting_changes import CHANGEABLE_ON_RESUME
 
 PROGRAM = "mmblocks.sweep.hydra_task"
 LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
 VISUALS = ("image=1000x700", "video=1280x720@30s")
 TINY_VISUALS = ("image=96x72", "video=48x48@2s@4fps")
 """What tokens are counted for unless visuals are named; the second, where all data is TinyWorld's: its own sizes."""
-CHANGEABLE_IN_SWEEP = training.CHANGEABLE_ON_RESUME - {"last_stage", "log_every"}
+CHANGEABLE_IN_SWEEP = {key for key, effect in CHANGEABLE_ON_RESUME.items() if effect == "same result"}
 """Settings of a run that may differ when a sweep goes on: they change no result."""
 
 

@@ -21,7 +21,7 @@ from mmblocks.registry import split_spec
 from mmblocks.settings import is_of_type
 from mmblocks.shapes import SCENARIOS
 from mmblocks.templates.later import LazyTextTokenizer
-from mmblocks.train.objectives import item_mismatch, objectives
+from mmblocks.train.objectives import describe_item_mismatch, objectives
 
 PATH_SUFFIXES = ("path", "file", "folder", "images", "videos")
 """What the settings of a source that name files and folders end in."""
@@ -164,8 +164,10 @@ def _find_objective_faults(key: str, stage: Mapping[str, Any]) -> Iterator[Fault
         yield Fault(f"{key}.objective", str(cause))
         return
     for number, source in enumerate(to_sequence(stage.get("data"))):
-        if (held := _make_first_item(source)) is not None and isinstance(held, PreferencePair) is not objective.pairs:
-            yield Fault(f"{key}.data.{number}", item_mismatch(objective))
+        if (held := _make_first_item(source)) is not None and isinstance(
+            held, PreferencePair
+        ) is not objective.needs_pairs:
+            yield Fault(f"{key}.data.{number}", describe_item_mismatch(objective))
 
 
 def _make_first_item(source: Any) -> Item | None:
