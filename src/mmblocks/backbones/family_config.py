@@ -1,4 +1,4 @@
-"""What a family of transformers takes: its names of sizes, its rotary settings, its special ids."""
+"""Config entries of transformers' model families: names of sizes, rotary settings, special token ids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ SIZE_NAMES = {  # our setting -> transformers' name
 SIZE_SETTINGS = {theirs: ours for ours, theirs in SIZE_NAMES.items() if ours != "tie_embeddings"}
 POSITIVE_ENTRIES = ("logits_scaling", "query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping")
 """Numbers of a config beside its sizes by which something is divided."""
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What families call the number of their experts."""
 _NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+
+
+def count_experts(config: PreTrainedConfig) -> int:
+    """How many experts a layer chooses among; 0 for a dense model."""
+    return max((getattr(config, name, None) or 0) for name in EXPERT_COUNTS)
 
 
 def to_family_names(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +52,7 @@ def to_family_names(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_rope_settings(family: str, theta: float) -> dict[str, Any]:
-    """The family's rotary settings with another base."""
+    """The family's rotary settings with `rope_theta` replaced."""
     own = getattr(make_default_config(family), "rope_parameters", None) or {}
     if any(isinstance(value, Mapping) for value in own.values()):
         raise ConfigError(
@@ -56,7 +63,7 @@ def make_rope_settings(family: str, theta: float) -> dict[str, Any]:
 
 
 def disable_special_tokens(family: str, settings: Mapping[str, Any]) -> dict[str, None]:
-    """Special ids of the family that lie outside a smaller vocabulary, switched off."""
+    """Special token ids of the family that lie outside a smaller vocabulary, set to None."""
     size = settings.get("vocab_size")
     if size is None:
         return {}
@@ -77,7 +84,7 @@ def make_default_config(family: str) -> PreTrainedConfig:
 
 
 def to_savable(settings: GenerationConfig) -> GenerationConfig:
-    """The same, without its settings of sampling where it does not sample: transformers refuses to save these (Vicuna's)."""
+    """The same settings, without those of sampling where nothing is sampled: transformers refuses to save these (Vicuna's)."""
     try:
         settings.validate(strict=True)
     except ValueError:
@@ -87,28 +94,28 @@ def to_savable(settings: GenerationConfig) -> GenerationConfig:
 
 
 def infer_kv_heads(family: str, settings: Mapping[str, Any]) -> dict[str, int]:
-    """As many key heads as heads, where only the latter are given: a family's own number belongs to its own heads."""
-    ours = {"num_attention_heads", "num_key_value_heads"} & settings.keys()
-    if ours != {"num_attention_heads"} or getattr(make_default_config(family), "num_key_value_heads", None) is None:
+    """As many key-value heads as heads where only the latter are given: the family's own number fits its own heads only."""
+    given = {"num_attention_heads", "num_key_value_heads"} & settings.keys()
+    if given != {"num_attention_heads"} or getattr(make_default_config(family), "num_key_value_heads", None) is None:
         return {}
     return {"num_key_value_heads": settings["num_attention_heads"]}
 
 
 @cache
 def find_fixed_head_dim(family: str) -> int | None:
-    """Channels per head that a family has whatever its width is (Gemma's 256); None where its heads share the width."""
+    """Channels per head of a family where they do not depend on its width (Gemma's 256); None where heads divide the width."""
     from transformers import AutoConfig
 
     default = make_default_config(family)
-    width, found = getattr(default, "hidden_size", None), getattr(default, "head_dim", None)
-    if not isinstance(width, int) or not isinstance(found, int):
+    width, head_dim = getattr(default, "hidden_size", None), getattr(default, "head_dim", None)
+    if not isinstance(width, int) or not isinstance(head_dim, int):
         return None
     wider = AutoConfig.for_model(family, hidden_size=2 * width)
-    return found if getattr(wider, "head_dim", None) == found else None
+    return head_dim if getattr(wider, "head_dim", None) == head_dim else None
 
 
 def require_moderate_sizes(settings: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for sizes, in transformers' words, so large that the config alone would fill the memory."""
+    """Raise `ConfigError` for sizes (transformers' names) so large that the config alone would fill the memory."""
     faults = [
         fault
         for name, value in settings.items()
@@ -119,10 +126,9 @@ def require_moderate_sizes(settings: Mapping[str, Any]) -> None:
 
 
 def require_possible_sizes(config: PreTrainedConfig) -> None:
-    """Raise `ConfigError` for sizes that no model can have, whether they are given or the family's own.
+    """Raise `ConfigError` for sizes that no model can have, whether given or the family's defaults.
 
-    A config's whole content is seen here, what is left out of the settings included; torch's kernels for the CPU end the
-    process on some of these.
+    The whole config is checked, not only the settings: torch's CPU kernels end the process on some impossible sizes.
     """
     faults = [
         f"{SIZE_SETTINGS.get(name, name)}={value!r} is not a number above 0"
@@ -138,17 +144,17 @@ def require_possible_sizes(config: PreTrainedConfig) -> None:
         config, "sliding_window", None
     ):
         faults.append("sliding_window=0, but its layers look through a window; leave it out or write its tokens")
-    own = getattr(config, "rope_parameters", None) or {}
+    rope = getattr(config, "rope_parameters", None) or {}
     faults += [
         f"rope_theta={value!r} in rope_parameters is not a number above 0"
-        for kind in (own, *(inner for inner in own.values() if isinstance(inner, Mapping)))
+        for kind in (rope, *(inner for inner in rope.values() if isinstance(inner, Mapping)))
         if not _is_above_zero(value := kind.get("rope_theta", 1.0))
     ]
     if faults:
         raise ConfigError(f"backbone family {config.model_type!r}: {'; '.join(faults)}.")
 
 
-def _is_above_zero(value: Any) -> bool:
+def _is_above_zero(value: object) -> bool:
     numbers = value if isinstance(value, list | tuple) else [value]  # one for each layer
     return all(isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < float("inf") for n in numbers)
 

@@ -15,7 +15,7 @@ from mmblocks.cli.image_options import add_image_options, read_image_options
 from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mmblocks.model.convert.door import CheckpointLayout
+    from mmblocks.model.convert.layout import CheckpointLayout
     from mmblocks.model.onevision import OneVision
 
 PARTS = ("encoder", "projector", "learned_tokens", "backbone")

@@ -14,8 +14,9 @@ from mmblocks.errors import CheckpointError, MMBlocksError
 from mmblocks.model.checkpoint import localise_spec, read_spec
 from mmblocks.model.convert import detect_layout
 from mmblocks.model.convert.chat import PROBES
-from mmblocks.model.convert.probe import QFORMER_FAMILIES, load_processor
+from mmblocks.model.convert.probe import QFORMER_FAMILIES
 from mmblocks.model.onevision import OneVision
+from mmblocks.pretrained import read_processor
 from mmblocks.templates.rendering import render_template
 
 ChatMessages = list[dict[str, Any]]
@@ -106,7 +107,7 @@ def _make_folder_prompter(folder: Path) -> Prompter | None:
         return None
     if kind == "mmblocks":
         return _make_model_prompter(Processor.from_spec(localise_spec(read_spec(folder), folder)))
-    return _of_processor(load_processor(folder), bare=kind in QFORMER_FAMILIES)
+    return _of_processor(read_processor(folder), bare=kind in QFORMER_FAMILIES)
 
 
 def _of_processor(processor: Any, *, bare: bool) -> Prompter:
