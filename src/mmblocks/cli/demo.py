@@ -70,8 +70,8 @@ def list_scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
         ),
         (
             "Two images in one conversation",
-            ["Image 1: ", image(find_media("first.png")), "Image 2: ", image(find_media("second.png"))],
-            ["What is in image 1?", "Which image shows a purple square?"],
+            ["Picture 1: ", image(find_media("first.png")), "Picture 2: ", image(find_media("second.png"))],
+            ["What is in picture 1?", "Which picture shows a purple square?"],
         ),
         (
             "A video of two seconds",
