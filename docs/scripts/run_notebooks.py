@@ -15,7 +15,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-FOLDER = Path(__file__).parents[1] / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 TIMEOUT_S = 900  # of a cell; a busy machine takes many times as long as an idle one
 ENVIRONMENT = {
     "COLUMNS": "100",

@@ -70,7 +70,9 @@ def test_what_was_given_is_not_asked_for_again(given, missing, run_command):
     assert error.splitlines()[-1].startswith(f"mmblocks swap needs {missing}: ")
 
 
-@pytest.mark.parametrize("words", [["r", "--star", "a=1,2"], ["--star", "r", "a=1,2"], ["r", "a=1,2", "--star"]])
+@pytest.mark.parametrize(
+    "words", [["r", "--one-at-a-time", "a=1,2"], ["--one-at-a-time", "r", "a=1,2"], ["r", "a=1,2", "--one-at-a-time"]]
+)
 def test_options_may_stand_between_overrides(words, run_command):
     assert run_command("sweep", *words) == (0, "")
 

@@ -150,7 +150,7 @@ def test_doctor_says_of_every_way_of_every_op_whether_it_runs(say):
 def test_doctor_tests_itself(say):
     code, out, _ = say("doctor", "--selftest")
     assert code == 0
-    assert out.endswith("self-test: every way agrees with its reference\n")
+    assert out.endswith("self-test: every backend agrees with its reference\n")
     for op in ("attention", "rows_attention", "fixed_attention", "gather_lerp"):
         assert f"  {op} reference " in out.partition("self-test on cpu:")[2]
 
