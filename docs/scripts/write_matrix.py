@@ -77,8 +77,8 @@ def combinations() -> list[Combination]:
 
 def own(registry: Registry[Any]) -> list[str]:
     """The components of mmblocks itself, without presets."""
-    found = [.find_info(name) for name in registry]
-    return [f.name for f in found if not f.of and f.module.startswith("mmblocks.")]
+    found = [registry.find_info(name) for name in registry]
+    return [f.name for f in found if not f.preset_of and f.module.startswith("mmblocks.")]
 
 
 PLAIN_CLIP = {"name": "frames", "max_frames": 4, "newline": "none"}
