@@ -1,6 +1,5 @@
 """What commands ask for: without arguments an error names what is required, and nothing else."""
 
-import importlib
 
 import pytest
 
@@ -28,7 +27,7 @@ def run_command(monkeypatch, capsys):
     """Run a command whose own work is left out; its exit code and what it wrote to standard error."""
 
     def run(name, *arguments):
-        monkeypatch.setattr(importlib.import_module(COMMANDS[name].module), "run", lambda args: 0)
+        monkeypatch.setattr(COMMANDS[name].import_module(), "run", lambda args: 0)
         try:
             code = main([name, *arguments])
         except SystemExit as end:

@@ -114,7 +114,7 @@ def test_what_pip_installs_from_the_wheel_runs_on_its_own(wheel, tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
     subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
     code = (
-        "import mmblocks; from mmblocks.conf.files import shipped_recipes; print(mmblocks.__file__, shipped_recipes())"
+        "import mmblocks; from mmblocks.conf.files import find_shipped_folder; print(mmblocks.__file__, find_shipped_folder())"
     )
     for command, shown in (
         ([str(site / "bin/mmblocks"), "--version"], f"mmblocks {mmblocks.__version__}"),
