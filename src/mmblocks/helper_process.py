@@ -19,12 +19,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.util import Finalize
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from mmblocks.errors import MachineError
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 LENGTHS = struct.Struct("<IQ")
 """Bytes of the JSON object, bytes of what follows it."""
@@ -256,7 +253,7 @@ def serve_requests(answer: Callable[[dict[str, Any], bytes], HelperAnswer]) -> N
         os.dup2(nothing, 0)
         os.close(nothing)
         os.dup2(2, 1)
-        _send_answer(answers, {"ready": True})
+        _send_answer(answers, {"ready": True}, memoryview(b""))
         while len(lengths := requests.read(LENGTHS.size)) == LENGTHS.size:
             header_bytes, content_bytes = LENGTHS.unpack(lengths)
             header, content = requests.read(header_bytes), requests.read(content_bytes)
@@ -269,14 +266,13 @@ def serve_requests(answer: Callable[[dict[str, Any], bytes], HelperAnswer]) -> N
                 result = answer(request, content)
             except MemoryError:
                 result = {"memory": True}, b""
-            _send_answer(answers, *result)
+            _send_answer(answers, result[0], memoryview(result[1]))
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _send_answer(answers: BinaryIO, header: Mapping[str, Any], content: Buffer = b"") -> None:
+def _send_answer(answers: BinaryIO, header: Mapping[str, Any], content: memoryview) -> None:
     text = json.dumps(header).encode()
-    size = memoryview(content).nbytes
-    answers.write(LENGTHS.pack(len(text), size) + text)
-    if size:
+    answers.write(LENGTHS.pack(len(text), content.nbytes) + text)
+    if content.nbytes:
         answers.write(content)
     answers.flush()

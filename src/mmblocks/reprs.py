@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
     from torch import Tensor
 
 
-def format_by_shape(self: DataclassInstance) -> str:
+class Dataclass(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def format_by_shape(self: Dataclass) -> str:
     """The `__repr__` of a dataclass with tensors: `Packing(cu_seqlens=int32 (3,), max_seqlen=4)`."""
     shown = (f"{field.name}={_format_value(getattr(self, field.name))}" for field in fields(self) if field.repr)
     return f"{type(self).__name__}({', '.join(shown)})"

@@ -140,8 +140,8 @@ def list_damage(folder: Path) -> list[str]:
     if listed.is_file() and not wanted:
         return [f"{listed} is empty"]
     missing = [path for path in wanted if not (folder / path).is_file()]
-    found = compute_checksums(folder, [path for path in wanted if path not in missing])
-    changed = [path for path in found if found[path] != wanted[path]]
+    actual = compute_checksums(folder, [path for path in wanted if path not in missing])
+    changed = [path for path in actual if actual[path] != wanted[path]]
     return [f"{folder / path} is missing, though {listed} lists it" for path in missing] + [
         f"{folder / path} is not as it was written (its SHA-256 is not that in {listed})" for path in changed
     ]

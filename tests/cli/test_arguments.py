@@ -1,6 +1,5 @@
 """What commands ask for: without arguments an error names what is required, and nothing else."""
 
-
 import pytest
 
 from mmblocks.cli import COMMANDS, main

@@ -56,7 +56,6 @@ def test_components_named_beside_a_spec_replace_its_own(tiny_spec):
         mmblocks.build(spec, projetcor="linear")
 
 
-
 @pytest.mark.parametrize("name", systems.SYSTEMS)
 def test_the_projector_of_any_system_is_swapped_on_the_command_line(name, capsys):
     other = "perceiver" if "blip" in name else "gated"  # 32 frames of 257 cells each are too long for Vicuna

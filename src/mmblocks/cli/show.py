@@ -59,5 +59,5 @@ def format_component(registry: Registry[Any], name: str) -> Iterator[str]:
     yield from (f"{fact + ':':9} {value}" for fact, value in list_facts(registry, name).items())
     yield f"source:   {entry.source}"
     if entry.verified_against:
-        yield f"verified against: {entry.verified_against}"
+        yield f"verified: {entry.verified_against}"
     yield f"file:     {inspect.getsourcefile(entry.builder) or entry.builder.__module__}"

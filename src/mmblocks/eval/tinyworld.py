@@ -59,7 +59,7 @@ def sum_scores(scores: dict[str, ExactScore]) -> ExactScore:
 
 def format_scores(table: ScoreTable) -> str:
     """The scores as a Markdown table: one row per question type, one in bold per task."""
-    rows = ["| task | question | asked | exact |", "|---|---|---:|---:|"]
+    rows = ["| task | question type | questions | exact |", "|---|---|---:|---:|"]
     for task, scores in table.items():
         rows += [_format_row(task, kind, score) for kind, score in sorted(scores.items())]
         rows.append(_format_row(f"**{task}**", "**all**", sum_scores(scores)))
