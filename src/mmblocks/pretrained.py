@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mmblocks.errors import CheckpointError, MMBlocksError
 from mmblocks.json_files import read_object
@@ -36,18 +36,6 @@ ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementatio
 MAX_REPEATS = 10_000
 """Layers, blocks or experts that a model may have: a config that says more would fill the memory before it is refused."""
 _REPEATED = ("layers", "n_layer", "depth", "depths", "num_blocks", "experts")
-
-
-class PretrainedClass(Protocol):
-    """A class of transformers that reads checkpoints: of a model, a config or a tokenizer, or one of the Auto classes."""
-
-    def from_pretrained(self, source: Any, /, **options: Any) -> Any: ...
-
-
-class AutoModelClass(PretrainedClass, Protocol):
-    """One of transformers' Auto classes of models."""
-
-    def from_config(self, config: Any, /, **options: Any) -> Any: ...
 
 
 _may_fetch = True
@@ -156,12 +144,15 @@ def read_generation_config(folder: str | Path) -> GenerationConfig:
         return GenerationConfig.from_pretrained(str(folder))
 
 
-def read_model(kind: PretrainedClass, source: str | Path | None, **options: Any) -> Any:
-    """A model of transformers with the weights of a hub id or folder. `source` is None with weights in `state_dict`."""
+def read_model(kind: type[Any], source: str | Path | None, **options: Any) -> Any:
+    """A model of transformers with the weights of a hub id or folder. kind: its class, or one of the Auto classes.
+
+    `source` is None where the weights are given (`state_dict`).
+    """
     return read_pretrained(kind, source, needs=CONFIG, trust_remote_code=False, **options)
 
 
-def read_pretrained(kind: PretrainedClass, source: str | Path | None, needs: str = "", **options: Any) -> Any:
+def read_pretrained(kind: type[Any], source: str | Path | None, needs: str = "", **options: Any) -> Any:
     """`kind.from_pretrained(source)` that runs no code of the checkpoint and raises only `CheckpointError`.
 
     needs: a file that a local folder must have.
@@ -173,8 +164,8 @@ def read_pretrained(kind: PretrainedClass, source: str | Path | None, needs: str
         return kind.from_pretrained(place, **{"trust_remote_code": False, **options})
 
 
-def make_model(kind: AutoModelClass, config: PreTrainedConfig, **options: Any) -> Any:
-    """A model of transformers from a config, with random weights."""
+def make_model(kind: type[Any], config: PreTrainedConfig, **options: Any) -> Any:
+    """A model of transformers from a config, with random weights. kind: one of the Auto classes."""
     return kind.from_config(config, trust_remote_code=False, **options)
 
 
