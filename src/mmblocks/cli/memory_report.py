@@ -27,15 +27,12 @@ def read_ranks(words: Sequence[str]) -> tuple[int, ...]:
 
 def compute_stage_memory(raw: Mapping[str, Any], ranks: Sequence[int]) -> dict[str, list[StepMemory]]:
     """By stage, for a composed recipe. Raises `ConfigError` for a system, which has no stages."""
-    from mmblocks.settings import read_settings
-    from mmblocks.train.estimates.memory import estimate_stage_memory
-    from mmblocks.train.stages import Stage
+    from mmblocks.train.estimates.memory import estimate_stage_memory, read_stages
 
     if not raw.get("stages"):
         raise ConfigError("--memory is about training, and a system has no stages; name a recipe (`mmblocks recipes`).")
-    stages = [read_settings(Stage, stage, f"stages.{i}") for i, stage in enumerate(raw["stages"])]
     settings = {"gradient_checkpointing": raw.get("gradient_checkpointing", False), "ema": raw.get("ema") is not None}
-    return {stage.name: estimate_stage_memory(raw["model"], stage, ranks, **settings) for stage in stages}
+    return {stage.name: estimate_stage_memory(raw["model"], stage, ranks, **settings) for stage in read_stages(raw)}
 
 
 def format_memory(stages: Mapping[str, Sequence[StepMemory]]) -> Iterator[str]:
@@ -43,7 +40,7 @@ def format_memory(stages: Mapping[str, Sequence[StepMemory]]) -> Iterator[str]:
     for name, rows in stages.items():
         sizes = sorted({(row.tokens, row.views) for row in rows})
         yield f"{name}: GiB per process, rows of " + ", ".join(f"{t} tokens and {v} views" for t, v in sizes)
-        table = [(str(row.ranks), *(f"{getattr(row, column) / GIB:.1f}" for column in COLUMNS)) for row in rows]
+        table = [(str(row.ranks), *(f"{row.to_dict()[column] / GIB:.1f}" for column in COLUMNS)) for row in rows]
         yield from align_columns([("ranks", *(c.replace("_", " ") for c in COLUMNS)), *table])
         yield ""
     yield "between rows: whole gradients kept between rows, with several rows per process and step and accumulate=local; not in the total."

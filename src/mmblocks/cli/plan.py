@@ -92,11 +92,15 @@ def _print_plan(values: object, lines: Iterable[str], *, as_json: bool) -> None:
 
 def _print_media_plan(raw: Mapping[str, Any], media: Sequence[str], args: argparse.Namespace) -> None:
     from mmblocks.model.budget import estimate_budget, parse_visual_shape
+    from mmblocks.model.checks.composition import dry_build
+    from mmblocks.train.estimates.memory import estimate_stage_states
 
     shapes = [parse_visual_shape(word) for word in media or DEFAULT_MEDIA]
-    stages = {stage["name"]: list(stage["train"]) for stage in raw.get("stages", [])}
-    budget = estimate_budget(raw["model"], shapes, text_tokens=args.text, stages=stages)
-    _print_plan(budget.to_dict(), format_budget(raw["model"], budget), as_json=args.json)
+    seen = dry_build(raw["model"])
+    budget = estimate_budget(seen, shapes, text_tokens=args.text)
+    training = {name: state.total for name, state in estimate_stage_states(raw, seen).items()}
+    values = {**budget.to_dict(), "training_bytes": training}
+    _print_plan(values, format_budget(raw["model"], budget, training), as_json=args.json)
 
 
 def _print_training_table(raw: Mapping[str, Any], *, as_json: bool) -> None:
@@ -111,11 +115,11 @@ def _print_training_table(raw: Mapping[str, Any], *, as_json: bool) -> None:
     )
 
 
-# Tables --------------------------------------------------------------------------------------------------
+# Tables -------------------------------------------------------------------------------------------------------------
 
 
-def format_budget(model: Mapping[str, Any], budget: Budget) -> Iterator[str]:
-    """The budget as aligned tables."""
+def format_budget(model: Mapping[str, Any], budget: Budget, training: Mapping[str, int]) -> Iterator[str]:
+    """The budget as aligned tables. training: bytes of the state of each stage on one process."""
     from mmblocks.registry import split_spec
 
     names = {kind: split_spec(model[kind])[0] for kind in ("encoder", "projector", "pooling", "backbone")}
@@ -126,9 +130,8 @@ def format_budget(model: Mapping[str, Any], budget: Budget) -> Iterator[str]:
     yield ""
     yield from align_columns([("part", "parameters", "weights (bf16)", "prefill"), *_list_part_rows(budget)])
     yield ""
-    training = [(f"training {stage}: weights, gradients, Adam", n) for stage, n in budget.training_bytes.items()]
-    memory = [("KV cache (bf16)", budget.kv_cache_bytes), *training]
-    yield from align_columns([(name, format_number(size, "B")) for name, size in memory])
+    states = [(f"training {name}: weights, gradients, Adam", format_bytes(size)) for name, size in training.items()]
+    yield from align_columns([("KV cache (bf16)", format_bytes(budget.kv_cache_bytes)), *states])
     yield from (f"note: {note}" for note in budget.notes)
     if not budget.is_within_limit:
         yield (
@@ -151,7 +154,7 @@ def _list_visual_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
 def _list_part_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
     for part, count in budget.parameters.items():
         flops = budget.flops.get(part, 0)
-        yield part, format_number(count), format_number(2 * count, "B"), format_number(flops, "FLOP")
+        yield part, format_number(count), format_bytes(2 * count), format_number(flops, "FLOP")
         if part == "backbone":
             yield "  attention", "", "", format_number(budget.flops.get("attention"), "FLOP")
             yield "  last row's head", "", "", format_number(budget.flops.get("head"), "FLOP")
@@ -160,7 +163,7 @@ def _list_part_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
     yield (
         "all",
         format_number(sum(budget.parameters.values())),
-        format_number(budget.weight_bytes, "B"),
+        format_bytes(budget.weight_bytes),
         format_number(total, "FLOP"),
     )
 
@@ -173,3 +176,13 @@ def format_number(number: float | None, unit: str = "") -> str:
         if number >= size:
             return f"{number / size:.1f} {prefix}{unit}"
     return f"{number} {unit}".rstrip()
+
+
+def format_bytes(size: int | None) -> str:
+    """A number of bytes in the units of `plan --memory`: 1073741824 -> '1.0 GiB'."""
+    if size is None:
+        return "unknown"
+    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} B"

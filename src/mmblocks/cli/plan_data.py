@@ -141,7 +141,7 @@ def _plan_stage(raw: Mapping[str, Any], stage: Stage, request: PlanRequest) -> S
     )
 
 
-# Tables --------------------------------------------------------------------------------------------------
+# Tables -------------------------------------------------------------------------------------------------------------
 
 
 def format_stage(stage: StageFigures) -> Iterator[str]:
