@@ -86,20 +86,20 @@ def prepare_sweep(
     recipe: str,
     words: Sequence[str],
     *,
-    arms_only: bool = False,
+    one_at_a_time: bool = False,
     out: Path | None = None,
     score: ScoreKind | None = None,
     samples: int = 200,
 ) -> Path:
     """Compose and check every cell of a sweep and write its folder, without running any of it; returns the folder.
 
-    arms_only: vary one axis at a time (see `mmblocks.sweep.trials.star`) instead of all together. out: by default `sweep` in
+    one_at_a_time: vary one axis at a time (see `mmblocks.sweep.trials.vary_one_at_a_time`) instead of all together. out: by default `sweep` in
     the recipe's own. score: "tiny" by default where all data is TinyWorld's, else "loss". Raises `ConfigError` that lists
     every fault by cell; nothing is written then.
     """
     said = SweepArguments.from_words(recipe, words)
     _require_launcher(said.launcher)
-    trials = (vary_one_at_a_time if arms_only else cross_axes)(said.axes)
+    trials = (vary_one_at_a_time if one_at_a_time else cross_axes)(said.axes)
     runs = _compose_trials(recipe, said.shared, trials)
     first = next(iter(runs.values()))
     folder = Path(first["out"]) / "sweep" if out is None else out

@@ -143,7 +143,7 @@ class Sweep:
             raise ConfigError(f"{folder} is not the folder of a sweep: it has no {SWEEP}.")
         raw = read_json(folder / SWEEP)
         listed = {key: tuple(raw[key]) for key in ("overrides", "visuals")}
-        return cls(**{**raw, **listed, "cells": tuple(SweepTrial(**trial) for trial in raw["cells"])})
+        return cls(**{**raw, **listed, "trials": tuple(SweepTrial(**trial) for trial in raw["trials"])})
 
     @property
     def score_settings(self) -> dict[str, Any]:
