@@ -91,7 +91,9 @@ def answers(sample):
 
 @pytest.mark.parametrize("talk", TALKS)
 def test_every_answer_stands_behind_the_prompt_for_it_and_reads_as_the_last_one(talk, arguments, processor):
-    learned = [one for sample in processor.encode_item(Conversation.from_messages(said(talk))) for one in answers(sample)]
+    learned = [
+        one for sample in processor.encode_item(Conversation.from_messages(said(talk))) for one in answers(sample)
+    ]
     expected = []
     for i in range(1, len(talk), 2):
         prompt, whole = (rendered(arguments, said(talk)[:n], opened) for n, opened in ((i, True), (i + 1, False)))
@@ -105,7 +107,9 @@ def test_every_answer_stands_behind_the_prompt_for_it_and_reads_as_the_last_one(
 @pytest.mark.parametrize("talk", TALKS)
 def test_a_prompt_is_what_transformers_makes_of_it(talk, arguments, processor):
     for i in range(0, len(talk), 2):
-        prompt = processor.make_prompt_sample(Conversation.from_messages(said(talk)[: i + 1])).encoded.input_ids.tolist()
+        prompt = processor.make_prompt_sample(
+            Conversation.from_messages(said(talk)[: i + 1])
+        ).encoded.input_ids.tolist()
         assert prompt == ids_of(arguments, rendered(arguments, said(talk)[: i + 1], True))
 
 
@@ -131,7 +135,8 @@ def test_of_a_pair_the_last_answers_are_compared(processor):
 def test_the_label_lint_finds_nothing_wrong_with_them(processor):
     linter = Linter(processor)
     looked = [
-        linter.lint_conversation(one) for one in processor.list_conversations(Conversation.from_messages(said(TALKS[1])))
+        linter.lint_conversation(one)
+        for one in processor.list_conversations(Conversation.from_messages(said(TALKS[1])))
     ]
     assert [finding for one in looked for finding in one.findings] == []
 

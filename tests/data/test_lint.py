@@ -64,7 +64,8 @@ class LearnsQuestions(ChatML):
 
     def to_spans(self, messages):
         return [
-            replace(s, learn=isinstance(s.content, str) and "<|" not in s.content) or s for s in super().to_spans(messages)
+            replace(s, learn=isinstance(s.content, str) and "<|" not in s.content) or s
+            for s in super().to_spans(messages)
         ]
 
 

@@ -173,7 +173,9 @@ def test_half_precision_writes_what_transformers_writes_in_it(backbone):
         logits.append(steps[0](column, [True, True]))
         stores[0].reserve_slots(16)
     whole = backbone.float()
-    rows = [torch.cat([part.float(), whole.embed_tokens(row[:-1])]) for part, row in zip(x.split([5, 9]), ids, strict=True)]
+    rows = [
+        torch.cat([part.float(), whole.embed_tokens(row[:-1])]) for part, row in zip(x.split([5, 9]), ids, strict=True)
+    ]
     exact = prefill_prompts(whole, KVCache(2), torch.cat(rows), [len(r) for r in rows])
     allowed = 0.05 * exact.abs().max().item()  # bf16 carries three digits through two layers
     torch.testing.assert_close(logits[-1].float(), exact, rtol=0, atol=allowed)

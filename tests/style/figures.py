@@ -11,9 +11,57 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 VERBS = frozenset(
-    "align assign attend begin bring clean column contain embed explain feed gen given human in join learn len login main "
-    "mean min need obtain on open padding packing pin plan pooling retain return ring run scan seed setting settings span "
-    "spin string then timing token train training turn warning".split()
+    [
+        "align",
+        "assign",
+        "attend",
+        "begin",
+        "bring",
+        "clean",
+        "column",
+        "contain",
+        "embed",
+        "explain",
+        "feed",
+        "gen",
+        "given",
+        "human",
+        "in",
+        "join",
+        "learn",
+        "len",
+        "login",
+        "main",
+        "mean",
+        "min",
+        "need",
+        "obtain",
+        "on",
+        "open",
+        "padding",
+        "packing",
+        "pin",
+        "plan",
+        "pooling",
+        "retain",
+        "return",
+        "ring",
+        "run",
+        "scan",
+        "seed",
+        "setting",
+        "settings",
+        "span",
+        "spin",
+        "string",
+        "then",
+        "timing",
+        "token",
+        "train",
+        "training",
+        "turn",
+        "warning",
+    ]
 )
 """First words of names that look like participles and are none."""
 PARTICIPLE = re.compile(r"\w+(ed|ing|[a-z]n)")

@@ -49,7 +49,9 @@ def test_budget_scales_steps_and_epochs(planner):
 
 def test_steps_of_tokens_are_filled_and_as_many_as_asked_for(planner):
     data = planner(steps=6, step_tokens=600, pack_tokens=200).data()
-    tokens = [data.plan.sizes.tokens[np.concatenate(data.plan.list_packs(step))].sum() for step in range(len(data.plan))]
+    tokens = [
+        data.plan.sizes.tokens[np.concatenate(data.plan.list_packs(step))].sum() for step in range(len(data.plan))
+    ]
     assert len(tokens) == 6
     assert all(len(data.plan.list_packs(step)) == 3 for step in range(6))
     assert min(tokens) > 400

@@ -261,7 +261,8 @@ class CausalLM(nn.Module):
     def _require_placeholder(self) -> None:
         if not 0 <= self.placeholder_id < self.vocab_size:
             raise ConfigError(
-                f"backbone: placeholder_id={self.placeholder_id} is outside the vocabulary of {self.vocab_size} tokens."
+                f"backbone: placeholder_id={self.placeholder_id} is outside the vocabulary of {self.vocab_size} tokens.",
+                settings=["placeholder_id"],
             )
 
 

@@ -18,7 +18,7 @@ from mmblocks.errors import ConfigError
 from mmblocks.image_reading import ImageReading
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Registry, Spec
-from mmblocks.settings import format_suggestion, list_settings
+from mmblocks.settings import format_suggestion, list_settings, make_unknown_fault
 from mmblocks.shapes import SCENARIOS
 from mmblocks.train.stages import TRAINABLE_PARTS, EncoderPretraining, Evaluation, Lora, PartSettings, Stage, TrainRun
 
@@ -153,7 +153,7 @@ def _make_run_shape() -> _Shape:
     data = _Each(_Component(sources, tuple(list_settings(SourceUse))), "source")
     tokenizer = _Fields(dict.fromkeys(SCENARIOS, _Component(REGISTRIES["tokenizer"])))
     rates = {
-        part: _Fields.from_schema(Lora if part == "lora" else PartSettings, whole="rate") for part in TRAINABLE_PARTS
+        part: _Fields.from_schema(Lora if part == "lora" else PartSettings, whole="lr") for part in TRAINABLE_PARTS
     }
     parts = {kind: _Component(REGISTRIES[kind]) for kind in kinds}
     model = _Fields.from_schema(
@@ -200,7 +200,7 @@ def _locate_key(keys: Sequence[str], value: Any, *, must_be_known: bool) -> _Key
         known = shape.find_settings(value)
         if known is not None and rest[0] not in known:
             if must_be_known and place.path:
-                raise ConfigError(f"{'.'.join(keys)} is not a setting.{format_suggestion(rest[0], known)}")
+                raise ConfigError.from_faults([make_unknown_fault(".".join(keys), "is not a setting.", known)])
             return _KeyPath([*place.path, *rest], place.filled, is_known=False)
         place.path.append(rest[0])
         value = value.get(rest[0]) if isinstance(value, Mapping) else None

@@ -112,13 +112,12 @@ def _build_tower(sizes: dict[str, Any], blocks: int, norm: bool) -> Any:
 
 
 def _require_positions(trained_px: int, patch_px: int, registers: int) -> None:
-    faults = []
     if trained_px < patch_px:
-        faults.append(f"trained_px={trained_px} holds no whole patch of patch_px={patch_px}")
+        message = f"encoder 'dinov2': trained_px={trained_px} holds no whole patch of patch_px={patch_px}."
+        raise ConfigError(message, settings=["trained_px", "patch_px"])
     if registers < 0:
-        faults.append(f"registers={registers} is no number of tokens")
-    if faults:
-        raise ConfigError("encoder 'dinov2': " + "; ".join(faults) + ".")
+        message = f"encoder 'dinov2': registers={registers} is no number of tokens; write 0 or more."
+        raise ConfigError(message, settings=["registers"])
 
 
 encoders.preset("dinov2_large", of="dinov2", checkpoint="facebook/dinov2-large")

@@ -115,13 +115,12 @@ def _fill_rope_buffers(encoder: Any, _: Any) -> None:
 
 
 def _require_rotary(dim: int, heads: int, registers: int) -> None:
-    faults = []
     if dim // heads % 4:
-        faults.append(f"dim={dim} with heads={heads} gives {dim // heads} channels per head, not a multiple of 4")
+        message = f"dim={dim} with heads={heads} gives {dim // heads} channels per head, not a multiple of 4"
+        raise ConfigError(f"encoder 'dinov3': {message}.", settings=["dim", "heads"])
     if registers < 0:
-        faults.append(f"registers={registers} is no number of tokens")
-    if faults:
-        raise ConfigError("encoder 'dinov3': " + "; ".join(faults) + ".")
+        message = f"encoder 'dinov3': registers={registers} is no number of tokens; write 0 or more."
+        raise ConfigError(message, settings=["registers"])
 
 
 encoders.preset("dinov3_vitl16", of="dinov3", checkpoint="facebook/dinov3-vitl16-pretrain-lvd1689m")

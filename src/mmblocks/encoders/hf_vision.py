@@ -163,11 +163,13 @@ class _TowerRequest:
             return tower(pixel_values=pixels).last_hidden_state
         hidden = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
         if fault := vit.find_layer_fault(self.layer, len(hidden) - 1):
-            raise ConfigError(f"encoder 'hf_vision': {fault}.")
+            raise ConfigError(f"encoder 'hf_vision': {fault}.", settings=["layer"])
         chosen = [hidden[i] for i in vit.list_state_indices(self.layer, len(hidden) - 1)]
         if len({state.shape for state in chosen}) > 1:
             shapes = ", ".join(str(tuple(state.shape[1:])) for state in chosen)
-            raise ConfigError(f"encoder 'hf_vision': layer={self.layer} has states of several shapes: {shapes}.")
+            raise ConfigError(
+                f"encoder 'hf_vision': layer={self.layer} has states of several shapes: {shapes}.", settings=["layer"]
+            )
         return torch.cat(chosen, dim=1 if chosen[0].ndim == 4 else -1)
 
     def to_grid(self, features: Tensor) -> Tensor:
@@ -210,12 +212,14 @@ def _try_tower(asked: _TowerRequest) -> tuple[int, tuple[str, ...], str]:
             raise
         except Exception as cause:  # whatever a tower raises for a view of this size speaks against it
             raise ConfigError(
-                f"encoder 'hf_vision': {what} cannot take image_px={side}: {type(cause).__name__}: {cause}"
+                f"encoder 'hf_vision': {what} cannot take image_px={side}: {type(cause).__name__}: {cause}",
+                settings=["image_px"],
             ) from cause
         if gives := asked.find_contradiction(raw):
             raise ConfigError(
                 f"encoder 'hf_vision': grid={tuple(asked.grid)} and prefix_tokens={asked.prefix_tokens} are declared, "
-                f"but {what} gives {gives} for image_px={side}."
+                f"but {what} gives {gives} for image_px={side}.",
+                settings=["grid", "prefix_tokens", "image_px"],
             )
         features = asked.to_grid(raw)
         return features.shape[-1], tuple(vit.find_unused_parts(blueprint, features)), readers.sole_reader
@@ -228,7 +232,8 @@ def _read_tower_config(family: str | None, sizes: dict[str, Any], checkpoint: st
     if checkpoint is None or sizes:
         raise ConfigError(
             f"encoder 'hf_vision': family=None with checkpoint={checkpoint!r} and sizes={sizes}; write a checkpoint "
-            "alone, whose config.json says it all, or family (its model_type) and sizes."
+            "alone, whose config.json says it all, or family (its model_type) and sizes.",
+            settings=["checkpoint", "sizes"],
         )
     config = read_config(checkpoint)
     return _disable_drop_path(getattr(config, "vision_config", config), sizes)
@@ -247,18 +252,23 @@ def _make_tower_config(family: str, sizes: dict[str, Any]) -> Any:
 
     if faults := [fault for name, value in sizes.items() for fault in _find_size_faults(name, value)]:
         raise ConfigError(
-            f"encoder 'hf_vision': family={family!r} with sizes={format_value(sizes)}: {'; '.join(faults)}."
+            f"encoder 'hf_vision': family={family!r} with sizes={format_value(sizes)}: {'; '.join(faults)}.",
+            settings=["family", "sizes"],
         )
     try:
         default = AutoConfig.for_model(family)
         unknown = [name for name in sizes if not hasattr(default, name)]
         if unknown:
-            raise ConfigError(f"encoder 'hf_vision': sizes has {unknown}, which family={family!r} does not know.")
+            raise ConfigError(
+                f"encoder 'hf_vision': sizes has {unknown}, which family={family!r} does not know.", settings=["family"]
+            )
         config = AutoConfig.for_model(family, **sizes)
     except (ValueError, TypeError, StrictDataclassError) as cause:
         if isinstance(cause, ConfigError):
             raise
-        raise ConfigError(f"encoder 'hf_vision': family={family!r} with sizes={sizes}: {cause}") from cause
+        raise ConfigError(
+            f"encoder 'hf_vision': family={family!r} with sizes={sizes}: {cause}", settings=["family", "sizes"]
+        ) from cause
     return getattr(config, "vision_config", config)
 
 

@@ -113,7 +113,8 @@ def _try_trunk(
         except Exception as cause:  # whatever a model raises for a view of this size speaks against it
             raise ConfigError(
                 f"encoder 'timm_features': {model_name!r} ({type(blueprint).__name__}) gives no feature map for a "
-                f"view of image_px={asked.view_px.height}: {type(cause).__name__}: {cause}"
+                f"view of image_px={asked.view_px.height}: {type(cause).__name__}: {cause}",
+                settings=["image_px"],
             ) from cause
         idle = tuple(vit.find_unused_parts(blueprint, features))
     return asked, Size(*features.shape[1:3]), features.shape[3], idle
@@ -148,7 +149,8 @@ def _index(model_name: str, trunk: Any, stage: int) -> int:
     if not -stages <= stage < stages:
         raise ConfigError(
             f"encoder 'timm_features': stage={stage} names no stage; {model_name!r} has {stages}: "
-            f"choose 0 to {stages - 1} or {-stages} to -1."
+            f"choose 0 to {stages - 1} or {-stages} to -1.",
+            settings=["stage"],
         )
     return stage % stages
 

@@ -158,7 +158,8 @@ def _tagged(encoder: str, model_name: str, checkpoint: str) -> str:
     if tag:
         raise ConfigError(
             f"encoder {encoder!r}: model_name={model_name!r} and checkpoint={checkpoint!r} name two sets of weights; "
-            'write the tag once, or checkpoint="pretrained".'
+            'write the tag once, or checkpoint="pretrained".',
+            settings=["model_name", "checkpoint"],
         )
     return f"{model}.{checkpoint}"
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -108,21 +108,22 @@ def _stem(widths: list[int], strides: tuple[int, ...], groups: int) -> nn.Sequen
 def _require_stem(
     view_px: int, dim: int, widths: tuple[int, ...], strides: tuple[int, ...], groups: int, heads: int
 ) -> None:
-    faults = []
+    faults: dict[str, tuple[str, ...]] = {}
     if len(strides) != len(widths) + 1:
-        faults.append(
+        message = (
             f"{len(strides)} strides and {len(widths)} widths; the last stage is dim wide, so give one more stride"
         )
+        faults[message] = ("strides", "widths")
     if min(strides, default=0) < 1 or view_px < 1 or view_px % math.prod(strides):
-        faults.append(f"view_px={view_px} cannot be divided by strides={tuple(strides)}")
+        faults[f"view_px={view_px} cannot be divided by strides={tuple(strides)}"] = ("view_px", "strides")
     if groups < 1:
-        faults.append(f"groups={groups} is no number of groups")
+        faults[f"groups={groups} is no number of groups"] = ("groups",)
     elif uneven := [width for width in (*widths[1:], dim) if width % groups]:
-        faults.append(f"widths {uneven} are not multiples of groups={groups}")
+        faults[f"widths {uneven} are not multiples of groups={groups}"] = ("groups",)
     if heads < 1 or dim % heads:
-        faults.append(f"dim={dim} is not a multiple of heads={heads}")
+        faults[f"dim={dim} is not a multiple of heads={heads}"] = ("dim", "heads")
     if faults:
-        raise ConfigError("encoder 'tiny_conv': " + "; ".join(faults) + ".")
+        raise ConfigError(f"encoder 'tiny_conv': {'; '.join(faults)}.", settings=chain(*faults.values()))
 
 
 encoders.preset("tiny_conv_48", of="tiny_conv", view_px=48, strides=(4, 2, 2))

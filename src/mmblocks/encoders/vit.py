@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 import torch
@@ -42,17 +43,17 @@ def require_vit_sizes(
     name: str, *, image_px: int, patch_px: int, dim: int, depth: int, heads: int, layer: Layer
 ) -> None:
     """Refuse sizes that make no vision transformer, naming every fault at once."""
-    faults = []
+    faults: dict[str, tuple[str, ...]] = {}
     if patch_px < 1 or image_px < patch_px:
-        faults.append(f"image_px={image_px} holds no whole patch of patch_px={patch_px}")
+        faults[f"image_px={image_px} holds no whole patch of patch_px={patch_px}"] = ("image_px", "patch_px")
     if heads < 1 or dim % heads:
-        faults.append(f"dim={dim} is not a multiple of heads={heads}")
+        faults[f"dim={dim} is not a multiple of heads={heads}"] = ("dim", "heads")
     if depth < 1:
-        faults.append(f"depth={depth} is no number of blocks; write 1 or more")
+        faults[f"depth={depth} is no number of blocks; write 1 or more"] = ("depth",)
     elif fault := find_layer_fault(layer, depth):
-        faults.append(fault)
+        faults[fault] = ("layer",)
     if faults:
-        raise ConfigError(f"encoder {name!r}: " + "; ".join(faults) + ".")
+        raise ConfigError(f"encoder {name!r}: {'; '.join(faults)}.", settings=chain(*faults.values()))
 
 
 def count_blocks(layer: Layer, depth: int) -> int:

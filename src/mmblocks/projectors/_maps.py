@@ -19,7 +19,7 @@ class MapConv2d(nn.Conv2d):
 def require_at_least_one(name: str, setting: str, value: int) -> None:
     """Refuse a count or a stride under one."""
     if value < 1:
-        raise ConfigError(f"projector {name!r}: {setting}={value}; write {setting} >= 1.")
+        raise ConfigError(f"projector {name!r}: {setting}={value}; write {setting} >= 1.", settings=[setting])
 
 
 def count_whole_windows(name: str, grid: Size, stride: int) -> Size:
@@ -27,6 +27,7 @@ def count_whole_windows(name: str, grid: Size, stride: int) -> Size:
     if min(grid) < stride:
         raise ConfigError(
             f"projector {name!r}: a window of stride={stride} cells a side does not fit in a grid of {grid}; "
-            f"choose a stride of at most {min(grid)}, or an encoder with more cells."
+            f"choose a stride of at most {min(grid)}, or an encoder with more cells.",
+            settings=["stride"],
         )
     return Size(grid.height // stride, grid.width // stride)

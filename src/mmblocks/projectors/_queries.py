@@ -33,21 +33,26 @@ def find_grid_side(name: str, setting: str, queries: int) -> int:
     side = math.isqrt(max(queries, 0))
     if side < 1 or side * side != queries:
         raise ConfigError(
-            f"projector {name!r}: {setting}={queries} makes no square grid; write {max(side, 1) ** 2} or {(side + 1) ** 2}."
+            f"projector {name!r}: {setting}={queries} makes no square grid; write {max(side, 1) ** 2} or {(side + 1) ** 2}.",
+            settings=[setting],
         )
     return side
 
 
 def require_counts(name: str, **counts: int) -> None:
     """Refuse settings below 1, naming all of them at once."""
-    if faults := [f"{setting}={value}" for setting, value in counts.items() if value < 1]:
-        raise ConfigError(f"projector {name!r}: {', '.join(faults)}; write 1 or more.")
+    if small := {setting: value for setting, value in counts.items() if value < 1}:
+        listed = ", ".join(f"{setting}={value}" for setting, value in small.items())
+        raise ConfigError(f"projector {name!r}: {listed}; write 1 or more.", settings=small)
 
 
 def require_heads(name: str, dim: int, heads: int) -> None:
     """Refuse a width that attention heads cannot share."""
     if heads < 1 or dim % heads:
-        raise ConfigError(f"projector {name!r}: dim={dim} cannot be shared by heads={heads}; write a divisor of {dim}.")
+        raise ConfigError(
+            f"projector {name!r}: dim={dim} cannot be shared by heads={heads}; write a divisor of {dim}.",
+            settings=["dim", "heads"],
+        )
 
 
 def require_grid(name: str, got: Size, built_for: Size) -> None:

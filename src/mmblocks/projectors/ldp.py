@@ -142,7 +142,8 @@ class LDPv2(nn.Module):
         if grid.height < self.cells.height or grid.width < self.cells.width:
             raise ConfigError(
                 f"projector 'ldpv2': rows={self.cells.height} and columns={self.cells.width} are more than a grid of "
-                f"{grid} has; write at most rows={grid.height} and columns={grid.width}."
+                f"{grid} has; write at most rows={grid.height} and columns={grid.width}.",
+                settings=["rows", "columns"],
             )
         return self.cells
 

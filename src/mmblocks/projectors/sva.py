@@ -183,7 +183,8 @@ def _sources(splits: tuple[int, ...], in_dim: int) -> tuple[int, ...]:
     if min(widths) < 1 or sum(widths) != in_dim:
         raise ConfigError(
             f"projector 'sva': splits={list(splits)} make {sum(widths)} channels and the encoder gives {in_dim}; "
-            "write the widths of its sources in their order."
+            "write the widths of its sources in their order.",
+            settings=["splits"],
         )
     return widths
 
@@ -193,7 +194,8 @@ def _windows(windows: tuple[int, ...], sources: int, grid: Size, side: int) -> t
         return (max(1, round(grid.area**0.5 / side)),) * sources
     if len(windows) != sources or min(windows) < 1:
         raise ConfigError(
-            f"projector 'sva': windows={list(windows)} for {sources} sources; write cells a side, 1 or more, for each."
+            f"projector 'sva': windows={list(windows)} for {sources} sources; write cells a side, 1 or more, for each.",
+            settings=["windows"],
         )
     return windows
 

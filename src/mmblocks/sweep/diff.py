@@ -124,7 +124,7 @@ def _count_visual_tokens(spec: ModelSpec, word: str) -> Any:
     try:
         budget = estimate_budget(spec, [shape])
     except ConfigError as cause:
-        return str(cause).splitlines()[-1].strip(" -")
+        return str(cause.faults[-1] if cause.faults else cause)
     return f"{budget.visual_tokens} tokens of {budget.views} views"
 
 

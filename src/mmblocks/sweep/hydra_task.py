@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from mmblocks.conf.assemble import HYDRA_VERSION
-from mmblocks.conf.faults import explain_error
+from mmblocks.conf.hydra_errors import explain_error
 from mmblocks.errors import MMBlocksError
 from mmblocks.sweep.trial import run_in_process
 from mmblocks.sweep.trials import Sweep

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import hydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from mmblocks.conf.assemble import HYDRA_VERSION, compose, compose_unchecked, is_system, isolate_hydra
-from mmblocks.conf.faults import HYDRA_ERRORS, explain_error, to_config_error
+from mmblocks.conf.assemble import HYDRA_VERSION, compose_run, isolate_hydra
+from mmblocks.conf.hydra_errors import HYDRA_ERRORS, explain_error, to_config_error
 from mmblocks.conf.overrides import parse_overrides
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.settings import format_suggestion
 from mmblocks.storage import write_json
 from mmblocks.sweep.trials import TRIAL, Axis, ScoreKind, Sweep, SweepTrial, cross_axes, read_json, vary_one_at_a_time
@@ -112,19 +113,17 @@ def prepare_sweep(
 
 def _compose_trials(recipe: str, shared: Sequence[str], trials: Sequence[SweepTrial]) -> dict[str, dict[str, Any]]:
     """Every cell's run by name. Raises one `ConfigError` for all that is wrong with all of them."""
-    if is_system(recipe):
-        compose(recipe)  # says why a system is no run
     runs: dict[str, dict[str, Any]] = {}
-    wrong: list[str] = []
+    wrong: list[Fault] = []
     for trial in trials:
         try:
-            runs[trial.name] = compose_unchecked(recipe, [*shared, *trial.overrides])
-            faults = [str(fault) for fault in check_run(runs[trial.name])]
+            runs[trial.name] = compose_run(recipe, [*shared, *trial.overrides])
+            faults = check_run(runs[trial.name])
         except ConfigError as error:
-            faults = [str(error)]
-        wrong += [f"  {trial.name}: {fault}" for fault in faults]
+            faults = error.faults or [Fault("", str(error))]
+        wrong += [replace(fault, key=f"{trial.name}: {fault.key}".removesuffix(": ")) for fault in faults]
     if wrong:
-        raise ConfigError("this sweep cannot run, and nothing was started:\n" + "\n".join(wrong))
+        raise ConfigError.from_faults(wrong, "this sweep cannot run, and nothing was started")
     return runs
 
 

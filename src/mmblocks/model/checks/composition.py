@@ -15,21 +15,21 @@ from torch import nn
 
 from mmblocks.components import backbones, encoders, poolings, projectors, templates, tokenizers
 from mmblocks.errors import ConfigError
-from mmblocks.image_reading import DEFAULT_READING, ImageReading, list_reading_faults
+from mmblocks.faults import Fault
+from mmblocks.image_reading import DEFAULT_READING, ImageReading, find_reading_faults
 from mmblocks.model.checks import limits
 from mmblocks.model.checks.dry_build import (
     STAND_INS,
     BuildAttempt,
     TokenizerContext,
     find_common_faults,
-    find_named_settings,
+    to_fault,
     try_build,
 )
-from mmblocks.model.checks.faults import Fault, find_component_faults, resolve_settings
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ONEVISION_TOKENIZERS, ModelSpec
 from mmblocks.registry import split_spec
-from mmblocks.settings import format_suggestion
+from mmblocks.settings import make_unknown_fault
 from mmblocks.shapes import SCENARIOS, Scenario, Size
 from mmblocks.templates.later import LazyTextTokenizer
 from mmblocks.tokenizers.router import Router
@@ -81,8 +81,7 @@ class DryBuild:
     def require_no_faults(self) -> None:
         """Raise one `ConfigError` that lists every fault."""
         if self.faults:
-            listed = "\n".join(f"  - {fault}" for fault in self.faults)
-            raise ConfigError(f"this composition cannot work:\n{listed}")
+            raise ConfigError.from_faults(self.faults, "this composition cannot work")
 
     def with_tokenizers(self, chosen: Mapping[str, Any]) -> DryBuild:
         """The same composition with other visual tokenizers for some scenarios; nothing else is built again."""
@@ -175,7 +174,7 @@ def _read_slots(spec: ModelSpec | Mapping[str, Any], found: list[Fault]) -> dict
     """The components asked for, by config key, defaults filled in; what cannot be told apart is a fault."""
     known = (*KINDS, "tokenizer", "images")
     raw = {k: getattr(spec, k) for k in known} if isinstance(spec, ModelSpec) else spec
-    found += _find_unknown_keys("model", raw, known, "a model has no such part.")
+    found += [make_unknown_fault(f"model.{k}", "a model has no such part.", known) for k in raw if k not in known]
     default = ModelSpec()
     slots = {f"model.{kind}": raw.get(kind, getattr(default, kind)) for kind in KINDS}
     chosen = raw.get("tokenizer", {})
@@ -183,7 +182,8 @@ def _read_slots(spec: ModelSpec | Mapping[str, Any], found: list[Fault]) -> dict
         cure = f"Write one for each of {', '.join(SCENARIOS)}."
         found.append(Fault("model.tokenizer", f"{chosen!r} does not say which scenario it serves.", cure))
         return slots
-    found += _find_unknown_keys("model.tokenizer", chosen, SCENARIOS, "there is no such scenario.")
+    unknown = [f"model.tokenizer.{scenario}" for scenario in chosen if scenario not in SCENARIOS]
+    found += [make_unknown_fault(key, "there is no such scenario.", SCENARIOS) for key in unknown]
     return slots | {f"model.tokenizer.{s}": chosen.get(s, ONEVISION_TOKENIZERS[s]) for s in SCENARIOS}
 
 
@@ -192,13 +192,9 @@ def _images(spec: ModelSpec | Mapping[str, Any], found: list[Fault]) -> ImageRea
     raw = spec.images if isinstance(spec, ModelSpec) else spec.get("images", {})
     if isinstance(raw, ImageReading):
         return raw
-    faults = list_reading_faults(raw, "model.images")
-    found += [Fault("model.images", fault.removeprefix("model.images: ")) for fault in faults]
+    faults = list(find_reading_faults(raw, "model.images"))
+    found += faults
     return DEFAULT_READING if faults else ImageReading.from_dict(raw)
-
-
-def _find_unknown_keys(key: str, raw: Mapping[str, Any], known: Sequence[str], message: str) -> list[Fault]:
-    return [Fault(f"{key}.{k}", message, format_suggestion(k, known).strip()) for k in raw if k not in known]
 
 
 # Parts --------------------------------------------------------------------------------------------------------------
@@ -206,28 +202,31 @@ def _find_unknown_keys(key: str, raw: Mapping[str, Any], known: Sequence[str], m
 
 def _try_encoder(key: str, spec: Any) -> BuildAttempt:
     """An encoder made of encoders is built when each member can be; else its members say what is wrong."""
-    own = find_component_faults(key, encoders, spec)
+    own = encoders.find_own_faults(spec, key)
     members = {} if any(fault.key == key for fault in own) else encoders.find_sub_components(spec)
     wrong = [fault for inner, member in members.items() for fault in _try_encoder(f"{key}.{inner}", member).faults]
     if wrong:
         return BuildAttempt(None, own + wrong)
     trial = try_build(key, encoders, spec)
     if trial.part is not None and not trial.faults:
-        trial.faults += limits.find_encoder_faults(key, resolve_settings(encoders, spec))
+        trial.faults += limits.find_head_limit_faults(key, encoders.resolve_settings(spec))
     return trial
 
 
 def _try_backbone(spec: Any, offline: bool) -> BuildAttempt:
     key = "model.backbone"
-    if find_component_faults(key, backbones, spec):
+    if backbones.find_own_faults(spec):
         return try_build(key, backbones, spec)
-    settings = resolve_settings(backbones, spec)
+    settings = backbones.resolve_settings(spec)
     if wrong := limits.find_backbone_faults(settings):
         return BuildAttempt(limits.BackboneSizes.from_settings(settings), wrong)
     if offline and settings.get("checkpoint") and settings.get("family", "unknown") is None:
         folder = limits.find_local_folder(settings["checkpoint"])
         if folder is None:
-            return BuildAttempt(None, [limits.make_missing_config_fault(settings["checkpoint"])])
+            source = settings["checkpoint"]
+            message = f"its sizes stand in the config.json of {source!r}, which is not on this machine."
+            cure = f"Fetch it (hf download {source} config.json), name a folder, or write family and sizes as settings."
+            return BuildAttempt(None, [Fault(f"{key}.checkpoint", message, cure, "missing")])
         spec = {**dict(split_spec(spec)[1]), "name": split_spec(spec)[0], "checkpoint": str(folder)}
     return try_build(key, backbones, spec)
 
@@ -260,7 +259,7 @@ def _try_tokenizer_context(encoder: Any, projector: Any) -> BuildAttempt:
     try:
         grid = projector.out_grid(encoder.grid)
     except ConfigError as cause:
-        return BuildAttempt(None, [Fault("model.projector", str(cause))])
+        return BuildAttempt(None, [to_fault("model.projector", cause)])
     return BuildAttempt(TokenizerContext(encoder.view_px, grid, encoder.spatial and projector.spatial, encoder.squash))
 
 
@@ -279,14 +278,13 @@ def _try_pooling(pooling: Any, choices: Mapping[Any, Any], beside: TokenizerCont
     try:
         pooling.out_grid(beside.grid)
     except ConfigError as cause:
-        return BuildAttempt(keeper, [Fault("model.pooling", str(cause))])
+        return BuildAttempt(keeper, [to_fault("model.pooling", cause)])
     return BuildAttempt(pooling)
 
 
 def _needs_pooling(spec: Any) -> bool:
-    key = "model.tokenizer"
-    named = not any(fault.key == key for fault in find_component_faults(key, tokenizers, spec))
-    return named and "pooling" in tokenizers.find_wired_arguments(split_spec(spec)[0])
+    is_known = not any(fault.key == "" for fault in tokenizers.find_own_faults(spec))
+    return is_known and "pooling" in tokenizers.find_wired_arguments(split_spec(spec)[0])
 
 
 def _try_tokenizer(scenario: Scenario, spec: Any, besides: Sequence[TokenizerContext], pooling: Any) -> BuildAttempt:
@@ -305,9 +303,7 @@ def _try_in_context(scenario: Scenario, spec: Any, beside: TokenizerContext, poo
         return BuildAttempt(
             None, [*trial.faults, Fault(key, message, f"Choose one of {', '.join(_serving(scenario, beside))}.")]
         )
-    for reason in trial.part.reasons_against():
-        named = find_named_settings(reason, split_spec(spec)[1])
-        trial.faults.append(Fault(f"{key}.{named[0]}" if len(named) == 1 else key, reason))
+    trial.faults += [fault.move_below(key) for fault in trial.part.find_faults()]
     return BuildAttempt(None if trial.faults else trial.part, trial.faults)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.errors import CheckpointError, MMBlocksError
-from mmblocks.model.checks.faults import Fault, MissingFault
+from mmblocks.faults import Fault
 from mmblocks.pretrained import find_cached_folder, read_tokenizer
 from mmblocks.shapes import Scenario, Size, VisualShape
 
@@ -68,11 +68,6 @@ def _sizes_in(further: Any) -> dict[str, Any]:
     return {SIZE_SETTINGS[name]: value for name, value in (further or {}).items() if name in SIZE_SETTINGS}
 
 
-def find_encoder_faults(key: str, settings: Mapping[str, Any]) -> list[Fault]:
-    """What the attention of an encoder does not allow."""
-    return list(_find_head_limit_faults(key, settings.get("dim"), settings.get("heads")))
-
-
 def _counts(settings: Mapping[str, Any]) -> Iterator[Fault]:
     for name in POSITIVE_SETTINGS:
         value = settings.get(name)
@@ -103,7 +98,7 @@ def _find_head_faults(settings: Mapping[str, Any]) -> Iterator[Fault]:
     dim, heads = settings.get("dim"), settings.get("heads")
     own = settings.get("head_dim") or _own_head_dim(settings.get("family"))
     if own:
-        yield from _find_head_limit_faults("model.backbone", own * (heads or 1), heads or 1)
+        yield from find_head_limit_faults("model.backbone", {"dim": own * (heads or 1), "heads": heads or 1})
     if own or not dim or not heads:
         return
     key, share = "model.backbone.heads", dim // heads
@@ -115,7 +110,7 @@ def _find_head_faults(settings: Mapping[str, Any]) -> Iterator[Fault]:
         message = f"dim={dim} with heads={heads} gives {share} channels per head; rotary positions turn them in pairs."
         yield Fault(key, message, "Choose heads so that dim / heads is even.")
     else:
-        yield from _find_head_limit_faults("model.backbone", dim, heads)
+        yield from find_head_limit_faults("model.backbone", settings)
 
 
 def _own_head_dim(family: str | None) -> int | None:
@@ -127,7 +122,9 @@ def _own_head_dim(family: str | None) -> int | None:
         return None
 
 
-def _find_head_limit_faults(key: str, dim: Any, heads: Any) -> Iterator[Fault]:
+def find_head_limit_faults(key: str, settings: Mapping[str, Any]) -> Iterator[Fault]:
+    """More channels per head than the kernels of attention take."""
+    dim, heads = settings.get("dim"), settings.get("heads")
     if isinstance(dim, int) and isinstance(heads, int) and heads > 0 and dim // heads > MAX_HEAD_DIM:
         message = f"dim={dim} with heads={heads} gives {dim // heads} channels per head; xformers takes {MAX_HEAD_DIM}."
         yield Fault(f"{key}.heads", message, f"Write heads={-(-dim // MAX_HEAD_DIM)} or more.")
@@ -232,13 +229,6 @@ def find_local_folder(source: str, file: str = "config.json") -> Path | None:
 
     folder = Path(resolve_source(source))
     return folder if folder.is_dir() else find_cached_folder(source, file)
-
-
-def make_missing_config_fault(checkpoint: str) -> MissingFault:
-    """The fault of a backbone whose sizes cannot be read."""
-    message = f"its sizes stand in the config.json of {checkpoint!r}, which is not on this machine."
-    cure = f"Fetch it (hf download {checkpoint} config.json), name a folder, or write family and sizes as settings."
-    return MissingFault("model.backbone.checkpoint", message, cure)
 
 
 def _vocabulary(backbone: Any, text_tokenizer: Any) -> Iterator[Fault]:

@@ -122,7 +122,7 @@ def _written_by_us(jinja: str) -> str | None:
 def _list_candidates() -> list[str]:
     """Our templates that are made of closed turns, the usual ones first."""
     named = dict.fromkeys([*TEMPLATES_BY_END.values(), *TEMPLATES_BY_TEXT.values(), *templates])
-    return [n for n in named if not templates.reasons_against(n) and make_form(templates.build(n)) is not None]
+    return [n for n in named if not templates.find_faults(n) and make_form(templates.build(n)) is not None]
 
 
 # By its prompts -----------------------------------------------------------------------------------------------------

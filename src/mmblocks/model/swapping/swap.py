@@ -13,18 +13,18 @@ import torch
 from torch import nn
 
 from mmblocks.components import backbones, encoders, projectors
+from mmblocks.faults import Fault
 from mmblocks.json_files import read_object
 from mmblocks.model.build import build_router, build_template
 from mmblocks.model.checkpoint import write_into
 from mmblocks.model.checks import limits
 from mmblocks.model.checks.composition import DryBuild, dry_build
-from mmblocks.model.checks.faults import Fault, find_component_faults, resolve_settings
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 from mmblocks.model.swapping import transplant
 from mmblocks.model.swapping.transplant import TransferLine, TransferReport
 from mmblocks.registry import split_spec
-from mmblocks.settings import format_suggestion
+from mmblocks.settings import make_unknown_fault
 from mmblocks.shapes import SCENARIOS, Size
 from mmblocks.storage import replace_folder
 
@@ -114,7 +114,7 @@ def read_changes(changes: Mapping[str, Any]) -> list[SlotChange]:
     for key, value in _flatten_changes(changes):
         slot = next((slot for slot in SLOTS if key == slot or key.startswith(f"{slot}.")), None)
         if slot is None:
-            faults.append(Fault(f"model.{key}", "a model has no such part.", format_suggestion(key, SLOTS).strip()))
+            faults.append(make_unknown_fault(f"model.{key}", "a model has no such part.", SLOTS))
         elif key != slot:
             found.setdefault(slot, {})[key.removeprefix(f"{slot}.")] = value
         elif isinstance(value, Mapping):
@@ -158,9 +158,9 @@ def _present(model: OneVision) -> ModelSpec:
 
 def _align_vocabulary(spec: ModelSpec) -> ModelSpec:
     """Embeddings for every token of the text tokenizer, where it has more than the vocabulary."""
-    if find_component_faults("model.backbone", backbones, spec.backbone):
+    if backbones.find_own_faults(spec.backbone):
         return spec
-    settings = resolve_settings(backbones, spec.backbone)
+    settings = backbones.resolve_settings(spec.backbone)
     source = settings.get("text_tokenizer") or settings.get("checkpoint")
     rows, words = settings.get("vocab_size"), limits.count_tokenizer_words(source) if source else 0
     if not isinstance(rows, int) or words <= rows:
@@ -170,7 +170,7 @@ def _align_vocabulary(spec: ModelSpec) -> ModelSpec:
 
 
 def _vocabulary(spec: ModelSpec) -> dict[str, Any]:
-    settings = resolve_settings(backbones, spec.backbone)
+    settings = backbones.resolve_settings(spec.backbone)
     return {"vocab_size": settings["vocab_size"]} if settings.get("vocab_size") is not None else {}
 
 
@@ -230,7 +230,7 @@ def _swap_backbone(
     if not change.is_replacement:
         new = _match_dtype_and_device(backbones.build(spec.backbone), model)
         return new, [*transplant.fill_module("backbone", new, model.backbone, transplant.extend_vocabulary)]
-    named = resolve_settings(backbones, spec.backbone).get("checkpoint") is not None
+    named = backbones.resolve_settings(spec.backbone).get("checkpoint") is not None
     pretrained = weights == "pretrained" and named
     new = _match_dtype_and_device(
         _load_pretrained_backbone(spec, change) if pretrained else backbones.build(spec.backbone), model
@@ -244,7 +244,7 @@ def _load_pretrained_backbone(spec: ModelSpec, change: SlotChange) -> Any:
     with torch.device("meta"):
         loaded = backbones.build(asked)
     loaded.load_pretrained()
-    if resolve_settings(backbones, spec.backbone).get("vocab_size") in (None, loaded.vocab_size):
+    if backbones.resolve_settings(spec.backbone).get("vocab_size") in (None, loaded.vocab_size):
         return loaded
     grown = backbones.build(spec.backbone)
     list(transplant.fill_module("backbone", grown, loaded, transplant.extend_vocabulary))

@@ -15,7 +15,6 @@ from torch import Tensor
 from mmblocks.components import encoders, poolings
 from mmblocks.encoders.clip import CLIP
 from mmblocks.encoders.siglip import SigLIP
-from mmblocks.model.checks.faults import resolve_settings
 from mmblocks.model.convert import keys
 from mmblocks.model.convert.export_text import PADDING_SIDE, finish_tokenizer, write_generation_config
 from mmblocks.model.convert.original import projectors as original_projectors
@@ -169,7 +168,7 @@ def make_original_config(model: OneVision, dtype: torch.dtype | None = None) -> 
 
 
 def _tower_keys(model: OneVision) -> dict[str, Any]:
-    settings = resolve_settings(encoders, model.spec.encoder)
+    settings = encoders.resolve_settings(model.spec.encoder)
     return {
         "mm_vision_tower": _tower_name(model),
         "mm_hidden_size": model.encoder.dim,
@@ -182,7 +181,7 @@ def _tower_keys(model: OneVision) -> dict[str, Any]:
 
 def _describe_tower(model: OneVision) -> OriginalTower:
     """The tower whose blocks the encoder runs. SigLIP is described with one block more, which LLaVA deletes."""
-    settings = resolve_settings(encoders, model.spec.encoder)
+    settings = encoders.resolve_settings(model.spec.encoder)
     kind = "clip" if isinstance(model.encoder, CLIP) else "siglip"
     known = {k: settings[k] for k in (*SIZES, "checkpoint")}
     if kind == "siglip":
@@ -197,7 +196,7 @@ def _tower_name(model: OneVision) -> str:
 
 
 def _layer(model: OneVision) -> int:
-    return -2 if isinstance(model.encoder, SigLIP) else resolve_settings(encoders, model.spec.encoder)["layer"]
+    return -2 if isinstance(model.encoder, SigLIP) else encoders.resolve_settings(model.spec.encoder)["layer"]
 
 
 def _blocks(model: OneVision) -> int:

@@ -10,7 +10,6 @@ from mmblocks.components import encoders
 from mmblocks.encoders.clip import CLIP
 from mmblocks.encoders.siglip import SigLIP
 from mmblocks.encoders.vit import CONFIG_KEYS, list_state_indices
-from mmblocks.model.checks.faults import resolve_settings
 from mmblocks.model.onevision import OneVision
 
 SIZES = ("image_px", "patch_px", "dim", "depth", "heads", "mlp_dim")
@@ -90,6 +89,6 @@ def make_tower_config(model: OneVision) -> dict[str, Any]:
 
 def _feature_layers(model: OneVision) -> int | list[int]:
     """Entries of hidden_states in a tower that ends with the last block that is read."""
-    settings = resolve_settings(encoders, model.spec.encoder)
+    settings = encoders.resolve_settings(model.spec.encoder)
     layer, depth = settings["layer"], settings["depth"]
     return -1 if isinstance(layer, int) else list(list_state_indices(tuple(layer), depth))
