@@ -58,7 +58,7 @@ def test_empty_texts_and_empty_runs_are_nothing():
 
 @pytest.mark.parametrize("told", [((6, "late"),), ((3, "b"), (2, "a"))])
 def test_a_text_outside_the_rows_is_a_programmers_mistake(told):
-    with pytest.raises(AssertionError, match="told="):
+    with pytest.raises(AssertionError, match="inline_texts="):
         VisualPlan((), 5, inline_texts=told).split_into_pieces()
 
 

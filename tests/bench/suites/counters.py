@@ -86,7 +86,7 @@ def training(run: Run, model: OneVision, theirs: Any, case: Case) -> Iterator[Ro
 
 
 def projector_on_video(run: Run, width: int) -> Row:
-    """FLOPs of the projector on a clip at a released width: the head on pooled cells, and not on all of them."""
+    """FLOPs of the projector on a video at a released width: the head on pooled cells, and not on all of them."""
     scale = scale_at(replace(run, tiny=False, device=torch.device("cpu")), width, frames=2)
     model = model_of(scale, torch.device("meta"), torch.float32)
     asked = conversation(clip(scale.shown, np.random.default_rng(0)))

@@ -1,4 +1,4 @@
-"""Forward and backward of a mixed batch of four: a tiled picture, several pictures, a clip, words alone."""
+"""Forward and backward of a mixed batch of four: a tiled image, several images, a video, words alone."""
 
 from __future__ import annotations
 
