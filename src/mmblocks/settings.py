@@ -37,7 +37,8 @@ class Setting:
         if is_of_type(self.annotation, value):
             return find_number_fault(self.name, value)
         message = f"{self.name}={format_value(value)} is not {self.type_name}."
-        return Fault(self.name, message, f"Write a value of type {self.type_name}.")
+        what = self.type_name if "one of" in self.type_name else f"a value of type {self.type_name}"
+        return Fault(self.name, message, f"Write {what}.")
 
 
 def format_suggestion(name: object, known: Iterable[str]) -> str:
@@ -74,7 +75,7 @@ MAXIMUM: Mapping[str, float] = {
     **dict.fromkeys(
         ("steps", "save_every", "log_every", "visual_ablation_at", "every", "step_tokens", "pack_tokens"), _TIMES
     ),
-    **dict.fromkeys(("global_batch_size", "global_batch_size", "pack_views", "samples", "tiny", "size", "keep"), 10**8),
+    **dict.fromkeys(("global_batch_size", "pack_views", "samples", "tiny", "size", "keep"), 10**8),
     **dict.fromkeys(("epochs", "budget", "timeout_s", "video_deadline_s"), 10**6),
     **dict.fromkeys(("workers", "threads"), 4096),
     "lr": 1e30,

@@ -45,7 +45,9 @@ def pretrain_encoder(
     with Progress("encoder_pretraining", 0, steps, metrics, log_every=50) as progress:
         for step in range(steps):
             pixels, labels = _make_batch(
-                model, range(step * encoder_pretraining.batch_size, (step + 1) * encoder_pretraining.batch_size), seed
+                model,
+                range(step * encoder_pretraining.global_batch_size, (step + 1) * encoder_pretraining.global_batch_size),
+                seed,
             )
             loss = _loss(_cells(model, head, pixels), labels)
             optimizer.zero_grad(set_to_none=True)

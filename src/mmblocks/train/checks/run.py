@@ -35,7 +35,7 @@ LIMITS: Mapping[str, tuple[type, Mapping[str, tuple[int, str]]]] = {
     "encoder_pretraining": (
         EncoderPretraining,
         {
-            **dict.fromkeys(("steps", "batch_size"), (1, AT_LEAST)),
+            **dict.fromkeys(("steps", "global_batch_size"), (1, AT_LEAST)),
             **dict.fromkeys(("lr", "max_grad_norm"), (0, ABOVE)),
             "weight_decay": (0, AT_LEAST),
         },

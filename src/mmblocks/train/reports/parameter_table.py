@@ -67,7 +67,7 @@ def _make_row(model: OneVision, name: str, stage: Stage) -> TrainingRow:
         return row
     given = stage.weight_decay if fast.weight_decay is None else fast.weight_decay
     decay = given if any(p.ndim > 1 for p in parameters) else 0.0
-    row = replace(row, rate=fast.lr, weight_decay=decay)
+    row = replace(row, lr=fast.lr, weight_decay=decay)
     if not isinstance(fast, Lora):
         return row
     layers = sum(bool(getattr(m, "adapter_layer_names", ())) for m in model.backbone.modules())
