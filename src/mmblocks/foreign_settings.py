@@ -69,7 +69,7 @@ def explain_foreign_setting(name: str, known: Collection[str]) -> str:
         if not ours:
             return f"{note}."
         if ours in known:
-            return f"Write {ours!r}{note and f' ({note})'}."
+            return f"Write {ours!r}{'' if not note or note.startswith('write') else f' ({note})'}."
         called = "It belongs" if ours == name else f"It is called {ours!r} here and belongs"
         return f"{called} to {place}{note and f': {note}'}."
     return ""

@@ -160,7 +160,7 @@ def test_a_mixture_file_is_several_sources(ten, tmp_path):
     [
         ("datasets: []", "m.yaml: there is no list 'datasets'"),
         ("- a", "there is no list 'datasets'"),
-        ("datasets: [a]", "datasets.0: 'a' is not a dataset; write json_path: FILE"),
+        ("datasets: [a]", "datasets.0: 'a' is not a dataset. Write json_path: FILE"),
         ("datasets: [{json_paths: a.json}]", "datasets.0.json_paths is not a setting. Did you mean 'json_path'"),
         ("datasets: [{json_path: 3}]", "json_path=3 is not str"),
         (

@@ -21,7 +21,7 @@ NOTHING = "(none)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("one", type=Path, help="folder of a run, of a sweep's cell, or of a model")
+    parser.add_argument("one", type=Path, help="folder of a run, of a sweep's trial, or of a model")
     parser.add_argument("other", type=Path, help="the one to compare it with")
     parser.add_argument("visuals", nargs="*", help="images and videos to count tokens for, in place of the usual ones")
     parser.add_argument("--json", action="store_true", help="the same as json")

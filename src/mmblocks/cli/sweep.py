@@ -52,7 +52,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _print_comparison(folder: Path) -> int:
-    """Write and print the comparison; 1 where a cell has no score."""
+    """Write and print the comparison; 1 where a trial has no score."""
     from mmblocks.sweep.comparison import compare_trials, format_markdown, write_comparison
 
     comparison = compare_trials(folder)

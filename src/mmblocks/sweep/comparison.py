@@ -1,4 +1,4 @@
-"""The cells of a sweep side by side: one row per combination, its seeds together, as Markdown, CSV and an image."""
+"""The trials of a sweep side by side: one row per combination, its seeds together, as Markdown, CSV and an image."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class SeedStatistics:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """One combination, its seeds apart. None where no cell of it has finished, or where nothing could be counted.
+    """One combination, its seeds apart. None where no trial of it has finished, or where nothing could be counted.
 
     values: score, loss and the shares of single tasks by name. flops: of the prefill, mean over the reference visuals.
-    peak_bytes and seconds: means over the finished cells. front: the costs for which no other row is as good and cheaper.
+    peak_bytes and seconds: means over the finished trials. front: the costs for which no other row is as good and cheaper.
     """
 
     choices: Mapping[str, str]
@@ -51,7 +51,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A sweep's rows, and what became of cells that have no score: a reason, or None while they wait."""
+    """A sweep's rows, and what became of trials that have no score: a reason, or None while they wait."""
 
     sweep: Sweep
     rows: tuple[ComparisonRow, ...]
@@ -65,13 +65,13 @@ class Comparison:
 
 
 def compare_trials(folder: Path) -> Comparison:
-    """Read a sweep's folder; cells that have not finished are left out of the means."""
+    """Read a sweep's folder; trials that have not finished are left out of the means."""
     sweep = Sweep.load(folder)
     results = {trial.name: sweep.read_result(folder, trial) for trial in sweep.trials}
     done = {name: found for name, found in results.items() if found is not None and found["status"] == "done"}
     groups: dict[tuple[tuple[str, str], ...], list[SweepTrial]] = {}
-    for cell in sweep.trials:
-        groups.setdefault(tuple((k, v) for k, v in cell.choices.items() if k != SEED), []).append(cell)
+    for trial in sweep.trials:
+        groups.setdefault(tuple((k, v) for k, v in trial.choices.items() if k != SEED), []).append(trial)
     rows = [_row(folder, dict(chosen), trials, done) for chosen, trials in groups.items()]
     missing = {name: found.get("reason") if found else None for name, found in results.items() if name not in done}
     return Comparison(sweep, tuple(_mark_pareto_fronts(rows, higher_is_better=sweep.score != "loss")), missing)
@@ -150,7 +150,7 @@ def format_csv(comparison: Comparison) -> str:
     table = csv.writer(text, lineterminator="\n")
     spreads = [f"{name}{end}" for name in comparison.value_names for end in ("", "_min", "_max")]
     costs = ["visual_tokens", "parameters", "flops", "peak_bytes", "seconds"]
-    table.writerow([*keys.values(), "cells", "finished", *spreads, *costs, "front"])
+    table.writerow([*keys.values(), "trials", "finished", *spreads, *costs, "front"])
     for row in comparison.rows:
         given = [row.values.get(name) for name in comparison.value_names]
         numbers = [n for s in given for n in ((s.mean, s.least, s.greatest) if s else ("", "", ""))]
@@ -161,20 +161,20 @@ def format_csv(comparison: Comparison) -> str:
 
 
 def format_markdown(comparison: Comparison) -> str:
-    """The table as people read it, what its columns mean, and the cells that have no score."""
+    """The table as people read it, what its columns mean, and the trials that have no score."""
     sweep = comparison.sweep
     shared = f" with {' '.join(sweep.overrides)}" if sweep.overrides else ""
     lines = [f"# {sweep.recipe}{shared}", "", *_format_rows(comparison), "", *_legend(sweep)]
     if comparison.missing:
         ended = len(sweep.trials) - len(comparison.missing)
-        lines += ["", f"{ended} of {len(sweep.trials)} cells have finished. The others:", ""]
+        lines += ["", f"{ended} of {len(sweep.trials)} trials have finished. The others:", ""]
         lines += [f"- {name}: {reason or 'not finished'}" for name, reason in comparison.missing.items()]
     return "\n".join(lines) + "\n"
 
 
 def _format_rows(comparison: Comparison) -> Iterator[str]:
     keys = shorten_keys(_list_keys(comparison))
-    head = ["#", *keys.values(), "cells", *comparison.value_names]
+    head = ["#", *keys.values(), "trials", *comparison.value_names]
     costs = ["visual tokens", "parameters", "FLOPs", "peak memory", "time", "front"]
     yield _format_line([*head, *costs])
     yield _format_line(
@@ -230,5 +230,5 @@ def _legend(sweep: Sweep) -> Iterator[str]:
         yield "Score: the last training loss."
     yield "Means over the seeds, in brackets the least and the greatest."
     yield f"Visual tokens, and FLOPs of the prefill with 64 tokens of text: mean over {', '.join(sweep.visuals)}."
-    yield "Peak memory: of CUDA where the cell ran there, else of its process, the interpreter included. Time: all its starts."
+    yield "Peak memory: of CUDA where the trial ran there, else of its process, the interpreter included. Time: all its starts."
     yield "Front: no other row scores as well for fewer visual tokens, or for fewer FLOPs."

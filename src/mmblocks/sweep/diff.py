@@ -38,9 +38,9 @@ class RunDescription:
 
 
 def find_differences(one: Path, other: Path, visuals: Sequence[str] = VISUALS) -> Differences:
-    """What differs between two folders, each a run's, a sweep's cell or a model's; sections without a difference are left out.
+    """What differs between two folders, each a run's, a sweep's trial or a model's; sections without a difference are left out.
 
-    `visuals` are words as in `mmblocks.model.budget.visual_shape`. Raises `ConfigError` for a folder that is neither.
+    `visuals` are words as in `mmblocks.model.budget.parse_visual_shape`. Raises `ConfigError` for a folder that is neither.
     """
     pair = (read_run_description(one), read_run_description(other))
     sections: dict[str, Callable[[RunDescription], Mapping[str, Any]]] = {
@@ -73,7 +73,7 @@ def read_run_description(folder: Path) -> RunDescription:
     if (folder / "config.json").is_file():
         return RunDescription(read_spec(folder), {}, {})
     what = "a file" if folder.is_file() else "not there" if not folder.exists() else "without run.json and config.json"
-    raise ConfigError(f"{folder} is {what}; name the folder of a run (out=...), of a sweep's cell, or of a model.")
+    raise ConfigError(f"{folder} is {what}; name the folder of a run (out=...), of a sweep's trial, or of a model.")
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -1,4 +1,4 @@
-"""Sweeps before they start: words become cells, every cell is composed and checked, Hydra's launcher is handed the rest."""
+"""Sweeps before they start: words become trials, every trial is composed and checked, Hydra's launcher is handed the rest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHANGEABLE_IN_SWEEP = training.CHANGEABLE_ON_RESUME - {"last_stage", "log_every"
 
 @dataclass(frozen=True, slots=True)
 class SweepArguments:
-    """The words after a recipe, by what they do: vary, hold for all cells, choose the launcher, name visuals."""
+    """The words after a recipe, by what they do: vary, hold for all trials, choose the launcher, name visuals."""
 
     axes: tuple[Axis, ...]
     shared: tuple[str, ...]
@@ -67,7 +67,7 @@ def _parsed(recipe: str, words: Sequence[str]) -> list[Override]:
     except OverrideParseException as error:
         raise to_config_error(recipe, error) from error
     if outs := [o.input_line for o in found if o.key_or_group == "out"]:
-        raise ConfigError(f"{outs[0]!r}: every cell has a folder of its own; name the sweep's with --out.")
+        raise ConfigError(f"{outs[0]!r}: every trial has a folder of its own; name the sweep's with --out.")
     return found
 
 
@@ -92,11 +92,11 @@ def prepare_sweep(
     score: ScoreKind | None = None,
     samples: int = 200,
 ) -> Path:
-    """Compose and check every cell of a sweep and write its folder, without running any of it; returns the folder.
+    """Compose and check every trial of a sweep and write its folder, without running any of it; returns the folder.
 
-    arms_only: vary one axis at a time (see `mmblocks.sweep.trials.star`) instead of all together. out: by default `sweep` in
+    arms_only: vary one axis at a time (see `mmblocks.sweep.trials.vary_one_at_a_time`) instead of all together. out: by default `sweep` in
     the recipe's own. score: "tiny" by default where all data is TinyWorld's, else "loss". Raises `ConfigError` that lists
-    every fault by cell; nothing is written then.
+    every fault by trial; nothing is written then.
     """
     said = SweepArguments.from_words(recipe, words)
     _require_launcher(said.launcher)
@@ -112,7 +112,7 @@ def prepare_sweep(
 
 
 def _compose_trials(recipe: str, shared: Sequence[str], trials: Sequence[SweepTrial]) -> dict[str, dict[str, Any]]:
-    """Every cell's run by name. Raises one `ConfigError` for all that is wrong with all of them."""
+    """Every trial's run by name. Raises one `ConfigError` for all that is wrong with all of them."""
     runs: dict[str, dict[str, Any]] = {}
     wrong: list[Fault] = []
     for trial in trials:
@@ -132,7 +132,7 @@ def _only_tinyworld(run: Mapping[str, Any]) -> bool:
 
 
 def _write_sweep(folder: Path, sweep: Sweep, runs: Mapping[str, dict[str, Any]]) -> None:
-    """The sweep and the composed recipe of every cell; what another sweep has left there must agree."""
+    """The sweep and the composed recipe of every trial; what another sweep has left there must agree."""
     from mmblocks.model.budget import parse_visual_shape  # counts FLOPs, which imports triton
 
     shapes = [parse_visual_shape(word) for word in sweep.visuals]
@@ -150,9 +150,9 @@ def _write_sweep(folder: Path, sweep: Sweep, runs: Mapping[str, dict[str, Any]])
     ]
     if others:
         raise ConfigError("\n".join([*others, "Name another folder with --out, or delete what is there."]))
-    for name, cell in written.items():
+    for name, trial in written.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        write_json(folder / name / TRIAL, cell)
+        write_json(folder / name / TRIAL, trial)
     sweep.save(folder)
 
 
@@ -171,12 +171,12 @@ def _cost(model: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, Any]:
 
 
 def _describe_disagreement(folder: Path, recipe: Mapping[str, Any]) -> str:
-    """In which settings the cell that lives in a folder differs from the one that is to run there."""
+    """In which settings the trial that lives in a folder differs from the one that is to run there."""
     if not (folder / TRIAL).is_file():
-        return f"{folder} is there already, and is no cell of a sweep." if folder.exists() else ""
+        return f"{folder} is there already, and is no trial of a sweep." if folder.exists() else ""
     found = read_json(folder / TRIAL)["recipe"]
     keys = [k for k in sorted({*found, *recipe} - {*CHANGEABLE_IN_SWEEP}) if found.get(k) != recipe.get(k)]
-    return f"{folder} holds a cell with other settings (they differ in {', '.join(keys)})." if keys else ""
+    return f"{folder} holds a trial with other settings (they differ in {', '.join(keys)})." if keys else ""
 
 
 # The launcher -------------------------------------------------------------------------------------------------------
@@ -198,9 +198,9 @@ def _require_launcher(words: Sequence[str]) -> None:
 
 
 def run_sweep(folder: Path, words: Sequence[str] = ()) -> bool:
-    """Run the cells of a prepared folder that have no score yet, each in a process of its own; whether all have one then.
+    """Run the trials of a prepared folder that have no score yet, each in a process of its own; whether all have one then.
 
-    words: of these, the ones that choose the launcher are used, such as hydra/launcher=joblib. A failed cell is written
+    words: of these, the ones that choose the launcher are used, such as hydra/launcher=joblib. A failed trial is written
     down and stops no other.
     """
     sweep = Sweep.load(folder)
@@ -212,12 +212,12 @@ def run_sweep(folder: Path, words: Sequence[str] = ()) -> bool:
 
 
 def _arguments(folder: Path, trials: Sequence[int], launcher: Sequence[str]) -> list[str]:
-    """Hydra's multirun over numbers of cells. Its own folder is below the sweep's; its logging would repeat ours."""
+    """Hydra's multirun over numbers of trials. Its own folder is below the sweep's; its logging would repeat ours."""
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [
         "--multirun",
         f"folder='{place}'",
-        f"cell={','.join(map(str, trials))}",
+        f"trial={','.join(map(str, trials))}",
         f"hydra.sweep.dir='{place}/launcher'",
         "hydra.sweep.subdir=.",
         "hydra.output_subdir=null",

@@ -1,4 +1,4 @@
-"""One cell of a sweep: a process of its own that trains it, scores it and writes down what came of it."""
+"""One trial of a sweep: a process of its own that trains it, scores it and writes down what came of it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PRELOADED_MODULES = (
     "transformers.modeling_utils",
     "transformers.generation.utils",
 )
-"""Imported once by the server that cells are forked from: together they take ten seconds, a small cell may take one."""
+"""Imported once by the server that trials are forked from: together they take ten seconds, a small trial may take one."""
 BUSY_EXIT_CODE = 75
 
 
 def run_in_process(folder: Path, scoring: Mapping[str, Any]) -> str:
-    """Run a cell in a process of its own and wait for it; what became of it, in a few words."""
+    """Run a trial in a process of its own and wait for it; what became of it, in a few words."""
     process = _processes().Process(target=run_trial, args=(str(folder), dict(scoring)))
     process.start()
     process.join()
@@ -46,7 +46,7 @@ def run_in_process(folder: Path, scoring: Mapping[str, Any]) -> str:
 
 
 def _processes() -> Any:
-    """Forked from a clean server where that is safe; CUDA does not survive a fork, so there each cell imports anew."""
+    """Forked from a clean server where that is safe; CUDA does not survive a fork, so there each trial imports anew."""
     import torch
 
     forks = "forkserver" in multiprocessing.get_all_start_methods() and not torch.cuda.is_available()
@@ -70,11 +70,11 @@ def _in_words(result: Mapping[str, Any]) -> str:
     return f"{name} {value:.3f} in {result['seconds']:.0f} s" if value is not None else "done"
 
 
-# In the process of the cell -----------------------------------------------------------------------------------------
+# In the process of the trial -----------------------------------------------------------------------------------------
 
 
 def run_trial(folder: str, scoring: Mapping[str, Any]) -> None:
-    """Train a cell, or go on where it was stopped, and write its result; what it says goes to log.txt."""
+    """Train a trial, or go on where it was stopped, and write its result; what it says goes to log.txt."""
     place = Path(folder)
     # Data workers start as those of `mmblocks train` do: from a server of this process they would import torch anew.
     multiprocessing.set_start_method(None, force=True)
@@ -102,7 +102,7 @@ def _train_and_score(place: Path, scoring: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _train_trial(place: Path) -> dict[str, Any]:
-    """Train; the time that all starts of the cell took, and the most memory that this one held."""
+    """Train; the time that all starts of the trial took, and the most memory that this one held."""
     from mmblocks import train
 
     starts = _starts(place)
@@ -114,7 +114,7 @@ def _train_trial(place: Path) -> dict[str, Any]:
 
 
 def _starts(place: Path) -> list[tuple[float, float]]:
-    """When the cell was started and stopped, now included; a killed one stopped when its metrics were last written."""
+    """When the trial was started and stopped, now included; a killed one stopped when its metrics were last written."""
     path, metrics = place / STARTS, place / METRICS_FILE
     before = read_json(path) if path.is_file() else []
     if before:
@@ -159,7 +159,7 @@ def measure_peak_bytes() -> int:
 
 @contextmanager
 def _lock_or_exit(place: Path) -> Iterator[None]:
-    """Leave the process where another one, perhaps left over from a sweep that was killed, is running the cell."""
+    """Leave the process where another one, perhaps left over from a sweep that was killed, is running the trial."""
     try:
         with lock_folder(place, LOCK):
             yield

@@ -1,4 +1,4 @@
-"""The cells of a sweep: which values meet, what each combination is called, and the folder that holds them all."""
+"""The trials of a sweep: which values meet, what each combination is called, and the folder that holds them all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmblocks.storage import write_json
 
 SEED = "seed"
 """The setting over whose values scores are averaged."""
-SWEEP, TRIAL, RESULT = "sweep.json", "cell.json", "result.json"
+SWEEP, TRIAL, RESULT = "sweep.json", "trial.json", "result.json"
 LONGEST_NAME = 120
 ScoreKind = Literal["tiny", "loss"]
 
@@ -119,10 +119,10 @@ def _marked(name: str, chosen: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What `sweep.json` holds: the cells, and how they are compared.
+    """What `sweep.json` holds: the trials, and how they are compared.
 
-    overrides: those that all cells share. samples: questions of each of TinyWorld's tasks where score is "tiny". visuals:
-    words such as image=1000x700 (see `mmblocks.model.budget.visual_shape`) for which tokens and FLOPs are counted.
+    overrides: those that all trials share. samples: questions of each of TinyWorld's tasks where score is "tiny". visuals:
+    words such as image=1000x700 (see `mmblocks.model.budget.parse_visual_shape`) for which tokens and FLOPs are counted.
     """
 
     recipe: str
@@ -143,7 +143,7 @@ class Sweep:
             raise ConfigError(f"{folder} is not the folder of a sweep: it has no {SWEEP}.")
         raw = read_json(folder / SWEEP)
         listed = {key: tuple(raw[key]) for key in ("overrides", "visuals")}
-        return cls(**{**raw, **listed, "cells": tuple(SweepTrial(**trial) for trial in raw["cells"])})
+        return cls(**{**raw, **listed, "trials": tuple(SweepTrial(**trial) for trial in raw["trials"])})
 
     @property
     def score_settings(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Sweep:
         return {"score": self.score, "samples": self.samples} if self.score == "tiny" else {"score": self.score}
 
     def read_result(self, folder: Path, trial: SweepTrial) -> dict[str, Any] | None:
-        """What came of a cell, or None as long as it has not ended, or where it was scored in another way."""
+        """What came of a trial, or None as long as it has not ended, or where it was scored in another way."""
         path = folder / trial.name / RESULT
         found = read_json(path) if path.is_file() else None
         return (
@@ -159,7 +159,7 @@ class Sweep:
         )
 
     def list_unfinished(self, folder: Path) -> list[int]:
-        """Numbers of the cells that have no score yet, failed ones included."""
+        """Numbers of the trials that have no score yet, failed ones included."""
         results = [self.read_result(folder, trial) for trial in self.trials]
         return [number for number, found in enumerate(results) if found is None or found["status"] != "done"]
 
