@@ -35,7 +35,12 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises `ConfigError` for whatever does not fit: names, keys, types, settings of components and data sources.
     """
     raw = compose_run(recipe, overrides)
-    _raise_faults(recipe, [*find_run_faults(raw), *_find_model_faults(raw["model"]), *_find_source_faults(raw)])
+    faults = [*find_run_faults(raw), *_find_model_faults(raw["model"])]
+    readers = {f"stages.{i}": stage for i, stage in enumerate(raw["stages"])} | {"evaluate": raw["evaluate"]}
+    for key, reader in readers.items():
+        for number, source in enumerate((reader.get("data") or []) if isinstance(reader, dict) else []):
+            faults += find_entry_faults(source, f"{key}.data.{number}")
+    _raise_faults(recipe, faults)
     return raw
 
 
@@ -69,8 +74,13 @@ def compose_unchecked(name: str, overrides: Sequence[str] = ()) -> dict[str, Any
         folder, config_name, choices = path.parent, path.stem, []
     try:
         with isolate_hydra(), hydra.initialize_config_dir(str(folder), version_base=HYDRA_VERSION):
-            config = _apply_overrides(config_name, overrides, choices)
-            config = OmegaConf.masked_copy(config, ["model"]) if choices else config
+            choices = [*choices, make_search_path()]
+            if needs_translation(overrides):  # which components and stages there are decides what overrides mean
+                groups = [word for word in overrides if "/" in word.partition("=")[0]]
+                chosen: Any = OmegaConf.to_container(hydra.compose(config_name, overrides=[*groups, *choices]))
+                overrides = translate_overrides(overrides, chosen)
+            config = hydra.compose(config_name, overrides=[*overrides, *choices])
+            config = OmegaConf.masked_copy(config, ["model"]) if is_system(name) else config
         raw: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except HYDRA_ERRORS as error:
         raise to_config_error(name, error) from error
@@ -81,16 +91,6 @@ def compose_unchecked(name: str, overrides: Sequence[str] = ()) -> dict[str, Any
 def is_system(name: str) -> bool:
     """Whether a name is a system's; a recipe of the same name goes first."""
     return name not in list_recipes() and name.partition("/")[0] in systems.SYSTEMS
-
-
-def _apply_overrides(name: str, overrides: Sequence[str], choices: Sequence[str] = ()) -> DictConfig:
-    """Composed twice where overrides change settings: which components and stages there are decides what they mean."""
-    own = [*choices, make_search_path()]
-    if not needs_translation(overrides):
-        return hydra.compose(name, overrides=[*overrides, *own])
-    groups = [word for word in overrides if "/" in word.partition("=")[0]]
-    chosen: Any = OmegaConf.to_container(hydra.compose(name, overrides=[*groups, *own]))
-    return hydra.compose(name, overrides=[*translate_overrides(overrides, chosen), *own])
 
 
 def make_search_path() -> str:
@@ -149,11 +149,3 @@ def _find_model_faults(model: Mapping[str, Any]) -> Iterator[Fault]:
     for key in given:
         if key not in slots:
             yield make_unknown_fault(key, "is not a setting.", [slot.removeprefix("model.") for slot in slots])
-
-
-def _find_source_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
-    stages, evaluate = raw.get("stages"), raw.get("evaluate")
-    readers = {f"stages.{i}": stage for i, stage in enumerate(stages if isinstance(stages, list) else [])}
-    for where, reader in {**readers, "evaluate": evaluate if isinstance(evaluate, dict) else {}}.items():
-        for j, source in enumerate(reader.get("data") or []):
-            yield from find_entry_faults(source, f"{where}.data.{j}")

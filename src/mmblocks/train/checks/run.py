@@ -66,7 +66,15 @@ def _dry_build_model(raw: Mapping[str, Any]) -> DryBuild:
 def _find_faults(raw: Mapping[str, Any], seen: DryBuild) -> list[Fault]:
     stages = [(i, s) for i, s in enumerate(to_sequence(raw.get("stages"))) if isinstance(s, Mapping)]
     faults = [*find_run_faults(raw), *seen.faults, *_find_value_faults(raw), *_find_weights_faults(raw)]
-    faults += [*_find_stage_order_faults(raw, stages), *_find_export_faults(raw, seen)]
+    faults += _find_stage_order_faults(raw, stages)
+    if raw.get("export") is not None and not seen.faults and seen.backbone is not None:
+        from mmblocks.model.convert import find_fitting_family
+
+        try:
+            find_fitting_family(seen.to_model(ModelSpec.from_dict(raw["model"])))
+        except ConfigError as cause:
+            cure = "Leave export out, or choose components that transformers has."
+            faults.append(Fault("export", str(cause), cure))
     for number, stage in stages:
         key, train = f"stages.{number}", stage.get("train")
         conflict = find_feature_cache_conflict(train) if isinstance(train, Mapping) else None
@@ -111,31 +119,15 @@ def _find_value_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
     yield from find_warmup_fault("encoder_pretraining", valid["encoder_pretraining"])
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", run.get("device", "auto")):
         yield Fault("device", f"no device is called {run['device']!r}.", "Write auto, cpu, cuda or cuda:1.")
-    yield from _find_folder_faults(run.get("out", "runs"))
-
-
-def _find_folder_faults(out: str) -> Iterator[Fault]:
-    cure = "Name a folder, such as runs/mine."
+    out, cure = run.get("out", "runs"), "Name a folder, such as runs/mine."
     if not out.strip() or "\0" in out:
         yield Fault("out", f"{out!r} is no folder's name.", cure)
         return
     try:
         if Path(out).is_file():
-            yield Fault("out", f"{out} is a file.", "Name a folder.")
+            yield Fault("out", f"{out} is a file.", cure)
     except OSError as cause:  # a name that is too long, a folder that nobody may look into
         yield Fault("out", f"{out[:80]!r} cannot be a folder ({cause.strerror}).", cure)
-
-
-def _find_export_faults(raw: Mapping[str, Any], seen: DryBuild) -> Iterator[Fault]:
-    """An export that the composition cannot have, while nothing has been trained for it."""
-    if raw.get("export") is None or seen.faults or seen.backbone is None:
-        return
-    from mmblocks.model.convert import find_fitting_family
-
-    try:
-        find_fitting_family(seen.to_model(ModelSpec.from_dict(raw["model"])))
-    except ConfigError as cause:
-        yield Fault("export", str(cause), "Leave export out, or choose components that transformers has.")
 
 
 def _find_weights_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 from mmblocks.components import ChatTemplate, templates
-from mmblocks.conversation import Item, PreferencePair
+from mmblocks.conversation import PreferencePair
 from mmblocks.data.mixing.entries import find_entry_faults, split_entry
 from mmblocks.data.records.patterns import list_unmatched
 from mmblocks.data.sources import SelfCheckedSource, sources
@@ -42,8 +43,6 @@ def find_stage_faults(key: str, stage: Mapping[str, Any], seen: DryBuild, model:
         if parts and not any(sizes) and None not in sizes:
             cure = f"Name one of {', '.join(part for part in PARTS if seen.count_parameters(part))}."
             yield Fault(f"{key}.train", f"{', '.join(parts)} of this model has no weights to learn.", cure)
-        if train.get("lora") is not None:
-            yield from _find_adapter_faults(f"{key}.train.lora", train["lora"])
     if isinstance(model, Mapping):
         yield from _find_tokenizer_faults(f"{key}.tokenizer", stage.get("tokenizer"), seen)
     yield from _find_template_faults(key, stage, seen)
@@ -53,6 +52,19 @@ def find_stage_faults(key: str, stage: Mapping[str, Any], seen: DryBuild, model:
 
 
 def _find_value_faults(key: str, stage: Mapping[str, Any]) -> Iterator[Fault]:
+    train = stage.get("train")
+    lora = train.get("lora") if isinstance(train, Mapping) else None
+    if lora is not None:
+        where, given = f"{key}.train.lora", lora if isinstance(lora, Mapping) else {}
+        if is_of_type(int, given.get("rank")) and given["rank"] < 1:
+            yield Fault(f"{where}.rank", f"rank={given['rank']} holds nothing.", "Write 1 or more.")
+        if is_of_type(float, given.get("dropout")) and not 0 <= given["dropout"] < 1:
+            message = f"dropout={given['dropout']} is no share."
+            yield Fault(f"{where}.dropout", message, "Write a number from 0 to below 1.")
+        for package, extra in (("peft", "train"), *([("bitsandbytes", "quant")] if given.get("bits") else [])):
+            if find_spec(package) is None:
+                message = f"adapters need {package}, which is not installed."
+                yield Fault(where, message, f"pip install 'mmblocks[{extra}]'", "missing")
     numbers = {name: value for name, value in stage.items() if is_of_type(float, value)}
     if numbers.get("epochs", 1) <= 0:
         yield Fault(f"{key}.epochs", f"epochs={stage['epochs']} reads nothing.", "Write a number above 0.")
@@ -82,19 +94,6 @@ def find_warmup_fault(key: str, given: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault(f"{key}.warmup", f"warmup={warmup} is not a share of the steps.", "Write a number from 0 to 1.")
 
 
-def _find_adapter_faults(key: str, lora: object) -> Iterator[Fault]:
-    """Values that no adapter can have, and packages that adapters need."""
-    given = lora if isinstance(lora, Mapping) else {}
-    if is_of_type(int, given.get("rank")) and given["rank"] < 1:
-        yield Fault(f"{key}.rank", f"rank={given['rank']} holds nothing.", "Write 1 or more.")
-    if is_of_type(float, given.get("dropout")) and not 0 <= given["dropout"] < 1:
-        yield Fault(f"{key}.dropout", f"dropout={given['dropout']} is no share.", "Write a number from 0 to below 1.")
-    for package, extra in (("peft", "train"), *([("bitsandbytes", "quant")] if given.get("bits") else [])):
-        if find_spec(package) is None:
-            message = f"adapters need {package}, which is not installed."
-            yield Fault(key, message, f"pip install 'mmblocks[{extra}]'", "missing")
-
-
 def _find_tokenizer_faults(key: str, tokenizer: object, seen: DryBuild) -> Iterator[Fault]:
     """Visual tokenizers of the stage's own that do not fit the model, or insert tokens that it has not learned."""
     if not isinstance(tokenizer, Mapping) or not tokenizer:
@@ -122,10 +121,10 @@ def _find_template_faults(key: str, stage: Mapping[str, Any], seen: DryBuild) ->
         if faults := templates.find_faults(name, f"{key}.template"):
             yield from faults
             return
-        template = templates.build(name, text_tokenizer=LazyTextTokenizer.from_backbone(seen.backbone))
+        template = own = templates.build(name, text_tokenizer=LazyTextTokenizer.from_backbone(seen.backbone))
         is_unread = any(fault.key == "model.backbone.text_tokenizer" for fault in seen.faults)
         if seen.backbone is not None and find_local_tokenizer(seen.backbone) is not None and not is_unread:
-            yield from find_template_faults(f"{key}.template", template, seen.backbone.text_tokenizer)
+            yield from find_template_faults(f"{key}.template", own, seen.backbone.text_tokenizer)
     if stage.get("targets") == "original" and template is not None:
         from mmblocks.data.sample.original_masks import make_original_spans
 
@@ -154,23 +153,15 @@ def _find_objective_faults(key: str, stage: Mapping[str, Any]) -> Iterator[Fault
         yield Fault(f"{key}.objective", str(cause))
         return
     for number, source in enumerate(to_sequence(stage.get("data"))):
-        item = _make_first_item(source)
-        if item is not None and isinstance(item, PreferencePair) is not objective.pairs:
-            yield Fault(f"{key}.data.{number}", item_mismatch(objective))
-
-
-def _make_first_item(source: object) -> Item | None:
-    """The first item of a synthetic source, which costs nothing; None for one that reads files, or is at fault."""
-    if not isinstance(source, Mapping) or find_entry_faults(source):
-        return None
-    spec, _ = split_entry(source)
-    if _list_paths(spec) or isinstance(sources[split_spec(spec)[0]].builder, SelfCheckedSource):
-        return None
-    try:
-        built = sources.build(spec)
-        return built[0] if len(built) else None
-    except (ConfigError, DataError):
-        return None
+        if not isinstance(source, Mapping) or find_entry_faults(source):
+            continue
+        spec, _ = split_entry(source)
+        if _list_paths(spec) or isinstance(sources[split_spec(spec)[0]].builder, SelfCheckedSource):
+            continue  # it reads files
+        with suppress(ConfigError, DataError):
+            built = sources.build(spec)
+            if len(built) and isinstance(built[0], PreferencePair) is not objective.pairs:
+                yield Fault(f"{key}.data.{number}", item_mismatch(objective))
 
 
 def find_source_faults(key: str, source: object) -> Iterator[Fault]:
