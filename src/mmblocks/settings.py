@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from mmblocks.errors import ConfigError
 from mmblocks.faults import Fault, join_key
@@ -115,7 +115,7 @@ def find_number_fault(name: str, value: object) -> Fault | None:
     return None
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """A value for an error message, cut where it is long."""
     try:
         text = repr(value)
@@ -127,7 +127,7 @@ def format_value(value: Any) -> str:
 # Types of settings --------------------------------------------------------------------------------------------------
 
 
-def is_of_type(annotation: Any, value: Any) -> bool:
+def is_of_type(annotation: object, value: object) -> bool:
     """Whether a plain value (from Python, JSON or YAML) fits a setting's annotation."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
@@ -154,7 +154,7 @@ def is_of_type(annotation: Any, value: Any) -> bool:
     return isinstance(value, annotation)
 
 
-def convert_to_type(annotation: Any, value: Any) -> Any:
+def convert_to_type(annotation: object, value: object) -> Any:
     """An accepted value as its annotation has it: YAML and JSON know lists where a signature says tuple or `Size`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
@@ -164,11 +164,11 @@ def convert_to_type(annotation: Any, value: Any) -> Any:
     return tuple(value) if origin is tuple else value
 
 
-def _is_named_tuple(annotation: Any) -> bool:
+def _is_named_tuple(annotation: object) -> TypeGuard[type[Any]]:
     return isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields")
 
 
-def format_type(annotation: Any) -> str:
+def format_type(annotation: object) -> str:
     """An annotation as people write it: 'int', 'str | None', 'one of a, b'."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is type(None):
@@ -184,7 +184,7 @@ def format_type(annotation: Any) -> str:
     )
 
 
-def find_differing_keys(one: Any, other: Any, key: str = "") -> list[str]:
+def find_differing_keys(one: object, other: object, key: str = "") -> list[str]:
     """Keys under which two nests of plain values differ, the deepest ones."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         inside = [find_differing_keys(one.get(k), other.get(k), f"{key}.{k}") for k in {**one, **other}]

@@ -73,7 +73,7 @@ def _plan(args: argparse.Namespace) -> int:
         return _print_media_plan(raw, media, args)
     question = PlanRequest.from_words(about_data)
     if media or not question.data:
-        wrong = f"{media[0]} is an image or clip" if media else f"{about_data[0]} is about data"
+        wrong = f"{media[0]} is an image or video" if media else f"{about_data[0]} is about data"
         raise ConfigError(f"{wrong}; write either images and videos, or data=FILE (or data=recipe) and words about it.")
     return _print_data_plan(raw, question, as_json=args.json)
 
