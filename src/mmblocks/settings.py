@@ -151,7 +151,7 @@ def is_of_type(annotation: object, value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, annotation)
+    return isinstance(annotation, type) and isinstance(value, annotation)
 
 
 def convert_to_type(annotation: object, value: object) -> Any:
@@ -159,6 +159,8 @@ def convert_to_type(annotation: object, value: object) -> Any:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return convert_to_type(next(a for a in arguments if is_of_type(a, value)), value)
+    if not isinstance(value, list | tuple):
+        return value
     if _is_named_tuple(annotation):
         return annotation(*value)
     return tuple(value) if origin is tuple else value
