@@ -12,7 +12,7 @@ from typing import Any
 
 from mmblocks import conf
 from mmblocks.cli.memory_report import compute_stage_memory
-from mmblocks.train.estimates.activations import LABELLED_SHARE
+from mmblocks.train.estimates.meta_stage import LABELLED_SHARE
 from mmblocks.train.estimates.memory import StepMemory
 
 ROOT = Path(__file__).parents[2]
