@@ -172,7 +172,9 @@ class _TowerRequest:
         chosen = [hidden[i] for i in vit.list_state_indices(self.layer, len(hidden) - 1)]
         if len({state.shape for state in chosen}) > 1:
             shapes = ", ".join(str(tuple(state.shape[1:])) for state in chosen)
-            raise ConfigError(f"encoder 'hf_vision': layer={self.layer} has states of several shapes: {shapes}.")
+            raise ConfigError(
+                f"encoder 'hf_vision': layer={self.layer} has states of several shapes: {shapes}.", settings=["layer"]
+            )
         return torch.cat(chosen, dim=1 if chosen[0].ndim == 4 else -1)
 
     def to_grid(self, features: Tensor) -> Tensor:
@@ -212,12 +214,14 @@ def _try_tower(request: _TowerRequest) -> tuple[int, tuple[str, ...], str]:
             raise
         except Exception as cause:  # a tower may raise anything for a view of a size that it cannot take
             raise ConfigError(
-                f"encoder 'hf_vision': {what} cannot take image_px={side}: {type(cause).__name__}: {cause}"
+                f"encoder 'hf_vision': {what} cannot take image_px={side}: {type(cause).__name__}: {cause}",
+                settings=["image_px"],
             ) from cause
         if output := request.find_contradiction(raw):
             raise ConfigError(
                 f"encoder 'hf_vision': grid={tuple(request.grid)} and prefix_tokens={request.prefix_tokens} are declared, "
-                f"but {what} gives {output} for image_px={side}."
+                f"but {what} gives {output} for image_px={side}.",
+                settings=["grid", "prefix_tokens", "image_px"],
             )
         features = request.to_grid(raw)
         return features.shape[-1], tuple(vit.find_unused_parts(blueprint, features)), readers.sole_reader
@@ -233,7 +237,8 @@ def _read_tower_config(family: str | None, sizes: dict[str, Any], checkpoint: st
     elif checkpoint is None or sizes:
         raise ConfigError(
             f"encoder 'hf_vision': family=None with checkpoint={checkpoint!r} and sizes={sizes}; write a checkpoint "
-            "alone, whose config.json has both, or family (its model_type) and sizes."
+            "alone, whose config.json has both, or family (its model_type) and sizes.",
+            settings=["checkpoint", "sizes"],
         )
     else:
         config = read_config(checkpoint)
@@ -249,18 +254,23 @@ def _make_tower_config(family: str, sizes: dict[str, Any]) -> PreTrainedConfig:
 
     if faults := [fault for name, value in sizes.items() for fault in _find_size_faults(name, value)]:
         raise ConfigError(
-            f"encoder 'hf_vision': family={family!r} with sizes={format_value(sizes)}: {'; '.join(faults)}."
+            f"encoder 'hf_vision': family={family!r} with sizes={format_value(sizes)}: {'; '.join(faults)}.",
+            settings=["family", "sizes"],
         )
     try:
         default = AutoConfig.for_model(family)
         unknown = [name for name in sizes if not hasattr(default, name)]
         if unknown:
-            raise ConfigError(f"encoder 'hf_vision': sizes has {unknown}, which family={family!r} does not know.")
+            raise ConfigError(
+                f"encoder 'hf_vision': sizes has {unknown}, which family={family!r} does not know.", settings=["family"]
+            )
         return AutoConfig.for_model(family, **sizes)
     except (ValueError, TypeError, StrictDataclassError) as cause:
         if isinstance(cause, ConfigError):
             raise
-        raise ConfigError(f"encoder 'hf_vision': family={family!r} with sizes={sizes}: {cause}") from cause
+        raise ConfigError(
+            f"encoder 'hf_vision': family={family!r} with sizes={sizes}: {cause}", settings=["family", "sizes"]
+        ) from cause
 
 
 def _find_size_faults(name: str, value: object) -> Iterator[str]:

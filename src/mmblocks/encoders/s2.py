@@ -49,7 +49,8 @@ class S2(nn.Module):
         super().__init__()
         if scales[:1] != (1,) or any(smaller >= larger for smaller, larger in pairwise(scales)):
             raise ConfigError(
-                f"encoder 's2': scales={scales}; they start at 1, the member's own view, and grow: (1, 2) or (1, 2, 3)."
+                f"encoder 's2': scales={scales}; they start at 1, the member's own view, and grow: (1, 2) or (1, 2, 3).",
+                settings=["scales"],
             )
         (built,) = build_sub_encoders("s2", {"member": member})
         if not built.spatial:

@@ -117,7 +117,8 @@ def _try_trunk(
         except Exception as cause:  # a model may raise anything for a view of a size that it cannot take
             raise ConfigError(
                 f"encoder 'timm_features': {model_name!r} ({type(blueprint).__name__}) gives no feature map for a "
-                f"view of image_px={request.view_px.height}: {type(cause).__name__}: {cause}"
+                f"view of image_px={request.view_px.height}: {type(cause).__name__}: {cause}",
+                settings=["image_px"],
             ) from cause
         unused = tuple(vit.find_unused_parts(blueprint, features))
     return request, Size(*features.shape[1:3]), features.shape[3], unused
@@ -138,7 +139,8 @@ def _make_request(model_name: str, image_px: int | None, stage: int, norm: bool)
     if not -stages <= stage < stages:
         raise ConfigError(
             f"encoder 'timm_features': stage={stage} names no stage; {model_name!r} has {stages}: "
-            f"choose 0 to {stages - 1} or {-stages} to -1."
+            f"choose 0 to {stages - 1} or {-stages} to -1.",
+            settings=["stage"],
         )
     return _TrunkRequest(
         model_name=model_name,

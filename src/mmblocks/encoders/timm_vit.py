@@ -122,7 +122,8 @@ def make_full_name(encoder: str, model_name: str, checkpoint: str | None) -> str
     if tag:
         raise ConfigError(
             f"encoder {encoder!r}: model_name={model_name!r} and checkpoint={checkpoint!r} name two sets of weights; "
-            'write the tag once, or checkpoint="pretrained".'
+            'write the tag once, or checkpoint="pretrained".',
+            settings=["model_name", "checkpoint"],
         )
     return f"{model}.{checkpoint}"
 

@@ -21,6 +21,7 @@ def count_whole_windows(name: str, grid: Size, stride: int) -> Size:
     if min(grid) < stride:
         raise ConfigError(
             f"projector {name!r}: a window of stride={stride} cells a side does not fit in a grid of {grid}; "
-            f"choose a stride of at most {min(grid)}, or an encoder with more cells."
+            f"choose a stride of at most {min(grid)}, or an encoder with more cells.",
+            settings=["stride"],
         )
     return Size(grid.height // stride, grid.width // stride)

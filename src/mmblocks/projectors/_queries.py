@@ -27,7 +27,8 @@ def find_grid_side(name: str, setting: str, queries: int) -> int:
     side = math.isqrt(max(queries, 0))
     if side < 1 or side * side != queries:
         raise ConfigError(
-            f"projector {name!r}: {setting}={queries} makes no square grid; write {max(side, 1) ** 2} or {(side + 1) ** 2}."
+            f"projector {name!r}: {setting}={queries} makes no square grid; write {max(side, 1) ** 2} or {(side + 1) ** 2}.",
+            settings=[setting],
         )
     return side
 
@@ -35,7 +36,10 @@ def find_grid_side(name: str, setting: str, queries: int) -> int:
 def require_heads(name: str, dim: int, heads: int) -> None:
     """Refuse a width that is no multiple of the attention heads."""
     if heads < 1 or dim % heads:
-        raise ConfigError(f"projector {name!r}: dim={dim} cannot be shared by heads={heads}; write a divisor of {dim}.")
+        raise ConfigError(
+            f"projector {name!r}: dim={dim} cannot be shared by heads={heads}; write a divisor of {dim}.",
+            settings=["dim", "heads"],
+        )
 
 
 def require_grid(name: str, got: Size, built_for: Size) -> None:

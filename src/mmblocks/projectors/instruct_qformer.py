@@ -112,6 +112,7 @@ class InstructQFormer(LearnedQueries):
         if len(tokenizer) > self.vocab_size:
             raise ConfigError(
                 f"projector 'instruct_qformer': {self.tokenizer_source} writes {len(tokenizer)} ids and "
-                f"vocab_size={self.vocab_size} are embedded; write vocab_size={len(tokenizer)} or more."
+                f"vocab_size={self.vocab_size} are embedded; write vocab_size={len(tokenizer)} or more.",
+                settings=["vocab_size"],
             )
         return tokenizer

@@ -135,6 +135,7 @@ class LDPv2(BodyAndHead):
         if grid.height < self.cells.height or grid.width < self.cells.width:
             raise ConfigError(
                 f"projector 'ldpv2': rows={self.cells.height} and columns={self.cells.width} are more than a grid of "
-                f"{grid} has; write at most rows={grid.height} and columns={grid.width}."
+                f"{grid} has; write at most rows={grid.height} and columns={grid.width}.",
+                settings=["rows", "columns"],
             )
         return self.cells

@@ -20,7 +20,9 @@ class PerToken(BodyAndHead):
 def make_linear_layers(name: str, in_dim: int, out_dim: int, depth: int) -> tuple[nn.Sequential, nn.Linear]:
     """Body and head of `depth` linear layers with GELU between them; every layer after the first is out_dim wide."""
     if depth < 1:
-        raise ConfigError(f"projector {name!r}: depth={depth}; it needs at least one linear layer, so depth >= 1.")
+        raise ConfigError(
+            f"projector {name!r}: depth={depth}; it needs at least one linear layer, so depth >= 1.", settings=["depth"]
+        )
     widths = [in_dim, *[out_dim] * (depth - 1)]
     layers: list[nn.Module] = []
     for width in widths[:-1]:

@@ -44,6 +44,7 @@ class PixelShuffleMLP(BodyAndHead):
             cure = f"factor={fits[0]}, " if fits else ""
             raise ConfigError(
                 f"projector 'pixel_shuffle_mlp': factor={self.factor} does not divide a grid of {grid}; "
-                f"choose {cure}an encoder whose grid it divides, or a projector that takes any grid ('conv_pooler')."
+                f"choose {cure}an encoder whose grid it divides, or a projector that takes any grid ('conv_pooler').",
+                settings=["factor"],
             )
         return Size(grid.height // self.factor, grid.width // self.factor)

@@ -164,13 +164,15 @@ class SpatialVisionAggregator(BodyAndHead):
         if min(widths) < 1 or sum(widths) != in_dim:
             raise ConfigError(
                 f"projector 'sva': splits={list(splits)} make {sum(widths)} channels and the encoder gives {in_dim}; "
-                "write the widths of its sources in their order."
+                "write the widths of its sources in their order.",
+                settings=["splits"],
             )
         windows = windows or (max(1, round(grid.area**0.5 / side)),) * len(widths)
         if len(windows) != len(widths) or min(windows) < 1:
             raise ConfigError(
                 f"projector 'sva': windows={list(windows)} for {len(widths)} sources; write cells a side, 1 or more, "
-                "for each."
+                "for each.",
+                settings=["windows"],
             )
         maps = [window * side for window in windows]
         sides = [find_grid_side("sva", "groups", group) for group in groups or (queries,)]

@@ -86,6 +86,7 @@ class TokenMerging(BodyAndHead):
         if grid.area < self.tokens:
             raise ConfigError(
                 f"projector 'token_merging': a grid of {grid} has {grid.area} cells, fewer than tokens={self.tokens}; "
-                f"write at most tokens={grid.area}."
+                f"write at most tokens={grid.area}.",
+                settings=["tokens"],
             )
         return Size(1, self.tokens)

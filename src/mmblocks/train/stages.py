@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.model.spec import PARTS
 from mmblocks.registry import Spec
-from mmblocks.settings import format_suggestion, is_of_type, list_faults, read_settings
+from mmblocks.settings import find_faults, is_of_type, make_unknown_fault
 
 TRAINABLE_PARTS = (*PARTS, "lora")
 """What a stage can train: the parts of a model, and low-rank adapters on its backbone."""
@@ -202,40 +203,38 @@ class Curriculum:
 
 def read_run(raw: Mapping[str, Any]) -> Curriculum:
     """A composed recipe as a curriculum. Raises `ConfigError` that lists every fault with its key."""
-    if faults := find_run_faults(raw):
-        raise ConfigError("\n".join(faults))
+    if faults := list(find_run_faults(raw)):
+        raise ConfigError.from_faults(faults)
     return read_checked_run(raw)
 
 
 def read_checked_run(raw: Mapping[str, Any]) -> Curriculum:
-    """As `read_run`, for a recipe that `run_faults` finds nothing in."""
-    run = read_settings(TrainRun, raw, "run")
-    encoder_pretraining = (
-        None
-        if run.encoder_pretraining is None
-        else read_settings(EncoderPretraining, run.encoder_pretraining, "encoder_pretraining")
+    """As `read_run`, for a recipe in which `find_run_faults` finds nothing."""
+    run = TrainRun(**raw)
+    return Curriculum(
+        run,
+        tuple(Stage(**stage) for stage in run.stages),
+        None if run.encoder_pretraining is None else EncoderPretraining(**run.encoder_pretraining),
+        None if run.evaluate is None else Evaluation(**run.evaluate),
     )
-    evaluate = None if run.evaluate is None else read_settings(Evaluation, run.evaluate, "evaluate")
-    stages = tuple(read_settings(Stage, s, f"stages.{i}") for i, s in enumerate(run.stages))
-    return Curriculum(run, stages, encoder_pretraining, evaluate)
 
 
-def find_run_faults(raw: Mapping[str, Any]) -> list[str]:
-    """Every fault of a run's plain values apart from its model, each naming the config key."""
-    faults = list_faults(TrainRun, raw, "run")
+def find_run_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
+    """Every fault of a run's plain values apart from its model and its sources."""
+    yield from find_faults(TrainRun, raw)
     for name, schema in (("encoder_pretraining", EncoderPretraining), ("evaluate", Evaluation)):
         if isinstance(raw.get(name), Mapping):
-            faults += list_faults(schema, raw[name], name)
+            yield from find_faults(schema, raw[name], name)
     stages = raw.get("stages", [])
     if not isinstance(stages, Sequence) or not stages:
-        return [*faults, "stages: at least one stage is needed."]
+        yield Fault("stages", "at least one stage is needed.")
+        return
     for i, stage in enumerate(stages):
-        where = f"stages.{i}"
-        faults += (
-            list_faults(Stage, stage, where) if isinstance(stage, Mapping) else [f"{where}: {stage!r} is not a stage."]
-        )
-        faults += _find_stage_value_faults(stage, where) if isinstance(stage, Mapping) else []
-    return faults
+        if isinstance(stage, Mapping):
+            yield from find_faults(Stage, stage, f"stages.{i}")
+            yield from _find_stage_value_faults(stage, f"stages.{i}")
+        else:
+            yield Fault(f"stages.{i}", f"{stage!r} is not a stage.", "Write a mapping with a name, data and train.")
 
 
 def find_feature_cache_conflict(train: Mapping[str, Any]) -> str | None:
@@ -248,58 +247,39 @@ def find_feature_cache_conflict(train: Mapping[str, Any]) -> str | None:
     )
 
 
-def _find_stage_value_faults(stage: Mapping[str, Any], where: str) -> list[str]:
-    faults = _find_train_faults(stage.get("train"), f"{where}.train") + _length_faults(stage, where)
-    faults += [
-        f"{where}.{name}={stage[name]!r} must be at least 1."
-        for name in ("steps", "global_batch_size", "step_tokens", "pack_tokens", "pack_views", "max_tokens")
-        if isinstance(stage.get(name), int) and stage[name] < 1
-    ]
-    if not stage.get("data"):
-        faults.append(f"{where}.data: at least one source is needed.")
-    return faults
-
-
-def _find_train_faults(train: Any, where: str) -> list[str]:
-    if not isinstance(train, Mapping):
-        return []
-    if not train:
-        return [f"{where}: nothing is trained; name at least one of {', '.join(TRAINABLE_PARTS)}."]
-    faults = [
-        f"{where}.{part}: no such part.{format_suggestion(part, TRAINABLE_PARTS)}"
-        for part in train
-        if part not in TRAINABLE_PARTS
-    ]
-    if "lora" in train and "backbone" in train:
-        faults.append(f"{where}: 'backbone' and 'lora' would both change the backbone; keep one.")
-    for part, given in train.items():
-        inner = given if isinstance(given, Mapping) else {"lr": given}
-        faults += list_faults(Lora if part == "lora" else PartSettings, inner, f"{where}.{part}")
-        if is_of_type(float, inner.get("weight_decay")) and inner["weight_decay"] < 0:
-            faults.append(f"{where}.{part}.weight_decay={inner['weight_decay']!r} is negative; write 0 or more.")
-        if "lr" in inner and not _is_positive(inner["lr"]):
-            faults.append(
-                f"{where}.{part}={inner['lr']!r}: a learning rate is a number above 0; leave the part out to freeze it."
-            )
-    return faults
-
-
-def _length_faults(stage: Mapping[str, Any], where: str) -> list[str]:
-    """How long a stage is and how large its steps are: each said once."""
-    given = {
-        name
-        for name in ("steps", "epochs", "global_batch_size", "step_tokens", "pack_tokens")
-        if stage.get(name) is not None
-    }
-    faults = []
+def _find_stage_value_faults(stage: Mapping[str, Any], key: str) -> Iterator[Fault]:
+    yield from _find_train_faults(stage.get("train"), f"{key}.train")
+    counts = ("steps", "epochs", "global_batch_size", "step_tokens", "pack_tokens")
+    given = {name for name in counts if stage.get(name) is not None}
     if len(given & {"steps", "epochs"}) != 1:
-        faults.append(f"{where}: write either steps or epochs.")
+        yield Fault(key, "write either steps or epochs.")
     if len(given & {"global_batch_size", "step_tokens"}) != 1:
-        faults.append(f"{where}: write either global_batch_size (samples per step) or step_tokens.")
+        yield Fault(key, "write either global_batch_size (samples per step) or step_tokens.")
     if "step_tokens" in given and "pack_tokens" not in given:
-        faults.append(f"{where}: step_tokens needs pack_tokens, the tokens of one packed row.")
-    return faults
+        yield Fault(key, "step_tokens needs pack_tokens, the tokens of one packed row.")
+    for name in ("steps", "global_batch_size", "step_tokens", "pack_tokens", "pack_views", "max_tokens"):
+        if isinstance(stage.get(name), int) and stage[name] < 1:
+            yield Fault(f"{key}.{name}", f"{name}={stage[name]!r} must be at least 1.")
+    if not stage.get("data"):
+        yield Fault(f"{key}.data", "at least one source is needed.")
 
 
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+def _find_train_faults(train: object, key: str) -> Iterator[Fault]:
+    if not isinstance(train, Mapping):
+        return
+    if not train:
+        yield Fault(key, f"nothing is trained; name at least one of {', '.join(TRAINABLE_PARTS)}.")
+    if "lora" in train and "backbone" in train:
+        yield Fault(key, "'backbone' and 'lora' would both change the backbone; keep one.")
+    for part, given in train.items():
+        where, inner = f"{key}.{part}", given if isinstance(given, Mapping) else {"lr": given}
+        if part not in TRAINABLE_PARTS:
+            yield make_unknown_fault(where, "no such part.", TRAINABLE_PARTS)
+            continue
+        yield from find_faults(Lora if part == "lora" else PartSettings, inner, where)
+        if is_of_type(float, inner.get("weight_decay")) and inner["weight_decay"] < 0:
+            message = f"weight_decay={inner['weight_decay']!r} is negative."
+            yield Fault(f"{where}.weight_decay", message, "Write 0 or more.")
+        if is_of_type(float, inner.get("lr")) and inner["lr"] <= 0:
+            message = f"lr={inner['lr']!r}: a learning rate is a number above 0; leave the part out to freeze it."
+            yield Fault(where if inner is not given else f"{where}.lr", message)

@@ -43,7 +43,8 @@ class DPO:
         if beta <= 0 or not 0 <= label_smoothing < 0.5 or min(alpha, gamma) < 0 or alpha + gamma == 0:
             raise ConfigError(
                 f"objective 'dpo': beta={beta}, alpha={alpha}, gamma={gamma}, label_smoothing={label_smoothing}; "
-                "it needs beta > 0, alpha and gamma not negative and not both 0, label_smoothing from 0 to below 0.5."
+                "it needs beta > 0, alpha and gamma not negative and not both 0, label_smoothing from 0 to below 0.5.",
+                settings=["beta", "alpha", "gamma", "label_smoothing"],
             )
         if loss == "hinge" and label_smoothing:
             raise ConfigError("objective 'dpo': loss=hinge has no label_smoothing; leave it out, or use loss=sigmoid.")
