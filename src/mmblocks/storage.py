@@ -25,11 +25,8 @@ _DISK = re.compile(  # messages of safetensors, tokenizers and torch, which rais
     r"os error \d+|No space left|Disk quota|Read-only file system|File too large|Input/output error|"
     r"PytorchStreamWriter failed|unexpected pos \d+"
 )
-_ERRNOS = {
-    getattr(errno, f"E{name}")
-    for name in "ACCES BUSY DQUOT FBIG IO ISDIR NAMETOOLONG NODEV NOENT NOSPC NOTDIR NXIO PERM ROFS STALE".split()  # noqa: SIM905
-    if hasattr(errno, f"E{name}")
-}
+_ERRNO_NAMES = "EACCES EBUSY EDQUOT EFBIG EIO EISDIR ENAMETOOLONG ENODEV ENOENT ENOSPC ENOTDIR ENXIO EPERM EROFS ESTALE"
+_ERRNOS = {getattr(errno, name) for name in _ERRNO_NAMES.split() if hasattr(errno, name)}
 
 
 # One file -----------------------------------------------------------------------------------------------------------
