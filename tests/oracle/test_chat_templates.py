@@ -319,7 +319,7 @@ def test_convert_keeps_nothing_whose_prompts_are_others(
     assert status == 1
     assert "template qwen_2 (a guess: the stored chat template writes <|im_start|>; chat_template.json" in said
     assert "prompts  0 of 8 are those of the source" in said
-    assert "nothing was kept. Take a chat template by name with --template" in failed
+    assert "nothing was kept. Choose a chat template by name with --template" in failed
     assert not (tmp_path / "out").exists()
 
 

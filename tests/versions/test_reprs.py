@@ -33,7 +33,10 @@ def test_every_dataclass_with_tensors_is_shown_by_their_shapes():
 
 def test_a_tensor_is_shown_by_dtype_and_shape():
     assert repr(Packing.from_lengths([3, 4])) == "Packing(cu_seqlens=int32 (3,), max_seqlen=4)"
-    assert repr(RowIndex(torch.tensor([1]), (1,))) == "RowIndex(index=int64 (1,), counts=(1,), index_host=None, cu_seqlens_host=None)"
+    assert (
+        repr(RowIndex(torch.tensor([1]), (1,)))
+        == "RowIndex(index=int64 (1,), counts=(1,), index_host=None, cu_seqlens_host=None)"
+    )
     k = torch.arange(12.0).view(1, 1, 3, 4)
     assert repr(_FixedCache(k, k)) == "_FixedCache(k=float32 (1, 1, 3, 4), v=float32 (1, 1, 3, 4))"
     assert repr(_RecordingCache([k])) == "_RecordingCache(seen=[float32 (1, 1, 3, 4)])"

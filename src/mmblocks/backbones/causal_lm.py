@@ -111,7 +111,8 @@ class CausalLM(nn.Module):
         self.placeholder_id = placeholder_id
         if not 0 <= placeholder_id < self.vocab_size:
             raise ConfigError(
-                f"backbone: placeholder_id={placeholder_id} is outside the vocabulary of {self.vocab_size} tokens."
+                f"backbone: placeholder_id={placeholder_id} is outside the vocabulary of {self.vocab_size} tokens.",
+                settings=["placeholder_id"],
             )
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights

@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.settings import find_number_fault
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def make_rope_settings(family: str, theta: float) -> dict[str, Any]:
     if any(isinstance(value, Mapping) for value in own.values()):
         raise ConfigError(
             f"backbone family {family!r} has rotary settings for each kind of layer, so rope_theta={theta:g} does not say "
-            "which; write further.rope_parameters."
+            "which; write further.rope_parameters.",
+            settings=["rope_theta"],
         )
     return {"rope_type": "default", **own, "rope_theta": theta}
 
@@ -80,7 +82,9 @@ def make_default_config(family: str) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(family)
     except ValueError as cause:
-        raise ConfigError(f"transformers has no family={family!r}; write its model_type, such as 'qwen2'.") from cause
+        raise ConfigError(
+            f"transformers has no family={family!r}; write its model_type, such as 'qwen2'.", settings=["family"]
+        ) from cause
 
 
 def to_savable(settings: GenerationConfig) -> GenerationConfig:
@@ -122,7 +126,8 @@ def require_moderate_sizes(settings: Mapping[str, Any]) -> None:
         if name in SIZE_SETTINGS and (fault := find_number_fault(SIZE_SETTINGS[name], value))
     ]
     if faults:
-        raise ConfigError(f"backbone: {' '.join(f'{what}. {cure}' for what, cure in faults)}")
+        texts = (f"{fault.message} {fault.cure}" for fault in faults)
+        raise ConfigError(f"backbone: {' '.join(texts)}", settings=[fault.key for fault in faults])
 
 
 def require_possible_sizes(config: PreTrainedConfig) -> None:
@@ -131,27 +136,31 @@ def require_possible_sizes(config: PreTrainedConfig) -> None:
     The whole config is checked, not only the settings: torch's CPU kernels end the process on some impossible sizes.
     """
     faults = [
-        f"{SIZE_SETTINGS.get(name, name)}={value!r} is not a number above 0"
+        Fault(ours := SIZE_SETTINGS.get(name, name), f"{ours}={value!r} is not a number above 0")
         for name in (*SIZE_SETTINGS, *POSITIVE_ENTRIES)
         if (value := getattr(config, name, None)) is not None and not _is_above_zero(value)
     ]
     sizes = {ours: getattr(config, theirs, None) for theirs, ours in SIZE_SETTINGS.items()}
-    faults += [" ".join(fault) for name, size in sizes.items() if (fault := find_number_fault(name, size))]
+    faults += [fault for name, size in sizes.items() if (fault := find_number_fault(name, size))]
     heads, kv_heads = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
     if not faults and isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
-        faults = [f"heads={heads} is no multiple of kv_heads={kv_heads}; write kv_heads={heads} or a divisor"]
+        message = f"heads={heads} is no multiple of kv_heads={kv_heads}; write kv_heads={heads} or a divisor"
+        faults.append(Fault("kv_heads", message))
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()) and not getattr(
         config, "sliding_window", None
     ):
-        faults.append("sliding_window=0, but its layers look through a window; leave it out or write its tokens")
-    rope = getattr(config, "rope_parameters", None) or {}
+        message = "sliding_window=0, but its layers look through a window; leave it out or write its tokens"
+        faults.append(Fault("sliding_window", message))
+    own = getattr(config, "rope_parameters", None) or {}
     faults += [
-        f"rope_theta={value!r} in rope_parameters is not a number above 0"
-        for kind in (rope, *(inner for inner in rope.values() if isinstance(inner, Mapping)))
+        Fault("rope_theta", f"rope_theta={value!r} in rope_parameters is not a number above 0")
+        for kind in (own, *(inner for inner in own.values() if isinstance(inner, Mapping)))
         if not _is_above_zero(value := kind.get("rope_theta", 1.0))
     ]
     if faults:
-        raise ConfigError(f"backbone family {config.model_type!r}: {'; '.join(faults)}.")
+        texts = (f"{fault.message} {fault.cure}".strip(" .") for fault in faults)
+        message = f"backbone family {config.model_type!r}: {'; '.join(texts)}."
+        raise ConfigError(message, settings=[fault.key for fault in faults])
 
 
 def _is_above_zero(value: object) -> bool:

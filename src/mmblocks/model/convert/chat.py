@@ -115,7 +115,7 @@ def _choose_by_stored(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -
         name, why = _guess_template(folder, tokenizer)
         return ChatChoice(name, f"a guess: no chat template is stored, {why}", is_guess=why == "default")
     usual = dict.fromkeys([*TEMPLATES_BY_END.values(), *TEMPLATES_BY_TEXT.values(), *templates])
-    candidates = [n for n in usual if not templates.reasons_against(n) and make_form(templates.build(n)) is not None]
+    candidates = [n for n in usual if not templates.find_faults(n) and make_form(templates.build(n)) is not None]
     identical = next((name for name in candidates if to_jinja(templates.build(name)) == stored.jinja), None)
     if stored.jinja.startswith(FLATTENED) or identical is not None:
         return ChatChoice(identical or OWN_TEMPLATE, f"written by mmblocks in {stored.file}")

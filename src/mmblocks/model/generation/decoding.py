@@ -41,9 +41,8 @@ class Decoding:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        faults = [
-            reason for s in list_settings(Decoding).values() for reason in s.reasons_against(getattr(self, s.name))
-        ]
+        mistyped = [fault for s in list_settings(Decoding).values() if (fault := s.find_fault(getattr(self, s.name)))]
+        faults = [f"{fault.message} {fault.cure}".rstrip(".") for fault in mistyped]
         if not faults:
             faults = [
                 f"max_new_tokens={self.max_new_tokens}; an answer has at least 1" * (self.max_new_tokens < 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.model.build import build_router, build_template
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
@@ -15,11 +16,12 @@ SOURCE_SETTINGS = ("checkpoint", "text_tokenizer")
 """Settings that name the source of weights and vocabulary, not what the part computes."""
 
 
-def reasons_against(stored: ModelSpec, wanted: ModelSpec) -> list[str]:
-    """Why weights of one composition do not fit another: differing settings of parts that hold weights."""
+def find_part_faults(stored: ModelSpec, wanted: ModelSpec) -> list[Fault]:
+    """Why the weights of one composition cannot be those of another: settings of parts that hold weights."""
     one, other = stored.to_dict(), wanted.to_dict()
+    cure = "Exchange parts with `mmblocks swap` first, or write the recipe's model as the saved one is."
     return [
-        f"{part}: {', '.join(keys)} {'differ' if len(keys) > 1 else 'differs'} from the saved model's"
+        Fault(part, f"{', '.join(keys)} {'differ' if len(keys) > 1 else 'differs'} from the saved model's.", cure)
         for part in WEIGHTED_PARTS
         if (keys := find_differing_keys(_drop_source_settings(one[part]), _drop_source_settings(other[part])))
     ]
@@ -30,12 +32,8 @@ def recompose_model(model: OneVision, wanted: ModelSpec) -> OneVision:
 
     Raises `ConfigError` when parts with weights differ, or when a tokenizer needs learned tokens that the model lacks.
     """
-    if reasons := reasons_against(model.spec, wanted):
-        raise ConfigError(
-            "the saved model's parts are not the recipe's:\n"
-            + "".join(f"  - {reason}\n" for reason in reasons)
-            + "Swap parts with `mmblocks swap` first, or give the recipe the saved model's settings."
-        )
+    if faults := find_part_faults(model.spec, wanted):
+        raise ConfigError.from_faults(faults, "the saved model's parts are not the recipe's")
     spec = replace(wanted, **{part: getattr(model.spec, part) for part in WEIGHTED_PARTS})
     router = build_router(spec, model.encoder, model.projector)
     if missing := set(router.learned_tokens) - set(model.learned_tokens.keys()):

@@ -13,18 +13,18 @@ import torch
 from torch import nn
 
 from mmblocks.components import VisionEncoder, backbones, encoders, projectors
+from mmblocks.faults import Fault
 from mmblocks.json_files import read_object
 from mmblocks.model.build import build_router, build_template
 from mmblocks.model.checkpoint import write_into
 from mmblocks.model.checks import limits
 from mmblocks.model.checks.composition import DryBuild, dry_build
-from mmblocks.model.checks.faults import Fault, find_component_faults, resolve_settings
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 from mmblocks.model.swapping import transplant
 from mmblocks.model.swapping.transplant import TransferLine, TransferReport
 from mmblocks.registry import split_spec
-from mmblocks.settings import format_suggestion
+from mmblocks.settings import make_unknown_fault
 from mmblocks.shapes import SCENARIOS, Size
 from mmblocks.storage import replace_folder
 
@@ -83,7 +83,7 @@ def swap(
         if seed is not None:
             torch.manual_seed(seed)
         new, lines = _build_parts(model, spec, {change.slot: change for change in slot_changes}, weights)
-    vocab_size = resolve_settings(backbones, spec.backbone).get("vocab_size")
+    vocab_size = backbones.resolve_settings(spec.backbone).get("vocab_size")
     new.spec = _apply_changes(model.spec, slot_changes, {} if vocab_size is None else {"vocab_size": vocab_size})
     ledger = TransferReport(tuple(lines))
     record = {"changes": dict(changes), "seed": seed, "weights": weights, **ledger.to_dict()}
@@ -127,7 +127,7 @@ def read_changes(changes: Mapping[str, Any]) -> list[SlotChange]:
     for key, value in flat.items():
         slot = next((slot for slot in SLOTS if key == slot or key.startswith(f"{slot}.")), None)
         if slot is None:
-            faults.append(Fault(f"model.{key}", "a model has no such part.", format_suggestion(key, SLOTS).strip()))
+            faults.append(make_unknown_fault(f"model.{key}", "a model has no such part.", SLOTS))
         elif key != slot:
             by_slot.setdefault(slot, {})[key.removeprefix(f"{slot}.")] = value
         elif isinstance(value, Mapping):
@@ -154,9 +154,9 @@ def _apply_changes(spec: ModelSpec, changes: list[SlotChange], vocabulary: Mappi
 
 def _align_vocabulary(spec: ModelSpec) -> ModelSpec:
     """Set `vocab_size` to that of the text tokenizer, where this has more tokens."""
-    if find_component_faults("model.backbone", backbones, spec.backbone):
+    if backbones.find_own_faults(spec.backbone):
         return spec
-    settings = resolve_settings(backbones, spec.backbone)
+    settings = backbones.resolve_settings(spec.backbone)
     source = settings.get("text_tokenizer") or settings.get("checkpoint")
     rows, tokens = settings.get("vocab_size"), limits.count_tokenizer_words(source) if source else 0
     if not isinstance(rows, int) or tokens <= rows:
@@ -233,7 +233,7 @@ def _swap_backbone(
     if not change.is_replacement:
         new = _match_dtype_and_device(backbones.build(spec.backbone), model)
         return new, transplant.fill_module("backbone", new, model.backbone, transplant.extend_vocabulary)
-    has_checkpoint = resolve_settings(backbones, spec.backbone).get("checkpoint") is not None
+    has_checkpoint = backbones.resolve_settings(spec.backbone).get("checkpoint") is not None
     is_pretrained = weights == "pretrained" and has_checkpoint
     new = _load_pretrained_backbone(spec, change) if is_pretrained else backbones.build(spec.backbone)
     new = _match_dtype_and_device(new, model)
@@ -246,7 +246,7 @@ def _load_pretrained_backbone(spec: ModelSpec, change: SlotChange) -> CausalLM:
     with torch.device("meta"):
         pretrained = backbones.build(requested)
     pretrained.load_pretrained()
-    if resolve_settings(backbones, spec.backbone).get("vocab_size") in (None, pretrained.vocab_size):
+    if backbones.resolve_settings(spec.backbone).get("vocab_size") in (None, pretrained.vocab_size):
         return pretrained
     extended = backbones.build(spec.backbone)
     transplant.fill_module("backbone", extended, pretrained, transplant.extend_vocabulary)

@@ -13,7 +13,6 @@ import torch
 from mmblocks.components import Pooling, encoders, poolings
 from mmblocks.encoders.clip import CLIP
 from mmblocks.encoders.siglip import SigLIP
-from mmblocks.model.checks.faults import resolve_settings
 from mmblocks.model.convert import keys
 from mmblocks.model.convert.export_text import PADDING_SIDE, finish_tokenizer, write_generation_config
 from mmblocks.model.convert.original import projectors as original_projectors
@@ -133,7 +132,7 @@ def make_original_config(model: OneVision, dtype: torch.dtype | None = None) -> 
     rope = dict(text.get("rope_parameters") or {})
     theta, rope_type = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
     scaling = {"rope_scaling": {"type": rope_type, "rope_type": rope_type, **rope}} if rope_type != "default" else {}
-    settings, tower = resolve_settings(encoders, model.spec.encoder), _describe_tower(model)
+    settings, tower = encoders.resolve_settings(model.spec.encoder), _describe_tower(model)
     is_published = list_known_towers().get(str(tower.checkpoint)) == tower
     return {
         "architectures": [ARCHITECTURES[model.backbone.config.model_type]],
@@ -162,7 +161,7 @@ def make_original_config(model: OneVision, dtype: torch.dtype | None = None) -> 
 
 def _describe_tower(model: OneVision) -> OriginalTower:
     """The tower whose blocks the encoder runs. SigLIP is described with one block more, which LLaVA deletes."""
-    settings = resolve_settings(encoders, model.spec.encoder)
+    settings = encoders.resolve_settings(model.spec.encoder)
     kind = "clip" if isinstance(model.encoder, CLIP) else "siglip"
     known = {k: settings[k] for k in (*SIZES, "checkpoint")}
     if kind == "siglip":

@@ -10,7 +10,6 @@ from mmblocks.components import encoders
 from mmblocks.encoders.clip import CLIP
 from mmblocks.encoders.siglip import SigLIP
 from mmblocks.encoders.vit import CONFIG_KEYS, list_state_indices
-from mmblocks.model.checks.faults import resolve_settings
 from mmblocks.model.onevision import OneVision
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def make_tower_config(model: OneVision) -> dict[str, Any]:
     """Config entries for an encoder that has a tower: only the blocks it has, features after the last of them."""
     tower = find_tower(model)
     inner = model.encoder.vision_model.config
-    settings = resolve_settings(encoders, model.spec.encoder)
+    settings = encoders.resolve_settings(model.spec.encoder)
     layer, depth = settings["layer"], settings["depth"]
     return {
         "vision_config": type(inner).from_dict(inner.to_dict()).to_dict(),
