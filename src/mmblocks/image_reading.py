@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mmblocks.errors import ConfigError
-from mmblocks.settings import convert_to_type, list_faults, list_settings
+from mmblocks.faults import Fault
+from mmblocks.settings import convert_to_type, find_faults, list_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,14 @@ class ImageReading:
     exif: bool = True
 
     def __post_init__(self) -> None:
-        if faults := list_reading_faults(asdict(self)):
-            raise ConfigError("\n".join(faults))
+        if faults := list(find_reading_faults(asdict(self))):
+            raise ConfigError.from_faults(faults)
 
     @classmethod
     def from_dict(cls, raw: object, where: str = "images") -> ImageReading:
         """Read plain values. Raises `ConfigError` that lists every fault; keys start with `where`."""
-        if faults := list_reading_faults(raw, where):
-            raise ConfigError("\n".join(faults))
+        if faults := list(find_reading_faults(raw, where)):
+            raise ConfigError.from_faults(faults)
         assert isinstance(raw, Mapping)
         known = list_settings(cls)
         return cls(**{name: convert_to_type(known[name].annotation, value) for name, value in raw.items()})
@@ -52,21 +53,21 @@ class ImageReading:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def list_reading_faults(raw: object, where: str = "images") -> list[str]:
+def find_reading_faults(raw: object, where: str = "images") -> Iterator[Fault]:
     """Every fault of plain values meant for an `ImageReading`."""
     if not isinstance(raw, Mapping):
         names = ", ".join(list_settings(ImageReading))
-        return [f"{where}={raw!r} holds no settings; write {where}.alpha=..., or a mapping of {names}."]
-    faults = list_faults(ImageReading, raw, where)
+        yield Fault(where, f"{raw!r} holds no settings.", f"Write {where}.alpha=..., or a mapping of {names}.")
+        return
+    yield from find_faults(ImageReading, raw, where)
     max_px, grey = raw.get("max_px"), raw.get("grey")
     if type(max_px) is int and max_px < 1:
-        faults.append(f"{where}: max_px={max_px} lets no image pass; write a number of pixels above 0.")
+        yield Fault(f"{where}.max_px", f"max_px={max_px} lets no image pass.", "Write a number of pixels above 0.")
     if isinstance(grey, list | tuple) and len(grey) == 2 and all(isinstance(n, int | float) for n in grey):
         low, high = grey
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            cure = "write [low, high] with low below high, such as [0, 1023]."
-            faults.append(f"{where}: grey={[low, high]} is no range; {cure}")
-    return faults
+            cure = "Write [low, high] with low below high, such as [0, 1023]."
+            yield Fault(f"{where}.grey", f"grey={[low, high]} is no range.", cure)
 
 
 DEFAULT_READING = ImageReading()

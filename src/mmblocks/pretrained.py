@@ -164,6 +164,12 @@ def read_pretrained(kind: type[Any], source: str | Path | None, needs: str = "",
         return kind.from_pretrained(place, **{"trust_remote_code": False, **options})
 
 
+def list_loading_faults(report: Mapping[str, Any]) -> list[str]:
+    """What transformers' loading report says of keys that are missing, unexpected or of another shape."""
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return [f"{kind}: {', '.join(sorted(map(str, report[kind])))}" for kind in kinds if report.get(kind)]
+
+
 def make_model(kind: type[Any], config: PreTrainedConfig, **options: Any) -> Any:
     """A model of transformers from a config, with random weights. kind: one of the Auto classes."""
     return kind.from_config(config, trust_remote_code=False, **options)

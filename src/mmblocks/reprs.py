@@ -22,9 +22,14 @@ def format_by_shape(self: Dataclass) -> str:
     return f"{type(self).__name__}({', '.join(shown)})"
 
 
+def format_dtype(dtype: object) -> str:
+    """A dtype of torch without "torch."."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _format_value(value: object) -> str:
     if _is_tensor(value):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        return f"{format_dtype(value.dtype)} {tuple(value.shape)}"
     if isinstance(value, list | tuple) and type(value) in (list, tuple) and any(map(_is_tensor, value)):
         return f"[{', '.join(map(_format_value, value))}]"
     if isinstance(value, Mapping):

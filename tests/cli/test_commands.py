@@ -154,6 +154,15 @@ def test_doctor_tests_itself(say):
         assert f"  {op} reference " in out.partition("self-test on cpu:")[2]
 
 
+def test_doctor_tunes_attention(say, tmp_path):
+    path = tmp_path / "orders.json"
+    code, out, _ = say("doctor", "--tune-attention", str(path))
+    assert code == 0
+    assert "attention head_dim 64, causal, forward and backward: reference" in out
+    assert f"set MMBLOCKS_ATTENTION_TABLE={path} to use it" in out
+    assert path.exists()
+
+
 def test_doctor_fails_when_a_way_is_off(say, monkeypatch):
     off = BackendResult("attention", "varlen", "causal, float16", error=0.5, tolerance=0.004)
     monkeypatch.setattr("mmblocks.ops.selftest.run_selftests", lambda device: [off])

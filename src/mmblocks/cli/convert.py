@@ -17,7 +17,7 @@ from mmblocks.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from mmblocks.model.convert.door import CheckpointLayout
+    from mmblocks.model.convert.layout import CheckpointLayout
     from mmblocks.model.onevision import OneVision
 
 

@@ -17,7 +17,7 @@ from mmblocks.model.convert.probe import TOLERANCE, Probe, compute_our_logits, m
 from mmblocks.model.convert.weights import find_stored_dtype, measure_gigabytes
 
 if TYPE_CHECKING:
-    from mmblocks.model.convert.door import CheckpointLayout
+    from mmblocks.model.convert.layout import CheckpointLayout
     from mmblocks.model.onevision import OneVision
 
 BASE_GB = 1.0

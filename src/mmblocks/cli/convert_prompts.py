@@ -14,8 +14,9 @@ from mmblocks.errors import CheckpointError, MMBlocksError
 from mmblocks.model.checkpoint import localise_spec, read_spec
 from mmblocks.model.convert import detect_layout
 from mmblocks.model.convert.chat import PROBES
-from mmblocks.model.convert.probe import QFORMER_FAMILIES, load_processor
+from mmblocks.model.convert.probe import QFORMER_FAMILIES
 from mmblocks.model.onevision import OneVision
+from mmblocks.pretrained import read_processor
 from mmblocks.templates.rendering import render_template
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _make_folder_prompter(folder: Path) -> Prompter | None:
         return None
     if kind == "mmblocks":
         return _make_model_prompter(Processor.from_spec(localise_spec(read_spec(folder), folder)))
-    processor = load_processor(folder)
+    processor = read_processor(folder)
 
     def encode_prompt(talk: ChatMessages) -> PromptIds:
         image_id = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))

@@ -14,11 +14,16 @@ from mmblocks.errors import CheckpointError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "Nothing is changed and nothing is sent."
+    parser.epilog = "Nothing is sent, and nothing is changed but the file of --tune-attention."
     parser.add_argument(
         "--selftest",
         action="store_true",
         help="run every backend of every op on small inputs and compare with its reference; exit 1 if one is off",
+    )
+    parser.add_argument(
+        "--tune-attention",
+        metavar="FILE",
+        help="time the attention backends on this machine and write their order, which MMBLOCKS_ATTENTION_TABLE=FILE reads",
     )
 
 
@@ -33,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{title}:")
         for name, value in lines:
             print(f"  {name:24} {value}")
+    if args.tune_attention:
+        _tune_attention(Path(args.tune_attention))
     return _run_selftest() if args.selftest else 0
 
 
@@ -50,7 +57,7 @@ def describe_machine() -> Iterator[tuple[str, str]]:
     """Devices, and which libraries work on them."""
     import torch
 
-    from mmblocks.ops.attention.machine import reasons_against_library
+    from mmblocks.ops.attention.with_xformers import reasons_against_library
 
     yield "cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -106,6 +113,21 @@ def _describe_package(package: str) -> str:
     tested = versions.find_tested_range(package)
     note = f" (tested: {tested[0]} to {tested[1]})" if tested else ""
     return f"{version}{note}" + (" OUTSIDE" if versions.describe_untested_version(package) else "")
+
+
+def _tune_attention(path: Path) -> None:
+    """Write the order of the attention backends on the first CUDA device, or else on the CPU, and print it."""
+    import torch
+
+    from mmblocks.ops.attention.order import SETTING
+    from mmblocks.ops.attention.tune import measure_orders, write_orders
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"attention on {device}:")
+    for row in write_orders(path, measure_orders(device, tiny=device.type == "cpu"), device):
+        mode = f"{'causal' if row['causal'] else 'full'}, {'forward and backward' if row['learns'] else 'forward'}"
+        print(f"  {row['op']} head_dim {row['head_dim']}, {mode}: {', '.join(row['order'])}")
+    print(f"written; set {SETTING}={path} to use it")
 
 
 def _run_selftest() -> int:

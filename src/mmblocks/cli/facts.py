@@ -78,7 +78,7 @@ def _describe_tokenizer(registry: Registry[Any], name: str) -> Iterator[tuple[st
     for grid in GRIDS[:2]:
         wired = {"view_px": VIEW_PX, "grid": grid, "spatial": True, "squash": True}
         tokenizer = registry.build(name, **wired, pooling=poolings.build("bilinear"))
-        if tokenizer.reasons_against():
+        if tokenizer.find_faults():
             continue
         scenario = next(s for s in SCENARIOS if s in tokenizer.scenarios)
         plan = tokenizer.plan(EXAMPLE_VISUALS[scenario])

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     is_first = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes of a run
     if is_first:
         show_progress()
-    model = train.run(conf.compose(args.recipe, args.overrides))
+    model = train.run(conf.compose_run(args.recipe, args.overrides))
     if is_first:
         print(f"the model is in {model}")
     return 0
