@@ -1,4 +1,7 @@
-"""Versions, devices and fast paths of this machine, for a bug report or a first look."""
+"""Versions, devices and fast backends of this machine, for a bug report or a first look.
+
+Nothing is changed and nothing is sent.
+"""
 
 from __future__ import annotations
 
