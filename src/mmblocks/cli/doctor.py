@@ -1,6 +1,6 @@
 """Versions, devices and fast backends of this machine, for a bug report or a first look.
 
-Nothing is changed and nothing is sent.
+Nothing is sent, and nothing is changed but the file of --tune-attention.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from mmblocks.errors import CheckpointError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "Nothing is sent, and nothing is changed but the file of --tune-attention."
     parser.add_argument(
         "--selftest",
         action="store_true",
