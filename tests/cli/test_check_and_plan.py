@@ -156,6 +156,6 @@ def test_what_a_recipe_trains_is_said_by_stage(capsys):
     instruct = {row["part"]: row for row in tables["instruct"]}
     # 32 blocks of 4096 (11008 inside): 7 linear layers each, rank 128 on either side.
     assert instruct["lora"]["learning"] == 32 * 128 * (4 * 2 * 4096 + 3 * (4096 + 11008))
-    assert (instruct["lora"]["rate"], instruct["projector"]["rate"], instruct["encoder"]["learning"]) == (2e-4, 2e-5, 0)
+    assert (instruct["lora"]["lr"], instruct["projector"]["lr"], instruct["encoder"]["learning"]) == (2e-4, 2e-5, 0)
     assert main(["plan", "llava_1_5/lora", "--trains"]) == 0
     assert "rank 128, alpha 256, on 224 layers" in capsys.readouterr().out

@@ -1,4 +1,7 @@
-"""Versions, devices and fast paths of this machine, for a bug report or a first look."""
+"""Versions, devices and fast backends of this machine, for a bug report or a first look.
+
+Nothing is sent, and nothing is changed but the file of --tune-attention.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from mmblocks.errors import CheckpointError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "Nothing is sent, and nothing is changed but the file of --tune-attention."
     parser.add_argument(
         "--selftest",
         action="store_true",

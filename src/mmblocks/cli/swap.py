@@ -61,7 +61,7 @@ def format_ledger(ledger: TransferReport) -> Iterator[str]:
         for fate in FATES:
             lines = [line for line in ledger.lines if (line.part, line.fate) == (part, fate)]
             if lines:
-                yield f"{fate:8} {part:10} {ledger.count_parameters(fate, part):>15,} parameters in {len(lines)} tensors"
+                yield f"{fate:8} {part:14} {ledger.count_parameters(fate, part):>11,} parameters in {len(lines)} tensors"
     dropped = ledger.count_parameters("dropped")
     sums = " + ".join(f"{ledger.count_parameters(fate):,} {fate}" for fate in FATES[:-1])
     yield f"after    {ledger.after:,} parameters = {sums}"
