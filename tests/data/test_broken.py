@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmblocks.data.mixing.broken import (
+from mmblocks.data.mixing.mixture import Draw, Mixture
+from mmblocks.data.mixing.skipped_records import (
     SkippedRecord,
     append_skipped,
     count_records,
@@ -15,7 +16,6 @@ from mmblocks.data.mixing.broken import (
     make_samples,
     read_skipped,
 )
-from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 

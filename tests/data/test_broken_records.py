@@ -19,10 +19,16 @@ from PIL import Image
 
 from mmblocks.data.inspect.lint import lint_mixture
 from mmblocks.data.media.visuals import read_visual_shape
-from mmblocks.data.mixing.broken import append_skipped, count_records, format_skipped, make_samples, read_skipped
 from mmblocks.data.mixing.mixture import Draw, Mixture
+from mmblocks.data.mixing.skipped_records import (
+    append_skipped,
+    count_records,
+    format_skipped,
+    make_samples,
+    read_skipped,
+)
 from mmblocks.data.planning.measure import measure_draws
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sample.encode import NothingTrained
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError, DataError, MachineError

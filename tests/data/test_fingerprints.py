@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image
 
 from mmblocks.data import fingerprints as module
-from mmblocks.data.fingerprints import UNREADABLE, Fingerprints, fingerprint_draws
+from mmblocks.data.mixing.fingerprints import UNREADABLE, Fingerprints, fingerprint_draws
 from mmblocks.data.mixing.mixture import Mixture
 
 N = 4

@@ -21,11 +21,11 @@ import pytest
 from mmblocks.assets import find_media
 from mmblocks.conversation import Conversation
 from mmblocks.data.media.files import FileSlice
-from mmblocks.data.records.lines import read_lines
+from mmblocks.data.records.json_lines import read_lines
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.video import read_frames, read_video_shape
-from mmblocks.data.video.guarded import VideoReader
 from mmblocks.data.video.home import HOME
+from mmblocks.data.video.video_reader import VideoReader
 from mmblocks.errors import ConfigError, DataError
 
 LONG_FRAMES = 60
@@ -324,7 +324,7 @@ def test_lines_of_many_processes_stay_whole(tmp_path):
     file = tmp_path / "list.jsonl"
     file.write_text('{"left": "open"}')  # as some editors leave it
     program = (
-        "import sys; from pathlib import Path; from mmblocks.data.records.lines import append_lines\n"
+        "import sys; from pathlib import Path; from mmblocks.data.records.json_lines import append_lines\n"
         "for i in range(200): append_lines(Path(sys.argv[1]), [{'by': sys.argv[2], 'i': i, 'long': 'x' * 3000}])"
     )
     writers = [subprocess.Popen([sys.executable, "-c", program, str(file), str(n)]) for n in range(4)]
@@ -351,7 +351,7 @@ def test_forked_and_spawned_data_workers_read_with_readers_of_their_own(clip, tm
         from torch.utils.data import DataLoader
         from mmblocks.data.video import read_frames
         from mmblocks.data.video.home import HOME
-        from mmblocks.data.video.guarded import ClipReader
+        from mmblocks.data.video.video_reader import ClipReader
 
         class Videos:
             def __init__(self, path): self.path, self.reader = path, ClipReader()
@@ -382,7 +382,7 @@ def test_a_reader_ends_when_its_owner_is_killed(clip, tmp_path):
         """
         import os, sys, time
         from mmblocks.data.video.home import HOME
-        from mmblocks.data.video.guarded import ClipReader
+        from mmblocks.data.video.video_reader import ClipReader
         ClipReader().shape(sys.argv[1])
         if os.fork() == 0:  # a forked process holds no end of the pipes open
             time.sleep(60)
@@ -402,7 +402,7 @@ def test_a_reader_ends_when_its_owner_is_killed(clip, tmp_path):
 def test_a_reader_whose_owner_is_gone_ends_itself_in_mid_read(long_clip):
     request = {"cwd": None, "path": str(long_clip), "slice": None, "indices": list(range(LONG_FRAMES)), "alarm_s": 0.05}
     text = json.dumps(request).encode()
-    command = [sys.executable, "-m", "mmblocks.data.video.reader"]
+    command = [sys.executable, "-m", "mmblocks.data.video.reader_process"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
         reader.stdin.write(struct.pack("<IQ", len(text), 0) + text)
         reader.stdin.flush()

@@ -13,7 +13,7 @@ from mmblocks.batch import IGNORE, Batch, GatherTable
 from mmblocks.components import apply_before_projector, poolings, tokenizers
 from mmblocks.conversation import Conversation
 from mmblocks.data.sample.collate import collate
-from mmblocks.data.sample.layout import GatherLayoutBuilder, join_layouts, map_batch_views, shifted
+from mmblocks.data.sample.gather_layout import GatherLayoutBuilder, join_layouts, map_batch_views, shifted
 from mmblocks.data.sample.processor import Processor
 from mmblocks.shapes import Size, VisualShape
 from mmblocks.tokenizers.router import Router

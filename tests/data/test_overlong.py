@@ -12,9 +12,9 @@ from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, PreferencePair, Text, Visual
 from mmblocks.data.inspect.figures import compute_figures
 from mmblocks.data.inspect.lint import lint_mixture
-from mmblocks.data.mixing.broken import make_samples
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.overlong import CutRecord, append_cuts, format_cuts, list_cuts
+from mmblocks.data.mixing.overlong import CutRecord, append_cuts, format_cuts, list_cuts
+from mmblocks.data.mixing.skipped_records import make_samples
 from mmblocks.data.planning.lengths_cache import LengthsCache
 from mmblocks.data.planning.measure import measure_draws
 from mmblocks.data.sample.encode import TooLong

@@ -59,7 +59,7 @@ READ_ALL = """
     from pathlib import Path
     import numpy as np
     from mmblocks.data.video import read_frames
-    from mmblocks.data.video.clip import Video
+    from mmblocks.data.video.container import Video
     from mmblocks.data.video.with_torchcodec import torchcodec_shape
     from mmblocks.errors import DataError
     for path in map(Path, sys.argv[1:]):

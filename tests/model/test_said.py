@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmblocks.assets import find_media
 from mmblocks.chat import Chat, Reuse, answer, image, video
-from mmblocks.chat.said import to_part
+from mmblocks.chat.inputs import to_part
 from mmblocks.conversation import Conversation, Message, Text, Visual
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.generate import Decoding

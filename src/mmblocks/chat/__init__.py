@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmblocks.chat.memory import ChatMemory, Reuse
+from mmblocks.chat.cache import ChatMemory, Reuse
+from mmblocks.chat.inputs import check_conversations, image, to_part, video
 from mmblocks.chat.prompts import ChatPrompt
-from mmblocks.chat.said import check_conversations, image, to_part, video
-from mmblocks.chat.visuals import VisualCache, embed_prompt, encode_visuals
+from mmblocks.chat.visual_cache import VisualCache, embed_prompt, encode_visuals
 from mmblocks.conversation import Conversation, Message, Part, Text, Visual
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError

@@ -119,7 +119,7 @@ def _select_stages(stages: Sequence[Stage], name: str | None) -> list[Stage]:
 
 def _make_processor(raw: Mapping[str, Any], stage: Stage) -> Processor:
     from mmblocks.data.sample.processor import Processor
-    from mmblocks.data.video.guarded import VideoReader
+    from mmblocks.data.video.video_reader import VideoReader
 
     return Processor.from_spec(
         raw["model"],
@@ -203,7 +203,7 @@ def _show_records(mixture: Mixture, processor: Processor, stage: Stage, args: ar
 def _render_page(record: InspectedRecord) -> str:
     """A record as a page, its visuals decoded."""
     from mmblocks.data.inspect.record_page import make_page
-    from mmblocks.data.record_faults import name_errors
+    from mmblocks.data.record_errors import name_errors
 
     with name_errors(record.origin):
         return make_page(record)

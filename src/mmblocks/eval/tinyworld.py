@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mmblocks.chat import answer
 from mmblocks.conversation import Conversation
 from mmblocks.data import tinyworld
-from mmblocks.data.sample.positions import VisualOrder, place_visuals
+from mmblocks.data.sample.visual_placement import VisualOrder, place_visuals
 from mmblocks.model.generate import Decoding
 from mmblocks.model.onevision import OneVision
 

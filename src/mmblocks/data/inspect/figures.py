@@ -13,13 +13,13 @@ from tqdm import tqdm
 from mmblocks.batch import IGNORE
 from mmblocks.conversation import Conversation, Visual
 from mmblocks.data.inspect.lint import Linter, choose_records
-from mmblocks.data.lint_report import Finding, LintedConversation, SourceLint
+from mmblocks.data.inspect.lint_report import Finding, LintedConversation, SourceLint
 from mmblocks.data.media.visuals import read_visual_shape
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sample.encode import Encoded, Targets
-from mmblocks.data.sample.positions import place_visuals
 from mmblocks.data.sample.processor import Processor
+from mmblocks.data.sample.visual_placement import place_visuals
 from mmblocks.errors import ConfigError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import RoutedPlan, VisualShape

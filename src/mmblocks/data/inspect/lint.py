@@ -20,10 +20,10 @@ from tqdm import tqdm
 from mmblocks.batch import IGNORE
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Message, Text
-from mmblocks.data.learned_text import LearnedText, count_common_letters, remove_whitespace
-from mmblocks.data.lint_report import Finding, FindingKind, LintedConversation, LintReport, SourceLint
+from mmblocks.data.inspect.learned_text import LearnedText, count_common_letters, remove_whitespace
+from mmblocks.data.inspect.lint_report import Finding, FindingKind, LintedConversation, LintReport, SourceLint
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.record_faults import name_errors, split_reason
+from mmblocks.data.record_errors import name_errors, split_reason
 from mmblocks.data.sample.encode import Encoded, NothingTrained, Targets, TooLong
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple, TypeVar
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from mmblocks.data.media.files import FileSlice, describe_source, resolve_source
-from mmblocks.data.to_rgb import HeaderFacts, to_rgb, warn_once
+from mmblocks.data.media.rgb import HeaderFacts, to_rgb, warn_once
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import Size

@@ -21,7 +21,7 @@ from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import VisualPlan, VisualShape
 
 if TYPE_CHECKING:
-    from mmblocks.data.video.guarded import VideoReader
+    from mmblocks.data.video.video_reader import VideoReader
 
 
 def read_visual_shape(

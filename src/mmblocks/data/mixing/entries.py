@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mmblocks.data.mixing.selection import ConcatenatedSource, PromptedSource, find_subset_fault, select_subset
+from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource, PromptedSource, find_subset_fault, select_subset
 from mmblocks.data.sources import Source, sources
 from mmblocks.errors import ConfigError
 from mmblocks.settings import find_number_fault, is_of_type, list_settings

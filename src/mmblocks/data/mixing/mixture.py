@@ -11,7 +11,7 @@ import numpy as np
 
 from mmblocks.conversation import Item
 from mmblocks.data.mixing.entries import WeightedSource, open_entry
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sources import Source, describe_origin, is_synthetic
 from mmblocks.errors import ConfigError
 

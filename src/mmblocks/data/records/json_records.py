@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmblocks.data.record_faults import to_printable
+from mmblocks.data.record_errors import to_printable
 from mmblocks.errors import DataError
 from mmblocks.keys import ANSWERS
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.columns import Columns
+from mmblocks.data.records.columns import Columns
 from mmblocks.data.records.json_records import RecordLines, format_id, open_records
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.rows import RowReader
+from mmblocks.data.records.row_reader import RowReader
+from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import NamedRecords
-from mmblocks.data.turns import Placement
 from mmblocks.shapes import VisualKind
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Batch, GatherLayout, Instructions, Packing, RowIndex
-from mmblocks.data.sample.layout import join_layouts, map_batch_views, prepare_backward, shifted
+from mmblocks.data.sample.gather_layout import join_layouts, map_batch_views, prepare_backward, shifted
 from mmblocks.data.sample.processor import Sample
 
 

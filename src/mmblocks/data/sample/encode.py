@@ -20,8 +20,8 @@ from torch import Tensor
 from mmblocks.batch import IGNORE
 from mmblocks.components import ChatTemplate, Span
 from mmblocks.conversation import Conversation, Text
-from mmblocks.data.record_faults import name_errors
-from mmblocks.data.sample.original_masks import make_original_spans
+from mmblocks.data.record_errors import name_errors
+from mmblocks.data.sample.original_targets import make_original_spans
 from mmblocks.errors import DataError
 from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import RoutedPlan

@@ -13,11 +13,11 @@ from mmblocks.batch import GatherLayout
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Item, PreferencePair, Visual
 from mmblocks.data.media.visuals import read_visual_shape, render_visual_plan
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sample.encode import Encoded, Overlong, Targets, encode_for_training, encode_prompt
+from mmblocks.data.sample.gather_layout import GatherLayoutBuilder
 from mmblocks.data.sample.instructions import InstructionReader
-from mmblocks.data.sample.layout import GatherLayoutBuilder
-from mmblocks.data.sample.positions import VisualOrder, place_visuals
+from mmblocks.data.sample.visual_placement import VisualOrder, place_visuals
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.model.build import build_template
 from mmblocks.model.checks.composition import dry_build
@@ -28,7 +28,7 @@ from mmblocks.shapes import RoutedPlan, Size, VisualPlan, VisualShape
 from mmblocks.tokenizers.router import Router
 
 if TYPE_CHECKING:
-    from mmblocks.data.video.guarded import VideoReader
+    from mmblocks.data.video.video_reader import VideoReader
 
 
 @dataclass(frozen=True, slots=True)

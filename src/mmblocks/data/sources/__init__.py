@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from mmblocks.conversation import Item
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.record_errors import name_errors
 from mmblocks.registry import Registry
 
 ItemT = TypeVar("ItemT", bound=Item)

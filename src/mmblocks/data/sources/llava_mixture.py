@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from mmblocks.data.mixing.selection import (
+from mmblocks.data.mixing.wrapped_sources import (
     ConcatenatedSource,
     PromptedSource,
     SourceSubset,
@@ -16,8 +16,8 @@ from mmblocks.data.mixing.selection import (
 )
 from mmblocks.data.records.llava_json import read_llava
 from mmblocks.data.records.named_media import MediaRoots
+from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import Source, sources
-from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.settings import list_faults
 

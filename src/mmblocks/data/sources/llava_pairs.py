@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.conversation import PreferencePair
-from mmblocks.data.columns import Columns
-from mmblocks.data.mixing.selection import ConcatenatedSource
+from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource
+from mmblocks.data.records.columns import Columns
+from mmblocks.data.records.file_patterns import find_files
 from mmblocks.data.records.json_records import RecordLines, format_id, open_records
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.patterns import find_files
-from mmblocks.data.records.rows import RowReader
+from mmblocks.data.records.row_reader import RowReader
+from mmblocks.data.records.turns import Placement, Turn
 from mmblocks.data.sources import NamedRecords, Source, sources
-from mmblocks.data.turns import Placement, Turn
 from mmblocks.errors import DataError
 from mmblocks.keys import is_empty
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from mmblocks._optional import import_optional
 from mmblocks.conversation import Conversation
-from mmblocks.data.columns import Columns
+from mmblocks.data.records.columns import Columns
+from mmblocks.data.records.file_patterns import find_files
 from mmblocks.data.records.json_records import format_id
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.patterns import find_files
-from mmblocks.data.records.rows import RowReader
+from mmblocks.data.records.row_reader import RowReader
+from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import NamedRecords, sources
-from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.keys import describe_unread_keys, is_empty
 

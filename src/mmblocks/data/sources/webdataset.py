@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.columns import Columns
 from mmblocks.data.media.files import IMAGE_SUFFIXES, FileSlice, is_image_name, make_natural_key
-from mmblocks.data.mixing.selection import ConcatenatedSource
+from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource
+from mmblocks.data.records.columns import Columns
+from mmblocks.data.records.file_patterns import find_files
 from mmblocks.data.records.json_records import format_id, parse_json, refuse_duplicates
 from mmblocks.data.records.named_media import KINDS, MediaRoots
-from mmblocks.data.records.patterns import find_files
-from mmblocks.data.records.rows import RowReader
-from mmblocks.data.records.shards import Shard, open_shard
+from mmblocks.data.records.row_reader import RowReader
+from mmblocks.data.records.tar_shards import Shard, open_shard
+from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import NamedRecords, Source, sources
-from mmblocks.data.turns import Placement
 from mmblocks.errors import DataError
 from mmblocks.keys import describe_unread_keys, is_empty
 

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from mmblocks.data.media.files import FileSlice, describe_source
-from mmblocks.data.video.clip import CURE, NoDecoder, NoSuchFrame, VideoFile
+from mmblocks.data.video.container import CURE, NoDecoder, NoSuchFrame, VideoFile
 from mmblocks.data.video.frames_folder import is_frame_source, read_frame_files, read_frames_shape
 from mmblocks.data.video.index import VideoIndex, read_index
 from mmblocks.data.video.with_decord import DecordRefuses, read_decord

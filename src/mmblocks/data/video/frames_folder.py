@@ -11,7 +11,7 @@ import numpy as np
 
 from mmblocks.data.media.files import IMAGE_SUFFIXES, describe_source, is_image_name, make_natural_key
 from mmblocks.data.media.images import load_image, read_image_size
-from mmblocks.data.video.clip import NoSuchFrame
+from mmblocks.data.video.container import NoSuchFrame
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import Size, VisualShape

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from av import VideoFrame
 
-from mmblocks.data.video.clip import (
+from mmblocks.data.video.container import (
     CURE,
     FrameDamage,
     VideoFile,
@@ -22,8 +22,8 @@ from mmblocks.data.video.clip import (
     make_decoder,
     open_video,
 )
+from mmblocks.data.video.frame_times import FramePace, compute_pace
 from mmblocks.data.video.packets import PacketFacts, demux_packets, find_last_duration, has_fresh_keys, is_in_order
-from mmblocks.data.video.times import FramePace, compute_pace
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size, VisualShape
 

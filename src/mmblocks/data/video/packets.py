@@ -10,7 +10,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from mmblocks.data.video.clip import CURE, VideoFile, format_moment, summarize_error
+from mmblocks.data.video.container import CURE, VideoFile, format_moment, summarize_error
 from mmblocks.data.video.gif import find_gif_fault
 from mmblocks.errors import DataError
 

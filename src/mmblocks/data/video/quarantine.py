@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmblocks.data.records.lines import append_lines, read_lines
+from mmblocks.data.records.json_lines import append_lines, read_lines
 
 
 class VideoLocation(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from av import VideoFrame
 from av.error import FFmpegError
 
-from mmblocks.data.video.clip import (
+from mmblocks.data.video.container import (
     CURE,
     FrameDamage,
     VideoFile,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmblocks.data.video.clip import VideoFile
+from mmblocks.data.video.container import VideoFile
 from mmblocks.shapes import Size, VisualShape
 
 

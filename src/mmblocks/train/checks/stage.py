@@ -10,7 +10,7 @@ from typing import Any
 from mmblocks.components import templates
 from mmblocks.conversation import Item, PreferencePair
 from mmblocks.data.mixing.entries import find_use_faults, split_entry
-from mmblocks.data.records.patterns import list_unmatched
+from mmblocks.data.records.file_patterns import list_unmatched
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError, DataError, MMBlocksError
 from mmblocks.model.checks.composition import DryBuild
@@ -133,7 +133,7 @@ def _find_original_target_faults(key: str, stage: Mapping[str, Any], seen: DryBu
         template = _build_template(stage["template"], seen) if stage.get("template") else seen.template
     except MMBlocksError:
         return
-    from mmblocks.data.sample.original_masks import make_original_spans
+    from mmblocks.data.sample.original_targets import make_original_spans
 
     try:
         make_original_spans(template, [], _EmptyTokenizer()) if template is not None else None

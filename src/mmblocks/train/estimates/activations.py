@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmblocks.batch import Batch, GatherLayout, Instructions, Packing, RowIndex
 from mmblocks.components import needs_text
-from mmblocks.data.sample.layout import GatherLayoutBuilder, map_batch_views, prepare_backward
+from mmblocks.data.sample.gather_layout import GatherLayoutBuilder, map_batch_views, prepare_backward
 from mmblocks.model.budget import parse_visual_shape
 from mmblocks.model.build import build_from_spec, build_router, set_dtype
 from mmblocks.model.onevision import OneVision

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mmblocks.data.mixing.mixture import Draw, Draws, Mixture
-from mmblocks.data.overlong import OVERLONG_CURE, describe_overlong
-from mmblocks.data.record_faults import split_reason
-from mmblocks.data.records.lines import append_lines, read_lines
+from mmblocks.data.mixing.overlong import OVERLONG_CURE, describe_overlong
+from mmblocks.data.record_errors import split_reason
+from mmblocks.data.records.json_lines import append_lines, read_lines
 from mmblocks.data.sample.encode import Targets, TooLong
 from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.chat.prompts import ChatPrompt, VisualHeaders
-from mmblocks.chat.visuals import VisualCache, embed_prompt, encode_visuals
+from mmblocks.chat.visual_cache import VisualCache, embed_prompt, encode_visuals
 from mmblocks.conversation import Conversation
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError

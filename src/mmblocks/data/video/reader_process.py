@@ -16,7 +16,7 @@ import numpy as np
 
 from mmblocks.data.media.files import FileSlice
 from mmblocks.data.video import read_frames, read_video_shape
-from mmblocks.data.video.clip import NoDecoder, NotVideoFault
+from mmblocks.data.video.container import NoDecoder, NotVideoFault
 from mmblocks.errors import DataError
 from mmblocks.helper_process import HelperAnswer, serve_requests
 

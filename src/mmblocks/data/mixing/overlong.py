@@ -10,7 +10,7 @@ from pathlib import Path
 from mmblocks.conversation import Item
 from mmblocks.data.inspect.lint import choose_records
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.records.lines import append_lines, read_lines
+from mmblocks.data.records.json_lines import append_lines, read_lines
 from mmblocks.data.sample.encode import Targets, TooLong
 from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.errors import DataError

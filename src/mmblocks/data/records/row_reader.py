@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmblocks.conversation import Conversation, Visual
-from mmblocks.data.columns import Columns
-from mmblocks.data.parts import convert_parts
+from mmblocks.data.records.columns import Columns
+from mmblocks.data.records.content_parts import convert_parts
 from mmblocks.data.records.json_records import parse_json, refuse_duplicates
 from mmblocks.data.records.named_media import KINDS, Media, MediaRoots
-from mmblocks.data.turns import Placement, Turn, read_turn, read_turns, replace_markers
+from mmblocks.data.records.turns import Placement, Turn, read_turn, read_turns, replace_markers
 from mmblocks.errors import DataError
 from mmblocks.keys import HISTORY, INPUT, describe_unread_keys, find_unread_keys, is_empty, refuse_unread_keys
 from mmblocks.shapes import VisualKind

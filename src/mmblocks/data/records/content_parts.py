@@ -9,7 +9,7 @@ from typing import Any
 from mmblocks.conversation import Conversation, Message, Visual
 from mmblocks.data.records.json_records import refuse_duplicates
 from mmblocks.data.records.named_media import KINDS, Media, MediaRoots
-from mmblocks.data.turns import MARKER, Turn, split_at_markers
+from mmblocks.data.records.turns import MARKER, Turn, split_at_markers
 from mmblocks.errors import DataError
 from mmblocks.shapes import VisualKind
 
