@@ -150,7 +150,7 @@ def test_lengths_that_were_measured_are_kept_when_others_are_too_long(processor,
 
 
 def test_of_a_large_source_some_records_are_looked_at(processor, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmblocks.data.overlong.MAX_CHECKED", 2)
+    monkeypatch.setattr("mmblocks.data.mixing.overlong.MAX_CHECKED", 2)
     mixture = Mixture.from_entries([data])
     with pytest.raises(TooLong, match=r"Of [23] of the 5 records of .* \d (is|are) too long"):
         make_samples(mixture, [Draw(0, 3)], limited(processor, LIMIT, "raise"), "answers", "raise")

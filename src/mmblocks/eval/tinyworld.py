@@ -47,7 +47,7 @@ def evaluate_tinyworld(
 ) -> ScoreTable:
     """Scores by task and question type over `samples` held-out conversations of each task, answered greedily.
 
-    visuals: where images stand in the questions (see `mmblocks.data.sample.positions.arranged`).
+    visuals: where images stand in the questions (see `mmblocks.data.sample.visual_placement.arranged`).
     """
     return {task: _evaluate_task(model, task, samples, batch_size, seed, visuals) for task in tasks}
 

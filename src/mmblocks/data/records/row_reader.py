@@ -8,7 +8,7 @@ where no marker is written, the visuals stand in front of the first question. A 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from mmblocks.conversation import Conversation, Visual
 from mmblocks.data.records.columns import Columns
 from mmblocks.data.records.content_parts import convert_parts
 from mmblocks.data.records.json_records import parse_json, refuse_duplicates
-from mmblocks.data.records.named_media import KINDS, Media, MediaRoots
+from mmblocks.data.records.named_media import KINDS, MediaRoots
 from mmblocks.data.records.turns import Placement, Turn, read_turn, read_turns, replace_markers
 from mmblocks.errors import DataError
 from mmblocks.keys import HISTORY, INPUT, describe_unread_keys, find_unread_keys, is_empty, refuse_unread_keys
@@ -31,145 +31,126 @@ class RowReader:
     roots: MediaRoots
     placement: Placement = "lone_first"
 
-    def read(self, row: Any, origin: str) -> Conversation:
+    def read(self, row: object, origin: str) -> Conversation:
         """One row as a conversation, its media not opened. Raises `DataError` that begins with `origin`."""
-        row = self.clean_row(row, origin)
-        column, turns = self.columns.find_value(row, "conversation", origin)
-        if is_empty(turns) and (turns is None or not is_empty(self.columns.find_value(row, "answer", origin)[1])):
+        row, columns = self.clean_row(row, origin), self.columns
+        column, turns = columns.find_value(row, "conversation", origin)
+        if is_empty(turns) and (turns is None or not is_empty(columns.find_value(row, "answer", origin)[1])):
             return self._read_question_answer(row, origin)
-        self.columns.refuse_unread_keys(row, (*self.columns.list_names("conversation"), *self.common_columns), origin)
+        columns.refuse_unread_keys(row, (*columns.names["conversation"], *self.common_columns), origin)
         return self.make_conversation(self.to_turns(turns, origin, column), row, origin)
 
-    def clean_row(self, row: Any, origin: str) -> Mapping[str, Any]:
-        """A row as an object without the keys that are ignored."""
+    def clean_row(self, row: object, origin: str) -> Mapping[str, Any]:
+        """A row as an object without the keys that are ignored, and without the usual columns that others replace."""
         if not isinstance(row, Mapping):
             raise DataError(f"{origin}: a record is an object with its columns, not {row!r:.80}.")
-        row = self.columns.remove_unread(row)
-        refuse_duplicates(row, origin)
-        return row
+        kept: Mapping[str, Any] = self.columns.remove_ignored(row)
+        refuse_duplicates(kept, origin)
+        replaced = self.columns.unread_defaults
+        return {key: value for key, value in kept.items() if key not in replaced} if replaced else kept
 
     @property
     def common_columns(self) -> tuple[str, ...]:
         """What is read beside every form of conversation."""
-        return tuple(name for kind in (*KINDS, "system") for name in self.columns.list_names(kind))
+        return tuple(name for kind in (*KINDS, "system") for name in self.columns.names[kind])
 
-    def to_turns(self, turns: Any, origin: str, column: str) -> list[Turn]:
-        """Turns in any of the forms of a conversation column."""
-        turns = self.columns.remove_ignored(_listed(turns, f"{origin}: {column!r}"))
-        return read_turns(_split_pairs(turns, origin) if _are_pairs(turns) else turns, origin, column)
+    def to_turns(self, turns: object, origin: str, column: str) -> list[Turn]:
+        """Turns in any of the forms of a conversation column: JSON text and columns of columns too."""
+        where = f"{origin}: {column!r}"
+        if isinstance(turns, str):
+            turns = parse_json(turns, where)
+        if isinstance(turns, Mapping) and turns and all(isinstance(v, list) for v in turns.values()):
+            if len({len(values) for values in turns.values()}) > 1:
+                raise DataError(f"{where}: its columns {', '.join(turns)} are not of one length.")
+            turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
+        turns = self.columns.remove_ignored(turns)
+        if isinstance(turns, list) and any(isinstance(turn, Mapping) and "assistant" in turn for turn in turns):
+            turns = _split_pairs(turns, origin)
+        return read_turns(turns, origin, column)
 
     def make_conversation(self, turns: Sequence[Turn], row: Mapping[str, Any], origin: str) -> Conversation:
         """Turns with the system text and the media of their row."""
-        media: Media = {kind: self._media(row, kind, origin) for kind in KINDS}
-        turns = _with_system(turns, *self.columns.find_value(row, "system", origin), origin)
+        media: dict[VisualKind, Sequence[Visual]] = {}
+        for kind in KINDS:
+            column, named = self.columns.find_value(row, kind, origin)
+            media[kind] = [] if is_empty(named) else self.roots.make_visuals(kind, named, origin, column)
+        column, system = self.columns.find_value(row, "system", origin)
+        if not is_empty(system):
+            turns = _prepend_system(turns, column, system, origin)
         if any(isinstance(turn.content, list) for turn in turns):
             return convert_parts(turns, media, self.roots, origin)
         return replace_markers(turns, media, origin=origin, placement=self.placement)
 
-    def _media(self, row: Mapping[str, Any], kind: VisualKind, origin: str) -> Sequence[Visual]:
-        column, named = self.columns.find_value(row, kind, origin)
-        return [] if is_empty(named) else self.roots.make_visuals(kind, named, origin, column)
-
     # A question and an answer ---------------------------------------------------------------------------------------
 
     def _read_question_answer(self, row: Mapping[str, Any], origin: str) -> Conversation:
-        column, answer = self.columns.find_value(row, "answer", origin)
+        columns = self.columns
+        column, answer = columns.find_value(row, "answer", origin)
         if answer is None:
-            raise DataError(f"{origin}: {self._why_nothing(row)}")
-        asked, used = self.read_question(row, origin)
-        self.columns.refuse_unread_keys(row, (*self.columns.list_names("answer"), *used, *self.common_columns), origin)
-        talk = self.make_conversation([*asked, self.read_answer(answer, column, origin, len(asked))], row, origin)
-        if not isinstance(self.columns.find_value(row, "question", origin)[1], list):
-            return talk
+            first, *others = columns.names["conversation"]
+            unread = find_unread_keys(row, columns.read)
+            raise DataError(
+                f"{origin}: there is no text to learn: {first!r} is {row.get(first)!r}, and neither {', '.join(others)} nor "
+                f"{', '.join(columns.names['answer'])} holds any. Its columns: {', '.join(row)}."
+                + (f" And {describe_unread_keys(unread, columns.read)}" if unread else "")
+            )
+        question, used = self.read_question(row, origin)
+        columns.refuse_unread_keys(row, (*columns.names["answer"], *used, *self.common_columns), origin)
+        turns = [*question, self.read_answer(answer, column, origin, len(question))]
+        conversation = self.make_conversation(turns, row, origin)
+        if not isinstance(columns.find_value(row, "question", origin)[1], list):
+            return conversation
         # A prompt that is a list of turns is TRL's, which learns the completion alone.
-        *before, answered = talk.messages
-        given = [replace(message, learn=message.role != "assistant") for message in before]
-        return replace(talk, messages=(*given, answered))
-
-    def _why_nothing(self, row: Mapping[str, Any]) -> str:
-        first, *others = self.columns.list_names("conversation")
-        nothing = (
-            f"there is no text to learn: {first!r} is {row.get(first)!r}, and neither {', '.join(others)} nor "
-            f"{', '.join(self.columns.list_names('answer'))} holds any. Its columns: {', '.join(row)}."
-        )
-        strange = find_unread_keys(row, self.columns.read)
-        return f"{nothing} And {describe_unread_keys(strange, self.columns.read)}" if strange else nothing
+        *prompt, completion = conversation.messages
+        prompt = [replace(message, learn=message.role != "assistant") for message in prompt]
+        return replace(conversation, messages=(*prompt, completion))
 
     def read_question(self, row: Mapping[str, Any], origin: str) -> tuple[list[Turn], tuple[str, ...]]:
         """The turns up to the answer, and the keys that they were read from."""
         column, question = self.columns.find_value(row, "question", origin)
-        used = [*self.columns.list_names("question"), HISTORY]
+        used = (*self.columns.names["question"], HISTORY)
         if column == "instruction":
-            used.append(INPUT)
-            question = _joined(question, row.get(INPUT), origin)
-        before = list(_history(row.get(HISTORY), origin))
+            used, more = (*used, INPUT), row.get(INPUT)
+            if not is_empty(more):
+                if not isinstance(more, str) or not isinstance(question, str):
+                    raise DataError(
+                        f"{origin}: {INPUT!r} is {more!r:.80}; write a text that belongs to an 'instruction'."
+                    )
+                question = f"{question}\n{more}" if question else more
+        history = row.get(HISTORY)
+        earlier: list[dict[str, Any]] = []
+        for i, pair in enumerate([] if is_empty(history) else history if isinstance(history, list) else [history]):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise DataError(f"{origin}: {HISTORY!r}, entry {i}: {pair!r:.80}; write [question, answer].")
+            earlier += [{"from": "human", "value": pair[0]}, {"from": "gpt", "value": pair[1]}]
         if isinstance(question, list):
-            earlier = read_turns(before, f"{origin}: {HISTORY!r}") if before else []
-            return [*earlier, *self.to_turns(question, origin, column)], tuple(used)
-        asked = {"from": "human", "value": self.columns.ask if question is None else question}
-        return read_turns([*before, asked], origin), tuple(used)
+            before = read_turns(earlier, f"{origin}: {HISTORY!r}") if earlier else []
+            return [*before, *self.to_turns(question, origin, column)], used
+        last = {"from": "human", "value": self.columns.ask if question is None else question}
+        return read_turns([*earlier, last], origin), used
 
-    def read_answer(self, given: Any, column: str, origin: str, number: int) -> Turn:
+    def read_answer(self, answer: object, column: str, origin: str, number: int) -> Turn:
         """Turn `number`, the answer of a column: a text, a turn, or a list that holds one turn."""
-        if not isinstance(given, list | Mapping):
-            return read_turn({"from": "gpt", "value": given}, f"{origin}, turn {number}")
-        found = self.to_turns([given] if isinstance(given, Mapping) else given, f"{origin}: {column!r}", column)
-        if [turn.role for turn in found] != ["assistant"]:
-            raise DataError(f"{origin}: {column!r} holds {len(found)} turns; write one answer.")
-        return found[0]
+        if not isinstance(answer, list | Mapping):
+            return read_turn({"from": "gpt", "value": answer}, f"{origin}, turn {number}")
+        turns = self.to_turns([answer] if isinstance(answer, Mapping) else answer, f"{origin}: {column!r}", column)
+        if [turn.role for turn in turns] != ["assistant"]:
+            raise DataError(f"{origin}: {column!r} holds {len(turns)} turns; write one answer.")
+        return turns[0]
 
 
-def _joined(instruction: Any, more: Any, origin: str) -> Any:
-    if is_empty(more):
-        return instruction
-    if not isinstance(more, str) or not isinstance(instruction, str):
-        raise DataError(f"{origin}: {INPUT!r} is {more!r:.80}; write a text that belongs to an 'instruction'.")
-    return f"{instruction}\n{more}" if instruction else more
-
-
-def _history(history: Any, origin: str) -> Iterator[dict[str, Any]]:
-    """The turns of [[question, answer], ...]."""
-    for i, pair in enumerate([] if is_empty(history) else history if isinstance(history, list) else [history]):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise DataError(f"{origin}: {HISTORY!r}, entry {i}: {pair!r:.80}; write [question, answer].")
-        yield from ({"from": speaker, "value": text} for speaker, text in zip(("human", "gpt"), pair, strict=True))
-
-
-def _with_system(turns: Sequence[Turn], column: str, system: Any, origin: str) -> Sequence[Turn]:
+def _prepend_system(turns: Sequence[Turn], column: str, system: object, origin: str) -> Sequence[Turn]:
     """Turns behind the system text of their record, which may stand only once."""
-    if is_empty(system):
-        return turns
     if not isinstance(system, str):
         raise DataError(f"{origin}: {column!r} is {system!r:.80}; write a text.")
     if not turns or turns[0].role != "system":
         return [Turn("system", system), *turns]
-    if _words(turns[0]) != system.strip():
+    first = turns[0].content
+    if not isinstance(first, str):
+        first = "".join(str(part.get("text")) for part in first if isinstance(part, Mapping))
+    if first.strip() != system.strip():
         raise DataError(f"{origin}: {column!r} and the first turn are two different system texts; keep one.")
     return turns
-
-
-def _words(turn: Turn) -> str:
-    if isinstance(turn.content, str):
-        return turn.content.strip()
-    return "".join(str(part.get("text")) for part in turn.content if isinstance(part, Mapping)).strip()
-
-
-def _listed(turns: Any, where: str) -> Any:
-    """Turns as a list: JSON text is parsed, and columns of columns (as some tables store them) are turned round."""
-    if isinstance(turns, str):
-        turns = parse_json(turns, where)
-    if isinstance(turns, Mapping) and turns and all(isinstance(v, list) for v in turns.values()):
-        if len({len(values) for values in turns.values()}) > 1:
-            raise DataError(f"{where}: its columns {', '.join(turns)} are not of one length.")
-        return [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
-    return turns
-
-
-# Questions and answers in pairs -------------------------------------------------------------------------------------
-
-
-def _are_pairs(turns: Any) -> bool:
-    return isinstance(turns, list) and any(isinstance(turn, Mapping) and "assistant" in turn for turn in turns)
 
 
 def _split_pairs(turns: list[Any], origin: str) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ class PairFile(NamedRecords[PreferencePair]):
             if is_empty(columns.find_value(row, "question", origin)[1]) and _are_conversations(row):
                 return (*self._two_conversations(row, origin), (CHOSEN, REJECTED))
         else:
-            asked, used = reader.to_turns(turns, origin, column), columns.list_names("conversation")
+            asked, used = reader.to_turns(turns, origin, column), columns.names["conversation"]
             if not is_empty(row.get(RESPONSE)):
                 return asked[:-1], asked[-1], self._read_answer(row, RESPONSE, origin), (*used, RESPONSE)
         answers = self._read_answer(row, CHOSEN, origin), self._read_answer(row, REJECTED, origin)

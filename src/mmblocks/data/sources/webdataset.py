@@ -68,7 +68,7 @@ class TarSamples(NamedRecords[Conversation]):
         origin += format_id(said)
         row, media = self.reader.clean_row(said, origin), self._list_media(members, origin)
         self._require_named(row, media, origin)
-        own = {name for kind in KINDS for name in self.reader.columns.list_names(kind)}
+        own = {name for kind in KINDS for name in self.reader.columns.names[kind]}
         return self.reader.read({**{k: v for k, v in row.items() if k not in own}, **media}, origin)
 
     def _list_media(self, members: Mapping[str, FileSlice], origin: str) -> dict[str, list[FileSlice]]:
