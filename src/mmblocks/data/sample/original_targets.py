@@ -1,9 +1,9 @@
-"""Which tokens LLaVA-NeXT's own preprocessing trains, for runs that must follow it to the letter.
+"""Which tokens LLaVA-NeXT's own preprocessing trains, for runs that must reproduce it exactly.
 
 Facts of https://github.com/LLaVA-VL/LLaVA-NeXT (llava/train/train.py, preprocess and preprocess_plain, _qwen, _llama3,
 _llama_2, _mpt, _gemma, _v1): answers of ChatML and Llama 3 are trained with their role headers, some ids are trained
 wherever they stand, the system text is a constant, a conversation's first message is dropped when it is an answer (not
-in v0), and v0 counts tokens of its pieces so that its marks drift.
+in v0), and v0 counts tokens of its pieces so that its masks drift.
 Not followed: a sample whose lengths the original miscounts (v1, mpt without BOS) loses all its targets there (a warning
 is printed).
 """
@@ -11,7 +11,7 @@ is printed).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, groupby
 from typing import Any
@@ -33,18 +33,32 @@ LLAMA_3_TEXTS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"
 
 
 def make_original_spans(
-    template: Any, messages: Sequence[Message], text_tokenizer: Any
+    template: Any, messages: Sequence[Message], text_tokenizer: Callable[..., Mapping[str, Any]]
 ) -> tuple[list[Span], frozenset[int]]:
-    """Spans with the original's marks, and the ids that it trains wherever they stand."""
+    """Spans learned as the original learns them, and the ids that it trains wherever they stand."""
     if isinstance(template, PlainCaption):
         return template.to_spans(messages), frozenset()
     if isinstance(template, LlavaV0):
-        return _mask_by_counting(_make_v0_pieces(template, messages), text_tokenizer), frozenset()
-    turns = _drop_first_answer(messages)
+        return _mask_by_counting(template, messages, text_tokenizer), frozenset()
+    first = 1 if messages and messages[0].role == "system" else 0
+    turns = list(messages)
+    if messages[first:] and messages[first].role == "assistant":
+        dropped = turns.pop(first)
+        if any(isinstance(part, Visual) for part in dropped.parts):
+            raise DataError(
+                f"message {first} is an answer with a visual; targets='original' drops a first message that is an answer, "
+                "use 'answers'."
+            )
     if isinstance(template, Vicuna | Llama2):
         return template.to_spans(turns), frozenset()
     if isinstance(template, Turns):
-        return _with_after(template.to_spans(turns), template.after), frozenset()
+        spans, after = template.to_spans(turns), template.after
+        for i in range(
+            1, len(spans) if after else 0
+        ):  # what stands after an answer is trained with it: Gemma's newline
+            if spans[i].content == after and spans[i - 1].learn:
+                spans[i] = replace(spans[i], learn=True)
+        return spans, frozenset()
     if isinstance(template, ChatML):
         fixed = replace(template, system=templates["qwen_1_5"].settings["system"])
         return _learn_whole_answers(fixed, turns), _find_token_ids(CHATML_TEXTS, text_tokenizer)
@@ -56,16 +70,6 @@ def make_original_spans(
     )
 
 
-def _drop_first_answer(messages: Sequence[Message]) -> list[Message]:
-    at = 1 if messages and messages[0].role == "system" else 0
-    dropped = messages[at : at + 1] if messages[at : at + 1] and messages[at].role == "assistant" else ()
-    if any(isinstance(part, Visual) for message in dropped for part in message.parts):
-        raise DataError(
-            f"message {at} is an answer with a visual; targets='original' drops a first message that is an answer, use 'answers'."
-        )
-    return [*messages[:at], *messages[at + len(dropped) :]]
-
-
 def _learn_whole_answers(template: ChatML | Llama3, messages: Sequence[Message]) -> list[Span]:
     system = [m for m in messages[:1] if m.role == "system"]
     spans = template.to_spans(system)
@@ -75,17 +79,9 @@ def _learn_whole_answers(template: ChatML | Llama3, messages: Sequence[Message])
     return spans
 
 
-def _find_token_ids(texts: Sequence[str], text_tokenizer: Any) -> frozenset[int]:
-    found = [text_tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return frozenset(ids[0] for ids in found if len(ids) == 1)
-
-
-def _with_after(spans: Sequence[Span], after: str) -> list[Span]:
-    """What stands after the end of an answer is trained with it (Gemma's newline)."""
-    return [
-        replace(span, learn=True) if i and after and span.content == after and spans[i - 1].learn else span
-        for i, span in enumerate(spans)
-    ]
+def _find_token_ids(texts: Sequence[str], text_tokenizer: Callable[..., Mapping[str, Any]]) -> frozenset[int]:
+    encodings = (text_tokenizer(t, add_special_tokens=False, return_offsets_mapping=False) for t in texts)
+    return frozenset(encoding["input_ids"][0] for encoding in encodings if len(encoding["input_ids"]) == 1)
 
 
 # v0 -------------------------------------------------------------------------------------------------------------------
@@ -94,53 +90,46 @@ UNMASKED_TOKENS = 2
 """Tokens at the beginning of a human turn that v0 leaves unmasked, meant for its ###."""
 
 
-def _make_v0_pieces(template: LlavaV0, messages: Sequence[Message]) -> list[list[Span]]:
-    """The header and the turns of v0's training text, which is not that of its chats; `learn` marks answers."""
-    told = messages[0].parts if messages and messages[0].role == "system" else (Text(template.system or ""),)
-    speakers = {"user": "Human", "assistant": "Assistant"}
-    pieces = [[*make_spans(told, learn=False), Span("\n\n")]]
+def _mask_by_counting(
+    template: LlavaV0, messages: Sequence[Message], text_tokenizer: Callable[..., Mapping[str, Any]]
+) -> list[Span]:
+    """v0's training text, which is not that of its chats, learned where v0 learns it.
+
+    v0 counts the tokens of each piece (header or turn) alone, each with its BOS, so its masks drift by one per piece.
+    """
+    system = messages[0].parts if messages and messages[0].role == "system" else (Text(template.system or ""),)
+    header = [*make_spans(system, learn=False), Span("\n\n")]
+    turns, is_answer, speakers = [], [], {"user": "Human", "assistant": "Assistant"}
     for message in messages:
         if message.role in speakers:
-            said = make_spans(message.parts, learn=False, around=template.around_visuals)
-            pieces.append([Span(f"### {speakers[message.role]}: "), *said, Span("\n")])
-            if message.is_learned:
-                pieces[-1] = [replace(span, learn=isinstance(span.content, str)) for span in pieces[-1]]
-    return [*pieces, [Span("### ")]]
-
-
-def _mask_by_counting(pieces: Sequence[Sequence[Span]], text_tokenizer: Any) -> list[Span]:
-    """Marks set by counting the tokens of each piece alone, each with its BOS, as v0 does: they drift by one per piece."""
-    spans = [span for piece in pieces for span in piece]
-    if len(pieces) < 3:
+            content = make_spans(message.parts, learn=False, around=template.around_visuals)
+            turns.append([Span(f"### {speakers[message.role]}: "), *content, Span("\n")])
+            is_answer.append(message.is_learned)
+    spans = [*header, *(span for turn in turns for span in turn), Span("### ")]
+    if not turns:
         return spans
-    header, *turns = pieces[:-1]
-    edge = _count_tokens(header, text_tokenizer)
+    num_bos = len(text_tokenizer("", add_special_tokens=True, return_offsets_mapping=False)["input_ids"])
+
+    def count_tokens(piece: Sequence[Span]) -> int:
+        return num_bos + sum(len(run) for run in _split_runs(piece, text_tokenizer))
+
+    edge = count_tokens(header)
     masked = set(range(edge))
-    for turn in turns:
-        end = edge + _count_tokens(turn, text_tokenizer)
-        masked |= set() if any(span.learn for span in turn) else set(range(edge + UNMASKED_TOKENS, end))
+    for turn, learned in zip(turns, is_answer, strict=True):
+        end = edge + count_tokens(turn)
+        masked |= set() if learned else set(range(edge + UNMASKED_TOKENS, end))
         edge = end
-    return list(_marked(spans, masked, text_tokenizer))
-
-
-def _count_tokens(piece: Sequence[Span], text_tokenizer: Any) -> int:
-    """Tokens of a piece with its BOS, a visual counted as one."""
-    bos = len(text_tokenizer("", add_special_tokens=True)["input_ids"])
-    return bos + sum(len(encoded) for encoded in _split_runs(piece, text_tokenizer))
-
-
-def _marked(spans: Sequence[Span], masked: set[int], text_tokenizer: Any) -> Iterator[Span]:
-    """The same text and visuals, learned where the token's number is not masked."""
-    at = len(text_tokenizer("", add_special_tokens=True)["input_ids"])
-    for content in _split_runs(spans, text_tokenizer):
-        if isinstance(content, _VisualToken):
-            yield Span(content.visual)
+    found, at = [], num_bos
+    for run in _split_runs(spans, text_tokenizer):
+        if isinstance(run, _VisualToken):
+            found.append(Span(run.visual))
         else:
-            starts = [0, *(start for start, _ in content.offsets[1:]), len(content.text)]
-            for i in range(len(content)):
-                literal = content.is_literal(starts[i])
-                yield Span(content.text[starts[i] : starts[i + 1]], at + i not in masked, literal)
-        at += len(content)
+            starts = [0, *(start for start, _ in run.offsets[1:]), len(run.text)]
+            for i in range(len(run)):
+                text = run.text[starts[i] : starts[i + 1]]
+                found.append(Span(text, at + i not in masked, run.is_literal(starts[i])))
+        at += len(run)
+    return found
 
 
 class _VisualToken:
@@ -156,7 +145,7 @@ class _VisualToken:
 class _TextRun:
     """Text between visuals and the characters that each of its tokens covers."""
 
-    def __init__(self, spans: Sequence[Span], text_tokenizer: Any) -> None:
+    def __init__(self, spans: Sequence[Span], text_tokenizer: Callable[..., Mapping[str, Any]]) -> None:
         texts = [str(span.content) for span in spans]
         self.text = "".join(texts)
         self._spans, self._ends = spans, list(accumulate(map(len, texts)))
@@ -171,7 +160,9 @@ class _TextRun:
         return len(self.offsets)
 
 
-def _split_runs(spans: Sequence[Span], text_tokenizer: Any) -> Iterator[_TextRun | _VisualToken]:
+def _split_runs(
+    spans: Sequence[Span], text_tokenizer: Callable[..., Mapping[str, Any]]
+) -> Iterator[_TextRun | _VisualToken]:
     for is_text, group in groupby(spans, key=lambda span: isinstance(span.content, str)):
         if is_text:
             yield _TextRun(list(group), text_tokenizer)
