@@ -162,10 +162,10 @@ def test_a_preferred_answer_gets_likelier_and_its_rival_less_likely(tiny_model):
     for _ in range(25):
         loss = dpo(tiny_model, batch)
         optimizer.zero_grad()
-        loss.mean.backward()
+        loss.loss.backward()
         optimizer.step()
         losses.append(loss)
-    assert losses[-1].mean.item() < 0.6 * losses[0].mean.item()
+    assert losses[-1].loss.item() < 0.6 * losses[0].loss.item()
     last = {name: value.item() / 20 for name, value in losses[-1].metrics.items()}
     assert last["rewards/accuracies"] >= 0.9
     assert last["rewards/margins"] > 0.5
@@ -187,7 +187,7 @@ def test_adapters_alone_need_no_copy_of_the_model(tiny_model, pairs):
     dpo.start(tiny_model, lambda: deepcopy(tiny_model))
     assert dpo.reference is None
     move_adapters(tiny_model)
-    assert torch.equal(dpo._compute_reference_losses(tiny_model, batch), start)
+    assert torch.equal(dpo._compute_compute_reference_losses(tiny_model, batch), start)
     assert dpo(tiny_model, batch).metrics["rewards/chosen"].item() != 0
 
 
@@ -201,7 +201,7 @@ def test_what_learns_beside_adapters_is_kept_in_a_copy(tiny_model, pairs):
     move_adapters(tiny_model)
     with torch.no_grad():
         tiny_model.projector.head.weight.mul_(1.5)
-    assert torch.equal(dpo._compute_reference_losses(tiny_model, batch), start)
+    assert torch.equal(dpo._compute_compute_reference_losses(tiny_model, batch), start)
 
 
 def move_adapters(model):

@@ -47,7 +47,7 @@ class Router:
         if min(visual.size) < 1:
             raise DataError(f"{which} ({visual.kind}) is {visual.size} pixels; replace the file, it shows nothing.")
         plan = self.select_tokenizer(scenario).plan(visual)
-        if visual.note and not any(visual.note in text for _, text in plan.told):
+        if visual.note and not any(visual.note in text for _, text in plan.inline_texts):
             raise DataError(
                 f"{which} ({visual.kind}) has the note {visual.note!r}, which the tokenizer of {scenario} does not tell; "
                 "write it into the conversation's text, or choose 'scene_views'."
