@@ -63,7 +63,7 @@ class RecordFile(NamedRecords[Conversation]):
     def describe_origin(self, number: int) -> str:
         return f"{self.path}:record {number}"
 
-    def _read_record(self, number: int) -> Conversation:
+    def read_record(self, number: int) -> Conversation:
         record = self.records[number]
         is_message_list = isinstance(record, list) and record and isinstance(record[0], Mapping)
         row = {"messages": record} if is_message_list else record

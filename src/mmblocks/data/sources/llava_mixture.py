@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,25 @@ class LlavaMixture(ConcatenatedSource):
         named = read_datasets(file)
         if lost := _list_missing_files(file, named):
             raise DataError("\n".join(lost))
-        settings = {"placement": placement, "frames_fps": frames_fps, "ignore": ignore}
-        parts = [_part(one, file.parent, (images, videos), (seed, i), settings) for i, one in enumerate(named)]
+        parts: list[Source] = []
+        for i, one in enumerate(named):
+            own_images = images if one.images is None else file.parent / one.images
+            own_videos = videos if one.videos is None else file.parent / one.videos
+            records = read_llava(
+                file.parent / one.json_path,
+                own_images,
+                video_root=own_videos,
+                placement=placement,
+                frames_fps=frames_fps,
+                ignore=ignore,
+            )
+            part = SourceSubset(records, choose_indices(len(records), one.sampling_strategy, (seed, i)))
+            parts.append(PromptedSource(part, one.prompt) if one.prompt else part)
         super().__init__(parts, [one.json_path for one in named])
 
     @staticmethod
     def list_faults(settings: Mapping[str, Any]) -> list[str]:
-        """What is wrong with the file, told without reading a record."""
+        """What is wrong with the file, without reading a record."""
         try:
             read_datasets(Path(settings["path"]))
         except (ConfigError, DataError) as fault:
@@ -73,38 +85,34 @@ class LlavaMixture(ConcatenatedSource):
 
     @staticmethod
     def list_missing(settings: Mapping[str, Any]) -> list[str]:
-        """What a file without faults names and is not there."""
+        """The files that a mixture without faults names and that do not exist."""
         file = Path(settings["path"])
         return _list_missing_files(file, read_datasets(file))
 
 
 def read_datasets(file: Path) -> list[MixtureDataset]:
     """The entries of a mixture file. Raises one `ConfigError` that lists every fault with its place."""
-    raw = _parsed(file)
-    entries = raw.get("datasets") if isinstance(raw, Mapping) else None
-    if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"{file}: there is no list 'datasets'; write datasets: and an entry with a json_path.")
-    if faults := [f"{file}: {text}" for i, one in enumerate(entries) for text in _faults(one, f"datasets.{i}")]:
-        raise ConfigError("\n".join(faults))
-    return [MixtureDataset(**entry) for entry in entries]
-
-
-def _parsed(file: Path) -> Any:
     if not file.is_file():
         raise DataError(f"{file}: there is no such file.")
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as cause:
         raise DataError(f"{file}: not YAML: {cause}.") from cause
-
-
-def _faults(entry: Any, where: str) -> Iterator[str]:
-    if not isinstance(entry, Mapping):
-        yield f"{where}: {entry!r:.80} is not a dataset; write json_path: FILE."
-        return
-    yield from list_faults(MixtureDataset, {str(key): value for key, value in entry.items()}, where)
-    if fault := find_subset_fault(entry.get("sampling_strategy", "all")):
-        yield f"{where}.sampling_strategy: {fault}"
+    entries = raw.get("datasets") if isinstance(raw, Mapping) else None
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{file}: there is no list 'datasets'; write datasets: and an entry with a json_path.")
+    faults: list[str] = []
+    for i, entry in enumerate(entries):
+        where = f"datasets.{i}"
+        if not isinstance(entry, Mapping):
+            faults.append(f"{where}: {entry!r:.80} is not a dataset; write json_path: FILE.")
+            continue
+        faults += list_faults(MixtureDataset, {str(key): value for key, value in entry.items()}, where)
+        if fault := find_subset_fault(entry.get("sampling_strategy", "all")):
+            faults.append(f"{where}.sampling_strategy: {fault}")
+    if faults:
+        raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
+    return [MixtureDataset(**entry) for entry in entries]
 
 
 def _list_missing_files(file: Path, named: list[MixtureDataset]) -> list[str]:
@@ -114,17 +122,3 @@ def _list_missing_files(file: Path, named: list[MixtureDataset]) -> list[str]:
         for path in (one.json_path, one.images, one.videos)
         if path is not None and not (file.parent / path).exists()
     ]
-
-
-def _part(
-    one: MixtureDataset,
-    folder: Path,
-    common: tuple[str | None, str | None],
-    seed: tuple[int, int],
-    settings: Mapping[str, Any],
-) -> Source:
-    images = common[0] if one.images is None else folder / one.images
-    videos = common[1] if one.videos is None else folder / one.videos
-    read = read_llava(folder / one.json_path, images, video_root=videos, **settings)
-    kept = SourceSubset(read, choose_indices(len(read), one.sampling_strategy, seed))
-    return PromptedSource(kept, one.prompt) if one.prompt else kept
