@@ -40,7 +40,7 @@ spec.loader.exec_module(table)
 
 SECONDS = 20
 """Nothing takes longer in all passes together, on a busy machine too: what waits for a pipe or a device waits for ever."""
-SOUND = table.format_overlong(table.q("<image>\nwhich ?"), table.a("green"))
+SOUND = table.said(table.q("<image>\nwhich ?"), table.a("green"))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from mmblocks.data import fingerprints as module
+from mmblocks.data.mixing import fingerprints as module
 from mmblocks.data.mixing.fingerprints import UNREADABLE, Fingerprints, fingerprint_draws
 from mmblocks.data.mixing.mixture import Mixture
 

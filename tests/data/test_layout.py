@@ -229,7 +229,7 @@ def rows_by_layout(model, batch):
     out[layout.positions] = model.projector.head(gathered(body.flatten(0, -2), layout.token_table))
     out[layout.learned_token_positions] = torch.stack(
         [model.learned_tokens[mark] for mark in model.router.learned_tokens]
-    )[layout.marks]
+    )[layout.learned_token_ids]
     return out
 
 

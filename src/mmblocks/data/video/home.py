@@ -1,4 +1,4 @@
-"""The one process of this process that reads clips."""
+"""The one helper process of this process that reads videos."""
 
 from mmblocks.helper_process import HelperClient
 
