@@ -265,7 +265,7 @@ def test_a_reader_that_cannot_start_is_no_fault_of_the_clip(clip, quarantine, mo
 
 @pytest.mark.parametrize("wrong", [{"deadline_s": 0}, {"deadline_s": float("nan")}, {"memory_gib": -1}])
 def test_a_bound_that_nothing_could_keep_is_refused(wrong):
-    with pytest.raises(ConfigError, match=rf"clip reader: {next(iter(wrong))}=.*must be above 0"):
+    with pytest.raises(ConfigError, match=rf"video reader: {next(iter(wrong))}=.*must be above 0"):
         VideoReader(**wrong)
 
 

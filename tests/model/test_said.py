@@ -78,7 +78,7 @@ def test_a_str_is_a_text_even_where_it_is_a_path():
         (object(), "cannot be said"),
         (["What?"], r"Give several one by one"),
         ((PICTURE, "What?"), "one by one"),
-        ({"type": "text", "text": "What?"}, "read by Conversation.of"),
+        ({"type": "text", "text": "What?"}, "read by Conversation.from_messages"),
         ((c for c in "ab"), "cannot be said"),
         ({"a"}, "cannot be said"),
         (ASKED, "Conversations are answered by `answer`"),

@@ -2,4 +2,4 @@
 
 from mmblocks.helper_process import HelperClient
 
-HOME = HelperClient("mmblocks.data.video.reader_process", "reads clips")
+HOME = HelperClient("mmblocks.data.video.reader_process", "reads videos")
