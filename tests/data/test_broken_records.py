@@ -161,9 +161,9 @@ def test_a_broken_picture(name, folder, processor, neighbour, tmp_path):
     require(mixture, expected, processor, neighbour, f"{folder}/image.jsonl:record 1", tmp_path)
 
 
-@pytest.mark.parametrize("name", table.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("name", table.CLIPS)
 def test_a_broken_clip(name, folder, processor, neighbour, tmp_path):
-    write, expected = table.VIDEO_SUFFIXES[name]
+    write, expected = table.CLIPS[name]
     write(tmp_path / "1.mp4")
     record = table.rec(image=..., video=str(tmp_path / "1.mp4"), conversations=[table.q("<video>?"), table.a()])
     mixture = between_sound_ones(folder / "clip.jsonl", as_line(record))

@@ -40,8 +40,8 @@ def asked(mixture, source=0):
         ("end:30", range(10)),
     ],
 )
-def test_an_entry_takes_a_part_of_its_source(ten, take, kept):
-    assert asked(Mixture.from_entries([{**ten, "subset": take}])) == [str(i) for i in kept]
+def test_an_entry_takes_a_part_of_its_source(ten, subset, kept):
+    assert asked(Mixture.from_entries([{**ten, "subset": subset}])) == [str(i) for i in kept]
 
 
 def test_records_taken_at_random_are_those_of_the_seed():

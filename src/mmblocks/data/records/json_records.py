@@ -69,24 +69,19 @@ def parse_json(raw: bytes | str, where: str) -> Any:
     try:
         return json.loads(raw, object_pairs_hook=ObjectWithDuplicates.from_pairs)
     except ValueError as fault:  # bad JSON, or bytes that are not UTF-8
-        raise DataError(f"{where}: not JSON: {fault}.{_find_json_cure(fault)}") from fault
+        cure = ""
+        if isinstance(fault, json.JSONDecodeError):
+            before, after = fault.doc[: fault.pos].rstrip(), fault.doc[fault.pos :].strip()
+            if before.endswith(",") and after[:1] in ("]", "}"):
+                cure = f" Remove the comma before {after[0]!r}."
+            elif fault.msg.startswith("Illegal trailing comma"):
+                cure = " Remove the comma before the closing bracket."
+            elif fault.msg == "Extra data":
+                comma = ", with no comma between them" if after.startswith(",") else ""
+                cure = f" Write a list of records, or one record a line{comma}."
+        raise DataError(f"{where}: not JSON: {fault}.{cure}") from fault
     except RecursionError as fault:
         raise DataError(f"{where}: its lists or objects are nested too deeply; write flat records.") from fault
-
-
-def _find_json_cure(fault: ValueError) -> str:
-    """What to write instead, where the mistake is one of the usual ones."""
-    if not isinstance(fault, json.JSONDecodeError):
-        return ""
-    before, after = fault.doc[: fault.pos].rstrip(), fault.doc[fault.pos :].strip()
-    if before.endswith(",") and after[:1] in ("]", "}"):
-        return f" Remove the comma before {after[0]!r}."
-    if fault.msg.startswith("Illegal trailing comma"):
-        return " Remove the comma before the closing bracket."
-    if fault.msg == "Extra data":
-        comma = ", with no comma between them" if after.startswith(",") else ""
-        return f" Write a list of records, or one record a line{comma}."
-    return ""
 
 
 def format_id(record: object) -> str:

@@ -64,9 +64,16 @@ class RowReader:
                 raise DataError(f"{where}: its columns {', '.join(turns)} are not of one length.")
             turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
         turns = self.columns.remove_ignored(turns)
-        if isinstance(turns, list) and any(isinstance(turn, Mapping) and "assistant" in turn for turn in turns):
-            turns = _split_pairs(turns, origin)
-        return read_turns(turns, origin, column)
+        if not isinstance(turns, list) or not any(isinstance(turn, Mapping) and "assistant" in turn for turn in turns):
+            return read_turns(turns, origin, column)
+        apart = []  # questions and answers in pairs
+        for i, pair in enumerate(turns):
+            if not isinstance(pair, Mapping) or not {"user", "assistant"} <= pair.keys():
+                raise DataError(f"{origin}, turn {i}: {pair!r:.80}; write {{'user': ..., 'assistant': ...}}.")
+            refuse_duplicates(pair, f"{origin}, turn {i}")
+            refuse_unread_keys(pair, ("user", "assistant"), f"{origin}, turn {i}", "turn")
+            apart += [{"from": "human", "value": pair["user"]}, {"from": "gpt", "value": pair["assistant"]}]
+        return read_turns(apart, origin, column)
 
     def make_conversation(self, turns: Sequence[Turn], row: Mapping[str, Any], origin: str) -> Conversation:
         """Turns with the system text and the media of their row."""
@@ -151,13 +158,3 @@ def _prepend_system(turns: Sequence[Turn], column: str, system: object, origin: 
     if first.strip() != system.strip():
         raise DataError(f"{origin}: {column!r} and the first turn are two different system texts; keep one.")
     return turns
-
-
-def _split_pairs(turns: list[Any], origin: str) -> list[dict[str, Any]]:
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, Mapping) or not {"user", "assistant"} <= turn.keys():
-            raise DataError(f"{origin}, turn {i}: {turn!r:.80}; write {{'user': ..., 'assistant': ...}}.")
-        refuse_duplicates(turn, f"{origin}, turn {i}")
-        refuse_unread_keys(turn, ("user", "assistant"), f"{origin}, turn {i}", "turn")
-    speakers = (("human", "user"), ("gpt", "assistant"))
-    return [{"from": speaker, "value": turn[key]} for turn in turns for speaker, key in speakers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -51,7 +52,12 @@ def open_shard(path: Path, keep: bool) -> Shard:
     stat = path.stat()
     stamp = {"format": _FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     index = path.with_name(path.name + INDEX)
-    members = _read_index(index, stamp) if keep else None
+    members: list[tuple[str, TarMember]] | None = None
+    if keep:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # no index, or not one of ours
+            raw: Any = json.loads(index.read_bytes())
+            if raw["stamp"] == stamp:  # that of this very tar
+                members = [(key, TarMember(*rest)) for key, *rest in raw["members"]]
     if members is None:
         members = list(_scan_members(path))
         if keep:
@@ -70,15 +76,6 @@ def open_shard(path: Path, keep: bool) -> Shard:
             )
         keys.add(key)
     return Shard(path, tuple(key for key, _ in samples), tuple(of_key for _, of_key in samples))
-
-
-def _read_index(index: Path, stamp: dict[str, int]) -> list[tuple[str, TarMember]] | None:
-    """The index of this very tar, if there is one."""
-    try:
-        raw: Any = json.loads(index.read_bytes())
-        return [(key, TarMember(*rest)) for key, *rest in raw["members"]] if raw["stamp"] == stamp else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _scan_members(path: Path) -> Iterator[tuple[str, TarMember]]:

@@ -26,23 +26,18 @@ def place_visuals(conversation: Conversation, visuals: VisualOrder, seed: int = 
         content = "\n".join([str(seed), conversation.origin, *(m.text for m in conversation.messages)])
         if blake2b(content.encode(), digest_size=1).digest()[0] % 2:
             return conversation
-    names = _name_visuals(conversation.visuals)
+    totals, counts = Counter(v.kind for v in conversation.visuals), Counter[str]()
     messages = []
     for message in conversation.messages:
         shown = [part for part in message.parts if isinstance(part, Visual)]
-        own_names = [next(names) for _ in shown]
+        names = []
+        for kind in (visual.kind for visual in shown):
+            counts[kind] += 1
+            names.append(f"the {kind}" if totals[kind] == 1 else f"{kind} {counts[kind]}")
         if message.role == "user" and list(message.parts[: len(shown)]) != shown:
-            message = replace(message, parts=_move_to_front(message.parts, iter(own_names)))
+            message = replace(message, parts=_move_to_front(message.parts, iter(names)))
         messages.append(message)
     return replace(conversation, messages=tuple(messages))
-
-
-def _name_visuals(visuals: Sequence[Visual]) -> Iterator[str]:
-    """What the visuals of a conversation are called in its text, in order."""
-    totals, counts = Counter(v.kind for v in visuals), Counter[str]()
-    for visual in visuals:
-        counts[visual.kind] += 1
-        yield f"the {visual.kind}" if totals[visual.kind] == 1 else f"{visual.kind} {counts[visual.kind]}"
 
 
 def _move_to_front(parts: Sequence[Part], names: Iterator[str]) -> tuple[Part, ...]:
