@@ -98,7 +98,7 @@ def test_raise_stops_at_the_first_broken_record_and_names_it(number, mixture, pr
 
 
 def test_a_mistake_of_the_program_is_not_a_broken_record(mixture, processor, monkeypatch):
-    monkeypatch.setattr(Processor, "training_samples", lambda *_: [][0])
+    monkeypatch.setattr(Processor, "make_training_samples", lambda *_: [][0])
     with pytest.raises(IndexError):
         make_samples(mixture, draws(0), processor, "answers", "skip")
 

@@ -158,7 +158,7 @@ def test_a_broken_picture(name, folder, processor, neighbour, tmp_path):
     write, expected = table.FILES[name]
     write(tmp_path / "1.png")
     mixture = between_sound_ones(folder / "picture.jsonl", as_line(table.rec(image=str(tmp_path / "1.png"))))
-    require(mixture, expected, processor, neighbour, f"{folder}/image.jsonl:record 1", tmp_path)
+    require(mixture, expected, processor, neighbour, f"{folder}/picture.jsonl:record 1", tmp_path)
 
 
 @pytest.mark.parametrize("name", table.CLIPS)

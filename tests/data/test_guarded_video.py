@@ -291,9 +291,9 @@ def test_a_clip_that_was_fetched_again_is_read_again(tmp_path, clip, quarantine)
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"this is no clip" * 30)
     reader = VideoReader(quarantine=quarantine)
-    with pytest.raises(DataError, match=r"bad\.mp4: not a clip"):
+    with pytest.raises(DataError, match=r"bad\.mp4: not a video"):
         reader.read_shape(bad)
-    with pytest.raises(DataError, match=r"bad\.mp4: in quarantine since .*: not a clip"):
+    with pytest.raises(DataError, match=r"bad\.mp4: in quarantine since .*: not a video"):
         reader.read_shape(bad)
     line = lines(quarantine)[0]
     assert (line["clip"], line["size"]) == (str(bad), 450)
@@ -351,12 +351,12 @@ def test_forked_and_spawned_data_workers_read_with_readers_of_their_own(clip, tm
         from torch.utils.data import DataLoader
         from mmblocks.data.video import read_frames
         from mmblocks.data.video.home import HOME
-        from mmblocks.data.video.video_reader import ClipReader
+        from mmblocks.data.video.video_reader import VideoReader
 
         class Videos:
-            def __init__(self, path): self.path, self.reader = path, ClipReader()
+            def __init__(self, path): self.path, self.reader = path, VideoReader()
             def __len__(self): return 8
-            def __getitem__(self, i): return self.reader.frames(self.path, [i]), HOME.pid
+            def __getitem__(self, i): return self.reader.read_video_frames(self.path, [i]), HOME.pid
 
         if __name__ == "__main__":
             videos = Videos(sys.argv[1])
@@ -382,8 +382,8 @@ def test_a_reader_ends_when_its_owner_is_killed(clip, tmp_path):
         """
         import os, sys, time
         from mmblocks.data.video.home import HOME
-        from mmblocks.data.video.video_reader import ClipReader
-        ClipReader().shape(sys.argv[1])
+        from mmblocks.data.video.video_reader import VideoReader
+        VideoReader().read_shape(sys.argv[1])
         if os.fork() == 0:  # a forked process holds no end of the pipes open
             time.sleep(60)
         print(HOME.pid, flush=True)

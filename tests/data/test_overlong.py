@@ -216,7 +216,7 @@ def test_the_lint_names_the_limit_that_takes_all_and_passes_over_what_is_skipped
     mixture = Mixture.from_entries([data])
     report = lint_mixture(mixture, limited(processor, LIMIT, "raise"))
     assert f"2 x longer than the limit of tokens; with max_tokens={longest(processor, mixture)} none" in str(report)
-    with pytest.raises(DataError, match="choose what becomes of overlong samples"):
+    with pytest.raises(DataError, match="set `overlong`"):
         report.require_no_faults()
     report.require_no_faults(skip_overlong=True)
     cut = lint_mixture(mixture, limited(processor, LIMIT))

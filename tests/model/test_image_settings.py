@@ -181,7 +181,7 @@ def test_options_of_a_command_are_settings(options, images, monkeypatch):
     from mmblocks.cli import chat
 
     seen = []
-    monkeypatch.setattr(chat, "_say", lambda chat, shown, text: seen.append(chat.model.images) or 0)
+    monkeypatch.setattr(chat, "_print_answer", lambda chat, shown, text: seen.append(chat.model.images) or 0)
     assert main(["chat", "--ask", "What?", *options]) == 0
     assert seen == [images]
 

@@ -91,7 +91,7 @@ def test_a_str_is_a_text_even_where_it_is_a_path():
         (np.zeros((1, 2, 4, 4, 3), np.uint8), r"\(1, 2, 4, 4, 3\)"),
         (np.array("text"), "cannot be shown"),
         (Path("nowhere.png"), r"nowhere\.png: there is no such file"),
-        (Path(__file__), "neither an image .* nor a clip"),
+        (Path(__file__), "neither an image .* nor a video"),
         (b"", "zero bytes"),
         (b"no image", "neither an image"),
     ],
