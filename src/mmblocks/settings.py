@@ -79,7 +79,7 @@ MAXIMUM: Mapping[str, float] = {
     **dict.fromkeys(("global_batch_size", "global_batch_size", "pack_views", "samples", "tiny", "size", "keep"), 10**8),
     **dict.fromkeys(("epochs", "budget", "timeout_s", "video_deadline_s"), 10**6),
     **dict.fromkeys(("workers", "threads"), 4096),
-    "rate": 1e30,
+    "lr": 1e30,
     "weight_decay": 1000,
     "rank": _SIDE,
     "rope_theta": 1e12,

@@ -27,15 +27,12 @@ def read_ranks(words: Sequence[str]) -> tuple[int, ...]:
 
 def compute_stage_memory(raw: Mapping[str, Any], ranks: Sequence[int]) -> dict[str, list[StepMemory]]:
     """By stage, for a composed recipe. Raises `ConfigError` for a system, which has no stages."""
-    from mmblocks.settings import read_settings
-    from mmblocks.train.estimates.memory import estimate_stage_memory
-    from mmblocks.train.stages import Stage
+    from mmblocks.train.estimates.memory import estimate_stage_memory, read_stages
 
     if not raw.get("stages"):
         raise ConfigError("--memory is about training, and a system has no stages; name a recipe (`mmblocks recipes`).")
-    stages = [read_settings(Stage, stage, f"stages.{i}") for i, stage in enumerate(raw["stages"])]
     settings = {"gradient_checkpointing": raw.get("gradient_checkpointing", False), "ema": raw.get("ema") is not None}
-    return {stage.name: estimate_stage_memory(raw["model"], stage, ranks, **settings) for stage in stages}
+    return {stage.name: estimate_stage_memory(raw["model"], stage, ranks, **settings) for stage in read_stages(raw)}
 
 
 def format_memory(found: Mapping[str, Sequence[StepMemory]]) -> Iterator[str]:
@@ -49,4 +46,4 @@ def format_memory(found: Mapping[str, Sequence[StepMemory]]) -> Iterator[str]:
 
 
 def _row(memory: StepMemory) -> tuple[str, ...]:
-    return str(memory.ranks), *(f"{getattr(memory, column) / GIB:.1f}" for column in COLUMNS)
+    return str(memory.ranks), *(f"{memory.to_dict()[column] / GIB:.1f}" for column in COLUMNS)

@@ -73,18 +73,22 @@ def _plan(args: argparse.Namespace) -> int:
         return _print_media_plan(raw, media, args)
     question = PlanRequest.from_words(about_data)
     if media or not question.data:
-        wrong = f"{media[0]} is an image or clip" if media else f"{about_data[0]} is about data"
+        wrong = f"{media[0]} is an image or video" if media else f"{about_data[0]} is about data"
         raise ConfigError(f"{wrong}; write either images and videos, or data=FILE (or data=recipe) and words about it.")
     return _print_data_plan(raw, question, as_json=args.json)
 
 
 def _print_media_plan(raw: Mapping[str, Any], media: Sequence[str], args: argparse.Namespace) -> int:
     from mmblocks.model.budget import estimate_budget, parse_visual_shape
+    from mmblocks.model.checks.composition import dry_build
+    from mmblocks.train.estimates.memory import estimate_stage_states
 
     shapes = [parse_visual_shape(word) for word in media or DEFAULT_MEDIA]
-    stages = {stage["name"]: list(stage["train"]) for stage in raw.get("stages", [])}
-    budget = estimate_budget(raw["model"], shapes, text_tokens=args.text, stages=stages)
-    print(json.dumps(budget.to_dict(), indent=2) if args.json else "\n".join(format_budget(raw["model"], budget)))
+    seen = dry_build(raw["model"])
+    budget = estimate_budget(seen, shapes, text_tokens=args.text)
+    training = {name: state.total for name, state in estimate_stage_states(raw, seen).items()}
+    plain = {**budget.to_dict(), "training_bytes": training}
+    print(json.dumps(plain, indent=2) if args.json else "\n".join(format_budget(raw["model"], budget, training)))
     return 0
 
 
@@ -122,15 +126,16 @@ def _print_data_plan(raw: Mapping[str, Any], question: PlanRequest, *, as_json: 
 # A page for people --------------------------------------------------------------------------------------------------
 
 
-def format_budget(model: Mapping[str, Any], budget: Budget) -> Iterator[str]:
-    """The budget as aligned tables."""
+def format_budget(model: Mapping[str, Any], budget: Budget, training: Mapping[str, int]) -> Iterator[str]:
+    """The budget as aligned tables. training: bytes of the state of each stage on one process."""
     yield from _names(model)
     yield ""
     yield from align_columns([("visual", "pixels", "scenario", "views", "tokens"), *_list_visual_rows(budget)])
     yield ""
     yield from align_columns([("part", "parameters", "weights (bf16)", "prefill"), *_list_part_rows(budget)])
     yield ""
-    yield from align_columns(list(_memory_rows(budget)))
+    states = [(f"training {name}: weights, gradients, Adam", format_bytes(size)) for name, size in training.items()]
+    yield from align_columns([("KV cache (bf16)", format_bytes(budget.kv_cache_bytes)), *states])
     yield from (f"note: {note}" for note in budget.notes)
     if not budget.is_within_limit:
         yield (
@@ -161,7 +166,7 @@ def _list_visual_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
 def _list_part_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
     for part, count in budget.parameters.items():
         flops = budget.flops.get(part, 0)
-        yield part, format_number(count), format_number(2 * count, "B"), format_number(flops, "FLOP")
+        yield part, format_number(count), format_bytes(2 * count), format_number(flops, "FLOP")
         if part == "backbone":
             yield "  attention", "", "", format_number(budget.flops.get("attention"), "FLOP")
             yield "  last row's head", "", "", format_number(budget.flops.get("head"), "FLOP")
@@ -170,15 +175,9 @@ def _list_part_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
     yield (
         "all",
         format_number(sum(budget.parameters.values())),
-        format_number(budget.weight_bytes, "B"),
+        format_bytes(budget.weight_bytes),
         format_number(total, "FLOP"),
     )
-
-
-def _memory_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
-    yield "KV cache (bf16)", format_number(budget.kv_cache_bytes, "B")
-    for stage, size in budget.training_bytes.items():
-        yield f"training {stage}: weights, gradients, Adam", format_number(size, "B")
 
 
 def format_number(number: float | None, unit: str = "") -> str:
@@ -189,3 +188,13 @@ def format_number(number: float | None, unit: str = "") -> str:
         if number >= size:
             return f"{number / size:.1f} {prefix}{unit}"
     return f"{number} {unit}".rstrip()
+
+
+def format_bytes(size: int | None) -> str:
+    """A number of bytes in the units of `plan --memory`: 1073741824 -> '1.0 GiB'."""
+    if size is None:
+        return "unknown"
+    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} B"

@@ -153,7 +153,7 @@ def _make_run_shape() -> _Shape:
     data = _Each(_Component(sources, tuple(list_settings(SourceUse))), "source")
     tokenizer = _Fields(dict.fromkeys(SCENARIOS, _Component(REGISTRIES["tokenizer"])))
     rates = {
-        part: _Fields.from_schema(Lora if part == "lora" else PartSettings, whole="rate") for part in TRAINABLE_PARTS
+        part: _Fields.from_schema(Lora if part == "lora" else PartSettings, whole="lr") for part in TRAINABLE_PARTS
     }
     parts = {kind: _Component(REGISTRIES[kind]) for kind in kinds}
     model = _Fields.from_schema(

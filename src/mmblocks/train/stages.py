@@ -302,7 +302,7 @@ def _find_train_faults(train: Any, where: str) -> list[str]:
         faults += list_faults(Lora if part == "lora" else PartSettings, inner, f"{where}.{part}")
         if is_of_type(float, inner.get("weight_decay")) and inner["weight_decay"] < 0:
             faults.append(f"{where}.{part}.weight_decay={inner['weight_decay']!r} is negative; write 0 or more.")
-        if "rate" in inner and not _is_positive(inner["lr"]):
+        if "lr" in inner and not _is_positive(inner["lr"]):
             faults.append(
                 f"{where}.{part}={inner['lr']!r}: a learning rate is a number above 0; leave the part out to freeze it."
             )
