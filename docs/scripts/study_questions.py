@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmblocks.data.sample.positions import VisualOrder
+from mmblocks.data.sample.visual_placement import VisualOrder
 from mmblocks.data.tinyworld import Task
 
 Value = tuple[str, str]

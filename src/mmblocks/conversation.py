@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from mmblocks.shapes import VisualKind
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 LEARN_KEYS = ("loss", "train", "weight")
-"""What a turn may hold to say whether it is learned: true or false, or 1 or 0."""
+"""Keys that say whether a turn is learned: true or false, or 1 or 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Visual:
     """An image or video, not yet opened.
 
     `source` is a path, bytes, a PIL image (images), or a uint8 array (frames, height, width, 3) (videos);
-    `fps` belongs to videos given as arrays. `note` says what is known of it beside its pixels ("camera at (1.2, 0.4)"), for
-    tokenizers that tell it.
+    `fps` belongs to videos given as arrays. `note` holds facts beside the pixels ("camera at (1.2, 0.4)"), for visual
+    tokenizers that put them into the prompt.
     """
 
     kind: VisualKind
@@ -62,15 +62,10 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise DataError(f"Message: role is {self.role!r:.80}; write one of {', '.join(ROLES)}.")
-        wrong = (
-            [part for part in self.parts if not isinstance(part, Text | Visual)] if self._has_parts else [self.parts]
-        )
-        if wrong:
-            raise DataError(f"Message: {wrong[0]!r:.80} is no part; its parts are a tuple of Text and Visual.")
-
-    @property
-    def _has_parts(self) -> bool:
-        return isinstance(self.parts, tuple | list)
+        parts = self.parts if isinstance(self.parts, tuple | list) else [self.parts]
+        for part in parts:
+            if part is self.parts or not isinstance(part, Text | Visual):
+                raise DataError(f"Message: {part!r:.80} is no part; its parts are a tuple of Text and Visual.")
 
     @property
     def is_learned(self) -> bool:
@@ -123,23 +118,31 @@ Item = Conversation | PreferencePair
 
 
 def read_learn_flag(turn: Mapping[str, Any], role: Role, where: str) -> bool:
-    """Whether a turn is to be learned, as its `LEARN_KEYS` say; an answer is unless it is told otherwise."""
-    said = {key: turn[key] for key in LEARN_KEYS if turn.get(key) is not None}
-    if not said:
-        return True
-    for key, value in said.items():
+    """Whether a turn is to be learned, as its `LEARN_KEYS` say; an answer is where they say nothing."""
+    flags = {key: turn[key] for key in LEARN_KEYS if turn.get(key) is not None}
+    for key, value in flags.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             raise DataError(
                 f"{where}: {key!r} is {value!r}; an answer is learned or not, with no weight between: write true or false."
             )
-    if len({bool(value) for value in said.values()}) > 1:
-        raise DataError(f"{where}: {' and '.join(f'{k!r} is {v!r}' for k, v in said.items())}; keep one.")
-    if role != "assistant" and any(said.values()):
+    if len({bool(value) for value in flags.values()}) > 1:
+        raise DataError(f"{where}: {' and '.join(f'{k!r} is {v!r}' for k, v in flags.items())}; keep one.")
+    if role != "assistant" and any(flags.values()):
         raise DataError(
-            f"{where}: {' and '.join(map(repr, said))} would let a turn of the {role} be learned, but only answers can be; "
+            f"{where}: {' and '.join(map(repr, flags))} would let a turn of the {role} be learned, but only answers can be; "
             "remove it."
         )
-    return role != "assistant" or all(said.values())
+    return not flags or role != "assistant" or all(flags.values())
+
+
+PART_KEYS: Mapping[str, tuple[str, ...]] = {
+    "text": ("type", "text"),
+    "image": ("type", "image", "note"),
+    "video": ("type", "video", "fps", "note"),
+    "image_url": ("type", "image_url", "note"),
+    "video_url": ("type", "video_url", "note"),
+}
+"""The keys of a part, by its type."""
 
 
 def _read_message(raw: Mapping[str, Any], where: str) -> Message:
@@ -154,65 +157,41 @@ def _read_message(raw: Mapping[str, Any], where: str) -> Message:
         return Message(role, (Text(content),), learn)
     if not isinstance(content, Sequence):
         raise DataError(f"{where}: content is {content!r}; write a text or a list of parts.")
-    return Message(role, tuple(_parts(content, where)), learn)
+    return Message(role, tuple(_read_part(part, f"{where}, part {i}") for i, part in enumerate(content)), learn)
 
 
-PART_KEYS: Mapping[str, tuple[str, ...]] = {
-    "text": ("type", "text"),
-    "image": ("type", "image", "note"),
-    "video": ("type", "video", "fps", "note"),
-    "image_url": ("type", "image_url", "note"),
-    "video_url": ("type", "video_url", "note"),
-}
-"""The keys of a part, by its type."""
-
-
-def _parts(content: Sequence[Any], where: str) -> Iterator[Part]:
-    for i, raw in enumerate(content):
-        kind = raw.get("type") if isinstance(raw, Mapping) else None
-        if not isinstance(kind, str) or kind not in PART_KEYS:
-            raise DataError(f"{where}, part {i}: {raw!r:.200}; a part is {{'type': 'text'|'image'|'video', ...}}.")
-        yield _read_part(raw, kind, f"{where}, part {i}")
-
-
-def _read_part(raw: Mapping[str, Any], kind: str, where: str) -> Part:
+def _read_part(raw: object, where: str) -> Part:
+    kind = raw.get("type") if isinstance(raw, Mapping) else None
+    if not isinstance(raw, Mapping) or not isinstance(kind, str) or kind not in PART_KEYS:
+        raise DataError(f"{where}: {raw!r:.200}; a part is {{'type': 'text'|'image'|'video', ...}}.")
     refuse_unread_keys(raw, PART_KEYS[kind], where, "part")
-    found = _field(raw, kind, where)
+    content, note = raw.get(kind), raw.get("note")
+    if content is None:
+        raise DataError(f"{where}: a part of type {kind!r} has no {kind!r} entry.")
+    text, name = (content, "its text") if kind == "text" else (note, "note")
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"{where}: {name} is {text!r:.80}; write a text, or leave it out.")
     if kind == "text":
-        return Text(_require_text(found, f"{where}: its text"))
-    note = "" if raw.get("note") is None else _require_text(raw["note"], f"{where}: note")
-    if kind == "image":
-        return Visual("image", found, note=note)
+        return Text(content)
     if kind == "video":
-        return Visual("video", found, _read_fps(raw, found, where), note)
-    if isinstance(found, Mapping):
-        refuse_unread_keys({k: v for k, v in found.items() if (k, v) != ("detail", "auto")}, ("url",), where, "part")
-        found = found.get("url")
-    return Visual("image" if kind == "image_url" else "video", found, note=note)
+        return Visual("video", content, _read_fps(raw, content, where), note or "")
+    if kind != "image" and isinstance(content, Mapping):  # {"url": ..., "detail": "auto"}
+        refuse_unread_keys({k: v for k, v in content.items() if (k, v) != ("detail", "auto")}, ("url",), where, "part")
+        content = content.get("url")
+    return Visual("video" if kind == "video_url" else "image", content, note=note or "")
 
 
-def _read_fps(raw: Mapping[str, Any], found: Any, where: str) -> float:
-    """Frames per second of a video that has no clock of its own; `found` may be a `Visual` that was opened before."""
-    given, fps = (found.source, found.fps) if isinstance(found, Visual) else (found, 1.0)
-    if raw.get("fps") is None:
-        return fps
-    if not isinstance(raw["fps"], int | float) or isinstance(raw["fps"], bool) or not 0 < raw["fps"] < math.inf:
-        raise DataError(f"{where}: fps is {raw['fps']!r:.80}; write frames per second, a number above 0.")
-    if isinstance(given, bytes) or (isinstance(given, str | Path) and not os.path.isdir(given)):  # noqa: PTH112 - a long URI is none
+def _read_fps(raw: Mapping[str, Any], content: object, where: str) -> float:
+    """Frames per second of a video that has no clock of its own; `content` may already be a `Visual`."""
+    source, default = (content.source, content.fps) if isinstance(content, Visual) else (content, 1.0)
+    fps = raw.get("fps")
+    if fps is None:
+        return default
+    if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps < math.inf:
+        raise DataError(f"{where}: fps is {fps!r:.80}; write frames per second, a number above 0.")
+    if isinstance(source, bytes) or (isinstance(source, str | Path) and not os.path.isdir(source)):  # noqa: PTH112 - a long URI is none
         raise DataError(
-            f"{where}: fps is {raw['fps']!r}, but a video file has a clock of its own, so nothing reads it; remove it, or "
+            f"{where}: fps is {fps!r}, but a video file has a clock of its own, so nothing reads it; remove it, or "
             "add it to the source's `ignore`. How many frames are shown is a setting of the visual tokenizer."
         )
-    return float(raw["fps"])
-
-
-def _field(raw: Mapping[str, Any], key: str, where: str) -> Any:
-    if raw.get(key) is None:
-        raise DataError(f"{where}: a part of type {raw['type']!r} has no {key!r} entry.")
-    return raw[key]
-
-
-def _require_text(given: Any, what: str) -> str:
-    if not isinstance(given, str):
-        raise DataError(f"{what} is {given!r:.80}; write a text, or leave it out.")
-    return given
+    return float(fps)

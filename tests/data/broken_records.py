@@ -234,8 +234,8 @@ FIELDS = {
         rec(image=..., video="folder", conversations=[q("<video>?"), a()]),
         "this folder holds no image",
     ),
-    "a video of an image": (rec(image=..., video="good.png", conversations=[q("<video>?"), a()]), "not a clip"),
-    "a video of text": (rec(image=..., video="text.mp4", conversations=[q("<video>?"), a()]), "not a clip"),
+    "a video of an image": (rec(image=..., video="good.png", conversations=[q("<video>?"), a()]), "not a video"),
+    "a video of text": (rec(image=..., video="text.mp4", conversations=[q("<video>?"), a()]), "not a video"),
     "a video of nothing": (rec(image=..., video="empty.mp4", conversations=[q("<video>?"), a()]), "zero bytes"),
     "a video of a device": (
         rec(image=..., video="/dev/zero", conversations=[q("<video>?"), a()]),
@@ -468,14 +468,14 @@ FILES = {
 }
 CLIPS = {
     "nothing": (written(b""), "zero bytes"),
-    "text": (written(b"no video\n" * 50), "not a clip"),
-    "an image": (written(noise("PNG")), "not a clip"),
-    "zeros": (written(b"\0" * 4096), "not a clip"),
+    "text": (written(b"no video\n" * 50), "not a video"),
+    "an image": (written(noise("PNG")), "not a video"),
+    "zeros": (written(b"\0" * 4096), "not a video"),
     "a pipe": (pipe, "not a regular file"),
     "links in a circle": (loop_of_links, "does not exist"),
     "an MP4 of its head alone": (written(b"\0\0\0\x18ftypisom\0\0\0\0isomiso2"), "not a video|no video stream"),
-    "a playlist of other files": (written(b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"), "not a clip"),
-    "a list of files to join": (written(b"ffconcat version 1.0\nfile /etc/passwd\n"), "not a clip"),
+    "a playlist of other files": (written(b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"), "not a video"),
+    "a list of files to join": (written(b"ffconcat version 1.0\nfile /etc/passwd\n"), "not a video"),
     "a sound": (
         written(
             b"RIFF"
@@ -484,10 +484,10 @@ CLIPS = {
             + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 8000, 1, 8)
             + b"data\0\0\0\0"
         ),
-        "no video stream|not a clip",
+        "no video stream|not a video",
     ),
     "a GIF of no frame": (written(b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b";"), "frame|not a video|empty"),
-    "a MKV of its head alone": (written(b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81\1"), "not a clip"),
+    "a MKV of its head alone": (written(b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81\1"), "not a video"),
 }
 
 
@@ -514,7 +514,7 @@ TAR = {
     "half of a character": ({"json": b'{"caption": "red \\ud800"}', "png": png()}, "holds half of a character"),
     "a video of text": (
         {"json": json.dumps(rec(image=..., conversations=[q("<video>?"), a()])).encode(), "mp4": b"no clip" * 9},
-        "not a clip",
+        "not a video",
     ),
 }
 """Members of a sample by suffix."""

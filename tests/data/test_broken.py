@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmblocks.data.mixing.broken import (
+from mmblocks.data.mixing.mixture import Draw, Mixture
+from mmblocks.data.mixing.skipped_records import (
     SkippedRecord,
     append_skipped,
     count_records,
@@ -15,7 +16,6 @@ from mmblocks.data.mixing.broken import (
     make_samples,
     read_skipped,
 )
-from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 
@@ -98,7 +98,7 @@ def test_raise_stops_at_the_first_broken_record_and_names_it(number, mixture, pr
 
 
 def test_a_mistake_of_the_program_is_not_a_broken_record(mixture, processor, monkeypatch):
-    monkeypatch.setattr(Processor, "training_samples", lambda *_: [][0])
+    monkeypatch.setattr(Processor, "make_training_samples", lambda *_: [][0])
     with pytest.raises(IndexError):
         make_samples(mixture, draws(0), processor, "answers", "skip")
 

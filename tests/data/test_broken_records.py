@@ -19,10 +19,16 @@ from PIL import Image
 
 from mmblocks.data.inspect.lint import lint_mixture
 from mmblocks.data.media.visuals import read_visual_shape
-from mmblocks.data.mixing.broken import append_skipped, count_records, format_skipped, make_samples, read_skipped
 from mmblocks.data.mixing.mixture import Draw, Mixture
+from mmblocks.data.mixing.skipped_records import (
+    append_skipped,
+    count_records,
+    format_skipped,
+    make_samples,
+    read_skipped,
+)
 from mmblocks.data.planning.measure import measure_draws
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sample.encode import NothingTrained
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError, DataError, MachineError
@@ -34,7 +40,7 @@ spec.loader.exec_module(table)
 
 SECONDS = 20
 """Nothing takes longer in all passes together, on a busy machine too: what waits for a pipe or a device waits for ever."""
-SOUND = table.format_overlong(table.q("<image>\nwhich ?"), table.a("green"))
+SOUND = table.said(table.q("<image>\nwhich ?"), table.a("green"))
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +158,12 @@ def test_a_broken_picture(name, folder, processor, neighbour, tmp_path):
     write, expected = table.FILES[name]
     write(tmp_path / "1.png")
     mixture = between_sound_ones(folder / "picture.jsonl", as_line(table.rec(image=str(tmp_path / "1.png"))))
-    require(mixture, expected, processor, neighbour, f"{folder}/image.jsonl:record 1", tmp_path)
+    require(mixture, expected, processor, neighbour, f"{folder}/picture.jsonl:record 1", tmp_path)
 
 
-@pytest.mark.parametrize("name", table.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("name", table.CLIPS)
 def test_a_broken_clip(name, folder, processor, neighbour, tmp_path):
-    write, expected = table.VIDEO_SUFFIXES[name]
+    write, expected = table.CLIPS[name]
     write(tmp_path / "1.mp4")
     record = table.rec(image=..., video=str(tmp_path / "1.mp4"), conversations=[table.q("<video>?"), table.a()])
     mixture = between_sound_ones(folder / "clip.jsonl", as_line(record))

@@ -15,8 +15,8 @@ from mmblocks.conversation import Visual
 from mmblocks.data.inspect.figures import InspectedVisual
 from mmblocks.data.media.visuals import read_visual_shape
 from mmblocks.data.video import read_frames, read_video_shape
-from mmblocks.data.video.guarded import VideoReader
-from mmblocks.data.video.times import FramePace, compute_pace
+from mmblocks.data.video.frame_times import FramePace, compute_pace
+from mmblocks.data.video.video_reader import VideoReader
 from mmblocks.shapes import Box, RoutedPlan, Size, View, VisualPlan
 
 # 70 frames in the first second, one a second from then on, the last for half a second.

@@ -138,7 +138,7 @@ def test_a_faulty_message_beside_sound_pictures_is_no_damage(tmp_path):
     path = tmp_path / "message.mp4"
     with av.open(os.fspath(CLIPS / "h264.mp4")) as reading, av.open(os.fspath(path), "w") as writing:
         stream = writing.add_stream_from_template(reading.streams.video[0])
-        for old in reading.demux_packets(video=0):
+        for old in reading.demux(video=0):
             if old.size:
                 new = av.Packet(len(message).to_bytes(4, "big") + message + bytes(old))
                 new.pts, new.dts, new.time_base = old.pts, old.dts, old.time_base

@@ -7,7 +7,7 @@ import pytest
 
 from mmblocks.conversation import Conversation, Message, PreferencePair, Text, Visual
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.mixing.selection import ConcatenatedSource, PromptedSource, choose_indices
+from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource, PromptedSource, choose_indices
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError, DataError
 

@@ -12,8 +12,8 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from mmblocks.data import fingerprints as module
-from mmblocks.data.fingerprints import UNREADABLE, Fingerprints, fingerprint_draws
+from mmblocks.data.mixing import fingerprints as module
+from mmblocks.data.mixing.fingerprints import UNREADABLE, Fingerprints, fingerprint_draws
 from mmblocks.data.mixing.mixture import Mixture
 
 N = 4
@@ -206,7 +206,7 @@ def test_files_that_look_as_they_did_are_not_read_again(tmp_path, monkeypatch):
     specs = llava(tmp_path)
     first, opened = seen(specs), []
     read = module._read_content
-    monkeypatch.setattr(module, "_content", lambda source: opened.append(Path(source).name) or read(source))
+    monkeypatch.setattr(module, "_read_content", lambda source: opened.append(Path(source).name) or read(source))
     save_picture(tmp_path / "1.bmp", 99)
     assert differing(first, seen(specs, first)) == ([], [1])
     assert opened == ["1.bmp"]

@@ -21,11 +21,11 @@ import pytest
 from mmblocks.assets import find_media
 from mmblocks.conversation import Conversation
 from mmblocks.data.media.files import FileSlice
-from mmblocks.data.records.lines import read_lines
+from mmblocks.data.records.json_lines import read_lines
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.video import read_frames, read_video_shape
-from mmblocks.data.video.guarded import VideoReader
 from mmblocks.data.video.home import HOME
+from mmblocks.data.video.video_reader import VideoReader
 from mmblocks.errors import ConfigError, DataError
 
 LONG_FRAMES = 60
@@ -265,7 +265,7 @@ def test_a_reader_that_cannot_start_is_no_fault_of_the_clip(clip, quarantine, mo
 
 @pytest.mark.parametrize("wrong", [{"deadline_s": 0}, {"deadline_s": float("nan")}, {"memory_gib": -1}])
 def test_a_bound_that_nothing_could_keep_is_refused(wrong):
-    with pytest.raises(ConfigError, match=rf"clip reader: {next(iter(wrong))}=.*must be above 0"):
+    with pytest.raises(ConfigError, match=rf"video reader: {next(iter(wrong))}=.*must be above 0"):
         VideoReader(**wrong)
 
 
@@ -291,9 +291,9 @@ def test_a_clip_that_was_fetched_again_is_read_again(tmp_path, clip, quarantine)
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"this is no clip" * 30)
     reader = VideoReader(quarantine=quarantine)
-    with pytest.raises(DataError, match=r"bad\.mp4: not a clip"):
+    with pytest.raises(DataError, match=r"bad\.mp4: not a video"):
         reader.read_shape(bad)
-    with pytest.raises(DataError, match=r"bad\.mp4: in quarantine since .*: not a clip"):
+    with pytest.raises(DataError, match=r"bad\.mp4: in quarantine since .*: not a video"):
         reader.read_shape(bad)
     line = lines(quarantine)[0]
     assert (line["clip"], line["size"]) == (str(bad), 450)
@@ -324,7 +324,7 @@ def test_lines_of_many_processes_stay_whole(tmp_path):
     file = tmp_path / "list.jsonl"
     file.write_text('{"left": "open"}')  # as some editors leave it
     program = (
-        "import sys; from pathlib import Path; from mmblocks.data.records.lines import append_lines\n"
+        "import sys; from pathlib import Path; from mmblocks.data.records.json_lines import append_lines\n"
         "for i in range(200): append_lines(Path(sys.argv[1]), [{'by': sys.argv[2], 'i': i, 'long': 'x' * 3000}])"
     )
     writers = [subprocess.Popen([sys.executable, "-c", program, str(file), str(n)]) for n in range(4)]
@@ -351,12 +351,12 @@ def test_forked_and_spawned_data_workers_read_with_readers_of_their_own(clip, tm
         from torch.utils.data import DataLoader
         from mmblocks.data.video import read_frames
         from mmblocks.data.video.home import HOME
-        from mmblocks.data.video.guarded import ClipReader
+        from mmblocks.data.video.video_reader import VideoReader
 
         class Videos:
-            def __init__(self, path): self.path, self.reader = path, ClipReader()
+            def __init__(self, path): self.path, self.reader = path, VideoReader()
             def __len__(self): return 8
-            def __getitem__(self, i): return self.reader.frames(self.path, [i]), HOME.pid
+            def __getitem__(self, i): return self.reader.read_video_frames(self.path, [i]), HOME.pid
 
         if __name__ == "__main__":
             videos = Videos(sys.argv[1])
@@ -382,8 +382,8 @@ def test_a_reader_ends_when_its_owner_is_killed(clip, tmp_path):
         """
         import os, sys, time
         from mmblocks.data.video.home import HOME
-        from mmblocks.data.video.guarded import ClipReader
-        ClipReader().shape(sys.argv[1])
+        from mmblocks.data.video.video_reader import VideoReader
+        VideoReader().read_shape(sys.argv[1])
         if os.fork() == 0:  # a forked process holds no end of the pipes open
             time.sleep(60)
         print(HOME.pid, flush=True)
@@ -402,7 +402,7 @@ def test_a_reader_ends_when_its_owner_is_killed(clip, tmp_path):
 def test_a_reader_whose_owner_is_gone_ends_itself_in_mid_read(long_clip):
     request = {"cwd": None, "path": str(long_clip), "slice": None, "indices": list(range(LONG_FRAMES)), "alarm_s": 0.05}
     text = json.dumps(request).encode()
-    command = [sys.executable, "-m", "mmblocks.data.video.reader"]
+    command = [sys.executable, "-m", "mmblocks.data.video.reader_process"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
         reader.stdin.write(struct.pack("<IQ", len(text), 0) + text)
         reader.stdin.flush()

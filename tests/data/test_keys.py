@@ -193,7 +193,7 @@ REFUSED = {
     "an image in a text": ({"messages": chat([{"type": "text", "text": "q", "image": "a.png"}])}, "part 0: .*'image'"),
     "detail": ({"messages": chat([{"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}}])}, "'detail' .how finely"),
     "a pace of a file": ({"messages": chat([{"type": "video", "video": "v.mp4", "fps": 2}])}, "fps is 2, but a video file"),
-    "a pace of an image": ({"messages": chat([{"type": "image", "image": "a.png", "fps": 2}])}, "'fps' .only a clip"),
+    "a pace of an image": ({"messages": chat([{"type": "image", "image": "a.png", "fps": 2}])}, "'fps' .only a video"),
     "a pace in words": ({"messages": chat([{"type": "video", "video": "frames", "fps": "slow"}])}, "fps is 'slow'; write frames"),
     "a number for a text": ({"messages": chat([{"type": "text", "text": 5}])}, "its text is 5; write a text"),
     "indices in another order": (

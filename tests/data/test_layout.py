@@ -13,7 +13,7 @@ from mmblocks.batch import IGNORE, Batch, GatherTable
 from mmblocks.components import apply_before_projector, poolings, tokenizers
 from mmblocks.conversation import Conversation
 from mmblocks.data.sample.collate import collate
-from mmblocks.data.sample.layout import GatherLayoutBuilder, join_layouts, map_batch_views, shifted
+from mmblocks.data.sample.gather_layout import GatherLayoutBuilder, join_layouts, map_batch_views, shift_layout
 from mmblocks.data.sample.processor import Processor
 from mmblocks.shapes import Size, VisualShape
 from mmblocks.tokenizers.router import Router
@@ -61,7 +61,7 @@ def test_a_view_is_its_cells_in_order():
 
 
 def test_marks_have_their_number_in_the_model_and_their_places_between_the_rows():
-    layout = layout_of(clip(2), video={"name": "frames", "newline": "frame"}, marks=("other", "newline"))
+    layout = layout_of(clip(2), video={"name": "frames", "newline": "frame"}, learned_tokens=("other", "newline"))
     assert layout.learned_token_ids.tolist() == [1, 1]
     assert layout.learned_token_positions.tolist() == [14, 19]
     assert layout.positions.tolist() == [10, 11, 12, 13, 15, 16, 17, 18]
@@ -151,7 +151,7 @@ def test_nothing_shown_and_what_is_not_linear_have_no_layout():
 def test_layouts_join_with_room_for_the_most_cells():
     one = layout_of(picture(4, 12), image=PADDED)
     other = layout_of(clip(1), video={"name": "frames", "newline": "none"}, pooling="average")
-    both = join_layouts([one, shifted(other, 100)])
+    both = join_layouts([one, shift_layout(other, 100)])
     assert plain(both.cell_table) == [*plain(one.cell_table), [24], [25], [26], [27]]
     assert plain(both.token_table) == [*plain(one.token_table), [12, 13, 14, 15]]
     assert both.token_table.rows.shape == (13, 4)
@@ -229,7 +229,7 @@ def rows_by_layout(model, batch):
     out[layout.positions] = model.projector.head(gathered(body.flatten(0, -2), layout.token_table))
     out[layout.learned_token_positions] = torch.stack(
         [model.learned_tokens[mark] for mark in model.router.learned_tokens]
-    )[layout.marks]
+    )[layout.learned_token_ids]
     return out
 
 

@@ -87,7 +87,7 @@ class ForgetsTheEnd(ChatML):
 class CutsAnswers(ChatML):
     """Keeps five letters of every answer, as a limit of length would."""
 
-    def turn(self, message):
+    def format_turn(self, message):
         short = tuple(Text(p.text[:5]) if isinstance(p, Text) else p for p in message.parts)
         return super().format_turn(replace(message, parts=short) if message.role == "assistant" else message)
 

@@ -8,7 +8,7 @@ from PIL import Image
 from mmblocks.conversation import Visual
 from mmblocks.data.media.pixels import render_views
 from mmblocks.data.media.visuals import read_visual_shape, render_visual_plan
-from mmblocks.data.video.guarded import VideoReader
+from mmblocks.data.video.video_reader import VideoReader
 from mmblocks.errors import DataError
 from mmblocks.image_reading import ImageReading
 from mmblocks.shapes import Box, Size, View, VisualPlan, VisualShape

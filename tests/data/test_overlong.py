@@ -12,9 +12,9 @@ from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, PreferencePair, Text, Visual
 from mmblocks.data.inspect.figures import compute_figures
 from mmblocks.data.inspect.lint import lint_mixture
-from mmblocks.data.mixing.broken import make_samples
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.overlong import CutRecord, append_cuts, format_cuts, list_cuts
+from mmblocks.data.mixing.overlong import CutRecord, append_cuts, format_cuts, list_cuts
+from mmblocks.data.mixing.skipped_records import make_samples
 from mmblocks.data.planning.lengths_cache import LengthsCache
 from mmblocks.data.planning.measure import measure_draws
 from mmblocks.data.sample.encode import TooLong
@@ -150,7 +150,7 @@ def test_lengths_that_were_measured_are_kept_when_others_are_too_long(processor,
 
 
 def test_of_a_large_source_some_records_are_looked_at(processor, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmblocks.data.overlong.MAX_CHECKED", 2)
+    monkeypatch.setattr("mmblocks.data.mixing.overlong.MAX_CHECKED", 2)
     mixture = Mixture.from_entries([data])
     with pytest.raises(TooLong, match=r"Of [23] of the 5 records of .* \d (is|are) too long"):
         make_samples(mixture, [Draw(0, 3)], limited(processor, LIMIT, "raise"), "answers", "raise")
@@ -216,7 +216,7 @@ def test_the_lint_names_the_limit_that_takes_all_and_passes_over_what_is_skipped
     mixture = Mixture.from_entries([data])
     report = lint_mixture(mixture, limited(processor, LIMIT, "raise"))
     assert f"2 x longer than the limit of tokens; with max_tokens={longest(processor, mixture)} none" in str(report)
-    with pytest.raises(DataError, match="choose what becomes of overlong samples"):
+    with pytest.raises(DataError, match="set `overlong`"):
         report.require_no_faults()
     report.require_no_faults(skip_overlong=True)
     cut = lint_mixture(mixture, limited(processor, LIMIT))

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.data.sample.positions import place_visuals
 from mmblocks.data.sample.processor import Processor
+from mmblocks.data.sample.visual_placement import place_visuals
 
 A, B, CLIP = Visual("image", "a.png"), Visual("image", "b.png"), Visual("video", "c.mp4")
 

@@ -59,12 +59,12 @@ READ_ALL = """
     from pathlib import Path
     import numpy as np
     from mmblocks.data.video import read_frames
-    from mmblocks.data.video.clip import Video
-    from mmblocks.data.video.with_torchcodec import torchcodec_shape
+    from mmblocks.data.video.container import VideoFile
+    from mmblocks.data.video.with_torchcodec import read_torchcodec_shape
     from mmblocks.errors import DataError
     for path in map(Path, sys.argv[1:]):
         try:
-            frames, shape = read_frames(path, [0, 7, 7, 19, 3], reader="torchcodec"), torchcodec_shape(Video.of(path))
+            frames, shape = read_frames(path, [0, 7, 7, 19, 3], reader="torchcodec"), read_torchcodec_shape(VideoFile.from_source(path))
         except DataError as fault:
             path.with_suffix(".fault").write_text(str(fault))
             continue

@@ -62,7 +62,7 @@ def remuxed(source, path, change=lambda number, data: data, **options):
     """The same packets in another file, each passed through `change`."""
     with av.open(os.fspath(source)) as reading, av.open(os.fspath(path), "w", options=options) as writing:
         stream = writing.add_stream_from_template(reading.streams.video[0])
-        packets = (packet for packet in reading.demux_packets(video=0) if packet.size)
+        packets = (packet for packet in reading.demux(video=0) if packet.size)
         for number, old in enumerate(packets):
             new = av.Packet(change(number, bytes(old)))
             new.pts, new.dts, new.time_base = old.pts, old.dts, old.time_base
@@ -211,7 +211,7 @@ def test_frames_before_the_first_key_frame_are_not_counted(tmp_path):
     late = tmp_path / "late.ts"
     with av.open(os.fspath(whole)) as reading, av.open(os.fspath(late), "w") as writing:
         stream = writing.add_stream_from_template(reading.streams.video[0])
-        for packet in without_first(p for p in reading.demux_packets(video=0) if p.size):
+        for packet in without_first(p for p in reading.demux(video=0) if p.size):
             packet.stream = stream
             writing.mux(packet)
     assert read_video_shape(late).num_frames == 30
@@ -223,7 +223,7 @@ def test_a_group_of_pictures_costs_no_other_one(tmp_path, monkeypatch):
     import mmblocks.data.video.with_pyav as reading
 
     decoded, seen = reading.decode_frames, []
-    monkeypatch.setattr(reading, "decoded", lambda *of: (seen.append(frame) or frame for frame in decoded(*of)))
+    monkeypatch.setattr(reading, "decode_frames", lambda *of: (seen.append(frame) or frame for frame in decoded(*of)))
     for name in ("b_frames.mp4", "b_frames.mkv"):
         path = record(tmp_path / name, g="10", bf="3", sc_threshold="0")
         assert numbers_of(read_frames(path, [20, 30])) == [20, 30]
@@ -237,7 +237,7 @@ def test_frames_of_packed_xvid_come_in_the_order_in_which_they_are_shown(tmp_pat
     packed, placeholder = tmp_path / "packed.avi", bytes.fromhex("000001b6513f")
     with av.open(os.fspath(plain)) as reading, av.open(os.fspath(packed), "w") as writing:
         stream = writing.add_stream_from_template(reading.streams.video[0])
-        packets = [packet for packet in reading.demux_packets(video=0) if packet.size]
+        packets = [packet for packet in reading.demux(video=0) if packet.size]
         contents = [b"\0\0\1\xb2DivX503b1393p\0" + bytes(packets[0])]
         for old, before in zip(packets[1::2], packets[2::2], strict=False):
             contents += [bytes(old) + bytes(before), placeholder]
@@ -323,9 +323,9 @@ def both_refuse(path, wrong):
     ("data", "wrong"),
     [
         (b"", r"empty \(zero bytes\)"),
-        (b"hello, this is no video\n" * 20, "not a clip"),
-        (bytes(range(256)) * 40, "not a clip"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(60), "not a clip"),
+        (b"hello, this is no video\n" * 20, "not a video"),
+        (bytes(range(256)) * 40, "not a video"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(60), "not a video"),
     ],
 )
 def test_a_file_that_is_no_clip_is_named(data, wrong, tmp_path):
@@ -353,7 +353,7 @@ def test_urls_and_protocols_of_ffmpeg_are_not_opened(url):
 def test_a_playlist_does_not_make_us_open_what_it_names(playlist, mp4, tmp_path):
     path = tmp_path / "list.m3u8"
     path.write_text(playlist.format(clip=mp4))
-    both_refuse(path, "not a clip")
+    both_refuse(path, "not a video")
 
 
 def test_sound_alone_is_refused(tmp_path):
@@ -409,7 +409,7 @@ def test_a_damaged_packet_is_refused_with_its_frame(tmp_path):
 def test_a_coding_that_nobody_knows_is_refused(mp4, tmp_path):
     path = tmp_path / "exotic.mp4"
     path.write_bytes(mp4.read_bytes().replace(b"avc1", b"zzz1"))
-    both_refuse(path, "coding that cannot be decoded; re-encode it|not a clip")
+    both_refuse(path, "coding that cannot be decoded; re-encode it|not a video")
 
 
 def test_a_clip_that_changes_its_size_is_refused(tmp_path):

@@ -217,7 +217,7 @@ def test_with_tighter_limits_answers_are_the_same(model, reuse):
     for said in [(image(RED), "What is this?"), (video(CLIP), "And this?"), ("How many?",)]:
         chat.ask(*said)
         assert answers_as_fresh(chat)
-        store = chat._memory._step.store
+        store = chat._cache._step.store
         assert store.slot_bytes * store.capacity <= reuse.kv_bytes
 
 
@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_read_again(model):
 def test_the_picture_least_used_leaves_first(model):
     chat = Chat(model, decoding=SHORT)
     chat.ask(image(RED), "What is this?")
-    one = sum(rows.nbytes for rows in chat._memory._seen._rows.values())
+    one = sum(rows.nbytes for rows in chat._cache._visuals._rows.values())
     chat = Chat(model, decoding=SHORT, reuse=Reuse(0, 2 * one))
     encoded = []
     for picture in (

@@ -123,10 +123,10 @@ def test_a_record_is_drawn_as_it_is_read(tiny_spec, logo):
 def test_a_chat_looks_again_when_images_are_read_otherwise(tiny_model, logo):
     chat = Chat(tiny_model, decoding=Decoding(max_new_tokens=3))
     chat.ask(image(logo), "What?")
-    keys = set(chat._memory._numbers)
+    keys = set(chat._cache._numbers)
     tiny_model.spec = replace(tiny_model.spec, images=ImageReading(alpha="drop"))
     said = chat.ask("And?")
-    assert not keys & chat._memory._numbers.keys()
+    assert not keys & chat._cache._numbers.keys()
     assert said == answer(tiny_model, [Conversation(chat.messages[:-1])], Decoding(max_new_tokens=3))[0]
 
 
@@ -138,9 +138,9 @@ def test_an_image_in_memory_of_any_mode_can_be_asked_about_again(tiny_model, mod
     tiny_model.spec = replace(tiny_model.spec, images=ImageReading(grey="stretch"))
     chat = Chat(tiny_model, decoding=Decoding(max_new_tokens=2))
     chat.ask(image(shown), "What?")
-    numbers = dict(chat._memory._numbers)
+    numbers = dict(chat._cache._numbers)
     chat.ask("And?")
-    assert dict(chat._memory._numbers) == numbers  # the same image: it is not read again
+    assert dict(chat._cache._numbers) == numbers  # the same image: it is not read again
 
 
 def test_images_that_differ_in_what_is_transparent_alone_are_two():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmblocks.assets import find_media
 from mmblocks.chat import Chat, Reuse, answer, image, video
-from mmblocks.chat.said import to_part
+from mmblocks.chat.inputs import to_part
 from mmblocks.conversation import Conversation, Message, Text, Visual
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.generate import Decoding
@@ -78,7 +78,7 @@ def test_a_str_is_a_text_even_where_it_is_a_path():
         (object(), "cannot be said"),
         (["What?"], r"Give several one by one"),
         ((PICTURE, "What?"), "one by one"),
-        ({"type": "text", "text": "What?"}, "read by Conversation.of"),
+        ({"type": "text", "text": "What?"}, "read by Conversation.from_messages"),
         ((c for c in "ab"), "cannot be said"),
         ({"a"}, "cannot be said"),
         (ASKED, "Conversations are answered by `answer`"),
@@ -91,7 +91,7 @@ def test_a_str_is_a_text_even_where_it_is_a_path():
         (np.zeros((1, 2, 4, 4, 3), np.uint8), r"\(1, 2, 4, 4, 3\)"),
         (np.array("text"), "cannot be shown"),
         (Path("nowhere.png"), r"nowhere\.png: there is no such file"),
-        (Path(__file__), "neither an image .* nor a clip"),
+        (Path(__file__), "neither an image .* nor a video"),
         (b"", "zero bytes"),
         (b"no image", "neither an image"),
     ],

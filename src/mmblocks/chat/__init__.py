@@ -1,4 +1,4 @@
-"""Talk to a model: single answers for a batch of conversations, and a chat that remembers."""
+"""Talk to a model: single answers for a batch of conversations, and a chat of many turns."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
-from mmblocks.chat.memory import ChatMemory, Reuse
+from mmblocks.chat.cache import ChatCache, Reuse
+from mmblocks.chat.inputs import check_conversations, image, to_part, video
 from mmblocks.chat.prompts import ChatPrompt
-from mmblocks.chat.said import check_conversations, image, to_part, video
-from mmblocks.chat.visuals import VisualCache, embed_prompt, encode_visuals
+from mmblocks.chat.visual_cache import VisualCache, embed_prompt, encode_visuals
 from mmblocks.conversation import Conversation, Message, Part, Text, Visual
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.generate import Decoding, StopSequences, generate_from_embeddings
 from mmblocks.model.onevision import OneVision
 
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
+
 ChatInput = str | Visual | Text | Image.Image | os.PathLike[str] | bytes | np.ndarray
-"""What can be said to a model."""
+"""What `Chat.ask` accepts."""
 
 __all__ = ["Chat", "Reuse", "answer", "image", "video"]
 
@@ -74,59 +77,62 @@ class Chat:
             raise ConfigError(f"chat: reuse={reuse!r:.80} is no Reuse; write Reuse(kv_bytes=..., visual_bytes=...).")
         self.reuse = reuse or Reuse()
         self._first = () if system is None else (Message("system", (Text(system),)),)
-        self._memory = ChatMemory(self.reuse)
+        self._cache = ChatCache(self.reuse)
         self.messages: tuple[Message, ...] = self._first
 
     def ask(self, *parts: ChatInput) -> str:
-        """Say something (texts and visuals in their order) and return the answer. Both are remembered.
+        """Send a message (texts and visuals in their order) and return the answer. Both are added to `messages`.
 
         A str is a text; images and videos may be PIL images, paths (`pathlib.Path`), bytes, uint8 arrays, or what `image`
         and `video` give. Raises `DataError` for anything else.
         """
-        asked = self._append_question(parts)
-        with self._borrow_memory() as memory:
-            ids = memory.generate_answer(self.model, Conversation(asked, "chat"), self.decoding)
-        return self._append_answer(asked, ids)
+        messages = self._append_question(parts)
+        with self._borrow_cache() as cache:
+            ids = cache.generate_answer(self.model, Conversation(messages, "chat"), self.decoding)
+        return self._append_answer(messages, ids)
 
     def stream(self, *parts: ChatInput) -> Generator[str, None, None]:
         """Like `ask`, giving the answer piece by piece while it is written.
 
-        An answer that is not read to its end is not remembered, and no longer written.
+        An answer that is not read to its end is not added to `messages`, and its generation stops.
         """
         from transformers import TextIteratorStreamer
 
-        asked = self._append_question(parts)
+        messages = self._append_question(parts)
+        conversation = Conversation(messages, "chat")
         streamer = TextIteratorStreamer(self.model.backbone.text_tokenizer, skip_special_tokens=True)
-        with self._borrow_memory() as memory, _GenerationThread(streamer) as writer:
-            writer.start_thread(
-                lambda: memory.generate_answer(self.model, Conversation(asked, "chat"), self.decoding, streamer=writer)
-            )
+        with self._borrow_cache() as cache, _GenerationThread(streamer) as thread:
+            thread.start_thread(lambda: cache.generate_answer(self.model, conversation, self.decoding, streamer=thread))
             yield from streamer
-        self._append_answer(asked, writer.get_ids())
+        self._append_answer(messages, thread.get_ids())
 
     def reset_messages(self) -> None:
         """Begin again; the system message stays."""
         self.messages = self._first
-        self._memory.forget_visuals()
+        self._cache.forget_visuals()
 
     @contextmanager
-    def _borrow_memory(self) -> Iterator[ChatMemory]:
-        """The memory, taken away while it is used: whoever asks in between begins with an empty one."""
-        memory, self._memory = self._memory, ChatMemory(self.reuse)
+    def _borrow_cache(self) -> Iterator[ChatCache]:
+        """The cache, removed while it is in use: a question in between starts with an empty one."""
+        cache, self._cache = self._cache, ChatCache(self.reuse)
         try:
-            yield memory
+            yield cache
         finally:
-            self._memory = memory
+            self._cache = cache
 
     def _append_question(self, parts: Sequence[ChatInput]) -> tuple[Message, ...]:
         if not parts:
             raise DataError("chat: nothing was said; give a text, an image or a video.")
-        said = [to_part(part, self.model.images) for part in parts]
-        return (*self.messages, Message("user", tuple(_on_lines(said))))
+        content: list[Part] = []
+        for i, part in enumerate(parts):
+            content.append(to_part(part, self.model.images))
+            # Visuals and the text after them stand on lines of their own, as in LLaVA's prompts.
+            content += [Text("\n")] if isinstance(content[-1], Visual) and i + 1 < len(parts) else []
+        return (*self.messages, Message("user", tuple(content)))
 
-    def _append_answer(self, asked: tuple[Message, ...], ids: Sequence[int]) -> str:
+    def _append_answer(self, messages: tuple[Message, ...], ids: Sequence[int]) -> str:
         text = _decode_answer(self.model, ids)
-        self.messages = (*asked, Message("assistant", (Text(text),)))
+        self.messages = (*messages, Message("assistant", (Text(text),)))
         return text
 
 
@@ -137,12 +143,12 @@ def _check_decoding(given: Decoding | None) -> Decoding:
 
 
 class _GenerationThread:
-    """Generation beside the reader of its stream; an error reaches the reader through `result`.
+    """Generation beside the reader of its stream; an error reaches the reader through `get_ids`.
 
     It stands between the model and the streamer, and stops the model when the reader has left.
     """
 
-    def __init__(self, streamer: Any) -> None:
+    def __init__(self, streamer: BaseStreamer) -> None:
         self._streamer = streamer
         self._thread: Thread | None = None
         self._left = False
@@ -158,18 +164,19 @@ class _GenerationThread:
             self._thread.join()
 
     def start_thread(self, respond: Callable[[], list[int]]) -> None:
-        """Run `respond` beside the reader, with the ops that were asked for here (`mmblocks.ops.choice.using`)."""
-        self._thread = Thread(target=copy_context().run, args=(self._run_and_catch, respond), daemon=True)
+        """Run `respond` beside the reader, with the op backends chosen here (`mmblocks.ops.choice.using`)."""
+
+        def run() -> None:
+            try:
+                self._ids = respond()
+            except BaseException as error:  # handed to the reading thread, which raises it
+                self._error = error
+                self._streamer.end()
+
+        self._thread = Thread(target=copy_context().run, args=(run,), daemon=True)
         self._thread.start()
 
-    def _run_and_catch(self, respond: Callable[[], list[int]]) -> None:
-        try:
-            self._ids = respond()
-        except BaseException as error:  # handed to the reading thread, which raises it
-            self._error = error
-            self._streamer.end()
-
-    def put(self, ids: Any) -> None:
+    def put(self, ids: torch.Tensor) -> None:
         if self._left:
             raise _StreamClosed
         self._streamer.put(ids)
@@ -184,15 +191,7 @@ class _GenerationThread:
 
 
 class _StreamClosed(Exception):
-    """Nobody reads on."""
-
-
-def _on_lines(parts: Sequence[Part]) -> Iterator[Part]:
-    """Visuals and the text after them on lines of their own, as LLaVA's prompts have them."""
-    for i, part in enumerate(parts):
-        yield part
-        if isinstance(part, Visual) and i + 1 < len(parts):
-            yield Text("\n")
+    """The reader of the stream has left."""
 
 
 def _decode_answer(model: OneVision, ids: Sequence[int]) -> str:

@@ -20,7 +20,7 @@ from mmblocks.shapes import VisualShape
 
 @dataclass(frozen=True, slots=True)
 class VisualHeader:
-    """What is known of a visual without its pixels: its shape, and what tells it from others."""
+    """What is known of a visual without its pixels: its shape, and the name of its content."""
 
     visual: Visual
     shape: VisualShape
@@ -28,17 +28,8 @@ class VisualHeader:
 
 
 VisualHeaders = Mapping[int, VisualHeader]
-"""By the `id` of a visual, which the look holds: visuals are no keys themselves, as arrays are neither equal nor hashable."""
+"""By the `id` of a visual, which the header keeps alive: arrays are neither equal nor hashable, so visuals are no keys."""
 NO_HEADERS: VisualHeaders = {}
-
-
-def _read_header(processor: Processor, visual: Visual, before: VisualHeaders, origin: str) -> VisualHeader:
-    try:
-        return VisualHeader(visual, processor.read_shape(visual), identify_visual(visual))
-    except DataError as fault:
-        if id(visual) in before:
-            return before[id(visual)]
-        raise DataError(f"{origin}: {fault}") from fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +51,24 @@ class ChatPrompt:
     ) -> ChatPrompt:
         """Reads headers and tokenises; raises `DataError` for what cannot be answered or read.
 
-        before: how visuals looked when they were shown, for those whose files are gone.
+        before: headers from when visuals were shown, for those whose files are gone.
         """
-        looks = tuple(_read_header(processor, visual, before, conversation.origin) for visual in conversation.visuals)
-        encoded = processor.encode_conversation_prompt(conversation, [look.shape for look in looks])
-        asked = list_questions(conversation) if processor.instruction_reader else [""] * len(encoded.plans)
-        shown = zip(looks, encoded.plans, asked, strict=True)
-        read_as = repr(processor.images)
-        keys = tuple(make_digest(look.identity, read_as, repr(routed), question) for look, routed, question in shown)
-        return cls(conversation, encoded, keys, looks)
+        headers = []
+        for visual in conversation.visuals:
+            try:
+                header = VisualHeader(visual, processor.read_shape(visual), identify_visual(visual))
+            except DataError as fault:
+                if (header := before.get(id(visual))) is None:
+                    raise DataError(f"{conversation.origin}: {fault}") from fault
+            headers.append(header)
+        encoded = processor.encode_conversation_prompt(conversation, [header.shape for header in headers])
+        questions = list_questions(conversation) if processor.instruction_reader else [""] * len(encoded.plans)
+        shown = zip(headers, encoded.plans, questions, strict=True)
+        reading = repr(processor.images)
+        keys = tuple(
+            make_digest(header.identity, reading, repr(routed), question) for header, routed, question in shown
+        )
+        return cls(conversation, encoded, keys, tuple(headers))
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -95,17 +95,12 @@ class ChatPrompt:
         encoded = replace(
             self.encoded, input_ids=ids, targets=torch.full_like(rows, IGNORE), visual_positions=rows, plans=plans
         )
-        return processor.make_sample(_showing(self.conversation, numbers), encoded)
-
-
-def _showing(conversation: Conversation, numbers: Sequence[int]) -> Conversation:
-    """The conversation with a space in place of its other visuals, so that its words stay what they are."""
-    number = -1
-    messages = []
-    for message in conversation.messages:
-        parts = []
-        for part in message.parts:
-            number += isinstance(part, Visual)
-            parts.append(Text(" ") if isinstance(part, Visual) and number not in numbers else part)
-        messages.append(replace(message, parts=tuple(parts)))
-    return replace(conversation, messages=tuple(messages))
+        # A space in place of the other visuals, so that the words around them stay what they are.
+        number, messages = -1, []
+        for message in self.conversation.messages:
+            parts = []
+            for part in message.parts:
+                number += isinstance(part, Visual)
+                parts.append(Text(" ") if isinstance(part, Visual) and number not in numbers else part)
+            messages.append(replace(message, parts=tuple(parts)))
+        return processor.make_sample(replace(self.conversation, messages=tuple(messages)), encoded)

@@ -125,7 +125,7 @@ def format_figures(figures: Sequence[SourceFigures]) -> Iterator[str]:
 def _show_records(mixture: Mixture, processor: Processor, stage: Stage, args: argparse.Namespace) -> None:
     from mmblocks.data.inspect.figures import inspect_records, parse_record
     from mmblocks.data.inspect.record_page import make_page
-    from mmblocks.data.record_faults import name_errors
+    from mmblocks.data.record_errors import name_errors
 
     markers = TRAINED if sys.stdout.isatty() else BRACKETS
     for text in args.record:

@@ -50,7 +50,7 @@ def list_stages(
 def make_stage_processor(raw: Mapping[str, Any], stage: Stage) -> Processor:
     """The processor of a stage of a composed recipe or system."""
     from mmblocks.data.sample.processor import Processor
-    from mmblocks.data.video.guarded import VideoReader
+    from mmblocks.data.video.video_reader import VideoReader
 
     return Processor.from_spec(
         raw["model"],

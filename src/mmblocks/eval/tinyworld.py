@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mmblocks.chat import answer
 from mmblocks.conversation import Conversation
 from mmblocks.data import tinyworld
-from mmblocks.data.sample.positions import VisualOrder, place_visuals
+from mmblocks.data.sample.visual_placement import VisualOrder, place_visuals
 from mmblocks.model.generate import Decoding
 from mmblocks.model.onevision import OneVision
 
@@ -47,7 +47,7 @@ def evaluate_tinyworld(
 ) -> ScoreTable:
     """Scores by task and question type over `samples` held-out conversations of each task, answered greedily.
 
-    visuals: where images stand in the questions (see `mmblocks.data.sample.positions.place_visuals`).
+    visuals: where images stand in the questions (see `mmblocks.data.sample.visual_placement.place_visuals`).
     """
     return {task: _evaluate_task(model, task, samples, batch_size, seed, visuals) for task in tasks}
 

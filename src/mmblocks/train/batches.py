@@ -9,8 +9,8 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from mmblocks.batch import Batch
-from mmblocks.data.mixing.broken import Policy, SkippedRecord, make_samples
-from mmblocks.data.overlong import CutRecord, list_cuts
+from mmblocks.data.mixing.overlong import CutRecord, list_cuts
+from mmblocks.data.mixing.skipped_records import Policy, SkippedRecord, make_samples
 from mmblocks.data.planning.cost import SampleCost
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.encode import Targets

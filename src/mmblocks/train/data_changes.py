@@ -12,8 +12,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from mmblocks.conversation import PreferencePair
-from mmblocks.data.fingerprints import Fingerprints
 from mmblocks.data.media.files import describe_source
+from mmblocks.data.mixing.fingerprints import Fingerprints
 from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.errors import DataError
 from mmblocks.storage import replace_file

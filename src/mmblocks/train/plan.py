@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmblocks.data.fingerprints import UNREADABLE, Fingerprints, fingerprint_draws
-from mmblocks.data.mixing.broken import Policy, SkippedRecord
+from mmblocks.data.mixing.fingerprints import UNREADABLE, Fingerprints, fingerprint_draws
 from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, list_distinct_draws
+from mmblocks.data.mixing.skipped_records import Policy, SkippedRecord
 from mmblocks.data.planning.cost import SampleCost
 from mmblocks.data.planning.grouping import make_grouped_order
 from mmblocks.data.planning.lengths_cache import LengthsCache, RecordLengths

@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 from mmblocks.data.inspect.lint import lint_mixture
-from mmblocks.data.mixing.broken import append_skipped, count_records, format_skipped, read_skipped
 from mmblocks.data.mixing.mixture import Mixture
-from mmblocks.data.overlong import format_cuts
+from mmblocks.data.mixing.overlong import format_cuts
+from mmblocks.data.mixing.skipped_records import append_skipped, count_records, format_skipped, read_skipped
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.train.distributed import World

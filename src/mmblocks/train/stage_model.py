@@ -11,7 +11,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mmblocks.data.sample.processor import Processor
-from mmblocks.data.video.guarded import VideoReader
+from mmblocks.data.video.video_reader import VideoReader
 from mmblocks.model.build import build_checked, build_from_spec, build_router, build_template
 from mmblocks.model.checkpoint import load, localise_spec, read_spec, write_into
 from mmblocks.model.onevision import OneVision

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Batch
-from mmblocks.data.mixing.broken import append_skipped
-from mmblocks.data.overlong import append_cuts
+from mmblocks.data.mixing.overlong import append_cuts
+from mmblocks.data.mixing.skipped_records import append_skipped
 from mmblocks.data.planning.cost import SampleCost
 from mmblocks.errors import CheckpointError
 from mmblocks.json_files import read_object

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mmblocks.data.inspect.figures import MEASURES, InspectedVisual, SourceFigures
@@ -67,29 +66,43 @@ def draw_visual(shown: InspectedVisual) -> Image.Image:
     Views are numbered from 1 in the order of their tokens. Grey stripes are padding.
     """
     images = load_frames(shown.visual, (number for number, _ in shown.frames), shown.images)
-    longest = FRAME_PX if shown.shape.kind == "video" else IMAGE_PX
-    panels = [
-        _captioned(draw_views(images[views[0][1].frame], views, longest), _format_caption(shown, views))
-        for views in _groups(shown)
-    ]
+    is_video = shown.shape.kind == "video"
+    groups: dict[tuple[object, ...], list[tuple[int, View]]] = {}  # views that share a frame and a resize
+    for number, view in enumerate(shown.routed.plan.views, start=1):
+        key = (view.frame, view.framed, view.resized, view.canvas, view.resize)
+        groups.setdefault(key, []).append((number, view))
+    panels = []
+    for views in groups.values():
+        (first, view), (last, _) = views[0], views[-1]
+        caption = f"view {first}" if len(views) == 1 else f"views {first}-{last}"
+        if is_video:
+            caption += f": frame {view.frame}, {shown.shape.compute_frame_time_s(view.frame):.2f} s"
+        else:
+            caption += f": resized to {_format_size(view.resized)} on {_format_size(view.canvas)}"
+        drawn = draw_views(images[view.frame], views, FRAME_PX if is_video else IMAGE_PX)
+        width = max(drawn.width, math.ceil(_load_font().getlength(caption)))
+        panel = Image.new("RGB", (width, drawn.height + CAPTION_PX), PAPER)
+        ImageDraw.Draw(panel).text((0, 2), caption, INK, _load_font())
+        panel.paste(drawn, (0, CAPTION_PX))
+        panels.append(panel)
     return _join_panels(panels)
 
 
-def draw_views(picture: Image.Image, views: Sequence[tuple[int, View]], longest_px: int = IMAGE_PX) -> Image.Image:
+def draw_views(image: Image.Image, views: Sequence[tuple[int, View]], longest_px: int = IMAGE_PX) -> Image.Image:
     """An image with the regions of some views as boxes, each with its number; what lies outside of it is padding.
 
     Drawn so large that image and padding together are `longest_px` on their longer side.
     """
-    size = Size(picture.height, picture.width)
+    size = Size(image.height, image.width)
     regions = [find_region(view, size) for _, view in views]
     sheet = _Sheet.from_regions([Region(0, 0, *size), *regions], longest_px)
-    image = sheet.make_blank()
+    drawn = Image.new("RGB", (sheet.size.width, sheet.size.height), PAPER)
     for region in regions:
-        sheet.draw_stripes(image, region)
-    sheet.paste_image(image, picture)
+        sheet.draw_stripes(drawn, region)
+    sheet.paste_image(drawn, image)
     for (number, _), region in zip(views, regions, strict=True):
-        sheet.draw_box(image, region, number)
-    return image
+        sheet.draw_box(drawn, region, number)
+    return drawn
 
 
 class _Sheet(NamedTuple):
@@ -108,9 +121,6 @@ class _Sheet(NamedTuple):
         scale = longest_px / max(height, width)
         return cls(top, left, Size(max(1, round(height * scale)), max(1, round(width * scale))), scale)
 
-    def make_blank(self) -> Image.Image:
-        return Image.new("RGB", (self.size.width, self.size.height), PAPER)
-
     def to_drawn_pixels(self, region: Region) -> tuple[int, int, int, int]:
         """Left, top, right and bottom in drawn pixels, the last two included."""
         left, top = (region.left - self.left) * self.scale, (region.top - self.top) * self.scale
@@ -125,10 +135,10 @@ class _Sheet(NamedTuple):
             draw.line([(begin, patch.height), (begin + patch.height, 0)], STRIPES)
         image.paste(patch, (left, top))
 
-    def paste_image(self, image: Image.Image, picture: Image.Image) -> None:
-        left, top, right, bottom = self.to_drawn_pixels(Region(0, 0, picture.height, picture.width))
+    def paste_image(self, sheet: Image.Image, image: Image.Image) -> None:
+        left, top, right, bottom = self.to_drawn_pixels(Region(0, 0, image.height, image.width))
         filter = Image.Resampling.NEAREST if self.scale > 1 else Image.Resampling.BOX
-        image.paste(picture.resize((right - left + 1, bottom - top + 1), filter), (left, top))
+        sheet.paste(image.resize((right - left + 1, bottom - top + 1), filter), (left, top))
 
     def draw_box(self, image: Image.Image, region: Region, number: int) -> None:
         """A frame inside the region's edge, and the number in its upper left corner."""
@@ -140,33 +150,8 @@ class _Sheet(NamedTuple):
         draw.text((left + 4, top + 2), text, PAPER, _load_font())
 
 
-def _groups(shown: InspectedVisual) -> list[list[tuple[int, View]]]:
-    """Views with their numbers, in groups that share a frame and a resize."""
-    groups: dict[Any, list[tuple[int, View]]] = {}
-    for number, view in enumerate(shown.routed.plan.views, start=1):
-        key = (view.frame, view.framed, view.resized, view.canvas, view.resize)
-        groups.setdefault(key, []).append((number, view))
-    return list(groups.values())
-
-
-def _format_caption(shown: InspectedVisual, views: Sequence[tuple[int, View]]) -> str:
-    first, last, view = views[0][0], views[-1][0], views[0][1]
-    said = f"view {first}" if len(views) == 1 else f"views {first}-{last}"
-    if shown.shape.kind == "video":
-        return f"{said}: frame {view.frame}, {shown.shape.compute_frame_time_s(view.frame):.2f} s"
-    return f"{said}: resized to {_format_size(view.resized)} on {_format_size(view.canvas)}"
-
-
 def _format_size(size: Size) -> str:
     return f"{size.width}x{size.height}"
-
-
-def _captioned(image: Image.Image, caption: str) -> Image.Image:
-    width = max(image.width, math.ceil(_load_font().getlength(caption)))
-    sheet = Image.new("RGB", (width, image.height + CAPTION_PX), PAPER)
-    ImageDraw.Draw(sheet).text((0, 2), caption, INK, _load_font())
-    sheet.paste(image, (0, CAPTION_PX))
-    return sheet
 
 
 def _join_panels(panels: Sequence[Image.Image]) -> Image.Image:
@@ -187,7 +172,7 @@ def _join_panels(panels: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _load_font() -> Any:
+def _load_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(12)
 
 
@@ -217,13 +202,9 @@ def _draw_histogram(axes: Axes, source: SourceFigures, measure: str) -> None:
         return
     low, half, high, most = quantiles
     axes.set_xlabel(f"{measure}: 5 % {low}, 50 % {half}, 95 % {high}, most {most}", fontsize=7)
-    axes.hist(values, bins=_edges(values), color="#b9d4f5", edgecolor="#7d8590", linewidth=0.3)
+    first, last = int(values.min()), int(values.max())
+    width = 1 + (last - first) // BARS  # bars of as many whole numbers, at most some forty
+    edges = [edge - 0.5 for edge in range(first, last + width + 1, width)]
+    axes.hist(values, bins=edges, color="#b9d4f5", edgecolor="#7d8590", linewidth=0.3)
     for value in (low, half, high):
         axes.axvline(value, color="#d62728", linewidth=0.8)
-
-
-def _edges(values: np.ndarray) -> list[float]:
-    """Edges of at most some forty bars, each as many whole numbers wide as the others."""
-    first, last = int(values.min()), int(values.max())
-    width = 1 + (last - first) // BARS
-    return [edge - 0.5 for edge in range(first, last + width + 1, width)]

@@ -1,11 +1,11 @@
-"""What a mixture holds and how a record looks to the model: figures from file headers, single records with their marks."""
+"""Figures of a mixture from file headers, and single records as the model will see them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, groupby
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -13,13 +13,13 @@ from tqdm import tqdm
 from mmblocks.batch import IGNORE
 from mmblocks.conversation import Conversation, Visual
 from mmblocks.data.inspect.lint import Linter, choose_records
-from mmblocks.data.lint_report import Finding, LintedConversation, SourceLint
+from mmblocks.data.inspect.lint_report import Finding, LintedConversation, SourceLint
 from mmblocks.data.media.visuals import read_visual_shape
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sample.encode import Encoded, Targets
-from mmblocks.data.sample.positions import place_visuals
 from mmblocks.data.sample.processor import Processor
+from mmblocks.data.sample.visual_placement import place_visuals
 from mmblocks.errors import ConfigError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import RoutedPlan, VisualShape
@@ -34,7 +34,7 @@ MEASURES = ("tokens", "views", "labels")
 class SourceFigures:
     """What samples of one source hold.
 
-    images, videos, text_only, turns: sums over the conversations looked at that could be read; a turn is an answer.
+    images, videos, text_only, turns: sums over the checked conversations that could be read; a turn is an answer.
     tokens, views, labels: int64 (samples,), of those that can be encoded, the ones beyond the limit too.
     """
 
@@ -72,7 +72,7 @@ def compute_figures(
 
 
 class _Tally:
-    """Sums of the conversations of one source; what was looked at is let go again."""
+    """Sums of the conversations of one source; the conversations are not kept."""
 
     def __init__(self) -> None:
         self.num_checked = self.images = self.videos = self.text_only = self.turns = 0
@@ -80,23 +80,21 @@ class _Tally:
         self.faulty: list[tuple[Finding, ...]] = []
         self.cut: list[int] = []
 
-    def add_record(self, looked: Sequence[LintedConversation]) -> None:
-        for one in looked:
+    def add_record(self, checked: Sequence[LintedConversation]) -> None:
+        for one in checked:
             self.num_checked += 1
             if one.findings:
                 self.faulty.append(one.findings)
-            self._count(one.conversation)
+            visuals, messages = one.conversation.visuals, one.conversation.messages
+            num_images = sum(visual.kind == "image" for visual in visuals)
+            self.images += num_images
+            self.videos += len(visuals) - num_images
+            self.text_only += bool(messages) and not visuals
+            self.turns += sum(message.is_learned for message in messages)
             if one.encoded is not None:
                 views = sum(len(routed.plan.views) for routed in one.encoded.plans)
                 self.sizes.append((len(one.encoded), views, one.encoded.num_labelled))
                 self.cut += [one.encoded.num_cut] if one.encoded.num_cut else []
-
-    def _count(self, conversation: Conversation) -> None:
-        images = sum(visual.kind == "image" for visual in conversation.visuals)
-        self.images += images
-        self.videos += len(conversation.visuals) - images
-        self.text_only += bool(conversation.messages) and not conversation.visuals
-        self.turns += sum(message.is_learned for message in conversation.messages)
 
     def to_figures(self, name: str, size: int) -> SourceFigures:
         tokens, views, labels = np.array(self.sizes, dtype=np.int64).reshape(-1, 3).T
@@ -177,11 +175,11 @@ def inspect_conversation(
     conversation: Conversation, processor: Processor, targets: Targets = "answers"
 ) -> InspectedRecord:
     """One conversation. A sample beyond the limit of tokens is shown too, and its finding says so."""
-    looked = Linter(processor, targets).lint_conversation(conversation)
-    if looked.encoded is None:
-        processor.encode_item(conversation, targets)  # raises what was found
-    assert looked.encoded is not None
-    encoded, shown = looked.encoded, place_visuals(conversation, processor.visuals, processor.seed)
+    checked = Linter(processor, targets).lint_conversation(conversation)
+    if checked.encoded is None:
+        processor.encode_item(conversation, targets)  # raises the fault
+    assert checked.encoded is not None
+    encoded, shown = checked.encoded, place_visuals(conversation, processor.visuals, processor.seed)
     with name_errors(conversation.origin):
         visuals = [
             InspectedVisual(
@@ -189,8 +187,9 @@ def inspect_conversation(
             )
             for visual, routed in zip(shown.visuals, encoded.plans, strict=True)
         ]
-    prompt = tuple(_split_prompt(encoded, processor.text_tokenizer))
-    return InspectedRecord(conversation.origin, prompt, tuple(visuals), encoded, looked.findings)
+    settings = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    prompt = tuple(_split_prompt(encoded, partial(processor.text_tokenizer.decode, **settings)))
+    return InspectedRecord(conversation.origin, prompt, tuple(visuals), encoded, checked.findings)
 
 
 def parse_record(text: str, mixture: Mixture) -> Draw:
@@ -199,8 +198,12 @@ def parse_record(text: str, mixture: Mixture) -> Draw:
     if not number.isdecimal() or not (source.isdecimal() or not source):
         raise ConfigError(f"--record {text}: write N, or SOURCE:N with the number of a source; both count from 0.")
     lengths = [len(one) for one in mixture.sources]
+    if source and int(source) >= len(lengths):
+        raise ConfigError(f"--record {text}: there are {len(lengths)} sources, counted from 0.")
+    if source and int(number) >= lengths[int(source)]:
+        raise ConfigError(f"--record {text}: source {source} holds {lengths[int(source)]} records, counted from 0.")
     if source:
-        return _in_source(text, int(source), int(number), lengths)
+        return Draw(int(source), int(number))
     if int(number) >= sum(lengths):
         raise ConfigError(f"--record {text}: there are {sum(lengths)} records, counted from 0.")
     ends = list(accumulate(lengths))
@@ -208,48 +211,28 @@ def parse_record(text: str, mixture: Mixture) -> Draw:
     return Draw(at, int(number) - (ends[at] - lengths[at]))
 
 
-def _in_source(text: str, source: int, number: int, lengths: Sequence[int]) -> Draw:
-    if source >= len(lengths):
-        raise ConfigError(f"--record {text}: there are {len(lengths)} sources, counted from 0.")
-    if number >= lengths[source]:
-        raise ConfigError(f"--record {text}: source {source} holds {lengths[source]} records, counted from 0.")
-    return Draw(source, number)
-
-
-def _split_prompt(encoded: Encoded, text_tokenizer: Any) -> Iterator[TextTokens | VisualTokens]:
-    ids, owners = encoded.input_ids.tolist(), _owners(encoded)
-    learned = [False, *(target != IGNORE for target in encoded.targets.tolist())]
-    keys = [(owner, learned[row]) for row, owner in enumerate(owners)]
-    for (owner, trained), rows in groupby(range(len(ids)), key=lambda row: keys[row]):
-        numbers = list(rows)
-        if owner:
-            yield VisualTokens(owner, len(numbers))
-        else:
-            before = ids[numbers[0] - 1 : numbers[0]] if numbers[0] and not owners[numbers[0] - 1] else []
-            yield TextTokens(tuple(_decode_tokens([ids[n] for n in numbers], before, text_tokenizer)), trained)
-
-
-def _owners(encoded: Encoded) -> list[int]:
-    """For each row the number of its visual, from 1, or 0 for text."""
-    owners = [0] * len(encoded)
+def _split_prompt(encoded: Encoded, decode: Callable[[Sequence[int]], str]) -> Iterator[TextTokens | VisualTokens]:
+    ids, owners = encoded.input_ids.tolist(), [0] * len(encoded)  # for each row the number of its visual, 0 for text
     numbers = [n for n, routed in enumerate(encoded.plans, start=1) for _ in range(routed.plan.num_tokens)]
     for row, number in zip(encoded.visual_positions.tolist(), numbers, strict=True):
         owners[row] = number
-    return owners
-
-
-def _decode_tokens(ids: Sequence[int], before: Sequence[int], text_tokenizer: Any) -> Iterator[str]:
-    """The text that each token adds. `before`: the token in front, which says whether a space stands between."""
-
-    def decode_text(some: Sequence[int]) -> str:
-        return text_tokenizer.decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    known, new = list(before), []
-    for i, token in enumerate(ids):
-        new.append(token)
-        text = decode_text([*known, *new])
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and i + 1 < len(ids):
-            yield ""  # a letter of several tokens that is not complete yet
+    learned = [False, *(target != IGNORE for target in encoded.targets.tolist())]
+    keys = [(owner, learned[row]) for row, owner in enumerate(owners)]
+    for (owner, trained), group in groupby(range(len(ids)), key=lambda row: keys[row]):
+        rows = list(group)
+        if owner:
+            yield VisualTokens(owner, len(rows))
             continue
-        yield text[len(decode_text(known)) if known else 0 :]
-        known, new = new, []
+        # The token in front says whether a space stands between.
+        known = ids[rows[0] - 1 : rows[0]] if rows[0] and not owners[rows[0] - 1] else []
+        texts: list[str] = []
+        new: list[int] = []
+        for row in rows:
+            new.append(ids[row])
+            text = decode([*known, *new])
+            if text.endswith("\N{REPLACEMENT CHARACTER}") and row != rows[-1]:
+                texts.append("")  # a letter of several tokens that is not complete yet
+                continue
+            texts.append(text[len(decode(known)) if known else 0 :])
+            known, new = new, []
+        yield TextTokens(tuple(texts), trained)

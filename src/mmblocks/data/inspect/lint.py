@@ -1,6 +1,6 @@
-"""Whether samples train what they should, asked before training: what is learned is read back and compared with what was said.
+"""Checks before training that samples train what they should: targets are decoded and compared with the answers.
 
-The checks do not trust the marks of the chat template. The trained tokens are decoded, and the text must be that of the
+The checks do not trust the `learn` flags of the chat template. The trained tokens are decoded, and the text must be that of the
 assistant's messages, each followed by a text that ends a turn, and nothing else. White space is left out of the
 comparison, since templates strip it and text tokenizers add it. targets="original" has rules of its own: there only
 lengths, visuals and whether anything is trained are checked.
@@ -18,12 +18,11 @@ import torch
 from tqdm import tqdm
 
 from mmblocks.batch import IGNORE
-from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Message, Text
-from mmblocks.data.learned_text import LearnedText, count_common_letters, remove_whitespace
-from mmblocks.data.lint_report import Finding, FindingKind, LintedConversation, LintReport, SourceLint
+from mmblocks.data.inspect.learned_text import LearnedText, count_common_letters, remove_whitespace
+from mmblocks.data.inspect.lint_report import Finding, FindingKind, LintedConversation, LintReport, SourceLint
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.record_faults import name_errors, split_reason
+from mmblocks.data.record_errors import name_errors, split_reason
 from mmblocks.data.sample.encode import Encoded, NothingTrained, Targets, TooLong
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
@@ -63,7 +62,7 @@ class Linter:
         self._unlimited = replace(processor, max_tokens=None)
 
     def lint_record(self, mixture: Mixture, draw: Draw) -> list[LintedConversation]:
-        """A record's conversations, looked at; one that cannot be read counts as one."""
+        """The checked conversations of a record; a record that cannot be read counts as one."""
         try:
             item = mixture[draw]
         except DataError as fault:
@@ -77,40 +76,48 @@ class Linter:
         try:
             (encoded,) = self._unlimited.encode_item(conversation, self.targets)
             with name_errors(origin):
-                found = [Finding(kind, origin, detail) for kind, detail in self._find_faults(conversation, encoded)]
+                faults = self._find_faults(conversation, encoded)
+                findings = tuple(Finding(kind, origin, detail) for kind, detail in faults)
         except DataError as fault:
             kind: FindingKind = "nothing_trained" if isinstance(fault, NothingTrained) else "broken"
-            said = str(fault).removeprefix(f"{origin}: ")
-            return LintedConversation(conversation, None, (Finding(kind, origin, said),))
+            detail = str(fault).removeprefix(f"{origin}: ")
+            return LintedConversation(conversation, None, (Finding(kind, origin, detail),))
         limit = self.processor.max_tokens
         if limit is None or len(encoded) <= limit:
-            return LintedConversation(conversation, encoded, tuple(found))
+            return LintedConversation(conversation, encoded, findings)
         try:
             (cut,) = self.processor.encode_item(conversation, self.targets)
         except TooLong:
-            return LintedConversation(conversation, encoded, (self._too_long(origin, encoded), *found))
-        return LintedConversation(conversation, cut, tuple(found))
-
-    def _too_long(self, origin: str, encoded: Encoded) -> Finding:
-        length, visual = len(encoded), encoded.visual_positions.numel()
-        said = f"{length} tokens ({visual} of them visual), the limit is {self.processor.max_tokens}"
-        return Finding("too_long", origin, said, length)
+            num_tokens, num_visual = len(encoded), encoded.visual_positions.numel()
+            detail = f"{num_tokens} tokens ({num_visual} of them visual), the limit is {limit}"
+            findings = (Finding("too_long", origin, detail, num_tokens), *findings)
+            return LintedConversation(conversation, encoded, findings)
+        return LintedConversation(conversation, cut, findings)
 
     def _find_faults(self, conversation: Conversation, encoded: Encoded) -> Iterator[tuple[FindingKind, str]]:
-        yield from _find_visual_faults(conversation, encoded, self.processor)
-        yield from _shift_faults(encoded)
-        yield from self._control_texts(conversation)
-        if self.targets == "answers":
-            yield from self._find_text_faults(conversation, encoded)
-
-    def _control_texts(self, conversation: Conversation) -> Iterator[tuple[FindingKind, str]]:
+        shown, plans, rows = len(conversation.visuals), encoded.plans, encoded.visual_positions
+        if len(plans) != shown:
+            yield "visuals", f"{shown} visuals, but {len(plans)} plans"
+        planned = sum(self.processor.router.select_tokenizer(p.scenario).count_tokens(p.plan) for p in plans)
+        if planned != rows.numel():
+            yield "visuals", f"its plans make {planned} visual tokens, the sample has room for {rows.numel()}"
+        if bool((encoded.input_ids[rows] != self.processor.placeholder_id).any()):
+            yield "visuals", "a visual's place holds another token than the placeholder"
+        if bool((encoded.targets[rows[rows > 0] - 1] != IGNORE).any()):
+            yield "visuals", "a visual's place is trained as if it were text"
+        following = torch.cat([encoded.input_ids[1:], encoded.input_ids.new_tensor([IGNORE])])
+        wrong = (encoded.targets != IGNORE) & (encoded.targets != following)
+        if bool(wrong.any()):
+            yield "shifted", f"row {int(wrong.nonzero()[0])} must predict a token that does not follow it"
         for number, message in enumerate(conversation.messages):
-            for texts, so in (
+            for texts, reading in (
                 (self._control_tokens, "read as plain text"),
                 (self._control_phrases, "read as the template's"),
             ):
                 if found := [text for text in texts if text in message.text]:
-                    yield "control", f"message {number} ({message.role}) holds {', '.join(map(repr, found))}, {so}"
+                    yield "control", f"message {number} ({message.role}) holds {', '.join(map(repr, found))}, {reading}"
+        if self.targets == "answers":
+            yield from self._find_text_faults(conversation, encoded)
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:
@@ -118,7 +125,7 @@ class Linter:
 
     @cached_property
     def _control_phrases(self) -> tuple[str, ...]:
-        """What the template opens and ends answers with in plain text ("ASSISTANT:", "###"): no token tells it from words."""
+        """What the template opens and ends answers with in plain text ("ASSISTANT:", "###"), without a token of its own."""
         template = self.processor.template
         opening = "".join(str(span.content) for span in template.open_answer())
         texts = {text.strip() for text in (opening, *template.stop)} - {""}
@@ -152,7 +159,16 @@ class Linter:
 
     @cached_property
     def _preface(self) -> str:
-        return self._normalize_text(_find_preface(self.processor.template))
+        """What the template itself writes in every answer before the words, such as an empty thought."""
+        template, word = self.processor.template, "Zebra"
+        messages = [Message("user", (Text("Which?"),)), Message("assistant", (Text(word),))]
+        try:
+            spans = template.to_spans(messages), template.open_answer()
+        except DataError:  # a template for captions alone
+            return ""
+        written, opening = ("".join(str(span.content) for span in part) for part in spans)
+        before, _, _ = written.rpartition(word)
+        return self._normalize_text(before.rpartition(opening)[2] if opening and opening in before else "")
 
     def _normalize_text(self, text: str) -> str:
         return remove_whitespace(self._reencode_text(text))
@@ -164,43 +180,6 @@ class Linter:
     def _decode_ids(self, ids: Sequence[int]) -> str:
         tokenizer: Any = self.processor.text_tokenizer
         return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def _find_visual_faults(
-    conversation: Conversation, encoded: Encoded, processor: Processor
-) -> Iterator[tuple[FindingKind, str]]:
-    shown, plans = len(conversation.visuals), encoded.plans
-    if len(plans) != shown:
-        yield "visuals", f"{shown} visuals, but {len(plans)} plans"
-    planned = sum(processor.router.select_tokenizer(p.scenario).count_tokens(p.plan) for p in plans)
-    rows = encoded.visual_positions
-    if planned != rows.numel():
-        yield "visuals", f"its plans make {planned} visual tokens, the sample has room for {rows.numel()}"
-    if bool((encoded.input_ids[rows] != processor.placeholder_id).any()):
-        yield "visuals", "a visual's place holds another token than the placeholder"
-    if bool((encoded.targets[rows[rows > 0] - 1] != IGNORE).any()):
-        yield "visuals", "a visual's place is trained as if it were text"
-
-
-def _shift_faults(encoded: Encoded) -> Iterator[tuple[FindingKind, str]]:
-    following = torch.cat([encoded.input_ids[1:], encoded.input_ids.new_tensor([IGNORE])])
-    wrong = (encoded.targets != IGNORE) & (encoded.targets != following)
-    if bool(wrong.any()):
-        yield "shifted", f"row {int(wrong.nonzero()[0])} must predict a token that does not follow it"
-
-
-def _find_preface(template: ChatTemplate) -> str:
-    """What a template itself writes in every answer before the words, such as an empty thought."""
-    word = "Zebra"
-    talk = [Message("user", (Text("Which?"),)), Message("assistant", (Text(word),))]
-    try:
-        written, opening = (
-            "".join(str(span.content) for span in spans) for spans in (template.to_spans(talk), template.open_answer())
-        )
-    except DataError:  # a template for captions alone
-        return ""
-    before, _, _ = written.rpartition(word)
-    return before.rpartition(opening)[2] if opening and opening in before else ""
 
 
 def _shorten_text(text: str) -> str:

@@ -7,10 +7,8 @@ import io
 from collections.abc import Iterator
 from html import escape
 
-from PIL import Image
-
 from mmblocks.data.inspect.drawing import draw_visual
-from mmblocks.data.inspect.figures import InspectedRecord, InspectedVisual, TextTokens, VisualTokens
+from mmblocks.data.inspect.figures import InspectedRecord, InspectedVisual, VisualTokens
 
 HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
@@ -25,38 +23,28 @@ img { max-width: 100% } .fault { color: #b3261e }
 
 
 def make_page(record: InspectedRecord) -> str:
-    """The page. Every text token is underlined on its own; <mark> are those that are trained."""
-    body = [*_summary(record), *_prompt(record)]
-    for number, shown in enumerate(record.visuals, start=1):
-        body += _format_visual(number, shown)
-    return HEAD.replace("{title}", escape(record.origin)) + "\n".join(body) + "\n</html>\n"
-
-
-def _summary(record: InspectedRecord) -> Iterator[str]:
-    encoded = record.encoded
-    yield f"<h1>{escape(record.origin)}</h1>"
-    yield f"<p>{len(encoded)} tokens, {encoded.visual_positions.numel()} of them visual, {encoded.num_labelled} trained.</p>"
+    """The page. Every text token is underlined on its own; trained ones are in <mark>."""
+    encoded, prompt = record.encoded, ""
+    body = [
+        f"<h1>{escape(record.origin)}</h1>",
+        f"<p>{len(encoded)} tokens, {encoded.visual_positions.numel()} of them visual, {encoded.num_labelled} trained.</p>",
+    ]
     if encoded.num_cut:
-        yield f"<p>{encoded.num_cut} tokens at the end of the last answer are over the limit, and cut.</p>"
-    yield from (f'<p class="fault">{escape(finding.detail)}</p>' for finding in record.findings)
-
-
-def _prompt(record: InspectedRecord) -> Iterator[str]:
-    pieces = [_piece(piece, record) for piece in record.prompt]
-    yield f"<h2>Prompt</h2>\n<pre>{''.join(pieces)}</pre>"
-
-
-def _piece(piece: TextTokens | VisualTokens, record: InspectedRecord) -> str:
-    if isinstance(piece, VisualTokens):
-        kind = record.visuals[piece.number - 1].shape.kind
-        return f"<b>visual {piece.number} ({kind}): {piece.num_tokens} tokens</b>"
-    tag = "mark" if piece.trained else "span"
-    return "".join(f"<{tag}>{_visible(text)}</{tag}>" for text in piece.texts)
-
-
-def _visible(text: str) -> str:
-    """A token's text; one that ends a line shows so, since an underlined line break cannot be seen."""
-    return escape(text).replace("\n", "↵\n")
+        body.append(f"<p>{encoded.num_cut} tokens at the end of the last answer are over the limit, and cut.</p>")
+    body += [f'<p class="fault">{escape(finding.detail)}</p>' for finding in record.findings]
+    for piece in record.prompt:
+        if isinstance(piece, VisualTokens):
+            kind = record.visuals[piece.number - 1].shape.kind
+            prompt += f"<b>visual {piece.number} ({kind}): {piece.num_tokens} tokens</b>"
+        else:
+            tag = "mark" if piece.trained else "span"
+            # A token that ends a line shows it, since an underlined line break cannot be seen.
+            shown = (escape(text).replace("\n", "↵\n") for text in piece.texts)
+            prompt += "".join(f"<{tag}>{text}</{tag}>" for text in shown)
+    body.append(f"<h2>Prompt</h2>\n<pre>{prompt}</pre>")
+    for number, visual in enumerate(record.visuals, start=1):
+        body += _format_visual(number, visual)
+    return HEAD.replace("{title}", escape(record.origin)) + "\n".join(body) + "\n</html>\n"
 
 
 def _format_visual(number: int, shown: InspectedVisual) -> Iterator[str]:
@@ -69,11 +57,8 @@ def _format_visual(number: int, shown: InspectedVisual) -> Iterator[str]:
     if shown.shape.kind == "video":
         yield f"<p>{len(shown.frames)} of {shown.shape.num_frames} frames at {shown.frame_rate}.</p>"
     for rows_before, text in plan.inline_texts:
-        yield f"<p>told after {rows_before} tokens: <code>{escape(text)}</code></p>"
-    yield f'<img alt="views of visual {number}" src="data:image/png;base64,{_png(draw_visual(shown))}">'
-
-
-def _png(image: Image.Image) -> str:
+        yield f"<p>inline text after {rows_before} tokens: <code>{escape(text)}</code></p>"
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    draw_visual(shown).save(buffer, "PNG")
+    png = base64.b64encode(buffer.getvalue()).decode()
+    yield f'<img alt="views of visual {number}" src="data:image/png;base64,{png}">'

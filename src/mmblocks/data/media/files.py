@@ -1,4 +1,4 @@
-"""Where media bytes come from: local files and data: URIs, never the network. One wording for what is wrong."""
+"""Where media bytes come from: local files and data: URIs, never the network; one error message for each fault."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
@@ -17,9 +17,12 @@ from PIL import Image
 
 from mmblocks.errors import DataError
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 MediaKind = Literal["image", "video"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
-"""What names of images end in, where a video is given as images. A GIF is a video itself."""
+"""Suffixes of image files, where a video is given as images. A GIF is a video itself."""
 _LONGEST_NAME = 200
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|(file|https?|ftp|blob):|//", re.IGNORECASE)  # Path leaves one slash of two
 
@@ -73,7 +76,7 @@ class _SliceFile(io.RawIOBase):
         self._at = max(0, (0, self._at, self._part.size)[whence] + offset)
         return self._at
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         wanted = memoryview(buffer)[: max(0, self._part.size - self._at)]
         self._file.seek(self._part.offset + self._at)
         done = self._file.readinto(wanted) or 0
@@ -85,64 +88,78 @@ class _SliceFile(io.RawIOBase):
         super().close()
 
 
-def describe_source(source: Any, what: MediaKind) -> str:
+def describe_source(source: object, kind: MediaKind) -> str:
     """What error messages call a source: its path, or what kind of thing it is when it has none."""
     if isinstance(source, FileSlice):
         return str(source)
     if isinstance(source, tuple) and source:
-        return f"{describe_source(source[0], what)} and {len(source) - 1} more frames"
+        return f"{describe_source(source[0], kind)} and {len(source) - 1} more frames"
     if isinstance(source, str | os.PathLike):
         name = str(os.fspath(source))
         if name.startswith("data:"):
-            return f"{what} data: URI"
+            return f"{kind} data: URI"
         return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
     if isinstance(source, bytes):
-        return f"{what} bytes"
+        return f"{kind} bytes"
     if isinstance(source, Image.Image):
         return "PIL image"
-    return f"{what} array" if isinstance(source, np.ndarray) else f"{what} of type {type(source).__name__}"
+    return f"{kind} array" if isinstance(source, np.ndarray) else f"{kind} of type {type(source).__name__}"
 
 
-def resolve_source(source: str | os.PathLike[str] | bytes, what: MediaKind) -> bytes | Path:
+def resolve_source(source: str | os.PathLike[str] | bytes, kind: MediaKind) -> bytes | Path:
     """The content of bytes and data: URIs, the absolute path of an existing, regular, non-empty file."""
+    name = describe_source(source, kind)
     if isinstance(source, str) and source.startswith("data:"):
-        source = _data_uri(source, what)
-    if not isinstance(source, bytes):
-        return _check_local_file(source, what)
-    if not source:
-        raise DataError(f"{describe_source(source, what)}: there are zero bytes; pass the whole content of the file.")
-    return source
-
-
-def _check_local_file(source: str | os.PathLike[str], what: MediaKind) -> Path:
-    name = describe_source(source, what)
-    path = Path(source)
-    if (refusal := explain_url_refusal(source, what)) is not None:
+        source = _decode_data_uri(source, name)
+    if isinstance(source, bytes):
+        if not source:
+            raise DataError(
+                f"{describe_source(source, kind)}: there are zero bytes; pass the whole content of the file."
+            )
+        return source
+    if (refusal := explain_url_refusal(source, kind)) is not None:
         raise DataError(f"{name}: {refusal}")
+    path = Path(source)
     try:
         exists, regular = path.exists(), path.is_file()
         empty = regular and path.stat().st_size == 0
     except (OSError, ValueError) as cause:
         why = getattr(cause, "strerror", None) or cause
-        raise DataError(f"{name}: not a usable path ({why}); pass the path of the {what} file.") from cause
+        raise DataError(f"{name}: not a usable path ({why}); pass the path of the {kind} file.") from cause
     if not exists:
         raise DataError(f"{name}: there is no such file; check the path and the folder it is relative to.")
     if not regular:
-        raise DataError(f"{name}: not a regular file; pass the path of one {what} file.")
+        raise DataError(f"{name}: not a regular file; pass the path of one {kind} file.")
     if empty:
         raise DataError(f"{name}: the file is empty (zero bytes); fetch it again or drop the record.")
     return path.absolute()
 
 
-def explain_url_refusal(source: str | os.PathLike[str], what: MediaKind) -> str | None:
-    """What to do instead of naming a URL; None for a path, and for a file that exists under such a name."""
+def _decode_data_uri(uri: str, name: str) -> bytes:
+    head, comma, payload = uri.partition(",")
+    if not comma:
+        raise DataError(f"{name}: no comma between its head and its data; write data:<type>;base64,<data>.")
+    try:
+        data = unquote_to_bytes(payload)
+    except UnicodeEncodeError as cause:  # half of a character
+        raise DataError(f"{name}: it is no text ({cause.reason}); encode the file's bytes again.") from cause
+    if not head.endswith(";base64"):
+        return data
+    try:
+        return base64.b64decode(b"".join(data.split()), validate=True)
+    except binascii.Error as cause:
+        raise DataError(f"{name}: its base64 is broken ({cause}); encode the file's bytes again.") from cause
+
+
+def explain_url_refusal(source: str | os.PathLike[str], kind: MediaKind) -> str | None:
+    """What to write instead of a URL; None for a path, and for a file that exists under such a name."""
     name = str(os.fspath(source))
     if not _URL.match(name) or is_existing_path(name):
         return None
     if name.lower().startswith("file:"):
         return f"mmblocks opens no URLs; write the path alone: {unquote(urlsplit(name).path)}"
     missing = "there is no such file, and " if name.startswith("//") else ""
-    return f"{missing}mmblocks opens no URLs; download the {what} and pass its path, or pass its bytes."
+    return f"{missing}mmblocks opens no URLs; download the {kind} and pass its path, or pass its bytes."
 
 
 def is_existing_path(path: str | os.PathLike[str]) -> bool:
@@ -151,22 +168,6 @@ def is_existing_path(path: str | os.PathLike[str]) -> bool:
         return Path(path).exists()
     except (OSError, ValueError):  # too long, or with a null byte
         return False
-
-
-def _data_uri(uri: str, what: MediaKind) -> bytes:
-    head, comma, payload = uri.partition(",")
-    if not comma:
-        raise DataError(f"{what} data: URI: no comma between its head and its data; write data:<type>;base64,<data>.")
-    try:
-        data = unquote_to_bytes(payload)
-    except UnicodeEncodeError as cause:  # half of a character
-        raise DataError(f"{what} data: URI: it is no text ({cause.reason}); encode the file's bytes again.") from cause
-    if not head.endswith(";base64"):
-        return data
-    try:
-        return base64.b64decode(b"".join(data.split()), validate=True)
-    except binascii.Error as cause:
-        raise DataError(f"{what} data: URI: its base64 is broken ({cause}); encode the file's bytes again.") from cause
 
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")

@@ -1,4 +1,4 @@
-"""What tells one visual from another."""
+"""A name for the content of a visual, by which it is recognised."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mmblocks.data.media.images import read_image_content
 
 
 def identify_visual(visual: Visual) -> str:
-    """What tells one visual from another: of files their path, size and time of change, of members of a tar
-    the tar's and where they lie in it, of data in memory its content.
+    """A name that two different visuals do not share: of files from their path, size and time of change, of members of a tar
+    from the tar's and where they lie in it, of data in memory from its content.
     """
     source = visual.source
     if isinstance(source, Image.Image):
@@ -43,5 +43,5 @@ def make_digest(*parts: str | bytes) -> str:
 
 
 def _stamp_file(path: Path) -> str:
-    seen = path.stat()
-    return f"{path.absolute()} {seen.st_size} {seen.st_mtime_ns}"
+    stat = path.stat()
+    return f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"

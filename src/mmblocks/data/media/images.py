@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from mmblocks.data.media.files import FileSlice, describe_source, resolve_source
-from mmblocks.data.to_rgb import HeaderFacts, to_rgb, warn_once
+from mmblocks.data.media.rgb import HeaderFacts, to_rgb, warn_once
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import Size
@@ -46,10 +44,13 @@ def load_image(source: ImageSource, images: ImageReading = DEFAULT_READING) -> I
     """
     name = describe_source(source, "image")
     with _open_image(source, images.max_px) as (image, orientation), _name_pixel_errors(name):
-        _check_png_sums(image)
-        stored = HeaderFacts.from_image(image, was_opened_here=image is not source)
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            for kind, content, checksum in _read_png_chunks(image, b"IDAT"):
+                if len(checksum) == 4 and zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(checksum, "big"):
+                    raise ValueError("the check sum of its pixels is wrong")  # PIL does not check them
+        header = HeaderFacts.from_image(image, was_opened_here=image is not source)
         _decode_pixels(image)
-        rgb = to_rgb(image, stored, images, name)
+        rgb = to_rgb(image, header, images, name)
         upright = rgb.transpose(_TURNS[orientation]) if images.exif and orientation in _TURNS else rgb
     upright.info = {}
     return upright
@@ -67,9 +68,9 @@ def read_image_content(image: Image.Image) -> tuple[str | bytes, ...]:
     with _name_pixel_errors(describe_source(image, "image")):
         orientation = _read_without_warnings(lambda: _read_orientation(image), "PIL image", DEFAULT_READING.max_px)
         _decode_pixels(image)
-        told = (image.mode, image.size, image.info.get("transparency"), orientation, HeaderFacts.from_image(image))
+        facts = (image.mode, image.size, image.info.get("transparency"), orientation, HeaderFacts.from_image(image))
         palette = (image.palette.mode, image.palette.tobytes()) if image.palette else ("", b"")
-        return repr(told), *palette, image.tobytes()
+        return repr(facts), *palette, image.tobytes()
 
 
 class _OpenImage(NamedTuple):
@@ -88,34 +89,30 @@ def _open_image(source: ImageSource, max_px: int) -> Iterator[_OpenImage]:
     if not isinstance(source, str | os.PathLike | bytes | FileSlice):
         raise DataError(f"{name}: cannot be read as an image; pass a path, bytes, a data: URI or a PIL image.")
     content = source if isinstance(source, FileSlice) else resolve_source(source, "image")
-    with _file(content, name) as file:
-        image, orientation = _read_without_warnings(lambda: _read_header(file, max_px), name, max_px)
+    try:
+        file = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+    except OSError as cause:
+        raise DataError(f"{name}: cannot be opened ({cause}); check its permissions.") from cause
+
+    def read_header() -> _OpenImage:
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError:
+            file.seek(0)
+            is_jpeg = file.read(3) == b"\xff\xd8\xff"
+            most_px = max_px * _SHRINKS[-1] ** 2 if is_jpeg else max_px  # a JPEG may be shrunk afterwards
+            if most_px <= 2 * (Image.MAX_IMAGE_PIXELS or 0):
+                raise
+            with _set_pil_limit(most_px):
+                image = Image.open(file, formats=FORMATS)
+        return _OpenImage(image, _read_orientation(image))
+
+    with file:
+        image, orientation = _read_without_warnings(read_header, name, max_px)
         with image:
             _shrink_jpeg(image, file, max_px, name)
             _check_size(image, max_px, name)
             yield _OpenImage(image, orientation)
-
-
-def _file(content: bytes | Path | FileSlice, name: str) -> IO[bytes]:
-    if isinstance(content, bytes):
-        return io.BytesIO(content)
-    try:
-        return content.open("rb")
-    except OSError as cause:
-        raise DataError(f"{name}: cannot be opened ({cause}); check its permissions.") from cause
-
-
-def _read_header(file: IO[bytes], max_px: int) -> _OpenImage:
-    """The caller holds the lock."""
-    try:
-        image = Image.open(file, formats=FORMATS)
-    except Image.DecompressionBombError:
-        most_px = _most_px(file, max_px)
-        if most_px <= 2 * (Image.MAX_IMAGE_PIXELS or 0):
-            raise
-        with _set_pil_limit(most_px):
-            image = Image.open(file, formats=FORMATS)
-    return _OpenImage(image, _read_orientation(image))
 
 
 def _read_without_warnings(read: Callable[[], T], name: str, max_px: int) -> T:
@@ -143,9 +140,7 @@ def _name_pixel_errors(name: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (
-        Exception
-    ) as cause:  # a decoder's: OSError for cut files, but also ValueError, SyntaxError, struct.error, ...
+    except Exception as cause:  # a decoder's: OSError for cut files, also ValueError, SyntaxError, struct.error, ...
         raise DataError(f"{name}: cut off or damaged ({cause}); fetch the file again or drop the record.") from cause
 
 
@@ -170,12 +165,6 @@ def _format_max_px(wanted: int | str) -> str:
     return f"model.images.max_px={wanted} in a recipe, --max-px {wanted} of `mmblocks chat`"
 
 
-def _most_px(file: IO[bytes], max_px: int) -> int:
-    """How large an image may be whose header is read: a JPEG may be shrunk afterwards."""
-    file.seek(0)
-    return max_px * _SHRINKS[-1] ** 2 if file.read(3) == b"\xff\xd8\xff" else max_px
-
-
 def _shrink_jpeg(image: Image.Image, file: IO[bytes], max_px: int, name: str) -> None:
     """Have a JPEG that is larger than `max_px` decoded smaller, in place, where that makes it small enough.
 
@@ -194,7 +183,7 @@ def _shrink_jpeg(image: Image.Image, file: IO[bytes], max_px: int, name: str) ->
 
 
 def _is_sequential_jpeg(jpeg: IO[bytes]) -> bool:
-    """Whether a JPEG is sequential and in one scan. Of others the decoder holds the whole, shrunk or not."""
+    """Whether a JPEG is sequential and in one scan. Of others the decoder holds all pixels, shrunk or not."""
     back, components = jpeg.tell(), b""
     jpeg.seek(2)
     try:
@@ -220,7 +209,7 @@ def _set_pil_limit(most_px: int) -> Iterator[None]:
 
 
 def _decode_pixels(image: Image.Image) -> None:
-    """Decode the pixels, whose number is known to be allowed. PIL asks its own limit once more, of TIFF."""
+    """Decode the pixels, whose number is known to be allowed. PIL checks its own limit once more, of TIFF."""
     area, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if limit is None or area <= limit:
         image.load()
@@ -229,54 +218,35 @@ def _decode_pixels(image: Image.Image) -> None:
         image.load()
 
 
-def _check_png_sums(image: Image.Image) -> None:
-    """Raise `ValueError` where the pixels of a PNG are not those that were written: PIL passes over their check sums."""
-    file = getattr(image, "fp", None)
-    if file is None or not isinstance(image, PngImagePlugin.PngImageFile):
+# EXIF -----------------------------------------------------------------------------------------------------------------
+
+
+def _read_orientation(image: Image.Image) -> int:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 1  # PIL turns TIFF itself when it decodes, and gives the turned size before
+    if not isinstance(image, PngImagePlugin.PngImageFile):
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    late = () if "exif" in image.info else _read_png_chunks(image, b"eXIf")  # it may stand behind the pixels
+    if (chunk := next(iter(late), None)) is not None and chunk[1]:
+        exif = Image.Exif()
+        exif.load(chunk[1])
+        return exif.get(ExifTags.Base.Orientation, 1)
+    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PngImageFile.getexif would decode the pixels
+
+
+def _read_png_chunks(png: PngImagePlugin.PngImageFile, wanted: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """(kind, content, check sum) of the chunks of one kind, wherever they stand; the file is left where it was."""
+    file = png.fp
+    if file is None:
         return
     back = file.tell()
     file.seek(8)
     try:
         while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
             length = int.from_bytes(head[:4], "big")
-            if head[4:] != b"IDAT":
+            if head[4:] == wanted:
+                yield wanted, file.read(length), file.read(4)
+            else:
                 file.seek(length + 4, os.SEEK_CUR)
-                continue
-            content, written = file.read(length), file.read(4)
-            if len(written) == 4 and zlib.crc32(content, zlib.crc32(b"IDAT")) != int.from_bytes(written, "big"):
-                raise ValueError("the check sum of its pixels is wrong")
     finally:
         file.seek(back)
-
-
-# EXIF -----------------------------------------------------------------------------------------------------------------
-
-
-def _read_orientation(image: Image.Image) -> int:
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # PIL turns TIFF itself when it decodes, and tells the turned size before
-    if not isinstance(image, PngImagePlugin.PngImageFile):
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    if "exif" not in image.info and (late := _find_late_exif(image)):
-        exif = Image.Exif()
-        exif.load(late)
-        return exif.get(ExifTags.Base.Orientation, 1)
-    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PngImageFile.getexif would decode the pixels
-
-
-def _find_late_exif(png: Image.Image) -> bytes | None:
-    """The eXIf chunk of a PNG whose header had none; it may stand behind the pixels."""
-    file = getattr(png, "fp", None)
-    if file is None:
-        return None
-    back = file.tell()
-    file.seek(8)
-    try:
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"eXIf":
-                return file.read(length)
-            file.seek(length + 4, os.SEEK_CUR)
-    finally:
-        file.seek(back)
-    return None

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmblocks.errors import DataError
-from mmblocks.shapes import Box, ResizeFilter, Size, View
+from mmblocks.shapes import ResizeFilter, Size, View
 
 Colour = tuple[int, int, int]
 BLACK: Colour = (0, 0, 0)
@@ -30,32 +30,26 @@ def render_views(image: Image.Image, views: Sequence[View], fill: Colour) -> Ten
         raise DataError(
             f"an image of mode {image.mode!r} cannot be rendered; open it with load_image, which gives RGB."
         )
-    height, width = _window_size(views)
-    pixels = np.empty((len(views), height, width, 3), dtype=np.uint8)
+    sizes = {view.window.size for view in views}
+    assert len(sizes) == 1, f"a plan's windows have one size; these have {sorted(sizes)}"
+    pixels = np.empty((len(views), *sizes.pop(), 3), dtype=np.uint8)
+    size = Size(image.height, image.width)
     sheets: dict[tuple[Size, Size, Size, ResizeFilter], np.ndarray] = {}
     for view, target in zip(views, pixels, strict=True):
         key = (view.framed, view.resized, view.canvas, view.resize)
         if key not in sheets:
-            sheets[key] = np.asarray(_make_sheet(image, *key, fill=fill))
-        target[:] = _cut(sheets[key], view.window)
+            if size.height > view.framed.height or size.width > view.framed.width:
+                raise DataError(
+                    f"the image is {size} pixels but was planned as at most {view.framed}; plan it again from its size."
+                )
+            framed = _centre_on_sheet(image, view.framed, fill)
+            resized = framed.resize((view.resized.width, view.resized.height), FILTERS[view.resize])
+            sheets[key] = np.asarray(_centre_on_sheet(resized, view.canvas, BLACK))
+        top, left, height, width = view.window
+        window = sheets[key][top : top + height, left : left + width]
+        assert window.shape[:2] == view.window.size, f"window {view.window} leaves its canvas of {view.canvas}"
+        target[:] = window
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-
-def _window_size(views: Sequence[View]) -> Size:
-    sizes = {view.window.size for view in views}
-    assert len(sizes) == 1, f"a plan's windows have one size; these have {sorted(sizes)}"
-    return sizes.pop()
-
-
-def _make_sheet(
-    image: Image.Image, framed: Size, resized: Size, canvas: Size, resize: ResizeFilter, *, fill: Colour
-) -> Image.Image:
-    size = Size(image.height, image.width)
-    if size.height > framed.height or size.width > framed.width:
-        raise DataError(f"the image is {size} pixels but was planned as at most {framed}; plan it again from its size.")
-    on_fill = _centre_on_sheet(image, framed, fill)
-    shrunk = on_fill.resize((resized.width, resized.height), FILTERS[resize])
-    return _centre_on_sheet(shrunk, canvas, BLACK)
 
 
 def _centre_on_sheet(image: Image.Image, size: Size, colour: Colour) -> Image.Image:
@@ -65,9 +59,3 @@ def _centre_on_sheet(image: Image.Image, size: Size, colour: Colour) -> Image.Im
     sheet = Image.new("RGB", (size.width, size.height), colour)
     sheet.paste(image, ((size.width - image.width) // 2, (size.height - image.height) // 2))
     return sheet
-
-
-def _cut(sheet: np.ndarray, box: Box) -> np.ndarray:
-    cut = sheet[box.top : box.top + box.height, box.left : box.left + box.width]
-    assert cut.shape[:2] == box.size, f"window {box} leaves its canvas of {sheet.shape[0]}x{sheet.shape[1]}"
-    return cut

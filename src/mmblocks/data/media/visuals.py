@@ -21,7 +21,7 @@ from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.shapes import VisualPlan, VisualShape
 
 if TYPE_CHECKING:
-    from mmblocks.data.video.guarded import VideoReader
+    from mmblocks.data.video.video_reader import VideoReader
 
 
 def read_visual_shape(
@@ -29,14 +29,12 @@ def read_visual_shape(
 ) -> VisualShape:
     """What a plan is made from; images are not decoded for it, videos one frame only.
 
-    `clips` reads videos with a deadline and a memory bound; without it they are read in this process.
+    video_reader: reads videos with a deadline and a memory bound; without it they are read in this process.
     """
     if visual.kind == "image":
         return VisualShape("image", read_image_size(visual.source, images), note=visual.note)
-    from mmblocks.data.video import (  # imports PyAV and decord, which images do not need
-        is_frame_source,
-        read_video_shape,
-    )
+    # These import PyAV and decord, which images do not need.
+    from mmblocks.data.video import is_frame_source, read_video_shape
     from mmblocks.data.video.frames_folder import read_frames_shape
 
     if is_frame_source(visual.source):
@@ -56,10 +54,10 @@ def render_visual_plan(
     video_reader: VideoReader | None = None,
 ) -> Tensor:
     """The images of `plan`, its views without repeats: uint8 (images, 3, height, width). A frame is read once."""
-    pictures = load_frames(visual, {view.frame for view in plan.views}, images, video_reader)
+    frames = load_frames(visual, {view.frame for view in plan.views}, images, video_reader)
     runs = [(frame, list(views)) for frame, views in groupby(plan.unique_views, key=lambda view: view.frame)]
     try:
-        return torch.cat([render_views(pictures[frame], views, fill) for frame, views in runs])
+        return torch.cat([render_views(frames[frame], views, fill) for frame, views in runs])
     except DataError as error:  # the renderer knows no file names
         raise DataError(f"{describe_source(visual.source, visual.kind)}: {error}") from error
 
@@ -79,10 +77,8 @@ def load_frames(
     numbers = sorted(set(wanted))
     if is_frame_source(visual.source):
         frames = read_frame_files(visual.source, numbers, images)
+    elif video_reader is None:
+        frames = read_frames(visual.source, numbers)
     else:
-        frames = (
-            read_frames(visual.source, numbers)
-            if video_reader is None
-            else video_reader.read_video_frames(visual.source, numbers)
-        )
+        frames = video_reader.read_video_frames(visual.source, numbers)
     return {number: Image.fromarray(frame) for number, frame in zip(numbers, frames, strict=True)}

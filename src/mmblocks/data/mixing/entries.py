@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mmblocks.data.mixing.selection import ConcatenatedSource, PromptedSource, find_subset_fault, select_subset
+from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource, PromptedSource, find_subset_fault, select_subset
 from mmblocks.data.sources import Source, sources
 from mmblocks.errors import ConfigError
 from mmblocks.faults import Fault
@@ -15,9 +15,9 @@ from mmblocks.settings import find_number_fault, is_of_type, list_settings
 
 @dataclass(frozen=True, slots=True)
 class SourceUse:
-    """How a source is used, whatever it is.
+    """How a stage uses a source.
 
-    weight: its share of the draws, beside those of the other sources. subset: which records, as `selection.choose_indices` says.
+    weight: its share of the draws, beside those of the other sources. subset: which records, as `wrapped_sources.choose_indices` says.
     prompt: a line that every question ends in.
     """
 
@@ -35,7 +35,7 @@ class WeightedSource(NamedTuple):
 
 
 def split_entry(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An entry's values as (those of its source, those of its `Use`)."""
+    """An entry's values as (those of its source, those of its `SourceUse`)."""
     own = list_settings(SourceUse)
     return {k: v for k, v in entry.items() if k not in own}, {k: v for k, v in entry.items() if k in own}
 
@@ -62,28 +62,20 @@ def open_entry(entry: Mapping[str, Any]) -> list[WeightedSource]:
     if faults := find_entry_faults(entry):
         raise ConfigError.from_faults(faults)
     settings, use = split_entry(entry)
-    found = SourceUse(**use)
-    whole = select_subset(sources.build(settings), found.subset)
-    parts = _parts(whole, _title(settings))
+    how = SourceUse(**use)
+    whole = select_subset(sources.build(settings), how.subset)
+    detail = next((settings[k] for k in ("path", "hub", "task") if settings.get(k)), "")
+    title = f"{settings['name']} {detail if isinstance(detail, str) else ', '.join(map(str, detail))}".strip()
+    parts: list[tuple[str, Source]] = [(title, whole)]
+    if isinstance(whole, ConcatenatedSource):
+        parts = [(f"{title}: {name}", part) for name, part in zip(whole.names, whole.parts, strict=True)]
     length = sum(len(source) for _, source in parts)
     if not length:
         raise ConfigError("this source holds no conversation.")
     return [
         WeightedSource(
-            name, PromptedSource(source, found.prompt) if found.prompt else source, found.weight * len(source) / length
+            name, PromptedSource(source, how.prompt) if how.prompt else source, how.weight * len(source) / length
         )
         for name, source in parts
         if len(source)
     ]
-
-
-def _parts(source: Source, title: str) -> list[tuple[str, Source]]:
-    if not isinstance(source, ConcatenatedSource):
-        return [(title, source)]
-    return [(f"{title}: {name}", part) for name, part in zip(source.names, source.parts, strict=True)]
-
-
-def _title(settings: Mapping[str, Any]) -> str:
-    """A source as reports name it: its kind, and the file or task that tells it from the others."""
-    said = next((settings[k] for k in ("path", "hub", "task") if settings.get(k)), "")
-    return f"{settings['name']} {said if isinstance(said, str) else ', '.join(map(str, said))}".strip()

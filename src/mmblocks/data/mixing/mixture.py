@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmblocks.conversation import Item
-from mmblocks.data.mixing.entries import WeightedSource, open_entry
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.mixing.entries import open_entry
+from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sources import Source, describe_origin, is_synthetic
 from mmblocks.errors import ConfigError
 
@@ -51,17 +51,21 @@ class Mixture:
 
     @classmethod
     def from_entries(cls, specs: Sequence[Mapping[str, Any]]) -> Mixture:
-        """Open the sources of a stage: each a source's settings, and how it is used (see `entries.Use`).
+        """Open the sources of a stage: each a source's settings, and how it is used (see `entries.SourceUse`).
 
-        An entry that names several files is several sources here, so that reports tell them apart. Raises `ConfigError`
+        An entry that names several files is several sources here, each with its own line in reports. Raises `ConfigError`
         for an empty one, `DataError` for one that cannot be read.
         """
-        found = [(i, one) for i, spec in enumerate(specs) for one in _opened(spec, f"data.{i}")]
-        return cls(
-            tuple(one.source for _, one in found),
-            tuple(one.weight for _, one in found),
-            tuple(f"{i} {one.name}" for i, one in found),
-        )
+        opened: list[tuple[Source, float, str]] = []
+        for i, spec in enumerate(specs):
+            try:
+                with name_errors(f"data.{i}"):
+                    opened += [(one.source, one.weight, f"{i} {one.name}") for one in open_entry(spec)]
+            except ConfigError as error:
+                if error.faults:
+                    raise ConfigError.from_faults([fault.move_below(f"data.{i}") for fault in error.faults]) from error
+                raise ConfigError(f"data.{i}: {error}") from error
+        return cls(*zip(*opened, strict=True)) if opened else cls((), (), ())
 
     def __len__(self) -> int:
         """Conversations of all sources."""
@@ -77,7 +81,7 @@ class Mixture:
         return is_synthetic(self.sources[source])
 
     def describe_origin(self, draw: Draw) -> str:
-        """Where a record stands ("file:record 3"), told without reading it."""
+        """Where a record stands ("file:record 3"), without reading it."""
         return (
             describe_origin(self.sources[draw.source], draw.record)
             or f"{self.names[draw.source]}: record {draw.record}"
@@ -109,16 +113,6 @@ def list_distinct_draws(draws: Draws) -> list[Draw]:
     """Each conversation that is drawn, once, in the order of sources and records."""
     rows = np.unique(np.stack([draws.source, draws.index], axis=1).reshape(-1, 2), axis=0)
     return [Draw(source, record) for source, record in rows.tolist()]
-
-
-def _opened(spec: Mapping[str, Any], where: str) -> list[WeightedSource]:
-    try:
-        with name_errors(where):
-            return open_entry(spec)
-    except ConfigError as error:
-        if error.faults:
-            raise ConfigError.from_faults([fault.move_below(where) for fault in error.faults]) from error
-        raise ConfigError(f"{where}: {error}") from error
 
 
 def _repeat_permutations(length: int, size: int, seed: tuple[int, ...]) -> np.ndarray:

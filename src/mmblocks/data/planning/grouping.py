@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from mmblocks.conversation import Conversation, Item, PreferencePair, Text
-from mmblocks.data.mixing.broken import Policy
 from mmblocks.data.mixing.mixture import Draw, Draws, Mixture
+from mmblocks.data.mixing.skipped_records import Policy
 from mmblocks.errors import DataError
 
 MARKER = "<image>"

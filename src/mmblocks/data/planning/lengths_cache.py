@@ -15,7 +15,7 @@ import numpy as np
 from mmblocks import __version__
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Message
-from mmblocks.data.fingerprints import Fingerprint
+from mmblocks.data.mixing.fingerprints import Fingerprint
 from mmblocks.data.mixing.mixture import Draw
 from mmblocks.data.sample.encode import Targets
 from mmblocks.data.sample.processor import Processor

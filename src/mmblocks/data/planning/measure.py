@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mmblocks.conversation import Item
-from mmblocks.data.fingerprints import SYNTHETIC, fingerprint_item
+from mmblocks.data.mixing.fingerprints import SYNTHETIC, fingerprint_item
 from mmblocks.data.mixing.mixture import Draw, Draws, Mixture
-from mmblocks.data.overlong import OVERLONG_CURE, count_item_tokens, format_overlong
+from mmblocks.data.mixing.overlong import OVERLONG_CURE, count_item_tokens, format_overlong
 from mmblocks.data.planning.lengths_cache import LengthsCache, LengthsRow, RecordLengths
-from mmblocks.data.record_faults import split_reason
+from mmblocks.data.record_errors import split_reason
 from mmblocks.data.sample.encode import Targets, TooLong
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError

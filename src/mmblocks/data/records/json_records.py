@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmblocks.data.record_faults import to_printable
+from mmblocks.data.record_errors import to_printable
 from mmblocks.errors import DataError
 from mmblocks.keys import ANSWERS
 
@@ -19,9 +19,9 @@ _LONGEST_ID = 100
 
 
 def open_records(path: Path) -> Sequence[Any] | RecordLines:
-    """The records of a .json or .jsonl file: a list, held in memory, or one record a line, read when it is asked for.
+    """The records of a .json or .jsonl file: a list held in memory, or one record a line, each read on access.
 
-    Which of the two it is, the file says, not its name.
+    The content decides which of the two it is, not the name.
     """
     if path.suffix.lower() not in (".json", ".jsonl"):
         raise DataError(
@@ -29,35 +29,8 @@ def open_records(path: Path) -> Sequence[Any] | RecordLines:
         )
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
-    return RecordLines(path) if _has_record_lines(path) else _listed(path)
-
-
-def _has_record_lines(path: Path) -> bool:
-    """Whether a file holds one record a line: several JSON values, or one that is a record and no list of records."""
-    named_so = path.suffix.lower() == ".jsonl"
-    with path.open("rb") as file:
-        first = next((line for line in file if line.removeprefix(BOM_UTF8).strip(SPACE)), b"")
-        more = any(line.strip(SPACE) for line in file)
-    if first.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) and named_so:
-        raise DataError(f"{path}: it is encoded in UTF-16; save it as UTF-8.")
-    if not (more or named_so):
-        return False
-    try:
-        value = json.loads(first) if first else None
-    except (
-        ValueError,
-        RecursionError,
-    ):  # the beginning of a list or an object over several lines, or a line with a mistake
-        return named_so and not first.removeprefix(BOM_UTF8).strip(SPACE).startswith(b"[")
-    return more or not _is_list_of_records(value)
-
-
-def _is_list_of_records(value: Any) -> bool:
-    """False for a list of messages, which is a record itself."""
-    return isinstance(value, list) and not any(isinstance(one, dict) and one.keys() & {"role", "from"} for one in value)
-
-
-def _listed(path: Path) -> Sequence[Any]:
+    if _has_record_lines(path):
+        return RecordLines(path)
     raw = path.read_bytes()
     if not raw.removeprefix(BOM_UTF8).strip(SPACE):
         raise DataError(f"{path}: it is empty; write a list of records, or one record a line.")
@@ -72,61 +45,76 @@ def _listed(path: Path) -> Sequence[Any]:
     return records
 
 
-def parse_json(raw: bytes | str, where: str) -> Any:
-    """JSON as plain values; an object in which a key stands twice is a `WithTwins`."""
+def _has_record_lines(path: Path) -> bool:
+    """Whether a file holds one record a line: several JSON values, or one that is a record and no list of records."""
+    named_so = path.suffix.lower() == ".jsonl"
+    with path.open("rb") as file:
+        first = next((line for line in file if line.removeprefix(BOM_UTF8).strip(SPACE)), b"")
+        more = any(line.strip(SPACE) for line in file)
+    if first.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) and named_so:
+        raise DataError(f"{path}: it is encoded in UTF-16; save it as UTF-8.")
+    if not (more or named_so):
+        return False
     try:
-        return json.loads(raw, object_pairs_hook=_make_object)
+        value = json.loads(first) if first else None
+    except (ValueError, RecursionError):  # a list or object over several lines, or a line with a mistake
+        return named_so and not first.removeprefix(BOM_UTF8).strip(SPACE).startswith(b"[")
+    # A list of messages is one record, not a list of records.
+    is_record = not isinstance(value, list) or any(isinstance(v, dict) and v.keys() & {"role", "from"} for v in value)
+    return more or is_record
+
+
+def parse_json(raw: bytes | str, where: str) -> Any:
+    """JSON as plain values; an object in which a key stands twice is an `ObjectWithDuplicates`."""
+    try:
+        return json.loads(raw, object_pairs_hook=ObjectWithDuplicates.from_pairs)
     except ValueError as fault:  # bad JSON, or bytes that are not UTF-8
-        raise DataError(f"{where}: not JSON: {fault}.{_find_json_cure(fault)}") from fault
+        cure = ""
+        if isinstance(fault, json.JSONDecodeError):
+            before, after = fault.doc[: fault.pos].rstrip(), fault.doc[fault.pos :].strip()
+            if before.endswith(",") and after[:1] in ("]", "}"):
+                cure = f" Remove the comma before {after[0]!r}."
+            elif fault.msg.startswith("Illegal trailing comma"):
+                cure = " Remove the comma before the closing bracket."
+            elif fault.msg == "Extra data":
+                comma = ", with no comma between them" if after.startswith(",") else ""
+                cure = f" Write a list of records, or one record a line{comma}."
+        raise DataError(f"{where}: not JSON: {fault}.{cure}") from fault
     except RecursionError as fault:
         raise DataError(f"{where}: its lists or objects are nested too deeply; write flat records.") from fault
 
 
-def _find_json_cure(fault: ValueError) -> str:
-    """What to write instead, where the mistake is one of the usual ones."""
-    if not isinstance(fault, json.JSONDecodeError):
-        return ""
-    before, after = fault.doc[: fault.pos].rstrip(), fault.doc[fault.pos :].strip()
-    if before.endswith(",") and after[:1] in ("]", "}"):
-        return f" Remove the comma before {after[0]!r}."
-    if fault.msg.startswith("Illegal trailing comma"):
-        return " Remove the comma before the closing bracket."
-    if fault.msg == "Extra data":
-        comma = ", with no comma between them" if after.startswith(",") else ""
-        return f" Write a list of records, or one record a line{comma}."
-    return ""
-
-
-def format_id(record: Any) -> str:
+def format_id(record: object) -> str:
     """' (id ...)' of a record that has one, for its name in messages."""
     name = record.get("id") if isinstance(record, Mapping) else None
     return f" (id {to_printable(str(name)[:_LONGEST_ID])})" if isinstance(name, str | int | float) else ""
 
 
 class ObjectWithDuplicates(dict[str, Any]):
-    """A JSON object in which the key `reference implementation` stood twice."""
+    """A JSON object in which `duplicate_key` stands twice."""
 
     duplicate_key: str = ""
 
+    @classmethod
+    def from_pairs(cls, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """A plain dict where every key stands once."""
+        plain = dict(pairs)
+        if len(plain) == len(pairs):
+            return plain
+        found = cls(plain)
+        counts = Counter(key for key, _ in pairs)
+        found.duplicate_key = next(key for key in plain if counts[key] > 1)
+        return found
 
-def refuse_duplicates(record: Any, where: str) -> None:
-    """Raise `DataError` for an object in which a key stood twice: one of its values is lost."""
+
+def refuse_duplicates(record: object, where: str) -> None:
+    """Raise `DataError` for an object in which a key stands twice: one of its values is lost."""
     if isinstance(record, ObjectWithDuplicates):
         raise DataError(f"{where}: the key {record.duplicate_key!r} stands twice; keep one.")
 
 
-def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    plain = dict(pairs)
-    if len(plain) == len(pairs):
-        return plain
-    twins = ObjectWithDuplicates(plain)
-    counts = Counter(key for key, _ in pairs)
-    twins.duplicate_key = next(key for key in plain if counts[key] > 1)
-    return twins
-
-
 class RecordLines:
-    """Records of a file that holds one a line, read when asked for; blank lines are none."""
+    """Records of a file that holds one a line, each read on access; blank lines are skipped."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,7 +1,7 @@
 """LLaVA's JSON and JSONL files: one record to one conversation, or a DataError that names the record.
 
 A record: {"id", "image": path or [paths], "video": path or [paths], "conversations": [{"from", "value"}, ...]}; the
-other forms of `rows` are read too.
+other forms of `row_reader` are read too.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.columns import Columns
+from mmblocks.data.records.columns import Columns
 from mmblocks.data.records.json_records import RecordLines, format_id, open_records
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.rows import RowReader
+from mmblocks.data.records.row_reader import RowReader
+from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import NamedRecords
-from mmblocks.data.turns import Placement
 from mmblocks.shapes import VisualKind
 
 
@@ -39,7 +39,7 @@ def read_llava(
     several where they are, as LLaVA-NeXT does in training (preprocess_multimodal); "as_written" moves none;
     "all_first" puts all of a turn in front of its text.
 
-    frames_fps: frames per second of videos that are folders of images, or lists of them; LLaVA-NeXT takes them for 2.
+    frames_fps: frames per second of videos that are folders or lists of images; LLaVA-NeXT assumes 2.
     ignore: keys that are not read; others that nothing reads are refused.
     """
     path = Path(path)
@@ -63,18 +63,15 @@ class RecordFile(NamedRecords[Conversation]):
     def describe_origin(self, number: int) -> str:
         return f"{self.path}:record {number}"
 
-    def _read_record(self, number: int) -> Conversation:
+    def read_record(self, number: int) -> Conversation:
         record = self.records[number]
-        row = {"messages": record} if _are_messages(record) else record
+        is_message_list = isinstance(record, list) and record and isinstance(record[0], Mapping)
+        row = {"messages": record} if is_message_list else record
         return self.reader.read(row, f"{self.describe_origin(number)}{format_id(record)}")
 
 
-def _are_messages(record: Any) -> bool:
-    return isinstance(record, list) and bool(record) and isinstance(record[0], Mapping)
-
-
 def to_conversation(
-    record: Any,
+    record: object,
     media_roots: Mapping[VisualKind, Path],
     *,
     origin: str,

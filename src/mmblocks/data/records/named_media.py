@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -48,23 +48,24 @@ class MediaRoots:
         image = default if images is None else Path(images)
         return cls(image, image if videos is None else Path(videos), frames_fps)
 
-    def make_visuals(self, kind: VisualKind, named: Any, origin: str, column: str | None = None) -> list[Visual]:
+    def make_visuals(self, kind: VisualKind, named: object, origin: str, column: str | None = None) -> list[Visual]:
         """What a record names, in its order: nothing, one or a list; a list of frames may be a video in itself."""
         if named is None:
             return []
         if kind == "video" and _is_frame_list(named):
             return [self._make_visual(kind, tuple(named), origin, column)]
-        several = named if isinstance(named, list) else [named]
-        return [self._make_visual(kind, one, origin, column) for one in several]
+        names = named if isinstance(named, list) else [named]
+        return [self._make_visual(kind, name, origin, column) for name in names]
 
-    def _make_visual(self, kind: VisualKind, named: Any, origin: str, column: str | None) -> Visual:
+    def _make_visual(self, kind: VisualKind, named: object, origin: str, column: str | None) -> Visual:
         if isinstance(named, Mapping):  # how tables store media: {"bytes": ..., "path": ...}
             refuse_unread_keys(named, ("bytes", "path"), f"{origin}: {column or kind!r}", "part")
             named = named.get("bytes") or named.get("path")
-        if kind == "video" and isinstance(named, list | tuple) and _is_frame_list(named):
+        if kind == "video" and _is_frame_list(named):
             return Visual(kind, tuple(self._resolve_path(kind, name, origin) for name in named), self.frames_fps)
         if isinstance(named, str) and named and not named.startswith("data:"):
-            if kind == "image" and (content := self._image_in(named)) is not None:
+            content = decode_base64_image(named) if kind == "image" else None
+            if content is not None and not is_existing_path(self.image / named):
                 return Visual(kind, content)
             path = self._resolve_path(kind, named, origin)
             paced = kind == "video" and path.is_dir()
@@ -72,11 +73,6 @@ class MediaRoots:
         if (named and isinstance(named, str | bytes | FileSlice | Image.Image)) or isinstance(named, np.ndarray):
             return Visual(kind, named)
         raise DataError(f"{origin}: {column or kind!r} is {[named]!r:.80}; write a path or a list of paths.")
-
-    def _image_in(self, named: str) -> bytes | None:
-        """An image that a record holds as base64 itself, where no file is called so."""
-        content = decode_base64_image(named)
-        return None if content is None or is_existing_path(self.image / named) else content
 
     def _resolve_path(self, kind: VisualKind, name: str, origin: str) -> Path:
         path = (self.image if kind == "image" else self.video) / name
@@ -87,7 +83,7 @@ class MediaRoots:
         raise DataError(f"{origin}: the {kind} {path!s:.500} does not exist; check the path and the media root.")
 
 
-def _is_frame_list(named: Any) -> bool:
+def _is_frame_list(named: object) -> TypeGuard[Sequence[str]]:
     """Whether a list of names is one video: its frames as images."""
     return (
         bool(named) and isinstance(named, list | tuple) and all(isinstance(n, str) and is_image_name(n) for n in named)

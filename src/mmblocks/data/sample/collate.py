@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-from torch import Tensor
 
-from mmblocks.batch import Batch, GatherLayout, Instructions, Packing, RowIndex
-from mmblocks.data.sample.layout import join_layouts, map_batch_views, prepare_backward, shifted
+from mmblocks.batch import Batch, Instructions, Packing, RowIndex
+from mmblocks.data.sample.gather_layout import join_layouts, map_batch_views, prepare_backward, shift_layout
 from mmblocks.data.sample.processor import Sample
 
 
@@ -21,6 +20,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
     packing, targets = Packing.from_lengths(lengths), torch.cat([e.targets for e in encoded])
     labelled = RowIndex.from_targets(targets, packing)
     plans = tuple(plan for e in encoded for plan in e.plans)
+    with_visuals = [
+        (sample.layout, start) for sample, start in zip(samples, starts, strict=True) if sample.encoded.plans
+    ]
+    layouts = [shift_layout(layout, start) for layout, start in with_visuals if layout is not None]
+    layout = join_layouts(layouts) if layouts and len(layouts) == len(with_visuals) else None
+    features = [sample.features for sample in samples if sample.features is not None]
+    questions = [sample.instructions for sample in samples if sample.instructions is not None]
     return Batch(
         input_ids=torch.cat([e.input_ids for e in encoded]),
         position_ids=torch.cat([torch.arange(n) for n in lengths]),
@@ -29,28 +35,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
         pixels=torch.cat([sample.pixels for sample in samples]),
         plans=plans,
         visual_positions=torch.cat([e.visual_positions + s for e, s in zip(encoded, starts, strict=True)]),
-        instructions=_instructions(samples),
-        features=_features(samples),
+        instructions=Instructions.from_ids([ids for rows in questions for ids in rows])
+        if len(questions) == len(samples)
+        else None,
+        features=torch.cat(features) if len(features) == len(samples) else None,
         views=map_batch_views(plans),
-        layout=_make_batch_layout(samples, starts, is_learned=any(labelled.counts)),
+        layout=prepare_backward(layout) if layout is not None and any(labelled.counts) else layout,
         precomputed_target_rows=labelled,
     )
-
-
-def _make_batch_layout(samples: Sequence[Sample], starts: Sequence[int], is_learned: bool) -> GatherLayout | None:
-    """None where nothing is shown, or where one sample with visuals has none."""
-    shown = [(sample.layout, start) for sample, start in zip(samples, starts, strict=True) if sample.encoded.plans]
-    layouts = [shifted(layout, start) for layout, start in shown if layout is not None]
-    if not layouts or len(layouts) < len(shown):
-        return None
-    return prepare_backward(join_layouts(layouts)) if is_learned else join_layouts(layouts)
-
-
-def _features(samples: Sequence[Sample]) -> Tensor | None:
-    kept = [sample.features for sample in samples if sample.features is not None]
-    return torch.cat(kept) if len(kept) == len(samples) else None
-
-
-def _instructions(samples: Sequence[Sample]) -> Instructions | None:
-    asked = [sample.instructions for sample in samples if sample.instructions is not None]
-    return Instructions.from_ids([row for rows in asked for row in rows]) if len(asked) == len(samples) else None

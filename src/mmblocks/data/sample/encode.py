@@ -1,8 +1,8 @@
 """A conversation and its plans to ids, targets and visual positions: labels right by construction.
 
 Text between two visuals is tokenised in one piece, so its ids are those of the whole prompt; a token is learned when
-the span it comes from is (see `mmblocks.templates.span_tokenizer`). What a plan tells between the rows of a visual is text like any other,
-tokenised with what adjoins it, and never learned.
+the span it comes from is (see `mmblocks.templates.span_tokenizer`). The inline text that a plan puts between the rows of a
+visual is tokenised with the text around it, and never learned.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from mmblocks.batch import IGNORE
 from mmblocks.components import ChatTemplate, Span
 from mmblocks.conversation import Conversation, Text
-from mmblocks.data.record_faults import name_errors
-from mmblocks.data.sample.original_masks import make_original_spans
+from mmblocks.data.record_errors import name_errors
+from mmblocks.data.sample.original_targets import make_original_spans
 from mmblocks.errors import DataError
 from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import RoutedPlan
@@ -29,7 +29,7 @@ from mmblocks.templates.span_tokenizer import SpanTokenizer, TextTokenizer, make
 
 Targets = Literal["answers", "original"]
 Overlong = Literal["raise", "skip", "cut_answer"]
-"""What becomes of a sample over the limit of tokens."""
+"""What happens to a sample over the limit of tokens."""
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 """A surrogate without its other half: JSON can write one (a text that was cut in the middle of an emoji), UTF-8 cannot."""
@@ -49,8 +49,8 @@ class Encoded:
 
     input_ids, targets: (tokens,) int64; `targets[i]` is the id that row i must predict, or IGNORE.
     visual_positions: (visual tokens,) int64, the rows of `input_ids` that visual tokens replace, in order; the rows of one
-        visual adjoin unless its plan tells something between them.
-    plans: one per visual, in order. num_cut: tokens that the end of its last answer lost to the limit.
+        visual adjoin unless its plan has inline text between them.
+    plans: one per visual, in order. num_cut: tokens cut from the end of its last answer to meet the limit.
     """
 
     input_ids: Tensor
@@ -83,7 +83,7 @@ def encode_for_training(
     """Ids of a conversation and what each row must predict.
 
     targets="answers" trains what the model has to write. targets="original" trains what LLaVA-NeXT's own
-    preprocessing leaves unmasked (role headers, newlines everywhere, a fixed system text; see `original_masks`).
+    preprocessing leaves unmasked (role headers, newlines everywhere, a fixed system text; see `original_targets`).
 
     Raises `TooLong` over `max_tokens`, unless overlong="cut_answer" and the end of the last answer can be cut so that one
     of its tokens is still learned: never a question, never a visual.
@@ -94,7 +94,8 @@ def encode_for_training(
             spans, everywhere = make_original_spans(template, conversation.messages, text_tokenizer)
         else:
             spans, everywhere = template.to_spans(conversation.messages), frozenset()
-    rows = _TokenRows.from_spans(spans, plans, template, text_tokenizer, placeholder_id, everywhere)
+        rows = _TokenRows([], [], [])
+        rows.append_spans(spans, plans, template, text_tokenizer, placeholder_id, everywhere)
     if not any(span.learn for span in spans) or not any(rows.learned[1:]):
         raise NothingTrained(
             f"{conversation.origin}: none of its {len(rows.ids)} tokens is an answer to train on; "
@@ -122,7 +123,9 @@ def encode_prompt(
         )
     with name_errors(conversation.origin):
         spans = make_prompt_spans(template, conversation.messages)
-    rows = _TokenRows.from_spans(spans, plans, template, text_tokenizer, placeholder_id, frozenset()).remove_targets()
+        rows = _TokenRows([], [], [])
+        rows.append_spans(spans, plans, template, text_tokenizer, placeholder_id, frozenset())
+    rows.learned[:] = [False] * len(rows.ids)
     return _make_encoded(conversation, plans, rows, max_tokens)
 
 
@@ -175,41 +178,36 @@ class _TokenRows:
     learned: list[bool]
     visual: list[int]
 
-    @classmethod
-    def from_spans(
-        cls,
+    def append_spans(
+        self,
         spans: Sequence[Span],
         plans: Sequence[RoutedPlan],
         template: ChatTemplate,
         text_tokenizer: TextTokenizer,
         placeholder_id: int,
         everywhere: frozenset[int],
-    ) -> _TokenRows:
-        """`everywhere` holds text ids that are learned wherever they stand, told texts apart."""
+    ) -> None:
+        """`everywhere` holds text ids that are learned wherever they stand, except in inline texts."""
         tokenizer = SpanTokenizer(text_tokenizer, template)
-        ids = _find_bos(spans, text_tokenizer)
-        rows = cls(ids, [token in everywhere for token in ids], [])
+        self.ids.extend(_find_bos(spans, text_tokenizer))
+        self.learned.extend(token in everywhere for token in self.ids)
         for is_text, group in groupby(_unfold_plans(spans, plans), key=lambda piece: isinstance(piece, Span)):
-            if is_text:
-                run = [piece for piece in group if isinstance(piece, Span) and piece.content]
-                if run and _is_bos(run[0], text_tokenizer):  # what follows is a text of its own, as behind `ids`
-                    rows._append(text_tokenizer.bos_token_id)
-                    run = run[1:]
-                for token, span in tokenizer.to_ids(run, behind_visual=bool(rows.visual)):
-                    rows.ids.append(token)
-                    rows.learned.append(span.learn or (token in everywhere and not isinstance(span, _InlineText)))
-            else:
-                rows._show(sum(piece for piece in group if isinstance(piece, int)), placeholder_id)
-        return rows
-
-    def _append(self, token: int) -> None:
-        self.ids.append(token)
-        self.learned.append(False)
-
-    def _show(self, num_tokens: int, placeholder_id: int) -> None:
-        self.visual.extend(range(len(self.ids), len(self.ids) + num_tokens))
-        self.ids.extend([placeholder_id] * num_tokens)
-        self.learned.extend([False] * num_tokens)
+            if not is_text:
+                num_tokens = sum(piece for piece in group if isinstance(piece, int))
+                self.visual.extend(range(len(self.ids), len(self.ids) + num_tokens))
+                self.ids.extend([placeholder_id] * num_tokens)
+                self.learned.extend([False] * num_tokens)
+                continue
+            run = [piece for piece in group if isinstance(piece, Span) and piece.content]
+            if run and run[0].content == text_tokenizer.bos_token and not run[0].literal:
+                self.ids.append(
+                    text_tokenizer.bos_token_id
+                )  # the text behind it is tokenised on its own, as behind `ids`
+                self.learned.append(False)
+                run = run[1:]
+            for token, span in tokenizer.to_ids(run, behind_visual=bool(self.visual)):
+                self.ids.append(token)
+                self.learned.append(span.learn or (token in everywhere and not isinstance(span, _InlineText)))
 
     def cut_to_limit(self, limit: int) -> _TokenRows:
         """The first `limit` rows, where all others belong to the end of the last answer; else all rows.
@@ -222,9 +220,6 @@ class _TokenRows:
             return self
         return _TokenRows(self.ids[:limit], self.learned[:limit], self.visual)
 
-    def remove_targets(self) -> _TokenRows:
-        return _TokenRows(self.ids, [False] * len(self.ids), self.visual)
-
 
 @dataclass(frozen=True, slots=True)
 class _InlineText(Span):
@@ -232,29 +227,23 @@ class _InlineText(Span):
 
 
 def _unfold_plans(spans: Sequence[Span], plans: Sequence[RoutedPlan]) -> Iterator[Span | int]:
-    """Text spans, and in place of each visual its numbers of rows and what is told around them."""
-    waiting = iter(plans)
+    """Text spans, and in place of each visual its numbers of rows and its inline texts."""
+    unused = iter(plans)
     for span in spans:
         if isinstance(span.content, str):
             yield span
         else:
             note = span.content.note
-            for piece in next(waiting).plan.split_into_pieces():
+            for piece in next(unused).plan.split_into_pieces():
                 yield _InlineText(piece, literal=bool(note) and note in piece) if isinstance(piece, str) else piece
 
 
 def _find_bos(spans: Sequence[Span], text_tokenizer: TextTokenizer) -> list[int]:
-    """The BOS that the tokenizer puts in front of every text, once, unless the template writes it itself, perhaps behind
-    the visuals.
-    """
+    """The BOS that the tokenizer adds to every text, unless the template writes it itself, perhaps behind the visuals."""
     bos = text_tokenizer.bos_token
     added = list(text_tokenizer("", add_special_tokens=True, return_offsets_mapping=False)["input_ids"])
     if bos is None or added[:1] != [text_tokenizer.bos_token_id]:
         return []
     first = next((span for span in spans if isinstance(span.content, str)), Span(""))
-    written = not first.literal and str(first.content).startswith(bos)
-    return [] if written else added[:1]
-
-
-def _is_bos(span: Span, text_tokenizer: TextTokenizer) -> bool:
-    return span.content == text_tokenizer.bos_token and not span.literal
+    is_in_template = not first.literal and str(first.content).startswith(bos)
+    return [] if is_in_template else added[:1]

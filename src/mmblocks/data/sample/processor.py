@@ -13,11 +13,11 @@ from mmblocks.batch import GatherLayout
 from mmblocks.components import ChatTemplate
 from mmblocks.conversation import Conversation, Item, PreferencePair, Visual
 from mmblocks.data.media.visuals import read_visual_shape, render_visual_plan
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sample.encode import Encoded, Overlong, Targets, encode_for_training, encode_prompt
+from mmblocks.data.sample.gather_layout import GatherLayoutBuilder
 from mmblocks.data.sample.instructions import InstructionReader
-from mmblocks.data.sample.layout import GatherLayoutBuilder
-from mmblocks.data.sample.positions import VisualOrder, place_visuals
+from mmblocks.data.sample.visual_placement import VisualOrder, place_visuals
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.model.build import build_template
 from mmblocks.model.checks.composition import dry_build
@@ -28,16 +28,16 @@ from mmblocks.shapes import RoutedPlan, Size, VisualPlan, VisualShape
 from mmblocks.tokenizers.router import Router
 
 if TYPE_CHECKING:
-    from mmblocks.data.video.guarded import VideoReader
+    from mmblocks.data.video.video_reader import VideoReader
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One encoded conversation and the uint8 pixels (images, 3, h, w) of its visuals, in order; `VisualPlan.images`.
+    """One encoded conversation and the uint8 pixels (images, 3, h, w) of its visuals, in order; `VisualPlan.unique_views`.
 
     instructions: for a projector that reads the question, its ids for each image.
-    features: (images, rows, columns, dim) where the encoder's work was kept; no pixels are read then, and there are none.
-    layout: how its visual rows are made, in integers; None without visuals, or where a tokenizer cannot say.
+    features: (images, rows, columns, dim) from a feature store; no pixels are read then, and `pixels` is empty.
+    layout: how its visual rows are made, in integers; None without visuals, or where a plan does not lower.
     """
 
     encoded: Encoded
@@ -49,7 +49,7 @@ class Sample:
 
 
 class FeatureStore(Protocol):
-    """Features of a frozen encoder that were kept (see `mmblocks.train.features`)."""
+    """Stored features of a frozen encoder (see `mmblocks.train.features`)."""
 
     def read(self, visuals: Sequence[Visual], plans: Sequence[RoutedPlan]) -> Tensor:
         """(images, rows, columns, dim): those of all images, in order. Raises `DataError` where some are missing."""
@@ -57,7 +57,7 @@ class FeatureStore(Protocol):
 
 
 class ModelParts(Protocol):
-    """What a processor is made from: a `OneVision`, or a composition on the meta device (`Examination`)."""
+    """What a processor is made from: a `OneVision`, or a composition on the meta device (`DryBuild`)."""
 
     @property
     def encoder(self) -> Any: ...
@@ -109,9 +109,9 @@ class Processor:
         """The processor of a model; a training stage may want another chat template, other visual tokenizers, a lower
         limit of tokens than the backbone's, or visuals in other places.
 
-        `seed` draws the conversations of visuals="mixed" whose visuals move (see `positions.arranged`).
-        `clips` reads videos with a deadline and a memory bound; without it they are read in the asking process.
-        `overlong` says what becomes of training samples over the limit.
+        seed: draws the conversations of visuals="mixed" whose visuals move (see `visual_placement`). video_reader: reads
+        videos with a deadline and a memory bound; without it they are read in this process. overlong: what happens to
+        training samples over the limit.
         """
         longest = model.backbone.max_tokens
         return cls(
@@ -170,24 +170,24 @@ class Processor:
             return self.router.plan([self.read_shape(visual) for visual in conversation.visuals])
 
     def read_shape(self, visual: Visual) -> VisualShape:
-        """What a plan is made from; see `media.shape_of`."""
+        """What a plan is made from; see `media.visuals.read_visual_shape`."""
         return read_visual_shape(visual, self.video_reader, self.images)
 
     def make_training_sample(self, conversation: Conversation, targets: Targets = "answers") -> Sample:
         """A conversation with targets, its visuals decoded."""
-        return self.make_sample(*self._plan_and_encode(conversation, targets))
+        return self.make_sample(*self._encode_conversation(conversation, targets))
 
     def make_training_samples(self, item: Item, targets: Targets = "answers") -> list[Sample]:
-        """All samples of an item (see `conversations`), their visuals decoded."""
+        """All samples of an item (see `list_conversations`), their visuals decoded."""
         return [self.make_training_sample(one, targets) for one in self.list_conversations(item)]
 
     def encode_item(self, item: Item, targets: Targets = "answers") -> list[Encoded]:
         """The same without decoding a pixel: what the samples will hold, from file headers alone."""
-        return [self._plan_and_encode(one, targets)[1] for one in self.list_conversations(item)]
+        return [self._encode_conversation(one, targets)[1] for one in self.list_conversations(item)]
 
     def list_conversations(self, item: Item) -> tuple[Conversation, ...]:
         """What an item is learned from: a conversation, both of a pair (the preferred one first), and with a chat template
-        that rewrites answers one conversation per answer (of a pair the last answers alone, which tell its two apart).
+        that rewrites answers one conversation per answer (of a pair the last answers alone, in which the two differ).
         """
         both = (item.chosen, item.rejected) if isinstance(item, PreferencePair) else (item,)
         if not getattr(self.template, "rewrites_answers", False):
@@ -195,14 +195,13 @@ class Processor:
         apart = tuple(split_answers(one) for one in both)
         return tuple(one[-1] for one in apart) if isinstance(item, PreferencePair) else apart[0]
 
-    def _plan_and_encode(self, conversation: Conversation, targets: Targets) -> tuple[Conversation, Encoded]:
-        with name_errors(conversation.origin):
-            conversation = place_visuals(conversation, self.visuals, self.seed)
-            plans = self.plan(conversation)
-            made = encode_for_training(
-                conversation, plans, targets=targets, overlong=self.overlong, **self._get_encoding_settings()
-            )
-            return conversation, made
+    def _encode_conversation(self, conversation: Conversation, targets: Targets) -> tuple[Conversation, Encoded]:
+        """The conversation with its visuals where this run places them, and what it encodes to."""
+        conversation = place_visuals(conversation, self.visuals, self.seed)
+        settings = self._get_encoding_settings()
+        return conversation, encode_for_training(
+            conversation, self.plan(conversation), targets=targets, overlong=self.overlong, **settings
+        )
 
     def make_prompt_sample(self, conversation: Conversation) -> Sample:
         """A conversation up to where the answer begins, its visuals decoded."""
@@ -218,22 +217,17 @@ class Processor:
             return encode_prompt(conversation, plans, **self._get_encoding_settings())
 
     def make_sample(self, conversation: Conversation, encoded: Encoded) -> Sample:
-        """A conversation that is encoded, its visuals decoded."""
-        reader = self.instruction_reader
+        """An encoded conversation with its visuals decoded."""
+        plans, pixels, features = encoded.plans, torch.empty(0, 3, *self.view_px, dtype=torch.uint8), None
         with name_errors(conversation.origin):
-            asked = None if reader is None else reader.read_questions(conversation, encoded.plans)
-            pixels, features = self._pixels(conversation, encoded), self._features(conversation, encoded)
-            return Sample(encoded, pixels, asked, features, self._layout(encoded))
-
-    def _layout(self, encoded: Encoded) -> GatherLayout | None:
-        if self.layouts is None:
-            return None
-        return self.layouts.make_sample_layout(encoded.plans, encoded.visual_positions, self.router)
-
-    def _features(self, conversation: Conversation, encoded: Encoded) -> Tensor | None:
-        if self.features is None:
-            return None
-        return self.features.read(conversation.visuals, encoded.plans)
+            questions = self.instruction_reader and self.instruction_reader.read_questions(conversation, plans)
+            if self.features is None:
+                visuals = zip(conversation.visuals, plans, strict=True)
+                pixels = torch.cat([pixels, *(self.render_visual(visual, routed.plan) for visual, routed in visuals)])
+            else:
+                features = self.features.read(conversation.visuals, plans)
+            layout = self.layouts and self.layouts.make_sample_layout(plans, encoded.visual_positions, self.router)
+            return Sample(encoded, pixels, questions, features, layout)
 
     def _get_encoding_settings(self) -> dict[str, Any]:
         return {
@@ -243,16 +237,8 @@ class Processor:
             "max_tokens": self.max_tokens,
         }
 
-    def _pixels(self, conversation: Conversation, encoded: Encoded) -> Tensor:
-        none = torch.empty(0, 3, *self.view_px, dtype=torch.uint8)
-        if self.features is not None:
-            return none
-        pairs = zip(conversation.visuals, encoded.plans, strict=True)
-        images = [self.render_visual(visual, routed.plan) for visual, routed in pairs]
-        return torch.cat([none, *images])
-
     def render_visual(self, visual: Visual, plan: VisualPlan) -> Tensor:
-        """uint8 (images, 3, h, w) of one visual; see `media.pixels_of`."""
+        """uint8 (images, 3, h, w) of one visual; see `media.visuals.render_visual_plan`."""
         return render_visual_plan(visual, plan, self.fill, images=self.images, video_reader=self.video_reader)
 
 

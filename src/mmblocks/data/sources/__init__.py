@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from mmblocks.conversation import Item
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.record_errors import name_errors
 from mmblocks.faults import Fault
 from mmblocks.registry import Registry
 
@@ -19,8 +19,8 @@ ItemT = TypeVar("ItemT", bound=Item)
 class Source(Protocol):
     """A fixed sequence of conversations or pairs; `source[i]` is the same every time.
 
-    It may also have `origin(i)`, where record i stands ("file:record 3", what the name of its conversation begins with),
-    and `is_made`: true where its settings alone decide its records, which no file then changes.
+    It may also have `describe_origin(i)`, where record i stands ("file:record 3", with which the origin of its conversation
+    begins), and `is_synthetic`: true where its settings alone decide its records, which no file then changes.
     """
 
     def __len__(self) -> int: ...
@@ -37,9 +37,9 @@ class SelfCheckedSource(Protocol):
 
 
 def describe_origin(source: Source, index: int) -> str | None:
-    """Where a record of a source stands, told without reading it; None where the source does not say."""
-    say = getattr(source, "describe_origin", None)
-    return None if say is None else say(index)
+    """Where a record of a source stands, without reading it; None where the source does not say."""
+    describe = getattr(source, "describe_origin", None)
+    return None if describe is None else describe(index)
 
 
 def is_synthetic(source: Source) -> bool:
@@ -48,7 +48,7 @@ def is_synthetic(source: Source) -> bool:
 
 
 class NamedRecords(Generic[ItemT]):
-    """What sources of files share: any error of a record names where it stands. They give `origin` and `_read`."""
+    """Base of sources of files: any error of a record names where it stands. They define `describe_origin` and `read_record`."""
 
     __slots__ = ()
 
@@ -58,16 +58,17 @@ class NamedRecords(Generic[ItemT]):
     def __getitem__(self, index: int) -> ItemT:
         number = range(len(self))[index]
         with name_errors(self.describe_origin(number)):
-            return self._read_record(number)
+            return self.read_record(number)
 
     def __iter__(self) -> Iterator[ItemT]:
         return (self[i] for i in range(len(self)))
 
     def describe_origin(self, number: int) -> str:
-        """Where record `number` stands, told without reading it."""
+        """Where record `number` stands, without reading it."""
         raise NotImplementedError
 
-    def _read_record(self, number: int) -> ItemT:
+    def read_record(self, number: int) -> ItemT:
+        """Record `number`, not yet counted from the end."""
         raise NotImplementedError
 
 

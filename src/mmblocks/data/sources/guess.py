@@ -1,4 +1,4 @@
-"""Which source reads a file, told by its name: what `data=FILE` on the command line means."""
+"""Which source reads a file, by its name: what `data=FILE` on the command line means."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ READERS = {
 }
 """Source by suffix; records of .json and .jsonl that hold messages go to "messages", those with two answers to "llava_pairs"."""
 GLIMPSE = 1 << 16
-"""Bytes of a JSON file that are looked at for the keys of its first record."""
+"""Bytes of a JSON file that are read for the keys of its first record."""
 
 
 def guess_source(path: str) -> dict[str, Any]:
@@ -49,26 +49,21 @@ def guess_sources(paths: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _guess_reader(path: Path) -> str:
-    """The source that reads a file: for JSON told by its first record, LLaVA's where that says nothing."""
+    """The source that reads a file: for JSON by its first record, LLaVA's where that does not decide."""
     usual = READERS[path.suffix.lower()]
     if usual != "llava_json" or not is_existing_path(path) or not path.is_file():
         return usual
     with path.open("rb") as file:
         head = file.read(GLIMPSE).decode("utf-8-sig", errors="ignore")
+    opening = re.match(r"\s*\[?\s*", head)
     try:
-        record = _first_record(head)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # its first record is longer than what was read, or is not JSON, which its source will say
+        record, _ = json.JSONDecoder().raw_decode(head, 0 if opening is None else opening.end())
+    except (ValueError, RecursionError):  # longer than what was read, or not JSON, which its source will say
         found = re.search(r'"(conversations|messages)"\s*:', head)
         return "messages" if found is not None and found[1] == "messages" else usual
     if isinstance(record, dict) and record.keys() & {"chosen", "rejected", "rejected_response"}:
         return "llava_pairs"
-    return "messages" if isinstance(record, list) or "messages" in record or "role" in record else usual
-
-
-def _first_record(head: str) -> Any:
-    opening = re.match(r"\s*\[?\s*", head)
-    record, _ = json.JSONDecoder().raw_decode(head, 0 if opening is None else opening.end())
-    return record if isinstance(record, dict | list) else {}
+    is_messages = isinstance(record, list) or (
+        isinstance(record, dict) and not record.keys().isdisjoint({"messages", "role"})
+    )
+    return "messages" if is_messages else usual

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmblocks.data.mixing.selection import ConcatenatedSource
+from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource
+from mmblocks.data.records.file_patterns import find_files
 from mmblocks.data.records.llava_json import read_llava
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.patterns import find_files
+from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import Source, sources
-from mmblocks.data.turns import Placement
 
 
 @sources.register("llava_json", source="https://github.com/haotian-liu/LLaVA")

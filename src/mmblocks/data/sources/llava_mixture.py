@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from mmblocks.data.mixing.selection import (
+from mmblocks.data.mixing.wrapped_sources import (
     ConcatenatedSource,
     PromptedSource,
     SourceSubset,
@@ -16,8 +16,8 @@ from mmblocks.data.mixing.selection import (
 )
 from mmblocks.data.records.llava_json import read_llava
 from mmblocks.data.records.named_media import MediaRoots
+from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import Source, sources
-from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.faults import Fault
 from mmblocks.settings import find_faults
@@ -59,8 +59,20 @@ class LlavaMixture(ConcatenatedSource):
         named = read_datasets(file)
         if lost := _list_missing_files(file, named):
             raise DataError("\n".join(lost))
-        settings = {"placement": placement, "frames_fps": frames_fps, "ignore": ignore}
-        parts = [_part(one, file.parent, (images, videos), (seed, i), settings) for i, one in enumerate(named)]
+        parts: list[Source] = []
+        for i, one in enumerate(named):
+            own_images = images if one.images is None else file.parent / one.images
+            own_videos = videos if one.videos is None else file.parent / one.videos
+            records = read_llava(
+                file.parent / one.json_path,
+                own_images,
+                video_root=own_videos,
+                placement=placement,
+                frames_fps=frames_fps,
+                ignore=ignore,
+            )
+            part = SourceSubset(records, choose_indices(len(records), one.sampling_strategy, (seed, i)))
+            parts.append(PromptedSource(part, one.prompt) if one.prompt else part)
         super().__init__(parts, [one.json_path for one in named])
 
     @staticmethod
@@ -75,22 +87,18 @@ class LlavaMixture(ConcatenatedSource):
 
 def read_datasets(file: Path) -> list[MixtureDataset]:
     """The entries of a mixture file. Raises one `ConfigError` that lists every fault with its place."""
-    raw = _parsed(file)
+    if not file.is_file():
+        raise DataError(f"{file}: there is no such file.")
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as cause:
+        raise DataError(f"{file}: not YAML: {cause}.") from cause
     entries = raw.get("datasets") if isinstance(raw, Mapping) else None
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{file}: there is no list 'datasets'; write datasets: and an entry with a json_path.")
     if faults := [fault for i, one in enumerate(entries) for fault in _find_entry_faults(one, f"datasets.{i}")]:
         raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults), faults=faults)
     return [MixtureDataset(**entry) for entry in entries]
-
-
-def _parsed(file: Path) -> Any:
-    if not file.is_file():
-        raise DataError(f"{file}: there is no such file.")
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as cause:
-        raise DataError(f"{file}: not YAML: {cause}.") from cause
 
 
 def _find_entry_faults(entry: object, where: str) -> Iterator[Fault]:
@@ -109,17 +117,3 @@ def _list_missing_files(file: Path, named: list[MixtureDataset]) -> list[str]:
         for path in (one.json_path, one.images, one.videos)
         if path is not None and not (file.parent / path).exists()
     ]
-
-
-def _part(
-    one: MixtureDataset,
-    folder: Path,
-    common: tuple[str | None, str | None],
-    seed: tuple[int, int],
-    settings: Mapping[str, Any],
-) -> Source:
-    images = common[0] if one.images is None else folder / one.images
-    videos = common[1] if one.videos is None else folder / one.videos
-    read = read_llava(folder / one.json_path, images, video_root=videos, **settings)
-    kept = SourceSubset(read, choose_indices(len(read), one.sampling_strategy, seed))
-    return PromptedSource(kept, one.prompt) if one.prompt else kept

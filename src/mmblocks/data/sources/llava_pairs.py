@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.conversation import PreferencePair
-from mmblocks.data.columns import Columns
-from mmblocks.data.mixing.selection import ConcatenatedSource
+from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource
+from mmblocks.data.records.columns import Columns
+from mmblocks.data.records.file_patterns import find_files
 from mmblocks.data.records.json_records import RecordLines, format_id, open_records
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.patterns import find_files
-from mmblocks.data.records.rows import RowReader
+from mmblocks.data.records.row_reader import RowReader
+from mmblocks.data.records.turns import Placement, Turn
 from mmblocks.data.sources import NamedRecords, Source, sources
-from mmblocks.data.turns import Placement, Turn
 from mmblocks.errors import DataError
 from mmblocks.keys import is_empty
 
@@ -71,23 +71,21 @@ class PairFile(NamedRecords[PreferencePair]):
     def describe_origin(self, number: int) -> str:
         return f"{self.path}:record {number}"
 
-    def _read_record(self, number: int) -> PreferencePair:
+    def read_record(self, number: int) -> PreferencePair:
         record = self.records[number]
         origin = f"{self.describe_origin(number)}{format_id(record)}"
         if not isinstance(record, Mapping):
             raise DataError(
                 f"{origin}: a record is an object with 'prompt', 'chosen' and 'rejected', not {record!r:.80}."
             )
-        return self._pair(self.reader.clean_row(record, origin), origin)
-
-    def _pair(self, row: Mapping[str, Any], origin: str) -> PreferencePair:
-        asked, chosen, rejected, used = self._read_turns(row, origin)
+        row = self.reader.clean_row(record, origin)
+        prompt, chosen, rejected, used = self._read_turns(row, origin)
         self.reader.columns.refuse_unread_keys(row, (*used, *self.reader.common_columns), origin)
-        if not asked or asked[-1].role != "user":
-            last = f"ends with a turn of the {asked[-1].role}" if asked else "is empty"
+        if not prompt or prompt[-1].role != "user":
+            last = f"ends with a turn of the {prompt[-1].role}" if prompt else "is empty"
             raise DataError(f"{origin}: its prompt {last}; end it with a question.")
         return PreferencePair(
-            *(self.reader.make_conversation([*asked, answer], row, origin) for answer in (chosen, rejected))
+            *(self.reader.make_conversation([*prompt, answer], row, origin) for answer in (chosen, rejected))
         )
 
     def _read_turns(self, row: Mapping[str, Any], origin: str) -> tuple[list[Turn], Turn, Turn, tuple[str, ...]]:
@@ -95,30 +93,24 @@ class PairFile(NamedRecords[PreferencePair]):
         reader, columns = self.reader, self.reader.columns
         column, turns = columns.find_value(row, "conversation", origin)
         if is_empty(turns):
-            asked, used = reader.read_question(row, origin)
-            if is_empty(columns.find_value(row, "question", origin)[1]) and _are_conversations(row):
-                return (*self._two_conversations(row, origin), (CHOSEN, REJECTED))
+            prompt, used = reader.read_question(row, origin)
+            are_conversations = all(isinstance(row.get(key), list) and len(row[key]) > 1 for key in (CHOSEN, REJECTED))
+            if is_empty(columns.find_value(row, "question", origin)[1]) and are_conversations:
+                chosen, rejected = (reader.to_turns(row[key], f"{origin}: {key!r}", key) for key in (CHOSEN, REJECTED))
+                if chosen[:-1] != rejected[:-1] or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
+                    raise DataError(
+                        f"{origin}: 'chosen' and 'rejected' differ in more than their last answer; write a 'prompt'."
+                    )
+                return chosen[:-1], chosen[-1], rejected[-1], (CHOSEN, REJECTED)
         else:
-            asked, used = reader.to_turns(turns, origin, column), columns.list_names("conversation")
+            prompt, used = reader.to_turns(turns, origin, column), columns.names["conversation"]
             if not is_empty(row.get(RESPONSE)):
-                return asked[:-1], asked[-1], self._read_answer(row, RESPONSE, origin), (*used, RESPONSE)
+                return prompt[:-1], prompt[-1], self._read_answer(row, RESPONSE, origin), (*used, RESPONSE)
         answers = self._read_answer(row, CHOSEN, origin), self._read_answer(row, REJECTED, origin)
-        return asked, *answers, (*used, CHOSEN, REJECTED)
+        return prompt, *answers, (*used, CHOSEN, REJECTED)
 
     def _read_answer(self, row: Mapping[str, Any], key: str, origin: str) -> Turn:
-        given = row.get(key)
-        if given is None:
+        answer = row.get(key)
+        if answer is None:
             raise DataError(f"{origin}: {key!r} is None; write a list with at least one turn, or a text.")
-        return self.reader.read_answer(given, key, f"{origin}: {key!r}", 0)
-
-    def _two_conversations(self, row: Mapping[str, Any], origin: str) -> tuple[list[Turn], Turn, Turn]:
-        chosen, rejected = (self.reader.to_turns(row[key], f"{origin}: {key!r}", key) for key in (CHOSEN, REJECTED))
-        if chosen[:-1] != rejected[:-1] or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
-            raise DataError(
-                f"{origin}: 'chosen' and 'rejected' differ in more than their last answer; write a 'prompt'."
-            )
-        return chosen[:-1], chosen[-1], rejected[-1]
-
-
-def _are_conversations(row: Mapping[str, Any]) -> bool:
-    return all(isinstance(row.get(key), list) and len(row[key]) > 1 for key in (CHOSEN, REJECTED))
+        return self.reader.read_answer(answer, key, f"{origin}: {key!r}", 0)

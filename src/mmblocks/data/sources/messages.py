@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-from mmblocks.data.columns import Columns
-from mmblocks.data.mixing.selection import ConcatenatedSource
+from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource
+from mmblocks.data.records.columns import Columns
+from mmblocks.data.records.file_patterns import find_files
 from mmblocks.data.records.json_records import open_records
 from mmblocks.data.records.llava_json import RecordFile
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.patterns import find_files
-from mmblocks.data.records.rows import RowReader
+from mmblocks.data.records.row_reader import RowReader
+from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import Source, sources
-from mmblocks.data.turns import Placement
 
 
 @sources.register("messages", source="https://platform.openai.com/docs/api-reference/chat")

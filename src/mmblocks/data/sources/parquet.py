@@ -6,19 +6,19 @@ from typing import Any
 
 from mmblocks._optional import import_optional
 from mmblocks.conversation import Conversation
-from mmblocks.data.columns import Columns
+from mmblocks.data.records.columns import Columns
+from mmblocks.data.records.file_patterns import find_files
 from mmblocks.data.records.json_records import format_id
 from mmblocks.data.records.named_media import MediaRoots
-from mmblocks.data.records.patterns import find_files
-from mmblocks.data.records.rows import RowReader
+from mmblocks.data.records.row_reader import RowReader
+from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import NamedRecords, sources
-from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.faults import Fault
 from mmblocks.keys import describe_unread_keys, is_empty
 
 BATCH_ROWS = 1000
-"""Rows of a column that are looked through at a time, to know whether it is empty."""
+"""Rows of a column that are read at a time, to find out whether it is empty."""
 
 
 @sources.register("parquet", source="https://github.com/huggingface/datasets")
@@ -58,7 +58,10 @@ class ParquetTable(NamedRecords[Conversation]):
                 f"source 'parquet': path={path!r} and hub={hub!r}; write one of them.", settings=["path", "hub"]
             )
         self.name = hub or ", ".join([path] if isinstance(path, str) else path or ())
-        table, folder = _load_from_hub(hub, config, split, cache) if hub else _load_from_files(path or "", split, cache)
+        if hub:
+            table, folder = _load_from_hub(hub, config, split, cache), Path()
+        else:
+            table, folder = _load_from_files(path or "", split, cache)
         columns = Columns(
             conversation_column, question_column, answer_column, image_column, video_column, system_column, ask, ignore
         )
@@ -66,7 +69,13 @@ class ParquetTable(NamedRecords[Conversation]):
             raise ConfigError(f"source 'parquet', {self.name}: {fault}")
         table = table.remove_columns([name for name in table.column_names if name in ignore])
         self._table = table.with_format("arrow")  # rows as they are stored: media stay bytes
-        self._refuse_unread(columns)
+        unread = []
+        for name in columns.list_unknown(table.column_names):
+            batches = self._table.select_columns(name).iter(BATCH_ROWS)
+            if any(not is_empty(value) for batch in batches for value in batch[name].to_pylist()):
+                unread.append(name)
+        if unread:
+            raise DataError(f"{self.name}: {describe_unread_keys(unread, columns.read, what='column')}")
         self._reader = RowReader(columns, MediaRoots.from_settings(folder, images, videos, frames_fps), placement)
 
     @staticmethod
@@ -75,23 +84,13 @@ class ParquetTable(NamedRecords[Conversation]):
         given = [name for name in ("path", "hub") if settings.get(name) is not None]
         return [] if len(given) == 1 else [Fault("", "source 'parquet': write either path or hub.")]
 
-    def _refuse_unread(self, columns: Columns) -> None:
-        """Raise `DataError` for columns that nothing reads and that hold something, before a row is asked for."""
-        strange = columns.list_unknown(self._table.column_names)
-        if held := [name for name in strange if self._has_values(name)]:
-            raise DataError(f"{self.name}: {describe_unread_keys(held, columns.read, what='column')}")
-
-    def _has_values(self, column: str) -> bool:
-        rows = self._table.select_columns(column).iter(BATCH_ROWS)
-        return any(not is_empty(value) for batch in rows for value in batch[column].to_pylist())
-
     def __len__(self) -> int:
         return len(self._table)
 
     def describe_origin(self, number: int) -> str:
         return f"{self.name}:row {number}"
 
-    def _read_record(self, number: int) -> Conversation:
+    def read_record(self, number: int) -> Conversation:
         row = self._table[number].to_pylist()[0]
         return self._reader.read(row, f"{self.describe_origin(number)}{format_id(row)}")
 
@@ -100,11 +99,11 @@ def _import_datasets() -> Any:
     return import_optional("datasets", extra="data", to="reading parquet files and data sets of the hub")
 
 
-def _load_from_hub(hub: str, config: str | None, split: str, cache: str | None) -> tuple[Any, Path]:
+def _load_from_hub(hub: str, config: str | None, split: str, cache: str | None) -> Any:
     library = _import_datasets()
     try:
-        return library.load_dataset(hub, config, split=split, cache_dir=cache), Path()
-    except Exception as cause:  # whatever a network, a hub and a script make of it
+        return library.load_dataset(hub, config, split=split, cache_dir=cache)
+    except Exception as cause:  # of the network, the hub or a script
         raise DataError(
             f"{hub}: cannot be loaded from the hub ({_take_first_line(cause)}); check its name, config and split."
         ) from cause

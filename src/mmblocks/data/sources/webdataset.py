@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.conversation import Conversation
-from mmblocks.data.columns import Columns
 from mmblocks.data.media.files import IMAGE_SUFFIXES, FileSlice, is_image_name, make_natural_key
-from mmblocks.data.mixing.selection import ConcatenatedSource
+from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource
+from mmblocks.data.records.columns import Columns
+from mmblocks.data.records.file_patterns import find_files
 from mmblocks.data.records.json_records import format_id, parse_json, refuse_duplicates
 from mmblocks.data.records.named_media import KINDS, MediaRoots
-from mmblocks.data.records.patterns import find_files
-from mmblocks.data.records.rows import RowReader
-from mmblocks.data.records.shards import Shard, open_shard
+from mmblocks.data.records.row_reader import RowReader
+from mmblocks.data.records.tar_shards import Shard, open_shard
+from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import NamedRecords, Source, sources
-from mmblocks.data.turns import Placement
 from mmblocks.errors import DataError
 from mmblocks.keys import describe_unread_keys, is_empty
 
@@ -24,7 +24,7 @@ READ = ("json", "txt", *(suffix[1:] for suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFI
 IMG2DATASET = frozenset(
     ["url", "status", "error_message", "original_width", "original_height", "exif", "sha256", "md5"]
 )
-"""What img2dataset notes of a download beside its image."""
+"""Keys that img2dataset writes beside a downloaded image."""
 
 
 @sources.register("webdataset", source="https://github.com/webdataset/webdataset")
@@ -40,7 +40,7 @@ def webdataset(
     path: a tar, several, a folder of them, or a pattern: "shards/{000..127}.tar". A sample's .json holds a record as
     `llava_json` or `messages` read it; without one its .txt is the answer to `ask`. Its images and videos (.jpg, .0.jpg,
     .mp4) are shown in the order of their names, and stand for those that the record names. keep_index: keep where members
-    lie in a file beside each tar, so that it need not be looked through again. ignore: keys, and suffixes of members, that
+    lie in a file beside each tar, so that it need not be scanned again. ignore: keys, and suffixes of members, that
     may be left out; others that nothing reads are refused.
     """
     files = find_files(path, within="*.tar")
@@ -62,14 +62,26 @@ class TarSamples(NamedRecords[Conversation]):
     def describe_origin(self, number: int) -> str:
         return f"{self.shard.path}:{self.shard.keys[number]}"
 
-    def _read_record(self, number: int) -> Conversation:
+    def read_record(self, number: int) -> Conversation:
         members, origin = self.shard.list_members(number), self.describe_origin(number)
-        said = _said(members)
-        origin += format_id(said)
-        row, media = self.reader.clean_row(said, origin), self._list_media(members, origin)
-        self._require_named(row, media, origin)
-        own = {name for kind in KINDS for name in self.reader.columns.list_names(kind)}
-        return self.reader.read({**{k: v for k, v in row.items() if k not in own}, **media}, origin)
+        record = {} if "json" not in members else _read_json_record(members["json"])
+        if (text := members.get("txt")) is not None:
+            try:
+                record = {**record, "txt": text.read().decode("utf-8").strip()}
+            except UnicodeDecodeError as cause:
+                raise DataError(f"{text}: not UTF-8 text ({cause.reason}); encode it again.") from cause
+        origin += format_id(record)
+        row, media = self.reader.clean_row(record, origin), self._list_media(members, origin)
+        columns = self.reader.columns
+        for kind in KINDS:
+            column, named = columns.find_value(row, kind, origin)
+            wanted, held = len(named) if isinstance(named, list) else 1, len(media.get(kind, ()))
+            if not is_empty(named) and held < (wanted if kind == "image" else 1):
+                raise DataError(
+                    f"{origin}: {column!r} names {wanted}, but the sample holds {held}; pack them into the tar."
+                )
+        replaced = {name for kind in KINDS for name in columns.names[kind]}
+        return self.reader.read({**{k: v for k, v in row.items() if k not in replaced}, **media}, origin)
 
     def _list_media(self, members: Mapping[str, FileSlice], origin: str) -> dict[str, list[FileSlice]]:
         """Images and videos of a sample in the order of their names. Raises `DataError` for members that nothing reads."""
@@ -81,25 +93,9 @@ class TarSamples(NamedRecords[Conversation]):
             raise DataError(f"{origin}: {describe_unread_keys(strange, READ, what='member')}")
         return {kind: [*found.values()] for kind, found in (("image", images), ("video", videos)) if found}
 
-    def _require_named(self, row: Mapping[str, Any], media: Mapping[str, list[FileSlice]], origin: str) -> None:
-        """Raise `DataError` where a record names more images or videos than lie in the tar: those stand for them."""
-        for kind in KINDS:
-            column, named = self.reader.columns.find_value(row, kind, origin)
-            wanted, held = len(named) if isinstance(named, list) else 1, len(media.get(kind, ()))
-            if not is_empty(named) and held < (wanted if kind == "image" else 1):
-                raise DataError(
-                    f"{origin}: {column!r} names {wanted}, but the sample holds {held}; pack them into the tar."
-                )
-
-
-def _said(members: Mapping[str, FileSlice]) -> dict[str, Any]:
-    """What the text members of a sample say."""
-    said = {} if (told := members.get("json")) is None else _read_json_record(told)
-    return said if (told := members.get("txt")) is None else {**said, "txt": _read_text(told)}
-
 
 def _read_json_record(part: FileSlice) -> dict[str, Any]:
-    """What a sample's JSON says, without what its making has left there."""
+    """The record in a sample's JSON, without what img2dataset adds."""
     record = parse_json(part.read(), str(part))
     if isinstance(record, list):
         return {"messages": record}
@@ -107,10 +103,3 @@ def _read_json_record(part: FileSlice) -> dict[str, Any]:
         raise DataError(f"{part}: it holds {record!r:.80}; write a record, or a list of messages.")
     refuse_duplicates(record, str(part))
     return {key: value for key, value in record.items() if key not in IMG2DATASET}
-
-
-def _read_text(part: FileSlice) -> str:
-    try:
-        return part.read().decode("utf-8").strip()
-    except UnicodeDecodeError as cause:
-        raise DataError(f"{part}: not UTF-8 text ({cause.reason}); encode it again.") from cause

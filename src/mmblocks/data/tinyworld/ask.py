@@ -35,10 +35,11 @@ def where(scene: Scene, rng: random.Random) -> QuestionAnswer:
 
 
 def left_right(scene: Scene, rng: random.Random) -> QuestionAnswer:
-    pair = _pair(scene, rng, "column")
-    if pair is None:
+    if len(scene.things) < 2:
         return None
-    one, other = pair
+    one, other = rng.sample(scene.things, 2)
+    if one.column == other.column:
+        return None
     side = "left" if one.column < other.column else "right"
     places = f"{one.name} {one.place}, {other.name} {other.place}"
     return f"Is the {one.name} left or right of the {other.name}?", f"{places}, so {side}"
@@ -144,11 +145,3 @@ def _shuffle_things(scene: Scene, rng: random.Random) -> list[Thing]:
 
 def _join_names(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _pair(scene: Scene, rng: random.Random, axis: str) -> tuple[Thing, Thing] | None:
-    """Two things of different row or column, in a random order."""
-    if len(scene.things) < 2:
-        return None
-    one, other = rng.sample(scene.things, 2)
-    return None if getattr(one, axis) == getattr(other, axis) else (one, other)

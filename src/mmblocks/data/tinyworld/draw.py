@@ -73,31 +73,20 @@ def _paint_shapes(marks: list[PlacedShape], background: Colour, size_px: tuple[i
     height, width = (side * OVERSAMPLE for side in size_px)
     canvas = Image.new("RGB", (width, height), background)
     pen = ImageDraw.Draw(canvas)
-    for shape, colour, y, x, radius in marks:
-        _paint_shape(pen, shape, colour, background, (y * height / 3, x * width / 3), radius * min(height, width) / 3)
+    for shape, colour, row, column, radius in marks:
+        y, x, r = row * height / 3, column * width / 3, radius * min(height, width) / 3
+        if shape in ("circle", "ring"):
+            pen.ellipse((x - r, y - r, x + r, y + r), colour)
+        if shape == "ring":
+            pen.ellipse((x - 0.5 * r, y - 0.5 * r, x + 0.5 * r, y + 0.5 * r), background)
+        elif shape == "square":
+            pen.rectangle((x - 0.86 * r, y - 0.86 * r, x + 0.86 * r, y + 0.86 * r), colour)
+        elif shape == "triangle":
+            pen.polygon([(x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)], colour)
+        elif shape == "cross":
+            pen.rectangle((x - 0.32 * r, y - r, x + 0.32 * r, y + r), colour)
+            pen.rectangle((x - r, y - 0.32 * r, x + r, y + 0.32 * r), colour)
     return np.asarray(canvas.reduce(OVERSAMPLE))
-
-
-def _paint_shape(
-    pen: ImageDraw.ImageDraw, shape: str, colour: Colour, background: Colour, centre: tuple[float, float], r: float
-) -> None:
-    y, x = centre
-
-    def make_box(half_height: float, half_width: float) -> tuple[float, float, float, float]:
-        return x - half_width, y - half_height, x + half_width, y + half_height
-
-    if shape == "circle":
-        pen.ellipse(make_box(r, r), colour)
-    elif shape == "ring":
-        pen.ellipse(make_box(r, r), colour)
-        pen.ellipse(make_box(0.5 * r, 0.5 * r), background)
-    elif shape == "square":
-        pen.rectangle(make_box(0.86 * r, 0.86 * r), colour)
-    elif shape == "triangle":
-        pen.polygon([(x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)], colour)
-    else:
-        pen.rectangle(make_box(r, 0.32 * r), colour)
-        pen.rectangle(make_box(0.32 * r, r), colour)
 
 
 def _add_noise(pixels: np.ndarray, rng: random.Random) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -76,17 +77,22 @@ def make_labelled_image(index: int, *, seed: int = 0, split: Split = "train") ->
     return draw.draw_image(scene, rng, draw.sample_size_px(rng)), np.concatenate([looks, np.indices(GRID)])
 
 
-def _make_caption(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
+def _make_still(
+    rng: random.Random,
+    split: Split,
+    turns: int,
+    kinds: Kinds,
+    *,
+    askers: Askers = ask.SINGLE,
+    counts: tuple[int, ...] = QUESTION_COUNTS,
+    small: bool = False,
+) -> tuple[list[Part], Turns]:
+    """Questions about one image; small: of small shapes in a large image."""
     scene, asked = _pose_questions(
-        _select_askers(ask.CAPTIONS, kinds), lambda _: sample_still(rng, split, CAPTION_COUNTS), rng, turns
+        _select_askers(askers, kinds), lambda _: sample_still(rng, split, counts), rng, turns
     )
-    return [_make_image_part(scene, rng)], asked
-
-
-def _make_single(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
-    scene, asked = _pose_questions(
-        _select_askers(ask.SINGLE, kinds), lambda _: sample_still(rng, split, QUESTION_COUNTS), rng, turns
-    )
+    if small:
+        return [{"type": "image", "image": draw.draw_small_shapes(scene, rng)}], asked
     return [_make_image_part(scene, rng)], asked
 
 
@@ -97,14 +103,6 @@ def _make_by_shape(rng: random.Random, split: Split, turns: int, _: Kinds) -> tu
         _select_askers(ask.SINGLE, kinds), lambda _: sample_still(rng, split, (2, 3, 4), looks), rng, turns
     )
     return [_make_image_part(scene, rng)], asked
-
-
-def _make_small(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
-    """The questions about single images, asked of small shapes in large images."""
-    scene, asked = _pose_questions(
-        _select_askers(ask.SINGLE, kinds), lambda _: sample_still(rng, split, QUESTION_COUNTS), rng, turns
-    )
-    return [{"type": "image", "image": draw.draw_small_shapes(scene, rng)}], asked
 
 
 def _make_multi(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
@@ -148,10 +146,10 @@ def _make_text(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[
 
 _MAKERS = {
     "text": _make_text,
-    "caption": _make_caption,
-    "single": _make_single,
+    "caption": partial(_make_still, askers=ask.CAPTIONS, counts=CAPTION_COUNTS),
+    "single": _make_still,
     "by_shape": _make_by_shape,
-    "small": _make_small,
+    "small": partial(_make_still, small=True),
     "multi": _make_multi,
     "video": _make_video,
 }

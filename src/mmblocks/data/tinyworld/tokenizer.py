@@ -1,7 +1,6 @@
 """A byte-level BPE tokenizer learned from TinyWorld's own words."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,20 +30,14 @@ def build_tokenizer(path: Path | None = None, *, vocab_size: int = 640, records:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_list_words(records), trainer)
-    if path is not None:
-        tokenizer.save(str(path))
-    return tokenizer
-
-
-def _list_words(records: int) -> Iterator[str]:
-    """Single words, spaced and bare, so that merges never join a word to its neighbour."""
-    found: set[str] = set()
+    texts = [ROLES]
     for task in TASKS:
         for index in range(records):
             for message in make_record(task, index)["messages"]:
-                texts = [part["text"] for part in message["content"] if part["type"] == "text"]
-                found.update(re.findall(r"[A-Za-z]+", " ".join(texts)))
-    found.update(re.findall(r"[A-Za-z]+", ROLES))
-    for word in sorted(found):
-        yield from (word, f" {word}")
+                texts += [part["text"] for part in message["content"] if part["type"] == "text"]
+    # Single words, spaced and bare, so that merges never join a word to its neighbour.
+    words = sorted({word for text in texts for word in re.findall(r"[A-Za-z]+", text)})
+    tokenizer.train_from_iterator((form for word in words for form in (word, f" {word}")), trainer)
+    if path is not None:
+        tokenizer.save(str(path))
+    return tokenizer

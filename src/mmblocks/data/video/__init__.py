@@ -1,11 +1,10 @@
-"""Clips: their shape without decoding them, and the frames a plan asks for. The one door to decord, PyAV, torchcodec.
+"""Videos: their shape without decoding them, and the frames of a plan. Only this package imports decord, PyAV, torchcodec.
 
-PyAV judges every video, counts its frames and decodes them: it alone can be asked whether FFmpeg found a frame, or one
-that it was predicted from, corrupt. torchcodec is asked last, for videos in a coding that the FFmpeg inside PyAV lacks
-and the system's may have. decord decodes where it is asked for (`reader="decord"`), the same pixels for 8-bit videos of
-even size, but wrong ones of damaged clips. `guarded.ClipReader` does the same as `video_shape` and `read_frames`, with
-a deadline and a memory bound. Videos are opened per call and nothing is kept: open readers do not survive the fork of a
-data worker.
+PyAV checks every video, counts its frames and decodes them: it alone says whether FFmpeg found a frame, or one that it was
+predicted from, corrupt. torchcodec comes last, for videos in a coding that the FFmpeg inside PyAV lacks and the system's
+may have. decord decodes with `reader="decord"`: the same pixels for 8-bit videos of even size, but wrong ones of damaged
+videos. `video_reader.VideoReader` does the same as `read_video_shape` and `read_frames`, with a deadline and a memory
+bound. Videos are opened per call and nothing is kept: open readers do not survive the fork of a data worker.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from mmblocks.data.media.files import FileSlice, describe_source
-from mmblocks.data.video.clip import CURE, NoDecoder, NoSuchFrame, VideoFile
+from mmblocks.data.video.container import CURE, NoDecoder, NoSuchFrame, VideoFile
 from mmblocks.data.video.frames_folder import is_frame_source, read_frame_files, read_frames_shape
 from mmblocks.data.video.index import VideoIndex, read_index
 from mmblocks.data.video.with_decord import DecordRefuses, read_decord
@@ -65,11 +64,21 @@ def read_frames(source: VideoSource, indices: Sequence[int], *, reader: ReaderNa
     if len(indices) == 0:
         return np.empty((0, *shape.size, 3), dtype=np.uint8)
     wanted = sorted(set(indices))
-    frames = (
-        _decode_with_torchcodec(video, shape, wanted, reader)
-        if index is None
-        else _decode_indexed(video, index, wanted, reader)
-    )
+    try:
+        if index is None and reader in ("decord", "pyav"):
+            raise NoDecoder(
+                f"{video.name}: {reader} cannot read this video (PyAV has no decoder for it); use reader='auto'."
+            )
+        if index is None or reader == "torchcodec":
+            frames = read_torchcodec(video, shape, wanted)
+        elif reader == "decord":
+            frames = read_decord(video, index, wanted)
+        else:
+            frames = read_pyav(video, index, wanted)
+    except (DecordRefuses, TorchcodecRefuses) as cause:
+        if index is None:
+            raise DataError(f"{video.name}: torchcodec breaks off ({cause}); {CURE}") from cause
+        raise DataError(f"{video.name}: {reader} cannot read this video ({cause}); use reader='pyav'.") from cause
     return frames[np.searchsorted(wanted, indices)]
 
 
@@ -83,31 +92,6 @@ def _read_shape_and_index(video: VideoFile) -> tuple[VisualShape, VideoIndex | N
         except TorchcodecRefuses as cause:
             raise NoDecoder(f"{fault} (torchcodec: {cause})") from cause
     return index.shape, index
-
-
-def _decode_indexed(video: VideoFile, index: VideoIndex, wanted: Sequence[int], reader: ReaderName) -> np.ndarray:
-    try:
-        if reader == "torchcodec":
-            return read_torchcodec(video, index.shape, wanted)
-        if reader == "decord":
-            return read_decord(video, index, wanted)
-    except (DecordRefuses, TorchcodecRefuses) as cause:
-        raise DataError(f"{video.name}: {reader} cannot read this video ({cause}); use reader='pyav'.") from cause
-    return read_pyav(video, index, wanted)
-
-
-def _decode_with_torchcodec(
-    video: VideoFile, shape: VisualShape, wanted: Sequence[int], reader: ReaderName
-) -> np.ndarray:
-    """A video that PyAV has no decoder for, by torchcodec."""
-    if reader in ("decord", "pyav"):
-        raise NoDecoder(
-            f"{video.name}: {reader} cannot read this video (PyAV has no decoder for it); use reader='auto'."
-        )
-    try:
-        return read_torchcodec(video, shape, wanted)
-    except TorchcodecRefuses as cause:
-        raise DataError(f"{video.name}: torchcodec breaks off ({cause}); {CURE}") from cause
 
 
 def _check_array(video: np.ndarray) -> np.ndarray:

@@ -17,30 +17,26 @@ _MOST_CODES = 4096
 def find_gif_fault(packet: bytes) -> str | None:
     """What is wrong with a packet of FFmpeg's GIF demuxer: blocks up to and with one image. None for a whole one."""
     try:
-        return _fault_of_blocks(packet)
+        at = 13 + _count_colour_bytes(packet[10]) if packet[:3] == b"GIF" else 0
+        while at < len(packet) and packet[at] != _TRAILER:
+            if packet[at] == _EXTENSION:
+                at = _read_sub_blocks(packet, at + 2)[1]
+            elif packet[at] == _IMAGE:
+                width, height = (int.from_bytes(packet[at + i : at + i + 2], "little") for i in (5, 7))
+                at += 10 + _count_colour_bytes(packet[at + 9])
+                codes, end = _read_sub_blocks(packet, at + 1)
+                if not _has_pixel_count(codes, packet[at], width * height):
+                    return f"its image does not come to {width * height} pixels"
+                at = end
+            else:
+                return f"block {packet[at]:#x} is none that GIF knows"
     except IndexError:
         return "its image is cut off"
-
-
-def _fault_of_blocks(data: bytes) -> str | None:
-    at = 13 + _count_colour_bytes(data[10]) if data[:3] == b"GIF" else 0
-    while at < len(data) and data[at] != _TRAILER:
-        if data[at] == _EXTENSION:
-            at = _read_sub_blocks(data, at + 2)[1]
-        elif data[at] == _IMAGE:
-            pixels = int.from_bytes(data[at + 5 : at + 7], "little") * int.from_bytes(data[at + 7 : at + 9], "little")
-            at += 10 + _count_colour_bytes(data[at + 9])
-            codes, end = _read_sub_blocks(data, at + 1)
-            if not _has_pixel_count(codes, data[at], pixels):
-                return f"its image does not come to {pixels} pixels"
-            at = end
-        else:
-            return f"block {data[at]:#x} is none that GIF knows"
     return None
 
 
 def _count_colour_bytes(flags: int) -> int:
-    """Bytes of the table of colours that these flags tell of."""
+    """Bytes of the table of colours that these flags describe."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
@@ -61,10 +57,15 @@ def _has_pixel_count(data: bytes, bits: int, wanted: int) -> bool:
     padded = np.frombuffer(data + bytes(4), np.uint8).astype(np.uint32)
     while not is_last:
         codes, begin, is_last, has_end = _read_codes(padded, 8 * len(data), begin, bits)
-        lengths = _compute_lengths(codes, clear)
-        if lengths is None:
+        # Pixels of a code: one, or one more than the code that its entry was made behind.
+        is_entry, number = codes > clear, np.arange(len(codes))
+        behind = np.where(is_entry, codes.astype(np.int64) - clear - 2, number)
+        if np.any(is_entry & (behind >= number)):
             return False
-        pixels += int(lengths.sum())
+        more = is_entry.astype(np.int64)
+        while np.any(more[behind] > 0):
+            more, behind = more + more[behind], behind[behind]
+        pixels += int((more + 1).sum())
     return pixels == wanted if has_end else pixels >= wanted
 
 
@@ -96,16 +97,3 @@ def _compute_widths(clear: int, known: int) -> np.ndarray:
     """Bits of the codes behind `known` ones: as the number of the entry that the table gets next has, 12 at most."""
     entry = clear + 2 + np.maximum(known + np.arange(_MOST_CODES) - 1, 0)
     return np.floor(np.log2(np.minimum(entry, _MOST_CODES - 1))).astype(np.int64) + 1
-
-
-def _compute_lengths(codes: np.ndarray, clear: int) -> np.ndarray | None:
-    """Pixels that each code stands for: one, or one more than the code that its entry was made behind."""
-    is_entry = codes > clear
-    number = np.arange(len(codes))
-    behind = np.where(is_entry, codes.astype(np.int64) - clear - 2, number)
-    if np.any(is_entry & (behind >= number)):
-        return None
-    more = is_entry.astype(np.int64)
-    while np.any(more[behind] > 0):
-        more, behind = more + more[behind], behind[behind]
-    return more + 1

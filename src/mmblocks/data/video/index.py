@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from av import VideoFrame
 
-from mmblocks.data.video.clip import (
+from mmblocks.data.video.container import (
     CURE,
     FrameDamage,
     VideoFile,
@@ -22,10 +22,14 @@ from mmblocks.data.video.clip import (
     make_decoder,
     open_video,
 )
+from mmblocks.data.video.frame_times import FramePace, compute_pace
 from mmblocks.data.video.packets import PacketFacts, demux_packets, find_last_duration, has_fresh_keys, is_in_order
-from mmblocks.data.video.times import FramePace, compute_pace
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size, VisualShape
+
+# Demuxers that find a key frame by when it is shown. The others look for when it is decoded; the earlier of both times
+# never overshoots.
+_SEEK_BY_SHOWING = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
 
 class KeyFrame(NamedTuple):
@@ -48,7 +52,7 @@ class FrameEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VideoIndex:
-    """What demuxing tells. `entries` (times ascending) number the frames; where it is empty, only decoding can."""
+    """The facts from demuxing. `entries` (times ascending) number the frames; where it is empty, only decoding can."""
 
     container: str
     codec: str
@@ -78,48 +82,48 @@ class VideoIndex:
 
 
 def read_index(video: VideoFile) -> VideoIndex:
-    """Read a clip's packets without decoding them. Raises `DataError` for a file that holds no video."""
+    """Read a video's packets without decoding them. Raises `DataError` for a file that holds no video."""
     with open_video(video) as (container, stream):
         packets, first = demux_packets(container, stream, video)
         container_name, codec, promised = container.format.name, stream.codec_context.name, stream.frames
-        said_fps, unit = float(stream.average_rate or stream.guessed_rate or 1), stream.time_base or Fraction(1)
+        header_fps, unit = float(stream.average_rate or stream.guessed_rate or 1), stream.time_base or Fraction(1)
         # AVI holds no times of showing, and those FFmpeg makes up are wrong for reordered H.264 and packed Xvid.
         guessed = container_name == "avi" and stream.codec_context.has_b_frames
     if "mov" in container_name and promised > len(packets):
-        _refuse_if_cut(video, promised)
+        # An edit list may leave frames out; read without it, every promised frame is there unless the file is cut.
+        with open_video(video, ignore_editlist="1") as (container, stream):
+            num_packets = len(demux_packets(container, stream, video)[0])
+        if promised > num_packets:
+            raise DataError(
+                f"{video.name}: cut off, its header promises {promised} frames and {num_packets} are there; {CURE}"
+            )
     if not packets:
         raise DataError(f"{video.name}: the video has no frames; drop the record or record the video again.")
-    keys = _keys(packets, container_name)
+    shown = [(p.time, p.dts) for p in packets if p.is_key and p.time is not None]
+    if container_name in _SEEK_BY_SHOWING:
+        keys = sorted(KeyFrame(time, time) for time, _ in shown)
+    else:
+        keys = sorted(KeyFrame(time, time if dts is None else min(time, dts)) for time, dts in shown)
     entries = () if guessed or first is None else _list_entries(packets, keys)
     if entries:
         times = [entry.time for entry in entries]
-        num_frames, pace = len(times), compute_pace(times, find_last_duration(packets, times), unit, said_fps)
+        num_frames, pace = len(times), compute_pace(times, find_last_duration(packets, times), unit, header_fps)
     else:
-        first, counted = _decode_all_frames(video, said_fps)
-        num_frames, pace = (
-            len(counted),
-            FramePace(said_fps, None) if guessed else _compute_decoded_pace(counted, unit, said_fps),
-        )
+        first, counted = _decode_all_frames(video, header_fps)
+        # The frames are in the order in which they come out; their times may repeat or step back for a moment.
+        times = [time for time in counted if time is not None]
+        if guessed or len(times) < len(counted) or times[-1] < max(times):
+            num_frames, pace = len(counted), FramePace(header_fps, None)
+        else:
+            num_frames, pace = len(counted), compute_pace(list(accumulate(times, max)), 0, unit, header_fps)
     assert first is not None
     turns, fresh = count_quarter_turns(first), bool(entries) and has_fresh_keys(packets)
     size = compute_frame_size(first, turns)
     return VideoIndex(container_name, codec, size, turns, num_frames, pace, entries, tuple(keys), fresh)
 
 
-# Demuxers that find a key frame by when it is shown. The others look for when it is decoded; the earlier of both times
-# never overshoots.
-_SEEK_BY_SHOWING = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-
-
-def _keys(packets: Sequence[PacketFacts], container: str) -> list[KeyFrame]:
-    found = [(p.time, p.dts) for p in packets if p.is_key and p.time is not None]
-    if container in _SEEK_BY_SHOWING:
-        return sorted(KeyFrame(time, time) for time, _ in found)
-    return sorted(KeyFrame(time, time if dts is None else min(time, dts)) for time, dts in found)
-
-
 def _list_entries(packets: Sequence[PacketFacts], keys: Sequence[KeyFrame]) -> tuple[FrameEntry, ...]:
-    """The frames, or none where packets do not tell them. What precedes the first key frame cannot be decoded."""
+    """The frames, or none where the packets do not determine them. Frames before the first key frame cannot be decoded."""
     if not keys or not is_in_order(packets):
         return ()
     entries: list[FrameEntry] = []
@@ -132,16 +136,6 @@ def _list_entries(packets: Sequence[PacketFacts], keys: Sequence[KeyFrame]) -> t
             entries.append(FrameEntry(packet.time, decoded_to))
     entries.sort()
     return () if len({entry.time for entry in entries}) < len(entries) else tuple(entries)
-
-
-def _refuse_if_cut(video: VideoFile, promised: int) -> None:
-    """An edit list may leave frames out; read without it, every promised frame is there unless the file is cut."""
-    with open_video(video, ignore_editlist="1") as (container, stream):
-        packets, _ = demux_packets(container, stream, video)
-    if promised > len(packets):
-        raise DataError(
-            f"{video.name}: cut off, its header promises {promised} frames and {len(packets)} are there; {CURE}"
-        )
 
 
 def _decode_all_frames(video: VideoFile, fps: float) -> tuple[VideoFrame, list[int | None]]:
@@ -157,11 +151,3 @@ def _decode_all_frames(video: VideoFile, fps: float) -> tuple[VideoFrame, list[i
     if first is None:
         raise DataError(f"{video.name}: no frame of the video can be decoded; {CURE}")
     return first, times
-
-
-def _compute_decoded_pace(counted: Sequence[int | None], unit: Fraction, said_fps: float) -> FramePace:
-    """The pace of frames in the order in which they come out, whose times may repeat or step back for a moment."""
-    times = [time for time in counted if time is not None]
-    if len(times) < len(counted) or times[-1] < max(times):
-        return FramePace(said_fps, None)
-    return compute_pace(list(accumulate(times, max)), 0, unit, said_fps)

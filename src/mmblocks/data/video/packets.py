@@ -1,16 +1,16 @@
-"""The packets of a clip's image: when each is shown and decoded, and what it is to the decoder."""
+"""The packets of a video stream: when each is shown and decoded, and what it is to the decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from av import Packet, VideoFrame
+from av import VideoFrame
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from mmblocks.data.video.clip import CURE, VideoFile, format_moment, summarize_error
+from mmblocks.data.video.container import CURE, VideoFile, format_moment, summarize_error
 from mmblocks.data.video.gif import find_gif_fault
 from mmblocks.errors import DataError
 
@@ -29,7 +29,7 @@ class PacketFacts(NamedTuple):
 def demux_packets(
     container: InputContainer, stream: VideoStream, video: VideoFile
 ) -> tuple[list[PacketFacts], VideoFrame | None]:
-    """All packets of the image and, decoded from the first key frame on, the first frame."""
+    """All packets of the video stream and, decoded from the first key frame on, the first frame."""
     packets: list[PacketFacts] = []
     first, decodable = None, False
     try:
@@ -38,8 +38,13 @@ def demux_packets(
                 where = _format_packet_moment(packets, stream, len(packets))
                 raise DataError(f"{video.name}: cut off or damaged at {where}; {CURE}")
             if packet.size:
-                packets.append(_facts(packet, stream))
-                fault = find_gif_fault(bytes(packet)) if stream.codec_context.name == "gif" else None
+                codec, extradata = stream.codec_context.name, stream.codec_context.extradata or b""
+                # Edit lists hide frames, and VP8 has frames that only others refer to (RFC 6386, 9.1: show_frame).
+                shown = not packet.is_discard and (codec != "vp8" or bool(memoryview(packet)[0] & 0x10))
+                fresh = packet.is_keyframe and (codec != "h264" or _has_idr(bytes(packet), extradata))
+                times = packet.pts, packet.dts, packet.duration or 0
+                packets.append(PacketFacts(*times, packet.is_keyframe, fresh, shown))
+                fault = find_gif_fault(bytes(packet)) if codec == "gif" else None
                 if fault:
                     where = _format_packet_moment(packets, stream, len(packets) - 1)
                     raise DataError(f"{video.name}: cut off or damaged at {where}: {fault}; {CURE}")
@@ -59,14 +64,6 @@ def _format_packet_moment(packets: Sequence[PacketFacts], stream: VideoStream, n
     return format_moment(number, float((times[-1] - min(times)) * unit) if times and unit else None)
 
 
-def _facts(packet: Packet[VideoStream], stream: VideoStream) -> PacketFacts:
-    context = stream.codec_context
-    # Edit lists hide frames, and VP8 has frames that only others refer to (RFC 6386, 9.1: show_frame).
-    shown = not packet.is_discard and (context.name != "vp8" or bool(memoryview(packet)[0] & 0x10))
-    fresh = packet.is_keyframe and (context.name != "h264" or _has_idr(bytes(packet), context.extradata or b""))
-    return PacketFacts(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, fresh, shown)
-
-
 def _has_idr(data: bytes, avcc: bytes) -> bool:
     """Whether an H.264 packet of mp4 or Matroska (units behind their lengths, ISO 14496-15) holds an IDR image."""
     if len(avcc) < 5 or avcc[0] != 1:
@@ -82,7 +79,7 @@ def _has_idr(data: bytes, avcc: bytes) -> bool:
 
 
 def find_last_duration(packets: Sequence[PacketFacts], times: Sequence[int]) -> float:
-    """For how long the frame with the last of these times is shown; 0 where packets do not tell.
+    """For how long the frame with the last of these times is shown; 0 where the packets do not say.
 
     How long a packet lasts is the time up to the next one that is decoded. Where frames are reordered, that is not what
     is shown next: a long time is believed only of the packet that is decoded last.

@@ -1,4 +1,4 @@
-"""Clips that are not to be opened again: a JSON-lines file that people may edit."""
+"""Videos that are not to be opened again: a JSON-lines file that people may edit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmblocks.data.records.lines import append_lines, read_lines
+from mmblocks.data.records.json_lines import append_lines, read_lines
 
 
 class VideoLocation(NamedTuple):
@@ -28,7 +28,7 @@ class Quarantine:
     list: Path
 
     def find_line(self, place: VideoLocation) -> dict[str, Any] | None:
-        """What is known against a video, None for nothing. Lines that other processes add are seen at once."""
+        """The line of a video, None where there is none. Lines that other processes add are seen at once."""
         try:
             state = self.list.stat()
         except FileNotFoundError:
@@ -37,7 +37,7 @@ class Quarantine:
         return lines.get(_make_key(place)) if lines else None
 
     def add_video(self, place: VideoLocation, reason: str) -> bool:
-        """Note a video, unless its file is not there (any more)."""
+        """Add a video to the list, unless its file does not exist (any more)."""
         video, size, mtime_ns = key = _make_key(place)
         if key != (video, *_NO_FILE):
             when = datetime.now(UTC).isoformat(timespec="seconds")

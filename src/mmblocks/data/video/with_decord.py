@@ -14,7 +14,7 @@ from types import ModuleType
 
 import numpy as np
 
-from mmblocks.data.video.clip import VideoFile
+from mmblocks.data.video.container import VideoFile
 from mmblocks.data.video.index import VideoIndex
 
 # Where decord 0.6 was found to hit the asked frames: it seeks MPEG-TS a whole group of images too far, is some frames

@@ -14,7 +14,7 @@ import numpy as np
 from av import VideoFrame
 from av.error import FFmpegError
 
-from mmblocks.data.video.clip import (
+from mmblocks.data.video.container import (
     CURE,
     FrameDamage,
     VideoFile,
@@ -45,27 +45,31 @@ class _WantedGroup(NamedTuple):
 
 def read_pyav(video: VideoFile, index: VideoIndex, wanted: Sequence[int]) -> np.ndarray:
     """The wanted frames (frames, height, width, 3), which ascend: by seeking, and from the start where that fails."""
-    if not index.entries:
-        found = _read_by_counting(video, index, wanted)
-    else:
-        groups = _groups(index, wanted)
+    found: dict[int, np.ndarray] = {}
+    if index.entries:
+        groups = []
+        for key, group in groupby(wanted, key=index.find_key_frame):
+            numbers = tuple(group)
+            end = max(index.entries[i].decoded_to for i in numbers)
+            groups.append(_WantedGroup(key.seek_to, key.time, end, numbers))
         found = _read_by_seeking(video, index, groups)
-        missing = [group for group in groups if any(number not in found for number in group.wanted)]
-        found |= _read_from_the_start(video, index, missing) if missing else {}
+        if missing := [group for group in groups if any(number not in found for number in group.wanted)]:
+            with open_video(video) as (container, stream):
+                found |= _pick_frames(decode_frames(container, stream, make_decoder(stream)), missing, index, video)
+    else:  # by their place in the order of showing; the index has decoded them all and found them sound
+        with open_video(video) as (container, stream):
+            frames = decode_frames(container, stream, make_decoder(stream))
+            for number, frame in enumerate(frame for frame in frames if not isinstance(frame, FrameDamage)):
+                if number in wanted:
+                    found[number] = _to_pixels(frame, number, index, video)
+                if number == wanted[-1]:
+                    break
     for number in wanted:
         if number not in found:
             raise DataError(
                 f"{video.name}: {index.describe_frame(number)} of {index.num_frames} cannot be decoded; {CURE}"
             )
     return np.stack([found[i] for i in wanted])
-
-
-def _groups(index: VideoIndex, wanted: Sequence[int]) -> list[_WantedGroup]:
-    groups = []
-    for key, of_key in groupby(wanted, key=index.find_key_frame):
-        numbers = tuple(of_key)
-        groups.append(_WantedGroup(key.seek_to, key.time, max(index.entries[i].decoded_to for i in numbers), numbers))
-    return groups
 
 
 def _read_by_seeking(video: VideoFile, index: VideoIndex, groups: Sequence[_WantedGroup]) -> dict[int, np.ndarray]:
@@ -83,46 +87,26 @@ def _read_by_seeking(video: VideoFile, index: VideoIndex, groups: Sequence[_Want
     return found
 
 
-def _read_from_the_start(video: VideoFile, index: VideoIndex, groups: Sequence[_WantedGroup]) -> dict[int, np.ndarray]:
-    with open_video(video) as (container, stream):
-        return _pick_frames(decode_frames(container, stream, make_decoder(stream)), groups, index, video)
-
-
 def _pick_frames(
     frames: Iterator[VideoFrame | FrameDamage], groups: Sequence[_WantedGroup], index: VideoIndex, video: VideoFile
 ) -> dict[int, np.ndarray]:
-    """The wanted frames by number. Raises `_Damaged` where something is wrong with what they are decoded from."""
+    """The wanted frames by number. Raises `_DamagedVideo` where something is wrong with what they are decoded from."""
     numbers = {index.entries[number].time: number for group in groups for number in group.wanted}
     found: dict[int, np.ndarray] = {}
     for frame in frames:
         if isinstance(frame, FrameDamage):
             for group in groups:
                 if frame.time is None or group.begin <= frame.time <= group.end:
-                    raise _make_damage_error(video, index, group, frame)
+                    at = frame.time or 0
+                    goal = next((i for i in group.wanted if index.entries[i].decoded_to >= at), group.wanted[-1])
+                    number = goal if frame.time is None else index.find_frame(frame.time)
+                    needed = "" if number == goal else f", which frame {goal} is decoded from"
+                    where = f"{index.describe_frame(number)}{needed}"
+                    raise _DamagedVideo(f"{video.name}: damaged at {where} ({frame.reason}); {CURE}")
         elif frame.pts is not None:
             if frame.pts in numbers:
                 found[numbers[frame.pts]] = _to_pixels(frame, numbers[frame.pts], index, video)
             if frame.pts >= groups[-1].end:
-                break
-    return found
-
-
-def _make_damage_error(video: VideoFile, index: VideoIndex, group: _WantedGroup, damage: FrameDamage) -> _DamagedVideo:
-    asked = next((i for i in group.wanted if index.entries[i].decoded_to >= (damage.time or 0)), group.wanted[-1])
-    number = asked if damage.time is None else index.find_frame(damage.time)
-    needed = "" if number == asked else f", which frame {asked} is decoded from"
-    return _DamagedVideo(f"{video.name}: damaged at {index.describe_frame(number)}{needed} ({damage.reason}); {CURE}")
-
-
-def _read_by_counting(video: VideoFile, index: VideoIndex, wanted: Sequence[int]) -> dict[int, np.ndarray]:
-    """Frames by their place in the order of showing. The index has decoded them all and found them sound."""
-    numbers, found = set(wanted), {}
-    with open_video(video) as (container, stream):
-        frames = decode_frames(container, stream, make_decoder(stream))
-        for number, frame in enumerate(frame for frame in frames if not isinstance(frame, FrameDamage)):
-            if number in numbers:
-                found[number] = _to_pixels(frame, number, index, video)
-            if number == wanted[-1]:
                 break
     return found
 

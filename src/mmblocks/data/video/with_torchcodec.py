@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmblocks.data.video.clip import VideoFile
+from mmblocks.data.video.container import VideoFile
 from mmblocks.shapes import Size, VisualShape
 
 
@@ -20,10 +20,10 @@ class TorchcodecRefuses(Exception):
 
 
 def read_torchcodec_shape(video: VideoFile) -> VisualShape:
-    """What `video_shape` says, by torchcodec alone. Raises `TorchcodecRefuses`."""
+    """As `read_video_shape`, by torchcodec alone. Raises `TorchcodecRefuses`."""
     decoder = _open_decoder(video)
     try:
-        first = _read_frames_at(decoder, [0])
+        first = decoder.get_frames_at([0]).data.numpy()
         num_frames, fps = int(decoder.metadata.num_frames), float(decoder.metadata.average_fps or 1)
     except Exception as cause:  # RuntimeError, IndexError, TypeError of missing metadata: all mean no
         raise TorchcodecRefuses(_take_first_line(cause)) from cause
@@ -35,7 +35,8 @@ def read_torchcodec(video: VideoFile, shape: VisualShape, wanted: Sequence[int])
     decoder = _open_decoder(video)
     try:
         num_frames = decoder.metadata.num_frames
-        frames = _read_frames_at(decoder, list(wanted)) if num_frames == shape.num_frames else None
+        is_same = num_frames == shape.num_frames
+        frames = decoder.get_frames_at(list(wanted)).data.numpy() if is_same else None
     except (
         Exception
     ) as cause:  # RuntimeError for the most part: it cannot seek raw streams, and loses AVI's last frames
@@ -57,10 +58,6 @@ def _open_decoder(video: VideoFile) -> Any:
         return decoders.VideoDecoder(content, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     except Exception as cause:  # ImportError, OSError, RuntimeError: it looks for FFmpeg's libraries when first used
         raise TorchcodecRefuses(_take_first_line(cause)) from cause
-
-
-def _read_frames_at(decoder: Any, wanted: list[int]) -> np.ndarray:
-    return decoder.get_frames_at(wanted).data.numpy()
 
 
 def _take_first_line(cause: Exception) -> str:

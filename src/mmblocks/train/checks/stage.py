@@ -11,7 +11,7 @@ from typing import Any
 from mmblocks.components import ChatTemplate, templates
 from mmblocks.conversation import PreferencePair
 from mmblocks.data.mixing.entries import find_entry_faults, split_entry
-from mmblocks.data.records.patterns import list_unmatched
+from mmblocks.data.records.file_patterns import list_unmatched
 from mmblocks.data.sources import SelfCheckedSource, sources
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.faults import Fault
@@ -126,7 +126,7 @@ def _find_template_faults(key: str, stage: Mapping[str, Any], seen: DryBuild) ->
         if seen.backbone is not None and find_local_tokenizer(seen.backbone) is not None and not is_unread:
             yield from find_template_faults(f"{key}.template", own, seen.backbone.text_tokenizer)
     if stage.get("targets") == "original" and template is not None:
-        from mmblocks.data.sample.original_masks import make_original_spans
+        from mmblocks.data.sample.original_targets import make_original_spans
 
         try:
             make_original_spans(template, [], _EmptyTokenizer())

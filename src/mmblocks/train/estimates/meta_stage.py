@@ -12,7 +12,7 @@ import torch
 
 from mmblocks.batch import Batch, Instructions, Packing, RowIndex
 from mmblocks.components import needs_text
-from mmblocks.data.sample.layout import GatherLayoutBuilder, map_batch_views, prepare_backward
+from mmblocks.data.sample.gather_layout import GatherLayoutBuilder, map_batch_views, prepare_backward
 from mmblocks.model.budget import parse_visual_shape
 from mmblocks.model.build import build_from_spec, build_router, set_dtype
 from mmblocks.model.costs.activations import ActivationMemory, count_activations

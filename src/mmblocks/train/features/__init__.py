@@ -11,8 +11,8 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from mmblocks.data.mixing.broken import Policy
 from mmblocks.data.mixing.mixture import Draws, Mixture
+from mmblocks.data.mixing.skipped_records import Policy
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision

@@ -15,7 +15,7 @@ import numpy as np
 from mmblocks.conversation import Visual
 from mmblocks.data.media.files import describe_source
 from mmblocks.data.mixing.mixture import Draws, Mixture, list_distinct_draws
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.model.onevision import OneVision

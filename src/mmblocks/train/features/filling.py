@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmblocks.conversation import Conversation, Visual
-from mmblocks.data.mixing.broken import Policy
 from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, list_distinct_draws
-from mmblocks.data.record_faults import name_errors
+from mmblocks.data.mixing.skipped_records import Policy
+from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
 from mmblocks.model.onevision import OneVision

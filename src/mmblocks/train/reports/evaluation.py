@@ -16,7 +16,7 @@ import torch
 from mmblocks.batch import IGNORE, Batch
 from mmblocks.conversation import Conversation, PreferencePair
 from mmblocks.data import tinyworld
-from mmblocks.data.fingerprints import Fingerprints, fingerprint_draws
+from mmblocks.data.mixing.fingerprints import Fingerprints, fingerprint_draws
 from mmblocks.data.mixing.mixture import Draws, Mixture
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.encode import Targets, TooLong

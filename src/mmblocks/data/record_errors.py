@@ -40,9 +40,9 @@ def name_errors(origin: str) -> Iterator[None]:
         yield
     except DataError as fault:
         _check_machine_error(fault, origin)
-        said = str(fault)
-        text = to_printable(said if said.startswith((origin, to_printable(origin))) else f"{origin}: {said}")
-        if text == said:
+        message = str(fault)
+        text = to_printable(message if message.startswith((origin, to_printable(origin))) else f"{origin}: {message}")
+        if text == message:
             raise
         raise type(fault)(text) from fault
     except (MMBlocksError, ImportError):
@@ -55,12 +55,12 @@ def name_errors(origin: str) -> Iterator[None]:
 
 
 def split_reason(fault: DataError, origin: str) -> tuple[str, str]:
-    """What an error says, parted: where the record stands, with its id where it has one, and what is wrong with it."""
-    said = str(fault)
-    rest = said.removeprefix(to_printable(origin))
+    """The two halves of an error: where the record stands, with its id where it has one, and what is wrong with it."""
+    message = str(fault)
+    rest = message.removeprefix(to_printable(origin))
     found = _AFTER_ORIGIN.match(rest)
-    if rest == said or found is None:
-        return to_printable(origin), said
+    if rest == message or found is None:
+        return to_printable(origin), message
     return to_printable(origin) + (found[1] or ""), rest[found.end() :]
 
 
@@ -75,28 +75,20 @@ def to_printable(text: str) -> str:
 
 def _format_reason(cause: BaseException) -> str:
     """What happened, by the error's own name, where, and what to do."""
-    name, said = type(cause).__name__, str(cause).strip()
+    name, message = type(cause).__name__, str(cause).strip()
     if isinstance(cause, MemoryError):
-        said = f"{said} it takes more memory than there is".strip()
+        message = f"{message} it takes more memory than there is".strip()
     if isinstance(cause, RecursionError):
-        said = "it is nested too deeply"
-    what = f"{name}: {said.rstrip('.')}" if said else name
+        message = "it is nested too deeply"
+    what = f"{name}: {message.rstrip('.')}" if message else name
+    package = Path(__file__).parents[1]
+    files = [(Path(frame.f_code.co_filename), line) for frame, line in walk_tb(cause.__traceback__)]
+    ours = [(file, line) for file, line in files if file.is_relative_to(package) and str(file) != __file__]
+    where = f" ({ours[-1][0].relative_to(package)}:{ours[-1][1]})" if ours else ""
     return (
-        f"{what}{_place(cause)}. Mend the record or drop it; if nothing is wrong with "
+        f"{what}{where}. Mend the record or drop it; if nothing is wrong with "
         "it, please report this as a mistake of mmblocks."
     )
-
-
-def _place(cause: BaseException) -> str:
-    """' (file:line)' of our line that met the error; nothing where there is none."""
-    package = Path(__file__).parents[1]
-    lines = [
-        (Path(frame.f_code.co_filename), line)
-        for frame, line in walk_tb(cause.__traceback__)
-        if frame.f_code.co_filename != __file__
-    ]
-    ours = [(file, line) for file, line in lines if file.is_relative_to(package)]
-    return f" ({ours[-1][0].relative_to(package)}:{ours[-1][1]})" if ours else ""
 
 
 def _check_machine_error(cause: BaseException, origin: str) -> None:

@@ -1,4 +1,4 @@
-"""A video opened by PyAV: the container, its image, its frames one after another; all errors name the file."""
+"""A video opened by PyAV: the container, its video stream, its frames one after another; all errors name the file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class NoDecoder(DataError):
 
 
 class NotVideoFault(DataError):
-    """No fault of the clip's content: the file may not be opened, say."""
+    """No fault of the video's content: the file may not be opened, say."""
 
 
 class NoSuchFrame(NotVideoFault):
@@ -64,7 +64,7 @@ class VideoFile:
     content: bytes | Path
 
     @classmethod
-    def from_source(cls, source: Any) -> VideoFile:
+    def from_source(cls, source: object) -> VideoFile:
         name = describe_source(source, "video")
         if isinstance(source, FileSlice):
             source = source.read()
@@ -83,7 +83,7 @@ class VideoFile:
 
 @contextmanager
 def open_video(video: VideoFile, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its image. FFmpeg gets a file object and no leave to open any other."""
+    """The container and its video stream. FFmpeg gets a file object and may not open any other."""
     with video.open() as file:
         try:
             container = av.open(
@@ -95,36 +95,30 @@ def open_video(video: VideoFile, **options: str) -> Iterator[tuple[InputContaine
                 **_METADATA,
             )
         except Exception as cause:  # FFmpegError for the most part, but metadata may raise anything
-            why = "an image, a playlist or something unknown" if _is_unlisted(cause) else summarize_error(cause)
+            is_unlisted = isinstance(cause, FFmpegError) and cause.errno == EINVAL
+            why = "an image, a playlist or something unknown" if is_unlisted else summarize_error(cause)
             raise DataError(
                 f"{video.name}: not a video, or its end is missing ({why}); pass a video file (mp4, webm, mkv, avi, gif)."
             ) from cause
         with container:
-            yield container, _find_video_stream(container, video)
-
-
-def _is_unlisted(cause: Exception) -> bool:
-    return isinstance(cause, FFmpegError) and cause.errno == EINVAL
+            stream = container.streams.best("video")
+            if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+                kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "a header"
+                raise DataError(f"{video.name}: there is no video stream, only {kinds}; pass a video with an image.")
+            if stream.codec_context is None:  # FFmpeg has no decoder for it, or the header is damaged
+                raise NoDecoder(
+                    f"{video.name}: its image is in a coding that cannot be decoded; re-encode it, to H.264 say."
+                )
+            _configure_decoder(stream.codec_context)
+            yield container, stream
 
 
 def summarize_error(cause: Exception) -> str:
     return getattr(cause, "strerror", None) or str(cause)  # FFmpeg's words, without its number and the file again
 
 
-def _refuse_open(url: str, *_: Any) -> NoReturn:
+def _refuse_open(url: str, *_: object) -> NoReturn:
     raise PermissionError(f"a video may not open other files: {url}")
-
-
-def _find_video_stream(container: InputContainer, video: VideoFile) -> VideoStream:
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-        raise DataError(
-            f"{video.name}: there is no video stream, only {_kinds(container)}; pass a video with an image."
-        )
-    if stream.codec_context is None:  # FFmpeg has no decoder for it, or the header is damaged
-        raise NoDecoder(f"{video.name}: its image is in a coding that cannot be decoded; re-encode it, to H.264 say.")
-    _configure_decoder(stream.codec_context)
-    return stream
 
 
 def _configure_decoder(context: VideoCodecContext) -> None:
@@ -145,10 +139,6 @@ def make_decoder(stream: VideoStream) -> VideoCodecContext:
     return decoder
 
 
-def _kinds(container: InputContainer) -> str:
-    return ", ".join(sorted({stream.type for stream in container.streams})) or "a header"
-
-
 class FrameDamage(NamedTuple):
     """In place of a frame: it was not decoded rightly. `time` is the packet's or the frame's, where there is one."""
 
@@ -159,7 +149,7 @@ class FrameDamage(NamedTuple):
 def decode_frames(
     container: InputContainer, stream: VideoStream, decoder: VideoCodecContext
 ) -> Iterator[VideoFrame | FrameDamage]:
-    """Every frame from here on in the order of showing; those that FFmpeg refuses or flags are told as damage."""
+    """Every frame from here on in the order of showing; those that FFmpeg refuses or flags are given as damage."""
     for packet in container.demux(stream):
         try:
             frames = decoder.decode(packet if packet.size else None)

@@ -1,4 +1,4 @@
-"""Records that cannot be read: raised, or left out, counted and listed. Never a neighbour's sample in their place."""
+"""Records that cannot be read: raised, or left out, counted and listed. No other sample takes their place."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mmblocks.data.mixing.mixture import Draw, Draws, Mixture
-from mmblocks.data.overlong import OVERLONG_CURE, describe_overlong
-from mmblocks.data.record_faults import split_reason
-from mmblocks.data.records.lines import append_lines, read_lines
+from mmblocks.data.mixing.overlong import OVERLONG_CURE, describe_overlong
+from mmblocks.data.record_errors import split_reason
+from mmblocks.data.records.json_lines import append_lines, read_lines
 from mmblocks.data.sample.encode import Targets, TooLong
 from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.errors import ConfigError, DataError
@@ -34,18 +34,15 @@ class SkippedRecord:
 
     @property
     def kind(self) -> str:
-        """The reason without what is this record's alone: names of files and numbers."""
-        words = _NAME.sub("", _NUMBER.sub("N", _without_file(self.reason[:_LONGEST_REASON])))
-        return " ".join(words.split())[:_LONGEST_KIND]
-
-
-def _without_file(reason: str) -> str:
-    """Errors begin with the file, whose name may have spaces: "my images/a.jpg: there is no such file"."""
-    head, colon, rest = reason.partition(": ")
-    while colon and _NAME.search(head):
-        reason = rest
+        """The reason without what belongs to this record alone: names of files and numbers."""
+        reason = self.reason[:_LONGEST_REASON]
         head, colon, rest = reason.partition(": ")
-    return reason
+        while colon and _NAME.search(
+            head
+        ):  # the name of a file may have spaces: "my images/a.jpg: there is no such file"
+            reason = rest
+            head, colon, rest = reason.partition(": ")
+        return " ".join(_NAME.sub("", _NUMBER.sub("N", reason)).split())[:_LONGEST_KIND]
 
 
 def make_samples(
@@ -53,14 +50,14 @@ def make_samples(
 ) -> tuple[list[Sample], list[SkippedRecord]]:
     """The samples of these draws in their order, and with policy "skip" the records that gave none.
 
-    A draw gives all samples of its item or none (a pair gives two). Nothing takes a broken record's place, so there may
-    be no sample at all. Only `DataError` counts as broken (what `record_faults` makes of any error of a record); with "raise"
-    it is passed on, as every other error always is, but a sample over the limit of tokens is left out where the processor's `overlong` says so.
+    A draw gives all samples of its item or none (a pair gives two). Nothing replaces a broken record, so there may be no
+    sample at all. A record is broken if it raises a `DataError` (`record_errors` makes one of any error of a record). With
+    policy "raise" the error is passed on, except that of a sample over the limit of tokens with overlong="skip".
     """
     if policy not in get_args(Policy):
         raise ConfigError(f"broken={policy!r}; write one of {', '.join(get_args(Policy))}.")
     samples: list[Sample] = []
-    broken: list[SkippedRecord] = []
+    skipped: list[SkippedRecord] = []
     for draw in (draws[n] for n in range(len(draws))):
         try:
             samples += processor.make_training_samples(mixture[draw], targets)
@@ -72,21 +69,17 @@ def make_samples(
                 ) from fault
             if policy == "raise" and not too_long:
                 raise
-            broken.append(_broken(mixture, draw, fault))
-    return samples, broken
+            try:
+                origin = mixture[draw].origin
+            except DataError:  # there is not even a conversation
+                origin = mixture.describe_origin(draw)
+            skipped.append(SkippedRecord(*split_reason(fault, origin), mixture.names[draw.source]))
+    return samples, skipped
 
 
-def _broken(mixture: Mixture, draw: Draw, fault: DataError) -> SkippedRecord:
-    try:
-        origin = mixture[draw].origin
-    except DataError:  # there is not even a conversation
-        origin = mixture.describe_origin(draw)
-    return SkippedRecord(*split_reason(fault, origin), mixture.names[draw.source])
-
-
-def append_skipped(file: Path, broken: Iterable[SkippedRecord]) -> None:
+def append_skipped(file: Path, skipped: Iterable[SkippedRecord]) -> None:
     """Add records to the list of a run; several processes may do so at once."""
-    append_lines(file, map(asdict, broken))
+    append_lines(file, map(asdict, skipped))
 
 
 def read_skipped(file: Path) -> list[SkippedRecord]:
@@ -99,26 +92,25 @@ def read_skipped(file: Path) -> list[SkippedRecord]:
     return list(first.values())
 
 
-def format_skipped(broken: Iterable[SkippedRecord], sizes: Mapping[str, int]) -> list[str]:
+def format_skipped(skipped: Iterable[SkippedRecord], sizes: Mapping[str, int]) -> list[str]:
     """A line per source that lost records: "source: n of m records left out: k x reason; ...", most frequent first.
 
-    `sizes` says how many records a source holds (see `sizes_of`).
+    `sizes` says how many records a source holds (see `count_records`).
     """
     kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for record in broken:
+    for record in skipped:
         kinds[record.source][record.kind] += 1
-    return [_line(source, counts, sizes.get(source)) for source, counts in sorted(kinds.items())]
+    lines = []
+    for source, counts in sorted(kinds.items()):
+        common = counts.most_common(_MOST_FREQUENT)
+        reasons = [f"{count} x {kind}" for kind, count in common]
+        if rest := counts.total() - sum(count for _, count in common):
+            reasons.append(f"{rest} x other reasons")
+        of = f" of {sizes[source]}" if source in sizes else ""
+        lines.append(f"{source or 'unknown source'}: {counts.total()}{of} records left out: {'; '.join(reasons)}")
+    return lines
 
 
 def count_records(mixture: Mixture) -> dict[str, int]:
     """Records of each source by the name that reports call it."""
     return {name: len(source) for name, source in zip(mixture.names, mixture.sources, strict=True)}
-
-
-def _line(source: str, counts: Counter[str], size: int | None) -> str:
-    common = counts.most_common(_MOST_FREQUENT)
-    reasons = [f"{count} x {kind}" for kind, count in common]
-    if rest := counts.total() - sum(count for _, count in common):
-        reasons.append(f"{rest} x other reasons")
-    of = "" if size is None else f" of {size}"
-    return f"{source or 'unknown source'}: {counts.total()}{of} records left out: {'; '.join(reasons)}"

@@ -1,11 +1,12 @@
-"""What may be said to a model: texts, images and videos in the forms that people have them in."""
+"""The inputs of a chat: texts, images and videos in their usual forms, as parts of a message."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
 
 import numpy as np
 import torch
@@ -23,8 +24,19 @@ ACCEPTED_INPUTS = (
     "height, width, 3), or what mmblocks.image and mmblocks.video give"
 )
 
+CURES: tuple[tuple[type | UnionType, str], ...] = (
+    (
+        torch.Tensor,
+        "A tensor has no fixed layout: write image.permute(1, 2, 0).numpy() for one of (3, height, width).",
+    ),
+    (Mapping, "Dicts are read by Conversation.from_messages, whose conversations `answer` takes."),
+    (Conversation | Message, "Conversations are answered by `answer`; a chat's own are its `messages`."),
+    (list | tuple, "Give several one by one: chat.ask(first, second, 'What differs?')."),
+)
+"""What to write instead of inputs that people are likely to give."""
 
-def image(source: Any) -> Visual:
+
+def image(source: object) -> Visual:
     """An image to show: a path, bytes, a data: URI, a PIL image, or a uint8 array (height, width, 3)."""
     if isinstance(source, np.ndarray):
         return _read_array(source, ("image",))
@@ -33,7 +45,7 @@ def image(source: Any) -> Visual:
     return Visual("image", source)
 
 
-def video(source: Any, *, fps: float = 1.0) -> Visual:
+def video(source: object, *, fps: float = 1.0) -> Visual:
     """A video to show: a path, bytes, a folder or tuple of images, or a uint8 array (frames, height, width, 3) with its
     frames per second."""
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < float("inf"):
@@ -45,37 +57,44 @@ def video(source: Any, *, fps: float = 1.0) -> Visual:
     return Visual("video", source, float(fps))
 
 
-def to_part(said: Any, images: ImageReading = DEFAULT_READING) -> Part:
-    """One thing that was said as a part of a message; files and bytes are an image or a video by what is in them.
+def to_part(given: object, images: ImageReading = DEFAULT_READING) -> Part:
+    """One input as a part of a message; files and bytes are an image or a video by their content.
 
-    Raises `DataError` that says what is taken.
+    Raises `DataError` that lists the accepted inputs.
     """
-    if isinstance(said, Text | Visual):
-        return said
-    if isinstance(said, str):
-        return Text(said)
-    if isinstance(said, Image.Image):
-        return Visual("image", said)
-    if isinstance(said, np.ndarray):
-        return _read_array(said, ("image", "video"))
-    if isinstance(said, os.PathLike | bytes | bytearray | memoryview):
-        return _read_file(said if isinstance(said, os.PathLike) else bytes(said), images)
-    raise DataError(f"chat: {format_value(said)} cannot be said; give {ACCEPTED_INPUTS}.{_suggest_cure(said)}")
+    if isinstance(given, Text | Visual):
+        return given
+    if isinstance(given, str):
+        return Text(given)
+    if isinstance(given, Image.Image):
+        return Visual("image", given)
+    if isinstance(given, np.ndarray):
+        return _read_array(given, ("image", "video"))
+    if isinstance(given, os.PathLike | bytes | bytearray | memoryview):
+        return _read_file(given if isinstance(given, os.PathLike) else bytes(given), images)
+    cure = next((f" {text}" for kinds, text in CURES if isinstance(given, kinds)), "")
+    raise DataError(f"chat: {format_value(given)} cannot be said; give {ACCEPTED_INPUTS}.{cure}")
 
 
-def check_conversations(given: Any) -> list[Conversation]:
+def check_conversations(given: object) -> list[Conversation]:
     """Conversations as they are given to `answer`. Raises `DataError` for anything else."""
     if isinstance(given, Conversation):
         raise DataError("answer: one conversation was given where a list of them is taken; write [conversation].")
-    found = [] if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__") else list(given)
-    if given is None or (not found and not isinstance(given, Sequence)) or isinstance(given, str | bytes):
+    found: list[object] = []
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
+        found = list(given)
+    if not found and (not isinstance(given, Sequence) or isinstance(given, str | bytes)):
         raise DataError(
-            f"answer: {format_value(given)} is no list of conversations; give [Conversation.of(messages), ...]."
+            f"answer: {format_value(given)} is no list of conversations; give [Conversation.from_messages(messages), ...]."
         )
+    conversations = []
     for i, one in enumerate(found):
         if not isinstance(one, Conversation):
-            raise DataError(f"answer: item {i} is {format_value(one)}; give [Conversation.of(messages), ...].")
-    return found
+            raise DataError(
+                f"answer: item {i} is {format_value(one)}; give [Conversation.from_messages(messages), ...]."
+            )
+        conversations.append(one)
+    return conversations
 
 
 def _read_array(array: np.ndarray, kinds: tuple[str, ...]) -> Visual:
@@ -84,7 +103,7 @@ def _read_array(array: np.ndarray, kinds: tuple[str, ...]) -> Visual:
         if kind in kinds:
             return Visual("image", Image.fromarray(array)) if kind == "image" else Visual("video", array)
     forms = {"image": "(height, width, 3)", "video": "(frames, height, width, 3)"}
-    wanted = " or ".join(f"{forms[kind]} for {'a picture' if kind == 'image' else 'a clip'}" for kind in kinds)
+    wanted = " or ".join(f"{forms[kind]} for {'an image' if kind == 'image' else 'a video'}" for kind in kinds)
     raise DataError(f"an array of {array.dtype} {array.shape} cannot be shown; give uint8 {wanted}, RGB, 0 to 255.")
 
 
@@ -92,48 +111,24 @@ def _read_file(source: os.PathLike[str] | bytes, images: ImageReading) -> Visual
     """An image where PIL knows it and it does not move, else a video."""
     if isinstance(source, os.PathLike) and Path(source).is_dir():
         return Visual("video", source)
-    resolve_source(source, "image")  # says that there is none
+    resolve_source(source, "image")  # raises where there is no such file
     try:
         read_image_size(source, images)
-    except DataError as no_picture:
+    except DataError as not_image:
         from mmblocks.data.video import read_video_shape  # imports PyAV, which images do not need
 
         try:
             read_video_shape(source)
-        except DataError as no_clip:
+        except DataError as not_video:
             raise DataError(
-                f"{describe_source(source, 'image')}: neither an image ({no_picture}) nor a video ({no_clip})"
-            ) from no_clip
+                f"{describe_source(source, 'image')}: neither an image ({not_image}) nor a video ({not_video})"
+            ) from not_video
         return Visual("video", source)
-    return Visual("video" if _is_animated(source) else "image", source)
-
-
-def _is_animated(source: os.PathLike[str] | bytes) -> bool:
-    """Whether an image file is a GIF of several images, which is a video."""
     content = resolve_source(source, "image")
-    head = content[:6] if isinstance(content, bytes) else _head(content)
-    if head not in (b"GIF87a", b"GIF89a"):
-        return False
-    from mmblocks.data.video import read_video_shape
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        is_gif = file.read(6) in (b"GIF87a", b"GIF89a")
+    if is_gif:
+        from mmblocks.data.video import read_video_shape
 
-    return read_video_shape(source).num_frames > 1
-
-
-def _head(path: Any) -> bytes:
-    with path.open("rb") as file:
-        return file.read(6)
-
-
-def _suggest_cure(said: Any) -> str:
-    """What to do with something that people are likely to give."""
-    if isinstance(said, torch.Tensor):
-        return (
-            " A tensor says nothing of its layout: write image.permute(1, 2, 0).numpy() for one of (3, height, width)."
-        )
-    if isinstance(said, Mapping):
-        return " Messages of dicts are read by Conversation.of, whose conversations `answer` takes."
-    if isinstance(said, Conversation | Message):
-        return " Conversations are answered by `answer`; a chat's own are its `messages`."
-    if isinstance(said, list | tuple):
-        return " Give several one by one: chat.ask(first, second, 'What differs?')."
-    return ""
+        return Visual("video" if read_video_shape(source).num_frames > 1 else "image", source)
+    return Visual("image", source)

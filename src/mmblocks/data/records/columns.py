@@ -14,10 +14,10 @@ from mmblocks.settings import format_suggestion
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a conversation, None for their usual names. `ask` is what is asked where no question stands.
+    """The columns of a conversation, None for their usual names. `ask` is the question of rows that have none.
 
     ignore: keys that are not read, in records, turns and parts. names: the columns that may hold each kind; read: all that
-    may be read.
+    may be read; unread_defaults: the usual columns of those kinds for which a user named another one.
     """
 
     conversation: str | None = None
@@ -31,55 +31,42 @@ class Columns:
 
     names: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
     read: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    unread_defaults: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         own = self.user_columns
         free = {kind: tuple(name for name in usual if name not in own.values()) for kind, usual in USUAL_KEYS.items()}
         names = {kind: (own[kind],) if kind in own else free[kind] for kind in USUAL_KEYS}
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "read", (*(name for kind in USUAL_KEYS for name in names[kind]), INPUT, HISTORY))
+        read = (*(name for kind in USUAL_KEYS for name in names[kind]), INPUT, HISTORY)
+        object.__setattr__(self, "read", read)
+        replaced = frozenset(name for kind in own for name in USUAL_KEYS[kind])
+        object.__setattr__(self, "unread_defaults", replaced - frozenset(read))
 
     @property
     def user_columns(self) -> dict[str, str]:
         """The names that a user gave, by kind."""
         return {kind: name for kind in USUAL_KEYS if (name := getattr(self, kind)) is not None}
 
-    def list_names(self, kind: str) -> tuple[str, ...]:
-        """The column that holds `kind`, or those that may."""
-        return self.names[kind]
-
     def find_value(self, row: Mapping[str, Any], kind: str, origin: str) -> tuple[str, Any]:
         """(name, value) of a row's column; (the usual name, None) where it holds nothing.
 
-        Raises `DataError` where two columns of a kind say different things.
+        Raises `DataError` where two columns of a kind hold different values.
         """
-        names = self.list_names(kind)
-        said = [name for name in names if not is_empty(row.get(name))]
-        for other in said[1:]:
-            if _normalize_value(row[other]) != _normalize_value(row[said[0]]):
+        names = self.names[kind]
+        filled = [name for name in names if not is_empty(row.get(name))]
+        for other in filled[1:]:
+            if _normalize_value(row[other]) != _normalize_value(row[filled[0]]):
                 raise DataError(
-                    f"{origin}: {said[0]!r} and {other!r} both hold something, and not the same; keep one, or add the "
+                    f"{origin}: {filled[0]!r} and {other!r} both hold something, and not the same; keep one, or add the "
                     "other to the source's `ignore`."
                 )
-        held = said or [name for name in names if row.get(name) is not None]
-        return (held[0], row[held[0]]) if held else (names[0], None)
+        present = filled or [name for name in names if row.get(name) is not None]
+        return (present[0], row[present[0]]) if present else (names[0], None)
 
-    def remove_ignored(self, value: Any) -> Any:
-        """A row, or a part of one, without the keys that are ignored; of columns that a user named others, the usual ones."""
+    def remove_ignored(self, value: object) -> Any:
+        """A row, or a part of one, without the keys that are ignored."""
         return _remove_keys(value, frozenset(self.ignore)) if self.ignore else value
-
-    @property
-    def unread_defaults(self) -> frozenset[str]:
-        """The usual columns of those kinds for which a user named another one."""
-        return frozenset(name for kind in self.user_columns for name in USUAL_KEYS[kind]) - frozenset(self.read)
-
-    def remove_unread(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A row without what is not to be read: ignored keys and replaced columns."""
-        row = self.remove_ignored(row)
-        if not self.user_columns:
-            return row
-        replaced = self.unread_defaults
-        return {key: value for key, value in row.items() if key not in replaced}
 
     def list_unknown(self, columns: Sequence[str]) -> list[str]:
         """Those columns of a table that nothing reads and that are not harmless."""
@@ -101,7 +88,7 @@ class Columns:
         for kind, own in self.user_columns.items():
             if own not in known:
                 return f"{kind}_column={own!r}: there is no such column.{format_suggestion(own, known)}"
-        if not any(name in known for kind in ("conversation", "answer") for name in self.list_names(kind)):
+        if not any(name in known for kind in ("conversation", "answer") for name in self.names[kind]):
             return (
                 f"no column holds conversations; there are {', '.join(known)}. Name one as conversation_column, "
                 "or question_column and answer_column."
@@ -109,16 +96,16 @@ class Columns:
         return None
 
 
-def _normalize_value(value: Any) -> Any:
-    """A value to compare: texts without white space at their ends, one thing as a list of it."""
+def _normalize_value(value: object) -> object:
+    """A value to compare: texts without white space at their ends, a list of one as that one."""
     if isinstance(value, str):
         value = value.strip()
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _remove_keys(value: Any, ignored: frozenset[str]) -> Any:
+def _remove_keys(value: object, ignored: frozenset[str]) -> object:
     if isinstance(value, ObjectWithDuplicates) and value.duplicate_key not in ignored:
-        return value  # which is refused anyway
+        return value  # it is refused anyway
     if isinstance(value, Mapping):
         return {key: _remove_keys(one, ignored) for key, one in value.items() if key not in ignored}
     return [_remove_keys(one, ignored) for one in value] if isinstance(value, list) else value

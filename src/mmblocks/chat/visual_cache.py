@@ -1,4 +1,4 @@
-"""Visual rows, each visual encoded once for as long as it is remembered."""
+"""Visual rows, each visual encoded once while it is in the cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmblocks.model.onevision import OneVision
 
 
 class VisualCache:
-    """Rows of visuals by their keys (see `Prompt`), the least used leaving when they take more than `max_bytes`."""
+    """Rows of visuals by their keys (see `ChatPrompt`); the least recently used are dropped above `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

@@ -34,22 +34,32 @@ class HeaderFacts(NamedTuple):
 
     @classmethod
     def from_image(cls, image: Image.Image, *, was_opened_here: bool = False) -> HeaderFacts:
-        """To be asked before the pixels are decoded."""
+        """Read before the pixels are decoded."""
         tiles, tags = getattr(image, "tile", None) if was_opened_here else None, getattr(image, "tag_v2", {})
-        told: Any = tiles[0][3] if tiles else ""
-        raw_mode = told[0] if isinstance(told, tuple) and told else told
+        arguments: Any = tiles[0][3] if tiles else ""
+        raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
         bits = tags.get(_BITS, (16,))[0]
         return cls(raw_mode if isinstance(raw_mode, str) else "", bits, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
 
 
-def to_rgb(image: Image.Image, stored: HeaderFacts, images: ImageReading, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, header: HeaderFacts, images: ImageReading, name: str) -> Image.Image:
     """A decoded image as RGB. Raises `DataError` for numbers of which nothing says what is white."""
     if is_deep_grey(image):
-        return _convert_grey(image, stored, images, name)
-    keyed = _scale_transparent_key(image, stored.raw_mode)
-    rgb = _without_alpha(keyed, on_white=images.alpha == "white")
-    if ";16" in stored.raw_mode:
-        _warn_of_few_colours(rgb, name)
+        return _convert_grey(image, header, images, name)
+    image = _scale_transparent_key(image, header.raw_mode)
+    if image.has_transparency_data:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        if images.alpha == "white":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    rgb = image.convert("RGB")
+    if ";16" in header.raw_mode:  # PIL keeps the upper 8 of 16 bits, so that a window cannot be chosen any more
+        lows, highs = zip(*rgb.getextrema(), strict=True)
+        low, high = min(lows), max(highs)
+        if 0 < high - low < 256 // FEW:
+            warn_once(
+                name,
+                f"its 16-bit colours are {low} to {high} of 0 to 255, so little of it is seen; save it with 8 bits.",
+            )
     return rgb
 
 
@@ -66,15 +76,6 @@ def warn_once(name: str, warning: str) -> None:
 
 
 # Transparency ---------------------------------------------------------------------------------------------------------
-
-
-def _without_alpha(image: Image.Image, *, on_white: bool) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    if on_white:
-        rgba = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
-    return rgba.convert("RGB")
 
 
 def _scale_transparent_key(image: Image.Image, raw_mode: str) -> Image.Image:
@@ -96,13 +97,13 @@ def _scale_transparent_key(image: Image.Image, raw_mode: str) -> Image.Image:
 # Grey -----------------------------------------------------------------------------------------------------------------
 
 
-def _convert_grey(image: Image.Image, stored: HeaderFacts, images: ImageReading, name: str) -> Image.Image:
+def _convert_grey(image: Image.Image, header: HeaderFacts, images: ImageReading, name: str) -> Image.Image:
     raw = np.asarray(image)
     key = image.info.get("transparency")
     clear = raw == key if images.alpha == "white" and isinstance(key, int) else np.zeros(1, dtype=bool)
     shown = raw[~clear] if clear.any() and not clear.all() else raw
-    grey = _scale_grey(raw, *_find_grey_range(shown, image.mode, stored, images, name))
-    if stored.white_is_zero:
+    grey = _scale_grey(raw, *_find_grey_range(shown, image.mode, header, images, name))
+    if header.white_is_zero:
         grey = 255 - grey
     if clear.any():
         grey[clear] = 255
@@ -110,37 +111,28 @@ def _convert_grey(image: Image.Image, stored: HeaderFacts, images: ImageReading,
 
 
 def _find_grey_range(
-    shown: np.ndarray, mode: str, stored: HeaderFacts, images: ImageReading, name: str
+    shown: np.ndarray, mode: str, header: HeaderFacts, images: ImageReading, name: str
 ) -> tuple[float, float]:
     """The numbers that become black and white."""
     if isinstance(images.grey, tuple):
         return images.grey
-    if images.grey == "stretch":
-        return _find_extremes(shown)
-    if mode in DEEP_GREY:
-        raise DataError(
-            f"{name}: its pixels are 32-bit numbers (mode {mode}) and nothing says which one is white; "
-            f"{_format_grey_cure()}, or save the image with 8 bits."
-        )
-    most = 2**stored.bits - 1
-    low, high = _find_extremes(shown)
-    if low < high and (high - low) * FEW < most:
-        warn_once(
-            name, f"its grey is {low:g} to {high:g} of 0 to {most}, so little of it is seen; {_format_grey_cure()}."
-        )
-    return 0, most
-
-
-def _format_grey_cure() -> str:
-    return (
+    cure = (
         "write grey=stretch for each image's own range, or grey=[LOW,HIGH] for a fixed one "
         "(model.images.grey in a recipe, --grey of `mmblocks chat`)"
     )
-
-
-def _find_extremes(shown: np.ndarray) -> tuple[float, float]:
+    if mode in DEEP_GREY and images.grey != "stretch":
+        raise DataError(
+            f"{name}: its pixels are 32-bit numbers (mode {mode}) and nothing says which one is white; "
+            f"{cure}, or save the image with 8 bits."
+        )
     finite = shown[np.isfinite(shown)] if shown.dtype.kind == "f" else shown
-    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if images.grey == "stretch":
+        return low, high
+    most = 2**header.bits - 1
+    if low < high and (high - low) * FEW < most:
+        warn_once(name, f"its grey is {low:g} to {high:g} of 0 to {most}, so little of it is seen; {cure}.")
+    return 0, most
 
 
 def _scale_grey(raw: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -151,12 +143,3 @@ def _scale_grey(raw: np.ndarray, low: float, high: float) -> np.ndarray:
         return np.zeros(raw.shape, dtype=np.uint8)
     within = np.nan_to_num(raw.astype(np.float64), nan=low).clip(low, high)
     return np.floor((within - low) / (high - low) * 255 + 0.5).astype(np.uint8)
-
-
-def _warn_of_few_colours(rgb: Image.Image, name: str) -> None:
-    """PIL keeps the upper 8 of 16 bits, so that a window cannot be chosen any more."""
-    low, high = (pick(ends) for pick, ends in zip((min, max), zip(*rgb.getextrema(), strict=True), strict=True))
-    if 0 < high - low < 256 // FEW:
-        warn_once(
-            name, f"its 16-bit colours are {low} to {high} of 0 to 255, so little of it is seen; save it with 8 bits."
-        )

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmblocks.data.media.files import FileSlice
 from mmblocks.data.video import read_frames, read_video_shape
-from mmblocks.data.video.clip import NoDecoder, NotVideoFault
+from mmblocks.data.video.container import NoDecoder, NotVideoFault
 from mmblocks.errors import DataError
 from mmblocks.helper_process import HelperAnswer, serve_requests
 
@@ -30,7 +30,10 @@ def _answer_request(request: Mapping[str, Any], content: bytes) -> HelperAnswer:
     if request["cwd"] is not None:
         with suppress(OSError):  # a path that is relative to a folder that is gone is reported as missing
             os.chdir(request["cwd"])
-    source = _source(request, content)
+    source: str | bytes | FileSlice = content if request["path"] is None else request["path"]
+    if request["slice"] is not None:
+        path, *rest = request["slice"]
+        source = FileSlice(Path(path), *rest)
     try:
         if request["indices"] is None:
             shape = read_video_shape(source)
@@ -46,15 +49,8 @@ def _answer_request(request: Mapping[str, Any], content: bytes) -> HelperAnswer:
         return {"fault": str(fault), "of_clip": not isinstance(fault, NotVideoFault | NoDecoder)}, b""
     except MemoryError:
         raise
-    except Exception:  # a mistake of ours: it is told to whoever asked, who raises it
+    except Exception:  # a mistake of ours: the process that asked raises it
         return {"mistake": traceback.format_exc()}, b""
-
-
-def _source(request: Mapping[str, Any], content: bytes) -> str | bytes | FileSlice:
-    if request["slice"] is not None:
-        path, offset, size, name = request["slice"]
-        return FileSlice(Path(path), offset, size, name)
-    return content if request["path"] is None else request["path"]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -48,27 +49,33 @@ def open_shard(path: Path, keep: bool) -> Shard:
 
     Raises `DataError` for what is no tar, is compressed, is cut off, or holds the members of one sample apart.
     """
-    stamp = _stamp(path)
+    stat = path.stat()
+    stamp = {"format": _FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     index = path.with_name(path.name + INDEX)
-    found = _read_index(index, stamp) if keep else None
-    if found is None:
-        found = list(_scan_members(path))
+    members: list[tuple[str, TarMember]] | None = None
+    if keep:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # no index, or not one of ours
+            raw: Any = json.loads(index.read_bytes())
+            if raw["stamp"] == stamp:  # that of this very tar
+                members = [(key, TarMember(*rest)) for key, *rest in raw["members"]]
+    if members is None:
+        members = list(_scan_members(path))
         if keep:
-            _write(index, stamp, found)
-    return _shard(path, found)
-
-
-def _shard(path: Path, found: list[tuple[str, TarMember]]) -> Shard:
-    samples = [(key, tuple(m for _, m in run)) for key, run in groupby(found, key=lambda one: one[0])]
-    seen: set[str] = set()
-    for key, members in samples:
-        suffixes = [member.suffix for member in members]
-        if key in seen or len(set(suffixes)) < len(suffixes):
+            entries = [[key, *member] for key, member in members]
+            try:  # in one step, so that another process never reads half of it
+                write_text(index, json.dumps({"stamp": stamp, "members": entries}))
+            except OSError as cause:
+                raise DataError(f"{index}: the index cannot be written ({cause}); write keep_index: false.") from cause
+    samples = [(key, tuple(m for _, m in run)) for key, run in groupby(members, key=lambda one: one[0])]
+    keys: set[str] = set()
+    for key, of_key in samples:
+        suffixes = [member.suffix for member in of_key]
+        if key in keys or len(set(suffixes)) < len(suffixes):
             raise DataError(
                 f"{path}: the sample {key!r} stands there twice, or its members apart; sort the files before packing them."
             )
-        seen.add(key)
-    return Shard(path, tuple(key for key, _ in samples), tuple(members for _, members in samples))
+        keys.add(key)
+    return Shard(path, tuple(key for key, _ in samples), tuple(of_key for _, of_key in samples))
 
 
 def _scan_members(path: Path) -> Iterator[tuple[str, TarMember]]:
@@ -92,29 +99,3 @@ def _scan_members(path: Path) -> Iterator[tuple[str, TarMember]]:
         ) from cause
     if path.stat().st_size < end + 512:  # every tar ends in blocks of zeros
         raise DataError(f"{path}: cut off at {path.stat().st_size} bytes, its end is missing; fetch it again.")
-
-
-# The index beside a tar ---------------------------------------------------------------------------------------------
-
-
-def _stamp(path: Path) -> dict[str, int]:
-    """What tells a tar from another of its name."""
-    seen = path.stat()
-    return {"format": _FORMAT, "size": seen.st_size, "mtime_ns": seen.st_mtime_ns}
-
-
-def _read_index(index: Path, stamp: dict[str, int]) -> list[tuple[str, TarMember]] | None:
-    """The index of this very tar, if there is one."""
-    try:
-        raw: Any = json.loads(index.read_bytes())
-        return [(key, TarMember(*rest)) for key, *rest in raw["members"]] if raw["stamp"] == stamp else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(index: Path, stamp: dict[str, int], found: list[tuple[str, TarMember]]) -> None:
-    """At once, so that another process never reads half of it."""
-    try:
-        write_text(index, json.dumps({"stamp": stamp, "members": [[key, *member] for key, member in found]}))
-    except OSError as cause:
-        raise DataError(f"{index}: the index cannot be written ({cause}); write keep_index: false.") from cause

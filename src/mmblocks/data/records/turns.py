@@ -7,11 +7,11 @@ or <video> for videos; in a record that has only videos <image> means a video, a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mmblocks.conversation import LEARN_KEYS, Conversation, Message, Part, Role, Text, Visual, read_learn_flag
+from mmblocks.conversation import LEARN_KEYS, Conversation, Message, Part, Role, Text, read_learn_flag
 from mmblocks.data.records.json_records import refuse_duplicates
 from mmblocks.data.records.named_media import KINDS, Media
 from mmblocks.errors import DataError
@@ -29,14 +29,14 @@ SPEAKERS: dict[str, Role] = {
     "model": "assistant",
     "system": "system",
 }
-_TOOLS = "calls of tools are neither shown nor learned; leave the record out, or tell them in words"
+_TOOLS = "calls of tools are neither shown nor learned; leave the record out, or write them as text"
 NOT_READ = {
     **dict.fromkeys(
         ("tool", "function", "observation", "tool_call", "tool_response", "function_call", "ipython"), _TOOLS
     ),
     "developer": "write 'system'",
 }
-"""Who else speaks in data of the field, and why it is not read."""
+"""Other roles in published data, and why they are not read."""
 TURN_KEYS = ("from", "value", "role", "content", *LEARN_KEYS)
 
 
@@ -49,42 +49,39 @@ class Turn:
     learn: bool = True
 
 
-def read_turns(turns: Any, origin: str, column: str = "conversations") -> list[Turn]:
-    """Who says what, markers and all, of turns as LLaVA or as chat-completions write them."""
+def read_turns(turns: object, origin: str, column: str = "conversations") -> list[Turn]:
+    """Turns as LLaVA or as chat-completions write them; markers stay in the texts."""
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{origin}: {column!r} is {turns!r:.80}; write a list with at least one turn.")
     return [read_turn(turn, f"{origin}, turn {i}") for i, turn in enumerate(turns)]
 
 
-def read_turn(turn: Any, where: str) -> Turn:
+def read_turn(turn: object, where: str) -> Turn:
     """One turn. Raises `DataError` that begins with `where`, also for a key that nothing reads."""
     if not isinstance(turn, Mapping):
         raise DataError(f"{where}: a turn is {{'from': ..., 'value': ...}}, not {turn!r:.80}.")
     refuse_duplicates(turn, where)
-    role = _role(_read_either(turn, ("role", "from"), where), where)
+    speaker = _read_either(turn, ("role", "from"), where)
+    if isinstance(speaker, str) and speaker in NOT_READ:
+        raise DataError(f"{where}: a turn of the role {speaker!r} is not read: {NOT_READ[speaker]}.")
+    if not isinstance(speaker, str) or speaker not in SPEAKERS:
+        raise DataError(f"{where}: spoken by {speaker!r}; write one of {', '.join(SPEAKERS)}.")
+    role = SPEAKERS[speaker]
     refuse_unread_keys(turn, TURN_KEYS, where, "turn")
     content = _read_either(turn, ("content", "value"), where)
     if not isinstance(content, str | list):
         raise DataError(f"{where}: its text is {content!r:.80}; write a string.")
     if role == "assistant" and isinstance(content, str) and not content.strip():
-        raise DataError(f"{where}: the answer is empty, so only silence would be learned; write it or remove the turn.")
+        raise DataError(f"{where}: the answer is empty, so there is nothing to learn; write it or remove the turn.")
     return Turn(role, content, read_learn_flag(turn, role, where))
 
 
-def _read_either(turn: Mapping[str, Any], keys: tuple[str, str], where: str) -> Any:
-    """What stands under either of two keys that mean the same."""
-    given = [turn[key] for key in keys if turn.get(key) is not None]
-    if len(given) > 1 and given[0] != given[1]:
+def _read_either(turn: Mapping[str, Any], keys: tuple[str, str], where: str) -> object:
+    """The value of one of two keys that mean the same."""
+    values = [turn[key] for key in keys if turn.get(key) is not None]
+    if len(values) > 1 and values[0] != values[1]:
         raise DataError(f"{where}: {keys[0]!r} and {keys[1]!r} differ; keep one.")
-    return given[0] if given else None
-
-
-def _role(speaker: Any, where: str) -> Role:
-    if isinstance(speaker, str) and speaker in NOT_READ:
-        raise DataError(f"{where}: a turn of the role {speaker!r} is not read: {NOT_READ[speaker]}.")
-    if not isinstance(speaker, str) or speaker not in SPEAKERS:
-        raise DataError(f"{where}: spoken by {speaker!r}; write one of {', '.join(SPEAKERS)}.")
-    return SPEAKERS[speaker]
+    return values[0] if values else None
 
 
 # Markers --------------------------------------------------------------------------------------------------------------
@@ -99,31 +96,30 @@ def replace_markers(turns: Sequence[Turn], media: Media, *, origin: str, placeme
     Where no marker stands at all, the visuals are shown before the first question. Raises `DataError` where the counts
     differ.
     """
-    marked = turns if any(has_marker(turn) for turn in turns) else prepend_markers(turns, media)
+    if not any(isinstance(turn.content, str) and MARKER.search(turn.content) for turn in turns):
+        turns = prepend_markers(turns, media)
     only_videos = bool(media["video"]) and not media["image"]
-    pieces = [split_at_markers(str(turn.content), only_videos) for turn in marked]
-    _check_counts(pieces, media, origin)
-    waiting: dict[VisualKind, Iterator[Visual]] = {kind: iter(found) for kind, found in media.items()}
-    return Conversation(
-        tuple(
-            Message(turn.role, tuple(_filled(_order_pieces(found, placement), waiting)), turn.learn)
-            for turn, found in zip(marked, pieces, strict=True)
-        ),
-        origin,
-    )
+    pieces = [split_at_markers(str(turn.content), only_videos) for turn in turns]
+    for kind, visuals in media.items():
+        markers, given = sum(turn_pieces.count(kind) for turn_pieces in pieces), len(visuals)
+        if markers != given:
+            cure = f"add the {kind} or remove a marker" if markers > given else f"write <{kind}> where it is shown"
+            counts = f"{markers} <{kind}> marker{'s' * (markers != 1)} but {given} {kind}{'s' * (given != 1)}"
+            raise DataError(f"{origin}: {counts}; {cure}.")
+    unplaced = {kind: iter(visuals) for kind, visuals in media.items()}
+    messages = []
+    for turn, turn_pieces in zip(turns, pieces, strict=True):
+        parts: list[Part] = [piece if isinstance(piece, Text) else next(unplaced[piece]) for piece in turn_pieces]
+        messages.append(Message(turn.role, _order_parts(parts, placement), turn.learn))
+    return Conversation(tuple(messages), origin)
 
 
-def has_marker(turn: Turn) -> bool:
-    """Whether a text holds a marker."""
-    return isinstance(turn.content, str) and MARKER.search(turn.content) is not None
-
-
-def prepend_markers(turns: Sequence[Turn], media: Media) -> list[Turn]:
+def prepend_markers(turns: Sequence[Turn], media: Media) -> Sequence[Turn]:
     """Turns with a marker for every visual before the first question, where there is one."""
     markers = "".join(f"<{kind}>" * len(media[kind]) for kind in KINDS)
     first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
     if first is None or not markers:
-        return list(turns)
+        return turns
     text = turns[first].content
     shown = replace(turns[first], content=f"{markers}\n{text}" if text else markers)
     return [*turns[:first], shown, *turns[first + 1 :]]
@@ -140,30 +136,10 @@ def split_at_markers(text: str, only_videos: bool) -> list[Piece]:
     return pieces
 
 
-def _order_pieces(pieces: list[Piece], placement: Placement) -> list[Piece]:
-    kinds: list[Piece] = [piece for piece in pieces if not isinstance(piece, Text)]
-    stay = placement == "as_written" or (placement == "lone_first" and len(kinds) > 1)
-    if stay or pieces[: len(kinds)] == kinds:
-        return pieces
-    words = "".join(piece.text for piece in pieces if isinstance(piece, Text)).strip()
-    return [*kinds, Text(f"\n{words}")] if words else kinds
-
-
-def _filled(pieces: list[Piece], waiting: Mapping[VisualKind, Iterator[Visual]]) -> Iterator[Part]:
-    for piece in pieces:
-        yield piece if isinstance(piece, Text) else next(waiting[piece])
-
-
-def _check_counts(pieces: list[list[Piece]], media: Media, origin: str) -> None:
-    flat = [piece for found in pieces for piece in found]
-    for kind in KINDS:
-        wanted, given = flat.count(kind), len(media[kind])
-        cure = f"add the {kind} or remove a marker" if wanted > given else f"write <{kind}> where it is shown"
-        if wanted != given:
-            raise DataError(
-                f"{origin}: {_format_count(wanted, f'<{kind}> marker')} but {_format_count(given, kind)}; {cure}."
-            )
-
-
-def _format_count(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
+def _order_parts(parts: Sequence[Part], placement: Placement) -> tuple[Part, ...]:
+    visuals = [part for part in parts if not isinstance(part, Text)]
+    stay = placement == "as_written" or (placement == "lone_first" and len(visuals) > 1)
+    if stay or not any(isinstance(part, Text) for part in parts[: len(visuals)]):
+        return tuple(parts)
+    words = "".join(part.text for part in parts if isinstance(part, Text)).strip()
+    return (*visuals, Text(f"\n{words}")) if words else tuple(visuals)

@@ -1,11 +1,11 @@
-"""The plans of a sample, and of a batch, in integers: see `mmblocks.batch.Layout`. Made in the data worker."""
+"""The plans of a sample, and of a batch, in integers: see `mmblocks.batch.GatherLayout`. Made in the data worker."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,13 +16,16 @@ from mmblocks.shapes import RoutedPlan, Size, VisualPlan
 from mmblocks.tokenizers.lowering import LoweredPlan, lower_tokenizer_plan, pad_to_k
 from mmblocks.tokenizers.router import Router
 
+if TYPE_CHECKING:
+    from mmblocks.data.sample.processor import ModelParts
+
 
 @dataclass(frozen=True, slots=True)
 class GatherLayoutBuilder:
     """Makes the layouts of a model's samples.
 
-    grid: cells of a view after the projector. per_token: whether the projector's body works on every cell by itself, so
-    that cells which no token reads need not enter it. marks: names of the model's learned rows.
+    grid: cells of a view after the projector. per_token: whether the projector's body maps every cell by itself, so that
+    cells which no token reads need not enter it. learned_tokens: names of the model's learned rows.
     """
 
     grid: Size
@@ -30,58 +33,51 @@ class GatherLayoutBuilder:
     learned_tokens: tuple[str, ...]
 
     @classmethod
-    def from_model(cls, model: Any) -> GatherLayoutBuilder:
-        """Those of a `OneVision`, or of anything with its encoder, projector and router."""
+    def from_model(cls, model: ModelParts) -> GatherLayoutBuilder:
+        """That of a `OneVision`, or of anything with its encoder, projector and router."""
         grid = model.projector.out_grid(model.encoder.grid)
         return cls(grid, getattr(model.projector, "per_token", False), model.router.learned_tokens)
 
     def make_sample_layout(self, plans: Sequence[RoutedPlan], positions: Tensor, router: Router) -> GatherLayout | None:
         """The layout of the visuals that `router` planned, the sample's first row at 0.
 
-        positions: (visual tokens,) int64, the places of their rows. None where nothing is shown or something does not
-        lower: poolings that are not linear, and others' tokenizers without `lower`.
+        positions: (visual tokens,) int64, the rows of the visual tokens. None where nothing is shown or something does not
+        lower: poolings that are not linear, and others' tokenizers without `lower_plan`.
         """
         rows = positions.split([routed.plan.num_tokens for routed in plans])
-        each = [
-            self._make_visual_layout(router.select_tokenizer(routed.scenario), routed.plan, own)
-            for routed, own in zip(plans, rows, strict=True)
-        ]
-        known = [layout for layout in each if layout is not None]
-        return join_layouts(known) if known and len(known) == len(each) else None
+        layouts = []
+        for routed, visual_rows in zip(plans, rows, strict=True):
+            tokenizer = router.select_tokenizer(routed.scenario)
+            lowered = lower_tokenizer_plan(tokenizer, routed.plan)
+            if lowered is None or (lowered.early and not self.per_token):
+                return None
+            numbers = [self.learned_tokens.index(name) for name in tokenizer.learned_tokens]
+            learned = torch.tensor(numbers, dtype=torch.int64)
+            layouts.append(self._make_visual_layout(lowered, routed.plan, learned, visual_rows))
+        return join_layouts(layouts) if layouts else None
 
-    def _make_visual_layout(self, tokenizer: Any, plan: VisualPlan, positions: Tensor) -> GatherLayout | None:
-        made = lower_tokenizer_plan(tokenizer, plan)
-        if made is None or (made.early and not self.per_token):
-            return None
-        is_mark = made.rows[:, 0] < 0
-        shown, learned = (~is_mark).nonzero().squeeze(1), is_mark.nonzero().squeeze(1)
-        cells, taps = self._split_at_body(self._taps(made, shown, plan), made.early)
-        numbers = torch.tensor(
-            [self.learned_tokens.index(learned_token) for learned_token in tokenizer.learned_tokens], dtype=torch.int64
-        )
-        return GatherLayout(cells, taps, positions[shown], numbers[-1 - made.rows[learned, 0]], positions[learned])
-
-    def _taps(self, made: LoweredPlan, shown: Tensor, plan: VisualPlan) -> GatherTable:
-        """The rows that are no marks, out of the cells of the plan's images."""
-        rows, images = made.rows.index_select(0, shown), len(plan.unique_views)
-        if images < len(plan.views):
+    def _make_visual_layout(
+        self, lowered: LoweredPlan, plan: VisualPlan, learned_numbers: Tensor, positions: Tensor
+    ) -> GatherLayout:
+        """learned_numbers: which of the model's learned tokens each of the tokenizer's own is."""
+        is_learned = lowered.rows[:, 0] < 0
+        visual, learned = (~is_learned).nonzero().squeeze(1), is_learned.nonzero().squeeze(1)
+        rows, num_images = lowered.rows.index_select(0, visual), len(plan.unique_views)
+        if num_images < len(plan.views):
             rows = map_plan_views(plan)[rows // self.grid.area] * self.grid.area + rows % self.grid.area
-        weights = made.weights.index_select(0, shown).to(torch.float32)
-        return GatherTable(rows, weights, images * self.grid.area)
-
-    def _split_at_body(self, taps: GatherTable, early: bool) -> tuple[GatherTable | None, GatherTable]:
-        """`Layout.cells` and `Layout.taps` of rows made of all cells."""
-        if not self.per_token:
-            return None, taps
-        if early:
-            return taps, _make_identity_table(len(taps.rows))
-        used = torch.zeros(taps.size, dtype=torch.bool)
-        used[taps.rows.flatten()] = True
-        if used.all():
-            return None, taps
-        cells = used.nonzero()
-        rows = (used.cumsum(0) - 1)[taps.rows]
-        return GatherTable(cells, torch.ones(cells.shape), taps.size), GatherTable(rows, taps.weights, len(cells))
+        weights = lowered.weights.index_select(0, visual).to(torch.float32)
+        cells, tokens = None, GatherTable(rows, weights, num_images * self.grid.area)
+        if self.per_token and lowered.early:
+            cells, tokens = tokens, _make_identity_table(len(rows))
+        elif self.per_token:
+            used = torch.zeros(tokens.size, dtype=torch.bool)
+            used[rows.flatten()] = True
+            if not used.all():
+                read = used.nonzero()
+                cells = GatherTable(read, torch.ones(read.shape), tokens.size)
+                tokens = GatherTable((used.cumsum(0) - 1)[rows], weights, len(read))
+        learned_ids = learned_numbers[-1 - lowered.rows[learned, 0]]
+        return GatherLayout(cells, tokens, positions[visual], learned_ids, positions[learned])
 
 
 def map_plan_views(plan: VisualPlan) -> Tensor:
@@ -100,7 +96,7 @@ def map_batch_views(plans: Sequence[RoutedPlan]) -> Tensor | None:
 
 
 def join_layouts(layouts: Sequence[GatherLayout]) -> GatherLayout:
-    """One layout for visuals that follow each other; there is at least one. Places in the sequence stay as they are."""
+    """One layout for visuals that follow each other; there is at least one. Positions stay as they are."""
     if len(layouts) == 1:
         return layouts[0]
     every_cell = all(layout.cell_table is None for layout in layouts)
@@ -116,7 +112,7 @@ def join_layouts(layouts: Sequence[GatherLayout]) -> GatherLayout:
     )
 
 
-def shifted(layout: GatherLayout, rows: int) -> GatherLayout:
+def shift_layout(layout: GatherLayout, rows: int) -> GatherLayout:
     """The same for a sample that begins `rows` rows later."""
     return replace(
         layout, positions=layout.positions + rows, learned_token_positions=layout.learned_token_positions + rows
@@ -124,7 +120,7 @@ def shifted(layout: GatherLayout, rows: int) -> GatherLayout:
 
 
 def prepare_backward(layout: GatherLayout) -> GatherLayout:
-    """The same with its taps turned round, too, which a data worker does while the device is busy."""
+    """The same with the transposes of its tables, which a data worker makes while the device is busy."""
     return replace(
         layout,
         cell_table=None if layout.cell_table is None else with_transpose(layout.cell_table),
@@ -133,7 +129,7 @@ def prepare_backward(layout: GatherLayout) -> GatherLayout:
 
 
 def _concatenate_tables(parts: Sequence[GatherTable]) -> GatherTable:
-    """Taps of things that lie one after the other, all with room for as many cells as any needs."""
+    """One table for groups of cells that lie one after the other, with as many columns as any of them needs."""
     k = max(part.rows.shape[1] for part in parts)
     starts = accumulate((part.size for part in parts), initial=0)
     rows, weights = zip(*(pad_to_k(part.rows, part.weights, k) for part in parts), strict=True)
@@ -142,5 +138,5 @@ def _concatenate_tables(parts: Sequence[GatherTable]) -> GatherTable:
 
 
 def _make_identity_table(size: int) -> GatherTable:
-    """Taps that change nothing."""
+    """A table that changes nothing."""
     return GatherTable(torch.arange(size)[:, None], torch.ones(size, 1), size)

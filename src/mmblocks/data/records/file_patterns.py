@@ -14,14 +14,14 @@ from mmblocks.errors import DataError
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 MOST_NAMES = 1_000_000
-"""More files than any data set has: what stands for more is a slip of the pen."""
+"""More files than any data set has: a pattern for more is a mistake."""
 
 
 def find_files(names: str | Sequence[str], *, within: str = "") -> list[Path]:
-    """The files that names stand for, in their order; braces as they are written, `*` and `?` sorted.
+    """The files that names match, in their order; braces as they are written, `*` and `?` sorted.
 
     within: what to look for where a name is a folder ("*.tar"), in its subfolders too. Raises `DataError` for a name
-    that nothing answers to.
+    that matches nothing.
     """
     names = [names] if isinstance(names, str) else names
     if too_many := [name for name in names if count_names(name) > MOST_NAMES]:
@@ -38,28 +38,21 @@ def expand_braces(name: str) -> Iterator[str]:
     if braces is None or is_existing_path(name):
         yield name
         return
-    for choice in _choices(braces[1]):
+    if (span := _RANGE.fullmatch(braces[1])) is None:
+        choices = (choice.strip() for choice in braces[1].split(","))
+    else:
+        width = len(span[1]) if span[1].startswith("0") else 0
+        choices = (str(number).zfill(width) for number in range(int(span[1]), int(span[2]) + 1))
+    for choice in choices:
         yield from expand_braces(name[: braces.start()] + choice + name[braces.end() :])
 
 
 def count_names(name: str) -> int:
     """How many names braces stand for, counted without writing them; of braces within braces, at least."""
-    return 1 if is_existing_path(name) else prod(_count(inner) for inner in _BRACES.findall(name))
-
-
-def _count(inner: str) -> int:
-    span = _RANGE.fullmatch(inner)
-    return inner.count(",") + 1 if span is None else max(0, int(span[2]) - int(span[1]) + 1)
-
-
-def _choices(inner: str) -> Iterator[str]:
-    span = _RANGE.fullmatch(inner)
-    if span is None:
-        yield from (choice.strip() for choice in inner.split(","))
-        return
-    first, last = int(span[1]), int(span[2])
-    width = len(span[1]) if span[1].startswith("0") else 0
-    yield from (str(number).zfill(width) for number in range(first, last + 1))
+    if is_existing_path(name):
+        return 1
+    spans = [(inner, _RANGE.fullmatch(inner)) for inner in _BRACES.findall(name)]
+    return prod(inner.count(",") + 1 if s is None else max(0, int(s[2]) - int(s[1]) + 1) for inner, s in spans)
 
 
 def _match_files(name: str, within: str) -> list[Path]:
@@ -80,7 +73,7 @@ def _match_files(name: str, within: str) -> list[Path]:
 
 
 def list_unmatched(names: str | Sequence[str]) -> list[str]:
-    """Those names (braces spelled out) that nothing answers to."""
+    """Those names (braces expanded) that match nothing."""
     given = [names] if isinstance(names, str) else names
     too_many = [name for name in given if count_names(name) > MOST_NAMES]
     spelled = (one for name in given if name not in too_many for one in expand_braces(name))

@@ -1,16 +1,17 @@
-"""Samples over the limit of tokens: how many of a source there are and which limit takes them all; which were cut."""
+"""Samples over the limit of tokens: how many a source has and which limit takes them all; which were cut."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mmblocks.conversation import Item
 from mmblocks.data.inspect.lint import choose_records
 from mmblocks.data.mixing.mixture import Draw, Mixture
-from mmblocks.data.records.lines import append_lines, read_lines
+from mmblocks.data.records.json_lines import append_lines, read_lines
 from mmblocks.data.sample.encode import Targets, TooLong
 from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.errors import DataError
@@ -30,7 +31,7 @@ class CutRecord:
 
 
 def list_cuts(samples: Sequence[Sample], source: str) -> list[CutRecord]:
-    """What the samples of one record lost: one `Cut` for all of them, none where they are whole."""
+    """What the samples of one record lost: one `CutRecord` for all of them, none where they are whole."""
     lost = sum(sample.encoded.num_cut for sample in samples)
     return [CutRecord(samples[0].encoded.origin, lost, source)] if lost else []
 
@@ -56,31 +57,25 @@ def count_item_tokens(item: Item, processor: Processor, targets: Targets) -> int
 
 
 def describe_overlong(mixture: Mixture, draw: Draw, processor: Processor, targets: Targets) -> str:
-    """How many records of the source of a record that is too long are so, and which limit takes them all.
+    """How many records of a source are too long, as that of `draw` is, and the limit that takes them all.
 
-    Told from headers: of all records of a small source, of this one and of others that are evenly drawn from a large one.
+    Measured from headers: of all records of a small source, of this one and of an even sample of a large one.
     """
     size = len(mixture.sources[draw.source])
     records = {*map(int, choose_records(size, MAX_CHECKED)), draw.record}
-    lengths = [_tokens_over(mixture, Draw(draw.source, record), processor, targets) for record in records]
-    return format_overlong(mixture.names[draw.source], [tokens for tokens in lengths if tokens], len(records), size)
+    too_long = []
+    for record in records:
+        with suppress(DataError):  # of records that cannot be read, nothing is said here
+            item = mixture[Draw(draw.source, record)]
+            try:
+                processor.encode_item(item, targets)
+            except TooLong:
+                too_long.append(count_item_tokens(item, processor, targets))
+    return format_overlong(mixture.names[draw.source], too_long, len(records), size)
 
 
-def format_overlong(name: str, too_long: Sequence[int], looked_at: int, size: int) -> str:
-    """The same in words. too_long: the tokens of those of `looked_at` of the source's records that are too long."""
-    of = f"the {size} records" if looked_at == size else f"{looked_at} of the {size} records"
+def format_overlong(name: str, too_long: Sequence[int], num_checked: int, size: int) -> str:
+    """That as a sentence. too_long: the tokens of each record that is too long, of `num_checked` records."""
+    of = f"the {size} records" if num_checked == size else f"{num_checked} of the {size} records"
     are = "is" if len(too_long) == 1 else "are"
     return f"Of {of} of {name!r} {len(too_long)} {are} too long; with max_tokens={max(too_long)} none would be."
-
-
-def _tokens_over(mixture: Mixture, draw: Draw, processor: Processor, targets: Targets) -> int:
-    """Tokens of a record that is too long; 0 for one that is not, or cannot be read."""
-    try:
-        item = mixture[draw]
-        try:
-            processor.encode_item(item, targets)
-        except TooLong:
-            return count_item_tokens(item, processor, targets)
-    except DataError:
-        pass
-    return 0

@@ -12,7 +12,7 @@ from math import ceil
 
 import numpy as np
 
-from mmblocks.conversation import Conversation, Item, Message, PreferencePair, Text
+from mmblocks.conversation import Conversation, Item, PreferencePair, Text
 from mmblocks.data.sources import Source, describe_origin, is_synthetic
 from mmblocks.errors import ConfigError
 from mmblocks.faults import Fault
@@ -22,7 +22,7 @@ SUBSET_CURE = "Write all, first:N, end:N or random:N (random:N:SEED), N a number
 
 
 def select_subset(source: Source, subset: str) -> Source:
-    """The conversations of a source that `subset` names, in their order; see `chosen`."""
+    """The conversations of a source that `subset` names, in their order; see `choose_indices`."""
     return source if subset == "all" else SourceSubset(source, choose_indices(len(source), subset))
 
 
@@ -37,7 +37,8 @@ def choose_indices(length: int, subset: str, seed: Sequence[int] = (0,)) -> np.n
     if subset == "all":
         return np.arange(length)
     kind, amount, own = _SUBSET.fullmatch(subset).groups()  # type: ignore[union-attr]
-    size = min(length, _size(amount, length))
+    wanted = ceil(Fraction(amount[:-1]) * length / 100) if amount.endswith("%") else int(amount)
+    size = min(length, wanted)
     if kind == "random":
         drawn = np.random.default_rng(tuple(seed) if own is None else (int(own),)).permutation(length)[:size]
         return np.sort(drawn)
@@ -56,10 +57,6 @@ def find_subset_fault(subset: object, name: str = "subset") -> Fault | None:
     if found[3] is not None and found[1] != "random":
         return Fault(name, f"{subset!r} has a seed, but nothing is drawn.", f"Write {found[1]}:{found[2]}.")
     return None
-
-
-def _size(amount: str, length: int) -> int:
-    return ceil(Fraction(amount[:-1]) * length / 100) if amount.endswith("%") else int(amount)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +82,7 @@ class SourceSubset:
 
 
 class ConcatenatedSource:
-    """Sources one after another. `names` tell them apart in reports."""
+    """Sources one after another. `names` are those of the parts in reports."""
 
     def __init__(self, parts: Sequence[Source], names: Sequence[str]) -> None:
         self.parts, self.names = tuple(parts), tuple(names)
@@ -142,14 +139,14 @@ class PromptedSource:
         return describe_origin(self.source, index)
 
     def _add_prompts(self, conversation: Conversation) -> Conversation:
-        return replace(conversation, messages=tuple(self._add_prompt(m) for m in conversation.messages))
-
-    def _add_prompt(self, message: Message) -> Message:
-        if message.role != "user":
-            return message
-        *before, last = message.parts or (Text(""),)
-        if not isinstance(last, Text):
-            return replace(message, parts=(*message.parts, Text(f"\n{self.prompt}")))
-        said = last.text.rstrip()
-        ended = Text(f"{said}\n{self.prompt}" if said or before else self.prompt)
-        return replace(message, parts=(*before, ended))
+        messages = []
+        for message in conversation.messages:
+            *before, last = message.parts or (Text(""),)
+            if message.role == "user" and not isinstance(last, Text):
+                message = replace(message, parts=(*message.parts, Text(f"\n{self.prompt}")))
+            elif message.role == "user" and isinstance(last, Text):
+                text = last.text.rstrip()
+                prompted = Text(f"{text}\n{self.prompt}" if text or before else self.prompt)
+                message = replace(message, parts=(*before, prompted))
+            messages.append(message)
+        return replace(conversation, messages=tuple(messages))

@@ -25,15 +25,11 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(file, data if _ends_a_line(file) else b"\n" + data)
+        size = os.fstat(file).st_size
+        is_open_line = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # some editors leave the last line open
+        os.write(file, b"\n" + data if is_open_line else data)
     finally:
         os.close(file)
-
-
-def _ends_a_line(file: int) -> bool:
-    """False behind an editor that leaves the last line open."""
-    size = os.fstat(file).st_size
-    return size == 0 or os.pread(file, 1, size - 1) == b"\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -46,16 +42,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path}: cannot be read ({cause.strerror}); make it a file that may be read.") from cause
     records = []
     for number, line in enumerate(lines, start=1):
-        record = _record(line)
+        try:
+            record = json.loads(line)
+        except ValueError:  # UnicodeDecodeError is one
+            record = None
         if isinstance(record, dict):
             records.append(record)
         elif line.strip():
             log.warning("%s:%d: not a JSON object, left out; repair or delete the line.", path, number)
     return records
-
-
-def _record(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:  # UnicodeDecodeError is one
-        return None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class LearnedText:
-    """All trained text of a sample. `ink` is it without white space; `_at` says where each letter stood."""
+    """All trained text of a sample. `letters` is it without white space; `_at` says where each letter stood."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -25,14 +25,11 @@ class LearnedText:
             if letters := remove_whitespace(stop):
                 if self.letters.startswith(letters, at):
                     return at + len(letters)
-            elif stop in self._between(at):
-                return at
+            else:
+                begin = self._at[at - 1] + 1 if at else 0
+                if stop in self._text[begin : self._at[at] if at < len(self._at) else len(self._text)]:
+                    return at
         return None
-
-    def _between(self, at: int) -> str:
-        """The white space in front of the letter `at`."""
-        begin = self._at[at - 1] + 1 if at else 0
-        return self._text[begin : self._at[at] if at < len(self._at) else len(self._text)]
 
 
 def remove_whitespace(text: str) -> str:

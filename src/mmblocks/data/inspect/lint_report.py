@@ -1,4 +1,4 @@
-"""What is wrong with samples, by kind and by source; see `mmblocks.data.inspect.lint`, which finds it."""
+"""Faults of samples by kind and by source, as `mmblocks.data.inspect.lint` finds them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FINDING_KINDS: dict[FindingKind, str] = {
 SKIPPABLE_KINDS: tuple[FindingKind, ...] = ("broken", "nothing_trained", "too_long")
 """Kinds that a run with broken=skip leaves out of training, and so may pass over."""
 REMARK_KINDS: tuple[FindingKind, ...] = ("control",)
-"""Kinds that are told and refuse nothing."""
+"""Kinds that are reported and refuse nothing."""
 MAX_EXAMPLES = 3
 """Origins named for each kind of fault of a source."""
 
@@ -47,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class LintedConversation:
-    """A conversation that was looked at: what it encodes to, None where it cannot be, and its faults.
+    """A checked conversation: what it encodes to, None where it cannot be encoded, and its faults.
 
     One beyond the limit is encoded without it, unless the processor cuts its last answer.
     """
@@ -59,7 +59,7 @@ class LintedConversation:
 
 @dataclass(frozen=True, slots=True)
 class SourceLint:
-    """Faults of one source: `looked_at` samples of its `size` records, and the findings of each faulty one.
+    """Faults of one source: `num_checked` samples of its `size` records, and the findings of each faulty one.
 
     cut: for each sample whose last answer is cut to the limit, the tokens that it loses; that is no fault.
     """
@@ -71,9 +71,9 @@ class SourceLint:
     cut: tuple[int, ...] = ()
 
     @classmethod
-    def from_conversations(cls, name: str, size: int, looked: Sequence[LintedConversation]) -> SourceLint:
-        cut = tuple(one.encoded.num_cut for one in looked if one.encoded is not None and one.encoded.num_cut)
-        return cls(name, size, len(looked), tuple(one.findings for one in looked if one.findings), cut)
+    def from_conversations(cls, name: str, size: int, checked: Sequence[LintedConversation]) -> SourceLint:
+        cut = tuple(one.encoded.num_cut for one in checked if one.encoded is not None and one.encoded.num_cut)
+        return cls(name, size, len(checked), tuple(one.findings for one in checked if one.findings), cut)
 
     @property
     def counts(self) -> dict[FindingKind, int]:
@@ -90,12 +90,10 @@ class SourceLint:
             longest = max(finding.tokens for findings in self.faulty for finding in findings)
             cure = f"; with max_tokens={longest} none would be" if kind == "too_long" else ""
             yield f"  {count} x {FINDING_KINDS[kind]}{cure}"
-            yield from (f"    {finding}" for finding in self._first(kind))
+            of_kind = [finding for findings in self.faulty for finding in findings if finding.kind == kind]
+            yield from (f"    {finding}" for finding in of_kind[:MAX_EXAMPLES])
         if self.cut:
             yield f"  {len(self.cut)} x cut at the end of the last answer, {sum(self.cut)} tokens in all"
-
-    def _first(self, kind: FindingKind) -> list[Finding]:
-        return [finding for findings in self.faulty for finding in findings if finding.kind == kind][:MAX_EXAMPLES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,23 +116,21 @@ class LintReport:
     def require_no_faults(self, *, skip_broken: bool = False, skip_overlong: bool = False) -> None:
         """Raise one `DataError` that lists every fault.
 
-        skip_broken: pass over samples that are left out of training anyway (see LEFT_OUT), unless a source has no others.
+        skip_broken: pass over samples that are left out of training anyway (`SKIPPABLE_KINDS`), unless a source has no others.
         skip_overlong: the same of those that are too long alone.
         """
         passed: tuple[FindingKind, ...] = SKIPPABLE_KINDS if skip_broken else ("too_long",) if skip_overlong else ()
-        wrong = [source for source in self.sources if _refused(source, passed)]
+        wrong = []
+        for source in self.sources:
+            kinds = [{finding.kind for finding in findings} - set(REMARK_KINDS) for findings in source.faulty]
+            num_skipped = sum(not of_sample.isdisjoint(passed) for of_sample in kinds)
+            has_faults = any(of_sample and of_sample.isdisjoint(passed) for of_sample in kinds)
+            if has_faults or 0 < num_skipped >= source.num_checked:
+                wrong.append(source)
         if wrong:
             listed = "\n".join(line for source in wrong for line in source.format_lines())
             raise DataError(
                 f"these samples would not train what they should:\n{listed}\n"
-                "Mend or drop the records, raise max_tokens or choose what becomes of overlong samples, or choose another chat "
-                "template; "
+                "Mend or drop the records, raise max_tokens or set `overlong`, or choose another chat template; "
                 "`mmblocks inspect RECIPE --record N` shows what is trained."
             )
-
-
-def _refused(source: SourceLint, passed: Sequence[FindingKind]) -> bool:
-    kinds = [{finding.kind for finding in findings} - set(REMARK_KINDS) for findings in source.faulty]
-    left_out = sum(not found.isdisjoint(passed) for found in kinds)
-    stay = any(found and found.isdisjoint(passed) for found in kinds)
-    return stay or 0 < left_out >= source.num_checked

@@ -1,8 +1,7 @@
-"""What records say and which media they show, as numbers: the same after a copy to another disk, others after an edit.
+"""The texts and media of records as numbers: the same after a copy to another disk, others after an edit.
 
-Text counts by what is read of it, so that a file may be written in another form. Media count by their content: of a file
-its size, its first and its last 64 KiB. How a file looks from outside (its times, its place on the disk) only saves
-reading it again.
+Text counts as it is read, so that a file may be written in another form. Media count by their content: of a file its size,
+its first and its last 64 KiB. The stamp of a file (its times, its place on the disk) only saves reading it again.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mmblocks.conversation import Conversation, Item, PreferencePair, Text, Visual
+from mmblocks.conversation import Item, PreferencePair, Text, Visual
 from mmblocks.data.media.files import FileSlice
 from mmblocks.data.media.identity import identify_visual
 from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, list_distinct_draws
@@ -36,7 +35,7 @@ CHUNK = 64
 
 
 class Fingerprint(NamedTuple):
-    """A record's text, its media, and how its files look from outside: 64 bits each, 0 for what cannot be known."""
+    """A record's text, its media, and the stamps of its files: 64 bits each, 0 where unknown."""
 
     text: int
     media: int
@@ -52,52 +51,46 @@ SYNTHETIC = Fingerprint(1, 0, 0)
 
 
 def fingerprint_item(item: Item, before: Fingerprint | None = None) -> Fingerprint:
-    """Of a conversation, or of both of a pair. before: known of the same record; files that look as they did then are not
-    read again.
+    """Of a conversation, or of both of a pair. before: an earlier one of the same record; files whose stamps are the same
+    are not read again.
     """
     both = (item.chosen, item.rejected) if isinstance(item, PreferencePair) else (item,)
-    sources = _shown(*both)
-    stamp = _stamp_of(sources)
+    sources: list[object] = []
+    text: list[bytes] = []
+    for conversation in both:
+        own = [visual.source for visual in conversation.visuals]
+        if not (sources and all(map(_is_path, sources)) and own == sources):  # both of a pair often show the same files
+            sources += own
+        for message in conversation.messages:
+            text.append(f"{message.role} {message.learn}".encode())
+            for part in message.parts:
+                line = f"text {part.text}" if isinstance(part, Text) else f"{part.kind} {part.fps} {part.note}"
+                text.append(line.encode("utf-8", "surrogatepass"))
+    try:
+        stamps = [stamp for source in sources for stamp in _read_stamps(source)]
+    except (OSError, ValueError):
+        stamps = []
+    stamp = _hash_parts(stamps) if stamps else 0
     if before is not None and stamp and stamp == before.stamp:
         media = before.media
     else:
-        media = _hash_parts(chain.from_iterable(_read_content(source) for source in sources))
-    return Fingerprint(_hash_parts(chain.from_iterable(_iterate_text(one) for one in both)), media, stamp)
-
-
-def _shown(first: Conversation, *others: Conversation) -> list[Any]:
-    """The sources of all visuals in order; those of a pair once, where both show the same files."""
-    shown = [visual.source for visual in first.visuals]
-    for other in others:
-        more = [visual.source for visual in other.visuals]
-        if not (all(map(_is_path, shown)) and more == shown):
-            shown = [*shown, *more]
-    return shown
-
-
-def _iterate_text(conversation: Conversation) -> Iterator[bytes]:
-    for message in conversation.messages:
-        yield f"{message.role} {message.learn}".encode()
-        for part in message.parts:
-            if isinstance(part, Text):
-                yield b"text " + part.text.encode("utf-8", "surrogatepass")
-            else:
-                yield f"{part.kind} {part.fps} {part.note}".encode("utf-8", "surrogatepass")
+        media = _hash_parts(chain.from_iterable(map(_read_content, sources)))
+    return Fingerprint(_hash_parts(text), media, stamp)
 
 
 def _hash_parts(parts: Iterable[bytes]) -> int:
     """64 bits of parts, others for every other order or division of them; never 0."""
-    made = hashlib.sha1(usedforsecurity=False)  # the fastest of hashlib where the processor has it
+    digest = hashlib.sha1(usedforsecurity=False)  # the fastest of hashlib where the processor has it
     for part in parts:
-        made.update(len(part).to_bytes(8, "little"))
-        made.update(part)
-    return int.from_bytes(made.digest()[:8], "little", signed=True) or 1
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return int.from_bytes(digest.digest()[:8], "little", signed=True) or 1
 
 
 # Media ----------------------------------------------------------------------------------------------------------------
 
 
-def _read_content(source: Any) -> Iterator[bytes]:
+def _read_content(source: object) -> Iterator[bytes]:
     """What decides what an image or video shows; nothing of its name."""
     try:
         if isinstance(source, FileSlice):
@@ -113,7 +106,7 @@ def _read_content(source: Any) -> Iterator[bytes]:
             yield from _read_ends(BytesIO(source), len(source))
         else:
             yield (source if isinstance(source, str) else identify_visual(Visual("image", source))).encode()
-    except (OSError, ValueError):  # ours too; what cannot be opened is told when it is shown
+    except (OSError, ValueError):  # a DataError too; it is raised when the visual is opened
         yield b"cannot be read"
 
 
@@ -126,17 +119,17 @@ def _read_ends(file: IO[bytes], size: int) -> Iterator[bytes]:
 
 
 def _read_file_ends(path: Path, *, read_it: bool = True) -> Iterator[bytes]:
-    seen = path.stat()
-    if not S_ISREG(seen.st_mode):  # a pipe would be waited for
+    stat = path.stat()
+    if not S_ISREG(stat.st_mode):  # a pipe would be waited for
         raise OSError(f"{path} is no regular file")
     if not read_it:
-        yield seen.st_size.to_bytes(8, "little")
+        yield stat.st_size.to_bytes(8, "little")
         return
     with path.open("rb", buffering=0) as file:
-        yield from _read_ends(file, seen.st_size)
+        yield from _read_ends(file, stat.st_size)
 
 
-def _find_frame_files(source: Any) -> list[Path] | None:
+def _find_frame_files(source: object) -> list[Path] | None:
     """The images of a video that is given so; None for every other source."""
     if not isinstance(source, tuple) and not (_is_path(source) and Path(source).is_dir()):
         return None
@@ -145,16 +138,7 @@ def _find_frame_files(source: Any) -> list[Path] | None:
     return list_frame_files(source)
 
 
-def _stamp_of(sources: list[Any]) -> int:
-    """How files look from outside, their content apart; 0 where there are none, or some are gone."""
-    try:
-        parts = [part for source in sources for part in _read_stamps(source)]
-    except (OSError, ValueError):
-        return 0
-    return _hash_parts(parts) if parts else 0
-
-
-def _read_stamps(source: Any) -> Iterator[bytes]:
+def _read_stamps(source: object) -> Iterator[bytes]:
     if isinstance(source, FileSlice):
         yield from (_stamp_file(source.path), f"{source.offset} {source.size}".encode())
     elif (frames := _find_frame_files(source)) is not None:
@@ -165,7 +149,7 @@ def _read_stamps(source: Any) -> Iterator[bytes]:
         raise ValueError("no file: its content is at hand")
 
 
-def _stamp_file(path: Any) -> bytes:
+def _stamp_file(path: str | os.PathLike[str]) -> bytes:
     """The time of the last change of a file's entry is among it, which no program can set back."""
     seen = Path(path).stat()
     return f"{path} {seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns} {seen.st_ino}".encode(
@@ -173,7 +157,7 @@ def _stamp_file(path: Any) -> bytes:
     )
 
 
-def _is_path(source: Any) -> bool:
+def _is_path(source: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(source, os.PathLike) or (isinstance(source, str) and not source.startswith("data:"))
 
 
