@@ -134,7 +134,7 @@ def _suggest_divisors(name: str, total: int, near: int) -> str:
     return f"Write {' or '.join(f'{name}={d}' for d in sorted(best))}."
 
 
-def count_kv_bytes_per_token(config: PreTrainedConfig, bytes_per_value: int = 2) -> int | None:
+def count_kv_bytes_per_token(config: PreTrainedConfig | None, bytes_per_value: int = 2) -> int | None:
     """Keys and values that one token leaves in the cache; None for a backbone that is not transformers'."""
     layers, heads = getattr(config, "num_hidden_layers", None), getattr(config, "num_attention_heads", None)
     if not layers or not heads:

@@ -38,7 +38,7 @@ VISION = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
 QFORMER = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 
 
-class Blip2(HFLayout):
+class Blip2Family(HFLayout):
     """BLIP-2 with a causal language model (OPT).
 
     With an encoder-decoder (T5) it is refused; `import_vision_parts` reads what is before the language model.
@@ -140,4 +140,4 @@ def choose_bare_prompt(folder: Path, tokenizer: PreTrainedTokenizerBase | None, 
     return ChatChoice({"name": "blip2", "end": next(iter([*single, tokenizer.eos_token or "\n"]))}, why)
 
 
-LAYOUT = Blip2()
+LAYOUT = Blip2Family()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmblocks.model.convert.transformers.blip2 import Blip2, make_qformer_settings
+from mmblocks.model.convert.transformers.blip2 import Blip2Family, make_qformer_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -15,7 +15,7 @@ TOKENIZER = "qformer_tokenizer"
 """Folder of the question's tokenizer inside a checkpoint."""
 
 
-class InstructBlip(Blip2):
+class InstructBlip(Blip2Family):
     """InstructBLIP with a causal language model (Vicuna)."""
 
     model_type = "instructblip"
