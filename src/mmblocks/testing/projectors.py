@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mmblocks.batch import Instructions
-from mmblocks.components import needs_text
+from mmblocks.components import InstructedProjector, has_capability
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
 from mmblocks.testing.laws import Subject, check_that, find_silent_parameters
@@ -169,4 +169,8 @@ def apply_body(projector: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _make_instructions(projector: Any, x: torch.Tensor) -> tuple[Instructions, ...]:
     """The same question about every view, for a projector that reads it."""
-    return (Instructions.from_ids([torch.tensor([5, 6, 7])] * len(x)),) if needs_text(projector) else ()
+    return (
+        (Instructions.from_ids([torch.tensor([5, 6, 7])] * len(x)),)
+        if has_capability(projector, InstructedProjector)
+        else ()
+    )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import GatherLayout, GatherTable
+from mmblocks.components import PerTokenProjector, VisionTokenizer, has_capability
 from mmblocks.ops.gather_lerp import with_transpose
 from mmblocks.shapes import RoutedPlan, Size, VisualPlan
 from mmblocks.tokenizers.lowering import LoweredPlan, lower_tokenizer_plan, pad_to_k
@@ -33,7 +34,7 @@ class GatherLayoutBuilder:
     def from_model(cls, model: Any) -> GatherLayoutBuilder:
         """Those of a `OneVision`, or of anything with its encoder, projector and router."""
         grid = model.projector.out_grid(model.encoder.grid)
-        return cls(grid, getattr(model.projector, "per_token", False), model.router.learned_tokens)
+        return cls(grid, has_capability(model.projector, PerTokenProjector), model.router.learned_tokens)
 
     def make_sample_layout(self, plans: Sequence[RoutedPlan], positions: Tensor, router: Router) -> GatherLayout | None:
         """The layout of the visuals that `router` planned, the sample's first row at 0.
@@ -49,13 +50,15 @@ class GatherLayoutBuilder:
         known = [layout for layout in each if layout is not None]
         return join_layouts(known) if known and len(known) == len(each) else None
 
-    def _make_visual_layout(self, tokenizer: Any, plan: VisualPlan, positions: Tensor) -> GatherLayout | None:
+    def _make_visual_layout(
+        self, tokenizer: VisionTokenizer[Any], plan: VisualPlan, positions: Tensor
+    ) -> GatherLayout | None:
         made = lower_tokenizer_plan(tokenizer, plan)
-        if made is None or (made.early and not self.per_token):
+        if made is None or (made.before_projector and not self.per_token):
             return None
         is_mark = made.rows[:, 0] < 0
         shown, learned = (~is_mark).nonzero().squeeze(1), is_mark.nonzero().squeeze(1)
-        cells, taps = self._split_at_body(self._taps(made, shown, plan), made.early)
+        cells, taps = self._split_at_body(self._taps(made, shown, plan), made.before_projector)
         numbers = torch.tensor(
             [self.learned_tokens.index(learned_token) for learned_token in tokenizer.learned_tokens], dtype=torch.int64
         )

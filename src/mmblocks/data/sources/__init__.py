@@ -5,9 +5,10 @@ Sources for training on preferences hold pairs of conversations instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from mmblocks.components import has_capability
 from mmblocks.conversation import Item
 from mmblocks.data.record_faults import name_errors
 from mmblocks.registry import Registry
@@ -16,26 +17,57 @@ ItemT = TypeVar("ItemT", bound=Item)
 
 
 class Source(Protocol):
-    """A fixed sequence of conversations or pairs; `source[i]` is the same every time.
-
-    It may also have `origin(i)`, where record i stands ("file:record 3", what the name of its conversation begins with),
-    and `is_made`: true where its settings alone decide its records, which no file then changes.
-    """
+    """A fixed sequence of conversations or pairs; `source[i]` is the same every time."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Item: ...
 
 
+@runtime_checkable
+class LocatedSource(Protocol):
+    """`describe_origin`: it names the place of a record ("file:record 3") without reading it."""
+
+    def describe_origin(self, number: int, /) -> str | None:
+        """The beginning of the name of conversation `number`."""
+        ...
+
+
+@runtime_checkable
+class SyntheticSource(Protocol):
+    """`is_synthetic`: its settings alone decide its records, which no file changes."""
+
+    is_synthetic: bool
+
+
+@runtime_checkable
+class CheckableSource(Protocol):
+    """`list_faults`: it finds what is wrong with its settings and files before a run starts."""
+
+    @staticmethod
+    def list_faults(settings: Mapping[str, Any], /) -> list[str]:
+        """One sentence for each fault."""
+        ...
+
+
+@runtime_checkable
+class FetchedSource(Protocol):
+    """`list_missing`: it names files that its settings need and that this machine does not have."""
+
+    @staticmethod
+    def list_missing(settings: Mapping[str, Any], /) -> list[str]:
+        """One sentence for each of them."""
+        ...
+
+
 def describe_origin(source: Source, index: int) -> str | None:
-    """Where a record of a source stands, told without reading it; None where the source does not say."""
-    say = getattr(source, "describe_origin", None)
-    return None if say is None else say(index)
+    """The place of a record, found without reading it; None for a source that does not name it."""
+    return source.describe_origin(index) if isinstance(source, LocatedSource) else None
 
 
 def is_synthetic(source: Source) -> bool:
-    """Whether a source makes its records, so that nothing but its settings decides them."""
-    return getattr(source, "is_synthetic", False)
+    """Whether the settings of a source alone decide its records."""
+    return has_capability(source, SyntheticSource)
 
 
 class NamedRecords(Generic[ItemT]):
@@ -62,4 +94,8 @@ class NamedRecords(Generic[ItemT]):
         raise NotImplementedError
 
 
-sources: Registry[Any] = Registry("source", "mmblocks.data.sources")
+sources: Registry[Any] = Registry(
+    "source",
+    "mmblocks.data.sources",
+    capabilities=(LocatedSource, SyntheticSource, CheckableSource, FetchedSource),
+)

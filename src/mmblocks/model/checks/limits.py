@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from mmblocks.components import SpecialTokenTemplate, has_capability
 from mmblocks.errors import CheckpointError, MMBlocksError
 from mmblocks.model.checks.faults import Fault, MissingFault
 from mmblocks.pretrained import find_cached_folder, read_tokenizer
@@ -256,7 +257,10 @@ def find_template_faults(key: str, template: Any, text_tokenizer: Any) -> list[F
         stop = template.stop
     except MMBlocksError as cause:
         return [Fault(key, str(cause))]
-    special = getattr(template, "special", stop if not any(_is_token(t, text_tokenizer) for t in stop) else ())
+    if has_capability(template, SpecialTokenTemplate):
+        special = template.special
+    else:
+        special = () if any(_is_token(text, text_tokenizer) for text in stop) else stop
     unknown = [text for text in special if not _is_token(text, text_tokenizer)]
     unwritten = [text for text in stop if text not in special and not _is_written(text, text_tokenizer)]
     cure = "Choose the template that the tokenizer was made for."

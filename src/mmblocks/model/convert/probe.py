@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmblocks.batch import IGNORE, Batch, Instructions, Packing
-from mmblocks.components import needs_text
+from mmblocks.components import InstructedProjector, has_capability
 from mmblocks.errors import CheckpointError
 from mmblocks.model.onevision import OneVision
 from mmblocks.pretrained import read_model, read_processor
@@ -70,7 +70,7 @@ def _make_probe(model: OneVision, shapes: tuple[VisualShape, ...], generator: to
 
 
 def _asked(model: OneVision, views: int, generator: torch.Generator) -> Instructions | None:
-    if not needs_text(model.projector):
+    if not has_capability(model.projector, InstructedProjector):
         return None
     ids = torch.randint(1, model.projector.vocab_size, (views, 4), generator=generator)
     return Instructions(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -166,7 +166,7 @@ def _make_qformer_inputs(model: OneVision, probe: Probe) -> dict[str, Tensor]:
     """BLIP-2 always asks for an image; one of which no token is placed changes nothing."""
     pixels, asked = model.normalise_pixels(probe.pixels).float(), probe.instructions
     pixels = pixels if len(pixels) else torch.zeros(1, *pixels.shape[1:])
-    if not needs_text(model.projector):
+    if not has_capability(model.projector, InstructedProjector):
         return {"pixel_values": pixels}
     ids = asked.ids if asked is not None and len(asked.ids) else torch.ones(1, 1, dtype=torch.int64)
     return {"pixel_values": pixels, "qformer_input_ids": ids, "qformer_attention_mask": torch.ones_like(ids)}

@@ -7,11 +7,11 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from mmblocks.components import templates
+from mmblocks.components import has_capability, templates
 from mmblocks.conversation import Item, PreferencePair
 from mmblocks.data.mixing.entries import find_use_faults, split_entry
 from mmblocks.data.records.patterns import list_unmatched
-from mmblocks.data.sources import sources
+from mmblocks.data.sources import CheckableSource, FetchedSource, sources
 from mmblocks.errors import ConfigError, DataError, MMBlocksError
 from mmblocks.model.checks.composition import DryBuild
 from mmblocks.model.checks.faults import Fault, MissingFault, find_component_faults, resolve_settings
@@ -20,7 +20,7 @@ from mmblocks.model.spec import PARTS
 from mmblocks.registry import split_spec
 from mmblocks.settings import is_of_type
 from mmblocks.shapes import SCENARIOS
-from mmblocks.templates.later import LazyTextTokenizer
+from mmblocks.templates.lazy_tokenizer import LazyTextTokenizer
 from mmblocks.train.objectives import item_mismatch, objectives
 
 PATH_SUFFIXES = ("path", "file", "folder", "images", "videos")
@@ -185,7 +185,7 @@ def _make_first_item(source: Any) -> Item | None:
 def _is_read(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Whether a source names files or folders, or says itself what it lacks."""
     named = any(name.endswith(PATH_SUFFIXES) and value is not None for name, value in settings.items())
-    return named or hasattr(sources[split_spec(spec)[0]].builder, "list_faults")
+    return named or has_capability(sources[split_spec(spec)[0]].builder, CheckableSource)
 
 
 class _EmptyTokenizer:
@@ -212,14 +212,14 @@ def _readable(key: str, spec: Mapping[str, Any]) -> Iterator[Fault]:
     named = {k: v for k, v in settings.items() if k.endswith(PATH_SUFFIXES) and v is not None}
     lost = [(name, one) for name, value in named.items() for one in list_unmatched(value)]
     yield from (MissingFault(f"{key}.{n}", f"{one} does not exist.", "Write the path of your data.") for n, one in lost)
-    builder: Any = sources[split_spec(spec)[0]].builder
-    look = getattr(builder, "list_faults", None)
-    if look is not None and not lost:
-        wrong = look(settings)
+    builder = sources[split_spec(spec)[0]].builder
+    if has_capability(builder, CheckableSource):
+        wrong = [] if lost else builder.list_faults(settings)
         yield from (Fault(key, text) for text in wrong)
-        if not wrong and hasattr(builder, "list_missing"):
+        if not lost and not wrong and has_capability(builder, FetchedSource):
             yield from (MissingFault(key, text) for text in builder.list_missing(settings))
-    if named or look is not None:
+        return
+    if named:
         return
     try:
         sources.build(spec)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mmblocks.batch import Batch, GatherLayout, Instructions, Packing, RowIndex
-from mmblocks.components import needs_text
+from mmblocks.components import InstructedProjector, has_capability
 from mmblocks.data.sample.layout import GatherLayoutBuilder, map_batch_views, prepare_backward
 from mmblocks.model.budget import parse_visual_shape
 from mmblocks.model.build import build_from_spec, build_router, set_dtype
@@ -147,7 +147,7 @@ def make_meta_batch(model: OneVision, row: PackedRow) -> Batch:
             pixels=torch.empty(images, 3, *model.encoder.view_px, dtype=torch.uint8),
             plans=plans,
             visual_positions=torch.empty(sum(shown), dtype=torch.int64),
-            instructions=_instructions(images) if needs_text(model.projector) else None,
+            instructions=_instructions(images) if has_capability(model.projector, InstructedProjector) else None,
             views=None if views is None else views.to("meta"),
             layout=None if layout is None else layout.to("meta"),
             precomputed_target_rows=_last_rows(_spread(row.labels, lengths), lengths),

@@ -7,16 +7,16 @@ from mmblocks.components import Pooling
 from mmblocks.errors import ConfigError
 from mmblocks.geometry.frames import FrameSample, sample_frames
 from mmblocks.geometry.views import make_processed_view
-from mmblocks.shapes import Scenario, Size, View, VisualShape
+from mmblocks.shapes import Scenario, Size, View, VisualPlan, VisualShape
 
 
 @dataclass(frozen=True, slots=True)
 class FrameTokenizer:
-    """Which frames of a video are shown, each made a view by the encoder's processor and pooled.
+    """Which frames of a video are shown. Each becomes a view as the encoder's processor makes it, and is pooled.
 
     `fps` null spreads up to `max_frames` evenly over the video (LLaVA-OneVision's inference); a number takes that many
-    frames per second and spreads only when they are too many (its training, 1). `force` gives exactly `max_frames`,
-    with repeats for short clips.
+    frames per second, and spreads `max_frames` evenly when there would be more (its training, 1). `force` gives exactly
+    `max_frames`, with repeats for short videos.
     """
 
     view_px: Size
@@ -38,11 +38,14 @@ class FrameTokenizer:
                 f"tokenizer {self.name!r}: fps={self.fps}; write a rate above 0, or null to spread evenly."
             )
 
+    def count_tokens(self, plan: VisualPlan) -> int:
+        return plan.num_tokens
+
     def reasons_against(self) -> list[str]:
         return reasons_against_pooling(self.name, self.pooling, self.grid, self.spatial)
 
     def choose_frames(self, visual: VisualShape) -> FrameSample:
-        """The frames of a video that its plan shows, with their times."""
+        """The frames of a video that are shown, with their times."""
         return sample_frames(
             visual.num_frames,
             visual.fps,
