@@ -45,7 +45,7 @@ def main() -> None:
     """Train-step a model with it, and show what a wrong setting is told."""
     spec = {"encoder": "tiny_conv", "backbone": "qwen2_tiny", "template": "chatml"}
     model = mmblocks.build(spec, projector={"name": "geglu", "expansion": 2}, seed=0)
-    loss = model(collate([mmblocks.Processor.from_model(model).make_training_sample(captioned())])).mean
+    loss = model(collate([mmblocks.Processor.from_model(model).make_training_sample(captioned())])).loss
     loss.backward()
     unreached = [name for name, p in model.projector.named_parameters() if p.grad is None]
     print(f"loss {loss.item():.2f}; parameters of the projector without a gradient: {unreached or 'none'}")

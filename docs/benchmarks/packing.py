@@ -2,7 +2,7 @@
 
     python docs/benchmarks/packing.py
 
-Nothing is trained and nothing measured: token counts are those of the model's own visual tokenizers, sizes of pictures and
+Nothing is trained and nothing measured: token counts are those of the model's own visual tokenizers, sizes of images and
 lengths of texts are assumed below, costs are estimated from FLOPs. Deterministic.
 """
 
@@ -35,7 +35,7 @@ PICTURES = (
     (1200, 900, 0.08),
     (2200, 1700, 0.08),
 )
-"""Height, width and share of each size of picture."""
+"""Height, width and share of each size of image."""
 KINDS = {
     "single_image": {"text": 0.14, "image": 0.86},
     "onevision": {"text": 0.05, "image": 0.44, "multi_image": 0.32, "video": 0.19},

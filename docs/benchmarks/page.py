@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md and its pictures from the tables beside this file; nothing is measured here. From the root:
+"""Write docs/benchmarks.md and its images from the tables beside this file; nothing is measured here. From the root:
 
     python docs/benchmarks/page.py
 
@@ -34,7 +34,7 @@ both run in turns in one process; a ratio above 1 says how many times better our
 its documentation does; **best** is the fastest of the settings that it offers for the case; **naive** is the plain way of
 doing it, projecting every cell and taking every row's logits.
 
-What is measured, and how to measure it again, is in [the optimized core](optimized.md#measure-it). This page and its pictures
+What is measured, and how to measure it again, is in [the optimized core](optimized.md#measure-it). This page and its images
 are drawn from the tables in [docs/benchmarks](benchmarks) by `python docs/benchmarks/page.py`; every number is a row there.
 """
 NONE = "Not measured yet: no table holds such rows.\n"
@@ -79,7 +79,7 @@ def _lines(path: Path) -> list[dict[str, str]]:
 
 
 def main(folder: Path = HERE, page: Path = PAGE) -> None:
-    """Write the page and the pictures, and remove pictures of tables that are gone."""
+    """Write the page and the images, and remove images of tables that are gone."""
     tables = Tables.of(folder)
     kept = set(pictures(tables, folder))
     for stale in set(folder.glob("*.svg")) - kept:
@@ -105,11 +105,11 @@ def text(tables: Tables, folder: Path = HERE) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-# Pictures -----------------------------------------------------------------------------------------------------------
+# Images -----------------------------------------------------------------------------------------------------------
 
 
 def pictures(tables: Tables, folder: Path) -> Iterator[Path]:
-    """Draw every picture that there are rows for."""
+    """Draw every image that there are rows for."""
     for name, rows, draw in (
         ("times", _with_ratio(tables.of_suites(*TIMED)), figures.ratios),
         ("memory", _with_ratio(tables.of_suites("memory")), figures.memory),
@@ -214,8 +214,8 @@ def _growth(tables: Tables) -> Iterator[str]:
         yield NONE
         return
     yield (
-        "A prefill's FLOPs by part, the cache, and what a training step keeps for backward, for more pictures (640x480), "
-        "more frames and larger pictures, with 64 tokens of text. Counted on the meta device. A picture alone is cut into "
+        "A prefill's FLOPs by part, the cache, and what a training step keeps for backward, for more images (640x480), "
+        "more frames and larger images, with 64 tokens of text. Counted on the meta device. An image alone is cut into "
         "tiles, several are one view each.\n"
     )
     for size, own in _by_size(rows).items():

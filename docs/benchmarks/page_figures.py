@@ -1,4 +1,4 @@
-"""The pictures of docs/benchmarks.md: rows in, SVG out, the same bytes for the same rows."""
+"""The images of docs/benchmarks.md: rows in, SVG out, the same bytes for the same rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.bench.suites.rows import Row
 
 COLOURS = {"as shipped": "tab:blue", "best": "tab:orange", "naive": "tab:grey", "ours": "tab:green"}
 PARTS = {"encoder": "tab:blue", "projector": "tab:red", "backbone": "tab:green", "head": "tab:purple"}
-AXES = {"images": "pictures", "frames": "frames of a clip", "resolution": "side of a picture (px)"}
+AXES = {"images": "pictures", "frames": "frames of a clip", "resolution": "side of an image (px)"}
 GIB = 2**30
 NAMES = {"0_5b": "0.5B", "7b": "7B"}
 
@@ -50,7 +50,7 @@ def ratios(rows: Sequence[Row], path: Path) -> None:
 
 
 def case_of(row: Row) -> str:
-    """A line of the picture; quantities that tell how many tokens there were are cut."""
+    """A line of the image; quantities that tell how many tokens there were are cut."""
     words = row.quantity.partition(",")[0]
     return f"{row.suite.replace('_', ' ')}: {row.scenario}" + (f", {words}" if words.startswith("forward") else "")
 
@@ -114,7 +114,7 @@ def _memory_panel(panel: Any, rows: Sequence[Row]) -> None:
 
 
 def growth(rows: Sequence[Row], path: Path) -> None:
-    """Of one size: above FLOPs of a prefill by part, below bytes, along pictures, frames and resolution."""
+    """Of one size: above FLOPs of a prefill by part, below bytes, along images, frames and resolution."""
     axes = [axis for axis in AXES if any(row.scenario.startswith(f"{axis}=") for row in rows)]
     with drawn(path, 2, len(axes), (1.0 + 3.1 * len(axes), 5.4), sharex="col") as panels:
         for column, axis in enumerate(axes):

@@ -49,8 +49,8 @@ PLAIN, RECOMPUTED = "(?!.*checkpointing).*", ".*checkpointing"
 
 # 729 (1152 + D) over 729 * 1152 + 196 D, that is 1.4703 and 2.2386, and no more: it is arithmetic.
 COUNTERS = (
-    Target("projector FLOPs on a clip, 0.5B's width", 1.47, "counters", "cpu", scenario=".*896", quantity="projector"),
-    Target("projector FLOPs on a clip, 7B's width", 2.238, "counters", "cpu", scenario=".*3584", quantity="projector"),
+    Target("projector FLOPs on a video, 0.5B's width", 1.47, "counters", "cpu", scenario=".*896", quantity="projector"),
+    Target("projector FLOPs on a video, 7B's width", 2.238, "counters", "cpu", scenario=".*3584", quantity="projector"),
 )
 TIMES = (
     Target("prefill, small, as shipped", 1.1, "prefill", "cpu", "small", SHOWN, setting=SHIPPED),
@@ -67,7 +67,7 @@ TIMES = (
         scenario=".*3584",
         quantity="forward and backward",
     ),
-    Target("second question about a clip, as shipped", 10, "second_question", "cpu", setting=SHIPPED),
+    Target("second question about a video, as shipped", 10, "second_question", "cpu", setting=SHIPPED),
 )
 MEMORY = (
     Target(
@@ -124,7 +124,7 @@ GPU = (
     Target("prefill, 7B, at its best", 1.15, "prefill", "cuda", "7b", "base|anyres|images|video", setting=BEST),
     Target("decode, one sequence, 0.5B, as shipped", 10, "decode", "cuda", "0_5b", "batch 1 .*", setting=SHIPPED),
     Target("decode, one sequence, 7B, as shipped", 2, "decode", "cuda", "7b", "batch 1 .*", setting=SHIPPED),
-    Target("second question about a clip, as shipped", 20, "second_question", "cuda", setting=SHIPPED),
+    Target("second question about a video, as shipped", 20, "second_question", "cuda", setting=SHIPPED),
     Target("training step, 0.5B, peer keeps everything", 1.5, "train", "cuda", "0_5b", setting=SHIPPED, settings=PLAIN),
     Target("training step, 0.5B, peer recomputes", 1.9, "train", "cuda", "0_5b", setting=SHIPPED, settings=RECOMPUTED),
     Target("training step, 0.5B, share of the matmul ceiling", 0.5, "train", "cuda", "0_5b", of="floor_share"),

@@ -108,6 +108,8 @@ class InstructedProjector(Protocol):
     needs_text: bool
     text_tokenizer: PreTrainedTokenizerBase
     """Named by a setting of the projector."""
+    vocab_size: int
+    """The text tokenizer's ids are below it."""
     max_text_tokens: int
     """Longer questions are cut, on the side that the text tokenizer cuts."""
 

@@ -76,7 +76,7 @@ MAXIMUM: Mapping[str, float] = {
     **dict.fromkeys(
         ("steps", "save_every", "log_every", "visual_ablation_at", "every", "step_tokens", "pack_tokens"), _TIMES
     ),
-    **dict.fromkeys(("batch_size", "global_batch_size", "pack_views", "samples", "tiny", "size", "keep"), 10**8),
+    **dict.fromkeys(("global_batch_size", "global_batch_size", "pack_views", "samples", "tiny", "size", "keep"), 10**8),
     **dict.fromkeys(("epochs", "budget", "timeout_s", "video_deadline_s"), 10**6),
     **dict.fromkeys(("workers", "threads"), 4096),
     "rate": 1e30,

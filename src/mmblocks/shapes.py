@@ -101,7 +101,7 @@ class VisualPlan:
         begin = 0
         for rows_before, text in self.inline_texts:
             assert begin <= rows_before <= self.num_tokens, (
-                f"told={self.inline_texts} leaves 0 to {self.num_tokens} rows"
+                f"inline_texts={self.inline_texts} leaves 0 to {self.num_tokens} rows"
             )
             pieces += [rows_before - begin, text]
             begin = rows_before

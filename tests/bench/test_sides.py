@@ -27,7 +27,7 @@ from tests.bench.suites.train import MIXED
 RUN = Run(tiny=True, repeats=1, warmups=0, input_sets=1)
 
 
-TOWER = next(shape for shape in attention.shapes(RUN) if shape.name == "tower")
+TOWER = next(shape for shape in attention.list_shapes(RUN) if shape.name == "tower")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_mixed_batch_gives_the_same_losses_and_gradients(pair: Any) -> None:
     model, theirs = pair
     case = cases(model, RUN, *MIXED, answers=True)[0]
     assert require_same_gradients("train", model, theirs, case) < BOUND
-    losses = [model(case.batch).mean, peer.padded_loss(theirs, case), peer.packed_loss(theirs, case)]
+    losses = [model(case.batch).loss, peer.padded_loss(theirs, case), peer.packed_loss(theirs, case)]
     torch.testing.assert_close(losses[1:], losses[:1] * 2, rtol=1e-5, atol=0)  # fp32 means over 48 rows
     assert (case.targets != IGNORE).sum() == case.batch.num_labelled
 

@@ -101,10 +101,9 @@ def test_list_names_every_component_of_every_kind(say):
         assert lines[lines.index(f"{kind}:") + 1 :][: len(registry)] == list(registry)
 
 
-def test_list_shows_one_kind_with_summaries_presets_and_sources(say):
+def test_list_shows_one_kind_with_sizes_and_summaries(say):
     _, out, _ = say("list", "backbone")
-    assert "preset of causal_lm" in out
-    assert "https://github.com/huggingface/transformers" in out
+    assert "  qwen2_7b         28 layers x 3584  causal_lm, weights of Qwen/Qwen2-7B-Instruct\n" in out
     assert "encoder:" not in out
 
 

@@ -35,12 +35,6 @@ def test_plan_tokens_counts_without_weights(shown):
     assert "  video 1280x720: 32 views, 6273 tokens (video)" in lines
 
 
-def test_compose_and_chat_reads_back_what_it_saved(shown):
-    lines = shown("compose_and_chat")
-    assert "4 messages are remembered" in lines
-    assert "the model read back says the same: True" in lines
-
-
 def test_custom_projector_learns_and_refuses_a_misspelled_setting(shown):
     lines = shown("custom_projector")
     assert any(line.endswith("parameters of the projector without a gradient: none") for line in lines)

@@ -68,7 +68,7 @@ def test_a_preset_with_an_unknown_setting_is_refused_when_it_is_made(lamps):
 
 def test_summaries_are_the_first_line_of_a_docstring(lamps):
     add(lamps)
-    assert lamps["desk"].summary == lamps.about("desk").summary == "Light in a room."
+    assert lamps["desk"].summary == lamps.find_info("desk").summary == "Light in a room."
 
 
 def test_a_builder_that_hides_its_settings_is_refused(lamps):

@@ -70,7 +70,7 @@ def test_a_template_that_asks_too_much_is_stopped_by_its_name(name, soon, text_t
     text_tokenizer.chat_template = ENDLESS[name]
     began = time.monotonic()
     with pytest.raises(ConfigError, match=r"chat template of the text tokenizer .*tinyworld_text was stopped: .*"):
-        TokenizerChat(lambda: text_tokenizer).spans([Message("user", (Text("what ?"),))])
+        TokenizerChat(lambda: text_tokenizer).to_spans([Message("user", (Text("what ?"),))])
     assert time.monotonic() - began < 30
     assert render_template("{{ a }}", {"a": "ready again"}, "it") == "ready again"
 

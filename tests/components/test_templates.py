@@ -60,100 +60,100 @@ def test_every_template_is_known():
 @pytest.mark.parametrize("name", sorted(CHATS))
 def test_what_is_learned_is_each_answer_and_its_stop(name):
     template = templates.build(name)
-    before, after = " " if name in SPACED else "", " " if "[INST]" in written(template.spans(messages(TALK))) else ""
+    before, after = " " if name in SPACED else "", " " if "[INST]" in written(template.to_spans(messages(TALK))) else ""
     (stop,) = template.stop
     answers = "".join(f"{before}{text}{after}{stop}" for text in ("A cat.", "White."))
-    assert learned(template.spans(messages(TALK))) == answers
+    assert learned(template.to_spans(messages(TALK))) == answers
 
 
 @pytest.mark.parametrize("name", sorted(CHATS))
 def test_what_is_written_before_an_answer_is_the_prompt_for_it(name):
     template = templates.build(name)
-    spans = template.spans(messages(TALK))
+    spans = template.to_spans(messages(TALK))
     last_answer = next(i for i in range(len(spans) - 1, -1, -1) if spans[i].learn and not spans[i - 1].learn)
-    prompt = [*template.spans(messages(TALK[:-1])), *template.open_answer()]
+    prompt = [*template.to_spans(messages(TALK[:-1])), *template.open_answer()]
     assert written(spans[:last_answer]) == written(prompt)
 
 
 @pytest.mark.parametrize("name", sorted(CHATS))
 def test_a_system_message_replaces_the_templates(name):
     template = templates.build(name)
-    told = written(template.spans(messages([{"role": "system", "content": "Answer in verse."}, *TALK])))
+    told = written(template.to_spans(messages([{"role": "system", "content": "Answer in verse."}, *TALK])))
     assert told.count("Answer in verse.") == 1
     assert template.system is None or template.system not in told
 
 
 @pytest.mark.parametrize("name", sorted(CHATS))
 def test_an_empty_system_message_leaves_no_system_text(name):
-    without = templates.build({"name": name, "system": None}).spans(messages(TALK))
-    assert templates.build(name).spans(messages([{"role": "system", "content": ""}, *TALK])) == without
+    without = templates.build({"name": name, "system": None}).to_spans(messages(TALK))
+    assert templates.build(name).to_spans(messages([{"role": "system", "content": ""}, *TALK])) == without
 
 
 @pytest.mark.parametrize("name", sorted(CHATS))
 def test_a_system_message_in_the_middle_is_a_fault(name):
     late = [*TALK[:2], {"role": "system", "content": "Be brief."}, *TALK[2:]]
     with pytest.raises(DataError, match="message 2 is a system message"):
-        templates.build(name).spans(messages(late))
+        templates.build(name).to_spans(messages(late))
 
 
 def test_chatml_without_system_text_starts_with_the_user():
-    assert written(templates.build("chatml").spans(messages(TALK[2:3]))) == "<|im_start|>user\nColour?<|im_end|>\n"
+    assert written(templates.build("chatml").to_spans(messages(TALK[2:3]))) == "<|im_start|>user\nColour?<|im_end|>\n"
 
 
 def test_visuals_stand_where_they_are_shown():
     first, second = Visual("image", "1.png"), Visual("video", "2.mp4")
     turn = Message("user", (Text("See "), first, Text(" and "), second, Text(".")))
-    spans = templates.build("chatml").spans([turn])
+    spans = templates.build("chatml").to_spans([turn])
     assert [s.content for s in spans][1:-2] == ["See ", first, " and ", second, "."]
 
 
 def test_a_visual_in_an_answer_is_not_learned():
     turn = Message("assistant", (Text("Like this: "), Visual("image", "1.png")))
-    assert [s.learn for s in templates.build("chatml").spans([turn])] == [False, True, False, True, False]
+    assert [s.learn for s in templates.build("chatml").to_spans([turn])] == [False, True, False, True, False]
 
 
 def test_llama_3_trims_what_people_type():
-    spans = templates.build("llama_3").spans(messages([{"role": "user", "content": " Hi.\n"}]))
+    spans = templates.build("llama_3").to_spans(messages([{"role": "user", "content": " Hi.\n"}]))
     assert written(spans) == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi.<|eot_id|>"
 
 
 def test_plain_is_the_visual_and_its_caption():
-    spans = templates.build("plain").spans(messages(TALK[:2]))
+    spans = templates.build("plain").to_spans(messages(TALK[:2]))
     assert (written(spans), learned(spans)) == ("<image>A cat.\n", "A cat.\n")
 
 
 def test_plain_without_a_caption_asks_as_it_was_trained():
     shown = messages([{"role": "user", "content": [{"type": "image", "image": "cat.png"}]}])
     template = templates.build("plain")
-    assert written([*template.spans(shown), *template.open_answer()]) == "<image>"
+    assert written([*template.to_spans(shown), *template.open_answer()]) == "<image>"
 
 
 def test_blip2_shows_everything_first_and_says_words_without_roles():
-    spans = templates.build({"name": "blip2", "end": "</s>"}).spans(messages([*TALK, TALK[0]]))
+    spans = templates.build({"name": "blip2", "end": "</s>"}).to_spans(messages([*TALK, TALK[0]]))
     assert written(spans) == "<image><image>Which animal? A cat.</s> Colour? White.</s> Which animal?"
     assert learned(spans) == " A cat.</s> White.</s>"
 
 
 def test_a_caption_of_blip2_without_a_question_begins_at_once():
     shown = {"role": "user", "content": [{"type": "image", "image": "cat.png"}]}
-    spans = templates.build("blip2").spans(messages([shown, {"role": "assistant", "content": "a cat"}]))
+    spans = templates.build("blip2").to_spans(messages([shown, {"role": "assistant", "content": "a cat"}]))
     assert (written(spans), learned(spans)) == ("<image>a cat\n", "a cat\n")
 
 
 def test_plain_needs_something_to_caption():
     with pytest.raises(DataError, match="captions visuals and the user message has none"):
-        templates.build("plain").spans(messages(TALK[2:]))
+        templates.build("plain").to_spans(messages(TALK[2:]))
 
 
 @pytest.mark.parametrize("name", sorted(name for name in CHATS if name.endswith("mmtag")))
 def test_mmtag_templates_write_tags_around_visuals(name):
-    shown = templates.build(name).spans(messages([{"role": "system", "content": ""}, *TALK[:1]]))
+    shown = templates.build(name).to_spans(messages([{"role": "system", "content": ""}, *TALK[:1]]))
     assert "<Image><image></Image>Which animal?" in written(shown)
 
 
 def test_gemma_has_no_system_turn_and_opens_the_first_question_with_it():
     told = messages([{"role": "system", "content": "Answer in verse."}, *TALK[2:]])
-    assert written(templates.build("gemma_instruct").spans(told)) == (
+    assert written(templates.build("gemma_instruct").to_spans(told)) == (
         "<start_of_turn>user\nAnswer in verse.\n\nColour?<end_of_turn>\n<start_of_turn>model\nWhite.<end_of_turn>\n"
     )
 
@@ -189,10 +189,10 @@ def own(jinja, **settings):
 
 def test_the_tokenizers_own_chatml_gives_the_spans_of_ours():
     theirs, ours = own(CHATML), templates.build("chatml")
-    spans = theirs.spans(messages(TALK))
+    spans = theirs.to_spans(messages(TALK))
     assert (written(spans), learned(spans)) == (
-        written(ours.spans(messages(TALK))),
-        learned(ours.spans(messages(TALK))),
+        written(ours.to_spans(messages(TALK))),
+        learned(ours.to_spans(messages(TALK))),
     )
     assert [s.content for s in spans if isinstance(s.content, Visual)] == [messages(TALK)[0].parts[0]]
     assert (theirs.stop, theirs.open_answer()) == (ours.stop, ours.open_answer())
@@ -201,11 +201,11 @@ def test_the_tokenizers_own_chatml_gives_the_spans_of_ours():
 def test_its_text_is_what_the_tokenizer_renders():
     talk = [{"role": "system", "content": "Be brief."}, *TALK[2:]]
     rendered = with_chat(CHATML).apply_chat_template(talk, tokenize=False)
-    assert written(own(CHATML).spans(messages(talk))) == rendered
+    assert written(own(CHATML).to_spans(messages(talk))) == rendered
 
 
 def test_a_template_that_trims_is_followed():
-    spans = own(TRIMMED).spans(
+    spans = own(TRIMMED).to_spans(
         messages([{"role": "user", "content": " Hi.\n"}, {"role": "assistant", "content": "Ho. "}])
     )
     assert written(spans) == "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nHo.<|im_end|>\n"
@@ -213,10 +213,10 @@ def test_a_template_that_trims_is_followed():
 
 
 def test_what_it_writes_in_front_of_an_answer_is_learned_unless_the_prompt_has_it():
-    spans = own(THINKING).spans(messages(TALK[:2]))
+    spans = own(THINKING).to_spans(messages(TALK[:2]))
     assert learned(spans) == "<think>\n\n</think>\n\nA cat.<|im_end|>"
     quick = own(THINKING, arguments={"quick": True})
-    assert learned(quick.spans(messages(TALK[:2]))) == "A cat.<|im_end|>"
+    assert learned(quick.to_spans(messages(TALK[:2]))) == "A cat.<|im_end|>"
     assert written(quick.open_answer()) == "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
@@ -230,13 +230,13 @@ def test_whether_earlier_answers_are_written_otherwise_is_found_out(jinja, rewri
 
 def test_an_answer_that_will_be_rewritten_is_not_learned_in_the_middle_of_a_conversation():
     with pytest.raises(ConfigError, match="rewrites earlier answers"):
-        own(THINKING, arguments={"quick": True}).spans(messages(TALK))
+        own(THINKING, arguments={"quick": True}).to_spans(messages(TALK))
 
 
 def test_an_answer_is_learned_behind_its_prompt_where_no_conversation_begins_with_that():
     greeting = own(CHATML.replace("assistant\n{% endif", "assistant\nWell, {% endif"))
-    spans = greeting.spans(messages(TALK[:2]))
-    prompt = [*greeting.spans(messages(TALK[:1])), *greeting.open_answer()]
+    spans = greeting.to_spans(messages(TALK[:2]))
+    prompt = [*greeting.to_spans(messages(TALK[:1])), *greeting.open_answer()]
     assert written(spans) == written(prompt) + "A cat.<|im_end|>"
     assert learned(spans) == "A cat.<|im_end|>"
     assert greeting.rewrites_answers
@@ -254,7 +254,7 @@ def test_an_answer_is_learned_behind_its_prompt_where_no_conversation_begins_wit
 )
 def test_a_chat_template_that_cannot_be_learned_from_is_refused(jinja, error, reason):
     with pytest.raises(error, match=reason):
-        own(jinja).spans(messages(TALK[2:]))
+        own(jinja).to_spans(messages(TALK[2:]))
 
 
 # What `check` asks of a template -------------------------------------------------------------------------------------
@@ -301,4 +301,4 @@ def test_a_data_worker_gets_the_tokenizer_and_not_what_reads_it():
 
     template = templates.build("tokenizer", text_tokenizer=LazyTextTokenizer.from_backbone(Backbone()))
     sent = pickle.loads(pickle.dumps(template))
-    assert sent.spans(messages(TALK)) == template.spans(messages(TALK))
+    assert sent.to_spans(messages(TALK)) == template.to_spans(messages(TALK))

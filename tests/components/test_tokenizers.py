@@ -46,7 +46,7 @@ def assembled(tokenizer, visual):
     plan = tokenizer.plan(visual)
     rows = tokenizer.assemble(numbered(len(plan.views), tokenizer.grid), plan, MARKS)
     assert rows.shape == (plan.num_tokens, 1)
-    assert tokenizer.count(plan) == plan.num_tokens
+    assert tokenizer.count_tokens(plan) == plan.num_tokens
     return rows.flatten().tolist()
 
 
@@ -57,8 +57,8 @@ def assembled(tokenizer, visual):
 def test_one_view_is_read_row_by_row_and_may_end_in_a_newline(name):
     assert assembled(build(name), picture(3, 9)) == OVERVIEW
     assert assembled(build({"name": name, "newline": True}), picture(3, 9)) == [*OVERVIEW, -1]
-    assert build(name).marks == ()
-    assert build({"name": name, "newline": True}).marks == ("newline",)
+    assert build(name).learned_tokens == ()
+    assert build({"name": name, "newline": True}).learned_tokens == ("newline",)
 
 
 @pytest.mark.parametrize("name", ["square", "pad", "highres"])

@@ -58,7 +58,7 @@ def test_empty_texts_and_empty_runs_are_nothing():
 
 @pytest.mark.parametrize("told", [((6, "late"),), ((3, "b"), (2, "a"))])
 def test_a_text_outside_the_rows_is_a_programmers_mistake(told):
-    with pytest.raises(AssertionError, match="told="):
+    with pytest.raises(AssertionError, match="inline_texts="):
         VisualPlan((), 5, inline_texts=told).split_into_pieces()
 
 
@@ -67,7 +67,7 @@ def test_a_text_outside_the_rows_is_a_programmers_mistake(told):
 
 def test_every_frame_stands_behind_its_stamp():
     plan = build({"name": "stamped_frames", "fps": 1.0}).plan(clip(5, fps=2.0))
-    assert plan.pieces() == ("0.00s: ", 4, "1.00s: ", 4, "2.00s: ", 4)
+    assert plan.split_into_pieces() == ("0.00s: ", 4, "1.00s: ", 4, "2.00s: ", 4)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +76,14 @@ def test_every_frame_stands_behind_its_stamp():
 )
 def test_a_stamp_names_number_seconds_or_clock(stamp, second):
     plan = build({"name": "stamped_frames", "stamp": stamp, "max_frames": 2}).plan(clip(76))
-    assert plan.told[1] == (4, second)
+    assert plan.inline_texts[1] == (4, second)
 
 
 def test_frames_as_images_are_bare_and_end_in_newlines():
     tokenizer = build("frames_as_images")
     plan = tokenizer.plan(clip(2))
     rows = tokenizer.assemble(torch.arange(8.0).view(2, 2, 2, 1), plan, {"newline": torch.tensor([-1.0])})
-    assert plan.told == ()
+    assert plan.inline_texts == ()
     assert rows.flatten().tolist() == [0, 1, 2, 3, -1, 4, 5, 6, 7, -1]
 
 
@@ -95,12 +95,12 @@ def test_a_stamp_that_cannot_be_filled_in_is_refused(stamp):
 
 def test_times_are_told_behind_the_frames():
     plan = build({"name": "frames", "fps": 1.0, "tell_times": "seconds"}).plan(clip(4, fps=2.0))
-    assert plan.pieces() == (
+    assert plan.split_into_pieces() == (
         9,
         "\nThe video lasts for 2.00 seconds, and 2 frames are uniformly sampled from it. "
         "These frames are located at 0.00s,1.00s.Please answer the following questions related to this video.\n",
     )
-    assert build("frames").plan(clip(4)).told == ()
+    assert build("frames").plan(clip(4)).inline_texts == ()
 
 
 # Slow and fast frames -----------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_slow_frames_have_more_cells_than_fast_ones():
     rows = tokenizer.assemble(x, plan, {"newline": torch.tensor([-1.0]), "faster_token": torch.tensor([-2.0])})
     slow, fast = [0, 0, -1, 0, 0, -1, -2], [100, -1, -2]
     assert rows.flatten().tolist() == [*slow, *fast, *(200 if r == 0 else r for r in slow)]
-    assert tokenizer.count(plan) == len(rows) == 17
+    assert tokenizer.count_tokens(plan) == len(rows) == 17
 
 
 def test_llava_video_gives_2440_tokens_for_32_frames():
@@ -154,10 +154,10 @@ def test_slow_fast_refuses_numbers_without_meaning(settings):
 
 def test_a_view_stands_behind_where_it_was_taken():
     tokenizer = build("scene_views")
-    assert tokenizer.plan(view("camera at (1, 2)")).pieces() == ("camera at (1, 2): ", 4)
-    assert tokenizer.plan(view()).pieces() == (4,)
+    assert tokenizer.plan(view("camera at (1, 2)")).split_into_pieces() == ("camera at (1, 2): ", 4)
+    assert tokenizer.plan(view()).split_into_pieces() == (4,)
     facing = build({"name": "scene_views", "pose": "<pose>{note}</pose>"})
-    assert facing.plan(view("east")).pieces() == ("<pose>east</pose>", 4)
+    assert facing.plan(view("east")).split_into_pieces() == ("<pose>east</pose>", 4)
 
 
 def test_views_of_a_scene_may_be_pooled_and_ended():
@@ -253,7 +253,7 @@ def test_learned_marks_stand_before_tiles_and_behind_their_rows():
 
 def test_told_marks_take_no_rows():
     plan = build({"name": "tiles_marked", "side_tiles": 2}).plan(view(size=Size(8, 4)))
-    assert plan.pieces() == ("<row_1_col_1>", 4, "\n<row_2_col_1>", 4, "\n\n<global-img>", 4)
+    assert plan.split_into_pieces() == ("<row_1_col_1>", 4, "\n<row_2_col_1>", 4, "\n\n<global-img>", 4)
     assert plan.num_tokens == 12
 
 

@@ -51,7 +51,7 @@ def test_a_pair_learns_or_says_why_not(tiny_spec, encoder, projector, pooling):
         assert len(reasons) == 1
         return
     model = mmblocks.build(combined, seed=0)
-    loss = model(batch_for(model)).mean
+    loss = model(batch_for(model)).loss
     loss.backward()
     silent = [
         n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)

@@ -26,11 +26,11 @@ CLIPS = [VisualShape("video", Size(9, 160), frames, fps) for frames in (1, 2, 3,
 
 
 def tiny(registry, name):
-    return name if registry.about(name).of else {"name": name, **registry[name].tiny}
+    return name if registry.find_info(name).preset_of else {"name": name, **registry[name].tiny}
 
 
 def bases(registry):
-    return [tiny(registry, name) for name in registry if not registry.about(name).of]
+    return [tiny(registry, name) for name in registry if not registry.find_info(name).preset_of]
 
 
 def name_of(spec):
@@ -78,7 +78,7 @@ def require_count(tokenizer, shape, features):
     rows = tokenizer.assemble(features.expand(len(plan.views), -1, -1, -1), plan, marks)
 
     assert all(view.window.size == tokenizer.view_px for view in plan.views)
-    assert plan.num_tokens == tokenizer.count(plan) == len(rows), shape
+    assert plan.num_tokens == tokenizer.count_tokens(plan) == len(rows), shape
 
 
 @pytest.mark.parametrize(

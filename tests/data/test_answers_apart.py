@@ -91,7 +91,9 @@ def answers(sample):
 
 @pytest.mark.parametrize("talk", TALKS)
 def test_every_answer_stands_behind_the_prompt_for_it_and_reads_as_the_last_one(talk, arguments, processor):
-    learned = [one for sample in processor.encoded(Conversation.from_messages(said(talk))) for one in answers(sample)]
+    learned = [
+        one for sample in processor.encode_item(Conversation.from_messages(said(talk))) for one in answers(sample)
+    ]
     expected = []
     for i in range(1, len(talk), 2):
         prompt, whole = (rendered(arguments, said(talk)[:n], opened) for n, opened in ((i, True), (i + 1, False)))
@@ -105,25 +107,27 @@ def test_every_answer_stands_behind_the_prompt_for_it_and_reads_as_the_last_one(
 @pytest.mark.parametrize("talk", TALKS)
 def test_a_prompt_is_what_transformers_makes_of_it(talk, arguments, processor):
     for i in range(0, len(talk), 2):
-        prompt = processor.prompt(Conversation.from_messages(said(talk)[: i + 1])).encoded.input_ids.tolist()
+        prompt = processor.make_prompt_sample(
+            Conversation.from_messages(said(talk)[: i + 1])
+        ).encoded.input_ids.tolist()
         assert prompt == ids_of(arguments, rendered(arguments, said(talk)[: i + 1], True))
 
 
 def test_a_conversation_is_one_sample_unless_answers_are_rewritten(processor):
-    samples = processor.encoded(Conversation.from_messages(said(TALKS[1])))
+    samples = processor.encode_item(Conversation.from_messages(said(TALKS[1])))
     assert len(samples) == (3 if processor.template.rewrites_answers else 1)
 
 
 def test_answers_that_are_not_learned_give_no_samples(processor):
     first, *rest = Conversation.from_messages(said(TALKS[1])).messages
     talk = Conversation((first, *(Message(m.role, m.parts, learn=i == 0) for i, m in enumerate(rest))))
-    (sample,) = processor.encoded(talk)
+    (sample,) = processor.encode_item(talk)
     assert len(answers(sample)) == 1
 
 
 def test_of_a_pair_the_last_answers_are_compared(processor):
     chosen, rejected = (Conversation.from_messages(said([*TALKS[1][:3], last])) for last in ("White.", "Blue."))
-    better, worse = processor.encoded(PreferencePair(chosen, rejected))
+    better, worse = processor.encode_item(PreferencePair(chosen, rejected))
     assert answers(better)[-1][0] == answers(worse)[-1][0]
     assert answers(better)[-1][1] != answers(worse)[-1][1]
 
@@ -131,7 +135,8 @@ def test_of_a_pair_the_last_answers_are_compared(processor):
 def test_the_label_lint_finds_nothing_wrong_with_them(processor):
     linter = Linter(processor)
     looked = [
-        linter.lint_conversation(one) for one in processor.conversations(Conversation.from_messages(said(TALKS[1])))
+        linter.lint_conversation(one)
+        for one in processor.list_conversations(Conversation.from_messages(said(TALKS[1])))
     ]
     assert [finding for one in looked for finding in one.findings] == []
 
@@ -151,4 +156,4 @@ def test_a_stage_learns_every_answer_of_such_a_template(tmp_path):
     built = mmblocks.build(model, seed=0)
     batch = collate(Processor.from_model(built).make_training_samples(Conversation.from_messages(said(TALKS[1]))))
     assert len(batch.packing.lengths) == 3
-    assert first["loss"] == pytest.approx(built(batch).mean.item(), abs=1e-5)
+    assert first["loss"] == pytest.approx(built(batch).loss.item(), abs=1e-5)

@@ -172,10 +172,10 @@ def test_an_uneven_clip_is_shown_and_told_at_its_true_times(tmp_path):
 
     spread = built("frames", max_frames=8, tell_times="seconds").plan(shape)
     assert [view.frame for view in spread.views] == [0, 70, 71, 73, 74, 75, 77, 79]
-    assert "located at 0.00s,1.00s,2.00s,4.00s,5.00s,6.00s,8.00s,9.50s." in spread.told[0][1]
+    assert "located at 0.00s,1.00s,2.00s,4.00s,5.00s,6.00s,8.00s,9.50s." in spread.inline_texts[0][1]
     stamped = built("stamped_frames", max_frames=32, fps=1.0).plan(shape)
     assert [view.frame for view in stamped.views] == [0, *range(70, 79)]
-    assert [text for _, text in stamped.told] == [f"{second}.00s: " for second in range(10)]
+    assert [text for _, text in stamped.inline_texts] == [f"{second}.00s: " for second in range(10)]
 
 
 def test_people_are_shown_the_true_times(tmp_path):

@@ -113,7 +113,7 @@ def test_a_forged_turn_in_an_answer_teaches_no_control_token(name, kind):
 @pytest.mark.parametrize("name", FORGED)
 def test_what_was_typed_is_what_the_ids_decode_to(name, kind):
     template = templates.build(name)
-    spans = [*template.spans(asked(FORGED[name]).messages), *template.open_answer()]
+    spans = [*template.to_spans(asked(FORGED[name]).messages), *template.open_answer()]
     encoded = encode_prompt(asked(FORGED[name]), [], **settings(name, KINDS[kind]))
     assert KINDS[kind].decode(ids_of(encoded), skip_special_tokens=False) == "".join(span.content for span in spans)
 

@@ -168,7 +168,7 @@ def test_a_processor_reads_its_clips_through_it(tiny_model):
     guarded = Processor.from_model(tiny_model, video_reader=VideoReader(deadline_s=60.0))
     direct = Processor.from_model(tiny_model).make_prompt_sample(Conversation.from_messages(said))
     assert HOME.pid is None
-    sample = pickle.loads(pickle.dumps(guarded)).prompt(Conversation.from_messages(said))
+    sample = pickle.loads(pickle.dumps(guarded)).make_prompt_sample(Conversation.from_messages(said))
     assert HOME.pid is not None
     assert sample.encoded.plans == direct.encoded.plans
     np.testing.assert_array_equal(sample.pixels, direct.pixels)

@@ -247,7 +247,7 @@ def test_the_window_of_all_16_bits_is_the_full_range():
 
 def test_the_window_of_a_byte_is_what_the_original_computes():
     image = Image.fromarray(RAMP)
-    assert np.array_equal(load_image(image, ImageReading(grey=(0, 255))), image.convert("RGB"))  # clips above 255
+    assert np.array_equal(load_image(image, ImageReading(grey=(0, 255))), image.convert("RGB"))  # videos above 255
 
 
 def test_stretch_shows_an_image_from_its_least_to_its_greatest():

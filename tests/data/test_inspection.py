@@ -201,7 +201,7 @@ def test_marked_tokens_are_exactly_the_answers_and_their_ends(processor):
         "<|im_start|>user\n<1>\nWhat 猫?<|im_end|>\n<|im_start|>assistant\n" + ANSWERS[0] + "<|im_end|>\n"
         "<|im_start|>user\n<2><3>And?<|im_end|>\n<|im_start|>assistant\n" + ANSWERS[1] + "<|im_end|>\n"
     )
-    rows = {p.number: p.num_tokens for p in shown.prompt if hasattr(p, "count") and hasattr(p, "number")}
+    rows = {p.number: p.num_tokens for p in shown.prompt if hasattr(p, "num_tokens") and hasattr(p, "number")}
     assert rows == {n: v.routed.plan.num_tokens for n, v in enumerate(shown.visuals, start=1)}
 
 
@@ -254,7 +254,7 @@ def test_figures_count_what_a_source_holds(processor):
     ]
     (found,) = compute_figures(mixture(talks), processor)
     assert (found.images, found.videos, found.text_only, found.turns) == (4, 1, 2, 5)
-    encoded = [e for one in talks[:3] for e in processor.encoded(one)]
+    encoded = [e for one in talks[:3] for e in processor.encode_item(one)]
     assert found.tokens.tolist() == [len(e) for e in encoded]
     assert found.labels.tolist() == [e.num_labelled for e in encoded]
     assert found.views.tolist() == [sum(len(p.plan.views) for p in e.plans) for e in encoded]

@@ -131,7 +131,7 @@ def test_a_repeated_frame_is_one_picture():
 def test_the_only_tile_of_a_square_picture_is_its_base_view():
     tokenizer = made({"name": "anyres", "pinpoints": "(1x1),...,(2x2)"})
     plan = tokenizer.plan(picture(4, 4))
-    assert (len(plan.views), len(plan.pictures)) == (2, 1)
+    assert (len(plan.views), len(plan.unique_views)) == (2, 1)
     layout = layout_of(picture(4, 4), image={"name": "anyres", "pinpoints": "(1x1),...,(2x2)"})
     assert plain(layout.token_table) == [[n] for n in [0, 1, 2, 3] * 2]
 
@@ -223,7 +223,7 @@ def gathered(x, taps):
 def rows_by_layout(model, batch):
     """What a layout says the visual rows are, each in its place, with zeros in place of text."""
     layout, x = batch.layout, model.encoder(model.normalise_pixels(batch.pixels))
-    cells = x if layout.cells is None else gathered(x.flatten(0, 2), layout.cells)
+    cells = x if layout.cell_table is None else gathered(x.flatten(0, 2), layout.cell_table)
     body = model.projector.body(cells)
     out = body.new_zeros(batch.num_tokens, model.backbone.dim)
     out[layout.positions] = model.projector.head(gathered(body.flatten(0, -2), layout.token_table))
@@ -305,7 +305,7 @@ def test_text_alone_and_visuals_that_do_not_lower_have_no_layout(tiny_spec):
 def test_features_that_were_kept_are_laid_out_alike(tiny_model):
     class Kept:
         def read(self, visuals, plans):
-            pictures = sum(len(routed.plan.pictures) for routed in plans)
+            pictures = sum(len(routed.plan.unique_views) for routed in plans)
             return torch.zeros(pictures, *tiny_model.encoder.grid, tiny_model.encoder.dim)
 
     processor = replace(Processor.from_model(tiny_model), features=Kept())
@@ -341,4 +341,4 @@ def test_what_is_lowered_while_nothing_is_learned_can_be_learned_from_later(tiny
 def test_lowering_does_not_depend_on_the_default_device():
     with torch.device("meta"):
         tokenizer = made({"name": "frames", "max_frames": 3}, "bilinear_antialiased")
-        assert not tokenizer.lower(tokenizer.plan(clip(3))).rows.is_meta
+        assert not tokenizer.lower_plan(tokenizer.plan(clip(3))).rows.is_meta

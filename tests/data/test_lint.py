@@ -64,23 +64,24 @@ class LearnsQuestions(ChatML):
 
     def to_spans(self, messages):
         return [
-            replace(s, learn=isinstance(s.content, str) and "<|" not in s.content) or s for s in super().spans(messages)
+            replace(s, learn=isinstance(s.content, str) and "<|" not in s.content) or s
+            for s in super().to_spans(messages)
         ]
 
 
 class LearnsHeaders(ChatML):
     def to_spans(self, messages):
-        return [replace(s, learn=s.learn or s.content == "<|im_start|>assistant\n") for s in super().spans(messages)]
+        return [replace(s, learn=s.learn or s.content == "<|im_start|>assistant\n") for s in super().to_spans(messages)]
 
 
 class LearnsSystem(ChatML):
     def to_spans(self, messages):
-        return [replace(s, learn=s.learn or s.content == self.system) for s in super().spans(messages)]
+        return [replace(s, learn=s.learn or s.content == self.system) for s in super().to_spans(messages)]
 
 
 class ForgetsTheEnd(ChatML):
     def to_spans(self, messages):
-        return [replace(s, learn=s.learn and s.content != "<|im_end|>") for s in super().spans(messages)]
+        return [replace(s, learn=s.learn and s.content != "<|im_end|>") for s in super().to_spans(messages)]
 
 
 class CutsAnswers(ChatML):
@@ -93,7 +94,7 @@ class CutsAnswers(ChatML):
 
 class LearnsTheFirstAnswerOnly(ChatML):
     def to_spans(self, messages):
-        spans = super().spans(messages)
+        spans = super().to_spans(messages)
         end = next(i for i, s in enumerate(spans) if s.learn and s.content == "<|im_end|>")
         return [*spans[: end + 1], *(replace(s, learn=False) for s in spans[end + 1 :])]
 
@@ -103,7 +104,7 @@ class Thinks(ChatML):
 
     def to_spans(self, messages):
         out = []
-        for span in super().spans(messages):
+        for span in super().to_spans(messages):
             out += [span, Span("<think></think>\n", True)] if span.content == "<|im_start|>assistant\n" else [span]
         return out
 
@@ -152,7 +153,7 @@ def test_a_caption_ends_with_its_newline(processor):
 
     class Endless(type(plain)):
         def to_spans(self, messages):
-            return super().spans(messages)[:-1]
+            return super().to_spans(messages)[:-1]
 
     assert kinds(replace(processor, template=Endless()), (picture, "What?"), "a cat\non a mat") == ["no_end"]
 

@@ -47,7 +47,7 @@ def limited(processor, limit, overlong="cut_answer"):
 
 
 def encoded(processor, conversation=TALK):
-    return processor.encoded(conversation)[0]
+    return processor.encode_item(conversation)[0]
 
 
 def last_answer(whole):
@@ -125,7 +125,7 @@ def data(tmp_path):
 
 
 def longest(processor, mixture):
-    return max(len(processor.encoded(mixture[Draw(0, i)])[0]) for i in range(len(WORDS)))
+    return max(len(processor.encode_item(mixture[Draw(0, i)])[0]) for i in range(len(WORDS)))
 
 
 def test_the_error_says_how_many_records_are_too_long_and_at_which_limit_none_would_be(processor, data):
@@ -173,7 +173,7 @@ def test_skipping_leaves_out_what_is_too_long_and_nothing_else(processor, data):
 def test_what_cutting_takes_is_counted(processor, data, tmp_path):
     mixture, cutting = Mixture.from_entries([data]), limited(processor, LIMIT)
     measured = measure_draws(mixture, mixture.draw_all(), cutting)
-    lengths = [len(processor.encoded(mixture[Draw(0, i)])[0]) for i in range(5)]
+    lengths = [len(processor.encode_item(mixture[Draw(0, i)])[0]) for i in range(5)]
     assert measured.cut.tolist() == [max(0, n - LIMIT) for n in lengths]
     assert measured.sizes.tokens.tolist() == [min(n, LIMIT) for n in lengths]
     samples, broken = make_samples(mixture, mixture.draw_all(), cutting, "answers", "raise")

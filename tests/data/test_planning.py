@@ -28,7 +28,7 @@ def sizes_of(seed, samples=None):
 
 
 def drawn_by(plan):
-    return sorted(n for step in range(len(plan)) for pack in plan.packs(step) for n in pack)
+    return sorted(n for step in range(len(plan)) for pack in plan.list_packs(step) for n in pack)
 
 
 # Packing ------------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_steps_of_like_cost_are_alike_inside_and_in_no_order_among_themselves():
     each = COST.estimate_seconds(sizes)
 
     def costs(plan):
-        return [[each[pack].sum() for pack in plan.packs(step)] for step in range(len(plan) - 1)]
+        return [[each[pack].sum() for pack in plan.list_packs(step)] for step in range(len(plan) - 1)]
 
     assert np.mean([np.std(step) for step in costs(alike)]) < 0.5 * np.mean([np.std(step) for step in costs(plain)])
     totals = [sum(step) for step in costs(alike)]

@@ -95,7 +95,7 @@ def test_a_prompt_is_the_originals(case, tmp_path):
     talk, still_open = conversation(case, tmp_path)
     # The original's Llama 3 prompts end in an assistant header even when the last answer is there.
     opened = still_open or case["template"] == "llava_llama_3"
-    spans = [*template.spans(talk.messages), *(template.open_answer() if opened else [])]
+    spans = [*template.to_spans(talk.messages), *(template.open_answer() if opened else [])]
     assert rendered(spans) == expected(case)
 
 
@@ -105,7 +105,7 @@ def test_with_the_example_as_a_first_turn_v0_is_the_originals_to_the_letter(case
     asked, answered = EXAMPLE.search(case["prompt"]).groups()
     example = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     template = templates.build(case["template"])
-    spans = template.spans([*Conversation.from_messages(example).messages, *talk.messages])
+    spans = template.to_spans([*Conversation.from_messages(example).messages, *talk.messages])
     assert rendered([*spans, *(template.open_answer() if still_open else [])]) == case["prompt"]
 
 
@@ -117,7 +117,7 @@ def test_an_empty_answer_is_a_turn_with_an_end(case):
         {"role": "assistant", "content": ""},
         {"role": "user", "content": "Again?"},
     ]
-    ours = rendered([*template.spans(Conversation.from_messages(messages).messages), *template.open_answer()])
+    ours = rendered([*template.to_spans(Conversation.from_messages(messages).messages), *template.open_answer()])
     without = prompt = expected(case)
     for theirs, correct in EMPTY_ANSWER:
         newline = "<|im_end|>\n<|im_start|>user" if "qwen" in case["template"] else "<|im_end|><|im_start|>user"
@@ -130,7 +130,7 @@ def test_where_the_original_breaks_plain_names_what_it_takes(case, tmp_path):
     talk, _ = conversation(case, tmp_path)
     assert case["template"] in PLAIN
     with pytest.raises(DataError, match="one user message and its caption, not user, assistant, user"):
-        templates.build(case["template"]).spans(talk.messages)
+        templates.build(case["template"]).to_spans(talk.messages)
 
 
 def test_a_plain_prompt_with_an_empty_answer_inside_is_refused():
@@ -139,4 +139,4 @@ def test_a_plain_prompt_with_an_empty_answer_inside_is_refused():
         {"role": role, "content": said} for role, said in [("user", "Describe."), ("assistant", ""), ("user", "Again?")]
     ]
     with pytest.raises(DataError, match="not user, assistant, user"):
-        templates.build("plain").spans(Conversation.from_messages(messages).messages)
+        templates.build("plain").to_spans(Conversation.from_messages(messages).messages)

@@ -124,7 +124,7 @@ def test_a_clip_tells_its_times_in_the_same_sentence_behind_its_rows(case):
     )
     plan = tokenizer.plan(VisualShape("video", Size(8, 8), case["total_frames"], case["avg_fps"]))
     assert len(plan.views) == case["num_frames"]
-    assert plan.told == ((plan.num_tokens, "\n" + case["time_instruction"] + "\n"),)
+    assert plan.inline_texts == ((plan.num_tokens, "\n" + case["time_instruction"] + "\n"),)
 
 
 def same_frames(indices: list[int], stored: list[int] | dict[str, Any]) -> bool:

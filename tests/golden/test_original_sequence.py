@@ -81,7 +81,7 @@ class Prepared(nn.Module):
         assert len(pixels) == len(self.features)
         return self.features
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed_tokens(self, ids: Tensor) -> Tensor:
         return torch.stack([-1000.0 - ids, ids / 8], dim=-1)
 
 

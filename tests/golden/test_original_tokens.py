@@ -93,7 +93,7 @@ def test_a_picture_becomes_the_same_tokens(case):
     assert tokenizer.reasons_against() == []
     assert len(plan.views) == case["n_tiles"] - (not tokenizer.base)  # a base view nobody reads is not encoded
     assert plan.tiles[::-1] == tuple(case["grid_cols_rows"])
-    assert tokenizer.count(plan) == len(rows) == case["n_tokens"]
+    assert tokenizer.count_tokens(plan) == len(rows) == case["n_tokens"]
     assert int((rows[:, 0] == -1).sum()) == case["n_newlines"]
     if case["interp"]:
         assert [list(plan.kept.size), list(plan.map_cells)] == [case["interp"]["from"], case["interp"]["to"]]
@@ -153,7 +153,7 @@ def test_a_clip_becomes_the_same_tokens(case):
     plan = tokenizer.plan(VisualShape("video", Size(48, 64), num_frames=300, fps=30.0))
     rows = tokenizer.assemble(features(case["frames"], case["side"]), plan, MARKS)
 
-    assert tokenizer.count(plan) == len(rows) == case["n_tokens"]
+    assert tokenizer.count_tokens(plan) == len(rows) == case["n_tokens"]
     newlines = (rows[:, 0] == -1).nonzero().flatten().tolist()
     assert len(newlines) == case["n_newlines"]
     assert newlines[:200] == case["newline_rows"]  # the file stores the first 200
@@ -177,7 +177,7 @@ def test_slow_and_fast_frames_become_the_tokens_that_were_meant(case):
     x = features(case["frames"], case["side"])
     rows = tokenizer.assemble(x, plan, MARKS)
 
-    assert tokenizer.count(plan) == len(rows) == case["n_tokens"]
+    assert tokenizer.count_tokens(plan) == len(rows) == case["n_tokens"]
     ends = (rows[:, 0] == -2).nonzero().flatten()
     assert torch.diff(ends, prepend=torch.tensor([-1])).tolist() == case["tokens_per_frame"]
     assert int((rows[:, 0] == -1).sum()) == case["n_newlines"]
@@ -223,5 +223,5 @@ def test_stamped_frames_are_the_frames_of_a_clip_that_ends_each(case):
     starts = [0, *(row + 1 for row in case["newline_rows"])][:-1]
 
     assert len(rows) == case["n_tokens"]
-    assert [before for before, _ in plan.told][: len(starts)] == starts
+    assert [before for before, _ in plan.inline_texts][: len(starts)] == starts
     check_sums(rows, case, interpolated=True)

@@ -159,7 +159,7 @@ def test_work_that_depends_on_weights_is_named_not_guessed(tiny_spec):
 
 
 def test_a_budget_is_plain_json(onevision):
-    plain = json.loads(json.dumps(onevision["qwen2_0_5b"].plain()))
+    plain = json.loads(json.dumps(onevision["qwen2_0_5b"].to_dict()))
 
     assert plain["visuals"][0]["size"] == {"height": 700, "width": 1000}
     assert (plain["views"], plain["sequence_tokens"], plain["fits"]) == (7, 5005, True)

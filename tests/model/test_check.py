@@ -218,11 +218,11 @@ def test_a_check_takes_under_two_seconds_and_no_weights():
 
 
 def tiny(registry, name):
-    return name if registry.about(name).of else {"name": name, **registry[name].tiny}
+    return name if registry.find_info(name).preset_of else {"name": name, **registry[name].tiny}
 
 
 def bases(registry):
-    return [tiny(registry, name) for name in registry if not registry.about(name).of]
+    return [tiny(registry, name) for name in registry if not registry.find_info(name).preset_of]
 
 
 def serving(scenario):

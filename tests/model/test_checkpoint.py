@@ -28,7 +28,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tiny_model, tmp_path):
     want, got = tiny_model.state_dict(), back.state_dict()
     assert want.keys() == got.keys()
     assert all(torch.equal(want[k], got[k]) for k in want)
-    assert back.spec.to_dict() == tiny_model.spec.plain()
+    assert back.spec.to_dict() == tiny_model.spec.to_dict()
 
 
 def test_the_folder_holds_one_folder_per_component_and_no_pickle(tiny_model, tmp_path):
@@ -169,7 +169,7 @@ def test_a_model_with_its_own_words_is_saved_again_and_built_again(asking, tmp_p
 
 
 def test_words_that_ship_with_the_package_are_named_not_copied(asking, tiny_spec, tmp_path):
-    shipped = {**asking.spec.plain(), "backbone": tiny_spec["backbone"]}
+    shipped = {**asking.spec.to_dict(), "backbone": tiny_spec["backbone"]}
     shipped["projector"] = {**shipped["projector"], "text_tokenizer": "mmblocks:tinyworld_text"}
     model = mmblocks.build(shipped, seed=0)
     back = mmblocks.load(mmblocks.save(model, tmp_path / "m"))

@@ -173,7 +173,9 @@ def test_half_precision_writes_what_transformers_writes_in_it(backbone):
         logits.append(steps[0](column, [True, True]))
         stores[0].reserve_slots(16)
     whole = backbone.float()
-    rows = [torch.cat([part.float(), whole.embed(row[:-1])]) for part, row in zip(x.split([5, 9]), ids, strict=True)]
+    rows = [
+        torch.cat([part.float(), whole.embed_tokens(row[:-1])]) for part, row in zip(x.split([5, 9]), ids, strict=True)
+    ]
     exact = prefill_prompts(whole, KVCache(2), torch.cat(rows), [len(r) for r in rows])
     allowed = 0.05 * exact.abs().max().item()  # bf16 carries three digits through two layers
     torch.testing.assert_close(logits[-1].float(), exact, rtol=0, atol=allowed)
@@ -462,12 +464,12 @@ def test_a_captured_step_serves_further_prompts_until_the_weights_lie_elsewhere(
     generate_from_embeddings(backbone, x, [15], decoding, NO_END)
     step = acquire_step(backbone, 1, 35, x.device)
     prepare_step(step, 20)
-    before = step._captured
+    before = step._capture_graph
     prepare_step(step, 20)
-    assert step._captured is before
+    assert step._capture_graph is before
     backbone.lm.get_decoder().layers[0].mlp.up_proj.weight.data = torch.randn(48, 32, device="cuda")
     prepare_step(step, 20)
-    assert step._captured is not before
+    assert step._capture_graph is not before
 
 
 @pytest.mark.gpu

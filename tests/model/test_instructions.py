@@ -152,7 +152,7 @@ def test_a_document_is_read_packed_as_alone_however_long_its_neighbours_question
 def test_a_batch_of_text_alone_needs_no_question(model):
     batch = collate(samples_of(model, [CONVERSATIONS[1]]))
     assert batch.instructions.ids.shape == (0, 0)
-    assert model(batch).mean.isfinite()
+    assert model(batch).loss.isfinite()
 
 
 # On its way -----------------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_data_workers_can_carry_the_processor_and_its_batches(model):
 
 
 def test_gradients_reach_the_words(model):
-    model.train()(collate(samples_of(model))).mean.backward()
+    model.train()(collate(samples_of(model))).loss.backward()
     words = model.projector.body.qformer.embeddings.word_embeddings.weight.grad
     assert words.abs().sum() > 0
 

@@ -13,7 +13,7 @@ ROWS, DIM, VOCABULARY = 10, 4, 11
 
 @pytest.fixture
 def three_rows_at_a_time(monkeypatch):
-    monkeypatch.setattr(chunked, "LOGITS", 3 * VOCABULARY + 2)
+    monkeypatch.setattr(chunked, "MAX_LOGITS", 3 * VOCABULARY + 2)
 
 
 class Head(nn.Module):

@@ -24,7 +24,9 @@ def test_one_sequence_has_the_logits_of_transformers(family, tmp_path):
         parameter.add_(0.1 * torch.randn_like(parameter))
     ours.save_to(tmp_path)
     ids = torch.randint(1, 60, (19,))
-    got = ours.logits(ours.compute_hidden_states(ours.embed_tokens(ids), torch.arange(19), Packing.from_lengths([19])))
+    got = ours.compute_logits(
+        ours.compute_hidden_states(ours.embed_tokens(ids), torch.arange(19), Packing.from_lengths([19]))
+    )
     for attention in ("eager",) if family in WITHOUT_SDPA else ("eager", "sdpa"):
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=attention).eval()
         torch.testing.assert_close(got, theirs(ids[None]).logits[0], rtol=1e-5, atol=1e-5)  # fp32 kernels

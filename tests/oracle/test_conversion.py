@@ -325,7 +325,7 @@ FORMED = sorted({*templates} - {*FORMLESS})
 def said_by(template: Any, messages: list[dict[str, Any]], opened: bool) -> str:
     """The text of a template's spans, visuals as <image> and <video>."""
     spans = [
-        *template.spans(Conversation.from_messages(messages).messages),
+        *template.to_spans(Conversation.from_messages(messages).messages),
         *(template.open_answer() if opened else []),
     ]
     return "".join(s.content if isinstance(s.content, str) else f"<{s.content.kind}>" for s in spans)

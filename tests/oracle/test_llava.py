@@ -54,7 +54,7 @@ def test_an_export_and_its_processor_compute_the_same_in_transformers(
 
 
 def test_a_row_that_llava_has_not_learned_is_refused(make_rig: Any, tmp_path: Path) -> None:
-    plain = make_rig("llava").ours.spec.plain()
+    plain = make_rig("llava").ours.spec.to_dict()
     video = {**plain["tokenizer"]["video"], "newline": "frame"}
     several = {"name": "pad", "newline": False}
     model = mmblocks.build({**plain, "tokenizer": {**plain["tokenizer"], "video": video, "multi_image": several}})
@@ -65,7 +65,7 @@ def test_a_row_that_llava_has_not_learned_is_refused(make_rig: Any, tmp_path: Pa
 
 
 def test_a_spec_of_llava_1_5_is_the_papers(make_rig: Any) -> None:
-    plain = make_rig("llava", framing="padded").ours.spec.plain()
+    plain = make_rig("llava", framing="padded").ours.spec.to_dict()
     assert (plain["encoder"]["name"], plain["encoder"]["layer"], plain["encoder"]["select"]) == ("clip", -2, "patch")
     assert plain["projector"] == {"name": "mlp", "depth": 2}
     assert plain["tokenizer"]["image"]["name"] == plain["tokenizer"]["multi_image"]["name"] == "pad"

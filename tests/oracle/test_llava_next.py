@@ -78,7 +78,7 @@ def test_an_export_and_its_processor_compute_the_same_in_transformers(
 def test_pictures_that_llava_next_cannot_express_are_refused(
     make_rig: Any, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    plain = make_rig("llava_next").ours.spec.plain()
+    plain = make_rig("llava_next").ours.spec.to_dict()
     model = mmblocks.build({**plain, "tokenizer": {**plain["tokenizer"], **change}})
     with pytest.raises(ConfigError, match=re.escape(reason)):
         export_hf(model, tmp_path / "out", "llava_next")

@@ -55,7 +55,7 @@ def test_the_stride_is_read(make_rig: Any, stride: int) -> None:
 def test_pooling_features_is_not_pooling_tokens(make_rig: Any) -> None:
     """GELU stands between them, so a composition that pooled after the projector would give other logits."""
     ours = make_rig("llava_next_video").ours
-    plain = ours.spec.plain()
+    plain = ours.spec.to_dict()
     video = {**plain["tokenizer"]["video"], "pool_at": "tokens"}
     other = mmblocks.build({**plain, "tokenizer": {**plain["tokenizer"], "video": video}})
     other.load_state_dict(ours.state_dict())
@@ -87,7 +87,7 @@ def test_an_export_and_its_processor_compute_the_same_in_transformers(
 def test_clips_that_llava_next_video_cannot_express_are_refused(
     make_rig: Any, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    plain = make_rig("llava_next_video").ours.spec.plain()
+    plain = make_rig("llava_next_video").ours.spec.to_dict()
     video = change.pop("video", plain["tokenizer"]["video"])
     model = mmblocks.build({**plain, **change, "tokenizer": {**plain["tokenizer"], "video": video}})
     with pytest.raises(ConfigError, match=re.escape(reason)):

@@ -249,7 +249,7 @@ def test_the_packed_loss_of_a_sample_is_the_loss_of_transformers(pair: Pair) -> 
     with torch.no_grad():
         ours, theirs = pair.ours(collate([sample])), pair.theirs(**inputs, labels=labels).loss
     assert ours.rows == learned
-    torch.testing.assert_close(ours.mean, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.loss, theirs, rtol=0, atol=1e-5)
 
 
 def test_the_packed_loss_of_several_samples_is_the_mean_over_all_their_labels(pair: Pair) -> None:

@@ -98,7 +98,7 @@ def their_text(rows: int, columns: int, cells: int) -> str:
 @pytest.mark.parametrize("side_tiles", [1, 2, 4])
 def test_a_picture_is_written_as_idefics3_writes_it(size, side_tiles):
     plan = build({"name": "tiles_marked_idefics3", "side_tiles": side_tiles}, 14).plan(VisualShape("image", size))
-    written = "".join(piece if isinstance(piece, str) else "<image>" * piece for piece in plan.pieces())
+    written = "".join(piece if isinstance(piece, str) else "<image>" * piece for piece in plan.split_into_pieces())
     rows, columns = (0, 0) if plan.tiles.area == 1 else plan.tiles
     assert written == their_text(rows, columns, cells=6)
 

@@ -262,7 +262,7 @@ class Offered(OneView):
 
 class Babbling(OneView):
     def plan(self, visual):
-        return replace(super().plan(visual), told=((5, "b"), (1, "a")))
+        return replace(super().plan(visual), inline_texts=((5, "b"), (1, "a")))
 
 
 class OtherViews(OneView):
@@ -306,34 +306,34 @@ class Sound(nn.Module):
         self.dim, self.vocab_size, self.max_tokens = 32, 64, 128
         self.embed = self.inner.embed
 
-    def hidden(self, x, position_ids, packing, rows=None):
+    def compute_hidden_states(self, x, position_ids, packing, rows=None):
         return self.inner.hidden(x, position_ids, packing, rows)
 
-    def logits(self, hidden):
+    def compute_logits(self, hidden):
         return self.inner.logits(hidden)
 
 
 class Leaky(Sound):
     """Packed sequences are one to it."""
 
-    def hidden(self, x, position_ids, packing, rows=None):
-        return super().hidden(x, torch.arange(len(x)), Packing.from_lengths([len(x)]), rows)
+    def compute_hidden_states(self, x, position_ids, packing, rows=None):
+        return super().compute_hidden_states(x, torch.arange(len(x)), Packing.from_lengths([len(x)]), rows)
 
 
 class Foreseeing(Sound):
-    def hidden(self, x, position_ids, packing, rows=None):
-        return super().hidden(x + x.mean(0), position_ids, packing, rows)
+    def compute_hidden_states(self, x, position_ids, packing, rows=None):
+        return super().compute_hidden_states(x + x.mean(0), position_ids, packing, rows)
 
 
 class Shifting(Sound):
-    def hidden(self, x, position_ids, packing, rows=None):
-        whole = super().hidden(x, position_ids, packing)
+    def compute_hidden_states(self, x, position_ids, packing, rows=None):
+        whole = super().compute_hidden_states(x, position_ids, packing)
         return whole if rows is None else whole[rows.index - 1]
 
 
 class Wordless(Sound):
-    def logits(self, hidden):
-        return super().logits(hidden)[:, 1:]
+    def compute_logits(self, hidden):
+        return super().compute_logits(hidden)[:, 1:]
 
 
 @pytest.mark.parametrize(

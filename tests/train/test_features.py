@@ -64,8 +64,8 @@ def losses(model, processor, mixture):
     optimizer = make_optimizer(model, stage())
     found = []
     for seed in range(2):
-        for batch in batches(processor, mixture, mixture.epochs(1, (seed,))):
-            loss = model(batch).mean
+        for batch in batches(processor, mixture, mixture.draw_epochs(1, (seed,))):
+            loss = model(batch).loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -311,13 +311,13 @@ def test_a_cache_pays_from_the_pass_on_in_which_it_has_saved_what_it_cost():
 def test_an_estimate_counts_views_and_bytes(tiny_model, tmp_path, mixture):
     cache, processor = FeatureCache.from_model(tmp_path, tiny_model), Processor.from_model(tiny_model)
     views = sum(batch.num_views for batch in batches(processor, mixture, mixture.draw_all()))
-    found = estimate_cache(cache, tiny_model, "float32", mixture, mixture.epochs(3, (0,)), processor)
+    found = estimate_cache(cache, tiny_model, "float32", mixture, mixture.draw_epochs(3, (0,)), processor)
     assert found.views == pytest.approx(3 * views)
     assert found.missing == pytest.approx(views)
     assert found.disk_bytes == pytest.approx(views * torch.Size(cache.grid).numel() * 4)
     assert min(found.encode_s, found.write_s, found.read_s, found.free_bytes) > 0
     fill_cache(cache, tiny_model, "float32", mixture, mixture.draw_all(), processor)
-    assert estimate_cache(cache, tiny_model, "float32", mixture, mixture.epochs(3, (0,)), processor).missing == 0
+    assert estimate_cache(cache, tiny_model, "float32", mixture, mixture.draw_epochs(3, (0,)), processor).missing == 0
 
 
 def test_it_is_said_when_it_does_not_pay(tiny_model, tmp_path, mixture, caplog, monkeypatch):

@@ -79,7 +79,7 @@ def learn(model, batch, parts=("lora",), steps=4):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
     losses = []
     for _ in range(steps):
-        loss = model(batch).mean
+        loss = model(batch).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -515,7 +515,7 @@ def learn_in(model, batch):
     optimizer = make_optimizer(model, stage(lora=1e-2, projector=1e-3))
     losses = []
     for _ in range(4):
-        loss = model(batch).mean
+        loss = model(batch).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

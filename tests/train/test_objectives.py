@@ -162,10 +162,10 @@ def test_a_preferred_answer_gets_likelier_and_its_rival_less_likely(tiny_model):
     for _ in range(25):
         loss = dpo(tiny_model, batch)
         optimizer.zero_grad()
-        loss.mean.backward()
+        loss.loss.backward()
         optimizer.step()
         losses.append(loss)
-    assert losses[-1].mean.item() < 0.6 * losses[0].mean.item()
+    assert losses[-1].loss.item() < 0.6 * losses[0].loss.item()
     last = {name: value.item() / 20 for name, value in losses[-1].metrics.items()}
     assert last["rewards/accuracies"] >= 0.9
     assert last["rewards/margins"] > 0.5

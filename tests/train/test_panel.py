@@ -34,7 +34,7 @@ def batch_of(model, samples, task="single"):
 def step(model, batch, panel):
     panel.count(batch)
     with panel.time_phase("forward"):
-        loss = model(batch).mean
+        loss = model(batch).loss
     with panel.time_phase("backward"):
         loss.backward()
     with panel.time_phase("optimizer"):
@@ -202,7 +202,7 @@ def test_the_work_of_a_step_is_what_torch_counts(tiny_model, frozen):
         getattr(tiny_model, part).requires_grad_(False)
     batch = batch_of(tiny_model, 1, "video")
     with make_flop_counter() as counter:
-        tiny_model(batch).mean.backward()
+        tiny_model(batch).loss.backward()
     counted = TrainingFlops.from_model(tiny_model).count_flops(batch, batch.packing.lengths)
     # A first layer passes no gradient to its input, and marks are idle: the formula counts the former.
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.1)

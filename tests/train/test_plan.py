@@ -27,12 +27,12 @@ def planner(recipe, tiny_spec):
 
 def read(data):
     """Every draw of every step, in order."""
-    return [data.draws[n] for step in range(len(data.plan)) for pack in data.plan.packs(step) for n in pack]
+    return [data.draws[n] for step in range(len(data.plan)) for pack in data.plan.list_packs(step) for n in pack]
 
 
 def test_steps_of_a_batch_size_read_that_many_samples(planner):
     data = planner(steps=5, global_batch_size=3).data()
-    assert [[len(pack) for pack in data.plan.packs(step)] for step in range(len(data.plan))] == [[3]] * 5
+    assert [[len(pack) for pack in data.plan.list_packs(step)] for step in range(len(data.plan))] == [[3]] * 5
 
 
 def test_epochs_read_every_record_and_keep_the_rest_of_the_last_step(planner):
@@ -49,16 +49,18 @@ def test_budget_scales_steps_and_epochs(planner):
 
 def test_steps_of_tokens_are_filled_and_as_many_as_asked_for(planner):
     data = planner(steps=6, step_tokens=600, pack_tokens=200).data()
-    tokens = [data.plan.sizes.tokens[np.concatenate(data.plan.packs(step))].sum() for step in range(len(data.plan))]
+    tokens = [
+        data.plan.sizes.tokens[np.concatenate(data.plan.list_packs(step))].sum() for step in range(len(data.plan))
+    ]
     assert len(tokens) == 6
-    assert all(len(data.plan.packs(step)) == 3 for step in range(6))
+    assert all(len(data.plan.list_packs(step)) == 3 for step in range(6))
     assert min(tokens) > 400
     assert max(tokens) <= 600
 
 
 def test_packs_hold_no_more_than_their_caps(planner):
     plan = planner(steps=4, global_batch_size=12, pack_tokens=250, pack_views=6).data().plan
-    packs = [pack for step in range(len(plan)) for pack in plan.packs(step)]
+    packs = [pack for step in range(len(plan)) for pack in plan.list_packs(step)]
     assert max(plan.sizes.tokens[pack].sum() for pack in packs) <= 250
     assert max(plan.sizes.views[pack].sum() for pack in packs) <= 6
     assert sorted(n for pack in packs for n in pack) == list(range(48))
@@ -71,7 +73,7 @@ def test_samples_of_one_modality_stand_together_where_asked(planner):
         order="modality_length",
         data=[*WORLD, {"name": "tinyworld", "task": "text", "size": 20}],
     ).data()
-    kinds = [{data.draws[n].source == 2 for n in data.plan.packs(step)[0]} for step in range(len(data.plan))]
+    kinds = [{data.draws[n].source == 2 for n in data.plan.list_packs(step)[0]} for step in range(len(data.plan))]
     assert kinds.count({True}) == 1
     assert kinds.count({False}) == 5
     assert kinds[-2:] == [{True, False}] * 2  # LLaVA joins the last batch of either kind and deals it out again

@@ -49,7 +49,7 @@ def fine_tuned(model, given):
     model.train()
     for batch in given:
         optimizer.zero_grad()
-        model(batch).mean.backward()
+        model(batch).loss.backward()
         optimizer.step()
 
 
@@ -190,7 +190,7 @@ def test_the_true_loss_is_the_models_and_nothing_of_it_changes(tiny_model):
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     batch = batches(tiny_model, right, 0, 1, "video")[0]
     seen = measure_visual_ablation(tiny_model, [batch])
-    assert seen.true == pytest.approx(tiny_model(batch).mean.item(), rel=1e-5)
+    assert seen.true == pytest.approx(tiny_model(batch).loss.item(), rel=1e-5)
     assert tiny_model.training
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
     assert all(p.grad is None for p in tiny_model.parameters())

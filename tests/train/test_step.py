@@ -48,7 +48,7 @@ def batch(tiny_model):
 def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """Of the mean loss, in a copy of the model, in float64; zero where nothing was met."""
     model = copy.deepcopy(model)
-    model(batch).mean.backward()
+    model(batch).loss.backward()
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return {name: (torch.zeros_like(p) if p.grad is None else p.grad).double() for name, p in learning.items()}
 

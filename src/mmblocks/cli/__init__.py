@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from mmblocks import __version__
+from mmblocks.cli.examples import show_example
 from mmblocks.cli.logs import log_to_stderr
 from mmblocks.cli.parsing import CommandParser
 from mmblocks.errors import ConfigError, MMBlocksError
@@ -117,7 +118,7 @@ def _top_parser() -> argparse.ArgumentParser:
         prog="mmblocks",
         usage="mmblocks COMMAND ...",
         description="Compose, train, talk to and export vision-language models.",
-        epilog=f"commands:\n{table}\n\n`mmblocks COMMAND --help` shows what a command takes.",
+        epilog=f"commands:\n{table}\n\n`mmblocks COMMAND --help` shows what a command takes.\n\n{show_example('chat')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mmblocks {__version__}")
@@ -128,6 +129,7 @@ def _parser_of(command: Command, module: ModuleType) -> CommandParser:
     parser = CommandParser(
         prog=f"mmblocks {command.name}",
         description=module.__doc__,
+        epilog=show_example(command.name),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmblocks.cli.image_options import add_image_options, read_image_options
+from mmblocks.cli.line_editing import edit_lines
 
 if TYPE_CHECKING:
     from mmblocks.chat import Chat
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from mmblocks.image_reading import ImageReading
 
 HELP = "commands: /image PATH and /video PATH show something with your next words, /new begins again, /quit ends"
+BUNDLED = """\
+The bundled tiny model answers. It knows drawings of coloured shapes only; what it says about photographs means nothing.
+For photographs, load a trained model: `mmblocks chat --model FOLDER`. `mmblocks convert FROM FOLDER` makes such a folder
+from a checkpoint of the LLaVA family, `mmblocks train RECIPE` from your data."""
 
 
 class _VisualAction(argparse.Action):
@@ -51,10 +57,14 @@ def run(args: argparse.Namespace) -> int:
     images = read_spec(folder).images.with_changes(options)
     shown = [_open_visual(kind, path, images) for kind, path in args.visuals]
     chat = Chat(load(folder, images=options), system=args.system, decoding=decoding)
+    is_bundled = folder.resolve() == find_tiny_model().resolve()
     if args.ask is not None:
+        if is_bundled:
+            print(BUNDLED, file=sys.stderr)  # stdout has the answer alone
         return _print_answer(chat, shown, args.ask)
-    print(HELP)
-    return _run_conversation(chat, shown)
+    print(f"{BUNDLED}\n\n{HELP}" if is_bundled else HELP)
+    with edit_lines("chat_history"):
+        return _run_conversation(chat, shown)
 
 
 def _run_conversation(chat: Chat, shown: list[Visual]) -> int:

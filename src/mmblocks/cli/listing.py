@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from mmblocks.cli.component_settings import find_root, list_default_settings, read_preset_settings
 from mmblocks.components import REGISTRIES
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
 from mmblocks.model.systems import SYSTEMS
-from mmblocks.registry import ComponentInfo, Registry
-from mmblocks.settings import format_suggestion
+from mmblocks.registry import Registry
+from mmblocks.settings import format_suggestion, format_value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,19 +48,41 @@ def find_registry(kind: str) -> Registry[Any]:
 
 
 def list_components(registry: Registry[Any]) -> Iterator[str]:
-    """One line per component: name, what it is a preset of or its summary, source."""
-    found = [registry.find_info(name) for name in registry]
-    names = max((len(f.name) for f in found), default=0)
-    room = max(40, shutil.get_terminal_size((150, 24)).columns - names - 8)
-    for f in found:
-        summary, source = f"preset of {f.preset_of}" if f.preset_of else f.summary, _find_source(registry, f)
-        yield f"{f.name:{names}}  {_cut(summary, room - len(source))}  {source}".rstrip()
+    """One line per component: name, size, and what it is."""
+    rows = [(name, format_size(registry, name), format_summary(registry, name)) for name in registry]
+    names, sizes = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+    room = shutil.get_terminal_size((150, 24)).columns - names - sizes - 6
+    for name, size, summary in rows:
+        yield "  ".join([f"{name:{names}}", *([f"{size:{sizes}}"] if sizes else []), _cut(summary, room)])
 
 
-def _find_source(registry: Registry[Any], found: ComponentInfo) -> str:
-    """A preset's source is that of what it is a preset of."""
-    return found.source or (_find_source(registry, registry.find_info(found.preset_of)) if found.preset_of else "")
+def format_size(registry: Registry[Any], name: str) -> str:
+    """The size of an encoder or a backbone as its settings give it; empty where they do not, and for other kinds."""
+    settings = list_default_settings(registry, name) if registry.kind in ("encoder", "backbone") else {}
+    px, depth, dim = settings.get("image_px", settings.get("view_px")), settings.get("depth"), settings.get("dim")
+    layers = f"{depth} layers x {dim}" if depth and dim else ""
+    return ", ".join(part for part in (f"{px} px" if px else "", layers) if part)
+
+
+def format_summary(registry: Registry[Any], name: str) -> str:
+    """What a component is: the first line of its docstring; for a preset its checkpoint, or what it sets differently."""
+    root = find_root(registry, name)
+    if root == name:
+        return registry.find_info(name).summary
+    settings = read_preset_settings(registry, name)
+    checkpoint = settings.get("model_name") or settings.get("checkpoint")
+    if checkpoint:
+        return f"{root}, weights of {checkpoint}"
+    values = ", ".join(f"{key}={_show_value(value)}" for key, value in settings.items())
+    return f"{root} with {values}" if values else f"the same as {root}"
+
+
+def _show_value(value: Any) -> str:
+    """A setting's value; a component inside it by its name alone."""
+    if isinstance(value, tuple | list):
+        return f"({', '.join(v if isinstance(v, str) else _show_value(v) for v in value)})"
+    return str(value["name"]) if isinstance(value, dict) and "name" in value else format_value(value)
 
 
 def _cut(text: str, room: int) -> str:
-    return text if len(text) <= max(room, 20) else f"{text[: max(room, 20) - 3].rstrip()}..."
+    return text if len(text) <= max(room, 40) else f"{text[: max(room, 40) - 3].rstrip()}..."

@@ -12,6 +12,8 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from mmblocks.cli.user_folders import state_folder
+
 EXIT_CODE = 70
 """A mistake of the program itself (EX_SOFTWARE of sysexits.h)."""
 TRACKERS = ("issues", "issue tracker", "bug tracker", "bugs")
@@ -58,7 +60,7 @@ def _write_traceback(error: Exception, arguments: Sequence[str]) -> Path | None:
 
 def _list_log_folders() -> Iterator[Path]:
     with suppress(RuntimeError):  # there is no home
-        yield Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mmblocks"
+        yield state_folder()
     with suppress(OSError):  # there is no folder for temporary files either
         yield Path(tempfile.gettempdir()) / f"mmblocks-{os.getuid() if hasattr(os, 'getuid') else 'logs'}"
 

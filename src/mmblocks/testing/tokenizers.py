@@ -90,7 +90,7 @@ def check_token_counts(subject: Subject) -> None:
         plan = place.tokenizer.plan(shape)
         learned_tokens = {learned_token: torch.zeros(DIM) for learned_token in place.tokenizer.learned_tokens}
         rows = place.tokenizer.assemble(place.make_features(plan), plan, learned_tokens)
-        counts = (place.tokenizer.count(plan), plan.num_tokens, len(rows))
+        counts = (place.tokenizer.count_tokens(plan), plan.num_tokens, len(rows))
         shown = f"A {shape.kind} of {shape.size} pixels, frames {shape.num_frames}:"
         check_that(len(set(counts)) == 1, f"{shown} count {counts[0]}, num_tokens {counts[1]}, rows {counts[2]}.")
         check_that(rows.shape[1] == DIM, f"{shown} the rows are {tuple(rows.shape)}.")
@@ -108,7 +108,7 @@ def check_inline_texts(subject: Subject) -> None:
     """`told` puts texts before, between and after the rows, in their order."""
     for place, shape in list_cases(subject):
         plan = place.tokenizer.plan(shape)
-        before = [rows for rows, _ in plan.told]
+        before = [rows for rows, _ in plan.inline_texts]
         inside = all(0 <= rows <= plan.num_tokens for rows in before)
         check_that(inside and before == sorted(before), f"{shape}: told after {before} of {plan.num_tokens} rows.")
 

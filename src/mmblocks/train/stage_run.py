@@ -86,7 +86,7 @@ class StageRun:
             self.processor = replace(self.processor, features=self._prepare_features(self.settings.cache_features))
         self.objective = objectives.build(self.stage.objective)
         require_items(self.objective, self.data.mixture)
-        self.objective.start(self.model, self._make_model)
+        self.objective.prepare_model(self.model, self._make_model)
         self.optimizer = make_optimizer(self.model, self.stage)
         self.average = None if self.settings.ema is None else EMA(self.model, self.settings.ema)
         self.guard = FiniteGuard(

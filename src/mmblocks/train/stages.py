@@ -111,7 +111,7 @@ class EncoderPretraining:
     """Pretraining of an encoder without a checkpoint on TinyWorld (see `mmblocks.train.encoder_pretraining`): how long, how fast."""
 
     steps: int
-    batch_size: int = 32
+    global_batch_size: int = 32
     lr: float = 2e-3
     warmup: float = 0.05
     weight_decay: float = 0.05

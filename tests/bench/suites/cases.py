@@ -1,4 +1,4 @@
-"""What is asked of both sides: conversations about random pictures and clips, encoded for ours and laid out for the peer."""
+"""What is asked of both sides: conversations about random images and videos, encoded for ours and laid out for the peer."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ Told = Callable[[Shown, np.random.Generator], Parts]
 
 
 def clip(shown: Shown, rng: np.random.Generator) -> Parts:
-    """A clip and a question."""
+    """A video and a question."""
     return [rng.integers(0, 256, (shown.frames, *shown.view, 3), dtype=np.uint8), QUESTION]
 
 
 def tiled(shown: Shown, rng: np.random.Generator) -> Parts:
-    """One picture, cut into tiles, and a question."""
+    """One image, cut into tiles, and a question."""
     return [_picture(shown.picture, rng), QUESTION]
 
 
 def base(shown: Shown, rng: np.random.Generator) -> Parts:
-    """One picture no larger than a view."""
+    """One image no larger than a view."""
     return [_picture(shown.view, rng), QUESTION]
 
 
 def pictures(number: int | None) -> Told:
-    """Several pictures of one view each, as many as the size shows where no number is given."""
+    """Several images of one view each, as many as the size shows where no number is given."""
 
     def told(shown: Shown, rng: np.random.Generator) -> Parts:
         return [*(_picture(shown.one_of_several, rng) for _ in range(number or shown.several)), QUESTION]
@@ -102,7 +102,7 @@ class Case:
     __repr__ = format_by_shape
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Case:
-        """Everything where it is computed; the sizes of pictures stay on the host, where they are read."""
+        """Everything where it is computed; the sizes of images stay on the host, where they are read."""
         padded, packed = (_moved(inputs, device, dtype) for inputs in (self.padded, self.packed))
         return replace(self, batch=self.batch.to(device), padded=padded, packed=packed, targets=self.targets.to(device))
 

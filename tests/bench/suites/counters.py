@@ -79,7 +79,7 @@ def training(run: Run, model: OneVision, theirs: Any, case: Case) -> Iterator[Ro
         ("as shipped", "padded, all logits", lambda: peer.padded_loss(theirs, case)),
         ("best", "packed by position ids, labelled logits", lambda: peer.packed_loss(theirs, case)),
     )
-    mine = _step_of(model, model.backbone.lm.get_output_embeddings(), lambda: model(case.batch).mean)
+    mine = _step_of(model, model.backbone.lm.get_output_embeddings(), lambda: model(case.batch).loss)
     for setting, told, loss in sides:
         other = _step_of(theirs, theirs.lm_head, loss)
         for (quantity, unit, own), (_, _, found) in zip(mine, other, strict=True):
@@ -87,7 +87,7 @@ def training(run: Run, model: OneVision, theirs: Any, case: Case) -> Iterator[Ro
 
 
 def projector_on_video(run: Run, width: int) -> Row:
-    """FLOPs of the projector on a clip at a released width: the head on pooled cells, and not on all of them."""
+    """FLOPs of the projector on a video at a released width: the head on pooled cells, and not on all of them."""
     scale = scale_at(replace(run, tiny=False, device=torch.device("cpu")), width, frames=2)
     model = model_of(scale, torch.device("meta"), torch.float32)
     asked = conversation(clip(scale.shown, np.random.default_rng(0)))

@@ -36,7 +36,7 @@ def require_same_gradients(what: str, model: OneVision, theirs: Any, case: Case,
 
     Gradients of keys' biases are zero but for rounding, so tensors are not compared one by one.
     """
-    model(case.batch).mean.backward()
+    model(case.batch).loss.backward()
     peer.padded_loss(theirs, case).backward()
     found, names = dict(theirs.named_parameters()), peer.names_of(model)
     error = _together(

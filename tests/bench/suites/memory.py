@@ -80,8 +80,8 @@ def scenarios(model: OneVision, scale: Scale) -> dict[str, tuple[VisualShape, ..
     """What each conversation of a row shows."""
     side = model.encoder.view_px.height
     return {
-        "picture in tiles": (VisualShape("image", Size(3 * side, 3 * side)),),
-        "four pictures": (VisualShape("image", Size(side, side)),) * 4,
+        "image in tiles": (VisualShape("image", Size(3 * side, 3 * side)),),
+        "four images": (VisualShape("image", Size(side, side)),) * 4,
         "clip": (VisualShape("video", Size(side, side), scale.shown.frames, fps=1.0),),
     }
 
@@ -244,7 +244,7 @@ def _pixels(model: OneVision, row: abstract.PackedRow) -> dict[str, Any]:
 
 
 def _on_device(run: Run, tokens: int) -> Iterator[tuple[str, Side, Side]]:
-    """The same with random weights and pictures; both sides share their weights, so each is alone with its gradients."""
+    """The same with random weights and images; both sides share their weights, so each is alone with its gradients."""
     model = model_of(run.scale, run.device, run.dtype).train()
     theirs = peer_of(model).train()
     for scenario, shown in scenarios(model, run.scale).items():

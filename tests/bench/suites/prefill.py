@@ -1,4 +1,4 @@
-"""From pixels on the device to the logits of the last row: video, tiled pictures, several pictures."""
+"""From pixels on the device to the logits of the last row: video, tiled images, several images."""
 
 from __future__ import annotations
 

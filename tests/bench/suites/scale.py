@@ -1,4 +1,4 @@
-"""How the cost of a conversation grows with pictures, frames and resolution: counted on the meta device, nothing is run.
+"""How the cost of a conversation grows with images, frames and resolution: counted on the meta device, nothing is run.
 
 Beside ours stands the naive path: every view encoded, every cell projected, every row of every layer computed, logits of
 every row. Attention of the language model counts the half that causality leaves, for both.
@@ -36,7 +36,7 @@ AXES: Mapping[str, tuple[int, ...]] = {
     "frames": (1, 2, 4, 8, 16, 32, 64, 128),
     "resolution": (384, 512, 640, 768, 960, 1152, 1536, 1920, 2304),
 }
-"""Pictures in a conversation, frames of a clip, pixels of a square picture's side."""
+"""Images in a conversation, frames of a video, pixels of a square image's side."""
 LEAST_AXES: Mapping[str, tuple[int, ...]] = {"images": (1, 2), "frames": (1, 2), "resolution": (56, 112)}
 TEXT_TOKENS = 64
 LABELS = 32
@@ -66,7 +66,7 @@ def measure(run: Run) -> Iterator[Row]:
 
 
 def _with_frames(scale: Scale, most: int) -> Scale:
-    """A size whose clips may have so many frames."""
+    """A size whose videos may have so many frames."""
     return replace(scale, shown=replace(scale.shown, frames=most))
 
 

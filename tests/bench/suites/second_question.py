@@ -1,4 +1,4 @@
-"""Time to the first token of a second question about the same clip."""
+"""Time to the first token of a second question about the same video."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def measure(run: Run) -> Iterator[Row]:
         yield from compared(
             run,
             NAME,
-            f"about a clip of {run.scale.shown.frames} frames",
+            f"about a video of {run.scale.shown.frames} frames",
             f"time to first token, {asked[0].whole.batch.num_tokens} tokens before it",
             Way(lambda chat: chat.ask(SECOND), lambda i: asked[i].chat(model)),
             [*_settings(theirs, asked)],

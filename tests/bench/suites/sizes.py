@@ -22,8 +22,8 @@ TEXT_TOKENIZER = "mmblocks:tinyworld_text"
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What the scenarios show: frames of a clip and a lone picture of the size of a view, a picture that is tiled, one of
-    several pictures and how many of them.
+    """What the scenarios show: frames of a video and a lone image of the size of a view, an image that is tiled, one of
+    several images and how many of them.
     """
 
     view: Size

@@ -22,7 +22,7 @@ SUITES = {
     "counters": "FLOPs, bytes kept for backward, copies, rows that meet the vocabulary, encoder blocks",
     "prefill": "from pixels to the last logits",
     "train": "forward and backward of a mixed batch of four",
-    "pool": "projector, pooling and merging of a clip at the released widths",
+    "pool": "projector, pooling and merging of a video at the released widths",
     "second_question": "time to the first token of a second question about the same clip",
     "decode": "tokens a second",
     "attention": "every way to compute attention here",
@@ -30,7 +30,7 @@ SUITES = {
     "ceil": "copies and matrix products of the device itself",
     "vit": "tiles a second through the vision tower",
     "memory": "peak of a training step",
-    "scale": "how cost grows with pictures, frames and resolution",
+    "scale": "how cost grows with images, frames and resolution",
     "startup": "processor time until a command has started, beside importing torch and transformers",
 }
 

@@ -1,4 +1,4 @@
-"""Forward and backward of a mixed batch of four: a tiled picture, several pictures, a clip, words alone."""
+"""Forward and backward of a mixed batch of four: a tiled image, several images, a video, words alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def measure(run: Run) -> Iterator[Row]:
         NAME,
         "mixed batch of 4",
         f"step without optimizer, {batch.num_tokens} tokens, {batch.num_views} views",
-        lambda i: _step(lambda: model(sets[i].batch).mean, model),
+        lambda i: _step(lambda: model(sets[i].batch).loss, model),
         [*_settings(run, model, theirs, sets)],
         error=error,
         floor_s=floors.time_of(3 * floors.forward_flops(model, batch, batch.num_labelled), run),

@@ -51,11 +51,11 @@ def make_grouped_order(
     mixture: Mixture,
     draws: Draws,
     order: Literal["length", "modality_length"],
-    batch_size: int,
+    global_batch_size: int,
     seed: Sequence[int],
     policy: Policy = "raise",
 ) -> np.ndarray:
-    """Numbers of draws, (n,) int64, in steps of `batch_size` of like length, or of like length and one modality.
+    """Numbers of draws, (n,) int64, in steps of `global_batch_size` of like length, or of like length and one modality.
 
     The whole batch counts as one rank's, so the order is the same for every number of processes. policy: with "skip" a
     record that cannot be read, which is left out later, counts as one word.
@@ -69,8 +69,8 @@ def make_grouped_order(
     lengths = [known[draw] for draw in drawn]
     inside, across = (torch.Generator().manual_seed(s) for s in _seeds(seed))
     if order == "length":
-        return np.array(group_by_length(lengths, batch_size, 1, across), dtype=np.int64)
-    return np.array(group_by_modality(lengths, batch_size, 1, inside=inside, across=across), dtype=np.int64)
+        return np.array(group_by_length(lengths, global_batch_size, 1, across), dtype=np.int64)
+    return np.array(group_by_modality(lengths, global_batch_size, 1, inside=inside, across=across), dtype=np.int64)
 
 
 def _measure_record(mixture: Mixture, draw: Draw, of: Callable[[Item], int], policy: Policy) -> int:
@@ -87,11 +87,11 @@ def _seeds(seed: Sequence[int]) -> list[int]:
 
 
 def group_by_length(
-    lengths: Sequence[int] | np.ndarray, batch_size: int, world: int, generator: torch.Generator
+    lengths: Sequence[int] | np.ndarray, global_batch_size: int, world: int, generator: torch.Generator
 ) -> list[int]:
-    """Numbers of samples: a random order in chunks of `world * batch_size`, each sorted and dealt to `world` ranks."""
+    """Numbers of samples: a random order in chunks of `world * global_batch_size`, each sorted and dealt to `world` ranks."""
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    size = world * batch_size
+    size = world * global_batch_size
     chunks = [order[i : i + size] for i in range(0, len(order), size)]
     return [number for chunk in chunks for number in _sorted_and_dealt(chunk, lengths, world)]
 
@@ -121,7 +121,7 @@ def split_evenly(numbers: Sequence[int], lengths: Sequence[int] | np.ndarray, ra
 
 def group_by_modality(
     lengths: Sequence[int] | np.ndarray,
-    batch_size: int,
+    global_batch_size: int,
     world: int,
     *,
     inside: torch.Generator,
@@ -136,12 +136,12 @@ def group_by_modality(
     assert (signed != 0).all(), "a sample without words has no modality"
     shown, unshown = np.flatnonzero(signed > 0), np.flatnonzero(signed < 0)
     if not len(shown) or not len(unshown):
-        return group_by_length(np.abs(signed).tolist(), batch_size, world, across)
-    size = world * batch_size
+        return group_by_length(np.abs(signed).tolist(), global_batch_size, world, across)
+    size = world * global_batch_size
     whole: list[list[int]] = []
     rest: list[int] = []
     for kind in (shown, unshown):
-        order = kind[group_by_length(np.abs(signed[kind]).tolist(), batch_size, world, inside)].tolist()
+        order = kind[group_by_length(np.abs(signed[kind]).tolist(), global_batch_size, world, inside)].tolist()
         chunks = [order[i : i + size] for i in range(0, len(order), size)]
         whole += chunks[:-1]
         rest += chunks[-1]

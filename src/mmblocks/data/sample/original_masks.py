@@ -36,14 +36,14 @@ def make_original_spans(
 ) -> tuple[list[Span], frozenset[int]]:
     """Spans with the original's marks, and the ids that it trains wherever they stand."""
     if isinstance(template, PlainCaption):
-        return template.spans(messages), frozenset()
+        return template.to_spans(messages), frozenset()
     if isinstance(template, LlavaV0):
         return _mask_by_counting(_make_v0_pieces(template, messages), text_tokenizer), frozenset()
     turns = _drop_first_answer(messages)
     if isinstance(template, Vicuna | Llama2):
-        return template.spans(turns), frozenset()
+        return template.to_spans(turns), frozenset()
     if isinstance(template, Turns):
-        return _with_after(template.spans(turns), template.after), frozenset()
+        return _with_after(template.to_spans(turns), template.after), frozenset()
     if isinstance(template, ChatML):
         fixed = replace(template, system=templates["qwen_1_5"].settings["system"])
         return _learn_whole_answers(fixed, turns), _find_token_ids(CHATML_TEXTS, text_tokenizer)
@@ -67,7 +67,7 @@ def _drop_first_answer(messages: Sequence[Message]) -> list[Message]:
 
 def _learn_whole_answers(template: ChatML | Llama3, messages: Sequence[Message]) -> list[Span]:
     system = [m for m in messages[:1] if m.role == "system"]
-    spans = template.spans(system)
+    spans = template.to_spans(system)
     for message in messages[len(system) :]:
         turn = template.format_turn(message)
         spans += [replace(s, learn=isinstance(s.content, str)) for s in turn] if message.is_learned else turn

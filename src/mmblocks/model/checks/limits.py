@@ -185,10 +185,10 @@ def find_largest_visual(tokenizer: Any, scenario: Scenario, view_px: Size) -> tu
     if scenario == "video":
         video = VisualShape("video", view_px, LONG_VIDEO_FRAMES, 30.0)
         plan = tokenizer.plan(video)
-        return tokenizer.count(plan), f"a long video ({len(plan.views)} frames)"
+        return tokenizer.count_tokens(plan), f"a long video ({len(plan.views)} frames)"
     sides = range(1, MAX_CANVAS_SIDE + 1)
     shapes = (Size(rows * view_px.height, columns * view_px.width) for rows, columns in product(sides, sides))
-    tokens, size = max((tokenizer.count(tokenizer.plan(VisualShape("image", size))), size) for size in shapes)
+    tokens, size = max((tokenizer.count_tokens(tokenizer.plan(VisualShape("image", size))), size) for size in shapes)
     image = f"of {size.width}x{size.height} px (width x height)"
     return (tokens, f"an image {image}") if scenario == "image" else (2 * tokens, f"a pair of images {image}")
 

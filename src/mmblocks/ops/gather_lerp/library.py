@@ -45,7 +45,7 @@ def _run_gather(
     """(size, d) to (n, d); `back_*` are for the gradient only."""
     if not rows.numel() or not x.numel():
         return x.new_zeros(len(rows), x.shape[1])
-    return BACKENDS[backend].gather(x, rows, weights, gelu=gelu)
+    return BACKENDS[backend].gather_rows(x, rows, weights, gelu=gelu)
 
 
 @torch.library.impl(BACKWARD, "default")

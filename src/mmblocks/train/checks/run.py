@@ -37,7 +37,7 @@ MINIMUM = {
 """Least value of a run's settings, and whether that value itself is allowed."""
 PRETRAINING_MINIMUM = {
     "steps": (1, True),
-    "batch_size": (1, True),
+    "global_batch_size": (1, True),
     "lr": (0, False),
     "weight_decay": (0, True),
     "max_grad_norm": (0, False),

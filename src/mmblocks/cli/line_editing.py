@@ -1,0 +1,48 @@
+"""Line editing and a history for commands that ask line by line, with Python's own readline module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+
+from mmblocks.cli.user_folders import state_folder
+
+MAX_HISTORY_LINES = 1000
+
+
+@contextmanager
+def edit_lines(history_name: str) -> Iterator[None]:
+    """Give `input()` line editing and a history, which is kept in the user's state folder under this name.
+
+    Nothing changes where the standard input is no terminal, or where this Python has no readline module. A history
+    that cannot be read or written is left out.
+    """
+    readline = _import_readline() if sys.stdin.isatty() else None
+    if readline is None:
+        yield
+        return
+    with suppress(OSError, RuntimeError):  # the first time there is no file; there may be no home
+        readline.read_history_file(state_folder() / history_name)
+    readline.set_history_length(MAX_HISTORY_LINES)
+    try:
+        yield
+    finally:
+        with suppress(OSError, RuntimeError):
+            _write_history(readline, state_folder() / history_name)
+
+
+def _import_readline() -> ModuleType | None:
+    try:
+        import readline
+    except ImportError:  # Windows, and Pythons that were built without it
+        return None
+    return readline
+
+
+def _write_history(readline: ModuleType, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)  # questions are the user's own
+    readline.write_history_file(path)
