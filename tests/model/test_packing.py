@@ -87,7 +87,7 @@ def test_the_loss_of_a_pack_is_the_sum_of_its_documents(tiny_model):
     together = tiny_model(collate(samples))
     apart = [tiny_model(collate([sample])) for sample in samples]
 
-    assert together.rows == sum(loss.rows for loss in apart)
+    assert together.num_terms == sum(loss.num_terms for loss in apart)
     assert together.total.item() == pytest.approx(sum(loss.total.item() for loss in apart), rel=1e-6)
 
 

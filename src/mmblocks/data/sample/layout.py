@@ -130,7 +130,7 @@ def prepare_backward(layout: GatherLayout) -> GatherLayout:
     """The same with its taps turned round, too, which a data worker does while the device is busy."""
     return replace(
         layout,
-        cells=None if layout.cell_table is None else with_transpose(layout.cell_table),
+        cell_table=None if layout.cell_table is None else with_transpose(layout.cell_table),
         token_table=with_transpose(layout.token_table),
     )
 

@@ -10,7 +10,7 @@ from mmblocks.batch import Batch
 from mmblocks.conversation import Item, PreferencePair
 from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.model.onevision import Loss, OneVision
+from mmblocks.model.onevision import LossOutput, OneVision
 from mmblocks.registry import Registry
 
 MAX_RECORDS = 100
@@ -21,7 +21,7 @@ class Objective(Protocol):
     """Built from settings alone; `start` gives it the model.
 
     It calls the model as `model(batch)` or `model.compute_row_losses(batch)`, the two ways that a sharded model knows. A step
-    minimises the sum of `Loss.total` over the micro-batches and processes, divided by the sum of `count`.
+    minimises the sum of `LossOutput.total` over the micro-batches and processes, divided by the sum of `count`.
     """
 
     pairs: ClassVar[bool]
@@ -40,8 +40,8 @@ class Objective(Protocol):
         """What a batch adds to the divisor, known before the model has run."""
         ...
 
-    def __call__(self, model: OneVision, batch: Batch) -> Loss:
-        """The sum to minimise; `Loss.rows` is `count(batch)`, `Loss.metrics` are sums over the same."""
+    def __call__(self, model: OneVision, batch: Batch) -> LossOutput:
+        """The sum to minimise; `LossOutput.num_terms` is `count(batch)`, `LossOutput.metrics` are sums over the same."""
         ...
 
 

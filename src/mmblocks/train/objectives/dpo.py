@@ -10,7 +10,7 @@ from torch import Tensor
 from mmblocks.batch import IGNORE, Batch
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.modes import use_evaluation_mode
-from mmblocks.model.onevision import Loss, OneVision
+from mmblocks.model.onevision import LossOutput, OneVision
 from mmblocks.model.trainable import list_adapters
 from mmblocks.train.adapters.lora import disable_lora
 from mmblocks.train.objectives import objectives
@@ -63,15 +63,15 @@ class DPO:
         """Pairs; none in a batch without targets."""
         return len(batch.packing.lengths) // 2 if batch.num_labelled else 0
 
-    def __call__(self, model: OneVision, batch: Batch) -> Loss:
+    def __call__(self, model: OneVision, batch: Batch) -> LossOutput:
         _require_pairs(batch)
         reference, policy = self._compute_compute_reference_losses(model, batch), model.compute_row_losses(batch)
         if not batch.num_labelled:  # nothing to compare, and still the same forward passes (see `Batch.empty`)
-            return Loss(policy.sum(), 0)
+            return LossOutput(policy.sum(), 0)
         sizes = _labelled_rows(batch)
         return self.compute_loss(_sum_log_probs(policy, sizes), _sum_log_probs(reference, sizes), sizes)
 
-    def compute_loss(self, policy: Tensor, reference: Tensor, sizes: list[int]) -> Loss:
+    def compute_loss(self, policy: Tensor, reference: Tensor, sizes: list[int]) -> LossOutput:
         """The loss of answers' log probabilities (2 * pairs,) under the model and the reference.
 
         sizes: labelled tokens of each answer.
@@ -81,7 +81,7 @@ class DPO:
         logits = self.beta * ((chosen - rejected) - (reference[0::2] - reference[1::2]))
         written = -chosen / torch.tensor(sizes[0::2], device=policy.device)
         total = (self.alpha * self._preference(logits) + self.gamma * written).sum()
-        return Loss(total, len(logits), _metrics(rewards[0::2], rewards[1::2], policy.detach()))
+        return LossOutput(total, len(logits), _metrics(rewards[0::2], rewards[1::2], policy.detach()))
 
     def _preference(self, logits: Tensor) -> Tensor:
         if self.loss == "hinge":
