@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and its images are what the script makes of the tables, whichever tables there are."""
+"""docs/reference/benchmarks.md and its pictures are what the script makes of the tables, whichever tables there are."""
 
 import sys
 from dataclasses import replace
@@ -10,19 +10,20 @@ from tests.bench.suites.rows import Row, write
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "docs/benchmarks"
+SCRIPTS = ROOT / "docs/scripts"
 
 
 @pytest.fixture(scope="module")
 def script():
-    """docs/benchmarks/page.py as a module."""
-    sys.path.insert(0, str(TABLES))
+    """docs/scripts/write_benchmarks.py as a module."""
+    sys.path.insert(0, str(SCRIPTS))
     try:
-        import page
+        import write_benchmarks
 
-        yield page
+        yield write_benchmarks
     finally:
-        sys.path.remove(str(TABLES))
-        for name in ("page", "page_figures", "page_targets"):
+        sys.path.remove(str(SCRIPTS))
+        for name in ("write_benchmarks", "benchmarks_figures", "benchmarks_targets"):
             sys.modules.pop(name, None)
 
 
@@ -91,15 +92,15 @@ def made(script, folder):
 
 
 def test_the_page_is_what_the_script_makes_of_the_tables(script):
-    shown = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
-    assert shown == script.text(script.Tables.of(TABLES)), "run python docs/benchmarks/page.py"
+    shown = (ROOT / "docs/reference/benchmarks.md").read_text(encoding="utf-8")
+    assert shown == script.text(script.Tables.of(TABLES)), "run python docs/scripts/write_benchmarks.py"
 
 
 def test_the_page_shows_every_picture_and_there_are_no_others(script, tmp_path):
-    shown = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    shown = (ROOT / "docs/reference/benchmarks.md").read_text(encoding="utf-8")
     wanted = {path.name for path in script.pictures(script.Tables.of(TABLES), tmp_path)}
     assert {path.name for path in TABLES.glob("*.svg")} == wanted
-    assert all(f"](benchmarks/{name})" in shown for name in wanted)
+    assert all(f"](../benchmarks/{name})" in shown for name in wanted)
 
 
 # Any page -----------------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def test_without_tables_every_section_says_so(script, tmp_path):
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert text.count("Not measured yet") == 6
     assert "| prefill, small, as shipped | 1.1x |  | not measured |" in text
-    assert "python -m tests.bench" in text.partition("## On a GPU")[2]
+    assert "mmblocks bench" in text.partition("## On a GPU")[2]
 
 
 def test_the_same_tables_make_the_same_bytes(script, folder):
@@ -129,7 +130,7 @@ def test_the_worst_row_decides_whether_an_aim_is_reached(script, folder):
     assert "| prefill, small, as shipped | 1.1x | 1.2x | reached (small, images, the worst of 2) |" in text
     assert "| prefill, small, at its best | 1.05x | 1.04x | **missed** |" in text
     assert "| prefill, tiny, as shipped | 1.8x | 1.7x | **missed** |" in text
-    assert "| peak of a step at 16k tokens, both keep everything | 3x | 3.5x | reached |" in text
+    assert "| peak of a step at 16k tokens, both without gradient checkpointing | 3x | 3.5x | reached |" in text
 
 
 def test_rows_are_shown_with_what_they_were_measured_with(script, folder):
@@ -168,18 +169,18 @@ def test_values_are_written_with_their_units(script, value, unit, shown):
 
 
 def test_every_target_names_a_suite_that_there_is(script):
-    import page_targets
+    import benchmarks_targets
 
     from tests.bench.suites.suites import SUITES
 
-    groups = (page_targets.TIMES, page_targets.COUNTERS, page_targets.MEMORY, page_targets.GPU)
+    groups = (benchmarks_targets.TIMES, benchmarks_targets.COUNTERS, benchmarks_targets.MEMORY, benchmarks_targets.GPU)
     assert {target.suite for group in groups for target in group} <= set(SUITES)
 
 
 def test_a_target_fits_whole_texts(script):
-    import page_targets
+    import benchmarks_targets
 
-    target = page_targets.Target("", 1, "prefill", "cpu", scenario="images")
+    target = benchmarks_targets.Target("", 1, "prefill", "cpu", scenario="images")
     assert target.rows([row(scenario="images")])
     assert not target.rows([row(scenario="two_images")])
     assert not target.rows([replace(row(scenario="images"), ratio=None)])

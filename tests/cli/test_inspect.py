@@ -152,10 +152,10 @@ def test_a_system_needs_data(capsys):
 
 
 def test_the_picture_in_the_docs_is_what_its_script_draws():
-    script = runpy.run_path(str(ROOT / "docs/draw_inspect.py"))
+    script = runpy.run_path(str(ROOT / "docs/scripts/draw_inspect.py"))
     fresh = np.asarray(script["figure"]().convert("RGB")).astype(int)
-    with Image.open(ROOT / "docs/inspect.png") as kept:
+    with Image.open(ROOT / "docs/images/inspect.png") as kept:
         shown = np.asarray(kept.convert("RGB")).astype(int)
-    assert shown.shape == fresh.shape, "run python docs/draw_inspect.py"
+    assert shown.shape == fresh.shape, "run python docs/scripts/draw_inspect.py"
     changed = (np.abs(shown - fresh).max(-1) > 40).mean()
-    assert changed < 0.002, "run python docs/draw_inspect.py"  # fonts may differ between versions of Pillow
+    assert changed < 0.002, "run python docs/scripts/draw_inspect.py"  # fonts may differ between versions of Pillow

@@ -13,7 +13,7 @@ NAMES = ["compose_and_ask", "own_data", "plan_a_large_run", "swap_and_sweep"]
 MOST_BYTES = 150_000
 ELSEWHERE = re.compile(r"/(?:home|root|tmp|work|Users|usr|var)/|site-packages")
 
-runner = runpy.run_path(str(ROOT / "docs/run_notebooks.py"))
+runner = runpy.run_path(str(ROOT / "docs/scripts/run_notebooks.py"))
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -92,7 +92,7 @@ def plans_a_large_run(texts, notebook):
     assert "missing on this machine" in text
     assert pictures(notebook) == 1
     committed = nbformat.read(ROOT / "examples/plan_a_large_run.ipynb", as_version=4)
-    assert texts == printed(committed), "run python docs/run_notebooks.py plan_a_large_run"
+    assert texts == printed(committed), "run python docs/scripts/run_notebooks.py plan_a_large_run"
 
 
 CLAIMS = {

@@ -61,8 +61,9 @@ def record_of(wheel: Path) -> set[str]:
 
 
 def files_below(folder: Path) -> set[str]:
-    """Files of the checkout, what Python and editors leave there aside."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    """Files of the checkout, what Python and Sphinx leave there aside."""
+    left = {"__pycache__", "api"}
+    paths = (path for path in folder.rglob("*") if path.is_file() and left.isdisjoint(path.parts))
     return {path.relative_to(folder).as_posix() for path in paths}
 
 

@@ -1,4 +1,4 @@
-"""Every bash and python block of the README and of the how-to page runs, in their order, in one folder."""
+"""Every bash and python block of the README and the how-to pages runs on its own, and every tutorial in its order."""
 
 import os
 import re
@@ -17,6 +17,8 @@ from mmblocks.data.sources import sources
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+GUIDES = sorted(set(ROOT.glob("docs/howto/*.md")) - {ROOT / "docs/howto/data.md"})  # test_data_page.py runs that one
+TUTORIALS = sorted(ROOT.glob("docs/tutorials/*.md"))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 INSTALLS = ("git ", "pip ", "python -m venv ")  # run by .ci/run, in an environment of their own
 
@@ -51,14 +53,14 @@ def _output(text, block, after):
 
 
 def of_language(language):
-    pages = (README, ROOT / "docs/howto.md")
-    return [pytest.param(b, id=str(b)) for page in pages for b in blocks(page) if b.language == language]
+    return [pytest.param(b, id=str(b)) for page in (README, *GUIDES) for b in blocks(page) if b.language == language]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture
+def folder(tmp_path):
     """The reader's folder: an image of theirs is in it."""
-    folder = tmp_path_factory.mktemp("reader")
+    folder = tmp_path / "reader"
+    folder.mkdir()
     Image.open(find_media("image.png")).convert("RGB").save(folder / "my.jpg")
     return folder
 
@@ -66,6 +68,10 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("block", of_language("python"))
 def test_python_blocks_run_each_on_its_own(block, folder, monkeypatch):
     monkeypatch.chdir(folder)
+    run_python(block, monkeypatch)
+
+
+def run_python(block, monkeypatch):
     for registry in (projectors, templates):  # what a block registers is gone after it
         monkeypatch.setattr(registry, "_entries", {name: registry[name] for name in registry})
     exec(compile(block.code, str(block), "exec"), {"__name__": "readme"})
@@ -73,6 +79,10 @@ def test_python_blocks_run_each_on_its_own(block, folder, monkeypatch):
 
 @pytest.mark.parametrize("block", of_language("bash"))
 def test_bash_blocks_run_and_print_what_is_shown(block, folder):
+    run_bash(block, folder)
+
+
+def run_bash(block, folder):
     script = "".join(line for line in block.code.splitlines(keepends=True) if not line.startswith(INSTALLS))
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
@@ -83,9 +93,19 @@ def test_bash_blocks_run_and_print_what_is_shown(block, folder):
     assert block.shown in (None, done.stdout)
 
 
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_a_tutorial_runs_from_its_first_block_to_its_last(page, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for block in blocks(page):
+        if block.language == "python":
+            run_python(block, monkeypatch)
+        elif block.language == "bash":
+            run_bash(block, folder)
+
+
 def test_every_block_has_a_language_that_says_what_becomes_of_it():
     assert {
-        b.language for page in (README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")) for b in blocks(page)
+        b.language for page in (README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")) for b in blocks(page)
     } <= {
         "bash",
         "json",
@@ -103,10 +123,8 @@ def test_the_readme_names_every_command(command):
 
 
 def test_the_readme_names_every_component_that_is_no_preset():
-    box = README.read_text(encoding="utf-8").partition("## In the box")[2].partition("\n## ")[0]
+    box = README.read_text(encoding="utf-8").partition("## Included components")[2].partition("\n## ")[0]
     for registry in (*REGISTRIES.values(), sources):
-        own = [registry.find_info(name) for name in registry]
-        missing = [
-            f.name for f in own if not f.preset_of and f.module.startswith("mmblocks.") and f"`{f.name}`" not in box
-        ]
+        own = [registry.about(name) for name in registry]
+        missing = [f.name for f in own if not f.of and f.module.startswith("mmblocks.") and f"`{f.name}`" not in box]
         assert not missing, registry.kind

@@ -18,10 +18,10 @@ ASKED = 400
 
 @pytest.fixture(autouse=True, scope="module")
 def scripts():
-    """The scripts of docs/ as modules."""
-    sys.path.insert(0, str(ROOT / "docs"))
+    """The scripts of docs/scripts as modules."""
+    sys.path.insert(0, str(ROOT / "docs/scripts"))
     yield
-    sys.path.remove(str(ROOT / "docs"))
+    sys.path.remove(str(ROOT / "docs/scripts"))
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +115,16 @@ def test_every_arm_composes_and_starts_from_a_stage_of_the_curriculum(questions,
 
 
 def test_docs_study_md_is_what_its_numbers_say(study_page, questions):
-    numbers = json.loads((ROOT / "docs/study.json").read_text(encoding="utf-8"))
+    numbers = json.loads((ROOT / "docs/explanation/study/study.json").read_text(encoding="utf-8"))
     fresh = study_page.page(numbers, questions)
-    assert (ROOT / "docs/study.md").read_text(encoding="utf-8") == fresh, "run python docs/study.py --report"
+    assert (ROOT / "docs/explanation/study/study.md").read_text(encoding="utf-8") == fresh, (
+        "run python docs/scripts/study.py --report"
+    )
 
 
 def study(out, *more):
     words = ["--out", str(out), "--page", str(out), "--budget", "0.01", "--samples", "4", *more]
-    return subprocess.run([sys.executable, "docs/study.py", *words], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "docs/scripts/study.py", *words], cwd=ROOT, capture_output=True, text=True)
 
 
 def measured(out):

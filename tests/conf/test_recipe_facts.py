@@ -1,6 +1,6 @@
 """Recipes say what papers and scripts say; each number stands in recipe_facts.json beside its source.
 
-Where a recipe does otherwise, the fact has `ours` and `why`, and docs/recipes.md shows both.
+Where a recipe does otherwise, the fact has `ours` and `why`, and docs/reference/recipes.md shows both.
 """
 
 import functools

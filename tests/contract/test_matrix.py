@@ -1,4 +1,4 @@
-"""Every encoder x projector x tokenizer x pooling learns or is refused with a reason (docs/matrix.py tries them)."""
+"""Every encoder x projector x tokenizer x pooling learns or is refused with a reason (docs/scripts/write_matrix.py tries them)."""
 
 import importlib.util
 import re
@@ -11,7 +11,7 @@ from mmblocks.components import REGISTRIES
 from mmblocks.model.checks.composition import find_faults
 
 DOCS = Path(__file__).parents[2] / "docs"
-spec = importlib.util.spec_from_file_location("matrix", DOCS / "matrix.py")
+spec = importlib.util.spec_from_file_location("matrix", DOCS / "scripts/write_matrix.py")
 matrix = sys.modules["matrix"] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
 spec.loader.exec_module(matrix)
 
@@ -67,5 +67,5 @@ def _keys(scenarios):
 @pytest.mark.slow
 def test_the_page_shows_what_happens():
     found = list(matrix.outcomes(ALL))
-    assert matrix.page(found) == (DOCS / "matrix.md").read_text()
-    assert matrix.picture(found) == (DOCS / "matrix.svg").read_text()
+    assert matrix.page(found) == (DOCS / "reference/matrix.md").read_text()
+    assert matrix.picture(found) == (DOCS / "images/matrix.svg").read_text()

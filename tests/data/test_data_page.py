@@ -1,4 +1,4 @@
-"""The examples of docs/data.md work: files written as shown, code run, every `data` list read to its end."""
+"""The examples of the pages on data work: files written as shown, code run, every `data` list read to its end."""
 
 import re
 import shutil
@@ -14,7 +14,8 @@ from mmblocks.data.media.visuals import read_visual_shape
 from mmblocks.data.mixing.mixture import Mixture
 from mmblocks.data.video import read_frames
 
-PAGE = Path(__file__).parents[2] / "docs/data.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = (DOCS / "howto/data.md", DOCS / "reference/data.md")  # the second one uses files of the first
 FENCE = re.compile(r"(?:^`(?P<file>[\w.]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```\n", re.MULTILINE | re.DOTALL)
 
 
@@ -32,16 +33,16 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_example_of_the_page_works(folder):
+def test_every_example_of_the_pages_works(folder):
     counts = []
-    for block in FENCE.finditer(PAGE.read_text(encoding="utf-8")):
+    for block in FENCE.finditer("\n".join(page.read_text(encoding="utf-8") for page in PAGES)):
         if block["file"]:
             (folder / block["file"]).write_text(block["text"], encoding="utf-8")
         elif block["language"] == "python":
-            exec(compile(block["text"], str(PAGE), "exec"), {"__name__": "example"})
+            exec(compile(block["text"], "a page on data", "exec"), {"__name__": "example"})
         elif block["language"] == "yaml":
             counts.append(read_to_the_end(yaml.safe_load(block["text"])["data"]))
-    assert counts == [[5], [3], [2, 2], [1], [1], [3], [5, 2, 1, 4], [1, 3], [5]]
+    assert counts == [[5], [3], [2, 2], [1], [1], [5, 2, 1, 4], [1, 3], [5], [3]]
 
 
 def read_to_the_end(entries):

@@ -2,12 +2,15 @@
 
 import csv
 import io
+import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from mmblocks.sweep.comparison import compare_trials, find_pareto_front, format_csv, format_markdown, write_comparison
+from mmblocks.sweep.comparison_picture import make_figure
 from mmblocks.sweep.trials import Axis, Sweep, cross_axes
 
 TOKENS = {"linear": 10, "mlp": 10, "gated": 40}
@@ -97,3 +100,15 @@ def test_the_picture_is_a_png_and_draws_what_has_finished(folder):
         assert min(drawn.size) > 300
         red = sum(count for count, (r, g, b) in drawn.getcolors(1 << 20) if r > 190 and g < 60 and b < 60)
     assert red > 50  # the points on the front
+
+
+def test_labels_of_the_picture_do_not_overlap(folder):
+    rows = compare_trials(folder).rows
+    close = [replace(rows[0], visual_tokens=10, flops=2e8 + 1e3 * n) for n in range(9)]
+    figure = make_figure(replace(compare_trials(folder), rows=(*rows, *close)))
+    figure.draw_without_rendering()
+    for panel in figure.axes:
+        ticks = [label for label in panel.get_xticklabels() if label.get_text()]
+        for texts in (ticks, panel.texts):
+            boxes = [text.get_window_extent() for text in texts]
+            assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

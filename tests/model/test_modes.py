@@ -109,7 +109,7 @@ def test_a_preference_is_compared_with_what_the_reference_says_in_evaluation(dro
     dpo = objectives.build("dpo")
     dpo.start(dropping, lambda: copy.deepcopy(dropping))
     modes = [m.training for m in dropping.train().modules()]
-    assert torch.equal(dpo._compute_reference_losses(dropping, batch), want)
+    assert torch.equal(dpo._compute_compute_reference_losses(dropping, batch), want)
     assert [m.training for m in dropping.modules()] == modes
 
 

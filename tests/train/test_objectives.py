@@ -187,7 +187,7 @@ def test_adapters_alone_need_no_copy_of_the_model(tiny_model, pairs):
     dpo.start(tiny_model, lambda: deepcopy(tiny_model))
     assert dpo.reference is None
     move_adapters(tiny_model)
-    assert torch.equal(dpo._compute_reference_losses(tiny_model, batch), start)
+    assert torch.equal(dpo._compute_compute_reference_losses(tiny_model, batch), start)
     assert dpo(tiny_model, batch).metrics["rewards/chosen"].item() != 0
 
 
@@ -201,7 +201,7 @@ def test_what_learns_beside_adapters_is_kept_in_a_copy(tiny_model, pairs):
     move_adapters(tiny_model)
     with torch.no_grad():
         tiny_model.projector.head.weight.mul_(1.5)
-    assert torch.equal(dpo._compute_reference_losses(tiny_model, batch), start)
+    assert torch.equal(dpo._compute_compute_reference_losses(tiny_model, batch), start)
 
 
 def move_adapters(model):

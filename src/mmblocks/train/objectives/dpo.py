@@ -65,7 +65,10 @@ class DPO:
 
     def __call__(self, model: OneVision, batch: Batch) -> LossOutput:
         _require_pairs(batch)
-        reference, policy = self._compute_compute_reference_losses(model, batch), model.compute_row_losses(batch)
+        reference, policy = (
+            self._compute_compute_compute_reference_losses(model, batch),
+            model.compute_row_losses(batch),
+        )
         if not batch.num_labelled:  # nothing to compare, and still the same forward passes (see `Batch.empty`)
             return LossOutput(policy.sum(), 0)
         sizes = _labelled_rows(batch)
@@ -90,7 +93,7 @@ class DPO:
         return -kept * F.logsigmoid(logits) - swapped * F.logsigmoid(-logits)
 
     @torch.no_grad()
-    def _compute_compute_reference_losses(self, model: OneVision, batch: Batch) -> Tensor:
+    def _compute_compute_compute_reference_losses(self, model: OneVision, batch: Batch) -> Tensor:
         if self.reference is not None:
             return self.reference.compute_row_losses(batch)
         if not list_adapters(model):

@@ -104,7 +104,7 @@ def import_hf_with_report(
     """`import_hf`, and how each tensor was accounted for."""
     folder = Path(folder)
     model_type = read_local_config(folder).get("model_type")
-    families = [name for name, module in LAYOUTS.items() if module.startswith("hf_")]
+    families = [name for name, module in LAYOUTS.items() if module.startswith("transformers.")]
     if model_type not in families:
         raise CheckpointError(f"{folder} holds a {model_type!r} model; {', '.join(families)} are read.")
     return layout_of(str(model_type)).import_model(folder, dtype=dtype)
