@@ -61,7 +61,7 @@ def test_a_view_is_its_cells_in_order():
 
 
 def test_marks_have_their_number_in_the_model_and_their_places_between_the_rows():
-    layout = layout_of(clip(2), video={"name": "frames", "newline": "frame"}, marks=("other", "newline"))
+    layout = layout_of(clip(2), video={"name": "frames", "newline": "frame"}, learned_tokens=("other", "newline"))
     assert layout.learned_token_ids.tolist() == [1, 1]
     assert layout.learned_token_positions.tolist() == [14, 19]
     assert layout.positions.tolist() == [10, 11, 12, 13, 15, 16, 17, 18]
@@ -229,7 +229,7 @@ def rows_by_layout(model, batch):
     out[layout.positions] = model.projector.head(gathered(body.flatten(0, -2), layout.token_table))
     out[layout.learned_token_positions] = torch.stack(
         [model.learned_tokens[mark] for mark in model.router.learned_tokens]
-    )[layout.marks]
+    )[layout.learned_token_ids]
     return out
 
 

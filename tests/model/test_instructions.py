@@ -65,7 +65,7 @@ def samples_of(model, conversations=CONVERSATIONS):
 @torch.no_grad()
 def logits_of(model, samples):
     batch = collate(samples)
-    return model.logits(batch).split(batch.packing.lengths)
+    return model.compute_logits(batch).split(batch.packing.lengths)
 
 
 # What is asked --------------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_the_question_moves_what_is_seen(model):
 def test_a_batch_without_instructions_is_refused(model):
     batch = replace(collate(samples_of(model)), instructions=None)
     with pytest.raises(DataError, match=r"reads the question, and this batch carries none"):
-        model.logits(batch)
+        model.compute_logits(batch)
 
 
 # Packing --------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def samples_of(model, conversations=CONVERSATIONS):
 def logits_of(model, samples):
     """Logits of each sample of one packed batch."""
     batch = collate(samples)
-    return model.logits(batch).split(batch.packing.lengths)
+    return model.compute_logits(batch).split(batch.packing.lengths)
 
 
 def test_a_changed_document_moves_its_neighbours_by_exactly_nothing(tiny_model):
