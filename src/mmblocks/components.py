@@ -18,17 +18,15 @@ from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
-    from typing_extensions import TypeIs
 
     from mmblocks.batch import Instructions, Packing, RowIndex
     from mmblocks.conversation import Message, Visual
     from mmblocks.tokenizers.lowering import LoweredPlan
 
-C = TypeVar("C")
 P = TypeVar("P", bound=VisualPlan)
 
 
-def has_capability(component: object, capability: type[C]) -> TypeIs[C]:
+def has_capability(component: object, capability: type) -> bool:
     """Whether a component declares a capability; a member that is False, such as `per_token = False`, switches it off."""
     return isinstance(component, capability) and all(
         getattr(component, member) is not False for member in capability.__annotations__

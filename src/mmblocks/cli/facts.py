@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mmblocks.components import describe_capabilities
 from mmblocks.errors import ConfigError
 from mmblocks.registry import Registry
 from mmblocks.settings import REQUIRED
@@ -20,8 +21,13 @@ EXAMPLE_VISUALS = {
 
 
 def list_facts(registry: Registry[Any], name: str) -> dict[str, str]:
-    """Shape and parameters of a component at its usual size; empty for kinds that have neither, or nothing by default."""
-    if registry.kind not in _DESCRIBERS or _incomplete(registry, name):
+    """Shape, parameters and capabilities of a component at its usual size; empty for what cannot be built by default.
+
+    Chat templates and sources have no size; their classes declare what they are capable of.
+    """
+    if registry.kind not in _DESCRIBERS:
+        return dict(_describe_capabilities(registry, registry[name].builder))
+    if _incomplete(registry, name):
         return {}
     import torch
 
@@ -44,6 +50,7 @@ def _describe_encoder(registry: Registry[Any], name: str) -> Iterator[tuple[str,
     order = "" if encoder.spatial else ", a row without an image's order"
     yield "shape", f"{encoder.view_px} px -> {encoder.grid} cells of {encoder.dim}{order}"
     yield "size", _format_parameters(encoder)
+    yield from _describe_capabilities(registry, encoder)
 
 
 def _describe_projector(registry: Registry[Any], name: str) -> Iterator[tuple[str, str]]:
@@ -57,6 +64,7 @@ def _describe_projector(registry: Registry[Any], name: str) -> Iterator[tuple[st
             order = "" if projector.spatial else ", without an image's order"
             yield "shape", f"{grid} cells of {in_dim} -> {out} cells of {OUT_DIM}{order}"
             yield "size", _format_parameters(projector)
+            yield from _describe_capabilities(registry, projector)
             return
 
 
@@ -79,6 +87,7 @@ def _describe_tokenizer(registry: Registry[Any], name: str) -> Iterator[tuple[st
         what = "30 s of 1280x720 at 30 per second" if scenario == "video" else "an image of 1000x700 px"
         yield "shape", f"{what}, views of {grid} cells -> {len(plan.views)} views, {plan.num_tokens} tokens"
         yield "serves", ", ".join(sorted(tokenizer.scenarios))
+        yield from _describe_capabilities(registry, tokenizer)
         return
 
 
@@ -86,6 +95,11 @@ def _describe_backbone(registry: Registry[Any], name: str) -> Iterator[tuple[str
     backbone = registry.build(name)
     yield "shape", f"rows of {backbone.dim} -> {backbone.vocab_size} words, up to {backbone.max_tokens} tokens"
     yield "size", _format_parameters(backbone)
+
+
+def _describe_capabilities(registry: Registry[Any], component: object) -> Iterator[tuple[str, str]]:
+    if sentences := describe_capabilities(component, registry.capabilities):
+        yield "declares", " ".join(sentences)
 
 
 def _format_parameters(module: Any) -> str:

@@ -75,7 +75,7 @@ class ControlTokens:
 
         Other added tokens (Qwen3's <think>) are text that an answer may hold.
         """
-        special = template.special if has_capability(template, SpecialTokenTemplate) else ()
+        special = template.special if isinstance(template, SpecialTokenTemplate) else ()
         named = frozenset((*template.stop, *special))
         known = _KNOWN.setdefault(text_tokenizer, {})
         key = named, len(text_tokenizer)

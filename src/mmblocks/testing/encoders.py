@@ -97,8 +97,7 @@ def check_bfloat16(subject: Subject) -> None:
 def check_byte_input(subject: Subject) -> None:
     """With `takes_bytes`, uint8 pixels give the features of (x / 255 - pixel_mean) / pixel_std."""
     encoder = subject.build().eval()
-    takes_bytes = has_capability(encoder, ByteEncoder)
-    if not takes_bytes:
+    if not has_capability(encoder, ByteEncoder):
         return
     pixels = torch.randint(0, 256, (2, 3, *encoder.view_px), generator=torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(fact).view(3, 1, 1) for fact in (encoder.pixel_mean, encoder.pixel_std))

@@ -64,8 +64,7 @@ def check_affine_head(subject: Subject) -> None:
 def check_per_token_body(subject: Subject) -> None:
     """With `per_token = True` its body maps (cells, in_dim), each by itself, so that some may be left out."""
     projector, x = build_with_features(subject)
-    is_per_token = has_capability(projector, PerTokenProjector)
-    if not is_per_token:
+    if not has_capability(projector, PerTokenProjector):
         return
     some = slice(None, None, 2)
     apart = (projector.body(x.flatten(0, -2)[some]) - apply_body(projector, x).flatten(0, -2)[some]).abs().max()

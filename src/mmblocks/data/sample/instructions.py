@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.components import InstructedProjector, has_capability
+from mmblocks.components import InstructedProjector
 from mmblocks.conversation import Conversation, Message, Text, Visual
 from mmblocks.shapes import RoutedPlan
 
@@ -24,11 +24,9 @@ class InstructionReader:
     @classmethod
     def from_projector(cls, projector: object) -> InstructionReader | None:
         """None for a projector that reads no text."""
-        return (
-            cls(projector.text_tokenizer, projector.max_text_tokens)
-            if has_capability(projector, InstructedProjector)
-            else None
-        )
+        if not isinstance(projector, InstructedProjector) or not projector.needs_text:
+            return None
+        return cls(projector.text_tokenizer, projector.max_text_tokens)
 
     def read_questions(self, conversation: Conversation, plans: Sequence[RoutedPlan]) -> tuple[Tensor, ...]:
         """Ids of the question, one row for each image; all images of a visual have the same."""

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from mmblocks.components import SpecialTokenTemplate, has_capability
+from mmblocks.components import SpecialTokenTemplate
 from mmblocks.errors import CheckpointError, MMBlocksError
 from mmblocks.model.checks.faults import Fault, MissingFault
 from mmblocks.pretrained import find_cached_folder, read_tokenizer
@@ -257,7 +257,7 @@ def find_template_faults(key: str, template: Any, text_tokenizer: Any) -> list[F
         stop = template.stop
     except MMBlocksError as cause:
         return [Fault(key, str(cause))]
-    if has_capability(template, SpecialTokenTemplate):
+    if isinstance(template, SpecialTokenTemplate):
         special = template.special
     else:
         special = () if any(_is_token(text, text_tokenizer) for text in stop) else stop

@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from mmblocks.components import has_capability, templates
+from mmblocks.components import templates
 from mmblocks.conversation import Item, PreferencePair
 from mmblocks.data.mixing.entries import find_use_faults, split_entry
 from mmblocks.data.records.patterns import list_unmatched
@@ -185,7 +185,7 @@ def _make_first_item(source: Any) -> Item | None:
 def _is_read(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Whether a source names files or folders, or says itself what it lacks."""
     named = any(name.endswith(PATH_SUFFIXES) and value is not None for name, value in settings.items())
-    return named or has_capability(sources[split_spec(spec)[0]].builder, CheckableSource)
+    return named or isinstance(sources[split_spec(spec)[0]].builder, CheckableSource)
 
 
 class _EmptyTokenizer:
@@ -213,10 +213,10 @@ def _readable(key: str, spec: Mapping[str, Any]) -> Iterator[Fault]:
     lost = [(name, one) for name, value in named.items() for one in list_unmatched(value)]
     yield from (MissingFault(f"{key}.{n}", f"{one} does not exist.", "Write the path of your data.") for n, one in lost)
     builder = sources[split_spec(spec)[0]].builder
-    if has_capability(builder, CheckableSource):
+    if isinstance(builder, CheckableSource):
         wrong = [] if lost else builder.list_faults(settings)
         yield from (Fault(key, text) for text in wrong)
-        if not lost and not wrong and has_capability(builder, FetchedSource):
+        if not lost and not wrong and isinstance(builder, FetchedSource):
             yield from (MissingFault(key, text) for text in builder.list_missing(settings))
         return
     if named:
