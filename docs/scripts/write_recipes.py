@@ -12,8 +12,8 @@ from typing import Any
 
 from mmblocks import conf
 from mmblocks.cli.memory_report import compute_stage_memory
-from mmblocks.train.estimates.activations import LABELLED_SHARE
 from mmblocks.train.estimates.memory import StepMemory
+from mmblocks.train.estimates.meta_stage import LABELLED_SHARE
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/reference/recipes.md"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
+from mmblocks.faults import Fault
 from mmblocks.registry import Registry
 from mmblocks.room import check_component_fits
 from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
@@ -138,8 +139,8 @@ class VisionTokenizer(Protocol[P]):
     """Names of the learned tokens it inserts, such as ("newline",). Their weights are the model's."""
     scenarios: frozenset[Scenario]
 
-    def reasons_against(self) -> list[str]:
-        """Why it cannot work with the grid and view it was given; empty when it can."""
+    def find_faults(self) -> list[Fault]:
+        """Why it cannot work with the grid and view it was given, with the setting at fault as key; empty when it can."""
         ...
 
     def plan(self, visual: VisualShape) -> P: ...

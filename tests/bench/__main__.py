@@ -18,7 +18,7 @@ import torch
 from mmblocks.errors import ConfigError, MMBlocksError
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run
-from tests.bench.suites.sizes import scale_of
+from tests.bench.suites.sizes import find_scale
 from tests.bench.suites.suites import SUITES, run_suites
 
 PROGRAM = ("python", "-m", "tests.bench")
@@ -56,7 +56,7 @@ def make_run(args: argparse.Namespace) -> Run:
     on_gpu = args.device != "cpu"
     if on_gpu and not torch.cuda.is_available():
         raise ConfigError(f"--device {args.device}: torch sees no CUDA device.")
-    scale_of(args.size)
+    find_scale(args.size)
     words = [*args.suites, "--size", args.size, "--repeats", str(args.repeats)]
     words += ["--device", args.device] * on_gpu + ["--tiny"] * args.tiny
     return Run(

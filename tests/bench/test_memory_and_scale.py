@@ -10,7 +10,7 @@ from torch import nn
 
 from mmblocks.errors import ConfigError
 from tests.bench.suites import memory, scale
-from tests.bench.suites.live import peak_of
+from tests.bench.suites.live import count_peak_bytes
 from tests.bench.suites.run import Run
 
 LEAST = Run(tiny=True)
@@ -19,7 +19,7 @@ FLOAT = 4
 
 @pytest.fixture(scope="module")
 def model():
-    return memory.training_model(LEAST.scale)
+    return memory.make_training_model(LEAST.scale)
 
 
 # The fullest moment -------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def test_the_peak_of_two_layers_is_what_can_be_counted_by_hand(device):
     x = torch.zeros(rows, dim, device=device)
     weights, activation = 2 * dim * dim, rows * dim
     # The first backward of ReLU: what it kept, the gradient that came and the one that goes; the sum and its gradient.
-    assert peak_of(net, lambda: net(x).sum()) == FLOAT * (weights + 3 * activation + weights // 2 + 2)
+    assert count_peak_bytes(net, lambda: net(x).sum()) == FLOAT * (weights + 3 * activation + weights // 2 + 2)
     assert all(p.grad is None for p in net.parameters())
 
 
@@ -44,8 +44,8 @@ def test_what_is_freed_in_between_does_not_count_twice():
             _ = x.detach() + 1
         return x.sum()
 
-    once = peak_of(nn.Module(), lambda: (x.detach() + 1).sum() * 0 + x.sum())
-    assert peak_of(nn.Module(), step) <= once
+    once = count_peak_bytes(nn.Module(), lambda: (x.detach() + 1).sum() * 0 + x.sum())
+    assert count_peak_bytes(nn.Module(), step) <= once
 
 
 # A training step ----------------------------------------------------------------------------------------------------
@@ -64,16 +64,18 @@ def test_a_step_of_ours_takes_less_than_the_peers_as_shipped_and_recomputing_tak
 
 def test_what_is_counted_without_data_is_what_a_real_step_takes(model):
     run = Run(tiny=True, dtype=torch.bfloat16)
-    _, counted, _ = next(iter(memory._without_data(run, memory.TINY_TOKENS)))
-    _, real, _ = next(iter(memory._on_device(run, memory.TINY_TOKENS)))
+    _, counted, _ = next(iter(memory._list_meta_sides(run, memory.TINY_TOKENS)))
+    _, real, _ = next(iter(memory._list_sides_on_device(run, memory.TINY_TOKENS)))
     # the real text is a sentence shorter at most, and its labels are not exactly a tenth
-    assert memory.fullest(counted, "all", False) == pytest.approx(memory.fullest(real, "all", False), rel=0.05)
+    assert memory.count_fullest_bytes(counted, "all", False) == pytest.approx(
+        memory.count_fullest_bytes(real, "all", False), rel=0.05
+    )
 
 
 def test_conversations_that_do_not_fit_are_refused(model):
-    shown = memory.scenarios(model, LEAST.scale)["image in tiles"]
+    shown = memory.list_scenarios(model, LEAST.scale)["picture in tiles"]
     with pytest.raises(ConfigError, match=r"100 tokens for 2 conversations of \d+ visual tokens each; give more than"):
-        memory.row_of(model, shown, 100)
+        memory.make_packed_row_of(model, shown, 100)
 
 
 # Growth -------------------------------------------------------------------------------------------------------------
@@ -81,13 +83,15 @@ def test_conversations_that_do_not_fit_are_refused(model):
 
 @pytest.fixture(scope="module")
 def costs(model):
-    shown = {axis: scale.shown(axis, value) for axis, value in (("images", 2), ("frames", 2), ("resolution", 112))}
+    shown = {
+        axis: scale.list_visuals(axis, value) for axis, value in (("images", 2), ("frames", 2), ("resolution", 112))
+    }
     batches = {
-        axis: scale.abstract.make_meta_batch(model, scale.abstract.PackedRow((visuals,), (64,), scale.LABELS))
+        axis: scale.meta_stage.make_meta_batch(model, scale.meta_stage.PackedRow((visuals,), (64,), scale.LABELS))
         for axis, visuals in shown.items()
     }
     return {
-        axis: (batch, scale.counted(model, batch, core=True), scale.counted(model, batch, core=False))
+        axis: (batch, scale.count_costs(model, batch, core=True), scale.count_costs(model, batch, core=False))
         for axis, batch in batches.items()
     }
 
@@ -109,7 +113,7 @@ def test_a_backbone_that_is_first_met_on_the_meta_device_may_leave_rows_out(mode
     monkeypatch.setitem(sys.modules, found.name, fresh)
     with torch.device("meta"):
         found.loader.exec_module(fresh)
-    assert fresh.reason_against(model.backbone.lm) is None
+    assert fresh.find_reason_against(model.backbone.lm) is None
 
 
 def test_one_row_meets_the_vocabulary_where_the_naive_path_sends_all(costs):
@@ -119,4 +123,4 @@ def test_one_row_meets_the_vocabulary_where_the_naive_path_sends_all(costs):
 
 def test_flops_are_two_for_a_multiplication_and_an_addition():
     x, w = torch.empty(3, 5, device="meta"), torch.empty(5, 7, device="meta")
-    assert scale.flops(lambda: x @ w) == 2 * 3 * 5 * 7
+    assert scale.count_flops(lambda: x @ w) == 2 * 3 * 5 * 7

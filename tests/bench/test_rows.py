@@ -52,4 +52,4 @@ def test_rows_say_where_they_come_from() -> None:
 
 def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "__file__", str(tmp_path / "rows.py"))
-    assert rows.commit.__wrapped__() is None
+    assert rows.find_commit.__wrapped__() is None

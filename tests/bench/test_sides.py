@@ -9,68 +9,69 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from mmblocks.batch import IGNORE
-from mmblocks.ops.attention.table import read_measured_rows as table_of
+from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import Size
 from tests.bench.__main__ import main
-from tests.bench.suites import attention, ours, peer
-from tests.bench.suites.cases import SCENARIOS, cases
+from tests.bench.suites import ours, peer
+from tests.bench.suites.cases import SCENARIOS, make_cases
 from tests.bench.suites.equal import require_same_gradients, require_same_logits
-from tests.bench.suites.pool_kernel import bilinear_taps
+from tests.bench.suites.pool_kernel import make_bilinear_table
 from tests.bench.suites.rows import Row, read
-from tests.bench.suites.run import BOUND, Run, Unequal, error_of
-from tests.bench.suites.sizes import model_of
+from tests.bench.suites.run import BOUND, Run, Unequal, compute_error
+from tests.bench.suites.sizes import make_model
 from tests.bench.suites.suites import SUITES, run_suites
 from tests.bench.suites.train import MIXED
 
 RUN = Run(tiny=True, repeats=1, warmups=0, input_sets=1)
 
 
-TOWER = next(shape for shape in attention.list_shapes(RUN) if shape.name == "tower")
-
-
 @pytest.fixture(scope="module")
 def pair() -> Any:
-    model = model_of(RUN.scale, RUN.device, RUN.dtype)
-    return model, peer.peer_of(model)
+    model = make_model(RUN.scale, RUN.device, RUN.dtype)
+    return model, peer.make_peer(model)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_both_sides_give_the_same_logits(pair: Any, scenario: str) -> None:
-    assert require_same_logits(scenario, *pair, cases(pair[0], RUN, scenario)[0]) < BOUND
+def test_both_sides_give_the_same_logits(pair: tuple[OneVision, nn.Module], scenario: str) -> None:
+    assert require_same_logits(scenario, *pair, make_cases(pair[0], RUN, scenario)[0]) < BOUND
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("scenario", ["anyres", "images", "video"])
-def test_other_pixels_change_the_logits_far_more_than_rounding(pair: Any, scenario: str) -> None:
+def test_other_pixels_change_the_logits_far_more_than_rounding(
+    pair: tuple[OneVision, nn.Module], scenario: str
+) -> None:
     one, other = (
-        ours.last_logits(pair[0], case.batch) for case in cases(pair[0], replace(RUN, input_sets=2), scenario)
+        ours.compute_last_logits(pair[0], case.batch)
+        for case in make_cases(pair[0], replace(RUN, input_sets=2), scenario)
     )
-    assert error_of(one, other) > 20 * BOUND
+    assert compute_error(one, other) > 20 * BOUND
 
 
-def test_both_sides_share_their_weights(pair: Any) -> None:
+def test_both_sides_share_their_weights(pair: tuple[OneVision, nn.Module]) -> None:
     model, theirs = pair
     found = dict(theirs.named_parameters())
-    names = [(n, t) for n, t in peer.names_of(model).items() if t in found]
+    names = [(n, t) for n, t in peer.map_peer_names(model).items() if t in found]
     assert len(names) == len(list(model.named_parameters()))
     assert all(model.get_parameter(n).data_ptr() == found[t].data_ptr() for n, t in names)
 
 
-def test_a_mixed_batch_gives_the_same_losses_and_gradients(pair: Any) -> None:
+def test_a_mixed_batch_gives_the_same_losses_and_gradients(pair: tuple[OneVision, nn.Module]) -> None:
     model, theirs = pair
-    case = cases(model, RUN, *MIXED, answers=True)[0]
+    case = make_cases(model, RUN, *MIXED, answers=True)[0]
     assert require_same_gradients("train", model, theirs, case) < BOUND
-    losses = [model(case.batch).loss, peer.padded_loss(theirs, case), peer.packed_loss(theirs, case)]
+    losses = [model(case.batch).loss, peer.compute_padded_loss(theirs, case), peer.compute_packed_loss(theirs, case)]
     torch.testing.assert_close(losses[1:], losses[:1] * 2, rtol=1e-5, atol=0)  # fp32 means over 48 rows
     assert (case.targets != IGNORE).sum() == case.batch.num_labelled
 
 
 def test_sides_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = peer.peer_of
+    made = peer.make_peer
 
-    def damaged(model: Any) -> Any:
+    def damaged(model: OneVision) -> object:
         theirs = made(model)
         theirs.model.multi_modal_projector.linear_2.bias = torch.nn.Parameter(torch.ones(model.backbone.dim))
         return theirs
@@ -82,16 +83,16 @@ def test_sides_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert read(tmp_path / "a.csv") == []
 
 
-def test_gradients_that_differ_are_refused(pair: Any) -> None:
+def test_gradients_that_differ_are_refused(pair: tuple[OneVision, nn.Module]) -> None:
     model, theirs = pair
-    case = cases(model, RUN, *MIXED, answers=True)[0]
+    case = make_cases(model, RUN, *MIXED, answers=True)[0]
     with pytest.raises(Unequal, match="gradients differ"):
         require_same_gradients("train", model, theirs, case, bound=0.0)
 
 
 def test_taps_of_the_kernel_benchmark_are_torchs_interpolation() -> None:
     x = torch.randn(2 * 27 * 27, 3)
-    taps = bilinear_taps(2, Size(27, 27), Size(14, 14))
+    taps = make_bilinear_table(2, Size(27, 27), Size(14, 14))
     maps = x.view(2, 27, 27, 3).permute(0, 3, 1, 2)
     want = torch.nn.functional.interpolate(maps, size=(14, 14), mode="bilinear").permute(0, 2, 3, 1).flatten(0, 2)
     found = (x[taps.rows] * taps.weights.unsqueeze(-1)).sum(1)
@@ -105,16 +106,6 @@ def test_each_suite_goes_through_on_the_smallest_model(name: str, tmp_path: Path
     assert [text for text in results if isinstance(text, str)] == []
     assert {row.suite for row in read(out)} == {name}
     assert [row for row in results if isinstance(row, Row) and row.peer and row.ours and not row.ratio] == []
-
-
-def test_the_order_that_attention_writes_is_one_that_attention_reads(tmp_path: Path) -> None:
-    found = [row for row in attention.measure(RUN) if isinstance(row, Row)]
-    attention.write_order(tmp_path / "order.json", found, RUN)
-    rows = table_of(str(tmp_path / "order.json"))
-    assert {row.op for row in rows} == {attention.PACKED, attention.FIXED}
-    times = {row.settings: row.ours for row in found if (row.scenario, row.quantity) == (TOWER.scenario(), "forward")}
-    order = next(row.order for row in rows if row.op == TOWER.op and row.head_dim == 72 and not row.learns)
-    assert order[0] == min(times, key=lambda name: times[name]).removeprefix(f"{TOWER.op}=")
 
 
 def test_what_the_deadline_leaves_is_reported(tmp_path: Path) -> None:
@@ -139,14 +130,16 @@ def test_a_suite_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyPa
 # The command --------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_rows_that_say_how_to_measure_them_again(tmp_path: Path, capsys: Any) -> None:
+def test_the_command_writes_rows_that_say_how_to_measure_them_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "a.csv"
     assert main(["ceil", "--tiny", "--repeats", "1", "--out", str(out)]) == 0
     assert "matmul" in capsys.readouterr().out
     assert {row.command for row in read(out)} == {"python -m tests.bench ceil --size tiny --repeats 1 --tiny"}
 
 
-def test_without_a_name_the_command_lists_what_there_is(capsys: Any) -> None:
+def test_without_a_name_the_command_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in SUITES)
@@ -163,7 +156,7 @@ def test_without_a_name_the_command_lists_what_there_is(capsys: Any) -> None:
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    words: list[str], says: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(words) == 2

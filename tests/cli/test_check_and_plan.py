@@ -136,7 +136,7 @@ def test_plan_measures_what_the_stages_of_a_recipe_read(capsys):
         (["ranks=4"], "ranks=4 is about data; write either images and videos, or data=FILE"),
         (["data=recipe", "image=10x10"], "image=10x10 is an image or video; write either"),
         (["data=recipe", "ranks=many"], "ranks='many' is no number"),
-        (["data=recipe", "stage=onevison"], "no stage is called so. Did you mean 'onevision'?"),
+        (["data=recipe", "stage=onevison"], "no stage is called 'onevison'. Did you mean 'onevision'?"),
         (["data=train.txt"], "data=train.txt: nothing reads"),
     ],
 )

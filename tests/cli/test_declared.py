@@ -45,9 +45,9 @@ def imports_in(source: str) -> set[str]:
 
 
 def needs_in(source: str) -> Iterator[tuple[str, str | None]]:
-    """(package, extra) of every `need("package", extra="extra", to=...)`."""
+    """(package, extra) of every `import_optional("package", extra="extra", to=...)`."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "need":
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "import_optional":
             package, *_ = [a.value for a in node.args if isinstance(a, ast.Constant)]
             extras = [k.value.value for k in node.keywords if k.arg == "extra" and isinstance(k.value, ast.Constant)]
             yield str(package).partition(".")[0], next((str(extra) for extra in extras), None)
@@ -80,8 +80,8 @@ def test_an_import_that_is_not_declared_is_found():
 
 
 def test_what_is_imported_without_asking_comes_with_mmblocks(sources):
-    """A module that `need`s a package, or looks for it with `find_spec`, may then import it; others may not."""
-    careful = {file for file, source in sources.items() if re.search(r"\b(need|find_spec)\(", source)}
+    """A module that imports a package by `import_optional`, or looks for it with `find_spec`, may then import it; others may not."""
+    careful = {file for file, source in sources.items() if re.search(r"\b(import_optional|find_spec)\(", source)}
     assert undeclared({f: s for f, s in sources.items() if f not in careful}, CORE) == {}
 
 

@@ -50,8 +50,8 @@ def test_settings_read_as_text_are_those_of_the_imported_component(kind):
         schema = {setting.name: setting.default for setting in registry.list_settings(name)}
         for read in (list_default_settings(registry, name), read_preset_settings(registry, name)):
             assert {key: schema[key] for key in read} == read, name
-    presets = [name for name in own if registry[name].of]
-    assert all(registry[find_root(registry, name)].of is None for name in presets)
+    presets = [name for name in own if registry[name].preset_of]
+    assert all(registry[find_root(registry, name)].preset_of is None for name in presets)
 
 
 def test_no_line_of_the_list_says_that_something_is_a_preset_of_another(capsys):

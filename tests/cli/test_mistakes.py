@@ -115,7 +115,7 @@ def test_nothing_is_asked_of_a_network_where_nothing_is_to_be_fetched():
         "from mmblocks.pretrained import *\nfrom mmblocks.errors import CheckpointError\n"
         "for read_one in (read_config, read_tokenizer, read_config_entries):\n"
         "    try:\n"
-        "        with nothing_fetched(): read_one('nobody/nothing')\n"
+        "        with forbid_fetching(): read_one('nobody/nothing')\n"
         "    except CheckpointError as fault: print(fault)\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}

@@ -113,9 +113,7 @@ def test_what_pip_installs_from_the_wheel_runs_on_its_own(wheel, tmp_path):
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
     subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
-    code = (
-        "import mmblocks; from mmblocks.conf.files import shipped_recipes; print(mmblocks.__file__, shipped_recipes())"
-    )
+    code = "import mmblocks; from mmblocks.conf.files import find_shipped_folder; print(mmblocks.__file__, find_shipped_folder())"
     for command, shown in (
         ([str(site / "bin/mmblocks"), "--version"], f"mmblocks {mmblocks.__version__}"),
         ([sys.executable, "-m", "mmblocks", "list", "pooling"], "bilinear"),

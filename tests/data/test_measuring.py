@@ -129,7 +129,9 @@ def test_a_composition_that_is_not_built_measures_the_same(tiny_spec, tiny_model
 def test_a_conversation_that_is_drawn_often_is_measured_once(tiny_model, monkeypatch):
     asked = []
     size_of = measuring.measure_item
-    monkeypatch.setattr(measuring, "size_of", lambda item, *rest: asked.append(item.origin) or size_of(item, *rest))
+    monkeypatch.setattr(
+        measuring, "measure_item", lambda item, *rest: asked.append(item.origin) or size_of(item, *rest)
+    )
     mixture = tinyworld("single", "text")
     draws = Draws(np.array([0, 1, 0, 0]), np.array([3, 3, 3, 5]))
     sizes = measure_draws(mixture, draws, Processor.from_model(tiny_model)).sizes
@@ -180,7 +182,9 @@ def test_lengths_are_read_again_instead_of_headers(tiny_model, photos, tmp_path,
     first = measure_draws(mixture, some, processor, cache=cache).sizes
     asked = []
     size_of = measuring.measure_item
-    monkeypatch.setattr(measuring, "size_of", lambda item, *rest: asked.append(item.origin) or size_of(item, *rest))
+    monkeypatch.setattr(
+        measuring, "measure_item", lambda item, *rest: asked.append(item.origin) or size_of(item, *rest)
+    )
     second = measure_draws(mixture, more, processor, cache=cache).sizes
     assert len(asked) == 1
     assert second.to_table()[[0, 2]].tolist() == first.to_table()[[0, 1]].tolist()
@@ -228,7 +232,9 @@ def test_a_kept_length_is_measured_again_where_its_record_was_edited_or_shows_an
     data, processor = {"name": "llava_json", "path": str(tmp_path / "*.jsonl")}, Processor.from_model(tiny_model)
     asked = []
     size_of = measuring.measure_item
-    monkeypatch.setattr(measuring, "size_of", lambda item, *rest: asked.append(item.origin[-1]) or size_of(item, *rest))
+    monkeypatch.setattr(
+        measuring, "measure_item", lambda item, *rest: asked.append(item.origin[-1]) or size_of(item, *rest)
+    )
 
     def sizes(cached=True):
         mixture = Mixture.from_entries([data])

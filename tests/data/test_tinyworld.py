@@ -71,7 +71,7 @@ def test_answers_say_what_is_there():
         "white cross middle right, blue ring bottom centre, so right"
     )
     assert ask.describe(SCENE, random.Random(0)) == (
-        "Describe the image.",
+        "Describe the picture.",
         "a red circle, a white cross and a blue ring",
     )
 
@@ -85,12 +85,12 @@ def test_a_question_with_two_answers_is_not_asked():
 def test_questions_about_several_pictures_name_the_right_one():
     one, other = Scene((Thing("red", "circle", 0, 0),)), Scene((Thing("red", "ring", 2, 1),))
     assert all_asked(ask.which, (one, other)) == {
-        "Which image shows a red circle?": "red circle image 1",
-        "Which image shows a red ring?": "red ring image 2",
+        "Which picture shows a red circle?": "red circle picture 1",
+        "Which picture shows a red ring?": "red ring picture 2",
     }
     assert set(all_asked(ask.same, (one, other)).values()) == {
-        "image 1 red, image 2 red, so same",
-        "image 1 circle, image 2 ring, so different",
+        "picture 1 red, picture 2 red, so same",
+        "picture 1 circle, picture 2 ring, so different",
     }
 
 

@@ -503,7 +503,7 @@ def with_tokenizers(model: OneVision, changed: dict[str, Any]) -> OneVision | No
     """The model with other visual tokenizers; None where they cannot work in it."""
     spec = replace(model.spec, tokenizer={**model.spec.tokenizer, **changed})
     router = build_router(spec, model.encoder, model.projector)
-    if router.reasons_against():
+    if router.find_faults():
         return None
     return OneVision(model.encoder, model.projector, router, model.backbone, model.template, spec)
 

@@ -31,7 +31,7 @@ Patch = Callable[[int], None]
 def few_records_checked_before_a_stage():
     """Eight of each source instead of fifty, which took a quarter of a tiny run; `data/test_lint.py` is about the checks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_run, "LINTED", 8)
+        patch.setattr(stage_run, "RECORDS_TO_LINT", 8)
         yield
 
 

@@ -18,14 +18,15 @@ from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
+from mmblocks.model.costs.state import count_shard_elements
 from mmblocks.train.distributed import World, list_blocks, shard_model
-from mmblocks.train.estimates.activations import (
+from mmblocks.train.estimates.memory import estimate_stage_memory
+from mmblocks.train.estimates.meta_stage import (
     count_batch_activations,
     make_meta_batch,
     make_meta_stage_model,
     make_packed_row,
 )
-from mmblocks.train.estimates.memory import count_shard_elements, estimate_stage_memory
 from mmblocks.train.stages import Stage
 
 EVERYTHING = {"encoder": 1e-3, "projector": 1e-3, "learned_tokens": 1e-3, "backbone": 1e-3}

@@ -11,13 +11,13 @@ from mmblocks.compat import make_flop_counter
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
+from mmblocks.model.costs.devices import find_gpu_rates
 from mmblocks.train.reports.profiler import (
     PHASES,
     DeviceClock,
     HostClock,
     StepProfiler,
     TrainingFlops,
-    find_gpu_peak_flops,
 )
 
 
@@ -32,7 +32,7 @@ def batch_of(model, samples, task="single"):
 
 
 def step(model, batch, panel):
-    panel.count(batch)
+    panel.count_batch(batch)
     with panel.time_phase("forward"):
         loss = model(batch).loss
     with panel.time_phase("backward"):
@@ -241,7 +241,8 @@ def test_packed_batches_hold_no_padding_and_padded_ones_tell(tiny_model, batch):
     ],
 )
 def test_peaks_are_known_by_the_name_of_a_gpu(name, peak):
-    assert find_gpu_peak_flops(name) == peak
+    rates = find_gpu_rates(name)
+    assert (rates and rates.peak_flops) == peak
 
 
 # Clocks --------------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def test_the_bundled_model_looks(bundled, task):
     assert not seen.has_no_effect
     assert not seen.is_shuffle_invariant
     assert seen.samples == 32
-    assert seen.verdict.startswith("the model looks")
+    assert seen.verdict.startswith("the model uses its visuals")
     assert seen.true < min(seen.shuffled, seen.blank)
 
 
@@ -73,7 +73,7 @@ def test_a_dead_projector_is_caught_and_stops_the_run(bundled):
 
 
 def test_placeholders_that_are_not_replaced_are_caught(bundled, monkeypatch):
-    monkeypatch.setattr(bundled, "embed", lambda batch: bundled.backbone.embed_tokens(batch.input_ids))
+    monkeypatch.setattr(bundled, "embed_tokens", lambda batch: bundled.backbone.embed_tokens(batch.input_ids))
     assert measure_visual_ablation(bundled, batches(bundled, right, 0, 1)).has_no_effect
 
 
@@ -198,6 +198,6 @@ def test_the_true_loss_is_the_models_and_nothing_of_it_changes(tiny_model):
 
 def test_the_verdict_follows_from_the_losses():
     assert "blank ones do better" in VisualAblation(2.0, 2.0, 1.5, 32, 0.1).verdict
-    assert "does not look yet" in VisualAblation(2.0, 2.2, 2.1, 32, 0.1).verdict
-    assert "the model looks" in VisualAblation(2.0, 2.4, 2.1, 32, 0.1).verdict
-    assert VisualAblation(2.0, 2.4, 2.1, 32, 0.1).to_metrics()["look/shuffled"] == 2.4
+    assert "does not use its visuals yet" in VisualAblation(2.0, 2.2, 2.1, 32, 0.1).verdict
+    assert "the model uses its visuals" in VisualAblation(2.0, 2.4, 2.1, 32, 0.1).verdict
+    assert VisualAblation(2.0, 2.4, 2.1, 32, 0.1).to_metrics()["visual_ablation/shuffled"] == 2.4

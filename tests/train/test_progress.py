@@ -17,7 +17,7 @@ def rows(file):
 
 def steps(progress, first, last, **others):
     for step in range(first, last):
-        progress.report(step, float(step), tokens=100, **others)
+        progress.report_step(step, float(step), tokens=100, **others)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def metrics(tmp_path):
 
 def test_a_row_says_loss_speed_rate_and_norm(metrics):
     with Progress("align", 0, 5, metrics, 2) as progress:
-        steps(progress, 0, 5, views=7, rate=1e-3, gradient_norm=torch.tensor(0.5), mfu=0.25)
+        steps(progress, 0, 5, views=7, lr=1e-3, gradient_norm=torch.tensor(0.5), mfu=0.25)
     assert [(r["stage"], r["step"]) for r in rows(metrics)] == [("align", 2), ("align", 4), ("align", 5)]
     assert [r["loss"] for r in rows(metrics)] == [0.5, 2.5, 3.5]
     first = rows(metrics)[0]
@@ -37,12 +37,12 @@ def test_a_row_says_loss_speed_rate_and_norm(metrics):
 
 def test_the_bar_shows_the_same_figures_and_the_time_left(metrics, capsys):
     with Progress("align", 0, 4, metrics, 2) as progress:
-        steps(progress, 0, 2, views=7, rate=1e-3, gradient_norm=0.5)
+        steps(progress, 0, 2, views=7, lr=1e-3, gradient_norm=0.5)
     shown = capsys.readouterr().err
     assert "loss 0.500" in shown
     assert "tokens/s" in shown
     assert "views/s" in shown
-    assert "rate 1.0e-03, norm 0.50" in shown
+    assert "lr 1.0e-03, norm 0.50" in shown
     assert "align:  50%" in shown
     assert "<" in shown.splitlines()[-1]  # tqdm writes elapsed<remaining
 

@@ -86,7 +86,7 @@ def test_the_weights_that_measured_best_are_kept(recipe, tmp_path, weights, same
 def test_measuring_changes_nothing_in_training(recipe, tmp_path, weights, same, undisturbed):
     run({**recipe, "out": str(tmp_path / "measured"), "evaluate": HELD_OUT, "visual_ablation_at": 2})
     assert same(weights(undisturbed(recipe) / "model"), weights(tmp_path / "measured/model"))
-    assert any("look/true" in row for row in rows(tmp_path / "measured"))
+    assert any("visual_ablation/true" in row for row in rows(tmp_path / "measured"))
 
 
 def test_a_curriculum_can_begin_in_the_middle(recipe, tmp_path, weights, same):

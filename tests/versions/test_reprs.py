@@ -28,12 +28,15 @@ def test_every_dataclass_with_tensors_is_shown_by_their_shapes():
     ]
     found = [node for node in classes if holds_tensors(node)]
     assert len(found) > 20
-    assert [node.name for node in found if "__repr__ = repr_by_shape" not in map(ast.unparse, node.body)] == []
+    assert [node.name for node in found if "__repr__ = format_by_shape" not in map(ast.unparse, node.body)] == []
 
 
 def test_a_tensor_is_shown_by_dtype_and_shape():
     assert repr(Packing.from_lengths([3, 4])) == "Packing(cu_seqlens=int32 (3,), max_seqlen=4)"
-    assert repr(RowIndex(torch.tensor([1]), (1,))) == "Rows(index=int64 (1,), counts=(1,), places=None, ends=None)"
+    assert (
+        repr(RowIndex(torch.tensor([1]), (1,)))
+        == "RowIndex(index=int64 (1,), counts=(1,), index_host=None, cu_seqlens_host=None)"
+    )
     k = torch.arange(12.0).view(1, 1, 3, 4)
-    assert repr(_FixedCache(k, k)) == "_Whole(k=float32 (1, 1, 3, 4), v=float32 (1, 1, 3, 4))"
-    assert repr(_RecordingCache([k])) == "_Recorder(seen=[float32 (1, 1, 3, 4)])"
+    assert repr(_FixedCache(k, k)) == "_FixedCache(k=float32 (1, 1, 3, 4), v=float32 (1, 1, 3, 4))"
+    assert repr(_RecordingCache([k])) == "_RecordingCache(seen=[float32 (1, 1, 3, 4)])"

@@ -33,7 +33,9 @@ def pretend(monkeypatch):
     def pretend(**others):
         real = versions.find_installed_version
         known = {name.replace("_", "-"): version and Version(version) for name, version in others.items()}
-        monkeypatch.setattr(versions, "installed_version", lambda name: known[name] if name in known else real(name))
+        monkeypatch.setattr(
+            versions, "find_installed_version", lambda name: known[name] if name in known else real(name)
+        )
 
     versions.warn_about_untested_versions.cache_clear()
     yield pretend

@@ -45,13 +45,17 @@ def parse_pinpoints(pinpoints: str | Sequence[Sequence[int]], tile_px: Size) -> 
         try:
             pairs = ast.literal_eval(pinpoints.strip())
         except (ValueError, SyntaxError) as cause:
-            raise ConfigError(f"pinpoints={pinpoints!r} cannot be read ({cause}); {PINPOINTS_CURE}") from cause
+            raise ConfigError(
+                f"pinpoints={pinpoints!r} cannot be read ({cause}); {PINPOINTS_CURE}", settings=["pinpoints"]
+            ) from cause
     are_sizes = isinstance(pairs, list | tuple) and all(
         isinstance(pair, list | tuple) and len(pair) == 2 and all(type(side) is int and side > 0 for side in pair)
         for pair in pairs
     )
     if not pairs or not are_sizes:
-        raise ConfigError(f"pinpoints={pinpoints!r} is not a list of (width, height); {PINPOINTS_CURE}")
+        raise ConfigError(
+            f"pinpoints={pinpoints!r} is not a list of (width, height); {PINPOINTS_CURE}", settings=["pinpoints"]
+        )
     return tuple(Size(height, width) for width, height in pairs)
 
 
@@ -59,12 +63,13 @@ def _parse_range(text: str) -> Iterator[tuple[int, int]]:
     """(columns, rows) of every canvas of a range."""
     ends = [(int(columns), int(rows)) for columns, rows in RANGE_END.findall(text)]
     if not ends:
-        raise ConfigError(f"pinpoints={text!r} names no canvas; {PINPOINTS_CURE}")
+        raise ConfigError(f"pinpoints={text!r} names no canvas; {PINPOINTS_CURE}", settings=["pinpoints"])
     (first_columns, first_rows), (last_columns, last_rows) = ends[0], ends[-1]
     if first_columns < 1 or first_rows < 1 or last_columns < first_columns or last_rows < first_rows:
         raise ConfigError(
             f"pinpoints={text!r} runs from {first_columns}x{first_rows} to {last_columns}x{last_rows} tiles, which is "
-            "an empty range; start at 1x1 or more and end at no less than the start."
+            "an empty range; start at 1x1 or more and end at no less than the start.",
+            settings=["pinpoints"],
         )
     return product(range(first_columns, last_columns + 1), range(first_rows, last_rows + 1))
 
@@ -74,7 +79,9 @@ def _parse_list(text: str) -> Iterator[tuple[int, int]]:
     for member in text.split(","):
         match = ONE_CANVAS.fullmatch(member)
         if match is None:
-            raise ConfigError(f"pinpoints={text!r}: {member.strip()!r} names no canvas; {PINPOINTS_CURE}")
+            raise ConfigError(
+                f"pinpoints={text!r}: {member.strip()!r} names no canvas; {PINPOINTS_CURE}", settings=["pinpoints"]
+            )
         yield int(match[1]), int(match[2])
 
 

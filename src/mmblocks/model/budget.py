@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from mmblocks.batch import Packing, RowIndex
-from mmblocks.compat import suppress_warning_errors
 from mmblocks.errors import ConfigError
 from mmblocks.model.checks.composition import DryBuild, dry_build
 from mmblocks.model.checks.limits import count_kv_bytes_per_token, find_local_tokenizer
-from mmblocks.model.flops import count_flops
+from mmblocks.model.costs.flops import count_prefill_flops
+from mmblocks.model.costs.state import STORED_BYTES
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.settings import format_value, is_of_type
 from mmblocks.shapes import Scenario, Size, VisualKind, VisualPlan, VisualShape
 
-BYTES_STORED = 2
-"""Weights and cache in bf16."""
-BYTES_TRAINED = 16
-"""Weight, gradient and Adam's two moments in fp32; as much as bf16 weight and gradient, fp32 copy and moments."""
 DEFAULT_FPS = 30.0
-MOST_PX, MOST_FRAMES, MOST_TEXT = 1_000_000, 10**9, 10**9
+MAX_SIDE_PX, MAX_FRAMES, MAX_TEXT_TOKENS = 1_000_000, 10**9, 10**9
 """Pixels a side, frames (a year at 30 per second) and tokens of text: far beyond what is of use, and planned at once."""
 CHARACTERS_PER_TOKEN = 2
-"""Characters per token of told texts, which are mostly digits, where the text tokenizer is not on this machine."""
+"""Characters per token of inline text, which is mostly digits, where the text tokenizer is not on this machine."""
 VISUAL_PATTERN = re.compile(r"(image|video)=(\d+)x(\d+)(?:@([\d.]+)s)?(?:@([\d.]+)fps)?")
 
 
 @dataclass(frozen=True, slots=True)
 class VisualBudget:
-    """What one visual takes: `views` images through the encoder, `tokens` in the sequence, `told_tokens` of text that
-    its tokenizer puts around these (time stamps and the like).
+    """What one visual takes: `views` images through the encoder, `tokens` in the sequence, `inline_text_tokens` of text
+    that its tokenizer puts around these (time stamps and the like).
     """
 
     kind: VisualKind
@@ -52,11 +43,9 @@ class VisualBudget:
 class Budget:
     """The costs of one conversation. Plain values: `dataclasses.asdict` gives what json takes.
 
-    flops: of the prefill by part; a multiplication and an addition are two, attention counts in full although causal
-    kernels may skip half ("attention" is its share of "backbone"), the projector and the last layer count for all cells
-    and rows although fewer may be needed, and the head runs on the last row only. None for a
-    part whose work depends on its weights.
-    training_bytes: by stage, what weights, gradients and Adam's moments take, activations apart.
+    flops: of the prefill by part (see `count_prefill_flops`): the projector and the last layer count for all cells and rows
+    although fewer may be needed, and the head runs on the last row only. None for a part whose work depends on its weights.
+    weight_bytes, kv_cache_bytes: in bfloat16.
     """
 
     visuals: tuple[VisualBudget, ...]
@@ -68,7 +57,6 @@ class Budget:
     flops: dict[str, int | None]
     weight_bytes: int
     kv_cache_bytes: int | None
-    training_bytes: dict[str, int]
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -83,7 +71,7 @@ class Budget:
     def inline_text_tokens(self) -> int:
         return sum(visual.inline_text_tokens for visual in self.visuals)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Values that json takes, totals included."""
         visuals = [{**asdict(v), "size": v.size._asdict()} for v in self.visuals]
         return {
@@ -96,36 +84,31 @@ class Budget:
 
 
 def estimate_budget(
-    spec: ModelSpec | Mapping[str, Any],
-    media: Sequence[VisualShape],
-    *,
-    text_tokens: int = 64,
-    stages: Mapping[str, Sequence[str]] | None = None,
+    model: ModelSpec | Mapping[str, object] | DryBuild, media: Sequence[VisualShape], *, text_tokens: int = 64
 ) -> Budget:
     """The budget of one conversation with these visuals, in their order, and `text_tokens` of text.
 
-    `stages` names the parts that learn in each stage, all of them by default. Raises `ConfigError` with every reason
-    why the composition cannot work.
+    Raises `ConfigError` with every reason why the composition cannot work.
     """
-    if not is_of_type(int, text_tokens) or not 0 <= text_tokens <= MOST_TEXT:
+    if not is_of_type(int, text_tokens) or not 0 <= text_tokens <= MAX_TEXT_TOKENS:
         raise ConfigError(
-            f"text_tokens={format_value(text_tokens)}; a conversation has 0 or more tokens of text, {MOST_TEXT} at most."
+            f"text_tokens={format_value(text_tokens)}; a conversation has 0 or more tokens of text, {MAX_TEXT_TOKENS} at most."
         )
     for shape in media:
         _require_possible_visual(shape, format_value(shape))
-    seen = dry_build(spec)
+    seen = model if isinstance(model, DryBuild) else dry_build(model)
     seen.require_no_faults()
     routed = seen.router.plan(media)
-    told, told_notes = _count_inline_text_tokens([r.plan for r in routed], seen.backbone)
+    inline_tokens, inline_notes = _count_inline_text_tokens([r.plan for r in routed], seen)
     visuals = tuple(
         VisualBudget(shape.kind, shape.size, shape.num_frames, r.scenario, len(r.plan.views), r.plan.num_tokens, words)
-        for shape, r, words in zip(media, routed, told, strict=True)
+        for shape, r, words in zip(media, routed, inline_tokens, strict=True)
     )
     visual_tokens = sum(visual.tokens for visual in visuals)
-    sequence = visual_tokens + sum(told) + text_tokens
+    sequence = visual_tokens + sum(inline_tokens) + text_tokens
     parameters = {part: seen.count_parameters(part) or 0 for part in PARTS}
     flops, notes = count_prefill_flops(seen, sum(visual.views for visual in visuals), sequence)
-    per_token = count_kv_bytes_per_token(getattr(seen.backbone, "config", None), BYTES_STORED)
+    per_token = count_kv_bytes_per_token(getattr(seen.backbone, "config", None), STORED_BYTES)
     return Budget(
         visuals=visuals,
         text_tokens=text_tokens,
@@ -134,125 +117,61 @@ def estimate_budget(
         max_tokens=seen.backbone.max_tokens,
         parameters=parameters,
         flops=flops,
-        weight_bytes=BYTES_STORED * sum(parameters.values()),
+        weight_bytes=STORED_BYTES * sum(parameters.values()),
         kv_cache_bytes=None if per_token is None else per_token * sequence,
-        training_bytes={
-            name: count_training_bytes(parameters, parts) for name, parts in (stages or {"all parts": PARTS}).items()
-        },
-        notes=(*told_notes, *notes),
+        notes=(*inline_notes, *notes),
     )
 
 
-def _count_inline_text_tokens(plans: Sequence[VisualPlan], backbone: Any) -> tuple[list[int], tuple[str, ...]]:
-    """Tokens of the text that each plan tells, each text by itself, and a note where they had to be guessed."""
+def _count_inline_text_tokens(plans: Sequence[VisualPlan], seen: DryBuild) -> tuple[list[int], tuple[str, ...]]:
+    """Tokens of the inline text of each plan, each text by itself, and a note where they are guessed."""
     texts = [[text for _, text in plan.inline_texts] for plan in plans]
     if not any(texts):
         return [0] * len(texts), ()
-    if find_local_tokenizer(backbone) is not None:
-        tokenizer = backbone.text_tokenizer
+    if find_local_tokenizer(seen.backbone) is not None:
+        tokenizer = seen.backbone.text_tokenizer
         return [sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in ts) for ts in texts], ()
     guessed = [sum(-(-len(t) // CHARACTERS_PER_TOKEN) for t in ts) for ts in texts]
     return guessed, (f"text between visual rows is guessed at a token per {CHARACTERS_PER_TOKEN} characters",)
 
 
-def count_training_bytes(parameters: Mapping[str, int], learning: Sequence[str]) -> int:
-    """Memory of the training state: frozen parts are only stored."""
-    return sum(n * (BYTES_TRAINED if part in learning else BYTES_STORED) for part, n in parameters.items())
+# Visuals as text ----------------------------------------------------------------------------------------------------
 
 
-# FLOPs --------------------------------------------------------------------------------------------------------------
-
-
-def count_prefill_flops(seen: DryBuild, views: int, tokens: int) -> tuple[dict[str, int | None], tuple[str, ...]]:
-    """FLOPs by part, counted by torch on meta tensors; and a note for each part that cannot be traced so."""
-    encoder, backbone = seen.encoder, seen.backbone
-    runs: dict[str, tuple[int, Callable[[], Any]]] = {
-        "encoder": (views, lambda: encoder(torch.empty(1, 3, *encoder.view_px))),
-        "projector": (views, lambda: seen.projector(torch.empty(1, *encoder.grid, encoder.dim))),
-        "backbone": (1, lambda: _run_prefill(backbone, tokens)),
-        "head": (1, lambda: backbone.compute_logits(torch.empty(1, backbone.dim))),
-    }
-    flops: dict[str, int | None] = {}
-    notes = []
-    for part, (times, run) in runs.items():
-        try:
-            total, attention = _count_run_flops(run) if times else (0, 0)
-        except Exception as cause:  # any operator may refuse meta tensors, e.g. the routing of a mixture of experts
-            flops[part] = None
-            notes.append(f"FLOPs of the {part} depend on its weights ({type(cause).__name__}: {cause})")
-            continue
-        flops[part] = times * total
-        if part == "backbone":
-            flops["attention"] = attention
-    return flops, tuple(notes)
-
-
-def count_last_row_flops(backbone: Any, tokens: int) -> tuple[int, int]:
-    """FLOPs of a sequence of which only the last row's hidden states are asked for, and attention's share of them."""
-    last = RowIndex(torch.empty(1, dtype=torch.int64, device="meta"), (1,), (tokens - 1,), (0, tokens))
-    return _count_run_flops(lambda: _run_prefill(backbone, tokens, last))
-
-
-def _run_prefill(backbone: Any, tokens: int, rows: RowIndex | None = None) -> Tensor:
-    packing = Packing(torch.tensor([0, tokens], dtype=torch.int32, device="cpu"), tokens)
-    return backbone.compute_hidden_states(torch.empty(tokens, backbone.dim), torch.arange(tokens), packing, rows)
-
-
-@suppress_warning_errors()
-def _count_run_flops(run: Callable[[], Any]) -> tuple[int, int]:
-    """FLOPs of a run on the meta device, and how many of them are products of activations (attention)."""
-    by_operator = count_flops(run)
-    return by_operator.total(), sum(n for name, n in by_operator.items() if "bmm" in name or "attention" in name)
-
-
-# Media as words -----------------------------------------------------------------------------------------------------
-
-
-def parse_visual_shape(word: str) -> VisualShape:
-    """A visual from a word: image=WIDTHxHEIGHT, video=WIDTHxHEIGHT@SECONDSs or video=...@SECONDSs@FPSfps (30 by default)."""
-    match = VISUAL_PATTERN.fullmatch(word)
+def parse_visual_shape(text: str) -> VisualShape:
+    """A visual from text: image=WIDTHxHEIGHT, video=WIDTHxHEIGHT@SECONDSs or video=...@SECONDSs@FPSfps (30 by default)."""
+    match, name = VISUAL_PATTERN.fullmatch(text), format_value(text)
     cure = (
         "write image=WIDTHxHEIGHT or video=WIDTHxHEIGHT@SECONDSs, such as image=1000x700 or video=1280x720@30s@25fps."
     )
     if match is None:
-        raise ConfigError(f"{format_value(word)} is no image or video; {cure}")
+        raise ConfigError(f"{name} is no image or video; {cure}")
     kind, width, height, seconds, rate = match.groups()
     if (kind == "video") != (seconds is not None) or (kind == "image" and rate is not None):
-        raise ConfigError(f"{format_value(word)}: a video has seconds and an image has none; {cure}")
-    size = Size(*(_pixels(word, side) for side in (height, width)))
+        raise ConfigError(f"{name}: a video has seconds and an image has none; {cure}")
+    if max(len(width), len(height)) > len(str(MAX_SIDE_PX)):  # Python reads no number of thousands of digits
+        raise ConfigError(f"{name}: a side has {MAX_SIDE_PX} pixels at most; write fewer.")
+    size = Size(int(height), int(width))
     if min(size) < 1:
-        raise ConfigError(f"{format_value(word)} shows nothing; {cure}")
-    shape = VisualShape("image", size) if kind == "image" else _clip(word, size, seconds, rate)
-    _require_possible_visual(shape, format_value(word))
+        raise ConfigError(f"{name} has no pixels; {cure}")
+    shape = VisualShape("image", size)
+    if kind == "video":
+        try:
+            duration_s, fps = float(seconds), float(rate) if rate else DEFAULT_FPS
+        except ValueError as cause:
+            raise ConfigError(f"{name}: seconds and frames per second are numbers such as 30 or 29.97.") from cause
+        if duration_s <= 0 or fps <= 0:
+            raise ConfigError(f"{name}: a video lasts longer than 0 seconds, at more than 0 frames per second.")
+        shape = VisualShape("video", size, max(1, round(min(duration_s * fps, MAX_FRAMES + 1))), fps)
+    _require_possible_visual(shape, name)
     return shape
-
-
-def _pixels(word: str, digits: str) -> int:
-    if len(digits) > len(str(MOST_PX)):  # Python reads no number of thousands of digits
-        raise ConfigError(f"{format_value(word)}: a side has {MOST_PX} pixels at most; write fewer.")
-    return int(digits)
 
 
 def _require_possible_visual(shape: VisualShape, name: str) -> None:
     """Refuse an image or video that cannot be, or is larger than any."""
-    if not all(is_of_type(int, side) and 1 <= side <= MOST_PX for side in shape.size):
-        raise ConfigError(f"{name} shows nothing, or too much; each side has 1 to {MOST_PX} pixels.")
-    if not is_of_type(int, shape.num_frames) or not 1 <= shape.num_frames <= MOST_FRAMES:
-        raise ConfigError(f"{name}: a video has 1 to {MOST_FRAMES} frames; write fewer seconds or frames per second.")
+    if not all(is_of_type(int, side) and 1 <= side <= MAX_SIDE_PX for side in shape.size):
+        raise ConfigError(f"{name}: each side has 1 to {MAX_SIDE_PX} pixels.")
+    if not is_of_type(int, shape.num_frames) or not 1 <= shape.num_frames <= MAX_FRAMES:
+        raise ConfigError(f"{name}: a video has 1 to {MAX_FRAMES} frames; write fewer seconds or frames per second.")
     if not is_of_type(float, shape.fps) or not 0 < shape.fps < math.inf:
         raise ConfigError(f"{name}: a video shows more than 0 frames per second, and finitely many.")
-
-
-def _clip(word: str, size: Size, seconds: str, rate: str | None) -> VisualShape:
-    try:
-        duration_s, fps = float(seconds), float(rate) if rate else DEFAULT_FPS
-    except ValueError as cause:
-        raise ConfigError(
-            f"{format_value(word)}: seconds and frames per second are numbers such as 30 or 29.97."
-        ) from cause
-    if duration_s <= 0 or fps <= 0:
-        raise ConfigError(
-            f"{format_value(word)}: a video lasts longer than 0 seconds, at more than 0 frames per second."
-        )
-    frames = max(1, round(min(duration_s * fps, MOST_FRAMES + 1)))
-    return VisualShape("video", size, frames, fps)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.components import LowerableTokenizer, VisionTokenizer, apply_before_projector, poolings
+from mmblocks.faults import Fault, format_faults
 from mmblocks.shapes import SCENARIOS, Size, VisualPlan, VisualShape
 from mmblocks.testing.conformance import Subject, check_that
 from mmblocks.tokenizers.lowering import lower_tokenizer_plan
@@ -63,12 +64,12 @@ def build_setups(subject: Subject) -> list[TokenizerSetup]:
 def list_cases(subject: Subject) -> Iterator[tuple[TokenizerSetup, VisualShape]]:
     """Every setup that it accepts, with every image or video that it serves."""
     for setup in build_setups(subject):
-        if not setup.tokenizer.reasons_against():
+        if not setup.tokenizer.find_faults():
             yield from ((setup, shape) for shape in setup.list_shapes())
 
 
 def check_protocol(subject: Subject) -> None:
-    """It has learned_tokens, scenarios, reasons_against, plan, count_tokens and assemble."""
+    """It has learned_tokens, scenarios, find_faults, plan, count_tokens and assemble."""
     for setup in build_setups(subject):
         check_that(isinstance(setup.tokenizer, VisionTokenizer), "Some of these are missing.")
         unknown = sorted(set(setup.tokenizer.scenarios) - set(SCENARIOS))
@@ -76,12 +77,13 @@ def check_protocol(subject: Subject) -> None:
         check_that(bool(setup.tokenizer.scenarios), "It serves no scenario.")
 
 
-def check_reasons(subject: Subject) -> None:
-    """It accepts some grid, and each reason against another is a sentence."""
-    all_reasons = [setup.tokenizer.reasons_against() for setup in build_setups(subject)]
-    check_that(any(not reasons for reasons in all_reasons), f"For every grid it says: {all_reasons[0]}")
-    for reason in (r for reasons in all_reasons for r in reasons):
-        check_that(isinstance(reason, str) and reason.endswith("."), f"{reason!r} is not a sentence.")
+def check_faults(subject: Subject) -> None:
+    """It accepts some grid, and each fault that it finds with another is a sentence."""
+    all_faults = [setup.tokenizer.find_faults() for setup in build_setups(subject)]
+    check_that(any(not faults for faults in all_faults), f"For every grid it says: {format_faults(all_faults[0])}")
+    for fault in (fault for faults in all_faults for fault in faults):
+        is_sentence = isinstance(fault, Fault) and str(fault).endswith((".", "?"))
+        check_that(is_sentence, f"{fault!r} is not a Fault whose text is a sentence.")
 
 
 def check_token_counts(subject: Subject) -> None:
@@ -175,7 +177,7 @@ def _format_shape(shape: VisualShape) -> str:
 
 CHECKS = (
     check_protocol,
-    check_reasons,
+    check_faults,
     check_token_counts,
     check_views,
     check_inline_texts,

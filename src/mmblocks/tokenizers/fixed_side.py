@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mmblocks.components import tokenizers
+from mmblocks.faults import Fault
 from mmblocks.geometry.anyres import list_centred_tile_windows, pad_to_square
 from mmblocks.geometry.tiles import scale_over_square
 from mmblocks.geometry.views import make_squashed_view
@@ -18,13 +19,11 @@ class FixedSideTokenizer(ImageTokenizer):
     side_px: int
     name: ClassVar[str]
 
-    def reasons_against(self) -> list[str]:
+    def find_faults(self) -> list[Fault]:
         if self.side_px >= max(self.view_px):
             return []
-        return [
-            f"tokenizer {self.name!r}: side_px={self.side_px} holds no tile of {self.view_px} pixels; "
-            f"write {max(self.view_px)} or more."
-        ]
+        message = f"tokenizer {self.name!r}: side_px={self.side_px} holds no tile of {self.view_px} pixels;"
+        return [Fault("side_px", f"{message} write {max(self.view_px)} or more.")]
 
 
 @tokenizers.register(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from mmblocks.faults import Fault
 from mmblocks.shapes import Scenario, Size, VisualPlan
 from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation
 from mmblocks.tokenizers.rows import to_rows
@@ -26,7 +27,7 @@ class ImageTokenizer:
     def learned_tokens(self) -> tuple[str, ...]:
         return ()
 
-    def reasons_against(self) -> list[str]:
+    def find_faults(self) -> list[Fault]:
         return []
 
     def count_tokens(self, plan: VisualPlan) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmblocks.components import VisionTokenizer
 from mmblocks.errors import DataError
+from mmblocks.faults import Fault
 from mmblocks.shapes import SCENARIOS, RoutedPlan, Scenario, VisualShape
 
 
@@ -29,19 +30,18 @@ class Router:
         """Every learned token that some scenario inserts, each once, in order of first use."""
         return tuple(dict.fromkeys(name for s in SCENARIOS for name in self.select_tokenizer(s).learned_tokens))
 
-    def reasons_against(self) -> list[str]:
-        """Why these tokenizers cannot serve their scenarios; each reason names the scenario."""
-        reasons = []
+    def find_faults(self) -> list[Fault]:
+        """Why these tokenizers cannot serve their scenarios; keys begin with the scenario."""
+        faults = []
         for scenario in SCENARIOS:
             tokenizer = self.select_tokenizer(scenario)
             if scenario in tokenizer.scenarios:
-                reasons += [f"{scenario}: {reason}" for reason in tokenizer.reasons_against()]
+                faults += [fault.move_below(scenario) for fault in tokenizer.find_faults()]
             else:
-                reasons.append(
-                    f"{scenario}: {type(tokenizer).__name__} does not serve this scenario, only "
-                    f"{', '.join(sorted(tokenizer.scenarios))}; choose another tokenizer."
-                )
-        return reasons
+                serves = ", ".join(sorted(tokenizer.scenarios))
+                message = f"{type(tokenizer).__name__} does not serve this scenario, only {serves};"
+                faults.append(Fault(scenario, f"{message} choose another tokenizer."))
+        return faults
 
     def plan(self, visuals: Sequence[VisualShape]) -> tuple[RoutedPlan, ...]:
         """Plans for all images and videos of one conversation, in their order."""

@@ -7,8 +7,9 @@ from typing import Literal
 from torch import Tensor
 
 from mmblocks.components import Pooling, tokenizers
+from mmblocks.faults import Fault
 from mmblocks.shapes import VisualPlan, VisualShape
-from mmblocks.tokenizers.frame_tokenizer import reasons_against_pooling
+from mmblocks.tokenizers.frame_tokenizer import find_pooling_faults
 from mmblocks.tokenizers.image_tokenizer import ImageTokenizer
 from mmblocks.tokenizers.inline_text import require_format
 from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation, lower_pooling
@@ -45,8 +46,8 @@ class SceneViews(ImageTokenizer):
     def learned_tokens(self) -> tuple[str, ...]:
         return ("newline",) if self.newline else ()
 
-    def reasons_against(self) -> list[str]:
-        return reasons_against_pooling("scene_views", self.pooling, self.grid, self.spatial) if self.pooled else []
+    def find_faults(self) -> list[Fault]:
+        return find_pooling_faults("scene_views", self.pooling, self.grid, self.spatial) if self.pooled else []
 
     def plan(self, visual: VisualShape) -> VisualPlan:
         view = FRAMINGS[self.framing](0, visual.size, self.view_px)

@@ -40,7 +40,8 @@ class Tiling(ImageTokenizer):
         if not 1 <= self.min_tiles <= self.max_tiles:
             raise ConfigError(
                 f"tokenizer 'tiling': min_tiles={self.min_tiles} and max_tiles={self.max_tiles} leave no number of "
-                "tiles; write 1 <= min_tiles <= max_tiles."
+                "tiles; write 1 <= min_tiles <= max_tiles.",
+                settings=["min_tiles", "max_tiles"],
             )
 
     def plan(self, visual: VisualShape) -> TilesPlan:

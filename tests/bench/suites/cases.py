@@ -30,56 +30,56 @@ Parts = Sequence[Any]
 Told = Callable[[Shown, np.random.Generator], Parts]
 
 
-def clip(shown: Shown, rng: np.random.Generator) -> Parts:
-    """A video and a question."""
+def show_video(shown: Shown, rng: np.random.Generator) -> Parts:
+    """A clip and a question."""
     return [rng.integers(0, 256, (shown.frames, *shown.view, 3), dtype=np.uint8), QUESTION]
 
 
-def tiled(shown: Shown, rng: np.random.Generator) -> Parts:
-    """One image, cut into tiles, and a question."""
-    return [_picture(shown.picture, rng), QUESTION]
+def show_tiled(shown: Shown, rng: np.random.Generator) -> Parts:
+    """One picture, cut into tiles, and a question."""
+    return [_make_image(shown.picture, rng), QUESTION]
 
 
-def base(shown: Shown, rng: np.random.Generator) -> Parts:
-    """One image no larger than a view."""
-    return [_picture(shown.view, rng), QUESTION]
+def show_base(shown: Shown, rng: np.random.Generator) -> Parts:
+    """One picture no larger than a view."""
+    return [_make_image(shown.view, rng), QUESTION]
 
 
-def pictures(number: int | None) -> Told:
-    """Several images of one view each, as many as the size shows where no number is given."""
+def show_images(number: int | None) -> Told:
+    """Several pictures of one view each, as many as the size shows where no number is given."""
 
     def told(shown: Shown, rng: np.random.Generator) -> Parts:
-        return [*(_picture(shown.one_of_several, rng) for _ in range(number or shown.several)), QUESTION]
+        return [*(_make_image(shown.one_of_several, rng) for _ in range(number or shown.several)), QUESTION]
 
     return told
 
 
-def text(shown: Shown, rng: np.random.Generator) -> Parts:
+def show_text(shown: Shown, rng: np.random.Generator) -> Parts:
     """Words alone."""
     return [QUESTION * 8]
 
 
 SCENARIOS: Mapping[str, Told] = {
-    "base": base,
-    "anyres": tiled,
-    "images": pictures(None),
-    "two_images": pictures(2),
-    "video": clip,
-    "text": text,
+    "base": show_base,
+    "anyres": show_tiled,
+    "images": show_images(None),
+    "two_images": show_images(2),
+    "video": show_video,
+    "text": show_text,
 }
 
 
-def _picture(size: Size, rng: np.random.Generator) -> Image.Image:
+def _make_image(size: Size, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def conversation(parts: Parts, answer: str | None = None) -> Conversation:
+def make_conversation(parts: Parts, answer: str | None = None) -> Conversation:
     """A question of the user, and its answer where one is to be learned."""
-    asked = [{"role": "user", "content": [_part(part) for part in parts]}]
+    asked = [{"role": "user", "content": [_to_part(part) for part in parts]}]
     return Conversation.from_messages(asked + ([] if answer is None else [{"role": "assistant", "content": answer}]))
 
 
-def _part(part: Any) -> dict[str, Any]:
+def _to_part(part: object) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     kind = "image" if isinstance(part, Image.Image) else "video"
@@ -102,12 +102,12 @@ class Case:
     __repr__ = format_by_shape
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Case:
-        """Everything where it is computed; the sizes of images stay on the host, where they are read."""
-        padded, packed = (_moved(inputs, device, dtype) for inputs in (self.padded, self.packed))
+        """Everything where it is computed; the sizes of pictures stay on the host, where they are read."""
+        padded, packed = (_move_inputs(inputs, device, dtype) for inputs in (self.padded, self.packed))
         return replace(self, batch=self.batch.to(device), padded=padded, packed=packed, targets=self.targets.to(device))
 
 
-def cases(model: OneVision, run: Run, *scenarios: str, answers: bool = False) -> list[Case]:
+def make_cases(model: OneVision, run: Run, *scenarios: str, answers: bool = False) -> list[Case]:
     """Input sets of a batch with one conversation per scenario, `run.input_sets` of them, on the run's device."""
     made, shown = [], run.scale.shown
     if answers and run.scale.learned is not None:
@@ -115,28 +115,28 @@ def cases(model: OneVision, run: Run, *scenarios: str, answers: bool = False) ->
     for seed in range(run.input_sets):
         rng = np.random.default_rng(seed)
         parts = [SCENARIOS[name](shown, rng) for name in scenarios]
-        asked = [conversation(part, ANSWER if answers else None) for part in parts]
-        made.append(case_of(model, asked, answers).to(run.device, run.dtype))
+        asked = [make_conversation(part, ANSWER if answers else None) for part in parts]
+        made.append(make_case(model, asked, answers).to(run.device, run.dtype))
     return made
 
 
-def case_of(model: OneVision, asked: Sequence[Conversation], answers: bool = False) -> Case:
+def make_case(model: OneVision, asked: Sequence[Conversation], answers: bool = False) -> Case:
     """A batch of these conversations for both sides, on the host."""
     processor = Processor.from_model(model)
     make = processor.make_training_sample if answers else processor.make_prompt_sample
     samples = [make(one) for one in asked]
-    padded = _padded(model, processor, asked, samples)
+    padded = _pad_inputs(model, processor, asked, samples)
     targets = pad_sequence([s.encoded.targets for s in samples], batch_first=True, padding_value=IGNORE)
-    return Case(tuple(asked), collate(samples), padded, targets, _packed(padded, samples))
+    return Case(tuple(asked), collate(samples), padded, targets, _pack_inputs(padded, samples))
 
 
 # As transformers' processor lays it out -------------------------------------------------------------------------------
 
 
-def _padded(
+def _pad_inputs(
     model: OneVision, processor: Processor, asked: Sequence[Conversation], samples: Sequence[Sample]
 ) -> dict[str, Any]:
-    ids = [_their_ids(model, sample) for sample in samples]
+    ids = [_map_ids(model, sample) for sample in samples]
     rows = pad_sequence(ids, batch_first=True)
     lengths = torch.tensor([len(row) for row in ids])
     inputs: dict[str, Any] = {
@@ -150,18 +150,18 @@ def _padded(
     ]
     stills = [(v, r) for v, r, _ in shown if v.kind == "image"]
     if stills:
-        tiles = [_normalised(model, _views(v, r, processor)) for v, r in stills]
+        tiles = [_normalise_pixels(model, _render_views(v, r, processor)) for v, r in stills]
         inputs["pixel_values"] = pad_sequence(tiles, batch_first=True)
         inputs["image_sizes"] = torch.tensor([[v.source.height, v.source.width] for v, _ in stills])
         counts = [sum(v.kind == "image" for v in one.visuals) for one in asked]
         inputs["batch_num_images"] = torch.tensor([count for count in counts if count])
-    clips = [_normalised(model, _views(v, r, processor)) for v, r, _ in shown if v.kind == "video"]
+    clips = [_normalise_pixels(model, _render_views(v, r, processor)) for v, r, _ in shown if v.kind == "video"]
     if clips:
         inputs["pixel_values_videos"] = torch.stack(clips)
     return inputs
 
 
-def _packed(padded: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, Any]:
+def _pack_inputs(padded: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, Any]:
     """The same in one row, without a mask: transformers reads from restarting positions where sequences begin."""
     real = padded["attention_mask"].bool()
     visuals = {name: value for name, value in padded.items() if name not in ("input_ids", "attention_mask")}
@@ -169,16 +169,16 @@ def _packed(padded: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, A
     return {**visuals, "input_ids": padded["input_ids"][real][None], "position_ids": positions[None]}
 
 
-def visual_ids(model: OneVision) -> dict[str, int]:
+def map_visual_ids(model: OneVision) -> dict[str, int]:
     """The peer's ids of <image> and <video>."""
     found = model.backbone.text_tokenizer.convert_tokens_to_ids
     return {kind: found(f"<{kind}>") for kind in ("image", "video")}
 
 
-def _their_ids(model: OneVision, sample: Sample) -> Tensor:
+def _map_ids(model: OneVision, sample: Sample) -> Tensor:
     """Our ids with <image> or <video> wherever a visual token stands."""
     ids, at = sample.encoded.input_ids.clone(), 0
-    numbers = visual_ids(model)
+    numbers = map_visual_ids(model)
     for routed in sample.encoded.plans:
         rows = sample.encoded.visual_positions[at : at + routed.plan.num_tokens]
         ids[rows] = numbers["video" if routed.scenario == "video" else "image"]
@@ -186,19 +186,19 @@ def _their_ids(model: OneVision, sample: Sample) -> Tensor:
     return ids
 
 
-def _views(visual: Visual, routed: RoutedPlan, processor: Processor) -> Tensor:
+def _render_views(visual: Visual, routed: RoutedPlan, processor: Processor) -> Tensor:
     """Every view of a plan, repeated ones repeated, as a processor without our plans makes them."""
     stills = [visual.source] if visual.kind == "image" else [Image.fromarray(frame) for frame in visual.source]
     return torch.cat([render_views(stills[view.frame], [view], processor.fill) for view in routed.plan.views])
 
 
-def _normalised(model: OneVision, pixels: Tensor) -> Tensor:
+def _normalise_pixels(model: OneVision, pixels: Tensor) -> Tensor:
     """float32 (views, 3, h, w): (x / 255 - mean) / std."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.encoder.pixel_mean, model.encoder.pixel_std))
     return (pixels.float() / 255 - mean) / std
 
 
-def _moved(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _move_inputs(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     on_host = ("image_sizes", "batch_num_images")
     return {
         name: value if name in on_host else value.to(device, dtype if value.is_floating_point() else None)

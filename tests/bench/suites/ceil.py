@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from tests.bench.suites import floors
+from mmblocks.model.costs.devices import find_device_rates
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run
-from tests.bench.suites.timing import interleaved
+from tests.bench.suites.timing import time_in_turns
 
 NAME = "ceil"
 PRODUCTS = {
@@ -22,30 +22,29 @@ PRODUCTS = {
 
 
 def measure(run: Run) -> Iterator[Row]:
-    """Shares are of the rates that floors elsewhere assume."""
+    """Shares are of the rates that the cost module has for the device."""
     run.require_time(10, "copy")
-    rate = copy_rate(run)
-    yield run.row(NAME, "copy", "read and written", "B/s", rate, floor_share=_share(rate, floors.COPY_BYTES, run))
+    rate = measure_copy_rate(run)
+    device = find_device_rates(run.device)
+    ceilings = (None, None) if device is None else (device.reached_bytes, device.reached_flops)
+    copy_share, product_ceiling = None if ceilings[0] is None else rate / ceilings[0], ceilings[1]
+    yield run.row(NAME, "copy", "read and written", "B/s", rate, floor_share=copy_share)
     for name, shape in PRODUCTS.items():
         run.require_time(10, name)
-        rate = product_rate(run, *(side if run.on_gpu else max(1, side // 32) for side in shape))
-        yield run.row(NAME, name, "matmul", "FLOP/s", rate, floor_share=_share(rate, floors.MATMUL_FLOPS, run))
+        rate = measure_product_rate(run, *(side if run.on_gpu else max(1, side // 32) for side in shape))
+        share = None if product_ceiling is None else rate / product_ceiling
+        yield run.row(NAME, name, "matmul", "FLOP/s", rate, floor_share=share)
 
 
-def copy_rate(run: Run) -> float:
+def measure_copy_rate(run: Run) -> float:
     """Bytes a second, read and written, of copying much more than caches hold."""
     count = 2**30 if run.on_gpu else 2**20 if run.tiny else 2**26
     x = torch.zeros(count, dtype=torch.uint8, device=run.device)
     y = torch.empty_like(x)
-    return 2 * count / interleaved({"copy": lambda _: y.copy_(x)}, run)["copy"].median
+    return 2 * count / time_in_turns({"copy": lambda _: y.copy_(x)}, run)["copy"].median
 
 
-def product_rate(run: Run, rows: int, inputs: int, outputs: int) -> float:
+def measure_product_rate(run: Run, rows: int, inputs: int, outputs: int) -> float:
     """FLOPs a second of one matrix product."""
     x, w = (torch.randn(shape, device=run.device).to(run.dtype) for shape in ((rows, inputs), (inputs, outputs)))
-    return 2 * rows * inputs * outputs / interleaved({"product": lambda _: x @ w}, run)["product"].median
-
-
-def _share(rate: float, ceilings: dict[str, float], run: Run) -> float | None:
-    ceiling = ceilings.get(run.device.type)
-    return None if ceiling is None else rate / ceiling
+    return 2 * rows * inputs * outputs / time_in_turns({"product": lambda _: x @ w}, run)["product"].median

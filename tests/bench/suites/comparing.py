@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.bench.suites.rows import PeerSetting, Row
 from tests.bench.suites.run import Run
-from tests.bench.suites.timing import Timing, Way, interleaved
+from tests.bench.suites.timing import Timing, Way, time_in_turns
 
 log = logging.getLogger(__name__)
 Doing = Way | Callable[[int], Any]
@@ -24,7 +24,7 @@ class Peer:
     way: Doing
 
 
-def compared(
+def compare_times(
     run: Run,
     suite: str,
     scenario: str,
@@ -41,17 +41,17 @@ def compared(
 
     floor_s: the least time physics allows. amount: what is done in one run, where the unit is so much a second.
     """
-    entries = [peer for peer in (peers.values() if isinstance(peers, Mapping) else peers) if works(peer)]
-    timings = interleaved({"": ours, **{f"{i}": peer.way for i, peer in enumerate(entries)}}, run)
+    entries = [peer for peer in (peers.values() if isinstance(peers, Mapping) else peers) if is_working(peer)]
+    timings = time_in_turns({"": ours, **{f"{i}": peer.way for i, peer in enumerate(entries)}}, run)
     mine = timings[""]
-    for peer, timing in fastest(zip(entries, (timings[f"{i}"] for i in range(len(entries))), strict=True)):
+    for peer, timing in keep_fastest(zip(entries, (timings[f"{i}"] for i in range(len(entries))), strict=True)):
         yield run.row(
             suite,
             scenario,
             quantity,
             unit,
-            _in_unit(mine, amount),
-            _in_unit(timing, amount),
+            _to_unit(mine, amount),
+            _to_unit(timing, amount),
             setting=peer.setting,
             settings=peer.settings,
             less_is_better=amount is None,
@@ -61,7 +61,7 @@ def compared(
         )
 
 
-def fastest(timed: Any) -> Iterator[tuple[Peer, Timing]]:
+def keep_fastest(timed: object) -> Iterator[tuple[Peer, Timing]]:
     """Everything but the slower ones of the peer at its best."""
     pairs: list[tuple[Peer, Timing]] = list(timed)
     best = [pair for pair in pairs if pair[0].setting == "best"]
@@ -70,11 +70,11 @@ def fastest(timed: Any) -> Iterator[tuple[Peer, Timing]]:
         yield min(best, key=lambda pair: pair[1].median)
 
 
-def _in_unit(timing: Timing, amount: float | None) -> float:
+def _to_unit(timing: Timing, amount: float | None) -> float:
     return timing.median if amount is None else amount / timing.median
 
 
-def works(peer: Peer) -> bool:
+def is_working(peer: Peer) -> bool:
     """Whether a setting of the peer works here; one that does not (too little memory, a compiler) is told, and left out."""
     way = peer.way if isinstance(peer.way, Way) else Way(peer.way)
     try:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,22 +16,22 @@ COPIES = frozenset(("copy_", "clone", "contiguous", "_to_copy", "cat", "masked_s
 """Operators that only move what is there already into new memory."""
 
 
-def flops(run: Callable[[], Any]) -> int:
+def count_flops(run: Callable[[], Any]) -> int:
     """FLOPs of what `run` computes, backward included where it runs one."""
     with make_flop_counter() as counter:
         run()
     return counter.get_total_flops()
 
 
-def flops_in(run: Callable[[], Any], modules: Iterable[nn.Module]) -> int:
+def count_flops_in_modules(run: Callable[[], Any], modules: Iterable[nn.Module]) -> int:
     """FLOPs inside calls of these modules, of which none may call another."""
     spent: list[int] = []
     with make_flop_counter() as counter, ExitStack() as hooked:
 
-        def enter(*_: Any) -> None:
+        def enter(*_: object) -> None:
             spent.append(-counter.get_total_flops())
 
-        def leave(*_: Any) -> None:
+        def leave(*_: object) -> None:
             spent.append(counter.get_total_flops())
 
         for module in modules:
@@ -43,26 +41,8 @@ def flops_in(run: Callable[[], Any], modules: Iterable[nn.Module]) -> int:
     return sum(spent)
 
 
-def saved_bytes(run: Callable[[], Any], *models: nn.Module) -> int:
-    """Bytes that autograd keeps for backward, each storage once, parameters and buffers of `models` left out."""
-    own = {t.untyped_storage()._cdata for model in models for t in chain(model.parameters(), model.buffers())}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        key = tensor.untyped_storage()._cdata
-        if key not in own:
-            alive.append(tensor)  # or another storage could get the same key
-            kept[key] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        run()
-    return sum(kept.values())
-
-
 @contextmanager
-def counted_rows(module: nn.Module) -> Iterator[Counter[str]]:
+def count_rows(module: nn.Module) -> Iterator[Counter[str]]:
     """Counts the rows that a module is given."""
     found: Counter[str] = Counter()
 
@@ -94,20 +74,20 @@ class Between(TorchDispatchMode):
     def __enter__(self) -> Between:
         after, before = self._modules
         self._handles = [
-            after.register_forward_hook(lambda *_: self._set(True)),
-            before.register_forward_pre_hook(lambda *_: self._set(False)),
+            after.register_forward_hook(lambda *_: self._set_open(True)),
+            before.register_forward_pre_hook(lambda *_: self._set_open(False)),
         ]
         return super().__enter__()
 
-    def __exit__(self, *fault: Any) -> None:
+    def __exit__(self, *fault: object) -> None:
         for handle in self._handles:
             handle.remove()
         super().__exit__(*fault)
 
-    def _set(self, is_open: bool) -> None:
+    def _set_open(self, is_open: bool) -> None:
         self.open = is_open
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: object, types: object, args: object = (), kwargs: object = None) -> Any:
         made = func(*args, **(kwargs or {}))
         if self.open and isinstance(made, Tensor) and made.is_floating_point():
             name = func.overloadpacket.__name__

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmblocks.model.generate import Decoding, generate
 from mmblocks.model.onevision import OneVision
 from tests.bench.suites import peer
-from tests.bench.suites.cases import Case, cases
-from tests.bench.suites.comparing import Peer, fastest, works
+from tests.bench.suites.cases import Case, make_cases
+from tests.bench.suites.comparing import Peer, is_working, keep_fastest
 from tests.bench.suites.equal import require_same_logits
 from tests.bench.suites.rows import PeerSetting, Row
 from tests.bench.suites.run import Run, Unequal
-from tests.bench.suites.sizes import model_of
-from tests.bench.suites.timing import Timing, interleaved
+from tests.bench.suites.sizes import make_model
+from tests.bench.suites.timing import Timing, time_in_turns
 
 NAME = "decode"
 BATCHES = (1, 8)
@@ -27,27 +28,27 @@ Writing = Callable[[int], Callable[[int], Any]]
 
 def measure(run: Run) -> Iterator[Row]:
     """The time of a long answer less that of one token."""
-    model = model_of(run.scale, run.device, run.dtype)
-    theirs = peer.peer_of(model)
+    model = make_model(run.scale, run.device, run.dtype)
+    theirs = peer.make_peer(model)
     for scenario in ("text", "video") if run.on_gpu else ("text",):
         for batch in BATCHES:
             run.require_time(before=f"{scenario}, batch {batch}")
-            yield from _batch(run, model, theirs, scenario, batch)
+            yield from _measure_batch(run, model, theirs, scenario, batch)
 
 
-def tokens_of(run: Run) -> int:
+def count_new_tokens(run: Run) -> int:
     """How many tokens are written."""
     return 4 if run.tiny else 64 if run.on_gpu else 32
 
 
 @torch.no_grad()
-def _batch(run: Run, model: OneVision, theirs: Any, scenario: str, batch: int) -> list[Row]:
-    sets, new = cases(model, run, *[scenario] * batch), tokens_of(run)
+def _measure_batch(run: Run, model: OneVision, theirs: nn.Module, scenario: str, batch: int) -> list[Row]:
+    sets, new = make_cases(model, run, *[scenario] * batch), count_new_tokens(run)
     error = require_same_logits(f"{NAME} {scenario}", model, theirs, sets[0])
-    entries = [entry for entry in _settings(run, theirs, sets) if works(entry.peer(new))]
+    entries = [entry for entry in _list_settings(run, theirs, sets) if is_working(entry.peer(new))]
     if run.dtype == torch.float32:  # narrower types round another word to the top now and then
-        _require_same_words(_ours(model, sets)(new)(0), entries[0].writing(new)(0))
-    mine, *others = _seconds(run, [_ours(model, sets), *(entry.writing for entry in entries)], new)
+        _require_same_tokens(_write_ours(model, sets)(new)(0), entries[0].writing(new)(0))
+    mine, *others = _measure_seconds(run, [_write_ours(model, sets), *(entry.writing for entry in entries)], new)
     timed = [(entry.peer(new), Timing((seconds,))) for entry, seconds in zip(entries, others, strict=True)]
     context = sets[0].batch.num_tokens // batch
     written = batch * (new - 1)
@@ -64,11 +65,11 @@ def _batch(run: Run, model: OneVision, theirs: Any, scenario: str, batch: int) -
             less_is_better=False,
             error=error,
         )
-        for entry, timing in fastest(timed)
+        for entry, timing in keep_fastest(timed)
     ]
 
 
-def _ours(model: OneVision, sets: list[Case]) -> Writing:
+def _write_ours(model: OneVision, sets: list[Case]) -> Writing:
     return lambda new: lambda i: generate(model, sets[i].batch, Decoding(max_new_tokens=new))
 
 
@@ -84,7 +85,7 @@ class _Entry:
         return Peer(self.setting, self.settings, self.writing(new))
 
 
-def _settings(run: Run, theirs: Any, sets: list[Case]) -> list[_Entry]:
+def _list_settings(run: Run, theirs: nn.Module, sets: list[Case]) -> list[_Entry]:
     """`generate` with its own cache, and on a GPU with a static one, for which transformers compiles the step."""
 
     def writing(**settings: Any) -> Writing:
@@ -102,13 +103,13 @@ def _settings(run: Run, theirs: Any, sets: list[Case]) -> list[_Entry]:
     return found
 
 
-def _seconds(run: Run, writings: list[Writing], new: int) -> list[float]:
+def _measure_seconds(run: Run, writings: list[Writing], new: int) -> list[float]:
     """Seconds that each needs for all tokens but the first."""
     ways = {f"{n} {i}": writing(n) for i, writing in enumerate(writings) for n in (new, 1)}
-    timed = interleaved(ways, run)
+    timed = time_in_turns(ways, run)
     return [timed[f"{new} {i}"].median - timed[f"1 {i}"].median for i in range(len(writings))]
 
 
-def _require_same_words(mine: list[list[int]], other: list[list[int]]) -> None:
+def _require_same_tokens(mine: list[list[int]], other: list[list[int]]) -> None:
     if mine != other:
         raise Unequal(f"{NAME}: ours writes {mine}, the peer {other}.")

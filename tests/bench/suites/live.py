@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mmblocks.model.costs.activations import FusedAttention
 
-def peak_of(model: nn.Module, step: Callable[[], Tensor]) -> int:
+
+def count_peak_bytes(model: nn.Module, step: Callable[[], Tensor]) -> int:
     """Bytes at the fullest moment of a step and of the backward pass of what it returns, weights and gradients included.
 
     Nothing is computed. Attention takes what fused kernels take: no scores, in backward a gradient for each input.
@@ -23,7 +25,7 @@ def peak_of(model: nn.Module, step: Callable[[], Tensor]) -> int:
     live = _Live()
     for tensor in (*model.parameters(), *model.buffers()):
         live.note(tensor)
-    with live, _fused_attention(), torch.enable_grad():
+    with live, _fuse_attention(), torch.enable_grad():
         step().backward()
     model.zero_grad(set_to_none=True)
     return live.most
@@ -37,10 +39,11 @@ class _Live(TorchDispatchMode):
         self.now = self.most = 0
         self.known: set[int] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: object, types: object, args: object = (), kwargs: object = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        for tensor in _tensors(made):
-            self.note(tensor)
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                self.note(leaf)
         return made
 
     def note(self, tensor: Tensor) -> None:
@@ -52,39 +55,19 @@ class _Live(TorchDispatchMode):
         size = storage.nbytes()
         self.now += size
         self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._gone, key, size)
+        weakref.finalize(storage, self._forget_storage, key, size)
 
-    def _gone(self, key: int, size: int) -> None:
+    def _forget_storage(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.now -= size
 
 
-def _tensors(nest: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))
-
-
 @contextmanager
-def _fused_attention() -> Iterator[None]:
+def _fuse_attention() -> Iterator[None]:
     """torch's attention on the meta device would make all scores. A mode would not reach what backward computes again."""
     own = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: _Fused.apply(q, k, v)
+    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: FusedAttention.apply(q, k, v, None)
     try:
         yield
     finally:
         F.scaled_dot_product_attention = own
-
-
-class _Fused(torch.autograd.Function):
-    """Attention of (..., heads, rows, channels) that computes nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads, rows = q.shape[-3:-1]
-        out = q.new_empty(*q.shape[:-3], rows, heads, v.shape[-1]).transpose(-3, -2)
-        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        q, k, v, *_ = ctx.saved_tensors
-        return tuple(torch.empty_like(tensor) for tensor in (q, k, v))

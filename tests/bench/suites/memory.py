@@ -21,17 +21,18 @@ from torch.utils.checkpoint import checkpoint
 
 from mmblocks.batch import Batch
 from mmblocks.errors import ConfigError
+from mmblocks.model.costs.activations import count_activations
 from mmblocks.model.onevision import OneVision
 from mmblocks.shapes import Size, VisualShape
 from mmblocks.train.distributed import list_blocks
-from mmblocks.train.estimates import activations as abstract
+from mmblocks.train.estimates import meta_stage
 from mmblocks.train.stages import Stage
-from tests.bench.suites.cases import ANSWER, QUESTION, Case, case_of, conversation
-from tests.bench.suites.live import peak_of
-from tests.bench.suites.peer import packed_loss, padded_loss, peer_of
+from tests.bench.suites.cases import ANSWER, QUESTION, Case, make_case, make_conversation
+from tests.bench.suites.live import count_peak_bytes
+from tests.bench.suites.peer import compute_packed_loss, compute_padded_loss, make_peer
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run
-from tests.bench.suites.sizes import Scale, model_of
+from tests.bench.suites.sizes import Scale, make_model
 
 NAME = "memory"
 TOKENS = 16_384
@@ -65,18 +66,20 @@ def measure(run: Run) -> Iterator[Row]:
     run = replace(run, dtype=torch.bfloat16)
     tokens = TINY_TOKENS if run.tiny else TOKENS
     if not run.on_gpu:
-        yield from _of_sides(replace(run, device=META), tokens, _without_data)
+        yield from _measure_sides(replace(run, device=META), tokens, _list_meta_sides)
     if run.on_gpu or run.tiny:  # a proof that what a GPU does would run
-        yield from _of_sides(run, tokens, _on_device)
+        yield from _measure_sides(run, tokens, _list_sides_on_device)
 
 
-def _of_sides(run: Run, tokens: int, sides: Callable[[Run, int], Iterator[tuple[str, Side, Side]]]) -> Iterator[Row]:
+def _measure_sides(
+    run: Run, tokens: int, sides: Callable[[Run, int], Iterator[tuple[str, Side, Side]]]
+) -> Iterator[Row]:
     for scenario, ours, peer in sides(run, tokens):
         run.require_time(60)
-        yield from _compared(run, f"{scenario}, {tokens} tokens", ours, peer)
+        yield from _compare_sides(run, f"{scenario}, {tokens} tokens", ours, peer)
 
 
-def scenarios(model: OneVision, scale: Scale) -> dict[str, tuple[VisualShape, ...]]:
+def list_scenarios(model: OneVision, scale: Scale) -> dict[str, tuple[VisualShape, ...]]:
     """What each conversation of a row shows."""
     side = model.encoder.view_px.height
     return {
@@ -89,39 +92,39 @@ def scenarios(model: OneVision, scale: Scale) -> dict[str, tuple[VisualShape, ..
 # Both sides beside each other ---------------------------------------------------------------------------------------
 
 
-def _compared(run: Run, scenario: str, ours: Side, peer: Side) -> Iterator[Row]:
+def _compare_sides(run: Run, scenario: str, ours: Side, peer: Side) -> Iterator[Row]:
     if run.device == META:
-        own = kept(ours, "all")
+        own = count_kept_bytes(ours, "all")
         for setting in peer.steps:
-            found = kept(peer, setting)
+            found = count_kept_bytes(peer, setting)
             yield run.row(NAME, scenario, KEPT, "bytes", own, found, setting=setting, settings=peer.given[setting])
     for recompute, words in ((False, ""), (True, ", blocks recomputed")):
-        own = fullest(ours, "all", recompute)
+        own = count_fullest_bytes(ours, "all", recompute)
         for setting in peer.steps:
-            found = fullest(peer, setting, recompute)
+            found = count_fullest_bytes(peer, setting, recompute)
             told = peer.given[setting] + (", gradient checkpointing" if recompute else "")
             yield run.row(NAME, scenario, f"{PEAK}{words}", "bytes", own, found, setting=setting, settings=told)
 
 
-def kept(side: Side, setting: str) -> int:
+def count_kept_bytes(side: Side, setting: str) -> int:
     """Bytes of all that autograd saves in a step on the meta device, weights apart."""
-    with _values_unseen():
-        return abstract.count_activations(side.model, side.blocks, side.steps[setting]).saved
+    with _ignore_values():
+        return count_activations(side.model, side.blocks, side.steps[setting]).saved
 
 
-def fullest(side: Side, setting: str, recompute: bool) -> int:
+def count_fullest_bytes(side: Side, setting: str, recompute: bool) -> int:
     """Bytes at the fullest moment of a step, weights and gradients included."""
-    with _values_unseen(), _recomputed(side.blocks if recompute else ()):
-        if _device_of(side.model).type == "cuda":
-            return _allocated(side.model, side.steps[setting])
-        return peak_of(side.model, side.steps[setting])
+    with _ignore_values(), _checkpoint_blocks(side.blocks if recompute else ()):
+        if _find_device(side.model).type == "cuda":
+            return _measure_allocated(side.model, side.steps[setting])
+        return count_peak_bytes(side.model, side.steps[setting])
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def _find_device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _allocated(model: nn.Module, step: Step) -> int:
+def _measure_allocated(model: nn.Module, step: Step) -> int:
     """The most that the CUDA allocator has handed out at a time; what stood there beside this model is not its own."""
     model.zero_grad(set_to_none=True)
     torch.cuda.synchronize()
@@ -133,7 +136,7 @@ def _allocated(model: nn.Module, step: Step) -> int:
 
 
 @contextmanager
-def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+def _checkpoint_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Blocks keep what enters them and compute the rest again, as training with `recompute` has it."""
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
@@ -145,7 +148,7 @@ def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _values_unseen() -> Iterator[None]:
+def _ignore_values() -> Iterator[None]:
     """transformers compares counts of placeholders, which tensors without values do not have."""
     before = os.environ.get(CHECKS)
     os.environ[CHECKS] = "1"
@@ -161,7 +164,7 @@ def _values_unseen() -> Iterator[None]:
 # Without data -------------------------------------------------------------------------------------------------------
 
 
-def training_model(scale: Scale) -> OneVision:
+def make_training_model(scale: Scale) -> OneVision:
     """A size's model on the meta device, in bfloat16, of which everything learns."""
     stage = Stage(
         name="bench",
@@ -171,21 +174,25 @@ def training_model(scale: Scale) -> OneVision:
         pack_tokens=TOKENS,
         precision="bfloat16",
     )
-    return abstract.make_meta_stage_model(scale.spec, stage)
+    return meta_stage.make_meta_stage_model(scale.spec, stage)
 
 
-def _without_data(run: Run, tokens: int) -> Iterator[tuple[str, Side, Side]]:
-    model = training_model(run.scale)
-    theirs = peer_of(model).to(torch.bfloat16).train()
-    for scenario, shown in scenarios(model, run.scale).items():
-        row = row_of(model, shown, tokens)
-        batch = abstract.make_meta_batch(model, row)
-        ours = Side(model, list_blocks(model), {"all": partial(_total_loss, model, batch)})
+def _list_meta_sides(run: Run, tokens: int) -> Iterator[tuple[str, Side, Side]]:
+    model = make_training_model(run.scale)
+    theirs = make_peer(model).to(torch.bfloat16).train()
+    for scenario, shown in list_scenarios(model, run.scale).items():
+        row = make_packed_row_of(model, shown, tokens)
+        batch = meta_stage.make_meta_batch(model, row)
+        ours = Side(model, list_blocks(model), {"all": partial(_compute_total_loss, model, batch)})
         given = {"as shipped": "no padding, all logits", "best": "no padding, labelled logits"}
-        yield scenario, ours, Side(theirs, _blocks_of(theirs), _abstract_steps(theirs, model, row), given)
+        yield (
+            scenario,
+            ours,
+            Side(theirs, _list_checkpointed_blocks(theirs), _make_meta_steps(theirs, model, row), given),
+        )
 
 
-def row_of(model: OneVision, shown: tuple[VisualShape, ...], tokens: int) -> abstract.PackedRow:
+def make_packed_row_of(model: OneVision, shown: tuple[VisualShape, ...], tokens: int) -> meta_stage.PackedRow:
     """Conversations of one length in a packed row. Raises `ConfigError` where they show more than fits."""
     visual = sum(routed.plan.num_tokens for routed in model.router.plan(shown))
     text = tokens // CONVERSATIONS - visual
@@ -194,25 +201,25 @@ def row_of(model: OneVision, shown: tuple[VisualShape, ...], tokens: int) -> abs
             f"{tokens} tokens for {CONVERSATIONS} conversations of {visual} visual tokens each; "
             f"give more than {CONVERSATIONS * visual}."
         )
-    return abstract.PackedRow(
-        (shown,) * CONVERSATIONS, (text,) * CONVERSATIONS, round(abstract.LABELLED_SHARE * tokens)
+    return meta_stage.PackedRow(
+        (shown,) * CONVERSATIONS, (text,) * CONVERSATIONS, round(meta_stage.LABELLED_SHARE * tokens)
     )
 
 
-def _blocks_of(theirs: Any) -> list[nn.Module]:
+def _list_checkpointed_blocks(theirs: nn.Module) -> list[nn.Module]:
     """What transformers' gradient checkpointing computes again."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in theirs.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _abstract_steps(theirs: Any, model: OneVision, row: abstract.PackedRow) -> dict[str, Step]:
+def _make_meta_steps(theirs: nn.Module, model: OneVision, row: meta_stage.PackedRow) -> dict[str, Step]:
     """The peer's steps on a batch without padding.
 
     Its attention is told to be causal without a mask, which transformers finds out from the values of a real one.
     """
-    inputs = {**_pixels(model, row), "attention_mask": {"full_attention": None}, "use_cache": False}
-    length = sum(_lengths(model, row)) // CONVERSATIONS
+    inputs = {**_make_pixel_inputs(model, row), "attention_mask": {"full_attention": None}, "use_cache": False}
+    length = sum(_list_lengths(model, row)) // CONVERSATIONS
     with META:
         ids = torch.empty(CONVERSATIONS, length, dtype=torch.int64)
         some = torch.empty(row.labels // CONVERSATIONS, dtype=torch.int64)
@@ -223,12 +230,12 @@ def _abstract_steps(theirs: Any, model: OneVision, row: abstract.PackedRow) -> d
     }
 
 
-def _lengths(model: OneVision, row: abstract.PackedRow) -> list[int]:
+def _list_lengths(model: OneVision, row: meta_stage.PackedRow) -> list[int]:
     shown = [sum(routed.plan.num_tokens for routed in model.router.plan(sample)) for sample in row.samples]
     return [visual + text for visual, text in zip(shown, row.text_tokens, strict=True)]
 
 
-def _pixels(model: OneVision, row: abstract.PackedRow) -> dict[str, Any]:
+def _make_pixel_inputs(model: OneVision, row: meta_stage.PackedRow) -> dict[str, Any]:
     shown = row.samples[0]
     views = [len(routed.plan.views) for routed in model.router.plan(shown)]
     side = model.encoder.view_px
@@ -243,39 +250,42 @@ def _pixels(model: OneVision, row: abstract.PackedRow) -> dict[str, Any]:
 # On a device --------------------------------------------------------------------------------------------------------
 
 
-def _on_device(run: Run, tokens: int) -> Iterator[tuple[str, Side, Side]]:
-    """The same with random weights and images; both sides share their weights, so each is alone with its gradients."""
-    model = model_of(run.scale, run.device, run.dtype).train()
-    theirs = peer_of(model).train()
-    for scenario, shown in scenarios(model, run.scale).items():
-        case = real_case(model, row_of(model, shown, tokens)).to(run.device, run.dtype)
-        ours = Side(model, list_blocks(model), {"all": partial(_total_loss, model, case.batch)})
-        steps = {"as shipped": partial(padded_loss, theirs, case), "best": partial(packed_loss, theirs, case)}
+def _list_sides_on_device(run: Run, tokens: int) -> Iterator[tuple[str, Side, Side]]:
+    """The same with random weights and pictures; both sides share their weights, so each is alone with its gradients."""
+    model = make_model(run.scale, run.device, run.dtype).train()
+    theirs = make_peer(model).train()
+    for scenario, shown in list_scenarios(model, run.scale).items():
+        case = make_random_case(model, make_packed_row_of(model, shown, tokens)).to(run.device, run.dtype)
+        ours = Side(model, list_blocks(model), {"all": partial(_compute_total_loss, model, case.batch)})
+        steps = {
+            "as shipped": partial(compute_padded_loss, theirs, case),
+            "best": partial(compute_packed_loss, theirs, case),
+        }
         given = {"as shipped": "padded, all logits", "best": "packed by position ids, labelled logits"}
-        yield scenario, ours, Side(theirs, _blocks_of(theirs), steps, given)
+        yield scenario, ours, Side(theirs, _list_checkpointed_blocks(theirs), steps, given)
 
 
-def _total_loss(model: OneVision, batch: Batch) -> Tensor:
+def _compute_total_loss(model: OneVision, batch: Batch) -> Tensor:
     return model(batch).total
 
 
-def real_case(model: OneVision, row: abstract.PackedRow) -> Case:
+def make_random_case(model: OneVision, row: meta_stage.PackedRow) -> Case:
     """A row's conversations with random pixels, and as much text as the row says, up to a sentence."""
     rng = np.random.default_rng(0)
-    length = partial(_words_of, model)
+    length = partial(_count_words, model)
     answer = ANSWER * max(1, row.labels // CONVERSATIONS // length(ANSWER))
     asked = []
     for shown, text in zip(row.samples, row.text_tokens, strict=True):
         question = QUESTION * max(1, (text - length(answer)) // length(QUESTION))
-        asked.append(conversation([*(_pixels_of(visual, rng) for visual in shown), question], answer))
-    return case_of(model, asked, answers=True)
+        asked.append(make_conversation([*(_make_pixels(visual, rng) for visual in shown), question], answer))
+    return make_case(model, asked, answers=True)
 
 
-def _words_of(model: OneVision, text: str) -> int:
+def _count_words(model: OneVision, text: str) -> int:
     return len(model.backbone.text_tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _pixels_of(visual: VisualShape, rng: np.random.Generator) -> Any:
+def _make_pixels(visual: VisualShape, rng: np.random.Generator) -> Any:
     if visual.kind == "video":
         return rng.integers(0, 256, (visual.num_frames, *visual.size, 3), dtype=np.uint8)
     return Image.fromarray(rng.integers(0, 256, (*visual.size, 3), dtype=np.uint8))

@@ -9,12 +9,12 @@ from mmblocks.batch import Batch, RowIndex
 from mmblocks.model.onevision import OneVision
 
 
-def last_rows(batch: Batch) -> RowIndex:
+def select_last_rows(batch: Batch) -> RowIndex:
     """The last row of every sequence."""
     ends = batch.packing.cu_seqlens[1:].to(torch.int64) - 1
     return RowIndex(ends, (1,) * len(ends))
 
 
-def last_logits(model: OneVision, batch: Batch) -> Tensor:
+def compute_last_logits(model: OneVision, batch: Batch) -> Tensor:
     """(sequences, vocabulary): the logits of each last row, from pixels."""
-    return model.backbone.compute_logits(model.compute_hidden_states(batch, last_rows(batch)))
+    return model.backbone.compute_logits(model.compute_hidden_states(batch, select_last_rows(batch)))

@@ -8,25 +8,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmblocks.batch import IGNORE
 from mmblocks.model.convert.keys import IN_MEMORY, to_theirs
 from mmblocks.model.convert.transformers.tokens import list_pinpoints
 from mmblocks.model.convert.transformers.towers import make_tower_config
 from mmblocks.model.onevision import OneVision
-from tests.bench.suites.cases import Case, visual_ids
+from tests.bench.suites.cases import Case, map_visual_ids
 
 UNUSED = "model.vision_tower.post_layernorm."
 """Built by transformers and never read for features."""
 
 
-def peer_of(model: OneVision) -> Any:
+def make_peer(model: OneVision) -> Any:
     """transformers' model as it is shipped (its own choice of attention), sharing the weights of `model`."""
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
     from transformers.initialization import no_init_weights
 
-    ids = visual_ids(model)
+    ids = map_visual_ids(model)
     tied = bool(model.backbone.config.tie_word_embeddings)
     config = LlavaOnevisionConfig(
         **make_tower_config(model),
@@ -38,7 +38,7 @@ def peer_of(model: OneVision) -> Any:
         tie_word_embeddings=tied,
     )
     with no_init_weights(), torch.device(model.device):
-        theirs: Any = LlavaOnevisionForConditionalGeneration(config)
+        theirs: nn.Module = LlavaOnevisionForConditionalGeneration(config)
     state = {to_theirs(name, IN_MEMORY): tensor for name, tensor in model.state_dict().items()}
     missing, unexpected = theirs.load_state_dict(state, strict=False, assign=True)
     lacking = [name for name in missing if not name.startswith(UNUSED)]
@@ -49,32 +49,32 @@ def peer_of(model: OneVision) -> Any:
     return theirs.eval()
 
 
-def compiled_peer_of(model: OneVision) -> Any:
+def make_compiled_peer(model: OneVision) -> Any:
     """Another of these, its tower and its language model compiled when they first run."""
-    theirs = peer_of(model)
+    theirs = make_peer(model)
     theirs.model.vision_tower.compile()
     theirs.model.language_model.compile()
     return theirs
 
 
-def names_of(model: OneVision) -> dict[str, str]:
+def map_peer_names(model: OneVision) -> dict[str, str]:
     """Our names of all parameters, and the peer's."""
     return {name: to_theirs(name, IN_MEMORY) for name, _ in model.named_parameters()}
 
 
-def last_logits(theirs: Any, inputs: Mapping[str, Any], *, all_logits: bool) -> Tensor:
+def compute_last_logits(theirs: nn.Module, inputs: Mapping[str, Any], *, all_logits: bool) -> Tensor:
     """(rows, vocabulary): the logits of each last row of unpadded inputs, out of everyone's or alone."""
     keep = {} if all_logits else {"logits_to_keep": 1}
     return theirs(**inputs, **keep).logits[:, -1]
 
 
-def padded_loss(theirs: Any, case: Case) -> Tensor:
+def compute_padded_loss(theirs: nn.Module, case: Case) -> Tensor:
     """The mean loss as transformers' trainers take it: padded rows, logits of every row in float32."""
     labels = F.pad(case.targets[:, :-1], (1, 0), value=IGNORE)  # labels[i] is the id of row i, targets[i] of row i + 1
     return theirs(**case.padded, labels=labels, use_cache=False).loss
 
 
-def packed_loss(theirs: Any, case: Case) -> Tensor:
+def compute_packed_loss(theirs: nn.Module, case: Case) -> Tensor:
     """The mean loss at the peer's best: one packed row, and logits of labelled rows only."""
     targets = case.batch.targets
     labelled = (targets != IGNORE).nonzero().squeeze(1)
@@ -82,6 +82,6 @@ def packed_loss(theirs: Any, case: Case) -> Tensor:
     return F.cross_entropy(logits.float(), targets[labelled])
 
 
-def widened(theirs: Any) -> Any:
+def copy_to_float32(theirs: nn.Module) -> Any:
     """A copy in float32, by which rounding in a narrower type is judged."""
     return copy.deepcopy(theirs).float()

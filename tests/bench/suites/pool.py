@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmblocks.model.onevision import OneVision
 from mmblocks.reprs import format_by_shape
 from tests.bench.suites import peer
-from tests.bench.suites.cases import Case, case_of, clip, conversation
-from tests.bench.suites.comparing import Peer, compared
+from tests.bench.suites.cases import Case, make_case, make_conversation, show_video
+from tests.bench.suites.comparing import Peer, compare_times
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run, require_equal
-from tests.bench.suites.sizes import LEAST, Scale, model_of, scale_of
+from tests.bench.suites.sizes import LEAST, Scale, find_scale, make_model
 
 NAME = "pool"
 WIDTHS = {896: 4, 3584: 2}
@@ -28,16 +27,16 @@ def measure(run: Run) -> Iterator[Row]:
     """The naive side is the peer's own code: all cells projected, permuted into a copy, interpolated, scattered."""
     for width, frames in WIDTHS.items():
         run.require_time(before=f"width {width}")
-        yield from _width(run, width, frames)
+        yield from _measure_width(run, width, frames)
 
 
-def scale_at(run: Run, width: int, frames: int) -> Scale:
+def make_scale_at_width(run: Run, width: int, frames: int) -> Scale:
     """A model whose features and projector have the released widths, and whose towers are as small as can be."""
-    shown = replace(scale_of(LEAST).shown, frames=8 * frames if run.on_gpu else frames)
+    shown = replace(find_scale(LEAST).shown, frames=8 * frames if run.on_gpu else frames)
     if run.tiny:
-        return replace(scale_of(LEAST), shown=shown)
+        return replace(find_scale(LEAST), shown=shown)
     tower = {"name": "siglip", "depth": 1, "heads": 16, "mlp_dim": 16, "layer": -1}
-    words = {**scale_of(LEAST).backbone, "dim": width, "heads": 7, "kv_heads": 1, "mlp_dim": 16}
+    words = {**find_scale(LEAST).backbone, "dim": width, "heads": 7, "kv_heads": 1, "mlp_dim": 16}
     return Scale(f"width {width}", tower, {**words, "depth": 1}, shown)
 
 
@@ -46,7 +45,7 @@ class Side:
     """Both sides from the same features (frames, rows, columns, channels) on."""
 
     model: OneVision
-    theirs: Any
+    theirs: nn.Module
     case: Case
     features: Tensor
     __repr__ = format_by_shape
@@ -66,43 +65,43 @@ class Side:
         return words.masked_scatter(mask, rows)[0]
 
 
-def _width(run: Run, width: int, frames: int) -> Iterator[Row]:
-    scale = scale_at(run, width, frames)
-    model = model_of(scale, run.device, run.dtype)
-    theirs = peer.peer_of(model)
+def _measure_width(run: Run, width: int, frames: int) -> Iterator[Row]:
+    scale = make_scale_at_width(run, width, frames)
+    model = make_model(scale, run.device, run.dtype)
+    theirs = peer.make_peer(model)
     rng = np.random.default_rng(0)
-    case = case_of(model, [conversation(clip(scale.shown, rng))]).to(run.device, run.dtype)
-    sides = [_side(run, model, theirs, case, seed) for seed in range(run.input_sets)]
+    case = make_case(model, [make_conversation(show_video(scale.shown, rng))]).to(run.device, run.dtype)
+    sides = [_make_side(run, model, theirs, case, seed) for seed in range(run.input_sets)]
     with torch.no_grad():
-        error = require_equal(f"{NAME} at {width}", sides[0].ours(), sides[0].naive(), _exact(run, sides[0]))
+        error = require_equal(f"{NAME} at {width}", sides[0].ours(), sides[0].naive(), _compute_exact(run, sides[0]))
         for quantity, backward in (("forward", False), ("forward and backward", True)):
             with torch.set_grad_enabled(backward):
-                yield from compared(
+                yield from compare_times(
                     run,
                     NAME,
                     f"{scale.shown.frames} frames at width {model.backbone.dim}",
                     quantity,
-                    lambda i: _run(sides[i].ours, sides[i], backward),  # noqa: B023 used in this turn of the loop
-                    [Peer("naive", "the peer's own lines", lambda i: _run(sides[i].naive, sides[i], backward))],  # noqa: B023
+                    lambda i: _run_side(sides[i].ours, sides[i], backward),  # noqa: B023 used in this turn of the loop
+                    [Peer("naive", "the peer's own lines", lambda i: _run_side(sides[i].naive, sides[i], backward))],  # noqa: B023
                     error=error,
                 )
 
 
-def _side(run: Run, model: OneVision, theirs: Any, case: Case, seed: int) -> Side:
+def _make_side(run: Run, model: OneVision, theirs: nn.Module, case: Case, seed: int) -> Side:
     generator = torch.Generator().manual_seed(seed)
     shape = (len(case.batch.plans[0].plan.views), *model.encoder.grid, model.encoder.dim)
     features = torch.randn(shape, generator=generator).to(run.device, run.dtype)
     return Side(model, theirs, case, features.requires_grad_())
 
 
-def _exact(run: Run, side: Side) -> Tensor | None:
+def _compute_exact(run: Run, side: Side) -> Tensor | None:
     if run.dtype == torch.float32:
         return None
-    wide = replace(side, theirs=peer.widened(side.theirs), features=side.features.float())
+    wide = replace(side, theirs=peer.copy_to_float32(side.theirs), features=side.features.float())
     return wide.naive()
 
 
-def _run(make: Any, side: Side, backward: bool) -> None:
+def _run_side(make: object, side: Side, backward: bool) -> None:
     rows = make()
     if backward:
         rows.sum().backward()

@@ -20,31 +20,33 @@ PeerSetting = Literal["as shipped", "best", "naive"]
 SHOWN = ("torch", "transformers", "triton", "xformers")
 
 
-def machine() -> str:
+def describe_machine() -> str:
     """The GPU that numbers were measured on, or the processor where torch sees none."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return _processor()
+    return _find_processor()
 
 
 @cache
-def versions() -> str:
+def describe_versions() -> str:
     """Versions of mmblocks and of what it computes with."""
-    return " ".join([f"mmblocks={__version__}", *(f"{name}={found}" for name in SHOWN if (found := _version(name)))])
+    return " ".join(
+        [f"mmblocks={__version__}", *(f"{name}={found}" for name in SHOWN if (found := _find_version(name)))]
+    )
 
 
 @cache
-def commit() -> str | None:
+def find_commit() -> str | None:
     """The commit of the checkout that mmblocks runs from, with a + where files differ from it; None outside one."""
     here = Path(__file__).parent
-    if (head := _git(here, "rev-parse", "--short=12", "HEAD")) is None or not _git(here, "ls-files", "."):
+    if (head := _run_git(here, "rev-parse", "--short=12", "HEAD")) is None or not _run_git(here, "ls-files", "."):
         return None
-    return head + "+" * bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
+    return head + "+" * bool(_run_git(here, "status", "--porcelain", "--untracked-files=no"))
 
 
-def today() -> str:
+def format_today() -> str:
     """The date in UTC, as 2026-01-31."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
@@ -76,10 +78,10 @@ class Row:
     error: float | None = None
     spread: float | None = None
     command: str = ""
-    machine: str = field(default_factory=machine)
-    versions: str = field(default_factory=versions)
-    commit: str | None = field(default_factory=commit)
-    date: str = field(default_factory=today)
+    machine: str = field(default_factory=describe_machine)
+    versions: str = field(default_factory=describe_versions)
+    commit: str | None = field(default_factory=find_commit)
+    date: str = field(default_factory=format_today)
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -89,16 +91,16 @@ KEY = ("suite", "size", "device")
 
 def write(path: Path | str, rows: Sequence[Row]) -> None:
     """Put rows into a CSV file. Rows of the same suite, size and device that it held are replaced, others kept."""
-    new = {_key(row) for row in rows}
-    kept = [row for row in read(path) if _key(row) not in new]
-    every = sorted([*kept, *rows], key=_key)  # stable: rows of one suite keep their order
+    new = {_make_key(row) for row in rows}
+    kept = [row for row in read(path) if _make_key(row) not in new]
+    every = sorted([*kept, *rows], key=_make_key)  # stable: rows of one suite keep their order
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_suffix(".part")
     with beside.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(COLUMNS)
-        lines.writerows([_cell(getattr(row, column)) for column in COLUMNS] for row in every)
+        lines.writerows([_format_cell(getattr(row, column)) for column in COLUMNS] for row in every)
     beside.replace(target)
 
 
@@ -111,33 +113,33 @@ def read(path: Path | str) -> list[Row]:
         lines = csv.DictReader(file)
         if tuple(lines.fieldnames or ()) != COLUMNS:
             raise DataError(f"{source}: columns {lines.fieldnames}; a table of benchmarks has {list(COLUMNS)}.")
-        return [_row(line) for line in lines]
+        return [_parse_row(line) for line in lines]
 
 
-def _key(row: Row) -> tuple[str, ...]:
+def _make_key(row: Row) -> tuple[str, ...]:
     return tuple(getattr(row, name) for name in KEY)
 
 
-def _cell(value: str | float | None) -> str:
+def _format_cell(value: str | float | None) -> str:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _row(line: dict[str, str]) -> Row:
+def _parse_row(line: dict[str, str]) -> Row:
     numbers = {name: float(line[name]) if line[name] else None for name in NUMBERS}
     texts = {name: line[name] for name in COLUMNS if name not in (*NUMBERS, "commit")}
     return Row(**texts, **numbers, commit=line["commit"] or None)  # type: ignore[arg-type]
 
 
-def _version(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _run_git(folder: Path, *words: str) -> str | None:
     """What git says, None where there is no git, no repository, or nothing to say."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
@@ -147,11 +149,11 @@ def _git(folder: Path, *words: str) -> str | None:
 
 
 @cache
-def _processor() -> str:
+def _find_processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in _lines(info) if line.startswith("model name")]
+    names = [line.partition(":")[2].strip() for line in _read_lines(info) if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _lines(path: Path) -> Iterable[str]:
+def _read_lines(path: Path) -> Iterable[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()

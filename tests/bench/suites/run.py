@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmblocks.errors import MMBlocksError
 from tests.bench.suites.rows import PeerSetting, Row
-from tests.bench.suites.sizes import LEAST, Scale, scale_of
+from tests.bench.suites.sizes import LEAST, Scale, find_scale
 
 CPU = torch.device("cpu")
 BOUND = 1e-4
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def scale(self) -> Scale:
-        return scale_of(LEAST if self.tiny else self.size)
+        return find_scale(LEAST if self.tiny else self.size)
 
     @property
     def on_gpu(self) -> bool:
@@ -109,7 +109,7 @@ class Run:
         )
 
 
-def error_of(ours: Tensor, theirs: Tensor) -> float:
+def compute_error(ours: Tensor, theirs: Tensor) -> float:
     """Norm of the difference over the norm of theirs; infinite where theirs is nothing but zeros."""
     a, b = ours.detach().double(), theirs.detach().double()
     size = float(b.norm())
@@ -121,9 +121,9 @@ def require_equal(what: str, ours: Tensor, theirs: Tensor, exact: Tensor | None 
 
     exact: theirs in float32, for outputs in a narrower type; ours may then be `NOISE` times as far from it as theirs is.
     """
-    error = error_of(ours, theirs)
-    bound = BOUND if exact is None else NOISE * error_of(theirs, exact)
-    found = error if exact is None else error_of(ours, exact)
+    error = compute_error(ours, theirs)
+    bound = BOUND if exact is None else NOISE * compute_error(theirs, exact)
+    found = error if exact is None else compute_error(ours, exact)
     if not found <= bound:
         raise Unequal(f"{what}: outputs differ by {found:.2g} of their norm, at most {bound:.2g} is rounding.")
     return error

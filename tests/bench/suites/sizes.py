@@ -72,7 +72,7 @@ class Scale:
         )
 
 
-def _siglip(image_px: int, dim: int, depth: int, heads: int, mlp_dim: int) -> dict[str, Any]:
+def _make_siglip(image_px: int, dim: int, depth: int, heads: int, mlp_dim: int) -> dict[str, Any]:
     """`depth` blocks, the last of them unused, as in LLaVA-OneVision."""
     return {
         "name": "siglip",
@@ -85,7 +85,7 @@ def _siglip(image_px: int, dim: int, depth: int, heads: int, mlp_dim: int) -> di
     }
 
 
-def _qwen2(dim: int, depth: int, heads: int, kv_heads: int, mlp_dim: int, vocab_size: int) -> dict[str, Any]:
+def _make_qwen2(dim: int, depth: int, heads: int, kv_heads: int, mlp_dim: int, vocab_size: int) -> dict[str, Any]:
     return {
         "name": "causal_lm",
         "family": "qwen2",
@@ -110,20 +110,20 @@ SIZES = {
     for scale in (
         Scale(
             LEAST,
-            _siglip(56, dim=48, depth=3, heads=2, mlp_dim=64),
-            _qwen2(dim=32, depth=2, heads=4, kv_heads=2, mlp_dim=64, vocab_size=1000),
+            _make_siglip(56, dim=48, depth=3, heads=2, mlp_dim=64),
+            _make_qwen2(dim=32, depth=2, heads=4, kv_heads=2, mlp_dim=64, vocab_size=1000),
             Shown(Size(56, 56), frames=2, picture=Size(90, 116), one_of_several=Size(60, 70), several=2),
         ),
         Scale(
             TINY,
-            _siglip(384, dim=288, depth=3, heads=4, mlp_dim=1152),
-            _qwen2(dim=256, depth=2, heads=4, kv_heads=2, mlp_dim=1024, vocab_size=8000),
+            _make_siglip(384, dim=288, depth=3, heads=4, mlp_dim=1152),
+            _make_qwen2(dim=256, depth=2, heads=4, kv_heads=2, mlp_dim=1024, vocab_size=8000),
             LIKE_CPU,
         ),
         Scale(
             SMALL,
-            _siglip(384, dim=288, depth=5, heads=4, mlp_dim=1152),
-            _qwen2(dim=256, depth=6, heads=4, kv_heads=2, mlp_dim=1024, vocab_size=8000),
+            _make_siglip(384, dim=288, depth=5, heads=4, mlp_dim=1152),
+            _make_qwen2(dim=256, depth=6, heads=4, kv_heads=2, mlp_dim=1024, vocab_size=8000),
             LIKE_CPU,
         ),
         Scale(
@@ -144,25 +144,25 @@ SIZES = {
 }
 
 
-def scale_of(name: str) -> Scale:
+def find_scale(name: str) -> Scale:
     """A size by name. Raises `ConfigError` for one that does not exist."""
     if name not in SIZES:
         raise ConfigError(f"no size is called {name!r}; there are {', '.join(SIZES)}.{format_suggestion(name, SIZES)}")
     return SIZES[name]
 
 
-def model_of(scale: Scale, device: torch.device, dtype: torch.dtype, seed: int = 0) -> OneVision:
+def make_model(scale: Scale, device: torch.device, dtype: torch.dtype, seed: int = 0) -> OneVision:
     """The model with random weights, made where it will run. It writes ordinary words only and never stops by itself."""
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
         model = build_from_spec(scale.spec)
     model = set_dtype(model.to(device), dtype).eval()
-    _ordinary_words_only(model)
+    _allow_ordinary_words_only(model)
     return model
 
 
 @torch.no_grad()
-def _ordinary_words_only(model: OneVision) -> None:
+def _allow_ordinary_words_only(model: OneVision) -> None:
     """Zero the other rows of the vocabulary. Some word is always above 0, so none of these is ever the likeliest."""
     tokenizer = model.backbone.text_tokenizer
     words = sorted(

@@ -72,7 +72,7 @@ class Start:
     program: str = TO_ITS_END
 
 
-def starts() -> Mapping[str, Start]:
+def list_starts() -> Mapping[str, Start]:
     """What is started, by the name in the table."""
     picture = str(find_media("image.png"))
     three_steps = ("sight=null", "stop_after=text", "workers=0", "budget=0.028", "out=run")
@@ -87,15 +87,15 @@ def starts() -> Mapping[str, Start]:
 
 def measure(run: Run) -> Iterator[Row]:
     """Each start in turns with its references, in processes of their own; `tiny` starts the lightest alone."""
-    for name, start in list(starts().items())[: 1 if run.tiny else None]:
+    for name, start in list(list_starts().items())[: 1 if run.tiny else None]:
         run.require_time(before=name)
-        yield from rows_of(run, name, start)
+        yield from measure_start(run, name, start)
 
 
-def rows_of(run: Run, name: str, start: Start) -> Iterator[Row]:
+def measure_start(run: Run, name: str, start: Start) -> Iterator[Row]:
     """Medians over the rounds; differences are taken within a round. A first one is not kept: it reads from disk."""
     _, modules = run_start(start)
-    references = references_of(modules)
+    references = list_references(modules)
     rounds = [(run_start(start)[0], *map(time_imports, references.values())) for _ in range(run.repeats)]
     yield run.row(NAME, name, WHOLE, "s", median(whole for whole, *_ in rounds))
     for number, quantity in enumerate(references, start=1):
@@ -103,7 +103,7 @@ def rows_of(run: Run, name: str, start: Start) -> Iterator[Row]:
     yield run.row(NAME, name, MODULES, "modules", sum(m.partition(".")[0] == "mmblocks" for m in modules))
 
 
-def references_of(modules: Sequence[str]) -> dict[str, list[str]]:
+def list_references(modules: Sequence[str]) -> dict[str, list[str]]:
     """Modules that are imported beside torch and transformers, by what is left of a start without them."""
     if "torch" not in modules:
         return {}
@@ -114,7 +114,7 @@ def run_start(start: Start) -> tuple[float, list[str]]:
     """Processor seconds of a start, and every module that it imported."""
     with TemporaryDirectory() as folder:
         modules = Path(folder) / "modules.json"
-        seconds = processor_seconds([start.program, str(modules), *start.words], Path(folder))
+        seconds = measure_processor_seconds([start.program, str(modules), *start.words], Path(folder))
         return seconds, json.loads(modules.read_text(encoding="utf-8"))
 
 
@@ -123,10 +123,10 @@ def time_imports(modules: Sequence[str]) -> float:
     with TemporaryDirectory() as folder:
         listed = Path(folder) / "modules.json"
         listed.write_text(json.dumps(modules), encoding="utf-8")
-        return processor_seconds([REFERENCE, str(listed)], Path(folder))
+        return measure_processor_seconds([REFERENCE, str(listed)], Path(folder))
 
 
-def processor_seconds(program: Sequence[str], folder: Path) -> float:
+def measure_processor_seconds(program: Sequence[str], folder: Path) -> float:
     """User and system time of `python -c` with these arguments, run in a folder. Raises `MMBlocksError` if it fails."""
     errors = folder / "errors.txt"
     with errors.open("w") as told:

@@ -35,7 +35,7 @@ SUITES = {
 }
 
 
-def suite_of(name: str) -> Suite:
+def find_suite(name: str) -> Suite:
     """A suite by name. Raises `ConfigError` for one that does not exist."""
     if name not in SUITES:
         raise ConfigError(
@@ -50,7 +50,7 @@ def run_suites(names: Sequence[str], run: Run, out: Path | None) -> Iterator[Row
     Yields rows, and texts about what was left out: cases past the deadline, sides that do not compute the same, suites
     that failed. A suite that fails does not end the others.
     """
-    suites = {name: suite_of(name) for name in names}
+    suites = {name: find_suite(name) for name in names}
     for name, suite in suites.items():
         rows: list[Row] = []
         begun = time.monotonic()

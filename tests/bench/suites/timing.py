@@ -47,24 +47,24 @@ class Timing:
         return (upper - lower) / 2 / self.median
 
 
-def interleaved(ways: Mapping[str, Way | Callable[[int], Any]], run: Run) -> dict[str, Timing]:
+def time_in_turns(ways: Mapping[str, Way | Callable[[int], Any]], run: Run) -> dict[str, Timing]:
     """Time all ways in turns: every round does each of them once on the same input set, and rounds rotate the sets.
 
     The first `run.warmups` rounds are not kept. Processor time of this process at one thread on a CPU, events on a GPU.
     """
     made = {name: way if isinstance(way, Way) else Way(way) for name, way in ways.items()}
     taken: dict[str, list[float]] = {name: [] for name in made}
-    with one_thread(), _no_collection():
+    with use_one_thread(), _pause_collection():
         for number in range(run.warmups + run.repeats):
             for name, way in made.items():
-                seconds = _timed(way, number % run.input_sets, run.device)
+                seconds = _time_once(way, number % run.input_sets, run.device)
                 if number >= run.warmups:
                     taken[name].append(seconds)
             gc.collect(1)  # what this round left; going through everything takes longer than a round
     return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
 
 
-def _timed(way: Way, number: int, device: torch.device) -> float:
+def _time_once(way: Way, number: int, device: torch.device) -> float:
     state = way.ready(number)
     if device.type != "cuda":
         begin = time.process_time()
@@ -80,7 +80,7 @@ def _timed(way: Way, number: int, device: torch.device) -> float:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def use_one_thread() -> Iterator[None]:
     """Compute with one thread on the CPU, so that processor time is time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -91,7 +91,7 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def _pause_collection() -> Iterator[None]:
     """Keep Python's garbage collector out of what is timed; it runs between rounds."""
     enabled = gc.isenabled()
     gc.disable()

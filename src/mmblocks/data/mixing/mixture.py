@@ -115,8 +115,10 @@ def _opened(spec: Mapping[str, Any], where: str) -> list[WeightedSource]:
     try:
         with name_errors(where):
             return open_entry(spec)
-    except ConfigError as fault:
-        raise ConfigError(f"{where}: {fault}") from fault
+    except ConfigError as error:
+        if error.faults:
+            raise ConfigError.from_faults([fault.move_below(where) for fault in error.faults]) from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _repeat_permutations(length: int, size: int, seed: tuple[int, ...]) -> np.ndarray:

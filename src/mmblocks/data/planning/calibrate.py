@@ -36,7 +36,7 @@ def calibrate_cost(
 ) -> SampleCost:
     """Measure a training pass of `model`, as it stands, on rows of up to about `tokens` tokens.
 
-    What learns is what asks for gradients; none are left behind. The rows differ in their numbers of views, tokens,
+    The parts that require gradients learn; no gradients are left behind. The rows differ in their numbers of views, tokens,
     labels and in the lengths of their sequences; the quickest of `repeats` passes counts. Raises `ConfigError` when the
     times do not follow these four numbers (a busy machine, rows too small to be noticed).
     """
@@ -46,9 +46,14 @@ def calibrate_cost(
         for row in _make_probe_rows(processor, tokens)
     ]
     for batch in batches:  # first passes compile, allocate and choose kernels
-        _run_pass(model, batch)
+        _time_pass(model, batch, clock)
     seconds = [min(_time_pass(model, batch, clock) for _ in range(repeats)) for batch in batches]
-    return fit_cost(SampleSizes.from_rows(map(_size, batches)), seconds)
+    return fit_cost(
+        SampleSizes.from_rows(
+            (b.num_tokens, b.num_views, b.num_labelled, sum(n * n for n in b.packing.lengths)) for b in batches
+        ),
+        seconds,
+    )
 
 
 def fit_cost(sizes: SampleSizes, seconds: Sequence[float]) -> SampleCost:
@@ -70,7 +75,7 @@ def fit_cost(sizes: SampleSizes, seconds: Sequence[float]) -> SampleCost:
     return SampleCost(*map(float, rates[:4]))
 
 
-def _solve_nonnegative(table: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _solve_nonnegative(table: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The best of the least-squares solutions over all choices of columns that have no negative weight."""
     columns = table.shape[1]
     scale = np.linalg.norm(table, axis=0)
@@ -78,8 +83,8 @@ def _solve_nonnegative(table: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     for chosen in (c for size in range(1, columns + 1) for c in combinations(range(columns), size)):
         kept = [c for c in chosen if scale[c] > 0]
         weights = np.zeros(columns)
-        weights[kept] = np.linalg.lstsq(table[:, kept] / scale[kept], wanted, rcond=None)[0] / scale[kept]
-        error = float(np.sum((table @ weights - wanted) ** 2))
+        weights[kept] = np.linalg.lstsq(table[:, kept] / scale[kept], target, rcond=None)[0] / scale[kept]
+        error = float(np.sum((table @ weights - target) ** 2))
         if (weights >= 0).all() and error < least:
             best, least = weights, error
     return best
@@ -89,8 +94,11 @@ def _solve_nonnegative(table: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _make_probe_rows(processor: Processor, tokens: int) -> Iterator[list[Conversation]]:
-    """Rows that tell the four rates apart: long and short, asked and answered, one sequence and many, with views or not."""
-    per_word = _tokens_per_word(processor)
+    """Rows from which four rates follow: long and short, long questions and answers, one sequence and many, with views or
+    without.
+    """
+    few, many = (len(processor.make_training_sample(_make_text_conversation(words, 1)).encoded) for words in (100, 200))
+    per_word = max(0.1, (many - few) / 100)  # of a long text, so that what a template adds does not count
     for share in (1.0, 0.5, 0.25):
         words = max(8, int(share * tokens / per_word))
         yield [_make_text_conversation(words, 4)]
@@ -98,57 +106,32 @@ def _make_probe_rows(processor: Processor, tokens: int) -> Iterator[list[Convers
         yield [_make_text_conversation(words // 8, 4)] * 8
         yield [_make_text_conversation(4, words // 8)] * 8
     image = Visual("image", Image.new("RGB", (processor.view_px.width, processor.view_px.height)))
-    each = len(processor.make_training_sample(_make_image_conversation(image, 1)).encoded)
+    each = len(processor.make_training_sample(_make_text_conversation(4, 1, image)).encoded)
     for images in sorted({1, 2, max(2, tokens // each // 2), max(2, tokens // each)}):
-        yield [_make_image_conversation(image, 1)] * images
-        yield [_make_image_conversation(image, max(4, int(tokens / per_word / images)))] * images
+        yield [_make_text_conversation(4, 1, image)] * images
+        yield [_make_text_conversation(4, max(4, int(tokens / per_word / images)), image)] * images
 
 
-def _tokens_per_word(processor: Processor) -> float:
-    """Of a long text, so that what a template adds does not count."""
-    few, many = (len(processor.make_training_sample(_make_text_conversation(words, 1)).encoded) for words in (100, 200))
-    return max(0.1, (many - few) / 100)
-
-
-def _make_text_conversation(asked: int, answered: int) -> Conversation:
-    return _make_conversation((Text(_make_words(asked)),), answered)
-
-
-def _make_image_conversation(image: Visual, answered: int) -> Conversation:
-    return _make_conversation((image, Text(_make_words(4))), answered)
-
-
-def _make_conversation(question: tuple[Text | Visual, ...], answered: int) -> Conversation:
-    answer = Message("assistant", (Text(_make_words(answered)),))
-    return Conversation((Message("user", question), answer), "calibration")
-
-
-def _make_words(number: int) -> str:
-    return " ".join(["red"] * max(1, number))
-
-
-def _size(batch: Batch) -> tuple[int, int, int, int]:
-    return batch.num_tokens, batch.num_views, batch.num_labelled, sum(n * n for n in batch.packing.lengths)
+def _make_text_conversation(question_words: int, answer_words: int, *visuals: Visual) -> Conversation:
+    question, answer = (Text(" ".join(["red"] * max(1, n))) for n in (question_words, answer_words))
+    messages = (Message("user", (*visuals, question)), Message("assistant", (answer,)))
+    return Conversation(messages, "calibration")
 
 
 def _time_pass(model: OneVision, batch: Batch, clock: Callable[[], float]) -> float:
+    """Seconds of forward and backward; gradients that are there stay as they are."""
     _synchronize_device(model.device)
     begin = clock()
-    _run_pass(model, batch)
-    _synchronize_device(model.device)
-    return clock() - begin
-
-
-def _run_pass(model: OneVision, batch: Batch) -> None:
-    """Forward and backward; gradients that are there stay as they are."""
     kept = {name: p.grad for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = None
-    loss = model(batch).mean
+    loss = model(batch).loss
     if loss.requires_grad:  # text alone meets neither encoder nor projector
         loss.backward()
     for name, parameter in model.named_parameters():
         parameter.grad = kept[name]
+    _synchronize_device(model.device)
+    return clock() - begin
 
 
 def _synchronize_device(device: torch.device) -> None:

@@ -1,18 +1,18 @@
 """Orders that put samples of like length together, as LLaVA's samplers do.
 
-Lengths are words, not tokens; a negative one marks a sample without images or clips. The samplers cut a random order
+Lengths are words, not tokens; a negative one marks a sample without images or videos. The samplers cut a random order
 into chunks of a global batch, sort each by length and deal it to ranks of like total.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 
-from mmblocks.conversation import Conversation, Item, Message, PreferencePair, Text
+from mmblocks.conversation import Conversation, Item, PreferencePair, Text
 from mmblocks.data.mixing.broken import Policy
 from mmblocks.data.mixing.mixture import Draw, Draws, Mixture
 from mmblocks.errors import DataError
@@ -29,22 +29,23 @@ def count_words(item: Item) -> int:
     A pair has its preferred conversation's.
     """
     conversation = _select_conversation(item)
-    count = max(1, sum(len(_written(m).split()) for m in conversation.messages if m.role != "system"))
+    texts = (
+        "".join(part.text if isinstance(part, Text) else MARKER for part in message.parts)
+        for message in conversation.messages
+        if message.role != "system"
+    )
+    count = max(1, sum(len(text.split()) for text in texts))
     return count if conversation.visuals else -count
 
 
 def estimate_length(item: Item) -> int:
     """Words of all turns, and 128 more where there is an image."""
-    has_picture = any(visual.kind == "image" for visual in _select_conversation(item).visuals)
-    return abs(count_words(item)) + (IMAGE_WORDS if has_picture else 0)
+    has_image = any(visual.kind == "image" for visual in _select_conversation(item).visuals)
+    return abs(count_words(item)) + (IMAGE_WORDS if has_image else 0)
 
 
 def _select_conversation(item: Item) -> Conversation:
     return item.chosen if isinstance(item, PreferencePair) else item
-
-
-def _written(message: Message) -> str:
-    return "".join(part.text if isinstance(part, Text) else MARKER for part in message.parts)
 
 
 def make_grouped_order(
@@ -65,25 +66,18 @@ def make_grouped_order(
     drawn = [draws[number] for number in range(len(draws))]
     for draw in drawn:
         if draw not in known:
-            known[draw] = _measure_record(mixture, draw, of, policy)
+            try:
+                known[draw] = of(mixture[draw])
+            except DataError:
+                if policy == "raise":
+                    raise
+                known[draw] = -1 if order == "modality_length" else 1
     lengths = [known[draw] for draw in drawn]
-    inside, across = (torch.Generator().manual_seed(s) for s in _seeds(seed))
+    seeds = np.random.SeedSequence(tuple(seed)).generate_state(2).tolist()
+    inside, across = (torch.Generator().manual_seed(s) for s in seeds)
     if order == "length":
         return np.array(group_by_length(lengths, global_batch_size, 1, across), dtype=np.int64)
     return np.array(group_by_modality(lengths, global_batch_size, 1, inside=inside, across=across), dtype=np.int64)
-
-
-def _measure_record(mixture: Mixture, draw: Draw, of: Callable[[Item], int], policy: Policy) -> int:
-    try:
-        return of(mixture[draw])
-    except DataError:
-        if policy == "raise":
-            raise
-        return -1 if of is count_words else 1
-
-
-def _seeds(seed: Sequence[int]) -> list[int]:
-    return np.random.SeedSequence(tuple(seed)).generate_state(2).tolist()
 
 
 def group_by_length(
@@ -93,13 +87,8 @@ def group_by_length(
     order = torch.randperm(len(lengths), generator=generator).tolist()
     size = world * global_batch_size
     chunks = [order[i : i + size] for i in range(0, len(order), size)]
-    return [number for chunk in chunks for number in _sorted_and_dealt(chunk, lengths, world)]
-
-
-def _sorted_and_dealt(chunk: list[int], lengths: Sequence[int] | np.ndarray, ranks: int) -> Iterator[int]:
-    longest = sorted(chunk, key=lambda number: lengths[number], reverse=True)
-    for share in split_evenly(longest, lengths, ranks):
-        yield from share
+    longest_first = [sorted(chunk, key=lambda number: lengths[number], reverse=True) for chunk in chunks]
+    return [n for chunk in longest_first for share in split_evenly(chunk, lengths, world) for n in share]
 
 
 def split_evenly(numbers: Sequence[int], lengths: Sequence[int] | np.ndarray, ranks: int) -> list[list[int]]:
@@ -127,7 +116,7 @@ def group_by_modality(
     inside: torch.Generator,
     across: torch.Generator,
 ) -> list[int]:
-    """As `grouped`, with chunks that show something (lengths above 0) or nothing (below 0), in a random order.
+    """As `group_by_length`, with chunks that show something (lengths above 0) or nothing (below 0), in a random order.
 
     What both kinds leave over makes the last chunk, in the order of its numbers. `inside` draws the orders of both kinds,
     `across` the order of chunks; with one kind alone `across` draws all.

@@ -6,9 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from mmblocks.data.mixing.mixture import Draw
 from mmblocks.data.sample.encode import Targets
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
+from mmblocks.model.spec import ModelSpec
 from mmblocks.storage import replace_file
 
 _COUNTING_RULE = "frames of uneven videos by their times"
@@ -31,7 +32,7 @@ PROBES = (
     Conversation.from_messages([_ASKED, _ANSWERED]),
     Conversation.from_messages([{"role": "system", "content": "c"}, _ASKED, _ANSWERED, _ASKED, _ANSWERED]),
 )
-"""What chat templates are told apart by: how they write these."""
+"""Conversations whose spans a chat template is recognised by."""
 
 
 LengthsRow = tuple[int, int, int, int, int]
@@ -56,8 +57,8 @@ class LengthsCache:
     def from_settings(
         cls,
         folder: str | Path,
-        data: Sequence[Mapping[str, Any]],
-        model: Any,
+        data: Sequence[Mapping[str, object]],
+        model: ModelSpec | Mapping[str, object],
         processor: Processor,
         targets: Targets = "answers",
     ) -> LengthsCache:
@@ -66,17 +67,24 @@ class LengthsCache:
         Named by a digest of all that decides a length: sources with size and time of change of the files they name, the
         model's spec, what a stage changes of it in `processor` (visual tokenizers, template, limit of tokens, how images
         are read), the text tokenizer, targets, and the version of mmblocks. With each length the fingerprint of its record
-        is kept, by which `measure` knows a record that was edited or shows another image.
+        is kept, by which `measure_draws` knows a record that was edited or shows another image.
         """
-        depends = [
-            _to_plain_value(list(data)),
-            _list_files(data),
-            _to_plain_value(model),
-            _describe_processing(processor),
-            targets,
-            __version__,
-            _COUNTING_RULE,
+        probes = [one for probe in PROBES for one in processor.list_conversations(probe)]
+        texts = [_write_probe(processor.template, one.messages) for one in probes]
+        backend = getattr(processor.text_tokenizer, "backend_tokenizer", None)  # the whole of a fast tokenizer
+        tokenizer = repr(processor.text_tokenizer) if backend is None else backend.to_str()
+        processing = [
+            texts,
+            _ADDRESS.sub("", repr(processor.router)),
+            hashlib.sha256(tokenizer.encode()).hexdigest(),
+            processor.max_tokens,
+            processor.overlong,
+            processor.visuals,
+            processor.seed,
+            processor.images.to_dict(),
         ]
+        spec = asdict(model) if isinstance(model, ModelSpec) else model
+        depends = [list(data), _list_files(data), spec, processing, targets, __version__, _COUNTING_RULE]
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=repr).encode()).hexdigest()
         return cls(Path(folder) / f"lengths-{digest[:20]}.npy")
 
@@ -101,19 +109,7 @@ class LengthsCache:
             np.save(file, table, allow_pickle=False)
 
 
-def _describe_processing(processor: Processor) -> list[Any]:
-    """What a stage's processor decides beside the model's spec."""
-    said = [
-        _write_probe(processor.template, one.messages)
-        for probe in PROBES
-        for one in processor.list_conversations(probe)
-    ]
-    tokenizers = _ADDRESS.sub("", repr(processor.router))
-    own = [processor.max_tokens, processor.overlong, processor.visuals, processor.seed, processor.images.to_dict()]
-    return [said, tokenizers, _text_tokenizer(processor.text_tokenizer), *own]
-
-
-def _write_probe(template: ChatTemplate, messages: Sequence[Message]) -> Any:
+def _write_probe(template: ChatTemplate, messages: Sequence[Message]) -> str | list[tuple[str, bool, bool]]:
     """How a template writes messages, or why it does not."""
     try:
         spans = template.to_spans(messages)
@@ -122,29 +118,16 @@ def _write_probe(template: ChatTemplate, messages: Sequence[Message]) -> Any:
     return [(s.content if isinstance(s.content, str) else "visual", s.learn, s.literal) for s in spans]
 
 
-def _text_tokenizer(tokenizer: Any) -> str:
-    """The whole of a fast tokenizer, as a digest."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    said = repr(tokenizer) if backend is None else backend.to_str()
-    return hashlib.sha256(said.encode()).hexdigest()
-
-
-def _to_plain_value(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-
-
-def _list_files(data: Any) -> list[tuple[str, int, int]]:
+def _list_files(data: object) -> list[tuple[str, int, int]]:
     """Files that a source's settings name, with size and time of change."""
     if isinstance(data, Mapping):
         return [file for value in data.values() for file in _list_files(value)]
     if isinstance(data, Sequence) and not isinstance(data, str):
         return [file for value in data for file in _list_files(value)]
-    return _file(data) if isinstance(data, str) else []
-
-
-def _file(name: str) -> list[tuple[str, int, int]]:
+    if not isinstance(data, str):
+        return []
     try:
-        path = Path(name)
+        path = Path(data)
         known = path.stat()
     except (OSError, ValueError):
         return []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -93,42 +93,43 @@ def measure_draws(
 
     policy: "raise" stops with a `DataError` at the first that cannot be used, "skip" lists it. Samples over the limit of
     tokens are counted to the end before that, or listed where the processor's `overlong` says "skip". title: what the progress
-    bar says; none is shown without one. cache: lengths known from before, which are taken where their record says and
-    shows what it did, and where new ones are kept. settled: lengths that are taken without looking at their records.
+    bar says; none is shown without one. cache: lengths measured before, which hold for records that did not change, and where new ones
+    are kept. settled: lengths that hold whatever their records say now.
     """
-    unique, firsts, places = _list_unique_draws(draws)
+    pairs = np.stack([draws.source, draws.index], axis=1).reshape(-1, 2)
+    rows, firsts, places = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    unique = [Draw(source, index) for source, index in rows.tolist()]
+    places = places.reshape(-1)
     kept = {} if cache is None else cache.read()
     known = {draw: one for draw, one in kept.items() if mixture.is_synthetic(draw.source)} | dict(settled or {})
     missing = [draw for draw in unique if draw not in known]
     headers = _SizeReader(mixture, missing, processor, targets, None if cache is None else kept)
     faults: dict[Draw, MeasureFault] = {}
-    for draw, found in zip(missing, _read_sizes(headers, workers, title), strict=True):
-        if isinstance(found, RecordLengths):
-            known[draw] = found
+    loader = DataLoader(headers, batch_size=CHUNK, num_workers=workers, collate_fn=list)
+    results = chain.from_iterable(loader)
+    shown = tqdm(results, total=len(headers), desc=title, unit="sample", disable=not title, dynamic_ncols=True)
+    for draw, result in zip(missing, shown, strict=True):
+        if isinstance(result, RecordLengths):
+            known[draw] = result
             continue
-        if policy == "raise" and not found.tokens:
-            raise DataError(found.reason)
-        faults[draw] = found
+        if policy == "raise" and not result.tokens:
+            raise DataError(result.reason)
+        faults[draw] = result
     if cache is not None and kept != (fresh := kept | known):
         cache.write(fresh)
     if policy == "raise" and faults and processor.overlong != "skip":
-        raise TooLong(_describe_too_long(mixture, unique, faults))
+        sentences = [next(iter(faults.values())).reason]
+        for number in sorted({draw.source for draw in faults}):
+            tokens = [fault.tokens for draw, fault in faults.items() if draw.source == number]
+            measured = sum(draw.source == number for draw in unique)
+            sentences.append(format_overlong(mixture.names[number], tokens, measured, len(mixture.sources[number])))
+        raise TooLong(" ".join([*sentences, OVERLONG_CURE]))
     table = [known[draw].row if draw in known else _NO_ROW for draw in unique]
     sizes = SampleSizes.from_rows(row[:4] for row in table).select_rows(places)
     broken = [BrokenDraw(int(firsts[i]), *faults[draw][:2]) for i, draw in enumerate(unique) if draw in faults]
     whole = np.array([draw not in faults for draw in unique], dtype=bool)
     cut = np.array([row[4] for row in table], dtype=np.int64)
     return Measurement(sizes, sorted(broken), np.flatnonzero(whole[places]), cut, known)
-
-
-def _describe_too_long(mixture: Mixture, measured: Sequence[Draw], faults: Mapping[Draw, MeasureFault]) -> str:
-    """What is wrong with the first, how many others there are by source, and which limit takes them all."""
-    told = [next(iter(faults.values())).reason]
-    for number in sorted({draw.source for draw in faults}):
-        tokens = [fault.tokens for draw, fault in faults.items() if draw.source == number]
-        looked_at = sum(draw.source == number for draw in measured)
-        told.append(format_overlong(mixture.names[number], tokens, looked_at, len(mixture.sources[number])))
-    return " ".join([*told, OVERLONG_CURE])
 
 
 _NO_ROW: LengthsRow = (0, 0, 0, 0, 0)
@@ -154,24 +155,10 @@ def measure_item(item: Item, processor: Processor, targets: Targets) -> LengthsR
     )
 
 
-def _list_unique_draws(draws: Draws) -> tuple[list[Draw], np.ndarray, np.ndarray]:
-    """Each conversation that is drawn, its first draw, and for each draw the place of its conversation."""
-    pairs = np.stack([draws.source, draws.index], axis=1).reshape(-1, 2)
-    unique, firsts, places = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-    return [Draw(source, index) for source, index in unique.tolist()], firsts, places.reshape(-1)
-
-
-def _read_sizes(headers: _SizeReader, workers: int, title: str) -> Iterator[RecordLengths | MeasureFault]:
-    records: Any = headers
-    loader = DataLoader(records, batch_size=CHUNK, num_workers=workers, collate_fn=list)
-    rows = chain.from_iterable(loader)
-    return iter(tqdm(rows, total=len(headers), desc=title, unit="sample", disable=not title, dynamic_ncols=True))
-
-
 class _SizeReader(Dataset[RecordLengths | MeasureFault]):
-    """Sizes of conversations, read where they are asked for: in a worker process if there are any.
+    """Sizes of conversations, read in a worker process if there are any.
 
-    kept: what is known of records from before; None where nobody asks for their fingerprints.
+    kept: what is known of records from before; None where fingerprints are not needed.
     """
 
     def __init__(
@@ -194,18 +181,15 @@ class _SizeReader(Dataset[RecordLengths | MeasureFault]):
         try:
             item = self.mixture[draw]
             origin = item.origin
+            before, fingerprint = None, SYNTHETIC
+            if self.kept is not None and not self.mixture.is_synthetic(draw.source):
+                before = self.kept.get(draw)
+                fingerprint = fingerprint_item(item, None if before is None else before.fingerprint)
+            if before is not None and fingerprint.has_same_content(before.fingerprint):
+                return RecordLengths(before.row, fingerprint)
             try:
-                return self._known(draw, item)
+                return RecordLengths(measure_item(item, self.processor, self.targets), fingerprint)
             except TooLong as fault:
                 return MeasureFault(origin, str(fault), count_item_tokens(item, self.processor, self.targets))
         except DataError as fault:
             return MeasureFault(split_reason(fault, origin)[0], str(fault))
-
-    def _known(self, draw: Draw, item: Item) -> RecordLengths:
-        if self.kept is None or self.mixture.is_synthetic(draw.source):
-            return RecordLengths(measure_item(item, self.processor, self.targets), SYNTHETIC)
-        before = self.kept.get(draw)
-        seen = fingerprint_item(item, None if before is None else before.fingerprint)
-        if before is not None and seen.has_same_content(before.fingerprint):
-            return RecordLengths(before.row, seen)
-        return RecordLengths(measure_item(item, self.processor, self.targets), seen)

@@ -39,7 +39,8 @@ def pack_best_fit(
     packs: list[list[int]] = []
     opened: list[_OpenPack] = []
     for number, (need, seen) in enumerate(zip(sizes.tolist(), shown.tolist(), strict=True)):
-        at = _find_pack(opened, need, seen)
+        fitting = range(bisect_left(opened, need, key=_get_room), len(opened))  # sorted by room, least first
+        at = next((index for index in fitting if opened[index].view_room >= seen), None)
         if at is None:
             if len(opened) == open_packs:
                 opened.remove(min(opened, key=lambda pack: pack.compute_share_left(limits)))
@@ -79,14 +80,6 @@ class _OpenPack:
 
 def _get_room(pack: _OpenPack) -> int:
     return pack.room
-
-
-def _find_pack(opened: list[_OpenPack], tokens: int, views: int) -> int | None:
-    """Where a sample leaves the least room, in packs sorted by room."""
-    for at in range(bisect_left(opened, tokens, key=_get_room), len(opened)):
-        if opened[at].view_room >= views:
-            return at
-    return None
 
 
 def _check_sizes(sizes: np.ndarray, limit: int, what: str, setting: str, names: Sequence[str] | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -39,9 +38,9 @@ class SampleDistribution:
 
 @dataclass(frozen=True, slots=True)
 class BatchingReport:
-    """A mixture measured for `ranks` processes. Plain values but for `plain()`.
+    """A mixture measured for `ranks` processes.
 
-    labels_share: trained tokens in all tokens. waste: tokens computed for each real one, by way of batching, where every
+    labels_share: trained tokens in all tokens. waste: tokens computed for each real one, by method of batching, where every
     row must have one shape. pairs: attention pairs a pack would take if its sequences were not kept apart, for each
     pair that counts. efficiency: mean of the ranks' times divided by the slowest's, over all steps; None where the
     samples do not fill one step. packs: of `pack_tokens` tokens.
@@ -60,7 +59,7 @@ class BatchingReport:
     ranks: int
     efficiency: dict[str, float | None] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Values that json takes."""
         return asdict(self)
 
@@ -75,7 +74,7 @@ def report_batching(
     plan: StepPlan | None = None,
     seed: int = 0,
 ) -> BatchingReport:
-    """Compare ways of batching samples in the order of `sizes`.
+    """Compare methods of batching samples in the order of `sizes`.
 
     pack_tokens: the smallest power of two that holds the longest sample and four of middle length, where it is not
     given. plan: the steps that a stage would take, compared beside the others.
@@ -96,7 +95,11 @@ def report_batching(
         pack_views=pack_views,
         packs=len(by_tokens if pack_views is None else capped),
         waste=dict(_compute_waste(sizes, by_tokens, capped, tokens, seed)),
-        pairs=dict(_pairs(sizes, by_tokens)),
+        pairs={
+            "sequences kept apart": 1.0,
+            "packs seen as one sequence": sum(float(sizes.tokens[pack].sum()) ** 2 for pack in by_tokens)
+            / float(sizes.pairs.sum()),
+        },
         ranks=ranks,
         efficiency=dict(
             _compute_efficiencies(sizes, each, cost, ranks, by_tokens, capped, tokens, pack_views, plan, seed)
@@ -116,7 +119,7 @@ def _choose_view_cap(sizes: SampleSizes, packs: Sequence[Sequence[int]]) -> int:
 
 
 def _compute_waste(
-    sizes: SampleSizes, packs: Sequence[Any], capped: Sequence[Any], pack_tokens: int, seed: int
+    sizes: SampleSizes, packs: Sequence[Sequence[int]], capped: Sequence[Sequence[int]], pack_tokens: int, seed: int
 ) -> Iterator[tuple[str, float]]:
     real = float(sizes.tokens.sum())
     random = np.random.default_rng(seed).permutation(len(sizes))
@@ -143,13 +146,6 @@ def _order_by_length(sizes: SampleSizes, batch: int, seed: int) -> np.ndarray:
     stretch = MEGA_BATCHES * batch
     parts = [order[i : i + stretch] for i in range(0, len(order), stretch)]
     return np.concatenate([part[np.argsort(-sizes.tokens[part], kind="stable")] for part in parts])
-
-
-def _pairs(sizes: SampleSizes, packs: Sequence[Sequence[int]]) -> Iterator[tuple[str, float]]:
-    counted = float(sizes.pairs.sum())
-    whole = sum(float(sizes.tokens[list(pack)].sum()) ** 2 for pack in packs)
-    yield "sequences kept apart", 1.0
-    yield "packs seen as one sequence", whole / counted
 
 
 def _compute_efficiencies(

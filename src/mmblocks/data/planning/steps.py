@@ -1,13 +1,14 @@
 """Which samples make which step: fixed by the draws, the settings and a seed, whatever the number of processes.
 
 A step consists of packs, each a row of samples for one forward pass; a step's packs, or the samples of its only pack,
-are then shared out among ranks. Both are pure functions, so a run that goes on needs the number of its step, no state.
+are then shared out among ranks. Both are pure functions, so resuming needs the number of the step, no state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -48,11 +49,8 @@ class StepPlan:
 
     def list_packs(self, step: int) -> list[list[int]]:
         """Numbers of the draws of a step, by pack."""
-        return [self._pack(pack) for pack in range(*self.step_ends[step : step + 2].tolist())]
-
-    def _pack(self, pack: int) -> list[int]:
-        begin, end = self.pack_ends[pack : pack + 2].tolist()
-        return self.numbers[begin:end].tolist()
+        ends = self.pack_ends[self.step_ends[step] : self.step_ends[step + 1] + 1].tolist()
+        return [self.numbers[begin:end].tolist() for begin, end in pairwise(ends)]
 
     def list_rank_packs(self, step: int, rank: int, world: int, cost: SampleCost | None = None) -> list[list[int]]:
         """The packs of a rank: equally many on every rank, an empty one where a rank has to fill in.
@@ -62,7 +60,7 @@ class StepPlan:
         return self.share_packs(step, world, cost)[rank]
 
     def share_packs(self, step: int, world: int, cost: SampleCost | None = None) -> list[list[list[int]]]:
-        """`packs_for` of every rank."""
+        """`list_rank_packs` of every rank."""
         packs = self.list_packs(step)
         if self.divisible:
             samples = [number for pack in packs for number in pack]
@@ -136,7 +134,7 @@ def plan_by_tokens(
 
     window: packs of so many steps are sorted by cost, cut into steps of like cost, and these steps are shuffled by
     `seed`; 1 leaves packs in their order. Ranks with few packs per step then wait less for each other. `cost` and
-    `window` decide the order of the data: a run that goes on needs the same ones.
+    `window` decide the order of the data: a resumed run needs the same ones.
     """
     if step_tokens < pack_tokens:
         raise ConfigError(
@@ -151,7 +149,12 @@ def plan_by_tokens(
     steps: list[list[list[int]]] = []
     for number, begin in enumerate(range(0, whole, per_step * window)):
         part = np.arange(begin, min(begin + per_step * window, whole))
-        steps += [[packs[i] for i in step] for step in _group_like_cost(part, costs, per_step, window, (*seed, number))]
+        groups = part[None]
+        if window > 1:
+            by_cost = part[np.argsort(costs[part], kind="stable")].reshape(-1, per_step)
+            shuffled = by_cost[np.random.default_rng((*seed, number)).permutation(len(by_cost))]
+            groups = np.sort(shuffled, axis=1)
+        steps += [[packs[i] for i in group] for group in groups.tolist()]
     if whole < len(packs):
         steps.append(packs[whole:])
     return _make_plan(steps, divisible=False, sizes=sizes)
@@ -160,17 +163,6 @@ def plan_by_tokens(
 def choose_window(per_step: int, world: int) -> int:
     """The window that helps: none where every rank has enough packs per step to be balanced by dealing them out."""
     return 1 if per_step >= PACKS_TO_BALANCE * world else WINDOW
-
-
-def _group_like_cost(
-    packs: np.ndarray, costs: np.ndarray, per_step: int, window: int, seed: tuple[int, ...]
-) -> list[list[int]]:
-    """Packs of a window as steps of `per_step`, each sorted as the packs stood, the steps shuffled."""
-    if window == 1:
-        return [packs.tolist()]
-    by_cost = packs[np.argsort(costs[packs], kind="stable")].reshape(-1, per_step)
-    shuffled = by_cost[np.random.default_rng(seed).permutation(len(by_cost))]
-    return np.sort(shuffled, axis=1).tolist()
 
 
 def _compute_costs(pieces: Sequence[Sequence[int]], sizes: SampleSizes, cost: SampleCost | None) -> np.ndarray:

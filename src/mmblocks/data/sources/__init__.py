@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from mmblocks.components import has_capability
 from mmblocks.conversation import Item
 from mmblocks.data.record_faults import name_errors
+from mmblocks.faults import Fault
 from mmblocks.registry import Registry
 
 ItemT = TypeVar("ItemT", bound=Item)
@@ -41,23 +42,11 @@ class SyntheticSource(Protocol):
 
 
 @runtime_checkable
-class CheckableSource(Protocol):
-    """`list_faults`: it finds what is wrong with its settings and files before a run starts."""
+class SelfCheckedSource(Protocol):
+    """`find_faults`: its class finds what is wrong with its settings and files before it is built, and reads no record."""
 
     @staticmethod
-    def list_faults(settings: Mapping[str, Any], /) -> list[str]:
-        """One sentence for each fault."""
-        ...
-
-
-@runtime_checkable
-class FetchedSource(Protocol):
-    """`list_missing`: it names files that its settings need and that this machine does not have."""
-
-    @staticmethod
-    def list_missing(settings: Mapping[str, Any], /) -> list[str]:
-        """One sentence for each of them."""
-        ...
+    def find_faults(settings: Mapping[str, Any]) -> list[Fault]: ...
 
 
 def describe_origin(source: Source, index: int) -> str | None:
@@ -95,7 +84,5 @@ class NamedRecords(Generic[ItemT]):
 
 
 sources: Registry[Any] = Registry(
-    "source",
-    "mmblocks.data.sources",
-    capabilities=(LocatedSource, SyntheticSource, CheckableSource, FetchedSource),
+    "source", "mmblocks.data.sources", capabilities=(LocatedSource, SyntheticSource, SelfCheckedSource)
 )

@@ -19,7 +19,8 @@ from mmblocks.data.records.named_media import MediaRoots
 from mmblocks.data.sources import Source, sources
 from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.settings import list_faults
+from mmblocks.faults import Fault
+from mmblocks.settings import find_faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +64,13 @@ class LlavaMixture(ConcatenatedSource):
         super().__init__(parts, [one.json_path for one in named])
 
     @staticmethod
-    def list_faults(settings: Mapping[str, Any]) -> list[str]:
-        """What is wrong with the file, told without reading a record."""
-        try:
-            read_datasets(Path(settings["path"]))
-        except (ConfigError, DataError) as fault:
-            return [str(fault)]
-        return []
-
-    @staticmethod
-    def list_missing(settings: Mapping[str, Any]) -> list[str]:
-        """What a file without faults names and is not there."""
+    def find_faults(settings: Mapping[str, Any]) -> list[Fault]:
+        """What is wrong with the file, and what it names that is not there; no record is read."""
         file = Path(settings["path"])
-        return _list_missing_files(file, read_datasets(file))
+        try:
+            return [Fault("", text, severity="missing") for text in _list_missing_files(file, read_datasets(file))]
+        except (ConfigError, DataError) as error:
+            return [Fault("", str(error))]
 
 
 def read_datasets(file: Path) -> list[MixtureDataset]:
@@ -84,8 +79,8 @@ def read_datasets(file: Path) -> list[MixtureDataset]:
     entries = raw.get("datasets") if isinstance(raw, Mapping) else None
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{file}: there is no list 'datasets'; write datasets: and an entry with a json_path.")
-    if faults := [f"{file}: {text}" for i, one in enumerate(entries) for text in _faults(one, f"datasets.{i}")]:
-        raise ConfigError("\n".join(faults))
+    if faults := [fault for i, one in enumerate(entries) for fault in _find_entry_faults(one, f"datasets.{i}")]:
+        raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults), faults=faults)
     return [MixtureDataset(**entry) for entry in entries]
 
 
@@ -98,13 +93,13 @@ def _parsed(file: Path) -> Any:
         raise DataError(f"{file}: not YAML: {cause}.") from cause
 
 
-def _faults(entry: Any, where: str) -> Iterator[str]:
+def _find_entry_faults(entry: object, where: str) -> Iterator[Fault]:
     if not isinstance(entry, Mapping):
-        yield f"{where}: {entry!r:.80} is not a dataset; write json_path: FILE."
+        yield Fault(where, f"{entry!r:.80} is not a dataset.", "Write json_path: FILE.")
         return
-    yield from list_faults(MixtureDataset, {str(key): value for key, value in entry.items()}, where)
-    if fault := find_subset_fault(entry.get("sampling_strategy", "all")):
-        yield f"{where}.sampling_strategy: {fault}"
+    yield from find_faults(MixtureDataset, {str(key): value for key, value in entry.items()}, where)
+    if fault := find_subset_fault(entry.get("sampling_strategy", "all"), "sampling_strategy"):
+        yield fault.move_below(where)
 
 
 def _list_missing_files(file: Path, named: list[MixtureDataset]) -> list[str]:

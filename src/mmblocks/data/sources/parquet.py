@@ -14,6 +14,7 @@ from mmblocks.data.records.rows import RowReader
 from mmblocks.data.sources import NamedRecords, sources
 from mmblocks.data.turns import Placement
 from mmblocks.errors import ConfigError, DataError
+from mmblocks.faults import Fault
 from mmblocks.keys import describe_unread_keys, is_empty
 
 BATCH_ROWS = 1000
@@ -53,7 +54,9 @@ class ParquetTable(NamedRecords[Conversation]):
         ignore: tuple[str, ...] = (),
     ) -> None:
         if (path is None) == (hub is None):
-            raise ConfigError(f"source 'parquet': path={path!r} and hub={hub!r}; write one of them.")
+            raise ConfigError(
+                f"source 'parquet': path={path!r} and hub={hub!r}; write one of them.", settings=["path", "hub"]
+            )
         self.name = hub or ", ".join([path] if isinstance(path, str) else path or ())
         table, folder = _load_from_hub(hub, config, split, cache) if hub else _load_from_files(path or "", split, cache)
         columns = Columns(
@@ -67,10 +70,10 @@ class ParquetTable(NamedRecords[Conversation]):
         self._reader = RowReader(columns, MediaRoots.from_settings(folder, images, videos, frames_fps), placement)
 
     @staticmethod
-    def list_faults(settings: Mapping[str, Any]) -> list[str]:
-        """Nothing is asked of the hub before a run."""
+    def find_faults(settings: Mapping[str, Any]) -> list[Fault]:
+        """Whether it says where it is; nothing is asked of the hub before a run."""
         given = [name for name in ("path", "hub") if settings.get(name) is not None]
-        return [] if len(given) == 1 else ["source 'parquet': write either path or hub."]
+        return [] if len(given) == 1 else [Fault("", "source 'parquet': write either path or hub.")]
 
     def _refuse_unread(self, columns: Columns) -> None:
         """Raise `DataError` for columns that nothing reads and that hold something, before a row is asked for."""

@@ -115,7 +115,7 @@ def _make_multi(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> t
     for number, scene in enumerate(scenes, 1):
         side = rng.randint(*MULTI_SIDE_PX)
         image = draw.draw_image(scene, rng, (side, rng.randint(side, min(96, side * 3 // 2))))
-        before = ("\n" if number > 1 else "") + f"Image {number}: "
+        before = ("\n" if number > 1 else "") + f"Picture {number}: "
         media += [{"type": "text", "text": before}, {"type": "image", "image": image}]
     return media, asked
 
@@ -132,7 +132,7 @@ def _make_text(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[
         scenes, asked = _pose_questions(ask.MULTI, lambda kind: _sample_scenes(rng, split, kind), rng, turns)
         with_places = any(kind in NEED_PLACES for kind, _, _ in asked)
         told = [ask.describe_scene(scene, rng, with_places=with_places) for scene in scenes]
-        words = "\n".join(f"Image {number}: {said}" for number, said in enumerate(told, 1))
+        words = "\n".join(f"Picture {number}: {said}" for number, said in enumerate(told, 1))
     elif about == "video":
         scene, asked = _pose_questions(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
         words = ask.describe_motion(scene, rng)

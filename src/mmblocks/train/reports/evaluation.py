@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from mmblocks.batch import IGNORE, Batch
 from mmblocks.conversation import Conversation, PreferencePair
@@ -68,9 +67,8 @@ def evaluate_model(
 
 
 def is_better(measured: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
-    """Whether weights that measure so are to be kept in place of the best ones so far: by the lowest held-out loss, or
-    where no data is held out by the highest mean share of exact answers. On a tie the earlier weights stay; a loss that is
-    not finite is never kept.
+    """Whether these metrics are better than the best so far: by the held-out loss, or by the mean share of exact answers
+    where no data is held out. Ties keep the earlier weights; a loss that is not finite is never better.
     """
     return math.isfinite(_compute_minimized_score(measured)) and (
         best is None or _compute_minimized_score(measured) < _compute_minimized_score(best)
@@ -85,7 +83,7 @@ def _compute_minimized_score(measured: Mapping[str, float]) -> float:
 
 
 def fingerprint_held_out(evaluate: Evaluation, seed: int, before: Fingerprints | None) -> tuple[Mixture, Fingerprints]:
-    """What the held-out conversations say and show. before: what is known of them from an earlier start."""
+    """The held-out conversations, and their fingerprints. before: those of an earlier start."""
     held_out = _HeldOut.from_evaluation(evaluate, seed)
     return held_out.mixture, fingerprint_draws(held_out.mixture, held_out.draws, before=before)
 
@@ -114,13 +112,14 @@ class _Evaluator:
         """An answer is exact when every token of it, its end included, is what the model would write after the ones
         before: what answering greedily gives, in one forward pass.
         """
-        made = (tinyworld.make_record(task, n, seed=TINY_SEED, split="heldout") for n in range(questions))
-        asked = [Conversation.from_messages(record["messages"][:2], f"held-out {task}") for record in made]
+        records = (tinyworld.make_record(task, n, seed=TINY_SEED, split="heldout") for n in range(questions))
+        conversations = [Conversation.from_messages(record["messages"][:2], f"held-out {task}") for record in records]
         right = 0
         for batch in self._make_batches(
-            _HeldOutEncoder(asked, Processor.from_model(self.model), "answers", skips=False)
+            _HeldOutEncoder(conversations, Processor.from_model(self.model), "answers", skips=False)
         ):
-            hits = self.model.compute_row_hits(batch).cpu().split(_labelled(batch))
+            labelled = (batch.targets != IGNORE).split(batch.packing.lengths)
+            hits = self.model.compute_row_hits(batch).cpu().split([int(part.sum()) for part in labelled])
             right += sum(bool(answer.all()) for answer in hits if len(answer))
         return self.world.sum_over_processes(right)[0] / questions
 
@@ -144,26 +143,22 @@ class _HeldOutEncoder:
     targets: Targets
     skips: bool
 
-    def list_packs(self, most_tokens: int, most_views: int) -> Iterator[list[int]]:
+    def list_packs(self, max_tokens: int, max_views: int) -> Iterator[list[int]]:
         """Numbers in their order, as many together as the caps allow; from headers alone, so the same everywhere."""
         pack: list[int] = []
         tokens = views = 0
-        for number, more_tokens, more_views in self._measure_sizes():
-            if pack and (tokens + more_tokens > most_tokens or views + more_views > most_views):
-                yield pack
-                pack, tokens, views = [], 0, 0
-            pack.append(number)
-            tokens, views = tokens + more_tokens, views + more_views
-        if pack:
-            yield pack
-
-    def _measure_sizes(self) -> Iterator[tuple[int, int, int]]:
-        """Number, tokens and views of each conversation."""
         for number in range(len(self.conversations)):
             with self._skip_unreadable():
                 encoded = self.processor.encode_item(self.conversations[number], self.targets)
-                views = sum(len(routed.plan.unique_views) for one in encoded for routed in one.plans)
-                yield number, sum(map(len, encoded)), views
+                more_tokens = sum(map(len, encoded))
+                more_views = sum(len(routed.plan.unique_views) for one in encoded for routed in one.plans)
+                if pack and (tokens + more_tokens > max_tokens or views + more_views > max_views):
+                    yield pack
+                    pack, tokens, views = [], 0, 0
+                pack.append(number)
+                tokens, views = tokens + more_tokens, views + more_views
+        if pack:
+            yield pack
 
     def read_samples(self, pack: Sequence[int]) -> list[Sample]:
         read = []
@@ -184,14 +179,14 @@ class _HeldOutEncoder:
 
 @dataclass(frozen=True, slots=True)
 class _HeldOut:
-    """What is measured, read when it is asked for."""
+    """Held-out conversations, read on access."""
 
     mixture: Mixture
     draws: Draws
 
     @classmethod
     def from_evaluation(cls, evaluate: Evaluation, seed: int) -> _HeldOut:
-        """Drawn by weight, or everything where there is no more than was asked for."""
+        """Drawn by weight, or all where there are no more than `samples`."""
         mixture = Mixture.from_entries(evaluate.data)
         few = len(mixture) <= evaluate.samples
         return cls(mixture, mixture.draw_all() if few else mixture.draw_by_weight(evaluate.samples, (seed,)))
@@ -202,8 +197,3 @@ class _HeldOut:
     def __getitem__(self, number: int) -> Conversation:
         item = self.mixture[self.draws[number]]
         return item.chosen if isinstance(item, PreferencePair) else item
-
-
-def _labelled(batch: Batch) -> list[int]:
-    labelled: Tensor = batch.targets != IGNORE
-    return [int(part.sum()) for part in labelled.split(batch.packing.lengths)]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mmblocks.json_files import read_object
 from mmblocks.model.checks.composition import require_dry_build
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import PARTS, ModelSpec
-from mmblocks.model.trainable import LORA, list_adapters, list_trainable_parameters, train_only
+from mmblocks.model.trainable import LORA, list_adapters, list_trainable_parameters
 from mmblocks.storage import write_json
 from mmblocks.train.adapters.quantized import QuantizedLinear
-from mmblocks.train.optim import find_trained_parts
+from mmblocks.train.estimates.meta_stage import freeze_for_stage
 from mmblocks.train.stages import Lora, Stage, read_run
 
 TABLE_FILE = "trains.json"
@@ -28,8 +26,8 @@ TABLE_FILE = "trains.json"
 class TrainingRow:
     """One part of a model, or the adapters in its backbone ("lora"; "backbone" is the rest of it then).
 
-    rate: the learning rate it would have, None for a frozen part; weight_decay: that of its matrices, since biases, norms
-    and marks have none. dtype: of its weights, several where they differ. layers: how many linear layers have an
+    lr: the learning rate it would have, None for a frozen part; weight_decay: that of its matrices, since biases, norms
+    and learned tokens have none. dtype: of its weights, several where they differ. layers: how many linear layers have an
     adapter. bits: what the frozen backbone is quantized to.
     """
 
@@ -62,12 +60,11 @@ def _make_row(model: OneVision, name: str, stage: Stage) -> TrainingRow:
         learning=sum(p.numel() for p in parameters if p.requires_grad),
         dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
     )
-    fast = find_trained_parts(stage).get(name)
+    fast = stage.trained_parts.get(name)
     if fast is None:
         return row
-    given = stage.weight_decay if fast.weight_decay is None else fast.weight_decay
-    decay = given if any(p.ndim > 1 for p in parameters) else 0.0
-    row = replace(row, rate=fast.lr, weight_decay=decay)
+    decay = fast.weight_decay if any(p.ndim > 1 for p in parameters) else 0.0
+    row = replace(row, lr=fast.lr, weight_decay=decay)
     if not isinstance(fast, Lora):
         return row
     layers = sum(bool(getattr(m, "adapter_layer_names", ())) for m in model.backbone.modules())
@@ -84,56 +81,35 @@ def make_training_tables(recipe: Mapping[str, Any]) -> dict[str, list[TrainingRo
     """The table of every stage of a composed recipe, by the stage's name, on the meta device: no weight is read or made."""
     stages = read_run(recipe).stages
     model = make_meta_model(recipe["model"])
-    return {stage.name: _on_meta(model, stage) for stage in stages}
+    return {stage.name: make_training_table(freeze_for_stage(model, stage), stage) for stage in stages}
 
 
-def _on_meta(model: OneVision, stage: Stage) -> list[TrainingRow]:
-    if stage.lora is not None:
-        from mmblocks.train.adapters.lora import add_lora
-
-        model = copy.deepcopy(model)  # other stages have no adapters
-        with torch.device("meta"):
-            add_lora(model, replace(stage.lora, bits=None))
-    train_only(model, find_trained_parts(stage))
-    return make_training_table(model, stage)
-
-
-def make_meta_model(spec: Mapping[str, Any]) -> OneVision:
+def make_meta_model(spec: Mapping[str, object]) -> OneVision:
     """A whole model without weights. Raises `ConfigError` where its parts do not fit."""
     return require_dry_build(spec).to_model(ModelSpec.from_dict(spec))
 
 
 # For people and for files -------------------------------------------------------------------------------------------
 
-_HEAD = ("part", "parameters", "learning", "rate", "weight decay", "dtype", "adapters")
-
 
 def format_training_table(rows: Sequence[TrainingRow]) -> str:
     """The rows and their sum as an aligned table."""
     learning, every = sum(r.learning for r in rows), sum(r.parameters for r in rows)
-    share = f"{100 * learning / max(every, 1):.2f} % learns"
-    cells = [_HEAD, *map(_cells, rows), ("all", f"{every:,}", f"{learning:,}", "", "", "", share)]
+    cells: list[tuple[str, ...]] = [("part", "parameters", "learning", "lr", "weight decay", "dtype", "adapters")]
+    for row in rows:
+        numbers = (f"{v:g}" if v is not None else "-" for v in (row.lr, row.weight_decay))
+        adapters = "" if row.bits is None else f", backbone in {row.bits} bits"
+        if row.lora_rank is not None:
+            adapters = f"rank {row.lora_rank}, alpha {row.lora_alpha:g}, on {row.layers} layers{adapters}"
+        trained = f"{row.learning:,}" if row.learning else "frozen"
+        cells.append((row.part, f"{row.parameters:,}", trained, *numbers, row.dtype or "-", adapters))
+    cells.append(("all", f"{every:,}", f"{learning:,}", "", "", "", f"{100 * learning / max(every, 1):.2f} % learns"))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(_line(row, widths) for row in cells)
-
-
-def _cells(row: TrainingRow) -> tuple[str, ...]:
-    lr, decay = (f"{v:g}" if v is not None else "-" for v in (row.lr, row.weight_decay))
-    learning = f"{row.learning:,}" if row.learning else "frozen"
-    return row.part, f"{row.parameters:,}", learning, lr, decay, row.dtype or "-", _adapters(row)
-
-
-def _adapters(row: TrainingRow) -> str:
-    if row.lora_rank is None:
-        return ""
-    bits = "" if row.bits is None else f", backbone in {row.bits} bits"
-    return f"rank {row.lora_rank}, alpha {row.lora_alpha:g}, on {row.layers} layers{bits}"
-
-
-def _line(cells: Iterable[str], widths: Sequence[int]) -> str:
-    first, *numbers, dtype, said = cells
-    right = [f"{text:>{width}}" for text, width in zip(numbers, widths[1:-2], strict=True)]
-    return "  ".join([f"{first:{widths[0]}}", *right, f"{dtype:{widths[-2]}}", said]).rstrip()
+    aligns = "<>>>><<"
+    return "\n".join(
+        "  ".join(f"{text:{align}{width}}" for text, align, width in zip(row, aligns, widths, strict=True)).rstrip()
+        for row in cells
+    )
 
 
 def write_table(out: Path, stage: str, rows: Sequence[TrainingRow]) -> None:

@@ -1,8 +1,8 @@
-"""Where a step's time goes: a clock that every moment of a run is charged to, padding, and the share of the device's peak.
+"""Where a step's time goes: seconds by phase, padding, and the share of the device's peak.
 
-Phases that the loop names (`Panel.during`) nest: time is charged to the innermost one, and what no phase claims is
-"other", so the parts sum to the wall time. A forward is split by hooks on the encoder and the projector; what is left of
-it (embedding, placing visual tokens, backbone, loss) is the language model's.
+Phases that the loop names (`StepProfiler.time_phase`) nest: time is charged to the innermost one, and what no phase claims
+is "other", so the phases sum to the wall time. A forward pass is split by hooks on the encoder and the projector; the rest
+of it (embedding, inserting visual tokens, backbone, loss) is charged to the language model.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mmblocks.batch import Batch
-from mmblocks.model.budget import count_last_row_flops, count_prefill_flops
 from mmblocks.model.checks.composition import DryBuild, dry_build
+from mmblocks.model.costs.devices import find_peak_flops
+from mmblocks.model.costs.flops import ForwardFlops, PassCounts
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.spec import PARTS
 from mmblocks.train.reports.parameter_table import count_weights
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ PHASES = (
     "evaluating",
     "other",
 )
-"""Rows of the panel. The loop names data, forward, backward, optimizer, saving and evaluating."""
+"""Rows of the table. The loop names data, forward, backward, optimizer, saving and evaluating."""
 FORWARD, OTHER = "language_model", "other"
 
 
@@ -80,42 +81,42 @@ class DeviceClock:
     """Time as the current stream of a GPU sees it: events between the kernels, read together when a row is due.
 
     The device works behind the process, so what the process does meanwhile (reading data) costs nothing here unless the
-    device waits for it. Only `read` waits for the device.
+    device waits for it. Only `read_times` waits for the device.
     """
 
     def __init__(
         self,
         device: torch.device,
-        event: Callable[[], Any] | None = None,
+        event: Callable[[], torch.Event] | None = None,
         now_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._event = event or (lambda: torch.Event(device, enable_timing=True))
         self._now_ns = now_ns
-        self._marks: list[tuple[str, Any]] = []
-        self._spare: list[Any] = []
+        self._switches: list[tuple[str, torch.Event]] = []
+        self._spare: list[torch.Event] = []
         self._phase = OTHER
         self._start_reading()
 
     def switch_phase(self, phase: str) -> None:
         event = self._spare.pop() if self._spare else self._event()
         event.record()
-        self._marks.append((phase, event))
+        self._switches.append((phase, event))
         self._phase = phase
 
     def read_times(self) -> tuple[dict[str, float], float]:
         self.switch_phase(self._phase)
-        self._marks[-1][1].synchronize()
+        self._switches[-1][1].synchronize()
         wall = (self._now_ns() - self._since) / 1e9
         spent: dict[str, float] = defaultdict(float)
-        for (phase, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+        for (phase, begin), (_, end) in zip(self._switches, self._switches[1:], strict=False):
             spent[phase] += begin.elapsed_time(end) / 1e3
-        self._spare += [event for _, event in self._marks]
+        self._spare += [event for _, event in self._switches]
         self._start_reading()
         spent[OTHER] += wall - sum(spent.values())
         return dict(spent), wall
 
     def _start_reading(self) -> None:
-        self._marks = []
+        self._switches = []
         self._since = self._now_ns()
         self.switch_phase(self._phase)
 
@@ -124,8 +125,8 @@ class StepProfiler:
     """The figures of a stage beside its loss. Use it as a context: hooks sit on the model only inside.
 
     model: as the stage trains it, frozen parts frozen, sharded or not. peak_flops: of one device; by default that of the
-    model's GPU by its name, on the CPU what a large matrix product reaches, measured once. composition: the dry build of
-    the model, where there is one.
+    model's GPU by its name. Where it is not known, as on a CPU, there is no MFU. composition: the dry build of the model,
+    where there is one.
     """
 
     def __init__(
@@ -168,8 +169,8 @@ class StepProfiler:
     def read_metrics(self) -> dict[str, float]:
         """Figures since the last row: seconds by phase, which sum to seconds/wall, padding_share, and mfu where known.
 
-        padding_share: tokens beyond the sequences among all. mfu: FLOPs that forward and backward need (recomputation
-        and adapters not counted) by what this process' device could do in the wall time at its peak.
+        padding_share: tokens beyond the sequences among all. mfu: FLOPs that forward and backward need (`TrainingFlops`) by
+        what this process' device could do in the wall time at its peak.
         """
         spent, wall = self._clock.read_times()
         counted = {"wall": wall, "flops": self._flops, "tokens": self._tokens, "padding": self._padding}
@@ -202,12 +203,29 @@ class StepProfiler:
         self._clock.switch_phase(phase)
 
     def __enter__(self) -> StepProfiler:
-        for name, module in self._timed():
-            self._hooks += [
-                module.register_forward_pre_hook(self._make_enter_hook(name), prepend=True),
-                module.register_forward_hook(self._make_leave_hook(name), always_call=True),
-            ]
+        """Time the encoder and the projector, whose body and head are also run apart, a body layer by layer.
+
+        Only a forward pass is split: what evaluation runs, or backward computes again, stays with its own phase. Graphs of
+        torch.compile must not hold a clock.
+        """
+        projector = self._model.projector
+        layers = list(projector.body) if type(projector.body) is nn.Sequential else []
+        timed = [("projector", m) for m in dict.fromkeys((projector, projector.body, projector.head, *layers))]
+        for name, module in (("encoder", self._model.encoder), *timed):
+
+            def enter_module(module: nn.Module, _: object, name: str = name) -> None:
+                if not torch.compiler.is_compiling() and self._phase == FORWARD:
+                    self._inside = module
+                    self._switch_phase(name)
+
+            self._hooks.append(module.register_forward_pre_hook(enter_module, prepend=True))
+            self._hooks.append(module.register_forward_hook(self._leave_module, always_call=True))
         return self
+
+    def _leave_module(self, module: nn.Module, *_: object) -> None:
+        if not torch.compiler.is_compiling() and self._inside is module:
+            self._inside = None
+            self._switch_phase(FORWARD)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -216,191 +234,38 @@ class StepProfiler:
             hook.remove()
         self._hooks.clear()
 
-    def _timed(self) -> Iterator[tuple[str, nn.Module]]:
-        """What is charged to a part: a projector's body and head are also run apart, a body layer by layer."""
-        yield "encoder", self._model.encoder
-        projector: Any = self._model.projector
-        layers = list(projector.body) if type(projector.body) is nn.Sequential else []
-        for module in dict.fromkeys((projector, projector.body, projector.head, *layers)):
-            yield "projector", module
-
-    # Only a forward is split: what evaluation runs, or backward computes again, stays with its own phase. Graphs of
-    # torch.compile must not hold a clock.
-
-    def _make_enter_hook(self, name: str) -> Any:
-        def enter_module(module: nn.Module, arguments: Any) -> None:
-            if not torch.compiler.is_compiling() and self._phase == FORWARD:
-                self._inside = module
-                self._switch_phase(name)
-
-        return enter_module
-
-    def _make_leave_hook(self, name: str) -> Any:
-        def leave_module(module: nn.Module, arguments: Any, output: Any) -> None:
-            if not torch.compiler.is_compiling() and self._inside is module:
-                self._inside = None
-                self._switch_phase(FORWARD)
-
-        return leave_module
-
 
 _SHARES = {"padding": "padding_share", "of peak FLOPs (MFU)": "mfu"}
 
 
-# Work ---------------------------------------------------------------------------------------------------------------
-
-_PROBE_TOKENS = 64
-
-
 @dataclass(frozen=True, slots=True)
 class TrainingFlops:
-    """FLOPs of forward and backward: per view of the encoder; per cell of the projector's body and per row of its head; per
-    token, and per pair of tokens of a sequence (attention, in full although a causal kernel may skip half), of all decoder
-    layers but the last; of the last per asked row and per pair of one with a token; per labelled row (the head).
+    """FLOPs that forward and backward of a model need, with its present learning parts.
+
+    Never more than what is computed: recomputation and adapters are not counted, nor is the backward pass of a batch of text
+    alone through a frozen language model.
     """
 
-    encoder: float
-    body: float
-    head: float
-    token: float
-    pair: float
-    output_row: float
-    output_row_pair: float
-    label: float
-    cells: tuple[int, int]
-    """Of a view before and after the projector, where a batch does not say which are used."""
+    forward: ForwardFlops
+    passes: PassCounts
+    text_passes: PassCounts
 
     @classmethod
     def from_model(cls, model: OneVision, composition: DryBuild | None = None) -> TrainingFlops | None:
-        """The work of a model with its present learning parts; None, logged with the reason, where it cannot be counted.
-
-        composition: the dry build of the model, where there is one.
-        """
-        seen = composition or dry_build(model.spec)
-        flops, notes = count_prefill_flops(seen, 1, _PROBE_TOKENS)
-        if missing := [part for part in ("encoder", "projector", "backbone", "head") if flops.get(part) is None]:
-            log.info("no MFU: the FLOPs of %s are unknown. %s", ", ".join(missing), "; ".join(notes))
+        """None, logged with the reason, where torch cannot count the FLOPs. composition: the dry build of the model."""
+        forward = ForwardFlops.from_dry_build(composition or dry_build(model.spec))
+        if forward.notes:
+            log.info("no MFU: %s", "; ".join(forward.notes))
             return None
-        known = {part: float(n or 0) for part, n in flops.items()}
-        encoder, projector, backbone = (
-            _compute_trainable_share(getattr(model, p)) for p in ("encoder", "projector", "backbone")
-        )
-        early = (
-            encoder > 0
-            or projector > 0
-            or any(learned_token.requires_grad for learned_token in model.learned_tokens.values())
-        )
-        projects = 1 + _to_indicator(encoder or projector) + projector
-        through, attends = 1 + _to_indicator(early or backbone) + backbone, 1 + 2 * _to_indicator(early or backbone)
-        grid, projected = model.encoder.grid, model.projector.out_grid(model.encoder.grid)
-        per_row = 2.0 * sum(weight.numel() for weight in model.projector.head.parameters() if weight.ndim == 2)
-        token, asked, pair, asked_pair = _split_layer_flops(known["backbone"], known["attention"], seen.backbone)
-        return cls(
-            encoder=known["encoder"] * (1 + _to_indicator(encoder) + encoder),
-            body=(known["projector"] - projected.area * per_row) / grid.area * projects,
-            head=per_row * projects,
-            token=token * through,
-            pair=pair * attends,
-            output_row=asked * through,
-            output_row_pair=asked_pair * attends,
-            label=known["head"] * through,
-            cells=(grid.area, projected.area),
-        )
+        learning = {}
+        for name in PARTS:
+            trained = sum(p.numel() for p in getattr(model, name).parameters() if p.requires_grad)
+            if trained:
+                learning[name] = trained / count_weights(getattr(model, name))
+        passes = PassCounts.from_learning(learning)
+        return cls(forward, passes, PassCounts.from_learning(learning, with_visuals=False))
 
     def count_flops(self, batch: Batch, lengths: list[int]) -> float:
-        """FLOPs of one micro-batch; features that came with it cost the encoder nothing."""
-        encoded = self.encoder * batch.num_views if batch.features is None else 0.0
-        cells, rows = self._projected(batch)
-        tokens = self.token * sum(lengths) + self.pair * sum(n * n for n in lengths)
-        asked = batch.target_rows.counts
-        last = self.output_row * sum(asked) + self.output_row_pair * sum(
-            n * m for n, m in zip(asked, lengths, strict=True)
-        )
-        return encoded + self.body * cells + self.head * rows + tokens + last + self.label * sum(asked)
-
-    def _projected(self, batch: Batch) -> tuple[int, int]:
-        """Cells that enter the projector's body, and rows that enter its head."""
-        before, after = (batch.num_views * cells for cells in self.cells)
-        if batch.layout is None:
-            return before, after
-        used = batch.layout.cell_table
-        return before if used is None else len(used.rows), len(batch.layout.positions)
-
-
-def _split_layer_flops(total: float, attention: float, backbone: Any) -> tuple[float, float, float, float]:
-    """Of a sequence's FLOPs: per token and per asked row, per pair and per pair with an asked row."""
-    tokens = _PROBE_TOKENS
-    one, one_attention = count_last_row_flops(backbone, tokens)
-    asked = (total - attention - (one - one_attention)) / (tokens - 1)
-    asked_pair = (attention - one_attention) / (tokens * (tokens - 1))
-    return (total - attention) / tokens - asked, asked, attention / tokens**2 - asked_pair, asked_pair
-
-
-def _to_indicator(learns: float | bool) -> int:
-    """Gradients of activations are computed as soon as anything in a part, or before it, learns."""
-    return 1 if learns else 0
-
-
-def _compute_trainable_share(module: nn.Module) -> float:
-    """Share of a part's weights for which gradients are computed."""
-    learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return learning / max(count_weights(module), 1)
-
-
-# Peaks --------------------------------------------------------------------------------------------------------------
-
-PEAK_FLOPS = {
-    "GB200": 2500e12,
-    "B200": 2250e12,
-    "GH200": 989e12,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
-"""Dense bfloat16 FLOPs per second of GPUs by a piece of their name, from NVIDIA's data sheets; the first that fits."""
-
-
-def find_peak_flops(device: torch.device) -> float | None:
-    """FLOPs per second that a device could do; None, logged, for a GPU that `PEAKS` does not list."""
-    if device.type != "cuda":
-        return _measure_cpu_peak(torch.get_num_threads())
-    name = torch.cuda.get_device_name(device)
-    return find_gpu_peak_flops(name)
-
-
-def find_gpu_peak_flops(name: str) -> float | None:
-    """The dense bfloat16 peak of a GPU by the name its driver gives it."""
-    words = f" {name.replace('-', ' ')} "
-    peak = next((value for piece, value in PEAK_FLOPS.items() if f" {piece} " in words), None)
-    if peak is None:
-        log.info("no MFU: the peak of %s is not known; give it as Panel(peak_flops=...).", name)
-    return peak
-
-
-@cache
-def _measure_cpu_peak(threads: int) -> float:
-    """What a float32 matrix product reaches on this CPU with so many threads, best of five."""
-    side = 512
-    a = torch.ones(side, side, device="cpu")
-    best = float("inf")
-    for _ in range(5):
-        begin = time.perf_counter()
-        torch.mm(a, a)
-        best = min(best, time.perf_counter() - begin)
-    peak = 2 * side**3 / best
-    log.info(
-        "MFU on the CPU: of %.0f GFLOP/s, measured with a %dx%d matrix product on %d threads",
-        peak / 1e9,
-        side,
-        side,
-        threads,
-    )
-    return peak
+        """FLOPs of one micro-batch, whose sequences have these lengths."""
+        passes = self.passes if batch.plans else self.text_passes
+        return self.forward.count_batch(batch, lengths, batch.target_rows.counts, passes)

@@ -1,14 +1,13 @@
-"""What a run says while it works: a progress line for people, a line of JSON per report for programs, and trackers."""
+"""What a run reports while it works: a progress line for people, a line of JSON per report for programs, and trackers."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -23,7 +22,7 @@ Number = float | Tensor
 class Progress:
     """Progress of one stage: loss, tokens per second and time left on screen, the same figures in `metrics.jsonl`.
 
-    first: the step to go on from; rows that an interrupted run wrote of that step and later ones are cut from the file.
+    first: the step to resume at; rows that an interrupted run wrote of that step and later ones are cut from the file.
     writes: False on all processes but the first, which then show and write nothing.
     trackers: they get the same rows, at step `before` + the stage's own step; `before` counts the steps of the stages
         before. They are closed with the progress.
@@ -77,7 +76,7 @@ class Progress:
     ) -> None:
         """Count one finished step (numbered from 0); write a row of metrics where one is due.
 
-        loss, tokens and views are those of the step over all processes; `rate` is its highest learning rate. A row holds
+        loss, tokens and views are those of the step over all processes; `lr` is its highest learning rate. A row holds
         the mean loss of the last `log_every` steps, speeds by the wall clock since the row before, and `others`.
         """
         self._losses.append(loss)
@@ -86,18 +85,26 @@ class Progress:
         self._bar.update()
         if not self.is_due(step):
             return
-        said = {"learning_rate": lr, "gradient_norm": gradient_norm}
-        row = self._speeds() | {name: float(value) for name, value in said.items() if value is not None} | others
-        self._bar.set_postfix_str(_on_screen(row))
-        self.write_row(step + 1, **row)
-
-    def _speeds(self) -> dict[str, float]:
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
-        row = {"loss": sum(self.recent_losses) / len(self._losses), "tokens_per_s": self._tokens / seconds}
-        row["views_per_s"] = self._views / seconds
+        row = {
+            "loss": sum(self.recent_losses) / len(self._losses),
+            "tokens_per_s": self._tokens / seconds,
+            "views_per_s": self._views / seconds,
+        }
         self._tokens, self._views, self._since = 0, 0, now
-        return row
+        optional = {"learning_rate": lr, "gradient_norm": gradient_norm}
+        row |= {name: float(value) for name, value in optional.items() if value is not None} | others
+        texts = {
+            "loss": "loss {:.3f}",
+            "tokens_per_s": "{:.0f} tokens/s",
+            "views_per_s": "{:.0f} views/s",
+            "learning_rate": "lr {:.1e}",
+            "gradient_norm": "norm {:.2f}",
+        }
+        hidden = "views_per_s" if not row["views_per_s"] else ""
+        self._bar.set_postfix_str(", ".join(t.format(row[n]) for n, t in texts.items() if n in row and n != hidden))
+        self.write_row(step + 1, **row)
 
     def write_row(self, done: int, **row: float) -> None:
         """A row of its own after `done` finished steps, for what is measured beside training."""
@@ -121,37 +128,21 @@ class Progress:
             tracker.close()
 
 
-def _on_screen(row: dict[str, float]) -> str:
-    said = [f"loss {row['loss']:.3f}", f"{row['tokens_per_s']:.0f} tokens/s"]
-    if row["views_per_s"]:
-        said.append(f"{row['views_per_s']:.0f} views/s")
-    if "learning_rate" in row:
-        said.append(f"rate {row['learning_rate']:.1e}")
-    if "gradient_norm" in row:
-        said.append(f"norm {row['gradient_norm']:.2f}")
-    return ", ".join(said)
-
-
 def drop_rows_after(metrics: Path, stage: str, first: int) -> None:
-    """Take the rows out of a metrics file that going on from step `first` of a stage will write again.
+    """Remove the rows of a metrics file that a run resumed at step `first` of a stage will write again.
 
-    So goes a last line that was cut short when the run was killed. The file is replaced whole.
+    A last line that was cut short when the run was killed is removed too. The file is replaced whole.
     """
     if not metrics.is_file():
         return
     lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept = [line for line, row in _rows(lines) if row.get("stage") != stage or row.get("step", 0) <= first]
-    if len(kept) == len(lines):
-        return
-    write_text(metrics, "".join(kept))
-
-
-def _rows(lines: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Lines with what they hold, without those that are no whole row."""
+    kept = []
     for line in lines:
         try:
             row = json.loads(line) if line.endswith("\n") else None
         except json.JSONDecodeError:
             continue
-        if isinstance(row, dict):
-            yield line, row
+        if isinstance(row, dict) and (row.get("stage") != stage or row.get("step", 0) <= first):
+            kept.append(line)
+    if len(kept) < len(lines):
+        write_text(metrics, "".join(kept))

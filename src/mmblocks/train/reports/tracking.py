@@ -1,4 +1,4 @@
-"""Where the rows of metrics.jsonl go besides: TensorBoard, Weights & Biases."""
+"""Trackers that get the rows of metrics.jsonl too: TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from mmblocks._optional import import_optional
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.settings import format_suggestion
 from mmblocks.storage import write_text
 
@@ -28,7 +29,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in `out`/tensorboard. What an earlier part of the run wrote after step `first` is hidden."""
 
-    def __init__(self, out: Path, first: int, settings: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, first: int, settings: Mapping[str, object]) -> None:
         import_optional("tensorboard", extra="train", to="track=[tensorboard]")
         from torch.utils.tensorboard import SummaryWriter
 
@@ -45,16 +46,20 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of wandb, whose own environment says where to (WANDB_PROJECT, WANDB_MODE=offline, ...).
+    """A run of wandb, configured by its own environment variables (WANDB_PROJECT, WANDB_MODE=offline, ...).
 
-    Going on writes to the same run: its id stays in `out`/wandb_id. Steps that it has are not written twice; being a
-    function of the recipe, they would be the same.
+    A resumed run writes to the same run of wandb, whose id is kept in `out`/wandb_id. Steps that it has are not written
+    twice; they would be the same.
     """
 
-    def __init__(self, out: Path, first: int, settings: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, first: int, settings: Mapping[str, object]) -> None:
         wandb: Any = import_optional("wandb", to="track=[wandb]")
+        file = out / "wandb_id"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, secrets.token_hex(4))
         self._run = wandb.init(
-            id=_kept_id(out / "wandb_id"),
+            id=file.read_text(encoding="utf-8"),
             resume="allow",
             name=out.name,
             dir=str(out),
@@ -68,29 +73,25 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-TRACKERS: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]] = {
+TRACKERS: dict[str, Callable[[Path, int, Mapping[str, object]], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
 }
 
 
-def open_trackers(names: Sequence[str], out: Path, *, first: int, settings: Mapping[str, Any]) -> tuple[Tracker, ...]:
-    """Open the trackers of a run that goes on after `first` finished steps of the whole run; `settings` is its recipe.
+def open_trackers(
+    names: Sequence[str], out: Path, *, first: int, settings: Mapping[str, object]
+) -> tuple[Tracker, ...]:
+    """Open the trackers of a run that starts after `first` finished steps of the whole run; `settings` is its recipe.
 
     Raises `ConfigError` for an unknown name and `MissingDependencyError` for one whose package is not installed.
     """
     if faults := find_tracking_faults(names):
-        raise ConfigError("\n".join(faults))
+        raise ConfigError.from_faults(faults)
     return tuple(TRACKERS[name](out, first, settings) for name in names)
 
 
-def find_tracking_faults(names: Sequence[str]) -> list[str]:
-    """Why these names of trackers cannot be meant."""
-    return [f"track: no tracker {n!r}.{format_suggestion(n, tuple(TRACKERS))}" for n in names if n not in TRACKERS]
-
-
-def _kept_id(file: Path) -> str:
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, secrets.token_hex(4))
-    return file.read_text(encoding="utf-8")
+def find_tracking_faults(names: Sequence[str]) -> list[Fault]:
+    """Names of trackers that do not exist."""
+    unknown = [name for name in names if name not in TRACKERS]
+    return [Fault("track", f"no tracker {n!r}.", format_suggestion(n, TRACKERS).strip()) for n in unknown]

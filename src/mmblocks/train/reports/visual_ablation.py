@@ -1,6 +1,6 @@
-"""Does it look? The loss with the true visuals beside the loss with others' and with blank ones.
+"""Visual ablation: the loss with the true visuals beside the loss with those of other samples and with blank ones.
 
-A projector that passes nothing on, placeholders that nothing replaces, and images that belong to other conversations
+A projector whose output is constant, placeholders that nothing replaces, and images that belong to other conversations
 all train without an error; the loss alone does not show them.
 """
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 RELATIVE_ROUNDING = 1e-5
 """Losses that differ by less, relative to the true one, are the same up to rounding."""
 MIN_STANDARD_ERRORS = 3.0
-"""Standard errors by which others' visuals must be worse than the true ones before the model counts as looking."""
+"""Standard errors by which others' visuals must be worse than the true ones before the model counts as using them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +72,25 @@ class VisualAblation:
             )
         if self.is_shuffle_invariant:
             return (
-                "shuffled visuals do as well as the true ones: the model does not look yet, or the visuals belong to other "
+                "shuffled visuals do as well as the true ones: the model does not use its visuals yet, or the visuals belong to other "
                 f"conversations. {losses}"
             )
-        return f"the model looks {losses}"
+        return f"the model uses its visuals {losses}"
 
     def to_metrics(self) -> dict[str, float]:
         """The figures as metrics; none where nothing was compared."""
         if self.samples == 0:
             return {}
         return {
-            "look/true": self.true,
-            "look/shuffled": self.shuffled,
-            "look/blank": self.blank,
-            "look/error": self.error,
+            "visual_ablation/true": self.true,
+            "visual_ablation/shuffled": self.shuffled,
+            "visual_ablation/blank": self.blank,
+            "visual_ablation/error": self.error,
         }
 
     def raise_or_log(self) -> None:
         """Raise `ConfigError` when the visuals change nothing, since no training helps; else log the verdict, as a warning
-        when the model is blind, which it may also be because it has not learned enough yet.
+        when shuffled visuals do as well, which may also be because the model has not learned enough yet.
         """
         if self.has_no_effect:
             raise ConfigError(f"visual_ablation_at: {self.verdict}")
@@ -117,19 +117,27 @@ def measure_visual_ablation(
     world = world or World(0, 1, model.device)
     with use_evaluation_mode(model):
         nothing = nothing or Batch.make_empty(model.encoder.view_px)
-        given = [_ready(nothing if batch is None else batch, model, world) for batch in batches]
+        given = []
+        for batch in batches:
+            every = (nothing if batch is None else batch).with_all_views()  # visuals are exchanged view by view
+            every = every if world.is_single_process else every.with_blank_view(model.encoder.view_px)
+            given.append(every.to(model.device))
         shown = [visual for number, batch in enumerate(given) for visual in _list_visuals(number, batch, sequences)]
-        donors = _exchanged(shown)
-        counted = _whole(shown, donors)
+        donors = _rotate_within_groups(
+            range(len(shown)), shown, lambda v: (v.routed.scenario, v.num_views, v.routed.plan.num_tokens)
+        )
+        others = [n for n in range(len(shown)) if n not in donors]
+        donors |= _rotate_within_groups(others, shown, lambda v: v.num_views)
+        counted = {v.sample for v in shown} - {v.sample for n, v in enumerate(shown) if n not in donors}
         kinds = (given, _shuffle_visuals(given, shown, donors), [_blank_visuals(batch, model) for batch in given])
         true, shuffled, blank = (_sum_losses(model, changed, counted, sequences) for changed in kinds)
-    rows = _rows(given, counted, sequences)
-    return _compare_losses(true, shuffled, blank, rows, world)
-
-
-def _ready(batch: Batch, model: OneVision, world: World) -> Batch:
-    every = batch.with_all_views()  # visuals are exchanged view by view
-    return (every if world.is_single_process else every.with_blank_view(model.encoder.view_px)).to(model.device)
+    sizes = [
+        size
+        for number, batch in enumerate(given)
+        for n, size in enumerate(_count_labelled(batch, sequences))
+        if (number, n) in counted
+    ]
+    return _compare_losses(true, shuffled, blank, torch.tensor(sizes, dtype=torch.float64), world)
 
 
 # Who gets whose visuals ---------------------------------------------------------------------------------------------
@@ -164,19 +172,12 @@ def _list_visuals(number: int, batch: Batch, sequences: int) -> list[_BatchVisua
     return found
 
 
-def _exchanged(shown: Sequence[_BatchVisual]) -> dict[int, int]:
-    """For each visual that can have one, the number of a visual of another sample."""
-    alike = _rotate_within_groups(
-        range(len(shown)), shown, lambda v: (v.routed.scenario, v.num_views, v.routed.plan.num_tokens)
-    )
-    left = [n for n in range(len(shown)) if n not in alike]
-    return alike | _rotate_within_groups(left, shown, lambda v: v.num_views)
-
-
 def _rotate_within_groups(
     numbers: Iterable[int], shown: Sequence[_BatchVisual], key: Callable[[_BatchVisual], Hashable]
 ) -> dict[int, int]:
-    """Visuals of one key handed on by as many places as one sample has at most, so that none stays in its sample."""
+    """For each visual the number of another of the same key; shifted by as many as one sample has, so that none stays in its
+    sample.
+    """
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for n in numbers:
         groups[key(shown[n])].append(n)
@@ -189,13 +190,11 @@ def _rotate_within_groups(
     return donors
 
 
-def _whole(shown: Sequence[_BatchVisual], donors: Mapping[int, int]) -> set[SampleNumber]:
-    """Samples all of whose visuals are exchanged."""
-    return {v.sample for v in shown} - {v.sample for n, v in enumerate(shown) if n not in donors}
-
-
 def _shuffle_visuals(given: Sequence[Batch], shown: Sequence[_BatchVisual], donors: Mapping[int, int]) -> list[Batch]:
-    changed = [replace(batch, pixels=batch.pixels.clone(), features=_copy(batch.features)) for batch in given]
+    changed = [
+        replace(batch, pixels=batch.pixels.clone(), features=None if batch.features is None else batch.features.clone())
+        for batch in given
+    ]
     for taker, donor in donors.items():
         to, whose = shown[taker], shown[donor]
         for name in ("pixels", "features"):
@@ -204,10 +203,6 @@ def _shuffle_visuals(given: Sequence[Batch], shown: Sequence[_BatchVisual], dono
                 views = theirs[whose.views]
                 ours[to.views] = views.flip(0) if to.routed.scenario == "video" else views
     return changed
-
-
-def _copy(features: Tensor | None) -> Tensor | None:
-    return None if features is None else features.clone()
 
 
 def _blank_visuals(batch: Batch, model: OneVision) -> Batch:
@@ -231,17 +226,6 @@ def _sum_losses(model: OneVision, batches: Sequence[Batch], counted: set[SampleN
         per_sample = rows.split(_count_labelled(batch, sequences))
         sums += [part.sum()[None] for n, part in enumerate(per_sample) if (number, n) in counted]
     return torch.cat(sums)
-
-
-def _rows(batches: Sequence[Batch], counted: set[SampleNumber], sequences: int) -> Tensor:
-    """(counted samples,) float64: labelled rows of each."""
-    sizes = [
-        size
-        for number, batch in enumerate(batches)
-        for n, size in enumerate(_count_labelled(batch, sequences))
-        if (number, n) in counted
-    ]
-    return torch.tensor(sizes, dtype=torch.float64)
 
 
 def _count_labelled(batch: Batch, sequences: int) -> list[int]:

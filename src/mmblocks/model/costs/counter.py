@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmblocks.compat import make_flop_counter
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def count_flops(run: Callable[[], Any]) -> Counter[str]:
+def count_flops(run: Callable[[], object]) -> Counter[str]:
     """FLOPs of a run on the meta device by operator."""
     with torch.device("meta"), make_flop_counter() as counter, _OperatorCache(counter) as remembered:
         run()
@@ -34,10 +35,12 @@ class _OperatorCache(TorchDispatchMode):
     def __init__(self, counter: FlopCounterMode) -> None:
         super().__init__()
         self._counter = counter
-        self._results: dict[Hashable, tuple[Any, Counter[str]]] = {}
+        self._results: dict[Hashable, tuple[object, Counter[str]]] = {}
         self._repeated: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         kwargs = kwargs or {}
         key = None if _has_aliases(func) else _make_key((func, args, kwargs))
         if key is None:
@@ -48,7 +51,7 @@ class _OperatorCache(TorchDispatchMode):
         self._repeated.update(flops)
         return _make_empty(layouts)
 
-    def _run(self, key: Hashable, func: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, key: Hashable, func: OpOverload, args: tuple, kwargs: dict) -> object:
         before = self._read_counter()
         made = func(*args, **kwargs)
         self._results[key] = _to_layouts(made), self._read_counter() - before
@@ -63,13 +66,13 @@ class _OperatorCache(TorchDispatchMode):
 
 
 @cache
-def _has_aliases(func: Any) -> bool:
+def _has_aliases(func: OpOverload) -> bool:
     """Whether results are views of inputs, or inputs are written to."""
     schema = func._schema
     return any(value.alias_info is not None for value in (*schema.arguments, *schema.returns))
 
 
-def _make_key(value: Any) -> Hashable:
+def _make_key(value: object) -> Hashable:
     """What an operator's result depends on, apart from numbers in tensors; None where that cannot be compared."""
     if isinstance(value, Tensor):
         return Tensor, value.shape, value.stride(), value.dtype, value.device
@@ -85,13 +88,13 @@ def _make_key(value: Any) -> Hashable:
     return type(value), value  # 1, 1.0 and True are equal
 
 
-def _to_layouts(made: Any) -> Any:
-    if isinstance(made, Tensor):
-        return _TensorLayout((made.shape, made.stride(), made.dtype, made.device))
-    return tuple(map(_to_layouts, made)) if isinstance(made, list | tuple) else made
+def _to_layouts(value: object) -> object:
+    if isinstance(value, Tensor):
+        return _TensorLayout((value.shape, value.stride(), value.dtype, value.device))
+    return tuple(map(_to_layouts, value)) if isinstance(value, list | tuple) else value
 
 
-def _make_empty(layouts: Any) -> Any:
+def _make_empty(layouts: object) -> object:
     if isinstance(layouts, _TensorLayout):
         size, stride, dtype, device = layouts
         return torch.empty_strided(size, stride, dtype=dtype, device=device)

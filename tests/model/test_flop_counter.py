@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmblocks.components import encoders
-from mmblocks.model.flops import count_flops
+from mmblocks.model.costs.counter import count_flops
 
 
 def counted_by_torch(run):
