@@ -1,8 +1,13 @@
-"""What each kind of component promises, and the registries that hold them. Importing this imports no torch."""
+"""The protocol of each kind of component, the capabilities that a component may declare, and the registries.
+
+A capability is a protocol that only some components of a kind have. A component declares one by having its members; one
+that declares none works too. `mmblocks show KIND NAME` prints them. Importing this imports no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -12,22 +17,34 @@ from mmblocks.room import check_component_fits
 from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
     from mmblocks.batch import Instructions, Packing, RowIndex
     from mmblocks.conversation import Message, Visual
+    from mmblocks.tokenizers.lowering import LoweredPlan
 
 P = TypeVar("P", bound=VisualPlan)
 
 
+def has_capability(component: object, capability: type) -> bool:
+    """Whether a component declares a capability; a member that is False, such as `per_token = False`, switches it off."""
+    return isinstance(component, capability) and all(
+        getattr(component, member) is not False for member in capability.__annotations__
+    )
+
+
+def describe_capabilities(component: object, capabilities: Sequence[type]) -> list[str]:
+    """One sentence for each of these capabilities that a component declares."""
+    return [str(inspect.getdoc(one)).partition("\n")[0] for one in capabilities if has_capability(component, one)]
+
+
+# Encoders -----------------------------------------------------------------------------------------------------------
+
+
 @runtime_checkable
 class VisionEncoder(Protocol):
-    """Normalised pixels (views, 3, view_px) to features (views, grid, dim): patches only, no CLS, no registers.
-
-    One that says `takes_bytes = True` is given pixels as they are stored, uint8, and normalises them itself.
-    """
+    """Normalised pixels (views, 3, view_px) to features (views, grid, dim): patches only, no CLS, no registers."""
 
     dim: int
     view_px: Size
@@ -35,26 +52,35 @@ class VisionEncoder(Protocol):
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
     spatial: bool
-    """Whether `grid` is an image's own order; False when it is a mere row of tokens, e.g. (1, CLS + patches)."""
+    """Whether `grid` has the image's rows and columns; False for one row of tokens, such as (1, CLS + patches)."""
     squash: bool
-    """How an image that is not square meets the view: True resizes it whole, False resizes and crops the middle."""
+    """How an image that is not square becomes a view: True resizes the whole image, False resizes and crops its middle."""
 
     def __call__(self, pixels: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class ByteEncoder(Protocol):
+    """`takes_bytes`: it is given pixels as they are stored, uint8, and normalises them itself."""
+
+    takes_bytes: bool
+
+
+# Projectors ---------------------------------------------------------------------------------------------------------
 
 
 @runtime_checkable
 class Projector(Protocol):
     """Features (views, h, w, in_dim) to the LLM's width (views, h2, w2, out_dim).
 
-    `forward(x) == head(body(x))`, where `head` is the last per-token affine map (or identity), so that linear
-    operations on the grid may move in front of it. One that says `per_token = True` has a body that maps every cell by
-    itself, and is given only the cells that tokens are made of, (cells, in_dim).
+    `forward(x) == head(body(x))`, where `head` is the last affine map per token (or identity), so that linear operations
+    on the grid may move in front of it.
     """
 
     body: nn.Module
     head: nn.Module
     spatial: bool
-    """Whether the grid it returns still has an image's order; False for learned queries, whose grid is (1, queries)."""
+    """Whether the grid it returns has the image's rows and columns; False for learned queries, whose grid is (1, queries)."""
 
     def out_grid(self, grid: Size) -> Size:
         """The grid after projection. Raises `ConfigError` for a grid it cannot take."""
@@ -64,24 +90,32 @@ class Projector(Protocol):
 
 
 @runtime_checkable
-class InstructedProjector(Protocol):
-    """A projector that also reads what was asked about each view: `forward(x, ins) == head(body(x, ins))`.
+class PerTokenProjector(Protocol):
+    """`per_token`: its body maps every cell by itself, and is given only the cells that tokens are made of, (cells, in_dim)."""
 
-    It is a `Projector` too: without instructions, nothing was asked. `needs_text = True` says that batches must carry
-    them; a projector that does not declare it is never given any.
+    per_token: bool
+
+
+@runtime_checkable
+class InstructedProjector(Protocol):
+    """`needs_text`: it reads the question about each view, tokenised by its own `text_tokenizer`, beside the features.
+
+    `forward(x, instructions) == head(body(x, instructions))`. It is a `Projector` too: without instructions, the question
+    is empty.
     """
 
     needs_text: bool
-    text_tokenizer: Any
-    """Writes the question's ids. Named by a setting of the projector; longer questions are cut as it says."""
+    text_tokenizer: PreTrainedTokenizerBase
+    """Named by a setting of the projector."""
+    vocab_size: int
+    """The text tokenizer's ids are below it."""
     max_text_tokens: int
+    """Longer questions are cut, on the side that the text tokenizer cuts."""
 
     def __call__(self, x: Tensor, instructions: Instructions | None = None) -> Tensor: ...
 
 
-def needs_text(projector: Any) -> bool:
-    """Whether a projector is an `InstructedProjector`."""
-    return getattr(projector, "needs_text", False)
+# Visual tokenizers and poolings -------------------------------------------------------------------------------------
 
 
 @runtime_checkable
@@ -99,10 +133,10 @@ class Pooling(Protocol):
 
 @runtime_checkable
 class VisionTokenizer(Protocol[P]):
-    """How one visual becomes views for the encoder, and how their features become a row of tokens."""
+    """How one image or video becomes views for the encoder, and how their features become visual tokens."""
 
     learned_tokens: tuple[str, ...]
-    """Learned rows it inserts, e.g. ("newline",). The model owns them."""
+    """Names of the learned tokens it inserts, such as ("newline",). Their weights are the model's."""
     scenarios: frozenset[Scenario]
 
     def find_faults(self) -> list[Fault]:
@@ -114,12 +148,40 @@ class VisionTokenizer(Protocol[P]):
     def count_tokens(self, plan: P) -> int: ...
 
     def assemble(self, x: Tensor, plan: P, learned_tokens: Mapping[str, Tensor]) -> Tensor:
-        """(views, h, w, d) to (plan.num_tokens, d).
-
-        A tokenizer may also have `lower(plan) -> Lowered | None`, the same in integers (see `tokenizers.lowering`): its
-        tokens are then made by the one gather of their batch, and `assemble` is what that is tested against.
-        """
+        """(views, h, w, d) to (plan.num_tokens, d)."""
         ...
+
+
+@runtime_checkable
+class LowerableTokenizer(Protocol):
+    """`lower_plan`: it gives the cells of each token as integers, so that one gather makes all visual tokens of a batch.
+
+    See `mmblocks.tokenizers.lowering`. `assemble` is the reference implementation of this gather.
+    """
+
+    lowerable_assemble: Callable[..., Tensor]
+    """The `assemble` that `lower_plan` stands for (`lowerable_assemble = assemble`): a subclass with another is not lowered."""
+
+    def lower_plan(self, plan: Any) -> LoweredPlan | None:
+        """`assemble` in integers; None for a plan that has no such form."""
+        ...
+
+
+@runtime_checkable
+class FeaturePoolingTokenizer(Protocol):
+    """`before_projector`: it changes the encoder's features of an image or video before they are projected."""
+
+    def before_projector(self, x: Tensor) -> Tensor:
+        """(views, h, w, encoder dim) to the same with other h and w, or as they are."""
+        ...
+
+
+def apply_before_projector(tokenizer: object, x: Tensor) -> Tensor:
+    """Features of an image or video as its tokenizer wants them projected."""
+    return tokenizer.before_projector(x) if isinstance(tokenizer, FeaturePoolingTokenizer) else x
+
+
+# Backbones and chat templates ---------------------------------------------------------------------------------------
 
 
 @runtime_checkable
@@ -137,10 +199,7 @@ class Backbone(Protocol):
     def compute_hidden_states(
         self, x: Tensor, position_ids: Tensor, packing: Packing, rows: RowIndex | None = None
     ) -> Tensor:
-        """(tokens, dim) to (tokens, dim); a token sees only earlier tokens of its own sequence.
-
-        With `rows` to (rows, dim), these rows of the same.
-        """
+        """(tokens, dim) to (tokens, dim), or to (rows, dim) with `rows`; causal within each packed sequence."""
         ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
@@ -148,20 +207,12 @@ class Backbone(Protocol):
         ...
 
 
-def apply_before_projector(tokenizer: Any, x: Tensor) -> Tensor:
-    """Encoder features of a visual as its tokenizer wants them projected: as they are, but for one that pools them
-    first and says so by a method of this name.
-    """
-    first = getattr(tokenizer, "before_projector", None)
-    return x if first is None else first(x)
-
-
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of a rendered conversation: text or a visual.
+    """A piece of a rendered conversation: text, or an image or video.
 
-    learn: what the model is trained to write. literal: text that people wrote, tokenised without control tokens, so that
-    "<|im_end|>" in a question ends no turn; a template's own text is not.
+    learn: whether the model is trained to write it. literal: text of the conversation, tokenised without control tokens,
+    so that "<|im_end|>" in a question ends no turn; False for the template's own text.
     """
 
     content: str | Visual
@@ -170,16 +221,11 @@ class Span:
 
 
 class ChatTemplate(Protocol):
-    """Messages to spans. What is learned is decided here, never by searching a rendered string.
-
-    A template may say `rewrites_answers`: that it writes an answer otherwise once the conversation has gone on (as those of
-    thinking models drop the thoughts). Conversations are then learned answer by answer, each behind its own prompt. With
-    `one_text` the text behind a visual is tokenised as the rest of one text, without it as a text of its own.
-    """
+    """Messages to spans. What is learned is decided here, never by searching a rendered string."""
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Texts that end an answer. A template may also name `special` texts, which must be tokens of their own."""
+        """Texts that end an answer."""
         ...
 
     def to_spans(self, messages: Sequence[Message]) -> list[Span]: ...
@@ -189,24 +235,55 @@ class ChatTemplate(Protocol):
         ...
 
 
-class Storable(Protocol):
-    """Optional: a component whose folder in a checkpoint is not a plain file of tensors (transformers models)."""
+@runtime_checkable
+class SpecialTokenTemplate(Protocol):
+    """`special`: texts of the template that must each be one token of the text tokenizer."""
 
-    def save_to(self, folder: Path) -> None: ...
+    @property
+    def special(self) -> tuple[str, ...]: ...
 
-    def load_from(self, folder: Path) -> None: ...
+
+@runtime_checkable
+class OneTextTemplate(Protocol):
+    """`one_text`: text behind an image or video is tokenised as the rest of one text, not as a text of its own."""
+
+    one_text: bool
 
 
-encoders: Registry[Any] = Registry("encoder", "mmblocks.encoders", before=check_component_fits)
+@runtime_checkable
+class RewritingTemplate(Protocol):
+    """`rewrites_answers`: an earlier answer is written otherwise than the last one, so each is learned behind its own prompt.
+
+    Templates of thinking models drop the thoughts of earlier answers.
+    """
+
+    rewrites_answers: bool
+
+
+encoders: Registry[Any] = Registry(
+    "encoder", "mmblocks.encoders", before=check_component_fits, capabilities=(ByteEncoder,)
+)
 projectors: Registry[Any] = Registry(
-    "projector", "mmblocks.projectors", wired=("in_dim", "out_dim", "grid"), before=check_component_fits
+    "projector",
+    "mmblocks.projectors",
+    wired=("in_dim", "out_dim", "grid"),
+    before=check_component_fits,
+    capabilities=(PerTokenProjector, InstructedProjector),
 )
 poolings: Registry[Any] = Registry("pooling", "mmblocks.poolings")
 tokenizers: Registry[Any] = Registry(
-    "tokenizer", "mmblocks.tokenizers", wired=("view_px", "grid", "spatial", "squash", "pooling")
+    "tokenizer",
+    "mmblocks.tokenizers",
+    wired=("view_px", "grid", "spatial", "squash", "pooling"),
+    capabilities=(LowerableTokenizer, FeaturePoolingTokenizer),
 )
 backbones: Registry[Any] = Registry("backbone", "mmblocks.backbones", before=check_component_fits)
-templates: Registry[Any] = Registry("template", "mmblocks.templates", wired=("text_tokenizer",))
+templates: Registry[Any] = Registry(
+    "template",
+    "mmblocks.templates",
+    wired=("text_tokenizer",),
+    capabilities=(SpecialTokenTemplate, OneTextTemplate, RewritingTemplate),
+)
 
 REGISTRIES: dict[str, Registry[Any]] = {
     r.kind: r for r in (encoders, projectors, poolings, tokenizers, backbones, templates)

@@ -78,7 +78,8 @@ class Registry(Generic[T]):
     """Components of one kind by name.
 
     `wired` are constructor arguments that the composition supplies (sizes of neighbours); they never are settings.
-    `before` is called with a component's name and its making before it is made, and may refuse it.
+    `before` is called with a component's name and its making before it is made, and may refuse it. `capabilities` are the
+    protocols that a component of this kind may declare (see `mmblocks.components`).
     """
 
     def __init__(
@@ -88,11 +89,13 @@ class Registry(Generic[T]):
         *,
         wired: tuple[str, ...] = (),
         before: Callable[[str, Callable[[], T]], None] | None = None,
+        capabilities: tuple[type, ...] = (),
     ) -> None:
         self.kind = kind
         self.package = package
         self.wired = wired
         self.before = before
+        self.capabilities = capabilities
         self._entries: dict[str, ComponentEntry[T]] = {}
 
     @property

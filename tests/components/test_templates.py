@@ -11,7 +11,7 @@ from mmblocks.conversation import Conversation, Message, Text, Visual
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.checks.composition import find_faults
 from mmblocks.model.checks.limits import find_template_faults
-from mmblocks.templates.later import LazyTextTokenizer
+from mmblocks.templates.lazy_tokenizer import LazyTextTokenizer
 
 TALK = [
     {"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "Which animal?"}]},
@@ -229,7 +229,7 @@ def test_whether_earlier_answers_are_written_otherwise_is_found_out(jinja, rewri
 
 
 def test_an_answer_that_will_be_rewritten_is_not_learned_in_the_middle_of_a_conversation():
-    with pytest.raises(ConfigError, match="rewrites answers once a conversation has gone on"):
+    with pytest.raises(ConfigError, match="rewrites earlier answers"):
         own(THINKING, arguments={"quick": True}).to_spans(messages(TALK))
 
 
@@ -246,7 +246,7 @@ def test_an_answer_is_learned_behind_its_prompt_where_no_conversation_begins_wit
     ("jinja", "error", "reason"),
     [
         (None, ConfigError, "has no chat template; choose a template by name"),
-        (CHATML.replace("m.content", "m.content | upper"), DataError, "drops, moves or rewrites what is said"),
+        (CHATML.replace("m.content", "m.content | upper"), DataError, "drops, moves or rewrites text of messages"),
         (CHATML.replace("messages %}", "messages if m.role != 'user' %}"), DataError, "drops, moves or rewrites"),
         ("{{ raise_exception('no system role') }}", DataError, "refuses this conversation: no system role"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", ConfigError, "writes nothing after an answer"),

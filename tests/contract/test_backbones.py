@@ -17,7 +17,7 @@ from mmblocks.compat import enable_gradient_checkpointing
 from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
 from mmblocks.testing import CHECKS
-from mmblocks.testing.laws import Subject
+from mmblocks.testing.conformance import Subject
 from mmblocks.train.adapters.lora import add_lora
 from mmblocks.train.stages import Lora
 
@@ -323,7 +323,7 @@ def test_a_family_that_cannot_be_packed_is_refused_with_the_reason(family, setti
         backbones.build({"name": "causal_lm", **given})
 
 
-@pytest.mark.parametrize("law", CHECKS["backbone"], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("check", CHECKS["backbone"], ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", OWN)
-def test_a_backbone_keeps_the_law_of_the_kit(name, law):
-    law(Subject.from_part(backbones, name, {}))
+def test_a_backbone_conforms(name, check):
+    check(Subject.from_part(backbones, name, {}))

@@ -1,4 +1,4 @@
-"""Laws that every pooling obeys: those of mmblocks.testing, asked one by one, and the family's own sizes."""
+"""Every pooling passes the conformance checks of mmblocks.testing, one by one, and the family's own sizes."""
 
 import pytest
 
@@ -6,13 +6,13 @@ from mmblocks.components import poolings
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
 from mmblocks.testing import CHECKS
-from mmblocks.testing.laws import Subject
+from mmblocks.testing.conformance import Subject
 
 
-@pytest.mark.parametrize("law", CHECKS["pooling"], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("check", CHECKS["pooling"], ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", list(poolings))
-def test_a_pooling_keeps_the_law(name, law):
-    law(Subject.from_part(poolings, name, {}))
+def test_a_pooling_conforms(name, check):
+    check(Subject.from_part(poolings, name, {}))
 
 
 def test_a_grid_of_the_family_is_taken():

@@ -6,13 +6,13 @@ import torch
 from mmblocks.components import projectors
 from mmblocks.shapes import Size
 from mmblocks.testing import CHECKS
-from mmblocks.testing.laws import Subject
+from mmblocks.testing.conformance import Subject
 
 
-@pytest.mark.parametrize("law", CHECKS["projector"], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("check", CHECKS["projector"], ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", [name for name in projectors if not projectors.find_info(name).preset_of])
-def test_a_projector_keeps_the_law(name, law):
-    law(Subject.from_part(projectors, name, {}))
+def test_a_projector_conforms(name, check):
+    check(Subject.from_part(projectors, name, {}))
 
 
 @pytest.mark.parametrize("name", [name for name in projectors if projectors.find_info(name).preset_of])

@@ -1,11 +1,11 @@
-"""Laws that every visual tokenizer obeys: those of mmblocks.testing, asked one by one, presets too."""
+"""Every visual tokenizer passes the conformance checks of mmblocks.testing, one by one, presets too."""
 
 import pytest
 
 from mmblocks.components import poolings, tokenizers
 from mmblocks.shapes import Size, VisualShape
 from mmblocks.testing import CHECKS
-from mmblocks.testing.laws import Subject
+from mmblocks.testing.conformance import Subject
 from mmblocks.testing.tokenizers import TokenizerSetup, check_lowered_plan
 from mmblocks.tokenizers.lowering import MOST_CELLS, lower_tokenizer_plan
 
@@ -26,10 +26,10 @@ SETTINGS = {
 LINEAR = [name for name in poolings if Subject.from_part(poolings, name, {}).build().linear]
 
 
-@pytest.mark.parametrize("law", CHECKS["tokenizer"], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("check", CHECKS["tokenizer"], ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", list(tokenizers))
-def test_a_tokenizer_keeps_the_law(name, law):
-    law(Subject.from_part(tokenizers, name, {}))
+def test_a_tokenizer_conforms(name, check):
+    check(Subject.from_part(tokenizers, name, {}))
 
 
 def placed(name, settings, pooling, grid):

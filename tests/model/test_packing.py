@@ -47,7 +47,7 @@ def samples_of(model, conversations=CONVERSATIONS):
 def logits_of(model, samples):
     """Logits of each sample of one packed batch."""
     batch = collate(samples)
-    return model.logits(batch).split(batch.packing.lengths)
+    return model.compute_logits(batch).split(batch.packing.lengths)
 
 
 def test_a_changed_document_moves_its_neighbours_by_exactly_nothing(tiny_model):
@@ -87,7 +87,7 @@ def test_the_loss_of_a_pack_is_the_sum_of_its_documents(tiny_model):
     together = tiny_model(collate(samples))
     apart = [tiny_model(collate([sample])) for sample in samples]
 
-    assert together.rows == sum(loss.rows for loss in apart)
+    assert together.num_terms == sum(loss.num_terms for loss in apart)
     assert together.total.item() == pytest.approx(sum(loss.total.item() for loss in apart), rel=1e-6)
 
 

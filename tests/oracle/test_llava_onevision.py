@@ -248,7 +248,7 @@ def test_the_packed_loss_of_a_sample_is_the_loss_of_transformers(pair: Pair) -> 
     labels[0, given : given + learned] = inputs["input_ids"][0, given : given + learned]
     with torch.no_grad():
         ours, theirs = pair.ours(collate([sample])), pair.theirs(**inputs, labels=labels).loss
-    assert ours.rows == learned
+    assert ours.num_terms == learned
     torch.testing.assert_close(ours.loss, theirs, rtol=0, atol=1e-5)
 
 
@@ -262,5 +262,5 @@ def test_the_packed_loss_of_several_samples_is_the_mean_over_all_their_labels(pa
     with torch.no_grad():
         together = pair.ours(collate(samples))
         alone = [pair.ours(collate([s])) for s in samples]
-    assert together.rows == sum(part.rows for part in alone)
+    assert together.num_terms == sum(part.num_terms for part in alone)
     torch.testing.assert_close(together.total, sum(part.total for part in alone), rtol=1e-5, atol=0)

@@ -1,4 +1,4 @@
-"""The kit finds what is wrong: for each law a part that breaks it, and the words that say so."""
+"""The kit finds what is wrong: for each conformance check a component that fails it, and the words of the error."""
 
 from dataclasses import dataclass, replace
 
@@ -132,19 +132,19 @@ class RealOnMeta(Projected):
         (NotItsHead, r"forward\(x\) == head\(body\(x\)\)"),
         (BentHead, "The head is one affine map per token"),
         (Deaf, "None reaches unused"),
-        (Gossip, "A view gives the same rows whatever stands beside it"),
+        (Gossip, "A view gives the same rows in any batch"),
         (LooksAround, "Without every other cell those that stay are"),
         (FloatOnly, r"It gives torch\.float32"),
         (Forgetful, "The copy gives other numbers"),
-        (RealOnMeta, "Some parameters are real"),
+        (RealOnMeta, "Some parameters are not on the meta device"),
     ],
 )
-def test_a_broken_projector_is_told_which_law_it_breaks(part, said):
+def test_a_broken_projector_is_told_which_check_it_fails(part, said):
     with pytest.raises(testing.ConformanceError, match=said):
         testing.check_projector(part)
 
 
-def test_all_broken_laws_are_listed_at_once():
+def test_all_failed_checks_are_listed_at_once():
     class Twice(Deaf):
         def out_grid(self, grid):
             return Size(grid.height, grid.width + 1)
@@ -196,12 +196,12 @@ class CurvedButLinearItSays(BilinearPooling):
     [
         (WrongPooling, r"On 27x27 cells out_grid says 14x14, the output is \(2, 13, 14, 5\)"),
         (Doubling, "3.25 everywhere becomes 6.5"),
-        (Mixing, "Beside two others it differs"),
+        (Mixing, "In a batch of three it differs"),
         (Detached, "None arrive"),
-        (CurvedButLinearItSays, "It says linear, but on 27x27, 24x24"),
+        (CurvedButLinearItSays, "It has linear=True, but on 27x27, 24x24"),
     ],
 )
-def test_a_broken_pooling_is_told_which_law_it_breaks(part, said):
+def test_a_broken_pooling_is_told_which_check_it_fails(part, said):
     with pytest.raises(testing.ConformanceError, match=said):
         testing.check_pooling(part)
 
@@ -246,7 +246,7 @@ class Silent(TinyConv):
         (Silent, "It says: nothing"),
     ],
 )
-def test_a_broken_encoder_is_told_which_law_it_breaks(part, said):
+def test_a_broken_encoder_is_told_which_check_it_fails(part, said):
     with pytest.raises(testing.ConformanceError, match=said):
         testing.check_encoder(part, **SMALL)
 
@@ -285,15 +285,15 @@ class Backwards(OneView):
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (Miscounting, "An image of 1x1 pixels, frames 1: count 18, num_tokens 17, rows 17"),
-        (Offered, "Everywhere it says: .*it never works"),
-        (Babbling, r"told after \[5, 1\] of 17 rows"),
+        (Miscounting, "An image of 1x1 pixels, frames 1: count_tokens 18, num_tokens 17, rows 17"),
+        (Offered, "For every grid it says: .*it never works"),
+        (Babbling, r"texts after \[5, 1\] of 17 rows"),
         (OtherViews, "a view is 7x28, not 28x28"),
-        (UnusedMark, "Nothing brings never"),
-        (Backwards, r"An image of 1x1 pixels, frames 1: row \[0\] of 17 is another one assembled"),
+        (UnusedMark, "None reaches never"),
+        (Backwards, r"An image of 1x1 pixels, frames 1: row \[0\] of 17 differs from the assembled one"),
     ],
 )
-def test_a_broken_tokenizer_is_told_which_law_it_breaks(part, said):
+def test_a_broken_tokenizer_is_told_which_check_it_fails(part, said):
     with pytest.raises(testing.ConformanceError, match=said):
         testing.check_tokenizer(part, framing="padded", newline=True)
 
@@ -305,13 +305,13 @@ class Sound(nn.Module):
         super().__init__()
         self.inner = CausalLM("qwen2", vocab_size=64, dim=32, depth=2, heads=4, kv_heads=2, mlp_dim=48)
         self.dim, self.vocab_size, self.max_tokens = 32, 64, 128
-        self.embed = self.inner.embed
+        self.embed_tokens = self.inner.embed_tokens
 
     def compute_hidden_states(self, x, position_ids, packing, rows=None):
-        return self.inner.hidden(x, position_ids, packing, rows)
+        return self.inner.compute_hidden_states(x, position_ids, packing, rows)
 
     def compute_logits(self, hidden):
-        return self.inner.logits(hidden)
+        return self.inner.compute_logits(hidden)
 
 
 class Leaky(Sound):
@@ -340,13 +340,13 @@ class Wordless(Sound):
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (Leaky, "Another first sequence moves the second by exactly nothing. It moves by"),
-        (Foreseeing, "It is causal: later rows move no earlier one. They move by"),
+        (Leaky, "Another first sequence changes the second by exactly nothing. It changes by"),
+        (Foreseeing, "It is causal: later rows change no earlier one. They change by"),
         (Shifting, "gives these rows of what it gives without: some, none, or all. They are"),
-        (Wordless, r"logits gives \(9, 63\), vocab_size is 64"),
+        (Wordless, r"compute_logits gives \(9, 63\), vocab_size is 64"),
     ],
 )
-def test_a_broken_backbone_is_told_which_law_it_breaks(part, said):
+def test_a_broken_backbone_is_told_which_check_it_fails(part, said):
     testing.check_backbone(Sound)
     with pytest.raises(testing.ConformanceError, match=said):
         testing.check_backbone(part)

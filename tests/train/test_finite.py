@@ -65,7 +65,7 @@ def spoilt_at(step, kind="the loss is NaN", only_rank=None):
             loss = real(self, model, batch)
             if len(calls) != step or only_rank not in (None, rank):
                 return loss
-            return type(loss)(BAD[kind](loss.total), loss.rows, loss.metrics)
+            return type(loss)(BAD[kind](loss.total), loss.num_terms, loss.metrics)
 
         Answers.__call__ = __call__
 

@@ -74,7 +74,7 @@ def test_answers_is_the_models_own_loss_over_its_labelled_rows(tiny_model):
     answers = objectives.build("answers")
     loss = answers(tiny_model, batch)
     assert torch.equal(loss.total, tiny_model(batch).total)
-    assert loss.rows == answers.count_loss_terms(batch) == batch.num_labelled
+    assert loss.num_terms == answers.count_loss_terms(batch) == batch.num_labelled
 
 
 def test_row_losses_are_the_terms_of_the_loss(tiny_model, pairs):
@@ -113,7 +113,7 @@ def test_dpo_is_the_papers_formula(moved, pairs, settings):
             preference = -(1 - flipped) * math.log(sigmoid) - flipped * math.log(1 - sigmoid)
         want += alpha * preference - gamma * policy[n].item() / words[n]
     loss = dpo(model, batch)
-    assert loss.rows == dpo.count_loss_terms(batch) == 3
+    assert loss.num_terms == dpo.count_loss_terms(batch) == 3
     assert loss.total.item() == pytest.approx(want, rel=1e-5)  # float32 against float64
 
 
@@ -216,7 +216,7 @@ def test_a_process_without_data_takes_part_and_counts_nothing(tiny_model):
     dpo = objectives.build("dpo")
     dpo.prepare_model(tiny_model, lambda: deepcopy(tiny_model).eval().requires_grad_(False))
     loss = dpo(tiny_model, empty)
-    assert (loss.total.item(), loss.rows, dpo.count_loss_terms(empty)) == (0, 0, 0)
+    assert (loss.total.item(), loss.num_terms, dpo.count_loss_terms(empty)) == (0, 0, 0)
     loss.total.backward()
 
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from mmblocks.components import describe_capabilities
 from mmblocks.errors import ConfigError
 from mmblocks.registry import Registry
 from mmblocks.settings import REQUIRED
@@ -25,10 +26,13 @@ EXAMPLE_VISUALS = {
 
 
 def list_facts(registry: Registry[Any], name: str) -> dict[str, str]:
-    """Shape and size of a component at its usual settings; empty for a kind that has neither.
+    """Shape, size and capabilities of a component at its usual settings.
 
-    Also empty for a component that cannot be built from its defaults, or only from files of the hub.
+    Empty for a component that cannot be built from its defaults, or only from files of the hub. Chat templates and sources
+    are not built: their classes declare their capabilities.
     """
+    if registry.kind in ("template", "source"):
+        return dict(_describe_capabilities(registry, registry[name].builder))
     defaults = {s.name: s.default for s in registry.list_settings(name)}
     is_on_hub = registry.kind == "backbone" and not defaults.get("family") and not defaults.get("vocab_size")
     if registry.kind not in KINDS or REQUIRED in defaults.values() or is_on_hub:
@@ -49,6 +53,7 @@ def _describe(registry: Registry[Any], name: str) -> Iterator[tuple[str, str]]:
             order = "" if encoder.spatial else ", without spatial order"
             yield "shape", f"{encoder.view_px} px -> {encoder.grid} cells of {encoder.dim}{order}"
             yield "size", _format_parameters(encoder)
+            yield from _describe_capabilities(registry, encoder)
         case "projector":
             for grid, in_dim in itertools.product(GRIDS, (IN_DIM, OUT_DIM)):
                 try:
@@ -59,6 +64,7 @@ def _describe(registry: Registry[Any], name: str) -> Iterator[tuple[str, str]]:
                 order = "" if projector.spatial else ", without spatial order"
                 yield "shape", f"{grid} cells of {in_dim} -> {out_grid} cells of {OUT_DIM}{order}"
                 yield "size", _format_parameters(projector)
+                yield from _describe_capabilities(registry, projector)
                 return
         case "pooling":
             pooling = registry.build(name)
@@ -85,7 +91,13 @@ def _describe_tokenizer(registry: Registry[Any], name: str) -> Iterator[tuple[st
         visual = "30 s of 1280x720 at 30 frames per second" if scenario == "video" else "an image of 1000x700 px"
         yield "shape", f"{visual}, views of {grid} cells -> {len(plan.views)} views, {plan.num_tokens} tokens"
         yield "serves", ", ".join(sorted(tokenizer.scenarios))
+        yield from _describe_capabilities(registry, tokenizer)
         return
+
+
+def _describe_capabilities(registry: Registry[Any], component: object) -> Iterator[tuple[str, str]]:
+    if sentences := describe_capabilities(component, registry.capabilities):
+        yield "declares", " ".join(sentences)
 
 
 def _format_parameters(module: nn.Module) -> str:

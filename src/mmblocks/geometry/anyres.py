@@ -1,4 +1,4 @@
-"""Where an image goes: canvases, tiles, padding, and the cells of a feature map that show image. Integers only.
+"""AnyRes in integers: canvases, tiles, padding, and the cells of a feature map that show the image.
 
 Rounding follows LLaVA-NeXT (https://github.com/LLaVA-VL/LLaVA-NeXT, mm_utils.py and llava_arch.py): selection and
 unpadding truncate float products, resizing rounds up. Pinpoints are written (width, height), as in its configs.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any, Literal
 
 from mmblocks.errors import ConfigError
@@ -30,20 +31,36 @@ PINPOINTS_CURE = (
 
 
 def parse_pinpoints(pinpoints: str | Sequence[Sequence[int]], tile_px: Size) -> tuple[Size, ...]:
-    """The canvases that pinpoints name, in their order (ties between canvases go to the earlier one).
+    """The canvases that pinpoints name, in their order (of two equally good canvases the earlier is chosen).
 
-    A range "(1x1),...,(6x6)" counts tiles, columns first, and is taken times `tile_px`; only its first and last
-    member count. A list "1x2, 2x1, 2x2" of tiles has no brackets and holds just these. Anything else is a list of
-    (width, height) in pixels, or the text of one.
+    A range "(1x1),...,(6x6)" counts tiles of `tile_px`, columns first; only its first and last member count. A list
+    "1x2, 2x1, 2x2" of tiles has no brackets and holds just these. Anything else is a list of (width, height) in pixels,
+    or the text of one.
     """
+    pairs: Any = pinpoints
     if isinstance(pinpoints, str):
         if "x" in pinpoints:
-            return _parse_range(pinpoints, tile_px) if "(" in pinpoints else _parse_list(pinpoints, tile_px)
-        return _parse_pairs(_literal(pinpoints), pinpoints)
-    return _parse_pairs(pinpoints, pinpoints)
+            tiles = _parse_range(pinpoints) if "(" in pinpoints else _parse_list(pinpoints)
+            return tuple(Size(rows * tile_px.height, columns * tile_px.width) for columns, rows in tiles)
+        try:
+            pairs = ast.literal_eval(pinpoints.strip())
+        except (ValueError, SyntaxError) as cause:
+            raise ConfigError(
+                f"pinpoints={pinpoints!r} cannot be read ({cause}); {PINPOINTS_CURE}", settings=["pinpoints"]
+            ) from cause
+    are_sizes = isinstance(pairs, list | tuple) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(type(side) is int and side > 0 for side in pair)
+        for pair in pairs
+    )
+    if not pairs or not are_sizes:
+        raise ConfigError(
+            f"pinpoints={pinpoints!r} is not a list of (width, height); {PINPOINTS_CURE}", settings=["pinpoints"]
+        )
+    return tuple(Size(height, width) for width, height in pairs)
 
 
-def _parse_range(text: str, tile_px: Size) -> tuple[Size, ...]:
+def _parse_range(text: str) -> Iterator[tuple[int, int]]:
+    """(columns, rows) of every canvas of a range."""
     ends = [(int(columns), int(rows)) for columns, rows in RANGE_END.findall(text)]
     if not ends:
         raise ConfigError(f"pinpoints={text!r} names no canvas; {PINPOINTS_CURE}", settings=["pinpoints"])
@@ -54,51 +71,24 @@ def _parse_range(text: str, tile_px: Size) -> tuple[Size, ...]:
             "an empty range; start at 1x1 or more and end at no less than the start.",
             settings=["pinpoints"],
         )
-    return tuple(
-        Size(rows * tile_px.height, columns * tile_px.width)
-        for columns in range(first_columns, last_columns + 1)
-        for rows in range(first_rows, last_rows + 1)
-    )
+    return product(range(first_columns, last_columns + 1), range(first_rows, last_rows + 1))
 
 
-def _parse_list(text: str, tile_px: Size) -> tuple[Size, ...]:
-    canvases = []
+def _parse_list(text: str) -> Iterator[tuple[int, int]]:
+    """(columns, rows) of every canvas of a list."""
     for member in text.split(","):
         match = ONE_CANVAS.fullmatch(member)
         if match is None:
             raise ConfigError(
                 f"pinpoints={text!r}: {member.strip()!r} names no canvas; {PINPOINTS_CURE}", settings=["pinpoints"]
             )
-        canvases.append(Size(int(match[2]) * tile_px.height, int(match[1]) * tile_px.width))
-    return tuple(canvases)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError) as cause:
-        raise ConfigError(
-            f"pinpoints={text!r} cannot be read ({cause}); {PINPOINTS_CURE}", settings=["pinpoints"]
-        ) from cause
-
-
-def _parse_pairs(pairs: Any, given: Any) -> tuple[Size, ...]:
-    if not (isinstance(pairs, list | tuple) and pairs and all(map(_is_pair, pairs))):
-        raise ConfigError(
-            f"pinpoints={given!r} is not a list of (width, height); {PINPOINTS_CURE}", settings=["pinpoints"]
-        )
-    return tuple(Size(height, width) for width, height in pairs)
-
-
-def _is_pair(value: Any) -> bool:
-    fits = isinstance(value, list | tuple) and len(value) == 2
-    return fits and all(type(side) is int and side > 0 for side in value)
+        yield int(match[1]), int(match[2])
 
 
 def find_best_canvas(image: Size, canvases: Sequence[Size]) -> Size:
-    """The canvas that shows most of the image's own pixels, and among those the one with the least waste.
+    """The canvas that shows most of the image's pixels, and among those the one with the least waste.
 
-    More than the image's own area never counts, so a small image takes few tiles.
+    Pixels beyond the image's own area do not count, so a small image takes few tiles.
     """
 
     def rate_canvas(canvas: Size) -> tuple[int, int]:
@@ -152,6 +142,14 @@ def list_tile_windows(canvas: Size, tile: Size) -> tuple[Box, ...]:
     )
 
 
+def list_centred_tile_windows(box: Box, tile: Size) -> tuple[Box, ...]:
+    """The whole tiles that a box holds, in its middle, row by row."""
+    tiles = count_tiles(box.size, tile)
+    middle = centre_box(Size(tiles.height * tile.height, tiles.width * tile.width), box.size)
+    top, left = box.top + middle.top, box.left + middle.left
+    return tuple(w._replace(top=top + w.top, left=left + w.left) for w in list_tile_windows(middle.size, tile))
+
+
 # Feature maps -------------------------------------------------------------------------------------------------------
 
 
@@ -160,15 +158,13 @@ def find_kept_cells(cells: Size, image: Size, rounding: Rounding = "original") -
 
     It is empty for an image so thin that it fills no whole cell of an even side: 4000x1 pixels on 24 rows keep none.
     """
-    if image.width / image.height > cells.width / cells.height:
-        margin = _compute_margin(cells.height, image.height * (cells.width / image.width), rounding)
+    is_wide = image.width / image.height > cells.width / cells.height
+    side = cells.height if is_wide else cells.width
+    shown = image.height * (cells.width / image.width) if is_wide else image.width * (cells.height / image.height)
+    margin = (side - int(shown if rounding == "original" else round(shown, 7))) // 2
+    if is_wide:
         return Box(margin, 0, cells.height - 2 * margin, cells.width)
-    margin = _compute_margin(cells.width, image.width * (cells.height / image.height), rounding)
     return Box(0, margin, cells.height, cells.width - 2 * margin)
-
-
-def _compute_margin(side: int, shown: float, rounding: Rounding) -> int:
-    return (side - int(shown if rounding == "original" else round(shown, 7))) // 2
 
 
 def shrink_to_tiles(cells: Size, max_tiles: int, tile_cells: Size) -> Size:

@@ -1,4 +1,4 @@
-"""How many tiles an image is cut into, where their number follows its aspect ratio. Integers only, (rows, columns)."""
+"""How many tiles an image is cut into, by its aspect ratio. Integers only, (rows, columns)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ def find_closest_tiles(image: Size, tile_px: Size, min_tiles: int, max_tiles: in
     Of equally near ones the larger wins as long as the image has more than half its pixels, so that small images
     take few tiles. Nearness is the difference of width / height, in which wide images differ more than tall ones.
     """
+    sides = range(1, max_tiles + 1)
+    tilings = [Size(rows, columns) for columns in sides for rows in sides if min_tiles <= rows * columns <= max_tiles]
     aspect = image.width / image.height
     best, nearest = Size(1, 1), math.inf
-    for tiles in _tilings(min_tiles, max_tiles):
+    for tiles in sorted(tilings, key=lambda tiles: tiles.area):  # few tiles first, then few columns: it decides ties
         gap = abs(aspect - (tiles.width * tile_px.width) / (tiles.height * tile_px.height))
         fills_half = image.area > 0.5 * tile_px.area * tiles.area
         if gap < nearest or (gap == nearest and fills_half):
@@ -23,21 +25,14 @@ def find_closest_tiles(image: Size, tile_px: Size, min_tiles: int, max_tiles: in
     return best
 
 
-def _tilings(min_tiles: int, max_tiles: int) -> list[Size]:
-    """Every (rows, columns) of so many tiles, few tiles first, then few columns: ties depend on this order."""
-    sides = range(1, max_tiles + 1)
-    tilings = [Size(rows, columns) for columns in sides for rows in sides if min_tiles <= rows * columns <= max_tiles]
-    return sorted(tilings, key=lambda tiles: tiles.area)
-
-
 def count_long_side_tiles(image: Size, tile_px: Size, side_tiles: int) -> Size:
     """`side_tiles` along the image's longer side, and as many along the other as its aspect ratio needs: Idefics3.
 
-    The image is first scaled, up or down, to that longer side; its other side is rounded to an even number of
-    pixels, and then filled up to whole tiles. Never more than `side_tiles` either way.
+    The image is first scaled, up or down, to that longer side; its other side is rounded up to an even number of
+    pixels, and then to whole tiles. Neither side has more than `side_tiles`.
     """
     aspect = image.width / image.height
-    # Idefics3 divides twice: a quotient may fall under the integer it came from, and then spares a row of tiles.
+    # Idefics3 divides twice: a quotient may fall under the integer it came from, and then saves a row of tiles.
     if image.width >= image.height:
         long_px = side_tiles * tile_px.width
         even_px = _round_to_even(int(long_px / aspect))

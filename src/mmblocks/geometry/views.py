@@ -1,4 +1,4 @@
-"""The ways a whole frame becomes one view of the encoder. Integers only."""
+"""How a whole frame becomes one view for the encoder. Integers only."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from mmblocks.shapes import Box, Size, View
 
 
 def make_full_window(view: Size) -> Box:
-    """The window that cuts nothing away."""
+    """The window of the whole view."""
     return Box(0, 0, view.height, view.width)
 
 
 def make_squashed_view(frame: int, size: Size, view_px: Size) -> View:
-    """The whole frame, its aspect ratio given up: SigLIP's processor, and the base view of AnyRes."""
+    """The whole frame, squashed to the view: SigLIP's processor, and the base view of AnyRes."""
     return View(frame, framed=size, resized=view_px, canvas=view_px, window=make_full_window(view_px))
 
 
 def make_cropped_view(frame: int, size: Size, view_px: Size) -> View:
-    """The middle of the frame, its aspect ratio kept: CLIP's processor."""
+    """The middle of the frame at its own aspect ratio: CLIP's processor."""
     resized = resize_to_cover(size, view_px)
     return View(frame, framed=size, resized=resized, canvas=resized, window=centre_box(view_px, resized))
 

@@ -1,45 +1,46 @@
-"""Visual tokens by way of the tokenizers themselves: the reference implementation of the one gather, and the way of what cannot be lowered.
+"""Visual tokens made by the tokenizers' own `assemble`: the reference implementation of the one gather.
 
-Poolings that are not linear, and tokenizers of third parties without `lower`, are assembled here.
+It also serves what cannot be lowered: poolings that are not linear, and tokenizers that are no `LowerableTokenizer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from mmblocks.batch import Batch
-from mmblocks.components import apply_before_projector
-
-if TYPE_CHECKING:
-    from mmblocks.model.onevision import OneVision
+from mmblocks.batch import Batch, Instructions
+from mmblocks.components import Projector, apply_before_projector
+from mmblocks.tokenizers.router import Router
 
 
-def assemble_visual_tokens(model: OneVision, batch: Batch) -> Tensor:
-    """(visual tokens, dim): the tokens of all visuals of the batch, in order."""
-    learned_tokens = dict(model.learned_tokens.items())
-    rows = [
-        model.router.select_tokenizer(routed.scenario).assemble(views, routed.plan, learned_tokens)
-        for views, routed in zip(project_visuals(model, batch), batch.plans, strict=True)
-    ]
-    return torch.cat(rows)
+def assemble_visual_tokens(
+    batch: Batch,
+    features: Tensor,
+    instructions: Sequence[Instructions],
+    projector: Projector,
+    router: Router,
+    learned_tokens: Mapping[str, Tensor],
+) -> Tensor:
+    """(visual tokens, dim): the tokens of all images and videos of the batch, in order.
 
-
-def project_visuals(model: OneVision, batch: Batch) -> Sequence[Tensor]:
-    """(views, rows, columns, dim) for each visual: its features in the backbone's width."""
-    features, asked = model.encode_batch(batch), model.projector_instructions(batch)
-    if batch.views is not None:
-        features, asked = features[batch.views], tuple(one.select_views(batch.views) for one in asked)
+    features: (images, rows, columns, encoder dim) of `batch.pixels`. instructions: what the projector takes beside them.
+    """
+    if batch.views is not None:  # equal views were encoded once
+        features, instructions = features[batch.views], [one.select_views(batch.views) for one in instructions]
     counts = [len(routed.plan.views) for routed in batch.plans]
+    tokenizers = [router.select_tokenizer(routed.scenario) for routed in batch.plans]
     encoded = features.split(counts)
-    early = [
-        apply_before_projector(model.router.select_tokenizer(routed.scenario), views)
-        for views, routed in zip(encoded, batch.plans, strict=True)
-    ]
-    if all(after is before for after, before in zip(early, encoded, strict=True)):
-        return model.projector(features, *asked).split(counts)
-    parts = [one.split_by_counts(counts) for one in asked]
-    return [model.projector(*part) for part in zip(early, *parts, strict=True)]
+    pooled = [apply_before_projector(tokenizer, views) for tokenizer, views in zip(tokenizers, encoded, strict=True)]
+    if all(after is before for after, before in zip(pooled, encoded, strict=True)):
+        projected = projector(features, *instructions).split(counts)
+    else:
+        split_instructions = (one.split_by_counts(counts) for one in instructions)
+        projected = [projector(*inputs) for inputs in zip(pooled, *split_instructions, strict=True)]
+    return torch.cat(
+        [
+            tokenizer.assemble(views, routed.plan, learned_tokens)
+            for tokenizer, views, routed in zip(tokenizers, projected, batch.plans, strict=True)
+        ]
+    )

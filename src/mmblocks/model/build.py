@@ -19,7 +19,7 @@ from mmblocks.model.systems import merge_choices
 from mmblocks.registry import Spec
 from mmblocks.room import require_room
 from mmblocks.shapes import Scenario
-from mmblocks.templates.later import LazyTextTokenizer
+from mmblocks.templates.lazy_tokenizer import LazyTextTokenizer
 from mmblocks.tokenizers.router import Router
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmblocks import __version__
-from mmblocks.components import needs_text
+from mmblocks.components import InstructedProjector, has_capability
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.json_files import read_object
 from mmblocks.model.build import build_from_spec, limit_parameters, set_dtype
@@ -219,7 +219,11 @@ def _portable(model: OneVision) -> dict[str, Any]:
 def _has_local_projector_tokenizer(model: OneVision) -> bool:
     """Whether the projector reads the question with a text tokenizer that only this machine has."""
     source = model.spec.to_dict()["projector"].get("text_tokenizer")
-    return needs_text(model.projector) and source is not None and (Path(source).is_absolute() or Path(source).is_dir())
+    return (
+        has_capability(model.projector, InstructedProjector)
+        and source is not None
+        and (Path(source).is_absolute() or Path(source).is_dir())
+    )
 
 
 def _drop_local_folders(value: Any, key: str = "") -> Any:

@@ -1,4 +1,4 @@
-"""The model: an encoder, a projector, visual tokenizers, learned marks and a language model, in one direction."""
+"""The model: an encoder, a projector, visual tokenizers, learned tokens and a language model, in one direction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from mmblocks.batch import Batch, GatherLayout, Instructions, RowIndex
-from mmblocks.components import Backbone, ChatTemplate, Projector, VisionEncoder, needs_text
+from mmblocks.components import (
+    Backbone,
+    ByteEncoder,
+    ChatTemplate,
+    InstructedProjector,
+    Projector,
+    VisionEncoder,
+    has_capability,
+)
 from mmblocks.errors import DataError
 from mmblocks.image_reading import ImageReading
 from mmblocks.model.assembled import assemble_visual_tokens
@@ -24,27 +32,30 @@ from mmblocks.tokenizers.router import Router
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """Sum of what is minimised over `rows`: cross entropies over labelled rows, or what an objective counts.
+class LossOutput:
+    """A loss as a sum and the number of its terms, so that batches and processes can be averaged exactly.
 
-    metrics: further sums over the same rows, without gradients.
+    Terms are tokens with a target, or whatever an objective counts. metrics: further sums over the same terms, without
+    gradients.
     """
 
     total: Tensor
-    rows: int
+    num_terms: int
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     __repr__ = format_by_shape
 
     @property
     def loss(self) -> Tensor:
-        return self.total / max(self.rows, 1)
+        """The mean over all terms."""
+        return self.total / max(self.num_terms, 1)
 
 
 class OneVision(nn.Module):
-    """LLaVA-OneVision (https://arxiv.org/abs/2408.03326): images, several images and videos in one model.
+    """LLaVA-OneVision (https://arxiv.org/abs/2408.03326): one image, several images and videos in one model.
 
-    Takes finished components; `mmblocks.build` makes them from names. `learned_tokens` are the learned rows that visual
-    tokenizers insert, each of the backbone's width.
+    It takes built components; `mmblocks.build` makes them from names. Batches are packed: sequences stand end to end in one
+    row of tokens, without padding. `learned_tokens` are those that the visual tokenizers insert (such as LLaVA's
+    image_newline), each of the backbone's width.
     """
 
     def __init__(
@@ -66,110 +77,107 @@ class OneVision(nn.Module):
         self._graphed_encoder = CUDAGraphed(self.encoder)
         scale = backbone.dim**-0.5  # as LLaVA-NeXT draws image_newline
         self.learned_tokens = nn.ParameterDict(
-            {m: nn.Parameter(torch.randn(backbone.dim) * scale) for m in router.learned_tokens}
+            {name: nn.Parameter(torch.randn(backbone.dim) * scale) for name in router.learned_tokens}
         )
 
     def train(self, mode: bool = True) -> OneVision:
-        """Training mode where something learns (see `modes`); what is frozen stays in evaluation mode."""
+        """Training mode for what is trained (see `modes`); frozen modules stay in evaluation mode."""
         super().train(mode)
         keep_frozen_in_evaluation(self)
         return self
 
-    # What is learned ------------------------------------------------------------------------------------------------
+    # Losses and logits ----------------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch) -> Loss:
-        """Cross entropy of the labelled rows of a packed batch."""
+    def forward(self, batch: Batch) -> LossOutput:
+        """Next-token cross entropy over the tokens that have a target. Only these meet the language model's head."""
         rows = batch.target_rows
-        total = linear_cross_entropy(
-            self.compute_hidden_states(batch, rows), batch.targets[rows.index], **self._head_arguments
-        )
-        return Loss(total, len(rows))
+        hidden_states, targets = self.compute_hidden_states(batch, rows), batch.targets[rows.index]
+        return LossOutput(linear_cross_entropy(hidden_states, targets, **self._head_arguments), len(rows))
 
     def compute_row_losses(self, batch: Batch) -> Tensor:
-        """(labelled rows,) float32: cross entropy of each labelled row of a packed batch, in their order."""
+        """(tokens with a target,) float32: the cross entropy of each, in their order."""
         rows = batch.target_rows
-        return row_cross_entropies(
-            self.compute_hidden_states(batch, rows), batch.targets[rows.index], **self._head_arguments
-        )
+        hidden_states, targets = self.compute_hidden_states(batch, rows), batch.targets[rows.index]
+        return row_cross_entropies(hidden_states, targets, **self._head_arguments)
 
     def compute_row_hits(self, batch: Batch) -> Tensor:
-        """(labelled rows,) bool: whether each labelled row's target is what the model would write there."""
+        """(tokens with a target,) bool: whether the target is the most likely token."""
         rows = batch.target_rows
-        return (
-            self.backbone.compute_logits(self.compute_hidden_states(batch, rows)).argmax(-1)
-            == batch.targets[rows.index]
-        )
+        logits = self.backbone.compute_logits(self.compute_hidden_states(batch, rows))
+        return logits.argmax(-1) == batch.targets[rows.index]
 
     def compute_logits(self, batch: Batch) -> Tensor:
-        """(tokens, vocabulary): every row's prediction."""
+        """(tokens, vocabulary)."""
         return self.backbone.compute_logits(self.compute_hidden_states(batch))
 
     def compute_hidden_states(self, batch: Batch, rows: RowIndex | None = None) -> Tensor:
-        """(tokens, dim), or (rows, dim) where only some are asked for: the backbone's last hidden states."""
+        """(tokens, dim), or (rows, dim) of these rows only: the backbone's last hidden states."""
         return self.backbone.compute_hidden_states(self.embed_tokens(batch), batch.position_ids, batch.packing, rows)
 
     @property
     def _head_arguments(self) -> dict[str, Any]:
         return {"logits": self.backbone.compute_logits, "vocabulary": self.backbone.vocab_size}
 
-    # The sequence ---------------------------------------------------------------------------------------------------
+    # Input embeddings -----------------------------------------------------------------------------------------------
 
     def embed_tokens(self, batch: Batch) -> Tensor:
-        """(tokens, dim): text embeddings with visual tokens in their places."""
-        x = self.backbone.embed_tokens(batch.input_ids)
+        """(tokens, dim): text embeddings, with visual tokens at their positions."""
+        embeddings = self.backbone.embed_tokens(batch.input_ids)
         if batch.plans:
-            x = self._insert_visuals(x, batch)
+            embeddings = self._insert_visual_tokens(embeddings, batch)
         if torch.is_grad_enabled() and batch.layout is None:
-            x[:1] += 0 * self._touch_unused_parameters(batch).to(x.dtype)
-        return x
+            embeddings[:1] += 0 * self._touch_unused_parameters(batch).to(embeddings.dtype)
+        return embeddings
 
     def compute_visual_tokens(self, batch: Batch) -> Tensor:
-        """(visual tokens, dim): the tokens of all visuals of the batch, in order."""
-        return self._insert_visuals(self.backbone.embed_tokens(batch.input_ids), batch)[batch.visual_positions]
+        """(visual tokens, dim): the tokens of all images and videos of the batch, in order."""
+        embeddings = self.backbone.embed_tokens(batch.input_ids)
+        return self._insert_visual_tokens(embeddings, batch)[batch.visual_positions]
 
-    def _insert_visuals(self, x: Tensor, batch: Batch) -> Tensor:
-        """The sequence (tokens, dim) with visual rows written into it, in place."""
+    def _insert_visual_tokens(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """The embeddings (tokens, dim) with visual tokens written into them, in place."""
         layout = batch.layout
         if layout is None:
-            return x.index_copy_(0, batch.visual_positions, assemble_visual_tokens(self, batch).to(x.dtype))
-        x.index_copy_(0, layout.positions, self._gather_visual_rows(batch, layout).to(x.dtype))
-        if self.learned_tokens:
-            x.index_copy_(
-                0,
-                layout.learned_token_positions,
-                self._numbered_marks().index_select(0, layout.learned_token_ids).to(x.dtype),
+            features, instructions = self.encode_batch(batch), self.projector_instructions(batch)
+            visual_tokens = assemble_visual_tokens(
+                batch, features, instructions, self.projector, self.router, dict(self.learned_tokens.items())
             )
-        return x
+            return embeddings.index_copy_(0, batch.visual_positions, visual_tokens.to(embeddings.dtype))
+        embeddings.index_copy_(0, layout.positions, self._gather_visual_tokens(batch, layout).to(embeddings.dtype))
+        if self.learned_tokens:
+            # All of them, used or not: the processes of a sharded model differentiate the same weights. Those of the router
+            # come first, as `learned_token_ids` number them, then those that only other stages use.
+            names = dict.fromkeys([*self.router.learned_tokens, *self.learned_tokens])
+            weights = torch.stack([self.learned_tokens[name] for name in names])
+            inserted = weights.index_select(0, layout.learned_token_ids)
+            embeddings.index_copy_(0, layout.learned_token_positions, inserted.to(embeddings.dtype))
+        return embeddings
 
-    def _numbered_marks(self) -> Tensor:
-        """(marks, dim): those that the router's tokenizers insert, in its order, then what other stages have learned.
+    def _gather_visual_tokens(self, batch: Batch, layout: GatherLayout) -> Tensor:
+        """(visual tokens without learned ones, dim): pooling, unpadding and row order as one gather for the whole batch.
 
-        All of them, used or not: processes that share a sharded model differentiate the same weights.
+        The gather is linear and its weights sum to 1, so it stands in front of the projector's last linear layer (its
+        `head`), which then computes as many rows as the language model reads, not as many as the encoder gives.
         """
-        names = self.router.learned_tokens
-        return torch.stack(
-            [self.learned_tokens[name] for name in (*names, *(m for m in self.learned_tokens if m not in names))]
-        )
-
-    def _gather_visual_rows(self, batch: Batch, layout: GatherLayout) -> Tensor:
-        """(rows, dim): every visual row but marks, one gather for all visuals.
-
-        It is linear and its weights add up to 1, so it stands in front of the projector's last affine map, which then
-        meets as many rows as the language model and not as many as the encoder.
-        """
-        x = self.encode_batch(batch)
+        features = self.encode_batch(batch)
         if layout.cell_table is not None:
-            x = gather_lerp(x.flatten(0, 2), layout.cell_table)
-        body, gather = _split_off_gelu(self.projector.body)
-        return self.projector.head(
-            gather(body(x, *self.projector_instructions(batch)).flatten(0, -2), layout.token_table)
-        )
+            features = gather_lerp(features.flatten(0, 2), layout.cell_table)
+        body, gather = self.projector.body, gather_lerp
+        if (
+            type(body) is nn.Sequential
+            and len(body)
+            and isinstance(body[-1], nn.GELU)
+            and body[-1].approximate == "none"
+        ):
+            body, gather = body[:-1], gelu_gather_lerp
+        projected = body(features, *self.projector_instructions(batch))
+        return self.projector.head(gather(projected.flatten(0, -2), layout.token_table))
 
     def _touch_unused_parameters(self, batch: Batch) -> Tensor:
-        """A number made of what a batch may leave out: every mark, and views without a plan (`Batch.with_blank_view`).
+        """A number computed from parameters that a batch may not use: learned tokens, and encoder and projector without images.
 
-        Times 0 it is part of every step, since processes that share a sharded model have to run and differentiate the
-        same weights at the same time.
+        Times 0 it is part of every step, because the processes of a sharded model must run and differentiate the same
+        weights at the same time. `Batch.with_blank_view` has given a batch without images a blank one.
         """
         total = torch.zeros((), device=self.device)
         for learned_token in self.learned_tokens.values():
@@ -181,17 +189,16 @@ class OneVision(nn.Module):
     # Images -------------------------------------------------------------------------------------------------------
 
     def encode_batch(self, batch: Batch) -> Tensor:
-        """(images, rows, columns, dim): the encoder's features of all images, or those that came with the batch."""
+        """(images, rows, columns, encoder dim): features of all images of the batch, or the cached ones it carries."""
         return self.encode_pixels(batch.pixels) if batch.features is None else batch.features
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """uint8 (images, 3, h, w) to the encoder's features (images, rows, columns, dim)."""
-        return self._graphed_encoder(
-            pixels if getattr(self.encoder, "takes_bytes", False) else self.normalise_pixels(pixels)
-        )
+        """uint8 (images, 3, h, w) to the encoder's features (images, rows, columns, encoder dim)."""
+        takes_bytes = has_capability(self.encoder, ByteEncoder)
+        return self._graphed_encoder(pixels if takes_bytes else self.normalise_pixels(pixels))
 
     def normalise_pixels(self, pixels: Tensor) -> Tensor:
-        """uint8 (views, 3, h, w) to what the encoder was trained on: (x / 255 - mean) / std."""
+        """uint8 (images, 3, h, w) to the encoder's input: (x / 255 - mean) / std."""
         dtype = next(self.encoder.parameters()).dtype
         mean, std = (
             torch.tensor(values, device=pixels.device, dtype=torch.float32).view(3, 1, 1)
@@ -200,32 +207,21 @@ class OneVision(nn.Module):
         return ((pixels.float() / 255 - mean) / std).to(dtype)
 
     def projector_instructions(self, batch: Batch) -> tuple[Instructions, ...]:
-        """What the projector is given beside features: nothing, or the question about each view."""
-        if not needs_text(self.projector):
+        """The projector's arguments beside features: none, or the question about each image (`InstructedProjector`)."""
+        if not has_capability(self.projector, InstructedProjector):
             return ()
         if batch.instructions is None:
             raise DataError(
-                "the projector reads the question, and this batch carries none; make batches of samples from "
-                "Processor.of(model)."
+                "the projector reads the question, and this batch carries none; make its samples with "
+                "Processor.from_model(model)."
             )
         return (batch.instructions,)
 
     @property
     def images(self) -> ImageReading:
-        """How images are read that the model is shown."""
+        """The settings by which image files are read."""
         return self.spec.images
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
-
-
-def _split_off_gelu(body: nn.Module) -> tuple[nn.Module, Any]:
-    """A projector's body without a GELU at its end, and the gather that does it on the way."""
-    if type(body) is nn.Sequential and len(body) and _is_exact_gelu(body[-1]):
-        return body[:-1], gelu_gather_lerp
-    return body, gather_lerp
-
-
-def _is_exact_gelu(module: nn.Module) -> bool:
-    return isinstance(module, nn.GELU) and module.approximate == "none"

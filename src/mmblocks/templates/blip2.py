@@ -15,7 +15,7 @@ from mmblocks.conversation import Message, Visual
 )
 @dataclass(frozen=True)
 class Blip2:
-    """The bare prompt of BLIP-2 and InstructBLIP: all visuals, then what the text tokenizer begins a text with, then the words.
+    """The bare prompt of BLIP-2 and InstructBLIP: all images and videos, the text tokenizer's BOS, then the text.
 
     There are no roles: messages follow each other with a space between. Learned: the answer with that space, and its
     `end`, which is a newline beside OPT and </s> beside Vicuna.
@@ -31,26 +31,23 @@ class Blip2:
 
     def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         visuals = [Span(part) for message in messages for part in message.parts if isinstance(part, Visual)]
-        words: list[Span] = []
+        # The BOS stands behind them, where the text tokenizer puts one in front of every text.
+        tokenizer = self.text_tokenizer() if self.text_tokenizer is not None else None
+        if tokenizer is not None and tokenizer.bos_token is not None:
+            empty_text = tokenizer("", add_special_tokens=True)["input_ids"]
+            visuals += [Span(tokenizer.bos_token)] if empty_text[:1] == [tokenizer.bos_token_id] else []
+        texts: list[Span] = []
         for message in messages:
             learn = message.is_learned
-            said = [
+            spans = [
                 Span(part.text, learn, literal=True)
                 for part in message.parts
                 if not isinstance(part, Visual) and part.text
             ]
-            if said and words and not str(words[-1].content)[-1:].isspace():
-                words.append(Span(" ", learn))
-            words += [*said, Span(self.end, learn)] if message.role == "assistant" else said
-        return [*visuals, *self._begin(), *words]
+            if spans and texts and not str(texts[-1].content)[-1:].isspace():
+                texts.append(Span(" ", learn))
+            texts += [*spans, Span(self.end, learn)] if message.role == "assistant" else spans
+        return [*visuals, *texts]
 
     def open_answer(self) -> list[Span]:
         return []
-
-    def _begin(self) -> list[Span]:
-        """The BOS, where the text tokenizer puts one in front of every text: here it stands behind the visuals."""
-        tokenizer = self.text_tokenizer() if self.text_tokenizer is not None else None
-        if tokenizer is None or tokenizer.bos_token is None:
-            return []
-        adds = tokenizer("", add_special_tokens=True)["input_ids"][:1] == [tokenizer.bos_token_id]
-        return [Span(tokenizer.bos_token)] if adds else []

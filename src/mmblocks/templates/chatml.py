@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Part
-from mmblocks.templates._turns import make_spans, split_system
+from mmblocks.templates.message_spans import make_spans, split_system
 
 
 @templates.register(

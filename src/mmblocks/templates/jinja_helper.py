@@ -31,33 +31,30 @@ def main() -> None:
 
     from mmblocks.helper_process import serve_requests
 
-    sys.setrecursionlimit(10_000)  # of the machinery around a template; what recurses without end still ends
+    sys.setrecursionlimit(10_000)  # for the machinery around a template; endless recursion still ends
     serve_requests(render_request)
 
 
 def render_request(request: Mapping[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
     """The rendered text, or why there is none. `content` is the template and its variables, as JSON."""
-    _limit_memory(request["memory_bytes"])
-    asked = json.loads(content)
+    import resource
+
+    # Too large an allocation fails at once: the owner checks this process every few milliseconds only.
+    with suppress(ValueError, OSError):  # a lower limit is set already, or the system (macOS) has none
+        hard_limit = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (request["memory_bytes"], hard_limit))
+    given = json.loads(content)
     try:
-        text = _compile_template(asked["template"]).render(**asked["variables"])
+        text = _compile_template(given["template"]).render(**given["variables"])
     except MemoryError:
         raise
     except RecursionError:
         return {"limit": "calls itself without end"}, b""
-    except Exception as cause:  # whatever a template does wrong in Python speaks against the conversation
+    except Exception as cause:  # any Python error of a template is its refusal of the conversation
         return {"refused": str(cause)[:MAX_REASON_CHARACTERS]}, b""
     if len(text) > request["most_characters"]:
         return {"limit": f"writes {len(text)} characters, and at most {request['most_characters']} are taken"}, b""
     return {}, text.encode("utf-8", "surrogatepass")
-
-
-def _limit_memory(memory_bytes: int) -> None:
-    """Have what is too big fail at once: the owner's look at this process comes every few milliseconds only."""
-    import resource
-
-    with suppress(ValueError, OSError):  # a lower limit is set already; macOS takes none
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 @lru_cache(maxsize=16)
@@ -65,10 +62,10 @@ def _compile_template(template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters |= {"tojson": tojson}
     environment.globals |= {
-        "raise_exception": _raise_error,
-        "strftime_now": _format_now,
+        "raise_exception": raise_exception,
+        "strftime_now": strftime_now,
         "dict": _Dict(),
         "namespace": _Namespace,
     }
@@ -90,13 +87,13 @@ class GenerationTag(Extension):
 
 
 class _Dict:
-    """`dict` of a template: makes dictionaries, and is no class to start from."""
+    """`dict` of a template: it makes dictionaries, and is no class that leads out of the sandbox."""
 
     def __call__(self, *pairs: Any, **named: Any) -> dict[Any, Any]:
         return dict(*pairs, **named)
 
-    def fromkeys(self, *given: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*given)
+    def fromkeys(self, *keys_and_value: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*keys_and_value)
 
 
 class _Namespace(Namespace):
@@ -112,20 +109,30 @@ class _Namespace(Namespace):
         super().__setitem__(name, value)
 
 
-def _refuse_private(name: Any) -> None:
+def _refuse_private(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"a namespace of a chat template has no private name {name!r}")
 
 
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+# What templates call, by the names that they use --------------------------------------------------------------------
+
+
+def tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
 ) -> str:
+    """A value as JSON, as transformers writes it: without HTML escapes."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _raise_error(message: Any) -> None:
+def raise_exception(message: object) -> None:
+    """Refuse the conversation."""
     raise TemplateError(str(message))
 
 
-def _format_now(pattern: str) -> str:
+def strftime_now(pattern: str) -> str:
+    """The local time."""
     return datetime.now().strftime(pattern)

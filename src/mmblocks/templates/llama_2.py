@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message
-from mmblocks.templates._turns import make_spans, split_system
+from mmblocks.templates.message_spans import make_spans, split_system
 
 
 @templates.register(
@@ -19,7 +19,7 @@ class Llama2:
     """Llama 2 and Mistral turns: [INST] text [/INST] answer </s>, the system text inside the first instruction.
 
     Learned: the answer with the spaces around it and its </s>. `between` stands before every later instruction;
-    the text tokenizer writes the first <s>. `around_visuals` is written before and after each visual.
+    the text tokenizer writes the first <s>. `around_visuals` is written before and after each image or video.
     """
 
     system: str | None = (
@@ -39,25 +39,20 @@ class Llama2:
 
     def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         system, turns = split_system(messages, self.system)
-        told = [Span("<<SYS>>\n"), *make_spans(system, learn=False), Span("\n<</SYS>>\n\n")] if system else []
+        head = [Span("<<SYS>>\n"), *make_spans(system, learn=False), Span("\n<</SYS>>\n\n")] if system else []
         spans: list[Span] = []
         for message in turns:
+            learn = message.is_learned
+            parts = make_spans(message.parts, learn=learn, around=self.around_visuals)
             if message.role == "assistant":
-                spans += self._answer(message)
-                continue
-            spans += [Span(f"{self.between}[INST] " if spans else "[INST] "), *told, *self._wrap_parts(message)]
-            spans += [Span(" [/INST]")]
-            told = []
+                spans += [Span(" ", learn), *parts, Span(" </s>", learn)]
+            else:
+                spans += [Span(f"{self.between}[INST] " if spans else "[INST] "), *head, *parts, Span(" [/INST]")]
+                head = []
         return spans
 
     def open_answer(self) -> list[Span]:
         return []
-
-    def _answer(self, message: Message) -> list[Span]:
-        return [Span(" ", message.is_learned), *self._wrap_parts(message), Span(" </s>", message.is_learned)]
-
-    def _wrap_parts(self, message: Message) -> list[Span]:
-        return make_spans(message.parts, learn=message.is_learned, around=self.around_visuals)
 
 
 templates.preset("mistral_instruct", of="llama_2", system=None, between="")

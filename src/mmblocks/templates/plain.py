@@ -7,7 +7,7 @@ from typing import ClassVar
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Visual
 from mmblocks.errors import DataError
-from mmblocks.templates._turns import make_spans
+from mmblocks.templates.message_spans import make_spans
 
 
 @templates.register(
@@ -17,11 +17,11 @@ from mmblocks.templates._turns import make_spans
 )
 @dataclass(frozen=True)
 class PlainCaption:
-    """Visuals, then their caption and a newline: LLaVA's first stage, without roles or questions.
+    """Images and videos, then their caption and a newline: LLaVA's first stage, without roles or questions.
 
-    With a caption the user's words are dropped, as in LLaVA's training. Learned: the caption and its newline.
-    Without one (a prompt) they stay, each message with words closed by a newline; a visual alone is the prompt
-    that training has seen.
+    With a caption the user's text is dropped, as in LLaVA's training. Learned: the caption and its newline.
+    Without one (a prompt) the text stays, and a newline ends each message with text; an image alone is the prompt
+    of training.
     """
 
     stop: ClassVar[tuple[str, ...]] = ("\n",)
@@ -30,9 +30,19 @@ class PlainCaption:
     def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         roles = [m.role for m in messages]
         if roles == ["user", "assistant"]:
-            return _captioned(*messages)
+            question, caption = messages
+            visuals = [part for part in question.parts if isinstance(part, Visual)]
+            if not visuals:
+                raise DataError(
+                    "the template 'plain' captions visuals and the user message has none; use a chat template."
+                )
+            return [*make_spans([*visuals, *caption.parts], learn=caption.learn), Span("\n", learn=caption.learn)]
         if all(role == "user" for role in roles):
-            return [span for m in messages for span in _asked(m)]
+            return [
+                span
+                for message in messages
+                for span in (*make_spans(message.parts, learn=False), *([Span("\n")] if message.text else []))
+            ]
         raise DataError(
             f"the template 'plain' takes one user message and its caption, not {', '.join(roles)}; "
             "use a chat template, or keep only the first two messages."
@@ -40,17 +50,6 @@ class PlainCaption:
 
     def open_answer(self) -> list[Span]:
         return []
-
-
-def _captioned(shown: Message, caption: Message) -> list[Span]:
-    visuals = [part for part in shown.parts if isinstance(part, Visual)]
-    if not visuals:
-        raise DataError("the template 'plain' captions visuals and the user message has none; use a chat template.")
-    return [*make_spans([*visuals, *caption.parts], learn=caption.learn), Span("\n", learn=caption.learn)]
-
-
-def _asked(message: Message) -> list[Span]:
-    return [*make_spans(message.parts, learn=False), *([Span("\n")] if message.text else [])]
 
 
 templates.preset("v0_plain", of="plain")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Part, Text
-from mmblocks.templates._turns import make_spans, split_system
+from mmblocks.templates.message_spans import make_spans, split_system
 
 
 @templates.register(
@@ -15,11 +15,11 @@ from mmblocks.templates._turns import make_spans, split_system
 )
 @dataclass(frozen=True)
 class Turns:
-    """Any chat of closed turns: a head for each role, the text, an end, and what stands after it.
+    """Any chat of turns: for each role its head, the text, `end`, and `after`.
 
     Learned: the answer and its `end`; `after` is not, since generation has stopped before it. Without a `system_head`
-    the system text opens the first message of the user, with an empty line after it (as Gemma 3 has it).
-    `special` are the texts that must be tokens of their own.
+    the system text begins the first message of the user, with an empty line after it (as Gemma 3 has it).
+    `special` are the texts that must each be one token.
     """
 
     system: str | None = None
@@ -37,7 +37,11 @@ class Turns:
     def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         system, turns = split_system(messages, self.system)
         if system and self.system_head is None:
-            system, turns = (), _opened(turns, system)
+            first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
+            if first is not None:
+                begun = replace(turns[first], parts=(*system, Text("\n\n"), *turns[first].parts))
+                turns = (*turns[:first], begun, *turns[first + 1 :])
+            system = ()
         head = self._wrap_turn(str(self.system_head), system, learn=False) if system else []
         return [*head, *(span for turn in turns for span in self.format_turn(turn))]
 
@@ -52,15 +56,6 @@ class Turns:
     def _wrap_turn(self, head: str, parts: Sequence[Part], *, learn: bool) -> list[Span]:
         after = [Span(self.after)] if self.after else []
         return [Span(head), *make_spans(parts, learn=learn), Span(self.end, learn), *after]
-
-
-def _opened(turns: Sequence[Message], system: tuple[Part, ...]) -> tuple[Message, ...]:
-    """Turns with the system text at the beginning of the first user message."""
-    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
-    if first is None:
-        return tuple(turns)
-    opened = replace(turns[first], parts=(*system, Text("\n\n"), *turns[first].parts))
-    return (*turns[:first], opened, *turns[first + 1 :])
 
 
 templates.preset(

@@ -1,12 +1,13 @@
-"""The laws that parts of mmblocks keep, for those who write their own.
+"""Conformance checks for components, for those who write their own.
 
     from mmblocks.testing import check_projector
 
-    def test_my_projector_keeps_the_laws():
+    def test_my_projector_conforms():
         check_projector(MyProjector, expansion=2.0)
 
-A check takes a class or factory with small settings, or a registered name. It raises `LawBroken`, an AssertionError that
-lists every broken law and the shape that shows it. mmblocks asks its own parts the same.
+A function takes a class or factory with small settings, or a registered name. It raises `ConformanceError`, an
+AssertionError that lists every failed check and the shape or value that shows it. The components of mmblocks are tested by
+the same checks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from typing import Any
 from mmblocks import components
 from mmblocks.registry import Spec
 from mmblocks.testing import backbones, encoders, poolings, projectors, tokenizers
-from mmblocks.testing.laws import ConformanceCheck, ConformanceError, Subject, describe_check, require_conformance
+from mmblocks.testing.conformance import (
+    ConformanceCheck,
+    ConformanceError,
+    Subject,
+    describe_check,
+    require_conformance,
+)
 
 __all__ = [
     "CHECKS",
@@ -39,33 +46,33 @@ CHECKS: dict[str, tuple[ConformanceCheck, ...]] = {
     "tokenizer": tokenizers.CHECKS,
     "backbone": backbones.CHECKS,
 }
-"""The laws of each kind, to be asked one by one: `law(Subject.of(registry, part, settings))`."""
+"""The checks of each kind, to be run one by one: `check(Subject.from_part(registry, part, settings))`."""
 
 
-def check_encoder(part: Part, /, **settings: Any) -> None:
-    """Ask a vision encoder every law of encoders."""
+def check_encoder(part: Part, /, **settings: object) -> None:
+    """Run every conformance check of encoders on a vision encoder."""
     _check_part("encoder", part, settings)
 
 
-def check_projector(part: Part, /, **settings: Any) -> None:
-    """Ask a projector every law of projectors, on several grids."""
+def check_projector(part: Part, /, **settings: object) -> None:
+    """Run every conformance check of projectors on a projector, for several grids."""
     _check_part("projector", part, settings)
 
 
-def check_pooling(part: Part, /, **settings: Any) -> None:
-    """Ask a pooling every law of poolings, on several grids."""
+def check_pooling(part: Part, /, **settings: object) -> None:
+    """Run every conformance check of poolings on a pooling, for several grids."""
     _check_part("pooling", part, settings)
 
 
-def check_tokenizer(part: Part, /, **settings: Any) -> None:
-    """Ask a visual tokenizer every law of tokenizers, for fifty sizes of images and clips."""
+def check_tokenizer(part: Part, /, **settings: object) -> None:
+    """Run every conformance check of tokenizers on a visual tokenizer, for fifty sizes of images and videos."""
     _check_part("tokenizer", part, settings)
 
 
-def check_backbone(part: Part, /, **settings: Any) -> None:
-    """Ask a language model every law of backbones."""
+def check_backbone(part: Part, /, **settings: object) -> None:
+    """Run every conformance check of backbones on a language model."""
     _check_part("backbone", part, settings)
 
 
-def _check_part(kind: str, part: Part, settings: dict[str, Any]) -> None:
+def _check_part(kind: str, part: Part, settings: dict[str, object]) -> None:
     require_conformance(CHECKS[kind], Subject.from_part(components.REGISTRIES[kind], part, settings))

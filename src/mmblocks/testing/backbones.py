@@ -1,4 +1,4 @@
-"""Laws of language models over packed embeddings."""
+"""Conformance checks of language models over packed embeddings."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from mmblocks.batch import Packing, RowIndex
 from mmblocks.components import Backbone
-from mmblocks.testing.laws import Subject, check_that, find_silent_parameters
+from mmblocks.testing.conformance import Subject, check_that, find_silent_parameters
 
 
 def check_protocol(subject: Subject) -> None:
-    """It states dim, vocab_size and max_tokens, and has embed, hidden and logits."""
+    """It has dim, vocab_size and max_tokens, embed_tokens, compute_hidden_states and compute_logits."""
     backbone = subject.build()
-    check_that(isinstance(backbone, Backbone), "Something of it is missing.")
+    check_that(isinstance(backbone, Backbone), "Some of these are missing.")
 
 
 def check_output_shapes(subject: Subject) -> None:
@@ -21,14 +21,14 @@ def check_output_shapes(subject: Subject) -> None:
     backbone = subject.build().eval()
     x = backbone.embed_tokens(torch.arange(9))
     hidden = backbone.compute_hidden_states(x, _make_positions([4, 5]), Packing.from_lengths([4, 5]))
-    check_that(x.shape == (9, backbone.dim), f"embed gives {tuple(x.shape)}.")
-    check_that(hidden.shape == x.shape, f"hidden gives {tuple(hidden.shape)}.")
+    check_that(x.shape == (9, backbone.dim), f"embed_tokens gives {tuple(x.shape)}.")
+    check_that(hidden.shape == x.shape, f"compute_hidden_states gives {tuple(hidden.shape)}.")
     seen = tuple(backbone.compute_logits(hidden).shape)
-    check_that(seen == (9, backbone.vocab_size), f"logits gives {seen}, vocab_size is {backbone.vocab_size}.")
+    check_that(seen == (9, backbone.vocab_size), f"compute_logits gives {seen}, vocab_size is {backbone.vocab_size}.")
 
 
 def check_row_selection(subject: Subject) -> None:
-    """hidden(..., rows) gives these rows of what it gives without: some, none, or all."""
+    """With `rows`, compute_hidden_states gives these rows of what it gives without: some, none, or all."""
     backbone = subject.build().eval()
     x, packing = _make_embeddings(9, backbone.dim), Packing.from_lengths([4, 5])
     whole = backbone.compute_hidden_states(x, _make_positions([4, 5]), packing)
@@ -57,7 +57,7 @@ def check_packing_invariance(subject: Subject) -> None:
 
 
 def check_sequence_isolation(subject: Subject) -> None:
-    """Another first sequence moves the second by exactly nothing."""
+    """Another first sequence changes the second by exactly nothing."""
     backbone = subject.build().eval()
     x = _make_embeddings(9, backbone.dim)
     other = torch.cat([x[:4] + 1, x[4:]])
@@ -65,20 +65,20 @@ def check_sequence_isolation(subject: Subject) -> None:
         backbone.compute_hidden_states(rows, _make_positions([4, 5]), Packing.from_lengths([4, 5]))
         for rows in (x, other)
     )
-    moved = (before[4:] - after[4:]).abs().max()
-    check_that(bool(moved == 0), f"It moves by {moved:.2e}.")
+    change = (before[4:] - after[4:]).abs().max()
+    check_that(bool(change == 0), f"It changes by {change:.2e}.")
 
 
 def check_causality(subject: Subject) -> None:
-    """It is causal: later rows move no earlier one."""
+    """It is causal: later rows change no earlier one."""
     backbone = subject.build().eval()
     x = _make_embeddings(6, backbone.dim)
     later = torch.cat([x[:3], x[3:] + 1])
     before, after = (
         backbone.compute_hidden_states(rows, torch.arange(6), Packing.from_lengths([6])) for rows in (x, later)
     )
-    moved = (before[:3] - after[:3]).abs().max()
-    check_that(bool(moved <= 1e-6), f"They move by {moved:.2e}.")
+    change = (before[:3] - after[:3]).abs().max()
+    check_that(bool(change <= 1e-6), f"They change by {change:.2e}.")
 
 
 def check_gradients(subject: Subject) -> None:

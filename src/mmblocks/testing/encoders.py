@@ -1,23 +1,23 @@
-"""Laws of vision encoders."""
+"""Conformance checks of vision encoders."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mmblocks.components import VisionEncoder
+from mmblocks.components import ByteEncoder, VisionEncoder, has_capability
 from mmblocks.errors import MMBlocksError
 from mmblocks.shapes import Size
-from mmblocks.testing.laws import Subject, check_that
+from mmblocks.testing.conformance import Subject, check_that
 
 FACTS = ("dim", "view_px", "grid", "spatial", "squash", "pixel_mean", "pixel_std")
 OPPOSITE = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}
 
 
 def check_protocol(subject: Subject) -> None:
-    """It states dim, view_px, grid, spatial, squash, pixel_mean and pixel_std, in plain numbers."""
+    """It has dim, view_px, grid, spatial, squash, pixel_mean and pixel_std, as plain numbers."""
     encoder = subject.build()
     missing = [fact for fact in FACTS if not hasattr(encoder, fact)]
     check_that(not missing, f"It lacks {', '.join(missing)}.")
@@ -31,14 +31,14 @@ def check_protocol(subject: Subject) -> None:
 
 
 def check_meta_device(subject: Subject) -> None:
-    """On the meta device it can be built, run, and says the same facts."""
+    """It can be built and run on the meta device, and has the same sizes there."""
     with torch.device("meta"):
         blueprint = subject.build()
         seen = tuple(blueprint(torch.empty(2, 3, *blueprint.view_px)).shape)
-    check_that(all(p.is_meta for p in blueprint.parameters()), "Some parameters are real.")
+    check_that(all(p.is_meta for p in blueprint.parameters()), "Some parameters are not on the meta device.")
     here = subject.build()
     differ = [fact for fact in FACTS if getattr(blueprint, fact) != getattr(here, fact)]
-    check_that(not differ, f"{', '.join(differ)} differ from those of the real one.")
+    check_that(not differ, f"{', '.join(differ)} differ from those of one with weights.")
     check_that(seen == (2, *here.grid, here.dim), f"It gives {seen} there.")
 
 
@@ -46,21 +46,21 @@ def check_output_grid(subject: Subject) -> None:
     """Pixels (views, 3, view_px) become (views, rows, columns, dim)."""
     encoder = subject.build()
     for views in (1, 3):
-        seen, said = tuple(encoder(make_pixels(encoder, views)).shape), (views, *encoder.grid, encoder.dim)
-        check_that(seen == said, f"It states {said} and gives {seen}.")
+        seen, stated = tuple(encoder(make_pixels(encoder, views)).shape), (views, *encoder.grid, encoder.dim)
+        check_that(seen == stated, f"It states {stated} and gives {seen}.")
 
 
 @torch.no_grad()
 def check_spatial_order(subject: Subject) -> None:
-    """With `spatial`, what changes in half of the image shows most in that half of the grid; without, it is one row."""
+    """With `spatial`, a change in half of the image shows most in that half of the grid; without, the grid is one row."""
     encoder = subject.build().eval()
     if not encoder.spatial:
-        return check_that(encoder.grid.height == 1, f"It says it has no image's order and gives {encoder.grid} cells.")
-    seen = make_pixels(encoder, 8)
+        return check_that(encoder.grid.height == 1, f"It has spatial=False and gives {encoder.grid} cells.")
+    pixels = make_pixels(encoder, 8)
     for half, opposite in OPPOSITE.items():
-        changed = seen.clone()
-        _select_half(changed, half, rows=2)[:] = _select_half(seen.roll(1, 0), half, rows=2)
-        difference = (encoder(changed) - encoder(seen)).norm(dim=-1)
+        changed = pixels.clone()
+        _select_half(changed, half, rows=2)[:] = _select_half(pixels.roll(1, 0), half, rows=2)
+        difference = (encoder(changed) - encoder(pixels)).norm(dim=-1)
         near, far = (_select_half(difference, side, rows=1).mean() for side in (half, opposite))
         check_that(bool(near > far), f"A change at the {half} shows more at the {opposite}.")
 
@@ -77,7 +77,7 @@ def check_view_isolation(subject: Subject) -> None:
 
 
 def check_gradients(subject: Subject) -> None:
-    """Gradients reach every parameter; only biases may find theirs zero by nature (keys' in attention)."""
+    """Gradients reach every parameter; only biases may have zero gradients (those of keys in attention do)."""
     encoder = subject.build()
     encoder(make_pixels(encoder, 2)).square().sum().backward()
     named = dict(encoder.named_parameters())
@@ -97,7 +97,7 @@ def check_bfloat16(subject: Subject) -> None:
 def check_byte_input(subject: Subject) -> None:
     """With `takes_bytes`, uint8 pixels give the features of (x / 255 - pixel_mean) / pixel_std."""
     encoder = subject.build().eval()
-    if not getattr(encoder, "takes_bytes", False):
+    if not has_capability(encoder, ByteEncoder):
         return
     pixels = torch.randint(0, 256, (2, 3, *encoder.view_px), generator=torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(fact).view(3, 1, 1) for fact in (encoder.pixel_mean, encoder.pixel_std))
@@ -124,19 +124,19 @@ def check_state_dict(subject: Subject) -> None:
 
 
 def check_size_refusal(subject: Subject) -> None:
-    """Pixels of another size are refused with the size that it takes."""
+    """Pixels of another size are refused, with the size that it takes."""
     encoder = subject.build()
-    said = _find_refusal(encoder, torch.zeros(1, 3, encoder.view_px.height + 1, encoder.view_px.width))
-    check_that(f"(views, 3, {encoder.view_px.height}" in said, f"One row too many gives: {said or 'no error'}.")
+    refusal = _find_refusal(encoder, torch.zeros(1, 3, encoder.view_px.height + 1, encoder.view_px.width))
+    check_that(f"(views, 3, {encoder.view_px.height}" in refusal, f"One row too many gives: {refusal or 'no error'}.")
 
 
 def check_missing_weights_refusal(subject: Subject) -> None:
-    """`load_pretrained` without a checkpoint is refused, with what to set."""
+    """`load_pretrained` without a checkpoint is refused, with the setting to write."""
     encoder = subject.build()
     if getattr(encoder, "checkpoint", None) is not None:
         return
-    said = _find_refusal(encoder.load_pretrained)
-    check_that("checkpoint" in said or "no published weights" in said, f"It says: {said or 'nothing'}.")
+    refusal = _find_refusal(encoder.load_pretrained)
+    check_that("checkpoint" in refusal or "no published weights" in refusal, f"It says: {refusal or 'nothing'}.")
 
 
 CHECKS = (
@@ -166,9 +166,10 @@ def _select_half(x: Tensor, half: str, rows: int) -> Tensor:
     return x.narrow(axis, 0, middle) if half in ("top", "left") else x.narrow(axis, x.shape[axis] - middle, middle)
 
 
-def _find_refusal(call: Any, *arguments: Any) -> str:
+def _find_refusal(call: Callable[..., object], *arguments: object) -> str:
+    """The error that a call raises; empty if it raises none."""
     try:
         call(*arguments)
-    except MMBlocksError as said:
-        return str(said)
+    except MMBlocksError as refusal:
+        return str(refusal)
     return ""

@@ -1,14 +1,13 @@
-"""Laws of poolings."""
+"""Conformance checks of poolings."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from mmblocks.components import Pooling
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
-from mmblocks.testing.laws import Subject, check_that
+from mmblocks.testing.conformance import Subject, check_that
 
 GRIDS = (Size(27, 27), Size(24, 24), Size(4, 6), Size(3, 3), Size(2, 5))
 
@@ -21,23 +20,23 @@ def check_output_grid(subject: Subject) -> None:
         if refusal := _find_refusal(pooling, grid):
             check_that(str(grid) in refusal, f"It refuses a grid of {grid} without naming it: {refusal}")
             continue
-        said, seen = pooling.out_grid(grid), tuple(pooling(_make_cells(2, grid, 5)).shape)
-        check_that(seen == (2, *said, 5), f"On {grid} cells out_grid says {said}, the output is {seen}.")
+        stated, seen = pooling.out_grid(grid), tuple(pooling(_make_cells(2, grid, 5)).shape)
+        check_that(seen == (2, *stated, 5), f"On {grid} cells out_grid says {stated}, the output is {seen}.")
 
 
 def check_linearity(subject: Subject) -> None:
-    """`linear` is true exactly if pooling and an affine map per token may change places."""
+    """`linear` is true exactly if the pooling commutes with an affine map per token."""
     pooling, head = subject.build(), torch.nn.Linear(5, 7).double()
     cells = {grid: _make_cells(2, grid, 5).double() for grid in _list_accepted_grids(pooling)}
-    bent = [grid for grid, x in cells.items() if not torch.allclose(head(pooling(x)), pooling(head(x)))]
+    wrong = [grid for grid, x in cells.items() if not torch.allclose(head(pooling(x)), pooling(head(x)))]
     if pooling.linear:
-        check_that(not bent, f"It says linear, but on {', '.join(map(str, bent))} cells they do not.")
+        check_that(not wrong, f"It has linear=True, but on {', '.join(map(str, wrong))} cells it does not.")
     else:
-        check_that(bool(bent), "It says it is not linear, but they do on every grid that was tried.")
+        check_that(bool(wrong), "It has linear=False, but it does on every grid that was tried.")
 
 
 def check_constant_input(subject: Subject) -> None:
-    """Cells that are all alike stay as they are: weights sum to one."""
+    """Equal cells stay as they are: weights sum to one."""
     pooling = subject.build()
     grid = _list_accepted_grids(pooling)[0]
     pooled = pooling(torch.full((1, *grid, 2), 3.25))
@@ -45,10 +44,10 @@ def check_constant_input(subject: Subject) -> None:
 
 
 def check_view_isolation(subject: Subject) -> None:
-    """A view is pooled alike whatever stands beside it."""
+    """A view is pooled in the same way in any batch."""
     pooling = subject.build()
     x = _make_cells(3, _list_accepted_grids(pooling)[0], 4)
-    check_that(torch.equal(pooling(x)[1:2], pooling(x[1:2])), "Beside two others it differs from itself alone.")
+    check_that(torch.equal(pooling(x)[1:2], pooling(x[1:2])), "In a batch of three it differs from itself alone.")
 
 
 def check_gradients(subject: Subject) -> None:
@@ -77,16 +76,16 @@ CHECKS = (
 )
 
 
-def _list_accepted_grids(pooling: Any) -> list[Size]:
+def _list_accepted_grids(pooling: Pooling) -> list[Size]:
     return [grid for grid in GRIDS if not _find_refusal(pooling, grid)]
 
 
-def _find_refusal(pooling: Any, grid: Size) -> str:
+def _find_refusal(pooling: Pooling, grid: Size) -> str:
     """Why it does not take a grid; empty if it does."""
     try:
         pooling.out_grid(grid)
-    except ConfigError as why:
-        return str(why)
+    except ConfigError as refusal:
+        return str(refusal)
     return ""
 
 

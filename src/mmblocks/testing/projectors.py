@@ -1,4 +1,4 @@
-"""Laws of projectors."""
+"""Conformance checks of projectors."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from typing import Any
 import torch
 
 from mmblocks.batch import Instructions
-from mmblocks.components import needs_text
+from mmblocks.components import InstructedProjector, PerTokenProjector, Projector, has_capability
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
-from mmblocks.testing.laws import Subject, check_that, find_silent_parameters
+from mmblocks.testing.conformance import Subject, check_that, find_silent_parameters
 
 IN_DIM = OUT_DIM = 8
-"""Equal, so that a projector which only passes features on can take part."""
+"""Equal, so that a projector that computes nothing can be tested too."""
 GRIDS = (Size(4, 4), Size(6, 6), Size(3, 6), Size(5, 5), Size(1, 17), Size(1, 1))
 
 
 def check_output_grid(subject: Subject) -> None:
     """`out_grid` is the grid that comes out, or a ConfigError where it can take none; views are kept."""
     refusals = {grid: _find_refusal(subject, grid) for grid in GRIDS}
-    taken = [grid for grid in GRIDS if not refusals[grid]]
-    check_that(bool(taken), f"It takes none of the grids {', '.join(map(str, GRIDS))}.")
-    for grid, said in refusals.items():
-        check_that(not said or str(grid) in said, f"It refuses a grid of {grid} without naming it: {said}")
-    for grid in taken:
+    accepted = [grid for grid in GRIDS if not refusals[grid]]
+    check_that(bool(accepted), f"It takes none of the grids {', '.join(map(str, GRIDS))}.")
+    for grid, refusal in refusals.items():
+        check_that(not refusal or str(grid) in refusal, f"It refuses a grid of {grid} without naming it: {refusal}")
+    for grid in accepted:
         projector = build_projector(subject, grid)
-        said, seen = projector.out_grid(grid), tuple(apply_projector(projector, make_features(3, grid)).shape)
-        check_that(isinstance(said, Size), f"On {grid} cells out_grid gives {said!r}, not a Size.")
-        check_that(seen == (3, *said, OUT_DIM), f"On {grid} cells out_grid says {said}, the output is {seen}.")
+        stated, seen = projector.out_grid(grid), tuple(apply_projector(projector, make_features(3, grid)).shape)
+        check_that(isinstance(stated, Size), f"On {grid} cells out_grid gives {stated!r}, not a Size.")
+        check_that(seen == (3, *stated, OUT_DIM), f"On {grid} cells out_grid says {stated}, the output is {seen}.")
 
 
 def check_training_shape(subject: Subject) -> None:
-    """In training it gives as many tokens as in evaluation: they are counted before."""
+    """It gives as many tokens in training as in evaluation: they are counted beforehand."""
     projector, x = build_with_features(subject)
-    used, trained = apply_projector(projector, x).shape, apply_projector(projector.train(), x).shape
-    check_that(used == trained, f"In evaluation it gives {tuple(used)}, in training {tuple(trained)}.")
+    evaluated, trained = apply_projector(projector, x).shape, apply_projector(projector.train(), x).shape
+    check_that(evaluated == trained, f"In evaluation it gives {tuple(evaluated)}, in training {tuple(trained)}.")
 
 
 def check_grid_without_order(subject: Subject) -> None:
-    """With `spatial = False` its tokens are one row: Size(1, n)."""
+    """With `spatial = False` its grid is one row: Size(1, n)."""
     projector, x = build_with_features(subject)
     grid = projector.out_grid(Size(*x.shape[1:3]))
     check_that(projector.spatial or grid.height == 1, f"It gives {grid} cells.")
@@ -64,7 +64,7 @@ def check_affine_head(subject: Subject) -> None:
 def check_per_token_body(subject: Subject) -> None:
     """With `per_token = True` its body maps (cells, in_dim), each by itself, so that some may be left out."""
     projector, x = build_with_features(subject)
-    if not getattr(projector, "per_token", False):
+    if not has_capability(projector, PerTokenProjector):
         return
     some = slice(None, None, 2)
     apart = (projector.body(x.flatten(0, -2)[some]) - apply_body(projector, x).flatten(0, -2)[some]).abs().max()
@@ -81,11 +81,11 @@ def check_gradients(subject: Subject) -> None:
 
 
 def check_view_isolation(subject: Subject) -> None:
-    """A view gives the same rows whatever stands beside it."""
+    """A view gives the same rows in any batch."""
     projector, x = build_with_features(subject, views=3)
     together, alone = apply_projector(projector, x)[1:2], apply_projector(projector, x[1:2])
     apart = (together - alone).abs().max()
-    check_that(bool(apart <= 1e-5), f"Beside two others it is {apart:.2e} away from itself alone.")
+    check_that(bool(apart <= 1e-5), f"In a batch of three it is {apart:.2e} away from itself alone.")
 
 
 def check_bfloat16(subject: Subject) -> None:
@@ -108,13 +108,13 @@ def check_state_dict(subject: Subject) -> None:
 
 
 def check_meta_device(subject: Subject) -> None:
-    """On the meta device it can be built and says the same grid."""
+    """It can be built on the meta device, and has the same grid there."""
     grid = next(g for g in GRIDS if not _find_refusal(subject, g))
     with torch.device("meta"):
         blueprint = build_projector(subject, grid)
-    check_that(all(p.is_meta for p in blueprint.parameters()), "Some parameters are real.")
-    said, here = blueprint.out_grid(grid), build_projector(subject, grid).out_grid(grid)
-    check_that(said == here, f"It says {said} there and {here} here.")
+    check_that(all(p.is_meta for p in blueprint.parameters()), "Some parameters are not on the meta device.")
+    on_meta, on_cpu = blueprint.out_grid(grid), build_projector(subject, grid).out_grid(grid)
+    check_that(on_meta == on_cpu, f"It is {on_meta} there and {on_cpu} on CPU.")
 
 
 CHECKS = (
@@ -143,7 +143,7 @@ def make_features(views: int, grid: Size) -> torch.Tensor:
 
 
 def build_with_features(subject: Subject, views: int = 2) -> tuple[Any, torch.Tensor]:
-    """The projector on the first of the grids that it takes, and features for it."""
+    """The projector for the first grid that it takes, and features for it."""
     grid = next(grid for grid in GRIDS if not _find_refusal(subject, grid))
     return build_projector(subject, grid), make_features(views, grid)
 
@@ -152,21 +152,25 @@ def _find_refusal(subject: Subject, grid: Size) -> str:
     """Why it does not take a grid; empty if it does."""
     try:
         build_projector(subject, grid).out_grid(grid)
-    except ConfigError as why:
-        return str(why)
+    except ConfigError as refusal:
+        return str(refusal)
     return ""
 
 
-def apply_projector(projector: Any, x: torch.Tensor) -> torch.Tensor:
-    """Its output; one that reads the question is asked the same about every view."""
+def apply_projector(projector: Projector, x: torch.Tensor) -> torch.Tensor:
+    """Its output; an `InstructedProjector` reads the same question for every view."""
     return projector(x, *_make_instructions(projector, x))
 
 
-def apply_body(projector: Any, x: torch.Tensor) -> torch.Tensor:
-    """What its head takes, for the same question."""
+def apply_body(projector: Projector, x: torch.Tensor) -> torch.Tensor:
+    """The output of its body, for the same question."""
     return projector.body(x, *_make_instructions(projector, x))
 
 
-def _make_instructions(projector: Any, x: torch.Tensor) -> tuple[Instructions, ...]:
-    """The same question about every view, for a projector that reads it."""
-    return (Instructions.from_ids([torch.tensor([5, 6, 7])] * len(x)),) if needs_text(projector) else ()
+def _make_instructions(projector: Projector, x: torch.Tensor) -> tuple[Instructions, ...]:
+    """The same question about every view, for an `InstructedProjector`."""
+    return (
+        (Instructions.from_ids([torch.tensor([5, 6, 7])] * len(x)),)
+        if has_capability(projector, InstructedProjector)
+        else ()
+    )

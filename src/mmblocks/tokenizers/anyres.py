@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,8 @@ from mmblocks.geometry.anyres import (
     shrink_to_tiles,
 )
 from mmblocks.geometry.views import make_squashed_view
-from mmblocks.shapes import Box, Scenario, Size, View, VisualPlan, VisualShape
+from mmblocks.shapes import Box, Size, View, VisualPlan, VisualShape
+from mmblocks.tokenizers.image_tokenizer import ImageTokenizer
 from mmblocks.tokenizers.lowering import (
     LoweredPlan,
     lower_permutation,
@@ -36,7 +37,7 @@ from mmblocks.tokenizers.rows import append_newline_per_line, to_rows
 
 @dataclass(frozen=True, slots=True)
 class AnyResPlan(VisualPlan):
-    """`tiles` (rows, columns) of views make one map, `kept` is cut out of it and scaled to `map_cells`."""
+    """`tiles` (rows, columns) of views make one map; `kept` is cut out of it and scaled to `map_cells`."""
 
     tiles: Size
     kept: Box
@@ -50,8 +51,8 @@ class AnyResPlan(VisualPlan):
     verified_against="LLaVA-NeXT (golden tokens); transformers LlavaOnevision",
 )
 @dataclass(frozen=True, slots=True)
-class AnyRes:
-    """The whole image as a base view, then tiles of it at the canvas that suits its size, as in LLaVA-NeXT.
+class AnyRes(ImageTokenizer):
+    """The whole image as a base view, then its tiles on the canvas that fits its size best, as in LLaVA-NeXT.
 
     `merge` says how tiles become tokens: "unpad" joins them into one map, drops its padding and ends each line with a
     newline; "spatial" joins them as they are; "maxpool2x2" joins and halves them; "flat" puts one after the other.
@@ -59,8 +60,6 @@ class AnyRes:
     The encoder's own cropping is never used: base view and tiles are resized to the view.
     """
 
-    view_px: Size
-    grid: Size
     spatial: bool
     pinpoints: str | Sequence[Sequence[int]] = "(1x1),...,(6x6)"
     max_tiles: int | None = None
@@ -68,7 +67,6 @@ class AnyRes:
     base: bool = True
     rounding: Rounding = "original"
     canvases: tuple[Size, ...] = field(init=False, repr=False, compare=False)
-    scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
 
     def __post_init__(self) -> None:
         if self.max_tiles is not None and self.max_tiles < 1:
@@ -109,25 +107,18 @@ class AnyRes:
         tiles = count_tiles(canvas, self.view_px)
         joined = Size(tiles.height * self.grid.height, tiles.width * self.grid.width)
         kept = find_kept_cells(joined, visual.size, self.rounding) if self.merge == "unpad" else Box(0, 0, *joined)
-        cells = self._map_cells(kept.size)
-        newlines = cells.height if self.merge == "unpad" else 0
-        num_tokens = self.base * self.grid.area + cells.area + newlines
-        return AnyResPlan(self._views(visual.size, canvas), num_tokens, tiles, kept, cells)
-
-    def _map_cells(self, kept: Size) -> Size:
+        map_cells = kept.size
         if self.merge == "maxpool2x2":
-            return Size(kept.height // 2, kept.width // 2)
-        if self.max_tiles is not None:
-            return shrink_to_tiles(kept, self.max_tiles, self.grid) if kept.area else kept
-        return kept
-
-    def _views(self, size: Size, canvas: Size) -> tuple[View, ...]:
-        resized = resize_within(size, canvas)
-        tiles = tuple(View(0, size, resized, canvas, window) for window in list_tile_windows(canvas, self.view_px))
-        return (make_squashed_view(0, size, self.view_px), *tiles) if self.base else tiles
-
-    def count_tokens(self, plan: AnyResPlan) -> int:
-        return plan.num_tokens
+            map_cells = Size(kept.height // 2, kept.width // 2)
+        elif self.max_tiles is not None and kept.size.area:
+            map_cells = shrink_to_tiles(kept.size, self.max_tiles, self.grid)
+        newlines = map_cells.height if self.merge == "unpad" else 0
+        num_tokens = self.base * self.grid.area + map_cells.area + newlines
+        resized, windows = resize_within(visual.size, canvas), list_tile_windows(canvas, self.view_px)
+        views = [View(0, visual.size, resized, canvas, window) for window in windows]
+        if self.base:
+            views.insert(0, make_squashed_view(0, visual.size, self.view_px))
+        return AnyResPlan(tuple(views), num_tokens, tiles, kept, map_cells)
 
     # Tensors --------------------------------------------------------------------------------------------------------
 
@@ -136,10 +127,18 @@ class AnyRes:
         if self.merge == "flat":
             return to_rows(x)
         base, kept = self._split_views(x, plan)
-        return torch.cat([to_rows(base), self._map_rows(kept, plan, learned_tokens)])
+        if self.merge == "unpad":
+            rows = append_newline_per_line(_scale_map(kept, plan.map_cells), learned_tokens["newline"])
+        elif self.merge == "maxpool2x2":
+            halved = F.max_pool2d(rearrange(kept, "1 h w d -> 1 d h w"), 2)
+            rows = to_rows(rearrange(halved, "1 d h w -> 1 h w d"))
+        else:
+            rows = to_rows(kept)
+        return torch.cat([to_rows(base), rows])
+
+    lowerable_assemble = assemble
 
     def lower_plan(self, plan: AnyResPlan) -> LoweredPlan | None:
-        """What each token is made of, in integers; None with merge="maxpool2x2"."""
         if self.merge == "maxpool2x2":
             return None
         if plan.map_cells == plan.kept.size:
@@ -152,19 +151,11 @@ class AnyRes:
         return LoweredPlan.from_parts([LoweredPlan.from_codes(to_rows(base)), LoweredPlan.from_codes(lines)])
 
     def _split_views(self, x: Tensor, plan: AnyResPlan) -> tuple[Tensor, Tensor]:
-        """The base view, if there is one, and what is kept of the map that the tiles make."""
+        """The base view, if there is one, and the kept part of the map that the tiles make."""
         first = int(self.base)
         joined = rearrange(x[first:], "(rows columns) h w d -> 1 (rows h) (columns w) d", rows=plan.tiles.height)
         top, left, height, width = plan.kept
         return x[:first], joined[:, top : top + height, left : left + width]
-
-    def _map_rows(self, kept: Tensor, plan: AnyResPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
-        if self.merge == "spatial":
-            return to_rows(kept)
-        if self.merge == "maxpool2x2":
-            halved = F.max_pool2d(rearrange(kept, "1 h w d -> 1 d h w"), 2)
-            return to_rows(rearrange(halved, "1 d h w -> 1 h w d"))
-        return append_newline_per_line(_scale_map(kept, plan.map_cells), learned_tokens["newline"])
 
 
 def _scale_map(x: Tensor, cells: Size) -> Tensor:

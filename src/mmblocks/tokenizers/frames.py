@@ -11,7 +11,7 @@ from mmblocks.errors import ConfigError
 from mmblocks.faults import Fault
 from mmblocks.geometry.frames import Clock, format_time_instruction
 from mmblocks.shapes import Size, VisualPlan, VisualShape
-from mmblocks.tokenizers.clips import FrameTokenizer
+from mmblocks.tokenizers.frame_tokenizer import FrameTokenizer
 from mmblocks.tokenizers.lowering import LoweredPlan, lower_pooling
 from mmblocks.tokenizers.rows import append_newline, append_newline_per_line, append_newline_per_view, to_rows
 
@@ -31,15 +31,15 @@ class FramesPlan(VisualPlan):
 )
 @dataclass(frozen=True, slots=True)
 class Frames(FrameTokenizer):
-    """A video as frames, each made a view by the encoder's processor and pooled, one after the other.
+    """A video as frames, one after the other. Each becomes a view as the encoder's processor makes it, and is pooled.
 
     `fps` null spreads up to `max_frames` evenly over the video (LLaVA-OneVision's inference); a number takes that many
-    frames per second and spreads only when they are too many (its training, 1). `force` gives exactly `max_frames`,
-    with repeats for short clips. `newline`: after each line of each frame ("grid"), after each frame ("frame"), once
+    frames per second, and spreads `max_frames` evenly when there would be more (its training, 1). `force` gives exactly
+    `max_frames`, with repeats for short videos. `newline`: after each line of each frame ("grid"), after each frame ("frame"), once
     at the end ("one_token": 196 per frame and 1 in LLaVA-OneVision), or nowhere. `tell_times` puts LLaVA-Video's
     sentence about the times of the frames behind them: true "seconds", or "steps" as LLaVA-NeXT counted them.
-    `pool_at="features"` pools what the encoder gives, before the projector, as transformers' llava_next_video does;
-    the projector must then map every cell on its own.
+    `pool_at="features"` pools the encoder's features before they are projected, as transformers' llava_next_video does;
+    the projector must then map every cell by itself.
     """
 
     newline: Literal["grid", "frame", "one_token", "none"] = "one_token"
@@ -63,28 +63,33 @@ class Frames(FrameTokenizer):
         cells = self.pooling.out_grid(self.grid)
         newlines = {"grid": len(views) * cells.height, "frame": len(views), "one_token": 1, "none": 0}[self.newline]
         num_tokens = len(views) * cells.area + newlines
-        told = () if self.tell_times is None else ((num_tokens, self._times(visual, self.tell_times)),)
-        return FramesPlan(views, num_tokens, cells, inline_texts=told)
-
-    def _times(self, visual: VisualShape, clock: Clock) -> str:
-        """On lines of its own, as LLaVA-Video's training data has it."""
-        return f"\n{format_time_instruction(self.choose_frames(visual), clock)}\n"
-
-    def count_tokens(self, plan: FramesPlan) -> int:
-        return plan.num_tokens
+        if self.tell_times is None:
+            return FramesPlan(views, num_tokens, cells)
+        # On lines of its own, as LLaVA-Video's training data has it.
+        sentence = f"\n{format_time_instruction(self.choose_frames(visual), self.tell_times)}\n"
+        return FramesPlan(views, num_tokens, cells, inline_texts=((num_tokens, sentence),))
 
     def before_projector(self, x: Tensor) -> Tensor:
-        """(frames, h, w, encoder channels), pooled where features are."""
+        """(frames, h, w, encoder dim), pooled with `pool_at="features"`."""
         return self.pooling(x) if self.pool_at == "features" else x
 
     def assemble(self, x: Tensor, plan: FramesPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
-        return self._arrange_rows(self._pooled(x, plan), learned_tokens)
+        if self.pool_at == "tokens":
+            return self._arrange_rows(self.pooling(x), learned_tokens)
+        if x.shape[1:3] != plan.frame_cells:
+            raise ConfigError(
+                f"tokenizer 'frames': pool_at='features' leaves {plan.frame_cells} cells, of which the projector makes "
+                f"{Size(*x.shape[1:3])}; use a projector that maps every cell by itself, or pool_at='tokens'.",
+                settings=["pool_at"],
+            )
+        return self._arrange_rows(x, learned_tokens)
+
+    lowerable_assemble = assemble
 
     def lower_plan(self, plan: FramesPlan) -> LoweredPlan | None:
-        """What each token is made of, in integers; None where the pooling is not linear."""
         lowered = lower_pooling(self, plan, self._arrange_rows)
-        return lowered if lowered is None else replace(lowered, early=self.pool_at == "features")
+        return lowered if lowered is None else replace(lowered, before_projector=self.pool_at == "features")
 
     def _arrange_rows(self, pooled: Tensor, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         match self.newline:
@@ -96,17 +101,6 @@ class Frames(FrameTokenizer):
                 return append_newline(to_rows(pooled), learned_tokens["newline"])
             case "none":
                 return to_rows(pooled)
-
-    def _pooled(self, x: Tensor, plan: FramesPlan) -> Tensor:
-        if self.pool_at == "tokens":
-            return self.pooling(x)
-        if x.shape[1:3] != plan.frame_cells:
-            raise ConfigError(
-                f"tokenizer 'frames': pool_at='features' leaves {plan.frame_cells} cells, of which the projector makes "
-                f"{Size(*x.shape[1:3])}; use a projector that maps every cell on its own, or pool_at='tokens'.",
-                settings=["pool_at"],
-            )
-        return x
 
 
 tokenizers.preset("frames_8", of="frames", max_frames=8)

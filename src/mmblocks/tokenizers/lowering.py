@@ -1,8 +1,8 @@
-"""Plans in integers: which cells every token of a visual is made of, so that one gather makes the tokens of a whole batch.
+"""Plans in integers: the cells that every visual token is made of, so that one gather makes the tokens of a whole batch.
 
-Only poolings calculate; what tokenizers do beside them moves rows, and moves codes as well as features. A code stands in
-the place of a feature vector and says what it is made of: [numbers of k cells | their k weights], in float64. So the
-code that arranges features arranges codes, and nothing is written twice.
+Only poolings calculate. Everything else that a tokenizer does moves rows, and may as well move codes: a code stands in the
+place of a feature vector and holds what it is made of, [numbers of k cells | their k weights], in float64. So the code
+that arranges features also arranges codes, and is written once.
 """
 
 from __future__ import annotations
@@ -10,65 +10,84 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmblocks.components import Pooling
+from mmblocks.components import LowerableTokenizer, Pooling
 from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import Size, VisualPlan
 
 MOST_CELLS = 64
-"""A pooling that reads more cells for one of its own is not lowered: its table would be larger than the features."""
+"""A pooling that reads more cells for one new cell is not lowered: its table would be larger than the features."""
 
 LearnedTokens = Mapping[str, Tensor]
 
 
+class GridTokenizer(Protocol):
+    """A visual tokenizer that keeps the grid of a view, which ours do."""
+
+    @property
+    def grid(self) -> Size: ...
+
+    @property
+    def learned_tokens(self) -> tuple[str, ...]: ...
+
+    def assemble(self, x: Tensor, plan: Any, learned_tokens: LearnedTokens) -> Tensor: ...
+
+
+class PoolingTokenizer(GridTokenizer, Protocol):
+    """One that pools views."""
+
+    @property
+    def pooling(self) -> Pooling: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LoweredPlan:
-    """The tokens of a visual out of its cells: token i is the sum over j of weights[i, j] * cells[rows[i, j]].
+    """The tokens of an image or video out of its cells: token i is the sum over j of weights[i, j] * cells[rows[i, j]].
 
-    rows: int64 (num_tokens, k), cell number view * area + row * columns + column, or -1 - m alone for the tokenizer's
-    mark m. weights: (num_tokens, k), those of a token sum to one; with weight 0 nothing is read.
-    early: the cells are the encoder's and are summed before the projector; else they are the projector's.
+    rows: int64 (num_tokens, k), the cell's number view * area + row * columns + column, or -1 - m for the m-th of the
+    tokenizer's learned tokens. weights: (num_tokens, k), those of a token sum to one; with weight 0 nothing is read.
+    before_projector: whether the cells are the encoder's, summed before they are projected, or the projector's.
     """
 
     rows: Tensor
     weights: Tensor
-    early: bool = False
+    before_projector: bool = False
     __repr__ = format_by_shape
 
     @classmethod
     def from_codes(cls, codes: Tensor) -> LoweredPlan:
-        """What (num_tokens, 2k) codes say."""
+        """Read from codes (num_tokens, 2k)."""
         numbers, weights = codes.chunk(2, dim=1)
         return cls(numbers.to(torch.int64), weights)
 
     @classmethod
     def from_parts(cls, parts: Sequence[LoweredPlan]) -> LoweredPlan:
-        """Tokens one after the other, of as many cells as any of them needs."""
+        """Tokens one after the other, each of as many cells as any of them needs."""
         k = max(part.rows.shape[1] for part in parts)
         rows, weights = zip(*(pad_to_k(part.rows, part.weights, k) for part in parts), strict=True)
-        return cls(torch.cat(rows), torch.cat(weights), parts[0].early)
+        return cls(torch.cat(rows), torch.cat(weights), parts[0].before_projector)
 
 
 def pad_to_k(rows: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The same (n, k) rows and weights with room for more: cells that are read anyway, with weight 0."""
-    more = k - rows.shape[1]
-    return (
-        (torch.cat([rows, rows[:, :1].expand(-1, more)], dim=1), F.pad(weights, (0, more))) if more else (rows, weights)
-    )
+    """Rows and weights (n, fewer than k) as (n, k): the first cell of each is repeated with weight 0."""
+    missing = k - rows.shape[1]
+    if not missing:
+        return rows, weights
+    return torch.cat([rows, rows[:, :1].expand(-1, missing)], dim=1), F.pad(weights, (0, missing))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stencil:
-    """Which cells of a map each cell of a smaller one is made of, the same for every map.
+    """Which cells of a map each cell of a smaller map is made of, the same for every map.
 
-    cells: the size of the smaller one. rows int64, weights float64: (cells.area, k), filled up as by `widened`.
-    They are arrays because stencils are kept: tensors would remember the device or inference mode they were made under.
+    cells: the size of the smaller map. rows int64, weights float64: (cells.area, k), filled up as by `pad_to_k`.
+    They are arrays because stencils are cached: tensors would keep the device or inference mode they were made under.
     """
 
     cells: Size
@@ -77,7 +96,7 @@ class Stencil:
 
     @classmethod
     def from_matrix(cls, matrix: np.ndarray, cells: Size) -> Stencil:
-        """matrix: (cells.area, cells of the larger map), every new cell as weights of old ones."""
+        """matrix: (cells.area, cells of the larger map), the weights of the old cells in each new one."""
         new, old = np.nonzero(matrix)
         counts = np.bincount(new, minlength=len(matrix))
         starts = np.cumsum(counts) - counts
@@ -92,9 +111,9 @@ class Stencil:
         return self.rows.shape[1]
 
     def pad_to_k(self, k: int) -> Stencil:
-        """The same with room for k cells."""
-        more = ((0, 0), (0, k - self.reads_per_cell))
-        return Stencil(self.cells, np.pad(self.rows, more, "edge"), np.pad(self.weights, more))
+        """The same with k cells for each new one, those added of weight 0."""
+        padding = ((0, 0), (0, k - self.reads_per_cell))
+        return Stencil(self.cells, np.pad(self.rows, padding, "edge"), np.pad(self.weights, padding))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Codes of single cells (n, h, w, 2) to those of the smaller maps, (n, *cells, 2k)."""
@@ -114,10 +133,10 @@ def make_cell_codes(views: int, grid: Size) -> Tensor:
 
 
 def make_learned_token_codes(names: Sequence[str], k: int = 1) -> dict[str, Tensor]:
-    """A tokenizer's marks as codes beside those of k cells."""
-    rest = [0.0] * (k - 1)
+    """Codes of a tokenizer's learned tokens, as long as those of k cells."""
+    unused = [0.0] * (k - 1)
     return {
-        name: torch.tensor([-1.0 - m, *rest, 1.0, *rest], dtype=torch.float64, device="cpu")
+        name: torch.tensor([-1.0 - m, *unused, 1.0, *unused], dtype=torch.float64, device="cpu")
         for m, name in enumerate(names)
     }
 
@@ -125,29 +144,25 @@ def make_learned_token_codes(names: Sequence[str], k: int = 1) -> dict[str, Tens
 # Lowering -----------------------------------------------------------------------------------------------------------
 
 
-def lower_tokenizer_plan(tokenizer: Any, plan: VisualPlan) -> LoweredPlan | None:
-    """A tokenizer's plan in integers; None where it cannot say.
-
-    A `lower_plan` that is inherited beside an `assemble` that is not may say something else, and is not asked.
-    """
-    for kind in type(tokenizer).__mro__:
-        if "lower_plan" in vars(kind):
-            return tokenizer.lower_plan(plan)
-        if "assemble" in vars(kind):
-            return None
+def lower_tokenizer_plan(tokenizer: object, plan: VisualPlan) -> LoweredPlan | None:
+    """A plan in integers, where its tokenizer is a `LowerableTokenizer` and `lower_plan` stands for its own `assemble`."""
+    if isinstance(tokenizer, LowerableTokenizer) and tokenizer.lowerable_assemble == getattr(
+        tokenizer, "assemble", None
+    ):
+        return tokenizer.lower_plan(plan)
     return None
 
 
-def lower_permutation(tokenizer: Any, plan: VisualPlan) -> LoweredPlan:
-    """For plans whose `assemble` only moves rows: the same `assemble`, of codes."""
+def lower_permutation(tokenizer: GridTokenizer, plan: VisualPlan) -> LoweredPlan:
+    """For tokenizers whose `assemble` only moves rows: the same `assemble`, of codes."""
     cells = make_cell_codes(len(plan.views), tokenizer.grid)
     return LoweredPlan.from_codes(tokenizer.assemble(cells, plan, make_learned_token_codes(tokenizer.learned_tokens)))
 
 
 def lower_pooling(
-    tokenizer: Any, plan: VisualPlan, arrange: Callable[[Tensor, LearnedTokens], Tensor]
+    tokenizer: PoolingTokenizer, plan: VisualPlan, arrange: Callable[[Tensor, LearnedTokens], Tensor]
 ) -> LoweredPlan | None:
-    """For plans whose views are all pooled by `tokenizer.pooling` and then only moved, by `arrange`."""
+    """For tokenizers that pool every view by `pooling` and then only move cells, by `arrange`. None for other poolings."""
     stencil = find_stencil(tokenizer.pooling, tokenizer.grid)
     if stencil is None:
         return None
@@ -161,9 +176,9 @@ def lower_pooling(
 
 
 def find_stencil(pooling: Pooling, grid: Size) -> Stencil | None:
-    """What a pooling reads, learned from pooling an identity; None when it is not linear or reads too much.
+    """The cells that a pooling reads, found by pooling an identity; None when it is not linear or reads too many.
 
-    Nor is one lowered whose weights do not sum to one: it would not change places with a projector's bias.
+    A pooling whose weights do not sum to one has none: it does not commute with the projector's bias.
     """
     try:
         hash(pooling)
@@ -187,7 +202,7 @@ _make_stencil_cached = lru_cache(maxsize=64)(_make_stencil)
 
 
 def make_separable_stencil(scale: Callable[[Tensor, Size], Tensor], old: Size, new: Size) -> Stencil:
-    """What scaling maps of `old` cells to `new` ones reads, for a `scale` that treats lines and columns apart."""
+    """The cells that scaling maps of `old` cells to `new` cells reads, for a `scale` that is separable in rows and columns."""
     down, across = _make_line_stencil(scale, old.height, new.height), _make_line_stencil(scale, old.width, new.width)
     rows = down.rows[:, None, :, None] * old.width + across.rows[:, None]
     weights = down.weights[:, None, :, None] * across.weights[:, None]
@@ -196,7 +211,7 @@ def make_separable_stencil(scale: Callable[[Tensor, Size], Tensor], old: Size, n
 
 @lru_cache(maxsize=256)
 def _make_line_stencil(scale: Callable[[Tensor, Size], Tensor], old: int, new: int) -> Stencil:
-    """A single column of `old` cells scaled to `new`: learned in one dimension, for large maps have large identities."""
+    """A single column of `old` cells scaled to `new`: found in one dimension, because the identity of a map is large."""
     with torch.no_grad():
         one_hot = torch.eye(old, dtype=torch.float64, device="cpu").view(1, old, 1, old)
         return Stencil.from_matrix(scale(one_hot, Size(new, 1)).flatten(0, 2).numpy(), Size(new, 1))

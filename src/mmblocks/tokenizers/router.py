@@ -1,4 +1,4 @@
-"""Which visual tokenizer serves which visual of a conversation."""
+"""Which visual tokenizer serves which image or video of a conversation."""
 
 from __future__ import annotations
 
@@ -27,13 +27,11 @@ class Router:
 
     @property
     def learned_tokens(self) -> tuple[str, ...]:
-        """Every learned row that some scenario inserts, each once, in order of first use."""
-        return tuple(
-            dict.fromkeys(learned_token for s in SCENARIOS for learned_token in self.select_tokenizer(s).learned_tokens)
-        )
+        """Every learned token that some scenario inserts, each once, in order of first use."""
+        return tuple(dict.fromkeys(name for s in SCENARIOS for name in self.select_tokenizer(s).learned_tokens))
 
     def find_faults(self) -> list[Fault]:
-        """Why these tokenizers cannot work where they stand; keys begin with their scenario."""
+        """Why these tokenizers cannot serve their scenarios; keys begin with the scenario."""
         faults = []
         for scenario in SCENARIOS:
             tokenizer = self.select_tokenizer(scenario)
@@ -46,20 +44,19 @@ class Router:
         return faults
 
     def plan(self, visuals: Sequence[VisualShape]) -> tuple[RoutedPlan, ...]:
-        """Plans for all visuals of one conversation, in their order."""
-        images: Scenario = "image" if sum(v.kind == "image" for v in visuals) == 1 else "multi_image"
-        return tuple(
-            self._plan(visual, "video" if visual.kind == "video" else images, f"visual {n}")
-            for n, visual in enumerate(visuals, start=1)
-        )
-
-    def _plan(self, visual: VisualShape, scenario: Scenario, which: str) -> RoutedPlan:
-        if min(visual.size) < 1:
-            raise DataError(f"{which} ({visual.kind}) is {visual.size} pixels; replace the file, it shows nothing.")
-        plan = self.select_tokenizer(scenario).plan(visual)
-        if visual.note and not any(visual.note in text for _, text in plan.inline_texts):
-            raise DataError(
-                f"{which} ({visual.kind}) has the note {visual.note!r}, which the tokenizer of {scenario} does not tell; "
-                "write it into the conversation's text, or choose 'scene_views'."
-            )
-        return RoutedPlan(scenario, plan)
+        """Plans for all images and videos of one conversation, in their order."""
+        for_images: Scenario = "image" if sum(v.kind == "image" for v in visuals) == 1 else "multi_image"
+        plans = []
+        for number, visual in enumerate(visuals, start=1):
+            scenario: Scenario = "video" if visual.kind == "video" else for_images
+            which = f"visual {number} ({visual.kind})"
+            if min(visual.size) < 1:
+                raise DataError(f"{which} is {visual.size} pixels; replace the file, it shows nothing.")
+            plan = self.select_tokenizer(scenario).plan(visual)
+            if visual.note and not any(visual.note in text for _, text in plan.inline_texts):
+                raise DataError(
+                    f"{which} has the note {visual.note!r}, which the tokenizer of {scenario} does not write; "
+                    "write it into the conversation's text, or choose 'scene_views'."
+                )
+            plans.append(RoutedPlan(scenario, plan))
+        return tuple(plans)

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from mmblocks.components import Pooling, tokenizers
 from mmblocks.faults import Fault
-from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
-from mmblocks.tokenizers.clips import find_pooling_faults
+from mmblocks.shapes import VisualPlan, VisualShape
+from mmblocks.tokenizers.frame_tokenizer import find_pooling_faults
+from mmblocks.tokenizers.image_tokenizer import ImageTokenizer
+from mmblocks.tokenizers.inline_text import require_format
 from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation, lower_pooling
 from mmblocks.tokenizers.one_view import FRAMINGS
 from mmblocks.tokenizers.rows import append_newline, to_rows
-from mmblocks.tokenizers.telling import require_format
 
 
 @tokenizers.register(
@@ -22,27 +23,24 @@ from mmblocks.tokenizers.telling import require_format
     verified_against="the tokenizer 'pad' (golden prompts)",
 )
 @dataclass(frozen=True, slots=True)
-class SceneViews:
-    """A scene seen from several places: each image as one view, behind a text that says where it was taken.
+class SceneViews(ImageTokenizer):
+    """A scene seen from several places: each image as one view, behind a text with the camera's place.
 
-    The place is the note of the image ({"type": "image", "image": ..., "note": "camera at (1.2, 0.4), facing east"});
-    `pose` is the text it is told in, and an image without a note has none. With `pooled` each view is pooled as
-    frames are, so that many fit; with `newline` a row ends each. Notes and newlines apart these are LLaVA-NeXT-
-    Interleave's tokens of a scene; positions added to features (LLaVA-3D) are not among them.
+    The place is the note of the image ({"type": "image", "image": ..., "note": "camera at (1.2, 0.4), facing east"}),
+    written into `pose`; an image without a note has no such text. With `pooled` each view is pooled as frames are, so that
+    many fit; with `newline` a learned newline ends each. Without notes and newlines these are LLaVA-NeXT-Interleave's
+    tokens of a scene. Positions are not added to features (as LLaVA-3D does).
     """
 
-    view_px: Size
-    grid: Size
     spatial: bool
     pooling: Pooling
     framing: Literal["squashed", "cropped", "padded"] = "padded"
     pooled: bool = False
     newline: bool = False
     pose: str = "{note}: "
-    scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
 
     def __post_init__(self) -> None:
-        require_format("scene_views", "pose", self.pose, {"note": "here"}, must="note")
+        require_format("scene_views", "pose", self.pose, {"note": "here"}, required="note")
 
     @property
     def learned_tokens(self) -> tuple[str, ...]:
@@ -54,18 +52,16 @@ class SceneViews:
     def plan(self, visual: VisualShape) -> VisualPlan:
         view = FRAMINGS[self.framing](0, visual.size, self.view_px)
         cells = self.pooling.out_grid(self.grid) if self.pooled else self.grid
-        told = ((0, self.pose.format(note=visual.note)),) if visual.note else ()
-        return VisualPlan((view,), cells.area + int(self.newline), inline_texts=told)
-
-    def count_tokens(self, plan: VisualPlan) -> int:
-        return plan.num_tokens
+        texts = ((0, self.pose.format(note=visual.note)),) if visual.note else ()
+        return VisualPlan((view,), cells.area + int(self.newline), inline_texts=texts)
 
     def assemble(self, x: Tensor, plan: VisualPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(1, h, w, d) to (plan.num_tokens, d)."""
         return self._arrange_rows(self.pooling(x) if self.pooled else x, learned_tokens)
 
+    lowerable_assemble = assemble
+
     def lower_plan(self, plan: VisualPlan) -> LoweredPlan | None:
-        """What each token is made of, in integers; None where the pooling is not linear."""
         return lower_pooling(self, plan, self._arrange_rows) if self.pooled else lower_permutation(self, plan)
 
     def _arrange_rows(self, x: Tensor, learned_tokens: Mapping[str, Tensor]) -> Tensor:

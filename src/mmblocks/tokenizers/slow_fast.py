@@ -12,7 +12,7 @@ from mmblocks.components import Pooling, tokenizers
 from mmblocks.errors import ConfigError
 from mmblocks.faults import Fault
 from mmblocks.shapes import VisualPlan, VisualShape
-from mmblocks.tokenizers.clips import FrameTokenizer, find_pooling_faults
+from mmblocks.tokenizers.frame_tokenizer import FrameTokenizer, find_pooling_faults
 from mmblocks.tokenizers.lowering import LoweredPlan, find_stencil, make_cell_codes, make_learned_token_codes
 from mmblocks.tokenizers.rows import append_newline_per_line, append_newline_per_view
 
@@ -25,12 +25,12 @@ from mmblocks.tokenizers.rows import append_newline_per_line, append_newline_per
 )
 @dataclass(frozen=True, slots=True)
 class SlowFast(FrameTokenizer):
-    """Frames of a video in two sizes: every `every`-th pooled as usual, the others more, with LLaVA-Video's separators.
+    """Frames of a video in two sizes: every `every`-th pooled as usual (slow), the others more (fast), as in LLaVA-Video.
 
-    The others are pooled alike at the stride `fast_stride`. Each line of each frame ends with a newline and each frame
-    with a learned `faster_token`: 211 or 57 tokens for 27x27 cells pooled bilinear, 2440 for 32 frames. `max_frames`,
-    `fps` and `force` choose frames as in 'frames'. LLaVA-NeXT has this as `add_faster_video`, which stops with a
-    NameError; here it is as its code was meant.
+    Fast frames are pooled by the same pooling at the stride `fast_stride`. Each line of each frame ends with a learned
+    `newline` and each frame with a learned `faster_token`: 211 or 57 tokens for 27x27 cells pooled bilinear, 2440 for 32
+    frames. `max_frames`, `fps` and `force` choose frames as in 'frames'. LLaVA-NeXT has this as `add_faster_video`, which
+    stops with a NameError; this is what its code intends.
     """
 
     every: int = 10
@@ -53,7 +53,7 @@ class SlowFast(FrameTokenizer):
         if not self.spatial:
             message = "tokenizer 'slow_fast' pools frames and ends their lines, but the features have no image order;"
             return [Fault("", f"{message} use the tokenizer 'frames' or a projector that keeps the grid.")]
-        if not _has_stride(self.pooling):
+        if not (is_dataclass(self.pooling) and any(field.name == "stride" for field in fields(self.pooling))):
             message = (
                 f"tokenizer 'slow_fast': the pooling {type(self.pooling).__name__} has no stride to pool fast frames"
             )
@@ -64,38 +64,34 @@ class SlowFast(FrameTokenizer):
 
     @property
     def fast_pooling(self) -> Pooling:
-        """The pooling of the frames between."""
+        """The pooling of fast frames."""
         slow: Any = self.pooling
         return replace(slow, stride=self.fast_stride)
 
     def plan(self, visual: VisualShape) -> VisualPlan:
         views = self.make_views(visual)
-        slow = -(-len(views) // self.every)
-        num_tokens = slow * self._count_frame_tokens(self.pooling) + (len(views) - slow) * self._count_frame_tokens(
-            self.fast_pooling
-        )
-        return VisualPlan(views, num_tokens)
+        slow, fast = (self._count_frame_tokens(pooling) for pooling in (self.pooling, self.fast_pooling))
+        num_slow = -(-len(views) // self.every)
+        return VisualPlan(views, num_slow * slow + (len(views) - num_slow) * fast)
 
     def _count_frame_tokens(self, pooling: Pooling) -> int:
         cells = pooling.out_grid(self.grid)
         return cells.height * (cells.width + 1) + 1
-
-    def count_tokens(self, plan: VisualPlan) -> int:
-        return plan.num_tokens
 
     def assemble(self, x: Tensor, plan: VisualPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
         slow, fast = self._split_frames(x)
         return self._arrange_rows(self.pooling(slow), self.fast_pooling(fast) if len(fast) else fast, learned_tokens)
 
+    lowerable_assemble = assemble
+
     def lower_plan(self, plan: VisualPlan) -> LoweredPlan | None:
-        """What each token is made of, in integers; None where the pooling is not linear."""
-        of_slow, of_fast = find_stencil(self.pooling, self.grid), find_stencil(self.fast_pooling, self.grid)
-        if of_slow is None or of_fast is None:
+        slow_stencil, fast_stencil = (find_stencil(p, self.grid) for p in (self.pooling, self.fast_pooling))
+        if slow_stencil is None or fast_stencil is None:
             return None
-        k = max(of_slow.reads_per_cell, of_fast.reads_per_cell)
+        k = max(slow_stencil.reads_per_cell, fast_stencil.reads_per_cell)
         slow, fast = self._split_frames(make_cell_codes(len(plan.views), self.grid))
-        slow, fast = of_slow.pad_to_k(k)(slow), of_fast.pad_to_k(k)(fast)
+        slow, fast = slow_stencil.pad_to_k(k)(slow), fast_stencil.pad_to_k(k)(fast)
         return LoweredPlan.from_codes(self._arrange_rows(slow, fast, make_learned_token_codes(self.learned_tokens, k)))
 
     def _split_frames(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,10 +107,6 @@ class SlowFast(FrameTokenizer):
 
 
 def _append_separators(x: Tensor, learned_tokens: Mapping[str, Tensor]) -> Tensor:
-    """(frames, h, w, d) to (frames, h * (w + 1) + 1, d): newlines after lines, a faster_token after each frame."""
+    """(frames, h, w, d) to (frames, h * (w + 1) + 1, d): a newline after each line, a faster_token after each frame."""
     lines = rearrange(append_newline_per_line(x, learned_tokens["newline"]), "(n lines) d -> n lines 1 d", n=len(x))
     return rearrange(append_newline_per_view(lines, learned_tokens["faster_token"]), "(n rows) d -> n rows d", n=len(x))
-
-
-def _has_stride(pooling: Any) -> bool:
-    return is_dataclass(pooling) and any(f.name == "stride" for f in fields(pooling))

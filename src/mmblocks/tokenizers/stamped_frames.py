@@ -8,10 +8,10 @@ from torch import Tensor
 
 from mmblocks.components import tokenizers
 from mmblocks.shapes import VisualPlan, VisualShape
-from mmblocks.tokenizers.clips import FrameTokenizer
+from mmblocks.tokenizers.frame_tokenizer import FrameTokenizer
+from mmblocks.tokenizers.inline_text import make_stamp_fields, require_format
 from mmblocks.tokenizers.lowering import LoweredPlan, lower_pooling
 from mmblocks.tokenizers.rows import append_newline_per_view, to_rows
-from mmblocks.tokenizers.telling import make_stamp_fields, require_format
 
 
 @tokenizers.register(
@@ -22,12 +22,11 @@ from mmblocks.tokenizers.telling import make_stamp_fields, require_format
 )
 @dataclass(frozen=True, slots=True)
 class StampedFrames(FrameTokenizer):
-    """A video as images one after the other, each behind a text that says when it is shown.
+    """A video as images one after the other, each behind a text with its time.
 
     `stamp` is that text, with {number} (from 1), {seconds} and {clock} (mm:ss) filled in; SmolVLM has
-    "\\nFrame from {clock}:", InternVL "Frame{number}: ". An empty stamp leaves the images alone, as
-    LLaVA-NeXT-Interleave shows clips. With `newline` a row ends each image. `max_frames`, `fps` and `force` choose
-    frames as in 'frames'.
+    "\\nFrame from {clock}:", InternVL "Frame{number}: ". An empty stamp writes no text, as LLaVA-NeXT-Interleave shows
+    videos. With `newline` a learned newline ends each image. `max_frames`, `fps` and `force` choose frames as in 'frames'.
     """
 
     stamp: str = "{seconds:.2f}s: "
@@ -48,15 +47,13 @@ class StampedFrames(FrameTokenizer):
         stamps = tuple((n * rows, self.stamp.format(**make_stamp_fields(n + 1, t))) for n, t in enumerate(times_s))
         return VisualPlan(self.make_views(visual), len(times_s) * rows, inline_texts=stamps if self.stamp else ())
 
-    def count_tokens(self, plan: VisualPlan) -> int:
-        return plan.num_tokens
-
     def assemble(self, x: Tensor, plan: VisualPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(frames, h, w, d) to (plan.num_tokens, d)."""
         return self._arrange_rows(self.pooling(x), learned_tokens)
 
+    lowerable_assemble = assemble
+
     def lower_plan(self, plan: VisualPlan) -> LoweredPlan | None:
-        """What each token is made of, in integers; None where the pooling is not linear."""
         return lower_pooling(self, plan, self._arrange_rows)
 
     def _arrange_rows(self, pooled: Tensor, learned_tokens: Mapping[str, Tensor]) -> Tensor:

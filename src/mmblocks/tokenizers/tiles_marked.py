@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from mmblocks.errors import ConfigError
 from mmblocks.faults import Fault
 from mmblocks.geometry.tiles import count_long_side_tiles
 from mmblocks.geometry.views import make_squashed_view
-from mmblocks.shapes import Scenario, Size, VisualShape
-from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation
+from mmblocks.shapes import Size, VisualShape
+from mmblocks.tokenizers.image_tokenizer import ImageTokenizer
 from mmblocks.tokenizers.rows import to_rows
 from mmblocks.tokenizers.tiling import TilesPlan, make_tile_views
 
@@ -26,22 +26,19 @@ from mmblocks.tokenizers.tiling import TilesPlan, make_tile_views
     verified_against="transformers Idefics3 (layout; pixels are resized once, not twice)",
 )
 @dataclass(frozen=True, slots=True)
-class TilesMarked:
-    """Tiles that say their row and column, then the whole image, as in Idefics3 and SmolVLM.
+class TilesMarked(ImageTokenizer):
+    """Tiles labelled with their row and column, then the whole image, as in Idefics3 and SmolVLM.
 
-    The image's longer side takes `side_tiles` tiles, the other as many as its shape needs. `marking` "told" writes
-    "<row_1_col_2>" before a tile, "<global-img>" before the whole and a line end after each row of tiles; "learned" has
-    one learned row in place of each text (row_1_col_2, global, line_end), for text tokenizers that would cut these
-    texts to pieces. `around` (with "told") stands before every view and after the last; Idefics3 has
-    "<fake_token_around_image>". Takes any grid.
+    The image's longer side takes `side_tiles` tiles, the other as many as its aspect ratio needs. `marking="text"` writes
+    "<row_1_col_2>" before a tile, "<global-img>" before the whole and a line end after each row of tiles;
+    `marking="learned"` has one learned token in place of each text (row_1_col_2, global, line_end), for text tokenizers
+    that would cut these texts to pieces. `around` (with "text") stands before every view and after the last; Idefics3
+    has "<fake_token_around_image>". Takes any grid.
     """
 
-    view_px: Size
-    grid: Size
     side_tiles: int = 4
-    marking: Literal["told", "learned"] = "told"
+    marking: Literal["text", "learned"] = "text"
     around: str = ""
-    scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
 
     def __post_init__(self) -> None:
         if self.side_tiles < 1:
@@ -51,31 +48,31 @@ class TilesMarked:
 
     @property
     def learned_tokens(self) -> tuple[str, ...]:
-        if self.marking == "told":
+        if self.marking == "text":
             return ()
         sides = range(1, self.side_tiles + 1)
         return (*(f"row_{row}_col_{column}" for row, column in product(sides, sides)), "line_end", "global")
 
     def find_faults(self) -> list[Fault]:
-        if self.marking == "told" or not self.around:
+        if self.marking == "text" or not self.around:
             return []
         message = f"tokenizer 'tiles_marked': around={self.around!r} is a text, and marking='learned' writes none;"
-        return [Fault("around", f"{message} leave it out or use marking='told'.")]
+        return [Fault("around", f"{message} leave it out or use marking='text'.")]
 
     # Integers -------------------------------------------------------------------------------------------------------
 
     def plan(self, visual: VisualShape) -> TilesPlan:
         tiles = count_long_side_tiles(visual.size, self.view_px, self.side_tiles)
-        cut = () if tiles.area == 1 else make_tile_views(visual.size, tiles, self.view_px)
-        views = (*cut, make_squashed_view(0, visual.size, self.view_px))
+        tile_views = () if tiles.area == 1 else make_tile_views(visual.size, tiles, self.view_px)
+        views = (*tile_views, make_squashed_view(0, visual.size, self.view_px))
         if self.marking == "learned":
-            learned_tokens = len(views) + (tiles.height if cut else 0)
-            return TilesPlan(views, len(views) * self.grid.area + learned_tokens, tiles)
+            num_learned = len(views) + (tiles.height if tile_views else 0)
+            return TilesPlan(views, len(views) * self.grid.area + num_learned, tiles)
         texts = tuple((n * self.grid.area, text) for n, text in enumerate(self._list_texts(tiles)))
         return TilesPlan(views, len(views) * self.grid.area, tiles, inline_texts=texts)
 
     def _list_texts(self, tiles: Size) -> Iterator[str]:
-        """What is told before each view, and after the last."""
+        """The texts before each view, and after the last."""
         if tiles.area > 1:
             for row, column in product(range(tiles.height), range(tiles.width)):
                 row_end = "\n" if row > 0 and column == 0 else ""
@@ -84,30 +81,22 @@ class TilesMarked:
         yield f"{rows_end}{self.around}<global-img>"
         yield self.around
 
-    def count_tokens(self, plan: TilesPlan) -> int:
-        return plan.num_tokens
-
     # Tensors --------------------------------------------------------------------------------------------------------
 
     def assemble(self, x: Tensor, plan: TilesPlan, learned_tokens: Mapping[str, Tensor]) -> Tensor:
         """(tiles and the whole, h, w, d) to (plan.num_tokens, d)."""
-        if self.marking == "told":
+        if self.marking == "text":
             return to_rows(x)
+        learned_rows = {name: weight.to(x).unsqueeze(0) for name, weight in learned_tokens.items()}
         pieces = []
-        for n, view in enumerate(x[:-1].flatten(1, 2)):
+        for n, tile in enumerate(x[:-1].flatten(1, 2)):
             row, column = divmod(n, plan.tiles.width)
-            pieces += [_to_row(learned_tokens[f"row_{row + 1}_col_{column + 1}"], x), view]
+            pieces += [learned_rows[f"row_{row + 1}_col_{column + 1}"], tile]
             if column == plan.tiles.width - 1:
-                pieces.append(_to_row(learned_tokens["line_end"], x))
-        return torch.cat([*pieces, _to_row(learned_tokens["global"], x), to_rows(x[-1:])])
+                pieces.append(learned_rows["line_end"])
+        return torch.cat([*pieces, learned_rows["global"], to_rows(x[-1:])])
 
-    def lower_plan(self, plan: TilesPlan) -> LoweredPlan:
-        """What each token is made of, in integers."""
-        return lower_permutation(self, plan)
-
-
-def _to_row(learned_token: Tensor, like: Tensor) -> Tensor:
-    return learned_token.to(like).unsqueeze(0)
+    lowerable_assemble = assemble
 
 
 tokenizers.preset("tiles_marked_idefics3", of="tiles_marked", around="<fake_token_around_image>")

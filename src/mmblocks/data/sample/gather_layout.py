@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import GatherLayout, GatherTable
+from mmblocks.components import PerTokenProjector, has_capability
 from mmblocks.ops.gather_lerp import with_transpose
 from mmblocks.shapes import RoutedPlan, Size, VisualPlan
 from mmblocks.tokenizers.lowering import LoweredPlan, lower_tokenizer_plan, pad_to_k
@@ -36,7 +37,7 @@ class GatherLayoutBuilder:
     def from_model(cls, model: ModelParts) -> GatherLayoutBuilder:
         """That of a `OneVision`, or of anything with its encoder, projector and router."""
         grid = model.projector.out_grid(model.encoder.grid)
-        return cls(grid, getattr(model.projector, "per_token", False), model.router.learned_tokens)
+        return cls(grid, has_capability(model.projector, PerTokenProjector), model.router.learned_tokens)
 
     def make_sample_layout(self, plans: Sequence[RoutedPlan], positions: Tensor, router: Router) -> GatherLayout | None:
         """The layout of the visuals that `router` planned, the sample's first row at 0.
@@ -49,7 +50,7 @@ class GatherLayoutBuilder:
         for routed, visual_rows in zip(plans, rows, strict=True):
             tokenizer = router.select_tokenizer(routed.scenario)
             lowered = lower_tokenizer_plan(tokenizer, routed.plan)
-            if lowered is None or (lowered.early and not self.per_token):
+            if lowered is None or (lowered.before_projector and not self.per_token):
                 return None
             numbers = [self.learned_tokens.index(name) for name in tokenizer.learned_tokens]
             learned = torch.tensor(numbers, dtype=torch.int64)
@@ -67,7 +68,7 @@ class GatherLayoutBuilder:
             rows = map_plan_views(plan)[rows // self.grid.area] * self.grid.area + rows % self.grid.area
         weights = lowered.weights.index_select(0, visual).to(torch.float32)
         cells, tokens = None, GatherTable(rows, weights, num_images * self.grid.area)
-        if self.per_token and lowered.early:
+        if self.per_token and lowered.before_projector:
             cells, tokens = tokens, _make_identity_table(len(rows))
         elif self.per_token:
             used = torch.zeros(tokens.size, dtype=torch.bool)

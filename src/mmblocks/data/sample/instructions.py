@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.components import InstructedProjector, Projector, needs_text
+from mmblocks.components import InstructedProjector
 from mmblocks.conversation import Conversation, Text, Visual
 from mmblocks.shapes import RoutedPlan
 
@@ -22,11 +22,10 @@ class InstructionReader:
     max_tokens: int
 
     @classmethod
-    def from_projector(cls, projector: Projector) -> InstructionReader | None:
+    def from_projector(cls, projector: object) -> InstructionReader | None:
         """None for a projector that reads no text."""
-        if not needs_text(projector):
+        if not isinstance(projector, InstructedProjector) or not projector.needs_text:
             return None
-        assert isinstance(projector, InstructedProjector)
         return cls(projector.text_tokenizer, projector.max_text_tokens)
 
     def read_questions(self, conversation: Conversation, plans: Sequence[RoutedPlan]) -> tuple[Tensor, ...]:

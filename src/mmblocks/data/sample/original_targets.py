@@ -19,14 +19,13 @@ from typing import Any
 from mmblocks.components import Span, templates
 from mmblocks.conversation import Message, Text, Visual
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.templates._turns import make_spans
 from mmblocks.templates.chatml import ChatML
 from mmblocks.templates.llama_2 import Llama2
 from mmblocks.templates.llama_3 import Llama3
-from mmblocks.templates.llava_v0 import LlavaV0
+from mmblocks.templates.message_spans import make_spans
 from mmblocks.templates.plain import PlainCaption
 from mmblocks.templates.turns import Turns
-from mmblocks.templates.vicuna import Vicuna
+from mmblocks.templates.vicuna import LlavaV0, Vicuna
 
 CHATML_TEXTS = ("<|im_start|>", "<|im_end|>", "\n")
 LLAMA_3_TEXTS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import GatherLayout
-from mmblocks.components import ChatTemplate
+from mmblocks.components import ChatTemplate, RewritingTemplate, has_capability
 from mmblocks.conversation import Conversation, Item, PreferencePair, Visual
 from mmblocks.data.media.visuals import read_visual_shape, render_visual_plan
 from mmblocks.data.record_errors import name_errors
@@ -190,7 +190,7 @@ class Processor:
         that rewrites answers one conversation per answer (of a pair the last answers alone, in which the two differ).
         """
         both = (item.chosen, item.rejected) if isinstance(item, PreferencePair) else (item,)
-        if not getattr(self.template, "rewrites_answers", False):
+        if not has_capability(self.template, RewritingTemplate):
             return both
         apart = tuple(split_answers(one) for one in both)
         return tuple(one[-1] for one in apart) if isinstance(item, PreferencePair) else apart[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from mmblocks.components import has_capability
 from mmblocks.conversation import Item
 from mmblocks.data.record_errors import name_errors
 from mmblocks.faults import Fault
@@ -17,11 +18,7 @@ ItemT = TypeVar("ItemT", bound=Item)
 
 
 class Source(Protocol):
-    """A fixed sequence of conversations or pairs; `source[i]` is the same every time.
-
-    It may also have `describe_origin(i)`, where record i stands ("file:record 3", with which the origin of its conversation
-    begins), and `is_synthetic`: true where its settings alone decide its records, which no file then changes.
-    """
+    """A fixed sequence of conversations or pairs; `source[i]` is the same every time."""
 
     def __len__(self) -> int: ...
 
@@ -29,22 +26,37 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class LocatedSource(Protocol):
+    """`describe_origin`: it names the place of a record ("file:record 3") without reading it."""
+
+    def describe_origin(self, number: int, /) -> str | None:
+        """The beginning of the name of conversation `number`."""
+        ...
+
+
+@runtime_checkable
+class SyntheticSource(Protocol):
+    """`is_synthetic`: its settings alone decide its records, which no file changes."""
+
+    is_synthetic: bool
+
+
+@runtime_checkable
 class SelfCheckedSource(Protocol):
-    """A class of sources that says what is wrong with its settings before it is built. It reads no record."""
+    """`find_faults`: its class finds what is wrong with its settings and files before it is built, and reads no record."""
 
     @staticmethod
     def find_faults(settings: Mapping[str, Any]) -> list[Fault]: ...
 
 
 def describe_origin(source: Source, index: int) -> str | None:
-    """Where a record of a source stands, without reading it; None where the source does not say."""
-    describe = getattr(source, "describe_origin", None)
-    return None if describe is None else describe(index)
+    """The place of a record, found without reading it; None for a source that does not name it."""
+    return source.describe_origin(index) if isinstance(source, LocatedSource) else None
 
 
 def is_synthetic(source: Source) -> bool:
-    """Whether a source makes its records, so that nothing but its settings decides them."""
-    return getattr(source, "is_synthetic", False)
+    """Whether the settings of a source alone decide its records."""
+    return has_capability(source, SyntheticSource)
 
 
 class NamedRecords(Generic[ItemT]):
@@ -72,4 +84,6 @@ class NamedRecords(Generic[ItemT]):
         raise NotImplementedError
 
 
-sources: Registry[Any] = Registry("source", "mmblocks.data.sources")
+sources: Registry[Any] = Registry(
+    "source", "mmblocks.data.sources", capabilities=(LocatedSource, SyntheticSource, SelfCheckedSource)
+)

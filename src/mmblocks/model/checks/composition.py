@@ -41,7 +41,7 @@ from mmblocks.model.spec import ONEVISION_TOKENIZERS, ModelSpec
 from mmblocks.registry import split_spec
 from mmblocks.settings import make_unknown_fault
 from mmblocks.shapes import SCENARIOS, Scenario, Size
-from mmblocks.templates.later import LazyTextTokenizer
+from mmblocks.templates.lazy_tokenizer import LazyTextTokenizer
 from mmblocks.tokenizers.router import Router
 
 KINDS = ("encoder", "projector", "pooling", "backbone", "template")

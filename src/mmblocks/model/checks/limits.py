@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmblocks.components import Backbone, ChatTemplate, VisionTokenizer
+from mmblocks.components import Backbone, ChatTemplate, SpecialTokenTemplate, VisionTokenizer
 from mmblocks.errors import CheckpointError, MMBlocksError
 from mmblocks.faults import Fault, join_key
 from mmblocks.pretrained import find_cached_folder, read_tokenizer
@@ -233,7 +233,10 @@ def find_template_faults(key: str, template: ChatTemplate, text_tokenizer: PreTr
         stop = template.stop
     except MMBlocksError as cause:
         return [Fault(key, str(cause))]
-    special = getattr(template, "special", stop if not any(_is_token(t, text_tokenizer) for t in stop) else ())
+    if isinstance(template, SpecialTokenTemplate):
+        special = template.special
+    else:
+        special = () if any(_is_token(text, text_tokenizer) for text in stop) else stop
     unknown = [text for text in special if not _is_token(text, text_tokenizer)]
     read_back = {text: text_tokenizer.decode(text_tokenizer.encode(text, add_special_tokens=False)) for text in stop}
     unwritten = [text for text in stop if text not in special and text.strip() not in read_back[text]]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmblocks.batch import IGNORE, Batch, Instructions, Packing
-from mmblocks.components import needs_text
+from mmblocks.components import InstructedProjector, has_capability
 from mmblocks.errors import CheckpointError
 from mmblocks.model.onevision import OneVision
 from mmblocks.pretrained import list_loading_faults, read_model
@@ -69,7 +69,7 @@ def _make_probe(model: OneVision, shapes: tuple[VisualShape, ...], generator: to
             rows += _draw_text_ids(model, generator) if isinstance(piece, str) else [None] * piece
         rows += _draw_text_ids(model, generator)
     instructions = None
-    if needs_text(model.projector):
+    if has_capability(model.projector, InstructedProjector):
         ids = torch.randint(1, model.projector.vocab_size, (views, 4), generator=generator)
         instructions = Instructions(ids, torch.ones_like(ids, dtype=torch.bool))
     return Probe(shapes, plans, pixels, tuple(rows), instructions)
@@ -138,7 +138,7 @@ def _make_pixel_inputs(model_type: str, model: OneVision, probe: Probe) -> dict[
     if model_type in QFORMER_FAMILIES:
         # BLIP-2 always needs an image; one without tokens changes nothing.
         inputs = {"pixel_values": pixels if len(pixels) else torch.zeros(1, *pixels.shape[1:])}
-        if not needs_text(model.projector):
+        if not has_capability(model.projector, InstructedProjector):
             return inputs
         ids = torch.ones(1, 1, dtype=torch.int64)
         if instructions is not None and len(instructions.ids):

@@ -21,7 +21,7 @@ from mmblocks.model.spec import PARTS
 from mmblocks.registry import split_spec
 from mmblocks.settings import is_of_type
 from mmblocks.shapes import SCENARIOS
-from mmblocks.templates.later import LazyTextTokenizer
+from mmblocks.templates.lazy_tokenizer import LazyTextTokenizer
 from mmblocks.train.objectives import describe_item_mismatch, objectives
 
 PATH_SUFFIXES = ("path", "file", "folder", "images", "videos")

@@ -11,7 +11,7 @@ from math import ceil, log
 import torch
 
 from mmblocks.batch import Batch, Instructions, Packing, RowIndex
-from mmblocks.components import needs_text
+from mmblocks.components import InstructedProjector, has_capability
 from mmblocks.data.sample.gather_layout import GatherLayoutBuilder, map_batch_views, prepare_backward
 from mmblocks.model.budget import parse_visual_shape
 from mmblocks.model.build import build_from_spec, build_router, set_dtype
@@ -122,7 +122,9 @@ def make_meta_batch(model: OneVision, row: PackedRow) -> Batch:
             pixels=torch.empty(images, 3, *model.encoder.view_px, dtype=torch.uint8),
             plans=plans,
             visual_positions=torch.empty(sum(shown), dtype=torch.int64),
-            instructions=Instructions(question, question.bool()) if needs_text(model.projector) else None,
+            instructions=Instructions(question, question.bool())
+            if has_capability(model.projector, InstructedProjector)
+            else None,
             views=None if views is None else views.to("meta"),
             layout=layout,
             precomputed_target_rows=RowIndex(rows, tuple(labels), tuple(labelled), ends),

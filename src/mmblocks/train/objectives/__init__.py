@@ -11,7 +11,7 @@ from mmblocks.batch import Batch
 from mmblocks.conversation import PreferencePair
 from mmblocks.data.mixing.mixture import Draw, Mixture
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.model.onevision import Loss, OneVision
+from mmblocks.model.onevision import LossOutput, OneVision
 from mmblocks.registry import Registry
 
 MAX_RECORDS = 100
@@ -29,7 +29,7 @@ class FrozenModelLoader(Protocol):
 class Objective(Protocol):
     """Built from settings alone; `prepare_model` gives it the model.
 
-    A step minimises the sum of `Loss.total` over the micro-batches and processes, divided by the sum of `count_loss_terms`.
+    A step minimises the sum of `LossOutput.total` over the micro-batches and processes, divided by the sum of `count_loss_terms`.
     """
 
     needs_pairs: ClassVar[bool]
@@ -52,8 +52,8 @@ class Objective(Protocol):
         """What a batch adds to the divisor, known before the forward pass."""
         ...
 
-    def __call__(self, model: OneVision, batch: Batch) -> Loss:
-        """The sum to minimise. `Loss.rows` is `count_loss_terms(batch)`; `Loss.metrics` are sums over the same terms."""
+    def __call__(self, model: OneVision, batch: Batch) -> LossOutput:
+        """The sum to minimise. `LossOutput.num_terms` is `count_loss_terms(batch)`; `LossOutput.metrics` are sums over the same terms."""
         ...
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from mmblocks.batch import Batch
-from mmblocks.model.onevision import Loss, OneVision
+from mmblocks.model.onevision import LossOutput, OneVision
 from mmblocks.train.objectives import FrozenModelLoader, objectives
 
 
@@ -25,5 +25,5 @@ class Answers:
         """Labelled rows."""
         return batch.num_labelled
 
-    def __call__(self, model: OneVision, batch: Batch) -> Loss:
+    def __call__(self, model: OneVision, batch: Batch) -> LossOutput:
         return model(batch)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmblocks.batch import IGNORE, Batch
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.modes import use_evaluation_mode
-from mmblocks.model.onevision import Loss, OneVision
+from mmblocks.model.onevision import LossOutput, OneVision
 from mmblocks.model.trainable import list_adapters
 from mmblocks.train.adapters.lora import disable_lora
 from mmblocks.train.objectives import FrozenModelLoader, objectives
@@ -65,7 +65,7 @@ class DPO:
         """Pairs; none in a batch without targets."""
         return len(batch.packing.lengths) // 2 if batch.num_labelled else 0
 
-    def __call__(self, model: OneVision, batch: Batch) -> Loss:
+    def __call__(self, model: OneVision, batch: Batch) -> LossOutput:
         lengths = batch.packing.lengths
         if len(lengths) % 2:
             raise DataError(
@@ -74,7 +74,7 @@ class DPO:
             )
         reference, policy = self.compute_reference_losses(model, batch), model.compute_row_losses(batch)
         if not batch.num_labelled:  # nothing to compare, and still the same forward passes (see `Batch.make_empty`)
-            return Loss(policy.sum(), 0)
+            return LossOutput(policy.sum(), 0)
         sizes = [int(targets.sum()) for targets in (batch.targets != IGNORE).split(lengths)]
         if 0 in sizes:
             raise DataError(
@@ -82,7 +82,7 @@ class DPO:
             )
         return self.compute_loss(_sum_log_probs(policy, sizes), _sum_log_probs(reference, sizes), sizes)
 
-    def compute_loss(self, policy: Tensor, reference: Tensor, sizes: list[int]) -> Loss:
+    def compute_loss(self, policy: Tensor, reference: Tensor, sizes: list[int]) -> LossOutput:
         """The loss of answers' log probabilities (2 * pairs,) under the model and the reference; metrics have TRL's names.
 
         sizes: labelled tokens of each answer.
@@ -105,7 +105,7 @@ class DPO:
             "logps/chosen": log_probs[0::2].sum(),
             "logps/rejected": log_probs[1::2].sum(),
         }
-        return Loss((self.alpha * preference + self.gamma * answer_loss).sum(), len(logits), metrics)
+        return LossOutput((self.alpha * preference + self.gamma * answer_loss).sum(), len(logits), metrics)
 
     @torch.no_grad()
     def compute_reference_losses(self, model: OneVision, batch: Batch) -> Tensor:

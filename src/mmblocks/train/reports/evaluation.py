@@ -102,7 +102,7 @@ class _Evaluator:
         total, rows = 0.0, 0
         for batch in self._make_batches(_HeldOutEncoder(conversations, processor, self.stage.targets, self.skips)):
             summed = self.model(batch)
-            total, rows = total + float(summed.total), rows + summed.rows
+            total, rows = total + float(summed.total), rows + summed.num_terms
         total, rows = self.world.sum_over_processes(total, rows)
         if rows == 0:
             raise DataError("evaluate.data: none of the held-out conversations can be read; nothing was measured.")

@@ -25,8 +25,8 @@ from mmblocks.model.onevision import OneVision
 from mmblocks.poolings.none import NoPooling
 from mmblocks.storage import replace_folder
 from mmblocks.tokenizers.anyres import AnyRes
+from mmblocks.tokenizers.fixed_side import HighRes
 from mmblocks.tokenizers.frames import Frames
-from mmblocks.tokenizers.highres import HighRes
 from mmblocks.tokenizers.one_view import OneView
 
 log = logging.getLogger(__name__)

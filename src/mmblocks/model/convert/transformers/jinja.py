@@ -12,10 +12,9 @@ from mmblocks.components import ChatTemplate
 from mmblocks.templates.chatml import ChatML
 from mmblocks.templates.llama_2 import Llama2
 from mmblocks.templates.llama_3 import Llama3
-from mmblocks.templates.llava_v0 import LlavaV0
 from mmblocks.templates.tokenizer_chat import TokenizerChat
 from mmblocks.templates.turns import Turns
-from mmblocks.templates.vicuna import Vicuna
+from mmblocks.templates.vicuna import LlavaV0, Vicuna
 
 Around = tuple[str, str]
 """Text before and text after."""

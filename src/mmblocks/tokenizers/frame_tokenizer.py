@@ -8,16 +8,16 @@ from mmblocks.errors import ConfigError
 from mmblocks.faults import Fault
 from mmblocks.geometry.frames import FrameSample, sample_frames
 from mmblocks.geometry.views import make_processed_view
-from mmblocks.shapes import Scenario, Size, View, VisualShape
+from mmblocks.shapes import Scenario, Size, View, VisualPlan, VisualShape
 
 
 @dataclass(frozen=True, slots=True)
 class FrameTokenizer:
-    """Which frames of a video are shown, each made a view by the encoder's processor and pooled.
+    """Which frames of a video are shown. Each becomes a view as the encoder's processor makes it, and is pooled.
 
     `fps` null spreads up to `max_frames` evenly over the video (LLaVA-OneVision's inference); a number takes that many
-    frames per second and spreads only when they are too many (its training, 1). `force` gives exactly `max_frames`,
-    with repeats for short clips.
+    frames per second, and spreads `max_frames` evenly when there would be more (its training, 1). `force` gives exactly
+    `max_frames`, with repeats for short videos.
     """
 
     view_px: Size
@@ -43,11 +43,14 @@ class FrameTokenizer:
                 settings=["fps"],
             )
 
+    def count_tokens(self, plan: VisualPlan) -> int:
+        return plan.num_tokens
+
     def find_faults(self) -> list[Fault]:
         return find_pooling_faults(self.name, self.pooling, self.grid, self.spatial)
 
     def choose_frames(self, visual: VisualShape) -> FrameSample:
-        """The frames of a video that its plan shows, with their times."""
+        """The frames of a video that are shown, with their times."""
         return sample_frames(
             visual.num_frames,
             visual.fps,

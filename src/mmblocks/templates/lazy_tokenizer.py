@@ -6,7 +6,7 @@ from typing import Any
 
 
 class LazyTextTokenizer:
-    """A text tokenizer that is read when it is first asked for: `Later(read)()`.
+    """A text tokenizer that is read at its first use: `LazyTextTokenizer(read)()`.
 
     Pickled, it is the tokenizer alone, so a data worker does not receive the backbone that would read it.
     """
@@ -15,7 +15,7 @@ class LazyTextTokenizer:
         self._read = read
 
     @classmethod
-    def from_backbone(cls, backbone: Any) -> LazyTextTokenizer:
+    def from_backbone(cls, backbone: object) -> LazyTextTokenizer:
         return cls(partial(getattr, backbone, "text_tokenizer"))
 
     def __call__(self) -> Any:
@@ -25,5 +25,5 @@ class LazyTextTokenizer:
         return LazyTextTokenizer, (partial(_return_tokenizer, self()),)
 
 
-def _return_tokenizer(tokenizer: Any) -> Any:
+def _return_tokenizer(tokenizer: object) -> object:
     return tokenizer
