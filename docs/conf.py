@@ -6,6 +6,7 @@ python -m sphinx -W --keep-going -n docs build/site
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from docstrings import to_rst
 project = "mmblocks"
 author = "The mmblocks developers"
 version = release = mmblocks.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
+nb_execution_mode = "off"  # pages show the outputs that are committed; tests run the notebooks
+for notebook in Path(__file__).parents[1].glob("examples/*.ipynb"):  # Sphinx reads no files outside of docs
+    shutil.copy(notebook, Path(__file__).parent / "tutorials")
 exclude_patterns = ["scripts", "benchmarks"]
 templates_path = ["_templates"]
 

@@ -1,4 +1,4 @@
-"""Run the notebooks of examples/ and keep what they show; the test of the notebooks runs them with the same function.
+"""Run the notebooks of examples/ and save their outputs. The test of the notebooks runs them with the same function.
 
 python docs/scripts/run_notebooks.py [NAME ...]
 """
@@ -15,7 +15,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-FOLDER = Path(__file__).parents[1] / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 TIMEOUT_S = 900  # of a cell; a busy machine takes many times as long as an idle one
 ENVIRONMENT = {
     "COLUMNS": "100",
@@ -51,10 +51,10 @@ def run_notebook(path: Path, folder: Path) -> NotebookNode:
 
 
 def tidy(notebook: NotebookNode, folder: str) -> NotebookNode:
-    """Without what differs from run to run and from machine to machine: times, progress bars, paths."""
+    """Remove what differs between runs and machines: times, progress bars, paths."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
+        "language_info": {"name": "python", "pygments_lexer": "ipython3"},
     }
     for cell in notebook.cells:
         cell.metadata = {}
@@ -77,13 +77,13 @@ def _tidy_output(output: NotebookNode, folder: str) -> NotebookNode:
 
 
 def _without_paths(text: str, folder: str) -> str:
-    """Text with paths from the current folder on; those of the package begin with mmblocks."""
+    """Text with paths relative to the folder of the run; paths of the package begin with mmblocks."""
     text = text.replace(f"{folder}/", "")
     return re.sub(r"/[^\s'\"]*/mmblocks/", "mmblocks/", text)
 
 
 def _processor_seconds() -> float:
-    """Those of the processes that have ended: kernels and the commands that they ran."""
+    """Processor time of the processes that have ended: kernels and the commands that they ran."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -224,7 +224,7 @@ def measure(folder: Path, measures: Sequence[Measure], visual: str | None, sampl
             tables[key] = evaluate_tinyworld(asked, [one.task], samples=samples, visuals=one.visuals)[one.task]
         counted = [score for kind, score in tables[key].items() if not one.kinds or kind in one.kinds]
         total = sum(counted, ExactScore(0, 0))
-        scores[one.name] = [total.right, total.asked]
+        scores[one.name] = [total.num_right, total.num_questions]
     tokens = None if visual is None else model.router.plan([parse_visual_shape(visual)])[0].plan.num_tokens
     write_json(out, {"scores": scores, "tokens": tokens})
 

@@ -133,8 +133,8 @@ def wired(combination: Combination) -> tuple[OneVision, str]:
         squash=encoder.squash,
         pooling=poolings.build("none" if combination.pooling == "-" else tiny(poolings, combination.pooling)),
     )
-    if reasons := tokenizer.reasons_against():
-        raise ConfigError(" ".join(reasons))
+    if faults := tokenizer.find_faults():
+        raise ConfigError.from_faults(faults)
     scenario = next(s for s in SCENARIOS if s in tokenizer.scenarios)
     router = Router(tokenizer, tokenizer, tokenizer)
     return OneVision(encoder, projector, router, _backbone(), templates.build("chatml"), ModelSpec()), scenario

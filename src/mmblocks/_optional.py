@@ -1,4 +1,4 @@
-"""Ask for optional packages where they are used, and say how to get them."""
+"""Import optional packages where they are used; the error says how to install them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Tensors that travel from the data worker to the device, everything packed end to end, nothing padded."""
+"""Tensors that the data workers send to the device: sequences packed end to end, without padding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,27 @@ from torch import Tensor
 
 from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import RoutedPlan, Size
+
+IGNORE = -100
+"""The target of a row from which nothing is learned."""
+T = TypeVar("T", bound="Packing | Instructions | RowIndex | GatherTable | GatherLayout | Batch")
+
+
+def move_tensors(self: T, device: torch.device | str, *, non_blocking: bool = False) -> T:
+    """The same object with its tensors on a device."""
+    moved: dict[str, object] = {}
+    for field in fields(self):
+        value = getattr(self, field.name)
+        if isinstance(value, Tensor):
+            moved[field.name] = value.to(device, non_blocking=non_blocking)
+        elif hasattr(value, "to"):
+            moved[field.name] = value.to(device)
+    return replace(self, **moved)
+
+
+def move_tensors_async(self: T, device: torch.device | str) -> T:
+    """As `move_tensors`, without waiting for the copies."""
+    return move_tensors(self, device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +42,7 @@ class Packing:
     cu_seqlens: Tensor
     max_seqlen: int
     __repr__ = format_by_shape
+    to = move_tensors
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int]) -> Packing:
@@ -30,53 +53,48 @@ class Packing:
     def lengths(self) -> list[int]:
         return self.cu_seqlens.diff().tolist()
 
-    def to(self, device: torch.device | str) -> Packing:
-        return replace(self, cu_seqlens=self.cu_seqlens.to(device))
-
 
 @dataclass(frozen=True, slots=True)
 class Instructions:
-    """What was asked about each image, for projectors that read it: their own tokenizer's ids, not the backbone's.
+    """The question about each image, for projectors that read it: ids of their own tokenizer, not of the backbone's.
 
-    ids: (images, length) int64, shorter questions filled up behind. mask: (images, length) bool, True for real words.
+    ids: (images, length) int64, shorter questions padded at the end. mask: (images, length) bool, True for real tokens.
     """
 
     ids: Tensor
     mask: Tensor
     __repr__ = format_by_shape
+    to = move_tensors
 
     @classmethod
-    def from_ids(cls, words: Sequence[Tensor]) -> Instructions:
+    def from_ids(cls, rows: Sequence[Tensor]) -> Instructions:
         """One row of ids per image, any of them empty."""
-        length = max(map(len, words), default=0)
-        ids = torch.stack([F.pad(row, (0, length - len(row))) for row in words]) if words else torch.empty(0, 0)
-        sizes = torch.tensor([len(row) for row in words], dtype=torch.int64)
+        length = max(map(len, rows), default=0)
+        ids = torch.stack([F.pad(row, (0, length - len(row))) for row in rows]) if rows else torch.empty(0, 0)
+        sizes = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         return cls(ids.to(torch.int64), torch.arange(length) < sizes[:, None])
 
     @classmethod
     def make_empty(cls, views: int) -> Instructions:
-        """Nothing was asked about any view."""
+        """No question about any view."""
         return cls(torch.empty(views, 0, dtype=torch.int64), torch.empty(views, 0, dtype=torch.bool))
 
     def split_by_counts(self, counts: Sequence[int]) -> list[Instructions]:
-        """The same for groups of `counts` views."""
+        """One object per group of `counts` views."""
         pairs = zip(self.ids.split(list(counts)), self.mask.split(list(counts)), strict=True)
         return [Instructions(ids, mask) for ids, mask in pairs]
 
     def select_views(self, views: Tensor) -> Instructions:
-        """One row for each of `views`, the number of its image."""
+        """One row for each of `views`, which are numbers of images."""
         return Instructions(self.ids[views], self.mask[views])
-
-    def to(self, device: torch.device | str) -> Instructions:
-        return Instructions(self.ids.to(device), self.mask.to(device))
 
 
 @dataclass(frozen=True, slots=True)
 class RowIndex:
-    """Some rows of a packed batch, ascending: `index` int64 (n,), and on the host how many belong to each sequence.
+    """Some rows of a packed batch, ascending: `index` int64 (n,), and how many belong to each sequence.
 
-    places, ends: the index and the cumulative lengths of the packing once more, on the host, where they were looked up
-    there: what they decide need not wait for a device then.
+    index_host, cu_seqlens_host: copies of the index and of the packing's cumulative lengths on the host, where they are
+    known: decisions from them need not wait for the device.
     """
 
     index: Tensor
@@ -84,6 +102,7 @@ class RowIndex:
     index_host: tuple[int, ...] | None = None
     cu_seqlens_host: tuple[int, ...] | None = None
     __repr__ = format_by_shape
+    to = move_tensors_async
 
     @classmethod
     def from_targets(cls, targets: Tensor, packing: Packing) -> RowIndex:
@@ -95,16 +114,13 @@ class RowIndex:
     def __len__(self) -> int:
         return sum(self.counts)
 
-    def to(self, device: torch.device | str) -> RowIndex:
-        return replace(self, index=self.index.to(device, non_blocking=True))
-
 
 @dataclass(frozen=True, slots=True)
 class GatherTable:
     """Rows made of other rows: row i is the sum over j of weights[i, j] * x[rows[i, j]]. Weight 0 reads nothing.
 
-    rows: int64 (n, k); weights: float32 (n, k); size: how many rows x has.
-    back: the same turned round, taps of x's gradient from the result's (size, k2), where it was made beforehand.
+    rows: int64 (n, k); weights: float32 (n, k); size: number of rows of x.
+    transpose: the table (size, k2) that gathers the gradient of x from that of the result, where it was made beforehand.
     """
 
     rows: Tensor
@@ -112,23 +128,17 @@ class GatherTable:
     size: int
     transpose: GatherTable | None = None
     __repr__ = format_by_shape
-
-    def to(self, device: torch.device | str) -> GatherTable:
-        return replace(
-            self,
-            rows=self.rows.to(device, non_blocking=True),
-            weights=self.weights.to(device, non_blocking=True),
-            transpose=None if self.transpose is None else self.transpose.to(device),
-        )
+    to = move_tensors_async
 
 
 @dataclass(frozen=True, slots=True)
 class GatherLayout:
-    """How the visual rows of a batch are made of the encoder's cells, in integers, for all visuals at once.
+    """How the visual tokens of a batch are made of the encoder's cells, in integers, for all visuals at once.
 
-    cells: what the projector's body reads, out of the encoder's cells (images * rows * columns); None where it reads
-        them all, as maps. taps: visual rows out of the body's cells. positions: int64, the place of each of these rows in
-        the sequence. marks: int64, for each learned row its number among the model's marks; mark_positions: their places.
+    cell_table: gathers the input of the projector's body from the encoder's cells (images * rows * columns); None where
+        it reads all of them, as maps. token_table: gathers visual tokens from the cells of the body's output.
+    positions: int64, the row of each of these tokens in the sequence. learned_token_ids: int64, for each learned token its
+        number among those of the model. learned_token_positions: their rows.
     """
 
     cell_table: GatherTable | None
@@ -137,15 +147,7 @@ class GatherLayout:
     learned_token_ids: Tensor
     learned_token_positions: Tensor
     __repr__ = format_by_shape
-
-    def to(self, device: torch.device | str) -> GatherLayout:
-        return GatherLayout(
-            None if self.cell_table is None else self.cell_table.to(device),
-            self.token_table.to(device),
-            self.positions.to(device, non_blocking=True),
-            self.learned_token_ids.to(device, non_blocking=True),
-            self.learned_token_positions.to(device, non_blocking=True),
-        )
+    to = move_tensors_async
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +155,14 @@ class Batch:
     """Packed samples, ready for the model.
 
     input_ids, position_ids, targets: (tokens,) int64. `targets[i]` is the id that row i must predict, or IGNORE.
-    pixels: (images, 3, height, width) uint8, the views of all visuals in order, equal views of a visual once.
+    pixels: (images, 3, height, width) uint8, the views of all visuals in order; equal views of a visual occur once.
     plans: one per visual, in the order of their pixels and of their rows.
     visual_positions: (visual tokens,) int64, the rows of `input_ids` that visual tokens replace, in order.
-    instructions: what was asked about each image, where the model's projector reads it.
-    features: (images, rows, columns, dim), what a frozen encoder once made of them; `pixels` are not read then.
-    views: (views of all plans,) int64, which image each view is; None where every view is an image of its own.
-    layout: how visual rows are made of features, in integers; None where a tokenizer cannot say.
-    labelled: the rows that have a target, where they were looked up beforehand; `learned` gives them in any case.
+    instructions: the question about each image, where the model's projector reads it.
+    features: (images, rows, columns, dim), stored outputs of a frozen encoder; `pixels` are not read then.
+    views: (views of all plans,) int64, the image of each view; None where every view is an image of its own.
+    layout: how visual tokens are made of features, in integers; None where a tokenizer does not give it.
+    precomputed_target_rows: the rows that have a target, where a data worker found them; read `target_rows` instead.
     """
 
     input_ids: Tensor
@@ -176,6 +178,7 @@ class Batch:
     layout: GatherLayout | None = None
     precomputed_target_rows: RowIndex | None = None
     __repr__ = format_by_shape
+    to = move_tensors
 
     @property
     def num_tokens(self) -> int:
@@ -184,11 +187,8 @@ class Batch:
     @property
     def target_rows(self) -> RowIndex:
         """The rows that have a target."""
-        return (
-            RowIndex.from_targets(self.targets, self.packing)
-            if self.precomputed_target_rows is None
-            else self.precomputed_target_rows
-        )
+        rows = self.precomputed_target_rows
+        return RowIndex.from_targets(self.targets, self.packing) if rows is None else rows
 
     @property
     def num_labelled(self) -> int:
@@ -196,25 +196,25 @@ class Batch:
 
     @property
     def num_views(self) -> int:
-        """Images that are encoded: views, equal ones of a visual once."""
+        """Number of images to encode: views, equal ones of a visual once."""
         return len(self.pixels if self.features is None else self.features)
 
     def with_all_views(self) -> Batch:
-        """The same with an image for every view of every plan, for those who exchange images; it has no layout."""
+        """The same batch with an image for every view of every plan, so that images can be exchanged; it has no layout."""
         if self.views is None:
             return self
-        asked = self.instructions
+        instructions = self.instructions
         return replace(
             self,
             pixels=self.pixels[self.views] if len(self.pixels) else self.pixels,
-            instructions=None if asked is None else asked.select_views(self.views),
+            instructions=None if instructions is None else instructions.select_views(self.views),
             features=None if self.features is None else self.features[self.views],
             views=None,
             layout=None,
         )
 
     def with_blank_view(self, view_px: Size) -> Batch:
-        """The same for a batch without views: a black one that is encoded and takes no place in the sequence."""
+        """For a batch without views, the same batch with a black one that is encoded and not used in the sequence."""
         if self.num_views:
             return self
         blank = self.pixels.new_zeros(1, 3, *view_px)
@@ -227,10 +227,10 @@ class Batch:
 
         features: (0, rows, columns, dim) where the other batches carry features.
         """
-        nothing = torch.zeros(2, dtype=torch.int64)
+        zeros = torch.zeros(2, dtype=torch.int64)
         return cls(
-            input_ids=nothing,
-            position_ids=nothing,
+            input_ids=zeros,
+            position_ids=zeros,
             targets=torch.full((2,), IGNORE),
             packing=Packing.from_lengths([1, 1]),
             pixels=torch.empty(0, 3, *view_px, dtype=torch.uint8),
@@ -239,24 +239,3 @@ class Batch:
             features=features,
             precomputed_target_rows=RowIndex(torch.empty(0, dtype=torch.int64), (0, 0)),
         )
-
-    def to(self, device: torch.device | str) -> Batch:
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            position_ids=self.position_ids.to(device),
-            targets=self.targets.to(device),
-            packing=self.packing.to(device),
-            pixels=self.pixels.to(device),
-            visual_positions=self.visual_positions.to(device),
-            instructions=None if self.instructions is None else self.instructions.to(device),
-            features=None if self.features is None else self.features.to(device),
-            views=None if self.views is None else self.views.to(device),
-            layout=None if self.layout is None else self.layout.to(device),
-            precomputed_target_rows=None
-            if self.precomputed_target_rows is None
-            else self.precomputed_target_rows.to(device),
-        )
-
-
-IGNORE = -100

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
+from mmblocks.faults import Fault
 from mmblocks.registry import Registry
 from mmblocks.room import check_component_fits
 from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
@@ -104,8 +105,8 @@ class VisionTokenizer(Protocol[P]):
     """Learned rows it inserts, e.g. ("newline",). The model owns them."""
     scenarios: frozenset[Scenario]
 
-    def reasons_against(self) -> list[str]:
-        """Why it cannot work with the grid and view it was given; empty when it can."""
+    def find_faults(self) -> list[Fault]:
+        """Why it cannot work with the grid and view it was given, with the setting at fault as key; empty when it can."""
         ...
 
     def plan(self, visual: VisualShape) -> P: ...

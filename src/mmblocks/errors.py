@@ -1,19 +1,42 @@
 """Every error a user can cause, under one root. A message says what happened, with the value, and the cure."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from mmblocks.faults import Fault, format_faults
+
 
 class MMBlocksError(Exception):
     """Root of all errors that mmblocks raises on purpose."""
 
 
 class ConfigError(MMBlocksError, ValueError):
-    """A setting or a composition cannot work."""
+    """A setting or a composition cannot work.
+
+    settings: names of the component's settings that are at fault. faults: what is wrong, where it is several things.
+    """
+
+    def __init__(self, message: str = "", *, settings: Iterable[str] = (), faults: Sequence[Fault] = ()) -> None:
+        super().__init__(message)
+        self.settings = tuple(settings)
+        self.faults = tuple(faults)
+
+    @classmethod
+    def from_faults(cls, faults: Sequence[Fault], title: str = "") -> Self:
+        """All faults in one error, below a title."""
+        return cls(
+            format_faults(faults, title),
+            settings=dict.fromkeys(fault.key.partition(".")[0] for fault in faults),
+            faults=faults,
+        )
 
 
 class UnknownComponentError(ConfigError, KeyError):
     """A registry has no component of that name."""
 
-    def __str__(self) -> str:  # KeyError would print the message as a quoted repr
-        return str(self.args[0]) if self.args else ""
+    __str__ = Exception.__str__  # KeyError's would print the message as a quoted repr
 
 
 class DataError(MMBlocksError, ValueError):

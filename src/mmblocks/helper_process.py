@@ -1,6 +1,6 @@
-"""A process that works for this one and may be ended: started when first needed, ended when it fails and at exit, left at
-a fork. Both sides of it; what it works on is the business of who asks (`Home.ask`) and who answers (`serve`).
+"""A helper process that works for this one: started when first needed, ended when it fails and at exit, detached at a fork.
 
+Both sides of it. Requests are sent by `HelperClient.send_request` and answered by the function given to `serve_requests`.
 A message is the lengths of its two parts (`LENGTHS`), a JSON object, and raw bytes.
 """
 
@@ -39,15 +39,15 @@ _START = (
 
 
 class NoAnswerError(Exception):
-    """The helper gave no answer and was ended: it hung, died or grew. Whoever asks turns it into an error of its own."""
+    """The helper gave no answer and was ended: it hung, died or used too much memory. Callers raise an error of their own."""
 
     def __init__(self, reason: str, *, again: bool) -> None:
         super().__init__(reason)
-        self.again = again  # whether a new process might do better
+        self.again = again  # whether a new process may succeed
 
 
 class Watchdog:
-    """How long an answer may take and how much memory the process may hold meanwhile. doing: its work, as errors call it."""
+    """Limits of time and memory for one answer. doing: the work, as errors call it."""
 
     def __init__(self, deadline_s: float, memory_bytes: float, doing: str) -> None:
         self.deadline_s, self.memory_bytes, self.doing = deadline_s, memory_bytes, doing
@@ -72,9 +72,9 @@ class Watchdog:
 
 
 def read_resident_bytes(pid: int) -> int:
-    """Memory that a process holds; 0 where /proc does not tell (macOS), or for a process that is gone."""
+    """Resident memory of a process; 0 without /proc (macOS), or for a process that has ended."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123 (looked at fifty times per second)
+        with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123 (called fifty times per second)
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
@@ -99,41 +99,9 @@ class HelperProcess:
     def send_request(
         self, request: Mapping[str, Any], content: bytes, watch: Watchdog
     ) -> tuple[dict[str, Any], bytearray]:
-        """The helper's answer and the bytes that came with it. Raises `NoAnswer`."""
+        """The helper's answer and the bytes that came with it. Raises `NoAnswerError`."""
         header = json.dumps({**request, "alarm_s": watch.deadline_s + _GRACE_S}).encode()
-        self._write_all(LENGTHS.pack(len(header), len(content)) + header + content, watch)
-        answer, content_of_answer = self._receive_answer(watch)
-        if "memory" in answer:
-            raise watch.make_memory_error()
-        return answer, content_of_answer
-
-    def stop_process(self, *, at_once: bool) -> None:
-        """Close the pipes, which ends an idle helper, and reap it; a busy one is killed."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        if not at_once and self._has_exited(after_s=1.0):
-            return
-        self.process.kill()
-        # What a dead network drive holds cannot be killed; Popen reaps it later.
-        self._has_exited(after_s=5.0)
-
-    def detach_after_fork(self) -> None:
-        """In a forked process: close the ends that it has inherited. The helper belongs to the parent."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        self.process.poll()  # notes that this is no child of ours
-
-    def _has_exited(self, after_s: float) -> bool:
-        try:
-            self.process.wait(after_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def _write_all(self, data: bytes, watch: Watchdog) -> None:
-        left = memoryview(data)
+        left = memoryview(LENGTHS.pack(len(header), len(content)) + header + content)
         while len(left):
             self._wait_for_pipe(self._requests, select.POLLOUT, watch)
             try:
@@ -142,6 +110,36 @@ class HelperProcess:
                 continue
             except BrokenPipeError:
                 raise self._make_exit_error(watch) from None
+        answer, content_of_answer = self._receive_answer(watch)
+        if "memory" in answer:
+            raise watch.make_memory_error()
+        return answer, content_of_answer
+
+    def stop_process(self, *, at_once: bool) -> None:
+        """Close the pipes, which ends an idle helper, and wait for it; a busy one is killed."""
+        self._close_pipes()
+        if not at_once and self._has_exited(after_s=1.0):
+            return
+        self.process.kill()
+        # A process that waits for a dead network drive cannot be killed; Popen reaps it later.
+        self._has_exited(after_s=5.0)
+
+    def detach_after_fork(self) -> None:
+        """In a forked process: close the inherited ends of the pipes. The helper belongs to the parent."""
+        self._close_pipes()
+        self.process.poll()  # notes that this is no child of ours
+
+    def _close_pipes(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _has_exited(self, after_s: float) -> bool:
+        try:
+            self.process.wait(after_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _receive_answer(self, watch: Watchdog) -> tuple[dict[str, Any], bytearray]:
         header_bytes, content_bytes = LENGTHS.unpack(self._read_exactly(LENGTHS.size, watch))
@@ -171,7 +169,11 @@ class HelperProcess:
 
     def _make_exit_error(self, watch: Watchdog) -> NoAnswerError:
         self._has_exited(after_s=5.0)
-        how = _how(self.process.returncode)
+        code = self.process.returncode
+        if code is None:
+            how = "closed its pipe"
+        else:
+            how = f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
         return NoAnswerError(f"the process {watch.doing} {how} after {watch.spent_s:.1f} s", again=True)
 
 
@@ -184,18 +186,10 @@ def _prepare_pipe(pipe: IO[bytes] | None) -> int:
     return pipe.fileno()
 
 
-def _how(returncode: int | None) -> str:
-    if returncode is None:
-        return "closed its pipe"
-    if returncode >= 0:
-        return f"ended with exit code {returncode}"
-    return f"was ended by {signal.Signals(-returncode).name}"
-
-
 class HelperClient:
-    """Where a process keeps its one helper for some work. One question at a time; threads wait for each other.
+    """Holds the one helper of a process for some work. One request at a time; threads wait for each other.
 
-    module: what the helper runs, by its function `main`, which calls `serve`.
+    module: its function `main` runs in the helper and calls `serve_requests`.
     """
 
     def __init__(self, module: str, work: str) -> None:
@@ -207,34 +201,31 @@ class HelperClient:
 
     @property
     def pid(self) -> int | None:
-        """Of the helper that runs, if any."""
+        """The process id of the helper, if one runs."""
         return None if self._child is None else self._child.process.pid
 
     def send_request(
         self, request: Mapping[str, Any], content: bytes, watch: Watchdog
     ) -> tuple[dict[str, Any], bytearray]:
         with self._lock:
-            child = self._running()
-            watch.start_timer()  # starting a helper is none of its work
+            child = self._child
+            if child is not None and child.process.poll() is not None:  # it died between two requests
+                child.stop_process(at_once=True)
+                child = self._child = None
+            if child is None:
+                child = self._child = HelperProcess(self._module, self._work)
+                # Not atexit: a data worker ends without it.
+                self._at_exit = self._at_exit or Finalize(None, self.close, exitpriority=10)
+            watch.start_timer()  # the time to start a helper does not count
             try:
                 return child.send_request(request, content, watch)
-            except BaseException:  # Ctrl-C as well: half an answer in the pipe would be taken for the next one's
+            except BaseException:  # Ctrl-C as well: half an answer in the pipe would be read as the next one
                 self._child = None
                 child.stop_process(at_once=True)
                 raise
 
-    def _running(self) -> HelperProcess:
-        if self._child is not None and self._child.process.poll() is not None:  # died while nobody asked
-            self._child.stop_process(at_once=True)
-            self._child = None
-        if self._child is None:
-            self._child = HelperProcess(self._module, self._work)
-            # Not atexit: a data worker ends without it.
-            self._at_exit = self._at_exit or Finalize(None, self.close, exitpriority=10)
-        return self._child
-
     def close(self) -> None:
-        """End the helper; the next question starts a new one."""
+        """End the helper; the next request starts a new one."""
         child, self._child = self._child, None
         if child is not None:
             child.stop_process(at_once=False)
@@ -250,49 +241,38 @@ class HelperClient:
 
 
 def serve_requests(answer: Callable[[dict[str, Any], bytes], HelperAnswer]) -> None:
-    """Answer requests on standard input, on standard output, until that ends. A `MemoryError` is told to who asks."""
-    # Whoever started this process decides when it ends.
+    """Read requests from standard input until it ends, and write answers to standard output. Reports a `MemoryError`."""
+    # The parent decides when this process ends.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with suppress(BrokenPipeError):  # nobody is left to read the answer
-        requests, answers = _private_pipes()
-        _send_answer(answers, {"ready": True})
-        while (received := _receive_request(requests)) is not None:
-            request, content = received
-            # Outlives no owner: killed in the middle of its work, it leaves nobody else to notice that this one hangs.
+        # Out of reach of libraries that print: what they write to standard output goes to standard error.
+        requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        os.dup2(2, 1)
+        _send_answer(answers, {"ready": True}, memoryview(b""))
+        while len(lengths := requests.read(LENGTHS.size)) == LENGTHS.size:
+            header_bytes, content_bytes = LENGTHS.unpack(lengths)
+            header, content = requests.read(header_bytes), requests.read(content_bytes)
+            if len(content) < content_bytes:
+                return
+            request = json.loads(header)
+            # If the parent is killed meanwhile, nobody else notices that this process hangs.
             signal.setitimer(signal.ITIMER_REAL, request["alarm_s"])
             try:
-                found = answer(request, content)
+                result = answer(request, content)
             except MemoryError:
-                found = {"memory": True}, b""
-            _send_answer(answers, *found)
+                result = {"memory": True}, b""
+            _send_answer(answers, result[0], memoryview(result[1]))
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """The pipes, out of reach of libraries that print: what those write to standard output goes to standard error."""
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return requests, answers
-
-
-def _receive_request(requests: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    lengths = requests.read(LENGTHS.size)
-    if len(lengths) < LENGTHS.size:
-        return None
-    header_bytes, content_bytes = LENGTHS.unpack(lengths)
-    header, content = requests.read(header_bytes), requests.read(content_bytes)
-    return None if len(content) < content_bytes else (json.loads(header), content)
-
-
-def _send_answer(answers: BinaryIO, header: Mapping[str, Any], content: Any = b"") -> None:
+def _send_answer(answers: BinaryIO, header: Mapping[str, Any], content: memoryview) -> None:
     text = json.dumps(header).encode()
-    size = memoryview(content).nbytes
-    answers.write(LENGTHS.pack(len(text), size) + text)
-    if size:
+    answers.write(LENGTHS.pack(len(text), content.nbytes) + text)
+    if content.nbytes:
         answers.write(content)
     answers.flush()

@@ -1,4 +1,4 @@
-"""How images become 8-bit RGB: a part of a model's composition, as a model sees what it was shown while it learned."""
+"""How images are converted to 8-bit RGB. It is part of a model, which must read images as in its training."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mmblocks.errors import ConfigError
-from mmblocks.settings import convert_to_type, list_faults, list_settings
+from mmblocks.faults import Fault
+from mmblocks.settings import convert_to_type, find_faults, list_settings
 
 
 @dataclass(frozen=True, slots=True)
 class ImageReading:
-    """What is seen of images beyond 8-bit RGB, and how large they may be.
+    """How images other than 8-bit RGB are converted, and how large images may be.
 
-    alpha: "white" lays transparent images on white, as viewers show them; "drop" shows the colours that transparent
-        pixels hide, as LLaVA does.
-    grey: for grey images of more than 8 bits, the numbers that become black and white, with values outside clipped:
-        "full" the range of 16 bits, "stretch" the image's own least and greatest, [low, high] these, as a radiologist's
-        window. Images of 32-bit numbers have no full range.
+    alpha: "white" puts transparent images on white, as viewers do; "drop" shows the colours that transparent pixels hide,
+        as LLaVA does.
+    grey: for grey images of more than 8 bits, the numbers that become black and white; values outside are clipped. "full"
+        is the range of 16 bits, "stretch" the image's own minimum and maximum, [low, high] these numbers, like a
+        radiologist's window. Images of 32-bit numbers have no full range.
     max_px: most pixels (height x width) that are decoded. Larger images are refused; a larger JPEG is decoded at a half,
         a quarter or an eighth of its sides where this is small enough.
     exif: turn images upright, as EXIF says; LLaVA does not.
@@ -31,14 +32,15 @@ class ImageReading:
     exif: bool = True
 
     def __post_init__(self) -> None:
-        if faults := list_reading_faults(asdict(self)):
-            raise ConfigError("\n".join(faults))
+        if faults := list(find_reading_faults(asdict(self))):
+            raise ConfigError.from_faults(faults)
 
     @classmethod
-    def from_dict(cls, raw: Any, where: str = "images") -> ImageReading:
+    def from_dict(cls, raw: object, where: str = "images") -> ImageReading:
         """Read plain values. Raises `ConfigError` that lists every fault; keys start with `where`."""
-        if faults := list_reading_faults(raw, where):
-            raise ConfigError("\n".join(faults))
+        if faults := list(find_reading_faults(raw, where)):
+            raise ConfigError.from_faults(faults)
+        assert isinstance(raw, Mapping)
         known = list_settings(cls)
         return cls(**{name: convert_to_type(known[name].annotation, value) for name, value in raw.items()})
 
@@ -51,26 +53,21 @@ class ImageReading:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def list_reading_faults(raw: Any, where: str = "images") -> list[str]:
+def find_reading_faults(raw: object, where: str = "images") -> Iterator[Fault]:
     """Every fault of plain values meant for an `ImageReading`."""
     if not isinstance(raw, Mapping):
-        return [f"{where}={raw!r} holds no settings; write {where}.alpha=..., or a mapping of {_names()}."]
-    return [*list_faults(ImageReading, raw, where), *_value_faults(raw, where)]
-
-
-def _value_faults(raw: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Values of the right type that mean nothing."""
+        names = ", ".join(list_settings(ImageReading))
+        yield Fault(where, f"{raw!r} holds no settings.", f"Write {where}.alpha=..., or a mapping of {names}.")
+        return
+    yield from find_faults(ImageReading, raw, where)
     max_px, grey = raw.get("max_px"), raw.get("grey")
     if type(max_px) is int and max_px < 1:
-        yield f"{where}: max_px={max_px} lets no image pass; write a number of pixels above 0."
+        yield Fault(f"{where}.max_px", f"max_px={max_px} lets no image pass.", "Write a number of pixels above 0.")
     if isinstance(grey, list | tuple) and len(grey) == 2 and all(isinstance(n, int | float) for n in grey):
         low, high = grey
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            yield f"{where}: grey={[low, high]} is no range; write [low, high] with low below high, such as [0, 1023]."
-
-
-def _names() -> str:
-    return ", ".join(list_settings(ImageReading))
+            cure = "Write [low, high] with low below high, such as [0, 1023]."
+            yield Fault(f"{where}.grey", f"grey={[low, high]} is no range.", cure)
 
 
 DEFAULT_READING = ImageReading()

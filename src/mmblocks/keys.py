@@ -102,7 +102,7 @@ EMPTY_JSON = ("[]", "{}", "null")
 """Texts of JSON that say nothing: tables hold lists of tools so."""
 
 
-def is_empty(value: Any) -> bool:
+def is_empty(value: object) -> bool:
     """Whether a value says nothing: null, white space, or a list or an object in which everything is so."""
     if isinstance(value, str):
         return not value.strip()
@@ -114,11 +114,11 @@ def is_empty(value: Any) -> bool:
 def find_unread_keys(given: Mapping[str, Any], read: Collection[str], level: Level = "record") -> list[str]:
     """The keys of a record, turn or part that hold something, that nothing reads and that are not harmless."""
     strange = [key for key in given if key not in read and key not in HARMLESS_KEYS[level]]
-    return [key for key in strange if not is_empty(given[key]) and not _is_empty_json(given[key])]
-
-
-def _is_empty_json(value: Any) -> bool:
-    return isinstance(value, str) and value.strip() in EMPTY_JSON
+    return [
+        key
+        for key in strange
+        if not is_empty(given[key]) and not (isinstance(given[key], str) and given[key].strip() in EMPTY_JSON)
+    ]
 
 
 def refuse_unread_keys(given: Mapping[str, Any], read: Collection[str], where: str, level: Level = "record") -> None:

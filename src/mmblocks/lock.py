@@ -18,16 +18,16 @@ from mmblocks.errors import BusyError
 log = logging.getLogger(__name__)
 
 LOCK = "lock.json"
-_HELD: set[str] = set()  # the system's locks are between processes
+_HELD: set[str] = set()  # paths locked by this process: the system's locks are between processes
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def lock_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
-    """Keep other processes out of a folder. Raises `BusyError` with host and process id of the one that is inside.
+    """Lock a folder against other processes. Raises `BusyError` with host and process id of the one that has the lock.
 
-    The lock is the system's and ends with the process, however that ends; the file `name` holds who has it, for others
-    to read. Where the file system has no locks, a process of this machine that still runs keeps others out.
+    The operating system holds the lock and releases it when the process ends in any way. The file `name` says who has it.
+    On a file system without locks, a running process of this machine that is named there has the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = str(folder.resolve() / name)
@@ -35,7 +35,10 @@ def lock_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
         raise BusyError(_format_refusal(folder, f"this process ({os.getpid()})"))
     with open(path, "a+", encoding="utf-8") as file:  # noqa: PTH123
         if not _try_lock(file):
-            raise BusyError(_format_refusal(folder, _holder(file)))
+            holder = _read_holder(file)
+            is_known = {"pid", "host"} <= holder.keys()
+            owner = f"process {holder['pid']} on {holder['host']}" if is_known else "another process"
+            raise BusyError(_format_refusal(folder, owner))
         _HELD.add(path)
         try:
             _write_holder(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
@@ -60,31 +63,21 @@ def _try_lock(file: IO[str]) -> bool:
     except OSError as cause:
         if cause.errno in _NO_LOCKS:
             log.warning("%s: this file system has no locks; start no second run there.", file.name)
-            return not _runs_here(file)
+            holder = _read_holder(file)
+            pid, is_here = holder.get("pid"), holder.get("host") == socket.gethostname()
+            runs = is_here and isinstance(pid, int) and pid != os.getpid() and Path(f"/proc/{pid}").exists()
+            return not runs
         return False
     return True
-
-
-def _runs_here(file: IO[str]) -> bool:
-    """Whether the process that the file names is on this machine and alive."""
-    holder = _read_holder(file)
-    if holder.get("host") != socket.gethostname() or not isinstance(pid := holder.get("pid"), int):
-        return False
-    return pid != os.getpid() and Path(f"/proc/{pid}").exists()
-
-
-def _holder(file: IO[str]) -> str:
-    holder = _read_holder(file)
-    return f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
 
 
 def _read_holder(file: IO[str]) -> dict[str, object]:
     file.seek(0)
     try:
-        found = json.loads(file.read())
+        holder = json.loads(file.read())
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def _write_holder(file: IO[str], text: str) -> None:

@@ -1,8 +1,7 @@
-"""The one door to transformers' readers of checkpoints: what they read is data, and no code of a checkpoint is run.
+"""Reading checkpoints with transformers, as data only: no code of a checkpoint is run.
 
-transformers runs Python files that a checkpoint brings (`auto_map`) if it is allowed to, and asks at the terminal where
-nobody said; here it is told no. A checkpoint of a family that transformers has is read by transformers' own code,
-whatever its `auto_map` says.
+transformers can run Python files of a checkpoint (`auto_map`), and asks at the terminal where nothing is set. This module
+always forbids it. A checkpoint of a family that transformers has is read by transformers' own code.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _may_fetch = True
 
 @contextmanager
 def forbid_fetching() -> Iterator[None]:
-    """While the block runs, what is not on this machine is missing, and no network is asked, in this process."""
+    """While the block runs, this process uses no network; what is not on this machine counts as missing."""
     global _may_fetch
     before, _may_fetch = _may_fetch, False
     try:
@@ -54,27 +53,26 @@ def forbid_fetching() -> Iterator[None]:
 
 
 def find_cached_folder(source: str, file: str) -> Path | None:
-    """The folder of a hub id in the hub's cache, where that has `file`; no network is asked."""
+    """The folder of a hub id in the hub's cache, where that has `file`. Uses no network."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(source, file)
+        path = try_to_load_from_cache(source, file)
     except HFValidationError:  # it is no hub id either
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def _locate_source(source: str | Path) -> str:
-    """What transformers is given: the hub id or folder; the hub's cache where nothing is fetched.
+    """The source to pass to transformers: the hub id or folder; a folder of the hub's cache where fetching is forbidden.
 
-    A reader of the hub that is told to use local files only asks the network all the same, for its own header.
+    transformers' own option for local files only still uses the network.
     """
     source = str(source)
     if _may_fetch or Path(source).exists():
         return source
-    found = [find_cached_folder(source, name) for name in (CONFIG, "tokenizer_config.json")]
-    folder = next((place for place in found if place is not None), None)
+    folder = find_cached_folder(source, CONFIG) or find_cached_folder(source, "tokenizer_config.json")
     if folder is None:
         raise CheckpointError(f"{source} is not on this machine; fetch it: hf download {source}")
     return str(folder)
@@ -87,8 +85,8 @@ def read_config(source: str | Path) -> PreTrainedConfig:
     return read_pretrained(AutoConfig, source, needs=CONFIG)
 
 
-def read_config_entries(source: str | Path, kind: Any = None) -> dict[str, Any]:
-    """The config.json of a hub id or folder as it stands. `kind` is a config class with file names of its own."""
+def read_config_entries(source: str | Path, kind: type[PreTrainedConfig] | None = None) -> dict[str, Any]:
+    """The entries of config.json of a hub id or folder. kind: a config class with file names of its own."""
     from transformers import PreTrainedConfig
 
     with convert_checkpoint_errors(source, CONFIG):
@@ -98,7 +96,7 @@ def read_config_entries(source: str | Path, kind: Any = None) -> dict[str, Any]:
 
 
 def read_local_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a local folder as it stands. Raises `CheckpointError` where there is none, and as `read` does."""
+    """The entries of config.json of a local folder. Raises `CheckpointError` as `read_object` does."""
     raw = read_object(folder / CONFIG)
     require_countable_layers(raw, folder / CONFIG)
     _refuse_code(raw, folder / CONFIG)
@@ -106,7 +104,7 @@ def read_local_config(folder: Path) -> dict[str, Any]:
 
 
 def read_preprocessing(source: str | Path) -> dict[str, Any]:
-    """What preprocessor_config.json of a hub id or folder says; empty where there is none."""
+    """The entries of preprocessor_config.json of a hub id or folder; empty without that file."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     _require_readable(source)
@@ -122,7 +120,7 @@ def read_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerBas
 
     tokenizer = read_pretrained(AutoTokenizer, source, **options)
     with convert_checkpoint_errors(source):
-        tokenizer("a")  # one with damaged settings is read, and fails when it is used
+        tokenizer("a")  # one with damaged settings can be read, and fails on use
         if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
             raise CheckpointError(
                 f"{source} holds no vocabulary of a text tokenizer (tokenizer.json); it is not whole."
@@ -138,7 +136,7 @@ def read_processor(folder: str | Path) -> Any:
 
 
 def read_generation_config(folder: str | Path) -> GenerationConfig:
-    """What generation_config.json of a folder says."""
+    """The generation_config.json of a folder."""
     from transformers import GenerationConfig
 
     _require_readable(folder)
@@ -146,16 +144,16 @@ def read_generation_config(folder: str | Path) -> GenerationConfig:
         return GenerationConfig.from_pretrained(str(folder))
 
 
-def read_model(kind: Any, source: str | Path | None, **options: Any) -> Any:
-    """A model of transformers with the weights of a hub id or folder; `kind` is its class, or one of the Auto classes.
+def read_model(kind: type[Any], source: str | Path | None, **options: Any) -> Any:
+    """A model of transformers with the weights of a hub id or folder. kind: its class, or one of the Auto classes.
 
     `source` is None where the weights are given (`state_dict`).
     """
     return read_pretrained(kind, source, needs=CONFIG, trust_remote_code=False, **options)
 
 
-def read_pretrained(kind: Any, source: str | Path | None, needs: str = "", **options: Any) -> Any:
-    """`kind.from_pretrained(source)`, which runs no code of the checkpoint and fails with `CheckpointError` only.
+def read_pretrained(kind: type[Any], source: str | Path | None, needs: str = "", **options: Any) -> Any:
+    """`kind.from_pretrained(source)` that runs no code of the checkpoint and raises only `CheckpointError`.
 
     needs: a file that a local folder must have.
     """
@@ -166,25 +164,28 @@ def read_pretrained(kind: Any, source: str | Path | None, needs: str = "", **opt
         return kind.from_pretrained(place, **{"trust_remote_code": False, **options})
 
 
-def make_model(kind: Any, config: PreTrainedConfig, **options: Any) -> Any:
-    """A model of transformers as a config says, with random weights. `kind` is one of the Auto classes."""
+def list_loading_faults(report: Mapping[str, Any]) -> list[str]:
+    """What transformers' loading report says of keys that are missing, unexpected or of another shape."""
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return [f"{kind}: {', '.join(sorted(map(str, report[kind])))}" for kind in kinds if report.get(kind)]
+
+
+def make_model(kind: type[Any], config: PreTrainedConfig, **options: Any) -> Any:
+    """A model of transformers from a config, with random weights. kind: one of the Auto classes."""
     return kind.from_config(config, trust_remote_code=False, **options)
 
 
-def require_countable_layers(raw: Any, where: object) -> None:
-    """Refuse settings that ask for more layers than any model has, before anybody counts them.
-
-    Raises `CheckpointError`, also for a nest too deep to be looked at.
-    """
+def require_countable_layers(raw: object, where: object) -> None:
+    """Raise `CheckpointError` for settings with more layers than any model has, before layers are built."""
     for key, value in iterate_entries(raw):
         numbers = value if isinstance(value, list) else [value]
         if key.endswith(_REPEATED) and any(isinstance(n, int | float) and n > MAX_REPEATS for n in numbers):
             raise CheckpointError(f"{where}: {key}={value}; no model has more than {MAX_REPEATS} of these.")
 
 
-def iterate_entries(raw: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value of a nest, the inner ones too."""
-    waiting = [raw]
+def iterate_entries(raw: object) -> Iterator[tuple[str, Any]]:
+    """Every key and value of nested settings."""
+    waiting: list[object] = [raw]
     while waiting:
         value = waiting.pop()
         if isinstance(value, Mapping):
@@ -194,11 +195,11 @@ def iterate_entries(raw: Any) -> Iterator[tuple[str, Any]]:
             waiting += value
 
 
-# What a folder may say ----------------------------------------------------------------------------------------------
+# Checks of a folder ----------------------------------------------------------------------------------------------
 
 
 def _require_readable(source: str | Path, needs: str = "") -> None:
-    """Name the file of a local folder that is missing, or is no object of settings; a hub id is transformers' matter."""
+    """Raise `CheckpointError` if a file of a local folder is missing or damaged. Hub ids are not checked."""
     folder = Path(source)
     if not folder.is_dir():
         return
@@ -212,20 +213,20 @@ def _require_readable(source: str | Path, needs: str = "") -> None:
 
 
 def list_shards(index: Path) -> list[str]:
-    """The files that an index of weights names, all beside it. Raises `CheckpointError` for anything else."""
+    """The weight files in an index, all in its folder. Raises `CheckpointError` for a damaged index or a missing file."""
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(f"{index} says no file for each tensor (weight_map); it is cut or damaged.")
     shards = sorted(set(names.values()))
-    if away := [name for name in shards if Path(name).name != name]:
-        raise CheckpointError(f"{index} names files outside of its folder: {', '.join(away)}.")
+    if outside := [name for name in shards if Path(name).name != name]:
+        raise CheckpointError(f"{index} names files outside of its folder: {', '.join(outside)}.")
     if missing := [name for name in shards if not (index.parent / name).is_file()]:
         raise CheckpointError(f"{index.parent}: {index.name} names files that are missing: {', '.join(missing)}.")
     return shards
 
 
 def _refuse_code(raw: Mapping[str, Any], where: object) -> None:
-    """Refuse a config that names a kernel of the hub as its attention: transformers would fetch it and run it."""
+    """Raise `CheckpointError` for an attention kernel of the hub in a config: transformers would fetch and run its code."""
     for key, value in iterate_entries(raw):
         named = value.values() if isinstance(value, Mapping) else [value]
         if key in ATTENTION and any(isinstance(name, str) and "/" in name for name in named):
@@ -235,12 +236,12 @@ def _refuse_code(raw: Mapping[str, Any], where: object) -> None:
             )
 
 
-# What goes wrong ----------------------------------------------------------------------------------------------------
+# Errors ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def convert_checkpoint_errors(source: object, file: str = "") -> Iterator[None]:
-    """Turn whatever other packages raise about a checkpoint into `CheckpointError` that names it."""
+    """Turn any error of other packages about a checkpoint into a `CheckpointError` that names it."""
     from safetensors import SafetensorError
 
     try:
@@ -249,13 +250,13 @@ def convert_checkpoint_errors(source: object, file: str = "") -> Iterator[None]:
         raise
     except SafetensorError as cause:
         raise CheckpointError(f"{source}: a weights file cannot be read ({cause}); it is cut or damaged.") from cause
-    except Exception as cause:  # a foreign file may fail in any way that transformers, tokenizers and Python have
+    except Exception as cause:  # for a damaged file transformers and tokenizers may raise anything
         raise CheckpointError(_describe_read_error(str(source), file, cause)) from cause
 
 
 def _describe_read_error(source: str, file: str, cause: Exception) -> str:
-    said = f"{type(cause).__name__}: {cause}" if not isinstance(cause, OSError | ValueError) else str(cause)
-    if "trust_remote_code" in said:
+    reason = str(cause) if isinstance(cause, OSError | ValueError) else f"{type(cause).__name__}: {cause}"
+    if "trust_remote_code" in reason:
         return (
             f"{source} needs Python code of its own to be read (auto_map), and mmblocks runs no code of a checkpoint. "
             "Take a checkpoint of a family that transformers itself has, or a transformers that has this one "
@@ -264,7 +265,7 @@ def _describe_read_error(source: str, file: str, cause: Exception) -> str:
     if Path(source).is_absolute() and not Path(source).exists():
         return f"the checkpoint {source!r} cannot be read: there is no such folder"
     if Path(source).exists() or source.count("/") != 1 or source.startswith((".", "~")):
-        return f"{source}{file and f'/{file}'} cannot be read: {said}"
+        return f"{source}{file and f'/{file}'} cannot be read: {reason}"
     command = f"hf download {source} {file}".rstrip()
-    first = said.partition("\n")[0]
-    return f"{source} is not on this machine and cannot be fetched. Where there is a network: {command} ({first})"
+    first = reason.partition("\n")[0]
+    return f"{source} is not on this machine and cannot be fetched. With a network: {command} ({first})"

@@ -13,14 +13,23 @@ import importlib.util
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mmblocks.errors import ConfigError, MMBlocksError, UnknownComponentError
-from mmblocks.settings import REQUIRED, Setting, convert_to_type, format_suggestion, format_value, is_of_type
+from mmblocks.faults import Fault, join_key
+from mmblocks.settings import (
+    REQUIRED,
+    Setting,
+    convert_to_type,
+    format_suggestion,
+    format_value,
+    is_of_type,
+    make_unknown_fault,
+)
 
 T = TypeVar("T")
 Spec = str | Mapping[str, Any]
@@ -105,7 +114,8 @@ class Registry(Generic[T]):
     def preset(self, name: str, *, of: str, **settings: Any) -> None:
         """Register `name` as the component `of` with some of its settings given."""
         base = self[of]
-        self._refuse_faults(name, self._list_faults(base, settings, f"preset {name!r} of {of!r}"))
+        if faults := list(self._find_setting_faults(of, settings, f"preset {name!r} of {of!r}")):
+            raise ConfigError.from_faults(faults)
         self._add_entry(
             ComponentEntry(
                 name, base.builder, base.source, base.tiny, base.verified_against, {**base.settings, **settings}, of
@@ -114,7 +124,8 @@ class Registry(Generic[T]):
 
     def _add_entry(self, entry: ComponentEntry[T]) -> None:
         known = self._entries.get(entry.name)
-        if known is not None and _identify_builder(known.builder) != _identify_builder(entry.builder):
+        origins = {(b.builder.__module__, b.builder.__qualname__) for b in (known, entry) if b is not None}
+        if known is not None and len(origins) > 1:
             raise ConfigError(
                 f"two {self.kind}s are called {entry.name!r}: {known.builder.__module__} and {entry.builder.__module__}; rename one."
             )
@@ -124,14 +135,29 @@ class Registry(Generic[T]):
 
     @cached_property
     def _component_infos(self) -> dict[str, ComponentInfo]:
-        found: dict[str, ComponentInfo] = {}
-        for item in [*_scan_package(self.package), *_scan_entry_points(self.entry_point_group)]:
-            if item.name in found:
+        infos: dict[str, ComponentInfo] = {}
+        installed = [
+            ComponentInfo(
+                point.name, point.module, f"from the package {point.dist.name if point.dist else '(unknown)'}"
+            )
+            for point in sorted(entry_points(group=self.entry_point_group), key=lambda point: (point.name, point.value))
+        ]
+        spec = importlib.util.find_spec(self.package)
+        folders = (spec.submodule_search_locations or ()) if spec else ()
+        own = (
+            info
+            for path in (path for folder in folders for path in sorted(Path(folder).glob("*.py")))
+            for info in _scan_source(
+                path.read_text(encoding="utf-8"), f"{self.package}.{path.stem}".removesuffix(".__init__")
+            )
+        )
+        for info in (*own, *installed):
+            if info.name in infos:
                 raise ConfigError(
-                    f"two {self.kind}s are called {item.name!r}: {found[item.name].module} and {item.module}; rename one."
+                    f"two {self.kind}s are called {info.name!r}: {infos[info.name].module} and {info.module}; rename one."
                 )
-            found[item.name] = item
-        return found
+            infos[info.name] = info
+        return infos
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._component_infos, *self._entries}))
@@ -175,21 +201,45 @@ class Registry(Generic[T]):
         """The wired arguments that a component's constructor declares."""
         return frozenset(p.name for p, _ in self[name].parameters) & frozenset(self.wired)
 
-    def reasons_against(self, spec: Spec) -> list[str]:
-        """Every fault of a spec (unknown name or setting, wrong type, missing setting), each a sentence; no building."""
-        name, settings = split_spec(spec)
+    def find_faults(self, spec: object, key: str = "") -> list[Fault]:
+        """Every fault of a spec and of the components in it, with keys below `key`; nothing is built."""
+        own = self.find_own_faults(spec, key)
+        if any(fault.key == key for fault in own):
+            return own
+        inner = self.find_sub_components(spec).items()
+        return own + [fault for name, one in inner for fault in self.find_faults(one, join_key(key, name))]
+
+    def find_own_faults(self, spec: object, key: str = "") -> list[Fault]:
+        """As `find_faults`, without the components that it is made of."""
         try:
-            entry = self[name]
-        except UnknownComponentError as unknown:
-            return [str(unknown)]
-        faults = self._list_faults(entry, settings, f"{self.kind} {name!r}")
-        missing = [s.name for s in self.list_settings(name) if s.default is REQUIRED and s.name not in settings]
-        faults += [f"{self.kind} {name!r} needs the setting {m!r}." for m in missing]
-        return faults + [
-            f"{key}: {r}" for key, inner in self.find_sub_components(spec).items() for r in self._inner_reasons(inner)
+            name, settings = split_spec(spec)
+        except ConfigError:
+            cure = f"Write a name, or a mapping with a 'name'; known: {', '.join(self)}."
+            return [Fault(key, f"{spec!r} is not a component.", cure)]
+        try:
+            known = self.list_settings(name)
+        except UnknownComponentError:
+            return [Fault(key, f"no {self.kind} is called {name!r}.", format_suggestion(name, self).strip())]
+        except (
+            Exception
+        ) as cause:  # a plug-in may fail in any way when it is imported; the other parts are still checked
+            return [Fault(key, f"the {self.kind} {name!r} cannot be imported: {type(cause).__name__}: {cause}.")]
+        whose = f"{self.kind} {name!r}"
+        missing = [s for s in known if s.default is REQUIRED and s.name not in settings]
+        return [
+            *(fault.move_below(key) for fault in self._find_setting_faults(name, settings, whose)),
+            *(
+                Fault(join_key(key, s.name), f"{whose} needs the setting {s.name!r}.", f"Write a {s.type_name}.")
+                for s in missing
+            ),
         ]
 
-    def find_sub_components(self, spec: Spec) -> dict[str, Spec]:
+    def resolve_settings(self, spec: object) -> dict[str, Any]:
+        """Every setting of a component with its value, defaults and presets included."""
+        name, given = split_spec(spec)
+        return {s.name: given.get(s.name, s.default) for s in self.list_settings(name)}
+
+    def find_sub_components(self, spec: object) -> dict[str, Spec]:
         """The components that a component is made of, by key: {"members.0": "clip", "members.1": {"name": ...}}."""
         name, given = split_spec(spec)
         return {
@@ -197,12 +247,6 @@ class Registry(Generic[T]):
             for s in self.list_settings(name)
             for key, inner in read_sub_components(s, given.get(s.name, s.default)).items()
         }
-
-    def _inner_reasons(self, inner: Spec) -> list[str]:
-        try:
-            return self.reasons_against(inner)
-        except ConfigError as nameless:
-            return [str(nameless)]
 
     def build(self, spec: Spec, /, **arguments: Any) -> T:
         """Build from a name or {"name": ..., settings}. Wired arguments that the component does not declare are dropped.
@@ -213,7 +257,8 @@ class Registry(Generic[T]):
         entry = self[name]
         offered = {k: v for k, v in arguments.items() if k in self.wired}
         settings = {**entry.settings, **settings, **{k: v for k, v in arguments.items() if k not in self.wired}}
-        self._refuse_faults(name, self.reasons_against({"name": name, **settings}))
+        if faults := self.find_faults({"name": name, **settings}):
+            raise ConfigError.from_faults(faults)
         settings = {
             s.name: convert_to_type(s.annotation, settings[s.name])
             for s in self.list_settings(name)
@@ -230,30 +275,26 @@ class Registry(Generic[T]):
         except Exception as cause:  # torch, transformers and timm have no common error for sizes that cannot be
             given = ", ".join(f"{k}={format_value(v)}" for k, v in settings.items()) or "its defaults"
             raise ConfigError(
-                f"{whose} cannot be built with {given}: {type(cause).__name__}: {cause}; change the setting this names."
+                f"{whose} cannot be built with {given}: {type(cause).__name__}: {cause}; change the setting this names.",
+                settings=settings,
             ) from cause
 
-    def _list_faults(self, entry: ComponentEntry[T], settings: Mapping[str, Any], whose: str) -> list[str]:
-        known = {s.name: s for s in self.list_settings(entry.name)}
-        faults = [f"{whose} has no setting {k!r}.{format_suggestion(k, known)}" for k in settings if k not in known]
-        return faults + [
-            f"{whose}: {r}." for k, v in settings.items() if k in known for r in known[k].reasons_against(v)
-        ]
-
-    def _refuse_faults(self, name: str, faults: list[str]) -> None:
-        if faults:
-            raise ConfigError("\n".join(faults))
+    def _find_setting_faults(self, name: str, settings: Mapping[str, object], whose: str) -> Iterator[Fault]:
+        known = {s.name: s for s in self.list_settings(name)}
+        for key, value in settings.items():
+            if key not in known:
+                yield make_unknown_fault(str(key), f"{whose} has no setting {key!r}.", known)
+            elif fault := known[key].find_fault(value):
+                yield replace(fault, message=f"{whose}: {fault.message}")
 
 
-def split_spec(spec: Spec) -> tuple[str, dict[str, Any]]:
+def split_spec(spec: object) -> tuple[str, dict[str, Any]]:
     """A spec as (name, settings)."""
     if isinstance(spec, str):
         return spec, {}
-    settings = dict(spec)
-    name = settings.pop("name", None)
-    if not isinstance(name, str):
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         raise ConfigError(f"a component is a name or a mapping with a 'name', not {spec!r}.")
-    return name, settings
+    return spec["name"], {name: value for name, value in spec.items() if name != "name"}
 
 
 def read_sub_components(setting: Setting, value: Any) -> dict[str, Spec]:
@@ -280,20 +321,7 @@ def read_parameters(builder: Callable[..., Any]) -> list[tuple[inspect.Parameter
     return [(p, hints[p.name]) for p in parameters]
 
 
-def _identify_builder(builder: Callable[..., Any]) -> tuple[str, str]:
-    return builder.__module__, builder.__qualname__
-
-
 # Discovery without imports ------------------------------------------------------------------------------------------
-
-
-def _scan_package(package: str) -> Iterator[ComponentInfo]:
-    spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for path in sorted(Path(folder).glob("*.py")):
-            yield from _scan_source(
-                path.read_text(encoding="utf-8"), f"{package}.{path.stem}".removesuffix(".__init__")
-            )
 
 
 def _scan_source(text: str, module: str) -> Iterator[ComponentInfo]:
@@ -321,12 +349,3 @@ def _find_registered_name(node: ast.expr, method: str) -> str | None:
 def _read_keyword(call: ast.expr, name: str) -> str:
     values = [k.value for k in getattr(call, "keywords", []) if k.arg == name]
     return str(values[0].value) if values and isinstance(values[0], ast.Constant) else ""
-
-
-def _scan_entry_points(group: str) -> Iterator[ComponentInfo]:
-    for point in sorted(entry_points(group=group), key=lambda p: (p.name, p.value)):
-        yield ComponentInfo(point.name, point.module, f"from the package {_distribution(point)}")
-
-
-def _distribution(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else "(unknown)"

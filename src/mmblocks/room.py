@@ -1,4 +1,4 @@
-"""Whether weights fit into the memory of this machine, told before they are made. Importing this imports no torch."""
+"""Whether weights fit into the memory of this machine, before they are made. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mmblocks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MEMINFO, STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
 GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def check_component_fits(whose: str, make: Callable[[], Any]) -> None:
-    """Make a component on the meta device, which costs no memory, and refuse one whose weights this machine cannot hold.
+def check_component_fits(name: str, make: Callable[[], nn.Module]) -> None:
+    """Make a component on the meta device, which needs no memory, and refuse one whose weights this machine cannot hold.
 
-    Nothing is done where it is not to be made in this machine's memory anyway. Errors of `make` are passed on.
+    Does nothing if torch's default device is not the CPU. Errors of `make` are passed on.
     """
     import torch
 
     if torch.get_default_device().type != "cpu":
         return
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        part: Any = make()
-    require_room({whose: sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))})
+        part = make()
+    require_room({name: sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))})
 
 
 def require_room(bytes_by_part: Mapping[str, int]) -> None:
     """Raise `ConfigError` with the sizes where parts take more than the memory of this machine.
 
-    Nothing is refused where torch makes tensors elsewhere.
+    Nothing is refused if torch's default device is not the CPU.
     """
     import torch
 
@@ -47,11 +50,9 @@ def require_room(bytes_by_part: Mapping[str, int]) -> None:
 
 
 def find_memory_limit() -> int | None:
-    """Memory that this process may fill: that of the machine with its swap space, or less where it is limited."""
-    limits = [
-        limit for limit in (_read_installed_bytes(), _read_cgroup_limit(), _read_process_limit()) if limit is not None
-    ]
-    return min(limits, default=None)
+    """Memory that this process may use: that of the machine with its swap space, or a lower limit."""
+    limits = (_read_installed_bytes(), _read_cgroup_limit(), _read_process_limit())
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 @cache
@@ -66,7 +67,7 @@ def _read_installed_bytes() -> int | None:
 
 @cache
 def _read_cgroup_limit() -> int | None:
-    """What a container or a job may take (control groups, version 2)."""
+    """The limit of a container or a job (control groups, version 2)."""
     try:
         text = GROUP_LIMIT.read_text(encoding="utf-8").strip()
     except OSError:
@@ -82,8 +83,8 @@ def _read_process_limit() -> int | None:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft == resource.RLIM_INFINITY:
         return None
-    held = int(STATM.read_text(encoding="utf-8").split()[0]) * resource.getpagesize() if STATM.is_file() else 0
-    return max(0, soft - held)
+    used = int(STATM.read_text(encoding="utf-8").split()[0]) * resource.getpagesize() if STATM.is_file() else 0
+    return max(0, soft - used)
 
 
 def _format_gigabytes(size: int) -> str:

@@ -8,11 +8,13 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault, join_key
+from mmblocks.foreign_settings import explain_foreign_setting
 
 T = TypeVar("T")
 REQUIRED: Any = inspect.Parameter.empty
@@ -30,24 +32,13 @@ class Setting:
     def type_name(self) -> str:
         return format_type(self.annotation)
 
-    def reasons_against(self, value: Any) -> list[str]:
-        typed = is_of_type(self.annotation, value)
-        return [
-            f"{reason}; {cure[0].lower()}{cure[1:-1]}" if typed else reason
-            for reason, cure in self.list_value_faults(value)
-        ]
-
-    def list_value_faults(self, value: Any) -> list[tuple[str, str]]:
-        """What is wrong with a value, and what to write instead."""
-        if not is_of_type(self.annotation, value):
-            return [
-                (
-                    f"{self.name}={format_value(value)} is not {self.type_name}",
-                    f"Write a value of type {self.type_name}.",
-                )
-            ]
-        fault = find_number_fault(self.name, value)
-        return [] if fault is None else [fault]
+    def find_fault(self, value: object) -> Fault | None:
+        """What is wrong with a value: its type, or a number that is no number or out of bounds."""
+        if is_of_type(self.annotation, value):
+            return find_number_fault(self.name, value)
+        message = f"{self.name}={format_value(value)} is not {self.type_name}."
+        what = self.type_name if "one of" in self.type_name else f"a value of type {self.type_name}"
+        return Fault(self.name, message, f"Write {what}.")
 
 
 def format_suggestion(name: object, known: Iterable[str]) -> str:
@@ -56,6 +47,14 @@ def format_suggestion(name: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"{hint} Known: {', '.join(names) or 'none'}."
+
+
+def make_unknown_fault(key: str, message: str, known: Collection[str]) -> Fault:
+    """The fault of a key that nothing reads, with what it is called here or the known name that is most like it."""
+    name = key.rpartition(".")[2]
+    cure = explain_foreign_setting(name, known)
+    suggestion = format_suggestion(name, known).strip()
+    return Fault(key, message, f"{cure} Known: {suggestion.rpartition('Known: ')[2]}" if cure else suggestion)
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------
@@ -76,7 +75,7 @@ MAXIMUM: Mapping[str, float] = {
     **dict.fromkeys(
         ("steps", "save_every", "log_every", "visual_ablation_at", "every", "step_tokens", "pack_tokens"), _TIMES
     ),
-    **dict.fromkeys(("global_batch_size", "global_batch_size", "pack_views", "samples", "tiny", "size", "keep"), 10**8),
+    **dict.fromkeys(("global_batch_size", "pack_views", "samples", "tiny", "size", "keep"), 10**8),
     **dict.fromkeys(("epochs", "budget", "timeout_s", "video_deadline_s"), 10**6),
     **dict.fromkeys(("workers", "threads"), 4096),
     "lr": 1e30,
@@ -99,24 +98,24 @@ MINIMUM: Mapping[str, float] = {
 """The smallest value of a setting by its name, for those that count or measure something."""
 
 
-def find_number_fault(name: str, value: Any) -> tuple[str, str] | None:
+def find_number_fault(name: str, value: object) -> Fault | None:
     """What is wrong with the numbers in a value of the right type, and what to write; None where nothing is."""
     if isinstance(value, list | tuple):
         return next((fault for one in value if (fault := find_number_fault(name, one))), None)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{name}={value} is no number to compute with", "Write a finite number."
+        return Fault(name, f"{name}={value} is no number to compute with.", "Write a finite number.")
     most = MAXIMUM.get(name, 2**63 - 1 if isinstance(value, int) else math.inf)
     if abs(value) > most:
-        return f"{name}={format_value(value)} is too large", f"Write {most} or less."
+        return Fault(name, f"{name}={format_value(value)} is too large.", f"Write {most} or less.")
     least = MINIMUM.get(name, -math.inf)
     if value < least:
-        return f"{name}={format_value(value)} is too small", f"Write {least} or more."
+        return Fault(name, f"{name}={format_value(value)} is too small.", f"Write {least} or more.")
     return None
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """A value for an error message, cut where it is long."""
     try:
         text = repr(value)
@@ -128,7 +127,7 @@ def format_value(value: Any) -> str:
 # Types of settings --------------------------------------------------------------------------------------------------
 
 
-def is_of_type(annotation: Any, value: Any) -> bool:
+def is_of_type(annotation: object, value: object) -> bool:
     """Whether a plain value (from Python, JSON or YAML) fits a setting's annotation."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
@@ -146,33 +145,32 @@ def is_of_type(annotation: Any, value: Any) -> bool:
     if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
         return isinstance(value, Mapping)
     if _is_named_tuple(annotation):
-        return is_of_type(_as_tuple(annotation), value)
+        fields = typing.get_type_hints(annotation)
+        return is_of_type(tuple[*(fields[name] for name in annotation._fields)], value)  # type: ignore[misc]
     if annotation is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, annotation)
+    return isinstance(annotation, type) and isinstance(value, annotation)
 
 
-def convert_to_type(annotation: Any, value: Any) -> Any:
+def convert_to_type(annotation: object, value: object) -> Any:
     """An accepted value as its annotation has it: YAML and JSON know lists where a signature says tuple or `Size`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return convert_to_type(next(a for a in arguments if is_of_type(a, value)), value)
+    if not isinstance(value, list | tuple):
+        return value
     if _is_named_tuple(annotation):
         return annotation(*value)
     return tuple(value) if origin is tuple else value
 
 
-def _is_named_tuple(annotation: Any) -> bool:
+def _is_named_tuple(annotation: object) -> TypeGuard[type[Any]]:
     return isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields")
 
 
-def _as_tuple(annotation: Any) -> Any:
-    return tuple[*(typing.get_type_hints(annotation)[name] for name in annotation._fields)]  # type: ignore[misc]
-
-
-def format_type(annotation: Any) -> str:
+def format_type(annotation: object) -> str:
     """An annotation as people write it: 'int', 'str | None', 'one of a, b'."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is type(None):
@@ -188,7 +186,7 @@ def format_type(annotation: Any) -> str:
     )
 
 
-def find_differing_keys(one: Any, other: Any, key: str = "") -> list[str]:
+def find_differing_keys(one: object, other: object, key: str = "") -> list[str]:
     """Keys under which two nests of plain values differ, the deepest ones."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         inside = [find_differing_keys(one.get(k), other.get(k), f"{key}.{k}") for k in {**one, **other}]
@@ -204,35 +202,30 @@ def find_differing_keys(one: Any, other: Any, key: str = "") -> list[str]:
 
 def list_settings(schema: type) -> dict[str, Setting]:
     """The settings of a dataclass by name."""
-    hints = typing.get_type_hints(schema)
-    return {f.name: Setting(f.name, hints[f.name], _read_default(f)) for f in dataclasses.fields(schema)}
+    hints, settings = typing.get_type_hints(schema), {}
+    for field in dataclasses.fields(schema):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        settings[field.name] = Setting(
+            field.name, hints[field.name], REQUIRED if default is dataclasses.MISSING else default
+        )
+    return settings
 
 
-def list_faults(schema: type, raw: Mapping[str, Any], where: str) -> list[str]:
-    """Every fault of plain values meant for a dataclass: unknown names, wrong types, missing ones; keys start with `where`."""
+def find_faults(schema: type, raw: Mapping[str, object], where: str = "") -> Iterator[Fault]:
+    """Every fault of plain values meant for a dataclass: unknown names, wrong types, missing ones; keys stand below `where`."""
     known = list_settings(schema)
-    faults = [f"{where}.{name} is not a setting.{format_suggestion(name, known)}" for name in raw if name not in known]
-    faults += [
-        f"{where}: {reason}."
-        for name, value in raw.items()
-        if name in known
-        for reason in known[name].reasons_against(value)
-    ]
-    return faults + [
-        f"{where}.{s.name} is missing ({s.type_name})."
-        for s in known.values()
-        if s.default is REQUIRED and s.name not in raw
-    ]
+    for name, value in raw.items():
+        if name not in known:
+            yield make_unknown_fault(join_key(where, str(name)), "is not a setting.", known)
+        elif fault := known[name].find_fault(value):
+            yield fault.move_below(where)
+    for s in known.values():
+        if s.default is REQUIRED and s.name not in raw:
+            yield Fault(join_key(where, s.name), "is missing.", f"Write a value of type {s.type_name}.")
 
 
-def read_settings(schema: type[T], raw: Mapping[str, Any], where: str) -> T:
+def read_settings(schema: type[T], raw: Mapping[str, Any], where: str = "") -> T:
     """Plain values as a dataclass. Raises `ConfigError` that lists every fault."""
-    if faults := list_faults(schema, raw, where):
-        raise ConfigError("\n".join(faults))
+    if faults := list(find_faults(schema, raw, where)):
+        raise ConfigError.from_faults(faults)
     return schema(**raw)
-
-
-def _read_default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else REQUIRED

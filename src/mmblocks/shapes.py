@@ -1,4 +1,4 @@
-"""Integer words of the house: sizes, boxes, and where an image's views come from. No torch.
+"""Sizes, boxes, views and plans of visuals, in integers. No torch.
 
 A size is always (height, width); the unit is in the name of the variable (`_px`, `_cells`).
 """
@@ -45,9 +45,9 @@ class Box(NamedTuple):
 class VisualShape:
     """An image or video before it is decoded: its size in pixels, its number of frames and frames per second.
 
-    note: what is known of it beside its pixels, such as a camera's pose; tokenizers that tell notes read it. times_s:
-    when each frame of a video of uneven pace is shown, ascending from 0, with `fps` the average up to the end of the
-    last one; None where frame i is shown at i / fps.
+    note: text about it, such as a camera's pose, for tokenizers with inline text. times_s: when each frame of a video of
+    variable frame rate is shown, ascending from 0, with `fps` the average up to the end of the last frame; None where frame
+    i is shown at i / fps.
     """
 
     kind: VisualKind
@@ -66,8 +66,8 @@ class VisualShape:
 class View:
     """One image for the encoder, cut from one frame.
 
-    The frame is centred on a mean-coloured sheet of `framed` pixels (its own size when nothing is added), resized
-    to `resized`, centred on a black sheet of `canvas` pixels, and `window` is cut out of that sheet.
+    The frame is centred on a mean-coloured background of `framed` pixels (its own size when nothing is added), resized
+    to `resized`, centred on a black background of `canvas` pixels, and `window` is cut out of that.
     """
 
     frame: int
@@ -80,10 +80,10 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class VisualPlan:
-    """Where every token of one visual comes from, in integers: comparable, picklable, made without a pixel.
+    """Where every token of one visual comes from, in integers: comparable, picklable, made without reading a pixel.
 
-    num_tokens: rows of the visual, learned marks included. told: texts that stand before, between and after these rows
-    ("at 1.50s: "), each with the number of rows that come before it, in their order; they are no visual tokens.
+    num_tokens: rows of the visual, learned tokens included. inline_texts: texts before, between and after these rows
+    ("at 1.50s: "), each with the number of rows before it, in their order; they are not visual tokens.
     """
 
     views: tuple[View, ...]
@@ -92,11 +92,11 @@ class VisualPlan:
 
     @property
     def unique_views(self) -> tuple[View, ...]:
-        """The views that differ, in the order they first occur: what is rendered and encoded, each once."""
+        """The distinct views in the order of their first occurrence; each is rendered and encoded once."""
         return tuple(dict.fromkeys(self.views))
 
     def split_into_pieces(self) -> tuple[int | str, ...]:
-        """Rows and told texts in the order they are read: a number of rows, or a text; nothing empty."""
+        """Rows and inline texts in reading order: a number of rows, or a text; nothing empty."""
         pieces: list[int | str] = []
         begin = 0
         for rows_before, text in self.inline_texts:
@@ -110,7 +110,7 @@ class VisualPlan:
 
 @dataclass(frozen=True, slots=True)
 class RoutedPlan:
-    """A plan and the scenario whose visual tokenizer made it (and will assemble it)."""
+    """A plan and the scenario whose visual tokenizer made it and assembles it."""
 
     scenario: Scenario
     plan: VisualPlan

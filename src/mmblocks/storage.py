@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, checksummed, and what to say where a disk refuses."""
+"""Files and folders that are written whole or not at all, their checksums, and errors of the disk."""
 
 from __future__ import annotations
 
@@ -13,45 +13,27 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError, StorageError
 
 CHECKSUMS_FILE = "SHA256SUMS"
 """The list of a folder's files with their SHA-256, as `sha256sum` writes and checks it (`sha256sum -c SHA256SUMS`)."""
 UNFINISHED_PREFIX = ".part-"
-"""What is in the names of files and folders that are being written; what it is left in was never finished."""
-_DISK = re.compile(  # what safetensors, tokenizers and torch say instead of raising OSError
+"""Part of the names of files and folders that are being written; a name that keeps it is of an unfinished one."""
+_DISK = re.compile(  # messages of safetensors, tokenizers and torch, which raise no OSError
     r"os error \d+|No space left|Disk quota|Read-only file system|File too large|Input/output error|"
     r"PytorchStreamWriter failed|unexpected pos \d+"
 )
-_ERRNOS = {
-    getattr(errno, name)
-    for name in (
-        *(
-            "EACCES",
-            "EBUSY",
-            "EDQUOT",
-            "EFBIG",
-            "EIO",
-            "EISDIR",
-            "ENAMETOOLONG",
-            "ENODEV",
-            "ENOENT",
-            "ENOSPC",
-            "ENOTDIR",
-        ),
-        *("ENXIO", "EPERM", "EROFS", "ESTALE"),
-    )
-    if hasattr(errno, name)
-}
+_ERRNO_NAMES = "EACCES EBUSY EDQUOT EFBIG EIO EISDIR ENAMETOOLONG ENODEV ENOENT ENOSPC ENOTDIR ENXIO EPERM EROFS ESTALE"
+_ERRNOS = {getattr(errno, name) for name in _ERRNO_NAMES.split() if hasattr(errno, name)}
 
 
 # One file -----------------------------------------------------------------------------------------------------------
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write plain values, so that after a crash or a power cut the file is the old one or the new one, never a part."""
+def write_json(path: Path, value: object) -> None:
+    """Write plain values. After a crash or a power cut the file is the old or the new one, never a part of one."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -63,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """A fresh file that takes the place of `path`, on disk, when the block ends well, and vanishes otherwise."""
+    """A new file that replaces `path`, flushed to disk, when the block ends without error, and is removed otherwise."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}{UNFINISHED_PREFIX}", dir=path.parent)
     fresh = Path(name)
     try:
@@ -79,7 +61,7 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the names in a folder on disk."""
+    """Flush the names in a folder to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -92,10 +74,10 @@ def flush_folder(folder: Path) -> None:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """A fresh folder that takes the place of `folder` when the block ends well, and vanishes otherwise.
+    """A new folder that replaces `folder` when the block ends without error, and is removed otherwise.
 
-    It gets a list of checksums. Raises `ConfigError` where `folder` holds anything that was not written so, before the
-    block and, for what has come meanwhile, after it; `StorageError` where the disk refuses.
+    It gets a list of checksums. Raises `ConfigError` if `folder` holds files that were not written in this way, before the
+    block and again after it; `StorageError` for errors of the disk.
     """
     with explain_disk_errors(folder):
         require_replaceable(folder)
@@ -106,30 +88,37 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             fresh.chmod(0o755)
             write_checksums(fresh)
             require_replaceable(folder)
-            _swap(fresh, folder)
+            if not folder.exists():
+                fresh.replace(folder)
+            else:
+                old = fresh.with_name(f"{fresh.name}-old")
+                folder.replace(old)
+                fresh.replace(folder)
+                shutil.rmtree(old)
+            flush_folder(folder.parent)
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)  # not there any more where it has taken its place
+            shutil.rmtree(fresh, ignore_errors=True)  # it is gone where it has replaced the folder
 
 
 def require_replaceable(folder: Path) -> None:
-    """Raise `ConfigError` unless a folder is missing, empty, or holds only files that `replaced_whole` has put there."""
+    """Raise `ConfigError` unless a folder is missing, empty, or holds only files that `replace_folder` wrote."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder.")
     ours = {CHECKSUMS_FILE, *read_checksums(folder)}
-    strange = next((name for name in map(str, _list_files(folder)) if name not in ours), None)
-    if strange is not None:
+    foreign = next((name for name in map(str, _list_files(folder)) if name not in ours), None)
+    if foreign is not None:
         raise ConfigError(
-            f"{folder} holds {strange}, which mmblocks has not written there, so it is not replaced; name another folder, "
+            f"{folder} holds {foreign}, which mmblocks has not written there, so it is not replaced; name another folder, "
             "or move the file away."
         )
 
 
 def write_checksums(folder: Path, known: Mapping[str, str] | None = None) -> None:
-    """Write the checksums of a folder's files, and have everything on disk.
+    """Write the checksums of a folder's files, and flush everything to disk.
 
-    known: checksums that need not be computed; those of an earlier list in the folder are kept as well.
+    known: checksums that need not be computed; those of an earlier list in the folder are kept, too.
     """
     known = {**read_checksums(folder), **(known or {})}
     files = [path for path in map(str, _list_files(folder)) if path != CHECKSUMS_FILE]
@@ -143,13 +132,13 @@ def write_checksums(folder: Path, known: Mapping[str, str] | None = None) -> Non
 
 
 def list_damage(folder: Path) -> list[str]:
-    """What of a folder is not as its list of checksums says, a line each; nothing for a folder without a list."""
+    """The files of a folder that are missing or differ from its list of checksums, one line each; none without a list."""
     wanted, listed = read_checksums(folder), folder / CHECKSUMS_FILE
     if listed.is_file() and not wanted:
         return [f"{listed} is empty"]
     missing = [path for path in wanted if not (folder / path).is_file()]
-    found = compute_checksums(folder, [path for path in wanted if path not in missing])
-    changed = [path for path in found if found[path] != wanted[path]]
+    actual = compute_checksums(folder, [path for path in wanted if path not in missing])
+    changed = [path for path in actual if actual[path] != wanted[path]]
     return [f"{folder / path} is missing, though {listed} lists it" for path in missing] + [
         f"{folder / path} is not as it was written (its SHA-256 is not that in {listed})" for path in changed
     ]
@@ -158,11 +147,11 @@ def list_damage(folder: Path) -> list[str]:
 def compute_checksums(folder: Path, files: list[str]) -> dict[str, str]:
     """The SHA-256 of files in a folder, several at a time: hashing leaves other threads alone."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(files, pool.map(lambda path: _compute_sha256(folder / path), files), strict=True))
+        return dict(zip(files, pool.map(_compute_sha256, (folder / path for path in files)), strict=True))
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """The checksums that a folder lists; none where it has no list. Raises `CheckpointError` for one that is no such."""
+    """The checksums that a folder lists; empty without a list. Raises `CheckpointError` for a damaged list."""
     path = folder / CHECKSUMS_FILE
     if not path.is_file():
         return {}
@@ -174,7 +163,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes have left half-written in a folder. No process may be writing there."""
+    """Remove the unfinished files of killed processes from a folder. No process may be writing there."""
     for left in folder.glob(f".*{UNFINISHED_PREFIX}*") if folder.is_dir() else ():
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
@@ -193,23 +182,12 @@ def _compute_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _swap(fresh: Path, folder: Path) -> None:
-    if not folder.exists():
-        fresh.replace(folder)
-    else:
-        old = fresh.with_name(f"{fresh.name}-old")
-        folder.replace(old)
-        fresh.replace(folder)
-        shutil.rmtree(old)
-    flush_folder(folder.parent)
-
-
-# What a disk refuses ------------------------------------------------------------------------------------------------
+# Errors of the disk ------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def explain_disk_errors(folder: Path) -> Iterator[None]:
-    """Say in one sentence which path could not be written, why, and how much room is left. Raises `StorageError`."""
+    """Turn errors of the disk into a `StorageError` with the path, the cause and the free space."""
     try:
         yield
     except MMBlocksError:
@@ -226,7 +204,7 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
 
 
 def describe_free_space(path: Path) -> str:
-    """How much room there is where a path is, in words."""
+    """The free space on the disk of a path, in words."""
     for place in (path, path.parent, *path.absolute().parents):
         with suppress(OSError):
             free = shutil.disk_usage(place).free

@@ -38,19 +38,21 @@ def read_requirements() -> dict[str, Requirement]:
         declared = metadata.requires("mmblocks") or []
     except metadata.PackageNotFoundError:
         return {}
-    found = [Requirement(line) for line in reversed(declared)]  # the first mention of a package counts
-    return {requirement.name: requirement for requirement in found if not requirement.extras}
+    requirements = [Requirement(line) for line in reversed(declared)]  # the first mention of a package counts
+    return {requirement.name: requirement for requirement in requirements if not requirement.extras}
 
 
 def list_required_packages() -> list[str]:
-    """The packages that mmblocks cannot do without on this machine."""
+    """The packages that mmblocks needs on this machine."""
     declared = read_requirements().items()
-    return sorted(name for name, found in declared if found.marker is None or found.marker.evaluate({"extra": ""}))
+    return sorted(
+        name for name, requirement in declared if not requirement.marker or requirement.marker.evaluate({"extra": ""})
+    )
 
 
 def list_optional_packages() -> list[str]:
     """The packages of the extras, development tools aside."""
-    markers = {name: str(found.marker or "") for name, found in read_requirements().items()}
+    markers = {name: str(requirement.marker or "") for name, requirement in read_requirements().items()}
     return sorted(name for name, marker in markers.items() if "extra" in marker and '"dev"' not in marker)
 
 
@@ -115,7 +117,7 @@ def describe_untested_version(package: str) -> str | None:
 
 
 def describe_missing_dependency(error: ImportError) -> str | None:
-    """A sentence that names the dependency behind an import error, and the cure; None where it is none of ours."""
+    """A sentence with the dependency behind an import error and how to install it; None for other modules."""
     module = (error.name or "").partition(".")[0]
     package = next((name for name, imported in IMPORT_NAMES.items() if imported == module), module)
     if package not in read_requirements():
@@ -126,7 +128,7 @@ def describe_missing_dependency(error: ImportError) -> str | None:
 
 @cache
 def warn_about_untested_versions() -> None:
-    """Log one warning for each package of `RELIED_ON` whose installed version was not tested, once in a process."""
+    """Log one warning for each package of `VERSION_SENSITIVE` whose installed version was not tested, once in a process."""
     for package in VERSION_SENSITIVE:
         if sentence := describe_untested_version(package):
             log.warning("%s", sentence)

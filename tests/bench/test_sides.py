@@ -13,10 +13,9 @@ from torch import nn
 
 from mmblocks.batch import IGNORE
 from mmblocks.model.onevision import OneVision
-from mmblocks.ops.attention.table import read_measured_rows as table_of
 from mmblocks.shapes import Size
 from tests.bench.__main__ import main
-from tests.bench.suites import attention, ours, peer
+from tests.bench.suites import ours, peer
 from tests.bench.suites.cases import SCENARIOS, make_cases
 from tests.bench.suites.equal import require_same_gradients, require_same_logits
 from tests.bench.suites.pool_kernel import make_bilinear_table
@@ -27,9 +26,6 @@ from tests.bench.suites.suites import SUITES, run_suites
 from tests.bench.suites.train import MIXED
 
 RUN = Run(tiny=True, repeats=1, warmups=0, input_sets=1)
-
-
-TOWER = next(shape for shape in attention.list_shapes(RUN) if shape.name == "tower")
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +106,6 @@ def test_each_suite_goes_through_on_the_smallest_model(name: str, tmp_path: Path
     assert [text for text in results if isinstance(text, str)] == []
     assert {row.suite for row in read(out)} == {name}
     assert [row for row in results if isinstance(row, Row) and row.peer and row.ours and not row.ratio] == []
-
-
-def test_the_order_that_attention_writes_is_one_that_attention_reads(tmp_path: Path) -> None:
-    found = [row for row in attention.measure(RUN) if isinstance(row, Row)]
-    attention.write_order(tmp_path / "order.json", found, RUN)
-    rows = table_of(str(tmp_path / "order.json"))
-    assert {row.op for row in rows} == {attention.PACKED, attention.FIXED}
-    times = {row.settings: row.ours for row in found if (row.scenario, row.quantity) == (TOWER.scenario(), "forward")}
-    order = next(row.order for row in rows if row.op == TOWER.op and row.head_dim == 72 and not row.learns)
-    assert order[0] == min(times, key=lambda name: times[name]).removeprefix(f"{TOWER.op}=")
 
 
 def test_what_the_deadline_leaves_is_reported(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """What commands ask for: without arguments an error names what is required, and nothing else."""
 
-import importlib
-
 import pytest
 
 from mmblocks.cli import COMMANDS, main
@@ -28,7 +26,7 @@ def run_command(monkeypatch, capsys):
     """Run a command whose own work is left out; its exit code and what it wrote to standard error."""
 
     def run(name, *arguments):
-        monkeypatch.setattr(importlib.import_module(COMMANDS[name].module), "run", lambda args: 0)
+        monkeypatch.setattr(COMMANDS[name].import_module(), "run", lambda args: 0)
         try:
             code = main([name, *arguments])
         except SystemExit as end:
@@ -70,7 +68,9 @@ def test_what_was_given_is_not_asked_for_again(given, missing, run_command):
     assert error.splitlines()[-1].startswith(f"mmblocks swap needs {missing}: ")
 
 
-@pytest.mark.parametrize("words", [["r", "--star", "a=1,2"], ["--star", "r", "a=1,2"], ["r", "a=1,2", "--star"]])
+@pytest.mark.parametrize(
+    "words", [["r", "--one-at-a-time", "a=1,2"], ["--one-at-a-time", "r", "a=1,2"], ["r", "a=1,2", "--one-at-a-time"]]
+)
 def test_options_may_stand_between_overrides(words, run_command):
     assert run_command("sweep", *words) == (0, "")
 

@@ -136,7 +136,7 @@ def test_plan_measures_what_the_stages_of_a_recipe_read(capsys):
         (["ranks=4"], "ranks=4 is about data; write either images and videos, or data=FILE"),
         (["data=recipe", "image=10x10"], "image=10x10 is an image or video; write either"),
         (["data=recipe", "ranks=many"], "ranks='many' is no number"),
-        (["data=recipe", "stage=onevison"], "no stage is called so. Did you mean 'onevision'?"),
+        (["data=recipe", "stage=onevison"], "no stage is called 'onevison'. Did you mean 'onevision'?"),
         (["data=train.txt"], "data=train.txt: nothing reads"),
     ],
 )
@@ -156,6 +156,6 @@ def test_what_a_recipe_trains_is_said_by_stage(capsys):
     instruct = {row["part"]: row for row in tables["instruct"]}
     # 32 blocks of 4096 (11008 inside): 7 linear layers each, rank 128 on either side.
     assert instruct["lora"]["learning"] == 32 * 128 * (4 * 2 * 4096 + 3 * (4096 + 11008))
-    assert (instruct["lora"]["rate"], instruct["projector"]["rate"], instruct["encoder"]["learning"]) == (2e-4, 2e-5, 0)
+    assert (instruct["lora"]["lr"], instruct["projector"]["lr"], instruct["encoder"]["learning"]) == (2e-4, 2e-5, 0)
     assert main(["plan", "llava_1_5/lora", "--trains"]) == 0
     assert "rank 128, alpha 256, on 224 layers" in capsys.readouterr().out

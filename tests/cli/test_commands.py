@@ -1,4 +1,3 @@
-import importlib.util
 import subprocess
 import sys
 
@@ -45,7 +44,7 @@ print(code, *({HEAVY} & set(sys.modules)), file=sys.stderr)
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda c: c.name)
 def test_every_command_of_the_table_has_a_module_and_help(command, capsys):
-    assert importlib.util.find_spec(command.module)
+    assert callable(command.import_module().run)
     with pytest.raises(SystemExit) as end:
         main([command.name, "--help"])
     assert end.value.code == 0
@@ -150,9 +149,18 @@ def test_doctor_says_of_every_way_of_every_op_whether_it_runs(say):
 def test_doctor_tests_itself(say):
     code, out, _ = say("doctor", "--selftest")
     assert code == 0
-    assert out.endswith("self-test: every way agrees with its reference\n")
+    assert out.endswith("self-test: every backend agrees with its reference\n")
     for op in ("attention", "rows_attention", "fixed_attention", "gather_lerp"):
         assert f"  {op} reference " in out.partition("self-test on cpu:")[2]
+
+
+def test_doctor_tunes_attention(say, tmp_path):
+    path = tmp_path / "orders.json"
+    code, out, _ = say("doctor", "--tune-attention", str(path))
+    assert code == 0
+    assert "attention head_dim 64, causal, forward and backward: reference" in out
+    assert f"set MMBLOCKS_ATTENTION_TABLE={path} to use it" in out
+    assert path.exists()
 
 
 def test_doctor_fails_when_a_way_is_off(say, monkeypatch):

@@ -98,10 +98,10 @@ def test_nothing_heavy_is_imported_to_suggest():
 import sys
 from argparse import Namespace
 from mmblocks.cli import COMMANDS
-from mmblocks.cli.completion import parser_for
+from mmblocks.cli.completion import make_parser
 from mmblocks.cli.suggestions import SUGGESTIONS
 for command in COMMANDS:
-    parser_for(command)
+    make_parser(command)
 for suggest in SUGGESTIONS.values():
     for prefix in ("", "stages.", "model/encoder="):
         suggest(prefix, Namespace(kind="projector"))
@@ -125,7 +125,7 @@ PRESSED = {
     "mmblocks train tiny/o": ["tiny/onevision"],
     "mmblocks train tiny/onevision model/proj": ["model/projector="],
     "mmblocks train tiny/onevision model/projector=mlp_": ["mlp_residual"],  # bash replaces what is behind the =
-    "mmblocks sweep tiny/onevision --star model/pooling=bi": ["bilinear", "bilinear_antialiased"],
+    "mmblocks sweep tiny/onevision --one-at-a-time model/pooling=bi": ["bilinear", "bilinear_antialiased"],
     "mmblocks sweep tiny/onevision --score ": ["tiny", "loss"],
     "mmblocks show projector ldp": ["ldp", "ldpv2"],
     "mmblocks check llava_v1": ["llava_v1/vicuna_7b", "llava_v1/vicuna_13b", "llava_v1/llama2_7b"],

@@ -51,10 +51,10 @@ def test_a_chat_asks_about_a_visual_as_training_does(task, tiny_model):
 
 def test_a_chat_asks_about_named_pictures_as_training_does(tiny_model):
     named = [Conversation.from_messages(make_record("multi", i)["messages"]).messages for i in range(40)]
-    trained = next(read(m) for m in named if read(m).startswith("Image 1: <>\nPicture 2: <>\n"))
+    trained = next(read(m) for m in named if read(m).startswith("Picture 1: <>\nPicture 2: <>\n"))
     chat = mmblocks.Chat(tiny_model, decoding=mmblocks.Decoding(max_new_tokens=1))
     picture = mmblocks.image(find_media("first.png"))
-    chat.ask("Image 1: ", picture, "Image 2: ", picture, trained.rpartition("\n")[2])
+    chat.ask("Picture 1: ", picture, "Picture 2: ", picture, trained.rpartition("\n")[2])
     assert read(chat.messages) == trained
 
 

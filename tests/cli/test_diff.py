@@ -36,4 +36,4 @@ def test_a_wrong_folder_or_visual_is_refused(pair, capsys):
     assert main(["diff", *pair, "image=large"]) == 2
     said = capsys.readouterr().err
     assert "nowhere is not there" in said
-    assert "'image=large' is no image or clip" in said
+    assert "'image=large' is no image or video" in said

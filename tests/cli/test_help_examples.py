@@ -1,6 +1,5 @@
 """Every example in the help of a command can be typed: its words are parsed, and those of `EXAMPLES` run."""
 
-import importlib
 import re
 import shlex
 
@@ -8,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mmblocks.assets import find_media
-from mmblocks.cli import COMMANDS, _parser_of, main
+from mmblocks.cli import COMMANDS, main
 from mmblocks.cli.examples import EXAMPLES
 
 NEEDS_A_CHECKPOINT = {"convert"}
@@ -31,8 +30,7 @@ def lines_in(text):
 def parsed(line):
     """The arguments of a command line, by the parser of its command."""
     _, name, *arguments = shlex.split(line)
-    command = COMMANDS[name]
-    return _parser_of(command, importlib.import_module(command.module)).parse(arguments)
+    return COMMANDS[name].make_parser().parse_command(arguments)
 
 
 def test_every_command_has_an_example_and_every_example_a_command():

@@ -148,7 +148,7 @@ def test_what_cannot_be_inspected_is_refused(records, tmp_path, capsys, words, c
 
 def test_a_system_needs_data(capsys):
     assert main(["inspect", "instructblip/vicuna_7b"]) == 2
-    assert "add data=FILE" in capsys.readouterr().err
+    assert "write data=FILE" in capsys.readouterr().err
 
 
 def test_the_picture_in_the_docs_is_what_its_script_draws():

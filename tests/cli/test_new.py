@@ -51,7 +51,7 @@ def test_the_entry_point_names_the_kind_and_the_package(tmp_path, capsys):
         ("projecter", "mine", "Did you mean 'projector'"),
         ("projector", "My-Proj", "write it like my_projector"),
         ("projector", "class", "cannot name a component"),
-        ("projector", "mlp", "knows a projector called 'mlp' already"),
+        ("projector", "mlp", "has a projector called 'mlp' already"),
     ],
 )
 def test_what_cannot_be_named_so_is_refused(tmp_path, capsys, kind, name, said):
@@ -62,5 +62,5 @@ def test_what_cannot_be_named_so_is_refused(tmp_path, capsys, kind, name, said):
 def test_a_folder_that_is_there_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     assert main(["new", "pooling", "mine", "--out", str(tmp_path)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert list((tmp_path / "mine").iterdir()) == []

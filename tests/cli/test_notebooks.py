@@ -48,7 +48,7 @@ def test_a_notebook_runs_and_shows_what_its_text_says(ran):
 
 def composes_and_asks(texts, notebook):
     text = "\n".join(texts)
-    for answer in ("triangle yellow", "red circle middle left", "purple square image 2", "right"):
+    for answer in ("triangle yellow", "red circle middle left", "purple square picture 2", "right"):
         assert answer in text
     assert "37 tokens from 5 views" in text
     assert "projector 'mlp' has no setting 'dept'. Did you mean 'depth'?" in text

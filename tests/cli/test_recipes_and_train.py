@@ -50,8 +50,8 @@ def test_a_wrong_override_is_refused_by_every_command(command, capsys):
 
 @pytest.mark.usefixtures("here")
 def test_options_may_stand_anywhere_between_overrides(capsys):
-    assert main(["sweep", "mini", "--star", "seed=0,x"]) == 2
-    assert main(["sweep", "--star", "mini", "seed=0,x"]) == 2
+    assert main(["sweep", "mini", "--one-at-a-time", "seed=0,x"]) == 2
+    assert main(["sweep", "--one-at-a-time", "mini", "seed=0,x"]) == 2
     assert capsys.readouterr().err.count("seed='x' is not int") == 2
 
 

@@ -53,9 +53,9 @@ def counted(monkeypatch):
         monkeypatch.setattr(module, name, counting)
 
     count(model_check, "_build_components")
-    count(train_check, "_check")
+    count(train_check, "_find_faults")
     for module in (stages, train_check):
-        count(module, "run_faults")
+        count(module, "find_run_faults")
     return calls
 
 
@@ -93,7 +93,7 @@ def test_check_builds_the_composition_once_whatever_its_stages_and_its_export_as
     assert fault.key == "export"
     assert counted["_build_components"] == 1
     assert main(["check", "tiny/onevision"]) == 0
-    assert counted["_build_components"] == counted["_check"] == 2
+    assert counted["_build_components"] == counted["_find_faults"] == 2
 
 
 def test_plan_builds_the_composition_once(counted, capsys):
@@ -111,7 +111,7 @@ def test_a_run_is_checked_once_and_its_composition_built_once_for_all_stages(cou
     short = {"data": [source], "train": {"projector": 1e-3}, "steps": 1, "global_batch_size": 1}
     packed = {"data": [source], "train": {"projector": 1e-3}, "steps": 1, "step_tokens": 400, "pack_tokens": 400}
     run({"model": tiny_spec, "out": str(tmp_path), "stages": [{"name": "a", **short}, {"name": "b", **packed}]})
-    assert counted == {"_build_components": 1, "_check": 1, "run_faults": 1}
+    assert counted == {"_build_components": 1, "_find_faults": 1, "find_run_faults": 1}
 
 
 def test_a_run_with_faults_is_refused_before_it_is_read(tiny_spec, tmp_path, monkeypatch):

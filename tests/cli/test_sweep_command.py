@@ -142,7 +142,7 @@ def test_cells_that_fail_or_are_killed_lose_no_other_and_are_tried_again(photogr
     folder = photographs / "sweep"
     code, said = kill_one_cell([*words, *joblib], folder, "path-killed.json")
     assert code == 1
-    assert "1 of 3 cells have finished" in said
+    assert "1 of 3 trials have finished" in said
     assert re.search(r"(?s)- path-bad\.json: .*green\.png", said)
     assert "- path-killed.json: its process was ended by SIGKILL; perhaps the machine ran out of memory" in said
     when = (folder / "path-good.json/result.json").stat().st_mtime_ns
@@ -156,7 +156,7 @@ def test_a_report_is_made_again_without_running_anything(here, capsys):
 
     folder = prepare_sweep("micro", ["seed=0,1"], out=here / "sweep")
     assert main(["sweep", str(folder), "--report"]) == 1
-    assert "0 of 2 cells have finished" in capsys.readouterr().out
+    assert "0 of 2 trials have finished" in capsys.readouterr().out
     assert (folder / "comparison.png").is_file()
     assert not found(folder, "run.json")
     assert main(["sweep", str(folder), "seed=3", "--report"]) == 2

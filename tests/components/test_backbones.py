@@ -12,7 +12,6 @@ from mmblocks.batch import Packing, RowIndex
 from mmblocks.compat import make_flop_counter
 from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
-from mmblocks.model.checks.faults import resolve_settings
 from mmblocks.model.checks.limits import find_backbone_faults
 
 PUBLISHED = {  # parameters that the model cards and weight files state, shared embeddings counted once
@@ -100,7 +99,7 @@ def test_a_preset_has_the_published_number_of_parameters(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_nothing_is_said_against_a_preset(name):
-    assert find_backbone_faults(resolve_settings(backbones, name)) == []
+    assert find_backbone_faults(backbones.resolve_settings(name)) == []
 
 
 # The last layer -----------------------------------------------------------------------------------------------------

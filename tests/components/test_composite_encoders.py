@@ -308,4 +308,4 @@ def test_members_are_a_list_in_yaml_and_can_be_changed_one_by_one() -> None:
 
 def test_a_misspelt_setting_of_a_member_is_refused_when_a_recipe_is_composed() -> None:
     with pytest.raises(ConfigError, match=r"members\.1: encoder 'clip' has no setting 'laier'.*Did you mean 'layer'"):
-        conf.compose("tiny/onevision", ["model/encoder=fused", "model.encoder.members=[siglip,{name: video,laier: 1}]"])
+        conf.compose("tiny/onevision", ["model/encoder=fused", "model.encoder.members=[siglip,{name: clip,laier: 1}]"])

@@ -323,7 +323,7 @@ def test_a_timm_model_can_be_built_for_another_view() -> None:
     [
         ("resnet18", r"\(ResNet\).*shrink the image by \[2, 4, 8, 16, 32\].*no grid of patches"),
         ("swin_tiny_patch4_window7_224", r"\(SwinTransformer\).*shrink the image by \[4, 8, 16, 32\]"),
-        ("samvit_base_patch16", r"does not tell patch tokens from prefix tokens"),
+        ("samvit_base_patch16", r"does not separate patch tokens from prefix tokens"),
         ("vit_tiny_patch16_225", r"timm has no model 'vit_tiny_patch16_225'. Did you mean vit_tiny_patch16_224"),
         ("vit_tiny_patch16_224.nonesuch", r"timm cannot build 'vit_tiny_patch16_224.nonesuch'.*nonesuch"),
     ],

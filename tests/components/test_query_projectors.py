@@ -75,9 +75,9 @@ def test_the_qformers_have_the_size_of_the_papers():
 @pytest.mark.parametrize(
     ("name", "settings", "match"),
     [
-        ("qformer", {"queries": 0, "depth": 0}, "queries=0, depth=0; write 1 or more"),
+        ("qformer", {"queries": 0, "depth": 0}, "queries=0, depth=0; write queries >= 1 and depth >= 1"),
         ("qformer", {"heads": 3}, "dim=16 cannot be shared by heads=3"),
-        ("instruct_qformer", {"max_text_tokens": 0}, "max_text_tokens=0; write 1 or more"),
+        ("instruct_qformer", {"max_text_tokens": 0}, "max_text_tokens=0; write max_text_tokens >= 1"),
         ("idefics2_perceiver", {"kv_heads": 3}, "heads=2 cannot be shared out among kv_heads=3"),
         ("c_abstractor", {"queries": 6}, "queries=6 makes no square grid; write 4 or 9"),
         ("d_abstractor", {"heads": 5}, "dim=16 cannot be shared by heads=5"),

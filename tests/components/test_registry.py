@@ -135,7 +135,7 @@ def test_settings_that_do_not_fit_are_refused(lamps, settings, says):
 
 def test_every_fault_is_named_at_once(lamps):
     add(lamps)
-    faults = lamps.reasons_against({"name": "desk", "color": "red", "dims": 1})
+    faults = lamps.find_faults({"name": "desk", "color": "red", "dims": 1})
     assert len(faults) == 3
 
 
@@ -184,7 +184,7 @@ def test_every_component_says_what_it_is_and_where_it_comes_from(kind):
 def test_every_component_has_a_schema_and_tiny_settings_that_fit_it(kind):
     registry = REGISTRIES[kind]
     for name in registry:
-        assert not registry.reasons_against({"name": name, **registry[name].tiny})
+        assert not registry.find_faults({"name": name, **registry[name].tiny})
 
 
 def test_names_are_listed_without_importing_torch():

@@ -64,7 +64,7 @@ def test_one_view_is_read_row_by_row_and_may_end_in_a_newline(name):
 @pytest.mark.parametrize("name", ["square", "pad", "highres"])
 def test_learned_queries_without_picture_order_can_be_one_view(name):
     settings = {"side_px": 8} if name == "highres" else {}
-    assert build({"name": name, **settings}, grid=Size(1, 5), spatial=False).reasons_against() == []
+    assert build({"name": name, **settings}, grid=Size(1, 5), spatial=False).find_faults() == []
     assert assembled(build("square", grid=Size(1, 5), spatial=False), picture(3, 9)) == [0, 1, 2, 3, 4]
 
 
@@ -163,11 +163,11 @@ def test_a_gradient_reaches_every_kept_cell_and_the_newline():
 
 def test_anyres_says_why_it_cannot_join_what_has_no_picture_order():
     lost = build("anyres", grid=Size(1, 4), spatial=False)
-    assert lost.reasons_against() == [
+    assert [str(fault) for fault in lost.find_faults()] == [
         "tokenizer 'anyres' joins tiles into one image (merge='unpad'), but the features have no image order; "
         "use merge='flat' or a projector that keeps the grid."
     ]
-    assert build({"name": "anyres", "merge": "flat"}, grid=Size(1, 4), spatial=False).reasons_against() == []
+    assert build({"name": "anyres", "merge": "flat"}, grid=Size(1, 4), spatial=False).find_faults() == []
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_anyres_says_why_it_cannot_join_what_has_no_picture_order():
     ],
 )
 def test_anyres_says_which_settings_cannot_work(settings, says):
-    (reason,) = anyres(**settings).reasons_against()
-    assert says in reason
+    (fault,) = anyres(**settings).find_faults()
+    assert says in str(fault)
 
 
 def test_anyres_needs_a_positive_limit():
@@ -204,7 +204,7 @@ def test_highres_shows_every_tile_of_a_square_of_fixed_side():
 
 
 def test_highres_needs_room_for_a_tile():
-    assert "side_px=3 holds no tile of 4x4" in build({"name": "highres", "side_px": 3}).reasons_against()[0]
+    assert "side_px=3 holds no tile of 4x4" in str(build({"name": "highres", "side_px": 3}).find_faults()[0])
 
 
 # Videos --------------------------------------------------------------------------------------------------------------
@@ -241,13 +241,13 @@ def test_views_name_the_frames_they_show():
 
 def test_frames_without_picture_order_can_neither_be_pooled_nor_have_lines():
     queries = {"grid": Size(1, 4), "spatial": False}
-    assert build("frames", **queries).reasons_against() == []
-    assert "pools neighbouring cells" in build("frames", pooling="bilinear", **queries).reasons_against()[0]
-    assert "ends each line" in build({"name": "frames", "newline": "grid"}, **queries).reasons_against()[0]
+    assert build("frames", **queries).find_faults() == []
+    assert "pools neighbouring cells" in str(build("frames", pooling="bilinear", **queries).find_faults()[0])
+    assert "ends each line" in str(build({"name": "frames", "newline": "grid"}, **queries).find_faults()[0])
 
 
 def test_a_pooling_window_larger_than_the_grid_is_a_reason():
-    assert "does not fit in a grid of 1x1" in build("frames", grid=Size(1, 1), pooling="average").reasons_against()[0]
+    assert "does not fit in a grid of 1x1" in str(build("frames", grid=Size(1, 1), pooling="average").find_faults()[0])
 
 
 @pytest.mark.parametrize("settings", [{"max_frames": 0}, {"fps": 0.0}])
@@ -294,16 +294,16 @@ def test_a_router_knows_every_mark_once():
 
 
 def test_a_tokenizer_in_the_wrong_place_is_a_reason():
-    assert router().reasons_against() == []
-    assert router(video=build("pad"), image=build("frames")).reasons_against() == [
+    assert router().find_faults() == []
+    assert [str(fault) for fault in router(video=build("pad"), image=build("frames")).find_faults()] == [
         "image: Frames does not serve this scenario, only video; choose another tokenizer.",
         "video: OneView does not serve this scenario, only image, multi_image; choose another tokenizer.",
     ]
 
 
 def test_reasons_name_the_scenario():
-    (reason,) = router(multi_image=anyres(merge="flat", max_tiles=2)).reasons_against()
-    assert reason.startswith("multi_image: tokenizer 'anyres': max_tiles=2")
+    (fault,) = router(multi_image=anyres(merge="flat", max_tiles=2)).find_faults()
+    assert str(fault).startswith("multi_image: tokenizer 'anyres': max_tiles=2")
 
 
 def test_a_visual_without_pixels_is_named():

@@ -135,11 +135,11 @@ def test_every_frame_may_be_slow():
 
 
 def test_slow_fast_says_why_it_cannot_pool():
-    assert slow_fast().reasons_against() == []
-    assert "has no stride" in slow_fast("none").reasons_against()[0]
-    assert "does not fit" in slow_fast(fast_stride=5).reasons_against()[0]
+    assert slow_fast().find_faults() == []
+    assert "has no stride" in str(slow_fast("none").find_faults()[0])
+    assert "does not fit" in str(slow_fast(fast_stride=5).find_faults()[0])
     queries = build("slow_fast", grid=Size(1, 4), spatial=False, pooling="bilinear")
-    assert "no image order" in queries.reasons_against()[0]
+    assert "no image order" in str(queries.find_faults()[0])
 
 
 @pytest.mark.parametrize("settings", [{"every": 0}, {"fast_stride": 0}, {"max_frames": 0}, {"fps": -1.0}])
@@ -179,8 +179,8 @@ def test_a_view_without_a_note_is_a_padded_picture(newline):
 
 def test_pooled_views_need_a_picture_order():
     queries = build("scene_views_pooled", grid=Size(1, 4), spatial=False, pooling="bilinear")
-    assert "no image order" in queries.reasons_against()[0]
-    assert build("scene_views", grid=Size(1, 4), spatial=False, pooling="bilinear").reasons_against() == []
+    assert "no image order" in str(queries.find_faults()[0])
+    assert build("scene_views", grid=Size(1, 4), spatial=False, pooling="bilinear").find_faults() == []
 
 
 @pytest.mark.parametrize(("pose", "says"), [("here", "does not say {note}"), ("{place}", "cannot be filled in")])
@@ -260,8 +260,8 @@ def test_told_marks_take_no_rows():
 def test_marks_are_told_or_learned():
     with pytest.raises(ConfigError, match="side_tiles=0"):
         build({"name": "tiles_marked", "side_tiles": 0})
-    (reason,) = build({"name": "tiles_marked_learned", "around": "<i>"}).reasons_against()
-    assert "around='<i>' is a text, and marking='learned' writes none" in reason
+    (fault,) = build({"name": "tiles_marked_learned", "around": "<i>"}).find_faults()
+    assert "around='<i>' is a text, and marking='learned' writes none" in str(fault)
 
 
 def test_crop_split_shows_the_middle_square_in_tiles():
@@ -269,7 +269,7 @@ def test_crop_split_shows_the_middle_square_in_tiles():
     plan = tokenizer.plan(view(size=Size(18, 27)))
     assert [v.window[:2] for v in plan.views] == [(0, 2), (0, 6), (4, 2), (4, 6)]
     assert {(v.resized, v.resize) for v in plan.views} == {(Size(9, 13), "lanczos")}
-    assert "holds no tile" in build({"name": "crop_split", "side_px": 3}).reasons_against()[0]
+    assert "holds no tile" in str(build({"name": "crop_split", "side_px": 3}).find_faults()[0])
 
 
 # In a model ---------------------------------------------------------------------------------------------------------

@@ -113,10 +113,10 @@ def test_composing_inside_a_program_that_uses_hydra_leaves_that_programs_hydra_a
         ("model.pooling.stride=abc", "model.pooling.stride='abc' is not int"),
         ("model.pooling.stride=2.5", "model.pooling.stride=2.5 is not int"),
         ("model.tokenizer.image.merge=unpadd", "merge='unpadd' is not one of unpad,"),
-        ("model.pooling=max", "write model/pooling=max"),
-        ("model.pooling.name=max", "write model/pooling=max"),
+        ("model.pooling=max", "Write model/pooling=max"),
+        ("model.pooling.name=max", "Write model/pooling=max"),
         ("~model/pooling", "model.pooling has no value; set it in the recipe or add model/pooling=NAME"),
-        ("+model.audio=1", "model.audio is not a setting. Did you mean"),
+        ("+model.audio=1", "model.audio is not a setting. Known: backbone, encoder"),
         ("bugdet=1", "bugdet is not a setting. Did you mean 'budget'?"),
         ("+bugdet=1", "bugdet is not a setting. Did you mean 'budget'?"),
         ("seed=abc", "seed='abc' is not int"),
@@ -134,7 +134,7 @@ def test_composing_inside_a_program_that_uses_hydra_leaves_that_programs_hydra_a
         ("stages.0.data.0.name=tinywrld", "no source is called 'tinywrld'. Did you mean 'tinyworld'?"),
         ("stages.0.data.0.task=captions", "task='captions' is not one of"),
         ("stages.0.data.0.weight=-1", "weight=-1 is no share of the samples"),
-        ("~stages.0.data.0.name", "has no 'name'"),
+        ("~stages.0.data.0.name", "Write a name, or a mapping with a 'name'"),
     ],
 )
 def test_an_override_that_does_not_fit_is_refused_with_its_cure(override, says):

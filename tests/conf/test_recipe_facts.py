@@ -84,7 +84,7 @@ def value(name, number, fact):
     stage, run, seen = curriculum.stages[number], curriculum.run, examined(name, number)
     video = seen.router.video
     answers = {
-        "learns": lambda: {**{p: learning.lr for p, learning in stage.part_settings.items()}, **lora_rate(stage)},
+        "learns": lambda: {**{p: learning.lr for p, learning in stage.trained_parts.items()}, **lora_rate(stage)},
         "batch": lambda: stage.global_batch_size,
         "epochs": lambda: stage.epochs,
         "max_tokens": lambda: min(stage.max_tokens or seen.backbone.max_tokens, seen.backbone.max_tokens),

@@ -33,7 +33,7 @@ def test_every_cell_is_composed_into_a_folder_of_its_own():
         "projector-linear_seed-0",
         "projector-linear_seed-1",
     ]
-    made = json.loads((folder / names[3] / "cell.json").read_text())
+    made = json.loads((folder / names[3] / "trial.json").read_text())
     expected = conf.compose("mini/one", ["model/projector=linear", "seed=1", "budget=0.25"])
     assert made["recipe"] == {**expected, "out": str(folder / names[3])}
     assert made["cost"]["visual_tokens"] > 0
@@ -85,14 +85,14 @@ def test_a_folder_keeps_the_cells_it_has_and_takes_more(tmp_path):
     prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path)
     prepare_sweep("mini/one", ["seed=1,2", "threads=2"], out=tmp_path)
     assert [cell.name for cell in Sweep.load(tmp_path).trials] == ["seed-1", "seed-2"]
-    with pytest.raises(ConfigError, match=r"seed-1 holds a cell with other settings \(they differ in budget\)"):
+    with pytest.raises(ConfigError, match=r"seed-1 holds a trial with other settings \(they differ in budget\)"):
         prepare_sweep("mini/one", ["seed=1,2", "budget=0.1"], out=tmp_path)
-    with pytest.raises(ConfigError, match=r"seed-1 holds a cell with other settings \(they differ in stages\)"):
+    with pytest.raises(ConfigError, match=r"seed-1 holds a trial with other settings \(they differ in stages\)"):
         prepare_sweep("mini/one", ["seed=1,2", "stages.0.train.projector=9e-9"], out=tmp_path)
 
 
 @pytest.mark.usefixtures("recipes")
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "seed-0").mkdir()
-    with pytest.raises(ConfigError, match="is there already, and is no cell of a sweep"):
+    with pytest.raises(ConfigError, match="is there already, and is no trial of a sweep"):
         prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path)

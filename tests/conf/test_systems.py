@@ -11,6 +11,7 @@ from mmblocks.errors import ConfigError, UnknownComponentError
 from mmblocks.model import systems
 from mmblocks.model.budget import estimate_budget, parse_visual_shape
 from mmblocks.model.checks.composition import find_faults
+from mmblocks.model.spec import ModelSpec
 
 TOKENS = {  # of the words after it, as the papers and their code count them
     "llava_v1": (256, "image=640x480"),
@@ -44,6 +45,15 @@ def test_parts_are_swapped_in_code():
     spec = mmblocks.compose("llava_next/vicuna_7b", projector="gated", tokenizer={"video": "frames"})
     assert (spec.projector, spec.encoder) == ("gated", "clip_vit_l_336")
     assert spec.tokenizer == {"image": "anyres_next", "multi_image": "pad", "video": "frames"}
+
+
+def test_components_named_beside_a_spec_replace_its_own(tiny_spec):
+    spec = ModelSpec.from_dict(tiny_spec)
+    model = mmblocks.build(spec, projector="linear", tokenizer={"video": "frames_8_plain"})
+    assert (model.spec.projector, model.spec.tokenizer["video"]) == ("linear", "frames_8_plain")
+    assert (model.spec.encoder, model.spec.tokenizer["image"]) == (spec.encoder, spec.tokenizer["image"])
+    with pytest.raises(ConfigError, match="Did you mean 'projector'"):
+        mmblocks.build(spec, projetcor="linear")
 
 
 @pytest.mark.parametrize("name", systems.SYSTEMS)

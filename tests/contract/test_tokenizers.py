@@ -45,7 +45,7 @@ def test_whatever_the_linear_pooling_a_plan_lowers_to_what_is_assembled(name, gr
     for pooling in LINEAR:
         for settings in [{}, *SETTINGS.get(name, [])]:
             place = placed(name, settings, pooling, grid)
-            if place.tokenizer.reasons_against():
+            if place.tokenizer.find_faults():
                 continue
             served = {"image", "multi_image", "video"} & place.tokenizer.scenarios
             for shape in (s for s in VISUALS if (s.kind == "video") == ("video" in served)):

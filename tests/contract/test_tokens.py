@@ -113,7 +113,7 @@ def tokenizers_that_count_right(view_px, grid, spatial, squash, dim):
     for pooling, spec in itertools.product(bases(poolings), TOKENIZERS):
         tokenizer = tokenizers.build(spec, **beside, pooling=poolings.build(pooling))
         pooled = "video" in tokenizer.scenarios
-        if tokenizer.reasons_against() or (name_of(spec) in served and not pooled):
+        if tokenizer.find_faults() or (name_of(spec) in served and not pooled):
             continue
         served.add(name_of(spec))
         for shape in CLIPS if pooled else PICTURES:

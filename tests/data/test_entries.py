@@ -56,15 +56,15 @@ def test_records_taken_at_random_are_those_of_the_seed():
 @pytest.mark.parametrize(
     ("use", "fault"),
     [
-        ({"subset": "first"}, r"data.1: subset='first' chooses no records; write all, first:N"),
+        ({"subset": "first"}, r"data.1.subset: 'first' chooses no records. Write all, first:N"),
         ({"subset": "last:3"}, "'last:3' chooses no records"),
         ({"subset": "first:-3"}, "chooses no records"),
         ({"subset": "first:1.5"}, "chooses no records"),
         ({"subset": 3}, "3 chooses no records"),
-        ({"subset": "end:120%"}, "write a percentage up to 100%"),
-        ({"subset": "end:3:7"}, "'end:3:7' has a seed, but nothing is drawn; write end:3"),
+        ({"subset": "end:120%"}, "Write a percentage up to 100%"),
+        ({"subset": "end:3:7"}, "'end:3:7' has a seed, but nothing is drawn. Write end:3"),
         ({"subset": "end:0"}, "data.1: this source holds no conversation"),
-        ({"weight": 0}, "data.1: weight=0 is no share of the samples"),
+        ({"weight": 0}, "data.1.weight: weight=0 is no share of the samples"),
         ({"prompt": 1}, "prompt=1 is not a text"),
         ({"tack": "all"}, "has no setting 'tack'"),
     ],
@@ -160,7 +160,7 @@ def test_a_mixture_file_is_several_sources(ten, tmp_path):
     [
         ("datasets: []", "m.yaml: there is no list 'datasets'"),
         ("- a", "there is no list 'datasets'"),
-        ("datasets: [a]", "datasets.0: 'a' is not a dataset; write json_path: FILE"),
+        ("datasets: [a]", "datasets.0: 'a' is not a dataset. Write json_path: FILE"),
         ("datasets: [{json_paths: a.json}]", "datasets.0.json_paths is not a setting. Did you mean 'json_path'"),
         ("datasets: [{json_path: 3}]", "json_path=3 is not str"),
         (

@@ -27,7 +27,7 @@ def folder(tmp_path):
         projector, seed = cell.choices.values()
         tokens = TOKENS[projector]
         cost = {"visual_tokens": tokens, "parameters": 1000, "flops": None if projector == "mlp" else 2e6 * tokens}
-        put(tmp_path / cell.name / "cell.json", {"cost": cost})
+        put(tmp_path / cell.name / "trial.json", {"cost": cost})
         put(tmp_path / cell.name / "result.json", result((projector, seed)))
     return tmp_path
 
@@ -47,7 +47,7 @@ def put(path, value):
 
 def test_seeds_are_one_row_with_mean_least_and_greatest(folder):
     rows = list(csv.DictReader(io.StringIO(format_csv(compare_trials(folder)))))
-    assert [(r["projector"], r["cells"], r["finished"]) for r in rows] == [
+    assert [(r["projector"], r["trials"], r["finished"]) for r in rows] == [
         ("linear", "2", "2"),
         ("mlp", "2", "2"),
         ("gated", "2", "1"),
@@ -64,7 +64,7 @@ def test_people_read_shares_in_percent_and_why_a_cell_is_missing(folder):
         "| 1 | linear | 2 | 50.0 (25.0 to 75.0) | 2.000 | 10 | 1.0 k | 20.0 M | 5.0 MB | 3 s | tokens, FLOPs |" in text
     )
     assert "| 3 | gated | 1 of 2 | 100.0 | 2.000 |" in text
-    assert "5 of 6 cells have finished" in text
+    assert "5 of 6 trials have finished" in text
     assert "- projector-gated_seed-1: it rained" in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1

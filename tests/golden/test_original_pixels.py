@@ -63,7 +63,7 @@ def planned(case: dict[str, Any]) -> tuple[VisualShape, VisualPlan]:
     }[case["mode"]]
     visual = VisualShape("image", Size(height, width))
     tokenizer = tokenizers.build(spec, view_px=Size(side, side), grid=Size(2, 2), spatial=True)
-    assert tokenizer.reasons_against() == []
+    assert tokenizer.find_faults() == []
     return visual, tokenizer.plan(visual)
 
 

@@ -90,7 +90,7 @@ def test_a_picture_becomes_the_same_tokens(case):
     views = features(case["n_tiles"], ASSEMBLY["sets"][case["pinpoints"]]["side"])[case["n_tiles"] - len(plan.views) :]
     rows = tokenizer.assemble(views, plan, MARKS)
 
-    assert tokenizer.reasons_against() == []
+    assert tokenizer.find_faults() == []
     assert len(plan.views) == case["n_tiles"] - (not tokenizer.base)  # a base view nobody reads is not encoded
     assert plan.tiles[::-1] == tuple(case["grid_cols_rows"])
     assert tokenizer.count_tokens(plan) == len(rows) == case["n_tokens"]

@@ -260,7 +260,7 @@ def can_be_wired(spec):
     """Whether a composition can be built, and its tokenizers have nothing against where they stand."""
     with torch.device("meta"):
         try:
-            return build_from_spec(spec).router.reasons_against() == []
+            return build_from_spec(spec).router.find_faults() == []
         except ConfigError:
             return False
 

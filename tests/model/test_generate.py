@@ -421,7 +421,7 @@ def test_where_all_is_seen_there_is_no_mask():
 
 
 def test_on_the_cpu_steps_are_run_as_they_are(backbone):
-    assert reasons_against_capture(backbone, torch.device("cpu"), 100) == ["tensors are on cpu, graphs are CUDA's"]
+    assert reasons_against_capture(backbone, torch.device("cpu"), 100) == ["tensors are on cpu, and graphs need CUDA"]
     step = acquire_step(backbone, 1, 10, torch.device("cpu"))
     release_step(step)
     assert acquire_step(backbone, 1, 10, torch.device("cpu")) is not step
@@ -434,7 +434,7 @@ def test_on_the_cpu_steps_are_run_as_they_are(backbone):
         (
             "llama",
             {"further": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}},
-            "by a rule that looks at their values",
+            "depend on the positions' values",
         ),
     ],
 )
@@ -464,12 +464,12 @@ def test_a_captured_step_serves_further_prompts_until_the_weights_lie_elsewhere(
     generate_from_embeddings(backbone, x, [15], decoding, NO_END)
     step = acquire_step(backbone, 1, 35, x.device)
     prepare_step(step, 20)
-    before = step._capture_graph
+    before = step._graph
     prepare_step(step, 20)
-    assert step._capture_graph is before
+    assert step._graph is before
     backbone.lm.get_decoder().layers[0].mlp.up_proj.weight.data = torch.randn(48, 32, device="cuda")
     prepare_step(step, 20)
-    assert step._capture_graph is not before
+    assert step._graph is not before
 
 
 @pytest.mark.gpu

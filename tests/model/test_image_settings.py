@@ -87,8 +87,8 @@ def test_a_recipe_holds_these_settings_with_their_types():
 @pytest.mark.parametrize(
     ("override", "fault"),
     [
-        ("model.images.alpha=black", "model.images: alpha='black' is not one of white, drop"),
-        ("model.images.grey=[9,3]", r"model.images: grey=\[9, 3\] is no range"),
+        ("model.images.alpha=black", "model.images.alpha: alpha='black' is not one of white, drop"),
+        ("model.images.grey=[9,3]", r"model.images.grey: grey=\[9, 3\] is no range"),
         ("model.images.max_px=0", "max_px=0 lets no image pass"),
         ("model.images.max_px=many", "model.images.max_px='many' is not int"),
         ("model.images.alfa=drop", "model.images.alfa is not a setting. Did you mean 'alpha'"),
@@ -102,8 +102,8 @@ def test_a_fault_of_a_recipe_is_named(override, fault):
 
 def test_faults_are_among_those_of_the_composition(tiny_spec):
     found = find_faults({**tiny_spec, "projector": "mlpp", "images": {"alpha": "black"}})
-    assert {fault.key for fault in found} == {"model.projector", "model.images"}
-    with pytest.raises(ConfigError, match=r"model\.images: alpha='black'"):
+    assert {fault.key for fault in found} == {"model.projector", "model.images.alpha"}
+    with pytest.raises(ConfigError, match=r"model\.images\.alpha: alpha='black'"):
         mmblocks.build({**tiny_spec, "images": {"alpha": "black"}})
 
 

@@ -107,9 +107,9 @@ def test_a_preference_is_compared_with_what_the_reference_says_in_evaluation(dro
     add_lora(dropping, Lora(1e-3, rank=4, dropout=0.5))
     train_only(dropping, ["lora"])
     dpo = objectives.build("dpo")
-    dpo.start(dropping, lambda: copy.deepcopy(dropping))
+    dpo.prepare_model(dropping, lambda: copy.deepcopy(dropping).eval().requires_grad_(False))
     modes = [m.training for m in dropping.train().modules()]
-    assert torch.equal(dpo._compute_compute_reference_losses(dropping, batch), want)
+    assert torch.equal(dpo.compute_reference_losses(dropping, batch), want)
     assert [m.training for m in dropping.modules()] == modes
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -20,13 +21,14 @@ from mmblocks.ops.attention import (
     attend,
     attend_rows,
     library,
-    machine,
     make_packing_arguments,
     register,
+    with_xformers,
 )
 from mmblocks.ops.attention.call import PackedCall
+from mmblocks.ops.attention.order import OrderKey, order_backends, read_orders
 from mmblocks.ops.attention.selftest import run_selftest
-from mmblocks.ops.attention.table import BUILT_IN, OrderKey, order_backends
+from mmblocks.ops.attention.tune import list_shapes, make_steps, measure_orders, write_orders
 from mmblocks.ops.choice import use_backends
 
 LENGTHS = [[1], [5, 9, 3], [8] * 4, [1, 64]]
@@ -294,7 +296,7 @@ def test_on_the_cpu_the_reference_is_taken():
 @pytest.mark.parametrize("way", ["xformers", "varlen"])
 def test_a_way_that_cannot_run_says_why_when_it_is_asked_for(way):
     q, k, v = drawn(9, 9)
-    message = f"attention: '{way}' was asked for and cannot run here: it is for CUDA, and the tensors are on cpu"
+    message = f"attention: the chosen backend '{way}' cannot run here: it is for CUDA, and the tensors are on cpu"
     with use_backends(attention=way), pytest.raises(ConfigError, match=message):
         attend(q, k, v, Packing.from_lengths([4, 5]), causal=True, scale=0.3)
 
@@ -313,7 +315,7 @@ def test_what_is_not_packed_has_a_choice_of_its_own():
     x = torch.randn(1, 2, 5, 8)
     with (
         use_backends(fixed_attention="cudnn"),
-        pytest.raises(ConfigError, match="fixed_attention: 'cudnn' was asked for"),
+        pytest.raises(ConfigError, match="fixed_attention: the chosen backend 'cudnn' cannot run here"),
     ):
         called()(SimpleNamespace(is_causal=False), x, x, x, None)
 
@@ -330,8 +332,8 @@ def test_the_table_has_an_order_for_everything():
         for capability in (None, (7, 5), (9, 0), (12, 0)):
             for flags in range(8):
                 key = OrderKey(op.name, capability, 64 << flags % 3, bool(flags & 1), bool(flags & 2), bool(flags & 4))
-                assert sorted(order_backends(key)) == sorted(way.name for way in ways)
-    assert all(row.source.startswith(("measured: ", "published: ", "not measured: ")) for row in BUILT_IN)
+                assert set(order_backends(key)) == set(ways)
+    assert all(row.source.startswith(("measured: ", "published: ", "not measured: ")) for row in read_orders(None))
 
 
 def key_of(**settings):
@@ -345,10 +347,10 @@ def test_a_measured_table_comes_first(tmp_path, monkeypatch):
     row = {"op": "attention", "order": ["xformers"], "source": "measured: here", "capability": [9, 0], "head_dim": 64}
     path = tmp_path / "table.json"
     path.write_text(json.dumps([row]))
-    assert order_backends(key_of())[0] == "varlen"
+    assert order_backends(key_of())[0].name == "varlen"
     monkeypatch.setenv("MMBLOCKS_ATTENTION_TABLE", str(path))
-    assert order_backends(key_of()) == ("xformers", "varlen", "reference")
-    assert order_backends(key_of(head_dim=128))[0] == "varlen"
+    assert [backend.name for backend in order_backends(key_of())] == ["xformers", "varlen", "reference"]
+    assert order_backends(key_of(head_dim=128))[0].name == "varlen"
 
 
 @pytest.mark.parametrize(
@@ -357,7 +359,10 @@ def test_a_measured_table_comes_first(tmp_path, monkeypatch):
         ("no json", "no table can be read there"),
         ("{}", "it holds a dict; write a list of rows"),
         ('[{"op": "attention"}]', "row 1 is .* it needs op, order and source"),
-        ('[{"op": "attention", "order": ["fa9"], "source": "x"}]', "row 1: there is no way 'fa9'; there are xformers"),
+        (
+            '[{"op": "attention", "order": ["fa9"], "source": "x"}]',
+            "row 1: there is no backend 'fa9'; there are xformers",
+        ),
         ('[{"op": "attend", "order": [], "source": "x"}]', "row 1: there is no table for op 'attend'"),
     ],
 )
@@ -369,13 +374,35 @@ def test_a_table_that_is_none_is_refused(tmp_path, monkeypatch, text, message):
         order_backends(key_of())
 
 
+def test_the_measured_orders_are_a_table_that_attention_reads(tmp_path, monkeypatch):
+    device, path = torch.device("cpu"), tmp_path / "orders.json"
+    measured = measure_orders(device, tiny=True, repeats=2)
+    assert {(shape.op, learns) for shape, learns in measured} == set(
+        product(("attention", "fixed_attention"), (False, True))
+    )
+    write_orders(path, measured, device)
+    orders = read_orders(str(path))
+    assert len(orders) == len(measured) + len(read_orders(None))
+    seconds = next(s for (shape, learns), s in measured.items() if shape.name == "tower" and not learns)
+    order = next(row.order for row in orders if row.op == "fixed_attention" and row.head_dim == 72 and not row.learns)
+    assert order[0].name == min(seconds, key=lambda name: seconds[name])
+    monkeypatch.setenv("MMBLOCKS_ATTENTION_TABLE", str(path))
+    key = OrderKey("fixed_attention", None, 72, causal=False, learns=False, grouped=False)
+    assert order_backends(key) == order
+
+
+def test_packed_attention_is_tuned_with_the_backends_that_run_here():
+    shape = list_shapes(torch.device("cpu"), tiny=True)[0]
+    assert list(make_steps(shape, True, torch.device("cpu"), torch.float32)) == ["reference"]
+
+
 # The machine --------------------------------------------------------------------------------------------------------
 
 
 def test_xformers_is_loaded_beside_torch_without_a_word():
     code = """
-from mmblocks.ops.attention import machine
-assert machine.reasons_against_library() == [], machine.reasons_against_library()
+from mmblocks.ops.attention.with_xformers import reasons_against_library
+assert reasons_against_library() == [], reasons_against_library()
 import sys
 assert "xformers" in sys.modules
 """
@@ -384,9 +411,9 @@ assert "xformers" in sys.modules
 
 
 def test_a_missing_cuda_runtime_is_named_with_its_cure(monkeypatch):
-    monkeypatch.setattr(machine, "_read_xformers_cuda_major", lambda: 11)
+    monkeypatch.setattr(with_xformers, "find_foreign_cuda_major", lambda: 11)
     monkeypatch.setattr(torch.version, "cuda", "13.2")
-    assert machine._explain_missing_runtime() == (
+    assert with_xformers.explain_missing_runtime() == (
         "it was built for CUDA 11 and torch for CUDA 13.2; it needs libcudart.so.11 beside that of torch: "
         "pip install nvidia-cuda-runtime-cu11"
     )
@@ -442,7 +469,7 @@ def test_without_a_packing_a_model_gets_torchs_own_attention(causal):
 def test_a_keyword_that_would_change_scores_is_never_dropped(name):
     x = torch.randn(1, 2, 5, 8)
     packing = make_packing_arguments(Packing.from_lengths([2, 3]), x.device)
-    with pytest.raises(NotImplementedError, match=f"packed attention does not know {name}"):
+    with pytest.raises(NotImplementedError, match=f"packed attention does not support {name}"):
         called()(torch.nn.Identity(), x, x, x, **packing, **{name: torch.zeros(1)})
 
 
@@ -491,7 +518,7 @@ def expected_reasons(way, dtype, window):
     if dtype != torch.float32 or (way == "xformers" and window is None):
         return []
     half = "it takes float16 and bfloat16, not float32"
-    return [half] if way == "varlen" else [f"{half} (FlashAttention-2)", "its backward knows no window (CUTLASS)"]
+    return [half] if way == "varlen" else [f"{half} (FlashAttention-2)", "its backward has no window (CUTLASS)"]
 
 
 @pytest.mark.gpu

@@ -306,7 +306,7 @@ def test_convert_says_which_template_it_took_and_that_prompts_are_the_same(
         stored(copied, "chat_template.json", KEPT["a system text of its own"]), tmp_path / "two", capsys
     )
     assert status == 0
-    assert "template tokenizer (kept as it stands in chat_template.json" in said
+    assert "template tokenizer (kept as it is in chat_template.json" in said
     assert "prompts  8 of 8 are those of the result" in said
     assert require_same_prompts(mmblocks.load(tmp_path / "two"), AutoProcessor.from_pretrained(copied)) == len(TALKS)
 
@@ -319,7 +319,7 @@ def test_convert_keeps_nothing_whose_prompts_are_others(
     assert status == 1
     assert "template qwen_2 (a guess: the stored chat template writes <|im_start|>; chat_template.json" in said
     assert "prompts  0 of 8 are those of the source" in said
-    assert "nothing was kept. Take a chat template by name with --template" in failed
+    assert "nothing was kept. Choose a chat template by name with --template" in failed
     assert not (tmp_path / "out").exists()
 
 
@@ -329,7 +329,7 @@ def test_a_template_that_is_asked_for_is_taken_whatever_is_stored(
     stored(copied, "chat_template.json", TAKEN["qwen_2"])
     status, said, _ = converted(copied, tmp_path / "out", capsys, "--template", "vicuna_v1")
     assert status == 0
-    assert "template vicuna_v1 (as asked for)" in said
+    assert "template vicuna_v1 (as requested)" in said
     assert "prompts  0 of 8 are those of the source" in said
     assert mmblocks.load(tmp_path / "out").spec.template["name"] == "vicuna_v1"
     status, said, _ = converted(tmp_path / "out", tmp_path / "back", capsys, "--template", "chatml")

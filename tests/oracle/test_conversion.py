@@ -455,7 +455,7 @@ def test_a_model_that_transformers_cannot_express_is_refused_with_every_reason(
         ({"projector": "linear"}, "projector: llava_onevision has two linear layers"),
         ({"pooling": {"name": "average"}}, "pooling: AveragePooling"),
         ({"pooling": {"name": "bilinear", "stride": 4}}, "pooling: BilinearPooling(stride=4)"),
-        ({"template": "plain"}, "template: Plain has no form"),
+        ({"template": "plain"}, "template: PlainCaption has no form"),
         ({"tokenizer": {"image": {"name": "anyres", "max_tiles": None}}}, "tokenizer.image: only 'anyres'"),
         ({"tokenizer": {"image": "pad"}}, "tokenizer.image: only 'anyres'"),
         ({"tokenizer": {"video": {"name": "frames", "newline": "grid"}}}, "tokenizer.video: only 'frames'"),
@@ -503,7 +503,7 @@ def with_tokenizers(model: OneVision, changed: dict[str, Any]) -> OneVision | No
     """The model with other visual tokenizers; None where they cannot work in it."""
     spec = replace(model.spec, tokenizer={**model.spec.tokenizer, **changed})
     router = build_router(spec, model.encoder, model.projector)
-    if router.reasons_against():
+    if router.find_faults():
         return None
     return OneVision(model.encoder, model.projector, router, model.backbone, model.template, spec)
 
@@ -584,7 +584,7 @@ def test_an_export_to_a_family_without_clips_warns_that_they_are_left_out(
 ) -> None:
     export_hf(make_rig("llava").ours, tmp_path / "out", "llava")
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert warnings == ["transformers' llava knows no videos: tokenizer.video is left out."]
+    assert warnings == ["transformers' llava takes no videos: tokenizer.video is left out."]
 
 
 def test_a_vocabulary_without_room_for_the_visual_tokens_is_refused(
@@ -783,7 +783,7 @@ def test_widths_that_disagree_are_listed_before_a_value_is_read(copied: Path, mo
     def read(stored: Any, name: str) -> Tensor:
         raise AssertionError(f"{name} was read")
 
-    monkeypatch.setattr("mmblocks.model.convert.weights.Stored.__getitem__", read)
+    monkeypatch.setattr("mmblocks.model.convert.weights.StoredTensors.__getitem__", read)
     with pytest.raises(CheckpointError) as refused:
         import_hf(copied)
     assert str(refused.value).splitlines()[1:] == [

@@ -60,7 +60,7 @@ def test_a_row_that_llava_has_not_learned_is_refused(make_rig: Any, tmp_path: Pa
     model = mmblocks.build({**plain, "tokenizer": {**plain["tokenizer"], "video": video, "multi_image": several}})
     with pytest.raises(ConfigError) as refused:
         export_hf(model, tmp_path / "out", "llava")
-    assert "marks: llava has no learned row 'newline'" in str(refused.value)
+    assert "learned_tokens: llava has no 'newline'" in str(refused.value)
     assert "tokenizer.multi_image: it frames images otherwise than tokenizer.image" in str(refused.value)
 
 

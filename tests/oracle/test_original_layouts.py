@@ -295,7 +295,7 @@ def test_a_tower_that_is_nowhere_is_refused_by_name(copied: Callable[..., Path])
 
 def test_a_tower_of_another_kind_than_its_name_is_refused(copied: Callable[..., Path]) -> None:
     folder = copied("llava", mm_vision_tower="google/siglip-so400m-patch14-384")
-    with pytest.raises(CheckpointError, match="the tower in the file is video, and mm_vision_tower names a siglip"):
+    with pytest.raises(CheckpointError, match="the tower in the file is clip, and mm_vision_tower names a siglip"):
         import_original(folder)
 
 

@@ -12,6 +12,7 @@ from mmblocks.batch import Packing
 from mmblocks.components import poolings, projectors, tokenizers
 from mmblocks.encoders.tiny_conv import TinyConv
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.poolings.bilinear import BilinearPooling
 from mmblocks.projectors.mlp import MLP, PerToken
 from mmblocks.shapes import Size
@@ -256,8 +257,8 @@ class Miscounting(OneView):
 
 
 class Offered(OneView):
-    def reasons_against(self):
-        return ["it never works."]
+    def find_faults(self):
+        return [Fault("", "it never works.")]
 
 
 class Babbling(OneView):

@@ -138,7 +138,7 @@ def test_a_folder_of_another_model_is_refused(tiny_spec, tmp_path):
     deeper = {**tiny_spec, "encoder": {**tiny_spec["encoder"], "dim": 24}}
     with pytest.raises(CheckpointError, match=r"projector\.body\.0\.weight is for a \(32, 16\), where the model has"):
         apply_adapter(mmblocks.build(deeper, seed=0), folder)
-    with pytest.raises(CheckpointError, match="no folder of adapters that can be read"):
+    with pytest.raises(CheckpointError, match="not an adapter folder that can be read"):
         apply_adapter(mmblocks.build(tiny_spec, seed=0), tmp_path / "nowhere")
 
 

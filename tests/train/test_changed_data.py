@@ -15,7 +15,7 @@ from mmblocks.train import run, stage_run
 
 RECORDS = 6
 RATES = {"projector": 1e-3, "backbone": 1e-3}
-CURE = "Put the data back as they were, go on with what is there now by resume_changed_data=true, or begin anew with resume=false."
+CURE = "Put the data back as they were, resume with the changed data by resume_changed_data=true, or begin anew with resume=false."
 
 
 def record(number, answer=None):
@@ -188,7 +188,7 @@ def test_changed_data_are_taken_where_that_is_asked_for_and_said(folder, recipe,
     allowed = recipe(resume_changed_data=True)
     with caplog.at_level(logging.WARNING):
         stopped(allowed, at=3)
-    said = "resume_changed_data: stage 'all' goes on from step 2 with other data: d.json:record 3 (id 3) says"
+    said = "resume_changed_data: stage 'all' resumes at step 2 with other data: d.json:record 3 (id 3) says"
     assert said in caplog.text
     caplog.clear()
     run(recipe())  # its states were made of these data
@@ -257,7 +257,7 @@ def test_held_out_data_that_change_are_warned_of(folder, recipe, caplog):
     write(held_out, [record(0, "green")])
     with caplog.at_level(logging.WARNING):
         run(recipe(evaluate=evaluate))
-    assert "evaluate.data is not as it was: held_out/d.json:record 0 (id 0) says something else" in caplog.text
+    assert "evaluate.data has changed: held_out/d.json:record 0 (id 0) says something else" in caplog.text
 
 
 def test_two_processes_refuse_changed_data_with_the_words_of_one(folder, recipe, trained, killed_in_step, capfd):

@@ -74,7 +74,7 @@ PLANTED = [
     ("stages.0.data.0.task", "images", "stages.0.data.0.task", "one of text, caption, single, by_shape"),
     ("stages.0.data.0.turns", 0, "stages.0.data.0", "must be at least 1"),
     ("stages.0.data.0.weight", 0, "stages.0.data.0.weight", "Write a number above 0"),
-    ("stages.0.data.0.subset", "last:3", "stages.0.data.0.subset", "write all, first:N"),
+    ("stages.0.data.0.subset", "last:3", "stages.0.data.0.subset", "Write all, first:N"),
     ("stages.0.data.0.prompt", 3, "stages.0.data.0.prompt", "is not a text"),
     (
         "stages.0.data.0",
@@ -109,7 +109,7 @@ PLANTED = [
     ("stages.0.objective", "dpo", "stages.0.data.0", "pairs of answers"),
     ("stages.0.train", {"lora": {"rank": 4}}, "stages.0.train.lora.lr", "missing"),
     ("stages.0.train", {"lora": {"lr": 1e-3, "rank": 0}}, "stages.0.train.lora.rank", "Write 1 or more"),
-    ("stages.0.train", {"lora": {"lr": 1e-3, "bits": 3}}, "stages.0.train.lora", "one of 4, 8"),
+    ("stages.0.train", {"lora": {"lr": 1e-3, "bits": 3}}, "stages.0.train.lora.bits", "one of 4, 8"),
     ("stages.0.train", {"lora": 1e-3, "backbone": 1e-3}, "stages.0.train", "keep one"),
     ("stages.0.train", {"projector": {"lr": 1e-3, "decay": 0.1}}, "stages.0.train.projector.decay", "weight_decay"),
     ("stages.0.tokenizer", {"picture": "frames"}, "stages.0.tokenizer.picture", "Write one of image"),
@@ -159,7 +159,7 @@ def test_a_stage_that_trains_only_parts_without_weights_is_refused(recipe):
     (fault,) = check_run(recipe)
 
     assert str(fault) == (
-        "stages.0.train: projector of this model has no weights to learn. Name one of encoder, marks, backbone."
+        "stages.0.train: projector of this model has no weights to learn. Name one of encoder, learned_tokens, backbone."
     )
 
 

@@ -117,7 +117,7 @@ def test_when_nothing_can_be_read_nothing_is_claimed(tiny_spec, tiny_model, with
     def broken(*_):
         raise DataError("broken")
 
-    monkeypatch.setattr(Processor, "training_samples", broken)
+    monkeypatch.setattr(Processor, "make_training_samples", broken)
     with pytest.raises(DataError, match=r"evaluate\.data: none"):
         measured(tiny_model, curriculum(tiny_spec, {"data": with_a_lost_picture}, broken="skip"))
 

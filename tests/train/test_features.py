@@ -322,12 +322,12 @@ def test_an_estimate_counts_views_and_bytes(tiny_model, tmp_path, mixture):
 
 def test_it_is_said_when_it_does_not_pay(tiny_model, tmp_path, mixture, caplog, monkeypatch):
     slow = CacheEstimate(9.0, 9.0, encode_s=0.001, write_s=1.0, read_s=1.0, disk_bytes=1e3, free_bytes=1e9)
-    monkeypatch.setattr(module, "estimate", lambda *given: slow)
+    monkeypatch.setattr(module, "estimate_cache", lambda *given: slow)
     with caplog.at_level("WARNING"):
         kept(tmp_path, tiny_model, mixture)
     assert "not worth it for this stage alone" in caplog.text
     assert "inf times or more" in caplog.text
-    monkeypatch.setattr(module, "estimate", lambda *given: replace(slow, free_bytes=10.0))
+    monkeypatch.setattr(module, "estimate_cache", lambda *given: replace(slow, free_bytes=10.0))
     with pytest.raises(ConfigError, match="choose a larger disk"):
         kept(tmp_path, tiny_model, mixture)
 

@@ -19,16 +19,16 @@ from mmblocks.errors import CheckpointError, ConfigError, TrainingError
 from mmblocks.model.trainable import train_only
 from mmblocks.train import run
 from mmblocks.train.batches import StepInput
-from mmblocks.train.changes import accept_changes
 from mmblocks.train.distributed import World
 from mmblocks.train.ema import EMA
 from mmblocks.train.encoder_pretraining import pretrain_encoder
-from mmblocks.train.finite import FiniteGuard
+from mmblocks.train.finite_guard import FiniteGuard
 from mmblocks.train.objectives import objectives
 from mmblocks.train.objectives.answers import Answers
 from mmblocks.train.optim import make_optimizer
 from mmblocks.train.reports.evaluation import is_better
 from mmblocks.train.reports.profiler import StepProfiler
+from mmblocks.train.setting_changes import accept_changes
 from mmblocks.train.stages import EncoderPretraining, Stage
 from mmblocks.train.step import Stepper
 
@@ -87,7 +87,7 @@ def stepper_of(model, at_once, objective="answers"):
     train_only(model, stage.train)
     alone, nothing = World(0, 1, torch.device("cpu")), Batch.make_empty(model.encoder.view_px)
     chosen = objectives.build(objective)
-    chosen.start(model, lambda: copy.deepcopy(model))
+    chosen.prepare_model(model, lambda: copy.deepcopy(model).eval().requires_grad_(False))
     given = (model, chosen, make_optimizer(model, stage), stage, alone, StepProfiler(model), nothing)
     return Stepper(*given, guard=FiniteGuard("stage 'tune'", at_once=at_once))
 
@@ -99,7 +99,7 @@ def made(tiny_model):
 
 
 def learned(step):
-    return [t.clone() for p in step.learning for t in (p.detach(), *step.optimizer.state[p].values())]
+    return [t.clone() for p in step.parameters for t in (p.detach(), *step.optimizer.state[p].values())]
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -165,7 +165,7 @@ def test_weights_that_measure_nan_are_never_the_best():
 
 
 def test_the_encoders_pretraining_stops_at_the_step_and_says_what_to_change(tiny_model, tmp_path):
-    absurd = EncoderPretraining(steps=20, batch_size=2, lr=1e30, warmup=0.0)
+    absurd = EncoderPretraining(steps=20, global_batch_size=2, lr=1e30, warmup=0.0)
     with pytest.raises(
         TrainingError, match=r"\(encoder_pretraining\), step \d+: .*another encoder_pretraining\.lr"
     ) as caught:
@@ -231,7 +231,7 @@ def test_nothing_of_a_bad_step_is_saved_and_a_lower_rate_goes_on(one_stage, tmp_
         "stages.0.max_grad_norm: 1.0 -> 0.5",
         "stages.0.beta2: 0.999 -> 0.95",
     ):
-        assert f"going on with another setting: {said}" in caplog.messages
+        assert f"resuming with another setting: {said}" in caplog.messages
     assert json.loads((out / "run.json").read_text())["stages"][0]["train"] == LOWER
     table = json.loads((out / "trains.json").read_text())["tune"]
     assert {row["part"]: row["lr"] for row in table if row["lr"]} == {"projector": 1e-4, "backbone": 1e-4}
@@ -292,7 +292,7 @@ def test_writing_a_default_is_no_change(one_stage, spoil, caplog):
     ("settings", "said"),
     [
         ({"train": {"projector": 1e-3}}, r"stages\.0\.train\.backbone"),
-        ({"train": {**LOWER, "learned_tokens": 1e-3}}, r"stages\.0\.train\.marks"),
+        ({"train": {**LOWER, "learned_tokens": 1e-3}}, r"stages\.0\.train\.learned_tokens"),
         ({"steps": 7}, r"stages\.0\.steps"),
         ({"global_batch_size": 3, "max_grad_norm": 0.5}, r"stages\.0\.global_batch_size"),
     ],
@@ -329,7 +329,7 @@ def test_the_encoders_pretraining_may_change_until_it_is_done(tmp_path, caplog):
         {"encoder_pretraining": {"steps": 9, "lr": 1e-4}, "seed": 0},
     )
     accept_changes(tmp_path, before, now, 0)
-    assert caplog.messages == ["going on with another setting: encoder_pretraining.lr: 0.002 -> 0.0001"]
+    assert caplog.messages == ["resuming with another setting: encoder_pretraining.lr: 0.002 -> 0.0001"]
     (tmp_path / "stages/encoder_pretraining").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"other settings \(encoder_pretraining\.lr\).*comes too late"):
         accept_changes(tmp_path, before, now, 0)
@@ -339,8 +339,8 @@ def test_the_encoders_pretraining_may_change_until_it_is_done(tmp_path, caplog):
 
 def test_a_state_that_holds_nan_is_not_gone_on_with(one_stage, tmp_path, trained, killed_in_step, monkeypatch):
     """As versions before wrote them: saved between two rows of the log."""
-    monkeypatch.setattr(FiniteGuard, "check", lambda *_: None)
-    monkeypatch.setattr(FiniteGuard, "require_weights", lambda *_: None)
+    monkeypatch.setattr(FiniteGuard, "check_step", lambda *_: None)
+    monkeypatch.setattr(FiniteGuard, "require_finite_weights", lambda *_: None)
     monkeypatch.setattr(Answers, "__call__", Answers.__call__)
     spoilt_at(2)(0)
     trained(one_stage, patch=killed_in_step(4))

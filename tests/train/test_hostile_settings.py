@@ -6,7 +6,7 @@ import typing
 import pytest
 
 from mmblocks import conf
-from mmblocks.image_reading import ImageReading, list_reading_faults
+from mmblocks.image_reading import ImageReading, find_reading_faults
 from mmblocks.settings import list_settings
 from mmblocks.train.checks.run import _dry_build_model, _find_faults
 from mmblocks.train.stages import EncoderPretraining, Evaluation, Lora, PartSettings, Stage, TrainRun
@@ -24,8 +24,8 @@ NEVER = {
     "mapping": {"a": 1},
 }
 """What no number of a run can be, but for these."""
-TAKEN = {("1e308", "max_grad_norm"), ("1e308", "alpha"), ("20 digits", "rate")}
-"""A norm and a factor of any size; a rate so high is stopped by the first loss that is not finite."""
+TAKEN = {("1e308", "max_grad_norm"), ("1e308", "alpha"), ("20 digits", "lr")}
+"""A norm and a factor of any size; a learning rate so high is stopped by the first loss that is not finite."""
 PERHAPS = {"-1": -1, "0": 0, "1": 1, "1e-300": 1e-300, "none": None, "empty": ""}
 SCHEMAS = {
     "": TrainRun,
@@ -92,9 +92,9 @@ def test_small_numbers_and_nothing_are_taken_or_refused_but_end_nothing(composed
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("beta2", 1, "beta2=1 is no share"),
-        ("beta2", -0.1, "beta2=-0.1 is no share"),
-        ("epochs", 10**18, "epochs=1000000000000000000 is too large; write 1000000 or less"),
+        ("beta2", 1, "beta2=1 is no decay"),
+        ("beta2", -0.1, "beta2=-0.1 is no decay"),
+        ("epochs", 10**18, "epochs=1000000000000000000 is too large. Write 1000000 or less"),
         ("warmup", math.nan, "warmup=nan is no number to compute with"),
         ("weight_decay", math.nan, "weight_decay=nan"),
     ],
@@ -113,7 +113,7 @@ def test_a_run_needs_a_folder_that_can_be_one(composed, out):
 @pytest.mark.parametrize("setting", [*list_settings(ImageReading).values()], ids=lambda s: s.name)
 def test_how_images_are_read_takes_no_number_that_means_nothing(setting):
     for value in [math.nan, math.inf, 10**20, -1, 0, "5", [], [math.nan, 1], [0, 10**20], None]:
-        assert list_reading_faults({setting.name: value}), value
+        assert [*find_reading_faults({setting.name: value})], value
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, 0, -1, 10**20, True, "5", None])

@@ -40,7 +40,7 @@ def test_an_interrupted_run_says_where_it_stopped_and_resumes(
 @pytest.mark.parametrize(
     ("moment", "said"),
     [
-        ("claim", "stopped before the first step; run the same command again to begin."),
+        ("open_run_folder", "stopped before the first step; run the same command again to begin."),
         ("begin_stage", "stopped in stage 'align' after step 3 of 3. "),
     ],
 )

@@ -51,7 +51,7 @@ MOMENTS = {
     "before the stage's model is written": dies_before(stage_run, "save_stage", 1),
     "between two stages": dies_before(loop, "begin_stage", 1),
     "before old states are removed": dies_before(state.shutil, "rmtree", 3),
-    "at the end": dies_before(loop, "replaced_whole", 1),
+    "at the end": dies_before(loop, "replace_folder", 1),
 }
 
 

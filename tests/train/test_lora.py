@@ -29,7 +29,7 @@ from mmblocks.train.adapters.lora import (
     save_adapter,
 )
 from mmblocks.train.adapters.quantized import QuantizedLinear
-from mmblocks.train.optim import find_trained_parts, make_optimizer
+from mmblocks.train.optim import make_optimizer
 from mmblocks.train.stages import Lora, Stage
 
 LORA = Lora(1e-2, rank=4, alpha=8.0, dropout=0.0)
@@ -126,8 +126,8 @@ def test_a_backbone_without_linear_layers_is_refused(tiny_spec):
 
 
 def test_at_first_they_change_nothing(tiny_model, batch):
-    before = tiny_model.logits(batch)
-    assert torch.equal(with_lora(tiny_model).logits(batch), before)
+    before = tiny_model.compute_logits(batch)
+    assert torch.equal(with_lora(tiny_model).compute_logits(batch), before)
 
 
 def test_only_they_learn(lively):
@@ -151,9 +151,9 @@ def test_a_projector_learns_beside_them(tiny_model, batch):
 
 def test_packed_answers_do_not_see_each_other(tiny_model):
     moved(with_lora(tiny_model))
-    together = tiny_model.logits(batch_for(tiny_model))
+    together = tiny_model.compute_logits(batch_for(tiny_model))
     world, processor = sources.build("tinyworld", task="single"), Processor.from_model(tiny_model)
-    apart = [tiny_model.logits(collate([processor.make_training_sample(world[n])])) for n in range(3)]
+    apart = [tiny_model.compute_logits(collate([processor.make_training_sample(world[n])])) for n in range(3)]
     torch.testing.assert_close(together, torch.cat(apart), rtol=1e-5, atol=1e-5)  # fp32, other shapes of products
 
 
@@ -217,13 +217,13 @@ def test_the_seed_draws_them_and_leaves_torchs_generator_alone(tiny_spec):
 
 
 def test_they_can_be_switched_off(tiny_model, batch):
-    before = tiny_model.logits(batch)
+    before = tiny_model.compute_logits(batch)
     moved(with_lora(tiny_model))
-    changed = tiny_model.logits(batch)
+    changed = tiny_model.compute_logits(batch)
     train_only(tiny_model, ["lora"])
     with disable_lora(tiny_model):
-        assert torch.equal(tiny_model.logits(batch), before)
-    assert torch.equal(tiny_model.logits(batch), changed)
+        assert torch.equal(tiny_model.compute_logits(batch), before)
+    assert torch.equal(tiny_model.compute_logits(batch), changed)
     assert all(p.requires_grad for p in list_trainable_parameters(tiny_model, "lora"))
 
 
@@ -232,11 +232,11 @@ def test_they_can_be_switched_off(tiny_model, batch):
 
 def test_a_stage_makes_a_model_ready(tiny_model):
     lora = {"lr": 2e-4, "rank": 4, "weight_decay": 0.0}
-    tune = stage(lora=lora, projector=2e-5, marks={"lr": 1e-3, "weight_decay": 0.2})
+    tune = stage(lora=lora, projector=2e-5, learned_tokens={"lr": 1e-3, "weight_decay": 0.2})
     prepare_trainable(tiny_model, tune, seed=1)
     learning = {n for n, p in tiny_model.named_parameters() if p.requires_grad}
     assert all("lora_" in n or n.startswith(("projector.", "learned_tokens.")) for n in learning)
-    assert list(find_trained_parts(tune)) == ["projector", "learned_tokens", "lora"]
+    assert list(tune.trained_parts) == ["projector", "learned_tokens", "lora"]
     groups = make_optimizer(tiny_model, tune).param_groups
     rates = {(g["part"], g["lr"], g["weight_decay"]) for g in groups}
     assert rates == {
@@ -270,9 +270,11 @@ def test_a_stage_without_adapters_gets_none(tiny_model):
 @BITS
 def test_merged_logits_are_the_same(tiny_model, batch, bits):
     moved(with_lora(tiny_model, bits=bits))
-    before = tiny_model.logits(batch)
+    before = tiny_model.compute_logits(batch)
     merge_lora(tiny_model)
-    torch.testing.assert_close(tiny_model.logits(batch), before, rtol=1e-5, atol=1e-5)  # fp32: one product for two
+    torch.testing.assert_close(
+        tiny_model.compute_logits(batch), before, rtol=1e-5, atol=1e-5
+    )  # fp32: one product for two
     assert list_adapters(tiny_model) == []
     assert not any(isinstance(m, QuantizedLinear) for m in tiny_model.modules())
     assert not hasattr(tiny_model.backbone.lm, "peft_config")
@@ -299,11 +301,11 @@ def linear_layers_of(model):
 
 def test_a_model_can_be_saved_in_between_and_goes_on_as_it_was(tiny_model, batch, tmp_path):
     moved(with_lora(tiny_model))
-    before, names = tiny_model.logits(batch), list(tiny_model.state_dict())
+    before, names = tiny_model.compute_logits(batch), list(tiny_model.state_dict())
     with merge_temporarily(tiny_model):
         save(tiny_model, tmp_path / "model")
     assert list(tiny_model.state_dict()) == names
-    assert torch.equal(tiny_model.logits(batch), before)
+    assert torch.equal(tiny_model.compute_logits(batch), before)
     torch.testing.assert_close(load(tmp_path / "model").eval().compute_logits(batch), before, rtol=1e-5, atol=1e-5)
 
 
@@ -314,7 +316,7 @@ def test_what_is_saved_is_an_ordinary_model(tiny_spec, tiny_model, batch, tmp_pa
     save(tiny_model, tmp_path / "model")
     again = load(tmp_path / "model").eval()
     assert again.state_dict().keys() == mmblocks.build(tiny_spec).state_dict().keys()
-    assert torch.equal(again.compute_logits(batch), tiny_model.logits(batch))
+    assert torch.equal(again.compute_logits(batch), tiny_model.compute_logits(batch))
 
 
 def test_a_model_without_adapters_is_merged_already(tiny_model):
@@ -465,7 +467,7 @@ def test_a_model_without_weights_is_filled_from_one_that_has_them(tiny_spec, tin
     for (name, buffer), (same, filled) in zip(tiny_model.named_buffers(), empty.named_buffers(), strict=True):
         assert name == same
         filled.copy_(buffer)
-    assert torch.equal(empty.eval().logits(batch), tiny_model.logits(batch))
+    assert torch.equal(empty.eval().compute_logits(batch), tiny_model.compute_logits(batch))
 
 
 @pytest.mark.parametrize(("package", "bits", "extra"), [("peft", None, "train"), ("bitsandbytes", 4, "quant")])

@@ -44,7 +44,7 @@ def moved(tiny_model):
     """A model and, as its reference, what it was before its backbone changed."""
     dpo = objectives.build("dpo")
     train_only(tiny_model, ["backbone"])
-    dpo.start(tiny_model, lambda: deepcopy(tiny_model))
+    dpo.prepare_model(tiny_model, lambda: deepcopy(tiny_model).eval().requires_grad_(False))
     with torch.no_grad():
         for parameter in tiny_model.backbone.parameters():
             parameter += 0.03 * torch.randn_like(parameter)
@@ -53,7 +53,7 @@ def moved(tiny_model):
 
 def answers_log_probs(model, batch):
     """Log probability of each sequence's labelled tokens, from all logits, in float64."""
-    table = torch.log_softmax(model.logits(batch).double(), dim=-1)
+    table = torch.log_softmax(model.compute_logits(batch).double(), dim=-1)
     rows = [
         table[i, target] if target != IGNORE else torch.zeros((), dtype=torch.float64)
         for i, target in enumerate(batch.targets.tolist())
@@ -74,7 +74,7 @@ def test_answers_is_the_models_own_loss_over_its_labelled_rows(tiny_model):
     answers = objectives.build("answers")
     loss = answers(tiny_model, batch)
     assert torch.equal(loss.total, tiny_model(batch).total)
-    assert loss.rows == answers.count(batch) == batch.num_labelled
+    assert loss.rows == answers.count_loss_terms(batch) == batch.num_labelled
 
 
 def test_row_losses_are_the_terms_of_the_loss(tiny_model, pairs):
@@ -113,13 +113,13 @@ def test_dpo_is_the_papers_formula(moved, pairs, settings):
             preference = -(1 - flipped) * math.log(sigmoid) - flipped * math.log(1 - sigmoid)
         want += alpha * preference - gamma * policy[n].item() / words[n]
     loss = dpo(model, batch)
-    assert loss.rows == dpo.count(batch) == 3
+    assert loss.rows == dpo.count_loss_terms(batch) == 3
     assert loss.total.item() == pytest.approx(want, rel=1e-5)  # float32 against float64
 
 
 def test_at_the_start_every_pair_costs_log_two(tiny_model, pairs):
     dpo = objectives.build("dpo")
-    dpo.start(tiny_model, lambda: deepcopy(tiny_model))
+    dpo.prepare_model(tiny_model, lambda: deepcopy(tiny_model).eval().requires_grad_(False))
     loss = dpo(tiny_model, batch_of(tiny_model, pairs))
     assert loss.total.item() == pytest.approx(3 * math.log(2), rel=1e-6)
     assert loss.metrics["rewards/margins"].item() == 0
@@ -149,14 +149,14 @@ def test_its_gradient_is_that_of_the_loss():
     dpo = objectives.build({"name": "dpo", "gamma": 0.5, "label_smoothing": 0.1})
     reference = torch.randn(6, dtype=torch.float64)
     policy = torch.randn(6, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(lambda given: dpo.of(given, reference, [3, 1, 4, 1, 5, 9]).total, policy)
+    torch.autograd.gradcheck(lambda given: dpo.compute_loss(given, reference, [3, 1, 4, 1, 5, 9]).total, policy)
 
 
 def test_a_preferred_answer_gets_likelier_and_its_rival_less_likely(tiny_model):
     batch = batch_of(tiny_model, [pair(n) for n in range(20)])
     dpo = objectives.build({"name": "dpo", "beta": 0.5})
     train_only(tiny_model, ["projector", "backbone"])
-    dpo.start(tiny_model, lambda: deepcopy(tiny_model))
+    dpo.prepare_model(tiny_model, lambda: deepcopy(tiny_model).eval().requires_grad_(False))
     optimizer = torch.optim.AdamW([p for p in tiny_model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(25):
@@ -184,10 +184,10 @@ def test_adapters_alone_need_no_copy_of_the_model(tiny_model, pairs):
     add_lora(tiny_model, Lora(1e-4, rank=4))
     train_only(tiny_model, ["lora"])
     dpo = objectives.build("dpo")
-    dpo.start(tiny_model, lambda: deepcopy(tiny_model))
+    dpo.prepare_model(tiny_model, lambda: deepcopy(tiny_model).eval().requires_grad_(False))
     assert dpo.reference is None
     move_adapters(tiny_model)
-    assert torch.equal(dpo._compute_compute_reference_losses(tiny_model, batch), start)
+    assert torch.equal(dpo.compute_reference_losses(tiny_model, batch), start)
     assert dpo(tiny_model, batch).metrics["rewards/chosen"].item() != 0
 
 
@@ -197,11 +197,11 @@ def test_what_learns_beside_adapters_is_kept_in_a_copy(tiny_model, pairs):
     add_lora(tiny_model, Lora(1e-4, rank=4))
     train_only(tiny_model, ["lora", "projector"])
     dpo = objectives.build("dpo")
-    dpo.start(tiny_model, lambda: deepcopy(tiny_model))
+    dpo.prepare_model(tiny_model, lambda: deepcopy(tiny_model).eval().requires_grad_(False))
     move_adapters(tiny_model)
     with torch.no_grad():
         tiny_model.projector.head.weight.mul_(1.5)
-    assert torch.equal(dpo._compute_compute_reference_losses(tiny_model, batch), start)
+    assert torch.equal(dpo.compute_reference_losses(tiny_model, batch), start)
 
 
 def move_adapters(model):
@@ -214,9 +214,9 @@ def move_adapters(model):
 def test_a_process_without_data_takes_part_and_counts_nothing(tiny_model):
     empty = Batch.make_empty(tiny_model.encoder.view_px)
     dpo = objectives.build("dpo")
-    dpo.start(tiny_model, lambda: deepcopy(tiny_model))
+    dpo.prepare_model(tiny_model, lambda: deepcopy(tiny_model).eval().requires_grad_(False))
     loss = dpo(tiny_model, empty)
-    assert (loss.total.item(), loss.rows, dpo.count(empty)) == (0, 0, 0)
+    assert (loss.total.item(), loss.rows, dpo.count_loss_terms(empty)) == (0, 0, 0)
     loss.total.backward()
 
 
@@ -225,7 +225,7 @@ def test_a_process_without_data_takes_part_and_counts_nothing(tiny_model):
 
 def test_half_a_pair_is_an_error(tiny_model, pairs):
     dpo = objectives.build("dpo")
-    dpo.start(tiny_model, lambda: deepcopy(tiny_model))
+    dpo.prepare_model(tiny_model, lambda: deepcopy(tiny_model).eval().requires_grad_(False))
     samples = Processor.from_model(tiny_model).make_training_samples(pairs[0])
     with pytest.raises(DataError, match="a batch of 3 sequences; it compares pairs"):
         dpo(tiny_model, collate([*samples, samples[0]]))
@@ -233,7 +233,7 @@ def test_half_a_pair_is_an_error(tiny_model, pairs):
 
 def test_an_answer_without_a_label_is_an_error(tiny_model, pairs):
     dpo = objectives.build("dpo")
-    dpo.start(tiny_model, lambda: deepcopy(tiny_model))
+    dpo.prepare_model(tiny_model, lambda: deepcopy(tiny_model).eval().requires_grad_(False))
     batch = batch_of(tiny_model, pairs[:1])
     targets = batch.targets.clone()
     targets[batch.packing.lengths[0] :] = IGNORE
@@ -242,7 +242,7 @@ def test_an_answer_without_a_label_is_an_error(tiny_model, pairs):
 
 
 def test_without_a_start_there_is_no_reference(tiny_model, pairs):
-    with pytest.raises(ConfigError, match=r"no reference: call start\(model\)"):
+    with pytest.raises(ConfigError, match=r"no reference: call prepare_model with"):
         objectives.build("dpo")(tiny_model, batch_of(tiny_model, pairs))
 
 

@@ -152,7 +152,7 @@ def test_a_damaged_state_is_named_and_the_older_one_goes_on(stopped, undisturbed
     broken = Path(stopped["out"]) / "state/1-4"
     damage(broken / file)
     with pytest.raises(
-        CheckpointError, match=f"state/1-4/{file}(?s:.*)delete .*1-4 to go on from step 2 of stage 1, or"
+        CheckpointError, match=f"state/1-4/{file}(?s:.*)delete .*1-4 to resume from step 2 of stage 1, or"
     ):
         run(stopped)
     for path in broken.iterdir():
@@ -169,7 +169,7 @@ def test_two_processes_both_refuse_a_damaged_state(stopped, trained):
 def test_without_an_older_state_the_way_back_is_the_beginning(recipe, trained, killed_in_step):
     assert trained(recipe, patch=killed_in_step(3)) == [-signal.SIGKILL]
     one_bit(Path(recipe["out"]) / "state/0-2/__0_0.distcp")
-    with pytest.raises(CheckpointError, match=r"delete .*state/0-2 to go on from the beginning, or begin anew"):
+    with pytest.raises(CheckpointError, match=r"delete .*state/0-2 to resume from the beginning, or begin anew"):
         run(recipe)
 
 

@@ -103,12 +103,12 @@ def sent_before(module, name, call=1):
 
 
 MOMENTS = {
-    "while records are looked at": sent_before(stage_run, "shared_data"),
+    "while records are looked at": sent_before(stage_run, "make_shared_data"),
     "in the middle of a save": sent_before(state, "_move_into_place"),
     "while a stage's model is written": sent_before(stage_run, "save_stage"),
     "between two stages": sent_before(loop, "begin_stage"),
     "before the second stage": sent_before(loop, "StageRun", 2),
-    "while the last model is copied": sent_before(loop, "replaced_whole"),
+    "while the last model is copied": sent_before(loop, "replace_folder"),
 }
 
 

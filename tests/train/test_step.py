@@ -120,7 +120,7 @@ def test_gradients_beyond_the_largest_norm_are_scaled_to_it_and_others_are_not(t
         step = stepper_of(tiny_model, stage(max_grad_norm))
         found = gradients(tiny_model, batch)
         step(StepInput((batch,)), 1e-9)
-        applied = {str(i): p.grad.double() for i, p in enumerate(step.learning)}
+        applied = {str(i): p.grad.double() for i, p in enumerate(step.parameters)}
         assert norm_of(applied) == pytest.approx(min(max_grad_norm, norm_of(found)), rel=1e-4)
 
 
@@ -150,7 +150,7 @@ def test_the_encoders_pretraining_clips_and_begins_at_the_schedules_rate(tiny_mo
             return super().step(closure)
 
     monkeypatch.setattr("mmblocks.train.encoder_pretraining.AdamW", Recording)
-    encoder_pretraining = EncoderPretraining(steps=4, batch_size=2, lr=1e-3, warmup=0.5, max_grad_norm=1e-3)
+    encoder_pretraining = EncoderPretraining(steps=4, global_batch_size=2, lr=1e-3, warmup=0.5, max_grad_norm=1e-3)
     pretrain_encoder(tiny_model, encoder_pretraining, budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl")
     assert [norm for norm, _ in seen] == pytest.approx([1e-3] * 4, rel=1e-2)
     assert [rate for _, rate in seen] == pytest.approx([1e-3 * compute_lr_factor(n, 4, 0.5) for n in range(4)])

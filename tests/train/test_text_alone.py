@@ -32,7 +32,7 @@ def stepper_of(model, train, objective="answers", decay=0.0):
     stage = Stage("tune", [TEXT], train, steps=4, global_batch_size=1, weight_decay=decay)
     train_only(model, train)
     chosen = objectives.build(objective)
-    chosen.start(model, lambda: copy.deepcopy(model))
+    chosen.prepare_model(model, lambda: copy.deepcopy(model).eval().requires_grad_(False))
     alone, nothing = World(0, 1, torch.device("cpu")), Batch.make_empty(model.encoder.view_px)
     return Stepper(model.train(), chosen, make_optimizer(model, stage), stage, alone, StepProfiler(model), nothing)
 
@@ -69,7 +69,7 @@ def test_rows_of_text_and_of_pictures_learn_what_one_row_of_both_does(tiny_spec,
         step, processor = stepper_of(model, train), Processor.from_model(model)
         samples = {task: processor.make_training_sample(sources.build("tinyworld", task=task)[3]) for task in order}
         done = step(StepInput(tuple(collate([samples[task] for task in row]) for row in rows)), 1.0)
-        learned.append((float(done.loss), float(done.norm), [p.grad for p in step.learning]))
+        learned.append((float(done.loss), float(done.norm), [p.grad for p in step.parameters]))
     assert learned[0][:2] == pytest.approx(learned[1][:2], rel=1e-5)
     for apart, together in zip(learned[0][2], learned[1][2], strict=True):
         torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-7)  # sums in another order

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +30,21 @@ from mmblocks.compat import find_cache_keyword
 from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.ops import attention
-from mmblocks.pretrained import make_model, read_config, read_generation_config, read_model
+from mmblocks.pretrained import list_loading_faults, make_model, read_config, read_generation_config, read_model
 from mmblocks.versions import warn_about_untested_versions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-PROGRESS_BAR_MIN_PARAMETERS = 300_000_000  # parameters; less than that is read and written in a moment
+PROGRESS_BAR_MIN_PARAMETERS = 300_000_000  # smaller models are read and written in a moment
+
+
+class KeyValueCache(Protocol):
+    """Where decoder layers put new keys and values (1, kv_heads, tokens, head_dim); returns those to attend to."""
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 @backbones.register(
@@ -51,12 +59,12 @@ class CausalLM(nn.Module):
     With `family` (transformers' model_type) the sizes are the settings given here; without it they are read from the
     config.json of `checkpoint`, a hub id or a local folder. Weights are random until `load_pretrained`.
     `text_tokenizer` is a hub id or folder, by default that of `checkpoint`. `placeholder_id` stands in `input_ids`
-    where visual tokens go; its embedding is never used. `kv_heads` are as many as `heads` where only these are given;
-    what else is left out is the family's own. `sliding_window=None` keeps the family's own, 0 switches it off.
-    `further` are settings of the family's transformers config by the names they have there (rope_parameters, experts).
+    where visual tokens go; its embedding is never used. `kv_heads` defaults to `heads`; other settings default to the
+    family's. `sliding_window=None` keeps the family's window, 0 switches it off. `further` holds entries of the family's
+    transformers config under transformers' names (rope_parameters, experts).
 
-    A family in which packed sequences would see each other is refused when it is built, and so is one whose logits on
-    one sequence are not those of transformers' own forward.
+    Building fails for a family in which packed sequences see each other, and for one whose logits on one sequence differ
+    from those of transformers' own forward.
     """
 
     def __init__(
@@ -101,18 +109,22 @@ class CausalLM(nn.Module):
         self.dim, self.vocab_size, self.max_tokens = read_config_sizes(config)
         require_possible_sizes(config)
         self.placeholder_id = placeholder_id
-        self._require_placeholder()
+        if not 0 <= placeholder_id < self.vocab_size:
+            raise ConfigError(
+                f"backbone: placeholder_id={placeholder_id} is outside the vocabulary of {self.vocab_size} tokens.",
+                settings=["placeholder_id"],
+            )
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
-        on_meta = torch.get_default_device().type == "meta"  # where drawing weights costs time and makes none
+        on_meta = torch.get_default_device().type == "meta"  # weights drawn there cost time and hold no numbers
         with (
             raise_as_config_error(config.model_type, "cannot be built with these settings"),
             no_init_weights() if on_meta else nullcontext(),
         ):
-            self.lm = make_model(AutoModelForCausalLM, config, attn_implementation=attention.register())
+            self.lm: Any = make_model(AutoModelForCausalLM, config, attn_implementation=attention.register())
         self.lm.tie_weights()
-        require_packing(self)
+        require_packing(self, self.lm)
         restrict_last_layer_to_rows(self.lm)
 
     @property
@@ -138,17 +150,16 @@ class CausalLM(nn.Module):
         packing: Packing,
         rows: RowIndex | None = None,
         *,
-        cache: Any = None,
+        cache: KeyValueCache | None = None,
         keys: Packing | None = None,
     ) -> Tensor:
         """(tokens, dim) to (tokens, dim), after the final norm; a token sees earlier tokens of its own sequence only.
 
         With `rows` to (len(rows.index), dim), these rows of the same: the last layer computes no others.
-        `cache` is told the keys and values of all tokens in every layer, as transformers' caches are:
-        `cache.update(k, v, layer)`, k and v (1, kv_heads, tokens, head_dim), returns those to attend to, packed as
-        `keys` says (default `packing`), the tokens of each sequence being the last of its keys.
+        `cache` gets the keys and values of all tokens in every layer and returns those to attend to, packed as `keys`
+        says (default `packing`); the tokens of each sequence are the last of its keys.
         """
-        asked = None if rows is None or len(rows.index) == len(x) else at_least_one_row(rows)
+        output_rows = None if rows is None or len(rows.index) == len(x) else at_least_one_row(rows)
         decoder = self.lm.get_decoder()
         states = decoder(
             inputs_embeds=x.unsqueeze(0),
@@ -156,12 +167,12 @@ class CausalLM(nn.Module):
             use_cache=False,
             **{find_cache_keyword(decoder): cache},
             **attention.make_packing_arguments(packing, x.device, keys),
-            **({} if asked is None else {OUTPUT_ROWS_KEY: asked}),
+            **({} if output_rows is None else {OUTPUT_ROWS_KEY: output_rows}),
         )
-        found = states.last_hidden_state.squeeze(0)
-        if asked is not None and len(found) != len(asked.index):  # a family whose last layer computes all rows
-            found = found[asked.index]
-        return found if rows is None else found[: len(rows.index)]
+        hidden = states.last_hidden_state.squeeze(0)
+        if output_rows is not None and len(hidden) != len(output_rows.index):  # this family's last layer computes all
+            hidden = hidden[output_rows.index]
+        return hidden if rows is None else hidden[: len(rows.index)]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """(n, dim) to (n, vocab_size), scaled and capped as the family does."""
@@ -178,7 +189,7 @@ class CausalLM(nn.Module):
         """Read the weights of `checkpoint`; all of them must be there, and sizes must agree with the settings."""
         if self.checkpoint is None:
             raise ConfigError(
-                "backbone: pretrained weights were asked for, but backbone.checkpoint names no hub id or folder."
+                "backbone: there are no pretrained weights; set backbone.checkpoint to a hub id or folder."
             )
         self.load_from(resolve_source(self.checkpoint), dtype)
 
@@ -195,7 +206,7 @@ class CausalLM(nn.Module):
     ) -> None:
         """Become the language model of `config`, of the family built here, with exactly these tensors.
 
-        `where` says in errors where the tensors come from.
+        where: the source of the tensors, for errors.
         """
         given = {"config": config, "state_dict": dict(tensors)}
         with _limit_progress_bars(self.lm):
@@ -203,16 +214,17 @@ class CausalLM(nn.Module):
         self._replace_language_model(lm, report, where)
 
     def load_generation_config(self, folder: Path) -> None:
-        """Have the ends and the penalties of a checkpoint's generation_config.json, where it has one."""
+        """Take end tokens and repetition penalties from a checkpoint's generation_config.json, where it has one."""
         if (folder / "generation_config.json").is_file():
             self.lm.generation_config = to_savable(read_generation_config(folder))
 
-    def _replace_language_model(self, lm: Any, report: dict[str, Any], where: str) -> None:
-        _require_complete(where, report)
+    def _replace_language_model(self, lm: PreTrainedModel, report: dict[str, Any], where: str) -> None:
+        if faults := list_loading_faults(report):
+            raise CheckpointError(f"{where}: the weights do not fit the model.\n  " + "\n  ".join(faults))
         self._require_same_sizes(lm.config, where)
         self.lm = lm
-        lm.generation_config = to_savable(lm.generation_config)
-        require_packing(self)
+        self.lm.generation_config = to_savable(self.lm.generation_config)
+        require_packing(self, self.lm)
         restrict_last_layer_to_rows(self.lm)
 
     def save_to(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -258,12 +270,6 @@ class CausalLM(nn.Module):
         if wrong:
             raise ConfigError("backbone: checkpoint and settings disagree.\n  " + "\n  ".join(wrong))
 
-    def _require_placeholder(self) -> None:
-        if not 0 <= self.placeholder_id < self.vocab_size:
-            raise ConfigError(
-                f"backbone: placeholder_id={self.placeholder_id} is outside the vocabulary of {self.vocab_size} tokens."
-            )
-
 
 def _make_loading_options(dtype: torch.dtype | None) -> dict[str, Any]:
     return {
@@ -275,7 +281,7 @@ def _make_loading_options(dtype: torch.dtype | None) -> dict[str, Any]:
 
 @contextmanager
 def _limit_progress_bars(lm: nn.Module) -> Iterator[None]:
-    """transformers' progress bars for models that take long to read or write, and only for these."""
+    """Show transformers' progress bars for models that take long to read or write, and only for these."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -286,13 +292,3 @@ def _limit_progress_bars(lm: nn.Module) -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _require_complete(where: str, report: dict[str, Any]) -> None:
-    faults = [
-        f"{kind}: {', '.join(sorted(map(str, report[kind])))}"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if report.get(kind)
-    ]
-    if faults:
-        raise CheckpointError(f"{where}: the weights do not fit the model.\n  " + "\n  ".join(faults))

@@ -1,4 +1,4 @@
-"""What a family of transformers takes: its names of sizes, its rotary settings, its special ids."""
+"""Config entries of transformers' model families: names of sizes, rotary settings, special token ids."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.settings import find_number_fault
 
 if TYPE_CHECKING:
@@ -27,7 +28,14 @@ SIZE_NAMES = {  # our setting -> transformers' name
 SIZE_SETTINGS = {theirs: ours for ours, theirs in SIZE_NAMES.items() if ours != "tie_embeddings"}
 POSITIVE_ENTRIES = ("logits_scaling", "query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping")
 """Numbers of a config beside its sizes by which something is divided."""
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What families call the number of their experts."""
 _NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+
+
+def count_experts(config: PreTrainedConfig) -> int:
+    """How many experts a layer chooses among; 0 for a dense model."""
+    return max((getattr(config, name, None) or 0) for name in EXPERT_COUNTS)
 
 
 def to_family_names(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,18 +53,19 @@ def to_family_names(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_rope_settings(family: str, theta: float) -> dict[str, Any]:
-    """The family's rotary settings with another base."""
+    """The family's rotary settings with `rope_theta` replaced."""
     own = getattr(make_default_config(family), "rope_parameters", None) or {}
     if any(isinstance(value, Mapping) for value in own.values()):
         raise ConfigError(
             f"backbone family {family!r} has rotary settings for each kind of layer, so rope_theta={theta:g} does not say "
-            "which; write further.rope_parameters."
+            "which; write further.rope_parameters.",
+            settings=["rope_theta"],
         )
     return {"rope_type": "default", **own, "rope_theta": theta}
 
 
 def disable_special_tokens(family: str, settings: Mapping[str, Any]) -> dict[str, None]:
-    """Special ids of the family that lie outside a smaller vocabulary, switched off."""
+    """Special token ids of the family that lie outside a smaller vocabulary, set to None."""
     size = settings.get("vocab_size")
     if size is None:
         return {}
@@ -73,11 +82,13 @@ def make_default_config(family: str) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(family)
     except ValueError as cause:
-        raise ConfigError(f"transformers has no family={family!r}; write its model_type, such as 'qwen2'.") from cause
+        raise ConfigError(
+            f"transformers has no family={family!r}; write its model_type, such as 'qwen2'.", settings=["family"]
+        ) from cause
 
 
 def to_savable(settings: GenerationConfig) -> GenerationConfig:
-    """The same, without its settings of sampling where it does not sample: transformers refuses to save these (Vicuna's)."""
+    """The same settings, without those of sampling where nothing is sampled: transformers refuses to save these (Vicuna's)."""
     try:
         settings.validate(strict=True)
     except ValueError:
@@ -87,68 +98,72 @@ def to_savable(settings: GenerationConfig) -> GenerationConfig:
 
 
 def infer_kv_heads(family: str, settings: Mapping[str, Any]) -> dict[str, int]:
-    """As many key heads as heads, where only the latter are given: a family's own number belongs to its own heads."""
-    ours = {"num_attention_heads", "num_key_value_heads"} & settings.keys()
-    if ours != {"num_attention_heads"} or getattr(make_default_config(family), "num_key_value_heads", None) is None:
+    """As many key-value heads as heads where only the latter are given: the family's own number fits its own heads only."""
+    given = {"num_attention_heads", "num_key_value_heads"} & settings.keys()
+    if given != {"num_attention_heads"} or getattr(make_default_config(family), "num_key_value_heads", None) is None:
         return {}
     return {"num_key_value_heads": settings["num_attention_heads"]}
 
 
 @cache
 def find_fixed_head_dim(family: str) -> int | None:
-    """Channels per head that a family has whatever its width is (Gemma's 256); None where its heads share the width."""
+    """Channels per head of a family where they do not depend on its width (Gemma's 256); None where heads divide the width."""
     from transformers import AutoConfig
 
     default = make_default_config(family)
-    width, found = getattr(default, "hidden_size", None), getattr(default, "head_dim", None)
-    if not isinstance(width, int) or not isinstance(found, int):
+    width, head_dim = getattr(default, "hidden_size", None), getattr(default, "head_dim", None)
+    if not isinstance(width, int) or not isinstance(head_dim, int):
         return None
     wider = AutoConfig.for_model(family, hidden_size=2 * width)
-    return found if getattr(wider, "head_dim", None) == found else None
+    return head_dim if getattr(wider, "head_dim", None) == head_dim else None
 
 
 def require_moderate_sizes(settings: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for sizes, in transformers' words, so large that the config alone would fill the memory."""
+    """Raise `ConfigError` for sizes (transformers' names) so large that the config alone would fill the memory."""
     faults = [
         fault
         for name, value in settings.items()
         if name in SIZE_SETTINGS and (fault := find_number_fault(SIZE_SETTINGS[name], value))
     ]
     if faults:
-        raise ConfigError(f"backbone: {' '.join(f'{what}. {cure}' for what, cure in faults)}")
+        texts = (f"{fault.message} {fault.cure}" for fault in faults)
+        raise ConfigError(f"backbone: {' '.join(texts)}", settings=[fault.key for fault in faults])
 
 
 def require_possible_sizes(config: PreTrainedConfig) -> None:
-    """Raise `ConfigError` for sizes that no model can have, whether they are given or the family's own.
+    """Raise `ConfigError` for sizes that no model can have, whether given or the family's defaults.
 
-    A config's whole content is seen here, what is left out of the settings included; torch's kernels for the CPU end the
-    process on some of these.
+    The whole config is checked, not only the settings: torch's CPU kernels end the process on some impossible sizes.
     """
     faults = [
-        f"{SIZE_SETTINGS.get(name, name)}={value!r} is not a number above 0"
+        Fault(ours := SIZE_SETTINGS.get(name, name), f"{ours}={value!r} is not a number above 0")
         for name in (*SIZE_SETTINGS, *POSITIVE_ENTRIES)
         if (value := getattr(config, name, None)) is not None and not _is_above_zero(value)
     ]
     sizes = {ours: getattr(config, theirs, None) for theirs, ours in SIZE_SETTINGS.items()}
-    faults += [" ".join(fault) for name, size in sizes.items() if (fault := find_number_fault(name, size))]
+    faults += [fault for name, size in sizes.items() if (fault := find_number_fault(name, size))]
     heads, kv_heads = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
     if not faults and isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
-        faults = [f"heads={heads} is no multiple of kv_heads={kv_heads}; write kv_heads={heads} or a divisor"]
+        message = f"heads={heads} is no multiple of kv_heads={kv_heads}; write kv_heads={heads} or a divisor"
+        faults.append(Fault("kv_heads", message))
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()) and not getattr(
         config, "sliding_window", None
     ):
-        faults.append("sliding_window=0, but its layers look through a window; leave it out or write its tokens")
+        message = "sliding_window=0, but its layers look through a window; leave it out or write its tokens"
+        faults.append(Fault("sliding_window", message))
     own = getattr(config, "rope_parameters", None) or {}
     faults += [
-        f"rope_theta={value!r} in rope_parameters is not a number above 0"
+        Fault("rope_theta", f"rope_theta={value!r} in rope_parameters is not a number above 0")
         for kind in (own, *(inner for inner in own.values() if isinstance(inner, Mapping)))
         if not _is_above_zero(value := kind.get("rope_theta", 1.0))
     ]
     if faults:
-        raise ConfigError(f"backbone family {config.model_type!r}: {'; '.join(faults)}.")
+        texts = (f"{fault.message} {fault.cure}".strip(" .") for fault in faults)
+        message = f"backbone family {config.model_type!r}: {'; '.join(texts)}."
+        raise ConfigError(message, settings=[fault.key for fault in faults])
 
 
-def _is_above_zero(value: Any) -> bool:
+def _is_above_zero(value: object) -> bool:
     numbers = value if isinstance(value, list | tuple) else [value]  # one for each layer
     return all(isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < float("inf") for n in numbers)
 

@@ -14,10 +14,11 @@ from mmblocks.components import backbones
     verified_against="transformers Qwen2ForCausalLM (LlavaOnevision)",
 )
 class TinyQwen2(CausalLM):
-    """Qwen2's architecture at laptop size over TinyWorld's words, drawn so that a narrow model learns fast.
+    """Qwen2's architecture at laptop size with TinyWorld's vocabulary, initialised so that a narrow model learns fast.
 
-    transformers draws every matrix with a deviation of 0.02, which suits widths in the thousands. Here it is
-    dim ** -0.5, of embeddings 0.2; what is added to the residual stream is scaled by (2 * depth) ** -0.5 (as GPT-2 does).
+    transformers draws every matrix with a standard deviation of 0.02, which suits widths in the thousands. Here it is
+    dim ** -0.5, and 0.2 for embeddings; projections into the residual stream are scaled by (2 * depth) ** -0.5 (as in
+    GPT-2).
     """
 
     def __init__(
@@ -47,15 +48,13 @@ class TinyQwen2(CausalLM):
             tie_embeddings=True,
             placeholder_id=placeholder_id,
         )
-        if torch.get_default_device().type != "meta":  # there drawing takes time and makes no weights
-            self._draw_weights(depth)
-
-    @torch.no_grad()
-    def _draw_weights(self, depth: int) -> None:
+        if torch.get_default_device().type == "meta":  # weights drawn there cost time and hold no numbers
+            return
         for module in self.lm.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.dim**-0.5)
         nn.init.normal_(self.lm.get_input_embeddings().weight, std=0.2)
-        for layer in self.lm.get_decoder().layers:
-            for added in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                added.weight.mul_((2 * depth) ** -0.5)
+        with torch.no_grad():
+            for layer in self.lm.get_decoder().layers:
+                for residual in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                    residual.weight.mul_((2 * depth) ** -0.5)

@@ -1,11 +1,11 @@
-"""Text tokenizers, with the chat template that stands beside them where transformers' processors look for one."""
+"""Text tokenizers, with the chat template that transformers' processors would use."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmblocks.errors import CheckpointError
 from mmblocks.json_files import read_object
@@ -24,7 +24,7 @@ class StoredChat:
 
 
 def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The text tokenizer of a hub id or a folder. A folder's processor has the last word on the chat template."""
+    """The text tokenizer of a hub id or a folder. A chat template of the folder's processor replaces the tokenizer's."""
     tokenizer = read_tokenizer(source)
     if (stored := read_processor_chat(Path(source))) is not None:
         tokenizer.chat_template = stored.jinja
@@ -34,8 +34,8 @@ def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def read_processor_chat(folder: Path) -> StoredChat | None:
     """The chat template that transformers' processors take from a folder (`ProcessorMixin.get_processor_dict`).
 
-    First that of processor_config.json, then chat_template.json, then chat_template.jinja. Raises `CheckpointError` for a
-    file that is cut.
+    Looked for in processor_config.json, chat_template.json and chat_template.jinja, in this order. Raises
+    `CheckpointError` for a damaged file.
     """
     for name in ("processor_config.json", "chat_template.json"):
         if (folder / name).is_file() and (
@@ -51,15 +51,15 @@ def read_processor_chat(folder: Path) -> StoredChat | None:
         raise CheckpointError(f"{file} cannot be read ({cause}); the file is cut or damaged.") from cause
 
 
-def find_chat_template(tokenizer: Any) -> str | None:
-    """The Jinja that a text tokenizer renders chats with; None where it has none."""
+def find_chat_template(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """The Jinja chat template of a text tokenizer; None where it has none."""
     return _pick_default_template(getattr(tokenizer, "chat_template", None))
 
 
-def _pick_default_template(stored: Any) -> str | None:
-    """One template, or of several by name the one called default."""
+def _pick_default_template(stored: object) -> str | None:
+    """The template that is stored, or of several by name the one called "default"."""
     if isinstance(stored, list):
         named = [each for each in stored if isinstance(each, Mapping)]
         stored = {each.get("name"): each.get("template") for each in named if isinstance(each.get("name"), str)}
-    found = stored.get("default") if isinstance(stored, Mapping) else stored
-    return found if isinstance(found, str) and found else None
+    jinja = stored.get("default") if isinstance(stored, Mapping) else stored
+    return jinja if isinstance(jinja, str) and jinja else None

@@ -37,7 +37,7 @@ class Reuse:
     visual_bytes: int = GIB // 2
 
     def __post_init__(self) -> None:
-        wrong = any(s.reasons_against(getattr(self, s.name)) for s in list_settings(Reuse).values())
+        wrong = any(s.find_fault(getattr(self, s.name)) for s in list_settings(Reuse).values())
         if wrong or self.kv_bytes < 0 or self.visual_bytes < 0:
             raise ConfigError(f"chat: {self}; a limit is a number of bytes, 0 to keep nothing.")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmblocks.cli.image_options import add_image_options, read_image_options
 from mmblocks.cli.line_editing import edit_lines
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from mmblocks.conversation import Visual
     from mmblocks.image_reading import ImageReading
 
-HELP = "commands: /image PATH and /video PATH show something with your next words, /new begins again, /quit ends"
+HELP = "commands: /image PATH and /video PATH add to your next message, /new starts a new chat, /quit ends"
 BUNDLED = """\
 The bundled tiny model answers. It knows drawings of coloured shapes only; what it says about photographs means nothing.
 For photographs, load a trained model: `mmblocks chat --model FOLDER`. `mmblocks convert FROM FOLDER` makes such a folder
@@ -25,20 +26,30 @@ from a checkpoint of the LLaVA family, `mmblocks train RECIPE` from your data.""
 class _VisualAction(argparse.Action):
     """Collects --image and --video in the order in which they were written."""
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
         kind = str(option_string).lstrip("-")
-        namespace.visuals = [*namespace.visuals, *((kind, path) for path in values)]
+        namespace.visuals = [*namespace.visuals, *((kind, path) for path in values or ())]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="folder of a model (default: the bundled tiny model)")
-    parser.add_argument(
-        "--image", nargs="+", action=_VisualAction, dest="visuals", default=[], metavar="FILE", help="images to show"
-    )
-    parser.add_argument(
-        "--video", nargs="+", action=_VisualAction, dest="visuals", default=[], metavar="FILE", help="clips to show"
-    )
-    parser.add_argument("--ask", help="ask this, print the answer and end")
+    for kind in ("image", "video"):
+        parser.add_argument(
+            f"--{kind}",
+            nargs="+",
+            action=_VisualAction,
+            dest="visuals",
+            default=[],
+            metavar="FILE",
+            help=f"{kind}s to show",
+        )
+    parser.add_argument("--ask", help="ask this question, print the answer and exit")
     parser.add_argument("--system", help="a system message")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
@@ -55,52 +66,51 @@ def run(args: argparse.Namespace) -> int:
     decoding = Decoding(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
     folder, options = args.model or find_tiny_model(), read_image_options(args)
     images = read_spec(folder).images.with_changes(options)
-    shown = [_open_visual(kind, path, images) for kind, path in args.visuals]
+    visuals = [_open_visual(kind, path, images) for kind, path in args.visuals]
     chat = Chat(load(folder, images=options), system=args.system, decoding=decoding)
     is_bundled = folder.resolve() == find_tiny_model().resolve()
     if args.ask is not None:
         if is_bundled:
             print(BUNDLED, file=sys.stderr)  # stdout has the answer alone
-        return _print_answer(chat, shown, args.ask)
+        _print_answer(chat, visuals, args.ask)
+        return 0
     print(f"{BUNDLED}\n\n{HELP}" if is_bundled else HELP)
     with edit_lines("chat_history"):
-        return _run_conversation(chat, shown)
+        _run_conversation(chat, visuals)
+    return 0
 
 
-def _run_conversation(chat: Chat, shown: list[Visual]) -> int:
+def _run_conversation(chat: Chat, visuals: list[Visual]) -> None:
     from mmblocks.errors import DataError
 
-    while (line := _read_line()) is not None and line != "/quit":
-        command, _, rest = line.partition(" ")
+    while True:
+        try:
+            line = input("you: ").strip()
+        except EOFError:
+            return
+        command, _, argument = line.partition(" ")
         try:
             if command in ("/image", "/video"):
-                shown.append(_open_visual(command[1:], rest.strip(), chat.model.images))
+                visuals.append(_open_visual(command[1:], argument.strip(), chat.model.images))
+            elif line == "/quit":
+                return
             elif command == "/new":
                 chat.reset_messages()
-                shown.clear()
+                visuals.clear()
             elif line.startswith("/"):
                 print(HELP)
             elif line:
-                _print_answer(chat, shown, line)
-                shown.clear()
+                _print_answer(chat, visuals, line)
+                visuals.clear()
         except DataError as fault:
             print(f"! {fault}")
-            shown.clear()
-    return 0
+            visuals.clear()
 
 
-def _read_line() -> str | None:
-    try:
-        return input("you: ").strip()
-    except EOFError:
-        return None
-
-
-def _print_answer(chat: Chat, shown: list[Visual], text: str) -> int:
-    for piece in chat.stream(*shown, text):
+def _print_answer(chat: Chat, visuals: list[Visual], text: str) -> None:
+    for piece in chat.stream(*visuals, text):
         print(piece, end="", flush=True)
     print()
-    return 0
 
 
 def _open_visual(kind: str, path: str, images: ImageReading) -> Visual:
@@ -108,5 +118,5 @@ def _open_visual(kind: str, path: str, images: ImageReading) -> Visual:
     from mmblocks.data.media.visuals import read_visual_shape
 
     visual = image(path) if kind == "image" else video(path)
-    read_visual_shape(visual, images=images)  # says at once when the file cannot be read, before a model is
+    read_visual_shape(visual, images=images)  # an unreadable file is an error here, before a model is loaded
     return visual

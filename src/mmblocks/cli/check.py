@@ -6,11 +6,11 @@ mmblocks check RECIPE model/projector=identity model.encoder.layer=-3
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmblocks.model.checks.faults import Fault, MissingFault
+    from mmblocks.faults import Fault
 
 EXIT_MISSING = 3
 
@@ -24,22 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0: it can run, 1: it has faults, 3: it has none, and this machine lacks what no run fetches."""
-    from mmblocks.model.checks.faults import MissingFault
+    from mmblocks.faults import format_faults
     from mmblocks.pretrained import forbid_fetching
 
     with forbid_fetching():
-        raw, found = _collect_faults(args)
-    missing = [fault for fault in found if isinstance(fault, MissingFault)]
-    wrong = [fault for fault in found if not isinstance(fault, MissingFault)]
-    lacks = any(not one.fetched for one in missing)
-    print(
-        format_refusal(args.recipe, wrong)
-        if wrong
-        else format_approval(args.recipe, raw, "no faults" if lacks else "ok")
+        raw, faults = _collect_faults(args)
+    errors, missing, fetchable = (
+        [fault for fault in faults if fault.severity == severity] for severity in ("error", "missing", "fetchable")
     )
+    if errors:
+        count = "1 fault" if len(errors) == 1 else f"{len(errors)} faults"
+        print(format_faults(errors, f"{args.recipe}: {count}"))
+    else:
+        print(format_approval(args.recipe, raw, "no faults" if missing else "ok"))
     if missing:
-        print("\n".join(_lacking(missing)))
-    return 1 if wrong else EXIT_MISSING if lacks else 0
+        print(format_faults(missing, "missing on this machine"))
+    if fetchable:
+        print(format_faults(fetchable, "not on this machine yet, fetched by a run with a network"))
+    return 1 if errors else EXIT_MISSING if missing else 0
 
 
 def _collect_faults(args: argparse.Namespace) -> tuple[Mapping[str, Any], list[Fault]]:
@@ -49,29 +51,9 @@ def _collect_faults(args: argparse.Namespace) -> tuple[Mapping[str, Any], list[F
     from mmblocks.train.checks.run import check_run
 
     raw = compose_unchecked(args.recipe, args.overrides)
-    if "stages" not in raw:
-        return raw, [
-            *find_faults(raw["model"]),
-            *find_missing_tokenizers(raw["model"]),
-            *find_missing_weights(raw["model"]),
-        ]
-    weights = find_missing_weights(raw.get("model")) if raw.get("weights") == "pretrained" else []
-    return raw, [*check_run(raw), *find_missing_tokenizers(raw.get("model")), *weights]
-
-
-def _lacking(missing: list[MissingFault]) -> Iterator[str]:
-    """What is not on this machine, first what has to be got by hand."""
-    titles = {False: "missing on this machine", True: "not on this machine yet, fetched by a run with a network"}
-    for fetched, title in titles.items():
-        if lines := [f"  {one}" for one in missing if one.fetched == fetched]:
-            yield f"{title}:"
-            yield from lines
-
-
-def format_refusal(recipe: str, found: list[Fault]) -> str:
-    """All faults, one per line, ready to be read."""
-    count = "1 fault" if len(found) == 1 else f"{len(found)} faults"
-    return "\n".join([f"{recipe}: {count}", *(f"  {fault}" for fault in found)])
+    is_run, model = "stages" in raw, raw.get("model")
+    faults = [*(check_run(raw) if is_run else find_faults(raw["model"])), *find_missing_tokenizers(model)]
+    return raw, faults + ([] if is_run and raw.get("weights") != "pretrained" else find_missing_weights(model))
 
 
 def format_approval(recipe: str, raw: Mapping[str, Any], found: str) -> str:

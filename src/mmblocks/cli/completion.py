@@ -1,26 +1,21 @@
-"""Print what makes Tab complete commands, recipes, components and overrides in bash or zsh.
+"""Print the script that makes Tab complete commands, recipes, components and overrides in bash or zsh.
 
   mmblocks completion bash > ~/.local/share/bash-completion/completions/mmblocks
   mmblocks completion zsh > "${fpath[1]}/_mmblocks"                              or another folder of fpath
 
-or for the running shell alone: eval "$(mmblocks completion bash)"
+For the running shell alone: eval "$(mmblocks completion bash)"
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from argcomplete.finders import CompletionFinder
 from argcomplete.shell_integration import shellcode
 
 from mmblocks.cli import COMMANDS
-
-if TYPE_CHECKING:
-    from mmblocks.cli.suggestions import Suggest
 
 SHELLS = ("bash", "zsh")
 
@@ -35,38 +30,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def answer_shell() -> None:
-    """Tell the shell what may stand at its cursor, and end the process. The shell's words are in the environment."""
+    """Print completions of the command line in the shell's environment variables, and end the process."""
     typed = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split()
     _PositionalFinder()(make_parser(typed[1] if len(typed) > 1 else ""), always_complete_options=False)
 
 
 def make_parser(chosen: str) -> argparse.ArgumentParser:
-    """All commands as one parser. Only the chosen one has its arguments: the others' modules stay unread."""
+    """All commands as one parser. Only the chosen one has its arguments: the modules of the others are not imported."""
     top = argparse.ArgumentParser(prog="mmblocks")
     top.add_argument("--version", action="store_true")
     commands = top.add_subparsers()
     for command in COMMANDS.values():
         parser = commands.add_parser(command.name, help=command.help)
-        if command.name == chosen:
-            importlib.import_module(command.module).add_arguments(parser)
-            _attach_suggestions(chosen, parser)
+        if command.name != chosen:
+            continue
+        from mmblocks.cli.suggestions import SUGGESTIONS
+
+        command.import_module().add_arguments(parser)
+        for action in parser._actions:
+            if suggest := SUGGESTIONS.get((chosen, action.dest)):
+                # The attribute in which argcomplete looks for it.
+                vars(action)["completer"] = lambda prefix, parsed_args, _suggest=suggest, **_: _suggest(
+                    prefix, parsed_args
+                )
     return top
 
 
-def _attach_suggestions(command: str, parser: argparse.ArgumentParser) -> None:
-    from mmblocks.cli.suggestions import SUGGESTIONS
-
-    for action in parser._actions:
-        if (command, action.dest) in SUGGESTIONS:
-            vars(action)["completer"] = _make_completer(SUGGESTIONS[command, action.dest])  # where argcomplete looks
-
-
-def _make_completer(suggest: Suggest) -> Callable[..., Any]:
-    return lambda prefix, parsed_args, **_: suggest(prefix, parsed_args)
-
-
 class _PositionalFinder(CompletionFinder):
-    """argcomplete, which by itself offers no positional arguments behind an option (`sweep RECIPE --star a=1`)."""
+    """argcomplete, which by itself completes no positional argument after an option (`sweep RECIPE --one-at-a-time a=1`)."""
 
     def collect_completions(self, active_parsers: list[Any], parsed_args: argparse.Namespace, cword_prefix: str) -> Any:
         parser = active_parsers[-1]

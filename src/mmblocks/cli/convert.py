@@ -1,4 +1,4 @@
-"""`mmblocks convert FROM TO`: a checkpoint in another layout, checked by running both before it is kept.
+"""`mmblocks convert FROM TO`: write a checkpoint in another layout. Both models are run and compared before it is kept.
 
 `mmblocks convert mm_projector.bin MODEL --out NEW` puts a projector that LLaVA trained alone into a copy of a model.
 """
@@ -15,10 +15,10 @@ from mmblocks.cli.image_options import add_image_options, read_image_options
 from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mmblocks.model.convert.door import CheckpointLayout
-    from mmblocks.model.onevision import OneVision
+    import torch
 
-PARTS = ("encoder", "projector", "learned_tokens", "backbone")
+    from mmblocks.model.convert.layout import CheckpointLayout
+    from mmblocks.model.onevision import OneVision
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,95 +44,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template",
         metavar="NAME",
-        help="chat template to take (`mmblocks list template`) instead of the one that FROM came with",
+        help="chat template (`mmblocks list template`) instead of the one of FROM",
     )
     parser.add_argument(
-        "--no-check", action="store_true", help="keep the result without running both (for models beyond memory)"
+        "--no-check",
+        action="store_true",
+        help="keep the result without running both models (for models larger than memory)",
     )
     parser.add_argument("--out", type=Path, help="with an adapter: folder to write; it must not exist")
-    add_image_options(parser, "what the model says, if anything")
+    add_image_options(parser, "as the model says, if it says anything")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _require_images_kept(arguments)
-    if arguments.source.is_file():
-        return _adapt(arguments.source, arguments.target, arguments.out)
-    if arguments.out is not None:
-        raise ConfigError(f"--out goes with an adapter's file; {arguments.source} is none. Write convert FROM TO.")
-    return _convert_checkpoint(arguments)
-
-
-def _require_images_kept(arguments: argparse.Namespace) -> None:
-    """Refuse to say how images are read where nothing of it would be written."""
     from mmblocks.model.convert import detect_layout
 
-    if not read_image_options(arguments):
-        return
-    if (
-        arguments.source.is_file()
-        or (arguments.to or _choose_default_layout(detect_layout(arguments.source))) != "mmblocks"
+    is_adapter = arguments.source.is_file()
+    if read_image_options(arguments) and (
+        is_adapter or (arguments.to or _choose_default_layout(detect_layout(arguments.source))) != "mmblocks"
     ):
         raise ConfigError(
             "--alpha, --grey and --max-px say how a model in mmblocks' own layout reads images, and none is written here; "
             "leave them out, or write one with --to mmblocks."
         )
+    if is_adapter:
+        return _merge_adapter(arguments.source, arguments.target, arguments.out)
+    if arguments.out is not None:
+        raise ConfigError(f"--out goes with an adapter's file; {arguments.source} is none. Write convert FROM TO.")
+    if arguments.target.exists():
+        raise ConfigError(f"{arguments.target} exists; name a folder that does not.")
+    return _convert_checkpoint(arguments)
 
 
-def _choose_default_layout(found: str) -> str | None:
-    """The layout that is written where none is named; None where the model decides."""
-    return None if found == "mmblocks" else "mmblocks"
+def _choose_default_layout(source_layout: str) -> str | None:
+    """The layout to write where none is named; None where the model decides."""
+    return None if source_layout == "mmblocks" else "mmblocks"
 
 
-def _adapt(file: Path, model: Path, out: Path | None) -> int:
+def _merge_adapter(file: Path, model: Path, out: Path | None) -> int:
     from mmblocks.model.convert.original.adapter import merge_adapter
 
     if out is None:
         raise ConfigError(f"{file} is an adapter for the model in {model}; name the folder to write with --out.")
-    taken = merge_adapter(file, model, out)
-    print(f"taken    {len(taken.tensors)} tensors of {file}")
-    for name in taken.kept:
+    merged = merge_adapter(file, model, out)
+    print(f"taken    {len(merged.tensors)} tensors of {file}")
+    for name in merged.kept:
         print(f"kept     {name}: the file does not have it")
     print(f"written  {out}")
     return 0
 
 
 def _convert_checkpoint(arguments: argparse.Namespace) -> int:
+    import torch
+
     from mmblocks.cli.convert_check import check_logits, print_memory_need
     from mmblocks.cli.convert_prompts import check_prompts
-    from mmblocks.model.convert import detect_layout, layout_of, silence_transformers
+    from mmblocks.model.convert import detect_layout, find_fitting_family, layout_of, silence_transformers
+    from mmblocks.model.convert.weights import find_stored_dtype
     from mmblocks.storage import replace_folder
 
-    if arguments.target.exists():
-        raise ConfigError(f"{arguments.target} exists; name a folder that does not.")
     silence_transformers()
-    found = detect_layout(arguments.source)
-    read = layout_of(found)
-    print(f"found    {read.about} in {arguments.source}")
+    source, target = arguments.source, arguments.target
+    source_name = detect_layout(source)
+    source_layout = layout_of(source_name)
+    print(f"found    {source_layout.about} in {source}")
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else find_stored_dtype(source)
     if arguments.to == "parts":
-        return _save_vision_parts(arguments.source, arguments.target, arguments.dtype)
-    print_memory_need(arguments.source, arguments.dtype, checked=not arguments.no_check)
-    with replace_folder(arguments.target) as fresh:
-        model = _import_model(read, arguments.source, arguments.dtype, arguments.template)
+        return _save_vision_parts(source, target, dtype)
+    print_memory_need(source, arguments.dtype, checked=not arguments.no_check)
+    with replace_folder(target) as fresh:
+        model = _import_model(source_layout, source, dtype, arguments.template)
         model.spec = replace(model.spec, images=model.images.with_changes(read_image_options(arguments)))
-        write = layout_of(arguments.to or _fitting(found, model))
-        _require_expressed(write, model)
-        write.export_model(model, fresh)
-        print(f"written  {write.about}")
+        to = arguments.to or _choose_default_layout(source_name) or find_fitting_family(model)
+        target_layout = layout_of(to)
+        if reasons := target_layout.reasons_against_export(model):
+            listed = "\n".join(f"  - {reason}" for reason in reasons)
+            raise ConfigError(f"{target_layout.about} cannot express this model:\n{listed}")
+        target_layout.export_model(model, fresh)
+        print(f"written  {target_layout.about}")
         if not arguments.no_check:
-            check_prompts(model, arguments.source, fresh, asked_for=arguments.template is not None)
-            check_logits(model, read, arguments.source, write, fresh, exact=arguments.dtype is None)
-    print(f"kept     {arguments.target}")
+            check_prompts(model, source, fresh, template_is_given=arguments.template is not None)
+            check_logits(model, source_layout, source, target_layout, fresh, exact=arguments.dtype is None)
+    print(f"kept     {target}")
     return 0
 
 
-def _save_vision_parts(source: Path, target: Path, dtype_name: str | None) -> int:
-    import torch
-
+def _save_vision_parts(source: Path, target: Path, dtype: torch.dtype) -> int:
     from mmblocks.model.build import count_parameters
     from mmblocks.model.convert.parts import import_vision_parts
-    from mmblocks.model.convert.weights import find_stored_dtype
 
-    parts = import_vision_parts(source, dtype=getattr(torch, dtype_name) if dtype_name else find_stored_dtype(source))
+    parts = import_vision_parts(source, dtype=dtype)
     for part in ("encoder", "projector"):
         print(f"part     {part}: {parts.settings[part]['name']}, {count_parameters(getattr(parts, part)):,} parameters")
     parts.save(target)
@@ -140,47 +140,18 @@ def _save_vision_parts(source: Path, target: Path, dtype_name: str | None) -> in
     return 0
 
 
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
-def _import_model(door: CheckpointLayout, folder: Path, dtype_name: str | None, template: str | None) -> OneVision:
-    import torch
-
-    from mmblocks.model.convert.weights import find_stored_dtype
-
-    dtype: torch.dtype = getattr(torch, dtype_name) if dtype_name else find_stored_dtype(folder)
-    model, found = door.import_model(folder, dtype=dtype, template=template)
-    for part, size in _sizes(model).items():
-        print(f"part     {part}: {size}")
-    print(f"layout   {found.layout}: {len(found.tensors)} tensors read as {str(dtype).removeprefix('torch.')}")
-    print(f"template {found.chat}")
-    for reason, count in Counter(found.unused.values()).items():
-        print(f"unused   {count} tensors: {reason}")
-    return model
-
-
-def _sizes(model: OneVision) -> dict[str, str]:
-    """What each part of a model is, and its parameters."""
+def _import_model(layout: CheckpointLayout, folder: Path, dtype: torch.dtype, template: str | None) -> OneVision:
     from mmblocks.model.build import count_parameters
     from mmblocks.registry import split_spec
 
-    names = {part: split_spec(getattr(model.spec, part))[0] for part in PARTS if part != "learned_tokens"}
+    model, record = layout.import_model(folder, dtype=dtype, template=template)
+    names = {part: split_spec(getattr(model.spec, part))[0] for part in ("encoder", "projector")}
     names["learned_tokens"] = ", ".join(model.learned_tokens.keys()) or "none"
     names["backbone"] = model.backbone.config.model_type
-    return {part: f"{names[part]}, {count_parameters(getattr(model, part)):,} parameters" for part in PARTS}
-
-
-# Writing ------------------------------------------------------------------------------------------------------------
-
-
-def _fitting(found: str, model: OneVision) -> str:
-    """mmblocks' own layout, or for a model that has it already the family of transformers that can express it."""
-    from mmblocks.model.convert import find_fitting_family
-
-    return _choose_default_layout(found) or find_fitting_family(model)
-
-
-def _require_expressed(door: CheckpointLayout, model: OneVision) -> None:
-    if reasons := door.reasons_against_export(model):
-        listed = "\n".join(f"  - {reason}" for reason in reasons)
-        raise ConfigError(f"{door.about} cannot express this model:\n{listed}")
+    for part, name in names.items():
+        print(f"part     {part}: {name}, {count_parameters(getattr(model, part)):,} parameters")
+    print(f"layout   {record.layout}: {len(record.tensors)} tensors read as {str(dtype).removeprefix('torch.')}")
+    print(f"template {record.chat}")
+    for reason, count in Counter(record.unused.values()).items():
+        print(f"unused   {count} tensors: {reason}")
+    return model

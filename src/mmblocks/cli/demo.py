@@ -1,4 +1,4 @@
-"""`mmblocks demo`: the bundled tiny model looks at an image, two images and a video, and answers."""
+"""`mmblocks demo`: the bundled tiny model answers questions about an image, two images and a video."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Your turn:
   ask your own       mmblocks chat --image my.jpg            (a photograph of any size; this tiny model knows coloured shapes)
   see the parts      mmblocks list        mmblocks show projector mlp
   swap a part        mmblocks train tiny/onevision model/projector=linear
-  count before use   mmblocks plan onevision/7b image=1920x1080 video=1280x720@30s
+  count tokens       mmblocks plan onevision/7b image=1920x1080 video=1280x720@30s
   how it was trained mmblocks recipes tiny/onevision         (made-up images, the paper's own curriculum; the scores: mmblocks eval tiny)
 """
 
@@ -31,13 +31,13 @@ def run(args: argparse.Namespace) -> int:
     from mmblocks.model.checkpoint import load
 
     torch.set_num_threads(1)  # a tiny model runs faster on one thread
-    began = time.perf_counter()
+    start = time.perf_counter()
     model = load(find_tiny_model())
     print(f"A tiny OneVision model, read from {find_tiny_model()}\n")
     print(describe_parts(model))
-    for title, shown, questions in list_scenes():
-        ask_about(model, title, shown, questions)
-    print(f"\nDone in {time.perf_counter() - began:.1f} s.")
+    for title, content, questions in list_scenes():
+        ask_questions(model, title, content, questions)
+    print(f"\nDone in {time.perf_counter() - start:.1f} s.")
     print(NEXT_STEPS)
     return 0
 
@@ -49,16 +49,15 @@ def describe_parts(model: OneVision) -> str:
 
     slots = {key.removeprefix("model."): split_spec(part)[0] for key, (_, part) in model.spec.list_slots().items()}
     counted = {name: count_parameters(getattr(model, name)) for name in ("encoder", "projector", "backbone")}
-    rows = [f"  {slot:<22} {name:<16} {_parameters(counted, slot)}" for slot, name in slots.items()]
+    rows = [
+        f"  {slot:<22} {name:<16} " + (f"{counted[slot]:>10,} parameters" if slot in counted else "")
+        for slot, name in slots.items()
+    ]
     return "\n".join([*rows, f"  {'all parts':<22} {'':<16} {count_parameters(model):>10,} parameters"])
 
 
-def _parameters(counted: dict[str, int], slot: str) -> str:
-    return f"{counted[slot]:>10,} parameters" if slot in counted else ""
-
-
 def list_scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
-    """What the demo shows (examples/make_demo_media.py draws the files), and asks about it."""
+    """Titles, content and questions of the demo; examples/make_demo_media.py draws the files."""
     from mmblocks.assets import find_media
     from mmblocks.chat import image, video
 
@@ -70,8 +69,8 @@ def list_scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
         ),
         (
             "Two images in one conversation",
-            ["Image 1: ", image(find_media("first.png")), "Image 2: ", image(find_media("second.png"))],
-            ["What is in image 1?", "Which image shows a purple square?"],
+            ["Picture 1: ", image(find_media("first.png")), "Picture 2: ", image(find_media("second.png"))],
+            ["What is in picture 1?", "Which picture shows a purple square?"],
         ),
         (
             "A video of two seconds",
@@ -81,13 +80,13 @@ def list_scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
     ]
 
 
-def ask_about(model: OneVision, title: str, shown: list[str | Visual], questions: list[str]) -> None:
-    """Ask each question about what is shown, each in a chat of its own."""
+def ask_questions(model: OneVision, title: str, content: list[str | Visual], questions: list[str]) -> None:
+    """Print the visuals with their tokens, and the answer to each question in a new chat."""
     from mmblocks.chat import Chat
     from mmblocks.conversation import Conversation, Message, Visual
     from mmblocks.data.sample.processor import Processor
 
-    visuals = tuple(part for part in shown if isinstance(part, Visual))
+    visuals = tuple(part for part in content if isinstance(part, Visual))
     plans = Processor.from_model(model).plan(Conversation((Message("user", visuals),), title))
     print(f"\n{title}")
     for visual, routed in zip(visuals, plans, strict=True):
@@ -96,4 +95,4 @@ def ask_about(model: OneVision, title: str, shown: list[str | Visual], questions
             f"  {visual.source.name}: {views} view{'s' * (views > 1)}, {routed.plan.num_tokens} tokens ({routed.scenario})"
         )
     for question in questions:
-        print(f"  you: {question}\n  it:  {Chat(model).ask(*shown, question)}")
+        print(f"  you: {question}\n  it:  {Chat(model).ask(*content, question)}")

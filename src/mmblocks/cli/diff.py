@@ -1,4 +1,4 @@
-"""What tells two runs or two models apart: components, shapes, visual tokens, data, stages, settings, final metrics.
+"""Differences between two runs or two models: components, shapes, visual tokens, data, stages, settings, final metrics.
 
   mmblocks diff runs/a runs/b
   mmblocks diff runs/a/model runs/b/model image=1000x700 --json
@@ -21,30 +21,30 @@ NOTHING = "(none)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("one", type=Path, help="folder of a run, of a sweep's cell, or of a model")
-    parser.add_argument("other", type=Path, help="the one to compare it with")
-    parser.add_argument("visuals", nargs="*", help="images and videos to count tokens for, in place of the usual ones")
-    parser.add_argument("--json", action="store_true", help="the same as json")
+    parser.add_argument("one", type=Path, help="folder of a run, of a sweep's trial, or of a model")
+    parser.add_argument("other", type=Path, help="the run or model to compare with")
+    parser.add_argument("visuals", nargs="*", help="images and videos to count tokens for, instead of the usual ones")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     from mmblocks.sweep.diff import VISUALS, find_differences
 
-    found = find_differences(args.one, args.other, args.visuals or VISUALS)
+    differences = find_differences(args.one, args.other, args.visuals or VISUALS)
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(differences, indent=2))
     else:
-        print("\n".join(format_differences(str(args.one), str(args.other), found)))
+        print("\n".join(format_differences(str(args.one), str(args.other), differences)))
     return 0
 
 
-def format_differences(one: str, other: str, found: Differences) -> Iterator[str]:
-    """The differences as people read them, section by section."""
+def format_differences(one: str, other: str, differences: Differences) -> Iterator[str]:
+    """The differences as lines of text, section by section."""
     yield f"a: {one}"
     yield f"b: {other}"
-    if not found:
+    if not differences:
         yield "no difference"
-    for section, entries in found.items():
+    for section, entries in differences.items():
         yield f"\n{section}"
         width = max(map(len, entries))
         for key, (left, right) in entries.items():

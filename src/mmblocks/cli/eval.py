@@ -1,4 +1,4 @@
-"""`mmblocks eval`: print the table of a task."""
+"""`mmblocks eval`: print the scores of a model on a suite of tasks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-SUITES = {"tiny": "TinyWorld's held-out images, image sets and clips"}
+SUITES = {"tiny": "TinyWorld's held-out images, image sets and videos"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     table = evaluate_tinyworld(load(args.model or find_tiny_model()), samples=args.samples)
     if args.json:
-        counts = {t: {k: [s.right, s.asked] for k, s in scores.items()} for t, scores in table.items()}
+        counts = {t: {k: [s.num_right, s.num_questions] for k, s in scores.items()} for t, scores in table.items()}
         print(json.dumps(counts, indent=2))
     else:
         print(format_scores(table))

@@ -1,5 +1,7 @@
-"""An example of each command, shown at the end of its help. A test runs them in this order, in one folder, but for what
-needs a checkpoint of others."""
+"""An example of each command, shown at the end of its help.
+
+A test runs them in this order in one folder, except those that need a downloaded checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,9 @@ EXAMPLES = {
     "doctor": "mmblocks doctor",
     "completion": "mmblocks completion bash",
 }
-"""One line per command, as it is typed in a shell; my.jpg is a file of the reader's."""
+"""One line per command, as typed in a shell; my.jpg is a file of the user."""
 
 
-def show_example(command: str) -> str:
+def format_example(command: str) -> str:
     """The end of a command's help."""
     return f"example:\n  {EXAMPLES[command]}"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import ModuleType
 
 from mmblocks.cli.user_folders import state_folder
 
@@ -18,10 +16,13 @@ def edit_lines(history_name: str) -> Iterator[None]:
     """Give `input()` line editing and a history, which is kept in the user's state folder under this name.
 
     Nothing changes where the standard input is no terminal, or where this Python has no readline module. A history
-    that cannot be read or written is left out.
+    that cannot be read or written is ignored.
     """
-    readline = _import_readline() if sys.stdin.isatty() else None
-    if readline is None:
+    try:
+        import readline
+    except ImportError:  # Windows, and Pythons that were built without it
+        readline = None
+    if readline is None or not sys.stdin.isatty():
         yield
         return
     with suppress(OSError, RuntimeError):  # the first time there is no file; there may be no home
@@ -31,18 +32,7 @@ def edit_lines(history_name: str) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError, RuntimeError):
-            _write_history(readline, state_folder() / history_name)
-
-
-def _import_readline() -> ModuleType | None:
-    try:
-        import readline
-    except ImportError:  # Windows, and Pythons that were built without it
-        return None
-    return readline
-
-
-def _write_history(readline: ModuleType, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)  # questions are the user's own
-    readline.write_history_file(path)
+            path = state_folder() / history_name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)  # questions are private
+            readline.write_history_file(path)

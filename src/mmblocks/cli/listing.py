@@ -1,4 +1,4 @@
-"""Components and whole systems that can be combined, by kind. No component is imported to show them."""
+"""Components and complete systems, by kind. No component is imported to list them."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ def list_components(registry: Registry[Any]) -> Iterator[str]:
     """One line per component: name, size, and what it is."""
     rows = [(name, format_size(registry, name), format_summary(registry, name)) for name in registry]
     names, sizes = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
-    room = shutil.get_terminal_size((150, 24)).columns - names - sizes - 6
+    room = max(40, shutil.get_terminal_size((150, 24)).columns - names - sizes - 6)
     for name, size, summary in rows:
-        yield "  ".join([f"{name:{names}}", *([f"{size:{sizes}}"] if sizes else []), _cut(summary, room)])
+        shown = summary if len(summary) <= room else f"{summary[: room - 3].rstrip()}..."
+        yield "  ".join([f"{name:{names}}", *([f"{size:{sizes}}"] if sizes else []), shown])
 
 
 def format_size(registry: Registry[Any], name: str) -> str:
@@ -73,16 +74,12 @@ def format_summary(registry: Registry[Any], name: str) -> str:
     checkpoint = settings.get("model_name") or settings.get("checkpoint")
     if checkpoint:
         return f"{root}, weights of {checkpoint}"
-    values = ", ".join(f"{key}={_show_value(value)}" for key, value in settings.items())
+    values = ", ".join(f"{key}={_format_value(value)}" for key, value in settings.items())
     return f"{root} with {values}" if values else f"the same as {root}"
 
 
-def _show_value(value: Any) -> str:
-    """A setting's value; a component inside it by its name alone."""
+def _format_value(value: object) -> str:
+    """The value of a setting; for a component inside it only the name."""
     if isinstance(value, tuple | list):
-        return f"({', '.join(v if isinstance(v, str) else _show_value(v) for v in value)})"
+        return f"({', '.join(v if isinstance(v, str) else _format_value(v) for v in value)})"
     return str(value["name"]) if isinstance(value, dict) and "name" in value else format_value(value)
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= max(room, 40) else f"{text[: max(room, 40) - 3].rstrip()}..."

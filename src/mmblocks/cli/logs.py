@@ -1,4 +1,4 @@
-"""What the commands show of the log: mmblocks' own warnings, and of other packages errors only.
+"""What commands show of the log: warnings of mmblocks, and errors of other packages.
 
 MMBLOCKS_LOG=info (or debug, warning) shows all records of that level on stderr, those of other packages and Python's
 warnings included.
@@ -19,16 +19,18 @@ LEVELS = ("debug", "info", "warning", "error")
 
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """While a command runs, write the log to stderr; Python's warnings go to the log. All is as before afterwards."""
+    """Write the log and Python's warnings to stderr while a command runs, and restore the logging settings afterwards."""
     root, own = logging.getLogger(), logging.getLogger("mmblocks")
     levels = root.level, own.level
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    if (level := _chosen_level()) is None:
-        handler.addFilter(_is_shown)
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it has a handler of its own, set when it is imported
+    if name := os.environ.get(SETTING):
+        if name.lower() not in LEVELS:
+            raise ConfigError(f"{SETTING}={name!r} is no level; write {', '.join(LEVELS)}.")
+        root.setLevel(name.upper())
     else:
-        root.setLevel(level)
+        handler.addFilter(lambda r: r.name.partition(".")[0] == "mmblocks" or r.levelno >= logging.ERROR)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it has a handler of its own, set when it is imported
     root.addHandler(handler)
     logging.captureWarnings(True)
     try:
@@ -41,18 +43,5 @@ def log_to_stderr() -> Iterator[None]:
 
 
 def show_progress() -> None:
-    """Show what mmblocks logs as information too, as long as the command runs."""
+    """Show mmblocks' messages of level info, too, until the command ends."""
     logging.getLogger("mmblocks").setLevel(logging.INFO)
-
-
-def _is_shown(record: logging.LogRecord) -> bool:
-    return record.name.partition(".")[0] == "mmblocks" or record.levelno >= logging.ERROR
-
-
-def _chosen_level() -> int | None:
-    name = os.environ.get(SETTING, "")
-    if not name:
-        return None
-    if name.lower() not in LEVELS:
-        raise ConfigError(f"{SETTING}={name!r} is no level; write {', '.join(LEVELS)}.")
-    return logging.getLevelNamesMapping()[name.upper()]

@@ -1,4 +1,4 @@
-"""The training side of `mmblocks plan --memory`: what a process needs in each stage, by the number of processes."""
+"""`mmblocks plan --memory`: the memory that a process needs in each stage, by the number of processes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ COLUMNS = ("weights", "gradients", "optimizer", "copies", "gathered", "passing",
 
 
 def read_ranks(words: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of processes that words such as ranks=64 or ranks=8,64 ask for; several sizes without any."""
-    given = [part for word in words if word.startswith("ranks=") for part in word.removeprefix("ranks=").split(",")]
-    wrong = [part for part in given if not part.isdecimal() or int(part) < 1]
+    """The numbers of processes in words like ranks=64 or ranks=8,64; `RANKS` without such a word."""
+    numbers = [part for word in words if word.startswith("ranks=") for part in word.removeprefix("ranks=").split(",")]
+    wrong = [part for part in numbers if not part.isdecimal() or int(part) < 1]
     if wrong:
         raise ConfigError(f"ranks={wrong[0]}: no number of processes; write ranks=64, or several as ranks=8,64.")
-    return tuple(map(int, given)) or RANKS
+    return tuple(map(int, numbers)) or RANKS
 
 
 def compute_stage_memory(raw: Mapping[str, Any], ranks: Sequence[int]) -> dict[str, list[StepMemory]]:
@@ -35,15 +35,12 @@ def compute_stage_memory(raw: Mapping[str, Any], ranks: Sequence[int]) -> dict[s
     return {stage.name: estimate_stage_memory(raw["model"], stage, ranks, **settings) for stage in read_stages(raw)}
 
 
-def format_memory(found: Mapping[str, Sequence[StepMemory]]) -> Iterator[str]:
+def format_memory(stages: Mapping[str, Sequence[StepMemory]]) -> Iterator[str]:
     """One table per stage, in GiB for each process."""
-    for name, rows in found.items():
+    for name, rows in stages.items():
         sizes = sorted({(row.tokens, row.views) for row in rows})
         yield f"{name}: GiB per process, rows of " + ", ".join(f"{t} tokens and {v} views" for t, v in sizes)
-        yield from align_columns([("ranks", *(c.replace("_", " ") for c in COLUMNS)), *map(_row, rows)])
+        table = [(str(row.ranks), *(f"{row.to_dict()[column] / GIB:.1f}" for column in COLUMNS)) for row in rows]
+        yield from align_columns([("ranks", *(c.replace("_", " ") for c in COLUMNS)), *table])
         yield ""
-    yield "between rows: whole gradients that wait where a process has several rows a step and accumulate=local; not in the total."
-
-
-def _row(memory: StepMemory) -> tuple[str, ...]:
-    return str(memory.ranks), *(f"{memory.to_dict()[column] / GIB:.1f}" for column in COLUMNS)
+    yield "between rows: whole gradients kept between rows, with several rows per process and step and accumulate=local; not in the total."

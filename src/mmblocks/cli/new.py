@@ -1,4 +1,4 @@
-"""A package with a component of your own: the part, its test and the entry point by which mmblocks finds it.
+"""Create a package with a component of your own, its test, and the entry point by which mmblocks finds it.
 
 mmblocks new projector my_projector
 cd my_projector && pip install -e . && pytest
@@ -23,8 +23,8 @@ FUNCTIONS = ("tokenizer", "backbone")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", help=", ".join(PARTS))
-    parser.add_argument("name", help="its name in configs, also of the package: letters, digits and underscores")
-    parser.add_argument("--out", type=Path, default=Path(), help="the folder to make the package in (this one)")
+    parser.add_argument("name", help="name of the component and of the package: letters, digits and underscores")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder in which to create the package (default: .)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +37,16 @@ def run(args: argparse.Namespace) -> int:
 def write_package(kind: str, name: str, out: Path) -> Path:
     """Write the package into a new folder of `out` and return it. Raises `ConfigError` for a name that cannot be used."""
     folder = out / name
-    if faults := _list_faults(kind, name, folder):
+    if kind not in PARTS:
+        raise ConfigError(f"there is no skeleton for {kind!r}.{format_suggestion(kind, PARTS)}")
+    faults = []
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        faults.append(f"{name!r} cannot name a component and its package; write it like my_{kind}.")
+    elif name in REGISTRIES[kind]:
+        faults.append(f"mmblocks has a {kind} called {name!r} already; choose another name.")
+    if folder.exists():
+        faults.append(f"{folder} exists already; choose another name or --out.")
+    if faults:
         raise ConfigError("\n".join(faults))
     text, small = PARTS[kind]
     part = name if kind in FUNCTIONS else "".join(word.capitalize() for word in name.split("_"))
@@ -51,16 +60,3 @@ def write_package(kind: str, name: str, out: Path) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content.format(**words), encoding="utf-8")
     return folder
-
-
-def _list_faults(kind: str, name: str, folder: Path) -> list[str]:
-    if kind not in PARTS:
-        return [f"there is no skeleton for {kind!r}.{format_suggestion(kind, PARTS)}"]
-    faults = []
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        faults.append(f"{name!r} cannot name a component and its package; write it like my_{kind}.")
-    elif name in REGISTRIES[kind]:
-        faults.append(f"mmblocks knows a {kind} called {name!r} already; take another name.")
-    if folder.exists():
-        faults.append(f"{folder} is there already; take another name or --out.")
-    return faults

@@ -1,4 +1,4 @@
-"""argparse as the commands need it: options between positional arguments, errors that name only what is required."""
+"""argparse with options between positional arguments, and errors that name only required arguments."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ _MISSING = "the following arguments are required: "
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose `nargs="*"` arguments are optional, and whose errors say what a missing argument is."""
+    """A parser whose `nargs="*"` arguments are optional, and whose errors explain a missing argument."""
 
-    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
         action = super().add_argument(*names, **settings)
         if action.nargs == argparse.ZERO_OR_MORE:
-            action.required = False  # argparse would ask for one that has no default
+            action.required = False  # argparse would require one that has no default
         return action
 
     def parse_command(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Options may stand between overrides (`sweep RECIPE --star a=1,2`); argparse allows that where nothing is nested."""
+        """Parse arguments, with options between overrides (`sweep RECIPE --one-at-a-time a=1,2`).
+
+        argparse allows that where no argument is nested.
+        """
         if not arguments:  # argparse would name required options alone, then required positional arguments
             self._refuse_missing([action for action in self._actions if action.required])
         nested = any(action.nargs in (argparse.PARSER, argparse.REMAINDER) for action in self._actions)

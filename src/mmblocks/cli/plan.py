@@ -1,30 +1,30 @@
-"""Tokens, compute and memory of a recipe's model for given images and videos, or what training on given data takes.
+"""Tokens, compute and memory of a model for given images and videos, or of a training on given data.
 
-Reads no weights and no network.
+Reads no weights and uses no network.
 
   mmblocks plan RECIPE image=1000x700 image=384x384 video=1280x720@30s
   mmblocks plan llava_next/vicuna_7b model/projector=gated image=1000x700 --json
 
-Sizes are WIDTHxHEIGHT in pixels; a video says its seconds, and its frames per second if they are not 30
-(video=1280x720@30s@25fps). All visuals stand in one conversation. Other words are overrides.
+Sizes are WIDTHxHEIGHT in pixels. A video also has its seconds, and its frames per second if not 30
+(video=1280x720@30s@25fps). All visuals are in one conversation. Other words are overrides.
 
   mmblocks plan RECIPE data=train.json ranks=64 images=photos stage=onevision
   mmblocks plan RECIPE data=recipe
   mmblocks plan RECIPE ranks=8,64 --memory
   mmblocks plan RECIPE --trains
 
-With data, headers of its media are read and nothing else: how many tokens, views and labels its samples have, what padding
-and packing make of them, how evenly the ranks are kept busy. data=FILE (several, too) is planned as the last stage would
-read it, or the one that stage= names; data=recipe is what the stages of the recipe read themselves. images= and videos= are
-the folders that media are relative to, ignore=KEY,KEY keys of records that may be left out, samples= how many are measured
-at most (10000), cost= a saved calibration.
+With data, only the headers of its media are read. The plan shows how many tokens, views and labels the samples have, what
+padding and packing waste, and how evenly the work is spread over the ranks. data=FILE (may be repeated) is read as the
+last stage would read it, or as the stage in stage=; data=recipe is the data of the recipe's own stages. images= and videos=
+are the folders of the media, ignore=KEY,KEY keys of records that may be ignored, samples= the most samples to measure
+(10000), cost= a saved calibration.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -49,36 +49,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=int, default=64, metavar="TOKENS", help="text tokens beside the visuals (64)")
     parser.add_argument("--memory", action="store_true", help="memory of training by stage, for ranks=8,64 processes")
     parser.add_argument("--trains", action="store_true", help="what learns in each stage, how much and how fast")
-    parser.add_argument("--json", action="store_true", help="the same as json")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    from mmblocks import conf
+    from mmblocks.cli.memory_report import compute_stage_memory, format_memory, read_ranks
     from mmblocks.pretrained import forbid_fetching
 
-    with forbid_fetching():
-        return _plan(args)
-
-
-def _plan(args: argparse.Namespace) -> int:
-    from mmblocks import conf
-
     media = [word for word in args.words if word.startswith(MEDIA)]
-    about_data = [word for word in args.words if word.startswith(WORDS)]
-    raw = conf.compose_for_planning(args.recipe, [w for w in args.words if w not in media and w not in about_data])
-    if args.memory:
-        return _print_memory_plan(raw, about_data, as_json=args.json)
-    if args.trains:
-        return _print_training_table(raw, as_json=args.json)
-    if not about_data:
-        return _print_media_plan(raw, media, args)
-    question = PlanRequest.from_words(about_data)
-    if media or not question.data:
-        wrong = f"{media[0]} is an image or video" if media else f"{about_data[0]} is about data"
-        raise ConfigError(f"{wrong}; write either images and videos, or data=FILE (or data=recipe) and words about it.")
-    return _print_data_plan(raw, question, as_json=args.json)
+    data_words = [word for word in args.words if word.startswith(WORDS)]
+    with forbid_fetching():
+        raw = conf.compose_for_planning(args.recipe, [w for w in args.words if w not in media and w not in data_words])
+        if args.memory:
+            stages = compute_stage_memory(raw, read_ranks(data_words))
+            plain = {name: [memory.to_dict() for memory in rows] for name, rows in stages.items()}
+            _print_plan(plain, format_memory(stages), as_json=args.json)
+        elif args.trains:
+            _print_training_table(raw, as_json=args.json)
+        elif not data_words:
+            _print_media_plan(raw, media, args)
+        else:
+            request = PlanRequest.from_words(data_words)
+            if media or not request.data:
+                wrong = f"{media[0]} is an image or video" if media else f"{data_words[0]} is about data"
+                raise ConfigError(
+                    f"{wrong}; write either images and videos, or data=FILE (or data=recipe) and words about it."
+                )
+            figures = []
+            for stage in plan_stages(raw, request):
+                if not args.json:  # each table as soon as its stage is measured
+                    print("\n".join(["\n"] * bool(figures) + list(format_stage(stage))))
+                figures.append(stage.to_dict())
+            if args.json:
+                print(json.dumps(figures, indent=2))
+    return 0
 
 
-def _print_media_plan(raw: Mapping[str, Any], media: Sequence[str], args: argparse.Namespace) -> int:
+def _print_plan(values: object, lines: Iterable[str], *, as_json: bool) -> None:
+    print(json.dumps(values, indent=2) if as_json else "\n".join(lines))
+
+
+def _print_media_plan(raw: Mapping[str, Any], media: Sequence[str], args: argparse.Namespace) -> None:
     from mmblocks.model.budget import estimate_budget, parse_visual_shape
     from mmblocks.model.checks.composition import dry_build
     from mmblocks.train.estimates.memory import estimate_stage_states
@@ -87,48 +99,32 @@ def _print_media_plan(raw: Mapping[str, Any], media: Sequence[str], args: argpar
     seen = dry_build(raw["model"])
     budget = estimate_budget(seen, shapes, text_tokens=args.text)
     training = {name: state.total for name, state in estimate_stage_states(raw, seen).items()}
-    plain = {**budget.to_dict(), "training_bytes": training}
-    print(json.dumps(plain, indent=2) if args.json else "\n".join(format_budget(raw["model"], budget, training)))
-    return 0
+    values = {**budget.to_dict(), "training_bytes": training}
+    _print_plan(values, format_budget(raw["model"], budget, training), as_json=args.json)
 
 
-def _print_training_table(raw: Mapping[str, Any], *, as_json: bool) -> int:
+def _print_training_table(raw: Mapping[str, Any], *, as_json: bool) -> None:
     from mmblocks.train.reports.parameter_table import format_training_table, make_training_tables
 
     if not raw.get("stages"):
         raise ConfigError("--trains is about training, and a system has no stages; name a recipe (`mmblocks recipes`).")
     tables = make_training_tables(raw)
-    if as_json:
-        print(json.dumps({name: [asdict(row) for row in rows] for name, rows in tables.items()}, indent=2))
-    else:
-        print("\n\n".join(f"{name}\n{format_training_table(rows)}" for name, rows in tables.items()))
-    return 0
+    pages = (f"{name}\n{format_training_table(rows)}" for name, rows in tables.items())
+    _print_plan(
+        {name: [asdict(row) for row in rows] for name, rows in tables.items()}, ["\n\n".join(pages)], as_json=as_json
+    )
 
 
-def _print_memory_plan(raw: Mapping[str, Any], words: Sequence[str], *, as_json: bool) -> int:
-    from mmblocks.cli.memory_report import compute_stage_memory, format_memory, read_ranks
-
-    found = compute_stage_memory(raw, read_ranks(words))
-    plain = {name: [memory.to_dict() for memory in rows] for name, rows in found.items()}
-    print(json.dumps(plain, indent=2) if as_json else "\n".join(format_memory(found)))
-    return 0
-
-
-def _print_data_plan(raw: Mapping[str, Any], question: PlanRequest, *, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps([found.to_dict() for found in plan_stages(raw, question)], indent=2))
-        return 0
-    for number, found in enumerate(plan_stages(raw, question)):
-        print("\n".join(["\n"] * (number > 0) + list(format_stage(found))))
-    return 0
-
-
-# A page for people --------------------------------------------------------------------------------------------------
+# Tables -------------------------------------------------------------------------------------------------------------
 
 
 def format_budget(model: Mapping[str, Any], budget: Budget, training: Mapping[str, int]) -> Iterator[str]:
     """The budget as aligned tables. training: bytes of the state of each stage on one process."""
-    yield from _names(model)
+    from mmblocks.registry import split_spec
+
+    names = {kind: split_spec(model[kind])[0] for kind in ("encoder", "projector", "pooling", "backbone")}
+    visual = ", ".join(f"{scenario} {split_spec(spec)[0]}" for scenario, spec in model["tokenizer"].items())
+    yield f"{names['encoder']} -> {names['projector']} -> {visual} (pooling {names['pooling']}) -> {names['backbone']}"
     yield ""
     yield from align_columns([("visual", "pixels", "scenario", "views", "tokens"), *_list_visual_rows(budget)])
     yield ""
@@ -144,21 +140,13 @@ def format_budget(model: Mapping[str, Any], budget: Budget, training: Mapping[st
         )
 
 
-def _names(model: Mapping[str, Any]) -> Iterator[str]:
-    from mmblocks.registry import split_spec
-
-    names = {kind: split_spec(model[kind])[0] for kind in ("encoder", "projector", "pooling", "backbone")}
-    visual = ", ".join(f"{scenario} {split_spec(spec)[0]}" for scenario, spec in model["tokenizer"].items())
-    yield f"{names['encoder']} -> {names['projector']} -> {visual} (pooling {names['pooling']}) -> {names['backbone']}"
-
-
 def _list_visual_rows(budget: Budget) -> Iterator[tuple[str, ...]]:
     for visual in budget.visuals:
         frames = f", {visual.num_frames} frames" if visual.kind == "video" else ""
         pixels = f"{visual.size.width}x{visual.size.height}{frames}"
         yield visual.kind, pixels, visual.scenario, str(visual.views), str(visual.tokens)
     if budget.inline_text_tokens:
-        yield "told with them", "", "", "", str(budget.inline_text_tokens)
+        yield "inline text", "", "", "", str(budget.inline_text_tokens)
     yield "text", "", "", "", str(budget.text_tokens)
     yield "sequence", "", "", str(budget.views), f"{budget.sequence_tokens} of {budget.max_tokens}"
 

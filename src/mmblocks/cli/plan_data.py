@@ -1,4 +1,4 @@
-"""The data side of `mmblocks plan`: how long samples are, how well they pack, and how evenly they keep ranks busy."""
+"""`mmblocks plan data=...`: lengths of samples, packing, and the balance of work between ranks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmblocks.cli.stage_data import SOURCE_WORDS, list_stages, make_stage_processor, read_source_words
 from mmblocks.cli.tables import align_columns
 from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mmblocks.data.mixing.mixture import Draws, Mixture
-    from mmblocks.data.planning.cost import SampleCost
-    from mmblocks.data.planning.measure import SampleSizes
     from mmblocks.data.planning.report import BatchingReport
-    from mmblocks.data.planning.steps import StepPlan
-    from mmblocks.data.sample.processor import Processor
     from mmblocks.train.stages import Stage
 
-WORDS = ("data=", "ranks=", "stage=", "images=", "videos=", "ignore=", "cost=", "samples=")
+WORDS = ("data=", "ranks=", "stage=", *SOURCE_WORDS, "cost=", "samples=")
 RECIPE_DATA = "recipe"
 RANKS = 8
 SAMPLES = 10_000
@@ -27,31 +23,29 @@ MAX_FAULTS_LISTED = 3
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What was asked on the command line: which data, for which stage, on how many ranks.
+    """What the command line asks for: which data, for which stage, on how many ranks.
 
-    data: files, or "recipe" for what the stages themselves read. roots: media folders and ignored keys of these files.
-    samples: how many are measured at most. cost: a saved calibration.
+    data: files, or "recipe" for the data of the stages themselves. source_settings: media folders and ignored keys of the
+    files. samples: how many are measured at most. cost: a saved calibration.
     """
 
     data: tuple[str, ...]
     ranks: int = RANKS
     stage: str | None = None
-    roots: tuple[tuple[str, Any], ...] = ()
+    source_settings: tuple[tuple[str, Any], ...] = ()
     samples: int = SAMPLES
     cost: str | None = None
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> PlanRequest:
         """Read data=..., ranks=..., stage=..., images=..., videos=..., ignore=..., cost=..., samples=...."""
-        given = [(key, value) for key, _, value in (word.partition("=") for word in words)]
-        last = dict(given)
-        roots = [(key, last[key]) for key in ("images", "videos") if key in last]
-        roots += [("ignore", last["ignore"].split(","))] if "ignore" in last else []
+        pairs = [(key, value) for key, _, value in (word.partition("=") for word in words)]
+        last = dict(pairs)
         return cls(
-            data=tuple(value for key, value in given if key == "data"),
+            data=tuple(value for key, value in pairs if key == "data"),
             ranks=_read_count("ranks", last.get("ranks", str(RANKS))),
             stage=last.get("stage"),
-            roots=tuple(roots),
+            source_settings=tuple(read_source_words(last).items()),
             samples=_read_count("samples", last.get("samples", str(SAMPLES))),
             cost=last.get("cost"),
         )
@@ -87,131 +81,78 @@ class StageFigures:
         return {**own, "broken": list(self.broken), "cut": cut, **self.report.to_dict()}
 
 
-def plan_stages(raw: Mapping[str, Any], question: PlanRequest) -> Iterator[StageFigures]:
-    """Measure the data of each stage that was asked for. No weight is read.
+def plan_stages(raw: Mapping[str, Any], request: PlanRequest) -> Iterator[StageFigures]:
+    """Measure the data of the requested stages: of all, or of the last one for data of files. No weight is read.
 
-    Raises `ConfigError` for a stage that is not there, and where nothing can be read.
+    Raises `ConfigError` for an unknown stage, and where nothing can be read.
     """
-    for stage in _select_stages(raw, question):
-        yield _plan_stage(raw, stage, question)
+    is_recipe_data = request.data == (RECIPE_DATA,)
+    stages = list_stages(raw, request.stage, () if is_recipe_data else request.data, dict(request.source_settings))
+    for stage in stages if is_recipe_data else stages[-1:]:
+        yield _plan_stage(raw, stage, request)
 
 
-def _select_stages(raw: Mapping[str, Any], question: PlanRequest) -> list[Stage]:
-    """The stages as asked for: with a file's data the last one, with the recipe's own data all of them."""
-    from mmblocks.settings import format_suggestion
-
-    stages = list(_read(raw))
-    if question.stage is not None:
-        names = [stage.name for stage in stages]
-        stages = [stage for stage in stages if stage.name == question.stage]
-        if not stages:
-            raise ConfigError(
-                f"stage={question.stage}: no stage is called so.{format_suggestion(question.stage, names)}"
-            )
-    if question.data == (RECIPE_DATA,):
-        if not all(stage.data for stage in stages):
-            raise ConfigError("data=recipe: a system has no data of its own; write data=FILE.")
-        return stages
-    return [_with_data(stage, question) for stage in (stages if question.stage else stages[-1:])]
-
-
-def _read(raw: Mapping[str, Any]) -> Iterator[Stage]:
-    """A recipe's stages; for a system, one in which everything learns."""
-    from mmblocks.model.spec import PARTS
-    from mmblocks.train.stages import Stage, read_run
-
-    if "stages" in raw:
-        yield from read_run(raw).stages
-    else:
-        yield Stage("all parts learn", (), dict.fromkeys(PARTS, 1e-5), epochs=1, global_batch_size=256)
-
-
-def _with_data(stage: Stage, question: PlanRequest) -> Stage:
-    from dataclasses import replace
-
-    from mmblocks.data.sources.guess import guess_sources
-
-    return replace(stage, data=[{**source, **dict(question.roots)} for source in guess_sources(question.data)])
-
-
-def _plan_stage(raw: Mapping[str, Any], stage: Stage, question: PlanRequest) -> StageFigures:
+def _plan_stage(raw: Mapping[str, Any], stage: Stage, request: PlanRequest) -> StageFigures:
     from mmblocks.data.mixing.mixture import Mixture
+    from mmblocks.data.planning.cost import SampleCost
     from mmblocks.data.planning.measure import measure_draws
     from mmblocks.data.planning.report import report_batching
+    from mmblocks.model.missing import find_missing_tokenizers
     from mmblocks.train.plan import order_draws, plan_steps
 
-    seed = int(raw.get("seed", 0))
+    seed = (int(raw.get("seed", 0)),)
     mixture = Mixture.from_entries(stage.data)
-    draws = order_draws(mixture, _draws(mixture, stage, question.samples, seed), stage, (seed,), "skip")
-    title = f"{stage.name}: headers"
-    measured = measure_draws(
-        mixture, draws, _make_processor(raw, stage, seed), stage.targets, policy="skip", title=title
-    )
+    most = min(request.samples, len(mixture))
+    # What the stage reads first: by weight, or in the order of an epoch.
+    by_weight = stage.steps is not None
+    draws = mixture.draw_by_weight(most, seed) if by_weight else mixture.draw_epochs(most / len(mixture), seed)
+    draws = order_draws(mixture, draws, stage, seed, "skip")
+    if missing := find_missing_tokenizers(raw["model"]):
+        listed = "\n".join(f"  {fault}" for fault in missing)
+        raise ConfigError(f"texts are measured in tokens, and nothing is fetched for a plan:\n{listed}")
+    processor, title = make_stage_processor(raw, stage), f"{stage.name}: headers"
+    measured = measure_draws(mixture, draws, processor, stage.targets, policy="skip", title=title)
     if not len(measured.readable):
         raise ConfigError(f"{stage.name}: none of {len(draws)} records can be used; {measured.broken[0].reason}")
     sizes = measured.sizes.select_rows(measured.readable)
-    cost = _cost(raw, stage, question)
-    plan = plan_steps(sizes, stage, (seed,), cost)
-    figures = report_batching(
-        sizes, cost, question.ranks, pack_tokens=stage.pack_tokens, pack_views=stage.pack_views, plan=plan, seed=seed
-    )
-    faults = tuple(broken.reason for broken in measured.broken)
-    cut = int((measured.cut > 0).sum()), int(measured.cut.sum())
-    return StageFigures(stage.name, len(mixture), len(sizes), faults, cut, _steps(stage, mixture, plan, sizes), figures)
-
-
-def _make_processor(raw: Mapping[str, Any], stage: Stage, seed: int) -> Processor:
-    from mmblocks.data.sample.processor import Processor
-    from mmblocks.model.missing import find_missing_tokenizers
-
-    if missing := find_missing_tokenizers(raw["model"]):
-        listed = "\n".join(f"  {one}" for one in missing)
-        raise ConfigError(f"texts are measured in tokens, and nothing is fetched for a plan:\n{listed}")
-    return Processor.from_spec(
-        raw["model"],
-        template=stage.template,
-        tokenizer=stage.tokenizer,
-        max_tokens=stage.max_tokens,
-        visuals=stage.visuals,
-        overlong=stage.overlong,
-        seed=seed,
+    if request.cost is not None:
+        cost = SampleCost.load(request.cost)
+    else:
+        gradient_checkpointing = bool(raw.get("gradient_checkpointing", False))
+        cost = SampleCost.from_model(raw["model"], tuple(stage.train), gradient_checkpointing=gradient_checkpointing)
+    plan = plan_steps(sizes, stage, seed, cost)
+    return StageFigures(
+        stage=stage.name,
+        records=len(mixture),
+        measured=len(sizes),
+        broken=tuple(broken.reason for broken in measured.broken),
+        cut=(int((measured.cut > 0).sum()), int(measured.cut.sum())),
+        # Of the stage if it counts them, else of one epoch, estimated from the measured samples.
+        steps=stage.steps or max(1, round(len(plan) * len(mixture) / len(sizes))),
+        report=report_batching(
+            sizes,
+            cost,
+            request.ranks,
+            pack_tokens=stage.pack_tokens,
+            pack_views=stage.pack_views,
+            plan=plan,
+            seed=seed[0],
+        ),
     )
 
 
-def _draws(mixture: Mixture, stage: Stage, samples: int, seed: int) -> Draws:
-    """What the stage reads first: by weight, or in the order of an epoch."""
-    if stage.steps is not None:
-        return mixture.draw_by_weight(samples if len(mixture) > samples else len(mixture), (seed,))
-    return mixture.draw_epochs(min(1.0, samples / len(mixture)), (seed,))
+# Tables -------------------------------------------------------------------------------------------------------------
 
 
-def _cost(raw: Mapping[str, Any], stage: Stage, question: PlanRequest) -> SampleCost:
-    from mmblocks.data.planning.cost import SampleCost
-
-    if question.cost is not None:
-        return SampleCost.load(question.cost)
-    return SampleCost.from_model(
-        raw["model"], tuple(stage.train), gradient_checkpointing=bool(raw.get("gradient_checkpointing", False))
-    )
-
-
-def _steps(stage: Stage, mixture: Mixture, plan: StepPlan, sizes: SampleSizes) -> int:
-    """Steps of the stage if it counts them, else of one epoch, estimated from what was measured."""
-    return stage.steps or max(1, round(len(plan) * len(mixture) / len(sizes)))
-
-
-# A page for people --------------------------------------------------------------------------------------------------
-
-
-def format_stage(found: StageFigures) -> Iterator[str]:
+def format_stage(stage: StageFigures) -> Iterator[str]:
     """The figures of a stage as aligned tables."""
-    figures = found.report
-    yield f"{found.stage}: {found.records} records, {found.measured} measured, {found.steps} steps"
-    if found.broken:
-        yield f"{len(found.broken)} cannot be used:"
-        yield from (f"  {reason}" for reason in found.broken[:MAX_FAULTS_LISTED])
-    if found.cut[0]:
-        yield f"{found.cut[0]} are cut at the end of their last answer, {found.cut[1]} tokens in all"
+    figures = stage.report
+    yield f"{stage.stage}: {stage.records} records, {stage.measured} measured, {stage.steps} steps"
+    if stage.broken:
+        yield f"{len(stage.broken)} cannot be used:"
+        yield from (f"  {reason}" for reason in stage.broken[:MAX_FAULTS_LISTED])
+    if stage.cut[0]:
+        yield f"{stage.cut[0]} are cut at the end of their last answer, {stage.cut[1]} tokens in all"
     yield ""
     spreads = (("tokens", figures.tokens), ("views", figures.views), ("labels", figures.labels))
     rows = [(name, *(f"{v:.0f}" for v in (s.p5, s.p50, s.p95, s.max)), f"{s.mean:.1f}") for name, s in spreads]
@@ -220,7 +161,7 @@ def format_stage(found: StageFigures) -> Iterator[str]:
     yield ""
     waste = [(name, f"{ratio:.3f}") for name, ratio in figures.waste.items()]
     yield from align_columns([("rows of one shape", "tokens computed / real"), *waste])
-    yield f"{figures.packs} packs; seen as one sequence they would take {figures.pairs[MERGED]:.1f} times the attention"
+    yield f"{figures.packs} packs; as one sequence each they would take {figures.pairs[MERGED]:.1f} times the attention"
     yield ""
     busy = [(name, "too few" if share is None else f"{share:.3f}") for name, share in figures.efficiency.items()]
     yield from align_columns([(f"work on {figures.ranks} ranks", "busy"), *busy])

@@ -1,6 +1,6 @@
-"""Recipes that can be trained, or what one of them composes to.
+"""List all recipes, or print one recipe with all its settings.
 
-They are looked up in ./recipes, then among those that ship with mmblocks; a path to a YAML file is taken as it is.
+A recipe is searched in ./recipes, then among those of mmblocks; it may also be a path to a YAML file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", help="a recipe to compose and print; all are listed without it")
+    parser.add_argument("recipe", nargs="?", help="a recipe to print (default: list all recipes)")
     parser.add_argument("overrides", nargs="*", help="e.g. model/projector=linear stages.0.steps=100")
 
 

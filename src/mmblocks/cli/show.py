@@ -1,7 +1,7 @@
-"""One component: its settings with types and defaults, what it makes of usual neighbours, its source, oracle and file.
+"""One component: its settings with types and defaults, its shape and size, its source, what verifies it, and its file.
 
 mmblocks show projector mlp
-mmblocks show system llava_next      a whole system: what it is made of, in each of its sizes
+mmblocks show system llava_next      a complete system: its components in each size
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from mmblocks.cli.facts import list_facts
 from mmblocks.cli.listing import find_registry
 from mmblocks.model.systems import find_system
-from mmblocks.registry import ComponentEntry, Registry
-from mmblocks.settings import REQUIRED, Setting
+from mmblocks.registry import Registry
+from mmblocks.settings import REQUIRED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def format_system(name: str) -> Iterator[str]:
-    """A system as lines of text: the parts of the size that is named, or of all sizes."""
+    """A system as lines of text: the components of the named size, or of all sizes."""
     system, size = find_system(name)
     yield f"system {system.name}: {system.summary}"
     for shown in [size] if "/" in name else system.sizes:
@@ -48,26 +48,16 @@ def format_component(registry: Registry[Any], name: str) -> Iterator[str]:
     yield ""
     yield from (f"  {line}".rstrip() for line in (inspect.getdoc(entry.builder) or "").splitlines())
     yield ""
-    yield from _settings(registry.list_settings(name))
-    if wired := sorted(registry.find_wired_arguments(name)):
-        yield f"wired:    {', '.join(wired)} (from its neighbours, never set by hand)"
-    yield from (f"{said + ':':9} {value}" for said, value in list_facts(registry, name).items())
-    yield f"source:   {entry.source}"
-    if entry.verified_against:
-        yield f"oracle:   {entry.verified_against}"
-    yield f"file:     {_file(entry)}"
-
-
-def _settings(schema: tuple[Setting, ...]) -> Iterator[str]:
-    if not schema:
-        yield "settings: none"
-        return
-    yield "settings:"
-    names, types = (max(map(len, column)) for column in zip(*((s.name, s.type_name) for s in schema), strict=True))
-    for s in schema:
+    settings = registry.list_settings(name)
+    yield "settings:" if settings else "settings: none"
+    names, types = (max((len(getattr(s, key)) for s in settings), default=0) for key in ("name", "type_name"))
+    for s in settings:
         default = "required" if s.default is REQUIRED else f"= {s.default!r}"
         yield f"  {s.name:{names}}  {s.type_name:{types}}  {default}"
-
-
-def _file(entry: ComponentEntry[Any]) -> str:
-    return inspect.getsourcefile(entry.builder) or entry.builder.__module__
+    if wired := sorted(registry.find_wired_arguments(name)):
+        yield f"wired:    {', '.join(wired)} (from its neighbours, never set by hand)"
+    yield from (f"{fact + ':':9} {value}" for fact, value in list_facts(registry, name).items())
+    yield f"source:   {entry.source}"
+    if entry.verified_against:
+        yield f"verified: {entry.verified_against}"
+    yield f"file:     {inspect.getsourcefile(entry.builder) or entry.builder.__module__}"

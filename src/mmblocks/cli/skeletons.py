@@ -1,4 +1,4 @@
-"""What `mmblocks new` writes: for each kind of component the smallest part that keeps its laws."""
+"""What `mmblocks new` writes: for each kind of component the smallest one that passes its conformance checks."""
 
 PYPROJECT = """\
 [build-system]
@@ -28,7 +28,7 @@ from mmblocks.testing import check_{kind}
 from {name} import {part}
 
 
-def test_{name}_keeps_the_laws_of_{kind}s():
+def test_{name}_passes_the_conformance_checks():
     check_{kind}({part}{small})
 """
 
@@ -133,4 +133,4 @@ PARTS = {
     "tokenizer": (TOKENIZER, ""),
     "backbone": (BACKBONE, ", dim=32, depth=2"),
 }
-"""Kind -> the text of a part, and settings that make it small for its test."""
+"""Kind -> the source of a component, and settings that make it small for its test."""

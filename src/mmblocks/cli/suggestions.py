@@ -1,4 +1,4 @@
-"""What may stand where the cursor is: recipes, systems, components and overrides. Nothing here imports torch."""
+"""Completions at the cursor: recipes, systems, components and overrides. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from mmblocks.cli.inspect import WORDS as INSPECT_WORDS
 from mmblocks.cli.listing import list_registries
@@ -20,12 +20,12 @@ from mmblocks.settings import Setting, list_settings
 from mmblocks.train.stages import TRAINABLE_PARTS, EncoderPretraining, Evaluation, Stage, TrainRun
 
 Suggest = Callable[[str, argparse.Namespace], Iterable[str] | Mapping[str, str]]
-"""What may begin with a prefix, given the arguments before it; a mapping also says what each of them is."""
+"""Completions of a prefix, given the arguments before it; a mapping has a description of each."""
 
 _STAGE_KEY = re.compile(r"stages\.[^=]+\.")
 _BLOCKS = {"encoder_pretraining": EncoderPretraining, "evaluate": Evaluation}
 _IMAGES = "model.images."
-_STAGES = 8  # that are offered: as many as a curriculum is likely to have
+_STAGES = 8  # suggested by number: as many as a recipe is likely to have
 
 
 def suggest_recipes(prefix: str, given: argparse.Namespace) -> Mapping[str, str]:
@@ -39,14 +39,17 @@ def suggest_recipes_and_systems(prefix: str, given: argparse.Namespace) -> Mappi
 
 
 def suggest_overrides(prefix: str, given: argparse.Namespace) -> list[str]:
-    """`model/encoder=`, `seed=`, `stages.0.steps=`; behind the equals sign the values that have names, also in a list."""
+    """`model/encoder=`, `seed=`, `stages.0.steps=`; after the equals sign the values that have names, also in a list."""
+    from mmblocks.conf.files import read_stage_names
+
     key, equals, value = prefix.partition("=")
     if equals:
         listed = value[: value.rfind(",") + 1]
         return [f"{key}={listed}{name}" for name in _list_values(key)]
     if prefix.startswith("stages."):
         settings = [*list_settings(Stage), *(f"train.{part}" for part in TRAINABLE_PARTS)]
-        return [f"stages.{one}.{name}=" for one in _stages_of(given) for name in settings]
+        stages = [*map(str, range(_STAGES)), *read_stage_names(getattr(given, "recipe", None) or "")]
+        return [f"stages.{stage}.{name}=" for stage in stages for name in settings]
     plain = (name for name in list_settings(TrainRun) if name not in ("model", "stages"))
     images = (f"{_IMAGES}{name}=" for name in list_settings(ImageReading))
     inner = (f"{block}.{name}=" for block, schema in _BLOCKS.items() for name in list_settings(schema))
@@ -62,11 +65,11 @@ def suggest_inspect_words(prefix: str, given: argparse.Namespace) -> list[str]:
 
 
 def suggest_changes(prefix: str, given: argparse.Namespace) -> list[str]:
-    """`encoder=`, `tokenizer.image=` and the names of components behind them, as `mmblocks swap` takes them."""
+    """`encoder=`, `tokenizer.image=` and the names of components after them, for `mmblocks swap`."""
     slots = {group.removeprefix("model/").replace("/", "."): kind for group, kind in _list_groups().items()}
     slot, equals, _ = prefix.partition("=")
     if equals:
-        values = REGISTRIES[slots[slot]] if slot in slots else _list_image_values(slot.removeprefix("images."))
+        values = REGISTRIES[slots[slot]] if slot in slots else _list_choices(ImageReading, slot.removeprefix("images."))
         return [f"{slot}={name}" for name in values]
     return [*(f"{slot}=" for slot in slots), *(f"images.{name}=" for name in list_settings(ImageReading))]
 
@@ -76,7 +79,7 @@ def suggest_kinds(prefix: str, given: argparse.Namespace) -> list[str]:
 
 
 def suggest_names(prefix: str, given: argparse.Namespace) -> Iterable[str] | Mapping[str, str]:
-    """Components of the kind that stands before, or systems."""
+    """Components of the kind in the argument before, or systems."""
     return _list_systems() if given.kind == "system" else list_registries().get(given.kind, ())
 
 
@@ -92,18 +95,11 @@ SUGGESTIONS: dict[tuple[str, str], Suggest] = {
     ("show", "name"): suggest_names,
     ("swap", "changes"): suggest_changes,
 }
-"""What to suggest for an argument of a command. Others get their choices where they have some, else names of files."""
+"""What to suggest for an argument of a command. Other arguments get their choices, or else names of files."""
 
 
 def _list_systems() -> dict[str, str]:
     return {f"{system.name}/{size}": system.summary for system in SYSTEMS.values() for size in system.sizes}
-
-
-def _stages_of(given: argparse.Namespace) -> list[str]:
-    """Stages by number and, where the recipe's own file writes them, by name."""
-    from mmblocks.conf.files import read_stage_names
-
-    return [*map(str, range(_STAGES)), *read_stage_names(getattr(given, "recipe", None) or "")]
 
 
 def _list_groups() -> dict[str, str]:
@@ -116,20 +112,20 @@ def _list_values(key: str) -> Iterable[str]:
     if key in _list_groups():
         return REGISTRIES[_list_groups()[key]]
     if key.startswith(_IMAGES):
-        return _list_image_values(key.removeprefix(_IMAGES))
-    fields: Mapping[str, Setting] = list_settings(Stage if _STAGE_KEY.match(key) else TrainRun)
-    setting = fields.get(_STAGE_KEY.sub("", key))
-    return _list_choices(setting.annotation) if setting is not None else ()
+        return _list_choices(ImageReading, key.removeprefix(_IMAGES))
+    return _list_choices(Stage if _STAGE_KEY.match(key) else TrainRun, _STAGE_KEY.sub("", key))
 
 
-def _list_image_values(name: str) -> Iterable[str]:
-    setting = list_settings(ImageReading).get(name)
-    return _list_choices(setting.annotation) if setting is not None else ()
-
-
-def _list_choices(annotation: Any) -> list[str]:
-    if annotation is bool:
-        return ["true", "false"]
-    if typing.get_origin(annotation) is Literal:
-        return [str(choice) for choice in typing.get_args(annotation)]
-    return [choice for inner in typing.get_args(annotation) for choice in _list_choices(inner)]
+def _list_choices(schema: type, name: str) -> list[str]:
+    """The values of a setting: of a boolean, and all names in its type; empty for an unknown setting."""
+    settings: Mapping[str, Setting] = list_settings(schema)
+    choices, types = [], [settings[name].annotation] if name in settings else []
+    while types:
+        annotation = types.pop(0)
+        if annotation is bool:
+            choices += ["true", "false"]
+        elif typing.get_origin(annotation) is Literal:
+            choices += map(str, typing.get_args(annotation))
+        else:
+            types += typing.get_args(annotation)
+    return choices

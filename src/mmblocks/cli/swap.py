@@ -1,10 +1,9 @@
-"""Replace parts of a saved model and keep the rest, with a record of every parameter.
+"""Replace components of a saved model, keep the others, and report what became of every parameter.
 
-mmblocks swap MODEL projector=gated --out NEW            a new projector, drawn from --seed
-mmblocks swap MODEL encoder.image_px=448 --out NEW       the same encoder for larger images, its positions resized
-mmblocks swap MODEL tokenizer.image=pad --out NEW        another way to show images
-
-mmblocks swap MODEL images.alpha=drop --out NEW          the same model that reads images in another way
+mmblocks swap MODEL projector=gated --out NEW            a new projector with random weights (--seed)
+mmblocks swap MODEL encoder.image_px=448 --out NEW       the same encoder for larger images; position embeddings are resized
+mmblocks swap MODEL tokenizer.image=pad --out NEW        another visual tokenizer for single images
+mmblocks swap MODEL images.alpha=drop --out NEW          the same model, with images read in another way
 
 Slots: encoder, projector, pooling, backbone, template, tokenizer.image, tokenizer.multi_image, tokenizer.video, images.
 """
@@ -13,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmblocks.errors import ConfigError
 
@@ -27,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="MODEL", type=Path, help="folder of a model saved by mmblocks")
     parser.add_argument("changes", nargs="*", metavar="SLOT=NAME", help="or SLOT.SETTING=VALUE")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn for the new parts (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new random weights (default: 0)")
     parser.add_argument(
         "--weights",
         choices=("pretrained", "random"),
         default="pretrained",
-        help="what a new encoder or backbone starts from where it names a checkpoint (default: pretrained)",
+        help="initial weights of a new encoder or backbone that names a checkpoint (default: pretrained)",
     )
 
 
@@ -54,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def format_ledger(ledger: TransferReport) -> Iterator[str]:
-    """A line for each fate of each part, and the sums over all parameters."""
+    """One line per part and fate, and the sums over all parameters."""
     from mmblocks.model.spec import PARTS
     from mmblocks.model.swapping.transplant import FATES
 
@@ -62,22 +61,21 @@ def format_ledger(ledger: TransferReport) -> Iterator[str]:
         for fate in FATES:
             lines = [line for line in ledger.lines if (line.part, line.fate) == (part, fate)]
             if lines:
-                yield f"{fate:8} {part:10} {ledger.count_parameters(fate, part):>15,} parameters in {len(lines)} tensors"
+                yield f"{fate:8} {part:14} {ledger.count_parameters(fate, part):>11,} parameters in {len(lines)} tensors"
     dropped = ledger.count_parameters("dropped")
     sums = " + ".join(f"{ledger.count_parameters(fate):,} {fate}" for fate in FATES[:-1])
     yield f"after    {ledger.after:,} parameters = {sums}"
     yield f"before   {ledger.before:,} parameters, {dropped:,} of them dropped"
 
 
-def read_changes(arguments: list[str]) -> dict[str, Any]:
-    """SLOT=NAME and SLOT.SETTING=VALUE as a mapping; values are json where they can be, else text."""
+def read_changes(arguments: Sequence[str]) -> dict[str, object]:
+    """SLOT=NAME and SLOT.SETTING=VALUE as a mapping; a value that is not JSON is text."""
     if faults := [argument for argument in arguments if "=" not in argument]:
         raise ConfigError(f"{', '.join(map(repr, faults))}: write SLOT=NAME or SLOT.SETTING=VALUE.")
-    return {key: _parse_value(text) for key, _, text in (argument.partition("=") for argument in arguments)}
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    changes: dict[str, object] = {}
+    for key, _, text in (argument.partition("=") for argument in arguments):
+        try:
+            changes[key] = json.loads(text)
+        except json.JSONDecodeError:
+            changes[key] = text
+    return changes

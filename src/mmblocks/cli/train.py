@@ -1,11 +1,11 @@
-"""Train a recipe, or go on where it stopped.
+"""Train a recipe, or resume a run that was stopped.
 
   mmblocks train RECIPE model/projector=linear model.pooling.stride=3 seed=1
   mmblocks train RECIPE stages.0.data.0.images=photos stages.align.steps=100
   torchrun --nproc-per-node 8 -m mmblocks train RECIPE
 
-GROUP=NAME chooses a component, KEY=VALUE changes a setting, ~KEY takes one out; `mmblocks recipes RECIPE` shows all keys.
-Stages and sources go by number or by name. One run per combination of several values is `mmblocks sweep`.
+GROUP=NAME chooses a component, KEY=VALUE changes a setting, ~KEY removes one. `mmblocks recipes RECIPE` shows all keys.
+Stages and sources are named by number or by name. `mmblocks sweep` trains one trial per combination of several values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     is_first = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes of a run
     if is_first:
         show_progress()
-    model = train.run(conf.compose(args.recipe, args.overrides))
+    model = train.run(conf.compose_run(args.recipe, args.overrides))
     if is_first:
         print(f"the model is in {model}")
     return 0

@@ -13,6 +13,7 @@ _HOMES = {
     "format_yaml": "assemble",
     "compose": "assemble",
     "compose_for_planning": "assemble",
+    "compose_run": "assemble",
     "list_recipes": "files",
     "register_groups": "groups",
 }
@@ -21,13 +22,14 @@ __all__ = [
     "GROUPS",
     "compose",
     "compose_for_planning",
+    "compose_run",
     "format_yaml",
     "list_recipes",
     "register_groups",
 ]
 
 if TYPE_CHECKING:
-    from mmblocks.conf.assemble import compose, compose_for_planning, format_yaml
+    from mmblocks.conf.assemble import compose, compose_for_planning, compose_run, format_yaml
     from mmblocks.conf.files import list_recipes
     from mmblocks.conf.groups import GROUPS, register_groups
 

@@ -78,18 +78,14 @@ def _store_option(option: _LazyOption) -> None:
     folder[option.name] = option
 
 
-def _make_component_node(kind: str, name: str) -> Any:
+def _make_component_node(kind: str, name: str) -> type:
     return _make_schema(f"{kind}_{name}", [Setting("name", str, name), *REGISTRIES[kind].list_settings(name)])
 
 
 def _make_system_node(system: str) -> dict[str, Any]:
-    return {"defaults": _choices_of(system)}
-
-
-def _choices_of(system: str) -> list[dict[str, str]]:
     """A system as Hydra's overrides of every component group; systems choose by name alone."""
     slots = systems.compose(system).list_slots()
-    return [{f"override /{key.replace('.', '/')}": str(spec)} for key, (_, spec) in slots.items()]
+    return {"defaults": [{f"override /{key.replace('.', '/')}": str(spec)} for key, (_, spec) in slots.items()]}
 
 
 def list_options(group: str) -> Iterator[str]:
@@ -127,8 +123,17 @@ def make_run_node() -> type:
     """`TrainRun` for Hydra: typed keys, one group per component, the components of `ModelSpec` as defaults."""
     settings = list_settings(TrainRun)
     stage = _make_schema("Stage", list_settings(Stage).values())
-    own = {"model": _make_model_node(), "stages": typing.List[stage]}  # noqa: UP006  # OmegaConf reads typing.List
-    defaults = ["_self_", *({group: name} for group, name in _default_choices().items())]
+    images = _make_schema("Images", list_settings(ImageReading).values())
+    tree: dict[str, Any] = {}  # the groups: {"encoder": {}, ..., "tokenizer": {"image": {}, ...}}
+    for group in GROUPS:
+        node = tree
+        for part in group.split("/")[1:]:
+            node = node.setdefault(part, {})
+    image_field: Any = ("images", images, dataclasses.field(default_factory=images))
+    model = dataclasses.make_dataclass("Model", [image_field], bases=(_make_slots("Components", tree),))
+    own = {"model": model, "stages": typing.List[stage]}  # noqa: UP006  # OmegaConf reads typing.List
+    chosen = {key.replace(".", "/"): str(spec) for key, (_, spec) in ModelSpec().list_slots().items()}
+    defaults = ["_self_", *({group: chosen[group]} for group in GROUPS)]
     fields: list[Any] = [("defaults", typing.List[Any], dataclasses.field(default_factory=lambda: list(defaults)))]  # noqa: UP006
     for name, setting in settings.items():
         if name == "model":
@@ -138,28 +143,6 @@ def make_run_node() -> type:
         else:
             fields.append(_make_field(setting))
     return dataclasses.make_dataclass("Run", fields)
-
-
-def _make_model_node() -> type:
-    """Places for all components, and the settings by which images are read."""
-    images = _make_schema("Images", list_settings(ImageReading).values())
-    fields: list[Any] = [("images", images, dataclasses.field(default_factory=images))]
-    return dataclasses.make_dataclass("Model", fields, bases=(_make_slots("Components", _slot_tree()),))
-
-
-def _default_choices() -> dict[str, str]:
-    slots = {key.replace(".", "/"): spec for key, (_, spec) in ModelSpec().list_slots().items()}
-    return {group: str(slots[group]) for group in GROUPS}
-
-
-def _slot_tree() -> dict[str, Any]:
-    """The groups as a tree: {"encoder": {}, ..., "tokenizer": {"image": {}, ...}}."""
-    tree: dict[str, Any] = {}
-    for group in GROUPS:
-        node = tree
-        for part in group.split("/")[1:]:
-            node = node.setdefault(part, {})
-    return tree
 
 
 def _make_slots(name: str, tree: Mapping[str, Any]) -> Any:
@@ -180,12 +163,12 @@ def _make_field(setting: Setting) -> tuple[str, Any, Any]:
         return setting.name, to_omegaconf_type(setting.annotation), MISSING
     default = to_plain_value(setting.default)
     annotation = to_omegaconf_type(setting.annotation)
-    if default is None and not _is_optional(annotation):
+    if default is None and type(None) not in typing.get_args(annotation):
         annotation = Any
     return setting.name, annotation, dataclasses.field(default_factory=lambda: default)
 
 
-def to_omegaconf_type(annotation: Any) -> Any:
+def to_omegaconf_type(annotation: object) -> Any:
     """The type by which OmegaConf checks a value at once; `Any` where only the registry can tell (unions, literals)."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in (int, float, str, bool):
@@ -201,11 +184,7 @@ def to_omegaconf_type(annotation: Any) -> Any:
     return Any
 
 
-def _is_optional(annotation: Any) -> bool:
-    return annotation is Any or type(None) in typing.get_args(annotation)
-
-
-def to_plain_value(value: Any) -> Any:
+def to_plain_value(value: object) -> Any:
     """A default as YAML would hold it."""
     if isinstance(value, list | tuple):
         return [to_plain_value(v) for v in value]

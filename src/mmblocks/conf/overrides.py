@@ -18,7 +18,7 @@ from mmblocks.errors import ConfigError
 from mmblocks.image_reading import ImageReading
 from mmblocks.model.spec import ModelSpec
 from mmblocks.registry import Registry, Spec
-from mmblocks.settings import format_suggestion, list_settings
+from mmblocks.settings import format_suggestion, list_settings, make_unknown_fault
 from mmblocks.shapes import SCENARIOS
 from mmblocks.train.stages import TRAINABLE_PARTS, EncoderPretraining, Evaluation, Lora, PartSettings, Stage, TrainRun
 
@@ -78,7 +78,7 @@ def needs_translation(words: Sequence[str]) -> bool:
 class _Shape(Protocol):
     """What may stand at a place of a run."""
 
-    def find_settings(self, value: Any) -> Mapping[str, _Shape] | None:
+    def find_settings(self, value: object) -> Mapping[str, _Shape] | None:
         """The settings of a mapping that stands there; None where any will do."""
         ...
 
@@ -92,7 +92,7 @@ class _Shape(Protocol):
 class _Anything:
     shorthand_key: str | None = None
 
-    def find_settings(self, value: Any) -> None:
+    def find_settings(self, value: object) -> None:
         return None
 
 
@@ -109,7 +109,7 @@ class _Fields:
     ) -> _Fields:
         return cls({**dict.fromkeys(list_settings(schema), _Anything()), **(inner or {})}, whole)
 
-    def find_settings(self, value: Any) -> Mapping[str, _Shape]:
+    def find_settings(self, value: object) -> Mapping[str, _Shape]:
         return self.known
 
 
@@ -121,17 +121,17 @@ class _Component:
     beside: tuple[str, ...] = ()
     shorthand_key: str | None = "name"
 
-    def find_settings(self, value: Any) -> Mapping[str, _Shape] | None:
+    def find_settings(self, value: object) -> Mapping[str, _Shape] | None:
         name = value.get("name") if isinstance(value, Mapping) else None
         if not isinstance(name, str) or name not in self.registry:
             return None
-        settings = {s.name: self._held_by(s.annotation) for s in self.registry.list_settings(name)}
+        inner: dict[object, _Shape] = {Spec: _Component(self.registry)}
+        inner[tuple[Spec, ...]] = _Each(_Component(self.registry), "member")
+        settings = {
+            s.name: next((shape for kind, shape in inner.items() if kind == s.annotation), _Anything())
+            for s in self.registry.list_settings(name)
+        }
         return {"name": _Anything(), **settings, **dict.fromkeys(self.beside, _Anything())}
-
-    def _held_by(self, annotation: Any) -> _Shape:
-        if annotation == Spec:
-            return _Component(self.registry)
-        return _Each(_Component(self.registry), "member") if annotation == tuple[Spec, ...] else _Anything()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class _Each:
     what: str
     shorthand_key: str | None = None
 
-    def find_settings(self, value: Any) -> None:
+    def find_settings(self, value: object) -> None:
         return None
 
 
@@ -185,7 +185,7 @@ class _KeyPath:
     is_known: bool = True
 
 
-def _locate_key(keys: Sequence[str], value: Any, *, must_be_known: bool) -> _KeyPath:
+def _locate_key(keys: Sequence[str], value: object, *, must_be_known: bool) -> _KeyPath:
     """Follow a key from the top of a run. What nobody knows is left to Hydra, where it need not be known."""
     place, shape, rest = _KeyPath(), _make_run_shape(), list(keys)
     while rest:
@@ -200,7 +200,7 @@ def _locate_key(keys: Sequence[str], value: Any, *, must_be_known: bool) -> _Key
         known = shape.find_settings(value)
         if known is not None and rest[0] not in known:
             if must_be_known and place.path:
-                raise ConfigError(f"{'.'.join(keys)} is not a setting.{format_suggestion(rest[0], known)}")
+                raise ConfigError.from_faults([make_unknown_fault(".".join(keys), "is not a setting.", known)])
             return _KeyPath([*place.path, *rest], place.filled, is_known=False)
         place.path.append(rest[0])
         value = value.get(rest[0]) if isinstance(value, Mapping) else None
@@ -241,7 +241,7 @@ def _read(given: str) -> Any:
         return None
 
 
-def _format_value(value: Any) -> str:
+def _format_value(value: object) -> str:
     """A plain value in Hydra's words."""
     if isinstance(value, list):
         return "[" + ",".join(map(_format_value, value)) + "]"
@@ -253,13 +253,13 @@ def _format_value(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _find_value(tree: Any, path: Sequence[str]) -> Any:
+def _find_value(tree: object, path: Sequence[str]) -> Any:
     for word in path:
         tree = tree.get(word) if isinstance(tree, Mapping) else tree[int(word)] if isinstance(tree, list) else None
     return tree
 
 
-def _set_value(tree: Any, path: Sequence[str], value: Any) -> Any:
+def _set_value(tree: object, path: Sequence[str], value: object) -> Any:
     """A tree of plain values with another value at a place; a mapping is merged with the one that stands there."""
     if not path:
         return {**tree, **value} if isinstance(tree, Mapping) and isinstance(value, Mapping) else value
@@ -271,7 +271,7 @@ def _set_value(tree: Any, path: Sequence[str], value: Any) -> Any:
     return {**inner, first: _set_value(inner.get(first), rest, value)}
 
 
-def _remove_value(tree: Any, path: Sequence[str]) -> Any:
+def _remove_value(tree: object, path: Sequence[str]) -> Any:
     first, *rest = path
     if isinstance(tree, list):
         pairs = [(str(i) == first, one) for i, one in enumerate(tree)]

@@ -2,13 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from einops import rearrange
-from torch import Tensor, nn
-
 from mmblocks.components import encoders
-from mmblocks.encoders import patches, vit
-from mmblocks.errors import ConfigError
-from mmblocks.shapes import Size
+from mmblocks.encoders import vit
+from mmblocks.encoders.transformers_vit import TransformersViT
 
 
 @encoders.register(
@@ -17,7 +13,7 @@ from mmblocks.shapes import Size
     tiny={"image_px": 30, "trained_px": 42, "dim": 16, "depth": 3, "heads": 2, "registers": 2},
     verified_against="transformers Dinov2Model and Dinov2WithRegistersModel",
 )
-class DINOv2(nn.Module):
+class DINOv2(TransformersViT):
     """DINOv2's vision transformer, with or without registers: patches after the block that `layer` names.
 
     `layer` counts as transformers' hidden_states (-1: last block); later blocks are not built, and several layers stand
@@ -30,11 +26,15 @@ class DINOv2(nn.Module):
     Tensor names are those of published checkpoints under `tower.`: `tower.encoder.layer.0.attention...`.
     """
 
+    name = "dinov2"
+    example_checkpoint = "facebook/dinov2-large"
     pixel_mean = vit.IMAGENET_MEAN
     pixel_std = vit.IMAGENET_STD
-    spatial = True
     squash = False
-    takes_bytes = True
+    tower_name = "tower"
+    patch_conv = "embeddings.patch_embeddings.projection"
+    final_norm = "layernorm"
+    states_image_px = False
 
     def __init__(
         self,
@@ -51,74 +51,37 @@ class DINOv2(nn.Module):
         norm: bool = True,
         checkpoint: str | None = None,
     ) -> None:
-        super().__init__()
-        vit.require_vit_sizes(
-            "dinov2", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer
+        further: dict[str, Any] = {"registers": registers} if registers else {}
+        super().__init__(
+            image_px=image_px,
+            patch_px=patch_px,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            layer=layer,
+            checkpoint=checkpoint,
+            prefix_tokens=1 + registers,
+            trained_px=trained_px,
+            mlp_ratio=mlp_ratio,
+            swiglu=swiglu,
+            norm_eps=1e-6,
+            **further,
         )
-        _require_positions(trained_px, patch_px, registers)
-        self.dim = vit.count_channels(dim, layer)
-        self.view_px = Size(image_px, image_px)
-        self.grid = Size(image_px // patch_px, image_px // patch_px)
-        self.checkpoint = checkpoint
-        self._sizes: dict[str, Any] = {
-            "trained_px": trained_px,
-            "patch_px": patch_px,
-            "dim": dim,
-            "depth": depth,
-            "heads": heads,
-            "mlp_ratio": mlp_ratio,
-            "swiglu": swiglu,
-            "norm_eps": 1e-6,
-            **({"registers": registers} if registers else {}),
-        }
-        self._states = vit.list_state_indices(layer, depth)
-        self._prefix = 1 + registers
-        self.tower = _build_tower(self._sizes, max(self._states), norm)
-        vit.share_attention(self.tower)
-        patches.enable_byte_pixels(
-            self.tower, "embeddings.patch_embeddings.projection", self.pixel_mean, self.pixel_std
-        )
+        faults = []
+        if trained_px < patch_px:
+            faults.append(f"trained_px={trained_px} holds no whole patch of patch_px={patch_px}")
+        if registers < 0:
+            faults.append(f"registers={registers} is no number of tokens")
+        vit.raise_faults("dinov2", faults)
+        from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(views, 3, image_px, image_px), normalised or uint8, to (views, rows, columns, dim)."""
-        vit.require_view("dinov2", pixels, self.view_px, bytes_too=True)
-        tokens = vit.compute_states(self.tower, pixels, self._states, self.tower.layernorm)
-        return rearrange(tokens[:, self._prefix :], "v (h w) d -> v h w d", h=self.grid.height)
-
-    def load_pretrained(self) -> None:
-        """Read the weights of `checkpoint`; its sizes must be the settings'."""
-        if self.checkpoint is None:
-            raise vit.make_checkpoint_error("dinov2", "facebook/dinov2-large")
-        vit.fill_from_transformers("dinov2", self.tower, self.checkpoint, self._sizes)
-
-
-def _build_tower(sizes: dict[str, Any], blocks: int, norm: bool) -> Any:
-    """transformers' model of `blocks` blocks without its mask token, which stands in for no patch of a whole image."""
-    from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
-
-    settings = {vit.CONFIG_KEYS.get(name, name): value for name, value in sizes.items()}
-    if "registers" in sizes:
-        config = Dinov2WithRegistersConfig(**settings)
-        config.num_hidden_layers = blocks
-        tower: Any = Dinov2WithRegistersModel(config)
-    else:
-        config = Dinov2Config(**settings)
-        config.num_hidden_layers = blocks
-        tower = Dinov2Model(config)
-    tower.embeddings.mask_token = None
-    if not norm:
-        tower.layernorm = nn.Identity()
-    return tower
-
-
-def _require_positions(trained_px: int, patch_px: int, registers: int) -> None:
-    faults = []
-    if trained_px < patch_px:
-        faults.append(f"trained_px={trained_px} holds no whole patch of patch_px={patch_px}")
-    if registers < 0:
-        faults.append(f"registers={registers} is no number of tokens")
-    if faults:
-        raise ConfigError("encoder 'dinov2': " + "; ".join(faults) + ".")
+        tower: Any
+        if registers:
+            tower = Dinov2WithRegistersModel(self.make_config(Dinov2WithRegistersConfig))
+        else:
+            tower = Dinov2Model(self.make_config(Dinov2Config))
+        tower.embeddings.mask_token = None  # it stands in for no patch of a whole image
+        self.install_tower(tower, unused=() if norm else ("layernorm",))
 
 
 encoders.preset("dinov2_large", of="dinov2", checkpoint="facebook/dinov2-large")

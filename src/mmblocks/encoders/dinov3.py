@@ -2,13 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from einops import rearrange
-from torch import Tensor, nn
-
 from mmblocks.components import encoders
-from mmblocks.encoders import patches, vit
-from mmblocks.errors import ConfigError
-from mmblocks.shapes import Size
+from mmblocks.encoders import vit
+from mmblocks.encoders.transformers_vit import TransformersViT
 
 
 @encoders.register(
@@ -17,7 +13,7 @@ from mmblocks.shapes import Size
     tiny={"image_px": 32, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24},
     verified_against="transformers DINOv3ViTModel",
 )
-class DINOv3(nn.Module):
+class DINOv3(TransformersViT):
     """DINOv3's vision transformer with rotary positions: patches after the block that `layer` names.
 
     `layer` counts as transformers' hidden_states (-1: last block); later blocks are not built, and several layers stand
@@ -32,11 +28,15 @@ class DINOv3(nn.Module):
     Tensor names are transformers' under `tower.`: `tower.model.layer.0.attention.q_proj.weight`.
     """
 
+    name = "dinov3"
+    example_checkpoint = "facebook/dinov3-vitl16-pretrain-lvd1689m"
     pixel_mean = vit.IMAGENET_MEAN
     pixel_std = vit.IMAGENET_STD
-    spatial = True
     squash = True
-    takes_bytes = True
+    tower_name = "tower"
+    patch_conv = "embeddings.patch_embeddings"
+    final_norm = "norm"
+    states_image_px = False
 
     def __init__(
         self,
@@ -53,75 +53,43 @@ class DINOv3(nn.Module):
         norm: bool = True,
         checkpoint: str | None = None,
     ) -> None:
-        super().__init__()
-        vit.require_vit_sizes(
-            "dinov3", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer
+        super().__init__(
+            image_px=image_px,
+            patch_px=patch_px,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            mlp_dim=mlp_dim,
+            layer=layer,
+            checkpoint=checkpoint,
+            prefix_tokens=1 + registers,
+            gated=gated,
+            hidden_act="silu" if gated else "gelu",
+            query_bias=qv_bias,
+            key_bias=False,
+            value_bias=qv_bias,
+            registers=registers,
+            norm_eps=1e-5,
         )
-        _require_rotary(dim, heads, registers)
-        self.dim = vit.count_channels(dim, layer)
-        self.view_px = Size(image_px, image_px)
-        self.grid = Size(image_px // patch_px, image_px // patch_px)
-        self.checkpoint = checkpoint
-        self._sizes: dict[str, Any] = {
-            "patch_px": patch_px,
-            "dim": dim,
-            "depth": depth,
-            "heads": heads,
-            "mlp_dim": mlp_dim,
-            "gated": gated,
-            "hidden_act": "silu" if gated else "gelu",
-            "query_bias": qv_bias,
-            "key_bias": False,
-            "value_bias": qv_bias,
-            "registers": registers,
-            "norm_eps": 1e-5,
-        }
-        self._states = vit.list_state_indices(layer, depth)
-        self._prefix = 1 + registers
-        self.tower = _build_tower(self._sizes, max(self._states), norm)
-        vit.share_attention(self.tower)
-        patches.enable_byte_pixels(self.tower, "embeddings.patch_embeddings", self.pixel_mean, self.pixel_std)
-        self.register_load_state_dict_post_hook(_fill_rope_buffers)
+        faults = []
+        if dim // heads % 4:
+            faults.append(f"dim={dim} with heads={heads} gives {dim // heads} channels per head, not a multiple of 4")
+        if registers < 0:
+            faults.append(f"registers={registers} is no number of tokens")
+        vit.raise_faults("dinov3", faults)
+        from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(views, 3, image_px, image_px), normalised or uint8, to (views, rows, columns, dim)."""
-        vit.require_view("dinov3", pixels, self.view_px, bytes_too=True)
-        tokens = vit.compute_states(self.tower, pixels, self._states, self.tower.norm)
-        return rearrange(tokens[:, self._prefix :], "v (h w) d -> v h w d", h=self.grid.height)
+        tower: Any = DINOv3ViTModel(
+            self.make_config(DINOv3ViTConfig, pos_embed_shift=None, pos_embed_jitter=None, pos_embed_rescale=None)
+        )
+        tower.embeddings.mask_token = None
+        self.install_tower(tower, unused=() if norm else ("norm",))
+        self.register_load_state_dict_post_hook(DINOv3.refill_buffers)
 
-    def load_pretrained(self) -> None:
-        """Read the weights of `checkpoint`; its sizes must be the settings'."""
-        if self.checkpoint is None:
-            raise vit.make_checkpoint_error("dinov3", "facebook/dinov3-vitl16-pretrain-lvd1689m")
-        vit.fill_from_transformers("dinov3", self.tower, self.checkpoint, self._sizes)
-
-
-def _build_tower(sizes: dict[str, Any], blocks: int, norm: bool) -> Any:
-    from transformers import DINOv3ViTConfig, DINOv3ViTModel
-
-    settings = {vit.CONFIG_KEYS.get(name, name): value for name, value in sizes.items()}
-    config = DINOv3ViTConfig(**settings, pos_embed_shift=None, pos_embed_jitter=None, pos_embed_rescale=None)
-    config.num_hidden_layers = blocks
-    tower: Any = DINOv3ViTModel(config)
-    tower.embeddings.mask_token = None
-    if not norm:
-        tower.norm = nn.Identity()
-    return tower
-
-
-def _fill_rope_buffers(encoder: Any, _: Any) -> None:
-    rope = encoder.tower.rope_embeddings
-    vit.refill_buffers(rope, next(encoder.parameters()).device, lambda: type(rope)(rope.config))
-
-
-def _require_rotary(dim: int, heads: int, registers: int) -> None:
-    faults = []
-    if dim // heads % 4:
-        faults.append(f"dim={dim} with heads={heads} gives {dim // heads} channels per head, not a multiple of 4")
-    if registers < 0:
-        faults.append(f"registers={registers} is no number of tokens")
-    if faults:
-        raise ConfigError("encoder 'dinov3': " + "; ".join(faults) + ".")
+    def refill_buffers(self, _: object = None) -> None:
+        """Make the frequencies of the rotary positions, which no checkpoint holds, where they are still on meta."""
+        rope: Any = self.get_submodule("tower.rope_embeddings")
+        vit.refill_buffers(rope, next(self.parameters()).device, lambda: type(rope)(rope.config))
 
 
 encoders.preset("dinov3_vitl16", of="dinov3", checkpoint="facebook/dinov3-vitl16-pretrain-lvd1689m")

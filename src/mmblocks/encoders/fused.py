@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmblocks.components import encoders
-from mmblocks.encoders import members as shared
-from mmblocks.encoders import vit
-from mmblocks.encoders.members import Align
+from mmblocks.encoders.sub_encoders import Align, JoinedEncoders
 from mmblocks.registry import Spec
 
 _TINY_VIT = {"patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
@@ -21,46 +19,32 @@ _TINY_VIT = {"patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
     },
     verified_against="its members run by hand (timm, transformers)",
 )
-class Fused(nn.Module):
+class Fused(JoinedEncoders):
     """Several encoders side by side: at every cell the features of all members, one after the other.
 
     Prismatic's fusion of DINOv2 and SigLIP; DeepSeek-VL, Eagle and Cambrian join channels alike. `members` are names
     or settings of encoders, written as anywhere else: [clip_vit_l_336, {name: siglip, image_px: 384}].
 
     Pixels arrive at the largest member's view; a smaller member sees them resized (bicubic, antialiased) rather than
-    the original picture resized anew. Each member then gets its own normalisation. Where grids differ, cells are
+    the original image resized anew. Each member then gets its own normalisation. Where grids differ, cells are
     brought to one grid bilinearly: the first member's, the `finest` or the `coarsest`.
 
-    `squash` decides for all members how a picture that is not square meets the view; None asks that they agree.
-    Prismatic squashes for all (its "resize-naive"), also for DINOv2, whose own habit is the middle of the picture.
+    `squash` decides for all members how an image that is not square is fitted to the view; with None they must
+    agree. Prismatic squashes for all (its "resize-naive"), also for DINOv2, which by itself takes the middle of the image.
 
     A member's tensors stand under `members.0.`, `members.1.`, named as in the member alone.
     """
 
+    name = "fused"
     spatial = True
 
     def __init__(self, members: tuple[Spec, ...], align: Align = "first", squash: bool | None = None) -> None:
-        super().__init__()
-        built = shared.build_sub_encoders("fused", {f"members.{i}": spec for i, spec in enumerate(members)})
-        shared.require_side_by_side("fused", members, built, squash)
-        self.members = nn.ModuleList(built)
-        self.dim: int = sum(member.dim for member in built)
-        self.view_px = shared.choose_shared_view(built)
-        self.grid = shared.choose_shared_grid(built, align)
-        self.pixel_mean, self.pixel_std = shared.choose_shared_mean_std(built)
-        self.squash: bool = built[0].squash if squash is None else squash
+        super().__init__(members, align, squash)
+        self.grid = self.cells
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, *view_px) to (views, rows, columns, sum of the members' dims)."""
-        vit.require_view("fused", pixels, self.view_px)
-        features = [
-            member(shared.adapt_pixels(member, pixels, self.pixel_mean, self.pixel_std)) for member in self.members
-        ]
-        return torch.cat([shared.resize_to_grid(x, self.grid) for x in features], dim=-1)
-
-    def load_pretrained(self) -> None:
-        """Let every member read its own `checkpoint`."""
-        shared.load_sub_encoders("fused", {f"members.{i}": member for i, member in enumerate(self.members)})
+        return torch.cat(self.encode_members(pixels), dim=-1)
 
 
 encoders.preset(

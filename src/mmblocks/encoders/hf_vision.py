@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -18,6 +18,9 @@ from mmblocks.errors import ConfigError
 from mmblocks.pretrained import make_model, read_config, read_preprocessing
 from mmblocks.settings import MAXIMUM, format_value, is_of_type
 from mmblocks.shapes import Size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 SIZES = {  # a config's name -> ours, for sizes that are above 0 in any tower
     "image_size": "image_px",
@@ -58,20 +61,20 @@ MOST_OTHERS = 65_536
     verified_against="transformers AutoModel: ViT, DINOv3 ConvNeXt, Swin, MLCD, ResNet",
 )
 class HFVision(nn.Module):
-    """Any vision tower that transformers' AutoModel builds: what the settings declare of it is tried before it is used.
+    """Any vision tower that transformers' AutoModel builds; the settings describe it, and a trial view checks them.
 
     The tower is that of `family` (a model_type such as "vit" or "mlcd_vision_model") with `sizes` (values by their names
     in config.json), or that of the config.json of `checkpoint`; of a model with a text tower it is the vision tower. A
     model that is to be saved and carried elsewhere needs `family` and `sizes`, or a hub name.
 
-    `grid` (rows, columns) and `prefix_tokens` (class token and registers in front of the patches, dropped) are what the
-    tower gives for a view of `image_px`; a tower that gives another number of tokens is refused with both numbers. Mean
-    and std, too, are declared, and compared with preprocessor_config.json when weights are read. `dim` is measured.
+    `grid` (rows, columns) and `prefix_tokens` (class token and registers in front of the patches, dropped) describe the
+    tower's output for a view of `image_px`; a tower with another number of tokens is refused with both numbers. Mean and
+    std are settings too, and are compared with preprocessor_config.json when weights are read. `dim` is measured.
 
-    `layer=None` gives what the model calls its last_hidden_state; otherwise it counts hidden_states as they are, before
-    any final norm, and several layers stand side by side in the channels. All blocks run whatever `layer` is: encoders
-    written for one family (siglip, clip, dinov2, dinov3) save the later ones. Poolers and heads are not kept; batch
-    normalisation keeps the statistics it has, and no block is skipped at random (drop_path_rate) unless `sizes` say so.
+    `layer=None` is the model's last_hidden_state; otherwise `layer` counts hidden_states as they are, before any final
+    norm, and several layers stand side by side in the channels. All blocks run whatever `layer` is: encoders written for
+    one family (siglip, clip, dinov2, dinov3) skip the later ones. Poolers and heads are dropped; batch normalisation
+    keeps its statistics, and no block is skipped at random (drop_path_rate) unless `sizes` say so.
 
     Tensor names are transformers' under `tower.`.
     """
@@ -93,10 +96,11 @@ class HFVision(nn.Module):
     ) -> None:
         super().__init__()
         self._sizes = dict(sizes or {})
-        self._request = _make_request(
-            _read_tower_config(family, self._sizes, checkpoint), image_px, Size(*grid), prefix_tokens, layer
-        )
-        self.dim, idle, reader = _try_tower(self._request)
+        config = _read_tower_config(family, self._sizes, checkpoint)
+        layer = layer if layer is None or isinstance(layer, int) else tuple(layer)
+        key = config.to_json_string(use_diff=False)
+        self._request = _TowerRequest(key, config, image_px, Size(*grid), prefix_tokens, layer)
+        self.dim, unused, reader = _try_tower(self._request)
         self.view_px = Size(image_px, image_px)
         self.grid = self._request.grid
         self.pixel_mean = _to_floats(pixel_mean)
@@ -104,17 +108,17 @@ class HFVision(nn.Module):
         self.squash = squash
         self.checkpoint = checkpoint
         self.tower = _build_tower(self._request.config)
-        vit.drop_parts(self.tower, idle)
+        vit.drop_parts(self.tower, unused)
         self.takes_bytes = bool(reader)
         if reader:
             patches.enable_byte_pixels(self.tower, reader, self.pixel_mean, self.pixel_std)
-        self.register_load_state_dict_post_hook(_fill_buffers)
+        self.register_load_state_dict_post_hook(HFVision.refill_buffers)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, image_px, image_px), normalised or, with `takes_bytes`, uint8, to (views, rows, columns, dim)."""
         vit.require_view("hf_vision", pixels, self.view_px, bytes_too=self.takes_bytes)
-        seen = patches.to_byte_pixels(pixels).to(next(self.tower.parameters()).dtype)
-        return self._request.to_grid(self._request.compute_output(self.tower, seen))
+        pixels = patches.to_byte_pixels(pixels).to(next(self.tower.parameters()).dtype)
+        return self._request.to_grid(self._request.compute_output(self.tower, pixels))
 
     def train(self, mode: bool = True) -> HFVision:
         super().train(mode)
@@ -125,11 +129,7 @@ class HFVision(nn.Module):
         """Read the weights of `checkpoint`; its sizes, mean and std must be the settings'."""
         if self.checkpoint is None:
             raise vit.make_checkpoint_error("hf_vision", "google/vit-base-patch16-224")
-        self._require_preprocessing(self.checkpoint)
-        vit.fill_from_transformers("hf_vision", self.tower, self.checkpoint, self._sizes)
-
-    def _require_preprocessing(self, checkpoint: str) -> None:
-        stated = read_preprocessing(checkpoint)
+        stated = read_preprocessing(self.checkpoint)
         wrong = [
             f"{setting}={list(here)}, but {key} is {stated[key]}"
             for setting, key, here in (
@@ -141,24 +141,29 @@ class HFVision(nn.Module):
         ]
         if wrong:
             raise ConfigError(
-                f"encoder 'hf_vision': the settings disagree with {checkpoint}/preprocessor_config.json; "
+                f"encoder 'hf_vision': the settings disagree with {self.checkpoint}/preprocessor_config.json; "
                 "take its values.\n  " + "\n  ".join(wrong)
             )
+        vit.fill_from_transformers("hf_vision", self.tower, self.checkpoint, self._sizes)
+
+    def refill_buffers(self, _: object = None) -> None:
+        """Make buffers that no checkpoint holds, where they are still on meta."""
+        vit.refill_buffers(self.tower, next(self.parameters()).device, lambda: _build_tower(self._request.config))
 
 
 @dataclass(frozen=True, slots=True)
 class _TowerRequest:
-    """What the settings say of a tower. `key` is its config as text, by which one is told from another."""
+    """The settings of a tower. `key` is its config as text, by which requests are compared."""
 
     key: str
-    config: Any = field(compare=False)
+    config: PreTrainedConfig = field(compare=False)
     image_px: int
     grid: Size
     prefix_tokens: int
     layer: vit.Layer | None
 
-    def compute_output(self, tower: Any, pixels: Tensor) -> Tensor:
-        """What the tower says: (views, tokens, dim), or (views, dim, rows, columns)."""
+    def compute_output(self, tower: Callable[..., Any], pixels: Tensor) -> Tensor:
+        """The tower's features: (views, tokens, dim), or (views, dim, rows, columns)."""
         if self.layer is None:
             return tower(pixel_values=pixels).last_hidden_state
         hidden = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
@@ -167,7 +172,9 @@ class _TowerRequest:
         chosen = [hidden[i] for i in vit.list_state_indices(self.layer, len(hidden) - 1)]
         if len({state.shape for state in chosen}) > 1:
             shapes = ", ".join(str(tuple(state.shape[1:])) for state in chosen)
-            raise ConfigError(f"encoder 'hf_vision': layer={self.layer} has states of several shapes: {shapes}.")
+            raise ConfigError(
+                f"encoder 'hf_vision': layer={self.layer} has states of several shapes: {shapes}.", settings=["layer"]
+            )
         return torch.cat(chosen, dim=1 if chosen[0].ndim == 4 else -1)
 
     def to_grid(self, features: Tensor) -> Tensor:
@@ -176,7 +183,7 @@ class _TowerRequest:
         return rearrange(features[:, self.prefix_tokens :], "v (h w) d -> v h w d", h=self.grid.height)
 
     def find_contradiction(self, raw: Tensor) -> str:
-        """What the tower gives that was declared otherwise; empty when all is as declared."""
+        """The tower's output where it differs from the settings; empty where it does not."""
         if raw.ndim not in (3, 4):
             return f"an output of shape {tuple(raw.shape)}, which is no grid"
         if raw.ndim == 4:
@@ -189,81 +196,85 @@ class _TowerRequest:
         return f"{raw.shape[1]} tokens, not {self.prefix_tokens} + {self.grid.height} x {self.grid.width}"
 
 
-def _make_request(config: Any, image_px: int, grid: Size, prefix_tokens: int, layer: vit.Layer | None) -> _TowerRequest:
-    layer = layer if layer is None or isinstance(layer, int) else tuple(layer)
-    return _TowerRequest(config.to_json_string(use_diff=False), config, image_px, grid, prefix_tokens, layer)
-
-
 @lru_cache(maxsize=64)
 @suppress_warning_errors()
-def _try_tower(asked: _TowerRequest) -> tuple[int, tuple[str, ...], str]:
-    """Channels of a tower's features, measured on one view on meta, the parts that have no say in them, and the patch
-    convolution that alone reads pixels, if there is one.
+def _try_tower(request: _TowerRequest) -> tuple[int, tuple[str, ...], str]:
+    """Run one view through a tower on meta.
+
+    Returns the channels of its features, the parts that do not affect them, and the patch convolution that alone reads
+    pixels, if there is one.
     """
     with torch.device("meta"), torch.enable_grad():
-        blueprint = _build_tower(asked.config)
-        what, side = type(blueprint).__name__, asked.image_px
+        blueprint = _build_tower(request.config)
+        what, side = type(blueprint).__name__, request.image_px
         try:
             with patches.PixelReadTracker(blueprint) as readers:
-                raw = asked.compute_output(blueprint, torch.empty(1, 3, side, side).as_subclass(patches.BytePixels))
+                raw = request.compute_output(blueprint, torch.empty(1, 3, side, side).as_subclass(patches.BytePixels))
         except ConfigError:
             raise
-        except Exception as cause:  # whatever a tower raises for a view of this size speaks against it
+        except Exception as cause:  # a tower may raise anything for a view of a size that it cannot take
             raise ConfigError(
-                f"encoder 'hf_vision': {what} cannot take image_px={side}: {type(cause).__name__}: {cause}"
+                f"encoder 'hf_vision': {what} cannot take image_px={side}: {type(cause).__name__}: {cause}",
+                settings=["image_px"],
             ) from cause
-        if gives := asked.find_contradiction(raw):
+        if output := request.find_contradiction(raw):
             raise ConfigError(
-                f"encoder 'hf_vision': grid={tuple(asked.grid)} and prefix_tokens={asked.prefix_tokens} are declared, "
-                f"but {what} gives {gives} for image_px={side}."
+                f"encoder 'hf_vision': grid={tuple(request.grid)} and prefix_tokens={request.prefix_tokens} are declared, "
+                f"but {what} gives {output} for image_px={side}.",
+                settings=["grid", "prefix_tokens", "image_px"],
             )
-        features = asked.to_grid(raw)
+        features = request.to_grid(raw)
         return features.shape[-1], tuple(vit.find_unused_parts(blueprint, features)), readers.sole_reader
 
 
-def _read_tower_config(family: str | None, sizes: dict[str, Any], checkpoint: str | None) -> Any:
-    """The config of a vision tower; of a model with a text tower, that of its vision tower."""
+def _read_tower_config(family: str | None, sizes: dict[str, Any], checkpoint: str | None) -> PreTrainedConfig:
+    """The config of a vision tower; of a model with a text tower, that of its vision tower.
+
+    No block is skipped at random, unless `sizes` say so.
+    """
     if family is not None:
-        return _disable_drop_path(_make_tower_config(family, sizes), sizes)
-    if checkpoint is None or sizes:
+        config = _make_tower_config(family, sizes)
+    elif checkpoint is None or sizes:
         raise ConfigError(
             f"encoder 'hf_vision': family=None with checkpoint={checkpoint!r} and sizes={sizes}; write a checkpoint "
-            "alone, whose config.json says it all, or family (its model_type) and sizes."
+            "alone, whose config.json has both, or family (its model_type) and sizes.",
+            settings=["checkpoint", "sizes"],
         )
-    config = read_config(checkpoint)
-    return _disable_drop_path(getattr(config, "vision_config", config), sizes)
-
-
-def _disable_drop_path(config: Any, sizes: dict[str, Any]) -> Any:
-    """The same tower with no block skipped at random, unless `sizes` ask for it."""
+    else:
+        config = read_config(checkpoint)
+    config = getattr(config, "vision_config", config)
     if hasattr(config, "drop_path_rate") and "drop_path_rate" not in sizes:
         config.drop_path_rate = 0.0
     return config
 
 
-def _make_tower_config(family: str, sizes: dict[str, Any]) -> Any:
+def _make_tower_config(family: str, sizes: dict[str, Any]) -> PreTrainedConfig:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if faults := [fault for name, value in sizes.items() for fault in _find_size_faults(name, value)]:
         raise ConfigError(
-            f"encoder 'hf_vision': family={family!r} with sizes={format_value(sizes)}: {'; '.join(faults)}."
+            f"encoder 'hf_vision': family={family!r} with sizes={format_value(sizes)}: {'; '.join(faults)}.",
+            settings=["family", "sizes"],
         )
     try:
         default = AutoConfig.for_model(family)
         unknown = [name for name in sizes if not hasattr(default, name)]
         if unknown:
-            raise ConfigError(f"encoder 'hf_vision': sizes has {unknown}, which family={family!r} does not know.")
-        config = AutoConfig.for_model(family, **sizes)
+            raise ConfigError(
+                f"encoder 'hf_vision': sizes has {unknown}, which family={family!r} does not know.", settings=["family"]
+            )
+        return AutoConfig.for_model(family, **sizes)
     except (ValueError, TypeError, StrictDataclassError) as cause:
         if isinstance(cause, ConfigError):
             raise
-        raise ConfigError(f"encoder 'hf_vision': family={family!r} with sizes={sizes}: {cause}") from cause
-    return getattr(config, "vision_config", config)
+        raise ConfigError(
+            f"encoder 'hf_vision': family={family!r} with sizes={sizes}: {cause}", settings=["family", "sizes"]
+        ) from cause
 
 
-def _find_size_faults(name: str, value: Any) -> Iterator[str]:
-    """Why a value of a config is no size that a tower can have; transformers builds layers until it has all of them."""
+def _find_size_faults(name: str, value: object) -> Iterator[str]:
+    """Why a value of a config is no size of a tower; transformers would build layers until memory runs out."""
     ours = SIZES.get(name)
     most = MAXIMUM.get(ours or "", MOST_OTHERS)
     entries: list[Any] = [*value] if isinstance(value, list | tuple) and value else [value]
@@ -277,22 +288,18 @@ def _find_size_faults(name: str, value: Any) -> Iterator[str]:
             yield f"{name}={one} in sizes is no number to compute with; write a finite number"
 
 
-def _build_tower(config: Any) -> Any:
+def _build_tower(config: PreTrainedConfig) -> PreTrainedModel:
     from transformers import AutoModel
 
     try:
         tower = make_model(AutoModel, deepcopy(config), dtype=torch.float32)
-    except Exception as cause:  # whatever a family raises for a config speaks against it
+    except Exception as cause:  # a family may raise anything for a config that it cannot build
         raise ConfigError(
             f"encoder 'hf_vision': transformers' AutoModel builds no vision tower of {config.model_type!r}"
             f"{f' ({config.name_or_path})' if config.name_or_path else ''}: {type(cause).__name__}: {cause}"
         ) from cause
     vit.share_attention(tower)
     return tower
-
-
-def _fill_buffers(encoder: Any, _: Any) -> None:
-    vit.refill_buffers(encoder.tower, next(encoder.parameters()).device, lambda: _build_tower(encoder._request.config))
 
 
 def _to_floats(values: tuple[float, float, float]) -> tuple[float, float, float]:

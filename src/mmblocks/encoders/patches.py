@@ -1,7 +1,8 @@
-"""Pixels read as the bytes they are stored as: mean and deviation become part of the patch convolution."""
+"""Pixels read as bytes: mean and standard deviation become part of the patch convolution."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,17 +16,23 @@ from mmblocks.compat import find_autocast_dtype
 
 Colour = tuple[float, float, float]
 METADATA_ATTRIBUTES = frozenset({"shape", "dtype", "device", "ndim", "is_meta", "size", "dim"})
-"""What a tower may ask of pixels before its convolution reads them."""
+"""What a tower may read of pixels before its convolution reads them."""
 
 
 class BytePixels(Tensor):
-    """Pixels from 0 to 255, in whatever type a tower casts them to. All but a cast of them is a plain tensor.
+    """Pixels from 0 to 255, in whatever dtype a tower casts them to. The result of any other function is a plain tensor.
 
-    Towers cast pixels to the type of their weights, which would hide what the numbers mean from the convolution.
+    Towers cast pixels to the dtype of their weights; the class tells the convolution that they are bytes.
     """
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
         return result.as_subclass(cls) if func is Tensor.to else result
@@ -37,11 +44,11 @@ def to_byte_pixels(pixels: Tensor) -> Tensor:
 
 
 class PatchConv(nn.Conv2d):
-    """A patch convolution that takes normalised pixels and `Bytes`, for which it is conv((x / 255 - mean) / std).
+    """A patch convolution that takes normalised pixels and `BytePixels`, for which it is conv((x / 255 - mean) / std).
 
-    Bytes meet the weights in one matrix product over patches. Both factors are exact in every type but for the ratios
-    of deviations: levels are whole numbers around the nearest level of the mean, and the first channel's 1 / (255 std)
-    multiplies the product. What lies between mean and level is taken off the bias, from the weights as they were
+    For bytes it is one matrix product over patches. Both factors are exact in every dtype but for the ratios of
+    deviations: pixels become whole numbers by subtracting the level nearest to the mean, and the first channel's
+    1 / (255 std) multiplies the product. The rest of the mean is subtracted from the bias, by the weights as they were
     rounded. Nothing is kept between calls, so trained, loaded and averaged weights need no refresh.
     """
 
@@ -60,15 +67,17 @@ class PatchConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(views, 3, height, width) to (views, dim, rows, columns); pixels beyond the last whole patch are not read."""
-        return self._from_bytes(input) if isinstance(input, BytePixels) else super().forward(input)
-
-    def _from_bytes(self, pixels: Tensor) -> Tensor:
-        size = _to_pair(self.kernel_size)
-        rows = pixels.shape[2] // size[0]
-        weight, bias = self._fold_normalisation(self._product_dtype(pixels.device))
-        patches = extract_patches(pixels, size, self._mean_levels, weight.dtype)
+        if not isinstance(input, BytePixels):
+            return super().forward(input)
+        size, rows = _to_pair(self.kernel_size), input.shape[2] // self.kernel_size[0]
+        # In the dtype of the weights, or autocast's: the bias depends on how weights were rounded.
+        dtype = find_autocast_dtype(input.device.type)
+        if dtype is None or self.weight.dtype == torch.float64:
+            dtype = self.weight.dtype
+        weight, bias = self._fold_normalisation(dtype)
+        patches = extract_patches(input, size, self._mean_levels, weight.dtype)
         cells = torch.addmm(bias, patches, weight.t(), alpha=1 / (255 * self.pixel_std[0]))
-        return rearrange(cells, "(v h w) d -> v d h w", v=pixels.shape[0], h=rows)
+        return rearrange(cells, "(v h w) d -> v d h w", v=input.shape[0], h=rows)
 
     @property
     def _mean_levels(self) -> tuple[int, ...]:
@@ -89,17 +98,12 @@ class PatchConv(nn.Conv2d):
             bias = bias - sums * ((255 * mean - level) / (255 * first))
         return weight.flatten(1), bias.to(dtype)
 
-    def _product_dtype(self, device: torch.device) -> torch.dtype:
-        """That of the weights, or autocast's: casting is done here, since the bias depends on how weights were rounded."""
-        casting = find_autocast_dtype(device.type)
-        return self.weight.dtype if casting is None or self.weight.dtype == torch.float64 else casting
-
 
 def extract_patches(pixels: Tensor, size: tuple[int, int], levels: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """(views * rows * columns, 3 * height * width): whole patches less a level per channel."""
+    """(views * rows * columns, 3 * height * width): whole patches minus a level for each channel."""
     height, width = size
-    seen = pixels[..., : pixels.shape[2] // height * height, : pixels.shape[3] // width * width]
-    cells = rearrange(seen, "v c (h p) (w q) -> v h w c p q", p=height, q=width)
+    pixels = pixels[..., : pixels.shape[2] // height * height, : pixels.shape[3] // width * width]
+    cells = rearrange(pixels, "v c (h p) (w q) -> v h w c p q", p=height, q=width)
     origin = torch.stack([torch.full((), level, dtype=dtype, device=pixels.device) for level in levels])
     patches = torch.empty(cells.shape, dtype=dtype, device=pixels.device).copy_(cells).sub_(origin.view(-1, 1, 1))
     return patches.flatten(0, 2).flatten(1)
@@ -123,22 +127,22 @@ def is_patchwise(module: nn.Module) -> bool:
 
 
 class PixelReadTracker(TorchFunctionMode):
-    """Watches what a tower does with `Bytes` that it is given in the meantime, whatever device it is on."""
+    """Records how a tower reads `BytePixels` while this is entered, on any device."""
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
         self._tower = tower
         self._hooks: list[RemovableHandle] = []
-        self._met: list[str] = []
+        self._readers: list[str] = []
         self._reads = 0
 
     @property
     def sole_reader(self) -> str:
-        """The patch convolution through which alone the tower saw pixels; empty where there is none.
+        """The patch convolution that alone read the pixels; empty where there is none.
 
         A tower that does more with pixels than cast them, such as pad, resize or normalise them, has none.
         """
-        return self._met[0] if len(self._met) == 1 and self._reads == 1 else ""
+        return self._readers[0] if len(self._readers) == 1 and self._reads == 1 else ""
 
     def __enter__(self) -> PixelReadTracker:
         for name, module in self._tower.named_modules():
@@ -151,10 +155,16 @@ class PixelReadTracker(TorchFunctionMode):
         for hook in self._hooks:
             hook.remove()
 
-    def _record_reader(self, name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._met.extend(name for x in inputs if isinstance(x, BytePixels))
+    def _record_reader(self, name: str, _: nn.Module, inputs: tuple[object, ...]) -> None:
+        self._readers.extend(name for x in inputs if isinstance(x, BytePixels))
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> Any:
         name = getattr(getattr(func, "__self__", None), "__name__", func.__name__)  # x.shape is shape.__get__
         if any(isinstance(x, BytePixels) for x in args) and func is not Tensor.to and name not in METADATA_ATTRIBUTES:
             self._reads += 1

@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmblocks.components import encoders
-from mmblocks.encoders import members as shared
-from mmblocks.encoders import vit
+from mmblocks.encoders.sub_encoders import build_sub_encoders, load_sub_encoders
+from mmblocks.encoders.vit import require_view
 from mmblocks.errors import ConfigError
 from mmblocks.registry import Spec, split_spec
 from mmblocks.shapes import Size
@@ -49,9 +49,10 @@ class S2(nn.Module):
         super().__init__()
         if scales[:1] != (1,) or any(smaller >= larger for smaller, larger in pairwise(scales)):
             raise ConfigError(
-                f"encoder 's2': scales={scales}; they start at 1, the member's own view, and grow: (1, 2) or (1, 2, 3)."
+                f"encoder 's2': scales={scales}; they start at 1, the member's own view, and grow: (1, 2) or (1, 2, 3).",
+                settings=["scales"],
             )
-        (built,) = shared.build_sub_encoders("s2", {"member": member})
+        (built,) = build_sub_encoders("s2", {"member": member})
         if not built.spatial:
             raise ConfigError(
                 f"encoder 's2': member ({split_spec(member)[0]!r}) has no image order (its grid is {built.grid}), "
@@ -68,7 +69,7 @@ class S2(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, *view_px) to (views, rows, columns, scales * the member's dim)."""
-        vit.require_view("s2", pixels, self.view_px)
+        require_view("s2", pixels, self.view_px)
         return torch.cat([self._encode_at_scale(pixels, scale) for scale in self.scales], dim=-1)
 
     def _encode_at_scale(self, pixels: Tensor, scale: int) -> Tensor:
@@ -82,7 +83,7 @@ class S2(nn.Module):
 
     def load_pretrained(self) -> None:
         """Let the member read its own `checkpoint`."""
-        shared.load_sub_encoders("s2", {"member": self.member})
+        load_sub_encoders("s2", {"member": self.member})
 
 
 encoders.preset("clip_vit_l_336_s2", of="s2", member="clip_vit_l_336", scales=(1, 2, 3))

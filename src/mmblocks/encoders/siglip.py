@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-from einops import rearrange
-from torch import Tensor, nn
-
 from mmblocks.components import encoders
-from mmblocks.encoders import patches, vit
-from mmblocks.shapes import Size
+from mmblocks.encoders.transformers_vit import TransformersViT
+from mmblocks.encoders.vit import Layer
 
 
 @encoders.register(
@@ -14,13 +11,13 @@ from mmblocks.shapes import Size
     tiny={"image_px": 30, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24},
     verified_against="transformers SiglipVisionModel; LLaVA-NeXT (golden modules)",
 )
-class SigLIP(nn.Module):
+class SigLIP(TransformersViT):
     """SigLIP's vision transformer: all patches after the block that `layer` names, before the final LayerNorm.
 
     `layer` counts as transformers' hidden_states: -2 is the second-last block, LLaVA-OneVision's choice. Later blocks,
-    the final LayerNorm and the pooling head are not built. Several layers stand side by side in the channels (`dim` in
-    the settings is the width of one). Pixels beyond the last whole patch are not seen: 384 at
-    patches of 14 gives 27, and 6 are left over.
+    the final LayerNorm and the pooling head are not built. Several layers stand side by side in the channels (the
+    setting `dim` is the width of one). Pixels beyond the last whole patch are not read: 384 at patches of 14 gives 27,
+    and 6 are left over.
 
     SigLIP 2's checkpoints of fixed size have the same architecture. Its NaFlex ones are not offered: their grid follows
     the image's aspect ratio, while an encoder here states one grid for every view.
@@ -28,11 +25,11 @@ class SigLIP(nn.Module):
     Tensor names are those of published checkpoints: `vision_model.encoder.layers.0.mlp.fc1.weight`.
     """
 
+    name = "siglip"
+    example_checkpoint = "google/siglip-so400m-patch14-384"
     pixel_mean = (0.5, 0.5, 0.5)
     pixel_std = (0.5, 0.5, 0.5)
-    spatial = True
     squash = True
-    takes_bytes = True
 
     def __init__(
         self,
@@ -42,51 +39,25 @@ class SigLIP(nn.Module):
         depth: int = 27,
         heads: int = 16,
         mlp_dim: int = 4304,
-        layer: vit.Layer = -2,
+        layer: Layer = -2,
         checkpoint: str | None = None,
     ) -> None:
-        super().__init__()
-        vit.require_vit_sizes(
-            "siglip", image_px=image_px, patch_px=patch_px, dim=dim, depth=depth, heads=heads, layer=layer
+        super().__init__(
+            image_px=image_px,
+            patch_px=patch_px,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            mlp_dim=mlp_dim,
+            layer=layer,
+            checkpoint=checkpoint,
+            prefix_tokens=0,
+            hidden_act="gelu_pytorch_tanh",
+            norm_eps=1e-6,
         )
         from transformers import SiglipVisionConfig, SiglipVisionModel
 
-        self.dim = vit.count_channels(dim, layer)
-        self.view_px = Size(image_px, image_px)
-        self.grid = Size(image_px // patch_px, image_px // patch_px)
-        self.checkpoint = checkpoint
-        self._sizes = {
-            "image_px": image_px,
-            "patch_px": patch_px,
-            "dim": dim,
-            "depth": depth,
-            "heads": heads,
-            "mlp_dim": mlp_dim,
-            "hidden_act": "gelu_pytorch_tanh",
-            "norm_eps": 1e-6,
-        }
-        config = SiglipVisionConfig(
-            **{vit.CONFIG_KEYS[setting]: value for setting, value in self._sizes.items()}, vision_use_head=False
-        )
-        config.num_hidden_layers = vit.count_blocks(layer, depth)
-        self._states = vit.list_state_indices(layer, depth)
-        self.vision_model = SiglipVisionModel(config)
-        self.vision_model.register_module("post_layernorm", nn.Identity())
-        vit.fill_position_ids(self.vision_model)
-        vit.share_attention(self.vision_model)
-        patches.enable_byte_pixels(self.vision_model, "embeddings.patch_embedding", self.pixel_mean, self.pixel_std)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(views, 3, image_px, image_px), normalised or uint8, to (views, rows, columns, dim)."""
-        vit.require_view("siglip", pixels, self.view_px, bytes_too=True)
-        features = vit.compute_states(self.vision_model, pixels, self._states)
-        return rearrange(features, "v (h w) d -> v h w d", h=self.grid.height)
-
-    def load_pretrained(self) -> None:
-        """Read the weights of `checkpoint`; its sizes must be the settings'."""
-        if self.checkpoint is None:
-            raise vit.make_checkpoint_error("siglip", "google/siglip-so400m-patch14-384")
-        vit.fill_from_transformers("siglip", self.vision_model, self.checkpoint, self._sizes)
+        self.install_tower(SiglipVisionModel(self.make_config(SiglipVisionConfig, vision_use_head=False)))
 
 
 encoders.preset("siglip_so400m_384", of="siglip", checkpoint="google/siglip-so400m-patch14-384")

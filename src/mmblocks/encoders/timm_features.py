@@ -22,14 +22,14 @@ from mmblocks.shapes import Size
     verified_against="timm forward_features and features_only: ConvNeXt, Swin, ResNet",
 )
 class TimmFeatures(nn.Module):
-    """Any model of timm that works in stages (ConvNeXt, Swin, ResNet, MambaOut ...): the feature map of one stage.
+    """Any model of timm with stages (ConvNeXt, Swin, ResNet, MambaOut ...): the feature map of one stage.
 
     `stage` counts timm's feature_info from 0, or from the end (-1: last stage); later stages are not built. With `norm`
-    the model's final norm follows where it has one and the last stage is taken, as in timm's forward_features.
+    the last stage is followed by the model's final norm, if it has one, as in timm's forward_features.
     `image_px=None` is the size the model was published for; convolutional models take any other.
 
-    Grid and width are measured on a trial view; mean, std and cropping are timm's own statements. Batch normalisation
-    keeps the statistics it has. `checkpoint` is as in `timm_vit`, and tensor names are timm's under `trunk.`.
+    Grid and width are measured on a trial view; mean, std and cropping are those that timm states. Batch normalisation
+    keeps its statistics. `checkpoint` is as in `timm_vit`, and tensor names are timm's under `trunk.`.
     """
 
     spatial = True
@@ -45,14 +45,14 @@ class TimmFeatures(nn.Module):
         super().__init__()
         self.checkpoint = checkpoint
         self.model_name = timm_vit.make_full_name("timm_features", model_name, checkpoint)
-        self._request, self.grid, self.dim, idle = _try_trunk(self.model_name, image_px, stage, norm)
+        self._request, self.grid, self.dim, unused = _try_trunk(self.model_name, image_px, stage, norm)
         self.view_px = self._request.view_px
         self.pixel_mean = self._request.pixel_mean
         self.pixel_std = self._request.pixel_std
         self.squash = self._request.squash
         self.trunk = self._request.build_trunk()
-        vit.drop_parts(self.trunk, idle)
-        self.register_load_state_dict_post_hook(_fill_buffers)
+        vit.drop_parts(self.trunk, unused)
+        self.register_load_state_dict_post_hook(TimmFeatures.refill_buffers)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, *view_px) to (views, rows, columns, dim)."""
@@ -68,13 +68,17 @@ class TimmFeatures(nn.Module):
         """Read the weights of `checkpoint`; all that the stages in use need must be there."""
         if self.checkpoint is None:
             raise vit.make_checkpoint_error("timm_features", "pretrained")
-        found = timm_vit.read_weights("timm_features", self.model_name, self._request.fixed, self.checkpoint)
-        vit.fill_module("timm_features", self.trunk, found, self.checkpoint)
+        weights = timm_vit.read_weights("timm_features", self.model_name, self._request.fixed, self.checkpoint)
+        vit.fill_module("timm_features", self.trunk, weights, self.checkpoint)
+
+    def refill_buffers(self, _: object = None) -> None:
+        """Make buffers that no checkpoint holds, where they are still on meta."""
+        vit.refill_buffers(self.trunk, next(self.parameters()).device, self._request.build_trunk)
 
 
 @dataclass(frozen=True, slots=True)
 class _TrunkRequest:
-    """What the settings ask of a model of timm, and what timm states about its images."""
+    """The settings of a model of timm, and what timm states about its images."""
 
     model_name: str
     fixed: dict[str, Any]
@@ -86,14 +90,14 @@ class _TrunkRequest:
     squash: bool
 
     def build_trunk(self) -> Any:
-        """The model up to the stage that is asked for."""
+        """The model up to the stage that is used."""
         trunk = timm_vit.create_trunk("timm_features", self.model_name, self.fixed)
         trunk.prune_intermediate_layers([self.stage], prune_norm=not self.norm, prune_head=True)
         return trunk
 
-    def compute_features(self, trunk: Any, pixels: Tensor) -> Tensor:
+    def compute_features(self, trunk: nn.Module, pixels: Tensor) -> Tensor:
         """(views, 3, height, width) to (views, rows, columns, dim)."""
-        (features,) = trunk.forward_intermediates(
+        (features,) = trunk.forward_intermediates(  # type: ignore[operator]
             pixels, indices=[self.stage], norm=self.norm, output_fmt="NCHW", intermediates_only=True
         )
         return rearrange(features, "v d h w -> v h w d")
@@ -104,23 +108,24 @@ class _TrunkRequest:
 def _try_trunk(
     model_name: str, image_px: int | None, stage: int, norm: bool
 ) -> tuple[_TrunkRequest, Size, int, tuple[str, ...]]:
-    """Grid and width of a model's feature map, measured on one view on meta, and the parts that have no say in it."""
+    """Grid and width of a model's feature map, measured on one view on meta, and the parts that do not affect it."""
     with torch.device("meta"), torch.enable_grad():
-        asked = _make_request(model_name, image_px, stage, norm)
-        blueprint = asked.build_trunk()
+        request = _make_request(model_name, image_px, stage, norm)
+        blueprint = request.build_trunk()
         try:
-            features = asked.compute_features(blueprint, torch.empty(1, 3, *asked.view_px))
-        except Exception as cause:  # whatever a model raises for a view of this size speaks against it
+            features = request.compute_features(blueprint, torch.empty(1, 3, *request.view_px))
+        except Exception as cause:  # a model may raise anything for a view of a size that it cannot take
             raise ConfigError(
                 f"encoder 'timm_features': {model_name!r} ({type(blueprint).__name__}) gives no feature map for a "
-                f"view of image_px={asked.view_px.height}: {type(cause).__name__}: {cause}"
+                f"view of image_px={request.view_px.height}: {type(cause).__name__}: {cause}",
+                settings=["image_px"],
             ) from cause
-        idle = tuple(vit.find_unused_parts(blueprint, features))
-    return asked, Size(*features.shape[1:3]), features.shape[3], idle
+        unused = tuple(vit.find_unused_parts(blueprint, features))
+    return request, Size(*features.shape[1:3]), features.shape[3], unused
 
 
 def _make_request(model_name: str, image_px: int | None, stage: int, norm: bool) -> _TrunkRequest:
-    """What the settings and timm's own statements say of a model."""
+    """A request from the settings and timm's own statements about a model."""
     trunk = timm_vit.create_trunk("timm_features", model_name, {})
     stated = dict(trunk.pretrained_cfg or {})
     faults = [f"timm states no {fact} for it" for fact in ("mean", "std", "input_size") if not stated.get(fact)]
@@ -130,32 +135,23 @@ def _make_request(model_name: str, image_px: int | None, stage: int, norm: bool)
         raise ConfigError(
             f"encoder 'timm_features': {model_name!r} ({type(trunk).__name__}) cannot be used: {'; '.join(faults)}."
         )
+    stages = len(trunk.feature_info)
+    if not -stages <= stage < stages:
+        raise ConfigError(
+            f"encoder 'timm_features': stage={stage} names no stage; {model_name!r} has {stages}: "
+            f"choose 0 to {stages - 1} or {-stages} to -1.",
+            settings=["stage"],
+        )
     return _TrunkRequest(
         model_name=model_name,
         fixed={"img_size": image_px} if image_px and stated.get("fixed_input_size") else {},
-        stage=_index(model_name, trunk, stage),
+        stage=stage % stages,
         norm=norm,
         view_px=Size(*((image_px, image_px) if image_px else stated["input_size"][1:])),
         pixel_mean=tuple(stated["mean"]),
         pixel_std=tuple(stated["std"]),
         squash=stated.get("crop_mode") == "squash",
     )
-
-
-def _index(model_name: str, trunk: Any, stage: int) -> int:
-    """`stage` counted from 0."""
-    stages = len(trunk.feature_info)
-    if not -stages <= stage < stages:
-        raise ConfigError(
-            f"encoder 'timm_features': stage={stage} names no stage; {model_name!r} has {stages}: "
-            f"choose 0 to {stages - 1} or {-stages} to -1."
-        )
-    return stage % stages
-
-
-def _fill_buffers(encoder: Any, _: Any) -> None:
-    device = next(encoder.parameters()).device
-    vit.refill_buffers(encoder.trunk, device, encoder._request.build_trunk)
 
 
 encoders.preset(

@@ -4,7 +4,7 @@ import difflib
 import inspect
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -16,6 +16,14 @@ from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.shapes import Size
 
 
+class TimmTrunk(Protocol):
+    """What this reads of a vision transformer of timm."""
+
+    blocks: nn.Sequential
+    patch_embed: nn.Module
+    pretrained_cfg: dict[str, Any]
+
+
 @encoders.register(
     "timm_vit",
     source="https://github.com/huggingface/pytorch-image-models",
@@ -25,9 +33,9 @@ from mmblocks.shapes import Size
 class TimmViT(nn.Module):
     """Any vision transformer of timm by its name: patches after the block that `layer` names.
 
-    Plain ones, those with rotary positions (EVA-02, PE) and those behind a convolutional stem (ViTamin, R50 hybrids)
-    will do. `layer` counts as transformers' hidden_states (-1: last block); several layers stand side by side in the
-    channels, and 0, the state before the first block, is not to be had. With `norm` the model's final norm follows, as in
+    These may be plain, have rotary positions (EVA-02, PE) or a convolutional stem (ViTamin, R50 hybrids). `layer` counts
+    as transformers' hidden_states (-1: last block); several layers stand side by side in the channels, and 0, the state
+    before the first block, is not available. With `norm` the model's final norm follows, as in
     timm's forward_features; without it features are the block's raw output, as in LLaVA. Class and register tokens are
     dropped. `image_px=None` is the size the model was published for.
 
@@ -35,7 +43,7 @@ class TimmViT(nn.Module):
     as "augreg_in21k", or a path with a slash in it to a .safetensors file or to a folder with one. timm fits position
     embeddings of its own weights to `image_px`; those of a local file must fit as they are.
 
-    Size, grid, prefix tokens, mean, std and cropping are timm's own statements about the model. Tensor names are
+    Size, grid, prefix tokens, mean, std and cropping are those that timm states. Tensor names are
     timm's under `trunk.`.
     """
 
@@ -64,14 +72,18 @@ class TimmViT(nn.Module):
         self.pixel_std: tuple[float, float, float] = tuple(stated["std"])
         self.squash: bool = stated.get("crop_mode") == "squash"
         self.trunk = trunk
-        self.takes_bytes = _embeds_patches(trunk)
+        from timm.layers.patch_embed import PatchEmbed
+
+        embed = trunk.patch_embed
+        # Where one patch convolution reads the pixels, and timm gives them to it as they are.
+        self.takes_bytes = type(embed) is PatchEmbed and not embed.dynamic_img_pad and patches.is_patchwise(embed.proj)
         if self.takes_bytes:
             patches.enable_byte_pixels(trunk, "patch_embed.proj", self.pixel_mean, self.pixel_std)
         blocks = [i - 1 for i in vit.list_state_indices(layer, len(trunk.blocks))]
         self._blocks = sorted(set(blocks))
         self._order = [self._blocks.index(block) for block in blocks]
         trunk.prune_intermediate_layers(self._blocks, prune_norm=not norm, prune_head=True)
-        self.register_load_state_dict_post_hook(_fill_buffers)
+        self.register_load_state_dict_post_hook(TimmViT.refill_buffers)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(views, 3, *view_px), normalised or, with `takes_bytes`, uint8, to (views, rows, columns, dim)."""
@@ -90,13 +102,13 @@ class TimmViT(nn.Module):
         """Read the weights of `checkpoint`; all that the blocks in use need must be there."""
         if self.checkpoint is None:
             raise vit.make_checkpoint_error("timm_vit", "pretrained")
-        found = read_weights("timm_vit", self.model_name, self._fixed, self.checkpoint)
-        vit.fill_module("timm_vit", self.trunk, found, self.checkpoint)
+        weights = read_weights("timm_vit", self.model_name, self._fixed, self.checkpoint)
+        vit.fill_module("timm_vit", self.trunk, weights, self.checkpoint)
 
-
-def _fill_buffers(encoder: Any, _: Any) -> None:
-    device = next(encoder.parameters()).device
-    vit.refill_buffers(encoder.trunk, device, lambda: create_trunk("timm_vit", encoder.model_name, encoder._fixed))
+    def refill_buffers(self, _: object = None) -> None:
+        """Make buffers that no checkpoint holds, where they are still on meta."""
+        device = next(self.parameters()).device
+        vit.refill_buffers(self.trunk, device, lambda: create_trunk("timm_vit", self.model_name, self._fixed))
 
 
 # What encoders made of timm's models share --------------------------------------------------------------------------
@@ -104,11 +116,20 @@ def _fill_buffers(encoder: Any, _: Any) -> None:
 
 def make_full_name(encoder: str, model_name: str, checkpoint: str | None) -> str:
     """timm's name of model and weights, model.tag, where `checkpoint` is a tag: mean and std belong to the tag."""
-    return model_name if checkpoint is None or _is_path(checkpoint) else _tagged(encoder, model_name, checkpoint)
+    model, _, tag = model_name.partition(".")
+    if checkpoint is None or _is_path(checkpoint) or checkpoint in ("pretrained", tag):
+        return model_name
+    if tag:
+        raise ConfigError(
+            f"encoder {encoder!r}: model_name={model_name!r} and checkpoint={checkpoint!r} name two sets of weights; "
+            'write the tag once, or checkpoint="pretrained".',
+            settings=["model_name", "checkpoint"],
+        )
+    return f"{model}.{checkpoint}"
 
 
 def create_trunk(encoder: str, name: str, fixed: dict[str, Any], *, pretrained: bool = False) -> Any:
-    """A model of timm that skips no block at random. Raises `ConfigError`, or `CheckpointError` where weights were asked for."""
+    """A model of timm that skips no block at random. Raises `ConfigError`, or `CheckpointError` with `pretrained`."""
     import timm
     from timm.layers.drop import DropPath
 
@@ -143,7 +164,13 @@ def read_weights(encoder: str, name: str, fixed: dict[str, Any], checkpoint: str
             return create_trunk(encoder, name, fixed, pretrained=True).state_dict()
         from timm.models import load_state_dict
 
-        return load_state_dict(str(_weights_file(encoder, Path(checkpoint))), weights_only=True)
+        path = Path(checkpoint)
+        if not path.is_file():
+            files = sorted(path.glob("*.safetensors"))
+            if len(files) != 1:
+                raise CheckpointError(f"encoder {encoder!r}: {path} holds {len(files)} .safetensors files; name one.")
+            path = files[0]
+        return load_state_dict(str(path), weights_only=True)
 
 
 def _is_path(checkpoint: str) -> bool:
@@ -151,81 +178,45 @@ def _is_path(checkpoint: str) -> bool:
     return "/" in checkpoint or os.sep in checkpoint or checkpoint.endswith(".safetensors")
 
 
-def _tagged(encoder: str, model_name: str, checkpoint: str) -> str:
-    model, _, tag = model_name.partition(".")
-    if checkpoint == "pretrained" or checkpoint == tag:
-        return model_name
-    if tag:
-        raise ConfigError(
-            f"encoder {encoder!r}: model_name={model_name!r} and checkpoint={checkpoint!r} name two sets of weights; "
-            'write the tag once, or checkpoint="pretrained".'
-        )
-    return f"{model}.{checkpoint}"
-
-
-def _weights_file(encoder: str, path: Path) -> Path:
-    if path.is_file():
-        return path
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        raise CheckpointError(f"encoder {encoder!r}: {path} holds {len(files)} .safetensors files; name one.")
-    return files[0]
-
-
 # Which models have one grid of patches ------------------------------------------------------------------------------
 
 
-def _require_patch_grid(name: str, trunk: Any, layer: vit.Layer) -> None:
-    """Refuse a model whose features are not one grid of patches, with everything that speaks against it."""
+def _require_patch_grid(name: str, trunk: TimmTrunk, layer: vit.Layer) -> None:
+    """Refuse a model whose features are not one grid of patches, with every reason."""
     faults = []
     reductions = sorted({stage["reduction"] for stage in getattr(trunk, "feature_info", [])})
     if len(reductions) != 1:
         faults.append(f"its stages shrink the image by {reductions or 'unknown factors'}, not all by the same")
     if getattr(getattr(trunk, "patch_embed", None), "grid_size", None) is None:
         faults.append("it states no grid of patches (patch_embed.grid_size)")
-    if getattr(trunk, "num_prefix_tokens", None) is None or not _tells_prefix_apart(trunk):
-        faults.append("it does not tell patch tokens from prefix tokens")
-    if not faults and (wrong := _layer_fault(layer, len(trunk.blocks)) or _find_view_fault(trunk.patch_embed)):
-        faults.append(wrong)
+    intermediates = getattr(trunk, "forward_intermediates", None)
+    separable = intermediates is not None and "return_prefix_tokens" in inspect.signature(intermediates).parameters
+    if getattr(trunk, "num_prefix_tokens", None) is None or not separable:
+        faults.append("it does not separate patch tokens from prefix tokens")
+    if not faults:
+        depth = len(trunk.blocks)
+        fault = vit.find_layer_fault(layer, depth)
+        if not fault and 0 in vit.list_state_indices(layer, depth):
+            fault = f"layer={layer}: timm gives no state before the first block"
+        if fault := fault or _find_view_fault(trunk.patch_embed):
+            faults.append(fault)
     if not {"mean", "std"} <= set(trunk.pretrained_cfg or {}):
         faults.append("timm states no pixel mean and std for it")
     if faults:
         raise ConfigError(f"encoder 'timm_vit': {name!r} ({type(trunk).__name__}) cannot be used: {'; '.join(faults)}.")
 
 
-def _find_view_fault(embed: Any) -> str:
-    """Why a patch embedding refuses views of the size it was made for; empty where it takes them."""
+def _find_view_fault(embed: object) -> str:
+    """Why a patch embedding refuses views of its own size; empty where it takes them."""
     from timm.layers.patch_embed import PatchEmbed
 
-    if not issubclass(type(embed), PatchEmbed) or embed.strict_img_size or embed.dynamic_img_pad:
-        return ""  # a strict one leaves out what no whole patch covers
-    view, patch = Size(*embed.img_size), Size(*embed.patch_size)
+    if not isinstance(embed, PatchEmbed) or embed.strict_img_size or embed.dynamic_img_pad:
+        return ""  # a strict one skips what no whole patch covers
+    sides: Any = (embed.img_size, embed.patch_size)
+    view, patch = (Size(*side) for side in sides)
     if view.height % patch.height == 0 and view.width % patch.width == 0:
         return ""
     return f"image_px={view.height} is no multiple of its patches of {patch.height} pixels"
-
-
-def _embeds_patches(trunk: Any) -> bool:
-    """Whether it reads pixels through one patch convolution, to which timm's models give them as they are."""
-    from timm.layers.patch_embed import PatchEmbed
-
-    embed = trunk.patch_embed
-    return type(embed) is PatchEmbed and not embed.dynamic_img_pad and patches.is_patchwise(embed.proj)
-
-
-def _layer_fault(layer: vit.Layer, depth: int) -> str:
-    if fault := vit.find_layer_fault(layer, depth):
-        return fault
-    return (
-        f"layer={layer}: timm gives no state before the first block"
-        if 0 in vit.list_state_indices(layer, depth)
-        else ""
-    )
-
-
-def _tells_prefix_apart(trunk: Any) -> bool:
-    intermediates = getattr(trunk, "forward_intermediates", None)
-    return intermediates is not None and "return_prefix_tokens" in inspect.signature(intermediates).parameters
 
 
 encoders.preset(

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmblocks.components import encoders
-from mmblocks.encoders.vit import require_view
+from mmblocks.encoders.vit import raise_faults, require_view
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
 
@@ -24,7 +24,7 @@ class TinyConv(nn.Module):
     """A convolutional stem and a few attention blocks: learns small images on a laptop, without pretraining.
 
     Stage i shrinks by strides[i]; widths are the channels of all stages but the last, which gives `dim`. The grid has
-    view_px / product(strides) cells a side. GroupNorm looks at one view alone, so the batch changes nothing.
+    view_px / product(strides) cells a side. GroupNorm normalises each view by itself, so results do not depend on the batch.
     """
 
     pixel_mean = (0.5, 0.5, 0.5)
@@ -49,8 +49,16 @@ class TinyConv(nn.Module):
         self.dim = dim
         self.view_px = Size(view_px, view_px)
         self.grid = Size(side, side)
-        self.stem = _stem([3, *widths, dim], strides, groups)
-        # Half as large as what is seen: at ViT's usual 0.02 a small model finds out what is there, but not where.
+        # A window is its cell and one more row and column on every side, so that cells stay centred on what they see
+        # (3x3 windows at stride 2 drift by almost half a cell within three stages). The first norm is over all
+        # channels, so that the contrast between colours remains until they are mixed.
+        layers: list[nn.Module] = []
+        for i, ((width, next_width), stride) in enumerate(zip(pairwise([3, *widths, dim]), strides, strict=True)):
+            layers.append(nn.Conv2d(width, next_width, kernel_size=stride + 2, stride=stride, padding=1))
+            layers.append(nn.GroupNorm(groups if i else 1, next_width))
+            layers.append(nn.GELU())
+        self.stem = nn.Sequential(*layers[:-1])
+        # Half as large as the features: at ViT's usual 0.02 a small model learns what is in the image, but not where.
         self.positions = nn.Parameter(0.5 * torch.randn(side * side, dim))
         self.blocks = nn.Sequential(*[_AttentionBlock(dim, heads, mlp_ratio) for _ in range(blocks)])
         self.norm = nn.LayerNorm(dim)
@@ -70,7 +78,7 @@ class TinyConv(nn.Module):
 
 
 class _AttentionBlock(nn.Module):
-    """Attention among the cells of a view, then an MLP per cell; each behind a LayerNorm, each added to its input."""
+    """Attention among the cells of a view, then an MLP per cell; each after a LayerNorm, each added to its input."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int) -> None:
         super().__init__()
@@ -90,21 +98,6 @@ class _AttentionBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def _stem(widths: list[int], strides: tuple[int, ...], groups: int) -> nn.Sequential:
-    """Convolutions, each normalised, with GELU between them.
-
-    A window is its cell and one more row and column on every side, so that cells stay centred on what they see (3x3
-    windows at stride 2 drift by almost half a cell within three stages). The first norm is over all channels: the
-    contrast between colours is not levelled out before they are mixed.
-    """
-    layers: list[nn.Module] = []
-    for i, ((width, next_width), stride) in enumerate(zip(pairwise(widths), strides, strict=True)):
-        layers.append(nn.Conv2d(width, next_width, kernel_size=stride + 2, stride=stride, padding=1))
-        layers.append(nn.GroupNorm(groups if i else 1, next_width))
-        layers.append(nn.GELU())
-    return nn.Sequential(*layers[:-1])
-
-
 def _require_stem(
     view_px: int, dim: int, widths: tuple[int, ...], strides: tuple[int, ...], groups: int, heads: int
 ) -> None:
@@ -121,8 +114,7 @@ def _require_stem(
         faults.append(f"widths {uneven} are not multiples of groups={groups}")
     if heads < 1 or dim % heads:
         faults.append(f"dim={dim} is not a multiple of heads={heads}")
-    if faults:
-        raise ConfigError("encoder 'tiny_conv': " + "; ".join(faults) + ".")
+    raise_faults("tiny_conv", faults)
 
 
 encoders.preset("tiny_conv_48", of="tiny_conv", view_px=48, strides=(4, 2, 2))

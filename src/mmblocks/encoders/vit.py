@@ -1,4 +1,4 @@
-"""What the ViT encoders share: which blocks are needed, and filling them from a checkpoint without guessing."""
+"""What the ViT encoders share: which blocks are needed, and strict loading of their weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,11 @@ from mmblocks.ops import attention
 from mmblocks.pretrained import convert_checkpoint_errors, read_config_entries, read_model
 from mmblocks.shapes import Size
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 Layer = int | tuple[int, ...]
-"""The block whose output is given, counted as transformers' hidden_states; several stand side by side in the channels."""
+"""The block whose output is taken, counted as transformers' hidden_states; several stand side by side in the channels."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CONFIG_KEYS = {  # our setting -> its name in a transformers config.json
@@ -41,7 +44,7 @@ CONFIG_KEYS = {  # our setting -> its name in a transformers config.json
 def require_vit_sizes(
     name: str, *, image_px: int, patch_px: int, dim: int, depth: int, heads: int, layer: Layer
 ) -> None:
-    """Refuse sizes that make no vision transformer, naming every fault at once."""
+    """Refuse sizes that make no vision transformer, with every fault at once."""
     faults = []
     if patch_px < 1 or image_px < patch_px:
         faults.append(f"image_px={image_px} holds no whole patch of patch_px={patch_px}")
@@ -51,6 +54,11 @@ def require_vit_sizes(
         faults.append(f"depth={depth} is no number of blocks; write 1 or more")
     elif fault := find_layer_fault(layer, depth):
         faults.append(fault)
+    raise_faults(name, faults)
+
+
+def raise_faults(name: str, faults: Sequence[str]) -> None:
+    """Raise `ConfigError` with all faults of an encoder's settings, if there are any."""
     if faults:
         raise ConfigError(f"encoder {name!r}: " + "; ".join(faults) + ".")
 
@@ -88,11 +96,13 @@ def find_layer_fault(layer: Layer, depth: int) -> str:
     return f"layer={layer}: {what}; with {depth} blocks choose from 0 (before the first) to {depth} or {-depth} to -1"
 
 
-def compute_states(tower: Any, pixels: Tensor, indices: tuple[int, ...], norm: nn.Module | None = None) -> Tensor:
+def compute_states(
+    tower: Callable[..., Any], pixels: Tensor, indices: tuple[int, ...], norm: nn.Module | None = None
+) -> Tensor:
     """(views, tokens, channels) of a transformers tower that ends with the last block that is needed.
 
-    Its last state is what the tower returns; several states stand side by side, each after `norm`. uint8 pixels are
-    read as bytes.
+    The last state is the tower's output; several states stand side by side, each after `norm`. uint8 pixels are read as
+    bytes.
     """
     pixels = to_byte_pixels(pixels)
     if len(indices) == 1:
@@ -104,7 +114,7 @@ def compute_states(tower: Any, pixels: Tensor, indices: tuple[int, ...], norm: n
 def require_view(name: str, pixels: Tensor, view_px: Size, *, bytes_too: bool = False) -> None:
     """Refuse pixels of another size than the encoder's view: position embeddings are not interpolated.
 
-    uint8 pixels are refused, too, unless the encoder takes `bytes_too`: it would read them as normalised ones.
+    uint8 pixels are refused, too, unless the encoder takes `bytes_too`: they would be read as normalised pixels.
     """
     if pixels.dtype == torch.uint8 and not bytes_too:
         raise ConfigError(
@@ -117,30 +127,30 @@ def require_view(name: str, pixels: Tensor, view_px: Size, *, bytes_too: bool = 
 
 
 def make_checkpoint_error(name: str, example: str) -> ConfigError:
-    """The error for pretrained weights that were asked for and named nowhere."""
+    """The error for pretrained weights without a checkpoint."""
     return ConfigError(
-        f"encoder {name!r}: pretrained weights were asked for, but checkpoint is None; "
+        f"encoder {name!r}: pretrained weights need a checkpoint, but checkpoint is None; "
         f"set encoder.checkpoint to a local folder or a hub name such as {example!r}."
     )
 
 
-def share_attention(tower: Any) -> None:
-    """Let a transformers tower attend through `mmblocks.ops.attention`, where its family asks transformers for attention."""
+def share_attention(tower: PreTrainedModel) -> None:
+    """Let a transformers tower attend through `mmblocks.ops.attention`, where its family supports attention backends."""
     if tower._supports_attention_backend:
         tower.set_attn_implementation(attention.register())
 
 
 def fill_position_ids(tower: nn.Module) -> None:
-    """Give a tower built on the meta device its position numbers: no checkpoint holds them, so no loading could."""
+    """Give a tower built on the meta device its position numbers, which no checkpoint holds, if it has any."""
     embeddings: Any = tower.embeddings
-    if embeddings.position_ids.is_meta:
+    if (position_ids := getattr(embeddings, "position_ids", None)) is not None and position_ids.is_meta:
         embeddings.position_ids = torch.arange(embeddings.num_positions, device="cpu").unsqueeze(0)
 
 
 def refill_buffers(part: nn.Module, device: torch.device, make: Callable[[], nn.Module]) -> None:
-    """Take buffers of `part` that are still on meta, because no checkpoint holds them, from a fresh one.
+    """Replace buffers of `part` that are still on meta, because no checkpoint holds them, by those of a fresh one.
 
-    `device` is where the weights are by now; nothing is done while that is meta too.
+    `device` is that of the weights; nothing is done while that is meta too.
     """
     missing = [name for name, buffer in part.named_buffers() if buffer.is_meta]
     if not missing or device.type == "meta":
@@ -161,17 +171,17 @@ def freeze_batch_norm(tower: nn.Module) -> None:
 
 @torch.enable_grad()
 def find_unused_parts(tower: nn.Module, features: Tensor) -> list[str]:
-    """Children and lone parameters of a tower on meta that have no part in its features: poolers, heads, mask tokens."""
+    """Children and single parameters of a tower on meta that do not affect its features: poolers, heads, mask tokens."""
     features.sum().backward()
-    idle = {name for name, p in tower.named_parameters() if p.grad is None}
-    busy = [name for name, _ in tower.named_parameters() if name not in idle]
+    unused = {name for name, p in tower.named_parameters() if p.grad is None}
+    used = [name for name, _ in tower.named_parameters() if name not in unused]
     children = [
         name
         for name, child in tower.named_children()
-        if any(True for _ in child.parameters()) and not any(b.startswith(f"{name}.") for b in busy)
+        if any(True for _ in child.parameters()) and not any(u.startswith(f"{name}.") for u in used)
     ]
-    lone = [name for name in idle if any(b.startswith(name[: name.rfind(".") + 1]) for b in busy)]
-    return [*children, *sorted(lone)]
+    single = [name for name in unused if any(u.startswith(name[: name.rfind(".") + 1]) for u in used)]
+    return [*children, *sorted(single)]
 
 
 def drop_parts(tower: nn.Module, parts: Sequence[str]) -> None:
@@ -183,16 +193,18 @@ def drop_parts(tower: nn.Module, parts: Sequence[str]) -> None:
 
 
 def fill_from_transformers(
-    name: str, tower: Any, checkpoint: str, settings: Mapping[str, Any], prefix: str = ""
+    name: str, tower: PreTrainedModel, checkpoint: str, settings: Mapping[str, Any], prefix: str = ""
 ) -> None:
     """Fill a transformers vision tower from a hub id or folder of its family, vision tower alone or with its text tower.
 
-    `settings` go by our names or config.json's. Raises `ConfigError` with every one that config.json contradicts, `CheckpointError` with every tensor that is
-    missing or of another shape. Tensors that the tower does not use (later blocks, heads, text) are left where they are.
-    `prefix` stands before the tower's names where the checkpoint holds more than the tower and transformers does not
-    know so.
+    `settings` go by our names or config.json's. Raises `ConfigError` with every one that config.json contradicts,
+    `CheckpointError` with every tensor that is missing or of another shape. Tensors that the tower does not use (later
+    blocks, heads, text) are not read. `prefix` stands before the tower's names where the checkpoint holds more than the
+    tower and transformers does not know so.
     """
-    _require_same_sizes(name, type(tower).config_class, checkpoint, settings)
+    config_class = type(tower).config_class
+    assert config_class is not None
+    _require_same_sizes(name, config_class, checkpoint, settings)
     with _quiet_transformers():
         loaded, report = read_model(
             type(tower),
@@ -203,14 +215,14 @@ def fill_from_transformers(
             key_mapping={rf"^{re.escape(prefix)}": ""} if prefix else None,
         )
     misshapen = {key: _format_shapes(there, here) for key, there, here in report["mismatched_keys"]}
-    found = {k: v for k, v in loaded.state_dict().items() if k not in report["missing_keys"] and k not in misshapen}
-    fill_module(name, tower, found, checkpoint, misshapen)
+    state = {k: v for k, v in loaded.state_dict().items() if k not in report["missing_keys"] and k not in misshapen}
+    fill_module(name, tower, state, checkpoint, misshapen)
 
 
 def fill_module(
-    name: str, module: nn.Module, found: Mapping[str, Tensor], where: str, faults: Mapping[str, str] | None = None
+    name: str, module: nn.Module, state: Mapping[str, Tensor], where: str, faults: Mapping[str, str] | None = None
 ) -> None:
-    """Copy every tensor that `module` holds from `found`; more may be there.
+    """Copy every tensor that `module` holds from `state`, which may hold more.
 
     Raises `CheckpointError` listing each one that is missing, of another shape, or named in `faults`.
     """
@@ -221,23 +233,25 @@ def fill_module(
         )
     wrong = {key: fault for key, fault in (faults or {}).items() if key in wanted}
     for key, here in wanted.items():
-        if key not in found:
+        if key not in state:
             wrong.setdefault(key, "missing")
-        elif found[key].shape != here.shape:
-            wrong[key] = _format_shapes(found[key].shape, here.shape)
+        elif state[key].shape != here.shape:
+            wrong[key] = _format_shapes(state[key].shape, here.shape)
     if wrong:
         listed = "\n  ".join(f"{key}: {fault}" for key, fault in sorted(wrong.items()))
         raise CheckpointError(
             f"encoder {name!r}: {where} does not hold the weights that the settings need.\n  {listed}"
         )
-    module.load_state_dict({key: found[key] for key in wanted})
+    module.load_state_dict({key: state[key] for key in wanted})
 
 
 def _format_shapes(there: Sequence[int], here: Sequence[int]) -> str:
     return f"{tuple(there)} in the checkpoint, {tuple(here)} here"
 
 
-def _require_same_sizes(name: str, config_class: Any, checkpoint: str, settings: Mapping[str, Any]) -> None:
+def _require_same_sizes(
+    name: str, config_class: type[PreTrainedConfig], checkpoint: str, settings: Mapping[str, Any]
+) -> None:
     raw = read_config_entries(checkpoint, config_class)
     family = config_class.model_type.removesuffix("_vision_model")
     if str(raw.get("model_type")).replace("-", "_") not in (family, config_class.model_type):
@@ -271,7 +285,7 @@ def wrap_read_errors(name: str, checkpoint: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Hide transformers' table of unused tensors: what matters of it is an error here."""
+    """Hide transformers' table of unused tensors: missing ones are an error here."""
     log = logging.getLogger("transformers")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
-"""How well a model answers TinyWorld's held-out questions, by question type."""
+"""Accuracy of a model on TinyWorld's held-out questions, by question type."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -20,17 +20,17 @@ TASKS: tuple[tinyworld.Task, ...] = ("single", "multi", "video")
 
 @dataclass(frozen=True, slots=True)
 class ExactScore:
-    """Exact answers among those asked."""
+    """The number of exact answers and of questions."""
 
-    right: int
-    asked: int
+    num_right: int
+    num_questions: int
 
     @property
     def exact_share(self) -> float:
-        return self.right / self.asked if self.asked else 0.0
+        return self.num_right / self.num_questions if self.num_questions else 0.0
 
     def __add__(self, other: ExactScore) -> ExactScore:
-        return ExactScore(self.right + other.right, self.asked + other.asked)
+        return ExactScore(self.num_right + other.num_right, self.num_questions + other.num_questions)
 
 
 ScoreTable = dict[str, dict[str, ExactScore]]
@@ -47,7 +47,7 @@ def evaluate_tinyworld(
 ) -> ScoreTable:
     """Scores by task and question type over `samples` held-out conversations of each task, answered greedily.
 
-    visuals: where images stand in the questions (see `mmblocks.data.sample.visual_placement.arranged`).
+    visuals: where images stand in the questions (see `mmblocks.data.sample.visual_placement.place_visuals`).
     """
     return {task: _evaluate_task(model, task, samples, batch_size, seed, visuals) for task in tasks}
 
@@ -58,8 +58,8 @@ def sum_scores(scores: dict[str, ExactScore]) -> ExactScore:
 
 
 def format_scores(table: ScoreTable) -> str:
-    """The table as people read it: one row per question type, one in bold per task."""
-    rows = ["| task | question | asked | exact |", "|---|---|---:|---:|"]
+    """The scores as a Markdown table: one row per question type, one in bold per task."""
+    rows = ["| task | question type | questions | exact |", "|---|---|---:|---:|"]
     for task, scores in table.items():
         rows += [_format_row(task, kind, score) for kind, score in sorted(scores.items())]
         rows.append(_format_row(f"**{task}**", "**all**", sum_scores(scores)))
@@ -67,7 +67,7 @@ def format_scores(table: ScoreTable) -> str:
 
 
 def _format_row(task: str, kind: str, score: ExactScore) -> str:
-    return f"| {task} | {kind} | {score.asked} | {100 * score.exact_share:.1f} % |"
+    return f"| {task} | {kind} | {score.num_questions} | {100 * score.exact_share:.1f} % |"
 
 
 def _evaluate_task(
@@ -75,23 +75,16 @@ def _evaluate_task(
 ) -> dict[str, ExactScore]:
     scores: dict[str, ExactScore] = defaultdict(lambda: ExactScore(0, 0))
     with tqdm(total=samples, desc=task, unit="question", leave=False) as bar:
-        for records in _batches(task, samples, batch_size, seed):
-            asked = [
+        for first in range(0, samples, batch_size):
+            indices = range(first, min(first + batch_size, samples))
+            records = [tinyworld.make_record(task, i, seed=seed, split="heldout") for i in indices]
+            questions = [
                 place_visuals(Conversation.from_messages(r["messages"][:1], f"held-out {task}"), visuals)
                 for r in records
             ]
-            answers = answer(model, asked, Decoding(max_new_tokens=32))
-            for record, said in zip(records, answers, strict=True):
-                scores[record["kind"]] += ExactScore(int(said == _expected(record)), 1)
+            answers = answer(model, questions, Decoding(max_new_tokens=32))
+            for record, given in zip(records, answers, strict=True):
+                expected = record["messages"][1]["content"][0]["text"]
+                scores[record["kind"]] += ExactScore(int(given == expected), 1)
             bar.update(len(records))
     return dict(scores)
-
-
-def _batches(task: tinyworld.Task, samples: int, size: int, seed: int) -> Iterator[list[dict]]:
-    for first in range(0, samples, size):
-        indices = range(first, min(first + size, samples))
-        yield [tinyworld.make_record(task, i, seed=seed, split="heldout") for i in indices]
-
-
-def _expected(record: dict) -> str:
-    return record["messages"][1]["content"][0]["text"]

@@ -46,12 +46,13 @@ def parse_pinpoints(pinpoints: str | Sequence[Sequence[int]], tile_px: Size) -> 
 def _parse_range(text: str, tile_px: Size) -> tuple[Size, ...]:
     ends = [(int(columns), int(rows)) for columns, rows in RANGE_END.findall(text)]
     if not ends:
-        raise ConfigError(f"pinpoints={text!r} names no canvas; {PINPOINTS_CURE}")
+        raise ConfigError(f"pinpoints={text!r} names no canvas; {PINPOINTS_CURE}", settings=["pinpoints"])
     (first_columns, first_rows), (last_columns, last_rows) = ends[0], ends[-1]
     if first_columns < 1 or first_rows < 1 or last_columns < first_columns or last_rows < first_rows:
         raise ConfigError(
             f"pinpoints={text!r} runs from {first_columns}x{first_rows} to {last_columns}x{last_rows} tiles, which is "
-            "an empty range; start at 1x1 or more and end at no less than the start."
+            "an empty range; start at 1x1 or more and end at no less than the start.",
+            settings=["pinpoints"],
         )
     return tuple(
         Size(rows * tile_px.height, columns * tile_px.width)
@@ -65,7 +66,9 @@ def _parse_list(text: str, tile_px: Size) -> tuple[Size, ...]:
     for member in text.split(","):
         match = ONE_CANVAS.fullmatch(member)
         if match is None:
-            raise ConfigError(f"pinpoints={text!r}: {member.strip()!r} names no canvas; {PINPOINTS_CURE}")
+            raise ConfigError(
+                f"pinpoints={text!r}: {member.strip()!r} names no canvas; {PINPOINTS_CURE}", settings=["pinpoints"]
+            )
         canvases.append(Size(int(match[2]) * tile_px.height, int(match[1]) * tile_px.width))
     return tuple(canvases)
 
@@ -74,12 +77,16 @@ def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError) as cause:
-        raise ConfigError(f"pinpoints={text!r} cannot be read ({cause}); {PINPOINTS_CURE}") from cause
+        raise ConfigError(
+            f"pinpoints={text!r} cannot be read ({cause}); {PINPOINTS_CURE}", settings=["pinpoints"]
+        ) from cause
 
 
 def _parse_pairs(pairs: Any, given: Any) -> tuple[Size, ...]:
     if not (isinstance(pairs, list | tuple) and pairs and all(map(_is_pair, pairs))):
-        raise ConfigError(f"pinpoints={given!r} is not a list of (width, height); {PINPOINTS_CURE}")
+        raise ConfigError(
+            f"pinpoints={given!r} is not a list of (width, height); {PINPOINTS_CURE}", settings=["pinpoints"]
+        )
     return tuple(Size(height, width) for width, height in pairs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from mmblocks.components import ChatTemplate, backbones, encoders, poolings, pro
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import PARTS, ModelSpec
+from mmblocks.model.systems import merge_choices
 from mmblocks.registry import Spec
 from mmblocks.room import require_room
 from mmblocks.shapes import Scenario
@@ -32,13 +34,19 @@ def build(
 ) -> OneVision:
     """Compose a model: `build(encoder="siglip_so400m_384", backbone={"name": "qwen2_7b"})`.
 
+    Named components replace those of `spec`: `build(compose("llava_next/vicuna_7b"), projector="gated")`.
+
     weights: "random" (drawn from `seed`, or torch's generator as it stands) or "pretrained" (what `checkpoint` of the
     encoder and of the backbone names). Raises `ConfigError` listing every reason why the parts do not fit each other,
     or with their sizes where they do not fit into the memory of this machine.
     """
     from mmblocks.model.checks.composition import require_dry_build
 
-    spec = spec if isinstance(spec, ModelSpec) else ModelSpec.from_dict({**(spec or {}), **components})
+    if not isinstance(spec, ModelSpec):
+        spec = ModelSpec.from_dict({**(spec or {}), **components})
+    elif components:
+        own = {field.name: getattr(spec, field.name) for field in fields(spec)}
+        spec = ModelSpec.from_dict(merge_choices(own, components))
     if weights not in ("random", "pretrained"):
         raise ConfigError(
             f"weights={weights!r}; write 'random' or 'pretrained', or load a saved model with mmblocks.load."

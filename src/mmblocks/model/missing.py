@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.components import backbones, encoders, projectors
-from mmblocks.model.checks.faults import MissingFault, find_component_faults, resolve_settings
+from mmblocks.faults import Fault
 from mmblocks.model.checks.limits import find_local_folder
 from mmblocks.registry import Registry
 
@@ -17,24 +17,24 @@ TOKENIZER = "tokenizer_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-def find_missing_tokenizers(model: Any) -> list[MissingFault]:
+def find_missing_tokenizers(model: Any) -> list[Fault]:
     """Text tokenizers of the hub that are not in its cache; parts that are at fault name none."""
     return [
-        MissingFault(
+        Fault(
             key,
             f"the text tokenizer of {source!r} is not on this machine.",
             f"hf download {source} --include 'tokenizer*' --include 'vocab*' --include 'merges*' --include '*.json'",
-            fetched=True,
+            "fetchable",
         )
         for key, source in _list_tokenizer_sources(model)
         if _is_on_hub(source) and find_local_folder(source, TOKENIZER) is None
     ]
 
 
-def find_missing_weights(model: Any) -> list[MissingFault]:
+def find_missing_weights(model: Any) -> list[Fault]:
     """Weights of the hub that are not in its cache."""
     return [
-        MissingFault(key, f"the weights of {source!r} are not on this machine.", f"hf download {source}", fetched=True)
+        Fault(key, f"the weights of {source!r} are not on this machine.", f"hf download {source}", "fetchable")
         for key, source in _checkpoints(model)
         if _is_on_hub(source) and all(find_local_folder(source, name) is None for name in WEIGHTS)
     ]
@@ -54,11 +54,11 @@ def _checkpoints(model: Any) -> Iterator[tuple[str, str]]:
 
 
 def _list_checkpoint_sources(key: str, registry: Registry[Any], spec: Any) -> Iterator[tuple[str, str]]:
-    if spec is None or find_component_faults(key, registry, spec):
+    if spec is None or registry.find_own_faults(spec):
         return
     for inner, member in registry.find_sub_components(spec).items():
         yield from _list_checkpoint_sources(f"{key}.{inner}", registry, member)
-    settings = resolve_settings(registry, spec)
+    settings = registry.resolve_settings(spec)
     if source := _hub_id(settings):
         yield f"{key}.checkpoint", source
 
@@ -75,7 +75,7 @@ def _hub_id(settings: Mapping[str, Any]) -> str | None:
 
 def _settings(model: Any, kind: str, registry: Registry[Any]) -> Mapping[str, Any]:
     spec = model.get(kind) if isinstance(model, Mapping) else None
-    return {} if spec is None or find_component_faults("", registry, spec) else resolve_settings(registry, spec)
+    return {} if spec is None or registry.find_own_faults(spec) else registry.resolve_settings(spec)
 
 
 def _is_on_hub(source: str) -> bool:

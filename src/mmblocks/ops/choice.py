@@ -1,7 +1,8 @@
-"""Which way an op is computed: the first that has no reasons against the inputs, or the one that was asked for.
+"""Which backend computes an op: the first that can take the inputs, or the one that the user names.
 
-`MMBLOCKS_OPS` is "auto", the name of a way ("reference"), or ways by op ("attention=varlen,gather_lerp=reference");
-`using` says the same for a block of code. An op without a way of that name goes on choosing by itself.
+`MMBLOCKS_OPS` is "auto", the name of a backend ("reference"), or a backend for each op
+("attention=varlen,gather_lerp=reference"); `use_backends` sets the same for a block of code. An op that has no backend
+of that name chooses by itself.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmblocks.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
@@ -27,70 +31,79 @@ OPS: dict[str, Op] = {}
 _requested: ContextVar[Mapping[str, str] | None] = ContextVar("mmblocks_ops", default=None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Backend:
-    """One way to compute an op. `reasons_against` takes the same inputs as `run` and is empty where it can run.
+    """One implementation of an op.
 
-    here: what speaks against it on this machine, whatever the inputs; `mmblocks doctor` shows it.
+    reasons_against: takes the inputs of `run`; why it cannot run them, empty where it can. unavailable_reasons: why it
+    cannot run on this machine, whatever the inputs; `mmblocks doctor` shows it. run_backward: the gradients, where torch
+    does not differentiate `run` by itself. tolerances: the largest error in each dtype, relative to the reference's
+    largest number; dtypes that are not named are those of the op.
     """
 
     name: str
     run: Callable[..., Any]
     reasons_against: Callable[..., list[str]]
     unavailable_reasons: Callable[[], list[str]] = list
+    run_backward: Callable[..., Any] | None = None
+    tolerances: Mapping[torch.dtype, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Op:
-    """An op and its ways, the fastest first and the reference, which always runs, last.
+    """An op and its backends, the fastest first and the reference, which can always run, last.
 
-    order: names of all ways for given inputs, where which is the fastest depends on these.
+    order: all backends in the order in which they are tried, where the fastest depends on the inputs.
     """
 
     name: str
     backends: Sequence[Backend]
-    order: Callable[..., Sequence[str]] | None = None
+    order: Callable[..., Sequence[Backend]] | None = None
     _logged: set[tuple[str, ...]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        assert self.backends[-1].name == REFERENCE
+        assert self.reference.name == REFERENCE
         OPS[self.name] = self
 
-    def __call__(self, *inputs: Any, **settings: Any) -> Any:
-        """What the chosen way makes of the inputs."""
+    def __call__(self, *inputs: object, **settings: object) -> Any:
+        """Run the chosen backend."""
         return self.choose_backend(*inputs, **settings).run(*inputs, **settings)
 
-    def choose_backend(self, *inputs: Any, **settings: Any) -> Backend:
-        """The way that runs these inputs. Raises `ConfigError` with its reasons where the one asked for cannot."""
-        wanted = find_requested_backend(self.name)
-        named = next((backend for backend in self.backends if backend.name == wanted), None)
+    @property
+    def reference(self) -> Backend:
+        return self.backends[-1]
+
+    def find_backend(self, name: str) -> Backend | None:
+        return next((backend for backend in self.backends if backend.name == name), None)
+
+    def choose_backend(self, *inputs: object, **settings: object) -> Backend:
+        """The backend that runs these inputs; a choice is logged once, with the reasons against faster backends.
+
+        Raises `ConfigError` with the reasons where the user names a backend that cannot run them.
+        """
+        named = self.find_backend(find_requested_backend(self.name))
         if named is not None:
             if reasons := named.reasons_against(*inputs, **settings):
                 raise ConfigError(
-                    f"{self.name}: {named.name!r} was asked for and cannot run here: {'; '.join(reasons)}. "
-                    f"Leave the choice to mmblocks ({SETTING}=auto) or ask for {REFERENCE!r}."
+                    f"{self.name}: the chosen backend {named.name!r} cannot run here: {'; '.join(reasons)}. "
+                    f"Leave the choice to mmblocks ({SETTING}={AUTO}) or choose {REFERENCE!r}."
                 )
             return named
-        passed: list[str] = []
-        for way in self._ordered(*inputs, **settings):
-            reasons = way.reasons_against(*inputs, **settings)
+        rejected: list[str] = []
+        for backend in self.backends if self.order is None else self.order(*inputs, **settings):
+            reasons = backend.reasons_against(*inputs, **settings)
             if not reasons:
-                self._tell(way, passed)
-                return way
-            passed.append(f"{way.name}: {'; '.join(reasons)}")
+                if (choice := (backend.name, *rejected)) not in self._logged:
+                    self._logged.add(choice)
+                    log.info("%s: %s%s", self.name, backend.name, "".join(f"\n  not {reason}" for reason in rejected))
+                return backend
+            rejected.append(f"{backend.name}: {'; '.join(reasons)}")
         raise AssertionError("a reference has no reasons against it")
 
-    def _ordered(self, *inputs: Any, **settings: Any) -> Sequence[Backend]:
-        if self.order is None:
-            return self.backends
-        backends = {backend.name: backend for backend in self.backends}
-        return [backends[name] for name in self.order(*inputs, **settings)]
 
-    def _tell(self, backend: Backend, passed: list[str]) -> None:
-        """Log a choice once, with what stands against the faster ways."""
-        if (told := (backend.name, *passed)) not in self._logged:
-            self._logged.add(told)
-            log.info("%s: %s%s", self.name, backend.name, "".join(f"\n  not {reason}" for reason in passed))
+def accept_all_inputs(*inputs: object, **settings: object) -> list[str]:
+    """`reasons_against` of a backend that runs everywhere."""
+    return []
 
 
 def list_ops() -> list[Op]:
@@ -100,22 +113,22 @@ def list_ops() -> list[Op]:
 
 
 def find_requested_backend(op: str) -> str:
-    """The name asked for an op, `AUTO` when none was."""
-    asked = _requested.get()
-    if asked is None:
-        asked = _parse_setting(os.environ.get(SETTING, AUTO))
-    return asked.get(op, asked.get("", AUTO))
+    """The name of the backend that the user chose for an op, `AUTO` without a choice."""
+    requested = _requested.get()
+    if requested is None:
+        requested = _parse_setting(os.environ.get(SETTING, AUTO))
+    return requested.get(op, requested.get("", AUTO))
 
 
 @contextmanager
 def use_backends(every: str = AUTO, **ops: str) -> Iterator[None]:
-    """Ask for ways in a block of code: `using("reference")`, `using(attention="varlen")`. Other ops choose themselves.
+    """Choose backends in a block of code: `use_backends("reference")`, `use_backends(attention="varlen")`.
 
-    Raises `ConfigError` for an op or a way that does not exist.
+    Ops that are not named choose by themselves. Raises `ConfigError` for an op or a backend that does not exist.
     """
-    asked = {"": every, **ops}
-    _require_known_backends(asked)
-    token = _requested.set(asked)
+    requested = {"": every, **ops}
+    _require_known_backends(requested)
+    token = _requested.set(requested)
     try:
         yield
     finally:
@@ -125,22 +138,23 @@ def use_backends(every: str = AUTO, **ops: str) -> Iterator[None]:
 @cache
 def _parse_setting(text: str) -> dict[str, str]:
     pairs = [word.strip().rpartition("=") for word in text.split(",") if word.strip()]
-    asked = {op: backend for op, _, backend in pairs}
-    _require_known_backends(asked)
-    return asked
+    requested = {op: backend for op, _, backend in pairs}
+    _require_known_backends(requested)
+    return requested
 
 
-def _require_known_backends(asked: Mapping[str, str]) -> None:
+def _require_known_backends(requested: Mapping[str, str]) -> None:
     _import_all_ops()
     names = {op.name: [backend.name for backend in op.backends] for op in OPS.values()}
-    every = sorted({way for backends in names.values() for way in backends})
-    for op, way in asked.items():
+    every = sorted({name for backends in names.values() for name in backends})
+    for op, backend in requested.items():
         if op and op not in names:
             raise ConfigError(f"{SETTING}: there is no op {op!r}; there are {', '.join(sorted(names))}.")
         known = names[op] if op else every
-        if way not in (*known, AUTO):
+        if backend not in (*known, AUTO):
             raise ConfigError(
-                f"{SETTING}: {op or 'no op'} {'has no' if op else 'has a'} way {way!r}; write {AUTO}, {', '.join(known)}."
+                f"{SETTING}: {op or 'no op'} {'has no' if op else 'has a'} backend {backend!r}; "
+                f"write {AUTO}, {', '.join(known)}."
             )
 
 

@@ -1,4 +1,4 @@
-"""CUDA graphs for few views: an encoder of hundreds of small kernels starts them all with one launch."""
+"""CUDA graphs for few views: one launch starts the hundreds of small kernels of an encoder."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from mmblocks.reprs import format_by_shape
 log = logging.getLogger(__name__)
 BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
 WASTE = 0.12
-"""Launches bind up to about four views; with more, arithmetic does, and rows of padding cost what rows cost."""
+"""Launches limit speed up to about four views; with more, arithmetic does, and padding costs as much as real rows."""
 WARM_UPS = 3
 
 Replay = Callable[[], Tensor]
-"""Computes its function once more from the tensor that it was captured with; its result is overwritten next time."""
+"""Computes its function again from the tensor that it was captured with; the next call overwrites the result."""
 Capture = Callable[[Callable[[Tensor], Tensor], Tensor], Replay]
 
 
 class CUDAGraphed:
     """A module of one tensor, whose rows do not see each other, replayed from CUDA graphs where that can pay.
 
-    Used for up to `buckets[-1]` rows on CUDA while nothing learns: gradients are off, or neither the weights nor the
-    input want any. Everywhere else the module runs as it is: while compiling, for weights gathered at every call (FSDP),
+    Graphs serve up to `buckets[-1]` rows on CUDA without gradients: gradients are off, or neither the weights nor the
+    input require any. Otherwise the module runs as it is: while compiling, for weights gathered at every call (FSDP),
     for more rows, and for a number of rows that the next bucket would make more than `waste` larger. A module that
-    cannot be captured runs as it is from then on, which is logged once with the cause.
+    cannot be captured runs as it is from then on; the cause is logged once.
 
-    There is one graph per bucket, shape, type and device of the input, autocast, training mode and choice of ops; the
-    `keep` used last are kept. Weights are read where they lie, so training or loading them in place is seen; all graphs
+    There is one graph per bucket, shape, dtype and device of the input, autocast, training mode and choice of backends;
+    the `keep` used last are kept. Graphs read weights in place, so they see training and loading in place; all graphs
     are dropped when a weight or buffer has moved. Hooks inside the module run while it is captured, not at a replay.
     Calls from several threads are served one after another.
     """
@@ -52,7 +52,7 @@ class CUDAGraphed:
         device_type: str = "cuda",
     ) -> None:
         self.module = module
-        self._settings = {"buckets": buckets, "waste": waste, "keep": keep, "device_type": device_type}
+        self._settings: dict[str, Any] = {"buckets": buckets, "waste": waste, "keep": keep, "device_type": device_type}
         self._buckets = tuple(sorted(buckets))
         self._waste = waste
         self._keep = keep
@@ -66,7 +66,7 @@ class CUDAGraphed:
         self._lock = threading.Lock()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The module's output for (rows, ...); from a graph, a copy that is the caller's."""
+        """The module's output for (rows, ...); from a graph, a copy that later calls do not overwrite."""
         if self._find_input_fault(x):
             return self.module(x)
         tensors = _list_tensors(self.module)
@@ -93,8 +93,8 @@ class CUDAGraphed:
         with self._lock:
             self._graphs.clear()
 
-    def __reduce__(self) -> Any:
-        """Copies and pickles start without graphs: those read the weights of this module."""
+    def __reduce__(self) -> tuple[Callable[..., CUDAGraphed], tuple[object, ...]]:
+        """Copies and pickles start without graphs: graphs read the weights of this module."""
         return _rebuild_graphed, (type(self), self.module, self._settings, self._given_capture)
 
     def _find_input_fault(self, x: Tensor) -> str:
@@ -118,7 +118,7 @@ class CUDAGraphed:
 
     @contextmanager
     def _wait_for_last_call(self, device: torch.device) -> Iterator[None]:
-        """Wait for the last call on the device, too: graphs share memory, and threads may use streams of their own."""
+        """Wait on the device for the last call: graphs share memory, and threads may use streams of their own."""
         if self._done is not None:
             torch.cuda.current_stream(device).wait_event(self._done)
         yield
@@ -126,8 +126,14 @@ class CUDAGraphed:
             self._done = torch.cuda.current_stream(device).record_event()
 
     def _get_or_capture_graph(self, x: Tensor, tensors: list[Tensor]) -> _Graph | None:
-        self._drop_if_moved(tensors)
-        key = (self.find_bucket(len(x)), x.shape[1:], x.dtype, x.device, *_circumstances(self.module, x))
+        storages = tuple((t.data_ptr(), t.dtype) for t in tensors)
+        if storages != self._storages:
+            self._graphs.clear()
+            self._storages = storages
+        kind = x.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        backends = tuple((op, name) for op in sorted(OPS) if (name := find_requested_backend(op)) != AUTO)
+        key = (self.find_bucket(len(x)), x.shape[1:], x.dtype, x.device, autocast, self.module.training, backends)
         if key not in self._graphs:
             try:
                 self._graphs[key] = self._capture_graph(x)
@@ -139,12 +145,6 @@ class CUDAGraphed:
         while len(self._graphs) > self._keep:
             self._graphs.popitem(last=False)
         return self._graphs[key]
-
-    def _drop_if_moved(self, tensors: list[Tensor]) -> None:
-        storages = tuple((t.data_ptr(), t.dtype) for t in tensors)
-        if storages != self._storages:
-            self._graphs.clear()
-            self._storages = storages
 
     def _capture_graph(self, x: Tensor) -> _Graph:
         """A graph for as many rows as the bucket of `x` holds, which later calls in any gradient mode may use."""
@@ -196,7 +196,7 @@ class CudaCapture:
                     function(static)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            # Other threads, such as a data loader's that pins memory, may go on meanwhile.
+            # Other threads, such as a data loader's that pins memory, may use CUDA meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 out = function(static)
         return _GraphReplay(graph, out)
@@ -219,20 +219,12 @@ def _rebuild_graphed(
     return kind(module, **settings, capture=capture)
 
 
-def _circumstances(module: nn.Module, x: Tensor) -> tuple[Hashable, ...]:
-    """What else decides what a module computes: autocast, its mode, and the ways asked of ops."""
-    kind = x.device.type
-    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    asked = tuple((op, backend) for op in sorted(OPS) if (backend := find_requested_backend(op)) != AUTO)
-    return autocast, module.training, asked
-
-
 def _list_tensors(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers; several times faster than `parameters()`, which at one view would cost as much as it saves."""
-    found: list[Tensor] = []
-    ahead = [module]
-    while ahead:
-        one = ahead.pop()
-        found.extend(t for t in (*one._parameters.values(), *one._buffers.values()) if t is not None)
-        ahead.extend(child for child in one._modules.values() if child is not None)
-    return found
+    """Parameters and buffers; several times faster than `parameters()`, which at one view would cost what graphs save."""
+    tensors: list[Tensor] = []
+    modules = [module]
+    while modules:
+        module = modules.pop()
+        tensors.extend(t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+        modules.extend(child for child in module._modules.values() if child is not None)
+    return tensors

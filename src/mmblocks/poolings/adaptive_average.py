@@ -33,13 +33,14 @@ class AdaptiveAveragePooling:
     def __post_init__(self) -> None:
         for name, value in (("rows", self.rows), ("columns", self.columns)):
             if value < 1:
-                raise ConfigError(f"pooling 'adaptive_average': {name}={value}; write {name} >= 1.")
+                raise ConfigError(f"pooling 'adaptive_average': {name}={value}; write {name} >= 1.", settings=[name])
 
     def out_grid(self, grid: Size) -> Size:
         if grid.height < self.rows or grid.width < self.columns:
             raise ConfigError(
                 f"pooling 'adaptive_average': rows={self.rows} and columns={self.columns} are more than a grid of {grid} "
-                f"has; write at most rows={grid.height} and columns={grid.width}."
+                f"has; write at most rows={grid.height} and columns={grid.width}.",
+                settings=["rows", "columns"],
             )
         return Size(self.rows, self.columns)
 

@@ -16,7 +16,8 @@ def require_stride(name: str, stride: int) -> None:
     """Refuse a stride under one."""
     if stride < 1:
         raise ConfigError(
-            f"pooling {name!r}: stride={stride}; cells are merged in groups of 1 or more, so stride >= 1."
+            f"pooling {name!r}: stride={stride}; cells are merged in groups of 1 or more, so stride >= 1.",
+            settings=["stride"],
         )
 
 

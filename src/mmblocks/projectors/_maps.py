@@ -1,4 +1,4 @@
-"""What projectors share that look at neighbouring cells."""
+"""What projectors share that combine neighbouring cells."""
 
 from __future__ import annotations
 
@@ -16,17 +16,12 @@ class MapConv2d(nn.Conv2d):
         return rearrange(super().forward(rearrange(input, "n h w d -> n d h w")), "n d h w -> n h w d")
 
 
-def require_at_least_one(name: str, setting: str, value: int) -> None:
-    """Refuse a count or a stride under one."""
-    if value < 1:
-        raise ConfigError(f"projector {name!r}: {setting}={value}; write {setting} >= 1.")
-
-
 def count_whole_windows(name: str, grid: Size, stride: int) -> Size:
-    """How many windows of stride x stride cells fit; cells beyond them are not seen (27 at stride 2 gives 13)."""
+    """How many windows of stride x stride cells fit; cells beyond them are not read (27 at stride 2 gives 13)."""
     if min(grid) < stride:
         raise ConfigError(
             f"projector {name!r}: a window of stride={stride} cells a side does not fit in a grid of {grid}; "
-            f"choose a stride of at most {min(grid)}, or an encoder with more cells."
+            f"choose a stride of at most {min(grid)}, or an encoder with more cells.",
+            settings=["stride"],
         )
     return Size(grid.height // stride, grid.width // stride)

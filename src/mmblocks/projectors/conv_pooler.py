@@ -1,31 +1,26 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from mmblocks.components import projectors
-from mmblocks.projectors._maps import MapConv2d, count_whole_windows, require_at_least_one
+from mmblocks.projectors._base import BodyAndHead, require_counts
+from mmblocks.projectors._maps import MapConv2d, count_whole_windows
 from mmblocks.projectors.mlp import make_linear_layers
 from mmblocks.shapes import Size
 
 
-class WindowedProjector(nn.Module):
-    """A projector that makes one cell of each whole window of stride x stride cells."""
+class WindowedProjector(BodyAndHead):
+    """A projector to one cell for each whole window of stride x stride cells."""
 
     name: str
-    body: nn.Module
-    head: nn.Module
-    spatial = True
 
     def __init__(self, stride: int) -> None:
         super().__init__()
-        require_at_least_one(self.name, "stride", stride)
+        require_counts(self.name, stride=stride)
         self.stride = stride
 
     def out_grid(self, grid: Size) -> Size:
         return count_whole_windows(self.name, grid, self.stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
 
 
 @projectors.register(
@@ -60,6 +55,6 @@ class StridedConv(WindowedProjector):
     def __init__(self, in_dim: int, out_dim: int, stride: int = 2, channels: int | None = None, depth: int = 2) -> None:
         super().__init__(stride)
         channels = in_dim if channels is None else channels
-        require_at_least_one(self.name, "channels", channels)
+        require_counts(self.name, channels=channels)
         mlp, self.head = make_linear_layers(self.name, channels, out_dim, depth)
         self.body = nn.Sequential(MapConv2d(in_dim, channels, stride, stride), *mlp)

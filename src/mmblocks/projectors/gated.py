@@ -34,7 +34,8 @@ class Gated(PerToken):
         hidden_dim = round(in_dim * expansion)
         if hidden_dim < 1:
             raise ConfigError(
-                f"projector 'gated': expansion={expansion} leaves none of {in_dim} channels; write {1 / in_dim} or more."
+                f"projector 'gated': expansion={expansion} leaves none of {in_dim} channels; write {1 / in_dim} or more.",
+                settings=["expansion"],
             )
         self.body = SwiGLU(in_dim, hidden_dim)
         self.head = nn.Linear(hidden_dim, out_dim)

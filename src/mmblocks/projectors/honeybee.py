@@ -9,16 +9,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmblocks.components import projectors
-from mmblocks.projectors._queries import find_grid_side, require_counts, require_grid, require_heads
+from mmblocks.projectors._base import BodyAndHead, require_counts
+from mmblocks.projectors._queries import find_grid_side, require_grid, require_heads
 from mmblocks.shapes import Size
 
 
-class Abstractor(nn.Module):
-    """A projector that redraws an image's grid as a square one of `queries` cells, still in an image's order."""
-
-    body: nn.Module
-    head: nn.Module
-    spatial = True
+class Abstractor(BodyAndHead):
+    """A projector from an image's grid to a square one of `queries` cells, still in the order of an image."""
 
     def __init__(self, name: str, grid: Size, queries: int) -> None:
         super().__init__()
@@ -28,9 +25,6 @@ class Abstractor(nn.Module):
     def out_grid(self, grid: Size) -> Size:
         require_grid(self._name, grid, self._grid)
         return Size(self.side, self.side)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
 
 
 class ConvolutionalBody(nn.Module):
@@ -72,7 +66,7 @@ class CAbstractor(Abstractor):
     """Honeybee's C-Abstractor: RegNet blocks, average pooling to a square grid of queries, RegNet blocks, an MLP.
 
     `depth` blocks stand before the pooling and after it. The original also knows a position for CLS, which its
-    convolutions drop; encoders here give patches only. No outputs of the original were at hand to compare with.
+    convolutions drop; encoders here give patches only. It was not compared with outputs of the original.
     """
 
     def __init__(
@@ -100,30 +94,27 @@ class DeformableBody(nn.Module):
         self.input_proj = nn.Identity() if in_dim == dim else nn.Linear(in_dim, dim)
         self.v_pos_emb = nn.Parameter(0.02 * torch.randn(1, grid.area, dim))
         self.query_position_embeddings = nn.Embedding(side * side, dim)
-        self.reference_points = nn.Parameter(_spread(grid, side))
+        # (1, queries, 2): x and y from the first cell's centre to the last one's, as fractions of the image.
+        y, x = (torch.linspace(0.5, cells - 0.5, side) / cells for cells in grid)
+        points = torch.stack([x.expand(side, side), y[:, None].expand(side, side)], dim=-1)
+        self.reference_points = nn.Parameter(points.view(1, side * side, 2))
         self.decoder = decoder
 
     def forward(self, x: Tensor) -> Tensor:
         views, rows, columns, _ = x.shape
         cells = self.input_proj(x).flatten(1, 2) + self.v_pos_emb
         image = rearrange(cells, "v (h w) d -> v d h w", h=rows)
-        where = F.adaptive_avg_pool2d(image, (self.side, self.side)).flatten(2).transpose(1, 2)
-        seen = self.decoder(
+        positions = F.adaptive_avg_pool2d(image, (self.side, self.side)).flatten(2).transpose(1, 2)
+        decoded = self.decoder(
             inputs_embeds=self.query_position_embeddings.weight.expand(views, -1, -1),
-            object_queries_position_embeddings=where,
+            object_queries_position_embeddings=positions,
             encoder_hidden_states=cells,
             reference_points=self.reference_points.expand(views, -1, -1),
             spatial_shapes=torch.tensor([[rows, columns]], device=x.device),
             spatial_shapes_list=[(rows, columns)],
             valid_ratios=x.new_ones(views, 1, 2),
         )
-        return rearrange(seen.last_hidden_state, "v (h w) d -> v h w d", h=self.side)
-
-
-def _spread(grid: Size, side: int) -> Tensor:
-    """(1, queries, 2): x and y of points spread from the first cell's centre to the last one's, as parts of the image."""
-    y, x = (torch.linspace(0.5, cells - 0.5, side) / cells for cells in grid)
-    return torch.stack([x.expand(side, side), y[:, None].expand(side, side)], dim=-1).view(1, side * side, 2)
+        return rearrange(decoded.last_hidden_state, "v (h w) d -> v h w d", h=self.side)
 
 
 @projectors.register(
@@ -137,8 +128,8 @@ class DAbstractor(Abstractor):
 
     Each query samples `points` places per head around a learned point that starts at its own place in the image.
     Pooled features say where a query is, learned vectors what it carries (the original's pooled_v_target "query").
-    No dropout. The original runs it in float32 whatever the model's type; here it takes the model's. No outputs of the
-    original were at hand to compare with.
+    No dropout. The original runs it in float32 whatever the model's type; here it takes the model's. It was not compared
+    with outputs of the original.
     """
 
     def __init__(

@@ -11,43 +11,29 @@ from mmblocks.batch import Instructions
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
 from mmblocks.pretrained import read_tokenizer
-from mmblocks.projectors._queries import LearnedQueries, require_counts, require_heads
-from mmblocks.projectors.qformer import TINY
+from mmblocks.projectors._base import require_counts
+from mmblocks.projectors._queries import LearnedQueries
+from mmblocks.projectors.qformer import TINY, QFormerBody, make_qformer_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class InstructedBody(nn.Module):
-    """Cells and the words asked about them to queries: (views, h, w, in_dim) to (views, 1, queries, dim)."""
-
-    def __init__(self, in_dim: int, queries: int, dim: int, qformer: nn.Module) -> None:
-        super().__init__()
-        self.query_tokens = nn.Parameter(0.02 * torch.randn(1, queries, dim))
-        self.ln_vision = nn.LayerNorm(in_dim)
-        self.qformer = qformer
+class InstructedBody(QFormerBody):
+    """Cells and the words of the question to queries: (views, h, w, in_dim) to (views, 1, queries, dim)."""
 
     def forward(self, x: Tensor, instructions: Instructions | None = None) -> Tensor:
-        asked = Instructions.make_empty(len(x)).to(x.device) if instructions is None else instructions
-        queries = self.query_tokens.expand(len(x), -1, -1)
-        seen = self.qformer(
-            input_ids=asked.ids,
-            attention_mask=_mask(queries, asked),
-            query_embeds=queries,
-            encoder_hidden_states=self.ln_vision(x).flatten(1, 2),
-        )
-        return seen.last_hidden_state[:, : queries.shape[1]].unsqueeze(1)
-
-
-def _mask(queries: Tensor, asked: Instructions) -> Tensor | None:
-    """Which of queries and words are real; None where nothing was asked, so that nothing needs to be masked."""
-    if asked.ids.shape[1] == 0:
-        return None
-    return torch.cat([asked.mask.new_ones(queries.shape[:2]), asked.mask], dim=1)
+        if instructions is None:
+            instructions = Instructions.make_empty(len(x)).to(x.device)
+        mask = None  # without words there is nothing to mask
+        if instructions.ids.shape[1]:
+            real_queries = instructions.mask.new_ones(len(x), self.query_tokens.shape[1])
+            mask = torch.cat([real_queries, instructions.mask], dim=1)
+        return self.run_qformer(x, input_ids=instructions.ids, attention_mask=mask)
 
 
 class SkippedFeedForward(nn.Module):
-    """Stands for the last block's feed-forward of the words: nobody reads what it would write."""
+    """Replaces the last block's feed-forward of the words, whose output is not used."""
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         return input_tensor
@@ -60,9 +46,9 @@ class SkippedFeedForward(nn.Module):
     verified_against="transformers InstructBlipForConditionalGeneration",
 )
 class InstructQFormer(LearnedQueries):
-    """InstructBLIP's Q-Former: the words of the question attend beside the queries, so that these look for what is asked.
+    """InstructBLIP's Q-Former: the words of the question attend together with the queries, which therefore depend on it.
 
-    `text_tokenizer` (hub id, folder or "mmblocks:NAME") writes these words; a question of more than `max_text_tokens`
+    `text_tokenizer` (hub id, folder or "mmblocks:NAME") encodes these words; a question of more than `max_text_tokens`
     loses its beginning, as in InstructBLIP. No words are allowed too (captioning without a prompt).
 
     Tensor names below `body` are the published ones. What a published checkpoint has and this has not: the last block's
@@ -86,26 +72,26 @@ class InstructQFormer(LearnedQueries):
         text_tokenizer: str = "google-bert/bert-base-uncased",
         dropout: float = 0.0,
     ) -> None:
-        counts = {"vocab_size": vocab_size, "max_text_tokens": max_text_tokens}
-        require_counts(
-            "instruct_qformer", queries=queries, depth=depth, mlp_dim=mlp_dim, cross_every=cross_every, **counts
+        require_counts("instruct_qformer", vocab_size=vocab_size, max_text_tokens=max_text_tokens)
+        settings = make_qformer_settings(
+            "instruct_qformer",
+            in_dim,
+            queries=queries,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            mlp_dim=mlp_dim,
+            cross_every=cross_every,
+            dropout=dropout,
         )
-        require_heads("instruct_qformer", dim, heads)
         super().__init__(queries)
         from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
         config = InstructBlipQFormerConfig(
-            hidden_size=dim,
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            intermediate_size=mlp_dim,
-            cross_attention_frequency=cross_every,
-            encoder_hidden_size=in_dim,
+            **settings,
             vocab_size=vocab_size,
             max_position_embeddings=max_text_tokens,
             pad_token_id=None,  # padding is masked, and the row of id 0 is a word like others
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
         )
         qformer = InstructBlipQFormerModel(config)
         qformer.encoder.layer[-1].intermediate = nn.Identity()
@@ -126,6 +112,7 @@ class InstructQFormer(LearnedQueries):
         if len(tokenizer) > self.vocab_size:
             raise ConfigError(
                 f"projector 'instruct_qformer': {self.tokenizer_source} writes {len(tokenizer)} ids and "
-                f"vocab_size={self.vocab_size} are embedded; write vocab_size={len(tokenizer)} or more."
+                f"vocab_size={self.vocab_size} are embedded; write vocab_size={len(tokenizer)} or more.",
+                settings=["vocab_size"],
             )
         return tokenizer

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
-from mmblocks.projectors._maps import MapConv2d, require_at_least_one
+from mmblocks.projectors._base import BodyAndHead, require_counts
+from mmblocks.projectors._maps import MapConv2d
 from mmblocks.shapes import Size
 
 
@@ -80,14 +81,12 @@ class LightweightDownsample(nn.Module):
     source="https://arxiv.org/abs/2312.16886",
     verified_against="MobileVLM's arrangement of torchvision InvertedResidual and timm LayerNormAct2d",
 )
-class LDP(nn.Module):
+class LDP(BodyAndHead):
     """MobileVLM's lightweight downsample projector: an MLP and two MobileNetV3 blocks, the second with stride 2.
 
     Shape: (n, h, w, in_dim) -> (n, ceil(h / 2), ceil(w / 2), out_dim): 576 tokens to 144. 18.94 M parameters from 1024
     to 2048 channels. The published weights are those of `body`, under model.
     """
-
-    spatial = True
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -96,9 +95,6 @@ class LDP(nn.Module):
 
     def out_grid(self, grid: Size) -> Size:
         return Size(-(-grid.height // 2), -(-grid.width // 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
 
 
 class DownsampleWithPositions(nn.Module):
@@ -121,19 +117,16 @@ class DownsampleWithPositions(nn.Module):
     tiny={"rows": 2, "columns": 2},
     verified_against="MobileVLM's arrangement of timm Mlp, means in NumPy and timm PosConv",
 )
-class LDPv2(nn.Module):
+class LDPv2(BodyAndHead):
     """MobileVLM V2's projector: an MLP, the mean of the cells down to a fixed grid, and a convolution for positions.
 
     Shape: (n, h, w, in_dim) -> (n, rows, columns, out_dim). 6.32 M parameters from 1024 to 2048 channels. Grids with
     fewer rows or columns are refused; the original would repeat their cells.
     """
 
-    spatial = True
-
     def __init__(self, in_dim: int, out_dim: int, rows: int = 12, columns: int = 12) -> None:
         super().__init__()
-        require_at_least_one("ldpv2", "rows", rows)
-        require_at_least_one("ldpv2", "columns", columns)
+        require_counts("ldpv2", rows=rows, columns=columns)
         self.cells = Size(rows, columns)
         self.body = DownsampleWithPositions(in_dim, out_dim, self.cells)
         self.head = nn.Identity()
@@ -142,9 +135,7 @@ class LDPv2(nn.Module):
         if grid.height < self.cells.height or grid.width < self.cells.width:
             raise ConfigError(
                 f"projector 'ldpv2': rows={self.cells.height} and columns={self.cells.width} are more than a grid of "
-                f"{grid} has; write at most rows={grid.height} and columns={grid.width}."
+                f"{grid} has; write at most rows={grid.height} and columns={grid.width}.",
+                settings=["rows", "columns"],
             )
         return self.cells
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))

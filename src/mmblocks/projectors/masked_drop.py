@@ -78,12 +78,15 @@ class MaskedDrop(PerToken):
     ) -> None:
         super().__init__()
         if not 0 <= skip <= 1:
-            raise ConfigError(f"projector 'masked_drop': skip={skip} is no probability; write 0 to 1.")
+            raise ConfigError(
+                f"projector 'masked_drop': skip={skip} is no probability; write 0 to 1.", settings=["skip"]
+            )
         lower, upper = require_kept_range(ratio_lower, ratio_upper) if mode == "range" else (ratio, ratio)
         if not 0 < lower <= upper <= 1:
             shares = f"ratio_lower={lower} and ratio_upper={upper}" if mode == "range" else f"ratio={ratio}"
             raise ConfigError(
-                f"projector 'masked_drop': {shares}; a share of rows is above 0 and at most 1, lower first."
+                f"projector 'masked_drop': {shares}; a share of rows is above 0 and at most 1, lower first.",
+                settings=["ratio_lower", "ratio_upper"] if mode == "range" else ["ratio"],
             )
         layers, self.head = make_linear_layers("masked_drop", in_dim, out_dim, depth)
         self.body = MaskedLayers(RowChoice(lower, upper, mode == "cls_only", skip), layers)
@@ -93,6 +96,7 @@ def require_kept_range(lower: float | None, upper: float | None) -> tuple[float,
     """Both ends of the range, which the mode "range" needs."""
     if lower is None or upper is None:
         raise ConfigError(
-            f"projector 'masked_drop': mode='range' with ratio_lower={lower} and ratio_upper={upper}; write both."
+            f"projector 'masked_drop': mode='range' with ratio_lower={lower} and ratio_upper={upper}; write both.",
+            settings=["ratio_lower", "ratio_upper", "mode"],
         )
     return lower, upper

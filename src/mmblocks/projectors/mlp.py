@@ -1,31 +1,28 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
+from mmblocks.projectors._base import BodyAndHead
 from mmblocks.shapes import Size
 
 
-class PerToken(nn.Module):
-    """A projector that maps every cell on its own, so the grid stays as it is."""
+class PerToken(BodyAndHead):
+    """A projector that maps every cell by itself, so the grid stays as it is."""
 
-    body: nn.Module
-    head: nn.Module
-    spatial = True
     per_token = True
 
     def out_grid(self, grid: Size) -> Size:
         return grid
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
-
 
 def make_linear_layers(name: str, in_dim: int, out_dim: int, depth: int) -> tuple[nn.Sequential, nn.Linear]:
     """Body and head of `depth` linear layers with GELU between them; every layer after the first is out_dim wide."""
     if depth < 1:
-        raise ConfigError(f"projector {name!r}: depth={depth}; it needs at least one linear layer, so depth >= 1.")
+        raise ConfigError(
+            f"projector {name!r}: depth={depth}; it needs at least one linear layer, so depth >= 1.", settings=["depth"]
+        )
     widths = [in_dim, *[out_dim] * (depth - 1)]
     layers: list[nn.Module] = []
     for width in widths[:-1]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmblocks.components import projectors
-from mmblocks.projectors._maps import require_at_least_one
+from mmblocks.projectors._base import require_counts
 from mmblocks.projectors.mlp import PerToken, make_linear_layers
 
 
@@ -31,7 +31,7 @@ class ResidualMLP(PerToken):
 
     def __init__(self, in_dim: int, out_dim: int, depth: int = 2, blocks: int = 2) -> None:
         super().__init__()
-        require_at_least_one("mlp_residual", "blocks", blocks)
+        require_counts("mlp_residual", blocks=blocks)
         layers, last = make_linear_layers("mlp_residual", in_dim, out_dim, depth)
         self.body = nn.Sequential(*layers, last, *(ResidualBlock(out_dim) for _ in range(blocks)))
         self.head = nn.Identity()

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
-from mmblocks.projectors._queries import LearnedQueries, require_counts
+from mmblocks.projectors._base import require_counts
+from mmblocks.projectors._queries import LearnedQueries
 
 
 class PerceiverAttention(nn.Module):
@@ -134,7 +135,8 @@ class Idefics2Perceiver(LearnedQueries):
         if heads % kv_heads:
             raise ConfigError(
                 f"projector 'idefics2_perceiver': heads={heads} cannot be shared out among kv_heads={kv_heads}; "
-                f"write a divisor of {heads}."
+                f"write a divisor of {heads}.",
+                settings=["heads", "kv_heads"],
             )
         super().__init__(queries)
         from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
-from mmblocks.projectors._maps import require_at_least_one
+from mmblocks.projectors._base import BodyAndHead, require_counts
 from mmblocks.shapes import Size
 
 
@@ -23,18 +23,16 @@ class PixelShuffle(nn.Module):
 @projectors.register(
     "pixel_shuffle_mlp", source="https://arxiv.org/abs/2404.16821", verified_against="transformers InternVLModel"
 )
-class PixelShuffleMLP(nn.Module):
+class PixelShuffleMLP(BodyAndHead):
     """Cells merged 2x2 into wider ones, then LayerNorm and two linear layers: InternVL's connector from 1.5 on.
 
     Shape: (n, h, w, in_dim) -> (n, h / factor, w / factor, out_dim). Loses nothing, so it takes only grids that
     `factor` divides.
     """
 
-    spatial = True
-
     def __init__(self, in_dim: int, out_dim: int, factor: int = 2) -> None:
         super().__init__()
-        require_at_least_one("pixel_shuffle_mlp", "factor", factor)
+        require_counts("pixel_shuffle_mlp", factor=factor)
         self.factor = factor
         wide = in_dim * factor**2
         self.body = nn.Sequential(PixelShuffle(factor), nn.LayerNorm(wide), nn.Linear(wide, out_dim), nn.GELU())
@@ -46,9 +44,7 @@ class PixelShuffleMLP(nn.Module):
             cure = f"factor={fits[0]}, " if fits else ""
             raise ConfigError(
                 f"projector 'pixel_shuffle_mlp': factor={self.factor} does not divide a grid of {grid}; "
-                f"choose {cure}an encoder whose grid it divides, or a projector that takes any grid ('conv_pooler')."
+                f"choose {cure}an encoder whose grid it divides, or a projector that takes any grid ('conv_pooler').",
+                settings=["factor"],
             )
         return Size(grid.height // self.factor, grid.width // self.factor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mmblocks.components import projectors
-from mmblocks.projectors._queries import LearnedQueries, require_counts, require_heads
+from mmblocks.projectors._base import require_counts
+from mmblocks.projectors._queries import LearnedQueries, require_heads
 
 TINY = {"queries": 4, "dim": 16, "depth": 2, "heads": 2, "mlp_dim": 24}
 
@@ -19,10 +22,40 @@ class QFormerBody(nn.Module):
         self.qformer = qformer
 
     def forward(self, x: Tensor) -> Tensor:
-        cells = self.ln_vision(x).flatten(1, 2)
+        return self.run_qformer(x)
+
+    def run_qformer(self, x: Tensor, **text: Tensor | None) -> Tensor:
         queries = self.query_tokens.expand(len(x), -1, -1)
-        seen = self.qformer(query_embeds=queries, encoder_hidden_states=cells)
-        return seen.last_hidden_state.unsqueeze(1)
+        cells = self.ln_vision(x).flatten(1, 2)
+        states = self.qformer(query_embeds=queries, encoder_hidden_states=cells, **text).last_hidden_state
+        return states[:, : queries.shape[1]].unsqueeze(1)
+
+
+def make_qformer_settings(
+    name: str,
+    in_dim: int,
+    *,
+    queries: int,
+    dim: int,
+    depth: int,
+    heads: int,
+    mlp_dim: int,
+    cross_every: int,
+    dropout: float,
+) -> dict[str, Any]:
+    """What the configs of both Q-Formers of transformers have in common. Raises `ConfigError` for sizes that fit none."""
+    require_counts(name, queries=queries, depth=depth, mlp_dim=mlp_dim, cross_every=cross_every)
+    require_heads(name, dim, heads)
+    return {
+        "hidden_size": dim,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": mlp_dim,
+        "cross_attention_frequency": cross_every,
+        "encoder_hidden_size": in_dim,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
 
 
 @projectors.register(
@@ -51,21 +84,21 @@ class QFormer(LearnedQueries):
         cross_every: int = 2,
         dropout: float = 0.0,
     ) -> None:
-        require_counts("qformer", queries=queries, depth=depth, mlp_dim=mlp_dim, cross_every=cross_every)
-        require_heads("qformer", dim, heads)
+        settings = make_qformer_settings(
+            "qformer",
+            in_dim,
+            queries=queries,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            mlp_dim=mlp_dim,
+            cross_every=cross_every,
+            dropout=dropout,
+        )
         super().__init__(queries)
         from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-        config = Blip2QFormerConfig(
-            hidden_size=dim,
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            intermediate_size=mlp_dim,
-            cross_attention_frequency=cross_every,
-            encoder_hidden_size=in_dim,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-        )
+        config = Blip2QFormerConfig(**settings)
         self.body = QFormerBody(in_dim, queries, dim, Blip2QFormerModel(config))
         self.head = nn.Linear(dim, out_dim)
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
-from mmblocks.projectors._queries import find_grid_side, require_counts, require_heads
+from mmblocks.projectors._base import BodyAndHead, require_counts
+from mmblocks.projectors._queries import find_grid_side, require_heads
 from mmblocks.shapes import Size
 
 
@@ -35,7 +36,7 @@ class WindowAttention(nn.Module):
 
 
 class AggregationLayer(nn.Module):
-    """A query, told of the whole image, reads its windows; what comes of it is added to the query."""
+    """A query with the mean of the whole image reads its windows; the result is added to the query."""
 
     def __init__(self, dim: int, heads: int, windows: Sequence[int]) -> None:
         super().__init__()
@@ -50,11 +51,11 @@ class AggregationLayer(nn.Module):
 
     def forward(self, queries: Tensor, context: Tensor, windows: Sequence[Tensor]) -> Tensor:
         """(n, 1, dim), (n, 1, dim) and one (n, cells, dim) per source to (n, 1, dim)."""
-        told = self.proj_in(torch.cat([queries, self.proj_context(context)], dim=-1))
+        informed = self.proj_in(torch.cat([queries, self.proj_context(context)], dim=-1))
         placed = [
             cells + self.pos_embed[str(i)] if str(i) in self.pos_embed else cells for i, cells in enumerate(windows)
         ]
-        return queries + self.proj_out(self.norm(told + self.cross_attn(told, placed)))
+        return queries + self.proj_out(self.norm(informed + self.cross_attn(informed, placed)))
 
 
 class AggregatorBody(nn.Module):
@@ -76,7 +77,9 @@ class AggregatorBody(nn.Module):
     ) -> None:
         super().__init__()
         self.splits, self.maps, self.groups, self.side = tuple(splits), tuple(maps), tuple(groups), side
-        self.mm_projector_aux = nn.ModuleList(_source_projection(width, dim) for width in splits)
+        self.mm_projector_aux = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, dim), nn.LayerNorm(dim)) for width in splits
+        )
         self.vision_query = nn.Parameter(torch.randn(len(groups), dim) * out_dim**-0.5)
         self.vision_sampler = nn.ModuleList(
             nn.ModuleList(AggregationLayer(dim, heads, [cells // group for cells in maps]) for _ in range(depth))
@@ -96,7 +99,7 @@ class AggregatorBody(nn.Module):
         return self.mm_projector(torch.cat(grids, dim=-1))
 
     def _sample_group(self, group: int, sources: Sequence[Tensor], context: Tensor) -> Tensor:
-        """What one group of queries reads, as (views, side, side, dim)."""
+        """The features of one group of queries, (views, side, side, dim)."""
         side = self.groups[group]
         windows = [rearrange(s, "v (h a) (w b) d -> (v h w) (a b) d", h=side, w=side) for s in sources]
         contexts = context.repeat_interleave(side * side, dim=0).unsqueeze(1)
@@ -108,10 +111,6 @@ class AggregatorBody(nn.Module):
 
 def _make_normed_linear(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False))
-
-
-def _source_projection(in_dim: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(in_dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.LayerNorm(dim))
 
 
 def _resize_map(x: Tensor, side: int) -> Tensor:
@@ -130,21 +129,19 @@ def _resize_map(x: Tensor, side: int) -> Tensor:
     tiny={"queries": 4, "dim": 16, "depth": 2, "heads": 2, "windows": [2]},
     verified_against="none at hand: a plain loop over queries and windows, parameter counts of the paper",
 )
-class SpatialVisionAggregator(nn.Module):
+class SpatialVisionAggregator(BodyAndHead):
     """Cambrian-1's SVA in front of the LLM: every query of a square grid reads its own window of every source.
 
     splits: channel widths of the encoders whose features arrive side by side, in order; empty for one encoder.
     windows: cells a side of a query's window in each source, which is resized to fit; empty takes what comes closest
     to the grid's own number of cells. A lone source with windows of 1 gives attention nothing to choose from.
     groups: queries of each group, empty for one group of `queries`; groups are resized to the query grid and joined.
-    All queries of a group start alike; the first source's mean tells them of the whole image.
+    All queries of a group start alike; each is joined with the first source's mean.
 
     Not here: SVA layers inside the LLM (Cambrian's connector_only=False) and the mask of padded borders. Names differ
-    from the original's in dots for underscores (`vision_sampler.0.0` for `vision_sampler_0.layers.0`). No outputs of
-    the original were at hand to compare with.
+    from the original's in dots for underscores (`vision_sampler.0.0` for `vision_sampler_0.layers.0`). It was not
+    compared with outputs of the original.
     """
-
-    spatial = True
 
     def __init__(
         self,
@@ -163,8 +160,21 @@ class SpatialVisionAggregator(nn.Module):
         require_heads("sva", dim, heads)
         super().__init__()
         side = find_grid_side("sva", "queries", queries)
-        widths = _sources(splits, in_dim)
-        maps = [window * side for window in _windows(windows, len(widths), grid, side)]
+        widths = splits or (in_dim,)
+        if min(widths) < 1 or sum(widths) != in_dim:
+            raise ConfigError(
+                f"projector 'sva': splits={list(splits)} make {sum(widths)} channels and the encoder gives {in_dim}; "
+                "write the widths of its sources in their order.",
+                settings=["splits"],
+            )
+        windows = windows or (max(1, round(grid.area**0.5 / side)),) * len(widths)
+        if len(windows) != len(widths) or min(windows) < 1:
+            raise ConfigError(
+                f"projector 'sva': windows={list(windows)} for {len(widths)} sources; write cells a side, 1 or more, "
+                "for each.",
+                settings=["windows"],
+            )
+        maps = [window * side for window in windows]
         sides = [find_grid_side("sva", "groups", group) for group in groups or (queries,)]
         _require_whole_windows(maps, sides)
         self.side = side
@@ -173,29 +183,6 @@ class SpatialVisionAggregator(nn.Module):
 
     def out_grid(self, grid: Size) -> Size:
         return Size(self.side, self.side)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
-
-
-def _sources(splits: tuple[int, ...], in_dim: int) -> tuple[int, ...]:
-    widths = splits or (in_dim,)
-    if min(widths) < 1 or sum(widths) != in_dim:
-        raise ConfigError(
-            f"projector 'sva': splits={list(splits)} make {sum(widths)} channels and the encoder gives {in_dim}; "
-            "write the widths of its sources in their order."
-        )
-    return widths
-
-
-def _windows(windows: tuple[int, ...], sources: int, grid: Size, side: int) -> tuple[int, ...]:
-    if not windows:
-        return (max(1, round(grid.area**0.5 / side)),) * sources
-    if len(windows) != sources or min(windows) < 1:
-        raise ConfigError(
-            f"projector 'sva': windows={list(windows)} for {sources} sources; write cells a side, 1 or more, for each."
-        )
-    return windows
 
 
 def _require_whole_windows(maps: Sequence[int], sides: Sequence[int]) -> None:

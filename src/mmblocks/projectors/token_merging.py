@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmblocks.components import projectors
 from mmblocks.errors import ConfigError
-from mmblocks.projectors._maps import require_at_least_one
+from mmblocks.projectors._base import BodyAndHead, require_counts
 from mmblocks.projectors.mlp import make_linear_layers
 from mmblocks.shapes import Size
 
@@ -66,7 +66,7 @@ class MergeTokens(nn.Module):
     tiny={"tokens": 4},
     verified_against="none at hand: the paper's matching in plain loops, and its laws",
 )
-class TokenMerging(nn.Module):
+class TokenMerging(BodyAndHead):
     """Merge the most alike patches (ToMe) until `tokens` are left, then an MLP.
 
     Shape: (n, h, w, in_dim) -> (n, 1, tokens, out_dim). Merged tokens are means over all patches in them. Likeness is
@@ -77,7 +77,7 @@ class TokenMerging(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, tokens: int = 144, depth: int = 2) -> None:
         super().__init__()
-        require_at_least_one("token_merging", "tokens", tokens)
+        require_counts("token_merging", tokens=tokens)
         self.tokens = tokens
         mlp, self.head = make_linear_layers("token_merging", in_dim, out_dim, depth)
         self.body = nn.Sequential(MergeTokens(tokens), *mlp)
@@ -86,9 +86,7 @@ class TokenMerging(nn.Module):
         if grid.area < self.tokens:
             raise ConfigError(
                 f"projector 'token_merging': a grid of {grid} has {grid.area} cells, fewer than tokens={self.tokens}; "
-                f"write at most tokens={grid.area}."
+                f"write at most tokens={grid.area}.",
+                settings=["tokens"],
             )
         return Size(1, self.tokens)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))

@@ -1,10 +1,10 @@
-"""The cells of a sweep side by side: one row per combination, its seeds together, as Markdown, CSV and an image."""
+"""The trials of a sweep side by side: one row per combination, its seeds together, as Markdown, CSV and an image."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,12 @@ from mmblocks.sweep.trials import SEED, TRIAL, Sweep, SweepTrial, read_json, sho
 MARKDOWN, TABLE, IMAGE = "comparison.md", "comparison.csv", "comparison.png"
 COSTS = {"visual_tokens": "tokens", "flops": "FLOPs"}
 """What a score is weighed against, and its short name."""
+LEGEND = """\
+Means over the seeds, in brackets the least and the greatest.
+Visual tokens, and FLOPs of the prefill with 64 tokens of text: mean over {visuals}.
+Peak memory: of CUDA where the trial ran there, else of its process, the interpreter included. Time: all its starts.
+Front (Pareto): no other row scores as well for fewer visual tokens, or for fewer FLOPs.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +37,10 @@ class SeedStatistics:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """One combination, its seeds apart. None where no cell of it has finished, or where nothing could be counted.
+    """One combination, its seeds apart. None where no trial of it has finished, or where nothing could be counted.
 
     values: score, loss and the shares of single tasks by name. flops: of the prefill, mean over the reference visuals.
-    peak_bytes and seconds: means over the finished cells. front: the costs for which no other row is as good and cheaper.
+    peak_bytes and seconds: means over the finished trials. front: the costs for which no other row is as good and cheaper.
     """
 
     choices: Mapping[str, str]
@@ -51,7 +57,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A sweep's rows, and what became of cells that have no score: a reason, or None while they wait."""
+    """A sweep's rows, and what became of trials that have no score: a reason, or None while they wait."""
 
     sweep: Sweep
     rows: tuple[ComparisonRow, ...]
@@ -65,54 +71,43 @@ class Comparison:
 
 
 def compare_trials(folder: Path) -> Comparison:
-    """Read a sweep's folder; cells that have not finished are left out of the means."""
+    """Read a sweep's folder; trials that have not finished are left out of the means."""
     sweep = Sweep.load(folder)
     results = {trial.name: sweep.read_result(folder, trial) for trial in sweep.trials}
-    done = {name: found for name, found in results.items() if found is not None and found["status"] == "done"}
+    done = {name: result for name, result in results.items() if result is not None and result["status"] == "done"}
     groups: dict[tuple[tuple[str, str], ...], list[SweepTrial]] = {}
-    for cell in sweep.trials:
-        groups.setdefault(tuple((k, v) for k, v in cell.choices.items() if k != SEED), []).append(cell)
-    rows = [_row(folder, dict(chosen), trials, done) for chosen, trials in groups.items()]
-    missing = {name: found.get("reason") if found else None for name, found in results.items() if name not in done}
-    return Comparison(sweep, tuple(_mark_pareto_fronts(rows, higher_is_better=sweep.score != "loss")), missing)
-
-
-def _row(
-    folder: Path, choices: Mapping[str, str], trials: Sequence[SweepTrial], done: Mapping[str, Any]
-) -> ComparisonRow:
-    ended = [done[trial.name] for trial in trials if trial.name in done]
-    names = dict.fromkeys(name for result in ended for name in result["values"])
-    cost = read_json(folder / trials[0].name / TRIAL)["cost"]
-    values = {
-        name: SeedStatistics.from_values(_list_known_values(name, [result["values"] for result in ended]))
-        for name in names
-    }
-    paid = {name: _mean(_list_known_values(name, ended)) for name in ("peak_bytes", "seconds")}
-    return ComparisonRow(choices, len(trials), len(ended), values, **{**cost, **paid})
+    for trial in sweep.trials:
+        groups.setdefault(tuple((k, v) for k, v in trial.choices.items() if k != SEED), []).append(trial)
+    rows = []
+    for choices, trials in groups.items():
+        ended = [done[trial.name] for trial in trials if trial.name in done]
+        scores = [result["values"] for result in ended]
+        values = {name: SeedStatistics.from_values(_list_known_values(name, scores)) for one in scores for name in one}
+        cost = read_json(folder / trials[0].name / TRIAL)["cost"]
+        for name in ("peak_bytes", "seconds"):
+            numbers = _list_known_values(name, ended)
+            cost[name] = sum(numbers) / len(numbers) if numbers else None
+        rows.append(ComparisonRow(dict(choices), len(trials), len(ended), values, **cost))
+    missing = {name: result.get("reason") if result else None for name, result in results.items() if name not in done}
+    return Comparison(sweep, _mark_pareto_fronts(rows, sign=-1 if sweep.score == "loss" else 1), missing)
 
 
 def _list_known_values(name: str, results: Sequence[Mapping[str, Any]]) -> list[float]:
     return [result[name] for result in results if result.get(name) is not None]
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+# The Pareto front ---------------------------------------------------------------------------------------------------
 
 
-# The front ----------------------------------------------------------------------------------------------------------
-
-
-def _mark_pareto_fronts(rows: Sequence[ComparisonRow], *, higher_is_better: bool) -> Iterator[ComparisonRow]:
-    fronts = {cost: find_pareto_front([_point(row, cost, higher_is_better) for row in rows]) for cost in COSTS}
-    for number, row in enumerate(rows):
-        yield replace(row, front=tuple(short for cost, short in COSTS.items() if number in fronts[cost]))
-
-
-def _point(row: ComparisonRow, cost: str, higher_is_better: bool) -> tuple[float, float] | None:
-    price, score = getattr(row, cost), find_score(row)
-    if price is None or score is None:
-        return None
-    return price, score.mean if higher_is_better else -score.mean
+def _mark_pareto_fronts(rows: Sequence[ComparisonRow], *, sign: int) -> tuple[ComparisonRow, ...]:
+    """The rows with the costs for which they are on the front. sign: 1 where a higher score is better, else -1."""
+    fronts: list[tuple[str, ...]] = [() for _ in rows]
+    for cost, short in COSTS.items():
+        pairs = [(getattr(row, cost), find_score(row)) for row in rows]
+        points = [None if price is None or score is None else (price, sign * score.mean) for price, score in pairs]
+        for number in find_pareto_front(points):
+            fronts[number] += (short,)
+    return tuple(replace(row, front=front) for row, front in zip(rows, fronts, strict=True))
 
 
 def find_score(row: ComparisonRow) -> SeedStatistics | None:
@@ -150,7 +145,7 @@ def format_csv(comparison: Comparison) -> str:
     table = csv.writer(text, lineterminator="\n")
     spreads = [f"{name}{end}" for name in comparison.value_names for end in ("", "_min", "_max")]
     costs = ["visual_tokens", "parameters", "flops", "peak_bytes", "seconds"]
-    table.writerow([*keys.values(), "cells", "finished", *spreads, *costs, "front"])
+    table.writerow([*keys.values(), "trials", "finished", *spreads, *costs, "front"])
     for row in comparison.rows:
         given = [row.values.get(name) for name in comparison.value_names]
         numbers = [n for s in given for n in ((s.mean, s.least, s.greatest) if s else ("", "", ""))]
@@ -161,33 +156,38 @@ def format_csv(comparison: Comparison) -> str:
 
 
 def format_markdown(comparison: Comparison) -> str:
-    """The table as people read it, what its columns mean, and the cells that have no score."""
-    sweep = comparison.sweep
+    """The table as people read it, what its columns mean, and the trials that have no score."""
+    sweep, keys = comparison.sweep, shorten_keys(_list_keys(comparison))
     shared = f" with {' '.join(sweep.overrides)}" if sweep.overrides else ""
-    lines = [f"# {sweep.recipe}{shared}", "", *_format_rows(comparison), "", *_legend(sweep)]
+    head = ["#", *keys.values(), "trials", *comparison.value_names]
+    costs = ["visual tokens", "parameters", "FLOPs", "peak memory", "time", "front"]
+    numeric = len(head) - len(keys) + len(costs) - 2
+    lines = [f"# {sweep.recipe}{shared}", "", _format_line([*head, *costs])]
+    lines.append(_format_line(["---:", *("---" for _ in keys), *("---:" for _ in range(numeric)), "---"]))
+    for number, row in enumerate(comparison.rows, 1):
+        whole = row.num_finished == row.num_trials
+        trials = str(row.num_trials) if whole else f"{row.num_finished} of {row.num_trials}"
+        scores = [_format_statistics(name, row.values.get(name)) for name in comparison.value_names]
+        paid = [
+            "" if row.visual_tokens is None else f"{row.visual_tokens:g}",
+            format_number(row.parameters),
+            format_number(row.flops),
+            "" if row.peak_bytes is None else f"{format_number(row.peak_bytes)}B",
+            "" if row.seconds is None else f"{row.seconds:.0f} s",
+        ]
+        own = [str(number), *(row.choices[key] for key in keys)]
+        lines.append(_format_line([*own, trials, *scores, *paid, ", ".join(row.front)]))
+    score = "the last training loss."
+    if sweep.score == "tiny":
+        score = (
+            f"exact answers to {sweep.samples} held-out questions of each of TinyWorld's tasks, in %; loss: the last."
+        )
+    lines += ["", f"Score: {score}", *LEGEND.format(visuals=", ".join(sweep.visuals)).splitlines()]
     if comparison.missing:
         ended = len(sweep.trials) - len(comparison.missing)
-        lines += ["", f"{ended} of {len(sweep.trials)} cells have finished. The others:", ""]
+        lines += ["", f"{ended} of {len(sweep.trials)} trials have finished. The others:", ""]
         lines += [f"- {name}: {reason or 'not finished'}" for name, reason in comparison.missing.items()]
     return "\n".join(lines) + "\n"
-
-
-def _format_rows(comparison: Comparison) -> Iterator[str]:
-    keys = shorten_keys(_list_keys(comparison))
-    head = ["#", *keys.values(), "cells", *comparison.value_names]
-    costs = ["visual tokens", "parameters", "FLOPs", "peak memory", "time", "front"]
-    yield _format_line([*head, *costs])
-    yield _format_line(
-        ["---:", *("---" for _ in keys), *("---:" for _ in range(len(head) - len(keys) + len(costs) - 2)), "---"]
-    )
-    for number, row in enumerate(comparison.rows, 1):
-        shown = [_format_statistics(name, row.values.get(name)) for name in comparison.value_names]
-        trials = (
-            str(row.num_trials) if row.num_finished == row.num_trials else f"{row.num_finished} of {row.num_trials}"
-        )
-        yield _format_line(
-            [str(number), *(row.choices[k] for k in keys), trials, *shown, *_costs(row), ", ".join(row.front)]
-        )
 
 
 def _list_keys(comparison: Comparison) -> list[str]:
@@ -198,21 +198,13 @@ def _format_line(texts: Sequence[str]) -> str:
     return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
 
 
-def _format_statistics(name: str, spread: SeedStatistics | None) -> str:
-    if spread is None:
+def _format_statistics(name: str, statistics: SeedStatistics | None) -> str:
+    if statistics is None:
         return ""
     show: Callable[[float], str] = "{:.3f}".format if name == "loss" else lambda share: f"{100 * share:.1f}"
-    if spread.least == spread.greatest:
-        return show(spread.mean)
-    return f"{show(spread.mean)} ({show(spread.least)} to {show(spread.greatest)})"
-
-
-def _costs(row: ComparisonRow) -> Iterator[str]:
-    yield "" if row.visual_tokens is None else f"{row.visual_tokens:g}"
-    yield format_number(row.parameters)
-    yield format_number(row.flops)
-    yield "" if row.peak_bytes is None else f"{format_number(row.peak_bytes)}B"
-    yield "" if row.seconds is None else f"{row.seconds:.0f} s"
+    if statistics.least == statistics.greatest:
+        return show(statistics.mean)
+    return f"{show(statistics.mean)} ({show(statistics.least)} to {show(statistics.greatest)})"
 
 
 def format_number(number: float | None) -> str:
@@ -221,14 +213,3 @@ def format_number(number: float | None) -> str:
         return ""
     steps = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
     return next((f"{number / size:.1f} {prefix}" for prefix, size in steps if number >= size), f"{number:g} ")
-
-
-def _legend(sweep: Sweep) -> Iterator[str]:
-    if sweep.score == "tiny":
-        yield f"Score: exact answers to {sweep.samples} held-out questions of each of TinyWorld's tasks, in %; loss: the last."
-    else:
-        yield "Score: the last training loss."
-    yield "Means over the seeds, in brackets the least and the greatest."
-    yield f"Visual tokens, and FLOPs of the prefill with 64 tokens of text: mean over {', '.join(sweep.visuals)}."
-    yield "Peak memory: of CUDA where the cell ran there, else of its process, the interpreter included. Time: all its starts."
-    yield "Front: no other row scores as well for fewer visual tokens, or for fewer FLOPs."

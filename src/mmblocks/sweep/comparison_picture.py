@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmblocks.sweep.comparison import COSTS, Comparison, find_score
 from mmblocks.sweep.trials import shorten_keys
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LABEL_PT = 10
@@ -25,12 +26,16 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
 def make_figure(comparison: Comparison) -> Figure:
     """The plot before it is written."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     figure = Figure(figsize=(11, 4.5 + 0.16 * len(comparison.rows)), layout="constrained")
     panels = figure.subplots(1, len(COSTS), sharey=True)
     labels = [_draw_panel(panel, comparison, cost) for panel, cost in zip(panels, COSTS, strict=True)]
     panels[0].set_ylabel("last training loss" if comparison.sweep.score == "loss" else "exact answers (%)")
-    figure.legend(handles=_handles(comparison), loc="outside lower center", ncols=2, fontsize=8, handlelength=0)
+    keys = shorten_keys(list(comparison.rows[0].choices))
+    texts = [", ".join(f"{keys[k]} {v}" for k, v in row.choices.items()) for row in comparison.rows]
+    handles = [Line2D([], [], linestyle="", label=f"{n}  {text or 'all seeds'}") for n, text in enumerate(texts, 1)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, handlelength=0)
     figure.suptitle(f"{comparison.sweep.recipe}: mean over the seeds, bars from the least to the greatest", fontsize=10)
     figure.draw_without_rendering()  # from here on the places of points are known
     for panel, texts in zip(panels, labels, strict=True):
@@ -38,7 +43,7 @@ def make_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def _draw_panel(panel: Any, comparison: Comparison, cost: str) -> dict[tuple[float, float], list[str]]:
+def _draw_panel(panel: Axes, comparison: Comparison, cost: str) -> dict[tuple[float, float], list[str]]:
     """Draw the points and the front; returns the numbers of the rows at each point."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -64,7 +69,7 @@ def _draw_panel(panel: Any, comparison: Comparison, cost: str) -> dict[tuple[flo
     return numbers
 
 
-def _annotate(panel: Any, numbers: Mapping[tuple[float, float], list[str]]) -> None:
+def _annotate(panel: Axes, numbers: Mapping[tuple[float, float], list[str]]) -> None:
     """Write the numbers beside their points, each above those that it would cover."""
     taken: list[tuple[float, float, float]] = []
     for point in sorted(numbers, key=lambda point: point[1]):
@@ -75,11 +80,3 @@ def _annotate(panel: Any, numbers: Mapping[tuple[float, float], list[str]]) -> N
             shift += 1
         taken.append((left, bottom + shift, width))
         panel.annotate(text, point, textcoords="offset points", xytext=(6, shift), fontsize=8)
-
-
-def _handles(comparison: Comparison) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    keys = shorten_keys(list(comparison.rows[0].choices))
-    texts = [", ".join(f"{keys[k]} {v}" for k, v in row.choices.items()) for row in comparison.rows]
-    return [Line2D([], [], linestyle="", label=f"{n}  {text or 'all seeds'}") for n, text in enumerate(texts, 1)]

@@ -1,4 +1,4 @@
-"""Two runs, or two models, told apart: everything in which they differ and nothing in which they agree."""
+"""Differences between two runs, or two models."""
 
 from __future__ import annotations
 
@@ -38,22 +38,28 @@ class RunDescription:
 
 
 def find_differences(one: Path, other: Path, visuals: Sequence[str] = VISUALS) -> Differences:
-    """What differs between two folders, each a run's, a sweep's cell or a model's; sections without a difference are left out.
+    """What differs between two folders, each a run's, a sweep's trial or a model's; sections without a difference are left out.
 
-    `visuals` are words as in `mmblocks.model.budget.visual_shape`. Raises `ConfigError` for a folder that is neither.
+    `visuals` are words as in `mmblocks.model.budget.parse_visual_shape`. Raises `ConfigError` for a folder that is neither.
     """
     pair = (read_run_description(one), read_run_description(other))
     sections: dict[str, Callable[[RunDescription], Mapping[str, Any]]] = {
-        "components": lambda told: _components(told.spec),
-        "parameters": lambda told: _describe_parameters(told.spec),
-        "visual tokens": lambda told: _tokens(told.spec, visuals),
-        "data": lambda told: _list_stage_settings(told.recipe, data=True),
-        "stages": lambda told: _list_stage_settings(told.recipe, data=False),
-        "settings": lambda told: flatten_keys({k: v for k, v in told.recipe.items() if k not in ("stages", "out")}),
-        "final metrics": lambda told: told.metrics,
+        "components": lambda run: {
+            key.removesuffix(".name"): value for key, value in flatten_keys(run.spec.to_dict()).items()
+        },
+        "parameters": lambda run: _describe_parameters(run.spec),
+        "visual tokens": lambda run: {word: _count_visual_tokens(run.spec, word) for word in visuals},
+        "data": lambda run: _list_stage_settings(run.recipe, data=True),
+        "stages": lambda run: _list_stage_settings(run.recipe, data=False),
+        "settings": lambda run: flatten_keys({k: v for k, v in run.recipe.items() if k not in ("stages", "out")}),
+        "final metrics": lambda run: run.metrics,
     }
-    found = {name: _differing(*map(tell, pair)) for name, tell in sections.items()}
-    return {name: entries for name, entries in found.items() if entries}
+    differences: Differences = {}
+    for name, describe in sections.items():
+        first, second = map(describe, pair)
+        keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+        differences |= {name: {key: (first.get(key), second.get(key)) for key in keys}} if keys else {}
+    return differences
 
 
 def read_run_description(folder: Path) -> RunDescription:
@@ -73,15 +79,10 @@ def read_run_description(folder: Path) -> RunDescription:
     if (folder / "config.json").is_file():
         return RunDescription(read_spec(folder), {}, {})
     what = "a file" if folder.is_file() else "not there" if not folder.exists() else "without run.json and config.json"
-    raise ConfigError(f"{folder} is {what}; name the folder of a run (out=...), of a sweep's cell, or of a model.")
+    raise ConfigError(f"{folder} is {what}; name the folder of a run (out=...), of a sweep's trial, or of a model.")
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    keys = dict.fromkeys([*one, *other])
-    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
-
-
-def flatten_keys(value: Any, key: str = "") -> dict[str, Any]:
+def flatten_keys(value: object, key: str = "") -> dict[str, Any]:
     """Nested mappings and lists of mappings as one mapping of dotted keys; other lists are values."""
     if isinstance(value, Mapping):
         return {
@@ -97,11 +98,6 @@ def flatten_keys(value: Any, key: str = "") -> dict[str, Any]:
 # Sections -----------------------------------------------------------------------------------------------------------
 
 
-def _components(spec: ModelSpec) -> dict[str, Any]:
-    """A component's key holds its name, the keys below it its settings, defaults included."""
-    return {key.removesuffix(".name"): value for key, value in flatten_keys(spec.to_dict()).items()}
-
-
 def _describe_parameters(spec: ModelSpec) -> dict[str, Any]:
     """Sums by part, and the shapes of all parameters, layers that are alike in one entry: "4 of 352x128"."""
     seen = dry_build(spec)
@@ -112,19 +108,15 @@ def _describe_parameters(spec: ModelSpec) -> dict[str, Any]:
             alike = re.sub(r"(?<=\.)\d+(?=\.)", "*", f"{part}.{name}")
             shapes.setdefault(alike, Counter())["x".join(map(str, parameter.shape)) or "1"] += 1
     counts = {part: seen.count_parameters(part) for part in PARTS}
-    return counts | {name: ", ".join(f"{n} of {s}" for s, n in found.items()) for name, found in shapes.items()}
+    return counts | {name: ", ".join(f"{n} of {s}" for s, n in times.items()) for name, times in shapes.items()}
 
 
-def _tokens(spec: ModelSpec, visuals: Sequence[str]) -> dict[str, Any]:
-    return {word: _count_visual_tokens(spec, word) for word in visuals}
-
-
-def _count_visual_tokens(spec: ModelSpec, word: str) -> Any:
+def _count_visual_tokens(spec: ModelSpec, word: str) -> str:
     shape = parse_visual_shape(word)
     try:
         budget = estimate_budget(spec, [shape])
     except ConfigError as cause:
-        return str(cause).splitlines()[-1].strip(" -")
+        return str(cause.faults[-1] if cause.faults else cause)
     return f"{budget.visual_tokens} tokens of {budget.views} views"
 
 

@@ -1,4 +1,4 @@
-"""The program behind `mmblocks sweep`: Hydra's multirun over the numbers of cells. Run as `python -m mmblocks.sweep.hydra_task`."""
+"""The program behind `mmblocks sweep`: Hydra's multirun over the numbers of trials. Run as `python -m mmblocks.sweep.hydra_task`."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from mmblocks.conf.assemble import HYDRA_VERSION
-from mmblocks.conf.faults import explain_error
+from mmblocks.conf.hydra_errors import explain_error
 from mmblocks.errors import MMBlocksError
 from mmblocks.sweep.trial import run_in_process
 from mmblocks.sweep.trials import Sweep
 
 
 def run_job(config: DictConfig) -> None:
-    """One cell of a sweep, in a process of its own; what became of it is in its folder and told in a line."""
+    """One trial of a sweep, in a process of its own; what became of it is in its folder and told in a line."""
     folder = Path(config.folder)
     sweep = Sweep.load(folder)
-    trial = sweep.trials[config.cell]
-    where = f"[{config.cell + 1}/{len(sweep.trials)}] {trial.name}"
+    trial = sweep.trials[config.trial]
+    where = f"[{config.trial + 1}/{len(sweep.trials)}] {trial.name}"
     print(f"{where}: started", flush=True)
     print(f"{where}: {run_in_process(folder / trial.name, sweep.score_settings)}", flush=True)
 
 
 def main() -> str | None:
-    """Run the cells that the command line names, by the launcher it names. Returns what went wrong with launching."""
-    ConfigStore.instance().store(name="cells", node={"folder": "???", "cell": "???"})
+    """Run the trials that the command line names, by the launcher it names. Returns what went wrong with launching."""
+    ConfigStore.instance().store(name="trials", node={"folder": "???", "trial": "???"})
     try:
-        hydra.main(version_base=HYDRA_VERSION, config_path=None, config_name="cells")(run_job)()
+        hydra.main(version_base=HYDRA_VERSION, config_path=None, config_name="trials")(run_job)()
     except (MMBlocksError, HydraException) as error:
         if os.environ.get("MMBLOCKS_DEBUG") == "1":
             raise

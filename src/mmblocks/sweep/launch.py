@@ -1,4 +1,4 @@
-"""Sweeps before they start: words become cells, every cell is composed and checked, Hydra's launcher is handed the rest."""
+"""Sweeps before they start: words become trials, every trial is composed and checked, Hydra's launcher is handed the rest."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from mmblocks.conf.assemble import HYDRA_VERSION, compose, compose_unchecked, is_system, isolate_hydra
-from mmblocks.conf.faults import HYDRA_ERRORS, explain_error, to_config_error
+from mmblocks.conf.assemble import HYDRA_VERSION, compose_run, is_system, isolate_hydra
+from mmblocks.conf.hydra_errors import HYDRA_ERRORS, explain_error, to_config_error
 from mmblocks.conf.overrides import parse_overrides
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.settings import format_suggestion
 from mmblocks.storage import write_json
 from mmblocks.sweep.trials import TRIAL, Axis, ScoreKind, Sweep, SweepTrial, cross_axes, read_json, vary_one_at_a_time
-from mmblocks.train import stages as training
 from mmblocks.train.checks.run import check_run
+from mmblocks.train.setting_changes import CHANGEABLE_ON_RESUME
 
 PROGRAM = "mmblocks.sweep.hydra_task"
 LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
 VISUALS = ("image=1000x700", "video=1280x720@30s")
 TINY_VISUALS = ("image=96x72", "video=48x48@2s@4fps")
 """What tokens are counted for unless visuals are named; the second, where all data is TinyWorld's: its own sizes."""
-CHANGEABLE_IN_SWEEP = training.CHANGEABLE_ON_RESUME - {"last_stage", "log_every"}
+CHANGEABLE_IN_SWEEP = {key for key, effect in CHANGEABLE_ON_RESUME.items() if effect == "same result"}
 """Settings of a run that may differ when a sweep goes on: they change no result."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepArguments:
-    """The words after a recipe, by what they do: vary, hold for all cells, choose the launcher, name visuals."""
+    """The words after a recipe, by what they do: vary, hold for all trials, choose the launcher, name visuals."""
 
     axes: tuple[Axis, ...]
     shared: tuple[str, ...]
@@ -49,34 +49,22 @@ class SweepArguments:
         """Raises `ConfigError` for what cannot be read, or is not a sweep's to say."""
         visuals = tuple(w for w in words if w.startswith(("image=", "video=")))
         own = tuple(w for w in words if w.startswith("hydra"))
-        overrides = _parsed(recipe, [w for w in words if w not in visuals and w not in own])
-        for word in own:
-            if not word.startswith(LAUNCHER):
-                raise ConfigError(
-                    f"{word!r}: of Hydra's settings a sweep takes hydra/launcher and hydra.launcher.* only."
-                )
+        if unknown := [word for word in own if not word.startswith(LAUNCHER)]:
+            what = "of Hydra's settings a sweep takes hydra/launcher and hydra.launcher.* only."
+            raise ConfigError(f"{unknown[0]!r}: {what}")
+        try:
+            overrides = parse_overrides([w for w in words if w not in visuals and w not in own])
+        except OverrideParseException as error:
+            raise to_config_error(recipe, error) from error
+        for override in overrides:
+            key, word = override.get_key_element(), override.input_line
+            if override.key_or_group == "out":
+                raise ConfigError(f"{word!r}: every trial has a folder of its own; name the sweep's with --out.")
+            if override.is_sweep_override() and not (override.is_choice_sweep() or override.is_range_sweep()):
+                raise ConfigError(f"{word!r} does not say which values; list them: {key}=a,b,c or {key}=range(0,3).")
         shared = tuple(str(o.input_line) for o in overrides if not o.is_sweep_override())
-        axes = tuple(_axis(o) for o in overrides if o.is_sweep_override())
-        return cls(axes, shared, own, visuals)
-
-
-def _parsed(recipe: str, words: Sequence[str]) -> list[Override]:
-    try:
-        found = parse_overrides(words)
-    except OverrideParseException as error:
-        raise to_config_error(recipe, error) from error
-    if outs := [o.input_line for o in found if o.key_or_group == "out"]:
-        raise ConfigError(f"{outs[0]!r}: every cell has a folder of its own; name the sweep's with --out.")
-    return found
-
-
-def _axis(override: Override) -> Axis:
-    if not (override.is_choice_sweep() or override.is_range_sweep()):
-        key = override.get_key_element()
-        raise ConfigError(
-            f"{override.input_line!r} does not say which values; list them: {key}=a,b,c or {key}=range(0,3)."
-        )
-    return Axis(override.get_key_element(), tuple(override.sweep_string_iterator()))
+        axes = [Axis(o.get_key_element(), tuple(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override()]
+        return cls(tuple(axes), shared, own, visuals)
 
 
 # Before anything starts ---------------------------------------------------------------------------------------------
@@ -86,78 +74,81 @@ def prepare_sweep(
     recipe: str,
     words: Sequence[str],
     *,
-    arms_only: bool = False,
+    one_at_a_time: bool = False,
     out: Path | None = None,
     score: ScoreKind | None = None,
     samples: int = 200,
 ) -> Path:
-    """Compose and check every cell of a sweep and write its folder, without running any of it; returns the folder.
+    """Compose and check every trial of a sweep and write its folder, without running any of it; returns the folder.
 
-    arms_only: vary one axis at a time (see `mmblocks.sweep.trials.star`) instead of all together. out: by default `sweep` in
+    one_at_a_time: vary one axis at a time (see `mmblocks.sweep.trials.vary_one_at_a_time`) instead of all together. out: by default `sweep` in
     the recipe's own. score: "tiny" by default where all data is TinyWorld's, else "loss". Raises `ConfigError` that lists
-    every fault by cell; nothing is written then.
+    every fault by trial; nothing is written then.
     """
-    said = SweepArguments.from_words(recipe, words)
-    _require_launcher(said.launcher)
-    trials = (vary_one_at_a_time if arms_only else cross_axes)(said.axes)
-    runs = _compose_trials(recipe, said.shared, trials)
-    first = next(iter(runs.values()))
-    folder = Path(first["out"]) / "sweep" if out is None else out
-    is_tiny = all(_only_tinyworld(run) for run in runs.values())
-    visuals = said.visuals or (TINY_VISUALS if is_tiny else VISUALS)
-    sweep = Sweep(recipe, said.shared, tuple(trials), score or ("tiny" if is_tiny else "loss"), samples, visuals)
-    _write_sweep(folder, sweep, runs)
+    arguments = SweepArguments.from_words(recipe, words)
+    _require_launcher(arguments.launcher)
+    trials = (vary_one_at_a_time if one_at_a_time else cross_axes)(arguments.axes)
+    runs = _compose_trials(recipe, arguments.shared, trials)
+    folder = Path(next(iter(runs.values()))["out"]) / "sweep" if out is None else out
+    sources = (source for run in runs.values() for stage in run["stages"] for source in stage["data"])
+    is_tiny = all(source.get("name") == "tinyworld" for source in sources)
+    score = score or ("tiny" if is_tiny else "loss")
+    visuals = arguments.visuals or (TINY_VISUALS if is_tiny else VISUALS)
+    _write_sweep(folder, Sweep(recipe, arguments.shared, tuple(trials), score, samples, visuals), runs)
     return folder
 
 
 def _compose_trials(recipe: str, shared: Sequence[str], trials: Sequence[SweepTrial]) -> dict[str, dict[str, Any]]:
-    """Every cell's run by name. Raises one `ConfigError` for all that is wrong with all of them."""
+    """Every trial's run by name. Raises one `ConfigError` for all that is wrong with all of them."""
     if is_system(recipe):
-        compose(recipe)  # says why a system is no run
+        compose_run(recipe)  # says why a system is no run
     runs: dict[str, dict[str, Any]] = {}
-    wrong: list[str] = []
+    wrong: list[Fault] = []
     for trial in trials:
         try:
-            runs[trial.name] = compose_unchecked(recipe, [*shared, *trial.overrides])
-            faults = [str(fault) for fault in check_run(runs[trial.name])]
+            runs[trial.name] = compose_run(recipe, [*shared, *trial.overrides])
+            faults = check_run(runs[trial.name])
         except ConfigError as error:
-            faults = [str(error)]
-        wrong += [f"  {trial.name}: {fault}" for fault in faults]
+            faults = error.faults or [Fault("", str(error))]
+        wrong += [replace(fault, key=f"{trial.name}: {fault.key}".removesuffix(": ")) for fault in faults]
     if wrong:
-        raise ConfigError("this sweep cannot run, and nothing was started:\n" + "\n".join(wrong))
+        raise ConfigError.from_faults(wrong, "this sweep cannot run, and nothing was started")
     return runs
 
 
-def _only_tinyworld(run: Mapping[str, Any]) -> bool:
-    return all(source.get("name") == "tinyworld" for stage in run["stages"] for source in stage["data"])
-
-
 def _write_sweep(folder: Path, sweep: Sweep, runs: Mapping[str, dict[str, Any]]) -> None:
-    """The sweep and the composed recipe of every cell; what another sweep has left there must agree."""
+    """The sweep and the composed recipe of every trial; what another sweep has left there must agree."""
     from mmblocks.model.budget import parse_visual_shape  # counts FLOPs, which imports triton
 
     shapes = [parse_visual_shape(word) for word in sweep.visuals]
 
     @lru_cache
     def count_cost(model: str) -> dict[str, Any]:
-        return _cost(json.loads(model), shapes)
+        return _estimate_cost(json.loads(model), shapes)
 
     written = {
         name: {"recipe": {**run, "out": str(folder / name)}, "cost": count_cost(json.dumps(run["model"]))}
         for name, run in runs.items()
     }
-    others = [
-        said for name, trial in written.items() if (said := _describe_disagreement(folder / name, trial["recipe"]))
-    ]
-    if others:
-        raise ConfigError("\n".join([*others, "Name another folder with --out, or delete what is there."]))
-    for name, cell in written.items():
+    disagreements = []
+    for name, trial in written.items():
+        path, recipe = folder / name, trial["recipe"]
+        if not (path / TRIAL).is_file():
+            disagreements += [f"{path} is there already, and is no trial of a sweep."] if path.exists() else []
+            continue
+        before = read_json(path / TRIAL)["recipe"]
+        compared = sorted({*before, *recipe} - {*CHANGEABLE_IN_SWEEP})
+        if keys := [key for key in compared if before.get(key) != recipe.get(key)]:
+            disagreements.append(f"{path} holds a trial with other settings (they differ in {', '.join(keys)}).")
+    if disagreements:
+        raise ConfigError("\n".join([*disagreements, "Name another folder with --out, or delete what is there."]))
+    for name, trial in written.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        write_json(folder / name / TRIAL, cell)
+        write_json(folder / name / TRIAL, trial)
     sweep.save(folder)
 
 
-def _cost(model: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, Any]:
+def _estimate_cost(model: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, Any]:
     """Visual tokens and FLOPs, mean over the visuals, each in a conversation of its own; parameters."""
     from mmblocks.model.budget import estimate_budget
 
@@ -169,15 +160,6 @@ def _cost(model: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, Any]:
         "parameters": sum(budgets[0].parameters.values()),
         "flops": None if None in totals else sum(n or 0 for n in totals) / len(totals),
     }
-
-
-def _describe_disagreement(folder: Path, recipe: Mapping[str, Any]) -> str:
-    """In which settings the cell that lives in a folder differs from the one that is to run there."""
-    if not (folder / TRIAL).is_file():
-        return f"{folder} is there already, and is no cell of a sweep." if folder.exists() else ""
-    found = read_json(folder / TRIAL)["recipe"]
-    keys = [k for k in sorted({*found, *recipe} - {*CHANGEABLE_IN_SWEEP}) if found.get(k) != recipe.get(k)]
-    return f"{folder} holds a cell with other settings (they differ in {', '.join(keys)})." if keys else ""
 
 
 # The launcher -------------------------------------------------------------------------------------------------------
@@ -199,30 +181,25 @@ def _require_launcher(words: Sequence[str]) -> None:
 
 
 def run_sweep(folder: Path, words: Sequence[str] = ()) -> bool:
-    """Run the cells of a prepared folder that have no score yet, each in a process of its own; whether all have one then.
+    """Run the trials of a prepared folder that have no score yet, each in a process of its own; whether all have one then.
 
-    words: of these, the ones that choose the launcher are used, such as hydra/launcher=joblib. A failed cell is written
+    words: of these, the ones that choose the launcher are used, such as hydra/launcher=joblib. A failed trial is written
     down and stops no other.
     """
     sweep = Sweep.load(folder)
     if waiting := sweep.list_unfinished(folder):
         launcher = [word for word in words if word.startswith(LAUNCHER)]
-        command = [sys.executable, "-m", PROGRAM, *_arguments(folder, waiting, launcher)]
+        place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        # Hydra's own folder is below the sweep's; its logging would repeat ours.
+        command = [
+            sys.executable,
+            "-m",
+            PROGRAM,
+            "--multirun",
+            f"folder='{place}'",
+            f"trial={','.join(map(str, waiting))}",
+        ]
+        command += [f"hydra.sweep.dir='{place}/launcher'", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
+        command += ["hydra/job_logging=none", "hydra/hydra_logging=none", *launcher]
         subprocess.run(command, env={**os.environ, "HYDRA_FULL_ERROR": "1"})
     return not sweep.list_unfinished(folder)
-
-
-def _arguments(folder: Path, trials: Sequence[int], launcher: Sequence[str]) -> list[str]:
-    """Hydra's multirun over numbers of cells. Its own folder is below the sweep's; its logging would repeat ours."""
-    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [
-        "--multirun",
-        f"folder='{place}'",
-        f"cell={','.join(map(str, trials))}",
-        f"hydra.sweep.dir='{place}/launcher'",
-        "hydra.sweep.subdir=.",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=none",
-        "hydra/hydra_logging=none",
-        *launcher,
-    ]

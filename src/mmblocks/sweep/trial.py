@@ -1,4 +1,4 @@
-"""One cell of a sweep: a process of its own that trains it, scores it and writes down what came of it."""
+"""One trial of a sweep: a process of its own that trains it, scores it and writes down what came of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,57 +28,52 @@ PRELOADED_MODULES = (
     "transformers.modeling_utils",
     "transformers.generation.utils",
 )
-"""Imported once by the server that cells are forked from: together they take ten seconds, a small cell may take one."""
+"""Imported once by the server that trials are forked from: together they take ten seconds, a small trial may take one."""
 BUSY_EXIT_CODE = 75
 
 
 def run_in_process(folder: Path, scoring: Mapping[str, Any]) -> str:
-    """Run a cell in a process of its own and wait for it; what became of it, in a few words."""
-    process = _processes().Process(target=run_trial, args=(str(folder), dict(scoring)))
+    """Run a trial in a process of its own and wait for it; what came of it, in a few words."""
+    import torch
+
+    # Forked from a clean server where that is safe; CUDA does not survive a fork, so there each trial imports anew.
+    forks = "forkserver" in multiprocessing.get_all_start_methods() and not torch.cuda.is_available()
+    # A child is given its parent's default method, and joblib's, "loky", is known to joblib's own processes alone.
+    multiprocessing.set_start_method("forkserver" if forks else "spawn", force=True)
+    context: Any = multiprocessing.get_context()
+    context.set_forkserver_preload(list(PRELOADED_MODULES))
+    process = context.Process(target=run_trial, args=(str(folder), dict(scoring)))
     process.start()
     process.join()
     if process.exitcode == BUSY_EXIT_CODE:
         return "left alone, as another process is running it"
     if process.exitcode:
-        write_json(folder / RESULT, {"status": "failed", "reason": _end(process.exitcode)})
+        end = f"ended with exit code {process.exitcode}"
+        if process.exitcode < 0:
+            name = signal.Signals(-process.exitcode).name
+            end = f"was ended by {name}{'; perhaps the machine ran out of memory' if name == 'SIGKILL' else ''}"
+        write_json(folder / RESULT, {"status": "failed", "reason": f"its process {end}; see {LOG}"})
     result = read_json(folder / RESULT)
-    return _in_words(result) if result["status"] == "done" else f"failed: {result['reason']}"
-
-
-def _processes() -> Any:
-    """Forked from a clean server where that is safe; CUDA does not survive a fork, so there each cell imports anew."""
-    import torch
-
-    forks = "forkserver" in multiprocessing.get_all_start_methods() and not torch.cuda.is_available()
-    # A child is told its parent's default method, and joblib's, "loky", is known to joblib's own processes alone.
-    multiprocessing.set_start_method("forkserver" if forks else "spawn", force=True)
-    context = multiprocessing.get_context()
-    context.set_forkserver_preload(list(PRELOADED_MODULES))
-    return context
-
-
-def _end(code: int) -> str:
-    if code > 0:
-        return f"its process ended with exit code {code}; see {LOG}"
-    name = signal.Signals(-code).name
-    hint = "; perhaps the machine ran out of memory" if name == "SIGKILL" else ""
-    return f"its process was ended by {name}{hint}; see {LOG}"
-
-
-def _in_words(result: Mapping[str, Any]) -> str:
+    if result["status"] != "done":
+        return f"failed: {result['reason']}"
     (name, value), *_ = result["values"].items()
     return f"{name} {value:.3f} in {result['seconds']:.0f} s" if value is not None else "done"
 
 
-# In the process of the cell -----------------------------------------------------------------------------------------
+# In the process of the trial -----------------------------------------------------------------------------------------
 
 
 def run_trial(folder: str, scoring: Mapping[str, Any]) -> None:
-    """Train a cell, or go on where it was stopped, and write its result; what it says goes to log.txt."""
+    """Train a trial, or resume it, and write its result; what it prints goes to log.txt."""
     place = Path(folder)
     # Data workers start as those of `mmblocks train` do: from a server of this process they would import torch anew.
     multiprocessing.set_start_method(None, force=True)
-    with _lock_or_exit(place), _redirect_output(place / LOG):
+    lock = ExitStack()
+    try:
+        lock.enter_context(lock_folder(place, LOCK))
+    except BusyError:  # another process, perhaps left over from a sweep that was killed, is running the trial
+        os._exit(BUSY_EXIT_CODE)
+    with lock, _redirect_output(place / LOG):
         try:
             result = _train_and_score(place, scoring)
         except (MMBlocksError, TrainingPreempted) as error:
@@ -90,56 +85,45 @@ def run_trial(folder: str, scoring: Mapping[str, Any]) -> None:
 
 
 def _train_and_score(place: Path, scoring: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's result: its scores, the time that all its starts took, and the most memory that this one held."""
+    import torch
+
     from mmblocks.model.checkpoint import load
 
+    recipe = read_json(place / TRIAL)["recipe"]
     before = read_json(place / RESULT) if (place / RESULT).is_file() else {}
-    spent = _train_trial(place) if before.get("status") != "done" else {k: before[k] for k in ("peak_bytes", "seconds")}
+    if before.get("status") == "done":
+        spent = {name: before[name] for name in ("peak_bytes", "seconds")}
+    else:
+        from mmblocks import train
+
+        starts = _record_start(place)
+        train.run({**recipe, "out": str(place)})
+        ended = [*starts[:-1], (starts[-1][0], time.time())]
+        spent = {"peak_bytes": measure_peak_bytes(), "seconds": sum(end - begin for begin, end in ended)}
     values: dict[str, float | None] = {}
     if scoring["score"] == "tiny":
-        model = load(place / "model").to(_device(read_json(place / TRIAL)["recipe"]["device"]))
-        values |= _tiny(model, scoring["samples"])
+        from mmblocks.eval.tinyworld import ExactScore, evaluate_tinyworld, sum_scores
+
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        model = load(place / "model").to(automatic if recipe["device"] == "auto" else recipe["device"])
+        scores = evaluate_tinyworld(model, samples=scoring["samples"])
+        tasks = {task: sum_scores(parts) for task, parts in scores.items()}
+        values["score"] = sum(tasks.values(), ExactScore(0, 0)).exact_share
+        values |= {task: score.exact_share for task, score in tasks.items()}
     return {"status": "done", "scoring": dict(scoring), "values": {**values, "loss": read_last_loss(place)}, **spent}
 
 
-def _train_trial(place: Path) -> dict[str, Any]:
-    """Train; the time that all starts of the cell took, and the most memory that this one held."""
-    from mmblocks import train
-
-    starts = _starts(place)
-    train.run({**read_json(place / TRIAL)["recipe"], "out": str(place)})
-    return {
-        "peak_bytes": measure_peak_bytes(),
-        "seconds": sum(end - begin for begin, end in [*starts[:-1], (starts[-1][0], time.time())]),
-    }
-
-
-def _starts(place: Path) -> list[tuple[float, float]]:
-    """When the cell was started and stopped, now included; a killed one stopped when its metrics were last written."""
+def _record_start(place: Path) -> list[tuple[float, float]]:
+    """When the trial was started and stopped, now included; a killed one stopped when its metrics were last written."""
     path, metrics = place / STARTS, place / METRICS_FILE
-    before = read_json(path) if path.is_file() else []
-    if before:
-        begin, _ = before[-1]
-        before[-1] = (begin, max(begin, metrics.stat().st_mtime if metrics.is_file() else begin))
-    starts = [*before, (time.time(), 0.0)]
+    starts = read_json(path) if path.is_file() else []
+    if starts:
+        begin, _ = starts[-1]
+        starts[-1] = (begin, max(begin, metrics.stat().st_mtime if metrics.is_file() else begin))
+    starts.append((time.time(), 0.0))
     write_json(path, starts)
     return starts
-
-
-def _device(named: str) -> str:
-    import torch
-
-    return named if named != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _tiny(model: Any, samples: int) -> dict[str, float]:
-    """Shares of exact answers: of all questions, and of each task's."""
-    from mmblocks.eval.tinyworld import ExactScore, evaluate_tinyworld, sum_scores
-
-    tasks = {task: sum_scores(scores) for task, scores in evaluate_tinyworld(model, samples=samples).items()}
-    return {
-        "score": sum(tasks.values(), ExactScore(0, 0)).exact_share,
-        **{task: score.exact_share for task, score in tasks.items()},
-    }
 
 
 def measure_peak_bytes() -> int:
@@ -155,16 +139,6 @@ def measure_peak_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-@contextmanager
-def _lock_or_exit(place: Path) -> Iterator[None]:
-    """Leave the process where another one, perhaps left over from a sweep that was killed, is running the cell."""
-    try:
-        with lock_folder(place, LOCK):
-            yield
-    except BusyError:
-        os._exit(BUSY_EXIT_CODE)
 
 
 @contextmanager

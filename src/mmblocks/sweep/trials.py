@@ -1,4 +1,4 @@
-"""The cells of a sweep: which values meet, what each combination is called, and the folder that holds them all."""
+"""The trials of a sweep: which values meet, what each combination is called, and the folder that holds them all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmblocks.storage import write_json
 
 SEED = "seed"
 """The setting over whose values scores are averaged."""
-SWEEP, TRIAL, RESULT = "sweep.json", "cell.json", "result.json"
+SWEEP, TRIAL, RESULT = "sweep.json", "trial.json", "result.json"
 LONGEST_NAME = 120
 ScoreKind = Literal["tiny", "loss"]
 
@@ -45,9 +45,8 @@ class SweepTrial:
 def cross_axes(axes: Sequence[Axis]) -> list[SweepTrial]:
     """Every value of every axis with every other, the last axis turning fastest. Raises `ConfigError` for no axis."""
     _require_distinct(axes)
-    return _name_trials(
-        axes, [dict(zip(_list_keys(axes), values, strict=True)) for values in itertools.product(*_values(axes))]
-    )
+    combinations = itertools.product(*(axis.values for axis in axes))
+    return _name_trials(axes, [dict(zip(_list_keys(axes), values, strict=True)) for values in combinations])
 
 
 def vary_one_at_a_time(axes: Sequence[Axis]) -> list[SweepTrial]:
@@ -61,10 +60,6 @@ def vary_one_at_a_time(axes: Sequence[Axis]) -> list[SweepTrial]:
 
 def _list_keys(axes: Sequence[Axis]) -> list[str]:
     return [axis.key for axis in axes]
-
-
-def _values(axes: Sequence[Axis]) -> list[tuple[str, ...]]:
-    return [axis.values for axis in axes]
 
 
 def _require_distinct(axes: Sequence[Axis]) -> None:
@@ -97,21 +92,17 @@ def _list_suffixes(key: str) -> list[str]:
 def _name_trials(axes: Sequence[Axis], combinations: Sequence[Mapping[str, str]]) -> list[SweepTrial]:
     shown = shorten_keys(_list_keys(axes))
     names = ["_".join(f"{_to_slug(shown[k])}-{_to_slug(v)}" for k, v in chosen.items()) for chosen in combinations]
-    often = Counter(names)
-    return [
-        SweepTrial(name if often[name] == 1 and len(name) <= LONGEST_NAME else _marked(name, chosen), chosen)
-        for name, chosen in zip(names, combinations, strict=True)
-    ]
+    times, trials = Counter(names), []
+    for name, chosen in zip(names, combinations, strict=True):
+        if times[name] > 1 or len(name) > LONGEST_NAME:  # it gets a digest of its own
+            digest = hashlib.sha256(json.dumps(list(chosen.items())).encode()).hexdigest()[:8]
+            name = f"{name[: LONGEST_NAME - 9]}-{digest}"
+        trials.append(SweepTrial(name, chosen))
+    return trials
 
 
 def _to_slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "empty"
-
-
-def _marked(name: str, chosen: Mapping[str, str]) -> str:
-    """A name that is too long, or not the only one of its kind, with a mark of its own."""
-    mark = hashlib.sha256(json.dumps(list(chosen.items())).encode()).hexdigest()[:8]
-    return f"{name[: LONGEST_NAME - 9]}-{mark}"
 
 
 # The folder of a sweep ----------------------------------------------------------------------------------------------
@@ -119,10 +110,10 @@ def _marked(name: str, chosen: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What `sweep.json` holds: the cells, and how they are compared.
+    """What `sweep.json` holds: the trials, and how they are compared.
 
-    overrides: those that all cells share. samples: questions of each of TinyWorld's tasks where score is "tiny". visuals:
-    words such as image=1000x700 (see `mmblocks.model.budget.visual_shape`) for which tokens and FLOPs are counted.
+    overrides: those that all trials share. samples: questions of each of TinyWorld's tasks where score is "tiny". visuals:
+    words such as image=1000x700 (see `mmblocks.model.budget.parse_visual_shape`) for which tokens and FLOPs are counted.
     """
 
     recipe: str
@@ -143,7 +134,7 @@ class Sweep:
             raise ConfigError(f"{folder} is not the folder of a sweep: it has no {SWEEP}.")
         raw = read_json(folder / SWEEP)
         listed = {key: tuple(raw[key]) for key in ("overrides", "visuals")}
-        return cls(**{**raw, **listed, "cells": tuple(SweepTrial(**trial) for trial in raw["cells"])})
+        return cls(**{**raw, **listed, "trials": tuple(SweepTrial(**trial) for trial in raw["trials"])})
 
     @property
     def score_settings(self) -> dict[str, Any]:
@@ -151,7 +142,7 @@ class Sweep:
         return {"score": self.score, "samples": self.samples} if self.score == "tiny" else {"score": self.score}
 
     def read_result(self, folder: Path, trial: SweepTrial) -> dict[str, Any] | None:
-        """What came of a cell, or None as long as it has not ended, or where it was scored in another way."""
+        """What came of a trial, or None as long as it has not ended, or where it was scored in another way."""
         path = folder / trial.name / RESULT
         found = read_json(path) if path.is_file() else None
         return (
@@ -159,7 +150,7 @@ class Sweep:
         )
 
     def list_unfinished(self, folder: Path) -> list[int]:
-        """Numbers of the cells that have no score yet, failed ones included."""
+        """Numbers of the trials that have no score yet, failed ones included."""
         results = [self.read_result(folder, trial) for trial in self.trials]
         return [number for number, found in enumerate(results) if found is None or found["status"] != "done"]
 

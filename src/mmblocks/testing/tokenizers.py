@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.components import VisionTokenizer, apply_before_projector, poolings
+from mmblocks.faults import Fault, format_faults
 from mmblocks.shapes import SCENARIOS, Size, VisualPlan, VisualShape
 from mmblocks.testing.laws import Subject, check_that
 from mmblocks.tokenizers.lowering import LoweredPlan, lower_tokenizer_plan
@@ -63,12 +64,12 @@ def build_setups(subject: Subject) -> list[TokenizerSetup]:
 def list_cases(subject: Subject) -> Iterator[tuple[TokenizerSetup, VisualShape]]:
     """Every place where it has no reason against working, with everything that it serves."""
     for place in build_setups(subject):
-        if not place.tokenizer.reasons_against():
+        if not place.tokenizer.find_faults():
             yield from ((place, shape) for shape in place.list_shapes())
 
 
 def check_protocol(subject: Subject) -> None:
-    """It has marks, scenarios, reasons_against, plan, count and assemble."""
+    """It has marks, scenarios, find_faults, plan, count and assemble."""
     for place in build_setups(subject):
         check_that(isinstance(place.tokenizer, VisionTokenizer), "Something of it is missing.")
         strange = sorted(set(place.tokenizer.scenarios) - set(SCENARIOS))
@@ -77,11 +78,12 @@ def check_protocol(subject: Subject) -> None:
 
 
 def check_reasons(subject: Subject) -> None:
-    """There is a grid that it has no reason against, and each reason is a sentence."""
-    all_reasons = [place.tokenizer.reasons_against() for place in build_setups(subject)]
-    check_that(any(not reasons for reasons in all_reasons), f"Everywhere it says: {all_reasons[0]}")
-    for reason in (r for reasons in all_reasons for r in reasons):
-        check_that(isinstance(reason, str) and reason.endswith("."), f"{reason!r} is not a sentence.")
+    """There is a grid that it can work with, and each fault it finds with another is a sentence."""
+    all_faults = [place.tokenizer.find_faults() for place in build_setups(subject)]
+    check_that(any(not faults for faults in all_faults), f"Everywhere it says: {format_faults(all_faults[0])}")
+    for fault in (fault for faults in all_faults for fault in faults):
+        is_sentence = isinstance(fault, Fault) and str(fault).endswith((".", "?"))
+        check_that(is_sentence, f"{fault!r} is not a Fault whose text is a sentence.")
 
 
 def check_token_counts(subject: Subject) -> None:

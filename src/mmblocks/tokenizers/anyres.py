@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmblocks.components import tokenizers
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.geometry.anyres import (
     Rounding,
     count_tiles,
@@ -71,38 +72,35 @@ class AnyRes:
 
     def __post_init__(self) -> None:
         if self.max_tiles is not None and self.max_tiles < 1:
-            raise ConfigError(f"tokenizer 'anyres': max_tiles={self.max_tiles}; write 1 or more, or null for no limit.")
+            raise ConfigError(
+                f"tokenizer 'anyres': max_tiles={self.max_tiles}; write 1 or more, or null for no limit.",
+                settings=["max_tiles"],
+            )
         object.__setattr__(self, "canvases", parse_pinpoints(self.pinpoints, self.view_px))
 
     @property
     def learned_tokens(self) -> tuple[str, ...]:
         return ("newline",) if self.merge == "unpad" else ()
 
-    def reasons_against(self) -> list[str]:
-        reasons = []
+    def find_faults(self) -> list[Fault]:
+        faults, view = [], self.view_px
         if not self.spatial and self.merge != "flat":
-            reasons.append(
-                f"tokenizer 'anyres' joins tiles into one image (merge='{self.merge}'), but the features have no "
-                "image order; use merge='flat' or a projector that keeps the grid."
-            )
+            message = f"tokenizer 'anyres' joins tiles into one image (merge='{self.merge}'), but the features have no"
+            cure = "use merge='flat' or a projector that keeps the grid."
+            faults.append(Fault("", f"{message} image order; {cure}"))
         if self.max_tiles is not None and self.merge != "unpad":
-            reasons.append(
-                f"tokenizer 'anyres': max_tiles={self.max_tiles} scales the unpadded map, which merge='{self.merge}' "
-                "does not make; use merge='unpad' or max_tiles=null."
+            message = (
+                f"tokenizer 'anyres': max_tiles={self.max_tiles} scales the unpadded map, which merge='{self.merge}'"
             )
+            faults.append(Fault("", f"{message} does not make; use merge='unpad' or max_tiles=null."))
         if self.merge == "maxpool2x2" and min(self.grid) < 2:
-            reasons.append(f"tokenizer 'anyres': merge='maxpool2x2' needs 2x2 cells, but a view has {self.grid}.")
-        return reasons + self._uneven_canvases()
-
-    def _uneven_canvases(self) -> list[str]:
-        view = self.view_px
-        uneven = [str(c) for c in self.canvases if c.height % view.height or c.width % view.width]
-        if not uneven:
-            return []
-        return [
-            f"tokenizer 'anyres': the canvases {', '.join(uneven)} (height x width) are not whole numbers of "
-            f"{view} views; write pinpoints as multiples of the view, or as a range such as '(1x1),...,(6x6)'."
-        ]
+            message = f"tokenizer 'anyres': merge='maxpool2x2' needs 2x2 cells, but a view has {self.grid}."
+            faults.append(Fault("merge", message))
+        if uneven := [str(c) for c in self.canvases if c.height % view.height or c.width % view.width]:
+            message = f"tokenizer 'anyres': the canvases {', '.join(uneven)} (height x width) are not whole numbers of"
+            cure = "write pinpoints as multiples of the view, or as a range such as '(1x1),...,(6x6)'."
+            faults.append(Fault("", f"{message} {view} views; {cure}"))
+        return faults
 
     # Integers -------------------------------------------------------------------------------------------------------
 

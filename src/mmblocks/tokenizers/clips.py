@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from mmblocks.components import Pooling
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.geometry.frames import FrameSample, sample_frames
 from mmblocks.geometry.views import make_processed_view
 from mmblocks.shapes import Scenario, Size, View, VisualShape
@@ -32,14 +33,18 @@ class FrameTokenizer:
 
     def __post_init__(self) -> None:
         if self.max_frames < 1:
-            raise ConfigError(f"tokenizer {self.name!r}: max_frames={self.max_frames}; show at least 1 frame.")
+            raise ConfigError(
+                f"tokenizer {self.name!r}: max_frames={self.max_frames}; show at least 1 frame.",
+                settings=["max_frames"],
+            )
         if self.fps is not None and not self.fps > 0:
             raise ConfigError(
-                f"tokenizer {self.name!r}: fps={self.fps}; write a rate above 0, or null to spread evenly."
+                f"tokenizer {self.name!r}: fps={self.fps}; write a rate above 0, or null to spread evenly.",
+                settings=["fps"],
             )
 
-    def reasons_against(self) -> list[str]:
-        return reasons_against_pooling(self.name, self.pooling, self.grid, self.spatial)
+    def find_faults(self) -> list[Fault]:
+        return find_pooling_faults(self.name, self.pooling, self.grid, self.spatial)
 
     def choose_frames(self, visual: VisualShape) -> FrameSample:
         """The frames of a video that its plan shows, with their times."""
@@ -58,15 +63,13 @@ class FrameTokenizer:
         return tuple(make_processed_view(frame, visual.size, self.view_px, self.squash) for frame in frames)
 
 
-def reasons_against_pooling(name: str, pooling: Pooling, grid: Size, spatial: bool) -> list[str]:
+def find_pooling_faults(name: str, pooling: Pooling, grid: Size, spatial: bool) -> list[Fault]:
     """Why a tokenizer cannot pool this grid; empty when it can."""
     try:
         pooled = pooling.out_grid(grid)
     except ConfigError as cause:
-        return [f"tokenizer {name!r}: {cause}"]
+        return [Fault("", f"tokenizer {name!r}: {cause}")]
     if spatial or pooled == grid:
         return []
-    return [
-        f"tokenizer {name!r} pools neighbouring cells, but the features have no image order; "
-        "use the pooling 'none' or a projector that keeps the grid."
-    ]
+    message = f"tokenizer {name!r} pools neighbouring cells, but the features have no image order;"
+    return [Fault("", f"{message} use the pooling 'none' or a projector that keeps the grid.")]

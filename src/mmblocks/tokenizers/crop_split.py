@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mmblocks.components import tokenizers
+from mmblocks.faults import Fault
 from mmblocks.geometry.anyres import centre_box, count_tiles, list_tile_windows
 from mmblocks.geometry.tiles import scale_over_square
 from mmblocks.shapes import Scenario, Size, View, VisualPlan, VisualShape
@@ -34,13 +35,11 @@ class CropSplit:
     learned_tokens: ClassVar[tuple[str, ...]] = ()
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
 
-    def reasons_against(self) -> list[str]:
+    def find_faults(self) -> list[Fault]:
         if self.side_px >= max(self.view_px):
             return []
-        return [
-            f"tokenizer 'crop_split': side_px={self.side_px} holds no tile of {self.view_px} pixels; "
-            f"write {max(self.view_px)} or more."
-        ]
+        message = f"tokenizer 'crop_split': side_px={self.side_px} holds no tile of {self.view_px} pixels;"
+        return [Fault("side_px", f"{message} write {max(self.view_px)} or more.")]
 
     def plan(self, visual: VisualShape) -> VisualPlan:
         scaled, square = scale_over_square(visual.size, self.side_px)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmblocks.components import tokenizers
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.geometry.frames import Clock, format_time_instruction
 from mmblocks.shapes import Size, VisualPlan, VisualShape
 from mmblocks.tokenizers.clips import FrameTokenizer
@@ -50,14 +51,12 @@ class Frames(FrameTokenizer):
     def learned_tokens(self) -> tuple[str, ...]:
         return () if self.newline == "none" else ("newline",)
 
-    def reasons_against(self) -> list[str]:
-        reasons = FrameTokenizer.reasons_against(self)
+    def find_faults(self) -> list[Fault]:
+        faults = FrameTokenizer.find_faults(self)
         if self.newline == "grid" and not self.spatial:
-            reasons.append(
-                "tokenizer 'frames': newline='grid' ends each line of a frame, but the features have no lines; "
-                "use newline='frame', 'one_token' or 'none'."
-            )
-        return reasons
+            message = "tokenizer 'frames': newline='grid' ends each line of a frame, but the features have no lines;"
+            faults.append(Fault("newline", f"{message} use newline='frame', 'one_token' or 'none'."))
+        return faults
 
     def plan(self, visual: VisualShape) -> FramesPlan:
         views = self.make_views(visual)
@@ -104,7 +103,8 @@ class Frames(FrameTokenizer):
         if x.shape[1:3] != plan.frame_cells:
             raise ConfigError(
                 f"tokenizer 'frames': pool_at='features' leaves {plan.frame_cells} cells, of which the projector makes "
-                f"{Size(*x.shape[1:3])}; use a projector that maps every cell on its own, or pool_at='tokens'."
+                f"{Size(*x.shape[1:3])}; use a projector that maps every cell on its own, or pool_at='tokens'.",
+                settings=["pool_at"],
             )
         return x
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mmblocks.components import tokenizers
+from mmblocks.faults import Fault
 from mmblocks.geometry.anyres import centre_box, count_tiles, list_tile_windows, pad_to_square
 from mmblocks.geometry.views import make_squashed_view
 from mmblocks.shapes import Scenario, Size, View, VisualPlan, VisualShape
@@ -34,13 +35,11 @@ class HighRes:
     learned_tokens: ClassVar[tuple[str, ...]] = ()
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"image", "multi_image"})
 
-    def reasons_against(self) -> list[str]:
+    def find_faults(self) -> list[Fault]:
         if self.side_px >= max(self.view_px):
             return []
-        return [
-            f"tokenizer 'highres': side_px={self.side_px} holds no tile of {self.view_px} pixels; "
-            f"write {max(self.view_px)} or more."
-        ]
+        message = f"tokenizer 'highres': side_px={self.side_px} holds no tile of {self.view_px} pixels;"
+        return [Fault("side_px", f"{message} write {max(self.view_px)} or more.")]
 
     def plan(self, visual: VisualShape) -> VisualPlan:
         sheet = Size(self.side_px, self.side_px)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from mmblocks.components import tokenizers
+from mmblocks.faults import Fault
 from mmblocks.geometry.views import make_cropped_view, make_padded_view, make_squashed_view
 from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
 from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation
@@ -29,7 +30,7 @@ class OneView:
     def learned_tokens(self) -> tuple[str, ...]:
         return ("newline",) if self.newline else ()
 
-    def reasons_against(self) -> list[str]:
+    def find_faults(self) -> list[Fault]:
         return []
 
     def plan(self, visual: VisualShape) -> VisualPlan:

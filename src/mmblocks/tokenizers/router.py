@@ -8,6 +8,7 @@ from typing import Any
 
 from mmblocks.components import VisionTokenizer
 from mmblocks.errors import DataError
+from mmblocks.faults import Fault
 from mmblocks.shapes import SCENARIOS, RoutedPlan, Scenario, VisualShape
 
 
@@ -31,9 +32,18 @@ class Router:
             dict.fromkeys(learned_token for s in SCENARIOS for learned_token in self.select_tokenizer(s).learned_tokens)
         )
 
-    def reasons_against(self) -> list[str]:
-        """Why these tokenizers cannot work where they stand; each reason names its scenario."""
-        return [f"{s}: {reason}" for s in SCENARIOS for reason in _reasons(self.select_tokenizer(s), s)]
+    def find_faults(self) -> list[Fault]:
+        """Why these tokenizers cannot work where they stand; keys begin with their scenario."""
+        faults = []
+        for scenario in SCENARIOS:
+            tokenizer = self.select_tokenizer(scenario)
+            if scenario in tokenizer.scenarios:
+                faults += [fault.move_below(scenario) for fault in tokenizer.find_faults()]
+            else:
+                serves = ", ".join(sorted(tokenizer.scenarios))
+                message = f"{type(tokenizer).__name__} does not serve this scenario, only {serves};"
+                faults.append(Fault(scenario, f"{message} choose another tokenizer."))
+        return faults
 
     def plan(self, visuals: Sequence[VisualShape]) -> tuple[RoutedPlan, ...]:
         """Plans for all visuals of one conversation, in their order."""
@@ -53,10 +63,3 @@ class Router:
                 "write it into the conversation's text, or choose 'scene_views'."
             )
         return RoutedPlan(scenario, plan)
-
-
-def _reasons(tokenizer: VisionTokenizer[Any], scenario: Scenario) -> list[str]:
-    if scenario in tokenizer.scenarios:
-        return tokenizer.reasons_against()
-    serves = ", ".join(sorted(tokenizer.scenarios))
-    return [f"{type(tokenizer).__name__} does not serve this scenario, only {serves}; choose another tokenizer."]

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from mmblocks.components import Pooling, tokenizers
+from mmblocks.faults import Fault
 from mmblocks.shapes import Scenario, Size, VisualPlan, VisualShape
-from mmblocks.tokenizers.clips import reasons_against_pooling
+from mmblocks.tokenizers.clips import find_pooling_faults
 from mmblocks.tokenizers.lowering import LoweredPlan, lower_permutation, lower_pooling
 from mmblocks.tokenizers.one_view import FRAMINGS
 from mmblocks.tokenizers.rows import append_newline, to_rows
@@ -47,8 +48,8 @@ class SceneViews:
     def learned_tokens(self) -> tuple[str, ...]:
         return ("newline",) if self.newline else ()
 
-    def reasons_against(self) -> list[str]:
-        return reasons_against_pooling("scene_views", self.pooling, self.grid, self.spatial) if self.pooled else []
+    def find_faults(self) -> list[Fault]:
+        return find_pooling_faults("scene_views", self.pooling, self.grid, self.spatial) if self.pooled else []
 
     def plan(self, visual: VisualShape) -> VisualPlan:
         view = FRAMINGS[self.framing](0, visual.size, self.view_px)

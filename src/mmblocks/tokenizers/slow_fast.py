@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mmblocks.components import Pooling, tokenizers
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.shapes import VisualPlan, VisualShape
-from mmblocks.tokenizers.clips import FrameTokenizer, reasons_against_pooling
+from mmblocks.tokenizers.clips import FrameTokenizer, find_pooling_faults
 from mmblocks.tokenizers.lowering import LoweredPlan, find_stencil, make_cell_codes, make_learned_token_codes
 from mmblocks.tokenizers.rows import append_newline_per_line, append_newline_per_view
 
@@ -40,23 +41,26 @@ class SlowFast(FrameTokenizer):
     def __post_init__(self) -> None:
         FrameTokenizer.__post_init__(self)
         if self.every < 1:
-            raise ConfigError(f"tokenizer 'slow_fast': every={self.every}; write 1 (no fast frames) or more.")
+            raise ConfigError(
+                f"tokenizer 'slow_fast': every={self.every}; write 1 (no fast frames) or more.", settings=["every"]
+            )
         if self.fast_stride < 1:
-            raise ConfigError(f"tokenizer 'slow_fast': fast_stride={self.fast_stride}; write 1 or more.")
+            raise ConfigError(
+                f"tokenizer 'slow_fast': fast_stride={self.fast_stride}; write 1 or more.", settings=["fast_stride"]
+            )
 
-    def reasons_against(self) -> list[str]:
+    def find_faults(self) -> list[Fault]:
         if not self.spatial:
-            return [
-                "tokenizer 'slow_fast' pools frames and ends their lines, but the features have no image order; "
-                "use the tokenizer 'frames' or a projector that keeps the grid."
-            ]
+            message = "tokenizer 'slow_fast' pools frames and ends their lines, but the features have no image order;"
+            return [Fault("", f"{message} use the tokenizer 'frames' or a projector that keeps the grid.")]
         if not _has_stride(self.pooling):
-            return [
-                f"tokenizer 'slow_fast': the pooling {type(self.pooling).__name__} has no stride to pool fast frames "
-                "more; use bilinear, average or max."
-            ]
-        reasons = FrameTokenizer.reasons_against(self)
-        return reasons or reasons_against_pooling(self.name, self.fast_pooling, self.grid, self.spatial)
+            message = (
+                f"tokenizer 'slow_fast': the pooling {type(self.pooling).__name__} has no stride to pool fast frames"
+            )
+            return [Fault("", f"{message} more; use bilinear, average or max.")]
+        return FrameTokenizer.find_faults(self) or find_pooling_faults(
+            self.name, self.fast_pooling, self.grid, self.spatial
+        )
 
     @property
     def fast_pooling(self) -> Pooling:

@@ -16,11 +16,13 @@ def require_format(whose: str, setting: str, text: str, fields: Mapping[str, Any
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
         raise ConfigError(
             f"tokenizer {whose!r}: {setting}={text!r} cannot be filled in ({type(cause).__name__}: {cause}); "
-            f"its fields are {known}, with a format as in {{seconds:.2f}}, and braces of its own are doubled."
+            f"its fields are {known}, with a format as in {{seconds:.2f}}, and braces of its own are doubled.",
+            settings=[setting],
         ) from cause
     if must and text.format(**fields) == text.format(**{**fields, must: ""}):
         raise ConfigError(
-            f"tokenizer {whose!r}: {setting}={text!r} does not say {{{must}}}; write it where it belongs."
+            f"tokenizer {whose!r}: {setting}={text!r} does not say {{{must}}}; write it where it belongs.",
+            settings=[setting],
         )
 
 

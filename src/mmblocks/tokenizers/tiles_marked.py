@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmblocks.components import tokenizers
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.geometry.tiles import count_long_side_tiles
 from mmblocks.geometry.views import make_squashed_view
 from mmblocks.shapes import Scenario, Size, VisualShape
@@ -44,7 +45,9 @@ class TilesMarked:
 
     def __post_init__(self) -> None:
         if self.side_tiles < 1:
-            raise ConfigError(f"tokenizer 'tiles_marked': side_tiles={self.side_tiles}; write 1 or more.")
+            raise ConfigError(
+                f"tokenizer 'tiles_marked': side_tiles={self.side_tiles}; write 1 or more.", settings=["side_tiles"]
+            )
 
     @property
     def learned_tokens(self) -> tuple[str, ...]:
@@ -53,13 +56,11 @@ class TilesMarked:
         sides = range(1, self.side_tiles + 1)
         return (*(f"row_{row}_col_{column}" for row, column in product(sides, sides)), "line_end", "global")
 
-    def reasons_against(self) -> list[str]:
+    def find_faults(self) -> list[Fault]:
         if self.marking == "told" or not self.around:
             return []
-        return [
-            f"tokenizer 'tiles_marked': around={self.around!r} is a text, and marking='learned' writes none; "
-            "leave it out or use marking='told'."
-        ]
+        message = f"tokenizer 'tiles_marked': around={self.around!r} is a text, and marking='learned' writes none;"
+        return [Fault("around", f"{message} leave it out or use marking='told'.")]
 
     # Integers -------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmblocks.components import tokenizers
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.geometry.anyres import list_tile_windows
 from mmblocks.geometry.tiles import find_closest_tiles
 from mmblocks.geometry.views import make_squashed_view
@@ -49,10 +50,11 @@ class Tiling:
         if not 1 <= self.min_tiles <= self.max_tiles:
             raise ConfigError(
                 f"tokenizer 'tiling': min_tiles={self.min_tiles} and max_tiles={self.max_tiles} leave no number of "
-                "tiles; write 1 <= min_tiles <= max_tiles."
+                "tiles; write 1 <= min_tiles <= max_tiles.",
+                settings=["min_tiles", "max_tiles"],
             )
 
-    def reasons_against(self) -> list[str]:
+    def find_faults(self) -> list[Fault]:
         return []
 
     def plan(self, visual: VisualShape) -> TilesPlan:

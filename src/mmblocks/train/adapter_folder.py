@@ -1,8 +1,8 @@
-"""What a folder of adapters holds beside them: what else learned, in PEFT's files where they have a place for it.
+"""The weights in an adapter folder that are not adapters: trained parts, in PEFT's files where these have a place for them.
 
 PEFT's `modules_to_save` takes a whole module, such as the projector of transformers' LLaVAs. A tensor that is named as in the
-base model is read into the base model itself, as PEFT does with trained biases: so the newline and an encoder are kept. What
-that model has no name for is in a file of our own, under our names.
+base model is read into the base model itself, as PEFT does with trained biases; so the newline and an encoder are kept.
+Weights that the base model has no name for are in a file of our own, under our names.
 """
 
 from __future__ import annotations
@@ -29,14 +29,32 @@ log = logging.getLogger(__name__)
 AdapterBase = Literal["transformers", "backbone"]
 BACKBONE_PREFIX = "backbone.lm."
 PEFT_PREFIX = "base_model.model."
-ADAPTERS, CONFIG, BESIDE, README = "adapter_model.safetensors", "adapter_config.json", "beside.safetensors", "README.md"
+ADAPTERS, CONFIG, OWN_TENSORS, README = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "beside.safetensors",
+    "README.md",
+)
 PROJECTOR = "multi_modal_projector"
+README_TEXT = f"""\
+# Not complete in PEFT's files
+
+`{ADAPTERS}` holds low-rank adapters and all that PEFT can name. These tensors were trained, too, and are in `{OWN_TENSORS}` under
+the names that mmblocks gives them:
+
+{{rows}}
+
+In mmblocks, the model that the stage started from becomes the trained one by
+
+    from mmblocks.train.adapter_folder import apply_adapter
+    apply_adapter(model, "FOLDER")
+"""
 SAVED_WHOLE = {f"model.{PROJECTOR}.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
 
 
 @dataclass(frozen=True, slots=True)
 class NonAdapterWeights:
-    """What learned beside adapters. named: tensors by their names in the base model. ours: the others, by our names."""
+    """Trained weights that are not adapters, by their names in the base model; the others by our names."""
 
     base_tensors: Mapping[str, Tensor]
     own_tensors: Mapping[str, Tensor]
@@ -44,15 +62,28 @@ class NonAdapterWeights:
 
     @classmethod
     def from_model(cls, model: OneVision, base: AdapterBase) -> NonAdapterWeights:
-        """Parts of which something learns, with their buffers, and weights of the backbone that learn."""
-        learned = _learned(model)
-        known = {
-            name: _to_base_name(name) for name in learned if base == "transformers" and _to_base_name(name) != name
-        }
-        if {name for name in known.values() if PROJECTOR in name} != SAVED_WHOLE:
-            known = {name: theirs for name, theirs in known.items() if PROJECTOR not in theirs}
-        ours = {name: tensor for name, tensor in learned.items() if name not in known}
-        return cls({theirs: learned[name] for name, theirs in known.items()}, ours)
+        """Parts of which something is trained, with their buffers, and trained weights of the backbone."""
+        trained: dict[str, Tensor] = {}
+        for part in PARTS:
+            if part == "backbone":
+                parameters = set(map(id, list_trainable_parameters(model, part)))
+                named = model.backbone.named_parameters()
+                tensors = {name: p for name, p in named if p.requires_grad and id(p) in parameters}
+            else:
+                module = find_part(model, part)
+                tensors = module.state_dict() if any(p.requires_grad for p in module.parameters()) else {}
+            for name, tensor in tensors.items():
+                trained[f"{part}.{name.replace('.base_layer', '')}"] = tensor.detach().cpu().clone().contiguous()
+        base_names: dict[str, str] = {}
+        for name in trained if base == "transformers" else ():
+            is_other_token = name.startswith("learned_tokens.") and name not in IN_MEMORY
+            base_name = name if is_other_token else to_theirs(name, IN_MEMORY)
+            if base_name != name:
+                base_names[name] = base_name
+        if {name for name in base_names.values() if PROJECTOR in name} != SAVED_WHOLE:
+            base_names = {name: base_name for name, base_name in base_names.items() if PROJECTOR not in base_name}
+        own_tensors = {name: tensor for name, tensor in trained.items() if name not in base_names}
+        return cls({base_name: trained[name] for name, base_name in base_names.items()}, own_tensors)
 
     @property
     def modules_to_save(self) -> list[str] | None:
@@ -60,53 +91,22 @@ class NonAdapterWeights:
         return [PROJECTOR] if any(PROJECTOR in name for name in self.base_tensors) else None
 
     def write_own_tensors(self, folder: Path) -> None:
-        """A file of our own with a page that lists what is in it; nothing where PEFT's files hold everything."""
+        """Write a file of our own and a README.md that lists its tensors; nothing where PEFT's files hold everything."""
         if not self.own_tensors:
             return
         from safetensors.torch import save_file
 
-        save_file(dict(self.own_tensors), folder / BESIDE)
-        (folder / README).write_text(_readme(self.own_tensors), encoding="utf-8")
+        save_file(dict(self.own_tensors), folder / OWN_TENSORS)
+        rows = "\n".join(f"- `{name}` {tuple(tensor.shape)}" for name, tensor in self.own_tensors.items())
+        (folder / README).write_text(README_TEXT.format(rows=rows), encoding="utf-8")
         log.warning(
             "%s: PEFT's files have no place for %s; they are in %s, which peft.PeftModel.from_pretrained does not read "
             "(see %s there).",
             folder,
             ", ".join(self.own_tensors),
-            BESIDE,
+            OWN_TENSORS,
             README,
         )
-
-
-def _to_base_name(name: str) -> str:
-    return name if name.startswith("learned_tokens.") and name not in IN_MEMORY else to_theirs(name, IN_MEMORY)
-
-
-def _learned(model: OneVision) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name in PARTS:
-        if name == "backbone":
-            around = set(map(id, list_trainable_parameters(model, name)))
-            learning = [(n, p) for n, p in model.backbone.named_parameters() if p.requires_grad and id(p) in around]
-        else:
-            learns = any(p.requires_grad for p in find_part(model, name).parameters())
-            learning = list(find_part(model, name).state_dict().items()) if learns else []
-        found |= {f"{name}.{n.replace('.base_layer', '')}": _plain(t) for n, t in learning}
-    return found
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone().contiguous()
-
-
-def _readme(ours: Mapping[str, Tensor]) -> str:
-    rows = "\n".join(f"- `{name}` {tuple(tensor.shape)}" for name, tensor in ours.items())
-    return (
-        f"# Not whole in PEFT's files\n\n`{ADAPTERS}` holds low-rank adapters and all that PEFT can name. These tensors learned, "
-        f"too, and are in `{BESIDE}` under the names that mmblocks gives them:\n\n{rows}\n\n"
-        "In mmblocks, the model that the stage started from becomes the trained one by\n\n"
-        "    from mmblocks.train.adapter_folder import apply_adapter\n"
-        '    apply_adapter(model, "FOLDER")\n'
-    )
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -114,42 +114,35 @@ def _readme(ours: Mapping[str, Tensor]) -> str:
 
 @torch.no_grad()
 def apply_adapter(model: OneVision, folder: Path | str) -> None:
-    """Make of the model that a stage started from what the stage made of it, in place: adapters merged into the weights, all
-    else that learned written over them.
+    """Turn the model that a stage started from into the trained one, in place: adapters are merged into the weights, all other
+    trained weights are copied.
 
     folder: as `lora.save_adapter` wrote it. Raises `CheckpointError` when it belongs to another model.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     folder = Path(folder)
-    config, tensors = _read_adapter_folder(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        peft_tensors = load_file(folder / ADAPTERS)
+        own_tensors = load_file(folder / OWN_TENSORS) if (folder / OWN_TENSORS).is_file() else {}
+    except (OSError, ValueError, SafetensorError) as cause:
+        raise CheckpointError(f"{folder} is not an adapter folder that can be read ({cause}).") from cause
+    tensors: dict[str, Tensor] = {}
+    for peft_name, tensor in peft_tensors.items():
+        name = peft_name.removeprefix(PEFT_PREFIX)
+        tensors[BACKBONE_PREFIX + name if config.get("task_type") == "CAUSAL_LM" else to_ours(name, IN_MEMORY)] = tensor
+    tensors |= own_tensors
+    scale = float(config["lora_alpha"]) / float(config["r"])
     weights = model.state_dict(keep_vars=True)
     for name in sorted(tensors):
         if ".lora_B." in name:
             continue
-        layer, found, _ = name.partition(".lora_A.")
-        target = weights.get(f"{layer}.weight" if found else name)
-        change = _product(tensors, layer, config["lora_alpha"] / config["r"]) if found else tensors[name]
+        layer, is_adapter, _ = name.partition(".lora_A.")
+        target = weights.get(f"{layer}.weight" if is_adapter else name)
+        change = tensors[f"{layer}.lora_B.weight"] @ tensors[name] * scale if is_adapter else tensors[name]
         if target is None or target.shape != change.shape:
-            has = "nothing" if target is None else f"{tuple(target.shape)}"
-            raise CheckpointError(f"{folder}: {name} is for a {tuple(change.shape)}, where the model has {has}.")
-        target.copy_(target + change.to(target) if found else change)
-
-
-def _product(tensors: Mapping[str, Tensor], layer: str, scale: float) -> Tensor:
-    return tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"] * scale
-
-
-def _read_adapter_folder(folder: Path) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Rank and alpha; every tensor of a folder by our name for it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / ADAPTERS)
-        ours = load_file(folder / BESIDE) if (folder / BESIDE).is_file() else {}
-    except (OSError, ValueError, SafetensorError) as cause:
-        raise CheckpointError(f"{folder} is no folder of adapters that can be read ({cause}).") from cause
-    alone = config.get("task_type") == "CAUSAL_LM"
-    names = {name: name.removeprefix(PEFT_PREFIX) for name in tensors}
-    read = {BACKBONE_PREFIX + n if alone else to_ours(n, IN_MEMORY): tensors[name] for name, n in names.items()}
-    return {key: float(config[key]) for key in ("r", "lora_alpha")}, {**read, **ours}
+            shape = "nothing" if target is None else f"{tuple(target.shape)}"
+            raise CheckpointError(f"{folder}: {name} is for a {tuple(change.shape)}, where the model has {shape}.")
+        target.copy_(target + change.to(target) if is_adapter else change)

@@ -1,4 +1,4 @@
-"""The batches of a stage by step: a pure function of (seed, stage, step, world), so that going on needs a number."""
+"""The batches of a stage by step: a pure function of (seed, stage, step, world), so resuming needs only the step's number."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mmblocks.data.sample.encode import Targets
 from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.train.distributed import World
 from mmblocks.train.plan import StageData
-from mmblocks.train.stopping import leave_signals_to_parent
+from mmblocks.train.stop_signals import leave_signals_to_parent
 
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
     """What a process works on in one step: a packed batch per forward pass, and the records that were left out or cut.
 
-    None stands where it has nothing to do while other processes run a forward pass.
+    A batch is None where this process has no samples while others run a forward pass.
     """
 
     batches: tuple[Batch | None, ...]
@@ -33,7 +33,7 @@ class StepInput:
 
 
 class StageBatches(Dataset[StepInput]):
-    """One process' batches of a stage, by step."""
+    """The batches of one process in a stage, by step."""
 
     def __init__(
         self,
@@ -54,32 +54,22 @@ class StageBatches(Dataset[StepInput]):
         return len(self.data.plan)
 
     def __getitem__(self, step: int) -> StepInput:
-        packs = self.data.plan.list_rank_packs(step, self._rank, self._world, self._cost)
-        made = [self._pack(numbers) for numbers in packs]
-        broken = tuple(record for _, left_out, _ in made for record in left_out)
-        return StepInput(
-            tuple(batch for batch, _, _ in made), broken, tuple(record for _, _, cut in made for record in cut)
-        )
-
-    def _pack(self, numbers: list[int]) -> tuple[Batch | None, list[SkippedRecord], list[CutRecord]]:
-        samples: list[Sample] = []
+        batches: list[Batch | None] = []
         broken: list[SkippedRecord] = []
         cut: list[CutRecord] = []
         mixture = self.data.mixture
-        for draw in (self.data.draws[n] for n in numbers):
-            found, left_out = make_samples(mixture, [draw], self.processor, self.targets, self.policy)
-            samples, broken = samples + found, broken + left_out
-            cut += list_cuts(found, mixture.names[draw.source])
-        return (collate(samples) if samples else None), broken, cut
+        for numbers in self.data.plan.list_rank_packs(step, self._rank, self._world, self._cost):
+            samples: list[Sample] = []
+            for draw in (self.data.draws[number] for number in numbers):
+                new, skipped = make_samples(mixture, [draw], self.processor, self.targets, self.policy)
+                samples += new
+                broken += skipped
+                cut += list_cuts(new, mixture.names[draw.source])
+            batches.append(collate(samples) if samples else None)
+        return StepInput(tuple(batches), tuple(broken), tuple(cut))
 
 
 def iterate_batches(batches: StageBatches, first: int, workers: int) -> Iterator[StepInput]:
-    """Batches from a step on, made ahead in worker processes when there are any."""
-    steps = range(first, len(batches))
-    as_it_is: Any = _return_unchanged
+    """Batches from step `first` on, prefetched by worker processes when there are any."""
     settings: dict[str, Any] = {"num_workers": workers, "worker_init_fn": leave_signals_to_parent}
-    return iter(DataLoader(batches, sampler=steps, batch_size=None, collate_fn=as_it_is, **settings))
-
-
-def _return_unchanged(made: StepInput) -> StepInput:
-    return made
+    return iter(DataLoader(batches, sampler=range(first, len(batches)), batch_size=None, **settings))

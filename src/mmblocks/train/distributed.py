@@ -1,16 +1,16 @@
-"""One process or many under torchrun: who takes part, how the model is sharded over them (FSDP2), how they agree.
+"""One process or many under torchrun: the process group, values that processes share, and the sharded model (FSDP2).
 
-A single process joins no group and shards nothing; everything else runs the same code.
+A single process joins no group and shards nothing; apart from that both run the same code.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,18 +20,21 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
-from mmblocks.train.stopping import StopRequest, StopRequested
+from mmblocks.train.stop_signals import StopRequest, StopRequested
 
 RANK0_TIMEOUT = timedelta(days=2)
-"""What the first process may take for work of its own, such as measuring millions of records."""
+"""How long the first process may work alone, such as measuring millions of records."""
+REPORT_METHODS = ("compute_row_losses", "compute_row_hits")
+"""Methods of the model, beside its forward pass, that evaluation and the visual ablation call."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The processes of a run: this one's number, how many there are, and this one's device.
+    """The processes of a run: this one's rank, how many there are, and this one's device.
 
-    patient: the group in which the others wait for what the first process alone does, however long that takes.
-    stopping: whether this process was asked to stop.
+    rank0_group: the process group in which others wait, with a long timeout, for what rank 0 does alone.
+    stopping: whether this process has received a signal to stop.
     """
 
     rank: int
@@ -49,7 +52,7 @@ class World:
         return self.size == 1
 
     def sum_over_processes(self, *values: float) -> list[float]:
-        """Each value added over all processes, in float64."""
+        """The sum of each value over all processes, in float64."""
         if self.is_single_process:
             return list(values)
         numbers = torch.tensor(values, dtype=torch.float64)
@@ -57,11 +60,11 @@ class World:
         return numbers.tolist()
 
     def is_asked_to_stop(self) -> bool:
-        """Whether some process was asked to stop; all get the same answer."""
+        """Whether any process has received a signal to stop; the same answer on all of them."""
         return self.sum_over_processes(float(bool(self.stopping))) != [0.0]
 
-    def gather_values(self, value: Any) -> list[Any]:
-        """The plain values of all processes, on all of them."""
+    def gather_values(self, value: T) -> list[T]:
+        """The picklable values of all processes, on all of them."""
         if self.is_single_process:
             return [value]
         values: list[Any] = [None] * self.size
@@ -69,12 +72,12 @@ class World:
         return values
 
     def wait_for_all(self) -> None:
-        """Until every process is here."""
+        """Return when every process has come here."""
         if not self.is_single_process:
             dist.barrier()
 
-    def run_on_rank0(self, make: Callable[[], Any]) -> Any:
-        """What the first process makes (plain values), on all of them; an error there is raised on all."""
+    def run_on_rank0(self, make: Callable[[], T]) -> T:
+        """Call `make` on rank 0 and return its picklable result on all processes; an error there is raised on all."""
         if self.is_single_process:
             return make()
         box: list[Any] = [None, None]
@@ -91,21 +94,24 @@ class World:
 
 @contextmanager
 def join_processes(device: str, timeout_s: float, stopping: StopRequest | None = None) -> Iterator[World]:
-    """The world that torchrun has started this process in, or this process alone."""
+    """The process group that torchrun has started this process in, or this process alone."""
     stopping = StopRequest() if stopping is None else stopping
-    size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    size, own_device = int(os.environ.get("WORLD_SIZE", "1")), choose_device(device)
     if size == 1:
-        yield World(0, 1, choose_device(device), stopping=stopping)
+        yield World(0, 1, own_device, stopping=stopping)
         return
-    own = _own_device(choose_device(device), local)
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
-    backend = (
-        "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
-    )  # counts and states travel without waiting for a GPU
+    backend = "gloo"
+    if own_device.type == "cuda":
+        if own_device.index is not None:
+            raise ConfigError(
+                f"device={own_device}: under torchrun each process takes its own GPU; write device=cuda or auto."
+            )
+        own_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own_device)
+        backend = "cpu:gloo,cuda:nccl"  # counts and states are sent without waiting for a GPU
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
-        yield World(dist.get_rank(), size, own, dist.new_group(backend="gloo", timeout=RANK0_TIMEOUT), stopping)
+        yield World(dist.get_rank(), size, own_device, dist.new_group(backend="gloo", timeout=RANK0_TIMEOUT), stopping)
     finally:
         dist.destroy_process_group()
 
@@ -120,54 +126,43 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"device={name!r}: {cause}; write auto, cpu or cuda.") from cause
 
 
-def _own_device(device: torch.device, local_rank: int) -> torch.device:
-    if device.type != "cuda":
-        return device
-    if device.index is not None:
-        raise ConfigError(f"device={device}: under torchrun each process takes its own GPU; write device=cuda or auto.")
-    return torch.device("cuda", local_rank)
-
-
 # Sharding -----------------------------------------------------------------------------------------------------------
 
 
 def list_blocks(model: OneVision) -> list[nn.Module]:
-    """The repeated blocks of encoder and backbone: what is gathered, recomputed and compiled one at a time."""
+    """The repeated blocks of encoder and backbone, which are sharded, checkpointed and compiled one by one."""
     return [*_find_blocks(model.encoder), *_find_blocks(model.backbone)]
 
 
 def _find_blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Members of the outermost lists (ModuleList, Sequential) of two or more like modules with weights."""
+    """Members of the outermost lists (ModuleList, Sequential) of two or more modules of one class with weights."""
     for child in module.children():
-        if isinstance(child, nn.ModuleList | nn.Sequential) and _are_alike(list(child)):
-            yield from child
+        members = list(child) if isinstance(child, nn.ModuleList | nn.Sequential) else []
+        if len(members) > 1 and len(set(map(type, members))) == 1 and any(True for _ in members[0].parameters()):
+            yield from members
         else:
             yield from _find_blocks(child)
 
 
-def _are_alike(modules: list[nn.Module]) -> bool:
-    kinds = {type(module) for module in modules}
-    return len(modules) > 1 and len(kinds) == 1 and any(True for _ in modules[0].parameters())
+def shard_model(model: OneVision, world: World, precision: str, methods: Iterable[str] = ()) -> None:
+    """Shard the weights over all processes: each holds its share and gathers a block only while it runs.
 
-
-def shard_model(model: OneVision, world: World, precision: str) -> None:
-    """Spread the weights over all processes: each holds its share and gathers a block only while it runs."""
+    methods: what the stage's objective calls on the model beside its forward pass (`Objective.model_methods`).
+    """
     if world.is_single_process:
         return
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    settings: dict[str, Any] = {"mesh": mesh}
+    settings: dict[str, Any] = {"mesh": init_device_mesh(world.device.type, (world.size,))}
     if precision == "bfloat16":
-        settings["mp_policy"] = policy
+        settings["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in list_blocks(model):
         fully_shard(block, **settings)
     fully_shard(model, **settings)
-    for entry in ("compute_row_losses", "compute_row_hits"):  # ways into the model beside its forward
-        register_fsdp_forward_method(model, entry)
+    for method in {*REPORT_METHODS, *methods}:
+        register_fsdp_forward_method(model, method)
 
 
 def load_from_rank0(model: OneVision, whole: OneVision | None, world: World) -> None:
-    """Give a sharded model on the meta device the weights and buffers of the whole one that the first process holds."""
+    """Give a sharded model on the meta device the weights and buffers of the whole one that rank 0 holds."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     model.to_empty(device=world.device)
@@ -182,16 +177,16 @@ def load_from_rank0(model: OneVision, whole: OneVision | None, world: World) -> 
 
 
 def gather_state_dict(model: OneVision, world: World) -> dict[str, Tensor]:
-    """The whole state dict on the CPU of the first process; empty on the others."""
+    """The whole state dict on the CPU of rank 0; empty on the others."""
     if world.is_single_process:
         return model.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    whole: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return whole
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 
 def set_gradient_sync(model: nn.Module, now: bool) -> None:
-    """Whether the next backward adds gradients up over processes, or leaves them where they were computed."""
+    """Whether the next backward reduces gradients over processes, or leaves them where they were computed."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)

@@ -1,4 +1,4 @@
-"""A moving average of what learns, which often answers better than the last weights do."""
+"""A moving average of the trained weights, which often answers better than the last weights do."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmblocks.errors import CheckpointError, ConfigError
 
 
 class EMA:
-    """Exponential moving average of a model's learning parameters: `average += (1 - decay) * (weight - average)`.
+    """Exponential moving average of a model's trainable parameters: `average += (1 - decay) * (weight - average)`.
 
-    decay: its final value; it begins lower, (1 + n) / (10 + n) after n updates, so that an average that starts from the
-        first weights soon leaves them.
+    decay: its final value; it begins lower, (1 + n) / (10 + n) after n updates, so that the average soon leaves the first
+        weights.
     Elementwise on each process's own shard, so an average of sharded weights is exactly the average of the whole ones.
     The average has the parameters' dtype; in bfloat16 a decay near 1 would round to no change at all.
     """
@@ -29,7 +29,7 @@ class EMA:
 
     @torch.no_grad()
     def update_average(self, model: nn.Module) -> None:
-        """Take the weights after an optimizer step into the average."""
+        """Add the weights after an optimizer step to the average."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, parameter in _list_trainable(model):
@@ -37,7 +37,7 @@ class EMA:
 
     @contextmanager
     def use_averages(self, model: nn.Module) -> Iterator[None]:
-        """The model with the averaged weights, for evaluation or saving; the learning ones come back afterwards."""
+        """Give the model the averaged weights, for evaluation or saving; the trained ones come back afterwards."""
         self._swap_weights(model)
         try:
             yield
@@ -57,7 +57,7 @@ class EMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state_dict`. Raises `CheckpointError` when it belongs to other parameters."""
+        """Resume from `state_dict`. Raises `CheckpointError` when it belongs to other parameters."""
         if strange := sorted(state.keys() ^ {*self._averages, "updates"}):
             raise CheckpointError(
                 f"the moving average was kept for other parameters: {', '.join(strange[:5])}; does the stage train the "

@@ -1,4 +1,4 @@
-"""The loop: stages in order, each from a folder of weights to the next, each step a pure function of what it is given."""
+"""A training run: its stages in order, each from a folder of weights to the next."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from mmblocks.storage import explain_disk_errors, list_damage, read_checksums, r
 from mmblocks.train.checks.run import require_run
 from mmblocks.train.distributed import World, join_processes
 from mmblocks.train.encoder_pretraining import pretrain_encoder
+from mmblocks.train.setting_changes import select_identity
 from mmblocks.train.stage_model import make_initial_model
 from mmblocks.train.stage_run import StageRun
-from mmblocks.train.stages import CHANGEABLE_ON_RESUME, Curriculum, TrainRun, read_checked_run
-from mmblocks.train.state import ResumePoint, begin_stage, list_resume_points, open_run_folder, read_notes
-from mmblocks.train.stopping import StopRequested, listen_for_signals
+from mmblocks.train.stages import Curriculum, TrainRun, read_checked_run
+from mmblocks.train.state import ResumePoint, begin_stage, find_resume_point, open_run_folder, read_notes
+from mmblocks.train.stop_signals import StopRequested, listen_for_signals
 
 log = logging.getLogger(__name__)
 
 
 def run(recipe: Mapping[str, Any]) -> Path:
-    """Train a composed recipe, or go on where it stopped. Returns the folder of the finished model.
+    """Train a composed recipe, or resume it where it stopped. Returns the folder of the finished model.
 
     Written to `out`: run.json (the recipe), metrics.jsonl, state/ (to resume from), stages/ (the model after each
     stage) and model/ (the last). Under torchrun every process calls this, and the model is sharded over them. Raises
@@ -73,101 +74,88 @@ class Training:
         return range(first, names.index(self.settings.last_stage) + 1 if self.settings.last_stage else len(names))
 
     def find_stage_folder(self, number: int) -> Path:
-        """The model after a stage."""
+        """The folder of the model after a stage."""
         return self.out / "stages" / f"{number}-{self.curriculum.stages[number].name}"
 
     def find_start_folder(self, number: int) -> Path | None:
-        """The model that a stage starts from; None where that is not a folder of this run."""
+        """The folder of the model that a stage starts from; None where that is not a folder of this run."""
         if number > self.stage_numbers[0]:
             return self.find_stage_folder(number - 1)
-        return (
-            self.out / "stages" / "encoder_pretraining" if self.curriculum.encoder_pretraining and number == 0 else None
-        )
+        is_pretrained = self.curriculum.encoder_pretraining is not None and number == 0
+        return self.out / "stages" / "encoder_pretraining" if is_pretrained else None
 
     def run(self) -> Path:
-        """Run the stages that are not done.
+        """Run the stages that are not finished.
 
         Raises `TrainingInterrupted` on Ctrl-C, `TrainingPreempted` on SIGTERM, SIGUSR1 and SIGHUP, `BusyError` where
         another process trains in the folder, `StorageError` where the disk refuses.
         """
-        with explain_disk_errors(self.out), ExitStack() as held:
-            self.world.run_on_rank0(lambda: held.enter_context(lock_folder(self.out)))
-            begun: list[StageRun] = []
+        with explain_disk_errors(self.out), ExitStack() as locks:
+            self.world.run_on_rank0(lambda: locks.enter_context(lock_folder(self.out)))
+            stage_runs: list[StageRun] = []
             try:
                 with self.world.stopping.raise_at_once() if self.world.is_single_process else nullcontext():
-                    self._run_stages(begun)
+                    self._run_stages(stage_runs)
                     return self.world.run_on_rank0(self._finish_run)
             except StopRequested:
-                raise TrainingPreempted(
-                    self._describe_interruption(
-                        begun, f" by {self.world.stopping.name or 'a signal to another process'}"
-                    )
-                ) from None
+                signal = self.world.stopping.name or "a signal to another process"
+                raise TrainingPreempted(self._describe_interruption(stage_runs, f" by {signal}")) from None
             except KeyboardInterrupt:
-                raise TrainingInterrupted(self._describe_interruption(begun)) from None
+                raise TrainingInterrupted(self._describe_interruption(stage_runs)) from None
 
-    def _run_stages(self, begun: list[StageRun]) -> None:
-        """Run them, each noted in `begun`."""
-        place, before = self.world.run_on_rank0(self._open_run)
+    def _run_stages(self, stage_runs: list[StageRun]) -> None:
+        """Run the stages; each is added to `stage_runs` as it begins."""
+        point, steps_before = self.world.run_on_rank0(self._open_run)
         for number in self.stage_numbers:
-            if number < place.stage:
+            if number < point.stage:
                 continue
-            ends = {"before": self.find_start_folder(number), "after": self.find_stage_folder(number)}
-            stage = StageRun(self.curriculum, number, self.world, self.composition, **ends, steps_before=before)
-            begun.append(stage)
+            folders = {"before": self.find_start_folder(number), "after": self.find_stage_folder(number)}
+            stage_run = StageRun(
+                self.curriculum, number, self.world, self.composition, **folders, steps_before=steps_before
+            )
+            stage_runs.append(stage_run)
             with self.world.stopping.defer_raise():
-                stage.run(place.step if number == place.stage else 0)
-                before += stage.num_steps
-                begin_stage(self.out, number + 1, self.world, notes={"before": before})
+                stage_run.run(point.step if number == point.stage else 0)
+                steps_before += stage_run.num_steps
+                begin_stage(self.out, number + 1, self.world, notes={"before": steps_before})
                 if self.world.is_asked_to_stop():
                     raise StopRequested
 
-    def _describe_interruption(self, begun: Sequence[StageRun], by: str = "") -> str:
-        """Where the run was stopped, and from where the next call resumes; said by the first process alone."""
+    def _describe_interruption(self, stage_runs: Sequence[StageRun], cause: str = "") -> str:
+        """Where the run was stopped and where it resumes, on rank 0; empty on other processes."""
         if not self.world.is_rank0:
             return ""
-        if not begun:
-            return f"stopped{by} before the first step; run the same command again to begin."
-        stage = begun[-1]
-        saved = max(list_resume_points(self.out), default=ResumePoint())
-        again = "run the same command again to resume from there."
-        if saved.stage > stage.number:
-            return f"stopped{by} after stage {stage.stage.name!r}. {self.out} holds its model; {again}"
-        step = saved.step if saved.stage == stage.number else 0
+        if not stage_runs:
+            return f"stopped{cause} before the first step; run the same command again to begin."
+        stage_run, saved = stage_runs[-1], find_resume_point(self.out)
+        name, advice = stage_run.stage.name, "run the same command again to resume from there."
+        if saved.stage > stage_run.number:
+            return f"stopped{cause} after stage {name!r}. {self.out} holds its model; {advice}"
+        step = saved.step if saved.stage == stage_run.number else 0
         return (
-            f"stopped{by} in stage {stage.stage.name!r} after step {stage.steps_done} of {stage.num_steps}. {self.out} holds "
-            f"the state after step {step}; {again}"
+            f"stopped{cause} in stage {name!r} after step {stage_run.steps_done} of {stage_run.num_steps}. {self.out} holds "
+            f"the state after step {step}; {advice}"
         )
 
     def _open_run(self) -> tuple[ResumePoint, int]:
-        """Where to begin, and how many steps the stages before it took."""
-        place = open_run_folder(self.out, _identity(self.recipe), resume=self.settings.resume)
-        if place != ResumePoint():
-            log.info("going on in %s at stage %d, step %d", self.out, place.stage, place.step)
+        """Where to begin, and how many steps the stages before it took; pretrains the encoder where that comes first."""
+        settings, pretraining = self.settings, self.curriculum.encoder_pretraining
+        point = open_run_folder(self.out, select_identity(self.recipe), resume=settings.resume)
+        if point != ResumePoint():
+            log.info("resuming %s at stage %d, step %d", self.out, point.stage, point.step)
         start = self.find_start_folder(self.stage_numbers[0])
-        if start is not None and not start.is_dir():
-            self._learn_to_see(start)
-        return place, read_notes(self.out, place).get("before", 0)
-
-    def _learn_to_see(self, folder: Path) -> None:
-        settings, encoder_pretraining = self.settings, self.curriculum.encoder_pretraining
-        assert encoder_pretraining is not None
-        model = make_initial_model(settings).to(self.world.device)
-        pretrain_encoder(
-            model, encoder_pretraining, budget=settings.budget, seed=settings.seed, metrics=self.out / "metrics.jsonl"
-        )
-        save(model, folder)
+        if start is not None and pretraining is not None and not start.is_dir():
+            model, metrics = make_initial_model(settings).to(self.world.device), self.out / "metrics.jsonl"
+            pretrain_encoder(model, pretraining, budget=settings.budget, seed=settings.seed, metrics=metrics)
+            save(model, start)
+        return point, read_notes(self.out, point).get("before", 0)
 
     def _finish_run(self) -> Path:
+        """Copy the last stage's model to model/, and export it."""
         last, model = self.find_stage_folder(self.stage_numbers[-1]), self.out / "model"
         if read_checksums(model) != read_checksums(last) or list_damage(model):
             with replace_folder(model) as fresh:
                 shutil.copytree(last, fresh, dirs_exist_ok=True)
         if self.settings.export is not None:
-            export_to_transformers(load(self.out / "model"), self.out / self.settings.export)
+            export_to_transformers(load(model), self.out / self.settings.export)
         return model
-
-
-def _identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs must share to be the same run."""
-    return {k: v for k, v in recipe.items() if k not in CHANGEABLE_ON_RESUME}

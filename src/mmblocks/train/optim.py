@@ -1,50 +1,32 @@
-"""The optimizer of a stage: one learning rate per part, no decay on biases, norms and marks."""
+"""The optimizer of a stage: one learning rate per part, no weight decay on biases, norms and learned tokens."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, Literal
 
-from torch import nn
 from torch.optim import AdamW
 
 from mmblocks.model.onevision import OneVision
-from mmblocks.model.trainable import LORA, list_trainable_parameters
-from mmblocks.train.stages import Lora, PartSettings, Stage
+from mmblocks.model.trainable import list_trainable_parameters
+from mmblocks.train.stages import Stage
 
 
 def make_optimizer(model: OneVision, stage: Stage) -> AdamW:
-    """AdamW over the stage's parts, each with its own rate (`base_lr` in its groups) and decay."""
-    groups = [
-        group
-        for name, learning in find_trained_parts(stage).items()
-        for group in _groups(list_trainable_parameters(model, name), name, learning.lr, _decay(learning, stage))
-    ]
+    """AdamW over the stage's parts, each with its own learning rate (`base_lr` in its groups) and weight decay."""
+    groups: list[dict[str, Any]] = []
+    for name, part in stage.trained_parts.items():
+        trained = [p for p in list_trainable_parameters(model, name) if p.requires_grad]
+        matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+        for parameters, decay in ((matrices, part.weight_decay), (vectors, 0.0)):
+            if parameters:
+                settings = {"lr": part.lr, "base_lr": part.lr, "weight_decay": decay, "part": name}
+                groups.append({"params": parameters, **settings})
     return AdamW(groups, betas=(0.9, stage.beta2))
 
 
-def find_trained_parts(stage: Stage) -> dict[str, PartSettings | Lora]:
-    """What a stage trains, and how fast: parts of the model and, last, the adapters."""
-    return {**stage.part_settings, **({} if stage.lora is None else {LORA: stage.lora})}
-
-
-def _decay(learning: PartSettings | Lora, stage: Stage) -> float:
-    return stage.weight_decay if learning.weight_decay is None else learning.weight_decay
-
-
-def _groups(parameters: list[nn.Parameter], name: str, lr: float, decay: float) -> Iterator[dict[str, Any]]:
-    learning = [p for p in parameters if p.requires_grad]
-    for chosen, weight_decay in (
-        ([p for p in learning if p.ndim > 1], decay),
-        ([p for p in learning if p.ndim <= 1], 0.0),
-    ):
-        if chosen:
-            yield {"params": chosen, "lr": lr, "base_lr": lr, "weight_decay": weight_decay, "part": name}
-
-
 def scale_learning_rates(optimizer: AdamW, factor: float) -> None:
-    """Set every group's rate to its base times `factor`."""
+    """Set every group's learning rate to its base times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 

@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StageData:
-    """The conversations of a stage in the order they are learned, how they are packed into steps, and what broke.
+    """The conversations of a stage in training order, how they are packed into steps, and the records that were skipped.
 
-    records: fingerprints of all that were drawn, by which a run that goes on knows its data; None where another process
-    has looked at them.
+    records: fingerprints of all that were drawn, by which a run that resumes recognises its data; None where another
+    process has made them.
     """
 
     mixture: Mixture
@@ -47,10 +47,10 @@ class StageData:
 
 
 def order_draws(mixture: Mixture, draws: Draws, stage: Stage, seed: Sequence[int], policy: Policy = "raise") -> Draws:
-    """Draws in the order in which a stage learns them: samples of like length beside each other where it asks for it."""
+    """Draws in a stage's training order: samples of similar length are grouped where `stage.order` says so."""
     if stage.order == "mixed":
         return draws
-    assert stage.global_batch_size is not None  # `check_stage` asks for it
+    assert stage.global_batch_size is not None  # checked before the run
     return draws.select_rows(make_grouped_order(mixture, draws, stage.order, stage.global_batch_size, seed, policy))
 
 
@@ -58,7 +58,7 @@ def plan_steps(sizes: SampleSizes, stage: Stage, seed: Sequence[int], cost: Samp
     """A stage's steps over samples of these sizes."""
     if stage.step_tokens is not None and stage.pack_tokens is not None:
         return plan_by_tokens(sizes, stage.step_tokens, stage.pack_tokens, stage.pack_views, seed=seed, cost=cost)
-    assert stage.global_batch_size is not None  # `run_faults` asks for either
+    assert stage.global_batch_size is not None  # checked before the run: there is either this or step_tokens
     return plan_by_count(
         len(sizes), stage.global_batch_size, sizes=sizes, max_tokens=stage.pack_tokens, max_views=stage.pack_views
     )
@@ -66,7 +66,7 @@ def plan_steps(sizes: SampleSizes, stage: Stage, seed: Sequence[int], cost: Samp
 
 @dataclass(frozen=True, slots=True)
 class StagePlanner:
-    """Makes the data of a curriculum's stage `number`. before: its records' fingerprints from an earlier start."""
+    """Plans the data of a curriculum's stage `number`. before: fingerprints of its records from an earlier start."""
 
     stage: Stage
     number: int
@@ -76,29 +76,33 @@ class StagePlanner:
     before: Fingerprints | None = None
 
     def make_data(self) -> StageData:
-        """Draws and steps of the stage, every record looked at; lengths are measured, from headers alone, where packs have
-        caps.
+        """Draws and steps of the stage. Every record is fingerprinted; where packs have caps, lengths are measured, from file
+        headers alone.
         """
-        return self._plan_data({}, look=True)
+        return self._plan_data({}, has_fingerprints=True)
 
     def make_same_data(self) -> StageData:
-        """The same where another process has just looked at the records: its lengths are taken."""
-        return self._plan_data(self._open_lengths_cache().read(), look=False)
+        """The same where another process has just made it and written the lengths."""
+        return self._plan_data(self._open_lengths_cache().read(), has_fingerprints=False)
 
-    def _plan_data(self, settled: Mapping[Draw, RecordLengths], *, look: bool) -> StageData:
-        mixture = Mixture.from_entries(self.stage.data)
-        if self.stage.step_tokens is not None and self.stage.steps is not None:
+    def _plan_data(self, settled: Mapping[Draw, RecordLengths], *, has_fingerprints: bool) -> StageData:
+        mixture, stage = Mixture.from_entries(self.stage.data), self.stage
+        if stage.step_tokens is not None and stage.steps is not None:
             return self._draw_until_enough(mixture, self.num_steps, settled)
-        draws = order_draws(mixture, self._draws(mixture), self.stage, self.seed, self.settings.broken)
-        if self.stage.pack_tokens is not None or self.stage.pack_views is not None:
-            return self._packed(mixture, draws, settled)
-        title = f"looking at {self.stage.name}"
-        found = (
-            fingerprint_draws(mixture, draws, before=self.before, workers=self.settings.workers, title=title)
-            if look
-            else None
-        )
-        return StageData(mixture, draws, plan_by_count(len(draws), self.global_batch_size), records=found)
+        if stage.epochs is not None:
+            draws = mixture.draw_epochs(stage.epochs * self.settings.budget, self.seed)
+        else:
+            draws = mixture.draw_by_weight(self.num_steps * self.global_batch_size, self.seed)
+        draws = order_draws(mixture, draws, stage, self.seed, self.settings.broken)
+        if stage.pack_tokens is not None or stage.pack_views is not None:
+            measured = self._measure_lengths(mixture, draws, settled)
+            plan = plan_steps(measured.sizes.select_rows(measured.readable), stage, self.seed, self.cost)
+            return self._make_stage_data(mixture, draws, plan, measured)
+        records = None
+        if has_fingerprints:
+            workers, title = self.settings.workers, f"fingerprinting {stage.name}"
+            records = fingerprint_draws(mixture, draws, before=self.before, workers=workers, title=title)
+        return StageData(mixture, draws, plan_by_count(len(draws), self.global_batch_size), records=records)
 
     @property
     def seed(self) -> tuple[int, int]:
@@ -111,33 +115,23 @@ class StagePlanner:
 
     @property
     def global_batch_size(self) -> int:
-        assert self.stage.global_batch_size is not None  # `run_faults` asks for either this or step_tokens
+        assert self.stage.global_batch_size is not None  # checked before the run: there is either this or step_tokens
         return self.stage.global_batch_size
 
-    def _draws(self, mixture: Mixture) -> Draws:
-        if self.stage.epochs is not None:
-            return mixture.draw_epochs(self.stage.epochs * self.settings.budget, self.seed)
-        return mixture.draw_by_weight(self.num_steps * self.global_batch_size, self.seed)
-
-    def _packed(self, mixture: Mixture, draws: Draws, settled: Mapping[Draw, RecordLengths]) -> StageData:
-        found = self._measure_lengths(mixture, draws, settled)
-        plan = plan_steps(found.sizes.select_rows(found.readable), self.stage, self.seed, self.cost)
-        return self._make_stage_data(mixture, draws, plan, found)
-
     def _draw_until_enough(self, mixture: Mixture, steps: int, settled: Mapping[Draw, RecordLengths]) -> StageData:
-        """Draw until the packs fill the steps: twice as many as long as they do not."""
+        """Draw, doubling the number of records, until the packs fill the steps."""
         assert self.stage.step_tokens is not None
         size = max(64, steps)
         while True:
             draws = mixture.draw_by_weight(size, self.seed)
-            found = self._measure_lengths(mixture, draws, settled)
-            sizes, settled = found.sizes.select_rows(found.readable), found.known
+            measured = self._measure_lengths(mixture, draws, settled)
+            sizes, settled = measured.sizes.select_rows(measured.readable), measured.known
             if not len(sizes):
                 raise DataError(f"stage {self.stage.name!r}: none of {size} records that were drawn can be read.")
             if int(sizes.tokens.sum()) >= steps * self.stage.step_tokens:
                 plan = plan_steps(sizes, self.stage, self.seed, self.cost)
                 if len(plan) > steps:  # the last step may be incomplete
-                    return self._make_stage_data(mixture, draws, plan.keep_first_steps(steps), found)
+                    return self._make_stage_data(mixture, draws, plan.keep_first_steps(steps), measured)
             size *= 2
 
     def _measure_lengths(self, mixture: Mixture, draws: Draws, settled: Mapping[Draw, RecordLengths]) -> Measurement:
@@ -154,20 +148,17 @@ class StagePlanner:
         )
 
     def _open_lengths_cache(self) -> LengthsCache:
-        settings = self.settings
-        folder = Path(settings.out) / "lengths"
-        return LengthsCache.from_settings(
-            folder, list(self.stage.data), settings.model, self.processor, self.stage.targets
-        )
+        folder, model = Path(self.settings.out) / "lengths", self.settings.model
+        return LengthsCache.from_settings(folder, list(self.stage.data), model, self.processor, self.stage.targets)
 
-    def _make_stage_data(self, mixture: Mixture, draws: Draws, plan: StepPlan, found: Measurement) -> StageData:
-        """The data of steps that were planned over what of these draws can be read."""
+    def _make_stage_data(self, mixture: Mixture, draws: Draws, plan: StepPlan, measured: Measurement) -> StageData:
+        """The data of steps that were planned over the readable ones of these draws."""
         broken = tuple(
             SkippedRecord(fault.origin, fault.reason, mixture.names[draws[fault.number].source])
-            for fault in found.broken
+            for fault in measured.broken
         )
-        drawn = list_distinct_draws(draws)
-        seen = {draw: found.known[draw].fingerprint if draw in found.known else UNREADABLE for draw in drawn}
+        known = measured.known
+        fingerprints = {d: known[d].fingerprint if d in known else UNREADABLE for d in list_distinct_draws(draws)}
         return StageData(
-            mixture, draws.select_rows(found.readable), plan, broken, Fingerprints.from_draws(mixture, seen)
+            mixture, draws.select_rows(measured.readable), plan, broken, Fingerprints.from_draws(mixture, fingerprints)
         )

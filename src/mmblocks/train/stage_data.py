@@ -1,4 +1,4 @@
-"""The data of a stage over all its processes: looked at by the first, checked before the first step, and what was left out."""
+"""The data of a stage over all its processes: measured by rank 0, checked before the first step; records left out."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ BROKEN, CUT = "broken.jsonl", "cut.jsonl"
 
 
 def make_shared_data(planner: StagePlanner, out: Path, world: World) -> StageData:
-    """A stage's data, measured by the first process; the others read the lengths that it found.
+    """A stage's data, measured by rank 0; the other processes read the lengths that it has measured.
 
-    Raises `DataError` where a process finds other data than the first.
+    Raises `DataError` where a process finds other data than rank 0.
     """
-    made: list[StageData] = []
+    own: list[StageData] = []
 
     def plan_on_rank0() -> str:
         with world.stopping.raise_at_once():
-            made.append(planner.make_data())
-        append_skipped(out / BROKEN, made[0].broken)
-        return made[0].digest
+            own.append(planner.make_data())
+        append_skipped(out / BROKEN, own[0].broken)
+        return own[0].digest
 
     digest = world.run_on_rank0(plan_on_rank0)
-    data = made[0] if made else planner.make_same_data()
+    data = own[0] if own else planner.make_same_data()
     if data.digest != digest:
         raise DataError(
             f"stage {planner.stage.name!r}: process {world.rank} finds other data than process 0; do all machines see the "
@@ -46,9 +46,9 @@ def make_shared_data(planner: StagePlanner, out: Path, world: World) -> StageDat
 def require_good_labels(
     data: StageData, processor: Processor, stage: Stage, settings: TrainRun, samples_per_source: int
 ) -> None:
-    """Raise `DataError` where records of a source do not learn what they should (see `mmblocks.data.inspect.lint`)."""
-    found = lint_mixture(data.mixture, processor, stage.targets, samples_per_source=samples_per_source)
-    found.require_no_faults(skip_broken=settings.broken == "skip", skip_overlong=stage.overlong == "skip")
+    """Raise `DataError` where records of a source are not labelled as they should be (see `mmblocks.data.inspect.lint`)."""
+    report = lint_mixture(data.mixture, processor, stage.targets, samples_per_source=samples_per_source)
+    report.require_no_faults(skip_broken=settings.broken == "skip", skip_overlong=stage.overlong == "skip")
 
 
 def warn_left_out(mixture: Mixture, out: Path) -> None:

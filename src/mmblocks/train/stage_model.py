@@ -1,7 +1,8 @@
-"""The model of a stage: read where the stage starts, arranged and sharded for it, and written whole at its end."""
+"""The model of a stage: loaded from where the stage starts, prepared and sharded for it, and written whole at its end."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,22 +30,24 @@ def make_initial_model(settings: TrainRun) -> OneVision:
     return recompose_model(load(settings.weights), ModelSpec.from_dict(settings.model))
 
 
-def make_stage_model(settings: TrainRun, stage: Stage, before: Path | None, world: World) -> OneVision:
+def make_stage_model(
+    settings: TrainRun, stage: Stage, before: Path | None, world: World, methods: Iterable[str] = ()
+) -> OneVision:
     """The model that a stage trains; `before` is the folder of the model it starts from, None for the run's start.
 
-    With many processes the first one reads it and each keeps its share.
+    With many processes rank 0 reads it and each keeps its share. methods: see `shard_model`.
     """
     if world.is_single_process:
         return make_whole_model(settings, stage, before).to(world.device)
     whole = make_whole_model(settings, stage, before) if world.is_rank0 else None
     model = prepare_for_stage(_wire_without_weights(settings, before), stage, settings)
-    shard_model(model, world, stage.precision)
+    shard_model(model, world, stage.precision, methods)
     load_from_rank0(model, whole, world)
     return model
 
 
 def make_whole_model(settings: TrainRun, stage: Stage, before: Path | None) -> OneVision:
-    """The same in this process alone, on the CPU."""
+    """The same model in this process alone, on the CPU."""
     return prepare_for_stage(make_initial_model(settings) if before is None else load(before), stage, settings)
 
 
@@ -76,7 +79,7 @@ def save_stage(
 
 
 def prepare_for_stage(model: OneVision, stage: Stage, settings: TrainRun) -> OneVision:
-    """A loaded model as its stage has it: visual tokenizers, adapters, what learns, how blocks run."""
+    """Give a loaded model the stage's visual tokenizers and adapters, freeze the rest, and choose how blocks run."""
     if stage.tokenizer:
         spec = replace(model.spec, tokenizer={**model.spec.tokenizer, **stage.tokenizer})
         model.router = build_router(spec, model.encoder, model.projector)

@@ -1,7 +1,7 @@
-"""Where a run stands on disk, so that a stopped run goes on as if it had never stopped.
+"""The state of a run on disk, from which a stopped run resumes bit-exactly.
 
-What learns, the optimizer's moments and the moving average are written by torch's distributed checkpoint, from any number
-of processes and back into any number. What does not learn is in the model that the stage started from.
+Trained weights, the optimizer's moments and the moving average are written by torch's distributed checkpoint, from any
+number of processes and back into any number. Frozen weights are in the model that the stage started from.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from mmblocks.storage import (
     write_checksums,
     write_json,
 )
-from mmblocks.train.changes import accept_changes
 from mmblocks.train.distributed import World
+from mmblocks.train.setting_changes import accept_changes
 from mmblocks.train.tensors_only import TensorsOnlyPlanner, TensorsOnlyReader
 
-STATE, PLACE, RUN = "state", "place.json", "run.json"
+STATE, RESUME_POINT, RUN = "state", "place.json", "run.json"
 LEARNED_ONLY = StateDictOptions(ignore_frozen_params=True)
 
 
@@ -62,55 +62,57 @@ class ResumePoint:
 
 
 def open_run_folder(out: Path, recipe: dict[str, Any], *, resume: bool) -> ResumePoint:
-    """Take a folder for a run and say where to begin. Raises `ConfigError` when another run lives there.
+    """Prepare the folder of a run and return where to begin. Raises `ConfigError` when it holds another run.
 
     The caller holds the folder's lock.
     """
     written = out / RUN
     if written.is_file() and not resume:
-        for left in (STATE, "stages", "best"):
-            shutil.rmtree(out / left, ignore_errors=True)
-        for left in ("metrics.jsonl", "broken.jsonl", "cut.jsonl"):
-            (out / left).unlink(missing_ok=True)
+        for folder in (STATE, "stages", "best"):
+            shutil.rmtree(out / folder, ignore_errors=True)
+        for file in ("metrics.jsonl", "broken.jsonl", "cut.jsonl"):
+            (out / file).unlink(missing_ok=True)
     elif written.is_file():
-        accept_changes(out, _read_run(written), recipe, max(list_resume_points(out), default=ResumePoint()).stage)
+        before = read_object(
+            written,
+            "if this command has the settings of the run that began here, delete the file and start again; otherwise choose "
+            "another folder (out=...), or begin anew with resume=false.",
+        )
+        accept_changes(out, before, recipe, find_resume_point(out).stage)
     (out / STATE).mkdir(parents=True, exist_ok=True)
     for folder in (out, out / STATE, out / "stages", out / "best"):
         remove_unfinished(folder)
     write_json(written, recipe)
-    return max(list_resume_points(out), default=ResumePoint())
-
-
-def _read_run(written: Path) -> dict[str, Any]:
-    return read_object(
-        written,
-        "if this command has the settings of the run that began here, delete the file and start again; otherwise choose "
-        "another folder (out=...), or begin anew with resume=false.",
-    )
+    return find_resume_point(out)
 
 
 def list_resume_points(out: Path) -> list[ResumePoint]:
-    """The states that are whole, in the order they were written."""
-    names = (re.fullmatch(r"(\d+)-(\d+)", path.parent.name) for path in (out / STATE).glob(f"*/{PLACE}"))
+    """The complete states, in the order in which they were written."""
+    names = (re.fullmatch(r"(\d+)-(\d+)", path.parent.name) for path in (out / STATE).glob(f"*/{RESUME_POINT}"))
     return sorted(ResumePoint(int(name[1]), int(name[2])) for name in names if name)
 
 
-def read_notes(out: Path, place: ResumePoint) -> dict[str, Any]:
-    """What was noted beside a state; nothing at the beginning of a run."""
-    file = out / STATE / place.folder_name / PLACE
-    return read_object(file, explain_recovery(out, place)) if file.is_file() else {}
+def find_resume_point(out: Path) -> ResumePoint:
+    """The latest complete state; the beginning where there is none."""
+    return max(list_resume_points(out), default=ResumePoint())
 
 
-def explain_recovery(out: Path, place: ResumePoint) -> str:
-    """What to do where the state of a place is damaged."""
-    older = max((known for known in list_resume_points(out) if known < place), default=ResumePoint())
+def read_notes(out: Path, point: ResumePoint) -> dict[str, Any]:
+    """The notes saved with a state; nothing at the beginning of a run."""
+    file = out / STATE / point.folder_name / RESUME_POINT
+    return read_object(file, explain_recovery(out, point)) if file.is_file() else {}
+
+
+def explain_recovery(out: Path, point: ResumePoint) -> str:
+    """What to do where a state is damaged."""
+    older = max((known for known in list_resume_points(out) if known < point), default=ResumePoint())
     where = f"step {older.step} of stage {older.stage}" if older != ResumePoint() else "the beginning"
-    return f"delete {out / STATE / place.folder_name} to go on from {where}, or begin anew with resume=false."
+    return f"delete {out / STATE / point.folder_name} to resume from {where}, or begin anew with resume=false."
 
 
 def save_state(
     out: Path,
-    place: ResumePoint,
+    point: ResumePoint,
     model: nn.Module,
     optimizer: Optimizer,
     world: World,
@@ -119,12 +121,12 @@ def save_state(
     notes: Mapping[str, Any] | None = None,
     keep: int = 1,
 ) -> None:
-    """Write what a run needs to go on at `place`, whole or not at all; the last `keep` states stay.
+    """Write what a run needs to resume at `point`, atomically; the last `keep` states stay.
 
     extra: further tensors by name, such as a moving average. notes: plain values. Every process takes part. Raises
-    `StorageError` on every process where one cannot write; the states before are as they were then.
+    `StorageError` on every process where one cannot write; the earlier states are then untouched.
     """
-    fresh = _to_unfinished_folder(out, place)
+    fresh = _to_unfinished_folder(out, point)
 
     def prepare_folder() -> None:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -132,15 +134,20 @@ def save_state(
             fresh.mkdir()  # fails where the folder of the run has vanished
 
     world.run_on_rank0(prepare_folder)
+    state = _collect_state(model, optimizer, extra)
     with explain_disk_errors(fresh):
-        _write(_collect_state(model, optimizer, extra), fresh, world)
+        try:
+            with _silence_torch():
+                save(state, checkpoint_id=fresh, no_dist=world.is_single_process)
+        except CheckpointException as cause:  # derives from BaseException
+            raise _find_first_failure(cause) from cause
     checksums = world.gather_values(compute_checksums(fresh, [path.name for path in fresh.glob(f"__{world.rank}_*")]))
 
     def publish_state() -> None:
         with explain_disk_errors(fresh):
-            write_json(fresh / PLACE, {**asdict(place), **(notes or {})})
+            write_json(fresh / RESUME_POINT, {**asdict(point), **(notes or {})})
             write_checksums(fresh, {name: digest for found in checksums for name, digest in found.items()})
-            _move_into_place(fresh, out / STATE / place.folder_name)
+            _move_into_place(fresh, out / STATE / point.folder_name)
             for old in list_resume_points(out)[:-keep]:
                 shutil.rmtree(out / STATE / old.folder_name)
 
@@ -148,13 +155,13 @@ def save_state(
 
 
 def begin_stage(out: Path, stage: int, world: World, *, notes: Mapping[str, Any] | None = None) -> None:
-    """Note that a stage is next and nothing of it is done: the states of the stage before are not needed any more."""
+    """Write that a stage is next; the states of the stage before are removed."""
 
     def write_stage_start() -> None:
         fresh = _to_unfinished_folder(out, ResumePoint(stage))
         with explain_disk_errors(fresh):
             fresh.mkdir(exist_ok=True)
-            write_json(fresh / PLACE, {**asdict(ResumePoint(stage)), **(notes or {})})
+            write_json(fresh / RESUME_POINT, {**asdict(ResumePoint(stage)), **(notes or {})})
             write_checksums(fresh)
             _move_into_place(fresh, out / STATE / ResumePoint(stage).folder_name)
             for old in list_resume_points(out):
@@ -166,19 +173,31 @@ def begin_stage(out: Path, stage: int, world: World, *, notes: Mapping[str, Any]
 
 def restore_state(
     out: Path,
-    place: ResumePoint,
+    point: ResumePoint,
     model: nn.Module,
     optimizer: Optimizer,
     world: World,
     *,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Fill model, optimizer and the tensors of `extra` in place from the state written at `place`.
+    """Fill model, optimizer and the tensors of `extra` in point from the state written at `point`.
 
-    Rates and other settings of the optimizer stay as they are. Raises `CheckpointError` where a file is damaged.
+    Learning rates and other settings of the optimizer stay as they are. Raises `CheckpointError` where a file is damaged.
     """
-    folder = out / STATE / place.folder_name
-    world.run_on_rank0(lambda: _require_whole_state(out, place))
+    folder = out / STATE / point.folder_name
+
+    def require_undamaged() -> None:
+        try:
+            file = folder / CHECKSUMS_FILE
+            damaged = list_damage(folder) if file.is_file() else [f"{file} is missing"]
+            if not damaged:
+                TensorsOnlyReader(folder).read_metadata()  # where this fails, older torch says only that there are none
+        except CheckpointError as cause:
+            damaged = [str(cause)]
+        if damaged:
+            raise CheckpointError("\n".join([*damaged, f"To resume all the same: {explain_recovery(out, point)}"]))
+
+    world.run_on_rank0(require_undamaged)
     state = _collect_state(model, optimizer, extra)
     try:
         with _silence_torch():
@@ -186,7 +205,7 @@ def restore_state(
             load(state, storage_reader=reader, planner=planner, no_dist=world.is_single_process)
     except CheckpointException as cause:  # derives from BaseException
         raise CheckpointError(
-            f"{folder} cannot be read ({_find_first_failure(cause)}); {explain_recovery(out, place)}"
+            f"{folder} cannot be read ({_find_first_failure(cause)}); {explain_recovery(out, point)}"
         ) from cause
     set_model_state_dict(model, state["model"], options=StateDictOptions(ignore_frozen_params=True, strict=False))
     moments: Any = {**get_optimizer_state_dict(model, optimizer, options=LEARNED_ONLY), "state": state["moments"]}
@@ -194,7 +213,7 @@ def restore_state(
 
 
 def _collect_state(model: nn.Module, optimizer: Optimizer, extra: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Tensors only: rates and decays are the recipe's to say."""
+    """Tensors only: learning rates and weight decays are read from the recipe."""
     return {
         "model": get_model_state_dict(model, options=LEARNED_ONLY),
         "moments": get_optimizer_state_dict(model, optimizer, options=LEARNED_ONLY)["state"],
@@ -202,47 +221,25 @@ def _collect_state(model: nn.Module, optimizer: Optimizer, extra: Mapping[str, A
     }
 
 
-def _to_unfinished_folder(out: Path, place: ResumePoint) -> Path:
-    return out / STATE / f".{place.folder_name}{UNFINISHED_PREFIX}state"
-
-
-def _write(state: dict[str, Any], folder: Path, world: World) -> None:
-    try:
-        with _silence_torch():
-            save(state, checkpoint_id=folder, no_dist=world.is_single_process)
-    except CheckpointException as cause:  # derives from BaseException
-        raise _find_first_failure(cause) from cause
+def _to_unfinished_folder(out: Path, point: ResumePoint) -> Path:
+    return out / STATE / f".{point.folder_name}{UNFINISHED_PREFIX}state"
 
 
 @contextmanager
 def _silence_torch() -> Iterator[None]:
-    """Without torch's remarks that there is one process only, which it was told."""
+    """Hide torch's warnings that there is one process only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(single process|process group)")
         yield
 
 
 def _find_first_failure(failure: CheckpointException) -> BaseException:
-    """What went wrong on the first process that failed."""
+    """The error of the first process that failed."""
     return min(failure.failures.items())[1][0]
 
 
-def _require_whole_state(out: Path, place: ResumePoint) -> None:
-    folder = out / STATE / place.folder_name
-    try:
-        damaged = (
-            list_damage(folder) if (folder / CHECKSUMS_FILE).is_file() else [f"{folder / CHECKSUMS_FILE} is missing"]
-        )
-        if not damaged:
-            TensorsOnlyReader(folder).read_metadata()  # older torch says only that there are none where this fails
-    except CheckpointError as cause:
-        damaged = [str(cause)]
-    if damaged:
-        raise CheckpointError("\n".join([*damaged, f"To go on all the same: {explain_recovery(out, place)}"]))
-
-
 def _move_into_place(fresh: Path, folder: Path) -> None:
-    """Rename a folder so that after a power cut it is there whole or not at all."""
+    """Rename a folder such that after a power cut it is complete or absent."""
     shutil.rmtree(folder, ignore_errors=True)
     fresh.replace(folder)
     flush_folder(folder.parent)

@@ -1,11 +1,9 @@
-"""One optimizer step over all processes: every labelled token of the step weighs the same, wherever it was computed."""
+"""One optimizer step over all processes: every labelled token of the step has the same weight, wherever it is computed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +15,7 @@ from mmblocks.model.onevision import OneVision
 from mmblocks.reprs import format_by_shape
 from mmblocks.train.batches import StepInput
 from mmblocks.train.distributed import World, set_gradient_sync
-from mmblocks.train.finite import FiniteGuard, to_full_tensor
+from mmblocks.train.finite_guard import FiniteGuard, to_full_tensor
 from mmblocks.train.objectives import Objective
 from mmblocks.train.optim import scale_learning_rates
 from mmblocks.train.reports.profiler import StepProfiler
@@ -28,10 +26,10 @@ LOSS = "loss"
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step did over all processes.
+    """The figures of a step over all processes.
 
-    loss, metrics: means over what the objective counts. norm: of all gradients together. These are tensors, so that
-    nothing waits for a device that nobody asks. tokens, views: what went through the model.
+    loss, metrics: means over what the objective counts. norm: of all gradients together, before clipping. These are
+    tensors, so that a step does not wait for the device. tokens, views: what went through the model.
     """
 
     loss: Tensor
@@ -44,10 +42,11 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Stepper:
-    """Takes steps with a model, an objective and an optimizer. Gradients are added over micro-batches and processes.
+    """Takes optimizer steps with a model and an objective. Gradients are added up over micro-batches and processes.
 
-    guard: keeps losses and gradients that are not finite out of the weights. nothing: what is run where a process has no batch while others have one. sends_all: every micro-batch's gradients are
-    added up over processes, not only their sum.
+    empty_batch: what runs where a process has no batch while others have one. reduces_each_batch: reduce every
+    micro-batch's gradients over processes, not only their sum. guard: keeps a loss and gradients that are not finite out
+    of the weights.
     """
 
     model: OneVision
@@ -55,79 +54,67 @@ class Stepper:
     optimizer: AdamW
     stage: Stage
     world: World
-    panel: StepProfiler
+    profiler: StepProfiler
     empty_batch: Batch
-    sends_all: bool = False
+    reduces_each_batch: bool = False
     guard: FiniteGuard = field(default_factory=FiniteGuard)
-    learning: list[nn.Parameter] = field(init=False)
+    parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "learning", [p for g in self.optimizer.param_groups for p in g["params"]])
+        object.__setattr__(self, "parameters", [p for g in self.optimizer.param_groups for p in g["params"]])
 
-    def __call__(self, made: StepInput, factor: float, number: int = 0) -> StepResult | None:
-        """Learn from this process' share of a step at `factor` times the learning rates. number: the step's, from 0.
+    def __call__(self, step_input: StepInput, lr_factor: float, number: int = 0) -> StepResult | None:
+        """Train on this process' share of a step at `lr_factor` times the learning rates. number: the step's, from 0.
 
-        None, and nothing learned, when no process has anything to learn from (every record was left out). Raises
-        `TrainingError`, with nothing learned, for a loss or gradients that are not finite (see `Guard`).
+        Returns None, and changes nothing, when no process has anything to train on (every record was left out). Raises
+        `TrainingError`, and changes nothing, for a loss or gradients that are not finite (see `FiniteGuard`).
         """
-        mine = [batch for batch in made.batches if batch is not None]
-        for batch in mine:
-            self.panel.count_batch(batch)
-        count, tokens, views = map(int, self.world.sum_over_processes(*_sums(mine, self.objective)))
+        batches = [batch for batch in step_input.batches if batch is not None]
+        for batch in batches:
+            self.profiler.count_batch(batch)
+        terms = sum(self.objective.count_loss_terms(batch) for batch in batches)
+        sizes = sum(batch.num_tokens for batch in batches), sum(batch.num_views for batch in batches)
+        count, tokens, views = map(int, self.world.sum_over_processes(terms, *sizes))
         if count == 0:
             return None
         self.optimizer.zero_grad(set_to_none=True)
-        means = {name: value / count for name, value in self._accumulate_gradients(made.batches, count).items()}
+        sums = self._accumulate_gradients(step_input.batches, count)
+        if not self.world.is_single_process:
+            row = torch.stack([value.float() for value in sums.values()])
+            dist.all_reduce(row)
+            sums = dict(zip(sums, row.unbind(), strict=True))
+        means = {name: value / count for name, value in sums.items()}
         loss = means.pop(LOSS)
-        with self.panel.time_phase("optimizer"):
-            norm = self._clipped()
-            self.guard.check_step(number, loss, norm, (p.grad for p in self.learning if p.grad is not None))
-            scale_learning_rates(self.optimizer, factor)
+        with self.profiler.time_phase("optimizer"):
+            for parameter in self.parameters:  # a part that a step does not use still decays its moments
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            norm = to_full_tensor(nn.utils.clip_grad_norm_(self.parameters, self.stage.max_grad_norm))
+            self.guard.check_step(number, loss, norm, (p.grad for p in self.parameters if p.grad is not None))
+            scale_learning_rates(self.optimizer, lr_factor)
             self.optimizer.step()
         return StepResult(loss, means, norm, tokens, views)
 
     def _accumulate_gradients(self, batches: Sequence[Batch | None], count: int) -> dict[str, Tensor]:
-        """Forward and backward of every micro-batch; loss and metrics added up over all processes."""
+        """Forward and backward of every micro-batch; returns the sums of loss and metrics over them."""
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
-            set_gradient_sync(self.model, self.sends_all or number + 1 == len(batches))
-            with self.panel.time_phase("forward"), make_autocast(self.stage, self.world):
-                found = self.objective(self.model, self._ready(batch))
-            total = found.total if batch is not None else 0 * found.total
-            if total.requires_grad:  # text alone meets neither encoder nor projector
-                with self.panel.time_phase("backward"):
+            inputs = self.empty_batch if batch is None else batch
+            if not self.world.is_single_process:
+                inputs = inputs.with_blank_view(self.model.encoder.view_px)
+            set_gradient_sync(self.model, self.reduces_each_batch or number + 1 == len(batches))
+            with self.profiler.time_phase("forward"), make_autocast(self.stage, self.world):
+                result = self.objective(self.model, inputs.to(self.world.device))
+            total = result.total if batch is not None else 0 * result.total
+            if total.requires_grad:  # text alone uses neither encoder nor projector
+                with self.profiler.time_phase("backward"):
                     (total * (self.world.size / count)).backward()  # sharding averages gradients over processes
-            for name, value in {LOSS: total.detach(), **found.metrics}.items():
+            for name, value in {LOSS: total.detach(), **result.metrics}.items():
                 sums[name] = sums.get(name, 0) + value
-        return self._over_processes(sums)
-
-    def _over_processes(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.world.is_single_process:
-            return sums
-        row = torch.stack([value.float() for value in sums.values()])
-        dist.all_reduce(row)
-        return dict(zip(sums, row.unbind(), strict=True))
-
-    def _ready(self, batch: Batch | None) -> Batch:
-        batch = self.empty_batch if batch is None else batch
-        view_px = self.model.encoder.view_px
-        return (batch if self.world.is_single_process else batch.with_blank_view(view_px)).to(self.world.device)
-
-    def _clipped(self) -> Tensor:
-        """The norm of all gradients together before they were clipped."""
-        for parameter in self.learning:  # a part that met nothing in this step still forgets its momentum
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return to_full_tensor(nn.utils.clip_grad_norm_(self.learning, self.stage.max_grad_norm))
+        return sums
 
 
-def make_autocast(stage: Stage, world: World) -> AbstractContextManager[Any]:
+def make_autocast(stage: Stage, world: World) -> torch.autocast:
     """The stage's precision in one process, where torch casts; a sharded model computes in the type it gathers."""
-    wanted = stage.precision == "bfloat16" and world.is_single_process
-    return torch.autocast(world.device.type, torch.bfloat16, enabled=wanted)
-
-
-def _sums(batches: Sequence[Batch], objective: Objective) -> tuple[int, int, int]:
-    counts = [(objective.count_loss_terms(batch), batch.num_tokens, batch.num_views) for batch in batches]
-    count, tokens, views = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
-    return count, tokens, views
+    is_bfloat16 = stage.precision == "bfloat16" and world.is_single_process
+    return torch.autocast(world.device.type, torch.bfloat16, enabled=is_bfloat16)

@@ -1,4 +1,4 @@
-"""Reads torch's distributed checkpoints without running what a pickle may hold: tensors, and where they are, nothing else."""
+"""Reads torch's distributed checkpoints, tensors alone, without running code that a pickle may hold."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ ALLOWED_NAMES = {
     ("pathlib._local", "PosixPath"),
     ("pathlib._local", "WindowsPath"),
 }
-"""Module and name of everything that the metadata of a checkpoint of tensors is made of."""
+"""Module and name of every object that the metadata of a checkpoint of tensors consists of."""
 
 
 class TensorsOnlyReader(FileSystemReader):
-    """torch's reader; metadata that name anything but what describes tensors are refused before it is looked up."""
+    """torch's reader; it refuses metadata that name anything but `ALLOWED_NAMES`, before the name is imported."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._folder = folder
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         """Raises `CheckpointError` that names the file."""
         path = self._folder / METADATA
         try:
@@ -66,7 +66,7 @@ class TensorsOnlyReader(FileSystemReader):
 
 
 class TensorsOnlyPlanner(DefaultLoadPlanner):
-    """torch's planner; values that are no tensors would be unpickled, and are refused."""
+    """torch's planner; it refuses values that are not tensors, which would be unpickled."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         raise CheckpointError(f"{read_item.dest_index.fqn} is no tensor; a state holds tensors only.")

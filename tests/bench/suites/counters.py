@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from mmblocks.components import encoders
-from mmblocks.model.checks.faults import resolve_settings
 from mmblocks.model.costs.activations import count_activations
 from mmblocks.model.onevision import OneVision
 from tests.bench.suites import counting, ours, peer
@@ -56,7 +55,7 @@ def count_blocks_run(run: Run, model: OneVision, theirs: nn.Module, scenario: st
     """Blocks of the vision tower times views that pass them; the naive side runs all blocks on all views."""
     mine = _count_views_through(model.encoder.vision_model, lambda: model.encode_batch(case.batch))
     views = sum(len(routed.plan.views) for routed in case.batch.plans)
-    depth = resolve_settings(encoders, model.spec.encoder)["depth"]
+    depth = encoders.resolve_settings(model.spec.encoder)["depth"]
     return run.row(NAME, scenario, "encoder blocks run", "blocks x views", mine, depth * views, setting="naive")
 
 

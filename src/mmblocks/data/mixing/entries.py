@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource, PromptedSource, find_subset_fault, select_subset
 from mmblocks.data.sources import Source, sources
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.settings import find_number_fault, is_of_type, list_settings
 
 
@@ -39,18 +40,17 @@ def split_entry(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     return {k: v for k, v in entry.items() if k not in own}, {k: v for k, v in entry.items() if k in own}
 
 
-def find_use_faults(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is wrong with an entry apart from its source: (key, what and cure) pairs."""
-    use = split_entry(entry)[1]
-    faults = []
-    weight = use.get("weight", 1.0)
+def find_entry_faults(entry: Mapping[str, Any], key: str = "") -> list[Fault]:
+    """What is wrong with an entry: how it is used, and its source's settings; nothing is opened. Keys stand below `key`."""
+    source, use = split_entry(entry)
+    faults, weight, prompt = [], use.get("weight", 1.0), use.get("prompt", "")
     if not is_of_type(float, weight) or weight <= 0 or find_number_fault("weight", weight):
-        faults.append(("weight", f"weight={weight!r} is no share of the samples. Write a number above 0."))
+        faults.append(Fault("weight", f"weight={weight!r} is no share of the samples.", "Write a number above 0."))
     if fault := find_subset_fault(use.get("subset", "all")):
-        faults.append(("subset", f"subset={fault}"))
-    if not isinstance(use.get("prompt", ""), str):
-        faults.append(("prompt", f"prompt={use['prompt']!r} is not a text."))
-    return faults
+        faults.append(fault)
+    if not isinstance(prompt, str):
+        faults.append(Fault("prompt", f"prompt={prompt!r} is not a text.", "Write a line of text."))
+    return [*(fault.move_below(key) for fault in faults), *sources.find_faults(source, key)]
 
 
 def open_entry(entry: Mapping[str, Any]) -> list[WeightedSource]:
@@ -59,8 +59,8 @@ def open_entry(entry: Mapping[str, Any]) -> list[WeightedSource]:
     Raises `ConfigError` for values that do not fit and for a source without conversations, `DataError` for one that
     cannot be read.
     """
-    if faults := find_use_faults(entry):
-        raise ConfigError("\n".join(text for _, text in faults))
+    if faults := find_entry_faults(entry):
+        raise ConfigError.from_faults(faults)
     settings, use = split_entry(entry)
     how = SourceUse(**use)
     whole = select_subset(sources.build(settings), how.subset)

@@ -61,8 +61,10 @@ class Mixture:
             try:
                 with name_errors(f"data.{i}"):
                     opened += [(one.source, one.weight, f"{i} {one.name}") for one in open_entry(spec)]
-            except ConfigError as fault:
-                raise ConfigError(f"data.{i}: {fault}") from fault
+            except ConfigError as error:
+                if error.faults:
+                    raise ConfigError.from_faults([fault.move_below(f"data.{i}") for fault in error.faults]) from error
+                raise ConfigError(f"data.{i}: {error}") from error
         return cls(*zip(*opened, strict=True)) if opened else cls((), (), ())
 
     def __len__(self) -> int:

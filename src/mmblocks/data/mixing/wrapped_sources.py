@@ -15,9 +15,10 @@ import numpy as np
 from mmblocks.conversation import Conversation, Item, PreferencePair, Text
 from mmblocks.data.sources import Source, describe_origin, is_synthetic
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 
 _SUBSET = re.compile(r"(first|end|random):(\d+(?:\.\d+)?%|\d+)(?::(\d+))?")
-SUBSET_CURE = "write all, first:N, end:N or random:N (random:N:SEED), N a number or a percentage such as 10%"
+SUBSET_CURE = "Write all, first:N, end:N or random:N (random:N:SEED), N a number or a percentage such as 10%."
 
 
 def select_subset(source: Source, subset: str) -> Source:
@@ -32,7 +33,7 @@ def choose_indices(length: int, subset: str, seed: Sequence[int] = (0,)) -> np.n
     one, as in LLaVA-NeXT's mixtures. random:N:SEED draws with that seed instead of `seed`. More than there are is all.
     """
     if fault := find_subset_fault(subset):
-        raise ConfigError(fault)
+        raise ConfigError.from_faults([fault])
     if subset == "all":
         return np.arange(length)
     kind, amount, own = _SUBSET.fullmatch(subset).groups()  # type: ignore[union-attr]
@@ -44,17 +45,17 @@ def choose_indices(length: int, subset: str, seed: Sequence[int] = (0,)) -> np.n
     return np.arange(length)[:size] if kind == "first" else np.arange(length - size, length)
 
 
-def find_subset_fault(subset: object) -> str | None:
-    """What is wrong with a choice of records, with its cure; None if nothing is."""
+def find_subset_fault(subset: object, name: str = "subset") -> Fault | None:
+    """What is wrong with a choice of records in a setting of this name; None if nothing is."""
     found = _SUBSET.fullmatch(subset) if isinstance(subset, str) else None
     if subset == "all":
         return None
     if found is None:
-        return f"{subset!r} chooses no records; {SUBSET_CURE}."
+        return Fault(name, f"{subset!r} chooses no records.", SUBSET_CURE)
     if found[2].endswith("%") and Fraction(found[2][:-1]) > 100:
-        return f"{subset!r} is more than there is; write a percentage up to 100%."
+        return Fault(name, f"{subset!r} is more than there is.", "Write a percentage up to 100%.")
     if found[3] is not None and found[1] != "random":
-        return f"{subset!r} has a seed, but nothing is drawn; write {found[1]}:{found[2]}."
+        return Fault(name, f"{subset!r} has a seed, but nothing is drawn.", f"Write {found[1]}:{found[2]}.")
     return None
 
 

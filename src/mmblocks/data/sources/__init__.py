@@ -5,11 +5,12 @@ Sources for training on preferences hold pairs of conversations instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from mmblocks.conversation import Item
 from mmblocks.data.record_errors import name_errors
+from mmblocks.faults import Fault
 from mmblocks.registry import Registry
 
 ItemT = TypeVar("ItemT", bound=Item)
@@ -25,6 +26,14 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Item: ...
+
+
+@runtime_checkable
+class SelfCheckedSource(Protocol):
+    """A class of sources that says what is wrong with its settings before it is built. It reads no record."""
+
+    @staticmethod
+    def find_faults(settings: Mapping[str, Any]) -> list[Fault]: ...
 
 
 def describe_origin(source: Source, index: int) -> str | None:

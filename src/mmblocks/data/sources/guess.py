@@ -37,7 +37,8 @@ def guess_source(path: str) -> dict[str, Any]:
     if suffix not in READERS:
         raise ConfigError(
             f"data={path}: nothing reads a file of the suffix {suffix!r}; write one that ends in "
-            f"{', '.join(READERS)}, or name a source in a recipe's stages.0.data."
+            f"{', '.join(READERS)}, or name a source in a recipe's stages.0.data.",
+            settings=["data"],
         )
     return {"name": _guess_reader(Path(path)), "path": path}
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from mmblocks.data.records.named_media import MediaRoots
 from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import Source, sources
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.settings import list_faults
+from mmblocks.faults import Fault
+from mmblocks.settings import find_faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +76,13 @@ class LlavaMixture(ConcatenatedSource):
         super().__init__(parts, [one.json_path for one in named])
 
     @staticmethod
-    def list_faults(settings: Mapping[str, Any]) -> list[str]:
-        """What is wrong with the file, without reading a record."""
-        try:
-            read_datasets(Path(settings["path"]))
-        except (ConfigError, DataError) as fault:
-            return [str(fault)]
-        return []
-
-    @staticmethod
-    def list_missing(settings: Mapping[str, Any]) -> list[str]:
-        """The files that a mixture without faults names and that do not exist."""
+    def find_faults(settings: Mapping[str, Any]) -> list[Fault]:
+        """What is wrong with the file, and what it names that is not there; no record is read."""
         file = Path(settings["path"])
-        return _list_missing_files(file, read_datasets(file))
+        try:
+            return [Fault("", text, severity="missing") for text in _list_missing_files(file, read_datasets(file))]
+        except (ConfigError, DataError) as error:
+            return [Fault("", str(error))]
 
 
 def read_datasets(file: Path) -> list[MixtureDataset]:
@@ -101,18 +96,18 @@ def read_datasets(file: Path) -> list[MixtureDataset]:
     entries = raw.get("datasets") if isinstance(raw, Mapping) else None
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{file}: there is no list 'datasets'; write datasets: and an entry with a json_path.")
-    faults: list[str] = []
-    for i, entry in enumerate(entries):
-        where = f"datasets.{i}"
-        if not isinstance(entry, Mapping):
-            faults.append(f"{where}: {entry!r:.80} is not a dataset; write json_path: FILE.")
-            continue
-        faults += list_faults(MixtureDataset, {str(key): value for key, value in entry.items()}, where)
-        if fault := find_subset_fault(entry.get("sampling_strategy", "all")):
-            faults.append(f"{where}.sampling_strategy: {fault}")
-    if faults:
-        raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults))
+    if faults := [fault for i, one in enumerate(entries) for fault in _find_entry_faults(one, f"datasets.{i}")]:
+        raise ConfigError("\n".join(f"{file}: {fault}" for fault in faults), faults=faults)
     return [MixtureDataset(**entry) for entry in entries]
+
+
+def _find_entry_faults(entry: object, where: str) -> Iterator[Fault]:
+    if not isinstance(entry, Mapping):
+        yield Fault(where, f"{entry!r:.80} is not a dataset.", "Write json_path: FILE.")
+        return
+    yield from find_faults(MixtureDataset, {str(key): value for key, value in entry.items()}, where)
+    if fault := find_subset_fault(entry.get("sampling_strategy", "all"), "sampling_strategy"):
+        yield fault.move_below(where)
 
 
 def _list_missing_files(file: Path, named: list[MixtureDataset]) -> list[str]:

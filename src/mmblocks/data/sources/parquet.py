@@ -14,6 +14,7 @@ from mmblocks.data.records.row_reader import RowReader
 from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import NamedRecords, sources
 from mmblocks.errors import ConfigError, DataError
+from mmblocks.faults import Fault
 from mmblocks.keys import describe_unread_keys, is_empty
 
 BATCH_ROWS = 1000
@@ -53,7 +54,9 @@ class ParquetTable(NamedRecords[Conversation]):
         ignore: tuple[str, ...] = (),
     ) -> None:
         if (path is None) == (hub is None):
-            raise ConfigError(f"source 'parquet': path={path!r} and hub={hub!r}; write one of them.")
+            raise ConfigError(
+                f"source 'parquet': path={path!r} and hub={hub!r}; write one of them.", settings=["path", "hub"]
+            )
         self.name = hub or ", ".join([path] if isinstance(path, str) else path or ())
         if hub:
             library, folder = _import_datasets(), Path()
@@ -82,10 +85,10 @@ class ParquetTable(NamedRecords[Conversation]):
         self._reader = RowReader(columns, MediaRoots.from_settings(folder, images, videos, frames_fps), placement)
 
     @staticmethod
-    def list_faults(settings: Mapping[str, Any]) -> list[str]:
-        """The hub is not contacted before a run."""
+    def find_faults(settings: Mapping[str, Any]) -> list[Fault]:
+        """Whether it says where it is; nothing is asked of the hub before a run."""
         given = [name for name in ("path", "hub") if settings.get(name) is not None]
-        return [] if len(given) == 1 else ["source 'parquet': write either path or hub."]
+        return [] if len(given) == 1 else [Fault("", "source 'parquet': write either path or hub.")]
 
     def __len__(self) -> int:
         return len(self._table)

@@ -29,11 +29,15 @@ class TinyWorld:
         size: int = 1_000_000,
     ) -> None:
         if turns < 1 or size < 1:
-            raise ConfigError(f"source 'tinyworld': turns={turns} and size={size} must be at least 1.")
+            raise ConfigError(
+                f"source 'tinyworld': turns={turns} and size={size} must be at least 1.", settings=["turns", "size"]
+            )
         known = tinyworld.KINDS.get(task, ())
         if strange := [kind for kind in kinds if kind not in known]:
             offered = f"one of {', '.join(known)}" if known else "none: this task takes no kinds"
-            raise ConfigError(f"source 'tinyworld': kinds={strange}; with task={task!r} write {offered}.")
+            raise ConfigError(
+                f"source 'tinyworld': kinds={strange}; with task={task!r} write {offered}.", settings=["kinds", "task"]
+            )
         self.task: tinyworld.Task = task
         self.split: tinyworld.Split = split
         self.turns, self.seed, self.size, self.kinds = turns, seed, size, tuple(kinds)

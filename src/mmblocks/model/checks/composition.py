@@ -13,23 +13,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmblocks.components import backbones, encoders, poolings, projectors, templates, tokenizers
+from mmblocks.components import (
+    Backbone,
+    Pooling,
+    VisionEncoder,
+    backbones,
+    encoders,
+    poolings,
+    projectors,
+    templates,
+    tokenizers,
+)
 from mmblocks.errors import ConfigError
-from mmblocks.image_reading import DEFAULT_READING, ImageReading, list_reading_faults
+from mmblocks.faults import Fault
+from mmblocks.image_reading import DEFAULT_READING, ImageReading, find_reading_faults
 from mmblocks.model.checks import limits
 from mmblocks.model.checks.dry_build import (
     STAND_INS,
     BuildAttempt,
     TokenizerContext,
     find_common_faults,
-    find_named_settings,
+    to_fault,
     try_build,
 )
-from mmblocks.model.checks.faults import Fault, find_component_faults, resolve_settings
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ONEVISION_TOKENIZERS, ModelSpec
 from mmblocks.registry import split_spec
-from mmblocks.settings import format_suggestion
+from mmblocks.settings import make_unknown_fault
 from mmblocks.shapes import SCENARIOS, Scenario, Size
 from mmblocks.templates.later import LazyTextTokenizer
 from mmblocks.tokenizers.router import Router
@@ -60,7 +70,7 @@ class _ComponentBuild:
     backbone: Any
     pooling: Any
     template: Any
-    beside: TokenizerContext | None
+    context: TokenizerContext | None
     images: ImageReading
 
 
@@ -81,12 +91,11 @@ class DryBuild:
     def require_no_faults(self) -> None:
         """Raise one `ConfigError` that lists every fault."""
         if self.faults:
-            listed = "\n".join(f"  - {fault}" for fault in self.faults)
-            raise ConfigError(f"this composition cannot work:\n{listed}")
+            raise ConfigError.from_faults(self.faults, "this composition cannot work")
 
     def with_tokenizers(self, chosen: Mapping[str, Any]) -> DryBuild:
         """The same composition with other visual tokenizers for some scenarios; nothing else is built again."""
-        assert self.component_build is not None  # `examine` made it
+        assert self.component_build is not None  # `dry_build` made it
         return _build_tokenizers(self.component_build, {**ONEVISION_TOKENIZERS, **self.choices, **chosen})
 
     @property
@@ -115,54 +124,87 @@ def dry_build(spec: ModelSpec | Mapping[str, Any], *, offline: bool = True) -> D
     offline: a backbone whose sizes stand in a config.json that is not on this machine is a fault; otherwise it is
     fetched.
     """
-    found: list[Fault] = []
-    slots, images = _read_slots(spec, found), _images(spec, found)
-    choices = {s: slots[key] for s in SCENARIOS if (key := f"model.tokenizer.{s}") in slots}
-    return _build_tokenizers(_build_components(slots, images, found, offline), choices)
+    known = (*KINDS, "tokenizer", "images")
+    raw: Mapping[str, Any] = {k: getattr(spec, k) for k in known} if isinstance(spec, ModelSpec) else spec
+    faults = [make_unknown_fault(f"model.{k}", "a model has no such part.", known) for k in raw if k not in known]
+    slots: dict[str, Any] = {kind: raw.get(kind, getattr(ModelSpec(), kind)) for kind in KINDS}
+    choices, images = raw.get("tokenizer", {}), raw.get("images", {})
+    if isinstance(choices, Mapping):
+        unknown = [f"model.tokenizer.{scenario}" for scenario in choices if scenario not in SCENARIOS]
+        faults += [make_unknown_fault(key, "there is no such scenario.", SCENARIOS) for key in unknown]
+        choices = {scenario: choices.get(scenario, ONEVISION_TOKENIZERS[scenario]) for scenario in SCENARIOS}
+    else:
+        cure = f"Write one for each of {', '.join(SCENARIOS)}."
+        faults.append(Fault("model.tokenizer", f"{choices!r} does not say which scenario it serves.", cure))
+        choices = {}
+    if not isinstance(images, ImageReading):
+        wrong = list(find_reading_faults(images, "model.images"))
+        faults += wrong
+        images = DEFAULT_READING if wrong else ImageReading.from_dict(images)
+    return _build_tokenizers(_build_components(slots, images, faults, offline), choices)
 
 
 def _build_components(
-    slots: Mapping[str, Any], images: ImageReading, found: list[Fault], offline: bool
+    slots: Mapping[str, Any], images: ImageReading, faults: list[Fault], offline: bool
 ) -> _ComponentBuild:
     """Everything but the visual tokenizers; adds to the faults that were found."""
 
-    def collect_faults(trial: BuildAttempt) -> Any:
-        found.extend(trial.faults)
-        return trial.part
+    def collect_faults(attempt: BuildAttempt) -> Any:
+        faults.extend(attempt.faults)
+        return attempt.part
 
     with torch.device("meta"):
-        encoder = collect_faults(_try_encoder("model.encoder", slots["model.encoder"]))
-        backbone = collect_faults(_try_backbone(slots["model.backbone"], offline))
-        projector = collect_faults(_try_projector(slots["model.projector"], encoder, backbone))
-        pooling = collect_faults(try_build("model.pooling", poolings, slots["model.pooling"]))
-        template = collect_faults(_try_template(slots["model.template"], backbone))
-        beside = collect_faults(_try_tokenizer_context(encoder, projector))
-    about_text = [] if backbone is None or template is None else limits.find_text_faults(backbone, template)
+        encoder = collect_faults(_try_encoder("model.encoder", slots["encoder"]))
+        backbone = collect_faults(_try_backbone("model.backbone", slots["backbone"], offline))
+        projector = collect_faults(_try_projector(slots["projector"], encoder, backbone))
+        pooling = collect_faults(try_build("model.pooling", poolings, slots["pooling"]))
+        later = LazyTextTokenizer.from_backbone(backbone)
+        template = collect_faults(try_build("model.template", templates, slots["template"], text_tokenizer=later))
+        context = None
+        if encoder is not None and projector is not None:
+            try:
+                grid, spatial = projector.out_grid(encoder.grid), encoder.spatial and projector.spatial
+                context = TokenizerContext(encoder.view_px, grid, spatial, encoder.squash)
+            except ConfigError as cause:
+                faults.append(to_fault("model.projector", cause))
+    text_faults = [] if backbone is None or template is None else limits.find_text_faults(backbone, template)
     return _ComponentBuild(
-        tuple(found), tuple(about_text), encoder, projector, backbone, pooling, template, beside, images
+        tuple(faults), tuple(text_faults), encoder, projector, backbone, pooling, template, context, images
     )
 
 
 def _build_tokenizers(before: _ComponentBuild, choices: Mapping[Any, Any]) -> DryBuild:
     """The rest of the dry build: visual tokenizers by scenario, and what they need of what is there."""
-    found = [*before.faults]
-    encoder, backbone, beside = before.encoder, before.backbone, before.beside
+    faults, context, pooling = [*before.faults], before.context, before.pooling
     built: dict[Scenario, Any] = {}
     with torch.device("meta"):
-        pooled = _try_pooling(before.pooling, choices, beside)
-        found += pooled.faults
+        if (
+            context is not None
+            and pooling is not None
+            and context.spatial
+            and any(map(_needs_pooling, choices.values()))
+        ):
+            try:
+                pooling.out_grid(context.grid)
+            except ConfigError as cause:
+                faults.append(to_fault("model.pooling", cause))
+                pooling = None
+        pooling = pooling or poolings.build("none")  # keeps every cell, for the other checks
+        contexts = [context] if context is not None else [*STAND_INS]
+        if context is None and before.encoder is not None:
+            contexts = [replace(one, view_px=before.encoder.view_px) for one in STAND_INS]
         for scenario, spec in choices.items():
-            trial = _try_tokenizer(scenario, spec, _besides(encoder, beside), pooled.part)
-            found += trial.faults
-            built |= {} if trial.part is None else {scenario: trial.part}
-    if beside is not None and backbone is not None:
-        found += limits.find_media_faults(built, beside.view_px, backbone.max_tokens)
-    found += before.text_faults
+            attempts = [_try_tokenizer(scenario, spec, one, pooling) for one in contexts]
+            faults += find_common_faults(attempts)
+            if context is not None and attempts[0].part is not None:
+                built[scenario] = attempts[0].part
+    if context is not None and before.backbone is not None:
+        faults += limits.find_media_faults(built, context.view_px, before.backbone.max_tokens)
     return DryBuild(
-        found,
-        encoder,
+        [*faults, *before.text_faults],
+        before.encoder,
         before.projector,
-        backbone,
+        before.backbone,
         before.template,
         built,
         choices=choices,
@@ -171,152 +213,75 @@ def _build_tokenizers(before: _ComponentBuild, choices: Mapping[Any, Any]) -> Dr
     )
 
 
-def _read_slots(spec: ModelSpec | Mapping[str, Any], found: list[Fault]) -> dict[str, Any]:
-    """The components asked for, by config key, defaults filled in; what cannot be told apart is a fault."""
-    known = (*KINDS, "tokenizer", "images")
-    raw = {k: getattr(spec, k) for k in known} if isinstance(spec, ModelSpec) else spec
-    found += _find_unknown_keys("model", raw, known, "a model has no such part.")
-    default = ModelSpec()
-    slots = {f"model.{kind}": raw.get(kind, getattr(default, kind)) for kind in KINDS}
-    chosen = raw.get("tokenizer", {})
-    if not isinstance(chosen, Mapping):
-        cure = f"Write one for each of {', '.join(SCENARIOS)}."
-        found.append(Fault("model.tokenizer", f"{chosen!r} does not say which scenario it serves.", cure))
-        return slots
-    found += _find_unknown_keys("model.tokenizer", chosen, SCENARIOS, "there is no such scenario.")
-    return slots | {f"model.tokenizer.{s}": chosen.get(s, ONEVISION_TOKENIZERS[s]) for s in SCENARIOS}
-
-
-def _images(spec: ModelSpec | Mapping[str, Any], found: list[Fault]) -> ImageReading:
-    """How images are read; the default where the settings are faulty."""
-    raw = spec.images if isinstance(spec, ModelSpec) else spec.get("images", {})
-    if isinstance(raw, ImageReading):
-        return raw
-    faults = list_reading_faults(raw, "model.images")
-    found += [Fault("model.images", fault.removeprefix("model.images: ")) for fault in faults]
-    return DEFAULT_READING if faults else ImageReading.from_dict(raw)
-
-
-def _find_unknown_keys(key: str, raw: Mapping[str, Any], known: Sequence[str], message: str) -> list[Fault]:
-    return [Fault(f"{key}.{k}", message, format_suggestion(k, known).strip()) for k in raw if k not in known]
-
-
 # Parts --------------------------------------------------------------------------------------------------------------
 
 
-def _try_encoder(key: str, spec: Any) -> BuildAttempt:
+def _try_encoder(key: str, spec: object) -> BuildAttempt:
     """An encoder made of encoders is built when each member can be; else its members say what is wrong."""
-    own = find_component_faults(key, encoders, spec)
+    own = encoders.find_own_faults(spec, key)
     members = {} if any(fault.key == key for fault in own) else encoders.find_sub_components(spec)
     wrong = [fault for inner, member in members.items() for fault in _try_encoder(f"{key}.{inner}", member).faults]
     if wrong:
         return BuildAttempt(None, own + wrong)
-    trial = try_build(key, encoders, spec)
-    if trial.part is not None and not trial.faults:
-        trial.faults += limits.find_encoder_faults(key, resolve_settings(encoders, spec))
-    return trial
+    attempt = try_build(key, encoders, spec)
+    if attempt.part is not None and not attempt.faults:
+        attempt.faults += limits.find_head_limit_faults(key, encoders.resolve_settings(spec))
+    return attempt
 
 
-def _try_backbone(spec: Any, offline: bool) -> BuildAttempt:
-    key = "model.backbone"
-    if find_component_faults(key, backbones, spec):
+def _try_backbone(key: str, spec: object, offline: bool) -> BuildAttempt:
+    if backbones.find_own_faults(spec):
         return try_build(key, backbones, spec)
-    settings = resolve_settings(backbones, spec)
+    settings = backbones.resolve_settings(spec)
     if wrong := limits.find_backbone_faults(settings):
         return BuildAttempt(limits.BackboneSizes.from_settings(settings), wrong)
-    if offline and settings.get("checkpoint") and settings.get("family", "unknown") is None:
-        folder = limits.find_local_folder(settings["checkpoint"])
+    source = settings.get("checkpoint")
+    if offline and source and settings.get("family", "unknown") is None:
+        folder = limits.find_local_folder(source)
         if folder is None:
-            return BuildAttempt(None, [limits.make_missing_config_fault(settings["checkpoint"])])
-        spec = {**dict(split_spec(spec)[1]), "name": split_spec(spec)[0], "checkpoint": str(folder)}
+            message = f"its sizes stand in the config.json of {source!r}, which is not on this machine."
+            cure = f"Fetch it (hf download {source} config.json), name a folder, or write family and sizes as settings."
+            return BuildAttempt(None, [Fault(f"{key}.checkpoint", message, cure, "missing")])
+        name, given = split_spec(spec)
+        spec = {**given, "name": name, "checkpoint": str(folder)}
     return try_build(key, backbones, spec)
 
 
-def _try_projector(spec: Any, encoder: Any, backbone: Any) -> BuildAttempt:
+def _try_projector(spec: object, encoder: VisionEncoder | None, backbone: Backbone | None) -> BuildAttempt:
     """Where a neighbour is unknown, or its width refused, a width that fits is assumed, so that the grid still shows."""
     in_dim = next((n.dim for n in (encoder, backbone) if n is not None), 64)
     out_dim = in_dim if backbone is None else backbone.dim
-    grids = [b.grid for b in STAND_INS] if encoder is None else [encoder.grid]
-    trials = [_try_projector_sizes(spec, in_dim, out_dim, grid) for grid in grids]
+
+    def try_sizes(out_dim: int, grid: Size) -> BuildAttempt:
+        return try_build("model.projector", projectors, spec, in_dim=in_dim, out_dim=out_dim, grid=grid)
+
     if encoder is None:
-        return BuildAttempt(None, find_common_faults(trials))
-    if trials[0].part is None and in_dim != out_dim:
-        trials[0].part = _try_projector_sizes(spec, in_dim, in_dim, encoder.grid).part
-    return trials[0]
+        return BuildAttempt(None, find_common_faults([try_sizes(out_dim, context.grid) for context in STAND_INS]))
+    attempt = try_sizes(out_dim, encoder.grid)
+    if attempt.part is None and in_dim != out_dim:
+        attempt.part = try_sizes(in_dim, encoder.grid).part
+    return attempt
 
 
-def _try_projector_sizes(spec: Any, in_dim: int, out_dim: int, grid: Size) -> BuildAttempt:
-    return try_build("model.projector", projectors, spec, in_dim=in_dim, out_dim=out_dim, grid=grid)
+def _needs_pooling(spec: object) -> bool:
+    is_known = not any(fault.key == "" for fault in tokenizers.find_own_faults(spec))
+    return is_known and "pooling" in tokenizers.find_wired_arguments(split_spec(spec)[0])
 
 
-def _try_template(spec: Any, backbone: Any) -> BuildAttempt:
-    return try_build("model.template", templates, spec, text_tokenizer=LazyTextTokenizer.from_backbone(backbone))
-
-
-def _try_tokenizer_context(encoder: Any, projector: Any) -> BuildAttempt:
-    """What the tokenizers have beside them, when encoder and projector agree on a grid."""
-    if encoder is None or projector is None:
-        return BuildAttempt()
-    try:
-        grid = projector.out_grid(encoder.grid)
-    except ConfigError as cause:
-        return BuildAttempt(None, [Fault("model.projector", str(cause))])
-    return BuildAttempt(TokenizerContext(encoder.view_px, grid, encoder.spatial and projector.spatial, encoder.squash))
-
-
-def _besides(encoder: Any, beside: TokenizerContext | None) -> list[TokenizerContext]:
-    """The tokenizers' neighbours, or stand-ins for what is unknown of them."""
-    if beside is not None:
-        return [beside]
-    return [*STAND_INS] if encoder is None else [replace(b, view_px=encoder.view_px) for b in STAND_INS]
-
-
-def _try_pooling(pooling: Any, choices: Mapping[Any, Any], beside: TokenizerContext | None) -> BuildAttempt:
-    """The pooling if it takes the grid (or nobody uses it), else one that keeps every cell, for the checks to go on."""
-    keeper = poolings.build("none")
-    if pooling is None or beside is None or not beside.spatial or not any(map(_needs_pooling, choices.values())):
-        return BuildAttempt(pooling or keeper)
-    try:
-        pooling.out_grid(beside.grid)
-    except ConfigError as cause:
-        return BuildAttempt(keeper, [Fault("model.pooling", str(cause))])
-    return BuildAttempt(pooling)
-
-
-def _needs_pooling(spec: Any) -> bool:
-    key = "model.tokenizer"
-    named = not any(fault.key == key for fault in find_component_faults(key, tokenizers, spec))
-    return named and "pooling" in tokenizers.find_wired_arguments(split_spec(spec)[0])
-
-
-def _try_tokenizer(scenario: Scenario, spec: Any, besides: Sequence[TokenizerContext], pooling: Any) -> BuildAttempt:
-    trials = [_try_in_context(scenario, spec, beside, pooling) for beside in besides]
-    return BuildAttempt(trials[0].part if len(besides) == 1 else None, find_common_faults(trials))
-
-
-def _try_in_context(scenario: Scenario, spec: Any, beside: TokenizerContext, pooling: Any) -> BuildAttempt:
-    key = f"model.tokenizer.{scenario}"
-    trial = try_build(key, tokenizers, spec, pooling=pooling, **asdict(beside))
-    if trial.part is None:
-        return trial
-    if scenario not in trial.part.scenarios:
-        serves = ", ".join(sorted(trial.part.scenarios))
-        message = f"{split_spec(spec)[0]!r} does not serve the scenario {scenario!r}, only {serves}."
-        return BuildAttempt(
-            None, [*trial.faults, Fault(key, message, f"Choose one of {', '.join(_serving(scenario, beside))}.")]
-        )
-    for reason in trial.part.reasons_against():
-        named = find_named_settings(reason, split_spec(spec)[1])
-        trial.faults.append(Fault(f"{key}.{named[0]}" if len(named) == 1 else key, reason))
-    return BuildAttempt(None if trial.faults else trial.part, trial.faults)
-
-
-def _serving(scenario: Scenario, beside: TokenizerContext) -> list[str]:
-    """Names of the visual tokenizers that serve a scenario."""
-    trials = {
-        name: try_build(
-            "", tokenizers, {"name": name, **tokenizers[name].tiny}, pooling=poolings.build("none"), **asdict(beside)
-        )
-        for name in tokenizers
+def _try_tokenizer(scenario: Scenario, spec: object, context: TokenizerContext, pooling: Pooling) -> BuildAttempt:
+    key, neighbours = f"model.tokenizer.{scenario}", {"pooling": pooling, **asdict(context)}
+    attempt = try_build(key, tokenizers, spec, **neighbours)
+    if attempt.part is None:
+        return attempt
+    if scenario in attempt.part.scenarios:
+        faults = [*attempt.faults, *(fault.move_below(key) for fault in attempt.part.find_faults())]
+        return BuildAttempt(None if faults else attempt.part, faults)
+    message = f"{split_spec(spec)[0]!r} does not serve the scenario {scenario!r}, only"
+    neighbours["pooling"] = poolings.build("none")
+    tiny = {
+        name: try_build("", tokenizers, {"name": name, **tokenizers[name].tiny}, **neighbours) for name in tokenizers
     }
-    return [name for name, trial in trials.items() if trial.part is not None and scenario in trial.part.scenarios]
+    serving = [name for name, one in tiny.items() if one.part is not None and scenario in one.part.scenarios]
+    cure = f"Choose one of {', '.join(serving)}."
+    fault = Fault(key, f"{message} {', '.join(sorted(attempt.part.scenarios))}.", cure)
+    return BuildAttempt(None, [*attempt.faults, fault])

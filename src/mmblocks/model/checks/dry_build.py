@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mmblocks.compat import suppress_warning_errors
-from mmblocks.errors import ConfigError
-from mmblocks.model.checks.faults import Fault, find_component_faults
+from mmblocks.errors import MMBlocksError
+from mmblocks.faults import Fault, join_key
 from mmblocks.registry import Registry, split_spec
 from mmblocks.settings import REQUIRED
 from mmblocks.shapes import Size
 
 NEIGHBOUR_SETTINGS = frozenset(
-    {
+    [
         "align",
         "checkpoint",
         "dim",
@@ -30,13 +29,13 @@ NEIGHBOUR_SETTINGS = frozenset(
         "queries",
         "scales",
         "select",
-        "squash",
         "sizes",
+        "squash",
         "stage",
         "strides",
         "view_px",
         "vocab_size",
-    }
+    ]
 )
 """Settings that decide what neighbours meet: a part built without the one that was given says nothing about them."""
 
@@ -67,38 +66,35 @@ STAND_INS = (
 
 
 @suppress_warning_errors()
-def try_build(key: str, registry: Registry[Any], spec: Any, **wired: Any) -> BuildAttempt:
+def try_build(key: str, registry: Registry[Any], spec: object, **wired: Any) -> BuildAttempt:
     """Build a component. Settings that are refused are reported and left out, and the rest is tried once more."""
-    own = find_component_faults(key, registry, spec)
-    if any(fault.key == key for fault in own):
-        return BuildAttempt(faults=own)
+    faults = registry.find_own_faults(spec, key)
+    if any(fault.key == key for fault in faults):
+        return BuildAttempt(faults=faults)
     name, given = split_spec(spec)
-    refused = {fault.key.removeprefix(f"{key}.") for fault in own}
-    try:
-        return BuildAttempt(_build_without(registry, name, given, refused, wired), own)
-    except Exception as cause:  # whatever a constructor raises is a reason against it
-        named = find_named_settings(str(cause), given)
-        where = f"{key}.{named[0]}" if len(named) == 1 else key
-        own.append(Fault(where, str(cause) if isinstance(cause, ConfigError) else f"{type(cause).__name__}: {cause}"))
-    try:
-        return BuildAttempt(_build_without(registry, name, given, {*refused, *named}, wired) if named else None, own)
-    except Exception:  # the first try has said what is wrong
-        return BuildAttempt(faults=own)
-
-
-def _build_without(
-    registry: Registry[Any], name: str, given: Mapping[str, Any], refused: set[str], wired: Mapping[str, Any]
-) -> Any:
     needed = {s.name for s in registry.list_settings(name) if s.default is REQUIRED}
-    usable = {k: v for k, v in given.items() if k not in refused}
-    if refused & NEIGHBOUR_SETTINGS or needed - usable.keys():
-        return None
-    return registry.build({"name": name, **usable}, **wired)
+    refused = {fault.key.removeprefix(f"{key}.") for fault in faults}
+    for is_retry in (False, True):
+        usable = {k: v for k, v in given.items() if k not in refused}
+        if refused & NEIGHBOUR_SETTINGS or needed - usable.keys():
+            break
+        try:
+            return BuildAttempt(registry.build({"name": name, **usable}, **wired), faults)
+        except Exception as cause:  # whatever a constructor raises is a reason against it
+            if is_retry:  # the first try has said what is wrong
+                break
+            named = [name for name in getattr(cause, "settings", ()) if name in given]
+            faults.append(to_fault(key, cause, named))
+            if not named:
+                break
+            refused |= {*named}
+    return BuildAttempt(faults=faults)
 
 
-def find_named_settings(message: str, given: Mapping[str, Any]) -> list[str]:
-    """Which of the given settings an error speaks of: messages write `name=value`."""
-    return [name for name in given if re.search(rf"\b{re.escape(name)}=", message)]
+def to_fault(key: str, error: Exception, settings: Sequence[str] = ()) -> Fault:
+    """An error of a component as a fault of its key, or of the one setting that is at fault."""
+    text = str(error) if isinstance(error, MMBlocksError) else f"{type(error).__name__}: {error}"
+    return Fault(join_key(key, *settings) if len(settings) == 1 else key, text)
 
 
 def find_common_faults(trials: Sequence[BuildAttempt]) -> list[Fault]:

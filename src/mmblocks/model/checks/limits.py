@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mmblocks.components import Backbone, ChatTemplate, VisionTokenizer
 from mmblocks.errors import CheckpointError, MMBlocksError
-from mmblocks.model.checks.faults import Fault, MissingFault
+from mmblocks.faults import Fault, join_key
 from mmblocks.pretrained import find_cached_folder, read_tokenizer
 from mmblocks.shapes import Scenario, Size, VisualShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from mmblocks.backbones.causal_lm import CausalLM
 
 MAX_HEAD_DIM = 256
 """Channels per head that the fused kernels of xformers take (FlashAttention's limit)."""
@@ -35,7 +42,7 @@ LONG_VIDEO_FRAMES = 3600 * 30
 
 @dataclass(frozen=True, slots=True)
 class BackboneSizes:
-    """What neighbours ask of a backbone, read from its settings when it cannot be built."""
+    """What neighbours need of a backbone, read from its settings when it cannot be built."""
 
     dim: int
     max_tokens: int
@@ -54,90 +61,72 @@ class BackboneSizes:
 
 def find_backbone_faults(settings: Mapping[str, Any]) -> list[Fault]:
     """What the sizes of a language model say before it is built; settings it does not have count as unknown."""
-    settings = {**settings, **_sizes_in(settings.get("further"))}
-    found = [*_counts(settings), *_find_family_faults(settings.get("family")), *_placeholder(settings)]
-    uncounted = {fault.key.rpartition(".")[2] for fault in found}
-    known = {name: value for name, value in settings.items() if name not in uncounted}
-    return [*found, *(list(_find_head_faults(known)) or _find_kv_head_faults(known))]
-
-
-def _sizes_in(further: Any) -> dict[str, Any]:
-    """Sizes that are given in transformers' words, in ours."""
     from mmblocks.backbones.family_config import SIZE_SETTINGS
 
-    return {SIZE_SETTINGS[name]: value for name, value in (further or {}).items() if name in SIZE_SETTINGS}
+    further = {SIZE_SETTINGS[k]: v for k, v in (settings.get("further") or {}).items() if k in SIZE_SETTINGS}
+    settings = {**settings, **further}
+    faults = list(_find_setting_faults(settings))
+    known = {name: value for name, value in settings.items() if name not in {fault.key for fault in faults}}
+    faults += list(_find_head_faults(known)) or _find_kv_head_faults(known)
+    return [fault.move_below("model.backbone") for fault in faults]
 
 
-def find_encoder_faults(key: str, settings: Mapping[str, Any]) -> list[Fault]:
-    """What the attention of an encoder does not allow."""
-    return list(_find_head_limit_faults(key, settings.get("dim"), settings.get("heads")))
-
-
-def _counts(settings: Mapping[str, Any]) -> Iterator[Fault]:
+def _find_setting_faults(settings: Mapping[str, Any]) -> Iterator[Fault]:
+    """Sizes that are none, a family that transformers has not, a placeholder that is no token."""
     for name in POSITIVE_SETTINGS:
         value = settings.get(name)
         if isinstance(value, int | float) and value <= 0:
-            yield Fault(f"model.backbone.{name}", f"{name}={value} is not a size.", "Write a number above 0.")
+            yield Fault(name, f"{name}={value} is not a size.", "Write a number above 0.")
+    if (family := settings.get("family")) is not None:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
 
-
-def _find_family_faults(family: str | None) -> Iterator[Fault]:
-    if family is None:
-        return
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
-
-    if family not in known:
-        close = difflib.get_close_matches(family, known, n=3)
-        cure = f"Did you mean {', '.join(close)}?" if close else "Write its model_type, such as 'qwen2' or 'llama'."
-        yield Fault("model.backbone.family", f"transformers has no causal language model {family!r}.", cure)
-
-
-def _placeholder(settings: Mapping[str, Any]) -> Iterator[Fault]:
+        if family not in known:
+            close = difflib.get_close_matches(family, known, n=3)
+            cure = f"Did you mean {', '.join(close)}?" if close else "Write its model_type, such as 'qwen2' or 'llama'."
+            yield Fault("family", f"transformers has no causal language model {family!r}.", cure)
     placeholder, size = settings.get("placeholder_id"), settings.get("vocab_size")
-    if placeholder is None or size is None or size <= 0 or 0 <= placeholder < size:
-        return
-    message = f"placeholder_id={placeholder} is outside the vocabulary of {size} tokens."
-    yield Fault("model.backbone.placeholder_id", message, f"Write an id from 0 to {size - 1}.")
+    if placeholder is not None and size is not None and size > 0 and not 0 <= placeholder < size:
+        message = f"placeholder_id={placeholder} is outside the vocabulary of {size} tokens."
+        yield Fault("placeholder_id", message, f"Write an id from 0 to {size - 1}.")
 
 
 def _find_head_faults(settings: Mapping[str, Any]) -> Iterator[Fault]:
-    dim, heads = settings.get("dim"), settings.get("heads")
-    own = settings.get("head_dim") or _own_head_dim(settings.get("family"))
-    if own:
-        yield from _find_head_limit_faults("model.backbone", own * (heads or 1), heads or 1)
-    if own or not dim or not heads:
-        return
-    key, share = "model.backbone.heads", dim // heads
-    if dim % heads:
-        yield Fault(
-            key, f"dim={dim} channels cannot be shared by heads={heads}.", _suggest_divisors("heads", dim, heads)
-        )
-    elif share % 2:
-        message = f"dim={dim} with heads={heads} gives {share} channels per head; rotary positions turn them in pairs."
-        yield Fault(key, message, "Choose heads so that dim / heads is even.")
-    else:
-        yield from _find_head_limit_faults("model.backbone", dim, heads)
-
-
-def _own_head_dim(family: str | None) -> int | None:
     from mmblocks.backbones.family_config import find_fixed_head_dim
 
-    try:
-        return None if family is None else find_fixed_head_dim(family)
-    except MMBlocksError:  # reported as an unknown family
-        return None
+    dim, heads, head_dim = settings.get("dim"), settings.get("heads"), settings.get("head_dim")
+    if not head_dim and settings.get("family") is not None:
+        with suppress(MMBlocksError):  # an unknown family, which is a fault of its own
+            head_dim = find_fixed_head_dim(settings["family"])
+    if head_dim:
+        yield from find_head_limit_faults("", {"dim": head_dim * (heads or 1), "heads": heads or 1})
+        return
+    if not dim or not heads:
+        return
+    share = dim // heads
+    if dim % heads:
+        cure = _suggest_divisors("heads", dim, heads)
+        yield Fault("heads", f"dim={dim} channels cannot be shared by heads={heads}.", cure)
+    elif share % 2:
+        message = f"dim={dim} with heads={heads} gives {share} channels per head; rotary positions turn them in pairs."
+        yield Fault("heads", message, "Choose heads so that dim / heads is even.")
+    else:
+        yield from find_head_limit_faults("", settings)
 
 
-def _find_head_limit_faults(key: str, dim: Any, heads: Any) -> Iterator[Fault]:
+def _find_kv_head_faults(settings: Mapping[str, Any]) -> list[Fault]:
+    heads, kv_heads = settings.get("heads"), settings.get("kv_heads")
+    if not heads or not kv_heads or heads % kv_heads == 0:
+        return []
+    message = f"heads={heads} cannot be shared out among kv_heads={kv_heads}."
+    return [Fault("kv_heads", message, _suggest_divisors("kv_heads", heads, kv_heads))]
+
+
+def find_head_limit_faults(key: str, settings: Mapping[str, Any]) -> Iterator[Fault]:
+    """More channels per head than the kernels of attention take."""
+    dim, heads = settings.get("dim"), settings.get("heads")
     if isinstance(dim, int) and isinstance(heads, int) and heads > 0 and dim // heads > MAX_HEAD_DIM:
         message = f"dim={dim} with heads={heads} gives {dim // heads} channels per head; xformers takes {MAX_HEAD_DIM}."
-        yield Fault(f"{key}.heads", message, f"Write heads={-(-dim // MAX_HEAD_DIM)} or more.")
-
-
-def _find_kv_head_faults(settings: Mapping[str, Any]) -> Iterator[Fault]:
-    heads, kv_heads = settings.get("heads"), settings.get("kv_heads")
-    if heads and kv_heads and heads % kv_heads:
-        message = f"heads={heads} cannot be shared out among kv_heads={kv_heads}."
-        yield Fault("model.backbone.kv_heads", message, _suggest_divisors("kv_heads", heads, kv_heads))
+        yield Fault(join_key(key, "heads"), message, f"Write heads={-(-dim // MAX_HEAD_DIM)} or more.")
 
 
 def _suggest_divisors(name: str, total: int, near: int) -> str:
@@ -145,7 +134,7 @@ def _suggest_divisors(name: str, total: int, near: int) -> str:
     return f"Write {' or '.join(f'{name}={d}' for d in sorted(best))}."
 
 
-def count_kv_bytes_per_token(config: Any, bytes_per_value: int = 2) -> int | None:
+def count_kv_bytes_per_token(config: PreTrainedConfig | None, bytes_per_value: int = 2) -> int | None:
     """Keys and values that one token leaves in the cache; None for a backbone that is not transformers'."""
     layers, heads = getattr(config, "num_hidden_layers", None), getattr(config, "num_attention_heads", None)
     if not layers or not heads:
@@ -179,7 +168,7 @@ def find_media_faults(tokenizers: Mapping[Scenario, Any], view_px: Size, max_tok
     return found
 
 
-def find_largest_visual(tokenizer: Any, scenario: Scenario, view_px: Size) -> tuple[int, str]:
+def find_largest_visual(tokenizer: VisionTokenizer[Any], scenario: Scenario, view_px: Size) -> tuple[int, str]:
     """Tokens of the largest visual of a scenario (two images where several are meant), and what it is."""
     if scenario == "video":
         video = VisualShape("video", view_px, LONG_VIDEO_FRAMES, 30.0)
@@ -195,7 +184,7 @@ def find_largest_visual(tokenizer: Any, scenario: Scenario, view_px: Size) -> tu
 # Text ---------------------------------------------------------------------------------------------------------------
 
 
-def find_text_faults(backbone: Any, template: Any) -> list[Fault]:
+def find_text_faults(backbone: CausalLM, template: ChatTemplate) -> list[Fault]:
     """Whether text tokenizer, chat template and vocabulary agree, where the tokenizer is on this machine."""
     folder = find_local_tokenizer(backbone)
     if folder is None:
@@ -206,7 +195,11 @@ def find_text_faults(backbone: Any, template: Any) -> list[Fault]:
         return [
             Fault("model.backbone.text_tokenizer", f"{folder} holds no text tokenizer: {cause}", "Name another folder.")
         ]
-    return [*_vocabulary(backbone, text_tokenizer), *find_template_faults("model.template", template, text_tokenizer)]
+    faults, words = find_template_faults("model.template", template, text_tokenizer), len(text_tokenizer)
+    if words > backbone.vocab_size:
+        message = f"the text tokenizer writes {words} ids and the backbone embeds vocab_size={backbone.vocab_size}."
+        faults.insert(0, Fault("model.backbone.vocab_size", message, f"Write vocab_size={words} or more."))
+    return faults
 
 
 def count_tokenizer_words(source: str) -> int:
@@ -216,11 +209,11 @@ def count_tokenizer_words(source: str) -> int:
         return 0
     try:
         return len(read_tokenizer(folder))
-    except CheckpointError:  # the examination says so
+    except CheckpointError:  # the dry build says so
         return 0
 
 
-def find_local_tokenizer(backbone: Any) -> Path | None:
+def find_local_tokenizer(backbone: Backbone | BackboneSizes) -> Path | None:
     """The folder of a backbone's text tokenizer when it is on this machine."""
     source = getattr(backbone, "tokenizer_source", None)
     return find_local_folder(source, "tokenizer_config.json") if source else None
@@ -234,23 +227,7 @@ def find_local_folder(source: str, file: str = "config.json") -> Path | None:
     return folder if folder.is_dir() else find_cached_folder(source, file)
 
 
-def make_missing_config_fault(checkpoint: str) -> MissingFault:
-    """The fault of a backbone whose sizes cannot be read."""
-    message = f"its sizes stand in the config.json of {checkpoint!r}, which is not on this machine."
-    cure = f"Fetch it (hf download {checkpoint} config.json), name a folder, or write family and sizes as settings."
-    return MissingFault("model.backbone.checkpoint", message, cure)
-
-
-def _vocabulary(backbone: Any, text_tokenizer: Any) -> Iterator[Fault]:
-    if len(text_tokenizer) > backbone.vocab_size:
-        yield Fault(
-            "model.backbone.vocab_size",
-            f"the text tokenizer writes {len(text_tokenizer)} ids and the backbone embeds vocab_size={backbone.vocab_size}.",
-            f"Write vocab_size={len(text_tokenizer)} or more.",
-        )
-
-
-def find_template_faults(key: str, template: Any, text_tokenizer: Any) -> list[Fault]:
+def find_template_faults(key: str, template: ChatTemplate, text_tokenizer: PreTrainedTokenizerBase) -> list[Fault]:
     """Texts of a chat template that the text tokenizer cannot write, or not as the one token that they should be."""
     try:
         stop = template.stop
@@ -258,7 +235,8 @@ def find_template_faults(key: str, template: Any, text_tokenizer: Any) -> list[F
         return [Fault(key, str(cause))]
     special = getattr(template, "special", stop if not any(_is_token(t, text_tokenizer) for t in stop) else ())
     unknown = [text for text in special if not _is_token(text, text_tokenizer)]
-    unwritten = [text for text in stop if text not in special and not _is_written(text, text_tokenizer)]
+    read_back = {text: text_tokenizer.decode(text_tokenizer.encode(text, add_special_tokens=False)) for text in stop}
+    unwritten = [text for text in stop if text not in special and text.strip() not in read_back[text]]
     cure = "Choose the template that the tokenizer was made for."
     if unknown or unwritten:
         which = ", ".join(map(repr, [*unknown, *unwritten]))
@@ -268,11 +246,7 @@ def find_template_faults(key: str, template: Any, text_tokenizer: Any) -> list[F
     return []
 
 
-def _is_token(text: str, text_tokenizer: Any) -> bool:
+def _is_token(text: str, text_tokenizer: PreTrainedTokenizerBase) -> bool:
     ids = text_tokenizer.encode(text, add_special_tokens=False)
     unknown = getattr(text_tokenizer, "unk_token_id", None)
     return len(ids) == 1 and (ids[0] != unknown or text == text_tokenizer.unk_token)  # which is Qwen2's end, too
-
-
-def _is_written(text: str, text_tokenizer: Any) -> bool:
-    return text.strip() in text_tokenizer.decode(text_tokenizer.encode(text, add_special_tokens=False))

@@ -1,4 +1,4 @@
-"""The doors to other checkpoint layouts: a table from their names to the modules that know them. Imports no torch."""
+"""Import and export of other checkpoint layouts: a table from their names to their modules. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.settings import format_suggestion
 
 if TYPE_CHECKING:
-    from mmblocks.model.convert.door import CheckpointLayout
+    from mmblocks.model.convert.layout import CheckpointLayout
     from mmblocks.model.onevision import OneVision
 
 LAYOUTS: dict[str, str] = {
@@ -23,63 +23,59 @@ LAYOUTS: dict[str, str] = {
     "instructblip": "transformers.instructblip",
     "original": "original.llava",
 }
-"""Layout -> module of this package that holds its `DOOR`. The first whose `reads` says yes is taken."""
+"""Layout -> module of this package that holds its `LAYOUT`. The first whose `can_read` is true is taken."""
 READ_ONLY = ("blip-2", "instructblip")
 WRITABLE = tuple(name for name in LAYOUTS if name not in READ_ONLY)
 
 
 def layout_of(name: str) -> CheckpointLayout:
-    """The door to a layout. Raises `ConfigError` for a name that is not known."""
+    """The layout of a name. Raises `ConfigError` for an unknown one."""
     if name not in LAYOUTS:
         raise ConfigError(f"no layout is called {name!r}.{format_suggestion(name, LAYOUTS)}")
     return import_module(f"{__name__}.{LAYOUTS[name]}").LAYOUT
 
 
 def detect_layout(folder: Path | str) -> str:
-    """Which layout a checkpoint folder has. Raises `CheckpointError` for one that is not known here."""
+    """The layout of a checkpoint folder. Raises `CheckpointError` for an unknown one."""
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; download the checkpoint first and give its path.")
-    found = next((name for name in LAYOUTS if layout_of(name).can_read(folder)), None)
-    if found is None:
-        config, known = read_raw_config(folder), "; ".join(layout_of(name).about for name in LAYOUTS)
-        raise CheckpointError(
-            f"{folder} holds a {config.get('model_type')!r} model of {config.get('architectures')}, "
-            f"which cannot be converted. Known: {known}."
-        )
-    return found
+    for name in LAYOUTS:
+        if layout_of(name).can_read(folder):
+            return name
+    config, known = read_raw_config(folder), "; ".join(layout_of(name).about for name in LAYOUTS)
+    raise CheckpointError(
+        f"{folder} holds a {config.get('model_type')!r} model of {config.get('architectures')}, "
+        f"which cannot be converted. Known: {known}."
+    )
 
 
 def find_fitting_family(model: OneVision) -> str:
-    """The family of transformers that can express a model, one with videos if there is. Raises `ConfigError` with reasons."""
+    """The family of transformers that can express a model, one with videos if possible. Raises `ConfigError` with reasons."""
     families = [name for name, module in LAYOUTS.items() if module.startswith("transformers.llava")]
     families.sort(key=lambda name: not layout_of(name).supports_video)
     reasons = {name: layout_of(name).reasons_against_export(model) for name in families}
-    fitting = next((name for name in families if not reasons[name]), None)
-    if fitting is None:
-        listed = "\n".join(f"  {name}:\n" + "\n".join(f"  - {r}" for r in reasons[name]) for name in families)
-        raise ConfigError(f"no family of transformers can express this model:\n{listed}")
-    return fitting
+    for name in families:
+        if not reasons[name]:
+            return name
+    listed = "\n".join(f"  {name}:\n" + "\n".join(f"  - {r}" for r in reasons[name]) for name in families)
+    raise ConfigError(f"no family of transformers can express this model:\n{listed}")
 
 
 def export_to_transformers(model: OneVision, folder: Path) -> None:
     """Write a model as the family of transformers that can express it. Raises `ConfigError` with reasons where none can."""
-    from mmblocks.storage import replace_folder
-
-    door = layout_of(find_fitting_family(model))
-    with replace_folder(folder) as fresh:
-        door.export_model(model, fresh)
+    layout_of(find_fitting_family(model)).export_model(model, folder)
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json as it stands; empty when there is none. Raises `CheckpointError` when it is cut."""
+    """A folder's config.json; empty when there is none. Raises `CheckpointError` when it is damaged."""
     from mmblocks.pretrained import read_local_config
 
     return read_local_config(folder) if (folder / "config.json").is_file() else {}
 
 
 def silence_transformers() -> None:
-    """Silence transformers' progress bars and notes: a command that reads a model six times says what matters itself."""
+    """Silence transformers' progress bars and warnings, for a command that reads a model several times."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

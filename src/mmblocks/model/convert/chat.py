@@ -1,14 +1,14 @@
-"""The chat template of a foreign checkpoint: its own, as one of ours where that writes the same prompts, else as it is."""
+"""The chat template of a foreign checkpoint: one of ours that writes the same prompts, else the checkpoint's Jinja."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mmblocks.backbones.text_tokenizer import StoredChat, find_chat_template, read_processor_chat
 from mmblocks.components import templates
@@ -19,7 +19,10 @@ from mmblocks.model.convert.transformers.jinja import FLATTENED, make_form, to_j
 from mmblocks.registry import Spec, split_spec
 from mmblocks.templates.contents import RefusedByTemplate
 from mmblocks.templates.rendering import TemplateLimitError
-from mmblocks.templates.span_tokenizer import SpanTokenizer, make_prompt_spans
+from mmblocks.templates.span_tokenizer import SpanTokenizer, TextTokenizer, make_prompt_spans
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ TEMPLATES_BY_TEXT = {
     "[INST]": "mistral_instruct",
     "ASSISTANT:": "vicuna_v1",
 }
-"""Chat templates by a text that a tokenizer's own template writes, in the order they are tried."""
+"""Chat templates by a text in the tokenizer's own template, in the order they are tried."""
 TEMPLATES_BY_END = {
     "<|im_end|>": "qwen_2",
     "<|eot_id|>": "llava_llama_3",
@@ -42,9 +45,9 @@ TEMPLATES_BY_END = {
 }
 """Chat templates by the token that ends their turns, in the order they are tried."""
 MISTRAL = ("mistral", "llava_mistral")
-"""Families that end their turns like Vicuna and write them otherwise."""
+"""Families whose turns end like Vicuna's and differ otherwise."""
 DEFAULT = "qwen_2"
-ASKED_FOR = "as asked for"
+ASKED_FOR = "as requested"
 
 _IMAGE = {"type": "image", "image": "probe"}
 _USER: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": "What is it?"}]}
@@ -74,7 +77,7 @@ PROBES: tuple[tuple[dict[str, Any], ...], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ChatChoice:
-    """A chat template, why it was taken, and whether that was a guess in the absence of anything to go by."""
+    """A chat template, why it was chosen, and whether it is the default for lack of any evidence."""
 
     spec: Spec
     reason: str
@@ -84,73 +87,61 @@ class ChatChoice:
         return f"{split_spec(self.spec)[0]} ({self.reason})"
 
 
-def choose_chat_template(folder: Path, tokenizer: Any | None, wanted: Spec | None = None) -> ChatChoice:
-    """The chat template of a checkpoint: the one that is wanted; ours whose prompts are those of the stored one; the
-    stored one itself; and a guess where none is stored or it cannot be followed. It is logged with its reason.
+def choose_chat_template(
+    folder: Path, tokenizer: PreTrainedTokenizerBase | None, requested: Spec | None = None
+) -> ChatChoice:
+    """The chat template of a checkpoint, logged with its reason.
+
+    The requested one; else ours whose prompts are those of the stored one; else the stored one; else a guess, where none
+    is stored or it cannot be rendered.
     """
-    found = ChatChoice(wanted, ASKED_FOR) if wanted is not None else _choose_by_stored(folder, tokenizer)
-    log.info("chat template: %s", found)
-    return found
+    choice = ChatChoice(requested, ASKED_FOR) if requested is not None else _choose_by_stored(folder, tokenizer)
+    log.info("chat template: %s", choice)
+    return choice
 
 
-def _choose_by_stored(folder: Path, tokenizer: Any | None) -> ChatChoice:
-    stored = read_stored_chat(folder, tokenizer)
-    if stored is None:
-        name, why = _guess_template(folder, tokenizer)
-        return ChatChoice(name, f"a guess: no chat template is stored, {why}", is_guess=why == "default")
-    if (known := _written_by_us(stored.jinja)) is not None:
-        return ChatChoice(known, f"written by mmblocks in {stored.file}")
-    if tokenizer is None:
-        return _replace_by_guess(folder, None, stored, "there is no text tokenizer to render it")
-    return _followed(folder, tokenizer, stored)
-
-
-def read_stored_chat(folder: Path, tokenizer: Any | None) -> StoredChat | None:
+def read_stored_chat(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> StoredChat | None:
     """The chat template that a checkpoint came with: its processor's, else its text tokenizer's."""
-    if (found := read_processor_chat(folder)) is not None:
-        return found
+    if (stored := read_processor_chat(folder)) is not None:
+        return stored
     jinja = find_chat_template(tokenizer)
     return None if jinja is None else StoredChat(jinja, "tokenizer_config.json")
 
 
-def _written_by_us(jinja: str) -> str | None:
-    if jinja.startswith(FLATTENED):
-        return OWN_TEMPLATE
-    return next((name for name in _list_candidates() if to_jinja(templates.build(name)) == jinja), None)
-
-
-def _list_candidates() -> list[str]:
-    """Our templates that are made of closed turns, the usual ones first."""
-    named = dict.fromkeys([*TEMPLATES_BY_END.values(), *TEMPLATES_BY_TEXT.values(), *templates])
-    return [n for n in named if not templates.reasons_against(n) and make_form(templates.build(n)) is not None]
-
-
-# By its prompts -----------------------------------------------------------------------------------------------------
-
-
-def _followed(folder: Path, tokenizer: Any, stored: StoredChat) -> ChatChoice:
-    """Ours that writes the same prompts, else the stored one, else a guess that says why."""
+def _choose_by_stored(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> ChatChoice:
+    """Ours that is, or writes the prompts of, the stored one; else the stored one; else a guess with its reason."""
+    stored = read_stored_chat(folder, tokenizer)
+    if stored is None:
+        name, why = _guess_template(folder, tokenizer)
+        return ChatChoice(name, f"a guess: no chat template is stored, {why}", is_guess=why == "default")
+    usual = dict.fromkeys([*TEMPLATES_BY_END.values(), *TEMPLATES_BY_TEXT.values(), *templates])
+    candidates = [n for n in usual if not templates.find_faults(n) and make_form(templates.build(n)) is not None]
+    identical = next((name for name in candidates if to_jinja(templates.build(name)) == stored.jinja), None)
+    if stored.jinja.startswith(FLATTENED) or identical is not None:
+        return ChatChoice(identical or OWN_TEMPLATE, f"written by mmblocks in {stored.file}")
+    if tokenizer is None:
+        return _replace_by_guess(folder, None, stored, "there is no text tokenizer to render it")
     own = copy.copy(tokenizer)
     own.chat_template = stored.jinja
     prompts = [_render_prompt(OWN_TEMPLATE, own, probe) for probe in PROBES]
     if not isinstance(prompts[0], list):
         return _replace_by_guess(folder, own, stored, str(prompts[0]))
     wanted = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, RefusedByTemplate)}
-    for name in _list_candidates():
+    for name in candidates:
         if all(_render_prompt(name, own, PROBES[i]) == ids for i, ids in wanted.items()):
             return ChatChoice(name, f"it writes the prompts of {stored.file}, {len(wanted)} of {len(wanted)} tried")
-    return ChatChoice(OWN_TEMPLATE, f"kept as it stands in {stored.file}: none of ours writes its prompts")
+    return ChatChoice(OWN_TEMPLATE, f"kept as it is in {stored.file}: none of ours writes its prompts")
 
 
 def _render_prompt(
-    name: str, tokenizer: Any, messages: Sequence[Mapping[str, Any]]
+    name: str, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
 ) -> list[int | None] | MMBlocksError:
     """The ids of a prompt, None for a visual, or why there is none."""
-    template = templates.build(name, text_tokenizer=lambda: tokenizer)
-    try:  # a template that had to be stopped is told at once, whatever else might be taken
+    template, text_tokenizer = templates.build(name, text_tokenizer=lambda: tokenizer), cast(TextTokenizer, tokenizer)
+    try:
         spans = make_prompt_spans(template, Conversation.from_messages(messages).messages)
-        to_ids = SpanTokenizer(tokenizer, template)
-    except TemplateLimitError:
+        to_ids = SpanTokenizer(text_tokenizer, template)
+    except TemplateLimitError:  # a template that had to be stopped is an error, whatever others there are
         raise
     except MMBlocksError as cause:
         return cause
@@ -161,38 +152,29 @@ def _render_prompt(
     return ids
 
 
-# By guess -----------------------------------------------------------------------------------------------------------
-
-
-def _replace_by_guess(folder: Path, tokenizer: Any | None, stored: StoredChat, reason: str) -> ChatChoice:
+def _replace_by_guess(
+    folder: Path, tokenizer: PreTrainedTokenizerBase | None, stored: StoredChat, reason: str
+) -> ChatChoice:
     """A guess in place of a stored template."""
-    name, why = next(_written_in(stored.jinja), None) or _guess_template(folder, tokenizer)
+    text = next((text for text in TEMPLATES_BY_TEXT if text in stored.jinja), None)
+    name, why = _guess_template(folder, tokenizer)
+    if text is not None:
+        name, why = TEMPLATES_BY_TEXT[text], f"the stored chat template writes {text}"
     reason = reason.removeprefix("conversation: ").rstrip(".")
     return ChatChoice(name, f"a guess: {why}; {stored.file} cannot be followed, {reason}", is_guess=why == "default")
 
 
-def _written_in(jinja: str) -> Iterator[tuple[str, str]]:
-    return (
-        (name, f"the stored chat template writes {text}") for text, name in TEMPLATES_BY_TEXT.items() if text in jinja
-    )
-
-
-def _guess_template(folder: Path, tokenizer: Any | None) -> tuple[str, str]:
+def _guess_template(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, str]:
     """A template by the token that ends a turn, and why."""
     vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
     end = next((end for end in TEMPLATES_BY_END if end in vocabulary), None)
-    family = _family(folder)
+    config = read_raw_config(folder)
+    text = config.get("text_config")
+    family = str((text if isinstance(text, dict) else config).get("model_type"))
+    if "LlavaLlamaForCausalLM" in (config.get("architectures") or ()):  # LLaVA's own config has it in the class name
+        family = "llama"
     if end in (None, "</s>") and family in MISTRAL:
         return "mistral_instruct", f"the language model is of the family {family}"
     if end == "<|im_end|>" and family in ("llama", "llava_llama"):
         return "chatml_direct", f"{end} is in the vocabulary of a Llama, as in LLaVA-v1.6-34b"
     return (DEFAULT, "default") if end is None else (TEMPLATES_BY_END[end], f"{end} is in the vocabulary")
-
-
-def _family(folder: Path) -> str:
-    """The family of the language model; LLaVA's own config says it by the class."""
-    config = read_raw_config(folder)
-    if "LlavaLlamaForCausalLM" in (config.get("architectures") or ()):
-        return "llama"
-    text = config.get("text_config")
-    return str((text if isinstance(text, dict) else config).get("model_type"))

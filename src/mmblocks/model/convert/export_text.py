@@ -1,6 +1,6 @@
-"""What an export says of text beside its weights: tokenizer, ends of answers, rotary settings.
+"""Text files of an export: text tokenizer, end tokens, rotary settings.
 
-Written so that transformers 4.57 reads it too, which knows the tokenizers' classes and the rotary settings by older names.
+Written so that transformers 4.57 reads them too, which has older names for tokenizer classes and rotary settings.
 """
 
 from __future__ import annotations
@@ -8,25 +8,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmblocks.json_files import read_object
 from mmblocks.model.generation.decoding import StopSequences
 
+if TYPE_CHECKING:
+    from mmblocks.model.onevision import OneVision
+
 PADDING_SIDE = "left"
-"""Answers of a batch begin at its last column, so shorter prompts are padded in front."""
+"""Answers of a batch begin at its last column, so shorter prompts are padded on the left."""
 CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast", "PythonBackend": "PreTrainedTokenizer"}
-"""transformers 5's names of the general tokenizers and those of transformers 4, which both know."""
+"""transformers 5's names of the general tokenizers -> transformers 4's, which both versions accept."""
 READING_ENTRIES = ("backend", "is_local", "local_files_only")
-"""Entries that say how a tokenizer was read, and nothing about it."""
+"""Entries that describe how a tokenizer was read, not the tokenizer."""
 REPETITION = ("repetition_penalty", "no_repeat_ngram_size")
 
 
-def finish_tokenizer(model: Any, folder: Path) -> None:
+def finish_tokenizer(model: OneVision, folder: Path) -> None:
     """Complete the tokenizer_config.json that transformers 5 wrote into a folder.
 
-    A tokenizer without a token to pad with gets one, and one that begins texts with no BOS says so: transformers 4 reads
-    every tokenizer of llava_next_video as a Llama's, which begins them with one.
+    A tokenizer without a padding token gets one, and one without BOS gets `add_bos_token: false`: transformers 4 reads
+    every tokenizer of llava_next_video as a Llama's, which adds one.
     """
     tokenizer = model.backbone.text_tokenizer
     path = folder / "tokenizer_config.json"
@@ -39,13 +42,13 @@ def finish_tokenizer(model: Any, folder: Path) -> None:
         config["add_bos_token"] = False
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    if named := config.pop("model_specific_special_tokens", None):
-        config["extra_special_tokens"] = named
+    if specific := config.pop("model_specific_special_tokens", None):
+        config["extra_special_tokens"] = specific
     _write_json(path, config)
 
 
 def finish_config(folder: Path) -> None:
-    """Say the rotary settings of the text model in the words of transformers 4 too."""
+    """Add the rotary settings of the text model under transformers 4's names."""
     path = folder / "config.json"
     config = read_object(path)
     config["text_config"] |= to_older_rope(config["text_config"].get("rope_parameters") or {})
@@ -55,8 +58,8 @@ def finish_config(folder: Path) -> None:
 def to_older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_parameters` as transformers 4 has them: a base, and a scaling where there is one.
 
-    Of settings for each kind of layer, the base and scaling are those of full attention, and the base of the windows has
-    a name of its own (Gemma 3).
+    Of settings by kind of layer, base and scaling are those of full attention; the base of sliding windows has a name of
+    its own (Gemma 3).
     """
     if isinstance(rope.get("full_attention"), Mapping):
         local = rope.get("sliding_attention") or {}
@@ -65,16 +68,13 @@ def to_older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
     if "rope_theta" not in rope:
         return {}
     scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    found = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-    scaled = scaling.get("rope_type", "default") != "default"
-    return {**found, "rope_scaling": scaling} if scaled else found
+    base = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    is_scaled = scaling.get("rope_type", "default") != "default"
+    return {**base, "rope_scaling": scaling} if is_scaled else base
 
 
-def write_generation_config(model: Any, folder: Path) -> None:
-    """What ends an answer: the ends of the chat template and those that the checkpoint's own generation knows.
-
-    What this says of repetition, which our own generation follows, is kept.
-    """
+def write_generation_config(model: OneVision, folder: Path) -> None:
+    """Write generation_config.json: end tokens of the chat template and of the checkpoint, and repetition penalties."""
     from transformers import GenerationConfig
 
     tokenizer, own = model.backbone.text_tokenizer, getattr(model.backbone.lm, "generation_config", None)
@@ -87,8 +87,8 @@ def write_generation_config(model: Any, folder: Path) -> None:
     GenerationConfig(**ids, **repetition).save_pretrained(folder)
 
 
-def _find_padding_id(model: Any) -> int | None:
-    """The text tokenizer's own, else what ends an answer."""
+def _find_padding_id(model: OneVision) -> int | None:
+    """The text tokenizer's padding token, else the first token that ends an answer."""
     own = model.backbone.text_tokenizer.pad_token_id
     return own if own is not None else next(iter(StopSequences.from_model(model).tokens), None)
 

@@ -1,4 +1,4 @@
-"""How checkpoints name the tensors of a model: one table per layout, from our prefix to theirs."""
+"""Tensor names of every checkpoint layout: one table per layout, from our prefix to theirs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 NameTable = Mapping[str, str]
-"""Our prefix -> theirs. Longer prefixes of ours stand for themselves; of two prefixes that
-begin alike the longer stands first."""
+"""Our prefix -> theirs. The first prefix that matches counts, so the longer of two that begin alike stands first."""
 
 HUB: NameTable = {
     "encoder.vision_model.": "vision_tower.vision_model.",
@@ -17,7 +16,7 @@ HUB: NameTable = {
     "backbone.lm.model.": "language_model.model.",
     "backbone.lm.lm_head.": "language_model.lm_head.",
 }
-"""What the hub holds, and the only names that vLLM's SigLIP loader takes: we write these."""
+"""The names on the hub, and the only ones that vLLM's SigLIP loader accepts: exports use them."""
 
 IN_MEMORY: NameTable = {
     "encoder.vision_model.": "model.vision_tower.",
@@ -62,12 +61,12 @@ def make_original_table(projector: NameTable) -> NameTable:
 
 
 def to_theirs(ours: str, table: NameTable) -> str:
-    """Our name of a tensor in their words; a name that the table does not know stays as it is."""
+    """Their name of a tensor for ours; a name that is not in the table is returned unchanged."""
     return _replace_prefix(ours, table.items())
 
 
 def to_ours(theirs: str, table: NameTable) -> str:
-    """Their name of a tensor in our words; a name that the table does not know stays as it is."""
+    """Our name of a tensor for theirs; a name that is not in the table is returned unchanged."""
     return _replace_prefix(theirs, ((theirs_prefix, ours_prefix) for ours_prefix, theirs_prefix in table.items()))
 
 

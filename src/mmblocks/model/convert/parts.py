@@ -1,4 +1,4 @@
-"""The parts before a language model that cannot be a backbone here: an encoder and a projector, each a folder."""
+"""Encoder and projector of a checkpoint whose language model cannot be a backbone here, each written to a folder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mmblocks.model.checkpoint import list_disagreements
 from mmblocks.model.convert import detect_layout, keys
 from mmblocks.model.convert.text import refuse_conversion
 from mmblocks.model.convert.transformers.blip2 import list_vision_reasons, make_encoder_settings, make_qformer_settings
-from mmblocks.model.convert.transformers.families import read_family_config
-from mmblocks.model.convert.weights import read_weights
+from mmblocks.model.convert.transformers.reading import read_family_config
+from mmblocks.model.convert.weights import StoredTensors
 from mmblocks.storage import replace_folder
 
 
@@ -51,8 +51,8 @@ def import_vision_parts(folder: Path | str, *, dtype: torch.dtype = torch.float3
     parts that is missing, extra or of another shape.
     """
     folder = Path(folder)
-    if (found := detect_layout(folder)) != "blip-2":
-        raise ConfigError(f"{folder} is in the layout {found!r}; parts are read of 'blip-2' only.")
+    if (layout := detect_layout(folder)) != "blip-2":
+        raise ConfigError(f"{folder} is in the layout {layout!r}; parts are read from 'blip-2' only.")
     config = read_family_config(folder, "blip-2")
     refuse_conversion(folder, list_vision_reasons(config, folder))
     settings = {
@@ -63,24 +63,14 @@ def import_vision_parts(folder: Path | str, *, dtype: torch.dtype = torch.float3
     projector = projectors.build(
         settings["projector"], in_dim=encoder.dim, out_dim=config.text_config.hidden_size, grid=encoder.grid
     )
-    for name, tensors in _match_tensors({"encoder": encoder, "projector": projector}, folder).items():
-        {"encoder": encoder, "projector": projector}[name].load_state_dict(tensors)
-    return CheckpointParts(encoder.to(dtype).eval(), projector.to(dtype).eval(), settings)
-
-
-def _match_tensors(parts: Mapping[str, nn.Module], folder: Path) -> dict[str, dict[str, Tensor]]:
-    stored = read_weights(folder)
+    parts, stored = nn.ModuleDict({"encoder": encoder, "projector": projector}), StoredTensors(folder)
     theirs = {keys.to_ours(key, keys.BLIP2): key for key in stored}
-    wanted = {
-        f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()
-    }
-    found = {name: stored.shapes[key] for name, key in theirs.items() if name.partition(".")[0] in parts}
-    if faults := list_disagreements(_rename_to_theirs(wanted), _rename_to_theirs(found)):
+    shapes = {name: stored.shapes[key] for name, key in theirs.items() if name.partition(".")[0] in parts}
+    wanted = parts.state_dict()
+    if faults := list_disagreements(_rename_to_theirs(wanted), _rename_to_theirs(shapes)):
         raise CheckpointError(f"{folder} does not fit its config:\n  " + "\n  ".join(faults))
-    return {
-        part: {name.partition(".")[2]: stored[theirs[name]] for name in wanted if name.startswith(f"{part}.")}
-        for part in parts
-    }
+    parts.load_state_dict({name: stored[theirs[name]] for name in wanted})
+    return CheckpointParts(encoder.to(dtype).eval(), projector.to(dtype).eval(), settings)
 
 
 def _rename_to_theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

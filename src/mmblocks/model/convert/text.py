@@ -1,4 +1,4 @@
-"""What imports share: the language model's settings, its text tokenizer and chat template, and the finished model."""
+"""Common steps of every import: text tokenizer, language model settings, and the model from its tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,10 +24,13 @@ from mmblocks.model.convert.weights import MatchedTensors, load_matched, match_t
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
 log = logging.getLogger(__name__)
 
-GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size")
-"""What of a checkpoint's generation settings is read here: ends of answers, and what holds of repetition."""
+GENERATION_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size")
+"""Generation settings of a checkpoint that are read: end tokens and repetition penalties."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -37,7 +40,7 @@ def refuse_conversion(where: Path, reasons: list[str]) -> None:
         raise ConfigError(f"{where} cannot be converted:\n" + "\n".join(f"  - {reason}" for reason in reasons))
 
 
-def read_checkpoint_tokenizer(folder: Path) -> Any | None:
+def read_checkpoint_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The text tokenizer in a checkpoint folder, with its processor's chat template; None where there is none."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
@@ -48,9 +51,9 @@ def read_checkpoint_tokenizer(folder: Path) -> Any | None:
 
 
 def list_tokenizer_reasons(
-    tokenizer: Any | None, visual_ids: Mapping[str, int], vocab_size: int, chat: ChatChoice
+    tokenizer: PreTrainedTokenizerBase | None, visual_ids: Mapping[str, int], vocab_size: int, chat: ChatChoice
 ) -> list[str]:
-    """What a text tokenizer lacks for the checkpoint beside it: the visual tokens, room for them, the end of a turn."""
+    """What a checkpoint's text tokenizer lacks: the visual tokens, embeddings for them, the end of a turn."""
     reasons = [
         f"the config puts {token} at id {number}, beyond the {vocab_size} token embeddings."
         for token, number in visual_ids.items()
@@ -72,21 +75,23 @@ def list_tokenizer_reasons(
 
 
 def read_generation_settings(folder: Path) -> dict[str, Any]:
-    """A checkpoint's own generation settings, as far as they are read."""
+    """The entries of a checkpoint's generation_config.json that are used; empty where there is none."""
     path = folder / "generation_config.json"
-    found = read_object(path) if path.is_file() else {}
-    return {key: found[key] for key in GENERATION if found.get(key) is not None}
+    settings = read_object(path) if path.is_file() else {}
+    return {key: settings[key] for key in GENERATION_KEYS if settings.get(key) is not None}
 
 
 def read_end_tokens(folder: Path) -> tuple[int, ...]:
-    """The ids that end an answer by the checkpoint's generation settings, or else by its text model's."""
+    """The ids that end an answer: the checkpoint's generation settings, else its text config."""
     text = read_raw_config(folder).get("text_config") or {}
-    found = read_generation_settings(folder).get("eos_token_id", text.get("eos_token_id"))
-    return tuple(found) if isinstance(found, list) else () if found is None else (found,)
+    ids = read_generation_settings(folder).get("eos_token_id", text.get("eos_token_id"))
+    return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
 
 
-def make_backbone_settings(config: Any, folder: Path, tokenizer: Any | None, placeholder_id: int) -> dict[str, Any]:
-    """A transformers text config as settings of our `causal_lm`. What they cannot say stays in the config itself."""
+def make_backbone_settings(
+    config: PreTrainedConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None, placeholder_id: int
+) -> dict[str, Any]:
+    """A transformers text config as settings of our `causal_lm`; entries without a setting stay in the config."""
     rope = getattr(config, "rope_parameters", None) or {}
     window = getattr(config, "sliding_window", None)
     return {
@@ -111,20 +116,20 @@ def make_backbone_settings(config: Any, folder: Path, tokenizer: Any | None, pla
 def require_parts_fit(spec: ModelSpec) -> None:
     """Raise one `ConfigError` that lists every fault of an imported composition.
 
-    That its largest visuals do not fit into a sequence is the checkpoint's own limit, and only told.
+    Visuals too large for a sequence are the checkpoint's own limit, and only a warning.
     """
-    found = dry_build(spec, offline=False)
+    built = dry_build(spec, offline=False)
     too_long = []
-    if found.encoder is not None and found.backbone is not None:
-        too_long = limits.find_media_faults(found.tokenizers, found.encoder.view_px, found.backbone.max_tokens)
+    if built.encoder is not None and built.backbone is not None:
+        too_long = limits.find_media_faults(built.tokenizers, built.encoder.view_px, built.backbone.max_tokens)
     for fault in too_long:
         log.warning("%s", fault)
-    DryBuild([fault for fault in found.faults if fault not in too_long]).require_no_faults()
+    DryBuild([fault for fault in built.faults if fault not in too_long]).require_no_faults()
 
 
 def build_from_tensors(
     spec: ModelSpec,
-    text_config: Any,
+    text_config: PreTrainedConfig,
     stored: Mapping[str, Tensor],
     layouts: Mapping[str, NameTable],
     dtype: torch.dtype,
@@ -134,16 +139,16 @@ def build_from_tensors(
 ) -> tuple[OneVision, MatchedTensors]:
     """The model of a spec with a checkpoint's tensors, all of them or none.
 
-    chat: the spec's chat template and why it was taken. unused: what may be left over beside what `keys.UNUSED` names, as patterns of our names and reasons.
+    chat: the spec's chat template and why it was chosen. unused: tensors that may be left over besides `keys.UNUSED`, as
+    patterns of our names, with reasons.
     """
     require_parts_fit(spec)
     model = build_from_spec(spec, backbone_on_meta=True)
-    with torch.device("meta"):  # a text config may say sizes that our settings cannot
+    with torch.device("meta"):  # a text config may have sizes that our settings lack
         model.backbone.lm = type(model.backbone.lm)(text_config)
-    found = match_tensors(model, stored, layouts, where, unused)
-    load_matched(model, found, text_config, dtype, where)
+    matched = match_tensors(model, stored, layouts, where, unused)
+    load_matched(model, matched, text_config, dtype, where)
     model.backbone.lm.generation_config.update(**read_generation_settings(where))
-    log.info(
-        "%s: layout %s, %d tensors read, %d not needed", where, found.layout, len(found.tensors), len(found.unused)
-    )
-    return model.eval(), replace(found, chat=str(chat))
+    counts = len(matched.tensors), len(matched.unused)
+    log.info("%s: layout %s, %d tensors read, %d not needed", where, matched.layout, *counts)
+    return model.eval(), replace(matched, chat=str(chat))

@@ -1,1 +1,1 @@
-"""How answers are written: keys and values in slots, prompts read without padding, then one token a step."""
+"""Text generation: a key-value cache, prompts without padding, then one token per step."""

@@ -1,23 +1,29 @@
-"""One token of every sequence: the decoder and the head on buffers that stay where they are, captured on CUDA."""
+"""One decoding step for every sequence, on buffers with fixed addresses, captured as a CUDA graph where possible."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from mmblocks.backbones.family_config import count_experts
 from mmblocks.compat import find_cache_keyword
 from mmblocks.model.generation.store import KVCache
 from mmblocks.model.generation.weights import TensorAddresses
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from mmblocks.backbones.causal_lm import CausalLM
+
 log = logging.getLogger(__name__)
-BUCKET = 256  # slots; stores on CUDA have a multiple of this many, so that a captured step serves many prompts
-MIN_CAPTURE_TOKENS = 8  # tokens; capturing a step costs about as much as running it this often
+BUCKET_SLOTS = 256  # caches on CUDA have a multiple of this many slots, so that a captured step serves many prompts
+MIN_CAPTURE_TOKENS = 8  # capturing a step costs about as much as running it this often
 MAX_IDLE_BYTES = 1 << 30
 MAX_IDLE_STEPS = 4
 
@@ -25,46 +31,46 @@ MAX_IDLE_STEPS = 4
 class DecodingStep:
     """The logits of every sequence's next token.
 
-    ids, positions: (sequences,) int64, what was written last and where it goes. A sequence that has ended runs along
-    and stays where it is.
+    ids, positions: (sequences,) int64, the tokens drawn last and their positions. A sequence that has ended is computed
+    too, and its length stays.
     """
 
-    def __init__(self, backbone: Any, store: KVCache, device: torch.device) -> None:
+    def __init__(self, backbone: CausalLM, store: KVCache, device: torch.device) -> None:
         self.backbone = backbone
         self.store = store
         self.ids = torch.zeros(len(store.lengths), dtype=torch.int64, device=device)
         self.positions = torch.zeros_like(self.ids)
-        self._captured: _StepGraph | None = None
+        self._graph: _StepGraph | None = None
 
-    def __call__(self, ids: Tensor, going: Sequence[bool]) -> Tensor:
-        """(sequences, vocabulary). `going` are the sequences that `ids` extend."""
+    def __call__(self, ids: Tensor, unfinished: Sequence[bool]) -> Tensor:
+        """(sequences, vocabulary). unfinished: which sequences `ids` extend."""
         self.ids.copy_(ids)
         self.positions.copy_(torch.tensor(self.store.lengths))
-        captured = self._captured
-        logits = self._uncaptured() if captured is None else captured.replay_step()
-        self.store.advance_lengths(going)
+        if self._graph is not None:
+            logits = self._graph.replay_step()
+        else:
+            longest = max(self.store.lengths)
+            logits = self.compute_logits(longest + 1, alike=min(self.store.lengths) == longest)
+        self.store.advance_lengths(unfinished)
         return logits
 
     @property
     def is_captured(self) -> bool:
-        """Whether there is a recording, and it is one of the present buffers and weights."""
-        return self._captured is not None and self._captured.is_valid_for(self.backbone, self.store)
+        """Whether there is a CUDA graph of the present buffers and weights."""
+        return self._graph is not None and self._graph.is_valid_for(self.backbone, self.store)
 
     def capture_graph(self) -> None:
-        """Record the step as it is for the store's present buffers, unless that has been done."""
+        """Capture the step for the cache's present buffers, unless that has been done."""
         if not self.is_captured:
             self.positions.copy_(torch.tensor(self.store.lengths))
-            self._captured = _StepGraph(self)
+            self._graph = _StepGraph(self)
 
     def release_graph(self) -> None:
         """Run uncaptured from now on."""
-        self._captured = None
+        self._graph = None
 
-    def _uncaptured(self) -> Tensor:
-        longest = max(self.store.lengths)
-        return self._compute_logits(longest + 1, alike=min(self.store.lengths) == longest)
-
-    def _compute_logits(self, visible: int, *, alike: bool) -> Tensor:
+    def compute_logits(self, visible: int, *, alike: bool) -> Tensor:
+        """(sequences, vocabulary) with the first `visible` slots in view. alike: all positions are visible - 1."""
         seen = VisibleSlots(self.positions, visible, alike=alike)
         x = self.backbone.embed_tokens(self.ids)
         decoder = self.backbone.lm.get_decoder()
@@ -81,24 +87,21 @@ class DecodingStep:
 
 
 class VisibleSlots(dict[int | None, Tensor | None]):
-    """By a layer's window (None for all): which of the first `visible` slots a row at `positions` sees.
+    """Attention masks by a layer's window (None for no window): which of the first `visible` slots a row sees.
 
-    Each is (sequences, 1, 1, visible) bool, made when the first layer of that window asks for it, or None where
-    every row sees every slot. `alike` says that all positions are visible - 1.
+    Each is (sequences, 1, 1, visible) bool, made for the first layer of that window, or None where every row sees every
+    slot. alike: all positions are visible - 1.
     """
 
     def __init__(self, positions: Tensor, visible: int, *, alike: bool) -> None:
-        self._ago = positions[:, None] - torch.arange(visible, device=positions.device)
+        self._distances = (positions[:, None] - torch.arange(visible, device=positions.device))[:, None, None]
         self._visible = visible
-        super().__init__({None: None if alike else self._to_attention_mask(self._ago >= 0)})
+        super().__init__({None: None if alike else self._distances >= 0})
 
     def __missing__(self, window: int) -> Tensor | None:
-        near = (self._ago >= 0) & (self._ago < window)
-        self[window] = self[None] if window >= self._visible else self._to_attention_mask(near)
+        near = (self._distances >= 0) & (self._distances < window)
+        self[window] = self[None] if window >= self._visible else near
         return self[window]
-
-    def _to_attention_mask(self, seen: Tensor) -> Tensor:
-        return seen[:, None, None]
 
 
 class _StepGraph:
@@ -106,14 +109,14 @@ class _StepGraph:
 
     def __init__(self, step: DecodingStep) -> None:
         self._capacity = step.store.capacity
-        self._places = TensorAddresses.from_module(step.backbone)
+        self._addresses = TensorAddresses.from_module(step.backbone)
 
         def run_step() -> Tensor:
-            return step._compute_logits(self._capacity, alike=False)
+            return step.compute_logits(self._capacity, alike=False)
 
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries make their workspaces and plans outside the graph
+        with torch.cuda.stream(side):  # libraries allocate their workspaces outside the graph
             for _ in range(2):
                 run_step()
         torch.cuda.current_stream().wait_stream(side)
@@ -121,58 +124,56 @@ class _StepGraph:
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._logits = run_step()
 
-    def is_valid_for(self, backbone: Any, store: KVCache) -> bool:
-        return store.capacity == self._capacity and self._places == TensorAddresses.from_module(backbone)
+    def is_valid_for(self, backbone: CausalLM, store: KVCache) -> bool:
+        return store.capacity == self._capacity and self._addresses == TensorAddresses.from_module(backbone)
 
     def replay_step(self) -> Tensor:
         self._graph.replay()
         return self._logits
 
 
-def reasons_against_capture(backbone: Any, device: torch.device, max_new_tokens: int) -> list[str]:
-    """Why a step is run as it is; empty where it can be captured."""
-    config = backbone.config
-    experts = max((getattr(config, n, None) or 0) for n in ("num_experts", "num_local_experts", "n_routed_experts"))
+def reasons_against_capture(backbone: CausalLM, device: torch.device, max_new_tokens: int) -> list[str]:
+    """Why a step cannot be captured as a CUDA graph; empty where it can."""
+    config, experts = backbone.config, count_experts(backbone.config)
+    has_autocast = torch.is_autocast_enabled(device.type)
     reasons = {
-        f"tensors are on {device.type}, graphs are CUDA's": device.type != "cuda",
-        f"{max_new_tokens} tokens are written faster than a graph is made": max_new_tokens < MIN_CAPTURE_TOKENS,
+        f"tensors are on {device.type}, and graphs need CUDA": device.type != "cuda",
+        f"{max_new_tokens} tokens are written faster than a graph is captured": max_new_tokens < MIN_CAPTURE_TOKENS,
         f"{config.model_type!r} chooses among {experts} experts on the host": experts > 0,
-        f"{config.model_type!r} turns positions by a rule that looks at their values": not has_fixed_rope(config),
-        "autocast keeps copies of the weights, which a graph would not see change": torch.is_autocast_enabled(
-            device.type
-        ),
+        f"{config.model_type!r} has rotary settings that depend on the positions' values": not has_fixed_rope(config),
+        "autocast keeps copies of the weights, whose changes a graph would not see": has_autocast,
         "the model is in training mode": backbone.lm.training,
     }
     return [reason for reason, holds in reasons.items() if holds]
 
 
-def has_fixed_rope(config: Any) -> bool:
-    """Whether a position is always encoded the same way, however long its text is."""
+def has_fixed_rope(config: PreTrainedConfig) -> bool:
+    """Whether the encoding of a position does not depend on the length of the text."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     return not any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
 
 
-# Steps at hand --------------------------------------------------------------------------------------------------------
+# Idle steps ---------------------------------------------------------------------------------------------------------
 
 _StepKey = tuple[int, int, torch.device, bool]
 _idle_steps: WeakKeyDictionary[Any, OrderedDict[_StepKey, DecodingStep]] = WeakKeyDictionary()
 
 
-def acquire_step(backbone: Any, sequences: int, slots: int, device: torch.device) -> DecodingStep:
-    """A step on an empty store with room for `slots` tokens of each sequence, an idle one where one fits (CUDA)."""
-    room = -(-slots // BUCKET) * BUCKET if device.type == "cuda" else slots
-    key = (sequences, room, device, torch.is_inference_mode_enabled())
+def acquire_step(backbone: CausalLM, sequences: int, slots: int, device: torch.device) -> DecodingStep:
+    """A step on an empty cache with `slots` slots for each sequence, an idle one where one fits (CUDA)."""
+    capacity = -(-slots // BUCKET_SLOTS) * BUCKET_SLOTS if device.type == "cuda" else slots
+    key = (sequences, capacity, device, torch.is_inference_mode_enabled())
     idle = _idle_steps.get(backbone.lm, OrderedDict()).pop(key, None)
     if idle is not None and idle.is_captured:
         return idle
     step = DecodingStep(backbone, KVCache(sequences), device)
-    step.store.reserve_slots(room)
+    step.store.reserve_slots(capacity)
     return step
 
 
 def release_step(step: DecodingStep) -> None:
-    """Keep a captured step and its store for the next answers, the oldest leaving when they take too much memory."""
+    """Keep a captured step and its cache for the next answers; the oldest are dropped when they take too much memory."""
     if not step.is_captured:
         return
     store = step.store

@@ -1,4 +1,4 @@
-"""Keys and values of what was read and written, in slots: what transformers' decoder layers take for their cache."""
+"""Key-value cache in slots, with the interface that transformers' decoder layers expect of a cache."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from mmblocks.reprs import format_by_shape
 
-GROWTH_SLOTS = 64  # slots; memory is asked for in pieces of this many
+GROWTH_SLOTS = 64  # memory is allocated in multiples of this many slots
 
 
 class KVCache:
-    """For each layer keys and values (sequences, kv_heads, capacity, head_dim), those of a token in its position's slot.
+    """For each layer keys and values (sequences, kv_heads, capacity, head_dim); a token's slot is its position.
 
-    The first `lengths[i]` slots of sequence i are filled; what lies behind them is free, whatever it holds. Lengths
-    grow only once a token has been through all layers, so a run that fails half-way leaves the store as it was.
-    Layers with a sliding window keep everything too: what they may see is a matter of masks.
+    The first `lengths[i]` slots of sequence i are filled; those behind are free, whatever they hold. Lengths grow only
+    once a token has been through all layers, so a run that fails half-way leaves the cache valid. Layers with a sliding
+    window keep everything too; masks limit what they see.
     """
 
     def __init__(self, sequences: int) -> None:
@@ -33,28 +33,28 @@ class KVCache:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of one slot of all sequences in all layers; 0 before anything was read."""
+        """Bytes of one slot of all sequences in all layers; 0 before the first prefill."""
         return sum(buffer[:, :, :1].numel() * buffer.element_size() for buffer in (*self._keys, *self._values))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """The longest sequence's length (transformers' word for it)."""
+        """The longest sequence's length, under transformers' name."""
         return max(self.lengths)
 
     def reserve_slots(self, slots: int) -> None:
-        """Have room for sequences of `slots` tokens; a store that grows doubles."""
+        """Make room for sequences of `slots` tokens; a cache that grows at least doubles."""
         if slots > self.capacity:
             wanted = max(slots, 2 * self.capacity)
             self._resize_buffers(-(-wanted // GROWTH_SLOTS) * GROWTH_SLOTS)
 
     def truncate_to(self, length: int) -> None:
-        """Forget what lies behind the first `length` tokens of every sequence."""
+        """Drop everything behind the first `length` tokens of every sequence."""
         if length < max(self.lengths):
             for buffer in (*self._keys, *self._values):
-                buffer[:, :, length:].zero_()  # a number that is not finite would be seen through any mask
+                buffer[:, :, length:].zero_()  # a number that is not finite would pass any mask
             self.lengths = [min(n, length) for n in self.lengths]
 
     def shrink_to_bytes(self, max_bytes: int) -> None:
-        """Give back memory beyond `max_bytes`, and forget what does not fit."""
+        """Free memory beyond `max_bytes`, and drop the tokens that do not fit."""
         slots = max_bytes // max(self.slot_bytes, 1)
         if slots < self.capacity:
             self.truncate_to(slots)
@@ -62,7 +62,7 @@ class KVCache:
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Put a layer's new keys and values into their slots; returns those to attend to. Called by the layers."""
-        assert self._placement is not None, "layers run inside `reading` or `writing`"
+        assert self._placement is not None, "layers run inside `place_packed_rows` or `place_step_rows`"
         if layer_idx == len(self._keys):
             self._keys.append(self._make_buffer(keys))
             self._values.append(self._make_buffer(values))
@@ -73,37 +73,35 @@ class KVCache:
 
     @contextmanager
     def place_packed_rows(self, lengths: Sequence[int], device: torch.device) -> Iterator[Tensor]:
-        """Packed rows are run, `lengths[i]` for sequence i behind what it holds; gives their positions (rows,).
+        """While packed rows are run, `lengths[i]` for sequence i behind what it holds; yields their positions (rows,).
 
-        Layers get keys and values packed: of each sequence what it held and then its new rows.
+        Layers get keys and values packed: each sequence's earlier rows, then its new ones.
         """
         begins, ends = self.lengths, [b + n for b, n in zip(self.lengths, lengths, strict=True)]
         self.reserve_slots(max(ends))
         new = _make_row_slots(begins, ends, device)
-        with self._use_placement(
-            _PackedPlacement(new, _make_row_slots([0] * len(ends), ends, device) if any(begins) else None)
-        ):
+        keys = _make_row_slots([0] * len(ends), ends, device) if any(begins) else None
+        with self._use_placement(_PackedPlacement(new, keys)):
             yield new.slots
         self.lengths = ends
 
     @contextmanager
     def place_step_rows(self, positions: Tensor, visible: int) -> Iterator[None]:
-        """One row of each sequence is run, at `positions` (sequences,); layers get the first `visible` slots of all.
+        """While one row of each sequence is run, at `positions` (sequences,); layers get the first `visible` slots of all.
 
-        Lengths stay as they are: see `advance`.
+        Lengths do not change: see `advance_lengths`.
         """
-        with self._use_placement(
-            _StepPlacement(torch.arange(len(self.lengths), device=positions.device), positions, visible)
-        ):
+        sequences = torch.arange(len(self.lengths), device=positions.device)
+        with self._use_placement(_StepPlacement(sequences, positions, visible)):
             yield
 
-    def advance_lengths(self, going: Sequence[bool]) -> None:
-        """The row that was just written belongs to the sequences that go on."""
-        self.lengths = [n + one for n, one in zip(self.lengths, going, strict=True)]
+    def advance_lengths(self, unfinished: Sequence[bool]) -> None:
+        """Count the row that was just written, for the sequences that are unfinished."""
+        self.lengths = [n + one for n, one in zip(self.lengths, unfinished, strict=True)]
 
     @contextmanager
-    def _use_placement(self, places: _Placement) -> Iterator[None]:
-        self._placement = places
+    def _use_placement(self, placement: _Placement) -> Iterator[None]:
+        self._placement = placement
         try:
             yield
         finally:
@@ -122,7 +120,7 @@ class KVCache:
 
 
 class _Placement(Protocol):
-    """Where new rows go, and what is attended to once they are there."""
+    """Where new rows are written, and which rows layers attend to afterwards."""
 
     def write_rows(self, buffer: Tensor, rows: Tensor) -> None: ...
 
@@ -131,7 +129,7 @@ class _Placement(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _RowSlots:
-    """Slots of packed rows: of each row the sequence and the slot, both int64 (rows,)."""
+    """Slots of packed rows: the sequence and the slot of each row, both int64 (rows,)."""
 
     sequences: Tensor
     slots: Tensor
@@ -148,7 +146,7 @@ def _make_row_slots(begins: Sequence[int], ends: Sequence[int], device: torch.de
 
 @dataclass(frozen=True, slots=True)
 class _PackedPlacement:
-    """Rows (1, kv_heads, rows, head_dim) of all sequences end to end; `keys` are None where nothing was held."""
+    """Rows (1, kv_heads, rows, head_dim) of all sequences end to end; `keys` is None where the cache was empty."""
 
     new: _RowSlots
     keys: _RowSlots | None

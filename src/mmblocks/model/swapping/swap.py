@@ -1,32 +1,35 @@
-"""Other parts for a model that stands, and a record of what was kept: `swap(model, {"projector": "gated"})`."""
+"""Swap parts of a model, with a record of what was kept: `swap(model, {"projector": "gated"})`."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from mmblocks.components import backbones, encoders, projectors
+from mmblocks.components import VisionEncoder, backbones, encoders, projectors
+from mmblocks.faults import Fault
 from mmblocks.json_files import read_object
 from mmblocks.model.build import build_router, build_template
 from mmblocks.model.checkpoint import write_into
 from mmblocks.model.checks import limits
 from mmblocks.model.checks.composition import DryBuild, dry_build
-from mmblocks.model.checks.faults import Fault, find_component_faults, resolve_settings
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 from mmblocks.model.swapping import transplant
 from mmblocks.model.swapping.transplant import TransferLine, TransferReport
 from mmblocks.registry import split_spec
-from mmblocks.settings import format_suggestion
+from mmblocks.settings import make_unknown_fault
 from mmblocks.shapes import SCENARIOS, Size
 from mmblocks.storage import replace_folder
+
+if TYPE_CHECKING:
+    from mmblocks.backbones.causal_lm import CausalLM
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ Weights = Literal["pretrained", "random"]
 
 @dataclass(frozen=True, slots=True)
 class SlotChange:
-    """A slot that gets another component (`name`), or other settings for the one it has."""
+    """A slot that gets another component (`name`), or other settings for its present one."""
 
     slot: str
     name: str | None
@@ -61,21 +64,27 @@ class SwapResult:
 def swap(
     model: OneVision, changes: Mapping[str, Any], *, seed: int | None = None, weights: Weights = "pretrained"
 ) -> SwapResult:
-    """A model with other parts; the given one is left as it is, but shares the parts that are kept whole.
+    """A model with other parts; the given one does not change, and shares the parts that are kept whole.
 
     changes: {"projector": "gated"} or {"projector": {"name": ..., settings}} puts a new component in a slot;
-    {"encoder.image_px": 448} or {"encoder": {"image_px": 448}} changes settings of the one that is there and keeps
-    what fits, with resized position tables and, for a larger vocabulary, added rows. weights: what a new encoder or
-    backbone starts from where it names a checkpoint; all else that is new is drawn from `seed`. Raises `ConfigError`
+    {"encoder.image_px": 448} or {"encoder": {"image_px": 448}} changes settings of the present one and keeps the weights
+    that fit, with resized position tables and, for a larger vocabulary, added rows. weights: the initial weights of a new
+    encoder or backbone that names a checkpoint; everything else that is new is drawn from `seed`. Raises `ConfigError`
     with every reason before anything is built.
     """
-    wanted = read_changes(changes)
-    spec = plan_swap(_present(model), changes)
+    slot_changes = read_changes(changes)
+    present = model.spec.to_dict()  # with the language model and text tokenizer where they were read from
+    for setting, attribute in (("checkpoint", "checkpoint"), ("text_tokenizer", "tokenizer_source")):
+        source = getattr(model.backbone, attribute, None)
+        if source is not None and setting in present["backbone"]:
+            present["backbone"] = {**present["backbone"], setting: source}
+    spec = plan_swap(ModelSpec.from_dict(present), changes)
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        new, lines = _build_parts(model, spec, {c.slot: c for c in wanted}, weights)
-    new.spec = _apply_changes(model.spec, wanted, _vocabulary(spec))
+        new, lines = _build_parts(model, spec, {change.slot: change for change in slot_changes}, weights)
+    vocab_size = backbones.resolve_settings(spec.backbone).get("vocab_size")
+    new.spec = _apply_changes(model.spec, slot_changes, {} if vocab_size is None else {"vocab_size": vocab_size})
     ledger = TransferReport(tuple(lines))
     record = {"changes": dict(changes), "seed": seed, "weights": weights, **ledger.to_dict()}
     return SwapResult(new.train(model.training), ledger, record)
@@ -92,107 +101,101 @@ def save_swap_result(swapped: SwapResult, out: Path | str, source: Path | str | 
     return Path(out)
 
 
-# What is asked for --------------------------------------------------------------------------------------------------
+# The requested changes ----------------------------------------------------------------------------------------------
 
 
 def plan_swap(spec: ModelSpec, changes: Mapping[str, Any]) -> ModelSpec:
-    """The composition after a swap. Raises `ConfigError` with every reason; what was wrong before is not the swap's."""
-    wanted = read_changes(changes)
-    new = _apply_changes(spec, wanted, {})
-    if any(change.slot == "backbone" and "vocab_size" not in change.settings for change in wanted):
+    """The composition after a swap. Raises `ConfigError` with every fault that the swap would cause."""
+    slot_changes = read_changes(changes)
+    new = _apply_changes(spec, slot_changes, {})
+    if any(change.slot == "backbone" and "vocab_size" not in change.settings for change in slot_changes):
         new = _align_vocabulary(new)
-    if found := dry_build(new, offline=False).faults:
+    if faults := dry_build(new, offline=False).faults:
         before = dry_build(spec, offline=False).faults
-        DryBuild([fault for fault in found if fault not in before]).require_no_faults()
+        DryBuild([fault for fault in faults if fault not in before]).require_no_faults()
     return new
 
 
 def read_changes(changes: Mapping[str, Any]) -> list[SlotChange]:
     """Changes by slot. Raises `ConfigError` with every key that names no slot."""
-    found: dict[str, dict[str, Any]] = {}
+    by_slot: dict[str, dict[str, Any]] = {}
     faults = [] if changes else [Fault("model", "nothing is to be swapped.", f"Name one of {', '.join(SLOTS)}.")]
-    for key, value in _flatten_changes(changes):
+    flat = dict(changes)
+    if isinstance(tokenizers := flat.get("tokenizer"), Mapping):
+        del flat["tokenizer"]
+        flat |= {f"tokenizer.{scenario}": value for scenario, value in tokenizers.items()}
+    for key, value in flat.items():
         slot = next((slot for slot in SLOTS if key == slot or key.startswith(f"{slot}.")), None)
         if slot is None:
-            faults.append(Fault(f"model.{key}", "a model has no such part.", format_suggestion(key, SLOTS).strip()))
+            faults.append(make_unknown_fault(f"model.{key}", "a model has no such part.", SLOTS))
         elif key != slot:
-            found.setdefault(slot, {})[key.removeprefix(f"{slot}.")] = value
+            by_slot.setdefault(slot, {})[key.removeprefix(f"{slot}.")] = value
         elif isinstance(value, Mapping):
-            found.setdefault(slot, {}).update(value)
+            by_slot.setdefault(slot, {}).update(value)
         elif slot == "images":
-            faults.append(Fault("model.images", f"{value!r} is no setting.", "Write images.alpha=drop, say."))
+            faults.append(Fault("model.images", f"{value!r} is no setting.", "Write for example images.alpha=drop."))
         else:
-            found.setdefault(slot, {})["name"] = value
+            by_slot.setdefault(slot, {})["name"] = value
     DryBuild(faults).require_no_faults()
     return [
         SlotChange(slot, given.get("name"), {k: v for k, v in given.items() if k != "name"})
-        for slot, given in found.items()
+        for slot, given in by_slot.items()
     ]
 
 
-def _flatten_changes(changes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in changes.items():
-        if key == "tokenizer" and isinstance(value, Mapping):
-            yield from ((f"tokenizer.{scenario}", inner) for scenario, inner in value.items())
-        else:
-            yield key, value
-
-
-def _apply_changes(spec: ModelSpec, wanted: list[SlotChange], vocabulary: Mapping[str, Any]) -> ModelSpec:
+def _apply_changes(spec: ModelSpec, changes: list[SlotChange], vocabulary: Mapping[str, int]) -> ModelSpec:
     plain = spec.to_dict()
-    for change in wanted:
+    for change in changes:
         where, key = (plain["tokenizer"], change.slot.partition(".")[2]) if "." in change.slot else (plain, change.slot)
         kept = {"name": change.name} if change.name is not None else where[key]
         where[key] = {**kept, **change.settings, **(vocabulary if change.slot == "backbone" else {})}
     return ModelSpec.from_dict(plain)
 
 
-def _present(model: OneVision) -> ModelSpec:
-    """A model's composition with its language model and text tokenizer where they were read from, which may be a folder."""
-    plain = model.spec.to_dict()
-    read_from = {"checkpoint": "checkpoint", "text_tokenizer": "tokenizer_source"}
-    here = {setting: getattr(model.backbone, attribute, None) for setting, attribute in read_from.items()}
-    known = {k: v for k, v in here.items() if v is not None and k in plain["backbone"]}
-    return ModelSpec.from_dict({**plain, "backbone": {**plain["backbone"], **known}})
-
-
 def _align_vocabulary(spec: ModelSpec) -> ModelSpec:
-    """Embeddings for every token of the text tokenizer, where it has more than the vocabulary."""
-    if find_component_faults("model.backbone", backbones, spec.backbone):
+    """Set `vocab_size` to that of the text tokenizer, where this has more tokens."""
+    if backbones.find_own_faults(spec.backbone):
         return spec
-    settings = resolve_settings(backbones, spec.backbone)
+    settings = backbones.resolve_settings(spec.backbone)
     source = settings.get("text_tokenizer") or settings.get("checkpoint")
-    rows, words = settings.get("vocab_size"), limits.count_tokenizer_words(source) if source else 0
-    if not isinstance(rows, int) or words <= rows:
+    rows, tokens = settings.get("vocab_size"), limits.count_tokenizer_words(source) if source else 0
+    if not isinstance(rows, int) or tokens <= rows:
         return spec
-    log.info("backbone: %d token embeddings instead of %d, as the text tokenizer has", words, rows)
-    return replace(spec, backbone={"name": split_spec(spec.backbone)[0], **settings, "vocab_size": words})
-
-
-def _vocabulary(spec: ModelSpec) -> dict[str, Any]:
-    settings = resolve_settings(backbones, spec.backbone)
-    return {"vocab_size": settings["vocab_size"]} if settings.get("vocab_size") is not None else {}
+    log.info("backbone: %d token embeddings instead of %d, as many as the text tokenizer has", tokens, rows)
+    return replace(spec, backbone={"name": split_spec(spec.backbone)[0], **settings, "vocab_size": tokens})
 
 
 # The new parts ------------------------------------------------------------------------------------------------------
 
 
 def _build_parts(
-    model: OneVision, spec: ModelSpec, wanted: Mapping[str, SlotChange], weights: Weights
+    model: OneVision, spec: ModelSpec, changes: Mapping[str, SlotChange], weights: Weights
 ) -> tuple[OneVision, list[TransferLine]]:
-    """The new model around the parts that stay, and what became of every parameter."""
-    encoder, lines = _swap_encoder(model, spec, wanted.get("encoder"), weights)
-    backbone, more = _swap_backbone(model, spec, wanted.get("backbone"), weights)
-    projector, last = _swap_projector(model, spec, wanted.get("projector"), encoder, backbone)
+    """The new model around the parts that stay, and the fate of every parameter.
+
+    The projector stays where neither it nor its neighbours' sizes change.
+    """
+    encoder, encoder_lines = _swap_encoder(model, spec, changes.get("encoder"), weights)
+    backbone, backbone_lines = _swap_backbone(model, spec, changes.get("backbone"), weights)
+    change, old = changes.get("projector"), model.projector
+    has_same_input = encoder.dim == model.encoder.dim and encoder.grid == model.encoder.grid
+    if change is None and has_same_input and backbone.dim == model.backbone.dim:
+        projector, projector_lines = old, [*transplant.list_untouched("projector", old)]
+    else:
+        new = projectors.build(spec.projector, in_dim=encoder.dim, out_dim=backbone.dim, grid=encoder.grid)
+        projector = _match_dtype_and_device(new, model)
+        if change is not None and change.is_replacement:
+            projector_lines = [*transplant.list_replaced("projector", old, projector)]
+        else:
+            projector_lines = transplant.fill_module("projector", projector, old)
     router = build_router(spec, encoder, projector)
     new = OneVision(encoder, projector, router, backbone, build_template(spec.template, backbone), spec)
-    learned_tokens = transplant.fill_module(
-        "learned_tokens", _match_dtype_and_device(new.learned_tokens, model), model.learned_tokens
-    )
-    return new, [*lines, *last, *learned_tokens, *more]
+    learned_tokens = _match_dtype_and_device(new.learned_tokens, model)
+    token_lines = transplant.fill_module("learned_tokens", learned_tokens, model.learned_tokens)
+    return new, [*encoder_lines, *projector_lines, *token_lines, *backbone_lines]
 
 
-def _match_dtype_and_device(part: nn.Module, model: OneVision) -> nn.Module:
+def _match_dtype_and_device(part: nn.Module, model: OneVision) -> Any:
     """A new part in the type and on the device of the model's weights. Buffers keep their type."""
     dtype = next(model.parameters()).dtype
     for parameter in part.parameters():
@@ -211,11 +214,11 @@ def _swap_encoder(
             new.load_pretrained()
         return new, [*transplant.list_replaced("encoder", model.encoder, new)]
     resize = transplant.make_position_resize(_find_patch_grid(model.encoder), _find_patch_grid(new))
-    return new, [*transplant.fill_module("encoder", new, model.encoder, resize)]
+    return new, transplant.fill_module("encoder", new, model.encoder, resize)
 
 
-def _find_patch_grid(encoder: Any) -> Size:
-    """The grid of patches, also where the encoder's own is a row with a CLS token in front."""
+def _find_patch_grid(encoder: VisionEncoder) -> Size:
+    """The grid of patches, also where the encoder's own grid is a row with a CLS token in front."""
     if encoder.spatial:
         return encoder.grid
     side = int((encoder.grid.area - 1) ** 0.5)
@@ -229,37 +232,22 @@ def _swap_backbone(
         return model.backbone, [*transplant.list_untouched("backbone", model.backbone)]
     if not change.is_replacement:
         new = _match_dtype_and_device(backbones.build(spec.backbone), model)
-        return new, [*transplant.fill_module("backbone", new, model.backbone, transplant.extend_vocabulary)]
-    named = resolve_settings(backbones, spec.backbone).get("checkpoint") is not None
-    pretrained = weights == "pretrained" and named
-    new = _match_dtype_and_device(
-        _load_pretrained_backbone(spec, change) if pretrained else backbones.build(spec.backbone), model
-    )
+        return new, transplant.fill_module("backbone", new, model.backbone, transplant.extend_vocabulary)
+    has_checkpoint = backbones.resolve_settings(spec.backbone).get("checkpoint") is not None
+    is_pretrained = weights == "pretrained" and has_checkpoint
+    new = _load_pretrained_backbone(spec, change) if is_pretrained else backbones.build(spec.backbone)
+    new = _match_dtype_and_device(new, model)
     return new, [*transplant.list_replaced("backbone", model.backbone, new)]
 
 
-def _load_pretrained_backbone(spec: ModelSpec, change: SlotChange) -> Any:
+def _load_pretrained_backbone(spec: ModelSpec, change: SlotChange) -> CausalLM:
     """A backbone with the weights of its checkpoint, in a vocabulary that may be larger than the checkpoint's."""
-    asked = {"name": change.name, **change.settings} if change.name is not None else spec.backbone
+    requested = {"name": change.name, **change.settings} if change.name is not None else spec.backbone
     with torch.device("meta"):
-        loaded = backbones.build(asked)
-    loaded.load_pretrained()
-    if resolve_settings(backbones, spec.backbone).get("vocab_size") in (None, loaded.vocab_size):
-        return loaded
-    grown = backbones.build(spec.backbone)
-    list(transplant.fill_module("backbone", grown, loaded, transplant.extend_vocabulary))
-    return grown
-
-
-def _swap_projector(
-    model: OneVision, spec: ModelSpec, change: SlotChange | None, encoder: Any, backbone: Any
-) -> tuple[Any, list[TransferLine]]:
-    """The projector between the new neighbours: the same object where nothing about it changes."""
-    same = encoder.dim == model.encoder.dim and encoder.grid == model.encoder.grid
-    if change is None and same and backbone.dim == model.backbone.dim:
-        return model.projector, [*transplant.list_untouched("projector", model.projector)]
-    new = projectors.build(spec.projector, in_dim=encoder.dim, out_dim=backbone.dim, grid=encoder.grid)
-    new = _match_dtype_and_device(new, model)
-    if change is not None and change.is_replacement:
-        return new, [*transplant.list_replaced("projector", model.projector, new)]
-    return new, [*transplant.fill_module("projector", new, model.projector)]
+        pretrained = backbones.build(requested)
+    pretrained.load_pretrained()
+    if backbones.resolve_settings(spec.backbone).get("vocab_size") in (None, pretrained.vocab_size):
+        return pretrained
+    extended = backbones.build(spec.backbone)
+    transplant.fill_module("backbone", extended, pretrained, transplant.extend_vocabulary)
+    return extended

@@ -1,10 +1,10 @@
-"""Tensors of one model put into another part by part, and a ledger in which every parameter of both is found."""
+"""Transfer of tensors from one model to another, and a report of every parameter of both."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from mmblocks.shapes import Size
 Fate = Literal["kept", "resized", "new", "dropped"]
 FATES: tuple[Fate, ...] = ("kept", "resized", "new", "dropped")
 Resize = Callable[[str, Tensor, Sequence[int]], Tensor | None]
-"""(name, old tensor, new shape) to the tensor in that shape, or None where it cannot be said."""
+"""(name, old tensor, new shape) to the tensor in that shape, or None where it cannot be resized."""
 
 POSITIONS = re.compile(r"pos(ition)?(al)?_?emb")
 VOCABULARY = re.compile(r"(embed_tokens|lm_head|wte|embed_in|embed_out)\.(weight|bias)$")
@@ -43,7 +43,7 @@ class TransferReport:
     lines: tuple[TransferLine, ...]
 
     def count_parameters(self, fate: Fate, part: str | None = None) -> int:
-        """Parameters of a fate: as they are in the new model, or, of the dropped ones, as they were."""
+        """Number of parameters of a fate: of dropped ones in the old model, of others in the new one."""
         return sum(
             math.prod(line.before if fate == "dropped" else line.after)  # type: ignore[arg-type]
             for line in self.lines
@@ -61,25 +61,15 @@ class TransferReport:
         return sum(math.prod(line.after) for line in self.lines if line.after is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The ledger as json knows it: totals, then names with shapes by part and fate."""
-        parts = dict.fromkeys(line.part for line in self.lines)
-        return {
-            "parameters": {"before": self.before, "after": self.after, **{f: self.count_parameters(f) for f in FATES}},
-            "tensors": {
-                part: {f: self._list_shapes(part, f) for f in FATES if self._list_shapes(part, f)} for part in parts
-            },
-        }
-
-    def _list_shapes(self, part: str, fate: Fate) -> dict[str, list[list[int] | None]]:
-        return {
-            line.name: [list(shape) if shape is not None else None for shape in (line.before, line.after)]
-            for line in self.lines
-            if (line.part, line.fate) == (part, fate)
-        }
-
-
-def resize_nothing(name: str, old: Tensor, shape: Sequence[int]) -> None:
-    """Resize nothing."""
+        """The report as json: totals, then names with shapes by part and fate."""
+        counts = {fate: self.count_parameters(fate) for fate in FATES}
+        tensors: dict[str, dict[Fate, Any]] = {line.part: {} for line in self.lines}
+        for fate in FATES:
+            for line in self.lines:
+                if line.fate == fate:
+                    shapes = [list(shape) if shape is not None else None for shape in (line.before, line.after)]
+                    tensors[line.part].setdefault(fate, {})[line.name] = shapes
+        return {"parameters": {"before": self.before, "after": self.after, **counts}, "tensors": tensors}
 
 
 def list_untouched(part: str, module: nn.Module) -> Iterator[TransferLine]:
@@ -89,45 +79,46 @@ def list_untouched(part: str, module: nn.Module) -> Iterator[TransferLine]:
 
 
 def list_replaced(part: str, old: nn.Module, new: nn.Module) -> Iterator[TransferLine]:
-    """A part of which nothing is kept."""
+    """A part of which no parameter is kept."""
     yield from (TransferLine(part, n, "dropped", tuple(p.shape), None) for n, p in old.named_parameters())
     yield from (TransferLine(part, n, "new", None, tuple(p.shape)) for n, p in new.named_parameters())
 
 
 @torch.no_grad()
-def fill_module(part: str, new: nn.Module, old: nn.Module, resize: Resize = resize_nothing) -> Iterator[TransferLine]:
-    """Give a module every tensor of another that has its name and shape, or can be resized to it."""
-    given, wanted = old.state_dict(), new.state_dict()
+def fill_module(part: str, new: nn.Module, old: nn.Module, resize: Resize | None = None) -> list[TransferLine]:
+    """Copy every tensor of `old` to the one of its name in `new`, where it has its shape or can be resized to it."""
+    sources = old.state_dict()
     fates: dict[str, Fate] = {}
-    for name, tensor in wanted.items():
-        source = given.get(name)
+    for name, tensor in new.state_dict().items():
+        source = sources.get(name)
         if source is not None and source.shape == tensor.shape:
             tensor.copy_(source)
             fates[name] = "kept"
-        elif source is not None and (fitted := resize(name, source, tensor.shape)) is not None:
-            tensor.copy_(fitted)
+        elif source is not None and resize and (resized := resize(name, source, tensor.shape)) is not None:
+            tensor.copy_(resized)
             fates[name] = "resized"
-    return _list_lines(part, dict(old.named_parameters()), dict(new.named_parameters()), fates)
+    before, after = (
+        {name: tuple(parameter.shape) for name, parameter in module.named_parameters()} for module in (old, new)
+    )
+    transferred = before.keys() & after.keys() & fates.keys()
+    return [
+        *(
+            TransferLine(part, name, fates.get(name, "new"), before[name] if name in transferred else None, shape)
+            for name, shape in after.items()
+        ),
+        *(
+            TransferLine(part, name, "dropped", shape, None)
+            for name, shape in before.items()
+            if name not in transferred
+        ),
+    ]
 
 
-def _list_lines(
-    part: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor], fates: Mapping[str, Fate]
-) -> Iterator[TransferLine]:
-    for name, parameter in new.items():
-        taken = name in fates and name in old
-        yield TransferLine(
-            part, name, fates.get(name, "new"), tuple(old[name].shape) if taken else None, tuple(parameter.shape)
-        )
-    for name, parameter in old.items():
-        if not (name in fates and name in new):
-            yield TransferLine(part, name, "dropped", tuple(parameter.shape), None)
-
-
-# Tensors that can be brought to another shape -----------------------------------------------------------------------
+# Tensors that can be resized ----------------------------------------------------------------------------------------
 
 
 def make_position_resize(old: Size, new: Size) -> Resize:
-    """Position tables of square or other grids: bicubic with antialiasing; rows in front of the patches are kept."""
+    """Resizing of position tables from one grid to another: bicubic with antialiasing; rows before the patches are kept."""
 
     def resize_positions(name: str, table: Tensor, shape: Sequence[int]) -> Tensor | None:
         if not POSITIONS.search(name) or table.ndim != len(shape) or table.ndim not in (2, 3):
@@ -149,7 +140,7 @@ def make_position_resize(old: Size, new: Size) -> Resize:
 
 
 def extend_vocabulary(name: str, table: Tensor, shape: Sequence[int]) -> Tensor | None:
-    """Tables by token id with rows for more tokens, each the mean of those that are there."""
+    """Resizing of tables by token id to more tokens; each new row is the mean of the old ones."""
     if not VOCABULARY.search(name) or tuple(table.shape[1:]) != tuple(shape[1:]) or shape[0] < len(table):
         return None
     mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)

@@ -1,12 +1,11 @@
-"""Packed attention: one function for every transformers model, segments never see each other.
+"""Packed attention: one function for every transformers model; sequences never see each other.
 
-`attend` and `attend_rows` are the ops; `NAME` is what they are called in transformers' attention interface once
-`register` has run.
+`attend` and `attend_rows` are the ops; transformers' attention interface has them as `NAME` once `register` has run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from mmblocks.batch import Packing, RowIndex
 from mmblocks.compat import find_autocast_dtype
 from mmblocks.errors import ConfigError
-from mmblocks.ops.attention import fixed, library, scored
+from mmblocks.ops.attention import fixed, library, reference
 from mmblocks.ops.attention.call import PackedCall
 from mmblocks.ops.attention.fixed import FixedCall
 from mmblocks.ops.attention.rows import OP as ROWS_OP
@@ -28,7 +27,7 @@ NAME = "mmblocks"
 OP = library.OP
 FIXED_OP = fixed.OP
 UNSUPPORTED_KEYWORDS = ("position_bias", "indices", "block_indices", "sinks")
-"""Keywords by which some families change scores or leave keys out, often in long texts only; never dropped silently."""
+"""Keywords by which some families change scores or skip keys, often in long texts only; an error, never dropped."""
 
 
 def attend(
@@ -48,10 +47,10 @@ def attend(
 
     q: (tokens, heads, head_dim); k: (key tokens, kv_heads, head_dim), heads a multiple of kv_heads; v: the same, of any
     width. `keys` is the packing of k and v where it differs from that of q: as many sequences, each with at least as
-    many keys as queries, and the last query sees all of them (the others of `causal` one less each).
+    many keys as queries; with `causal` the last query sees all of them, and each earlier one a key less.
     `window` limits a token of causal attention to itself and the window - 1 tokens before it. `softcap` bounds scores
-    to +-softcap by tanh (Gemma 2). `sinks` (heads,) are scores of a place that holds nothing (gpt-oss). Returns
-    (tokens, heads, width of v). Under autocast in its type. On CUDA nothing waits for the device, but for the reference.
+    to +-softcap by tanh (Gemma 2). `sinks` (heads,) are scores of an extra key without a value (gpt-oss). Returns
+    (tokens, heads, width of v), under autocast in its dtype. On CUDA only the reference waits for the device.
     Raises `ConfigError` where heads are no multiple of kv_heads.
     """
     _require_groups(q, k)
@@ -69,14 +68,14 @@ def attend(
         scale,
         window,
         _needs_gradient(q, k, v),
-        softcap is not None,
-        sinks is not None,
+        softcap,
+        sinks,
     )
     if softcap is not None or sinks is not None:
-        OP.choose_backend(call)
-        return scored.attend_by_scores(call, softcap, sinks)
-    later = torch.compiler.is_compiling() or q.is_meta
-    return library.compute_attention(call, library.CHOOSE_AT_RUNTIME if later else OP.choose_backend(call).name)
+        OP.choose_backend(call)  # raises where the user chose a backend that does not know them
+        return reference.attend_by_scores(call)
+    choose_at_runtime = torch.compiler.is_compiling() or q.is_meta
+    return library.compute_attention(call, None if choose_at_runtime else OP.choose_backend(call))
 
 
 def attend_rows(
@@ -91,10 +90,10 @@ def attend_rows(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention of some rows only: q are the queries of `rows`, k and v those of all tokens of `packing`.
+    """Causal attention of some rows only: q has the queries of `rows`, k and v have all tokens of `packing`.
 
     Equal to these rows of `attend`; (n, heads, head_dim) to (n, heads, width of v). On CUDA the host waits for the
-    device where neither one row of each sequence is asked for without gradient nor `rows` has its host side.
+    device, unless there is one row of each sequence and no gradient, or `rows` has its numbers on the host.
     """
     _require_groups(q, k)
     q, k, v = _cast_for_autocast(q, k, v)
@@ -102,7 +101,7 @@ def attend_rows(
 
 
 def _require_groups(q: Tensor, k: Tensor) -> None:
-    """A kernel of torch for the CPU would end the process (SIGFPE)."""
+    """Refuse heads that torch's kernel for the CPU would end the process for (SIGFPE)."""
     if q.shape[1] % k.shape[1]:
         raise ConfigError(
             f"attention: heads={q.shape[1]} is no multiple of kv_heads={k.shape[1]}; write kv_heads={q.shape[1]} or a divisor."
@@ -114,7 +113,7 @@ def _needs_gradient(*tensors: Tensor) -> bool:
 
 
 def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """In the type that torch's own attention would take under autocast."""
+    """In the dtype that torch's own attention takes under autocast."""
     dtype = find_autocast_dtype(tensors[0].device.type)
     if dtype is None:
         return tensors
@@ -124,32 +123,29 @@ def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 # transformers -------------------------------------------------------------------------------------------------------
 
 
+@cache
 def register() -> str:
-    """Make attention known to transformers; returns the name to pass as `attn_implementation`. Safe to call again.
+    """Register attention with transformers; returns the name to pass as `attn_implementation`.
 
     Calls without a packing (vision towers, generation on padded prompts) take transformers' own sdpa path and masks; on
-    CUDA torch's kernels are tried for them in a measured order.
+    CUDA, torch's kernels are then tried in a measured order.
     """
     library.register_flops()
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, _make_interface())
+    # Attention of some rows is not compiled: its shapes depend on values.
+    attend_uncompiled: Any = torch.compiler.disable(attend_rows)
+    AttentionInterface.register(NAME, partial(_attend_for_transformers, attend_some=attend_uncompiled))
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
 
 
-@cache
-def _make_interface() -> Any:
-    """What transformers calls. Compiled code leaves some rows' attention out, whose shapes follow from values."""
-    return partial(_attend_for_transformers, attend_some=torch.compiler.disable(attend_rows))
-
-
 def make_packing_arguments(packing: Packing, device: torch.device, keys: Packing | None = None) -> dict[str, Any]:
-    """Keywords that carry a packing through a transformers model, and a mask that says "the packing decides".
+    """Keywords that carry a packing through a transformers model, and an empty mask in place of one of its own.
 
-    `keys` as in `attend`, for a model with a cache. Longest lengths are rounded up, so that few of them differ. A mask of
-    four dimensions is handed through untouched (masking_utils), so no (tokens, tokens) mask is built.
+    `keys` as in `attend`, for a model with a cache. Longest lengths are rounded up, so that few of them differ. transformers
+    passes a mask of four dimensions on as it is (masking_utils), so no (tokens, tokens) mask is built.
     """
     keys = packing if keys is None else keys
     return {
@@ -178,25 +174,25 @@ def _attend_for_transformers(
     s_aux: Tensor | None = None,
     rows: RowIndex | None = None,
     seen_slots: Mapping[int | None, Tensor | None] | None = None,
-    attend_some: Any = attend_rows,
+    attend_some: Callable[..., Tensor] = attend_rows,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' calling convention: query (1, heads, tokens, head_dim) to (1, tokens, heads, head_dim).
 
     With `rows` the queries are those of these rows, and the packing is that of the keys. `seen_slots` holds the masks of
-    calls without a packing by window: layers of other windows are given one mask by many families.
+    calls without a packing by window: many families give one mask to layers of different windows.
     """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if cu_seq_lens_q is None or max_length_q is None:
         attention_mask = attention_mask if seen_slots is None else seen_slots[sliding_window]
         if softcap is not None or s_aux is not None:
-            return _attend_padded(query, key, value, attention_mask, scaling, softcap, s_aux), None
+            return _attend_padded(query, key, value, attention_mask, scale, softcap, s_aux), None
         return _attend_unpacked(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         ), None
     if unknown := [name for name in UNSUPPORTED_KEYWORDS if others.get(name) is not None]:
-        raise NotImplementedError(f"packed attention does not know {', '.join(unknown)}")
+        raise NotImplementedError(f"packed attention does not support {', '.join(unknown)}")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     packing = Packing(cu_seq_lens_q, max_length_q)
     further: dict[str, Any] = {"scale": scale, "window": sliding_window, "softcap": softcap, "sinks": s_aux}
     if rows is not None:
@@ -226,15 +222,13 @@ def _attend_padded(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    scaling: float | None,
+    scale: float,
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Generation with what torch's own attention does not know. No mask means causal, as transformers' sdpa takes it."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    """Capped scores and sinks without a packing, in generation. No mask means causal, as in transformers' sdpa."""
     if mask is None:
         past = key.shape[2] - query.shape[2]
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(past)
-    return scored.compute_scored_attention(
-        query, key, value, mask[..., : key.shape[2]], scale, softcap, sinks
-    ).transpose(1, 2)
+    mask = mask[..., : key.shape[2]]
+    return reference.compute_scored_attention(query, key, value, mask, scale, softcap, sinks).transpose(1, 2)

@@ -1,7 +1,7 @@
 """Packed attention as one operator of torch.library, so that a compiler sees one op and a counter its FLOPs.
 
-Whichever way computes it keeps the same for backward: queries, keys, values, the output and a number per query and
-head. Lengths stay in tensors, and the longest is rounded up, so that a new packing compiles nothing anew.
+Every backend keeps the same for backward: queries, keys, values, the output and a number per query and head. Lengths stay
+in tensors, and the longest is rounded up, so that a new packing needs no new compilation.
 """
 
 from __future__ import annotations
@@ -15,22 +15,15 @@ from torch import Tensor
 
 from mmblocks.ops.attention import reference, varlen, with_xformers
 from mmblocks.ops.attention.call import PackedCall
-from mmblocks.ops.attention.machine import read_compute_capability, reasons_against_flash, reasons_against_xformers
-from mmblocks.ops.attention.table import PACKED, OrderKey, order_backends
-from mmblocks.ops.choice import REFERENCE, Backend, Op
+from mmblocks.ops.attention.order import PACKED, order_backends
+from mmblocks.ops.choice import REFERENCE, Backend, Op, accept_all_inputs
 
 BUCKET = 256
-"""Longest lengths are rounded up to multiples of this; kernels leave what is beyond a sequence at once."""
+"""Longest lengths are rounded up to multiples of this; kernels skip what is beyond a sequence."""
 CHOOSE_AT_RUNTIME = ""
-"""The name of no way: it is chosen when the op runs, as in a compiled function, which is not compiled for one."""
+"""The name of no backend: it is chosen when the op runs, as in a compiled function, which is not compiled for one."""
 
 
-def _order_for_call(call: PackedCall) -> tuple[str, ...]:
-    key = OrderKey(PACKED, read_compute_capability(), call.q.shape[-1], call.causal, call.learns, call.group_size > 1)
-    return order_backends(key)
-
-
-MODULES = {"xformers": with_xformers, "varlen": varlen, REFERENCE: reference}
 OP = Op(
     PACKED,
     [
@@ -38,22 +31,31 @@ OP = Op(
             "xformers",
             with_xformers.forward,
             with_xformers.reasons_against,
-            unavailable_reasons=reasons_against_xformers,
+            with_xformers.list_unavailable_reasons,
+            run_backward=with_xformers.backward,
+            tolerances=with_xformers.TOLERANCES,
         ),
-        Backend("varlen", varlen.forward, varlen.reasons_against, unavailable_reasons=reasons_against_flash),
-        Backend(REFERENCE, reference.forward, reference.reasons_against),
+        Backend(
+            "varlen",
+            varlen.forward,
+            varlen.reasons_against,
+            varlen.list_unavailable_reasons,
+            run_backward=varlen.backward,
+            tolerances=varlen.TOLERANCES,
+        ),
+        Backend(REFERENCE, reference.forward, accept_all_inputs, run_backward=reference.backward),
     ],
-    order=_order_for_call,
+    order=lambda call: order_backends(call.order_key),
 )
 
 
 def round_up_length(longest: int) -> int:
-    """A length rounded up; 0 and 1 stay, for kernels have ways of their own for single queries."""
+    """A length rounded up; 0 and 1 stay, because kernels treat single queries in another way."""
     return longest if longest <= 1 else (longest + BUCKET - 1) // BUCKET * BUCKET
 
 
-def compute_attention(call: PackedCall, backend: str = CHOOSE_AT_RUNTIME) -> Tensor:
-    """The attention of a call, differentiable, by the way of that name."""
+def compute_attention(call: PackedCall, backend: Backend | None = None) -> Tensor:
+    """The attention of a call, differentiable, by a backend; None chooses one when the op runs."""
     if not torch.compiler.is_compiling():
         register_flops()
     out, _ = varlen_attention(
@@ -68,11 +70,12 @@ def compute_attention(call: PackedCall, backend: str = CHOOSE_AT_RUNTIME) -> Ten
         call.scale,
         call.window,
         call.learns,
-        backend,
+        CHOOSE_AT_RUNTIME if backend is None else backend.name,
     )
     return out
 
 
+# The backend is a string in these operators only: they take no objects.
 @torch.library.custom_op("mmblocks::varlen_attention", mutates_args=())
 def varlen_attention(
     q: Tensor,
@@ -88,11 +91,11 @@ def varlen_attention(
     learns: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The fields of `Call` to the output and, for backward only, (heads, tokens), logarithms of sums of exponentials."""
+    """The fields of a `PackedCall` to the output and, for backward, (heads, tokens) logarithms of sums of exponentials."""
     call = PackedCall(q, k, v, ends_q, ends_k, max_q, max_k, causal, scale, window, learns)
     if call.is_empty:
         return q.new_zeros(q.shape[0], q.shape[1], v.shape[-1]), _make_logsumexp(q, learns).fill_(-torch.inf)
-    out, lse = MODULES[backend or OP.choose_backend(call).name].forward(call)
+    out, lse = (OP.find_backend(backend) or OP.choose_backend(call)).run(call)
     return out, lse if learns else _make_logsumexp(q, learns)
 
 
@@ -117,7 +120,9 @@ def varlen_attention_backward(
     call = PackedCall(q, k, v, ends_q, ends_k, max_q, max_k, causal, scale, window, True)
     if call.is_empty:
         return _make_empty_like(q).zero_(), _make_empty_like(k).zero_(), _make_empty_like(v).zero_()
-    return MODULES[backend or OP.choose_backend(call).name].backward(call, grad.to(q.dtype), out, lse)
+    run_backward = (OP.find_backend(backend) or OP.choose_backend(call)).run_backward
+    assert run_backward is not None
+    return run_backward(call, grad.to(q.dtype), out, lse)
 
 
 @varlen_attention.register_fake
@@ -132,7 +137,7 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Te
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ends_q, ends_k, *settings, _, ctx.way = inputs
+    q, k, v, ends_q, ends_k, *settings, _, ctx.backend = inputs
     out, lse = output
     ctx.settings = settings
     ctx.mark_non_differentiable(lse)
@@ -140,7 +145,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _run_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*varlen_attention_backward(grad, *ctx.saved_tensors, *ctx.settings, ctx.way), *[None] * 9)
+    return (*varlen_attention_backward(grad, *ctx.saved_tensors, *ctx.settings, ctx.backend), *[None] * 9)
 
 
 varlen_attention.register_autograd(_run_backward, setup_context=_save_for_backward)
@@ -160,50 +165,30 @@ def _make_empty_like(x: Tensor) -> Tensor:
 
 @cache
 def register_flops() -> None:
-    """Tell torch's counter what the ops cost. A counter knows what it was told before it was made.
+    """Register the FLOPs of the ops with torch's counter; a counter knows those registered before it was made.
 
     Not when this is imported: torch's counter imports Triton.
     """
     from torch.utils.flop_counter import register_flop_formula
 
-    register_flop_formula(torch.ops.mmblocks.varlen_attention, get_raw=True)(_count_forward_flops)
-    register_flop_formula(torch.ops.mmblocks.varlen_attention_backward, get_raw=True)(_count_backward_flops)
+    @register_flop_formula(torch.ops.mmblocks.varlen_attention, get_raw=True)
+    def count_forward_flops(q: Tensor, k: Tensor, v: Tensor, *packings: Any, **_: object) -> int:
+        return 2 * q.shape[1] * _count_pairs(*packings[:4]) * (q.shape[-1] + v.shape[-1])
 
-
-def _count_forward_flops(
-    q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, max_q: int, max_k: int, *_: Any, **__: Any
-) -> int:
-    return 2 * q.shape[1] * _count_pairs(ends_q, ends_k, max_q, max_k) * (q.shape[-1] + v.shape[-1])
-
-
-def _count_backward_flops(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    ends_q: Tensor,
-    ends_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *_: Any,
-    **__: Any,
-) -> int:
-    """Scores once more, then gradients of queries and keys, and of weights and values."""
-    return 2 * q.shape[1] * _count_pairs(ends_q, ends_k, max_q, max_k) * (3 * q.shape[-1] + 2 * v.shape[-1])
+    @register_flop_formula(torch.ops.mmblocks.varlen_attention_backward, get_raw=True)
+    def count_backward_flops(
+        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *packings: Any, **_: object
+    ) -> int:
+        """Scores once more, then gradients of queries and keys, and of weights and values."""
+        return 2 * q.shape[1] * _count_pairs(*packings[:4]) * (3 * q.shape[-1] + 2 * v.shape[-1])
 
 
 def _count_pairs(ends_q: Tensor, ends_k: Tensor, max_q: int, max_k: int) -> int:
     """Pairs of a query and a key of one sequence; all as long as the longest where lengths have no values."""
-    if _without_values(ends_q):
-        return (ends_q.shape[0] - 1) * max_q * max_k
-    lengths = zip(pairwise(ends_q.tolist()), pairwise(ends_k.tolist()), strict=True)
-    return sum((end - first) * (end_key - first_key) for (first, end), (first_key, end_key) in lengths)
-
-
-def _without_values(ends: Tensor) -> bool:
     from torch._subclasses.fake_tensor import FakeTensor
     from torch._subclasses.functional_tensor import FunctionalTensor
 
-    return ends.is_meta or isinstance(ends, FakeTensor | FunctionalTensor)
+    if ends_q.is_meta or isinstance(ends_q, FakeTensor | FunctionalTensor):
+        return (ends_q.shape[0] - 1) * max_q * max_k
+    lengths = zip(pairwise(ends_q.tolist()), pairwise(ends_k.tolist()), strict=True)
+    return sum((end - first) * (end_key - first_key) for (first, end), (first_key, end_key) in lengths)

@@ -1,12 +1,14 @@
-"""Packed attention written to be believed: each sequence by itself, with torch's kernel for CPUs where it can.
+"""The reference implementation of packed attention: one sequence after the other, by torch's kernel for CPUs.
 
-Elsewhere, and where values are of another width than keys, scores are multiplied out, in float32 or wider. Tensors of one
-sequence are (1, heads, rows, channels), as torch's kernel takes them.
+Elsewhere, and where values have another width than keys, scores are multiplied out, in float32 or wider. So they are for
+capped scores and sinks, which no fused kernel here knows and torch differentiates. Tensors of one sequence are
+(1, heads, rows, channels), as torch's kernel takes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,40 +19,51 @@ _kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def reasons_against(call: PackedCall) -> list[str]:
-    """None: it runs everywhere."""
-    return []
-
-
 def forward(call: PackedCall) -> tuple[Tensor, Tensor]:
     """(tokens, heads, value_dim), and (heads, tokens) logarithms of the sums of exponentials."""
-    attend = _attend_by_kernel if _has_kernel(call) else _attend_by_products
-    done = [
-        attend(call, *part) if _has_queries_and_keys(*part) else _make_empty_output(*part)
-        for part in _split_sequences(call)
-    ]
-    outs, lses = zip(*done, strict=True)
+    outs, lses = [], []
+    for q, k, v in _split_sequences(call):
+        if not _has_queries_and_keys(q, k):
+            out = q.new_zeros(*q.shape[:3], v.shape[3])
+            lse = q.new_full(q.shape[:3], -torch.inf, dtype=to_wide_dtype(q.dtype))
+        elif _has_kernel(call):
+            causal, mask = _make_kernel_mask(call, q, k)
+            out, lse = _kernel(q, k, v, 0.0, causal, attn_mask=mask, scale=call.scale)
+        else:
+            scores = _compute_scores(call, q, k)
+            lse = scores.logsumexp(-1)
+            out = ((scores - lse.unsqueeze(-1)).exp() @ _group_heads(v, 1)).flatten(1, 2).to(q.dtype)
+            lse = lse.flatten(1, 2)
+        outs.append(out)
+        lses.append(lse)
     return _join_sequences(outs), (lses[0] if len(lses) == 1 else torch.cat(lses, 2)).squeeze(0).contiguous()
 
 
 def backward(call: PackedCall, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values."""
-    turn = _differentiate_by_kernel if _has_kernel(call) else _differentiate_by_products
-    done = [
-        turn(call, *part) if _has_queries_and_keys(*part[:3]) else tuple(map(torch.zeros_like, part[:3]))
-        for part in _split_sequences(call, _to_heads_first(grad), _to_heads_first(out), lse.unsqueeze(0))
-    ]
-    dq, dk, dv = zip(*done, strict=True)
+    gradients = []
+    for part in _split_sequences(call, _to_heads_first(grad), _to_heads_first(out), lse.unsqueeze(0)):
+        q, k, v, part_grad, part_out, part_lse = part
+        if not _has_queries_and_keys(q, k):
+            gradients.append((torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)))
+        elif _has_kernel(call):
+            causal, mask = _make_kernel_mask(call, q, k)
+            part_lse = part_lse.transpose(1, 2).contiguous().transpose(1, 2)  # in the layout that the kernel returns
+            saved = part_grad, q, k, v, part_out, part_lse
+            gradients.append(_kernel_backward(*saved, 0.0, causal, attn_mask=mask, scale=call.scale))
+        else:
+            gradients.append(_differentiate_products(call, *part))
+    dq, dk, dv = zip(*gradients, strict=True)
     return _join_sequences(dq), _join_sequences(dk), _join_sequences(dv)
 
 
 def to_wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums are made in."""
+    """The dtype of sums."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def make_causal_mask(rows: Tensor, columns: Tensor, window: int | None) -> Tensor:
-    """(rows, columns) bool: which keys a token sees, both given by their places in a causal sequence."""
+    """(rows, columns) bool: which keys a token sees, both given by their positions in a causal sequence."""
     behind = rows[:, None] - columns[None, :]
     return (behind >= 0) & (behind < window) if window else behind >= 0
 
@@ -59,7 +72,7 @@ def make_causal_mask(rows: Tensor, columns: Tensor, window: int | None) -> Tenso
 
 
 def _split_sequences(call: PackedCall, *of_queries: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Queries, keys and values of each sequence, and its part of what else there is a row of for each query."""
+    """Queries, keys and values of each sequence, and its part of further tensors that have a row for each query."""
     lengths = call.ends_q.diff().tolist()
     key_lengths = lengths if call.ends_k is call.ends_q else call.ends_k.diff().tolist()
     q, k, v = map(_to_heads_first, (call.q, call.k, call.v))
@@ -67,14 +80,9 @@ def _split_sequences(call: PackedCall, *of_queries: Tensor) -> Iterator[tuple[Te
     return zip(q.split(lengths, 2), k.split(key_lengths, 2), v.split(key_lengths, 2), *further, strict=True)
 
 
-def _has_queries_and_keys(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether there is something to attend; torch's kernel dies where there is not."""
+def _has_queries_and_keys(q: Tensor, k: Tensor) -> bool:
+    """Whether there is something to attend to; torch's kernel ends the process where there is not."""
     return bool(q.shape[2] and k.shape[2])
-
-
-def _make_empty_output(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    out, lse = q.new_zeros(*q.shape[:3], v.shape[3]), q.new_full(q.shape[:3], -torch.inf, dtype=to_wide_dtype(q.dtype))
-    return out, lse
 
 
 def _to_heads_first(x: Tensor) -> Tensor:
@@ -93,8 +101,8 @@ def _make_mask(call: PackedCall, q: Tensor, k: Tensor) -> Tensor | None:
     local = call.window is not None and call.window < columns
     if not call.causal or (not local and rows in (1, columns)):
         return None
-    places = torch.arange(columns, device=q.device)
-    return make_causal_mask(places[columns - rows :], places, call.window)
+    positions = torch.arange(columns, device=q.device)
+    return make_causal_mask(positions[columns - rows :], positions, call.window)
 
 
 # torch's kernel -----------------------------------------------------------------------------------------------------
@@ -104,38 +112,18 @@ def _has_kernel(call: PackedCall) -> bool:
     return call.q.device.type == "cpu" and call.q.shape[-1] == call.v.shape[-1]
 
 
-def _attend_by_kernel(call: PackedCall, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    causal, mask = _make_kernel_mask(call, q, k)
-    return _kernel(q, k, v, 0.0, causal, attn_mask=mask, scale=call.scale)
-
-
-def _differentiate_by_kernel(
-    call: PackedCall, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    causal, mask = _make_kernel_mask(call, q, k)
-    lse = lse.transpose(1, 2).contiguous().transpose(1, 2)  # laid out as the kernel itself gives it
-    return _kernel_backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=call.scale)
-
-
 def _make_kernel_mask(call: PackedCall, q: Tensor, k: Tensor) -> tuple[bool, Tensor | None]:
-    """Whether the kernel's own causal mask is meant, and the mask as it takes one: added to scores, in their type."""
+    """Whether to use the kernel's own causal mask, and the mask that it adds to scores, in their dtype."""
     mask = _make_mask(call, q, k)
     if mask is None:
         return call.causal and q.shape[2] > 1, None
     return False, torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -torch.inf)[None, None]
 
 
-# Written out --------------------------------------------------------------------------------------------------------
+# Scores multiplied out ----------------------------------------------------------------------------------------------
 
 
-def _attend_by_products(call: PackedCall, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    scores = _compute_scores(call, q, k)
-    lse = scores.logsumexp(-1)
-    out = (scores - lse.unsqueeze(-1)).exp() @ _group_heads(v, 1)
-    return out.flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
-
-
-def _differentiate_by_products(
+def _differentiate_products(
     call: PackedCall, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, out = _group_heads(grad, call.group_size), _group_heads(out, call.group_size)
@@ -149,16 +137,58 @@ def _differentiate_by_products(
 
 def _compute_scores(call: PackedCall, q: Tensor, k: Tensor) -> Tensor:
     """(1, kv_heads, groups, rows, columns)."""
-    scores, mask = (
-        _group_heads(q, call.group_size) @ _group_heads(k, 1).transpose(-2, -1) * call.scale,
-        _make_mask(call, q, k),
-    )
+    scores = _group_heads(q, call.group_size) @ _group_heads(k, 1).transpose(-2, -1) * call.scale
+    mask = _make_mask(call, q, k)
     if mask is None and call.causal and q.shape[2] > 1:
-        places = torch.arange(k.shape[2], device=q.device)
-        mask = make_causal_mask(places, places, None)
+        positions = torch.arange(k.shape[2], device=q.device)
+        mask = make_causal_mask(positions, positions, None)
     return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
 
 
 def _group_heads(x: Tensor, groups: int) -> Tensor:
-    """(1, heads, rows, d) to (1, heads / groups, groups, rows, d) in a wide type."""
+    """(1, heads, rows, d) to (1, heads / groups, groups, rows, d) in a wide dtype."""
     return x.to(to_wide_dtype(x.dtype)).unflatten(1, (-1, groups))
+
+
+# Capped scores and sinks --------------------------------------------------------------------------------------------
+
+
+def attend_by_scores(call: PackedCall) -> Tensor:
+    """As `mmblocks.ops.attention.attend`, differentiated by torch."""
+    parts = []
+    for (first, end), (first_key, end_key) in zip(
+        pairwise(call.ends_q.tolist()), pairwise(call.ends_k.tolist()), strict=True
+    ):
+        if first == end:
+            continue
+        q, k, v = map(_to_heads_first, (call.q[first:end], call.k[first_key:end_key], call.v[first_key:end_key]))
+        mask = None
+        if call.causal:
+            positions = torch.arange(k.shape[2], device=q.device)
+            mask = make_causal_mask(positions[k.shape[2] - q.shape[2] :], positions, call.window)
+        out = compute_scored_attention(q, k, v, mask, call.scale, call.softcap, call.sinks)
+        parts.append(out.squeeze(0).transpose(0, 1))
+    return torch.cat(parts) if parts else make_empty_output(call.q, call.k, call.v)
+
+
+def make_empty_output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The output for no queries, with gradients of zero."""
+    return q.new_zeros(*q.shape[:2], v.shape[-1]) + 0 * (q.sum() + k.sum() + v.sum())
+
+
+def compute_scored_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Attention with capped scores and sinks. q: (n, heads, rows, d), k, v: (n, kv_heads, columns, d); True is seen."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    scores = q @ k.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        nothing = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        scores = torch.cat([scores, nothing], dim=-1)
+    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+    return weights[..., : k.shape[2]] @ v

@@ -1,9 +1,9 @@
-"""Every way of packed, rows' and unpacked attention against the reference in float64, value and gradients."""
+"""Every backend of packed attention, of some rows and of one shape against the reference in float64."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -11,22 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmblocks.batch import Packing, RowIndex
-from mmblocks.ops.attention import fixed, library, rows, varlen, with_xformers
+from mmblocks.ops.attention import fixed, library, rows
 from mmblocks.ops.attention.call import PackedCall
 from mmblocks.ops.attention.fixed import FixedCall
 from mmblocks.ops.attention.rows import RowsCall
-from mmblocks.ops.choice import REFERENCE
-from mmblocks.ops.selftest import BackendResult
+from mmblocks.ops.choice import Backend
+from mmblocks.ops.selftest import BackendResult, compare_backends, compute_value_and_gradients
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Of the reference: sums in another order in float32; some roundings of the halves, gradients included."""
-ON_CUDA = 2e-3
-"""Of the reference in float32 there: torch's kernels may multiply in TF32, with 10 bits behind the point."""
-OWN_TOLERANCES = {
-    "xformers": with_xformers.TOLERANCE,
-    "varlen": varlen.TOLERANCE,
-    **dict.fromkeys(fixed.KERNELS, fixed.TOLERANCE),
-}
+CUDA_FLOAT32_TOLERANCE = 2e-3
+"""Of the reference on CUDA: torch's kernels may multiply in TF32, with a mantissa of 10 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +36,10 @@ class AttentionCase:
     window: int | None = None
 
     def make_inputs(self, device: torch.device | str, dtype: torch.dtype) -> list[Tensor]:
-        drawn = torch.Generator().manual_seed(sum(self.lengths) + self.dim)
+        generator = torch.Generator().manual_seed(sum(self.lengths) + self.dim)
         tokens, (heads, kv_heads) = sum(self.lengths), self.heads
         sizes = [(tokens, heads), (tokens + sum(self.cached), kv_heads), (tokens + sum(self.cached), kv_heads)]
-        return [torch.randn(*size, self.dim, generator=drawn).to(device, dtype) for size in sizes]
+        return [torch.randn(*size, self.dim, generator=generator).to(device, dtype) for size in sizes]
 
     def make_packings(self, device: torch.device | str) -> tuple[Packing, Packing]:
         cached = self.cached or [0] * len(self.lengths)
@@ -65,95 +60,68 @@ CASES = {
 
 
 def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
-    """A result for each op, way, case and type. Takes some seconds."""
-    for (name, case), dtype in product(CASES.items(), TOLERANCES):
-        label = f"{name}, {str(dtype).removeprefix('torch.')}"
-        yield from _compare_packed(label, case, device, dtype)
+    """A result for each op, backend, case and dtype. Takes some seconds."""
+    on_cuda = torch.device(device).type == "cuda"
+    for (label, case), dtype in product(CASES.items(), TOLERANCES):
+        tolerance = CUDA_FLOAT32_TOLERANCE if on_cuda and dtype == torch.float32 else TOLERANCES[dtype]
+        inputs = case.make_inputs(device, dtype)
+        yield from _compare_packed(label, case, inputs, tolerance)
         if not case.cached and case.causal:
-            yield from _of_rows(label, case, device, dtype)
-            yield from _single_rows(label, case, device, dtype)
+            # Every third row and its neighbour, with gradients; the last row of each sequence, without.
+            positions = torch.cat([torch.arange(n) for n in case.lengths])
+            counts = tuple(n - n // 3 for n in case.lengths)
+            some = RowIndex((positions % 3 < 2).nonzero().squeeze(1), counts).to(device)
+            yield from _compare_rows(f"{label}, some rows", case, some, inputs, tolerance, learns=True)
+            packing, _ = case.make_packings(device)
+            last = RowIndex((packing.cu_seqlens[1:] - 1).long(), (1,) * len(case.lengths))
+            yield from _compare_rows(f"{label}, last rows", case, last, inputs, tolerance, learns=False)
         if len(case.lengths) == 1 or not case.causal:
-            yield from _compare_unpacked(label, case, device, dtype)
+            yield from _compare_fixed(label, case, inputs, tolerance)
 
 
 def _compare_packed(
-    label: str, case: AttentionCase, device: torch.device | str, dtype: torch.dtype
+    label: str, case: AttentionCase, inputs: Sequence[Tensor], tolerance: float
 ) -> Iterator[BackendResult]:
-    inputs, (packing, keys) = case.make_inputs(device, dtype), case.make_packings(device)
+    packing, keys = case.make_packings(inputs[0].device)
 
     def make_call(q: Tensor, k: Tensor, v: Tensor) -> PackedCall:
-        ends, longest = (packing.cu_seqlens, keys.cu_seqlens), (packing.max_seqlen, keys.max_seqlen)
-        return PackedCall(q, k, v, ends[0], ends[1], longest[0], longest[1], case.causal, 0.1, case.window, True)
+        max_q, max_k = (library.round_up_length(p.max_seqlen) for p in (packing, keys))
+        ends = packing.cu_seqlens, keys.cu_seqlens
+        return PackedCall(q, k, v, *ends, max_q, max_k, case.causal, 0.1, case.window, True)
 
-    want = _compute_value_and_gradients(
-        lambda *x: library.compute_attention(make_call(*x), REFERENCE), [x.double() for x in inputs]
-    )
-    for backend in library.OP.backends:
-        reasons = backend.reasons_against(replace(make_call(*inputs), max_k=library.round_up_length(keys.max_seqlen)))
-        error = None
-        if not reasons:
-            got = _compute_value_and_gradients(
-                lambda *x, name=backend.name: library.compute_attention(make_call(*x), name), inputs
-            )
-            error = _measure_error(got, want)
-        yield BackendResult(
-            library.OP.name, backend.name, label, error, _find_tolerance(backend.name, inputs[0]), reasons
-        )
+    def compute(backend: Backend, inputs: Sequence[Tensor] = inputs) -> list[Tensor]:
+        return compute_value_and_gradients(lambda *x: library.compute_attention(make_call(*x), backend), inputs)
 
-
-def _of_rows(
-    label: str, case: AttentionCase, device: torch.device | str, dtype: torch.dtype
-) -> Iterator[BackendResult]:
-    """Every third row and its neighbour, with gradients."""
-    counts = [len([place for place in range(n) if place % 3 < 2]) for n in case.lengths]
-    places = torch.cat([torch.arange(n) for n in case.lengths])
-    chosen = RowIndex((places % 3 < 2).nonzero().squeeze(1), tuple(counts)).to(device)
-    yield from _compare_rows(f"{label}, some rows", case, chosen, case.make_inputs(device, dtype), learns=True)
-
-
-def _single_rows(
-    label: str, case: AttentionCase, device: torch.device | str, dtype: torch.dtype
-) -> Iterator[BackendResult]:
-    """The last row of each sequence, without gradients."""
-    packing, _ = case.make_packings(device)
-    chosen = RowIndex((packing.cu_seqlens[1:] - 1).long(), (1,) * len(case.lengths))
-    yield from _compare_rows(f"{label}, last rows", case, chosen, case.make_inputs(device, dtype), learns=False)
+    want = compute(library.OP.reference, [x.double() for x in inputs])
+    yield from compare_backends(library.OP, label, [make_call(*inputs)], compute, want, inputs[0].dtype, tolerance)
 
 
 def _compare_rows(
-    label: str, case: AttentionCase, chosen: RowIndex, inputs: Sequence[Tensor], *, learns: bool
+    label: str, case: AttentionCase, chosen: RowIndex, inputs: Sequence[Tensor], tolerance: float, *, learns: bool
 ) -> Iterator[BackendResult]:
     packing, _ = case.make_packings(inputs[0].device)
-    longest = packing.max_seqlen
+    ends, longest = packing.cu_seqlens, packing.max_seqlen
 
     def make_call(q: Tensor, k: Tensor, v: Tensor) -> RowsCall:
         return RowsCall(q[chosen.index], k, v, packing, chosen, 0.1, case.window, None, None, learns)
 
     def attend_all_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        ends = packing.cu_seqlens
-        out = library.compute_attention(
-            PackedCall(q, k, v, ends, ends, longest, longest, True, 0.1, case.window, True), REFERENCE
-        )
-        return out[chosen.index]
+        call = PackedCall(q, k, v, ends, ends, longest, longest, True, 0.1, case.window, True)
+        return library.compute_attention(call, library.OP.reference)[chosen.index]
 
-    want = _compute_value_and_gradients(attend_all_rows, [x.double() for x in inputs])
-    for backend in rows.OP.backends:
-        reasons = backend.reasons_against(make_call(*inputs))
-        error = None
-        if not reasons and learns:
-            error = _measure_error(
-                _compute_value_and_gradients(lambda *x, way=backend: way.run(make_call(*x)), inputs), want
-            )
-        elif not reasons:
-            error = _measure_error([backend.run(make_call(*inputs))], want[:1])
-        yield BackendResult(rows.OP.name, backend.name, label, error, _find_tolerance(backend.name, inputs[0]), reasons)
+    def compute(backend: Backend) -> list[Tensor]:
+        if not learns:
+            return [backend.run(make_call(*inputs))]
+        return compute_value_and_gradients(lambda *x: backend.run(make_call(*x)), inputs)
+
+    want = compute_value_and_gradients(attend_all_rows, [x.double() for x in inputs])
+    want = want if learns else want[:1]
+    yield from compare_backends(rows.OP, label, [make_call(*inputs)], compute, want, inputs[0].dtype, tolerance)
 
 
-def _compare_unpacked(
-    label: str, case: AttentionCase, device: torch.device | str, dtype: torch.dtype
+def _compare_fixed(
+    label: str, case: AttentionCase, inputs: Sequence[Tensor], tolerance: float
 ) -> Iterator[BackendResult]:
-    inputs = case.make_inputs(device, dtype)
-
     def run_sdpa(*qkv: Tensor) -> Tensor:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in qkv)
         return F.scaled_dot_product_attention(
@@ -164,38 +132,8 @@ def _compare_unpacked(
         q, k, _ = (x.transpose(0, 1).unsqueeze(0) for x in qkv)
         return FixedCall(lambda: run_sdpa(*qkv), q, k, masked=False, causal=case.causal, learns=True)
 
-    want = _compute_value_and_gradients(run_sdpa, [x.double() for x in inputs])
-    for backend in fixed.OP.backends:
-        reasons = backend.reasons_against(make_call(*inputs))
-        error = None
-        if not reasons:
-            error = _measure_error(
-                _compute_value_and_gradients(lambda *x, way=backend: way.run(make_call(*x)), inputs), want
-            )
-        yield BackendResult(
-            fixed.OP.name, backend.name, label, error, _find_tolerance(backend.name, inputs[0]), reasons
-        )
+    def compute(backend: Backend) -> list[Tensor]:
+        return compute_value_and_gradients(lambda *x: backend.run(make_call(*x)), inputs)
 
-
-# Comparing ----------------------------------------------------------------------------------------------------------
-
-
-def _compute_value_and_gradients(run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    with torch.enable_grad():
-        value = run(*leaves)
-        pulled = torch.linspace(-1, 1, value.numel(), device=value.device).view(value.shape).to(torch.bfloat16)
-        gradients = torch.autograd.grad(value, leaves, pulled.to(value.dtype))
-    return [value.detach(), *gradients]
-
-
-def _measure_error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
-    """The largest difference in any tensor, relative to that tensor's largest number."""
-    pairs = zip(got, want, strict=True)
-    return max(float((g.double() - w).abs().max() / w.abs().max().clamp(min=1e-12)) for g, w in pairs)
-
-
-def _find_tolerance(backend: str, like: Tensor) -> float:
-    if backend in OWN_TOLERANCES:
-        return OWN_TOLERANCES[backend].get(like.dtype, TOLERANCES[like.dtype])
-    return ON_CUDA if like.is_cuda and like.dtype == torch.float32 else TOLERANCES[like.dtype]
+    want = compute_value_and_gradients(run_sdpa, [x.double() for x in inputs])
+    yield from compare_backends(fixed.OP, label, [make_call(*inputs)], compute, want, inputs[0].dtype, tolerance)

@@ -1,20 +1,20 @@
-"""The gather in Triton: a program makes a few rows of a few hundred channels from a table of taps.
+"""The gather in Triton: a program computes a few rows of a few hundred channels.
 
 Both directions gather, so there are no atomics, and the same inputs always give the same bits. Importing this needs
 triton; with TRITON_INTERPRET=1 set before that, the kernels run on the CPU.
 
-x, out, gradient, before: (rows, d), rows `stride` elements apart. rows, weights: (n, taps), without gaps.
+x, out, gradient, before: (rows, d), rows `stride` elements apart. rows, weights: (n, taps), contiguous.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
-# (the body of a kernel is Triton, which is only written like Python)
+# (the body of a kernel is Triton, not Python)
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
 UNROLLED = tl.constexpr(4)
-"""Taps that are in flight together; a bilinear sample has four."""
+"""Rows that are read at once; a bilinear sample reads four."""
 
 
 @triton.jit
@@ -40,13 +40,14 @@ def gather_gradient_through_gelu(
     )  # fmt: skip
     at = before + i.to(tl.int64)[:, None] * before_stride + channel[None, :]
     value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    total *= _gelu_slope(value, EXACT)
+    # The slope of gelu: Phi(x) + x * phi(x).
+    total *= _compute_normal_cdf(value, EXACT) + value * 0.3989422804014327 * tl.exp(-0.5 * value * value)
     tl.store(out + i.to(tl.int64)[:, None] * d + channel[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _locate_block(n, d, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """This program's rows and channels, and which of them there are. Neighbours share rows of x, so rows run first."""
+    """This program's rows and channels, and which of them exist. Neighbours share rows of x, so rows run first."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     return i, channel, (i < n)[:, None] & (channel < d)[None, :]
@@ -68,12 +69,6 @@ def _sum_weighted_rows(
             value *= _compute_normal_cdf(value, EXACT)
         total += weight[:, None] * value
     return total
-
-
-@triton.jit
-def _gelu_slope(x, EXACT: tl.constexpr):
-    """Phi(x) + x * phi(x)."""
-    return _compute_normal_cdf(x, EXACT) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
 
 
 @triton.jit

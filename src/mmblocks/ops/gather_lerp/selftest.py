@@ -1,19 +1,20 @@
-"""Every way of the gather against the reference in float64, value and gradient, on the device that is asked about."""
+"""Every backend of the gather against the reference in float64, value and gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from mmblocks.batch import GatherTable
 from mmblocks.ops.choice import Backend
-from mmblocks.ops.gather_lerp import OP, reference, with_transpose
-from mmblocks.ops.selftest import BackendResult, measure_difference
+from mmblocks.ops.gather_lerp.library import OP, compute_gather
+from mmblocks.ops.gather_lerp.transpose import with_transpose
+from mmblocks.ops.selftest import BackendResult, compare_backends, compute_value_and_gradients
 
 TOLERANCES = {
-    torch.float32: 1e-6,  # sums of a few taps in another order
+    torch.float32: 1e-6,  # sums of a few rows in another order
     torch.bfloat16: 2**-8,  # the result is rounded to 8 bits
     torch.float16: 2**-10,  # the same to 11 bits, whose smallest numbers are coarser
 }
@@ -27,42 +28,22 @@ CASES = {  # name: (n, k, size, d)
 
 
 def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
-    """A result for each way, case and type, plain and with GELU. Takes a second or two."""
-    for name, sizes in CASES.items():
+    """A result for each backend, case and dtype, plain and with GELU. Takes a second or two."""
+    for name, (n, k, size, d) in CASES.items():
+        # Normal numbers and a random table whose weights sum to one, a fifth of them padding.
+        generator = torch.Generator().manual_seed(n + k)
+        weights = torch.rand(n, k, generator=generator)
+        weights[:, 1:] *= torch.rand(n, k - 1, generator=generator) > 0.2
+        weights = weights / weights.sum(1, keepdim=True)
+        rows = torch.randint(size, (n, k), generator=generator) * (weights > 0)
+        wide = torch.randn(size, d, generator=generator)
+        table = with_transpose(GatherTable(rows, weights, size)).to(device)
         for dtype, tolerance in TOLERANCES.items():
             for gelu in (False, True):
-                case = f"{name}{' of gelu' * gelu}, {str(dtype).removeprefix('torch.')}"
-                x, taps = _make_inputs(*sizes)
-                x, taps = x.to(device, dtype), taps.to(device)
-                for backend in OP.backends:
-                    reasons = backend.reasons_against(x, taps, gelu=gelu)
-                    error = None if reasons else measure_error(backend, x, taps, gelu)
-                    yield BackendResult(OP.name, backend.name, case, error, tolerance, reasons)
+                x = wide.to(device, dtype)
 
+                def compute(backend: Backend, x: Tensor = x, gelu: bool = gelu) -> list[Tensor]:
+                    return compute_value_and_gradients(lambda x: compute_gather(x, table, backend, gelu=gelu), [x])  # noqa: B023
 
-def measure_error(backend: Backend, x: Tensor, taps: GatherTable, gelu: bool) -> float:
-    """The largest difference of value or gradient from those of the reference in float64, relative to the largest."""
-    got = _compute_value_and_gradient(backend.run, x, taps, gelu)
-    want = _compute_value_and_gradient(reference.run, x.double(), taps, gelu)
-    return max(measure_difference(g, w) for g, w in zip(got, want, strict=True))
-
-
-def _compute_value_and_gradient(
-    run: Callable[..., Tensor], x: Tensor, taps: GatherTable, gelu: bool
-) -> tuple[Tensor, Tensor]:
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        value = run(x, taps, gelu=gelu)
-        pulled = torch.linspace(-1, 1, value.numel(), device=x.device).view_as(value).to(torch.bfloat16)
-        (gradient,) = torch.autograd.grad(value, x, pulled.to(x.dtype))
-    return value.detach(), gradient
-
-
-def _make_inputs(n: int, k: int, size: int, d: int) -> tuple[Tensor, GatherTable]:
-    """Normal numbers and random taps whose weights sum to one, a fifth of them padding."""
-    drawn = torch.Generator().manual_seed(n + k)
-    weights = torch.rand(n, k, generator=drawn)
-    weights[:, 1:] *= torch.rand(n, k - 1, generator=drawn) > 0.2
-    weights = weights / weights.sum(1, keepdim=True)
-    rows = torch.randint(size, (n, k), generator=drawn) * (weights > 0)
-    return torch.randn(size, d, generator=drawn), with_transpose(GatherTable(rows, weights, size))
+                case, want = f"{name}{' of gelu' * gelu}", compute(OP.reference, x.double())
+                yield from compare_backends(OP, case, (x, table), compute, want, dtype, tolerance, gelu=gelu)

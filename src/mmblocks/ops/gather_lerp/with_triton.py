@@ -1,17 +1,19 @@
-"""The gather by the kernels of `kernels`, which is imported when one is used."""
+"""The gather by Triton kernels. `kernels` is imported when one is launched."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mmblocks.batch import GatherTable
 from mmblocks.compat import suppress_warning_errors
+from mmblocks.reprs import format_dtype
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS = 4
@@ -20,15 +22,15 @@ CHANNELS = 256
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
-def reasons_against(x: Tensor, taps: GatherTable, *, gelu: bool) -> list[str]:
-    """Why the kernels cannot run for x; with TRITON_INTERPRET=1 they do on the CPU."""
+def reasons_against(x: Tensor, table: GatherTable, *, gelu: bool) -> list[str]:
+    """Why the kernels cannot run for x; with TRITON_INTERPRET=1 they run on the CPU."""
     reasons = []
     if x.dtype not in TYPES:
-        reasons.append(f"its kernels take float32, bfloat16 and float16, and x is {_name(x.dtype)}")
+        reasons.append(f"its kernels take float32, bfloat16 and float16, and x is {format_dtype(x.dtype)}")
     if x.device.type != _choose_device_type():
         reasons.append(f"its kernels run on {_choose_device_type()}, and x is on {x.device.type}")
     if x.stride(-1) != 1:
-        reasons.append(f"its kernels read channels that lie side by side, and those of x are {x.stride(-1)} apart")
+        reasons.append(f"its kernels need contiguous channels, and those of x are {x.stride(-1)} apart")
     return reasons or list_unavailable_reasons() or _try_small_gather(x.device, x.dtype)
 
 
@@ -43,18 +45,14 @@ def list_unavailable_reasons() -> list[str]:
 
 
 def _choose_device_type() -> str:
-    return "cpu" if is_interpreted() else "cuda"
-
-
-def is_interpreted() -> bool:
-    """Whether triton runs kernels in Python; it reads this once, when it is imported."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    """The CPU where Triton interprets kernels in Python; it reads the variable once, when it is imported."""
+    return "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
 @cache
 @suppress_warning_errors()
 def _try_small_gather(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Triton also needs a C compiler and a GPU that it knows: found out by running a small gather once."""
+    """Run a small gather once: Triton also needs a C compiler and a GPU that it knows."""
     x, rows = torch.ones(2, 8, device=device, dtype=dtype), torch.zeros(1, 1, device=device, dtype=torch.int64)
     try:
         gather_rows(x, rows, torch.ones(1, 1, device=device), gelu=True).tolist()
@@ -74,7 +72,7 @@ def gather_rows(x: Tensor, rows: Tensor, weights: Tensor, *, gelu: bool) -> Tens
 
 
 def gather_gradient(gradient: Tensor, rows: Tensor, weights: Tensor, before_gelu: Tensor | None) -> Tensor:
-    """The gradient of x from the result's, along taps that are turned round."""
+    """The gradient of x from that of the output, along a transposed table."""
     gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
     if before_gelu is None:
         return gather_rows(gradient, rows, weights, gelu=False)
@@ -87,12 +85,14 @@ def gather_gradient(gradient: Tensor, rows: Tensor, weights: Tensor, before_gelu
     return out
 
 
-def _launch_kernel(kernel: Any, *arguments: Any, out: Tensor, **modes: bool) -> None:
+class _Kernel(Protocol):
+    """A function of `kernels`: `kernel[grid](...)` launches it."""
+
+    def __getitem__(self, grid: tuple[int, int], /) -> Callable[..., object]: ...
+
+
+def _launch_kernel(kernel: _Kernel, *arguments: object, out: Tensor, **modes: bool) -> None:
     grid = (-(-len(out) // ROWS), -(-out.shape[1] // CHANNELS))
     modes["EXACT"] = out.dtype == torch.float32  # rounding to 16 bits hides what the short form is off
     with torch.cuda.device_of(out):  # triton launches on the current device
         kernel[grid](*arguments, **modes, ROWS=ROWS, CHANNELS=CHANNELS, **OPTIONS)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

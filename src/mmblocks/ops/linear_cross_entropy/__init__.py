@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from mmblocks.ops.choice import REFERENCE, Backend, Op
+from mmblocks.ops.choice import REFERENCE, Backend, Op, accept_all_inputs
 from mmblocks.ops.linear_cross_entropy import chunked, reference
 
 __all__ = ["OP", "linear_cross_entropy", "row_cross_entropies"]
@@ -14,8 +14,8 @@ __all__ = ["OP", "linear_cross_entropy", "row_cross_entropies"]
 OP = Op(
     "linear_cross_entropy",
     [
-        Backend("chunked", chunked.run, chunked.reasons_against),
-        Backend(REFERENCE, reference.run, reference.reasons_against),
+        Backend("chunked", chunked.compute_losses, accept_all_inputs),
+        Backend(REFERENCE, reference.compute_losses, accept_all_inputs),
     ],
 )
 

@@ -1,16 +1,17 @@
-"""The loss in chunks against the loss at once, value and gradients of rows and head, on the device that is asked about."""
+"""The loss in chunks against the loss at once, value and gradients of rows and head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmblocks.ops.linear_cross_entropy import OP, chunked, reference
-from mmblocks.ops.selftest import BackendResult, measure_difference
+from mmblocks.ops.choice import Backend
+from mmblocks.ops.linear_cross_entropy import OP, chunked
+from mmblocks.ops.selftest import BackendResult, compare_backends, compute_value_and_gradients
 
 TOLERANCES = {
     torch.float32: 1e-5,  # sums over chunks and vocabulary in another order
@@ -26,36 +27,23 @@ CASES = {  # name: (rows, dim, vocabulary)
 
 
 def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
-    """A result for each way, case and type."""
-    for name, sizes in CASES.items():
+    """A result for each backend, case and dtype."""
+    for name, (rows, dim, vocabulary) in CASES.items():
+        # Hidden states, targets and a head, in numbers that bfloat16 holds exactly.
+        generator = torch.Generator().manual_seed(rows)
+        hidden = torch.randn(rows, dim, generator=generator).bfloat16().to(device)
+        head = (torch.randn(vocabulary, dim, generator=generator) * dim**-0.5).bfloat16().to(device)
+        targets = torch.randint(vocabulary, (rows,), generator=generator).to(device)
+
         for dtype, tolerance in TOLERANCES.items():
-            hidden, targets, head = (x.to(device) for x in _inputs(*sizes))
-            want = _compute_value_and_gradients(reference.run, hidden, targets, head, torch.float64)
-            for backend in OP.backends:
-                run = (
-                    partial(backend.run, most=MOST)
-                    if name == "several chunks" and backend.run is chunked.run
-                    else backend.run
-                )
-                got = _compute_value_and_gradients(run, hidden, targets, head, dtype)
-                error = max(measure_difference(g, w) for g, w in zip(got, want, strict=True))
-                yield BackendResult(
-                    OP.name, backend.name, f"{name}, {str(dtype).removeprefix('torch.')}", error, tolerance
-                )
 
+            def compute(backend: Backend, dtype: torch.dtype = dtype) -> list[Tensor]:
+                run = partial(backend.run, most=MOST) if backend.run is chunked.compute_losses else backend.run
 
-def _inputs(rows: int, dim: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, targets and a head, in numbers that bfloat16 holds exactly."""
-    drawn = torch.Generator().manual_seed(rows)
-    hidden = torch.randn(rows, dim, generator=drawn).bfloat16()
-    head = (torch.randn(vocabulary, dim, generator=drawn) * dim**-0.5).bfloat16()
-    return hidden, torch.randint(vocabulary, (rows,), generator=drawn), head
+                def compute_losses(hidden: Tensor, head: Tensor) -> Tensor:
+                    return run(hidden, targets, lambda rows: F.linear(rows, head), vocabulary=len(head))  # noqa: B023
 
+                return compute_value_and_gradients(compute_losses, [hidden.to(dtype), head.to(dtype)])  # noqa: B023
 
-def _compute_value_and_gradients(
-    run: Callable[..., Tensor], hidden: Tensor, targets: Tensor, head: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    hidden, head = (x.to(dtype).requires_grad_() for x in (hidden, head))
-    with torch.enable_grad():
-        losses = run(hidden, targets, lambda rows: F.linear(rows, head), vocabulary=len(head))
-        return (losses.detach(), *torch.autograd.grad(losses.sum(), (hidden, head)))
+            want = compute(OP.reference, torch.float64)
+            yield from compare_backends(OP, name, (), compute, want, dtype, tolerance)

@@ -1,13 +1,13 @@
-"""Low-rank adapters on a backbone: put in, trained, merged away; the backbone beside them quantized if asked.
+"""Low-rank adapters on a backbone: added, merged, saved; the frozen weights around them may be quantized.
 
-The layers are PEFT's (https://github.com/huggingface/peft). Adapters sit inside the backbone's linear layers, so packed
-batches, generation, recomputing and sharding see an ordinary model. Their names in a state dict end in
-`lora_A.default.weight` and `lora_B.default.weight`, the weights around them in `base_layer.weight`.
+The layers are PEFT's (https://github.com/huggingface/peft). Adapters are inside the backbone's linear layers, so packed
+batches, generation, gradient checkpointing and sharding see an ordinary model. Their names in a state dict end in
+`lora_A.default.weight` and `lora_B.default.weight`, those of the weights around them in `base_layer.weight`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ ADAPTER = "default"
 
 
 def prepare_trainable(model: OneVision, stage: Stage, *, seed: int = 0) -> None:
-    """Make a model ready for a stage: adapters where it trains some, then everything frozen but what learns.
+    """Prepare a model for a stage: add adapters where it trains some, then freeze all but the trained parts.
 
-    Call it with the stage's starting weights and before sharding; what was learned is restored afterwards.
+    Call it with the stage's starting weights, before sharding and before a state is restored.
     """
     if stage.lora is not None:
         add_lora(model, stage.lora, seed=seed)
@@ -38,24 +38,24 @@ def prepare_trainable(model: OneVision, stage: Stage, *, seed: int = 0) -> None:
 
 
 def add_lora(model: OneVision, lora: Lora, *, seed: int = 0) -> None:
-    """Put adapters on every linear layer of the backbone's blocks, in place; at first they change nothing.
+    """Add adapters to every linear layer of the backbone's blocks, in place; at first they change nothing.
 
     With `lora.bits` the weights around them are quantized here, so the model must hold the stage's starting weights.
-    Adapters are drawn from `seed`, in float32. Raises `ConfigError` when the blocks hold no linear layer, or hold
-    adapters already.
+    Adapters are initialised from `seed`, in float32. Raises `ConfigError` when the blocks have no linear layer, or already
+    have adapters.
     """
     peft = import_optional("peft", extra="train", to="training low-rank adapters (train.lora)")
     if list_adapters(model):
         raise ConfigError("the model has adapters already; merge them with merge_lora before it gets new ones.")
     targets = list_linear_layers(model)
     if lora.bits is not None:
-        for name in targets:
-            _replace_module(
-                model.backbone.lm, name, QuantizedLinear.from_linear(model.backbone.lm.get_submodule(name), lora.bits)
-            )
+        linears = {name: model.backbone.lm.get_submodule(name) for name in targets}
+        _replace_modules(model, {name: QuantizedLinear.from_linear(m, lora.bits) for name, m in linears.items()})
+    settings = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        peft.inject_adapter_in_model(_config(peft, lora, targets), model.backbone.lm, ADAPTER)
+        config = peft.LoraConfig(**settings, target_modules=targets, bias="none")
+        peft.inject_adapter_in_model(config, model.backbone.lm, ADAPTER)
     for adapter in list_adapters(model):
         adapter.float()
 
@@ -73,17 +73,11 @@ def list_linear_layers(model: OneVision) -> list[str]:
     return names
 
 
-def _config(peft: Any, lora: Lora, targets: list[str]) -> Any:
-    return peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"
-    )
-
-
 @contextmanager
 def disable_lora(model: OneVision) -> Iterator[None]:
-    """The model as if it had no adapters. For forward passes without gradients only."""
-    layers = list(_find_lora_layers(model).values())
-    # PEFT's own switch, enable_adapters(), also freezes the adapters, which a sharded model would keep for good.
+    """Switch the adapters off, for forward passes without gradients only."""
+    layers: list[Any] = list(_find_lora_layers(model).values())
+    # PEFT's own switch, enable_adapters(), also freezes the adapters, which in a sharded model cannot be undone.
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -97,55 +91,50 @@ def disable_lora(model: OneVision) -> Iterator[None]:
 
 
 def merge_lora(model: OneVision) -> None:
-    """Add the adapters to the weights they belong to and take them out, in place; a model without any stays as it is.
+    """Add the adapters to the weights they belong to and remove them, in place; a model without any stays as it is.
 
-    A quantized weight becomes the ordinary one that it stood for in training (its codes read back), plus its adapter.
-    The model must be whole, not sharded.
+    A quantized weight becomes its dequantized form plus its adapter. The model must be whole, not sharded.
     """
-    for name, layer in _find_lora_layers(model).items():
-        _replace_module(model.backbone.lm, name, _merge_layer(layer))
-    _forget(model)
+    _replace_modules(model, {name: _merge_layer(layer) for name, layer in _find_lora_layers(model).items()})
+    if hasattr(model.backbone.lm, "peft_config"):
+        del model.backbone.lm.peft_config
 
 
 @contextmanager
 def merge_temporarily(model: OneVision) -> Iterator[None]:
-    """The model with its adapters merged, to be saved or measured in between; afterwards it is as before, to the bit."""
+    """Merge the adapters, to save or measure the model inside the block; afterwards it is as before, to the bit."""
     layers = _find_lora_layers(model)
-    for name, layer in layers.items():
-        _replace_module(model.backbone.lm, name, _merge_layer(layer))
+    _replace_modules(model, {name: _merge_layer(layer) for name, layer in layers.items()})
     try:
         yield
     finally:
-        for name, layer in layers.items():
-            _replace_module(model.backbone.lm, name, layer)
+        _replace_modules(model, layers)
 
 
 @torch.no_grad()
-def _merge_layer(layer: Any) -> nn.Linear:
-    """A linear layer with the weights of an adapted one."""
-    base = layer.get_base_layer()
+def _merge_layer(layer: nn.Module) -> nn.Linear:
+    """An ordinary linear layer with the weights of an adapted one."""
+    adapted: Any = layer  # of PEFT, around a linear layer
+    base = adapted.get_base_layer()
     weight: Tensor = base.weight
-    new = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-    new.weight = nn.Parameter(weight + layer.get_delta_weight(ADAPTER).to(weight.dtype), requires_grad=False)
+    merged = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+    merged.weight = nn.Parameter(weight + adapted.get_delta_weight(ADAPTER).to(weight.dtype), requires_grad=False)
     if base.bias is not None:
-        new.bias = base.bias
-    return new.train(layer.training)
+        merged.bias = base.bias
+    return merged.train(layer.training)
 
 
-def _find_lora_layers(model: OneVision) -> dict[str, Any]:
+def _find_lora_layers(model: OneVision) -> dict[str, nn.Module]:
     """PEFT's layers by their names in the language model."""
     named = model.backbone.lm.named_modules()
     return {name: module for name, module in named if hasattr(module, "adapter_layer_names")}
 
 
-def _replace_module(lm: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(lm.get_submodule(parent), last, module)
-
-
-def _forget(model: OneVision) -> None:
-    if hasattr(model.backbone.lm, "peft_config"):
-        del model.backbone.lm.peft_config
+def _replace_modules(model: OneVision, modules: Mapping[str, nn.Module]) -> None:
+    """Put modules under these names of the language model."""
+    for name, module in modules.items():
+        parent, _, last = name.rpartition(".")
+        setattr(model.backbone.lm.get_submodule(parent), last, module)
 
 
 # On disk ------------------------------------------------------------------------------------------------------------
@@ -154,12 +143,12 @@ def _forget(model: OneVision) -> None:
 def save_adapter(
     model: OneVision, folder: Path | str, *, base: AdapterBase = "transformers", source: str | None = None
 ) -> Path:
-    """Write the adapters, and what learns beside them, as PEFT does, for the model that they were put on.
+    """Write the adapters, and the other trained weights, in PEFT's format, for the model that the stage started from.
 
-    base: "transformers" names the layers as the exported model (LLaVA-OneVision, LLaVA, LLaVA-NeXT) has them,
-    "backbone" as the language model alone. source: where that model is, as written into the adapter's config.
-    Load it with peft.PeftModel.from_pretrained(that model, folder). What learns and has no name in that model is in a file
-    of our own, which the log, the folder's README.md and `adapter_folder.apply_adapter` know.
+    base: "transformers" names the layers as in the exported model (LLaVA-OneVision, LLaVA, LLaVA-NeXT), "backbone" as in
+    the language model alone. source: where that model is, as written into the adapter's config. Load it with
+    peft.PeftModel.from_pretrained(that model, folder). Trained weights that have no name in that model go into a file of our
+    own, which a log message and the folder's README.md describe and `adapter_folder.apply_adapter` reads.
     """
     peft = import_optional("peft", extra="train", to="saving low-rank adapters")
     layers = _find_lora_layers(model)
@@ -167,34 +156,28 @@ def save_adapter(
         raise ConfigError("the model has no adapters to save.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    is_backbone = base == "backbone"
+    names = {name: name if is_backbone else to_theirs(BACKBONE_PREFIX + name, IN_MEMORY) for name in layers}
     tensors = {
-        f"{_to_layer_name(name, base)}.{kind}.weight": getattr(layer, kind)[ADAPTER].weight.detach().cpu().contiguous()
+        f"{names[name]}.{kind}.weight": getattr(layer, kind)[ADAPTER].weight.detach().cpu().contiguous()
         for name, layer in layers.items()
         for kind in ("lora_A", "lora_B")
     }
-    beside = NonAdapterWeights.from_model(model, base)
+    others = NonAdapterWeights.from_model(model, base)
     from safetensors.torch import save_file
 
-    save_file(
-        {PEFT_PREFIX + name: tensor for name, tensor in {**tensors, **beside.base_tensors}.items()}, folder / ADAPTERS
-    )
-    beside.write_own_tensors(folder)
+    save_file({PEFT_PREFIX + name: t for name, t in {**tensors, **others.base_tensors}.items()}, folder / ADAPTERS)
+    others.write_own_tensors(folder)
     config = model.backbone.lm.peft_config[ADAPTER]
-    written = peft.LoraConfig(
+    peft.LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=[_to_layer_name(name, base) for name in layers],
-        modules_to_save=beside.modules_to_save,
+        target_modules=list(names.values()),  # full names, which no other part has
+        modules_to_save=others.modules_to_save,
         bias="none",
         base_model_name_or_path=source,
         inference_mode=True,
-        task_type="CAUSAL_LM" if base == "backbone" else None,
-    )
-    written.save_pretrained(folder)
+        task_type="CAUSAL_LM" if is_backbone else None,
+    ).save_pretrained(folder)
     return folder
-
-
-def _to_layer_name(name: str, base: AdapterBase) -> str:
-    """A linear layer by its full name in the model that the adapter is for: no tower has a layer of that name."""
-    return name if base == "backbone" else to_theirs(BACKBONE_PREFIX + name, IN_MEMORY)

@@ -10,7 +10,6 @@ from mmblocks.model.costs.activations import ActivationMemory
 from mmblocks.model.costs.state import FLOAT32_BYTES, ParameterCount, StateBytes
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
-from mmblocks.registry import split_spec
 from mmblocks.settings import read_settings
 from mmblocks.train.distributed import list_blocks
 from mmblocks.train.estimates.meta_stage import (
@@ -21,6 +20,7 @@ from mmblocks.train.estimates.meta_stage import (
     make_meta_stage_model,
     make_packed_row,
 )
+from mmblocks.train.objectives import objectives
 from mmblocks.train.stages import Stage
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -144,7 +144,7 @@ def count_state_bytes(model: OneVision, stage: Stage, ranks: int = 1, *, ema: bo
         quantized = sum(w.numel() for w in weights)
         scales = quantized * SCALES_4_BIT if stage.lora.bits == 4 else FLOAT32_BYTES * sum(w.shape[0] for w in weights)
         code_bytes = quantized * stage.lora.bits / 8 + scales
-    reference = count.share if split_spec(stage.objective)[0] == "dpo" and stage.lora is None else 0
+    reference = count.share if objectives.build(stage.objective).needs_reference(model) else 0
     return StateBytes.from_numbers(
         count.share,
         count.learning_share,

@@ -21,7 +21,6 @@ from mmblocks.model.spec import ModelSpec
 from mmblocks.model.trainable import train_only
 from mmblocks.shapes import VisualShape
 from mmblocks.train.distributed import list_blocks
-from mmblocks.train.optim import find_trained_parts
 from mmblocks.train.stages import Stage
 
 LABELLED_SHARE = 0.1
@@ -67,7 +66,7 @@ def freeze_for_stage(model: OneVision, stage: Stage) -> OneVision:
         model = copy.deepcopy(model)  # other stages have no adapters
         with torch.device("meta"):
             add_lora(model, replace(stage.lora, bits=None))
-    train_only(model, find_trained_parts(stage))
+    train_only(model, stage.trained_parts)
     return model
 
 

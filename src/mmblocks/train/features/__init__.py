@@ -1,8 +1,8 @@
 """Features of a frozen encoder, kept on disk, for stages and sweeps that read the same images again.
 
-A folder per encoder (its settings, its weights, the precision it computes in), and in it a file per visual and plan. What
-is read back is what the encoder gave, to the bit; another batch around an image may round its features otherwise, with
-a cache or without.
+There is a folder per encoder (its settings, its weights, the precision it computes in) with a file per visual and plan. What
+is read is what the encoder computed, to the bit; in another batch, with or without a cache, an image's features may round
+differently.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ def prepare_feature_cache(
     workers: int = 0,
     broken: Policy = "raise",
 ) -> FeatureCache:
-    """Everything that a stage will show, encoded beforehand; what the cache holds already is not read again.
+    """Encode all images of a stage beforehand, except those already in the cache.
 
     Give the result to the stage's processor: dataclasses.replace(processor, features=cache). The model must be whole
-    (not sharded) with the weights that the stage starts from. What it costs and saves is logged first, with a warning
-    where it does not pay. Raises `ConfigError` where the encoder learns or the disk is too small.
+    (not sharded) with the weights that the stage starts from. Costs and savings are logged first, as a warning where the
+    cache is not worthwhile. Raises `ConfigError` where the encoder is trained or the disk is too small.
     """
     if reason := find_feature_cache_conflict(stage.train):
         raise ConfigError(f"cache_features, stage {stage.name!r}: {reason}")
     cache = replace(FeatureCache.from_model(root, model, stage.precision), images=processor.images)
-    before = estimate_cache(cache, model, stage.precision, mixture, draws, processor)
-    if before.disk_bytes > before.free_bytes:
-        raise ConfigError(f"cache_features={str(root)!r}: {before}; choose a larger disk, or leave it out.")
-    log.log(logging.INFO if before.is_worthwhile else logging.WARNING, "%s", before)
+    estimate = estimate_cache(cache, model, stage.precision, mixture, draws, processor)
+    if estimate.disk_bytes > estimate.free_bytes:
+        raise ConfigError(f"cache_features={str(root)!r}: {estimate}; choose a larger disk, or leave it out.")
+    log.log(logging.INFO if estimate.is_worthwhile else logging.WARNING, "%s", estimate)
     fill_cache(cache, model, stage.precision, mixture, draws, processor, workers=workers, broken=broken)
     return cache

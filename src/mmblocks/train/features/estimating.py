@@ -1,4 +1,4 @@
-"""Whether a feature cache pays: what it costs and saves, measured on a few conversations."""
+"""Whether a feature cache is worthwhile: its costs and savings, measured on a few conversations."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from mmblocks.conversation import Visual
 from mmblocks.data.media.files import describe_source
-from mmblocks.data.mixing.mixture import Draw, Draws, Mixture, list_distinct_draws
+from mmblocks.data.mixing.mixture import Draws, Mixture, list_distinct_draws
 from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
@@ -31,10 +31,10 @@ MAX_CONVERSATIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class CacheEstimate:
-    """What a cache would cost and save, from a few conversations.
+    """The costs and savings of a cache, from a few conversations.
 
-    views: views that the stage shows, repeats counted. missing: views yet to be encoded. encode_s, write_s, read_s:
-    seconds per view, decoding counted with encoding. disk_bytes: what has to be written.
+    views: views that the stage shows, repetitions included. missing: views yet to be encoded. encode_s, write_s, read_s:
+    seconds per view, decoding counted with encoding. disk_bytes: bytes still to be written.
     """
 
     views: float
@@ -56,7 +56,7 @@ class CacheEstimate:
 
     @property
     def break_even(self) -> float:
-        """How often each image must be read until the cache has paid; infinite where reading is slower than encoding."""
+        """How often each image must be read until the cache saves time; infinite where reading is slower than encoding."""
         gained = self.encode_s - self.read_s
         return (self.encode_s + self.write_s) / gained if gained > 0 else float("inf")
 
@@ -78,44 +78,31 @@ class CacheEstimate:
 def estimate_cache(
     cache: FeatureCache, model: OneVision, precision: str, mixture: Mixture, draws: Draws, processor: Processor
 ) -> CacheEstimate:
-    """Whether a cache pays, measured on a few conversations spread over the draws. Broken ones are passed over."""
-    different = list_distinct_draws(draws)
-    tried = [different[i] for i in np.unique(np.linspace(0, len(different) - 1, 4 * MAX_CONVERSATIONS).astype(int))]
-    shown = [found for draw in tried if (found := _try_list_visuals(mixture, draw, processor)) is not None]
-    visuals = [visual for found in shown for visual in found]
-    views = sum(len(plan.unique_views) for _, plan in visuals) / max(len(shown), 1)
-    lacking = sum(len(plan.unique_views) for visual, plan in visuals if not _is_cached(cache, visual, plan)) / max(
-        len(shown), 1
-    )
-    encode_s, write_s, read_s = _measure_costs(
-        cache, model, precision, [v for found in shown[:MAX_CONVERSATIONS] for v in found], processor
-    )
-    missing = lacking * len(different)
-    size = int(np.prod(cache.grid)) * cache.dtype.itemsize
-    return CacheEstimate(
-        views * len(draws),
-        missing,
-        encode_s,
-        write_s,
-        read_s,
-        missing * size,
-        shutil.disk_usage(_there(cache.folder)).free,
-    )
-
-
-def _try_list_visuals(mixture: Mixture, draw: Draw, processor: Processor) -> list[tuple[Visual, VisualPlan]] | None:
-    try:
-        with name_errors(mixture.describe_origin(draw)):
-            return list(list_visuals(mixture, draw, processor))
-    except DataError:
-        return None
+    """Whether a cache is worthwhile, measured on a few conversations spread over the draws; broken ones are skipped."""
+    distinct = list_distinct_draws(draws)
+    sampled = [distinct[i] for i in np.unique(np.linspace(0, len(distinct) - 1, 4 * MAX_CONVERSATIONS).astype(int))]
+    by_conversation: list[list[tuple[Visual, VisualPlan]]] = []
+    for draw in sampled:
+        with suppress(DataError), name_errors(mixture.describe_origin(draw)):
+            by_conversation.append(list(list_visuals(mixture, draw, processor)))
+    visuals = [visual for conversation in by_conversation for visual in conversation]
+    count = max(len(by_conversation), 1)
+    views = sum(len(plan.unique_views) for _, plan in visuals) / count
+    missing = sum(len(plan.unique_views) for visual, plan in visuals if not _is_cached(cache, visual, plan)) / count
+    missing *= len(distinct)
+    measured = [visual for conversation in by_conversation[:MAX_CONVERSATIONS] for visual in conversation]
+    encode_s, write_s, read_s = _measure_costs(cache, model, precision, measured, processor)
+    disk_bytes = missing * int(np.prod(cache.grid)) * cache.dtype.itemsize
+    existing = next(folder for folder in (cache.folder, *cache.folder.absolute().parents) if folder.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    return CacheEstimate(views * len(draws), missing, encode_s, write_s, read_s, disk_bytes, free_bytes)
 
 
 def _is_cached(cache: FeatureCache, visual: Visual, plan: VisualPlan) -> bool:
     try:
         with name_errors(describe_source(visual.source, visual.kind)):
             return cache.has_features(visual, plan)
-    except DataError:  # nor will it be read when the cache is filled
+    except DataError:  # it cannot be read when the cache is filled, either
         return True
 
 
@@ -126,8 +113,8 @@ def _measure_costs(
     visuals: Sequence[tuple[Visual, VisualPlan]],
     processor: Processor,
 ) -> tuple[float, float, float]:
-    """Seconds per view to decode and encode, to write, to read back; zeros where there is nothing to look at."""
-    spent, views = np.zeros(3), 0
+    """Seconds per view to decode and encode, to write, to read back; zeros without visuals."""
+    seconds, views = np.zeros(3), 0
     trial = cache.folder / f".trial-{os.getpid()}.safetensors"
     for visual, plan in visuals:
         try:
@@ -137,17 +124,12 @@ def _measure_costs(
                 encoded = time.perf_counter()
                 write_features_file(trial, features)
                 written = time.perf_counter()
-                cache.to_path(visual, plan)  # a data worker has to find the file, too
+                cache.to_path(visual, plan)  # a data worker also has to find the file
                 read_features_file(trial, "trial")
-                spent += encoded - begin, written - encoded, time.perf_counter() - written
+                seconds += encoded - begin, written - encoded, time.perf_counter() - written
                 views += len(plan.unique_views)
         except DataError as fault:
-            log.debug("passed over in the estimate: %s", fault)
+            log.debug("skipped in the estimate: %s", fault)
     trial.unlink(missing_ok=True)
-    encode_s, write_s, read_s = spent / max(views, 1)
+    encode_s, write_s, read_s = seconds / max(views, 1)
     return float(encode_s), float(write_s), float(read_s)
-
-
-def _there(folder: Path) -> Path:
-    """The nearest folder that exists."""
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())

@@ -1,4 +1,4 @@
-"""Filling a feature cache: what it lacks is decoded, encoded and written, each image once."""
+"""Filling a feature cache: missing images are decoded, encoded and written, each once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from mmblocks.train.features.store import FeatureCache, encode_views, write_feat
 log = logging.getLogger(__name__)
 
 VIEWS_PER_BATCH = 32
-"""Views that are encoded in one go."""
+"""Views in one forward pass of the encoder."""
 
 
 def fill_cache(
@@ -39,18 +38,17 @@ def fill_cache(
     workers: int = 0,
     broken: Policy = "raise",
 ) -> int:
-    """Encode what the cache lacks of these draws; returns how many views. `workers` processes decode ahead.
+    """Encode the images of these draws that are not in the cache; returns how many views. `workers` processes decode ahead.
 
     broken="skip" logs what cannot be read and leaves it out; reading it later is a `DataError`.
     """
     missing = _MissingFeatures(
         cache, mixture, list_distinct_draws(draws), replace(processor, images=cache.images), broken
     )
-    whole: Any = _return_unchanged
     waiting: list[tuple[Path, Tensor]] = []
     encoded = 0
-    for found in DataLoader(missing, batch_size=None, num_workers=workers, collate_fn=whole):
-        waiting += found
+    for decoded in DataLoader(missing, batch_size=None, num_workers=workers, collate_fn=list):
+        waiting += decoded
         if sum(len(pixels) for _, pixels in waiting) >= VIEWS_PER_BATCH:
             encoded += _encode_and_write(model, precision, waiting)
             waiting = []
@@ -58,7 +56,7 @@ def fill_cache(
 
 
 class _MissingFeatures(Dataset[list[tuple[Path, Tensor]]]):
-    """For every conversation the pixels of those visuals that the cache lacks, and the files they go to."""
+    """For every conversation the pixels of the visuals that are not in the cache, and the files for their features."""
 
     def __init__(
         self, cache: FeatureCache, mixture: Mixture, draws: Sequence[Draw], processor: Processor, broken: Policy
@@ -70,42 +68,36 @@ class _MissingFeatures(Dataset[list[tuple[Path, Tensor]]]):
         return len(self.draws)
 
     def __getitem__(self, number: int) -> list[tuple[Path, Tensor]]:
+        missing: list[tuple[Path, Tensor]] = []
         try:
-            conversations = self.processor.list_conversations(self.mixture[self.draws[number]])
-            return [found for one in conversations for found in self._missing_of(one)]
+            for conversation in self.processor.list_conversations(self.mixture[self.draws[number]]):
+                with name_errors(conversation.origin):
+                    for visual, plan in list_conversation_visuals(conversation, self.processor):
+                        if not self.cache.has_features(visual, plan):
+                            pixels = self.processor.render_visual(visual, plan)
+                            missing.append((self.cache.to_path(visual, plan), pixels))
         except DataError as fault:
             if self.broken == "raise":
                 raise
             log.warning("left out of the feature cache: %s", fault)
             return []
-
-    def _missing_of(self, conversation: Conversation) -> list[tuple[Path, Tensor]]:
-        with name_errors(conversation.origin):
-            return [
-                (self.cache.to_path(visual, plan), self.processor.render_visual(visual, plan))
-                for visual, plan in list_conversation_visuals(conversation, self.processor)
-                if not self.cache.has_features(visual, plan)
-            ]
-
-
-def _return_unchanged(found: list[tuple[Path, Tensor]]) -> list[tuple[Path, Tensor]]:
-    return found
+        return missing
 
 
 def _encode_and_write(model: OneVision, precision: str, waiting: Sequence[tuple[Path, Tensor]]) -> int:
-    """Encode images and write what comes out, a file for each; returns the views."""
-    apart = dict(waiting)  # the same image may wait twice
-    if not apart:
+    """Encode images and write their features, a file for each; returns the number of views."""
+    by_path = dict(waiting)  # the same image may wait twice
+    if not by_path:
         return 0
-    pixels = torch.cat(list(apart.values()))
+    pixels = torch.cat(list(by_path.values()))
     features = torch.cat([encode_views(model, part, precision) for part in pixels.split(VIEWS_PER_BATCH)])
-    for path, part in zip(apart, features.split([len(own) for own in apart.values()]), strict=True):
+    for path, part in zip(by_path, features.split([len(views) for views in by_path.values()]), strict=True):
         write_features_file(path, part.clone())
     return len(pixels)
 
 
 def list_visuals(mixture: Mixture, draw: Draw, processor: Processor) -> Iterator[tuple[Visual, VisualPlan]]:
-    """Every visual of a draw with its plan, those of both answers of a pair included."""
+    """Every visual of a draw with its plan; of a pair, those of both answers."""
     for conversation in processor.list_conversations(mixture[draw]):
         yield from list_conversation_visuals(conversation, processor)
 

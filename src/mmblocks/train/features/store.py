@@ -1,4 +1,4 @@
-"""The files of a feature cache: written whole, found by what is on them, read with their checksum."""
+"""The files of a feature cache: written atomically, named by the content of the visual, read with their checksum."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class FeatureCache:
-    """The features of one encoder on disk. It holds no weights, so data workers can carry it.
+    """The features of one encoder on disk. It holds no weights, so data workers can use it.
 
-    folder: where those of this encoder are. grid: (rows, columns, dim) of a view's features. images: how images are read.
+    folder: the files of this encoder. grid: (rows, columns, dim) of a view's features. images: how images are read.
     """
 
     folder: Path
@@ -41,32 +41,37 @@ class FeatureCache:
 
     @classmethod
     def from_model(cls, root: Path | str, model: OneVision, precision: str = "float32") -> FeatureCache:
-        """The cache of a model's encoder below `root`: another encoder, other weights or precision, another folder."""
-        black = torch.zeros(1, 3, *model.encoder.view_px, dtype=torch.uint8)
-        features = encode_views(model, black, precision)
+        """The cache of a model's encoder, in a folder below `root` named by the encoder's settings, weights and precision."""
+        encoder = model.encoder
+        features = encode_views(model, torch.zeros(1, 3, *encoder.view_px, dtype=torch.uint8), precision)
         _, rows, columns, dim = features.shape
-        return cls(Path(root) / _fingerprint(model, precision), (rows, columns, dim), features.dtype, model.images)
+        settings = _drop_checkpoints(model.spec.to_dict()["encoder"])
+        inputs = [settings, precision, tuple(encoder.view_px), encoder.pixel_mean, encoder.pixel_std, FORMAT_VERSION]
+        weights: list[str | bytes] = []
+        for name, tensor in sorted(encoder.state_dict().items()):
+            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            weights += [f"{name} {tensor.dtype} {tuple(tensor.shape)}", data]
+        name = f"{settings['name']}-{make_digest(json.dumps(inputs, sort_keys=True), *weights)}"
+        return cls(Path(root) / name, (rows, columns, dim), features.dtype, model.images)
 
     def read(self, visuals: Sequence[Visual], plans: Sequence[RoutedPlan]) -> Tensor:
-        """(images, rows, columns, dim): those of all images of the plans, in order. Raises `DataError` for missing or
+        """(images, rows, columns, dim): features of all images of the plans, in order. Raises `DataError` for missing or
         damaged ones.
         """
-        none = torch.empty(0, *self.grid, dtype=self.dtype)
-        pairs = zip(visuals, plans, strict=True)
-        return torch.cat([none, *(self._read(visual, routed.plan) for visual, routed in pairs)])
-
-    def _read(self, visual: Visual, plan: VisualPlan) -> Tensor:
-        features = read_features_file(self.to_path(visual, plan), describe_source(visual.source, visual.kind))
-        assert features.shape == (len(plan.unique_views), *self.grid), "the name of the file holds the plan"
-        return features
+        features = [torch.empty(0, *self.grid, dtype=self.dtype)]
+        for visual, routed in zip(visuals, plans, strict=True):
+            path = self.to_path(visual, routed.plan)
+            features.append(read_features_file(path, describe_source(visual.source, visual.kind)))
+            assert features[-1].shape == (len(routed.plan.unique_views), *self.grid), "the file's name holds the plan"
+        return torch.cat(features)
 
     def to_path(self, visual: Visual, plan: VisualPlan) -> Path:
-        """The file of a visual under a plan. An image that has changed on disk, or is read otherwise, has another one."""
+        """The file of a visual under a plan. An image that has changed on disk, or is read differently, has another file."""
         name = make_digest(identify_visual(visual), repr(plan.unique_views), repr(self.images))
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def has_features(self, visual: Visual, plan: VisualPlan) -> bool:
-        """Whether there is a whole file for a visual; a file that is cut counts as none."""
+        """Whether there is a complete file for a visual; a truncated one does not count."""
         try:
             with safe_open(self.to_path(visual, plan), "pt") as file:
                 return "features" in file.keys()  # noqa: SIM118
@@ -75,24 +80,26 @@ class FeatureCache:
 
 
 def read_features_file(path: Path, name: str) -> Tensor:
-    """Features from their file. `name` is what errors call the visual."""
+    """Features from their file; errors call the visual `name`."""
     try:
         with safe_open(path, "pt") as file:
-            features, written = file.get_tensor("features"), (file.metadata() or {}).get("checksum")
+            features, checksum = file.get_tensor("features"), (file.metadata() or {}).get("checksum")
     except FileNotFoundError as cause:
         raise DataError(
             f"{name}: the cache holds no features of it ({path}); it could not be read when the cache was filled, or has "
             "changed since. Start the run again."
         ) from cause
     except SafetensorError as cause:
-        raise DataError(f"{name}: {path} is cut or damaged ({cause}); delete it and start the run again.") from cause
-    if written != _compute_checksum(features):
+        raise DataError(
+            f"{name}: {path} is truncated or damaged ({cause}); delete it and start the run again."
+        ) from cause
+    if checksum != _compute_checksum(features):
         raise DataError(f"{name}: {path} is damaged, its checksum differs; delete it and start the run again.")
     return features
 
 
 def write_features_file(path: Path, features: Tensor) -> None:
-    """Put features into their file, whole or not at all; several processes may do so at once."""
+    """Write features into their file atomically; several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}-{os.getpid()}")
     save_file({"features": features}, fresh, metadata={"checksum": _compute_checksum(features)})
@@ -106,7 +113,7 @@ def _compute_checksum(features: Tensor) -> str:
 
 @torch.no_grad()
 def encode_views(model: OneVision, pixels: Tensor, precision: str) -> Tensor:
-    """uint8 (views, 3, h, w) to the features that the model computes of them, on the CPU."""
+    """uint8 (views, 3, h, w) to the encoder's features, on the CPU."""
     pixels = pixels.to(model.device)
     with (
         use_evaluation_mode(model.encoder),
@@ -115,28 +122,8 @@ def encode_views(model: OneVision, pixels: Tensor, precision: str) -> Tensor:
         return model.encode_pixels(pixels).cpu()
 
 
-# What makes features what they are -----------------------------------------------------------------------------------
-
-
-def _fingerprint(model: OneVision, precision: str) -> str:
-    """An encoder's settings, weights and how it is run, as a folder's name."""
-    encoder = model.encoder
-    settings = _drop_checkpoints(model.spec.to_dict()["encoder"])
-    said = [settings, precision, tuple(encoder.view_px), encoder.pixel_mean, encoder.pixel_std, FORMAT_VERSION]
-    weights = [
-        part
-        for name, tensor in sorted(encoder.state_dict().items())
-        for part in (f"{name} {tensor.dtype} {tuple(tensor.shape)}", _bytes(tensor))
-    ]
-    return f"{settings['name']}-{make_digest(json.dumps(said, sort_keys=True), *weights)}"
-
-
 def _drop_checkpoints(value: Any) -> Any:
-    """Settings without where the weights came from: they count by what they are."""
+    """Settings without the paths of checkpoints: weights count by their values."""
     if isinstance(value, dict):
         return {k: _drop_checkpoints(v) for k, v in value.items() if k != "checkpoint"}
     return [_drop_checkpoints(v) for v in value] if isinstance(value, list) else value
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

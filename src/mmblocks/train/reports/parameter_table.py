@@ -17,7 +17,6 @@ from mmblocks.model.trainable import LORA, list_adapters, list_trainable_paramet
 from mmblocks.storage import write_json
 from mmblocks.train.adapters.quantized import QuantizedLinear
 from mmblocks.train.estimates.meta_stage import freeze_for_stage
-from mmblocks.train.optim import find_trained_parts
 from mmblocks.train.stages import Lora, Stage, read_run
 
 TABLE_FILE = "trains.json"
@@ -61,11 +60,10 @@ def _make_row(model: OneVision, name: str, stage: Stage) -> TrainingRow:
         learning=sum(p.numel() for p in parameters if p.requires_grad),
         dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
     )
-    fast = find_trained_parts(stage).get(name)
+    fast = stage.trained_parts.get(name)
     if fast is None:
         return row
-    given = stage.weight_decay if fast.weight_decay is None else fast.weight_decay
-    decay = given if any(p.ndim > 1 for p in parameters) else 0.0
+    decay = fast.weight_decay if any(p.ndim > 1 for p in parameters) else 0.0
     row = replace(row, lr=fast.lr, weight_decay=decay)
     if not isinstance(fast, Lora):
         return row

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from mmblocks._optional import import_optional
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.settings import format_suggestion
 from mmblocks.storage import write_text
 
@@ -86,10 +87,11 @@ def open_trackers(
     Raises `ConfigError` for an unknown name and `MissingDependencyError` for one whose package is not installed.
     """
     if faults := find_tracking_faults(names):
-        raise ConfigError("\n".join(faults))
+        raise ConfigError.from_faults(faults)
     return tuple(TRACKERS[name](out, first, settings) for name in names)
 
 
-def find_tracking_faults(names: Sequence[str]) -> list[str]:
-    """A sentence for each name that is no tracker."""
-    return [f"track: no tracker {n!r}.{format_suggestion(n, tuple(TRACKERS))}" for n in names if n not in TRACKERS]
+def find_tracking_faults(names: Sequence[str]) -> list[Fault]:
+    """Names of trackers that do not exist."""
+    unknown = [name for name in names if name not in TRACKERS]
+    return [Fault("track", f"no tracker {n!r}.", format_suggestion(n, TRACKERS).strip()) for n in unknown]

@@ -1,17 +1,20 @@
-"""What LLaVA's own config.json asks for, as a composition of ours."""
+"""LLaVA's own config.json as a composition of ours."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmblocks.model.convert.chat import ChatChoice
 from mmblocks.model.convert.original import projectors as original_projectors
 from mmblocks.model.convert.original.towers import OriginalTower
 from mmblocks.model.convert.text import make_backbone_settings
 from mmblocks.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 FAMILIES = {"LlavaQwenForCausalLM": "qwen2", "LlavaLlamaForCausalLM": "llama", "LlavaMistralForCausalLM": "mistral"}
 NEWLINES = {"grid": "grid", "frame": "frame", "one_token": "one_token", "no_token": "none"}  # theirs -> ours
@@ -47,7 +50,7 @@ TEXT_KEYS = (
 
 
 def reasons_against(config: Mapping[str, Any]) -> list[str]:
-    """Everything that a config asks for and we do not compute in the same way."""
+    """Everything in a config that we do not compute in the same way."""
     off: tuple[Any, ...] = (False, None)
     needs: list[tuple[str, Any, Any, tuple[Any, ...]]] = [
         ("add_faster_video", config.get("add_faster_video"), False, off),
@@ -63,15 +66,14 @@ def reasons_against(config: Mapping[str, Any]) -> list[str]:
         reasons.append(
             f"mm_projector_type is {config.get('mm_projector_type')!r}; only {original_projectors.KNOWN_TYPES} are read."
         )
-    return [*reasons, *_resampler_reasons(config), *_list_image_reasons(config), *_text_reasons(config)]
-
-
-def _resampler_reasons(config: Mapping[str, Any]) -> list[str]:
     kind, mode = config.get("mm_resampler_type"), config.get("mm_spatial_pool_mode")
-    if kind in (None, "identity") or (kind == "spatial_pool" and mode in RESAMPLED):
-        return []
-    known = f"None, 'identity' and 'spatial_pool' in the modes {' and '.join(map(repr, RESAMPLED))} are read"
-    return [f"mm_resampler_type is {kind!r} (mm_spatial_pool_mode {mode!r}); only {known}."]
+    if kind not in (None, "identity") and not (kind == "spatial_pool" and mode in RESAMPLED):
+        known = f"None, 'identity' and 'spatial_pool' in the modes {' and '.join(map(repr, RESAMPLED))} are read"
+        reasons.append(f"mm_resampler_type is {kind!r} (mm_spatial_pool_mode {mode!r}); only {known}.")
+    reasons += _list_image_reasons(config)
+    if _find_family(config) is None:
+        reasons.append(f"architectures are {config.get('architectures')}; only {', '.join(FAMILIES)} are read.")
+    return reasons
 
 
 def _list_image_reasons(config: Mapping[str, Any]) -> list[str]:
@@ -92,12 +94,6 @@ def _list_image_reasons(config: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
-def _text_reasons(config: Mapping[str, Any]) -> list[str]:
-    if _find_family(config) is not None:
-        return []
-    return [f"architectures are {config.get('architectures')}; only {', '.join(FAMILIES)} are read."]
-
-
 def _find_family(config: Mapping[str, Any]) -> str | None:
     return next((FAMILIES[name] for name in config.get("architectures") or [] if name in FAMILIES), None)
 
@@ -111,14 +107,14 @@ def _read_merge_type(config: Mapping[str, Any]) -> str:
 
 
 def _read_aspect_ratio(config: Mapping[str, Any]) -> str:
-    """LLaVA 1.5's code takes an absent ratio for the encoder's own processor."""
+    """Without this entry, LLaVA 1.5's code uses the encoder's own processor."""
     return config.get("image_aspect_ratio") or "square"
 
 
 # The language model -------------------------------------------------------------------------------------------------
 
 
-def make_text_config(config: Mapping[str, Any]) -> Any:
+def make_text_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """The language model's part of a LLaVA config. Rope scaling is dropped for Qwen, as LLaVA's code drops it."""
     from transformers import AutoConfig
 
@@ -133,46 +129,50 @@ def make_text_config(config: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(family, **settings, rope_parameters=rope)
 
 
-def _placeholder(config: Mapping[str, Any], text: Any) -> int:
-    """LLaVA marks images by -200; any id of the vocabulary may stand in their rows here, best the released 151646."""
-    named = config.get("image_token_index")
-    return named if isinstance(named, int) and 0 <= named < text.vocab_size else 0
-
-
 # The composition ----------------------------------------------------------------------------------------------------
 
 
 def make_spec(
-    config: Mapping[str, Any], text: Any, tower: OriginalTower, folder: Path, tokenizer: Any, chat: ChatChoice
+    config: Mapping[str, Any],
+    text: PreTrainedConfig,
+    tower: OriginalTower,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    chat: ChatChoice,
 ) -> ModelSpec:
-    """The composition that computes what a config describes that nothing speaks against.
+    """The composition that computes what a config without `reasons_against` describes.
 
-    How several images and how many frames are shown stands in no LLaVA config. Several images are prepared one by
-    one as LLaVA-NeXT 1.6 does with its CLIP, and as one padded view each as LLaVA-OneVision trains.
+    No LLaVA config has the preparation of several images or the number of frames. Several images are prepared one by
+    one as in LLaVA-NeXT 1.6 with its CLIP, and as one padded view each as in the training of LLaVA-OneVision; as many
+    frames are taken as a sequence holds, up to 32.
     """
+    # LLaVA's SigLIP tower deletes its last block, whatever layer the config names (siglip_encoder.py).
+    layer = -2 if tower.kind == "siglip" else config.get("mm_vision_select_layer", -2)
+    # LLaVA stands -200 for images; here any id of the vocabulary may stand for them, best the released 151646.
+    placeholder = config.get("image_token_index")
+    if not isinstance(placeholder, int) or not 0 <= placeholder < text.vocab_size:
+        placeholder = 0
+    pooling = make_pooling_settings(config)
+    side = -(-(tower.image_px // tower.patch_px) // pooling.get("stride", 1))
+    max_frames = max(1, min(32, (text.max_position_embeddings - 64) // (side * (side + 1))))
     return ModelSpec.from_dict(
         {
-            "encoder": tower.make_encoder_settings(_layer(config, tower), _read_select_feature(config)),
+            "encoder": tower.make_encoder_settings(layer, _read_select_feature(config)),
             "projector": original_projectors.make_projector_settings(config["mm_projector_type"]),
-            "pooling": make_pooling_settings(config),
+            "pooling": pooling,
             "tokenizer": {
                 "image": make_image_settings(config),
                 "multi_image": make_multi_image_settings(config, tower.kind),
-                "video": make_video_settings(config, _max_frames(config, text, tower)),
+                "video": make_video_settings(config, max_frames),
             },
-            "backbone": make_backbone_settings(text, folder, tokenizer, _placeholder(config, text)),
+            "backbone": make_backbone_settings(text, folder, tokenizer, placeholder),
             "template": chat.spec,
         }
     )
 
 
-def _layer(config: Mapping[str, Any], tower: OriginalTower) -> int:
-    """LLaVA's SigLIP tower deletes its last block, whatever layer the config names (siglip_encoder.py)."""
-    return -2 if tower.kind == "siglip" else config.get("mm_vision_select_layer", -2)
-
-
 def make_image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The visual tokenizer of an image that stands alone."""
+    """The visual tokenizer of a conversation's only image."""
     aspect, merge = _read_aspect_ratio(config), _read_merge_type(config)
     if aspect in ("square", "pad"):
         return {"name": aspect, "newline": "unpad" in merge}
@@ -191,14 +191,14 @@ def make_image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_multi_image_settings(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
-    """The visual tokenizer of images that stand beside each other."""
+    """The visual tokenizer of several images in a conversation."""
     if _read_aspect_ratio(config) in ("square", "pad") or (tower == "clip" and _read_aspect_ratio(config) == "anyres"):
         return make_image_settings(config)
     return {"name": "pad", "newline": "unpad" in _read_merge_type(config)}
 
 
 def make_pooling_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The pooling of frames. A config that knows of no videos shows them as images, frame by frame."""
+    """The pooling of frames. Without video settings in the config, frames are treated as images."""
     if not _has_video_settings(config):
         return {"name": "none"}
     return {
@@ -208,12 +208,19 @@ def make_pooling_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_video_settings(config: Mapping[str, Any], max_frames: int) -> dict[str, Any]:
-    """The visual tokenizer of clips. The resampler 'spatial_pool' pools frames before the projector, as LLaVA-NeXT-Video
+    """The visual tokenizer of videos. The resampler 'spatial_pool' pools frames before the projector, as LLaVA-NeXT-Video
     was trained (LLaVA-NeXT's present code no longer calls it); without it they are pooled after.
+
+    Without a newline position, LLaVA's code puts one newline at the end, where images have newlines too.
     """
-    resampled = config.get("mm_resampler_type") == "spatial_pool"
-    video: dict[str, Any] = {"name": "frames", "max_frames": max_frames, "newline": _find_newline(config, resampled)}
-    if resampled:
+    has_resampler = config.get("mm_resampler_type") == "spatial_pool"
+    newline = NEWLINES[config.get("mm_newline_position", "one_token")]
+    if "mm_newline_position" not in config and (has_resampler or not _has_video_settings(config)):
+        newline = "none"
+    if newline == "one_token" and "unpad" not in _read_merge_type(config):
+        newline = "none"
+    video: dict[str, Any] = {"name": "frames", "max_frames": max_frames, "newline": newline}
+    if has_resampler:
         video["pool_at"] = "features"
     if config.get("force_sample"):
         video["force"] = True
@@ -222,20 +229,5 @@ def make_video_settings(config: Mapping[str, Any], max_frames: int) -> dict[str,
     return video
 
 
-def _find_newline(config: Mapping[str, Any], resampled: bool) -> str:
-    """LLaVA's code takes an absent position for one newline at the end, where images have newlines too."""
-    if "mm_newline_position" not in config and (resampled or not _has_video_settings(config)):
-        return "none"
-    newline = NEWLINES[config.get("mm_newline_position", "one_token")]
-    return "none" if newline == "one_token" and "unpad" not in _read_merge_type(config) else newline
-
-
 def _has_video_settings(config: Mapping[str, Any]) -> bool:
     return "mm_spatial_pool_mode" in config or "mm_newline_position" in config
-
-
-def _max_frames(config: Mapping[str, Any], text: Any, tower: OriginalTower, most: int = 32) -> int:
-    """How many frames a sequence holds beside some text: no config tells how many were shown."""
-    side = tower.image_px // tower.patch_px
-    side = -(-side // make_pooling_settings(config).get("stride", 1))
-    return max(1, min(most, (text.max_position_embeddings - 64) // (side * (side + 1))))

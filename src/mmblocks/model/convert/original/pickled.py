@@ -1,4 +1,4 @@
-"""Weights that torch pickled, read by torch's restricted reader: tensors and plain containers, never code."""
+"""Pickled weights, read by torch's restricted unpickler: tensors and plain containers, never code."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a pickled file. Raises `CheckpointError` when it is cut, needs code, or holds anything else."""
+    """The named tensors of a pickled file. Raises `CheckpointError` when it is damaged, needs code, or holds other things."""
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as cause:
         raise CheckpointError(
             f"{path} cannot be read: it is damaged, or a pickle that asks for code to be run, which mmblocks never "
@@ -26,10 +26,11 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         ) from cause
     except (OSError, RuntimeError, EOFError, ValueError) as cause:
         raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
-    tensors = isinstance(found, dict) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items())
-    if not tensors:
-        raise CheckpointError(f"{path} holds {type(found).__name__}, not tensors by name.")
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in loaded.items()
+    ):
+        raise CheckpointError(f"{path} holds {type(loaded).__name__}, not tensors by name.")
+    return {name: tensor.contiguous() for name, tensor in loaded.items()}
 
 
 def read_pickled_folder(folder: Path) -> dict[str, Tensor]:

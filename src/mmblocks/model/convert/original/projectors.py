@@ -18,7 +18,7 @@ MLP_TYPE = re.compile(r"mlp([1-9]\d*)x(?:_res([1-9]\d*)x)?_gelu")
 
 
 def make_projector_settings(kind: str) -> dict[str, Any] | None:
-    """Our projector for a type of theirs; None for a type that has none."""
+    """Settings of our projector for a type of theirs; None for an unknown type."""
     plain = {"linear": "linear", "identity": "identity", "pooler": "conv_pooler"}
     if kind in plain:
         return {"name": plain[kind]}
@@ -31,7 +31,7 @@ def make_projector_settings(kind: str) -> dict[str, Any] | None:
     )
 
 
-def find_projector_type(projector: Any) -> str | None:
+def find_projector_type(projector: object) -> str | None:
     """Their type for a projector of ours; None when they have none."""
     match projector:
         case MLP():
@@ -53,7 +53,7 @@ def _count_linears(body: nn.Module) -> int:
 
 
 def make_name_table(kind: str) -> NameTable:
-    """Our names of a projector's tensors to theirs. Theirs number layers and activations alike: linears are 0, 2, 4, ..."""
+    """Our names of a projector's tensors -> theirs, which number activations too: linear layers are 0, 2, 4, ..."""
     plain: dict[str, NameTable] = {
         "identity": {},
         "linear": {"projector.head.": PREFIX},
@@ -62,7 +62,7 @@ def make_name_table(kind: str) -> NameTable:
     if kind in plain:
         return plain[kind]
     counted = MLP_TYPE.fullmatch(kind)
-    assert counted, "settings_of has known it"
+    assert counted, "make_projector_settings knows it"
     if counted[2]:
         return {"projector.body.": PREFIX}
     last = 2 * (int(counted[1]) - 1)

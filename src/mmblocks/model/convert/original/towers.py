@@ -1,4 +1,4 @@
-"""The vision towers that LLaVA's checkpoints name: their sizes, and their weights where the checkpoint has none."""
+"""Vision towers of LLaVA's checkpoints: their sizes, and their weights where the checkpoint has none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = ("clip", "siglip")
 SIZES = ("image_px", "patch_px", "dim", "depth", "heads", "mlp_dim")
 MODULES = {f"mmblocks.encoders.{kind}": kind for kind in KINDS}
 FIXED = {"clip": {"norm_eps": 1e-5}, "siglip": {"norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}}
-"""What our encoders do not let be set."""
+"""Config entries for which our encoders have no setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class OriginalTower:
         return (self.image_px // self.patch_px) ** 2
 
     def make_encoder_settings(self, layer: int, select: str) -> dict[str, Any]:
-        """Settings of our encoder that computes it."""
+        """Settings of our encoder for it."""
         sizes = {k: v for k, v in asdict(self).items() if k != "kind"}
         if self.kind == "siglip":
             del sizes["hidden_act"]
@@ -54,13 +54,13 @@ class OriginalTower:
 
 def list_known_towers() -> dict[str, OriginalTower]:
     """Towers by hub id, as the presets of our encoders describe them."""
-    found = {}
+    towers = {}
     for name in encoders:
         kind = MODULES.get(encoders.find_info(name).module)
         if kind is not None and encoders.find_info(name).preset_of is not None:
             tower = _make_tower(kind, {s.name: s.default for s in encoders.list_settings(name)})
-            found[str(tower.checkpoint)] = tower
-    return found
+            towers[str(tower.checkpoint)] = tower
+    return towers
 
 
 def _make_tower(kind: str, settings: Mapping[str, Any]) -> OriginalTower:
@@ -71,22 +71,20 @@ def _make_tower(kind: str, settings: Mapping[str, Any]) -> OriginalTower:
 def read_named_tower(name: str, folder: Path) -> OriginalTower:
     """The tower that `mm_vision_tower` names: a hub id, or a local folder, which may lie inside the checkpoint.
 
-    Raises `ConfigError` when its sizes are nowhere to be had, or are such as our encoders do not compute.
+    Raises `ConfigError` when its sizes cannot be found, or when our encoders do not compute it.
     """
     local = next((place for place in (folder / name, Path(name)) if (place / "config.json").is_file()), None)
     if local is not None:
         return _read_tower(read_object(local / "config.json"), str(local.resolve()))
     known = list_known_towers()
-    return known[name] if name in known else _read_tower(_fetched(name, folder), name)
-
-
-def _fetched(name: str, folder: Path) -> dict[str, Any]:
+    if name in known:
+        return known[name]
     try:
-        return read_config_entries(name)
+        return _read_tower(read_config_entries(name), name)
     except CheckpointError as cause:
         raise ConfigError(
             f"{folder}: mm_vision_tower is {name!r}, neither a local folder with a config.json nor a hub id that can "
-            f"be reached nor one of {', '.join(sorted(list_known_towers()))}; put the tower's folder there or write its path."
+            f"be reached nor one of {', '.join(sorted(known))}; put the tower's folder there or write its path."
         ) from cause
 
 
@@ -110,7 +108,7 @@ def _read_tower(raw: Mapping[str, Any], where: str) -> OriginalTower:
 
 
 def has_tower(stored: Mapping[str, Tensor]) -> bool:
-    """Whether a checkpoint holds its tower, as those do that trained it; the others only name it."""
+    """Whether a checkpoint holds its tower, as after training of the tower; other checkpoints only name it."""
     return any(name.startswith(PREFIX) for name in stored)
 
 
@@ -127,17 +125,14 @@ def require_matching_tower(tower: OriginalTower, stored: Mapping[str, Tensor], f
         )
     if tower.checkpoint in list_known_towers():
         return tower
-    depth = max(tower.depth, _blocks(stored) + 1) if kind == "siglip" else tower.depth
+    matches = [BLOCK.match(name.replace(PREFIX, "encoder.", 1)) for name in stored]
+    blocks = max((int(match[1]) + 1 for match in matches if match), default=0)
+    depth = max(tower.depth, blocks + 1) if kind == "siglip" else tower.depth
     return replace(tower, depth=depth, checkpoint=None)
 
 
-def _blocks(stored: Mapping[str, Tensor]) -> int:
-    renamed = (name.replace(PREFIX, "encoder.", 1) for name in stored)
-    return max((int(found[1]) + 1 for name in renamed if (found := BLOCK.match(name))), default=0)
-
-
 def fetch_tensors(settings: Spec) -> dict[str, Tensor]:
-    """The tensors of a tower that lies outside, read by the encoder itself, under LLaVA's names."""
+    """The tensors of a tower outside of the checkpoint, read by the encoder itself, under LLaVA's names."""
     encoder = encoders.build(settings)
     encoder.load_pretrained()
     return {f"{PREFIX}{name}": tensor for name, tensor in encoder.state_dict().items()}

@@ -1,16 +1,16 @@
-"""transformers' `blip-2` inwards: vision model, Q-Former and language projection around a causal language model."""
+"""transformers' `blip-2`, import only: vision model, Q-Former and language projection with a causal language model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.convert import keys
 from mmblocks.model.convert.chat import ASKED_FOR, ChatChoice
-from mmblocks.model.convert.door import FunctionLayout
 from mmblocks.model.convert.text import (
     build_from_tensors,
     make_backbone_settings,
@@ -18,59 +18,80 @@ from mmblocks.model.convert.text import (
     read_end_tokens,
     refuse_conversion,
 )
-from mmblocks.model.convert.transformers.families import (
-    can_read,
+from mmblocks.model.convert.transformers.families import HFLayout
+from mmblocks.model.convert.transformers.reading import (
+    BICUBIC,
     count_max_frames,
     list_fixed_reasons,
     list_processor_reasons,
-    load_runner,
     read_family_config,
     read_image_settings,
 )
-from mmblocks.model.convert.weights import MatchedTensors, read_weights
+from mmblocks.model.convert.weights import MatchedTensors, StoredTensors
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 VISION = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
 QFORMER = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 
 
-def read_blip2(
-    folder: Path, *, dtype: torch.dtype = torch.float32, template: str | None = None
-) -> tuple[OneVision, MatchedTensors]:
-    """Read a local BLIP-2 checkpoint of transformers whose language model is causal (OPT), and how each tensor was
-    accounted for.
+class Blip2Family(HFLayout):
+    """BLIP-2 with a causal language model (OPT).
 
-    Raises `ConfigError` listing what its config asks for that we do not compute in the same way; around an
-    encoder-decoder (T5) `import_vision_parts` reads what is before the language model.
+    With an encoder-decoder (T5) it is refused; `import_vision_parts` reads what is before the language model.
     """
-    config = read_family_config(folder, "blip-2")
-    tokenizer = read_checkpoint_tokenizer(folder)
-    chat = make_bare_chat(folder, tokenizer, template)
-    spec = make_spec(config, folder, {"name": "qformer", **make_qformer_settings(config)}, tokenizer, chat)
-    return build_from_tensors(
-        spec, config.text_config, read_weights(folder), {"blip-2": keys.BLIP2}, dtype, folder, chat
-    )
+
+    model_type = "blip-2"
+    about = "transformers' blip-2"
+    supports_video = False
+
+    def make_projector_settings(self, config: PreTrainedConfig, folder: Path) -> dict[str, Any]:
+        """The Q-Former as settings of our projector."""
+        return {"name": "qformer", **make_qformer_settings(config)}
+
+    def find_unused_tensors(self, config: PreTrainedConfig) -> Mapping[str, str]:
+        """Patterns of tensor names that may be left over, and why."""
+        return {}
+
+    def read_model(self, folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:
+        config = read_family_config(folder, self.model_type)
+        tokenizer = read_checkpoint_tokenizer(folder)
+        chat = choose_bare_prompt(folder, tokenizer, template)
+        reasons = list_vision_reasons(config, folder)
+        if not config.use_decoder_only_language_model:
+            reasons.append(
+                f"its language model is {config.text_config.model_type!r}, an encoder-decoder, which cannot be a backbone "
+                "here; `mmblocks convert --to parts` keeps its vision model and Q-Former."
+            )
+        refuse_conversion(folder, reasons)
+        placeholder = config.image_token_index if config.image_token_index is not None else 0
+        video = {"name": "frames", "newline": "none", "max_frames": count_max_frames(config, config.num_query_tokens)}
+        spec = ModelSpec.from_dict(
+            {
+                "encoder": make_encoder_settings(config),
+                "projector": self.make_projector_settings(config, folder),
+                "pooling": "none",
+                "tokenizer": {"image": "square", "multi_image": "square", "video": video},
+                "backbone": make_backbone_settings(config.text_config, folder, tokenizer, placeholder),
+                "template": chat.spec,
+            }
+        )
+        layouts, unused = {self.model_type: keys.BLIP2}, self.find_unused_tensors(config)
+        return build_from_tensors(spec, config.text_config, StoredTensors(folder), layouts, dtype, folder, chat, unused)
+
+    def reasons_against_export(self, model: OneVision) -> list[str]:
+        return ["BLIP-2's layouts are read only; write mmblocks' own."]
+
+    def export_model(
+        self, model: OneVision, folder: Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB"
+    ) -> Path:
+        raise ConfigError(self.reasons_against_export(model)[0])
 
 
-def make_spec(config: Any, folder: Path, projector: dict[str, Any], tokenizer: Any, chat: ChatChoice) -> ModelSpec:
-    """The composition around a Q-Former. Raises `ConfigError` listing every reason why there is none."""
-    refuse_conversion(folder, [*list_vision_reasons(config, folder), *_text_reasons(config)])
-    placeholder = config.image_token_index if config.image_token_index is not None else 0
-    video = {"name": "frames", "newline": "none", "max_frames": count_max_frames(config, config.num_query_tokens)}
-    return ModelSpec.from_dict(
-        {
-            "encoder": make_encoder_settings(config),
-            "projector": projector,
-            "pooling": "none",
-            "tokenizer": {"image": "square", "multi_image": "square", "video": video},
-            "backbone": make_backbone_settings(config.text_config, folder, tokenizer, placeholder),
-            "template": chat.spec,
-        }
-    )
-
-
-def make_encoder_settings(config: Any) -> dict[str, Any]:
+def make_encoder_settings(config: PreTrainedConfig) -> dict[str, Any]:
     """The vision model as our `blip2_vit`."""
     vision = config.vision_config
     return {
@@ -84,8 +105,8 @@ def make_encoder_settings(config: Any) -> dict[str, Any]:
     }
 
 
-def make_qformer_settings(config: Any) -> dict[str, Any]:
-    """The Q-Former as settings of our `qformer`."""
+def make_qformer_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """The Q-Former's sizes as settings of our `qformer`."""
     qformer = config.qformer_config
     return {
         "queries": config.num_query_tokens,
@@ -97,53 +118,26 @@ def make_qformer_settings(config: Any) -> dict[str, Any]:
     }
 
 
-def list_vision_reasons(config: Any, folder: Path) -> list[str]:
-    """What the parts before the language model ask for that ours do not compute."""
+def list_vision_reasons(config: PreTrainedConfig, folder: Path) -> list[str]:
+    """What the parts before the language model need that ours do not compute."""
     vision, side = config.vision_config, config.vision_config.image_size
     colours = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
     reasons = [f"vision_config.{reason}" for reason in list_fixed_reasons(vision, VISION)]
     reasons += [f"qformer_config.{reason}" for reason in list_fixed_reasons(config.qformer_config, QFORMER)]
-    image = {**colours, "resample": 3, "size": {"height": side, "width": side}}
+    image = {**colours, "resample": BICUBIC, "size": {"height": side, "width": side}}
     return reasons + list_processor_reasons(read_image_settings(folder), image)
 
 
-def _text_reasons(config: Any) -> list[str]:
-    if config.use_decoder_only_language_model:
-        return []
-    return [
-        f"its language model is {config.text_config.model_type!r}, an encoder-decoder, which cannot be a backbone here; "
-        "`mmblocks convert --to parts` keeps its vision model and Q-Former."
-    ]
-
-
-def make_bare_chat(folder: Path, tokenizer: Any, wanted: str | None) -> ChatChoice:
-    """The bare prompt, and answers that end where the checkpoint's own do: at a newline beside OPT, at </s> beside Vicuna."""
-    if wanted is not None:
-        return ChatChoice(wanted, ASKED_FOR)
-    why = "the prompt of its processors: query tokens, the BOS, bare words"
+def choose_bare_prompt(folder: Path, tokenizer: PreTrainedTokenizerBase | None, template: str | None) -> ChatChoice:
+    """The bare prompt, and answers that end where the checkpoint's do: at a newline with OPT, at </s> with Vicuna."""
+    if template is not None:
+        return ChatChoice(template, ASKED_FOR)
+    why = "the prompt of its processors: query tokens, the BOS, the bare text"
     if tokenizer is None:
         return ChatChoice("blip2", why)
-    ends = [tokenizer.decode([token]) for token in read_end_tokens(folder)]
+    ends = [str(tokenizer.decode([token])) for token in read_end_tokens(folder)]
     single = [end for end in ends if len(tokenizer.encode(end, add_special_tokens=False)) == 1]
     return ChatChoice({"name": "blip2", "end": next(iter([*single, tokenizer.eos_token or "\n"]))}, why)
 
 
-def list_export_reasons(model: OneVision) -> list[str]:
-    """Why no model is written in BLIP-2's layouts."""
-    return ["BLIP-2's layouts are read only; write mmblocks' own."]
-
-
-def forbid_export(model: OneVision, folder: Path, **options: Any) -> Path:
-    """Refused: raises `ConfigError`."""
-    raise ConfigError(list_export_reasons(model)[0])
-
-
-LAYOUT = FunctionLayout(
-    "transformers' blip-2",
-    lambda folder: can_read(folder, "blip-2"),
-    read_blip2,
-    list_export_reasons,
-    forbid_export,
-    load_runner,
-    supports_video=False,
-)
+LAYOUT = Blip2Family()

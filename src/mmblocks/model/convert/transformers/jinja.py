@@ -1,4 +1,4 @@
-"""Chat templates in transformers' language: the same text as our spans, with <image> and <video> where visuals stand."""
+"""Chat templates as Jinja for transformers: the same text as our spans, with <image> and <video> in place of visuals."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import singledispatch
 from typing import Any
 
 from mmblocks.backbones.text_tokenizer import find_chat_template
+from mmblocks.components import ChatTemplate
 from mmblocks.templates.chatml import ChatML
 from mmblocks.templates.llama_2 import Llama2
 from mmblocks.templates.llama_3 import Llama3
@@ -17,7 +18,7 @@ from mmblocks.templates.turns import Turns
 from mmblocks.templates.vicuna import Vicuna
 
 Around = tuple[str, str]
-"""What stands before and after."""
+"""Text before and text after."""
 
 PARTS_MACRO = (
     "{%- macro parts(content, strip=false, before='', after='') -%}"
@@ -32,23 +33,24 @@ PARTS_MACRO = (
 FLATTENED = PARTS_MACRO + (
     "{%- set flat = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
-    "{%- set said = {'role': message['role'], 'content': parts(message['content'])} -%}"
-    "{%- set flat.messages = flat.messages + [said] -%}"
+    "{%- set plain = {'role': message['role'], 'content': parts(message['content'])} -%}"
+    "{%- set flat.messages = flat.messages + [plain] -%}"
     "{%- endfor -%}"
     "{%- set messages = flat.messages -%}"
 )
-"""Stands before a text tokenizer's own template: contents become texts, as our template 'tokenizer' gives them to it."""
+"""Placed before a text tokenizer's own template: contents become plain texts, as our template 'tokenizer' passes them."""
+ROLES = ("user", "assistant", "system")
 FIRST_IS_SYSTEM = "messages and messages[0]['role'] == 'system'"
 NO_OTHER_SYSTEM = "{{ raise_exception('a system message can only be the first one') }}"
 
 
 @dataclass(frozen=True)
 class ChatForm:
-    """A chat as texts around what is said.
+    """A chat template as the texts around its messages.
 
-    start: before everything. default: the system text of a conversation without one. told: around the system text, in
-    front of all turns or, with `inside`, at the beginning of the user's first message. between: before a user's message
-    that is not the first. opening: what an answer to be written follows. strip: drop a message's outer white space.
+    start: before everything. default_system: the system text of a conversation without one. system: around the system
+    text, in front of all turns or, with `inside`, at the beginning of the user's first message. between: before a user's
+    message that is not the first. opening: before the answer to be written. strip: drop a message's outer white space.
     """
 
     user: Around
@@ -64,27 +66,37 @@ class ChatForm:
 
 
 @singledispatch
-def make_form(template: Any) -> ChatForm | None:
+def make_form(template: ChatTemplate) -> ChatForm | None:
     """The form of a chat template; None for one that is not made of closed turns."""
     return None
 
 
-def to_jinja(template: Any) -> str | None:
+def to_jinja(template: ChatTemplate) -> str | None:
     """A chat template as Jinja; None for one that has no form there."""
-    if isinstance(template, TokenizerChat):
-        return _own(template)
+    own: Any = template
+    if isinstance(own, TokenizerChat):
+        if own.text_tokenizer is None or own.arguments:  # Jinja has no place for arguments
+            return None
+        jinja = find_chat_template(own.text_tokenizer())
+        return jinja if jinja is None or own.takes_lists else FLATTENED + jinja
     form = make_form(template)
-    return None if form is None else _written(form)
-
-
-def _own(template: TokenizerChat) -> str | None:
-    """The text tokenizer's own template; `arguments` for it have no place in Jinja."""
-    if template.text_tokenizer is None or template.arguments:
+    if form is None:
         return None
-    own = find_chat_template(template.text_tokenizer())
-    if own is None:
-        return None
-    return own if template.takes_lists else FLATTENED + own
+    default = _quote_text(form.default_system or "")
+    # A system message replaces the default, and an empty one means none.
+    system = f"{{%- set system = namespace(text={default}) -%}}{{%- set turns = messages -%}}" + _render_if(
+        FIRST_IS_SYSTEM, "{%- set system.text = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
+    )
+    start = _render_output(_quote_text(form.start)) if form.start else ""
+    front = "" if form.inside else _render_if("parts(system.text)", _render_content(form, form.system, "system.text"))
+    assistant = _render_content(form, form.assistant, "message['content']", form.around_visuals)
+    turns = (
+        f"{{%- for message in turns -%}}{{%- if message['role'] == 'user' -%}}{_render_user_message(form)}"
+        f"{{%- elif message['role'] == 'assistant' -%}}{assistant}"
+        f"{{%- else -%}}{NO_OTHER_SYSTEM}{{%- endif -%}}{{%- endfor -%}}"
+    )
+    opening = _render_if("add_generation_prompt", _render_output(_quote_text(form.opening))) if form.opening else ""
+    return PARTS_MACRO + system + start + front + turns + opening
 
 
 # The forms ----------------------------------------------------------------------------------------------------------
@@ -92,12 +104,8 @@ def _own(template: TokenizerChat) -> str | None:
 
 @make_form.register
 def _(template: ChatML) -> ChatForm:
-    user, assistant, system = (_chatml(role) for role in ("user", "assistant", "system"))
+    user, assistant, system = ((f"<|im_start|>{role}\n", "<|im_end|>\n") for role in ROLES)
     return ChatForm(user, assistant, system, assistant[0], template.system)
-
-
-def _chatml(role: str) -> Around:
-    return f"<|im_start|>{role}\n", "<|im_end|>\n"
 
 
 @make_form.register
@@ -130,12 +138,8 @@ def _(template: Llama2) -> ChatForm:
 
 @make_form.register
 def _(template: Llama3) -> ChatForm:
-    user, assistant, system = (_llama_3(role) for role in ("user", "assistant", "system"))
+    user, assistant, system = ((f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>") for role in ROLES)
     return ChatForm(user, assistant, system, assistant[0], template.system, start="<|begin_of_text|>", strip=True)
-
-
-def _llama_3(role: str) -> Around:
-    return f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"
 
 
 @make_form.register
@@ -165,51 +169,18 @@ def _(template: LlavaV0) -> ChatForm:
 # A form as Jinja ----------------------------------------------------------------------------------------------------
 
 
-def _written(form: ChatForm) -> str:
-    front = "" if form.inside else _render_if("parts(told.system)", _render_content(form, form.system, "told.system"))
-    opening = _render_if("add_generation_prompt", _render_output(_quote_text(form.opening))) if form.opening else ""
-    return (
-        PARTS_MACRO
-        + _system(form)
-        + (_render_output(_quote_text(form.start)) if form.start else "")
-        + front
-        + _render_turns(form)
-        + opening
-    )
-
-
-def _system(form: ChatForm) -> str:
-    """`told.system` and `turns`: a system message replaces the default, and an empty one means none."""
-    default = (
-        f"{{%- set told = namespace(system={_quote_text(form.default_system or '')}) -%}}{{%- set turns = messages -%}}"
-    )
-    given = "{%- set told.system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
-    return default + _render_if(FIRST_IS_SYSTEM, given)
-
-
-def _render_turns(form: ChatForm) -> str:
-    said = "message['content']"
-    assistant = _render_content(form, form.assistant, said, form.around_visuals)
-    roles = (
-        f"{{%- if message['role'] == 'user' -%}}{_render_user_message(form, said)}"
-        f"{{%- elif message['role'] == 'assistant' -%}}{assistant}"
-        f"{{%- else -%}}{NO_OTHER_SYSTEM}{{%- endif -%}}"
-    )
-    return f"{{%- for message in turns -%}}{roles}{{%- endfor -%}}"
-
-
-def _render_user_message(form: ChatForm, said: str) -> str:
+def _render_user_message(form: ChatForm) -> str:
     """A user's message, the first perhaps with the system text."""
     between = _render_if("not loop.first", _render_output(_quote_text(form.between))) if form.between else ""
     if not form.inside:
-        return between + _render_content(form, form.user, said, form.around_visuals)
-    told = _render_content(form, form.system, "told.system") + "{%- set told.system = '' -%}"
+        return between + _render_content(form, form.user, "message['content']", form.around_visuals)
+    system = _render_content(form, form.system, "system.text") + "{%- set system.text = '' -%}"
     head, tail = form.user
     return (
         between
         + _render_output(_quote_text(head))
-        + _render_if("parts(told.system)", told)
-        + _render_content(form, ("", tail), said, form.around_visuals)
+        + _render_if("parts(system.text)", system)
+        + _render_content(form, ("", tail), "message['content']", form.around_visuals)
     )
 
 
@@ -217,8 +188,8 @@ def _render_content(form: ChatForm, around: Around, content: str, around_visuals
     """A message's content between two texts."""
     before, after = (_quote_text(text) for text in around_visuals)
     strip = "true" if form.strip else "false"
-    said = f"parts({content}, {strip}, {before}, {after})"
-    return _render_output(f"{_quote_text(around[0])} + {said} + {_quote_text(around[1])}")
+    parts = f"parts({content}, {strip}, {before}, {after})"
+    return _render_output(f"{_quote_text(around[0])} + {parts} + {_quote_text(around[1])}")
 
 
 def _render_if(condition: str, then: str) -> str:

@@ -1,11 +1,12 @@
-"""Visual tokens of transformers' LLaVAs in our words: what several families say in the same way."""
+"""Visual tokens of transformers' LLaVAs in our words: what several families have in common."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmblocks.model.convert.transformers.families import (
+from mmblocks.components import VisionTokenizer
+from mmblocks.model.convert.transformers.reading import (
     ImageSettings,
     count_max_frames,
     list_processor_reasons,
@@ -15,13 +16,22 @@ from mmblocks.model.onevision import OneVision
 from mmblocks.tokenizers.anyres import AnyRes
 from mmblocks.tokenizers.frames import Frames
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 log = logging.getLogger(__name__)
 
 
-def make_anyres_settings(config: Any, **settings: Any) -> dict[str, Any]:
+def make_anyres_settings(config: PreTrainedConfig, **settings: object) -> dict[str, Any]:
     """`image_grid_pinpoints`, which transformers writes height first."""
     pinpoints = [[width, height] for height, width in config.image_grid_pinpoints]
     return {"name": "anyres", "pinpoints": pinpoints, "rounding": "transformers", **settings}
+
+
+def make_frames_settings(config: PreTrainedConfig, tokens_per_frame: int, **settings: object) -> dict[str, Any]:
+    """Videos as pooled frames and nothing between them, as many as a sequence holds."""
+    most = count_max_frames(config, tokens_per_frame)
+    return {"name": "frames", "newline": "none", "max_frames": most, **settings}
 
 
 def list_pinpoints(model: OneVision) -> list[list[int]]:
@@ -30,29 +40,20 @@ def list_pinpoints(model: OneVision) -> list[list[int]]:
     return [list(canvas) for canvas in image.canvases]
 
 
-def list_tiling_reasons(config: Any, image: ImageSettings) -> list[str]:
+def list_tiling_reasons(config: PreTrainedConfig, image: ImageSettings) -> list[str]:
     """Sides and pinpoints of an image processor that are not the config's."""
     pinpoints = {"image_grid_pinpoints": [list(pair) for pair in config.image_grid_pinpoints]}
     return [*list_side_reasons(config, image), *list_processor_reasons(image, pinpoints)]
 
 
-def list_cls_reasons(config: Any) -> list[str]:
-    """Tiles cannot be joined with a CLS token among their patches, neither there nor here."""
-    if config.vision_config.model_type == "clip_vision_model" and config.vision_feature_select_strategy != "default":
-        return [
-            "vision_feature_select_strategy is 'full', which leaves CLIP's CLS token among the patches of a tile; "
-            "only 'default' is read."
-        ]
-    return []
-
-
-def is_anyres(tokenizer: Any) -> bool:
-    """Whether images are tiled as LLaVA-NeXT does in transformers: base view, unpadded, no limit of tiles."""
-    return isinstance(tokenizer, AnyRes) and tokenizer.merge == "unpad" and tokenizer.base and not tokenizer.max_tiles
+def is_unpadded_anyres(tokenizer: VisionTokenizer) -> bool:
+    """Whether images are tiled as LLaVA-NeXT's are in transformers: with a base view, unpadded."""
+    tiled: Any = tokenizer
+    return isinstance(tiled, AnyRes) and tiled.merge == "unpad" and tiled.base
 
 
 def log_rounding(image: AnyRes) -> None:
-    """Say what becomes of an image whose map the original cuts otherwise than transformers does."""
+    """Log that transformers cuts the feature map of some image sizes otherwise than the original code."""
     if image.rounding != "transformers":
         log.info("unpadding: transformers rounds where the original truncates; 1 in some 20 000 image sizes differs")
 
@@ -65,8 +66,3 @@ def list_video_reasons(video: Frames) -> list[str]:
     if video.force:
         reasons.append("tokenizer.video: force=true repeats the frames of short videos, which cannot be expressed.")
     return reasons
-
-
-def make_frames_settings(config: Any, cells: int, **settings: Any) -> dict[str, Any]:
-    """Clips as pooled frames and nothing between them, as many as a sequence holds."""
-    return {"name": "frames", "newline": "none", "max_frames": count_max_frames(config, cells), **settings}

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmblocks.components import encoders
 from mmblocks.encoders.clip import CLIP
 from mmblocks.encoders.siglip import SigLIP
 from mmblocks.encoders.vit import CONFIG_KEYS, list_state_indices
-from mmblocks.model.checks.faults import resolve_settings
 from mmblocks.model.onevision import OneVision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 SIZES = ("image_px", "patch_px", "dim", "depth", "heads", "mlp_dim")
 
 
 @dataclass(frozen=True, slots=True)
 class HFTower:
-    """An encoder of ours and its model_type there. `fixed`: config values of which only these are read. `cls`: whether
-    its first token is no patch.
+    """An encoder of ours for a model_type of transformers.
+
+    fixed: config entries, each with the only values that are read. has_cls: whether its first token is a CLS token.
     """
 
     name: str
-    encoder: type
+    encoder: type[CLIP] | type[SigLIP]
     fixed: Mapping[str, tuple[Any, ...]]
     settings: tuple[str, ...] = SIZES
     has_cls: bool = False
@@ -43,8 +46,8 @@ TOWERS: Mapping[str, HFTower] = {
 }
 
 
-def list_tower_reasons(config: Any) -> list[str]:
-    """What a vision config asks for that our encoders do not compute."""
+def list_tower_reasons(config: PreTrainedConfig) -> list[str]:
+    """What a vision config needs that our encoders do not compute."""
     vision = config.vision_config
     tower = TOWERS.get(vision.model_type)
     if tower is None:
@@ -61,8 +64,8 @@ def list_tower_reasons(config: Any) -> list[str]:
     return reasons
 
 
-def make_encoder_settings(config: Any) -> dict[str, Any]:
-    """Our encoder for the vision tower and feature layers of a config without `tower_reasons`."""
+def make_encoder_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """Our encoder for the vision tower and feature layers of a config without `list_tower_reasons`."""
     tower = TOWERS[config.vision_config.model_type]
     settings = {ours: getattr(config.vision_config, CONFIG_KEYS[ours]) for ours in tower.settings}
     if tower.has_cls:
@@ -71,25 +74,19 @@ def make_encoder_settings(config: Any) -> dict[str, Any]:
     return {"name": tower.name, **settings, "layer": layer if isinstance(layer, int) else tuple(layer)}
 
 
-def find_tower(model: OneVision) -> HFTower | None:
-    """The tower that a model's encoder is in transformers; None when it is none of these."""
-    return next((tower for tower in TOWERS.values() if type(model.encoder) is tower.encoder), None)
+def find_tower(model: OneVision) -> HFTower:
+    """The tower of transformers that a model's encoder is; other encoders are refused before."""
+    return next(tower for tower in TOWERS.values() if type(model.encoder) is tower.encoder)
 
 
 def make_tower_config(model: OneVision) -> dict[str, Any]:
-    """Config entries for the encoder of a model that has a `tower_of`: only the blocks it has, features after the last."""
+    """Config entries for an encoder that has a tower: only the blocks it has, features after the last of them."""
     tower = find_tower(model)
-    assert tower, "refused before"
     inner = model.encoder.vision_model.config
+    settings = encoders.resolve_settings(model.spec.encoder)
+    layer, depth = settings["layer"], settings["depth"]
     return {
         "vision_config": type(inner).from_dict(inner.to_dict()).to_dict(),
-        "vision_feature_layer": _feature_layers(model),
+        "vision_feature_layer": -1 if isinstance(layer, int) else list(list_state_indices(tuple(layer), depth)),
         "vision_feature_select_strategy": "default" if tower.has_cls and model.encoder.spatial else "full",
     }
-
-
-def _feature_layers(model: OneVision) -> int | list[int]:
-    """Entries of hidden_states in a tower that ends with the last block that is read."""
-    settings = resolve_settings(encoders, model.spec.encoder)
-    layer, depth = settings["layer"], settings["depth"]
-    return -1 if isinstance(layer, int) else list(list_state_indices(tuple(layer), depth))

@@ -1,8 +1,8 @@
-"""A loss or a gradient that is not finite is not learned and not saved, and is told with the step in which it came first."""
+"""Stops training before a loss or a gradient that is not finite reaches the weights or a saved state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -10,25 +10,26 @@ from torch import Tensor
 
 from mmblocks.errors import TrainingError
 from mmblocks.train.distributed import World
+from mmblocks.train.stages import Stage
 from mmblocks.train.state import ResumePoint, list_resume_points
 
 CURE = "A lower learning rate or a longer warm-up usually helps"
 
 
 class FiniteGuard:
-    """Watches a stage's steps, before each update, for a loss or gradients that are not finite.
+    """Checks every step of a stage, before its update, for a loss or gradients that are not finite.
 
-    at_once: raise before the update of such a step. Else, for a device that nobody should wait for at every step, the
-    step is noted there and its gradients and those of all later steps become zero, so that weights and moments stay
-    finite; `require` raises, and is to be called before what was learned is told, measured or written.
-    where: the stage, as the error names it. advice: how to go on after a number of steps, as the error's last words.
+    at_once: raise before the update of such a step. Otherwise, on a device that should not be waited for at every step, the
+    step is noted on the device, and its gradients and those of all later steps become zero, so that weights and moments
+    stay finite; `require_finite` raises, and is to be called before anything is reported, measured or written.
+    where: the stage, as the error names it. advise: how to resume after a failed step, the error's last words.
     """
 
     def __init__(
-        self, where: str = "training", advice: Callable[[int], str] = lambda step: "", *, at_once: bool = True
+        self, where: str = "training", advise: Callable[[int], str] = lambda step: "", *, at_once: bool = True
     ) -> None:
         self.where = where
-        self._advice, self._at_once = advice, at_once
+        self._advise, self._at_once = advise, at_once
         self._first: Tensor | None = None
         """(3,) number of the first such step, its loss and its norm; the number is -1 where there was none."""
 
@@ -39,10 +40,10 @@ class FiniteGuard:
             if bad:
                 raise self._make_error(step, float(loss), float(norm))
             return
-        this = torch.stack([torch.full_like(norm, step), loss.to(norm), norm]).float()
+        figures = torch.stack([torch.full_like(norm, step), loss.to(norm), norm]).float()
         if self._first is None:
-            self._first = torch.full_like(this, -1)
-        self._first = torch.where((self._first[0] < 0) & bad, this, self._first)
+            self._first = torch.full_like(figures, -1)
+        self._first = torch.where((self._first[0] < 0) & bad, figures, self._first)
         failed = self._first[0] >= 0
         for gradient in gradients:
             to_local_shard(gradient).masked_fill_(failed, 0)
@@ -55,27 +56,27 @@ class FiniteGuard:
                 raise self._make_error(int(step), loss, norm)
 
     def require_finite_weights(self, done: int, tensors: Iterable[Tensor], world: World) -> None:
-        """Raise `TrainingError` when a step was not finite, or its update made one of these tensors so: weights, moments and
+        """Raise `TrainingError` when a step so far was not finite, or one of these tensors is not: weights, moments and
         averages after `done` steps. Every process takes part.
         """
         self.require_finite()
         if not all_finite(tensors, world):
             raise TrainingError(
                 f"{self.where}, step {done}: its update made a weight or a moment infinite or NaN; nothing of it is "
-                f"saved. {CURE}{self._advice(done - 1)}."
+                f"saved. {CURE}{self._advise(done - 1)}."
             )
 
     def _make_error(self, step: int, loss: float, norm: float) -> TrainingError:
         return TrainingError(
             f"{self.where}, step {step + 1}: the loss is {loss} and the gradients' norm {norm}; nothing of it is learned or "
-            f"saved. {CURE}{self._advice(step)}."
+            f"saved. {CURE}{self._advise(step)}."
         )
 
 
 def all_finite(tensors: Iterable[Tensor], world: World) -> bool:
     """Whether every number of every tensor of every process is finite."""
-    found = [to_local_shard(tensor).isfinite().all().to(world.device) for tensor in tensors]
-    (bad,) = world.sum_over_processes(float(~torch.stack(found).all()) if found else 0.0)
+    checks = [to_local_shard(tensor).isfinite().all().to(world.device) for tensor in tensors]
+    (bad,) = world.sum_over_processes(float(~torch.stack(checks).all()) if checks else 0.0)
     return bad == 0
 
 
@@ -85,18 +86,22 @@ def to_local_shard(tensor: Tensor) -> Tensor:
 
 
 def to_full_tensor(tensor: Tensor) -> Tensor:
-    """A sharded figure as the number that it is on all processes."""
+    """The whole of a sharded tensor, on all processes."""
     return getattr(tensor, "full_tensor", lambda: tensor)()
 
 
-def explain_resume(out: Path, stage: int, step: int, settings: Sequence[str]) -> str:
-    """What a run whose step (numbered from 0) failed may change, and from where it then goes on."""
-    saved = [place for place in list_resume_points(out) if place.stage == stage]
-    last = max(saved, default=ResumePoint(stage))
+def explain_resume(out: Path, number: int, stage: Stage, step: int) -> str:
+    """What a run may change whose step (numbered from 0) of stage `number` failed, and from where it then resumes."""
+    key = f"stages.{number}"
+    settings = [*(f"{key}.train.{name}" for name in stage.trained_parts), f"{key}.warmup", f"{key}.max_grad_norm"]
+    if stage.precision != "float32":
+        settings.append(f"{key}.precision (to float32)")
+    saved = [point for point in list_resume_points(out) if point.stage == number]
+    last = max(saved, default=ResumePoint(number))
     start = f"the state after step {last.step}" if last.step else "the beginning of the stage"
-    names = " or ".join([", ".join(settings[:-1]), settings[-1]])
-    said = f": start the run again with another {names}, and it goes on from {start}"
+    advice = f": run again with another {', '.join(settings[:-1])} or {settings[-1]}, and it resumes from {start}"
     if 0 < last.step == step:
-        older = f"; where that state leads to it itself, remove {out / 'state' / last.folder_name} to go on from an older one"
-        said += older if len(saved) > 1 else "; where that state leads to it itself, begin anew with resume=false"
-    return said
+        advice += "; where that state leads to the same error, "
+        folder = out / "state" / last.folder_name
+        advice += f"remove {folder} to resume from an older one" if len(saved) > 1 else "begin anew with resume=false"
+    return advice

@@ -1,7 +1,7 @@
 """SIGTERM, SIGUSR1 and SIGHUP, which clusters send before they end a job: finish the step, save, and end.
 
-Processes agree before every step whether one of them was asked, so that all stop at the same one. Where nothing would be
-lost (waiting for data, measuring records before the first step) a signal ends the wait at once.
+Before every step processes agree whether one of them has received a signal, so that all stop at the same step. Where
+nothing would be lost (waiting for data, measuring records before the first step) a signal ends the wait at once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP
 
 
 class StopRequested(BaseException):
-    """A signal came where it is acted upon at once. Never leaves this package."""
+    """A signal has come where it is obeyed at once. Never leaves this package."""
 
 
 @dataclass(slots=True)
 class StopRequest:
-    """Whether this process was asked to stop, by which signal, and whether it may stop where it is."""
+    """Whether this process has received a signal to stop, which one, and whether it may stop at once."""
 
     name: str | None = None
     _at_once: bool = False
@@ -33,7 +33,7 @@ class StopRequest:
 
     @contextmanager
     def raise_at_once(self) -> Iterator[None]:
-        """In this block a signal raises `StopAsked`."""
+        """In this block a signal raises `StopRequested`."""
         before, self._at_once = self._at_once, True
         try:
             if self:
@@ -44,7 +44,7 @@ class StopRequest:
 
     @contextmanager
     def defer_raise(self) -> Iterator[None]:
-        """In this block a signal is noted only."""
+        """In this block a signal is only noted."""
         before, self._at_once = self._at_once, False
         try:
             yield
@@ -52,7 +52,7 @@ class StopRequest:
             self._at_once = before
 
     def request_stop(self, number: int, frame: FrameType | None = None) -> None:
-        """A signal has come. One that comes again changes nothing."""
+        """Handle a signal; later ones change nothing."""
         self.name = self.name or signal.Signals(number).name
         if self._at_once:
             self._at_once = False
@@ -61,13 +61,13 @@ class StopRequest:
 
 @contextmanager
 def listen_for_signals() -> Iterator[StopRequest]:
-    """Take the signals while a run lasts. What the program ignores, as under nohup, stays ignored."""
+    """Handle the signals during a run. What the program ignores, as under nohup, stays ignored."""
     stopping = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows no handlers
         yield stopping
         return
-    taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stopping.request_stop) for number in taken}
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stopping.request_stop) for number in handled}
     try:
         yield stopping
     finally:
@@ -76,21 +76,22 @@ def listen_for_signals() -> Iterator[StopRequest]:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """In data worker `worker`: have it outlive signals that its whole job is sent, until the process that reads from it ends it.
+    """Let data worker `worker` survive signals that are sent to the whole job, until its parent process ends it.
 
-    That process saves meanwhile, and would take a worker that died for a failure. It ends workers by SIGTERM itself, so
-    this signal is looked at for who has sent it.
+    The parent saves its state meanwhile, and would take a dead worker for a failure. It ends workers by SIGTERM itself, so
+    that signal is obeyed only when the parent has sent it.
     """
     for number in SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):
         return
+    parent = os.getppid()
+
+    def end_with_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            continue
+        os._exit(0)
+
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        continue
-    os._exit(0)
+    threading.Thread(target=end_with_parent, daemon=True).start()
