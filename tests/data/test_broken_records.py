@@ -293,7 +293,7 @@ def test_a_mistake_of_ours_is_told_with_its_line(folder, processor, monkeypatch)
     mixture = between_sound_ones(folder / "mistake.jsonl", json.dumps(SOUND).encode())
     _, broken = samples(processor, mixture, "skip")
     assert re.search(
-        r"KeyError: 'template' \(data/processor.py:\d+\).*report this as a mistake of mmblocks", broken[0].reason
+        r"KeyError: 'template' \(data/sample/processor.py:\d+\).*report this as a mistake of mmblocks", broken[0].reason
     )
 
 

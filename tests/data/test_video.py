@@ -348,7 +348,7 @@ def test_urls_and_protocols_of_ffmpeg_are_not_opened(url):
 
 @pytest.mark.parametrize(
     "playlist",
-    ["#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:4,\n{clip}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {video}\n"],
+    ["#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:4,\n{clip}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {clip}\n"],
 )
 def test_a_playlist_does_not_make_us_open_what_it_names(playlist, mp4, tmp_path):
     path = tmp_path / "list.m3u8"
@@ -430,11 +430,11 @@ def test_nothing_is_printed_and_nothing_stays_open(mp4, fast_mp4, tmp_path):
     program = """
         import os, sys, warnings
         warnings.simplefilter("error")
-        from mmblocks.data.video import read_frames, video_shape
+        from mmblocks.data.video import read_frames, read_video_shape
         from mmblocks.errors import DataError
         def use(path):
             try:
-                video_shape(path), read_frames(path, [0, 30])
+                read_video_shape(path), read_frames(path, [0, 30])
             except DataError:
                 pass
         for path in sys.argv[1:]:

@@ -110,7 +110,12 @@ def replace_markers(turns: Sequence[Turn], media: Media, *, origin: str, placeme
     messages = []
     for turn, turn_pieces in zip(turns, pieces, strict=True):
         parts: list[Part] = [piece if isinstance(piece, Text) else next(unplaced[piece]) for piece in turn_pieces]
-        messages.append(Message(turn.role, _order_parts(parts, placement), turn.learn))
+        shown: list[Part] = [part for part in parts if not isinstance(part, Text)]
+        stay = placement == "as_written" or (placement == "lone_first" and len(shown) > 1)
+        if not stay and any(isinstance(part, Text) for part in parts[: len(shown)]):
+            words = "".join(part.text for part in parts if isinstance(part, Text)).strip()
+            parts = [*shown, Text(f"\n{words}")] if words else shown
+        messages.append(Message(turn.role, tuple(parts), turn.learn))
     return Conversation(tuple(messages), origin)
 
 
@@ -134,12 +139,3 @@ def split_at_markers(text: str, only_videos: bool) -> list[Piece]:
         elif piece:
             pieces.append(Text(piece))
     return pieces
-
-
-def _order_parts(parts: Sequence[Part], placement: Placement) -> tuple[Part, ...]:
-    visuals = [part for part in parts if not isinstance(part, Text)]
-    stay = placement == "as_written" or (placement == "lone_first" and len(visuals) > 1)
-    if stay or not any(isinstance(part, Text) for part in parts[: len(visuals)]):
-        return tuple(parts)
-    words = "".join(part.text for part in parts if isinstance(part, Text)).strip()
-    return (*visuals, Text(f"\n{words}")) if words else tuple(visuals)

@@ -197,11 +197,12 @@ class Processor:
 
     def _encode_conversation(self, conversation: Conversation, targets: Targets) -> tuple[Conversation, Encoded]:
         """The conversation with its visuals where this run places them, and what it encodes to."""
-        conversation = place_visuals(conversation, self.visuals, self.seed)
-        settings = self._get_encoding_settings()
-        return conversation, encode_for_training(
-            conversation, self.plan(conversation), targets=targets, overlong=self.overlong, **settings
-        )
+        with name_errors(conversation.origin):
+            conversation = place_visuals(conversation, self.visuals, self.seed)
+            plans, settings = self.plan(conversation), self._get_encoding_settings()
+            return conversation, encode_for_training(
+                conversation, plans, targets=targets, overlong=self.overlong, **settings
+            )
 
     def make_prompt_sample(self, conversation: Conversation) -> Sample:
         """A conversation up to where the answer begins, its visuals decoded."""

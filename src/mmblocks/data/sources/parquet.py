@@ -59,7 +59,13 @@ class ParquetTable(NamedRecords[Conversation]):
             )
         self.name = hub or ", ".join([path] if isinstance(path, str) else path or ())
         if hub:
-            table, folder = _load_from_hub(hub, config, split, cache), Path()
+            library, folder = _import_datasets(), Path()
+            try:
+                table = library.load_dataset(hub, config, split=split, cache_dir=cache)
+            except Exception as cause:  # of the network, the hub or a script
+                raise DataError(
+                    f"{hub}: cannot be loaded from the hub ({_take_first_line(cause)}); check its name, config and split."
+                ) from cause
         else:
             table, folder = _load_from_files(path or "", split, cache)
         columns = Columns(
@@ -97,16 +103,6 @@ class ParquetTable(NamedRecords[Conversation]):
 
 def _import_datasets() -> Any:
     return import_optional("datasets", extra="data", to="reading parquet files and data sets of the hub")
-
-
-def _load_from_hub(hub: str, config: str | None, split: str, cache: str | None) -> Any:
-    library = _import_datasets()
-    try:
-        return library.load_dataset(hub, config, split=split, cache_dir=cache)
-    except Exception as cause:  # of the network, the hub or a script
-        raise DataError(
-            f"{hub}: cannot be loaded from the hub ({_take_first_line(cause)}); check its name, config and split."
-        ) from cause
 
 
 def _load_from_files(path: str | tuple[str, ...], split: str, cache: str | None) -> tuple[Any, Path]:

@@ -64,7 +64,14 @@ class TarSamples(NamedRecords[Conversation]):
 
     def read_record(self, number: int) -> Conversation:
         members, origin = self.shard.list_members(number), self.describe_origin(number)
-        record = {} if "json" not in members else _read_json_record(members["json"])
+        record: dict[str, Any] = {}
+        if (part := members.get("json")) is not None:
+            content = parse_json(part.read(), str(part))
+            if not isinstance(content, list | dict):
+                raise DataError(f"{part}: it holds {content!r:.80}; write a record, or a list of messages.")
+            refuse_duplicates(content, str(part))
+            record = {"messages": content} if isinstance(content, list) else content
+            record = {key: value for key, value in record.items() if key not in IMG2DATASET}
         if (text := members.get("txt")) is not None:
             try:
                 record = {**record, "txt": text.read().decode("utf-8").strip()}
@@ -92,14 +99,3 @@ class TarSamples(NamedRecords[Conversation]):
         if strange := [suffix for suffix, part in in_order if suffix not in read and part.size]:
             raise DataError(f"{origin}: {describe_unread_keys(strange, READ, what='member')}")
         return {kind: [*found.values()] for kind, found in (("image", images), ("video", videos)) if found}
-
-
-def _read_json_record(part: FileSlice) -> dict[str, Any]:
-    """The record in a sample's JSON, without what img2dataset adds."""
-    record = parse_json(part.read(), str(part))
-    if isinstance(record, list):
-        return {"messages": record}
-    if not isinstance(record, dict):
-        raise DataError(f"{part}: it holds {record!r:.80}; write a record, or a list of messages.")
-    refuse_duplicates(record, str(part))
-    return {key: value for key, value in record.items() if key not in IMG2DATASET}

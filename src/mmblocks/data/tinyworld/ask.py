@@ -124,8 +124,12 @@ CAPTIONS: dict[str, Callable[[Scene, random.Random], QuestionAnswer]] = {
 
 def describe_scene(scene: Scene, rng: random.Random, *, with_places: bool) -> str:
     """The whole scene as text: what is there, and with `with_places` also where."""
-    sayers = (places, name_first, _describe_places) if with_places else (describe, shape_first, colour_first)
-    return rng.choice(sayers)(scene, rng)[1]  # type: ignore[index]
+    if not with_places:
+        return rng.choice((describe, shape_first, colour_first))(scene, rng)[1]  # type: ignore[index]
+    form = rng.choice((places, name_first, None))
+    if form is None:
+        return ", ".join(f"{t.place} {t.name}" for t in _shuffle_things(scene, rng))
+    return form(scene, rng)[1]  # type: ignore[index]
 
 
 def describe_motion(scene: Scene, rng: random.Random) -> str:
@@ -133,10 +137,6 @@ def describe_motion(scene: Scene, rng: random.Random) -> str:
     parts = [moving, *(f"a {thing.name} stands still" for thing in scene.things[1:])]
     rng.shuffle(parts)
     return ", ".join(parts)
-
-
-def _describe_places(scene: Scene, rng: random.Random) -> QuestionAnswer:
-    return "", ", ".join(f"{t.place} {t.name}" for t in _shuffle_things(scene, rng))
 
 
 def _shuffle_things(scene: Scene, rng: random.Random) -> list[Thing]:
