@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
-from mmblocks.model.onevision import Loss
+from mmblocks.model.onevision import LossOutput
 from mmblocks.train.estimates.memory import estimate_stage_memory
 from mmblocks.train.objectives import objectives
 from mmblocks.train.stages import Stage
@@ -45,7 +45,7 @@ class Distillation:
         divergence = F.kl_div(student, teacher.log_softmax(-1), reduction="sum", log_target=True)
         answers = F.cross_entropy(logits, batch.targets[rows], reduction="sum")
         total = self.share * self.temperature**2 * divergence + (1 - self.share) * answers
-        return Loss(total, len(rows), {"divergence": divergence.detach()})
+        return LossOutput(total, len(rows), {"divergence": divergence.detach()})
 
 
 @pytest.fixture(scope="module", autouse=True)
