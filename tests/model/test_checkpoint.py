@@ -38,7 +38,7 @@ def test_the_folder_holds_one_folder_per_component_and_no_pickle(tiny_model, tmp
         "config.json",
         "encoder/model.safetensors",
         "projector/model.safetensors",
-        "marks/model.safetensors",
+        "learned_tokens/model.safetensors",
     } <= files
     assert {f.rpartition(".")[2] for f in files} <= {"json", "safetensors", "jinja", "SHA256SUMS"}
     assert "_target_" not in (tmp_path / "m" / "config.json").read_text()

@@ -176,10 +176,10 @@ class _GenerationThread:
         self._thread = Thread(target=copy_context().run, args=(run,), daemon=True)
         self._thread.start()
 
-    def put(self, ids: torch.Tensor) -> None:
+    def put(self, value: torch.Tensor) -> None:
         if self._left:
             raise _StreamClosed
-        self._streamer.put(ids)
+        self._streamer.put(value)
 
     def end(self) -> None:
         self._streamer.end()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from mmblocks.conversation import Conversation
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.generate import Decoding, StopSequences
+from mmblocks.model.generation.decoding import Streamer
 from mmblocks.model.generation.step import DecodingStep, has_fixed_rope
 from mmblocks.model.generation.store import KVCache
 from mmblocks.model.generation.weights import WeightSnapshot
@@ -42,14 +42,6 @@ class Reuse:
             raise ConfigError(f"chat: {self}; a limit is a number of bytes, 0 to keep nothing.")
 
 
-class AnswerStreamer(Protocol):
-    """Gets the ids of an answer while they are generated, as the streamers of transformers do."""
-
-    def put(self, ids: Tensor) -> None: ...
-
-    def end(self) -> None: ...
-
-
 class ChatCache:
     """The keys, values and visual rows of one conversation. It is valid at any time: after an error, later rows are unused.
 
@@ -76,7 +68,7 @@ class ChatCache:
         conversation: Conversation,
         decoding: Decoding,
         *,
-        streamer: AnswerStreamer | None = None,
+        streamer: Streamer | None = None,
     ) -> list[int]:
         """The ids of an answer, without the stop token. Raises `DataError` as encoding and reading visuals do."""
         decoding.require_fitting_length(model.backbone)

@@ -137,7 +137,7 @@ def _suggest_divisors(name: str, total: int, near: int) -> str:
 def count_kv_bytes_per_token(config: PreTrainedConfig | None, bytes_per_value: int = 2) -> int | None:
     """Keys and values that one token leaves in the cache; None for a backbone that is not transformers'."""
     layers, heads = getattr(config, "num_hidden_layers", None), getattr(config, "num_attention_heads", None)
-    if not layers or not heads:
+    if config is None or not layers or not heads:
         return None
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
