@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from mmblocks.faults import Fault
 from mmblocks.registry import Registry
@@ -25,13 +25,21 @@ if TYPE_CHECKING:
     from mmblocks.tokenizers.lowering import LoweredPlan
 
 P = TypeVar("P", bound=VisualPlan)
+T = TypeVar("T")
 
 
-def has_capability(component: object, capability: type) -> bool:
-    """Whether a component declares a capability; a member that is False, such as `per_token = False`, switches it off."""
-    return isinstance(component, capability) and all(
-        getattr(component, member) is not False for member in capability.__annotations__
+def has_capability(component: object, capability: type[T]) -> TypeGuard[T]:
+    """Whether a component declares a capability; a flag that is False, such as `per_token = False`, switches it off.
+
+    Properties that are no flags are looked up without being computed: one may read a file.
+    """
+    kinds = capability.__annotations__
+    methods = [name for name in vars(capability) if not name.startswith("_") and name not in kinds]
+    is_declared = all(
+        inspect.getattr_static(component, name, None) is not None or hasattr(component, name)
+        for name in (*kinds, *methods)
     )
+    return is_declared and all(getattr(component, name) for name, kind in kinds.items() if kind == "bool")
 
 
 def describe_capabilities(component: object, capabilities: Sequence[type]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmblocks.components import InstructedProjector
+from mmblocks.components import InstructedProjector, has_capability
 from mmblocks.conversation import Conversation, Text, Visual
 from mmblocks.shapes import RoutedPlan
 
@@ -24,7 +24,7 @@ class InstructionReader:
     @classmethod
     def from_projector(cls, projector: object) -> InstructionReader | None:
         """None for a projector that reads no text."""
-        if not isinstance(projector, InstructedProjector) or not projector.needs_text:
+        if not has_capability(projector, InstructedProjector):
             return None
         return cls(projector.text_tokenizer, projector.max_text_tokens)
 
