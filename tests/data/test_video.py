@@ -153,7 +153,7 @@ def test_decord_and_pyav_give_the_same_bytes_count_and_rate(name, tmp_path):
     assert shape.num_frames == len(reader)
     if shape.times_s is None:
         assert shape.fps == pytest.approx(reader.get_avg_fps(), rel=1e-6)
-    else:  # the header's rate, which decord repeats, is that of decoding; test_clip_times.py has the true one
+    else:  # the header's rate, which decord repeats, is that of decoding; test_video_times.py has the true one
         assert name == "late_and_uneven.mp4"
 
 

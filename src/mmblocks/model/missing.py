@@ -17,7 +17,7 @@ TOKENIZER = "tokenizer_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-def find_missing_tokenizers(model: Any) -> list[Fault]:
+def find_missing_tokenizers(model: object) -> list[Fault]:
     """Text tokenizers of the hub that are not in its cache; parts that are at fault name none."""
     return [
         Fault(
@@ -31,51 +31,41 @@ def find_missing_tokenizers(model: Any) -> list[Fault]:
     ]
 
 
-def find_missing_weights(model: Any) -> list[Fault]:
+def find_missing_weights(model: object) -> list[Fault]:
     """Weights of the hub that are not in its cache."""
     return [
         Fault(key, f"the weights of {source!r} are not on this machine.", f"hf download {source}", "fetchable")
-        for key, source in _checkpoints(model)
+        for kind, registry in (("encoder", encoders), ("backbone", backbones))
+        for key, source in _list_checkpoint_sources(f"model.{kind}", registry, _find_part(model, kind))
         if _is_on_hub(source) and all(find_local_folder(source, name) is None for name in WEIGHTS)
     ]
 
 
-def _list_tokenizer_sources(model: Any) -> Iterator[tuple[str, str]]:
+def _find_part(model: object, kind: str) -> object:
+    return model.get(kind) if isinstance(model, Mapping) else None
+
+
+def _list_tokenizer_sources(model: object) -> Iterator[tuple[str, str]]:
     for kind, registry in (("backbone", backbones), ("projector", projectors)):
-        settings = _settings(model, kind, registry)
+        part = _find_part(model, kind)
+        settings = {} if part is None or registry.find_own_faults(part) else registry.resolve_settings(part)
         if source := settings.get("text_tokenizer") or (settings.get("checkpoint") if kind == "backbone" else None):
             yield f"model.{kind}.text_tokenizer", source
 
 
-def _checkpoints(model: Any) -> Iterator[tuple[str, str]]:
-    for kind, registry in (("encoder", encoders), ("backbone", backbones)):
-        spec = model.get(kind) if isinstance(model, Mapping) else None
-        yield from _list_checkpoint_sources(f"model.{kind}", registry, spec)
-
-
-def _list_checkpoint_sources(key: str, registry: Registry[Any], spec: Any) -> Iterator[tuple[str, str]]:
+def _list_checkpoint_sources(key: str, registry: Registry[Any], spec: object) -> Iterator[tuple[str, str]]:
     if spec is None or registry.find_own_faults(spec):
         return
     for inner, member in registry.find_sub_components(spec).items():
         yield from _list_checkpoint_sources(f"{key}.{inner}", registry, member)
     settings = registry.resolve_settings(spec)
-    if source := _hub_id(settings):
+    source = settings.get("checkpoint")
+    if source is not None and "model_name" in settings and "/" not in source:  # a tag of timm's
+        from mmblocks.encoders.timm_vit import find_hub_id
+
+        source = find_hub_id(settings["model_name"], source)
+    if source:
         yield f"{key}.checkpoint", source
-
-
-def _hub_id(settings: Mapping[str, Any]) -> str | None:
-    """Where the weights of a part are kept; those of timm's models are named by a tag."""
-    checkpoint = settings.get("checkpoint")
-    if checkpoint is None or "model_name" not in settings or "/" in checkpoint:
-        return checkpoint
-    from mmblocks.encoders.timm_vit import find_hub_id
-
-    return find_hub_id(settings["model_name"], checkpoint)
-
-
-def _settings(model: Any, kind: str, registry: Registry[Any]) -> Mapping[str, Any]:
-    spec = model.get(kind) if isinstance(model, Mapping) else None
-    return {} if spec is None or registry.find_own_faults(spec) else registry.resolve_settings(spec)
 
 
 def _is_on_hub(source: str) -> bool:
