@@ -119,7 +119,7 @@ def test_a_place_outside_of_the_folder_is_refused(folder, setting, value):
     config = json.loads((folder / "config.json").read_text())
     config["model"]["backbone"][setting] = value
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=rf"config\.json: {setting}='.*' is a place outside"):
+    with pytest.raises(CheckpointError, match=rf"config\.json: {setting}='.*' is outside of the model's folder"):
         mmblocks.load(folder)
 
 

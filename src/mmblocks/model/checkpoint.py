@@ -48,13 +48,20 @@ def save(model: OneVision, folder: Path | str, *, dtype: torch.dtype | None = No
 
 
 def write_into(model: OneVision, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write the files of a model into an empty folder that `replaced_whole` has given."""
-    config = {"mmblocks": __version__, "model": _portable(model)}
+    """Write the files of a model into an empty folder that `replace_folder` has given."""
+    spec, has_local_tokenizer = model.spec.to_dict(), _has_local_projector_tokenizer(model)
+    if has_local_tokenizer:
+        spec["projector"] = {**spec["projector"], "text_tokenizer": LOCAL_PROJECTOR_TOKENIZER}
+    # What folders of this machine hold is written into the model's own folder.
+    spec |= {kind: _drop_local_folders(spec[kind]) for kind in ("encoder", "backbone")}
+    config = {"mmblocks": __version__, "model": spec}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in ("encoder", "projector", "learned_tokens"):
         (folder / name).mkdir()
-        save_file(_stored(getattr(model, name), dtype), folder / name / WEIGHTS)
-    if _has_local_projector_tokenizer(model):
+        state = {key: tensor.detach().cpu().contiguous() for key, tensor in getattr(model, name).state_dict().items()}
+        stored = {key: t.to(dtype) if dtype and t.is_floating_point() else t for key, t in state.items()}
+        save_file(stored, folder / name / WEIGHTS)
+    if has_local_tokenizer:
         model.projector.text_tokenizer.save_pretrained(folder / "projector")
     model.backbone.save_to(folder / "backbone", dtype)
 
@@ -71,14 +78,16 @@ def load(
     with ThreadPoolExecutor(1) as beside:  # hashing takes as long as reading, and leaves this thread alone
         damaged = beside.submit(list_damage, folder)
         model = _read_model(folder, dtype, images or {})
-        _require_undamaged(damaged.result())
+        if faults := damaged.result():
+            cure = f"If you have changed a file yourself, delete its line in {CHECKSUMS_FILE}."
+            raise CheckpointError("\n".join([*faults, f"Copy or fetch the folder again. {cure}"]))
     return set_dtype(model, dtype)
 
 
 def _read_model(folder: Path, dtype: torch.dtype, images: Mapping[str, Any]) -> OneVision:
     stored = read_spec(folder)
     spec = replace(stored, images=stored.images.with_changes(images))
-    model = _wired(localise_spec(spec, folder), folder)
+    model = _build_fitting_model(localise_spec(spec, folder), folder)
     model.spec = _localise_projector_tokenizer(spec, folder)
     for name in ("encoder", "projector", "learned_tokens"):
         load_strictly(getattr(model, name), folder / name / WEIGHTS)
@@ -87,15 +96,7 @@ def _read_model(folder: Path, dtype: torch.dtype, images: Mapping[str, Any]) -> 
     return model
 
 
-def _require_undamaged(damaged: list[str]) -> None:
-    if damaged:
-        raise CheckpointError(
-            "\n".join(damaged)
-            + f"\nCopy or fetch the folder again. If you have changed a file yourself, delete its line in {CHECKSUMS_FILE}."
-        )
-
-
-def _wired(spec: ModelSpec, folder: Path) -> OneVision:
+def _build_fitting_model(spec: ModelSpec, folder: Path) -> OneVision:
     """A model to be filled. Its parts are tried on meta first, so that sizes that are not those of the files take no memory."""
     with _report_bad_settings(folder / CONFIG):
         files = {name: folder / name / WEIGHTS for name in ("encoder", "projector", "learned_tokens")}
@@ -127,7 +128,13 @@ def read_spec(folder: Path) -> ModelSpec:
     if not isinstance(model, dict):
         raise CheckpointError(f"{path} holds no model of mmblocks; the file is cut or was not written by mmblocks.")
     require_countable_layers(model, path)
-    _refuse_outside(model, path)
+    for key, value in iterate_entries(model):
+        is_outside = isinstance(value, str) and (Path(value).is_absolute() or {"..", "~"} & {*Path(value).parts})
+        if key in SOURCE_SETTINGS and is_outside:
+            raise CheckpointError(
+                f"{path}: {key}={value!r} is outside of the model's folder, and a saved model names hub ids and its own "
+                "folder only; write a hub id, or null."
+            )
     try:
         spec = ModelSpec.from_dict(model)
         for _, component in spec.list_slots().values():
@@ -137,17 +144,6 @@ def read_spec(folder: Path) -> ModelSpec:
         raise CheckpointError(
             f"{path} cannot be read; it was changed, or written by another mmblocks:\n{cause}"
         ) from cause
-
-
-def _refuse_outside(model: Mapping[str, Any], path: Path) -> None:
-    """Refuse places on this machine outside of the model's folder: a saved model names hub ids and what it holds."""
-    for key, value in iterate_entries(model):
-        away = isinstance(value, str) and (Path(value).is_absolute() or {"..", "~"} & {*Path(value).parts})
-        if key in SOURCE_SETTINGS and away:
-            raise CheckpointError(
-                f"{path}: {key}={value!r} is a place outside of the model's folder, which no saved model names; "
-                "write a hub id, or null."
-            )
 
 
 def load_strictly(module: nn.Module, path: Path) -> None:
@@ -208,14 +204,6 @@ def list_disagreements(wanted: dict[str, Any], stored: dict[str, Any]) -> list[s
     ]
 
 
-def _portable(model: OneVision) -> dict[str, Any]:
-    """A model's spec without folders of this machine: what they held is inside the model's own folder."""
-    plain = model.spec.to_dict()
-    if _has_local_projector_tokenizer(model):
-        plain["projector"] = {**plain["projector"], "text_tokenizer": LOCAL_PROJECTOR_TOKENIZER}
-    return plain | {kind: _drop_local_folders(plain[kind]) for kind in ("encoder", "backbone")}
-
-
 def _has_local_projector_tokenizer(model: OneVision) -> bool:
     """Whether the projector reads the question with a text tokenizer that only this machine has."""
     source = model.spec.to_dict()["projector"].get("text_tokenizer")
@@ -232,11 +220,6 @@ def _drop_local_folders(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [_drop_local_folders(v) for v in value]
     return None if key in SOURCE_SETTINGS and Path(str(value)).is_absolute() else value
-
-
-def _stored(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    return {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in state.items()}
 
 
 def localise_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
