@@ -105,7 +105,7 @@ def tried(combination: Combination) -> Outcome:
         return Outcome(combination, str(refusal))
     batch = collate([Processor.from_model(model).make_training_sample(shown(scenario))])
     model.zero_grad(set_to_none=True)
-    loss = model(batch).mean
+    loss = model(batch).loss
     loss.backward()
     silent = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     unmoved = [part for part in ("encoder", "projector") if not _moved(getattr(model, part))]

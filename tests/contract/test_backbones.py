@@ -251,7 +251,7 @@ def test_some_rows_are_rows_of_the_whole_when(exact, way, tmp_path):
 def test_a_cache_is_told_keys_and_values_of_all_rows(exact, index):
     told, x = ([], []), torch.randn(13, exact.dim, dtype=torch.float64)
     for asked, kept in zip((None, rows_at(index, LENGTHS)), told, strict=True):
-        exact.hidden(x, positions(LENGTHS), Packing.from_lengths(LENGTHS), asked, cache=Watching(kept))
+        exact.compute_hidden_states(x, positions(LENGTHS), Packing.from_lengths(LENGTHS), asked, cache=Watching(kept))
     assert [layer for layer, *_ in told[1]] == list(range(exact.config.num_hidden_layers))
     assert told[0][-1][1].shape[2] == 13
     same([kv for _, *kv in told[1]], [kv for _, *kv in told[0]])
@@ -276,12 +276,12 @@ def test_tokens_go_on_from_keys_and_values_that_are_kept(exact, index):
     comes = torch.cat([torch.arange(b) >= a for a, b in zip(known, lengths, strict=True)])
     store = Store(comes)
     before = [n for n in known if n]
-    exact.hidden(x[~comes], positions(before), Packing.from_lengths(before), rows_at([], before), cache=store)
+    exact.compute_hidden_states(x[~comes], positions(before), Packing.from_lengths(before), rows_at([], before), cache=store)
     places = positions(lengths)[comes]
     rows = None if index is None else rows_at(index, new)
     keys = Packing.from_lengths(lengths)
-    got = exact.hidden(x[comes], places, Packing.from_lengths(new), rows, cache=store, keys=keys)
-    want = exact.hidden(x, positions(lengths), keys)[comes]
+    got = exact.compute_hidden_states(x[comes], places, Packing.from_lengths(new), rows, cache=store, keys=keys)
+    want = exact.compute_hidden_states(x, positions(lengths), keys)[comes]
     same(got, want if index is None else want[index])
 
 

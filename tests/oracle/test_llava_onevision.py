@@ -138,7 +138,7 @@ def require_same(pair: Pair, conversation: list[dict[str, Any]], *, our_frames: 
     if our_frames:
         inputs = pair.with_our_frames(inputs, batch)
     require_same_ids(pair, batch, inputs["input_ids"][0])
-    torch.testing.assert_close(pair.compute_our_logits(batch), pair.their_logits(inputs), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(pair.our_logits(batch), pair.their_logits(inputs), rtol=0, atol=TOLERANCE)
     assert generate(pair.ours, batch, Decoding(max_new_tokens=8)) == [their_answer(pair, inputs)]
 
 
@@ -191,7 +191,7 @@ def test_a_packed_mixed_batch_gives_each_sample_the_logits_of_its_row(pair: Pair
         user("Say something."),
     ]
     batch, inputs = pair.our_batch(*conversations), pair.their_inputs(*conversations)
-    ours = pair.compute_our_logits(batch).split(batch.packing.lengths)
+    ours = pair.our_logits(batch).split(batch.packing.lengths)
     with torch.no_grad():
         rows = pair.theirs(**inputs).logits
     for sample, row in zip(ours, rows, strict=True):

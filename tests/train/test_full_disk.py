@@ -119,11 +119,11 @@ def test_a_read_only_folder_is_named(tmp_path):
     locked.mkdir()
     tmp_path.chmod(0o755)
     code = (
-        "import os, sys, pathlib; from mmblocks.storage import replaced_whole, StorageError\n"
+        "import os, sys, pathlib; from mmblocks.storage import replace_folder, StorageError\n"
         "os.chdir(sys.argv[1]); os.chmod('locked', 0o555)\n"
         "if os.geteuid() == 0: os.setegid(65534); os.seteuid(65534)\n"
         "try:\n"
-        "    with replaced_whole(pathlib.Path('locked/model')): pass\n"
+        "    with replace_folder(pathlib.Path('locked/model')): pass\n"
         "except StorageError as error: print(error)\n"
     )
     said = subprocess.run(

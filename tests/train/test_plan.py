@@ -31,12 +31,12 @@ def read(data):
 
 
 def test_steps_of_a_batch_size_read_that_many_samples(planner):
-    data = planner(steps=5, global_batch_size=3).data()
+    data = planner(steps=5, global_batch_size=3).make_data()
     assert [[len(pack) for pack in data.plan.list_packs(step)] for step in range(len(data.plan))] == [[3]] * 5
 
 
 def test_epochs_read_every_record_and_keep_the_rest_of_the_last_step(planner):
-    data = planner(epochs=1.0, global_batch_size=8).data()
+    data = planner(epochs=1.0, global_batch_size=8).make_data()
     assert len(data.plan) == 8
     assert sorted(read(data)) == [(0, i) for i in range(40)] + [(1, i) for i in range(20)]
 
@@ -44,11 +44,11 @@ def test_epochs_read_every_record_and_keep_the_rest_of_the_last_step(planner):
 def test_budget_scales_steps_and_epochs(planner):
     for settings, steps in (({"steps": 10, "global_batch_size": 3}, 5), ({"epochs": 1.0, "global_batch_size": 3}, 10)):
         made = planner(**settings)
-        assert len(replace(made, settings=replace(made.settings, budget=0.5)).data().plan) == steps
+        assert len(replace(made, settings=replace(made.settings, budget=0.5)).make_data().plan) == steps
 
 
 def test_steps_of_tokens_are_filled_and_as_many_as_asked_for(planner):
-    data = planner(steps=6, step_tokens=600, pack_tokens=200).data()
+    data = planner(steps=6, step_tokens=600, pack_tokens=200).make_data()
     tokens = [
         data.plan.sizes.tokens[np.concatenate(data.plan.list_packs(step))].sum() for step in range(len(data.plan))
     ]
@@ -59,7 +59,7 @@ def test_steps_of_tokens_are_filled_and_as_many_as_asked_for(planner):
 
 
 def test_packs_hold_no_more_than_their_caps(planner):
-    plan = planner(steps=4, global_batch_size=12, pack_tokens=250, pack_views=6).data().plan
+    plan = planner(steps=4, global_batch_size=12, pack_tokens=250, pack_views=6).make_data().plan
     packs = [pack for step in range(len(plan)) for pack in plan.list_packs(step)]
     assert max(plan.sizes.tokens[pack].sum() for pack in packs) <= 250
     assert max(plan.sizes.views[pack].sum() for pack in packs) <= 6
@@ -72,7 +72,7 @@ def test_samples_of_one_modality_stand_together_where_asked(planner):
         global_batch_size=10,
         order="modality_length",
         data=[*WORLD, {"name": "tinyworld", "task": "text", "size": 20}],
-    ).data()
+    ).make_data()
     kinds = [{data.draws[n].source == 2 for n in data.plan.list_packs(step)[0]} for step in range(len(data.plan))]
     assert kinds.count({True}) == 1
     assert kinds.count({False}) == 5
@@ -81,13 +81,13 @@ def test_samples_of_one_modality_stand_together_where_asked(planner):
 
 def test_lengths_are_measured_once_and_then_read(planner, monkeypatch):
     made = planner(steps=3, global_batch_size=4, pack_tokens=300)
-    first = made.data()
+    first = made.make_data()
     monkeypatch.setattr(measuring, "size_of", None)  # measuring again would fail
-    assert made.data().digest == first.digest
+    assert made.make_data().digest == first.digest
 
 
 def test_the_digest_tells_other_data_from_the_same(planner):
     one = planner(steps=5, global_batch_size=3)
-    assert one.data().digest == one.data().digest
-    assert one.data().digest != replace(one, number=1).data().digest
-    assert one.data().digest != planner(steps=5, global_batch_size=4).data().digest
+    assert one.make_data().digest == one.make_data().digest
+    assert one.make_data().digest != replace(one, number=1).make_data().digest
+    assert one.make_data().digest != planner(steps=5, global_batch_size=4).make_data().digest
