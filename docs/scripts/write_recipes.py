@@ -36,7 +36,7 @@ Data files are expected below `data/` in the working directory. Paths are settin
 `python docs/scripts/write_recipes.py` writes this page.
 """
 MEMORY = """\
-## StepMemory
+## Memory
 
 The peak memory of one process during a step, in GiB, counted on the meta device. It includes:
 
@@ -69,7 +69,7 @@ def settings() -> str:
 
 
 def _overview() -> Iterator[str]:
-    summaries = conf.recipes()
+    summaries = conf.list_recipes()
     yield "| recipe | what it is | stages |\n|---|---|---|"
     for name, facts in FACTS["recipes"].items():
         stages = ", ".join(stage["name"] for stage in facts["stages"])
@@ -154,7 +154,7 @@ def _deviation(what: str, published: str, ours: str, why: str, places: list[str]
     return f"| {what} | {'<br>'.join(places)} | {published} | {ours} | {_cell(why)} |"
 
 
-# StepMemory -------------------------------------------------------------------------------------------------------------
+# Memory -------------------------------------------------------------------------------------------------------------
 
 
 def memory() -> str:

@@ -13,9 +13,11 @@ import importlib.util
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -65,13 +67,17 @@ class ComponentEntry(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ComponentInfo:
-    """A component seen in a file or an entry point, not imported yet."""
+    """A component seen in a file or an entry point, not imported yet.
+
+    settings: the defaults of its constructor, or what a preset sets, where they are literals in the file.
+    """
 
     name: str
     module: str
     summary: str = ""
     source: str = ""
     preset_of: str | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 class Registry(Generic[T]):
@@ -176,7 +182,14 @@ class Registry(Generic[T]):
         if name in self._component_infos:
             return self._component_infos[name]
         entry = self[name]
-        return ComponentInfo(name, entry.builder.__module__, entry.summary, entry.source, entry.preset_of)
+        return ComponentInfo(
+            name, entry.builder.__module__, entry.summary, entry.source, entry.preset_of, entry.settings
+        )
+
+    def find_infos(self, name: str) -> list[ComponentInfo]:
+        """A component and the presets it is based on, the component that is no preset first; nothing is imported."""
+        info = self.find_info(name)
+        return [*(self.find_infos(info.preset_of) if info.preset_of else []), info]
 
     def __getitem__(self, name: str) -> ComponentEntry[T]:
         if name not in self._entries:
@@ -332,23 +345,38 @@ def _scan_source(text: str, module: str) -> Iterator[ComponentInfo]:
     for node in ast.parse(text).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
-            for call in node.decorator_list:
-                if (name := _find_registered_name(call, "register")) is not None:
-                    yield ComponentInfo(name, module, summary, _read_keyword(call, "source"))
-        elif isinstance(node, ast.Expr) and (name := _find_registered_name(node.value, "preset")) is not None:
-            yield ComponentInfo(name, module, preset_of=_read_keyword(node.value, "of") or None)
+            for name, given in (found for call in node.decorator_list for found in _read_call(call, "register")):
+                yield ComponentInfo(name, module, summary, str(given.get("source", "")), settings=_read_defaults(node))
+        elif isinstance(node, ast.Expr):
+            for name, given in _read_call(node.value, "preset"):
+                settings = {key: value for key, value in given.items() if key != "of"}
+                yield ComponentInfo(name, module, preset_of=str(given["of"]), settings=settings)
 
 
-def _find_registered_name(node: ast.expr, method: str) -> str | None:
-    if not (
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method and node.args
-    ):
-        return None
-    return (
-        node.args[0].value if isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str) else None
-    )
+def _read_call(node: ast.expr, method: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """The name and the literal keywords of `x.<method>("name", a=1, **dict(b=2))`; nothing for another expression."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method:
+        inner = (k.value.keywords for k in node.keywords if k.arg is None and isinstance(k.value, ast.Call))
+        keywords = {k.arg: k.value for k in chain(node.keywords, *inner) if k.arg is not None}
+        names = (a.value for a in node.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str))
+        yield from ((name, _evaluate_literals(keywords)) for name in names)
 
 
-def _read_keyword(call: ast.expr, name: str) -> str:
-    values = [k.value for k in getattr(call, "keywords", []) if k.arg == name]
-    return str(values[0].value) if values and isinstance(values[0], ast.Constant) else ""
+def _read_defaults(node: ast.ClassDef | ast.FunctionDef) -> dict[str, object]:
+    """The literal defaults of a component's constructor."""
+    functions = [node] if isinstance(node, ast.FunctionDef) else node.body
+    for function in (f for f in functions if isinstance(f, ast.FunctionDef) and (f is node or f.name == "__init__")):
+        arguments = function.args
+        positional = arguments.args[len(arguments.args) - len(arguments.defaults) :]
+        names = [argument.arg for argument in (*positional, *arguments.kwonlyargs)]
+        values = zip(names, (*arguments.defaults, *arguments.kw_defaults), strict=True)
+        return _evaluate_literals({name: value for name, value in values if value is not None})
+    return {}
+
+
+def _evaluate_literals(expressions: Mapping[str, ast.expr]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for name, expression in expressions.items():
+        with suppress(ValueError):
+            values[name] = ast.literal_eval(expression)
+    return values

@@ -37,8 +37,8 @@ class Setting:
         if is_of_type(self.annotation, value):
             return find_number_fault(self.name, value)
         message = f"{self.name}={format_value(value)} is not {self.type_name}."
-        what = self.type_name if "one of" in self.type_name else f"a value of type {self.type_name}"
-        return Fault(self.name, message, f"Write {what}.")
+        cure = "" if "one of" in self.type_name else f"Write a value of type {self.type_name}."
+        return Fault(self.name, message, cure)
 
 
 def format_suggestion(name: object, known: Iterable[str]) -> str:
@@ -49,12 +49,13 @@ def format_suggestion(name: object, known: Iterable[str]) -> str:
     return f"{hint} Known: {', '.join(names) or 'none'}."
 
 
-def make_unknown_fault(key: str, message: str, known: Collection[str]) -> Fault:
-    """The fault of a key that nothing reads, with what it is called here or the known name that is most like it."""
-    name = key.rpartition(".")[2]
+def make_unknown_fault(name: str, message: str, known: Collection[str], where: str = "") -> Fault:
+    """The fault of a name that nothing reads, with what it is called here or the known name that is most like it."""
     cure = explain_foreign_setting(name, known)
     suggestion = format_suggestion(name, known).strip()
-    return Fault(key, message, f"{cure} Known: {suggestion.rpartition('Known: ')[2]}" if cure else suggestion)
+    return Fault(
+        join_key(where, name), message, f"{cure} Known: {suggestion.rpartition('Known: ')[2]}" if cure else suggestion
+    )
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def find_faults(schema: type, raw: Mapping[str, object], where: str = "") -> Ite
     known = list_settings(schema)
     for name, value in raw.items():
         if name not in known:
-            yield make_unknown_fault(join_key(where, str(name)), "is not a setting.", known)
+            yield make_unknown_fault(str(name), "is not a setting.", known, where)
         elif fault := known[name].find_fault(value):
             yield fault.move_below(where)
     for s in known.values():

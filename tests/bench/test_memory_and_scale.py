@@ -73,7 +73,7 @@ def test_what_is_counted_without_data_is_what_a_real_step_takes(model):
 
 
 def test_conversations_that_do_not_fit_are_refused(model):
-    shown = memory.list_scenarios(model, LEAST.scale)["picture in tiles"]
+    shown = memory.list_scenarios(model, LEAST.scale)["image in tiles"]
     with pytest.raises(ConfigError, match=r"100 tokens for 2 conversations of \d+ visual tokens each; give more than"):
         memory.make_packed_row_of(model, shown, 100)
 

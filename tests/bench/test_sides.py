@@ -76,7 +76,7 @@ def test_sides_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_pa
         theirs.model.multi_modal_projector.linear_2.bias = torch.nn.Parameter(torch.ones(model.backbone.dim))
         return theirs
 
-    monkeypatch.setattr(peer, "peer_of", damaged)
+    monkeypatch.setattr(peer, "make_peer", damaged)
     told = list(run_suites(["prefill"], RUN, tmp_path / "a.csv"))
     assert len(told) == 1
     assert "not timed: base: outputs differ" in told[0]

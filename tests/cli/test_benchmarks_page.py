@@ -111,7 +111,7 @@ def test_without_tables_every_section_says_so(script, tmp_path):
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert text.count("Not measured yet") == 6
     assert "| prefill, small, as shipped | 1.1x |  | not measured |" in text
-    assert "mmblocks bench" in text.partition("## On a GPU")[2]
+    assert "python -m tests.bench" in text.partition("## On a GPU")[2]
 
 
 def test_the_same_tables_make_the_same_bytes(script, folder):

@@ -24,7 +24,7 @@ def test_check_lists_faults_of_model_and_stages_and_ends_with_one(capsys):
     assert "use 'linear' or 'mlp'" in page
     assert "device: no device is called 'gpu'. Write auto, cpu" in page
     assert "save_every: save_every=0 is too small. Write 1 or more." in page
-    assert page.splitlines()[0] == f"{RECIPE}: 3 faults"
+    assert page.splitlines()[0] == f"{RECIPE}: 3 faults:"
 
 
 def test_plan_tells_media_from_overrides(capsys):

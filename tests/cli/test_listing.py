@@ -3,7 +3,6 @@
 import pytest
 
 from mmblocks.cli import main
-from mmblocks.cli.component_settings import find_root, list_default_settings, read_preset_settings
 from mmblocks.cli.listing import format_size, format_summary, list_registries
 from mmblocks.components import REGISTRIES, backbones, encoders, poolings, projectors, templates, tokenizers
 
@@ -47,11 +46,16 @@ def test_settings_read_as_text_are_those_of_the_imported_component(kind):
     registry = list_registries()[kind]
     own = [name for name in registry if registry.find_info(name).module.startswith("mmblocks.")]
     for name in own:
-        schema = {setting.name: setting.default for setting in registry.list_settings(name)}
-        for read in (list_default_settings(registry, name), read_preset_settings(registry, name)):
-            assert {key: schema[key] for key in read} == read, name
-    presets = [name for name in own if registry[name].preset_of]
-    assert all(registry[find_root(registry, name)].preset_of is None for name in presets)
+        root, *presets = registry.find_infos(name)
+        assert (root.preset_of, [info.preset_of for info in presets]) == (
+            None,
+            [info.name for info in (root, *presets)][:-1],
+        )
+        for info in (root, *presets):
+            known = {setting.name: setting.default for setting in registry.list_settings(info.name)}
+            read = {key: value for key, value in info.settings.items() if key in known}
+            assert {key: known[key] for key in read} == read, info.name
+            assert info is root or read == info.settings
 
 
 def test_no_line_of_the_list_says_that_something_is_a_preset_of_another(capsys):

@@ -175,7 +175,7 @@ def test_the_whole_study_runs_with_a_few_steps(questions, tmp_path):
 def test_a_folder_with_other_settings_is_refused(tmp_path):
     folder = tmp_path / "base"
     folder.mkdir()
-    (folder / "cell.json").write_text(json.dumps({"recipe": {}}))
+    (folder / "trial.json").write_text(json.dumps({"recipe": {}}))
     refused = study(tmp_path)
     assert refused.returncode == 1
     assert "was trained with other settings; delete it, or name another folder with --out" in refused.stderr

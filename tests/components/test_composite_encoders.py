@@ -172,7 +172,9 @@ def test_s2_needs_a_member_with_a_grid() -> None:
 def test_building_names_the_faults_of_all_members_at_once() -> None:
     with pytest.raises(ConfigError, match=r"(?s)members\.0: .*layer=9.*members\.1: .*heads=5"):
         on_meta({"name": "fused", "members": [{**SIGLIP, "layer": 9}, {**CONV, "heads": 5}]})
-    with pytest.raises(ConfigError, match=r"(?s)members\.0: .*no setting 'laier'.*members\.1: no encoder is called"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)members\.0\.laier: .*no setting 'laier'.*members\.1: no encoder is called"
+    ):
         on_meta({"name": "fused", "members": [{**SIGLIP, "laier": 9}, "clipp"]})
 
 
@@ -307,5 +309,7 @@ def test_members_are_a_list_in_yaml_and_can_be_changed_one_by_one() -> None:
 
 
 def test_a_misspelt_setting_of_a_member_is_refused_when_a_recipe_is_composed() -> None:
-    with pytest.raises(ConfigError, match=r"members\.1: encoder 'clip' has no setting 'laier'.*Did you mean 'layer'"):
+    with pytest.raises(
+        ConfigError, match=r"members\.1\.laier: encoder 'clip' has no setting 'laier'.*Did you mean 'layer'"
+    ):
         conf.compose("tiny/onevision", ["model/encoder=fused", "model.encoder.members=[siglip,{name: clip,laier: 1}]"])

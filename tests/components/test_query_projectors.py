@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mmblocks.batch import Instructions
-from mmblocks.components import needs_text, projectors
+from mmblocks.components import InstructedProjector, has_capability, projectors
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
 
@@ -106,7 +106,9 @@ def test_instructions_are_filled_up_behind_and_masked():
 
 
 def test_only_the_instructed_projector_needs_text():
-    assert [name for name in (*ROWS, *GRIDS, "mlp") if needs_text(tiny(name, Size(4, 4)))] == ["instruct_qformer"]
+    assert [name for name in (*ROWS, *GRIDS, "mlp") if has_capability(tiny(name, Size(4, 4)), InstructedProjector)] == [
+        "instruct_qformer"
+    ]
 
 
 @torch.no_grad()

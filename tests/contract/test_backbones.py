@@ -276,7 +276,9 @@ def test_tokens_go_on_from_keys_and_values_that_are_kept(exact, index):
     comes = torch.cat([torch.arange(b) >= a for a, b in zip(known, lengths, strict=True)])
     store = Store(comes)
     before = [n for n in known if n]
-    exact.compute_hidden_states(x[~comes], positions(before), Packing.from_lengths(before), rows_at([], before), cache=store)
+    exact.compute_hidden_states(
+        x[~comes], positions(before), Packing.from_lengths(before), rows_at([], before), cache=store
+    )
     places = positions(lengths)[comes]
     rows = None if index is None else rows_at(index, new)
     keys = Packing.from_lengths(lengths)

@@ -22,8 +22,9 @@ FOR_A_ROW = {"image": "pad", "multi_image": "pad", "video": {"name": "frames", "
 def spec(base, encoder, projector, pooling):
     parts = {"encoder": (encoders, encoder), "projector": (projectors, projector), "pooling": (poolings, pooling)}
     chosen = {kind: {"name": name, **registry[name].tiny} for kind, (registry, name) in parts.items()}
-    builders = encoders[encoder].builder, projectors[projector].builder
-    if all(getattr(builder, "spatial", True) for builder in builders):
+    with torch.device("meta"):
+        ordered = encoders.build(chosen["encoder"]).spatial
+    if ordered and getattr(projectors[projector].builder, "spatial", True):
         return {**base, **chosen}
     return {**base, **chosen, "pooling": "none", "tokenizer": FOR_A_ROW}  # nothing that asks for an image's order
 

@@ -438,16 +438,16 @@ def test_an_opened_pil_image_is_never_shrunk():
 @pytest.mark.parametrize(
     ("raw", "fault"),
     [
-        ({"alpha": "black"}, "images: alpha='black' is not one of white, drop."),
-        ({"grey": "narrow"}, "images: grey='narrow' is not one of full, stretch"),
-        ({"grey": [1023, 0]}, r"images: grey=\[1023, 0\] is no range; write \[low, high\] with low below high"),
+        ({"alpha": "black"}, "images.alpha: alpha='black' is not one of white, drop."),
+        ({"grey": "narrow"}, "images.grey: grey='narrow' is not one of full, stretch"),
+        ({"grey": [1023, 0]}, r"images.grey: grey=\[1023, 0\] is no range. Write \[low, high\] with low below high"),
         ({"grey": [5, 5]}, "is no range"),
         ({"grey": [0, float("nan")]}, "is no range"),
         ({"grey": [1, 2, 3]}, r"grey=\[1, 2, 3\] is not"),
         ({"max_px": 0}, "max_px=0 lets no image pass"),
         ({"max_px": "many"}, "max_px='many' is not int"),
         ({"alfa": "drop"}, "images.alfa is not a setting. Did you mean 'alpha'"),
-        ("drop", "images='drop' holds no settings; write images.alpha=..., or a mapping of alpha, grey, max_px, exif"),
+        ("drop", "images: 'drop' holds no settings. Write images.alpha=..., or a mapping of alpha, grey, max_px, exif"),
     ],
 )
 def test_settings_that_mean_nothing_are_named(raw, fault):

@@ -230,4 +230,4 @@ def test_a_swap_changes_how_images_are_read_and_nothing_else(tiny_model, tmp_pat
         assert torch.equal(weight, tiny_model.state_dict()[name])
     assert main(["swap", model, "images.alpha=black", "--out", str(tmp_path / "x")]) == 2
     assert main(["swap", model, "images=drop", "--out", str(tmp_path / "x")]) == 2
-    assert "Write images.alpha=drop" in capsys.readouterr().err
+    assert "Write for example images.alpha=drop" in capsys.readouterr().err

@@ -140,7 +140,11 @@ def test_an_encoder_that_learns_to_see_is_in_training_mode_and_nothing_else_is(d
     seen = []
     dropping.encoder.register_forward_pre_hook(lambda module, _: seen.append(module.training))
     pretrain_encoder(
-        dropping, EncoderPretraining(steps=1, global_batch_size=2), budget=1.0, seed=0, metrics=tmp_path / "metrics.jsonl"
+        dropping,
+        EncoderPretraining(steps=1, global_batch_size=2),
+        budget=1.0,
+        seed=0,
+        metrics=tmp_path / "metrics.jsonl",
     )
     assert seen == [True]
     assert not dropping.encoder.training

@@ -1,12 +1,8 @@
-"""Sizes of well-known language models, from the config.json that each publishes."""
+"""Sizes of well-known language models, from the config.json that each publishes; `**dict(...)` keeps the sizes on one line."""
 
 from typing import Any
 
 from mmblocks.components import backbones
-
-
-def _sizes(dim: int, depth: int, heads: int, kv_heads: int, mlp_dim: int) -> dict[str, int]:
-    return {"dim": dim, "depth": depth, "heads": heads, "kv_heads": kv_heads, "mlp_dim": mlp_dim}
 
 
 def _llama3_rope(factor: float) -> dict[str, Any]:
@@ -20,7 +16,7 @@ backbones.preset(
     of="causal_lm",
     family="qwen2",
     checkpoint="Qwen/Qwen2-0.5B-Instruct",
-    **_sizes(896, 24, 14, 2, 4864),
+    **dict(dim=896, depth=24, heads=14, kv_heads=2, mlp_dim=4864),
     vocab_size=151936,
     max_tokens=32768,
     rope_theta=1000000.0,
@@ -28,45 +24,94 @@ backbones.preset(
     tie_embeddings=True,
     placeholder_id=151646,
 )
-backbones.preset("qwen2_1_5b", of="qwen2_0_5b", checkpoint="Qwen/Qwen2-1.5B-Instruct", **_sizes(1536, 28, 12, 2, 8960))
+backbones.preset(
+    "qwen2_1_5b",
+    of="qwen2_0_5b",
+    checkpoint="Qwen/Qwen2-1.5B-Instruct",
+    **dict(dim=1536, depth=28, heads=12, kv_heads=2, mlp_dim=8960),
+)
 backbones.preset(
     "qwen2_7b",
     of="qwen2_0_5b",
     checkpoint="Qwen/Qwen2-7B-Instruct",
-    **_sizes(3584, 28, 28, 4, 18944),
+    **dict(dim=3584, depth=28, heads=28, kv_heads=4, mlp_dim=18944),
     vocab_size=152064,
     tie_embeddings=False,
 )
-backbones.preset("qwen2_72b", of="qwen2_7b", checkpoint="Qwen/Qwen2-72B-Instruct", **_sizes(8192, 80, 64, 8, 29568))
+backbones.preset(
+    "qwen2_72b",
+    of="qwen2_7b",
+    checkpoint="Qwen/Qwen2-72B-Instruct",
+    **dict(dim=8192, depth=80, heads=64, kv_heads=8, mlp_dim=29568),
+)
 backbones.preset("qwen2_5_0_5b", of="qwen2_0_5b", checkpoint="Qwen/Qwen2.5-0.5B-Instruct")
 backbones.preset("qwen2_5_1_5b", of="qwen2_1_5b", checkpoint="Qwen/Qwen2.5-1.5B-Instruct")
-backbones.preset("qwen2_5_3b", of="qwen2_0_5b", checkpoint="Qwen/Qwen2.5-3B-Instruct", **_sizes(2048, 36, 16, 2, 11008))
+backbones.preset(
+    "qwen2_5_3b",
+    of="qwen2_0_5b",
+    checkpoint="Qwen/Qwen2.5-3B-Instruct",
+    **dict(dim=2048, depth=36, heads=16, kv_heads=2, mlp_dim=11008),
+)
 backbones.preset("qwen2_5_7b", of="qwen2_7b", checkpoint="Qwen/Qwen2.5-7B-Instruct")
-backbones.preset("qwen2_5_14b", of="qwen2_7b", checkpoint="Qwen/Qwen2.5-14B-Instruct", **_sizes(5120, 48, 40, 8, 13824))
-backbones.preset("qwen2_5_32b", of="qwen2_7b", checkpoint="Qwen/Qwen2.5-32B-Instruct", **_sizes(5120, 64, 40, 8, 27648))
+backbones.preset(
+    "qwen2_5_14b",
+    of="qwen2_7b",
+    checkpoint="Qwen/Qwen2.5-14B-Instruct",
+    **dict(dim=5120, depth=48, heads=40, kv_heads=8, mlp_dim=13824),
+)
+backbones.preset(
+    "qwen2_5_32b",
+    of="qwen2_7b",
+    checkpoint="Qwen/Qwen2.5-32B-Instruct",
+    **dict(dim=5120, depth=64, heads=40, kv_heads=8, mlp_dim=27648),
+)
 backbones.preset("qwen2_5_72b", of="qwen2_72b", checkpoint="Qwen/Qwen2.5-72B-Instruct")
 backbones.preset(
     "qwen3_0_6b",
     of="qwen2_0_5b",
     family="qwen3",
     checkpoint="Qwen/Qwen3-0.6B",
-    **_sizes(1024, 28, 16, 8, 3072),
+    **dict(dim=1024, depth=28, heads=16, kv_heads=8, mlp_dim=3072),
     head_dim=128,
     max_tokens=40960,
 )
-backbones.preset("qwen3_1_7b", of="qwen3_0_6b", checkpoint="Qwen/Qwen3-1.7B", **_sizes(2048, 28, 16, 8, 6144))
-backbones.preset("qwen3_4b", of="qwen3_0_6b", checkpoint="Qwen/Qwen3-4B", **_sizes(2560, 36, 32, 8, 9728))
 backbones.preset(
-    "qwen3_8b", of="qwen3_0_6b", checkpoint="Qwen/Qwen3-8B", **_sizes(4096, 36, 32, 8, 12288), tie_embeddings=False
+    "qwen3_1_7b",
+    of="qwen3_0_6b",
+    checkpoint="Qwen/Qwen3-1.7B",
+    **dict(dim=2048, depth=28, heads=16, kv_heads=8, mlp_dim=6144),
 )
-backbones.preset("qwen3_14b", of="qwen3_8b", checkpoint="Qwen/Qwen3-14B", **_sizes(5120, 40, 40, 8, 17408))
-backbones.preset("qwen3_32b", of="qwen3_8b", checkpoint="Qwen/Qwen3-32B", **_sizes(5120, 64, 64, 8, 25600))
+backbones.preset(
+    "qwen3_4b",
+    of="qwen3_0_6b",
+    checkpoint="Qwen/Qwen3-4B",
+    **dict(dim=2560, depth=36, heads=32, kv_heads=8, mlp_dim=9728),
+)
+backbones.preset(
+    "qwen3_8b",
+    of="qwen3_0_6b",
+    checkpoint="Qwen/Qwen3-8B",
+    **dict(dim=4096, depth=36, heads=32, kv_heads=8, mlp_dim=12288),
+    tie_embeddings=False,
+)
+backbones.preset(
+    "qwen3_14b",
+    of="qwen3_8b",
+    checkpoint="Qwen/Qwen3-14B",
+    **dict(dim=5120, depth=40, heads=40, kv_heads=8, mlp_dim=17408),
+)
+backbones.preset(
+    "qwen3_32b",
+    of="qwen3_8b",
+    checkpoint="Qwen/Qwen3-32B",
+    **dict(dim=5120, depth=64, heads=64, kv_heads=8, mlp_dim=25600),
+)
 backbones.preset(
     "qwen3_30b_a3b",
     of="qwen3_8b",
     family="qwen3_moe",
     checkpoint="Qwen/Qwen3-30B-A3B",
-    **_sizes(2048, 48, 32, 4, 6144),
+    **dict(dim=2048, depth=48, heads=32, kv_heads=4, mlp_dim=6144),
     head_dim=None,
     further={
         "head_dim": 128,
@@ -81,18 +126,26 @@ backbones.preset(
     of="causal_lm",
     family="llama",
     checkpoint="lmsys/vicuna-7b-v1.5",
-    **_sizes(4096, 32, 32, 32, 11008),
+    **dict(dim=4096, depth=32, heads=32, kv_heads=32, mlp_dim=11008),
     vocab_size=32000,
     max_tokens=4096,
     rope_theta=10000.0,
     norm_eps=1e-05,
     tie_embeddings=False,
 )
-backbones.preset("vicuna_13b", of="vicuna_7b", checkpoint="lmsys/vicuna-13b-v1.5", **_sizes(5120, 40, 40, 40, 13824))
+backbones.preset(
+    "vicuna_13b",
+    of="vicuna_7b",
+    checkpoint="lmsys/vicuna-13b-v1.5",
+    **dict(dim=5120, depth=40, heads=40, kv_heads=40, mlp_dim=13824),
+)
 backbones.preset("llama2_7b", of="vicuna_7b", checkpoint="meta-llama/Llama-2-7b-chat-hf")
 backbones.preset("llama2_13b", of="vicuna_13b", checkpoint="meta-llama/Llama-2-13b-chat-hf")
 backbones.preset(
-    "llama2_70b", of="vicuna_7b", checkpoint="meta-llama/Llama-2-70b-chat-hf", **_sizes(8192, 80, 64, 8, 28672)
+    "llama2_70b",
+    of="vicuna_7b",
+    checkpoint="meta-llama/Llama-2-70b-chat-hf",
+    **dict(dim=8192, depth=80, heads=64, kv_heads=8, mlp_dim=28672),
 )
 backbones.preset(
     "llama3_8b",
@@ -105,7 +158,10 @@ backbones.preset(
     rope_theta=500000.0,
 )
 backbones.preset(
-    "llama3_70b", of="llama3_8b", checkpoint="meta-llama/Meta-Llama-3-70B-Instruct", **_sizes(8192, 80, 64, 8, 28672)
+    "llama3_70b",
+    of="llama3_8b",
+    checkpoint="meta-llama/Meta-Llama-3-70B-Instruct",
+    **dict(dim=8192, depth=80, heads=64, kv_heads=8, mlp_dim=28672),
 )
 backbones.preset(
     "llama3_1_8b",
@@ -125,12 +181,15 @@ backbones.preset(
     "llama3_2_1b",
     of="llama3_1_8b",
     checkpoint="meta-llama/Llama-3.2-1B-Instruct",
-    **_sizes(2048, 16, 32, 8, 8192),
+    **dict(dim=2048, depth=16, heads=32, kv_heads=8, mlp_dim=8192),
     tie_embeddings=True,
     further=_llama3_rope(32.0),
 )
 backbones.preset(
-    "llama3_2_3b", of="llama3_2_1b", checkpoint="meta-llama/Llama-3.2-3B-Instruct", **_sizes(3072, 28, 24, 8, 8192)
+    "llama3_2_3b",
+    of="llama3_2_1b",
+    checkpoint="meta-llama/Llama-3.2-3B-Instruct",
+    **dict(dim=3072, depth=28, heads=24, kv_heads=8, mlp_dim=8192),
 )
 backbones.preset(
     "mistral_7b",
@@ -154,7 +213,7 @@ backbones.preset(
     "yi_34b",
     of="vicuna_7b",
     checkpoint="NousResearch/Nous-Hermes-2-Yi-34B",
-    **_sizes(7168, 60, 56, 8, 20480),
+    **dict(dim=7168, depth=60, heads=56, kv_heads=8, mlp_dim=20480),
     vocab_size=64000,
     rope_theta=5000000.0,
 )
@@ -162,7 +221,7 @@ backbones.preset(
     "tinyllama_1_1b",
     of="vicuna_7b",
     checkpoint="TinyLlama/TinyLlama-1.1B-Chat-v1.0",
-    **_sizes(2048, 22, 32, 4, 5632),
+    **dict(dim=2048, depth=22, heads=32, kv_heads=4, mlp_dim=5632),
     max_tokens=2048,
 )
 backbones.preset(
@@ -170,7 +229,7 @@ backbones.preset(
     of="causal_lm",
     family="phi",
     checkpoint="microsoft/phi-2",
-    **_sizes(2560, 32, 32, 32, 10240),
+    **dict(dim=2560, depth=32, heads=32, kv_heads=32, mlp_dim=10240),
     vocab_size=51200,
     max_tokens=2048,
     norm_eps=1e-05,
@@ -182,7 +241,7 @@ backbones.preset(
     of="causal_lm",
     family="phi3",
     checkpoint="microsoft/Phi-3-mini-4k-instruct",
-    **_sizes(3072, 32, 32, 32, 8192),
+    **dict(dim=3072, depth=32, heads=32, kv_heads=32, mlp_dim=8192),
     vocab_size=32064,
     max_tokens=4096,
     rope_theta=10000.0,
@@ -191,7 +250,10 @@ backbones.preset(
     sliding_window=2047,
 )
 backbones.preset(
-    "phi3_medium", of="phi3_mini", checkpoint="microsoft/Phi-3-medium-4k-instruct", **_sizes(5120, 40, 40, 10, 17920)
+    "phi3_medium",
+    of="phi3_mini",
+    checkpoint="microsoft/Phi-3-medium-4k-instruct",
+    **dict(dim=5120, depth=40, heads=40, kv_heads=10, mlp_dim=17920),
 )
 backbones.preset(
     "phi4",
@@ -207,7 +269,7 @@ backbones.preset(
     of="causal_lm",
     family="gemma",
     checkpoint="google/gemma-2b-it",
-    **_sizes(2048, 18, 8, 1, 16384),
+    **dict(dim=2048, depth=18, heads=8, kv_heads=1, mlp_dim=16384),
     vocab_size=256000,
     head_dim=256,
     max_tokens=8192,
@@ -215,22 +277,32 @@ backbones.preset(
     norm_eps=1e-06,
     tie_embeddings=True,
 )
-backbones.preset("gemma_7b", of="gemma_2b", checkpoint="google/gemma-7b-it", **_sizes(3072, 28, 16, 16, 24576))
+backbones.preset(
+    "gemma_7b",
+    of="gemma_2b",
+    checkpoint="google/gemma-7b-it",
+    **dict(dim=3072, depth=28, heads=16, kv_heads=16, mlp_dim=24576),
+)
 backbones.preset(
     "gemma2_2b",
     of="gemma_2b",
     family="gemma2",
     checkpoint="google/gemma-2-2b-it",
-    **_sizes(2304, 26, 8, 4, 9216),
+    **dict(dim=2304, depth=26, heads=8, kv_heads=4, mlp_dim=9216),
     sliding_window=4096,
     further={"query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
 )
-backbones.preset("gemma2_9b", of="gemma2_2b", checkpoint="google/gemma-2-9b-it", **_sizes(3584, 42, 16, 8, 14336))
+backbones.preset(
+    "gemma2_9b",
+    of="gemma2_2b",
+    checkpoint="google/gemma-2-9b-it",
+    **dict(dim=3584, depth=42, heads=16, kv_heads=8, mlp_dim=14336),
+)
 backbones.preset(
     "gemma2_27b",
     of="gemma2_2b",
     checkpoint="google/gemma-2-27b-it",
-    **_sizes(4608, 46, 32, 16, 36864),
+    **dict(dim=4608, depth=46, heads=32, kv_heads=16, mlp_dim=36864),
     head_dim=128,
     further={"query_pre_attn_scalar": 144, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
 )
@@ -239,7 +311,7 @@ backbones.preset(
     of="causal_lm",
     family="gemma3_text",
     checkpoint="google/gemma-3-270m-it",
-    **_sizes(640, 18, 4, 1, 2048),
+    **dict(dim=640, depth=18, heads=4, kv_heads=1, mlp_dim=2048),
     vocab_size=262144,
     head_dim=256,
     max_tokens=32768,
@@ -247,13 +319,18 @@ backbones.preset(
     tie_embeddings=True,
     sliding_window=512,
 )
-backbones.preset("gemma3_1b", of="gemma3_270m", checkpoint="google/gemma-3-1b-it", **_sizes(1152, 26, 4, 1, 6912))
+backbones.preset(
+    "gemma3_1b",
+    of="gemma3_270m",
+    checkpoint="google/gemma-3-1b-it",
+    **dict(dim=1152, depth=26, heads=4, kv_heads=1, mlp_dim=6912),
+)
 backbones.preset(
     "smollm_135m",
     of="causal_lm",
     family="llama",
     checkpoint="HuggingFaceTB/SmolLM-135M-Instruct",
-    **_sizes(576, 30, 9, 3, 1536),
+    **dict(dim=576, depth=30, heads=9, kv_heads=3, mlp_dim=1536),
     vocab_size=49152,
     max_tokens=2048,
     rope_theta=10000.0,
@@ -261,10 +338,16 @@ backbones.preset(
     tie_embeddings=True,
 )
 backbones.preset(
-    "smollm_360m", of="smollm_135m", checkpoint="HuggingFaceTB/SmolLM-360M-Instruct", **_sizes(960, 32, 15, 5, 2560)
+    "smollm_360m",
+    of="smollm_135m",
+    checkpoint="HuggingFaceTB/SmolLM-360M-Instruct",
+    **dict(dim=960, depth=32, heads=15, kv_heads=5, mlp_dim=2560),
 )
 backbones.preset(
-    "smollm_1_7b", of="smollm_135m", checkpoint="HuggingFaceTB/SmolLM-1.7B-Instruct", **_sizes(2048, 24, 32, 32, 8192)
+    "smollm_1_7b",
+    of="smollm_135m",
+    checkpoint="HuggingFaceTB/SmolLM-1.7B-Instruct",
+    **dict(dim=2048, depth=24, heads=32, kv_heads=32, mlp_dim=8192),
 )
 backbones.preset(
     "smollm2_135m",
@@ -292,7 +375,7 @@ backbones.preset(
     of="causal_lm",
     family="smollm3",
     checkpoint="HuggingFaceTB/SmolLM3-3B",
-    **_sizes(2048, 36, 16, 4, 11008),
+    **dict(dim=2048, depth=36, heads=16, kv_heads=4, mlp_dim=11008),
     vocab_size=128256,
     max_tokens=65536,
     rope_theta=5000000.0,
@@ -304,7 +387,7 @@ backbones.preset(
     of="causal_lm",
     family="olmo",
     checkpoint="allenai/OLMo-1B-hf",
-    **_sizes(2048, 16, 16, 16, 8192),
+    **dict(dim=2048, depth=16, heads=16, kv_heads=16, mlp_dim=8192),
     vocab_size=50304,
     max_tokens=2048,
     rope_theta=10000.0,
@@ -314,7 +397,7 @@ backbones.preset(
     "olmo_7b",
     of="olmo_1b",
     checkpoint="allenai/OLMo-7B-Instruct-hf",
-    **_sizes(4096, 32, 32, 32, 11008),
+    **dict(dim=4096, depth=32, heads=32, kv_heads=32, mlp_dim=11008),
     tie_embeddings=False,
 )
 backbones.preset(
@@ -322,7 +405,7 @@ backbones.preset(
     of="causal_lm",
     family="olmo2",
     checkpoint="allenai/OLMo-2-0425-1B-Instruct",
-    **_sizes(2048, 16, 16, 16, 8192),
+    **dict(dim=2048, depth=16, heads=16, kv_heads=16, mlp_dim=8192),
     vocab_size=100352,
     max_tokens=4096,
     rope_theta=500000.0,
@@ -330,27 +413,41 @@ backbones.preset(
     tie_embeddings=False,
 )
 backbones.preset(
-    "olmo2_7b", of="olmo2_1b", checkpoint="allenai/OLMo-2-1124-7B-Instruct", **_sizes(4096, 32, 32, 32, 11008)
+    "olmo2_7b",
+    of="olmo2_1b",
+    checkpoint="allenai/OLMo-2-1124-7B-Instruct",
+    **dict(dim=4096, depth=32, heads=32, kv_heads=32, mlp_dim=11008),
 )
 backbones.preset(
-    "olmo2_13b", of="olmo2_1b", checkpoint="allenai/OLMo-2-1124-13B-Instruct", **_sizes(5120, 40, 40, 40, 13824)
+    "olmo2_13b",
+    of="olmo2_1b",
+    checkpoint="allenai/OLMo-2-1124-13B-Instruct",
+    **dict(dim=5120, depth=40, heads=40, kv_heads=40, mlp_dim=13824),
 )
 backbones.preset(
-    "olmo2_32b", of="olmo2_1b", checkpoint="allenai/OLMo-2-0325-32B-Instruct", **_sizes(5120, 64, 40, 8, 27648)
+    "olmo2_32b",
+    of="olmo2_1b",
+    checkpoint="allenai/OLMo-2-0325-32B-Instruct",
+    **dict(dim=5120, depth=64, heads=40, kv_heads=8, mlp_dim=27648),
 )
-backbones.preset("qwen1_5_0_5b", of="qwen2_0_5b", checkpoint="Qwen/Qwen1.5-0.5B-Chat", **_sizes(1024, 24, 16, 16, 2816))
+backbones.preset(
+    "qwen1_5_0_5b",
+    of="qwen2_0_5b",
+    checkpoint="Qwen/Qwen1.5-0.5B-Chat",
+    **dict(dim=1024, depth=24, heads=16, kv_heads=16, mlp_dim=2816),
+)
 backbones.preset(
     "qwen1_5_7b",
     of="qwen1_5_0_5b",
     checkpoint="Qwen/Qwen1.5-7B-Chat",
-    **_sizes(4096, 32, 32, 32, 11008),
+    **dict(dim=4096, depth=32, heads=32, kv_heads=32, mlp_dim=11008),
     tie_embeddings=False,
 )
 backbones.preset(
     "qwen1_5_14b",
     of="qwen1_5_7b",
     checkpoint="Qwen/Qwen1.5-14B-Chat",
-    **_sizes(5120, 40, 40, 40, 13696),
+    **dict(dim=5120, depth=40, heads=40, kv_heads=40, mlp_dim=13696),
     vocab_size=152064,
 )
 backbones.preset(

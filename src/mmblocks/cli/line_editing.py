@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,13 +19,11 @@ def edit_lines(history_name: str) -> Iterator[None]:
     Nothing changes where the standard input is no terminal, or where this Python has no readline module. A history
     that cannot be read or written is ignored.
     """
-    try:
-        import readline
-    except ImportError:  # Windows, and Pythons that were built without it
-        readline = None
-    if readline is None or not sys.stdin.isatty():
+    if not sys.stdin.isatty() or importlib.util.find_spec("readline") is None:  # Windows has none
         yield
         return
+    import readline
+
     with suppress(OSError, RuntimeError):  # the first time there is no file; there may be no home
         readline.read_history_file(state_folder() / history_name)
     readline.set_history_length(MAX_HISTORY_LINES)

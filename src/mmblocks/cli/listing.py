@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections import ChainMap
 from collections.abc import Iterator
 from typing import Any
 
-from mmblocks.cli.component_settings import find_root, list_default_settings, read_preset_settings
 from mmblocks.components import REGISTRIES
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
@@ -59,7 +59,8 @@ def list_components(registry: Registry[Any]) -> Iterator[str]:
 
 def format_size(registry: Registry[Any], name: str) -> str:
     """The size of an encoder or a backbone as its settings give it; empty where they do not, and for other kinds."""
-    settings = list_default_settings(registry, name) if registry.kind in ("encoder", "backbone") else {}
+    infos = registry.find_infos(name) if registry.kind in ("encoder", "backbone") else []
+    settings = dict(ChainMap(*(dict(info.settings) for info in reversed(infos))))
     px, depth, dim = settings.get("image_px", settings.get("view_px")), settings.get("depth"), settings.get("dim")
     layers = f"{depth} layers x {dim}" if depth and dim else ""
     return ", ".join(part for part in (f"{px} px" if px else "", layers) if part)
@@ -67,15 +68,15 @@ def format_size(registry: Registry[Any], name: str) -> str:
 
 def format_summary(registry: Registry[Any], name: str) -> str:
     """What a component is: the first line of its docstring; for a preset its checkpoint, or what it sets differently."""
-    root = find_root(registry, name)
-    if root == name:
-        return registry.find_info(name).summary
-    settings = read_preset_settings(registry, name)
+    root, *presets = registry.find_infos(name)
+    if not presets:
+        return root.summary
+    settings = dict(ChainMap(*(dict(info.settings) for info in reversed(presets))))
     checkpoint = settings.get("model_name") or settings.get("checkpoint")
     if checkpoint:
-        return f"{root}, weights of {checkpoint}"
+        return f"{root.name}, weights of {checkpoint}"
     values = ", ".join(f"{key}={_format_value(value)}" for key, value in settings.items())
-    return f"{root} with {values}" if values else f"the same as {root}"
+    return f"{root.name} with {values}" if values else f"the same as {root.name}"
 
 
 def _format_value(value: object) -> str:

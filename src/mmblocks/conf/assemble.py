@@ -144,8 +144,8 @@ def _find_model_faults(model: Mapping[str, Any]) -> Iterator[Fault]:
         _, *parts = key.split(".")
         yield from REGISTRIES[kind].find_faults(reduce(getitem, parts, model), key)
     yield from find_reading_faults(model["images"], "model.images")
-    given = [f"model.{name}" for name in model if name not in ("tokenizer", "images")]
-    given += [f"model.tokenizer.{name}" for name in model["tokenizer"]]
-    for key in given:
-        if key not in slots:
-            yield make_unknown_fault(key, "is not a setting.", [slot.removeprefix("model.") for slot in slots])
+    known = [slot.removeprefix("model.") for slot in slots]
+    given = [name for name in model if name not in ("tokenizer", "images")]
+    for name in (*given, *(f"tokenizer.{name}" for name in model["tokenizer"])):
+        if name not in known:
+            yield make_unknown_fault(name, "is not a setting.", known, "model")

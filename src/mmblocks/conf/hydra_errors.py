@@ -60,7 +60,8 @@ def _explain_key_error(error: OmegaConfBaseException, full_key: str) -> str:
             return f"there is no component group {key!r}.{format_suggestion(key, GROUPS)}"
         node = error.parent_node
         known = [str(k) for k in node if k not in ("hydra", "defaults")] if isinstance(node, DictConfig) else []
-        return str(make_unknown_fault(full_key, "is not a setting.", known))
+        where, _, name = full_key.rpartition(".")
+        return str(make_unknown_fault(name, "is not a setting.", known, where))
     if isinstance(error, MissingMandatoryValue):
         group = full_key.replace(".", "/")
         how = f"{group}=NAME" if group in GROUPS else f"{full_key}=VALUE"

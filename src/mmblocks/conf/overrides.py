@@ -200,7 +200,9 @@ def _locate_key(keys: Sequence[str], value: object, *, must_be_known: bool) -> _
         known = shape.find_settings(value)
         if known is not None and rest[0] not in known:
             if must_be_known and place.path:
-                raise ConfigError.from_faults([make_unknown_fault(".".join(keys), "is not a setting.", known)])
+                where = ".".join(keys[: len(keys) - len(rest)])
+                unknown = make_unknown_fault(rest[0], "is not a setting.", known, where)
+                raise ConfigError.from_faults([unknown])
             return _KeyPath([*place.path, *rest], place.filled, is_known=False)
         place.path.append(rest[0])
         value = value.get(rest[0]) if isinstance(value, Mapping) else None

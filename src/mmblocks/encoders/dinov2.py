@@ -5,6 +5,7 @@ from typing import Any
 from mmblocks.components import encoders
 from mmblocks.encoders import vit
 from mmblocks.encoders.transformers_vit import TransformersViT
+from mmblocks.faults import Fault
 
 
 @encoders.register(
@@ -69,9 +70,9 @@ class DINOv2(TransformersViT):
         )
         faults = []
         if trained_px < patch_px:
-            faults.append(f"trained_px={trained_px} holds no whole patch of patch_px={patch_px}")
+            faults.append(Fault("trained_px", f"trained_px={trained_px} holds no whole patch of patch_px={patch_px}"))
         if registers < 0:
-            faults.append(f"registers={registers} is no number of tokens")
+            faults.append(Fault("registers", f"registers={registers} is no number of tokens"))
         vit.raise_faults("dinov2", faults)
         from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 

@@ -5,6 +5,7 @@ from typing import Any
 from mmblocks.components import encoders
 from mmblocks.encoders import vit
 from mmblocks.encoders.transformers_vit import TransformersViT
+from mmblocks.faults import Fault
 
 
 @encoders.register(
@@ -73,9 +74,11 @@ class DINOv3(TransformersViT):
         )
         faults = []
         if dim // heads % 4:
-            faults.append(f"dim={dim} with heads={heads} gives {dim // heads} channels per head, not a multiple of 4")
+            faults.append(
+                Fault("", f"dim={dim} with heads={heads} gives {dim // heads} channels per head, not a multiple of 4")
+            )
         if registers < 0:
-            faults.append(f"registers={registers} is no number of tokens")
+            faults.append(Fault("registers", f"registers={registers} is no number of tokens"))
         vit.raise_faults("dinov3", faults)
         from transformers import DINOv3ViTConfig, DINOv3ViTModel
 

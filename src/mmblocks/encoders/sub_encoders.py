@@ -15,6 +15,7 @@ from mmblocks.components import VisionEncoder, encoders
 from mmblocks.encoders.patches import Colour
 from mmblocks.encoders.vit import raise_faults, require_view
 from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError
+from mmblocks.faults import Fault
 from mmblocks.registry import Spec, split_spec
 from mmblocks.shapes import Size
 
@@ -61,14 +62,14 @@ class JoinedEncoders(nn.Module):
 
 def build_sub_encoders(name: str, specs: Mapping[str, Spec]) -> list[Any]:
     """The parts of the encoder `name` by their keys. Raises `ConfigError` with the faults of all of them."""
-    built, faults = [], []
+    built, causes = [], {}
     for key, spec in specs.items():
         try:
             built.append(encoders.build(spec))
         except MMBlocksError as cause:
-            faults.append(f"{key}: {cause}")
-    if faults:
-        raise ConfigError(f"encoder {name!r}: " + "\n  ".join(faults))
+            causes[key] = cause
+    if causes:
+        raise ConfigError(f"encoder {name!r}: {_join_causes(causes)}")
     return built
 
 
@@ -82,7 +83,11 @@ def load_sub_encoders(name: str, members: Mapping[str, SubEncoder]) -> None:
             causes[key] = cause
     if causes:
         kind = ConfigError if all(isinstance(cause, ConfigError) for cause in causes.values()) else CheckpointError
-        raise kind(f"encoder {name!r}: " + "\n  ".join(f"{key}: {cause}" for key, cause in causes.items()))
+        raise kind(f"encoder {name!r}: {_join_causes(causes)}")
+
+
+def _join_causes(causes: Mapping[str, MMBlocksError]) -> str:
+    return "\n  ".join(f"{key}: {cause}" for key, cause in causes.items())
 
 
 def require_side_by_side(name: str, specs: Sequence[Spec], members: Sequence[SubEncoder], squash: bool | None) -> None:
@@ -109,7 +114,7 @@ def require_side_by_side(name: str, specs: Sequence[Spec], members: Sequence[Sub
             f"members disagree about an image that is not square ({', '.join(habits)}); "
             "write squash=true or squash=false to decide for all"
         )
-    raise_faults(name, faults)
+    raise_faults(name, [Fault("", fault) for fault in faults])
 
 
 def choose_shared_mean_std(members: Sequence[SubEncoder]) -> tuple[Colour, Colour]:

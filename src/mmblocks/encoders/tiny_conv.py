@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmblocks.components import encoders
 from mmblocks.encoders.vit import raise_faults, require_view
 from mmblocks.errors import ConfigError
+from mmblocks.faults import Fault
 from mmblocks.shapes import Size
 
 
@@ -103,17 +104,18 @@ def _require_stem(
 ) -> None:
     faults = []
     if len(strides) != len(widths) + 1:
-        faults.append(
+        message = (
             f"{len(strides)} strides and {len(widths)} widths; the last stage is dim wide, so give one more stride"
         )
+        faults.append(Fault("", message))
     if min(strides, default=0) < 1 or view_px < 1 or view_px % math.prod(strides):
-        faults.append(f"view_px={view_px} cannot be divided by strides={tuple(strides)}")
+        faults.append(Fault("view_px", f"view_px={view_px} cannot be divided by strides={tuple(strides)}"))
     if groups < 1:
-        faults.append(f"groups={groups} is no number of groups")
+        faults.append(Fault("groups", f"groups={groups} is no number of groups"))
     elif uneven := [width for width in (*widths[1:], dim) if width % groups]:
-        faults.append(f"widths {uneven} are not multiples of groups={groups}")
+        faults.append(Fault("", f"widths {uneven} are not multiples of groups={groups}"))
     if heads < 1 or dim % heads:
-        faults.append(f"dim={dim} is not a multiple of heads={heads}")
+        faults.append(Fault("", f"dim={dim} is not a multiple of heads={heads}"))
     raise_faults("tiny_conv", faults)
 
 

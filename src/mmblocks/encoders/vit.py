@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmblocks.encoders.patches import to_byte_pixels
 from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError
+from mmblocks.faults import Fault
 from mmblocks.ops import attention
 from mmblocks.pretrained import convert_checkpoint_errors, read_config_entries, read_model
 from mmblocks.shapes import Size
@@ -47,20 +48,24 @@ def require_vit_sizes(
     """Refuse sizes that make no vision transformer, with every fault at once."""
     faults = []
     if patch_px < 1 or image_px < patch_px:
-        faults.append(f"image_px={image_px} holds no whole patch of patch_px={patch_px}")
+        faults.append(Fault("", f"image_px={image_px} holds no whole patch of patch_px={patch_px}"))
     if heads < 1 or dim % heads:
-        faults.append(f"dim={dim} is not a multiple of heads={heads}")
+        faults.append(Fault("", f"dim={dim} is not a multiple of heads={heads}"))
     if depth < 1:
-        faults.append(f"depth={depth} is no number of blocks; write 1 or more")
+        faults.append(Fault("depth", f"depth={depth} is no number of blocks; write 1 or more"))
     elif fault := find_layer_fault(layer, depth):
-        faults.append(fault)
+        faults.append(Fault("layer", fault))
     raise_faults(name, faults)
 
 
-def raise_faults(name: str, faults: Sequence[str]) -> None:
-    """Raise `ConfigError` with all faults of an encoder's settings, if there are any."""
+def raise_faults(name: str, faults: Sequence[Fault]) -> None:
+    """Raise `ConfigError` with all faults of an encoder's settings, if there are any.
+
+    Their keys are settings, or empty where any of several can be changed.
+    """
     if faults:
-        raise ConfigError(f"encoder {name!r}: " + "; ".join(faults) + ".")
+        text = f"encoder {name!r}: {'; '.join(fault.message for fault in faults)}."
+        raise ConfigError(text, settings=[fault.key for fault in faults if fault.key], faults=faults)
 
 
 def count_blocks(layer: Layer, depth: int) -> int:

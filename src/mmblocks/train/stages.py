@@ -274,7 +274,7 @@ def _find_train_faults(train: object, key: str) -> Iterator[Fault]:
     for part, given in train.items():
         where, inner = f"{key}.{part}", given if isinstance(given, Mapping) else {"lr": given}
         if part not in TRAINABLE_PARTS:
-            yield make_unknown_fault(where, "no such part.", TRAINABLE_PARTS)
+            yield make_unknown_fault(part, "no such part.", TRAINABLE_PARTS, key)
             continue
         yield from find_faults(Lora if part == "lora" else PartSettings, inner, where)
         if is_of_type(float, inner.get("weight_decay")) and inner["weight_decay"] < 0:

@@ -85,7 +85,7 @@ def list_scenarios(model: OneVision, scale: Scale) -> dict[str, tuple[VisualShap
     return {
         "image in tiles": (VisualShape("image", Size(3 * side, 3 * side)),),
         "four images": (VisualShape("image", Size(side, side)),) * 4,
-        "clip": (VisualShape("video", Size(side, side), scale.shown.frames, fps=1.0),),
+        "video": (VisualShape("video", Size(side, side), scale.shown.frames, fps=1.0),),
     }
 
 

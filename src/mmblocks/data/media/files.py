@@ -9,16 +9,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, Any, Literal
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
 from PIL import Image
 
 from mmblocks.errors import DataError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 MediaKind = Literal["image", "video"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
@@ -76,7 +73,7 @@ class _SliceFile(io.RawIOBase):
         self._at = max(0, (0, self._at, self._part.size)[whence] + offset)
         return self._at
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         wanted = memoryview(buffer)[: max(0, self._part.size - self._at)]
         self._file.seek(self._part.offset + self._at)
         done = self._file.readinto(wanted) or 0

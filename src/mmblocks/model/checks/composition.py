@@ -126,12 +126,13 @@ def dry_build(spec: ModelSpec | Mapping[str, Any], *, offline: bool = True) -> D
     """
     known = (*KINDS, "tokenizer", "images")
     raw: Mapping[str, Any] = {k: getattr(spec, k) for k in known} if isinstance(spec, ModelSpec) else spec
-    faults = [make_unknown_fault(f"model.{k}", "a model has no such part.", known) for k in raw if k not in known]
+    faults = [make_unknown_fault(str(k), "a model has no such part.", known, "model") for k in raw if k not in known]
     slots: dict[str, Any] = {kind: raw.get(kind, getattr(ModelSpec(), kind)) for kind in KINDS}
     choices, images = raw.get("tokenizer", {}), raw.get("images", {})
     if isinstance(choices, Mapping):
-        unknown = [f"model.tokenizer.{scenario}" for scenario in choices if scenario not in SCENARIOS]
-        faults += [make_unknown_fault(key, "there is no such scenario.", SCENARIOS) for key in unknown]
+        unknown = [str(scenario) for scenario in choices if scenario not in SCENARIOS]
+        message = "there is no such scenario."
+        faults += [make_unknown_fault(name, message, SCENARIOS, "model.tokenizer") for name in unknown]
         choices = {scenario: choices.get(scenario, ONEVISION_TOKENIZERS[scenario]) for scenario in SCENARIOS}
     else:
         cure = f"Write one for each of {', '.join(SCENARIOS)}."

@@ -84,7 +84,8 @@ def try_build(key: str, registry: Registry[Any], spec: object, **wired: Any) -> 
             if is_retry:  # the first try has said what is wrong
                 break
             named = [name for name in getattr(cause, "settings", ()) if name in given]
-            faults.append(to_fault(key, cause, named))
+            own = [fault.move_below(key) for fault in getattr(cause, "faults", ())]
+            faults += own or [to_fault(key, cause, named)]
             if not named:
                 break
             refused |= {*named}

@@ -127,7 +127,7 @@ def read_changes(changes: Mapping[str, Any]) -> list[SlotChange]:
     for key, value in flat.items():
         slot = next((slot for slot in SLOTS if key == slot or key.startswith(f"{slot}.")), None)
         if slot is None:
-            faults.append(make_unknown_fault(f"model.{key}", "a model has no such part.", SLOTS))
+            faults.append(make_unknown_fault(key, "a model has no such part.", SLOTS, "model"))
         elif key != slot:
             by_slot.setdefault(slot, {})[key.removeprefix(f"{slot}.")] = value
         elif isinstance(value, Mapping):
