@@ -27,7 +27,9 @@ def read_object(path: Path, cure: str | None = None) -> dict[str, Any]:
             f"{path} cannot be read: it is nested too deeply to be a file of settings; {cure or 'fetch it again.'}"
         ) from cause
     except (OSError, ValueError) as cause:  # JSONDecodeError, UnicodeDecodeError, whole numbers of thousands of digits
-        raise CheckpointError(f"{path} cannot be read ({cause}); {cure or 'the file is cut or damaged.'}") from cause
+        raise CheckpointError(
+            f"{path} cannot be read ({cause}); {cure or 'the file is truncated or damaged.'}"
+        ) from cause
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path} holds {type(content).__name__}, not an object of settings; {cure or 'fetch it again.'}"

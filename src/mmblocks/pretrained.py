@@ -216,7 +216,7 @@ def list_shards(index: Path) -> list[str]:
     """The weight files in an index, all in its folder. Raises `CheckpointError` for a damaged index or a missing file."""
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"{index} says no file for each tensor (weight_map); it is cut or damaged.")
+        raise CheckpointError(f"{index} says no file for each tensor (weight_map); it is truncated or damaged.")
     shards = sorted(set(names.values()))
     if outside := [name for name in shards if Path(name).name != name]:
         raise CheckpointError(f"{index} names files outside of its folder: {', '.join(outside)}.")
@@ -249,7 +249,9 @@ def convert_checkpoint_errors(source: object, file: str = "") -> Iterator[None]:
     except MMBlocksError:
         raise
     except SafetensorError as cause:
-        raise CheckpointError(f"{source}: a weights file cannot be read ({cause}); it is cut or damaged.") from cause
+        raise CheckpointError(
+            f"{source}: a weights file cannot be read ({cause}); it is truncated or damaged."
+        ) from cause
     except Exception as cause:  # for a damaged file transformers and tokenizers may raise anything
         raise CheckpointError(_describe_read_error(str(source), file, cause)) from cause
 

@@ -67,7 +67,7 @@ def test_all_reasons_come_before_any_weight_is_read(saved, tmp_path, capsys):
 def test_a_damaged_source_leaves_nothing_behind(saved, tmp_path, capsys):
     (saved / "encoder/model.safetensors").write_bytes(b"damaged")
     assert cli.main(["swap", str(saved), "projector=gated", "--out", str(tmp_path / "out")]) == 1
-    assert "cut or damaged" in capsys.readouterr().err
+    assert "truncated or damaged" in capsys.readouterr().err
     assert files(tmp_path) == {"model"}
 
 

@@ -78,7 +78,7 @@ def test_a_cut_file_is_named_and_nothing_is_loaded(tiny_model, tmp_path, part):
     mmblocks.save(tiny_model, tmp_path / "m")
     file = tmp_path / "m" / part / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(CheckpointError, match=f"{part}.*cut or damaged"):
+    with pytest.raises(CheckpointError, match=f"{part}.*truncated or damaged"):
         mmblocks.load(tmp_path / "m")
 
 

@@ -699,7 +699,7 @@ def test_missing_extra_and_reshaped_tensors_are_all_listed_by_their_own_names(co
 @pytest.mark.parametrize("kept", [0, 4, 100, 20_000])
 def test_a_cut_file_is_refused_by_name(copied: Path, kept: int) -> None:
     (copied / WEIGHTS).write_bytes((copied / WEIGHTS).read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read .*cut or damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read .*truncated or damaged"):
         import_hf(copied)
 
 
@@ -713,7 +713,7 @@ def test_a_missing_shard_is_named(theirs: Any, tmp_path: Path) -> None:
 def test_a_config_that_is_missing_or_cut_is_refused(copied: Path) -> None:
     config = (copied / "config.json").read_text()
     (copied / "config.json").write_text(config[:50])
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read .*cut or damaged"):
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read .*truncated or damaged"):
         import_hf(copied)
     (copied / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):

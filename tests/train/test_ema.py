@@ -98,7 +98,7 @@ def moved(model, ema):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(0.9).add_(0.01)
-        ema.update(model)
+        ema.update_average(model)
 
 
 def test_the_average_of_sharded_weights_is_that_of_whole_ones(tiny_spec, tiny_model, together):

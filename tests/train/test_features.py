@@ -155,7 +155,7 @@ def test_features_keep_the_type_they_were_computed_in(tiny_model, tmp_path, mixt
     processor = Processor.from_model(tiny_model)
     batch = next(batches(processor, mixture, mixture.draw_all()))
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        want = tiny_model.encoded(batch)
+        want = tiny_model.encode_batch(batch)
     got = next(batches(replace(processor, features=cache), mixture, mixture.draw_all())).features
     assert got.dtype == want.dtype
     assert torch.equal(got, want)
@@ -226,7 +226,7 @@ def test_a_file_that_was_cut_is_found_and_made_again(tiny_model, tmp_path, mixtu
     path = one_file(cache)
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
-    with pytest.raises(DataError, match=r"tinyworld.*is cut or damaged.*delete it and start the run again"):
+    with pytest.raises(DataError, match=r"tinyworld.*is truncated or damaged.*delete it and start the run again"):
         read_all(tiny_model, cache, mixture)
     kept(tmp_path, tiny_model, mixture)
     assert path.read_bytes() == whole

@@ -76,10 +76,10 @@ def test_all_faults_of_a_run_are_listed_at_once(recipe):
     with pytest.raises(ConfigError) as caught:
         read_run({**recipe, "sed": 3})
     text = str(caught.value)
-    assert "run.sed" in text
+    assert "sed is not a setting" in text
     assert "Did you mean 'seed'" in text
     assert "stages.0.train.projetcor" in text
-    assert "stages.1: steps='many' is not int" in text
+    assert "stages.1.steps: steps='many' is not int" in text
 
 
 def test_the_loss_falls_on_twenty_samples(tiny_model):

@@ -82,7 +82,7 @@ def test_samples_of_one_modality_stand_together_where_asked(planner):
 def test_lengths_are_measured_once_and_then_read(planner, monkeypatch):
     made = planner(steps=3, global_batch_size=4, pack_tokens=300)
     first = made.make_data()
-    monkeypatch.setattr(measuring, "size_of", None)  # measuring again would fail
+    monkeypatch.setattr(measuring, "measure_item", None)  # measuring again would fail
     assert made.make_data().digest == first.digest
 
 

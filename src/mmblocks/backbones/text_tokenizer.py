@@ -48,7 +48,7 @@ def read_processor_chat(folder: Path) -> StoredChat | None:
     try:
         return StoredChat(file.read_text(encoding="utf-8"), file.name)
     except (OSError, UnicodeDecodeError) as cause:
-        raise CheckpointError(f"{file} cannot be read ({cause}); the file is cut or damaged.") from cause
+        raise CheckpointError(f"{file} cannot be read ({cause}); the file is truncated or damaged.") from cause
 
 
 def find_chat_template(tokenizer: PreTrainedTokenizerBase | None) -> str | None:

@@ -190,7 +190,7 @@ def _report_unreadable_file(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as cause:  # of safetensors' own, and of Python's for types and sizes that torch does not have
-        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
+        raise CheckpointError(f"{path} cannot be read ({cause}); the file is truncated or damaged.") from cause
 
 
 def list_disagreements(wanted: dict[str, Any], stored: dict[str, Any]) -> list[str]:

@@ -100,7 +100,7 @@ def _open_file(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as tensors:
             yield tensors
     except SafetensorError as cause:
-        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
+        raise CheckpointError(f"{path} cannot be read ({cause}); the file is truncated or damaged.") from cause
 
 
 def match_tensors(

@@ -137,7 +137,7 @@ def _find_template_faults(key: str, stage: Mapping[str, Any], seen: DryBuild) ->
 class _EmptyTokenizer:
     """A text tokenizer without words, for masks of a conversation without messages."""
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+    def __call__(self, text: str, **settings: bool) -> dict[str, list[int]]:
         return {"input_ids": []}
 
 

@@ -25,7 +25,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
             "does. Load it where you trust it and save its tensors as safetensors."
         ) from cause
     except (OSError, RuntimeError, EOFError, ValueError) as cause:
-        raise CheckpointError(f"{path} cannot be read ({cause}); the file is cut or damaged.") from cause
+        raise CheckpointError(f"{path} cannot be read ({cause}); the file is truncated or damaged.") from cause
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in loaded.items()
     ):
