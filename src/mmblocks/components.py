@@ -68,7 +68,7 @@ class VisionEncoder(Protocol):
 
 
 @runtime_checkable
-class ByteEncoder(Protocol):
+class ByteEncoder(VisionEncoder, Protocol):
     """`takes_bytes`: it is given pixels as they are stored, uint8, and normalises them itself."""
 
     takes_bytes: bool
@@ -98,14 +98,14 @@ class Projector(Protocol):
 
 
 @runtime_checkable
-class PerTokenProjector(Protocol):
+class PerTokenProjector(Projector, Protocol):
     """`per_token`: its body maps every cell by itself, and is given only the cells that tokens are made of, (cells, in_dim)."""
 
     per_token: bool
 
 
 @runtime_checkable
-class InstructedProjector(Protocol):
+class InstructedProjector(Projector, Protocol):
     """`needs_text`: it reads the question about each view, tokenised by its own `text_tokenizer`, beside the features.
 
     `forward(x, instructions) == head(body(x, instructions))`. It is a `Projector` too: without instructions, the question
@@ -244,7 +244,7 @@ class ChatTemplate(Protocol):
 
 
 @runtime_checkable
-class SpecialTokenTemplate(Protocol):
+class SpecialTokenTemplate(ChatTemplate, Protocol):
     """`special`: texts of the template that must each be one token of the text tokenizer."""
 
     @property
@@ -252,14 +252,14 @@ class SpecialTokenTemplate(Protocol):
 
 
 @runtime_checkable
-class OneTextTemplate(Protocol):
+class OneTextTemplate(ChatTemplate, Protocol):
     """`one_text`: text behind an image or video is tokenised as the rest of one text, not as a text of its own."""
 
     one_text: bool
 
 
 @runtime_checkable
-class RewritingTemplate(Protocol):
+class RewritingTemplate(ChatTemplate, Protocol):
     """`rewrites_answers`: an earlier answer is written otherwise than the last one, so each is learned behind its own prompt.
 
     Templates of thinking models drop the thoughts of earlier answers.

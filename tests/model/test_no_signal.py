@@ -21,13 +21,13 @@ torch.set_num_threads(1)
 families, count = json.load(sys.stdin)
 chosen = []
 for drawn in families:
-    free = [s for s in drawn if not limits.backbone_faults({"placeholder_id": 0, **s})]
+    free = [s for s in drawn if not limits.find_backbone_faults({"placeholder_id": 0, **s})]
     chosen += random.Random(0).sample(free, min(count, len(free)))
     print(len(drawn))
 for spec in chosen:
     print(json.dumps(spec), file=sys.stderr, flush=True)  # the last one is what ended the process
     with torch.device("meta"):
-        faults = _try_backbone(spec, True).faults
+        faults = _try_backbone("model.backbone", spec, True).faults
     try:
         backbones.build(spec)  # runs five rows through it
     except MMBlocksError as refused:
