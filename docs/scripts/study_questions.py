@@ -213,10 +213,7 @@ POOLING = Question(
         Arm("none_4", "4 frames, every cell", SINGLE_IMAGE, {"pooling": "none", **FOUR_FRAMES}),
         Arm("bilinear_4", "4 frames, bilinear to 2x2", SINGLE_IMAGE, FOUR_FRAMES),
     ),
-    measures=(
-        VIDEO,
-        Measure("video, shown 8 frames", "video", changes=EIGHT_FRAMES, arms=("none_4", "bilinear_4")),
-    ),
+    measures=(VIDEO, Measure("video, shown 8 frames", "video", changes=EIGHT_FRAMES, arms=("none_4", "bilinear_4"))),
     claims=(
         Claim(
             "bilinear interpolation, which uses all cells of an odd grid (27 to 14), is better than windows, which drop the last row (27 to 13)",
@@ -260,13 +257,7 @@ ANYRES = Question(
     "shapes and 200 steps, tiles made no difference (53 % and 54 % correct).",
     arms=(
         Arm("anyres", "base view and tiles", SINGLE_IMAGE, overrides=SMALL_DATA, seeds=2),
-        Arm(
-            "base_view",
-            "base view only",
-            SINGLE_IMAGE,
-            {"tokenizer.image": "square"},
-            overrides=SMALL_DATA,
-        ),
+        Arm("base_view", "base view only", SINGLE_IMAGE, {"tokenizer.image": "square"}, overrides=SMALL_DATA),
     ),
     measures=(Measure("small", "small"), Measure("small: shape", "small", kinds=("shape",)), SINGLE),
     claims=(
@@ -295,12 +286,7 @@ POSITIONS = Question(
         Arm(
             "front", "trained with images in front", ONEVISION_STAGE, overrides=(*MULTI_DATA, "stages.0.visuals=front")
         ),
-        Arm(
-            "mixed",
-            "trained with half of each",
-            ONEVISION_STAGE,
-            overrides=(*MULTI_DATA, "stages.0.visuals=mixed"),
-        ),
+        Arm("mixed", "trained with half of each", ONEVISION_STAGE, overrides=(*MULTI_DATA, "stages.0.visuals=mixed")),
     ),
     measures=(Measure("among the text", "multi"), Measure("in front", "multi", visuals="front")),
     claims=(

@@ -4,8 +4,6 @@ The registries are in `mmblocks.components`: `from mmblocks.components import pr
 package of the projectors themselves).
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """Import optional packages where they are used; the error says how to install them."""
 
-from __future__ import annotations
-
 import importlib
 from types import ModuleType
 

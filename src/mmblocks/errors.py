@@ -1,7 +1,5 @@
 """Every error a user can cause, under one root. A message says what happened, with the value, and the cure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Self
 
@@ -76,4 +74,4 @@ class TrainingPreempted(TrainingInterrupted):
 
 
 class MissingDependencyError(MMBlocksError, ImportError):
-    """An optional package is needed for what was asked."""
+    """An optional package is needed for this."""

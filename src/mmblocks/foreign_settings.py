@@ -1,7 +1,5 @@
 """Names of settings that people type by habit, from other trainers or earlier versions of this one, and ours for them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 _TABLE = (

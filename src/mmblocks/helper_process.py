@@ -4,8 +4,6 @@ Both sides of it. Requests are sent by `HelperClient.send_request` and answered 
 A message is the lengths of its two parts (`LENGTHS`), a JSON object, and raw bytes.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

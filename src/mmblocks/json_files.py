@@ -1,7 +1,5 @@
 """JSON files that may be foreign or damaged: an object, or an error that names the file."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Every key of a record, of a turn and of a part of a turn is one of the three, so
 without a word. A key that holds nothing (null, "", [], {}) loses nothing: tables fill the keys that a row lacks so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal

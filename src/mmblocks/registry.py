@@ -5,8 +5,6 @@ imported when the component is looked up. Packages outside mmblocks add componen
 `mmblocks.<kind>`, one entry point per component name.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import importlib.util

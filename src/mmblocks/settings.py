@@ -1,7 +1,5 @@
 """Settings: names, types and defaults taken from signatures and dataclasses, and plain values checked against them."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import inspect
@@ -87,7 +85,7 @@ MAXIMUM: Mapping[str, float] = {
     **dict.fromkeys(("pixel_mean", "pixel_std"), 256),
 }
 """The largest value of a setting by its name, which means the same in every schema. It is far beyond what is of use, so that
-a digit too many is told before it takes all memory or all time. Other whole numbers have the 64 bits of torch's."""
+a digit too many is refused before it takes all memory or all time. Other whole numbers have the 64 bits of torch's."""
 
 MINIMUM: Mapping[str, float] = {
     **dict.fromkeys(("dim", "mlp_dim", "widths", "splits", "mlp_ratio", "ff_mult", "vocab_size"), 1),

@@ -3,8 +3,6 @@
 A size is always (height, width); the unit is in the name of the variable (`_px`, `_cells`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 

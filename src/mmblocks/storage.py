@@ -1,7 +1,5 @@
 """Files and folders that are written whole or not at all, their checksums, and errors of the disk."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -4,8 +4,6 @@ The oldest tested version of a package is its declared lower bound, the newest i
 run on both.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 from functools import cache

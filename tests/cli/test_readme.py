@@ -106,14 +106,7 @@ def test_a_tutorial_runs_from_its_first_block_to_its_last(page, folder, monkeypa
 def test_every_block_has_a_language_that_says_what_becomes_of_it():
     assert {
         b.language for page in (README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")) for b in blocks(page)
-    } <= {
-        "bash",
-        "json",
-        "python",
-        "text",
-        "toml",
-        "yaml",
-    }
+    } <= {"bash", "json", "python", "text", "toml", "yaml"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

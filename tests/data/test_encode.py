@@ -44,11 +44,7 @@ def plan(num_tokens, *told):
 
 
 def settings(template="chatml", tokenizer=TOKENIZER):
-    return {
-        "template": templates.build(template),
-        "text_tokenizer": tokenizer,
-        "placeholder_id": PLACEHOLDER,
-    }
+    return {"template": templates.build(template), "text_tokenizer": tokenizer, "placeholder_id": PLACEHOLDER}
 
 
 def talk(*turns, origin="talk.json:record 3"):

@@ -94,12 +94,7 @@ def test_every_view_of_a_visual_carries_its_question(model):
     asked = [
         tokenizer.decode(row[real]) for row, real in zip(batch.instructions.ids, batch.instructions.mask, strict=True)
     ]
-    assert asked == [
-        "What colour is the circle?",
-        *["Which image shows a square?"] * 2,
-        *["What is moving?"] * 4,
-        "",
-    ]
+    assert asked == ["What colour is the circle?", *["Which image shows a square?"] * 2, *["What is moving?"] * 4, ""]
     assert len(batch.instructions.ids) == len(batch.pixels)
 
 

@@ -302,8 +302,7 @@ def test_a_way_that_cannot_run_says_why_when_it_is_asked_for(way):
 
 
 @pytest.mark.parametrize(
-    ("settings", "reason"),
-    [({"softcap": 1.0}, "it has no softcap"), ({"sinks": torch.zeros(4)}, "it has no sinks")],
+    ("settings", "reason"), [({"softcap": 1.0}, "it has no softcap"), ({"sinks": torch.zeros(4)}, "it has no sinks")]
 )
 def test_features_that_only_the_reference_has_are_reasons(settings, reason):
     q, k, v = drawn(9, 9)

@@ -491,10 +491,7 @@ SHAPES = {
 def suited(family: str, name: str) -> dict[str, Any]:
     """A tokenizer with what it must be given, and what the family wants where it is a bare component."""
     needed = {s.name: 224 for s in tokenizers.list_settings(name) if s.default is REQUIRED}
-    wanted = {
-        ("llava_onevision", "anyres"): {"max_tiles": 4},
-        ("llava_next_video", "frames"): {"newline": "none"},
-    }
+    wanted = {("llava_onevision", "anyres"): {"max_tiles": 4}, ("llava_next_video", "frames"): {"newline": "none"}}
     early = {"pool_at": "features"} if family == "llava_next_video" and tokenizers[name].builder is Frames else {}
     return {"name": name, **needed, **wanted.get((family, name), {}), **early}
 
@@ -773,10 +770,7 @@ def test_a_tokenizer_in_which_no_turn_can_end_is_refused(copied: Path, make_toke
 
 def test_widths_that_disagree_are_listed_before_a_value_is_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def narrow(tensors: Tensors) -> Tensors:
-        return tensors | {
-            "multi_modal_projector.linear_1.weight": torch.zeros(32, 8),
-            "image_newline": torch.zeros(16),
-        }
+        return tensors | {"multi_modal_projector.linear_1.weight": torch.zeros(32, 8), "image_newline": torch.zeros(16)}
 
     rewritten(copied, narrow)
 

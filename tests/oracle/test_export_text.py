@@ -130,11 +130,7 @@ def test_the_base_of_the_rotary_embedding_stands_where_transformers_4_reads_it(
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
-            {
-                "rope_theta": 1e6,
-                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-                "rope_local_base_freq": 1e4,
-            },
+            {"rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_local_base_freq": 1e4},
         ),
         ({}, {}),
     ],

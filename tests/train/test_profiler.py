@@ -12,13 +12,7 @@ from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.model.costs.devices import find_gpu_rates
-from mmblocks.train.reports.profiler import (
-    PHASES,
-    DeviceClock,
-    HostClock,
-    StepProfiler,
-    TrainingFlops,
-)
+from mmblocks.train.reports.profiler import PHASES, DeviceClock, HostClock, StepProfiler, TrainingFlops
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Files that ship with the package: the tiny model, its text tokenizer, two images, a photograph-sized one, a video."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from mmblocks.errors import CheckpointError

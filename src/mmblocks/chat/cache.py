@@ -1,7 +1,5 @@
 """What is kept between questions: keys and values of the conversation, and visual rows."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -63,12 +61,7 @@ class ChatCache:
 
     @torch.no_grad()
     def generate_answer(
-        self,
-        model: OneVision,
-        conversation: Conversation,
-        decoding: Decoding,
-        *,
-        streamer: Streamer | None = None,
+        self, model: OneVision, conversation: Conversation, decoding: Decoding, *, streamer: Streamer | None = None
     ) -> list[int]:
         """The ids of an answer, without the stop token. Raises `DataError` as encoding and reading visuals do."""
         decoding.require_fitting_length(model.backbone)

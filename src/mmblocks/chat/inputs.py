@@ -1,7 +1,5 @@
 """The inputs of a chat: texts, images and videos in their usual forms, as parts of a message."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,10 +23,7 @@ ACCEPTED_INPUTS = (
 )
 
 CURES: tuple[tuple[type | UnionType, str], ...] = (
-    (
-        torch.Tensor,
-        "A tensor has no fixed layout: write image.permute(1, 2, 0).numpy() for one of (3, height, width).",
-    ),
+    (torch.Tensor, "A tensor has no fixed layout: write image.permute(1, 2, 0).numpy() for one of (3, height, width)."),
     (Mapping, "Dicts are read by Conversation.from_messages, whose conversations `answer` takes."),
     (Conversation | Message, "Conversations are answered by `answer`; a chat's own are its `messages`."),
     (list | tuple, "Give several one by one: chat.ask(first, second, 'What differs?')."),

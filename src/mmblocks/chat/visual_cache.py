@@ -1,7 +1,5 @@
 """Visual rows, each visual encoded once while it is in the cache."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The command `mmblocks`: a table of commands, each in its own module, which is imported when the command runs."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import os

@@ -6,8 +6,6 @@
 For the running shell alone: eval "$(mmblocks completion bash)"
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 from typing import Any

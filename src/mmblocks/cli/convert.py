@@ -42,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of the written weights (default: as they are stored)",
     )
     parser.add_argument(
-        "--template",
-        metavar="NAME",
-        help="chat template (`mmblocks list template`) instead of the one of FROM",
+        "--template", metavar="NAME", help="chat template (`mmblocks list template`) instead of the one of FROM"
     )
     parser.add_argument(
         "--no-check",

@@ -72,11 +72,7 @@ def list_scenes() -> list[tuple[str, list[str | Visual], list[str]]]:
             ["Picture 1: ", image(find_media("first.png")), "Picture 2: ", image(find_media("second.png"))],
             ["What is in picture 1?", "Which picture shows a purple square?"],
         ),
-        (
-            "A video of two seconds",
-            [video(find_media("video.mp4"))],
-            ["What is moving?", "Which way does it move?"],
-        ),
+        ("A video of two seconds", [video(find_media("video.mp4"))], ["What is moving?", "Which way does it move?"]),
     ]
 
 

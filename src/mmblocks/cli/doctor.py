@@ -3,8 +3,6 @@
 Nothing is sent, and nothing is changed but the file of --tune-attention.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os

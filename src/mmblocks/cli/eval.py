@@ -1,7 +1,5 @@
 """`mmblocks eval`: print the scores of a model on a suite of tasks."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -3,8 +3,6 @@
 A test runs them in this order in one folder, except those that need a downloaded checkpoint.
 """
 
-from __future__ import annotations
-
 EXAMPLES = {
     "demo": "mmblocks demo",
     "list": "mmblocks list projector",

@@ -1,7 +1,5 @@
 """Options of commands that read images: how to read them, if not as the model says."""
 
-from __future__ import annotations
-
 import argparse
 from contextlib import suppress
 from typing import get_args, get_type_hints

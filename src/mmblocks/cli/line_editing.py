@@ -1,7 +1,5 @@
 """Line editing and a history for commands that ask line by line, with Python's own readline module."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Iterator

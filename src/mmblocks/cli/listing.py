@@ -1,7 +1,5 @@
 """Components and complete systems, by kind. No component is imported to list them."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 from collections import ChainMap

@@ -4,8 +4,6 @@ MMBLOCKS_LOG=info (or debug, warning) shows all records of that level on stderr,
 warnings included.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator

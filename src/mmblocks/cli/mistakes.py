@@ -1,7 +1,5 @@
 """The message about a bug in mmblocks: one line with the file that has the traceback."""
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

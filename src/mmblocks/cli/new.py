@@ -5,8 +5,6 @@ cd my_projector && pip install -e . && pytest
 mmblocks train tiny/onevision model/projector=my_projector
 """
 
-from __future__ import annotations
-
 import argparse
 import keyword
 import re
@@ -51,11 +49,7 @@ def write_package(kind: str, name: str, out: Path) -> Path:
     text, small = PARTS[kind]
     part = name if kind in FUNCTIONS else "".join(word.capitalize() for word in name.split("_"))
     words = {"kind": kind, "name": name, "part": part, "package": name.replace("_", "-"), "small": small}
-    files = {
-        "pyproject.toml": PYPROJECT,
-        f"src/{name}/__init__.py": text,
-        f"tests/test_{name}.py": TEST,
-    }
+    files = {"pyproject.toml": PYPROJECT, f"src/{name}/__init__.py": text, f"tests/test_{name}.py": TEST}
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content.format(**words), encoding="utf-8")

@@ -1,7 +1,5 @@
 """argparse with options between positional arguments, and errors that name only required arguments."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterable, Sequence

@@ -3,8 +3,6 @@
 A recipe is searched in ./recipes, then among those of mmblocks; it may also be a path to a YAML file.
 """
 
-from __future__ import annotations
-
 import argparse
 
 

@@ -4,8 +4,6 @@ mmblocks show projector mlp
 mmblocks show system llava_next      a complete system: its components in each size
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 from collections.abc import Iterator

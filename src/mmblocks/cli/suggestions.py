@@ -1,7 +1,5 @@
 """Completions at the cursor: recipes, systems, components and overrides. Nothing here imports torch."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import typing

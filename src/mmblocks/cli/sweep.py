@@ -10,8 +10,6 @@ All trials are checked before the first starts. The same command again skips fin
 images and videos for which visual tokens and FLOPs are counted.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -8,8 +8,6 @@ GROUP=NAME chooses a component, KEY=VALUE changes a setting, ~KEY removes one. `
 Stages and sources are named by number or by name. `mmblocks sweep` trains one trial per combination of several values.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 

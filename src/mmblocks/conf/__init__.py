@@ -3,8 +3,6 @@
 The names below are read on first use, so that recipes can be listed without importing Hydra.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +16,7 @@ _HOMES = {
     "register_groups": "groups",
 }
 
-__all__ = [
-    "GROUPS",
-    "compose",
-    "compose_for_planning",
-    "compose_run",
-    "format_yaml",
-    "list_recipes",
-    "register_groups",
-]
+__all__ = ["GROUPS", "compose", "compose_for_planning", "compose_run", "format_yaml", "list_recipes", "register_groups"]
 
 if TYPE_CHECKING:
     from mmblocks.conf.assemble import compose, compose_for_planning, compose_run, format_yaml

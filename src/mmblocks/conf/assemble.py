@@ -1,7 +1,5 @@
 """A recipe and overrides become one checked, plain dict."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

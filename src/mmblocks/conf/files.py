@@ -1,7 +1,5 @@
 """Where recipes lie: `./recipes` of the user, then the ones that ship with mmblocks, or any path to a YAML file."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

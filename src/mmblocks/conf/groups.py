@@ -1,7 +1,5 @@
 """Hydra's config groups, made from the registries: a component's signature is its schema, there is no YAML for it."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import re

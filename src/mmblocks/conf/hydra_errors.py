@@ -1,7 +1,5 @@
 """Hydra's and OmegaConf's errors in the words of a run: the key, the value, what was probably meant."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

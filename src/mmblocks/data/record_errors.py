@@ -1,7 +1,5 @@
 """Whatever goes wrong with a record is a `DataError` that names it: the one place where errors of others become ours."""
 
-from __future__ import annotations
-
 import errno
 import re
 from collections.abc import Iterator

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from mmblocks.components import encoders
 from mmblocks.encoders.clip import CLIP
 from mmblocks.encoders.transformers_vit import TransformersViT

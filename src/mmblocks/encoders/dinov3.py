@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Any
 
 from mmblocks.components import encoders
@@ -106,10 +104,7 @@ encoders.preset(
     mlp_dim=1536,
 )
 encoders.preset(
-    "dinov3_vits16plus",
-    of="dinov3_vits16",
-    checkpoint="facebook/dinov3-vits16plus-pretrain-lvd1689m",
-    gated=True,
+    "dinov3_vits16plus", of="dinov3_vits16", checkpoint="facebook/dinov3-vits16plus-pretrain-lvd1689m", gated=True
 )
 encoders.preset(
     "dinov3_vitb16",

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -61,8 +59,5 @@ class Interleaved(JoinedEncoders):
 encoders.preset(
     "clip_dinov2_imof_336",
     of="interleaved",
-    members=(
-        "clip_vit_l_336",
-        {"name": "dinov2_large", "image_px": 336, "norm": False},
-    ),
+    members=("clip_vit_l_336", {"name": "dinov2_large", "image_px": 336, "norm": False}),
 )

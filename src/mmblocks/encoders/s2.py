@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch
@@ -19,15 +17,7 @@ from mmblocks.shapes import Size
     "s2",
     source="https://arxiv.org/abs/2403.13043",
     tiny={
-        "member": {
-            "name": "siglip",
-            "image_px": 30,
-            "patch_px": 14,
-            "dim": 16,
-            "depth": 3,
-            "heads": 2,
-            "mlp_dim": 24,
-        },
+        "member": {"name": "siglip", "image_px": 30, "patch_px": 14, "dim": 16, "depth": 3, "heads": 2, "mlp_dim": 24},
         "scales": [1, 2],
     },
     verified_against="s2wrapper (golden numbers), and its member run tile by tile",

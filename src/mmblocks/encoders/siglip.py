@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from mmblocks.components import encoders
 from mmblocks.encoders.transformers_vit import TransformersViT
 from mmblocks.encoders.vit import Layer
@@ -98,19 +96,11 @@ encoders.preset("siglip2_large_512", of="siglip_large_384", checkpoint="google/s
 encoders.preset("siglip2_so400m_224", of="siglip_so400m_224", checkpoint="google/siglip2-so400m-patch14-224")
 encoders.preset("siglip2_so400m_384", of="siglip", checkpoint="google/siglip2-so400m-patch14-384")
 encoders.preset(
-    "siglip2_so400m_p16_256",
-    of="siglip",
-    checkpoint="google/siglip2-so400m-patch16-256",
-    image_px=256,
-    patch_px=16,
+    "siglip2_so400m_p16_256", of="siglip", checkpoint="google/siglip2-so400m-patch16-256", image_px=256, patch_px=16
 )
 encoders.preset("siglip2_so400m_p16_384", of="siglip", checkpoint="google/siglip2-so400m-patch16-384", patch_px=16)
 encoders.preset(
-    "siglip2_so400m_p16_512",
-    of="siglip",
-    checkpoint="google/siglip2-so400m-patch16-512",
-    image_px=512,
-    patch_px=16,
+    "siglip2_so400m_p16_512", of="siglip", checkpoint="google/siglip2-so400m-patch16-512", image_px=512, patch_px=16
 )
 encoders.preset(
     "siglip2_giant_384",

@@ -1,7 +1,5 @@
 """What encoders made of encoders share: building and loading them, one view and one grid for all of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal, Protocol

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import difflib
 import inspect
 import os
@@ -227,11 +225,7 @@ encoders.preset(
     layer=-2,
     norm=False,
 )
-encoders.preset(
-    "eva02_clip_l_224",
-    of="eva02_clip_l_336",
-    model_name="eva02_large_patch14_clip_224.merged2b",
-)
+encoders.preset("eva02_clip_l_224", of="eva02_clip_l_336", model_name="eva02_large_patch14_clip_224.merged2b")
 encoders.preset(
     "openclip_vit_l_224",
     of="timm_vit",

@@ -4,8 +4,6 @@ Rounding follows LLaVA-NeXT (https://github.com/LLaVA-VL/LLaVA-NeXT, mm_utils.py
 unpadding truncate float products, resizing rounds up. Pinpoints are written (width, height), as in its configs.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 import re

@@ -1,7 +1,5 @@
 """Which frames of a video are shown, and their times. No decoding, no torch."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """How many tiles an image is cut into, by its aspect ratio. Integers only, (rows, columns)."""
 
-from __future__ import annotations
-
 import math
 
 from mmblocks.shapes import Box, Size

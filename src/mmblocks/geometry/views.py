@@ -1,7 +1,5 @@
 """How a whole frame becomes one view for the encoder. Integers only."""
 
-from __future__ import annotations
-
 from mmblocks.geometry.anyres import centre_box, pad_to_square, resize_to_cover
 from mmblocks.shapes import Box, Size, View
 

@@ -3,8 +3,6 @@
 It also serves what cannot be lowered: poolings that are not linear, and tokenizers that are no `LowerableTokenizer`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What a composition costs for given images and videos: tokens, FLOPs and memory, before any weight is read."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

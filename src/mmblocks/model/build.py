@@ -1,7 +1,5 @@
 """Wiring: the only place where one component's size becomes another's argument."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields

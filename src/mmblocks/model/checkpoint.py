@@ -1,7 +1,5 @@
 """A model on disk: a folder of components, safetensors and json only, written whole or not at all, read strictly."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """What a composition takes from the hub and this machine does not have yet: text tokenizers and weights."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path

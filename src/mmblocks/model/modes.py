@@ -1,7 +1,5 @@
 """Training and evaluation mode: dropout, stochastic depth and batch statistics belong to what learns."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -138,7 +138,7 @@ class OneVision(nn.Module):
         """The embeddings (tokens, dim) with visual tokens written into them, in place."""
         layout = batch.layout
         if layout is None:
-            features, instructions = self.encode_batch(batch), self.projector_instructions(batch)
+            features, instructions = self.encode_batch(batch), self.make_projector_arguments(batch)
             visual_tokens = assemble_visual_tokens(
                 batch, features, instructions, self.projector, self.router, dict(self.learned_tokens.items())
             )
@@ -170,7 +170,7 @@ class OneVision(nn.Module):
             and body[-1].approximate == "none"
         ):
             body, gather = body[:-1], gelu_gather_lerp
-        projected = body(features, *self.projector_instructions(batch))
+        projected = body(features, *self.make_projector_arguments(batch))
         return self.projector.head(gather(projected.flatten(0, -2), layout.token_table))
 
     def _touch_unused_parameters(self, batch: Batch) -> Tensor:
@@ -183,22 +183,22 @@ class OneVision(nn.Module):
         for learned_token in self.learned_tokens.values():
             total = total + learned_token.sum()
         if batch.num_views and not batch.plans:
-            total = total + self.projector(self.encode_batch(batch), *self.projector_instructions(batch)).sum()
+            total = total + self.projector(self.encode_batch(batch), *self.make_projector_arguments(batch)).sum()
         return total
 
-    # Images -------------------------------------------------------------------------------------------------------
+    # Views --------------------------------------------------------------------------------------------------------
 
     def encode_batch(self, batch: Batch) -> Tensor:
-        """(images, rows, columns, encoder dim): features of all images of the batch, or the cached ones it carries."""
+        """(views, rows, columns, encoder dim): features of all views of the batch, or the cached ones it carries."""
         return self.encode_pixels(batch.pixels) if batch.features is None else batch.features
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """uint8 (images, 3, h, w) to the encoder's features (images, rows, columns, encoder dim)."""
+        """uint8 (views, 3, h, w) to the encoder's features (views, rows, columns, encoder dim)."""
         takes_bytes = has_capability(self.encoder, ByteEncoder)
         return self._graphed_encoder(pixels if takes_bytes else self.normalise_pixels(pixels))
 
     def normalise_pixels(self, pixels: Tensor) -> Tensor:
-        """uint8 (images, 3, h, w) to the encoder's input: (x / 255 - mean) / std."""
+        """uint8 (views, 3, h, w) to the encoder's input: (x / 255 - mean) / std."""
         dtype = next(self.encoder.parameters()).dtype
         mean, std = (
             torch.tensor(values, device=pixels.device, dtype=torch.float32).view(3, 1, 1)
@@ -206,8 +206,8 @@ class OneVision(nn.Module):
         )
         return ((pixels.float() / 255 - mean) / std).to(dtype)
 
-    def projector_instructions(self, batch: Batch) -> tuple[Instructions, ...]:
-        """The projector's arguments beside features: none, or the question about each image (`InstructedProjector`)."""
+    def make_projector_arguments(self, batch: Batch) -> tuple[Instructions, ...]:
+        """The projector's arguments beside features: none, or the question about each view (`InstructedProjector`)."""
         if not has_capability(self.projector, InstructedProjector):
             return ()
         if batch.instructions is None:

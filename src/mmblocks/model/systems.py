@@ -3,8 +3,6 @@
 A system is no class and has no code of its own; every line below is a name from a registry.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,10 +69,7 @@ def _use_for_images(tokenizer: str) -> dict[str, str]:
 
 
 # Vicuna's 4096 tokens hold no two AnyRes images and no 32 frames; there several images are one view each.
-VICUNA = {
-    "vicuna_7b": {"backbone": "vicuna_7b"},
-    "vicuna_13b": {"backbone": "vicuna_13b"},
-}
+VICUNA = {"vicuna_7b": {"backbone": "vicuna_7b"}, "vicuna_13b": {"backbone": "vicuna_13b"}}
 
 SYSTEMS: dict[str, System] = {
     system.name: system

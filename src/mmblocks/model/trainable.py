@@ -1,7 +1,5 @@
 """Choose what learns by object, never by a piece of a parameter's name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from torch import nn

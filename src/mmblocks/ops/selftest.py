@@ -3,8 +3,6 @@
 Each op's folder has a `selftest.py` with `run_selftest(device) -> Iterator[BackendResult]`.
 """
 
-from __future__ import annotations
-
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

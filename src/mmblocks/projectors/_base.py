@@ -1,7 +1,5 @@
 """What all projectors share."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from mmblocks.errors import ConfigError

@@ -1,7 +1,5 @@
 """What projectors share that combine neighbouring cells."""
 
-from __future__ import annotations
-
 from einops import rearrange
 from torch import Tensor, nn
 

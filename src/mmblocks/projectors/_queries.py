@@ -1,7 +1,5 @@
 """What the projectors with queries share."""
 
-from __future__ import annotations
-
 import math
 
 from mmblocks.errors import ConfigError

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from mmblocks.components import projectors

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -54,10 +52,7 @@ class PerceiverBody(nn.Module):
 
 def _make_feed_forward(dim: int, mult: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.LayerNorm(dim),
-        nn.Linear(dim, dim * mult, bias=False),
-        nn.GELU(),
-        nn.Linear(dim * mult, dim, bias=False),
+        nn.LayerNorm(dim), nn.Linear(dim, dim * mult, bias=False), nn.GELU(), nn.Linear(dim * mult, dim, bias=False)
     )
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from einops import rearrange
 from torch import Tensor, nn
 

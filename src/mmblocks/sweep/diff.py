@@ -1,7 +1,5 @@
 """Differences between two runs, or two models."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """The program behind `mmblocks sweep`: Hydra's multirun over the numbers of trials. Run as `python -m mmblocks.sweep.hydra_task`."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -19,7 +17,7 @@ from mmblocks.sweep.trials import Sweep
 
 
 def run_job(config: DictConfig) -> None:
-    """One trial of a sweep, in a process of its own; what became of it is in its folder and told in a line."""
+    """One trial of a sweep, in a process of its own; its result is in its folder and is printed in one line."""
     folder = Path(config.folder)
     sweep = Sweep.load(folder)
     trial = sweep.trials[config.trial]

@@ -1,7 +1,5 @@
 """What the folder of a run tells about it: its recipe and its metrics."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """One trial of a sweep: a process of its own that trains it, scores it and writes down what came of it."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,9 +8,7 @@ from mmblocks.templates.message_spans import make_spans, split_system
 
 
 @templates.register(
-    "chatml",
-    source="https://arxiv.org/abs/2309.16609",
-    verified_against="LLaVA-NeXT (golden conversations, labels)",
+    "chatml", source="https://arxiv.org/abs/2309.16609", verified_against="LLaVA-NeXT (golden conversations, labels)"
 )
 @dataclass(frozen=True)
 class ChatML:

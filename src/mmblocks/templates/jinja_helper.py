@@ -5,8 +5,6 @@ tags, filters and functions), where it cannot take the time and the memory of th
 imports torch or transformers.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from contextlib import suppress

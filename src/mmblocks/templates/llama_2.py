@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,9 +8,7 @@ from mmblocks.templates.message_spans import make_spans, split_system
 
 
 @templates.register(
-    "llama_2",
-    source="https://arxiv.org/abs/2307.09288",
-    verified_against="LLaVA-NeXT (golden conversations, labels)",
+    "llama_2", source="https://arxiv.org/abs/2307.09288", verified_against="LLaVA-NeXT (golden conversations, labels)"
 )
 @dataclass(frozen=True)
 class Llama2:
@@ -66,9 +62,7 @@ templates.preset(
     ),
 )
 templates.preset(
-    "llava_llama_2_simple",
-    of="llama_2",
-    system="Answer the questions about the visual content that the user provides.",
+    "llava_llama_2_simple", of="llama_2", system="Answer the questions about the visual content that the user provides."
 )
 templates.preset(
     "llava_llama_2_mmtag",

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,9 +8,7 @@ from mmblocks.templates.message_spans import make_spans, split_system, strip_end
 
 
 @templates.register(
-    "llama_3",
-    source="https://arxiv.org/abs/2407.21783",
-    verified_against="LLaVA-NeXT (golden conversations, labels)",
+    "llama_3", source="https://arxiv.org/abs/2407.21783", verified_against="LLaVA-NeXT (golden conversations, labels)"
 )
 @dataclass(frozen=True)
 class Llama3:
@@ -23,12 +19,7 @@ class Llama3:
 
     system: str | None = None
     stop: ClassVar[tuple[str, ...]] = ("<|eot_id|>",)
-    special: ClassVar[tuple[str, ...]] = (
-        "<|begin_of_text|>",
-        "<|start_header_id|>",
-        "<|end_header_id|>",
-        "<|eot_id|>",
-    )
+    special: ClassVar[tuple[str, ...]] = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
     def to_spans(self, messages: Sequence[Message]) -> list[Span]:
         system, turns = split_system(messages, self.system)

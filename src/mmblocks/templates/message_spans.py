@@ -1,7 +1,5 @@
 """Steps that chat templates share: the system text, parts of messages as spans, white space."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

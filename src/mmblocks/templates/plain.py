@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,9 +9,7 @@ from mmblocks.templates.message_spans import make_spans
 
 
 @templates.register(
-    "plain",
-    source="https://arxiv.org/abs/2304.08485",
-    verified_against="LLaVA-NeXT (golden conversations, labels)",
+    "plain", source="https://arxiv.org/abs/2304.08485", verified_against="LLaVA-NeXT (golden conversations, labels)"
 )
 @dataclass(frozen=True)
 class PlainCaption:

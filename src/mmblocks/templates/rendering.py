@@ -1,7 +1,5 @@
 """Chat templates rendered within limits of time, memory and length, in a process of their own."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -65,9 +63,7 @@ class Vicuna(NamedTurns):
 
 
 @templates.register(
-    "llava_v0",
-    source="https://arxiv.org/abs/2304.08485",
-    verified_against="LLaVA-NeXT (golden conversations, labels)",
+    "llava_v0", source="https://arxiv.org/abs/2304.08485", verified_against="LLaVA-NeXT (golden conversations, labels)"
 )
 @dataclass(frozen=True)
 class LlavaV0(NamedTurns):

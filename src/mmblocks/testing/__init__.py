@@ -10,8 +10,6 @@ AssertionError that lists every failed check and the shape or value that shows i
 the same checks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

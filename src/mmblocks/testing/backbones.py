@@ -1,7 +1,5 @@
 """Conformance checks of language models over packed embeddings."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Conformance checks of vision encoders."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Conformance checks of poolings."""
 
-from __future__ import annotations
-
 import torch
 
 from mmblocks.components import Pooling

@@ -1,7 +1,5 @@
 """Conformance checks of projectors."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Conformance checks of visual tokenizers."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Texts that visual tokenizers write between visual tokens: formats given as settings, and times of frames."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from mmblocks.errors import ConfigError

@@ -1,7 +1,5 @@
 """Which visual tokenizer serves which image or video of a conversation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

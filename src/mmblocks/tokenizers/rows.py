@@ -1,7 +1,5 @@
 """Feature maps to rows of tokens: one function per rule about newlines. `newline` is one row, shape (d,)."""
 
-from __future__ import annotations
-
 import torch
 from einops import rearrange, repeat
 from torch import Tensor

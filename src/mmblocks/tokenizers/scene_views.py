@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -18,9 +16,7 @@ from mmblocks.tokenizers.rows import append_newline, to_rows
 
 
 @tokenizers.register(
-    "scene_views",
-    source="https://arxiv.org/abs/2407.07895",
-    verified_against="the tokenizer 'pad' (golden prompts)",
+    "scene_views", source="https://arxiv.org/abs/2407.07895", verified_against="the tokenizer 'pad' (golden prompts)"
 )
 @dataclass(frozen=True, slots=True)
 class SceneViews(ImageTokenizer):

@@ -1,7 +1,5 @@
 """Training: stages as data, a thin loop on torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

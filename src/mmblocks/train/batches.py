@@ -1,7 +1,5 @@
 """The batches of a stage by step: a pure function of (seed, stage, step, world), so resuming needs only the step's number."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

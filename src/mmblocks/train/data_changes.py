@@ -1,7 +1,5 @@
 """Whether a stage that resumes finds the data that it stopped on: fingerprints of its records are kept with its states."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

@@ -3,8 +3,6 @@
 A single process joins no group and shards nothing; apart from that both run the same code.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A moving average of the trained weights, which often answers better than the last weights do."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 

@@ -3,8 +3,6 @@
 It takes the place of SigLIP's weights in a large model, so that the curriculum begins with an encoder that has learned.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Stops training before a loss or a gradient that is not finite reaches the weights or a saved state."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 

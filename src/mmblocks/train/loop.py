@@ -1,7 +1,5 @@
 """A training run: its stages in order, each from a folder of weights to the next."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The optimizer of a stage: one learning rate per part, no weight decay on biases, norms and learned tokens."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal
 

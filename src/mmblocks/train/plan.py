@@ -1,7 +1,5 @@
 """Which conversations a stage reads, in which order, packed into which steps: the same for any number of processes."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Which settings may change when a run resumes; all others make it another run."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The data of a stage over all its processes: measured by rank 0, checked before the first step; records left out."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is measured of the model while a stage trains it; each result is a row of metrics.jsonl."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mmblocks.batch import Batch

@@ -1,7 +1,5 @@
 """The model of a stage: loaded from where the stage starts, prepared and sharded for it, and written whole at its end."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """One stage: a model, its data and an objective, trained step by step from a folder of weights to the next."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress

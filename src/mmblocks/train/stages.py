@@ -1,7 +1,5 @@
 """The settings of a training run: a model, and stages that each name the trained parts, the data and the learning rates."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal

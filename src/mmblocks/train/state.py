@@ -4,8 +4,6 @@ Trained weights, the optimizer's moments and the moving average are written by t
 number of processes and back into any number. Frozen weights are in the model that the stage started from.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import warnings

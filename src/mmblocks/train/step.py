@@ -1,7 +1,5 @@
 """One optimizer step over all processes: every labelled token of the step has the same weight, wherever it is computed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -4,8 +4,6 @@ Before every step processes agree whether one of them has received a signal, so 
 nothing would be lost (waiting for data, measuring records before the first step) a signal ends the wait at once.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

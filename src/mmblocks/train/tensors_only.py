@@ -1,7 +1,5 @@
 """Reads torch's distributed checkpoints, tensors alone, without running code that a pickle may hold."""
 
-from __future__ import annotations
-
 import io
 import pickle
 from collections.abc import Callable

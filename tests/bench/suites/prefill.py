@@ -21,12 +21,7 @@ from tests.bench.suites.sizes import make_model
 
 NAME = "prefill"
 SHOWN = ("base", "anyres", "images", "two_images", "video")
-CUDNN_FIRST = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 COMPILING_S = 120.0
 """What compiling the peer's tower and language model takes, at most, on a GPU machine."""
 

@@ -50,12 +50,7 @@ class Scale:
     @property
     def spec(self) -> ModelSpec:
         """LLaVA-OneVision at this size, as transformers' llava_onevision computes it."""
-        anyres = {
-            "name": "anyres",
-            "pinpoints": self.pinpoints,
-            "max_tiles": 9,
-            "rounding": "transformers",
-        }
+        anyres = {"name": "anyres", "pinpoints": self.pinpoints, "max_tiles": 9, "rounding": "transformers"}
         return ModelSpec.from_dict(
             {
                 "encoder": dict(self.encoder),

@@ -1,7 +1,5 @@
 """Figures of a mixture from file headers, and single records as the model will see them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Texts compared without white space, since chat templates strip it and text tokenizers add it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -6,8 +6,6 @@ comparison, since templates strip it and text tokenizers add it. targets="origin
 lengths, visuals and whether anything is trained are checked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """A single record as a page of HTML that needs no other file: its prompt with every trained token marked, its visuals drawn."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Where media bytes come from: local files and data: URIs, never the network; one error message for each fault."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import io

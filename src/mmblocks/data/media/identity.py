@@ -1,7 +1,5 @@
 """A name for the content of a visual, by which it is recognised."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images from files, bytes, data: URIs and PIL: RGB and whole, or a `DataError` naming the file."""
 
-from __future__ import annotations
-
 import io
 import os
 import threading

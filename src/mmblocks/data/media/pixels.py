@@ -1,7 +1,5 @@
 """From one decoded image to the views of its plan: sheets, one resize, windows. Nothing is decided here."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

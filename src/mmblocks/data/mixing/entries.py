@@ -1,7 +1,5 @@
 """One entry of a stage's `data`: a source with its settings, and how it is used: `weight`, `subset`, `prompt`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple

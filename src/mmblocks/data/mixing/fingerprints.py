@@ -200,29 +200,26 @@ class Fingerprints:
 
 
 def fingerprint_draws(
-    mixture: Mixture,
-    draws: Draws,
-    *,
-    before: Fingerprints | None = None,
-    workers: int = 0,
-    title: str = "",
+    mixture: Mixture, draws: Draws, *, before: Fingerprints | None = None, workers: int = 0, title: str = ""
 ) -> Fingerprints:
     """Of every record that is drawn, read in `workers` processes if there are any. before: what is known of them from an
     earlier start. title: what the progress bar says; none is shown without one.
     """
     drawn = list_distinct_draws(draws)
     found = {draw: SYNTHETIC for draw in drawn if mixture.is_synthetic(draw.source)}
-    asked = [draw for draw in drawn if draw not in found]
-    reader: Any = _FingerprintReader(mixture, asked, {} if before is None else before.map_by_draw())
+    missing = [draw for draw in drawn if draw not in found]
+    reader: Any = _FingerprintReader(mixture, missing, {} if before is None else before.map_by_draw())
     rows = chain.from_iterable(
-        DataLoader(reader, batch_size=CHUNK, num_workers=workers if asked else 0, collate_fn=list)
+        DataLoader(reader, batch_size=CHUNK, num_workers=workers if missing else 0, collate_fn=list)
     )
-    shown = tqdm(rows, total=len(asked), desc=title, unit="record", disable=not (title and asked), dynamic_ncols=True)
-    return Fingerprints.from_draws(mixture, found | dict(zip(asked, shown, strict=True)))
+    shown = tqdm(
+        rows, total=len(missing), desc=title, unit="record", disable=not (title and missing), dynamic_ncols=True
+    )
+    return Fingerprints.from_draws(mixture, found | dict(zip(missing, shown, strict=True)))
 
 
 class _FingerprintReader(Dataset[Fingerprint]):
-    """Fingerprints of records, read where they are asked for: in a worker process if there are any."""
+    """Fingerprints of records, read where they are needed: in a worker process if there are any."""
 
     def __init__(self, mixture: Mixture, draws: list[Draw], known: Mapping[Draw, Fingerprint]) -> None:
         self.mixture, self.draws, self.known = mixture, draws, known

@@ -1,7 +1,5 @@
 """Samples over the limit of tokens: how many a source has and which limit takes them all; which were cut."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress

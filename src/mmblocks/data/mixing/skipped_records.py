@@ -1,7 +1,5 @@
 """Records that cannot be read: raised, or left out, counted and listed. No other sample takes their place."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Sources made of sources: a part of one, several in a row, one whose questions end in a prompt."""
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_right
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Work shared out so that no rank waits long for another."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 
@@ -13,7 +11,7 @@ def deal_longest_first(costs: Sequence[float] | np.ndarray, ranks: int, *, even:
 
     even: no rank gets more than ceil(pieces / ranks) of them; ranks that get fewer have to be given fillers, so that all
     run equally many forward passes, as sharded weights need. Each rank's pieces stand in their own order. Equal costs
-    are told apart by number, so every rank that computes this finds the same.
+    are ordered by number, so every rank that computes this finds the same.
     """
     costs = np.asarray(costs, dtype=np.float64)
     most = -(-len(costs) // ranks) if even else len(costs)

@@ -1,7 +1,5 @@
 """What computing takes on this machine: a dozen small training passes, and the four rates that explain their times."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence

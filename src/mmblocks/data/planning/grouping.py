@@ -4,8 +4,6 @@ Lengths are words, not tokens; a negative one marks a sample without images or v
 into chunks of a global batch, sort each by length and deal it to ranks of like total.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

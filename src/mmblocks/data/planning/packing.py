@@ -1,7 +1,5 @@
 """Samples of many lengths into rows of one size: streaming best fit, with hard caps."""
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field

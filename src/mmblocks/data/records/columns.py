@@ -1,7 +1,5 @@
 """Which key of a record, or column of a table, holds what: the names of the field, and those that a user gives."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

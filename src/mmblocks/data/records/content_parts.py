@@ -1,7 +1,5 @@
 """Messages whose content is a list of parts: each names its image or video, or uses the record's next one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

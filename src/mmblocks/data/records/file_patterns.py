@@ -1,7 +1,5 @@
 """File names with {a,b}, {000..012} and *: one path or many."""
 
-from __future__ import annotations
-
 import glob
 import re
 from collections.abc import Iterator, Sequence

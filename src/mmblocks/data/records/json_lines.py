@@ -1,7 +1,5 @@
 """JSON-lines files that several processes append to and people edit."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -71,11 +71,7 @@ class RecordFile(NamedRecords[Conversation]):
 
 
 def to_conversation(
-    record: object,
-    media_roots: Mapping[VisualKind, Path],
-    *,
-    origin: str,
-    placement: Placement = "lone_first",
+    record: object, media_roots: Mapping[VisualKind, Path], *, origin: str, placement: Placement = "lone_first"
 ) -> Conversation:
     """One LLaVA record as a conversation. `media_roots` holds a folder for "image" and one for "video"."""
     return RowReader(Columns(), MediaRoots(**media_roots), placement).read(record, origin)

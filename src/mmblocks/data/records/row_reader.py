@@ -6,8 +6,6 @@ question and an answer (Alpaca's, ms-swift's and TRL's names too). Texts hold a 
 where no marker is written, the visuals stand in front of the first question. A key that nothing reads is refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Tar files as samples that can be read in any order: where every member lies, found once."""
 
-from __future__ import annotations
-
 import json
 import tarfile
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ A turn is LLaVA's {"from", "value"} or chat-completions' {"role", "content"}. Th
 or <video> for videos; in a record that has only videos <image> means a video, as in LLaVA's own files.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

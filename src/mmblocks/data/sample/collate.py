@@ -1,7 +1,5 @@
 """Samples end to end in one packed batch: nothing padded, nothing cut."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
 

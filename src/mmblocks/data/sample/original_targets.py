@@ -8,8 +8,6 @@ Not followed: a sample whose lengths the original miscounts (v1, mpt without BOS
 is printed).
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Where visuals stand in a message: where they were written, or in front of its text, as LLaVA-NeXT-Interleave mixes them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Sources for training on preferences hold pairs of conversations instead.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 

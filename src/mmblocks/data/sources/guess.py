@@ -1,7 +1,5 @@
 """Which source reads a file, by its name: what `data=FILE` on the command line means."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource
 from mmblocks.data.records.columns import Columns
 from mmblocks.data.records.file_patterns import find_files

@@ -36,38 +36,32 @@ NEED_PLACES = {"tell", "where", "left_right", "describe", "places", "name_first"
 
 
 def make_record(
-    task: Task,
-    index: int,
-    *,
-    seed: int = 0,
-    split: Split = "train",
-    turns: int = 1,
-    kinds: Sequence[str] = (),
+    task: Task, index: int, *, seed: int = 0, split: Split = "train", turns: int = 1, kinds: Sequence[str] = ()
 ) -> dict[str, Any]:
     """One conversation: `messages`, and `kinds`, the question type of each of its turns.
 
     The kind of a single turn is drawn evenly from `kinds`, by default all of the task's; up to `turns - 1` further
-    questions are asked about the same media, those that name whole things last, since they tell what is there. `kind`
+    questions are asked about the same media, those that name whole things last, since they say what is there. `kind`
     is the first turn's. Only the tasks in KINDS take `kinds`.
     """
     rng = random.Random(f"{seed}/{split}/{task}/{index}")
     chosen = kinds or KINDS.get(task, ())
-    media, asked = _MAKERS[task](rng, split, turns, tuple(chosen))
+    media, questions = _MAKERS[task](rng, split, turns, tuple(chosen))
     messages: list[Part] = []
-    for _, question, answer in asked:
+    for _, question, answer in questions:
         content = (
             [{"type": "text", "text": question}] if messages else [*media, {"type": "text", "text": f"\n{question}"}]
         )
         messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    posed = [kind for kind, _, _ in asked]
+    posed = [kind for kind, _, _ in questions]
     return {"messages": messages, "kind": posed[0], "kinds": posed, "task": task}
 
 
 def make_labelled_image(index: int, *, seed: int = 0, split: Split = "train") -> tuple[Image.Image, np.ndarray]:
     """An image, and four numbers for each cell of its grid: (4, 3, 3) colour and shape (0 for nothing), row, column.
 
-    For teaching an encoder to see: told apart, each becomes a direction of its own in the encoder's features.
+    For the pretraining of an encoder: classified by them, each becomes a direction of its own in the encoder's features.
     """
     rng = random.Random(f"{seed}/{split}/labelled/{index}")
     scene = sample_still(rng, split, (1, 2, 3, 4, 5))
@@ -88,25 +82,25 @@ def _make_still(
     small: bool = False,
 ) -> tuple[list[Part], Turns]:
     """Questions about one image; small: of small shapes in a large image."""
-    scene, asked = _pose_questions(
+    scene, questions = _pose_questions(
         _select_askers(askers, kinds), lambda _: sample_still(rng, split, counts), rng, turns
     )
     if small:
-        return [{"type": "image", "image": draw.draw_small_shapes(scene, rng)}], asked
-    return [_make_image_part(scene, rng)], asked
+        return [{"type": "image", "image": draw.draw_small_shapes(scene, rng)}], questions
+    return [_make_image_part(scene, rng)], questions
 
 
 def _make_by_shape(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[list[Part], Turns]:
     """Questions about single images in which the shape alone tells which thing is meant."""
     kinds, looks = rng.choice(((("colour",), sample_distinct), (("where", "left_right"), sample_one_colour)))
-    scene, asked = _pose_questions(
+    scene, questions = _pose_questions(
         _select_askers(ask.SINGLE, kinds), lambda _: sample_still(rng, split, (2, 3, 4), looks), rng, turns
     )
-    return [_make_image_part(scene, rng)], asked
+    return [_make_image_part(scene, rng)], questions
 
 
 def _make_multi(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
-    scenes, asked = _pose_questions(
+    scenes, questions = _pose_questions(
         _select_askers(ask.MULTI, kinds), lambda kind: _sample_scenes(rng, split, kind), rng, turns
     )
     media: list[Part] = []
@@ -115,33 +109,35 @@ def _make_multi(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> t
         image = draw.draw_image(scene, rng, (side, rng.randint(side, min(96, side * 3 // 2))))
         before = ("\n" if number > 1 else "") + f"Picture {number}: "
         media += [{"type": "text", "text": before}, {"type": "image", "image": image}]
-    return media, asked
+    return media, questions
 
 
 def _make_video(rng: random.Random, split: Split, turns: int, kinds: Kinds) -> tuple[list[Part], Turns]:
-    scene, asked = _pose_questions(_select_askers(ask.VIDEO, kinds), lambda _: sample_moving(rng, split), rng, turns)
-    return [{"type": "video", "video": draw.draw_video(scene, rng), "fps": draw.VIDEO_FPS}], asked
+    scene, questions = _pose_questions(
+        _select_askers(ask.VIDEO, kinds), lambda _: sample_moving(rng, split), rng, turns
+    )
+    return [{"type": "video", "video": draw.draw_video(scene, rng), "fps": draw.VIDEO_FPS}], questions
 
 
 def _make_text(rng: random.Random, split: Split, turns: int, _: Kinds) -> tuple[list[Part], Turns]:
-    """Words instead of media: one scene, several scenes or a moving scene, and the same things asked."""
+    """Words instead of media: one scene, several scenes or a moving scene, and the same questions."""
     about = rng.choices(("caption", "single", "multi", "video"), (4, 4, 3, 1))[0]
     if about == "multi":
-        scenes, asked = _pose_questions(ask.MULTI, lambda kind: _sample_scenes(rng, split, kind), rng, turns)
-        with_places = any(kind in NEED_PLACES for kind, _, _ in asked)
-        told = [ask.describe_scene(scene, rng, with_places=with_places) for scene in scenes]
-        words = "\n".join(f"Picture {number}: {said}" for number, said in enumerate(told, 1))
+        scenes, questions = _pose_questions(ask.MULTI, lambda kind: _sample_scenes(rng, split, kind), rng, turns)
+        with_places = any(kind in NEED_PLACES for kind, _, _ in questions)
+        descriptions = [ask.describe_scene(scene, rng, with_places=with_places) for scene in scenes]
+        words = "\n".join(f"Picture {number}: {said}" for number, said in enumerate(descriptions, 1))
     elif about == "video":
-        scene, asked = _pose_questions(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
+        scene, questions = _pose_questions(ask.VIDEO, lambda _: sample_moving(rng, split), rng, turns)
         words = ask.describe_motion(scene, rng)
     else:
         askers, counts = (ask.CAPTIONS, CAPTION_COUNTS) if about == "caption" else (ask.SINGLE, QUESTION_COUNTS)
-        scene, asked = _pose_questions(
+        scene, questions = _pose_questions(
             askers, lambda _: sample_still(rng, split, counts), rng, 1 if about == "caption" else turns
         )
-        with_places = any(kind in NEED_PLACES for kind, _, _ in asked)
+        with_places = any(kind in NEED_PLACES for kind, _, _ in questions)
         words = ask.describe_scene(scene, rng, with_places=with_places)
-    return [{"type": "text", "text": f"{words}."}], asked
+    return [{"type": "text", "text": f"{words}."}], questions
 
 
 _MAKERS = {
@@ -166,13 +162,13 @@ def _pose_questions(
     first = rng.choice(tuple(askers))
     while True:
         subject = sample(first)
-        if asked := askers[first](subject, rng):
+        if pair := askers[first](subject, rng):
             break
-    posed = {asked[0]: (first, *asked)}
+    posed = {pair[0]: (first, *pair)}
     for _ in range(3 * (turns - 1)):
         kind = rng.choice(tuple(askers))
-        if len(posed) < turns and (asked := askers[kind](subject, rng)):
-            posed.setdefault(asked[0], (kind, *asked))
+        if len(posed) < turns and (pair := askers[kind](subject, rng)):
+            posed.setdefault(pair[0], (kind, *pair))
     return subject, sorted(posed.values(), key=lambda turn: turn[0] in NAMING)
 
 

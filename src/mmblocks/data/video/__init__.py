@@ -7,8 +7,6 @@ videos. `video_reader.VideoReader` does the same as `read_video_shape` and `read
 bound. Videos are opened per call and nothing is kept: open readers do not survive the fork of a data worker.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import Literal, get_args

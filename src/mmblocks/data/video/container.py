@@ -34,7 +34,7 @@ _CHECKS = "crccheck+buffer"
 _CHECKS_ALONE = ("h264", "hevc")
 
 # FFmpeg's names of containers that hold images themselves. Playlists (hls, concat, dash) are left out: they make
-# FFmpeg open whatever file they name. Sound files are in, to be told that they have no image.
+# FFmpeg open whatever file they name. Sound files are in: the error then says that they have no image.
 _CONTAINERS = (
     "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,ivf,obu,h264,hevc,av1,vc1,m4v,mjpeg,"
     "nut,mxf,dv,rm,wtv,swf,apng,yuv4mpegpipe,3gp,h263,wav,mp3,flac,aac,ac3,aiff"

@@ -1,7 +1,5 @@
 """When the frames of a video are shown, from its packets or its decoded frames."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Videos given as images: a folder of frames, or the files themselves in their order."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Every image says how many pixels it has, and its LZW codes say how many they sta
 (https://www.w3.org/Graphics/GIF/spec-gif89a.txt, sections 20, 22 and appendix F).
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

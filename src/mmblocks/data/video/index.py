@@ -1,7 +1,5 @@
 """What is in a video: how many frames, when each is shown, where decoding can start. Demuxed; one frame decoded."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The packets of a video stream: when each is shown and decoded, and what it is to the decoder."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Videos that are not to be opened again: a JSON-lines file that people may edit."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache

@@ -3,8 +3,6 @@
 Nothing here imports torch, so the process starts in a fraction of a second and takes little memory.
 """
 
-from __future__ import annotations
-
 import os
 import traceback
 from collections.abc import Mapping
@@ -37,12 +35,7 @@ def _answer_request(request: Mapping[str, Any], content: bytes) -> HelperAnswer:
     try:
         if request["indices"] is None:
             shape = read_video_shape(source)
-            return {
-                "size": shape.size,
-                "num_frames": shape.num_frames,
-                "fps": shape.fps,
-                "times_s": shape.times_s,
-            }, b""
+            return {"size": shape.size, "num_frames": shape.num_frames, "fps": shape.fps, "times_s": shape.times_s}, b""
         frames = np.ascontiguousarray(read_frames(source, request["indices"]))
         return {"frames": frames.shape}, frames.reshape(-1).data
     except DataError as fault:

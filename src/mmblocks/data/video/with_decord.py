@@ -3,8 +3,6 @@
 It never says what FFmpeg finds corrupt: of a damaged video it gives whatever was decoded.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import io
@@ -17,7 +15,7 @@ import numpy as np
 from mmblocks.data.video.container import VideoFile
 from mmblocks.data.video.index import VideoIndex
 
-# Where decord 0.6 was found to hit the asked frames: it seeks MPEG-TS a whole group of images too far, is some frames
+# Where decord 0.6 was found to return the requested frames: it seeks MPEG-TS a whole group of images too far, is some frames
 # off in AVI and wherever frames refer across key frames (open groups of images: the habit of x265 and of MPEG-4 with
 # B-frames), misses the last frame behind H.264 key frames that are no IDR, and refuses GIF and AV1.
 _DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")

@@ -3,8 +3,6 @@
 A frame is given only if FFmpeg finds nothing wrong with it and with what is decoded for it, from its key frame on.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Frames by torchcodec, which uses the FFmpeg of the system: for codings that the FFmpeg inside PyAV does not have."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """Building as far as it goes: a component on the meta device, or what its neighbours may still be checked against."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

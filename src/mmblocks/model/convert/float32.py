@@ -1,7 +1,5 @@
 """Computing in float32 with weights that stay in their stored type: each is converted when an operation takes it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

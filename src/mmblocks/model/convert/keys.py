@@ -1,7 +1,5 @@
 """Tensor names of every checkpoint layout: one table per layout, from our prefix to theirs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 

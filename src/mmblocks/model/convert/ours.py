@@ -1,7 +1,5 @@
 """mmblocks' own folders of components, as one layout among the others."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Encoder and projector of a checkpoint whose language model cannot be a backbone here, each written to a folder."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

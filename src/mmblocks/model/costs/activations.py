@@ -1,7 +1,5 @@
 """Bytes that a forward pass keeps for backward: every storage that autograd saves, counted once. Nothing is computed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

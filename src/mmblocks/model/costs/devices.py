@@ -1,7 +1,5 @@
 """Rates of devices: the one table that MFU, the data planner and the benchmarks read."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A saved model with other visual tokenizers, pooling, chat template or image reading, and the same weights."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from mmblocks.errors import ConfigError

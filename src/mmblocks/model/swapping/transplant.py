@@ -1,7 +1,5 @@
 """Transfer of tensors from one model to another, and a report of every parameter of both."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence

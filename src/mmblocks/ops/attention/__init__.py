@@ -3,8 +3,6 @@
 `attend` and `attend_rows` are the ops; transformers' attention interface has them as `NAME` once `register` has run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The inputs of packed attention, and the requirements that all fused kernels share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 

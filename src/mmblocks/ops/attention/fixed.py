@@ -1,7 +1,5 @@
 """Attention of one shape, not packed: torch's own, and on CUDA the order in which its kernels are tried."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

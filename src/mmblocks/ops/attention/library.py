@@ -4,8 +4,6 @@ Every backend keeps the same for backward: queries, keys, values, the output and
 in tensors, and the longest is rounded up, so that a new packing needs no new compilation.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from itertools import pairwise
 from typing import Any

@@ -4,8 +4,6 @@
 (backends by name). `mmblocks doctor --tune-attention FILE` writes one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping
@@ -69,11 +67,7 @@ BUILT_IN: tuple[Mapping[str, Any], ...] = (  # as in a file
         "learns": True,
         "grouped": True,
     },
-    {
-        "op": PACKED,
-        "order": ["xformers", "varlen"],
-        "source": "not measured: both call the same FlashAttention-2",
-    },
+    {"op": PACKED, "order": ["xformers", "varlen"], "source": "not measured: both call the same FlashAttention-2"},
     {
         "op": FIXED,
         "order": ["cudnn", "flash", "efficient"],

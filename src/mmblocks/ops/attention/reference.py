@@ -5,8 +5,6 @@ capped scores and sinks, which no fused kernel here knows and torch differentiat
 (1, heads, rows, channels), as torch's kernel takes them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Attention of some rows of a causal packed batch, each to the keys of its sequence that it sees."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise

@@ -1,7 +1,5 @@
 """Every backend of packed attention, of some rows and of one shape against the reference in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product

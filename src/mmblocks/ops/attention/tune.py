@@ -3,8 +3,6 @@
 `mmblocks doctor --tune-attention FILE` runs it.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import statistics

@@ -1,7 +1,5 @@
 """Packed attention by the FlashAttention-2 that torch brings; grouped heads in forward and backward."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

@@ -5,8 +5,6 @@ tensor: xformers only checks the Python lists that they also carry, and to make 
 Written against xformers 0.0.35.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import logging

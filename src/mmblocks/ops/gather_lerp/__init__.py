@@ -1,7 +1,5 @@
 """Weighted sums of rows: pooling, unpadding, shrinking and row order of a whole batch are one gather."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from mmblocks.batch import GatherTable

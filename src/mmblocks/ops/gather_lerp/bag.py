@@ -3,8 +3,6 @@
 It runs everywhere, though float16 and bfloat16 are widened first.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

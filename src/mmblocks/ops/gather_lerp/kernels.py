@@ -3,13 +3,11 @@
 Both directions gather, so there are no atomics, and the same inputs always give the same bits. Importing this needs
 triton; with TRITON_INTERPRET=1 set before that, the kernels run on the CPU.
 
-x, out, gradient, before: (rows, d), rows `stride` elements apart. rows, weights: (n, taps), contiguous.
+x, out, gradient, before: (rows, d), rows `stride` elements apart. rows, weights: (n, terms), contiguous.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 # (the body of a kernel is Triton, not Python)
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 
@@ -19,24 +17,24 @@ UNROLLED = tl.constexpr(4)
 
 @triton.jit
 def gather_rows(
-    x, rows, weights, out, n, d, stride, taps,
+    x, rows, weights, out, n, d, stride, terms,
     GELU: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out[i] = sum over j of weights[i, j] * x[rows[i, j]], or of gelu(x)."""
     i, channel, inside = _locate_block(n, d, ROWS, CHANNELS)
-    total = _sum_weighted_rows(x, rows, weights, i, channel, inside, n, d, stride, taps, GELU, EXACT, ROWS, CHANNELS)
+    total = _sum_weighted_rows(x, rows, weights, i, channel, inside, n, d, stride, terms, GELU, EXACT, ROWS, CHANNELS)
     tl.store(out + i.to(tl.int64)[:, None] * d + channel[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def gather_gradient_through_gelu(
-    gradient, rows, weights, before, out, n, d, stride, before_stride, taps,
+    gradient, rows, weights, before, out, n, d, stride, before_stride, terms,
     EXACT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out[i] = gelu'(before[i]) * sum over j of weights[i, j] * gradient[rows[i, j]]."""
     i, channel, inside = _locate_block(n, d, ROWS, CHANNELS)
     total = _sum_weighted_rows(
-        gradient, rows, weights, i, channel, inside, n, d, stride, taps, False, EXACT, ROWS, CHANNELS
+        gradient, rows, weights, i, channel, inside, n, d, stride, terms, False, EXACT, ROWS, CHANNELS
     )  # fmt: skip
     at = before + i.to(tl.int64)[:, None] * before_stride + channel[None, :]
     value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
@@ -55,12 +53,12 @@ def _locate_block(n, d, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _sum_weighted_rows(
-    x, rows, weights, i, channel, inside, n, d, stride, taps,
+    x, rows, weights, i, channel, inside, n, d, stride, terms,
     GELU: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     total = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
-    first = i.to(tl.int64) * taps
-    for j in tl.range(0, taps, loop_unroll_factor=UNROLLED):
+    first = i.to(tl.int64) * terms
+    for j in tl.range(0, terms, loop_unroll_factor=UNROLLED):
         row = tl.load(rows + first + j, mask=i < n, other=0)
         weight = tl.load(weights + first + j, mask=i < n, other=0.0)
         read = inside & (weight != 0)[:, None]

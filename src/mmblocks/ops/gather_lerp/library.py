@@ -35,7 +35,7 @@ def compute_gather(x: Tensor, table: GatherTable, backend: Backend, *, gelu: boo
     """`mmblocks.ops.gather_lerp` by a backend, differentiable in x."""
     if backend.run_backward is None:
         return backend.run(x, table.rows, table.weights, gelu=gelu)
-    assert len(x) == table.size, f"taps of {table.size} rows meet {len(x)}"  # kernels would read anything
+    assert len(x) == table.size, f"terms of {table.size} rows meet {len(x)}"  # kernels would read anything
     transpose = (None, None) if table.transpose is None else (table.transpose.rows, table.transpose.weights)
     return torch.ops.mmblocks.gather_lerp(x, table.rows, table.weights, *transpose, gelu, backend.name)
 

@@ -1,7 +1,5 @@
 """The reference implementation of the gather: index, weigh, sum. torch differentiates it."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Every backend of the gather against the reference in float64, value and gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch
@@ -19,8 +17,8 @@ TOLERANCES = {
     torch.float16: 2**-10,  # the same to 11 bits, whose smallest numbers are coarser
 }
 CASES = {  # name: (n, k, size, d)
-    "four taps": (60, 4, 140, 896),
-    "one tap": (60, 1, 80, 64),
+    "four terms": (60, 4, 140, 896),
+    "one term": (60, 1, 80, 64),
     "odd width": (65, 4, 130, 259),
     "many readers of a row": (90, 3, 5, 64),
     "no rows": (0, 4, 9, 64),

@@ -1,7 +1,5 @@
 """The transpose of a gather table: which outputs read each input."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """The gather by Triton kernels. `kernels` is imported when one is launched."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from functools import cache

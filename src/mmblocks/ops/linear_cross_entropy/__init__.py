@@ -1,7 +1,5 @@
 """Cross entropy of the language head on labelled rows only, a few at a time: (tokens, vocabulary) never exists."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor

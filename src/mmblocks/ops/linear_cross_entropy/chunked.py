@@ -1,7 +1,5 @@
 """A few rows at a time; backward computes their logits again instead of keeping them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """All rows at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """The loss in chunks against the loss at once, value and gradients of rows and head."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 

@@ -5,8 +5,6 @@ batches, generation, gradient checkpointing and sharding see an ordinary model. 
 `lora_A.default.weight` and `lora_B.default.weight`, those of the weights around them in `base_layer.weight`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

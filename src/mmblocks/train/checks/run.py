@@ -1,7 +1,5 @@
 """Whether a whole recipe can run: its model, stages and data sources, every reason at once, before anything is read."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Whether a stage can run: its values, what it trains, its template, objective and data, before anything is read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace

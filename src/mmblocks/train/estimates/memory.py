@@ -1,7 +1,5 @@
 """What one process needs in a step of a stage, for any number of processes: counted on the meta device, without data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 

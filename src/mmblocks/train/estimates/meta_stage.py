@@ -1,7 +1,5 @@
 """A stage without weights and data, on the meta device: its model, a full packed row, what a forward pass keeps of it."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

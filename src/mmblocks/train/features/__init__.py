@@ -5,8 +5,6 @@ is read is what the encoder computed, to the bit; in another batch, with or with
 differently.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 from pathlib import Path

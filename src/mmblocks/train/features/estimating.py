@@ -1,7 +1,5 @@
 """Whether a feature cache is worthwhile: its costs and savings, measured on a few conversations."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Filling a feature cache: missing images are decoded, encoded and written, each once."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a stage minimises. An objective turns a model and a packed batch into a sum and says what it is divided by."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path

@@ -49,7 +49,7 @@ def evaluate_model(
     """Held-out loss per labelled token ("eval/loss") and shares of exact answers ("eval/tiny/single", ...).
 
     The same conversations every time, encoded as the stage's `processor` does; of a pair, the preferred answer.
-    TinyWorld is asked in the model's own chat template, the first questions of `mmblocks eval`. Every process calls it
+    TinyWorld questions are asked in the model's own chat template, the first questions of `mmblocks eval`. Every process calls it
     and gets the same figures. Empty where `curriculum.evaluate` is None.
     """
     evaluate = curriculum.evaluate

@@ -1,7 +1,5 @@
 """The table of what trains: how many parameters of each part learn, how fast, and through which adapters."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

@@ -30,17 +30,7 @@ from mmblocks.train.reports.parameter_table import count_weights
 
 log = logging.getLogger(__name__)
 
-PHASES = (
-    "data",
-    "encoder",
-    "projector",
-    "language_model",
-    "backward",
-    "optimizer",
-    "saving",
-    "evaluating",
-    "other",
-)
+PHASES = ("data", "encoder", "projector", "language_model", "backward", "optimizer", "saving", "evaluating", "other")
 """Rows of the table. The loop names data, forward, backward, optimizer, saving and evaluating."""
 FORWARD, OTHER = "language_model", "other"
 

@@ -1,7 +1,5 @@
 """Trackers that get the rows of metrics.jsonl too: TensorBoard, Weights & Biases."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,11 +57,7 @@ class WeightsAndBiases:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, secrets.token_hex(4))
         self._run = wandb.init(
-            id=file.read_text(encoding="utf-8"),
-            resume="allow",
-            name=out.name,
-            dir=str(out),
-            config=dict(settings),
+            id=file.read_text(encoding="utf-8"), resume="allow", name=out.name, dir=str(out), config=dict(settings)
         )
 
     def write_row(self, step: int, row: Mapping[str, float]) -> None:

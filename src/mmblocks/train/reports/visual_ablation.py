@@ -4,8 +4,6 @@ A projector whose output is constant, placeholders that nothing replaces, and im
 all train without an error; the loss alone does not show them.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Import of a projector alone, as LLaVA's first stage saves it (mm_projector.bin)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -201,10 +201,7 @@ def make_pooling_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The pooling of frames. Without video settings in the config, frames are treated as images."""
     if not _has_video_settings(config):
         return {"name": "none"}
-    return {
-        "name": config.get("mm_spatial_pool_mode", "bilinear"),
-        "stride": config.get("mm_spatial_pool_stride") or 2,
-    }
+    return {"name": config.get("mm_spatial_pool_mode", "bilinear"), "stride": config.get("mm_spatial_pool_stride") or 2}
 
 
 def make_video_settings(config: Mapping[str, Any], max_frames: int) -> dict[str, Any]:

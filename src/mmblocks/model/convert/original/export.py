@@ -1,7 +1,5 @@
 """A model of ours in LLaVA's own layout, as LLaVA-NeXT and SGLang load it."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

@@ -3,8 +3,6 @@
 Code: https://github.com/haotian-liu/LLaVA and https://github.com/LLaVA-VL/LLaVA-NeXT.
 """
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Pickled weights, read by torch's restricted unpickler: tensors and plain containers, never code."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """LLaVA's projector types (`mm_projector_type`) and ours, with the names of their tensors."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

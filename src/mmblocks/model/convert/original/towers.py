@@ -1,7 +1,5 @@
 """Vision towers of LLaVA's checkpoints: their sizes, and their weights where the checkpoint has none."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

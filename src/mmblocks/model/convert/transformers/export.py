@@ -1,7 +1,5 @@
 """A model of ours as a checkpoint of one of transformers' families, with the hub's names and a processor."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

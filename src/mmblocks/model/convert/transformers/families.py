@@ -1,7 +1,5 @@
 """Layouts of transformers: what all its families of vision-language models share, and import of any of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

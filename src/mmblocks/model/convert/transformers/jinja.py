@@ -1,7 +1,5 @@
 """Chat templates as Jinja for transformers: the same text as our spans, with <image> and <video> in place of visuals."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import singledispatch

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmblocks.model.convert.transformers.export import (
-    make_crop_settings,
-    make_processor_settings,
-    make_squash_settings,
-)
+from mmblocks.model.convert.transformers.export import make_crop_settings, make_processor_settings, make_squash_settings
 from mmblocks.model.convert.transformers.llava_family import LlavaFamily
 from mmblocks.model.convert.transformers.reading import ImageSettings, list_side_reasons
 from mmblocks.model.convert.transformers.tokens import make_frames_settings

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmblocks.model.convert.transformers.export import (
-    make_crop_settings,
-    make_processor_settings,
-    make_squash_settings,
-)
+from mmblocks.model.convert.transformers.export import make_crop_settings, make_processor_settings, make_squash_settings
 from mmblocks.model.convert.transformers.llava_next import LlavaNext
 from mmblocks.model.convert.transformers.reading import ImageSettings
 from mmblocks.model.convert.transformers.tokens import list_video_reasons, make_frames_settings

@@ -74,10 +74,7 @@ class LlavaOneVision(LlavaFamily):
 
     def make_config_entries(self, model: OneVision) -> dict[str, Any]:
         image: Any = model.router.image
-        return {
-            "image_grid_pinpoints": list_pinpoints(model),
-            "vision_aspect_ratio": f"anyres_max_{image.max_tiles}",
-        }
+        return {"image_grid_pinpoints": list_pinpoints(model), "vision_aspect_ratio": f"anyres_max_{image.max_tiles}"}
 
     def make_processor(self, model: OneVision, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
         from transformers import LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
