@@ -95,6 +95,13 @@ def test_a_folder_that_is_no_model_says_so(tmp_path):
         mmblocks.load(tmp_path)
 
 
+def test_a_model_of_an_earlier_version_says_so(tiny_model, tmp_path):
+    folder = mmblocks.save(tiny_model, tmp_path / "m")
+    (folder / "learned_tokens").rename(folder / "marks")
+    with pytest.raises(CheckpointError, match=r"saved by an earlier mmblocks.*train or convert the model again"):
+        mmblocks.load(folder)
+
+
 def test_a_cut_config_says_so(tiny_model, tmp_path):
     mmblocks.save(tiny_model, tmp_path / "m")
     config = tmp_path / "m/config.json"
