@@ -155,11 +155,11 @@ class Batch:
     """Packed samples, ready for the model.
 
     input_ids, position_ids, targets: (tokens,) int64. `targets[i]` is the id that row i must predict, or IGNORE.
-    pixels: (images, 3, height, width) uint8, the views of all visuals in order; equal views of a visual occur once.
+    pixels: (unique views, 3, height, width) uint8, the views of all visuals in order; equal views of a visual occur once.
     plans: one per visual, in the order of their pixels and of their rows.
     visual_positions: (visual tokens,) int64, the rows of `input_ids` that visual tokens replace, in order.
     instructions: the question about each image, where the model's projector reads it.
-    features: (images, rows, columns, dim), stored outputs of a frozen encoder; `pixels` are not read then.
+    features: (unique views, rows, columns, dim), stored outputs of a frozen encoder; `pixels` are not read then.
     views: (views of all plans,) int64, the image of each view; None where every view is an image of its own.
     layout: how visual tokens are made of features, in integers; None where a tokenizer does not give it.
     precomputed_target_rows: the rows that have a target, where a data worker found them; read `target_rows` instead.

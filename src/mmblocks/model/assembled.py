@@ -23,7 +23,7 @@ def assemble_visual_tokens(
 ) -> Tensor:
     """(visual tokens, dim): the tokens of all images and videos of the batch, in order.
 
-    features: (images, rows, columns, encoder dim) of `batch.pixels`. instructions: what the projector takes beside them.
+    features: (unique views, rows, columns, encoder dim) of `batch.pixels`. instructions: what the projector takes beside them.
     """
     if batch.views is not None:  # equal views were encoded once
         features, instructions = features[batch.views], [one.select_views(batch.views) for one in instructions]

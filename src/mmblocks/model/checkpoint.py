@@ -124,7 +124,9 @@ def read_spec(folder: Path) -> ModelSpec:
         raise CheckpointError(f"{folder} is not a model saved by mmblocks: it has no {CONFIG}.")
     model = read_object(path).get("model")
     if not isinstance(model, dict):
-        raise CheckpointError(f"{path} holds no model of mmblocks; the file is truncated or was not written by mmblocks.")
+        raise CheckpointError(
+            f"{path} holds no model of mmblocks; the file is truncated or was not written by mmblocks."
+        )
     if (folder / "marks").is_dir():
         raise CheckpointError(
             f"{folder} was saved by an earlier mmblocks, with learned tokens in marks/; train or convert the model again."

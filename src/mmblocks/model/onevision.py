@@ -189,7 +189,7 @@ class OneVision(nn.Module):
     # Views --------------------------------------------------------------------------------------------------------
 
     def encode_batch(self, batch: Batch) -> Tensor:
-        """(views, rows, columns, encoder dim): features of all views of the batch, or the cached ones it carries."""
+        """(unique views, rows, columns, encoder dim): features of all unique views of the batch, or the cached ones it carries."""
         return self.encode_pixels(batch.pixels) if batch.features is None else batch.features
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:

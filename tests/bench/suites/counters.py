@@ -15,7 +15,7 @@ from mmblocks.model.costs.activations import count_activations
 from mmblocks.model.onevision import OneVision
 from tests.bench.suites import counting, ours, peer
 from tests.bench.suites.cases import Case, make_case, make_cases, make_conversation, show_video
-from tests.bench.suites.pool import WIDTHS, Side, make_scale_at_width
+from tests.bench.suites.pool import WIDTHS, PoolingPair, make_scale_at_width
 from tests.bench.suites.rows import PeerSetting, Row
 from tests.bench.suites.run import Run
 from tests.bench.suites.sizes import make_model
@@ -93,7 +93,7 @@ def count_projector_flops(run: Run, width: int) -> Row:
     asked = make_conversation(show_video(scale.shown, np.random.default_rng(0)))
     case = make_case(model, [asked]).to(torch.device("meta"), torch.float32)
     features = torch.empty(scale.shown.frames, *model.encoder.grid, model.encoder.dim, device="meta")
-    side = Side(model, peer.make_peer(model), case, features)
+    side = PoolingPair(model, peer.make_peer(model), case, features)
     with torch.no_grad():
         mine = counting.count_flops_in_modules(side.ours, _list_linears(model.projector))
         other = counting.count_flops_in_modules(side.naive, _list_linears(side.theirs.model.multi_modal_projector))

@@ -41,7 +41,7 @@ def make_scale_at_width(run: Run, width: int, frames: int) -> Scale:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class PoolingPair:
     """Both sides from the same features (frames, rows, columns, channels) on."""
 
     model: OneVision
@@ -87,21 +87,21 @@ def _measure_width(run: Run, width: int, frames: int) -> Iterator[Row]:
                 )
 
 
-def _make_side(run: Run, model: OneVision, theirs: nn.Module, case: Case, seed: int) -> Side:
+def _make_side(run: Run, model: OneVision, theirs: nn.Module, case: Case, seed: int) -> PoolingPair:
     generator = torch.Generator().manual_seed(seed)
     shape = (len(case.batch.plans[0].plan.views), *model.encoder.grid, model.encoder.dim)
     features = torch.randn(shape, generator=generator).to(run.device, run.dtype)
-    return Side(model, theirs, case, features.requires_grad_())
+    return PoolingPair(model, theirs, case, features.requires_grad_())
 
 
-def _compute_exact(run: Run, side: Side) -> Tensor | None:
+def _compute_exact(run: Run, side: PoolingPair) -> Tensor | None:
     if run.dtype == torch.float32:
         return None
     wide = replace(side, theirs=peer.copy_to_float32(side.theirs), features=side.features.float())
     return wide.naive()
 
 
-def _run_side(make: object, side: Side, backward: bool) -> None:
+def _run_side(make: object, side: PoolingPair, backward: bool) -> None:
     rows = make()
     if backward:
         rows.sum().backward()

@@ -53,7 +53,7 @@ def render_visual_plan(
     images: ImageReading = DEFAULT_READING,
     video_reader: VideoReader | None = None,
 ) -> Tensor:
-    """The images of `plan`, its views without repeats: uint8 (images, 3, height, width). A frame is read once."""
+    """The unique views of `plan`: uint8 (unique views, 3, height, width). A frame is read once."""
     frames = load_frames(visual, {view.frame for view in plan.views}, images, video_reader)
     runs = [(frame, list(views)) for frame, views in groupby(plan.unique_views, key=lambda view: view.frame)]
     try:

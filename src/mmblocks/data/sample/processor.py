@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One encoded conversation and the uint8 pixels (images, 3, h, w) of its visuals, in order; `VisualPlan.unique_views`.
+    """One encoded conversation and the uint8 pixels (unique views, 3, h, w) of its visuals, in order; `VisualPlan.unique_views`.
 
     instructions: for a projector that reads the question, its ids for each image.
-    features: (images, rows, columns, dim) from a feature store; no pixels are read then, and `pixels` is empty.
+    features: (unique views, rows, columns, dim) from a feature store; no pixels are read then, and `pixels` is empty.
     layout: how its visual rows are made, in integers; None without visuals, or where a plan does not lower.
     """
 
@@ -52,7 +52,7 @@ class FeatureStore(Protocol):
     """Stored features of a frozen encoder (see `mmblocks.train.features`)."""
 
     def read(self, visuals: Sequence[Visual], plans: Sequence[RoutedPlan]) -> Tensor:
-        """(images, rows, columns, dim): those of all images, in order. Raises `DataError` where some are missing."""
+        """(unique views, rows, columns, dim): those of all unique views, in order. Raises `DataError` where some are missing."""
         ...
 
 
@@ -239,7 +239,7 @@ class Processor:
         }
 
     def render_visual(self, visual: Visual, plan: VisualPlan) -> Tensor:
-        """uint8 (images, 3, h, w) of one visual; see `media.visuals.render_visual_plan`."""
+        """uint8 (unique views, 3, h, w) of one visual; see `media.visuals.render_visual_plan`."""
         return render_visual_plan(visual, plan, self.fill, images=self.images, video_reader=self.video_reader)
 
 

@@ -55,7 +55,7 @@ class FeatureCache:
         return cls(Path(root) / name, (rows, columns, dim), features.dtype, model.images)
 
     def read(self, visuals: Sequence[Visual], plans: Sequence[RoutedPlan]) -> Tensor:
-        """(images, rows, columns, dim): features of all images of the plans, in order. Raises `DataError` for missing or
+        """(unique views, rows, columns, dim): features of all unique views of the plans, in order. Raises `DataError` for missing or
         damaged ones.
         """
         features = [torch.empty(0, *self.grid, dtype=self.dtype)]
