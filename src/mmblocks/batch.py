@@ -58,7 +58,7 @@ class Packing:
 class Instructions:
     """The question about each image, for projectors that read it: ids of their own tokenizer, not of the backbone's.
 
-    ids: (images, length) int64, shorter questions padded at the end. mask: (images, length) bool, True for real tokens.
+    ids: (unique views, length) int64, shorter questions padded at the end. mask: (unique views, length) bool, True for real tokens.
     """
 
     ids: Tensor
@@ -85,7 +85,7 @@ class Instructions:
         return [Instructions(ids, mask) for ids, mask in pairs]
 
     def select_views(self, views: Tensor) -> Instructions:
-        """One row for each of `views`, which are numbers of images."""
+        """One row for each of `views`, which are indices of unique views."""
         return Instructions(self.ids[views], self.mask[views])
 
 
@@ -135,7 +135,7 @@ class GatherTable:
 class GatherLayout:
     """How the visual tokens of a batch are made of the encoder's cells, in integers, for all visuals at once.
 
-    cell_table: gathers the input of the projector's body from the encoder's cells (images * rows * columns); None where
+    cell_table: gathers the input of the projector's body from the encoder's cells (unique views * rows * columns); None where
         it reads all of them, as maps. token_table: gathers visual tokens from the cells of the body's output.
     positions: int64, the row of each of these tokens in the sequence. learned_token_ids: int64, for each learned token its
         number among those of the model. learned_token_positions: their rows.
@@ -196,11 +196,11 @@ class Batch:
 
     @property
     def num_views(self) -> int:
-        """Number of images to encode: views, equal ones of a visual once."""
+        """Number of unique views, which are encoded: equal ones of a visual count once."""
         return len(self.pixels if self.features is None else self.features)
 
     def with_all_views(self) -> Batch:
-        """The same batch with an image for every view of every plan, so that images can be exchanged; it has no layout."""
+        """The same batch with pixels for every view of every plan, so that views can be exchanged; it has no layout."""
         if self.views is None:
             return self
         instructions = self.instructions

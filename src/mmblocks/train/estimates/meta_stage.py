@@ -103,7 +103,7 @@ def make_meta_batch(model: OneVision, row: PackedRow) -> Batch:
     labels = [after - before for before, after in pairwise(row.labels * end // ends[-1] for end in ends)]
     labelled = [index for count, end in zip(labels, ends[1:], strict=True) for index in range(end - count, end)]
     plans = tuple(routed for sample in by_sample for routed in sample)
-    images = sum(len(r.plan.unique_views) for r in plans)
+    unique_views = sum(len(r.plan.unique_views) for r in plans)
     with torch.device("cpu"):
         packing, views = Packing.from_lengths(lengths), map_batch_views(plans)
         builder = GatherLayoutBuilder.from_model(model)
@@ -111,13 +111,13 @@ def make_meta_batch(model: OneVision, row: PackedRow) -> Batch:
         layout = None if layout is None else prepare_backward(layout).to("meta")
     with torch.device("meta"):
         ids, rows = (torch.empty(n, dtype=torch.int64) for n in (ends[-1], len(labelled)))
-        question = torch.empty(images, TEXT_TOKENS, dtype=torch.int64)
+        question = torch.empty(unique_views, TEXT_TOKENS, dtype=torch.int64)
         return Batch(
             input_ids=ids,
             position_ids=ids,
             targets=ids,
             packing=packing,
-            pixels=torch.empty(images, 3, *model.encoder.view_px, dtype=torch.uint8),
+            pixels=torch.empty(unique_views, 3, *model.encoder.view_px, dtype=torch.uint8),
             plans=plans,
             visual_positions=torch.empty(sum(shown), dtype=torch.int64),
             instructions=Instructions(question, question.bool())
