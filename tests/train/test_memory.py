@@ -1,6 +1,7 @@
 """What a step needs is known without weights: as much as a real step keeps, dealt out as FSDP2 deals it out."""
 
 import json
+import multiprocessing
 from dataclasses import replace
 
 import pytest
@@ -29,6 +30,7 @@ from mmblocks.train.estimates.meta_stage import (
 )
 from mmblocks.train.stages import Stage
 
+FORK = multiprocessing.get_context("fork")
 EVERYTHING = {"encoder": 1e-3, "projector": 1e-3, "learned_tokens": 1e-3, "backbone": 1e-3}
 SIGLIP = {"name": "siglip", "image_px": 30, "patch_px": 14, "dim": 16, "depth": 4, "heads": 2, "mlp_dim": 24}
 
@@ -130,37 +132,43 @@ def test_a_frozen_encoder_keeps_nothing(spec):
 # Against FSDP2 ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def processes():
-    """A group of processes of which only this one exists, for wrapping a model without running it."""
+def local_sizes(model, ranks, precision):
+    """Elements of each parameter on rank 0 of a group of which only that process exists.
 
-    def of(size):
-        dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
-        return World(0, size, torch.device("cpu"))
+    In a process of its own: torch remembers places in a group, also for those that are forked later.
+    """
+    receiver, sender = FORK.Pipe(duplex=False)
 
-    yield of
-    dist.destroy_process_group()
+    def work():
+        dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+        shard_model(model, World(0, ranks, torch.device("cpu")), precision)
+        sender.send([p.to_local().numel() for p in model.parameters()])
+
+    process = FORK.Process(target=work)
+    process.start()
+    sender.close()  # a process that fails then ends `recv`
+    sizes = receiver.recv()
+    process.join()
+    return sizes
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 7, 64])
-def test_shares_are_those_of_fsdp2(tiny_spec, processes, ranks):
+def test_shares_are_those_of_fsdp2(tiny_spec, ranks):
     model = make_meta_stage_model(tiny_spec, stage())
     shares = [count_shard_elements(p, ranks) for p in model.parameters()]
-    shard_model(model, processes(ranks), "float32")
-    assert shares == [p.to_local().numel() for p in model.parameters()]
+    assert shares == local_sizes(model, ranks, "float32")
 
 
 @pytest.mark.parametrize(("name", "ranks", "billions"), [("onevision/7b", 128, 8.03), ("onevision/72b", 256, 73.18)])
-def test_the_large_recipes_are_wrapped_block_by_block(name, ranks, billions, processes):
+def test_the_large_recipes_are_wrapped_block_by_block(name, ranks, billions):
     recipe = compose(name)
     last = Stage(**recipe["stages"][-1])
     model = make_meta_stage_model(recipe["model"], last)
     (memory,) = estimate_stage_memory(recipe["model"], last, [ranks], gradient_checkpointing=True)
     blocks, count = len(list_blocks(model)), sum(p.numel() for p in model.parameters())
-    shard_model(model, processes(ranks), last.precision)
     assert blocks == 26 + {"onevision/7b": 28, "onevision/72b": 80}[name]
     assert count / 1e9 == pytest.approx(billions, rel=1e-3)
-    assert memory.weights == 4 * sum(p.to_local().numel() for p in model.parameters())
+    assert memory.weights == 4 * sum(local_sizes(model, ranks, last.precision))
     assert memory.optimizer == 2 * memory.weights
 
 
