@@ -103,7 +103,7 @@ def test_list_names_every_component_of_every_kind(say):
 def test_list_shows_one_kind_with_sizes_and_summaries(say):
     _, out, _ = say("list", "backbone")
     lines = [line.split() for line in out.splitlines()]
-    assert "qwen2_7b 28 layers x 3584 causal_lm, weights of Qwen/Qwen2-7B-Instruct".split() in lines
+    assert ["qwen2_7b", "28", "layers", "x", "3584", "causal_lm,", "weights", "of", "Qwen/Qwen2-7B-Instruct"] in lines
     assert "encoder:" not in out
 
 
