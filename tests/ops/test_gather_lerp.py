@@ -216,5 +216,5 @@ def test_a_way_that_cannot_run_says_why():
 
 
 def test_taps_of_another_size_are_refused():
-    with pytest.raises(AssertionError, match="taps of 5 rows meet 4"):
+    with pytest.raises(AssertionError, match="terms of 5 rows meet 4"):
         gather_lerp(torch.randn(4, 3), some_taps())

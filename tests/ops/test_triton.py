@@ -136,7 +136,7 @@ KERNELS = [
     ("gather_rows", {"GELU": True}, "fp32"),
     ("gather_gradient_through_gelu", {}, "fp32"),
 ]
-INTEGERS = ("n", "d", "stride", "before_stride", "taps")
+INTEGERS = ("n", "d", "stride", "before_stride", "terms")
 TABLES = {"rows": "*i64", "weights": "*fp32"}
 
 
@@ -153,7 +153,7 @@ def compiled(name, dtype, modes):
     names = kernel.arg_names
     types = {n: "i32" if n in INTEGERS else TABLES.get(n, f"*{dtype}") for n in names}
     signature = {n: "constexpr" if n in constants else types[n] for n in names}
-    aligned = {n for n in names if n not in constants} - {"n", "taps"}
+    aligned = {n for n in names if n not in constants} - {"n", "terms"}
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=with_triton.OPTIONS).asm["cubin"]
