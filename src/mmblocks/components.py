@@ -39,7 +39,7 @@ def has_capability(component: object, capability: type[T]) -> TypeGuard[T]:
         inspect.getattr_static(component, name, None) is not None or hasattr(component, name)
         for name in (*kinds, *methods)
     )
-    return is_declared and all(getattr(component, name) for name, kind in kinds.items() if kind == "bool")
+    return is_declared and all(getattr(component, name) for name, kind in kinds.items() if kind in (bool, "bool"))
 
 
 def describe_capabilities(component: object, capabilities: Sequence[type]) -> list[str]:

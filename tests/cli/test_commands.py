@@ -100,10 +100,11 @@ def test_list_names_every_component_of_every_kind(say):
         assert lines[lines.index(f"{kind}:") + 1 :][: len(registry)] == list(registry)
 
 
-def test_list_shows_one_kind_with_sizes_and_summaries(say):
+def test_list_shows_one_kind_with_sizes_and_summaries(say, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = say("list", "backbone")
-    lines = [line.split() for line in out.splitlines()]
-    assert ["qwen2_7b", "28", "layers", "x", "3584", "causal_lm,", "weights", "of", "Qwen/Qwen2-7B-Instruct"] in lines
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "qwen2_7b 28 layers x 3584 causal_lm, weights of Qwen/Qwen2-7B-Instruct" in lines
     assert "encoder:" not in out
 
 
