@@ -48,6 +48,7 @@ myst_substitutions = {"package_names": package_names()}
 
 autosummary_generate = True
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # those of torch refer to pages that are not here
 autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100

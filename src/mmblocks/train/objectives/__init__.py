@@ -17,6 +17,8 @@ MAX_RECORDS = 100
 
 
 class FrozenModelLoader(Protocol):
+    """How an objective gets one more model."""
+
     def __call__(self, folder: Path | None = None) -> OneVision:
         """Load one more model, frozen, in evaluation mode and sharded as the trained one: the model saved in `folder`, or
         by default the model that the stage starts from.
