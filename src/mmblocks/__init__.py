@@ -15,7 +15,7 @@ _HOMES = {
     "OneVision": "mmblocks.model.onevision",
     "ModelSpec": "mmblocks.model.spec",
     "save": "mmblocks.model.checkpoint",
-    "load": "mmblocks.model.checkpoint",
+    "load": "mmblocks.model.loading",
     "generate": "mmblocks.model.generate",
     "Decoding": "mmblocks.model.generate",
     "Chat": "mmblocks.chat",
@@ -51,8 +51,9 @@ if TYPE_CHECKING:
     from mmblocks.data.sample.collate import collate
     from mmblocks.data.sample.processor import Processor
     from mmblocks.model.build import build
-    from mmblocks.model.checkpoint import load, save
+    from mmblocks.model.checkpoint import save
     from mmblocks.model.generate import Decoding, generate
+    from mmblocks.model.loading import load
     from mmblocks.model.onevision import OneVision
     from mmblocks.model.spec import ModelSpec
     from mmblocks.model.systems import compose

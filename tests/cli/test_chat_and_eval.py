@@ -82,7 +82,7 @@ def test_the_bundled_model_says_what_it_is_and_how_to_load_another(capsys):
     said = capsys.readouterr()
     assert said.out == "3\n"  # the answer alone
     assert "coloured shapes only" in said.err
-    assert "mmblocks chat --model FOLDER" in said.err
+    assert "mmblocks chat --model MODEL" in said.err
 
 
 def test_a_chat_with_the_bundled_model_begins_with_what_it_is(monkeypatch, capsys):

@@ -91,7 +91,7 @@ def test_a_missing_file_is_named(tiny_model, tmp_path, part):
 
 
 def test_a_folder_that_is_no_model_says_so(tmp_path):
-    with pytest.raises(CheckpointError, match=r"not a model saved by mmblocks"):
+    with pytest.raises(CheckpointError, match=r"is not a model: it has no config.json"):
         mmblocks.load(tmp_path)
 
 

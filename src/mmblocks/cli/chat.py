@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmblocks.cli.image_options import add_image_options, read_image_options
 from mmblocks.cli.line_editing import edit_lines
+from mmblocks.cli.model_options import MODEL_HELP
 
 if TYPE_CHECKING:
     from mmblocks.chat import Chat
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 HELP = "commands: /image PATH and /video PATH add to your next message, /new starts a new chat, /quit ends"
 BUNDLED = """\
 The bundled tiny model answers. It knows drawings of coloured shapes only; what it says about photographs means nothing.
-For photographs, load a trained model: `mmblocks chat --model FOLDER`. `mmblocks convert FROM FOLDER` makes such a folder
-from a checkpoint of the LLaVA family, `mmblocks train RECIPE` from your data."""
+For photographs, load a trained model: `mmblocks chat --model MODEL`, a folder or a repository of the Hugging Face hub, such
+as llava-hf/llava-onevision-qwen2-0.5b-ov-hf."""
 
 
 class _VisualAction(argparse.Action):
@@ -38,7 +38,7 @@ class _VisualAction(argparse.Action):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, help="folder of a model (default: the bundled tiny model)")
+    parser.add_argument("--model", metavar="MODEL", help=MODEL_HELP)
     for kind in ("image", "video"):
         parser.add_argument(
             f"--{kind}",
@@ -60,15 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmblocks.assets import find_tiny_model
     from mmblocks.chat import Chat
-    from mmblocks.model.checkpoint import load, read_spec
     from mmblocks.model.generate import Decoding
+    from mmblocks.model.loading import load_located, locate_model, read_stored_images
 
     decoding = Decoding(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
-    folder, options = args.model or find_tiny_model(), read_image_options(args)
-    images = read_spec(folder).images.with_changes(options)
+    located, options = locate_model(args.model or find_tiny_model()), read_image_options(args)
+    images = read_stored_images(located).with_changes(options)
     visuals = [_open_visual(kind, path, images) for kind, path in args.visuals]
-    chat = Chat(load(folder, images=options), system=args.system, decoding=decoding)
-    is_bundled = folder.resolve() == find_tiny_model().resolve()
+    chat = Chat(load_located(located, images=options), system=args.system, decoding=decoding)
+    is_bundled = located.folder.resolve() == find_tiny_model().resolve()
     if args.ask is not None:
         if is_bundled:
             print(BUNDLED, file=sys.stderr)  # stdout has the answer alone

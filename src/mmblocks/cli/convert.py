@@ -6,27 +6,23 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmblocks.cli.image_options import add_image_options, read_image_options
+from mmblocks.cli.model_options import MODEL_FORMS
 from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-    from mmblocks.model.convert.layout import CheckpointLayout
-    from mmblocks.model.onevision import OneVision
+    from mmblocks.model.loading import LocatedModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mmblocks.model.convert import WRITABLE
 
-    parser.add_argument(
-        "source", metavar="FROM", type=Path, help="folder of the checkpoint to read, or an adapter's file"
-    )
+    parser.add_argument("source", metavar="FROM", help=f"the checkpoint to read: {MODEL_FORMS}; or an adapter's file")
     parser.add_argument(
         "target", metavar="TO", type=Path, help="folder to write, which must not exist; for an adapter, its model"
     )
@@ -54,23 +50,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mmblocks.model.convert import detect_layout
+    from mmblocks.model.loading import locate_model
 
-    is_adapter = arguments.source.is_file()
+    located = None if Path(arguments.source).is_file() else locate_model(arguments.source)
     if read_image_options(arguments) and (
-        is_adapter or (arguments.to or _choose_default_layout(detect_layout(arguments.source))) != "mmblocks"
+        located is None or (arguments.to or _choose_default_layout(located.layout)) != "mmblocks"
     ):
         raise ConfigError(
             "--alpha, --grey and --max-px say how a model in mmblocks' own layout reads images, and none is written here; "
             "leave them out, or write one with --to mmblocks."
         )
-    if is_adapter:
-        return _merge_adapter(arguments.source, arguments.target, arguments.out)
+    if located is None:
+        return _merge_adapter(Path(arguments.source), arguments.target, arguments.out)
     if arguments.out is not None:
         raise ConfigError(f"--out goes with an adapter's file; {arguments.source} is none. Write convert FROM TO.")
     if arguments.target.exists():
         raise ConfigError(f"{arguments.target} exists; name a folder that does not.")
-    return _convert_checkpoint(arguments)
+    return _convert_checkpoint(located, arguments)
 
 
 def _choose_default_layout(source_layout: str) -> str | None:
@@ -91,28 +87,30 @@ def _merge_adapter(file: Path, model: Path, out: Path | None) -> int:
     return 0
 
 
-def _convert_checkpoint(arguments: argparse.Namespace) -> int:
+def _convert_checkpoint(located: LocatedModel, arguments: argparse.Namespace) -> int:
     import torch
 
     from mmblocks.cli.convert_check import check_logits, print_memory_need
     from mmblocks.cli.convert_prompts import check_prompts
-    from mmblocks.model.convert import detect_layout, find_fitting_family, layout_of, silence_transformers
+    from mmblocks.model.convert import find_fitting_family, layout_of, silence_transformers
     from mmblocks.model.convert.weights import find_stored_dtype
+    from mmblocks.model.loading import describe_import, import_located
     from mmblocks.storage import replace_folder
 
     silence_transformers()
-    source, target = arguments.source, arguments.target
-    source_name = detect_layout(source)
-    source_layout = layout_of(source_name)
-    print(f"found    {source_layout.about} in {source}")
+    source, target = located.folder, arguments.target
+    source_layout = layout_of(located.layout)
+    print(f"found    {source_layout.about} in {located.origin or source}")
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else find_stored_dtype(source)
     if arguments.to == "parts":
         return _save_vision_parts(source, target, dtype)
     print_memory_need(source, arguments.dtype, checked=not arguments.no_check)
     with replace_folder(target) as fresh:
-        model = _import_model(source_layout, source, dtype, arguments.template)
-        model.spec = replace(model.spec, images=model.images.with_changes(read_image_options(arguments)))
-        to = arguments.to or _choose_default_layout(source_name) or find_fitting_family(model)
+        model, record = import_located(
+            located, dtype, template=arguments.template, images=read_image_options(arguments)
+        )
+        print("\n".join(describe_import(model, record)))
+        to = arguments.to or _choose_default_layout(located.layout) or find_fitting_family(model)
         target_layout = layout_of(to)
         if reasons := target_layout.reasons_against_export(model):
             listed = "\n".join(f"  - {reason}" for reason in reasons)
@@ -136,20 +134,3 @@ def _save_vision_parts(source: Path, target: Path, dtype: torch.dtype) -> int:
     parts.save(target)
     print(f"kept     {target}, without the language model")
     return 0
-
-
-def _import_model(layout: CheckpointLayout, folder: Path, dtype: torch.dtype, template: str | None) -> OneVision:
-    from mmblocks.model.build import count_parameters
-    from mmblocks.registry import split_spec
-
-    model, record = layout.import_model(folder, dtype=dtype, template=template)
-    names = {part: split_spec(getattr(model.spec, part))[0] for part in ("encoder", "projector")}
-    names["learned_tokens"] = ", ".join(model.learned_tokens.keys()) or "none"
-    names["backbone"] = model.backbone.config.model_type
-    for part, name in names.items():
-        print(f"part     {part}: {name}, {count_parameters(getattr(model, part)):,} parameters")
-    print(f"layout   {record.layout}: {len(record.tensors)} tensors read as {str(dtype).removeprefix('torch.')}")
-    print(f"template {record.chat}")
-    for reason, count in Counter(record.unused.values()).items():
-        print(f"unused   {count} tensors: {reason}")
-    return model

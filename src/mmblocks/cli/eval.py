@@ -2,14 +2,15 @@
 
 import argparse
 import json
-from pathlib import Path
+
+from mmblocks.cli.model_options import MODEL_HELP
 
 SUITES = {"tiny": "TinyWorld's held-out images, image sets and videos"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", choices=sorted(SUITES), help="; ".join(f"{k}: {v}" for k, v in SUITES.items()))
-    parser.add_argument("--model", type=Path, help="folder of a model (default: the bundled tiny model)")
+    parser.add_argument("--model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--samples", type=int, default=500, help="questions per task (default 500)")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmblocks.assets import find_tiny_model
     from mmblocks.eval.tinyworld import evaluate_tinyworld, format_scores
-    from mmblocks.model.checkpoint import load
+    from mmblocks.model.loading import load
 
     table = evaluate_tinyworld(load(args.model or find_tiny_model()), samples=args.samples)
     if args.json:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmblocks.cli.model_options import MODEL_FORMS
 from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="MODEL", type=Path, help="folder of a model saved by mmblocks")
+    parser.add_argument("checkpoint", metavar="MODEL", help=MODEL_FORMS)
     parser.add_argument("changes", nargs="*", metavar="SLOT=NAME", help="or SLOT.SETTING=VALUE")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist")
     parser.add_argument("--seed", type=int, default=0, help="seed of the new random weights (default: 0)")
@@ -36,17 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mmblocks.model.checkpoint import load, localise_spec, read_spec
-    from mmblocks.model.convert.weights import find_stored_dtype
+    from mmblocks.model.checkpoint import localise_spec, read_spec
+    from mmblocks.model.loading import OURS, load_located, locate_model
     from mmblocks.model.swapping.swap import plan_swap, save_swap_result, swap
 
     changes = read_changes(arguments.changes)
     if arguments.out.exists():
         raise ConfigError(f"{arguments.out} exists; name a folder that does not.")
-    plan_swap(localise_spec(read_spec(arguments.checkpoint), arguments.checkpoint), changes)
-    model = load(arguments.checkpoint, dtype=find_stored_dtype(arguments.checkpoint))
+    located = locate_model(arguments.checkpoint)
+    if located.layout == OURS:  # faults are found before weights are read
+        plan_swap(localise_spec(read_spec(located.folder), located.folder), changes)
+    model = load_located(located, dtype=None)
     swapped = swap(model, changes, seed=arguments.seed, weights=arguments.weights)
-    save_swap_result(swapped, arguments.out, arguments.checkpoint)
+    save_swap_result(swapped, arguments.out, located.folder)
     print("\n".join(format_ledger(swapped.ledger)))
     print(f"written  {arguments.out}")
     return 0

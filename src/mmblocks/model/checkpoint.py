@@ -52,7 +52,8 @@ def write_into(model: OneVision, folder: Path, *, dtype: torch.dtype | None = No
         spec["projector"] = {**spec["projector"], "text_tokenizer": LOCAL_PROJECTOR_TOKENIZER}
     # What folders of this machine hold is written into the model's own folder.
     spec |= {kind: _drop_local_folders(spec[kind]) for kind in ("encoder", "backbone")}
-    config = {"mmblocks": __version__, "model": spec}
+    origin = {"origin": model.origin} if model.origin else {}
+    config = {"mmblocks": __version__, **origin, "model": spec}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in ("encoder", "projector", "learned_tokens"):
         (folder / name).mkdir()
@@ -87,6 +88,7 @@ def _read_model(folder: Path, dtype: torch.dtype, images: Mapping[str, Any]) -> 
     spec = replace(stored, images=stored.images.with_changes(images))
     model = _build_fitting_model(localise_spec(spec, folder), folder)
     model.spec = _localise_projector_tokenizer(spec, folder)
+    model.origin = str(read_object(folder / CONFIG).get("origin", ""))
     for name in ("encoder", "projector", "learned_tokens"):
         load_strictly(getattr(model, name), folder / name / WEIGHTS)
     with _report_bad_settings(folder / "backbone"):
@@ -115,6 +117,11 @@ def _report_bad_settings(path: Path) -> Iterator[None]:
             yield
     except ConfigError as cause:
         raise CheckpointError(f"{path}: {cause}") from cause
+
+
+def is_saved_model(folder: Path) -> bool:
+    """Whether a folder holds a model that `save` has written, from its config.json alone."""
+    return (folder / CONFIG).is_file() and {"mmblocks", "model"} <= read_object(folder / CONFIG).keys()
 
 
 def read_spec(folder: Path) -> ModelSpec:

@@ -74,6 +74,8 @@ class OneVision(nn.Module):
         self.backbone: Any = backbone
         self.template = template
         self.spec = spec
+        self.origin = ""
+        """`org/name@commit` of the checkpoint of the hub that the weights come from; empty for others."""
         self._graphed_encoder = CUDAGraphed(self.encoder)
         scale = backbone.dim**-0.5  # as LLaVA-NeXT draws image_newline
         self.learned_tokens = nn.ParameterDict(

@@ -43,6 +43,8 @@ def detect_layout(folder: Path | str) -> str:
     for name in LAYOUTS:
         if layout_of(name).can_read(folder):
             return name
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is not a model: it has no config.json.")
     config, known = read_raw_config(folder), "; ".join(layout_of(name).about for name in LAYOUTS)
     raise CheckpointError(
         f"{folder} holds a {config.get('model_type')!r} model of {config.get('architectures')}, "

@@ -7,7 +7,6 @@ import torch
 
 from mmblocks.model import checkpoint
 from mmblocks.model.build import build_template
-from mmblocks.model.convert import read_raw_config
 from mmblocks.model.convert.chat import ASKED_FOR, ChatChoice
 from mmblocks.model.convert.layout import CheckpointLayout, Runner
 from mmblocks.model.convert.probe import compute_our_logits
@@ -22,8 +21,7 @@ class OurLayout(CheckpointLayout):
     can_run = True
 
     def can_read(self, folder: Path) -> bool:
-        config = read_raw_config(folder)
-        return "mmblocks" in config and "model" in config
+        return checkpoint.is_saved_model(folder)
 
     def read_model(self, folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:
         model = checkpoint.load(folder, dtype=dtype)

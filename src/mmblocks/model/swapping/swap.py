@@ -190,6 +190,7 @@ def _build_parts(
             projector_lines = transplant.fill_module("projector", projector, old)
     router = build_router(spec, encoder, projector)
     new = OneVision(encoder, projector, router, backbone, build_template(spec.template, backbone), spec)
+    new.origin = model.origin
     learned_tokens = _match_dtype_and_device(new.learned_tokens, model)
     token_lines = transplant.fill_module("learned_tokens", learned_tokens, model.learned_tokens)
     return new, [*encoder_lines, *projector_lines, *token_lines, *backbone_lines]

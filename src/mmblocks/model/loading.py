@@ -1,0 +1,132 @@
+"""One way to find and read a model: a folder of any known layout, or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmblocks.errors import CheckpointError
+from mmblocks.hub import HubReference, fetch_snapshot
+from mmblocks.image_reading import DEFAULT_READING, ImageReading
+from mmblocks.model import checkpoint
+from mmblocks.model.build import count_parameters
+from mmblocks.model.onevision import OneVision
+from mmblocks.model.spec import PARTS
+from mmblocks.registry import split_spec
+
+if TYPE_CHECKING:
+    from mmblocks.model.convert.weights import MatchedTensors
+
+log = logging.getLogger(__name__)
+
+OURS = "mmblocks"
+"""The layout of models that mmblocks has saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedModel:
+    """A checkpoint on this machine. layout: its name in `mmblocks.model.convert`. origin: `org/name@commit` of a checkpoint of
+    the hub, else empty.
+    """
+
+    folder: Path
+    layout: str
+    origin: str = ""
+
+
+def locate_model(reference: Path | str) -> LocatedModel:
+    """The checkpoint that a reference names: an existing folder, or `org/name` or `org/name@revision` on the hub.
+
+    Files that are not on this machine are downloaded. Raises `CheckpointError` for what is neither, and for a checkpoint of
+    an unknown layout.
+    """
+    if Path(reference).exists():
+        return LocatedModel(Path(reference), _detect_layout(Path(reference)))
+    repository = HubReference.parse(str(reference)) if isinstance(reference, str) else None
+    if repository is None:
+        raise CheckpointError(
+            f"there is no folder {str(reference)!r}, and it is no repository of the hub; write a folder, org/name or "
+            "org/name@revision."
+        )
+    snapshot = fetch_snapshot(repository)
+    return LocatedModel(snapshot.folder, _detect_layout(snapshot.folder), str(snapshot.reference))
+
+
+def _detect_layout(folder: Path) -> str:
+    if checkpoint.is_saved_model(folder):  # the code of other layouts is not imported then
+        return OURS
+    from mmblocks.model.convert import detect_layout
+
+    return detect_layout(folder)
+
+
+def read_stored_images(located: LocatedModel) -> ImageReading:
+    """How a model reads images, from its config alone; the default where its layout does not say."""
+    return checkpoint.read_spec(located.folder).images if located.layout == OURS else DEFAULT_READING
+
+
+def load(
+    reference: Path | str,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    images: Mapping[str, Any] | None = None,
+    template: str | None = None,
+) -> OneVision:
+    """Read a model, every tensor of it or none: see `locate_model` for what a reference is.
+
+    Checkpoints of other layouts are imported in memory, and nothing is written. dtype: of the weights; None is the type in
+    which they are stored. images: settings of `ImageReading` instead of the stored ones, such as {"alpha": "drop"}.
+    template: a chat template instead of the checkpoint's own. Raises `CheckpointError` that lists what disagrees.
+    """
+    return load_located(locate_model(reference), dtype=dtype, images=images, template=template)
+
+
+def load_located(
+    located: LocatedModel,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    images: Mapping[str, Any] | None = None,
+    template: str | None = None,
+) -> OneVision:
+    """`load` for a checkpoint that was located before."""
+    if located.layout == OURS and template is None and dtype is not None:
+        model = checkpoint.load(located.folder, dtype=dtype, images=images)
+        model.origin = located.origin or model.origin
+        return model
+    model, record = import_located(located, dtype, template=template, images=images or {})
+    log.info("%s\n%s", located.origin or located.folder, "\n".join(describe_import(model, record)))
+    return model
+
+
+def import_located(
+    located: LocatedModel, dtype: torch.dtype | None, *, template: str | None, images: Mapping[str, Any]
+) -> tuple[OneVision, MatchedTensors]:
+    """The model, and how each tensor was accounted for; the arguments are those of `load`."""
+    from mmblocks.model.convert import layout_of
+    from mmblocks.model.convert.weights import find_stored_dtype
+
+    stored_as = find_stored_dtype(located.folder) if dtype is None else dtype
+    model, record = layout_of(located.layout).import_model(located.folder, dtype=stored_as, template=template)
+    model.spec = replace(model.spec, images=model.images.with_changes(images))
+    model.origin = located.origin or model.origin
+    return model, record
+
+
+def describe_import(model: OneVision, record: MatchedTensors) -> Iterator[str]:
+    """What was read of a checkpoint, line by line: parts with their sizes, tensors, chat template, and what was not needed."""
+    names = {part: split_spec(getattr(model.spec, part))[0] for part in ("encoder", "projector")}
+    names["learned_tokens"] = ", ".join(model.learned_tokens.keys()) or "none"
+    names["backbone"] = model.backbone.config.model_type
+    for part in PARTS:
+        yield f"part     {part}: {names[part]}, {count_parameters(getattr(model, part)):,} parameters"
+    dtype = str(next(model.backbone.parameters()).dtype).removeprefix("torch.")
+    yield f"layout   {record.layout}: {len(record.tensors)} tensors read as {dtype}"
+    yield f"template {record.chat}"
+    for reason, count in Counter(record.unused.values()).items():
+        yield f"unused   {count} tensors: {reason}"

@@ -1,0 +1,152 @@
+"""Models of the hub in one call: what `load` and the commands read from a repository answers as transformers does."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mmblocks
+from mmblocks.assets import find_media, find_tiny_model
+from mmblocks.cli import main
+from mmblocks.errors import CheckpointError
+from mmblocks.hub import HubReference, fetch_snapshot
+from mmblocks.model.loading import locate_model
+from tests.hub import LocalHub
+
+FAMILIES = ["llava", "llava_next", "llava_next_video"]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """A hub of this machine in place of the real one, with an empty cache."""
+    local = LocalHub()
+    local.serve_this_process(monkeypatch, tmp_path / "cache")
+    yield local
+    local.close()
+
+
+def same_weights(one: Any, other: Any) -> bool:
+    states = one.state_dict(), other.state_dict()
+    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_repository_answers_as_transformers_does(hub: LocalHub, make_rig: Any, family: str) -> None:
+    rig = make_rig(family)
+    hub.add(f"org/{family}", rig.folder)
+    replace(rig, ours=mmblocks.load(f"org/{family}")).require_same("What is this?", (70, 50))
+
+
+def test_the_commands_take_a_repository(
+    hub: LocalHub, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit = hub.add("org/onevision", checkpoint)
+    image = str(find_media("image.png"))
+    words = ["--image", image, "--ask", "What is this?", "--max-new-tokens", "4"]
+    assert main(["convert", "org/onevision", str(tmp_path / "ours")]) == 0
+    assert main(["swap", "org/onevision", "projector=gated", "--out", str(tmp_path / "gated")]) == 0
+    assert main(["eval", "tiny", "--model", "org/onevision", "--samples", "1"]) == 0
+    capsys.readouterr()
+    for model in ("org/onevision", f"org/onevision@{commit}", str(checkpoint), str(tmp_path / "ours")):
+        assert main(["chat", "--model", model, *words]) == 0
+    answers = capsys.readouterr().out.splitlines()
+    assert len(answers) == 4
+    assert len(set(answers)) == 1
+    assert (
+        mmblocks.load(tmp_path / "ours").origin == mmblocks.load(tmp_path / "gated").origin == f"org/onevision@{commit}"
+    )
+
+
+def test_a_model_of_ours_that_was_pushed_is_read_and_says_where_it_is_from(hub: LocalHub, tmp_path: Path) -> None:
+    folder = mmblocks.save(mmblocks.load(find_tiny_model()), tmp_path / "mine")
+    commit = hub.add("org/mine", folder)
+    model = mmblocks.load("org/mine")
+    assert same_weights(model, mmblocks.load(folder))
+    assert model.origin == f"org/mine@{commit}"
+    assert mmblocks.load(mmblocks.save(model, tmp_path / "again")).origin == f"org/mine@{commit}"
+
+
+def test_a_revision_is_another_model(hub: LocalHub, tmp_path: Path) -> None:
+    tiny = mmblocks.load(find_tiny_model())
+    hub.add("org/mine", mmblocks.save(tiny, tmp_path / "one"))
+    torch.nn.init.zeros_(tiny.projector.head.weight)
+    hub.add("org/mine", mmblocks.save(tiny, tmp_path / "other"), "v2")
+    assert not mmblocks.load("org/mine@v2").projector.head.weight.any()
+    assert mmblocks.load("org/mine").projector.head.weight.any()
+
+
+def test_what_is_in_the_cache_needs_no_hub(hub: LocalHub) -> None:
+    hub.add("org/tiny", find_tiny_model())
+    first = locate_model("org/tiny")
+    hub.close()
+    assert locate_model("org/tiny") == first
+
+
+def test_weights_come_in_one_format_and_nothing_that_is_not_read(hub: LocalHub, tmp_path: Path) -> None:
+    names = [
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "onnx/model.safetensors",
+        "training_args.bin",
+        "a.py",
+    ]
+    for name in names:
+        (tmp_path / "both" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "both" / name).write_text(name)
+    (tmp_path / "pickled").mkdir()
+    for name in ("config.json", "pytorch_model.bin", "optimizer.bin"):
+        (tmp_path / "pickled" / name).write_text(name)
+    hub.add("org/both", tmp_path / "both")
+    hub.add("org/pickled", tmp_path / "pickled")
+
+    def fetched(repository: str) -> set[str]:
+        folder = fetch_snapshot(HubReference(repository)).folder
+        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+    assert fetched("org/both") == {"config.json", "model.safetensors"}
+    assert fetched("org/pickled") == {"config.json", "pytorch_model.bin"}
+
+
+# Errors -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("org/nothing", r"org/nothing is not on the hub, or is private.*HF_TOKEN"),
+        ("org/tiny@v9", r"org/tiny has no revision 'v9'; its branches"),
+        ("org/gated", r"org/gated is gated: accept its terms at http.*/org/gated, then run `hf auth login`"),
+        ("org/other", r"holds a 'bert' model .*cannot be converted. Known: "),
+        ("./nowhere", r"there is no folder './nowhere', and it is no repository of the hub"),
+        ("one/two/three", r"there is no folder 'one/two/three'"),
+        ("org/tiny@", r"there is no folder 'org/tiny@'"),
+    ],
+)
+def test_a_reference_that_names_no_model_says_what_to_do(
+    hub: LocalHub, tmp_path: Path, reference: str, says: str
+) -> None:
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert/config.json").write_text('{"model_type": "bert", "architectures": ["Bert"]}')
+    hub.add("org/tiny", find_tiny_model())
+    hub.add("org/gated", find_tiny_model())
+    hub.add("org/other", tmp_path / "bert")
+    hub.gated.add("org/gated")
+    with pytest.raises(CheckpointError, match=says):
+        mmblocks.load(reference)
+
+
+def test_without_hub_and_cache_the_command_to_download_is_named(hub: LocalHub) -> None:
+    hub.close()
+    with pytest.raises(CheckpointError, match=r"cannot be reached. With a network: hf download org/tiny --revision v1"):
+        mmblocks.load("org/tiny@v1")
+
+
+def test_an_interrupted_download_goes_on(hub: LocalHub) -> None:
+    hub.add("org/tiny", find_tiny_model())
+    hub.cut.add("backbone/model.safetensors")
+    assert same_weights(mmblocks.load("org/tiny"), mmblocks.load(find_tiny_model()))
+    assert not hub.cut
