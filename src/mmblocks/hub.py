@@ -16,11 +16,10 @@ from pathlib import Path
 from mmblocks.errors import CheckpointError, StorageError
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = (
-    *("*.json", "*.jinja", "*.txt", "*.model", "SHA256SUMS", "*.safetensors"),
-    *("adapter_model.bin", "non_lora_trainables.bin", "mm_projector.bin"),
-)
-"""What reading a model takes. Other pickled weights are fetched only where there are no safetensors."""
+_SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model", "SHA256SUMS")
+"""Settings, text tokenizers and chat templates."""
+_WEIGHTS = ("*.safetensors", "adapter_model.bin", "non_lora_trainables.bin", "mm_projector.bin")
+"""Other pickled weights are fetched only where there are no safetensors."""
 _OTHER_FILES = (
     *("onnx/*", "openvino/*", "coreml/*", "original/*", "runs/*", "consolidated*"),
     *("training_args.bin", "optimizer*", "scheduler*", "trainer_state.json"),
@@ -56,22 +55,22 @@ class Snapshot:
     """The repository at that commit."""
 
 
-def fetch_snapshot(reference: HubReference) -> Snapshot:
+def fetch_snapshot(reference: HubReference, *, weights: bool = True, offline: bool = False) -> Snapshot:
     """Download the files of a model that are not on this machine yet; where the hub cannot be reached, the cache serves.
 
-    An interrupted download is resumed by the next call. Raises `CheckpointError` with what to do, `StorageError` where the
-    disk is full.
+    weights: False fetches only settings, text tokenizers and chat templates. offline: take the cache only. An interrupted
+    download is resumed by the next call. Raises `CheckpointError` with what to do, `StorageError` where the disk is full.
     """
-    folder = _download_files(reference, _FILES)
-    if not any(folder.rglob("*.safetensors")):
-        folder = _download_files(reference, (*_FILES, "*.bin"))
+    folder = _download_files(reference, (*_SETTINGS, *_WEIGHTS) if weights else _SETTINGS, offline)
+    if weights and not any(folder.rglob("*.safetensors")):
+        folder = _download_files(reference, (*_SETTINGS, *_WEIGHTS, "*.bin"), offline)
     return Snapshot(folder, HubReference(reference.repository, folder.name))
 
 
-def _download_files(reference: HubReference, patterns: Sequence[str]) -> Path:
+def _download_files(reference: HubReference, patterns: Sequence[str], offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    with _explain_hub_errors(reference):
+    with _explain_hub_errors(reference, offline):
         return Path(
             snapshot_download(
                 reference.repository,
@@ -79,6 +78,7 @@ def _download_files(reference: HubReference, patterns: Sequence[str]) -> Path:
                 allow_patterns=[*patterns],
                 ignore_patterns=[*_OTHER_FILES],
                 endpoint=_read_endpoint(),
+                local_files_only=offline,
             )
         )
 
@@ -87,7 +87,7 @@ def _download_files(reference: HubReference, patterns: Sequence[str]) -> Path:
 
 
 @contextmanager
-def _explain_hub_errors(reference: HubReference) -> Iterator[None]:
+def _explain_hub_errors(reference: HubReference, offline: bool) -> Iterator[None]:
     """Turn every error of huggingface_hub into one sentence that ends with what to do."""
     from huggingface_hub import errors
 
@@ -108,10 +108,9 @@ def _explain_hub_errors(reference: HubReference) -> Iterator[None]:
             "run `hf auth login` or set HF_TOKEN. A folder of this machine is written with ./ in front."
         ) from cause
     except errors.LocalEntryNotFoundError as cause:
-        raise CheckpointError(
-            f"{reference} is not on this machine and the hub cannot be reached. With a network: hf download {repository}"
-            + (f" --revision {reference.revision}" if reference.revision else "")
-        ) from cause
+        command = f"hf download {repository}" + (f" --revision {reference.revision}" if reference.revision else "")
+        cure = f"; fetch it: {command}" if offline else f" and the hub cannot be reached. With a network: {command}"
+        raise CheckpointError(f"{reference} is not on this machine{cure}") from cause
     except OSError as cause:
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmblocks.errors import CheckpointError, MMBlocksError
+from mmblocks.hub import HubReference, fetch_snapshot
 from mmblocks.json_files import read_object
 
 if TYPE_CHECKING:
@@ -55,27 +56,18 @@ def forbid_fetching() -> Iterator[None]:
 def find_cached_folder(source: str, file: str) -> Path | None:
     """The folder of a hub id in the hub's cache, where that has `file`. Uses no network."""
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
 
-    try:
-        path = try_to_load_from_cache(source, file)
-    except HFValidationError:  # it is no hub id either
-        return None
+    reference = HubReference.parse(source)
+    path = reference and try_to_load_from_cache(reference.repository, file, revision=reference.revision)
     return Path(path).parent if isinstance(path, str) else None
 
 
-def _locate_source(source: str | Path) -> str:
-    """The source to pass to transformers: the hub id or folder; a folder of the hub's cache where fetching is forbidden.
-
-    transformers' own option for local files only still uses the network.
-    """
-    source = str(source)
-    if _may_fetch or Path(source).exists():
-        return source
-    folder = find_cached_folder(source, CONFIG) or find_cached_folder(source, "tokenizer_config.json")
-    if folder is None:
-        raise CheckpointError(f"{source} is not on this machine; fetch it: hf download {source}")
-    return str(folder)
+def _locate_source(source: str | Path, *, weights: bool = False) -> str:
+    """The folder to pass to transformers. Files of the hub are fetched first, without their weights unless they are needed."""
+    reference = None if Path(source).exists() else HubReference.parse(str(source))
+    if reference is None:
+        return str(source)
+    return str(fetch_snapshot(reference, weights=weights, offline=not _may_fetch).folder)
 
 
 def read_config(source: str | Path) -> PreTrainedConfig:
@@ -149,18 +141,20 @@ def read_model(kind: type[Any], source: str | Path | None, **options: Any) -> An
 
     `source` is None where the weights are given (`state_dict`).
     """
-    return read_pretrained(kind, source, needs=CONFIG, trust_remote_code=False, **options)
+    return read_pretrained(kind, source, needs=CONFIG, weights=True, trust_remote_code=False, **options)
 
 
-def read_pretrained(kind: type[Any], source: str | Path | None, needs: str = "", **options: Any) -> Any:
+def read_pretrained(
+    kind: type[Any], source: str | Path | None, needs: str = "", *, weights: bool = False, **options: Any
+) -> Any:
     """`kind.from_pretrained(source)` that runs no code of the checkpoint and raises only `CheckpointError`.
 
-    needs: a file that a local folder must have.
+    needs: a file that a local folder must have. weights: whether the weights of a hub id are needed, too.
     """
     with convert_checkpoint_errors(source or "the model", needs):
         if source is not None:
             _require_readable(source, needs)
-        place = source if source is None else _locate_source(source)
+        place = source if source is None else _locate_source(source, weights=weights)
         return kind.from_pretrained(place, **{"trust_remote_code": False, **options})
 
 

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from mmblocks.batch import Packing
 from mmblocks.components import backbones
+from mmblocks.errors import CheckpointError
+from mmblocks.model.convert.weights import find_stored_dtype
 
 FAMILIES = json.loads((Path(__file__).parents[1] / "contract" / "families.json").read_text())
 TINY = {"vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "max_tokens": 64}
@@ -30,3 +33,45 @@ def test_one_sequence_has_the_logits_of_transformers(family, tmp_path):
     for attention in ("eager",) if family in WITHOUT_SDPA else ("eager", "sdpa"):
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=attention).eval()
         torch.testing.assert_close(got, theirs(ids[None]).logits[0], rtol=1e-5, atol=1e-5)  # fp32 kernels
+
+
+# Pickled weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pickled(tmp_path):
+    """A causal language model of transformers in pytorch_model.bin alone, in float16, as Vicuna is published."""
+    ours = backbones.build({"name": "causal_lm", **TINY, "family": "llama"})
+    ours.save_to(tmp_path, torch.float16)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    return tmp_path, tensors
+
+
+def test_pickled_weights_of_a_language_model_are_read(pickled):
+    folder, tensors = pickled
+    ours = backbones.build({"name": "causal_lm", **TINY, "family": "llama"})
+    ours.load_from(folder, torch.float16)
+    state = ours.lm.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
+    assert find_stored_dtype(folder) == torch.float16
+
+
+def test_a_pickled_language_model_that_asks_for_code_is_refused_and_nothing_runs(pickled, tmp_path):
+    folder, _ = pickled
+    torch.save({"lm_head.weight": Trap(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    ours = backbones.build({"name": "causal_lm", **TINY, "family": "llama"})
+    with pytest.raises(CheckpointError, match=r"asks for code|cannot be read"):
+        ours.load_from(folder, torch.float16)
+    assert not (tmp_path / "ran").exists()
+
+
+class Trap:
+    """A pickle of it writes a file when it is loaded by a reader that runs code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)

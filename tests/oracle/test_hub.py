@@ -11,11 +11,14 @@ import torch
 import mmblocks
 from mmblocks.assets import find_media, find_tiny_model
 from mmblocks.cli import main
+from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError
 from mmblocks.hub import HubReference, fetch_snapshot
 from mmblocks.model.loading import locate_model
+from mmblocks.pretrained import read_config
 from tests.hub import LocalHub
 
+QWEN = {"family": "qwen2", "vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "max_tokens": 64}
 FAMILIES = ["llava", "llava_next", "llava_next_video"]
 
 
@@ -109,6 +112,17 @@ def test_weights_come_in_one_format_and_nothing_that_is_not_read(hub: LocalHub, 
 
     assert fetched("org/both") == {"config.json", "model.safetensors"}
     assert fetched("org/pickled") == {"config.json", "pytorch_model.bin"}
+
+
+def test_a_component_takes_its_weights_from_a_revision(hub: LocalHub, tmp_path: Path) -> None:
+    theirs = backbones.build({"name": "causal_lm", **QWEN})
+    theirs.save_to(tmp_path / "lm")
+    hub.add("org/lm", tmp_path / "lm", "v2")
+    ours = backbones.build({"name": "causal_lm", **QWEN, "checkpoint": "org/lm@v2"})
+    read_config("org/lm@v2")
+    assert not [request for request in hub.requests if request.endswith(".safetensors")]  # settings need no weights
+    ours.load_pretrained()
+    assert same_weights(ours, theirs)
 
 
 # Errors -------------------------------------------------------------------------------------------------------------

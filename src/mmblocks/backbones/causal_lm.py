@@ -198,7 +198,7 @@ class CausalLM(nn.Module):
         from transformers import AutoModelForCausalLM
 
         with _limit_progress_bars(self.lm):
-            lm, report = read_model(AutoModelForCausalLM, folder, use_safetensors=True, **_make_loading_options(dtype))
+            lm, report = read_model(AutoModelForCausalLM, folder, **_make_loading_options(dtype))
         self._replace_language_model(lm, report, str(folder))
 
     def load_tensors(

@@ -17,6 +17,7 @@ from mmblocks.errors import CheckpointError
 from mmblocks.model.build import set_dtype
 from mmblocks.model.checkpoint import list_disagreements
 from mmblocks.model.convert.keys import NameTable, find_unused_reason, to_ours, to_theirs
+from mmblocks.model.convert.pickled import read_pickled
 from mmblocks.model.onevision import OneVision
 from mmblocks.pretrained import INDEX, list_shards
 from mmblocks.reprs import format_by_shape
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 LM_HEAD = "backbone.lm.lm_head.weight"
+_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16"}
+"""What safetensors calls the types of half the size of float32."""
 EMBEDDINGS = "backbone.lm.model.embed_tokens.weight"
 
 
@@ -81,11 +84,16 @@ class StoredTensors(Mapping[str, Tensor]):
 def find_stored_dtype(folder: Path) -> torch.dtype:
     """The type that holds every floating-point number of a checkpoint. Damaged files are skipped; readers report them."""
     kinds: set[str] = set()
-    for file in sorted(folder.rglob("*.safetensors")):
+    files = sorted(folder.rglob("*.safetensors"))
+    for file in files:
         with suppress(SafetensorError), safe_open(file, framework="pt") as tensors:
             kinds.update(tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118 (not a dict)
-    floats = frozenset(kind for kind in kinds if "F" in kind)
-    return {frozenset({"BF16"}): torch.bfloat16, frozenset({"F16"}): torch.float16}.get(floats, torch.float32)
+    for file in () if files else sorted(folder.rglob("pytorch_model*.bin")):
+        with suppress(CheckpointError):
+            tensors = read_pickled(file, "meta").values()
+            kinds.update(_NAMES.get(tensor.dtype, "F32") for tensor in tensors if tensor.is_floating_point())
+    floats = {kind for kind in kinds if "F" in kind}
+    return next((dtype for dtype, name in _NAMES.items() if floats == {name}), torch.float32)
 
 
 def measure_gigabytes(folder: Path, dtype: torch.dtype | None = None) -> float:

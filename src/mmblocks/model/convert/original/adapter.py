@@ -11,7 +11,7 @@ from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.checkpoint import list_disagreements, load, read_tensors, save
 from mmblocks.model.convert.keys import to_ours, to_theirs
 from mmblocks.model.convert.original import projectors as original_projectors
-from mmblocks.model.convert.original.pickled import read_pickled
+from mmblocks.model.convert.pickled import read_pickled
 from mmblocks.model.convert.weights import find_stored_dtype
 from mmblocks.model.onevision import OneVision
 

@@ -15,7 +15,7 @@ from mmblocks.model.convert.original import projectors as original_projectors
 from mmblocks.model.convert.original import towers as original_towers
 from mmblocks.model.convert.original.config import make_spec, make_text_config, reasons_against
 from mmblocks.model.convert.original.export import export_original, reasons_against_export
-from mmblocks.model.convert.original.pickled import read_pickled_folder
+from mmblocks.model.convert.pickled import read_pickled_folder
 from mmblocks.model.convert.text import build_from_tensors, read_checkpoint_tokenizer, refuse_conversion
 from mmblocks.model.convert.weights import SINGLE, MatchedTensors, StoredTensors
 from mmblocks.model.onevision import OneVision

@@ -13,10 +13,10 @@ from mmblocks.pretrained import list_shards
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 
-def read_pickled(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a pickled file. Raises `CheckpointError` when it is damaged, needs code, or holds other things."""
+def read_pickled(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """The named tensors of a pickled file; on "meta" without their values. Raises `CheckpointError` when it is damaged, needs code, or holds other things."""
     try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: Any = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as cause:
         raise CheckpointError(
             f"{path} cannot be read: it is damaged, or a pickle that asks for code to be run, which mmblocks never "
