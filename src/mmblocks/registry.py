@@ -40,8 +40,8 @@ Spec = str | Mapping[str, Any]
 class ComponentEntry(Generic[T]):
     """A registered component or preset. `builder` makes it; `settings` are what a preset fixes beforehand.
 
-    source: the paper or code it comes from. oracle: what its outputs are compared with in the tests. tiny: settings
-    small enough for tests.
+    source: the paper or code it comes from. verified_against: what its outputs are compared with in the tests. tiny:
+    settings small enough for tests.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Registry(Generic[T]):
     def register(
         self, name: str, *, source: str, tiny: Mapping[str, Any] | None = None, verified_against: str = ""
     ) -> Callable[[Callable[..., T]], Any]:
-        """Register a class or factory; see `Entry` for what is said of it."""
+        """Register a class or factory; see `ComponentEntry` for the arguments."""
 
         def add_builder(builder: Callable[..., T]) -> Callable[..., T]:
             self._add_entry(ComponentEntry(name, builder, source, dict(tiny or {}), verified_against))
