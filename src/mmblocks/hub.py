@@ -111,16 +111,16 @@ def _explain_hub_errors(reference: HubReference, offline: bool) -> Iterator[None
         command = f"hf download {repository}" + (f" --revision {reference.revision}" if reference.revision else "")
         cure = f"; fetch it: {command}" if offline else f" and the hub cannot be reached. With a network: {command}"
         raise CheckpointError(f"{reference} is not on this machine{cure}") from cause
-    except OSError as cause:
-        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+    except errors.HFValidationError as cause:
+        raise CheckpointError(f"{repository!r} is no name of a repository: {cause}") from cause
+    except Exception as cause:  # an interrupted download raises errors of the HTTP library that huggingface_hub has now
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
                 f"the disk is full while {reference} is downloaded; HF_HOME moves the hub's cache."
             ) from cause
         raise CheckpointError(
             f"{reference} cannot be downloaded: {cause}. Run the command again: it resumes."
         ) from cause
-    except errors.HFValidationError as cause:
-        raise CheckpointError(f"{repository!r} is no name of a repository: {cause}") from cause
 
 
 def _read_endpoint() -> str:

@@ -164,3 +164,17 @@ def test_an_interrupted_download_goes_on(hub: LocalHub) -> None:
     hub.cut.add("backbone/model.safetensors")
     assert same_weights(mmblocks.load("org/tiny"), mmblocks.load(find_tiny_model()))
     assert not hub.cut
+
+
+@pytest.mark.parametrize("fault", [ConnectionResetError("peer is gone"), RuntimeError("peer closed connection")])
+def test_a_download_that_breaks_off_says_that_it_resumes(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def break_off(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", break_off)
+    with pytest.raises(
+        CheckpointError, match=r"org/tiny cannot be downloaded: peer .*Run the command again: it resumes"
+    ):
+        mmblocks.load("org/tiny")
