@@ -53,6 +53,11 @@ def forbid_fetching() -> Iterator[None]:
         _may_fetch = before
 
 
+def may_fetch() -> bool:
+    """Whether files of the hub may be fetched now: not within `forbid_fetching`."""
+    return _may_fetch
+
+
 def find_cached_folder(source: str, file: str) -> Path | None:
     """The folder of a hub id in the hub's cache, where that has `file`. Uses no network."""
     from huggingface_hub import try_to_load_from_cache

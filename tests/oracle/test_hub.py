@@ -16,6 +16,8 @@ from mmblocks.errors import CheckpointError
 from mmblocks.hub import HubReference, fetch_snapshot
 from mmblocks.model.loading import locate_model
 from mmblocks.pretrained import read_config
+from mmblocks.train import run
+from mmblocks.train.checks.run import check_run
 from tests.hub import LocalHub
 
 QWEN = {"family": "qwen2", "vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "max_tokens": 64}
@@ -52,6 +54,9 @@ def test_the_commands_take_a_repository(
     assert main(["convert", "org/onevision", str(tmp_path / "ours")]) == 0
     assert main(["swap", "org/onevision", "projector=gated", "--out", str(tmp_path / "gated")]) == 0
     assert main(["eval", "tiny", "--model", "org/onevision", "--samples", "1"]) == 0
+    capsys.readouterr()
+    assert main(["diff", "org/onevision", str(tmp_path / "gated")]) == 0
+    assert "gated" in capsys.readouterr().out
     capsys.readouterr()
     for model in ("org/onevision", f"org/onevision@{commit}", str(checkpoint), str(tmp_path / "ours")):
         assert main(["chat", "--model", model, *words]) == 0
@@ -123,6 +128,40 @@ def test_a_component_takes_its_weights_from_a_revision(hub: LocalHub, tmp_path: 
     assert not [request for request in hub.requests if request.endswith(".safetensors")]  # settings need no weights
     ours.load_pretrained()
     assert same_weights(ours, theirs)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_a_run_starts_from_a_repository(
+    hub: LocalHub, make_rig: Any, checkpoint: Path, tmp_path: Path, family: str
+) -> None:
+    folder = checkpoint if family == "llava_onevision" else make_rig(family).folder
+    hub.add("org/base", folder)
+    theirs = mmblocks.load(folder)
+    stage = {"name": "all", "data": [{"name": "tinyworld", "task": "single"}], "train": {"projector": 1e-3}}
+    recipe = {
+        "model": theirs.spec.to_dict(),
+        "weights": "org/base",
+        "stages": [{**stage, "steps": 2, "global_batch_size": 2}],
+        "out": str(tmp_path / "run"),
+    }
+    assert [(fault.key, fault.severity) for fault in check_run(recipe)] == [("weights", "fetchable")]
+    run(recipe)
+    assert check_run(recipe) == []  # the hub's cache has it now
+    trained, before = mmblocks.load(tmp_path / "run/model").state_dict(), theirs.state_dict()
+    assert {name.partition(".")[0] for name in before if not torch.equal(trained[name], before[name])} == {"projector"}
+
+
+def test_a_run_refuses_a_repository_with_other_parts(hub: LocalHub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.add("org/base", checkpoint)
+    locate_model("org/base")
+    spec = mmblocks.load(checkpoint).spec.to_dict()
+    recipe = {
+        "model": {**spec, "projector": "gated"},
+        "weights": "org/base",
+        "out": str(tmp_path / "run"),
+        "stages": [],
+    }
+    assert [fault.key for fault in check_run(recipe) if "projector" in fault.key] == ["model.projector"]
 
 
 # Errors -------------------------------------------------------------------------------------------------------------

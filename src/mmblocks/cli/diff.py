@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mmblocks.cli.model_options import MODEL_FORMS
 
 if TYPE_CHECKING:
     from mmblocks.sweep.diff import Differences
@@ -21,8 +22,8 @@ NOTHING = "(none)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("one", type=Path, help="folder of a run, of a sweep's trial, or of a model")
-    parser.add_argument("other", type=Path, help="the run or model to compare with")
+    parser.add_argument("one", help=f"folder of a run or of a sweep's trial, or a model: {MODEL_FORMS}")
+    parser.add_argument("other", help="the run or model to compare with")
     parser.add_argument("visuals", nargs="*", help="images and videos to count tokens for, instead of the usual ones")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(differences, indent=2))
     else:
-        print("\n".join(format_differences(str(args.one), str(args.other), differences)))
+        print("\n".join(format_differences(args.one, args.other, differences)))
     return 0
 
 

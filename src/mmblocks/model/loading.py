@@ -17,7 +17,8 @@ from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.model import checkpoint
 from mmblocks.model.build import count_parameters
 from mmblocks.model.onevision import OneVision
-from mmblocks.model.spec import PARTS
+from mmblocks.model.spec import PARTS, ModelSpec
+from mmblocks.pretrained import may_fetch
 from mmblocks.registry import split_spec
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class LocatedModel:
 def locate_model(reference: Path | str) -> LocatedModel:
     """The checkpoint that a reference names: an existing folder, or `org/name` or `org/name@revision` on the hub.
 
-    Files that are not on this machine are downloaded. Raises `CheckpointError` for what is neither, and for a checkpoint of
-    an unknown layout.
+    Files that are not on this machine are downloaded, unless `mmblocks.pretrained.forbid_fetching` forbids it. Raises
+    `CheckpointError` for what is neither, and for a checkpoint of an unknown layout.
     """
     if Path(reference).exists():
         return LocatedModel(Path(reference), _detect_layout(Path(reference)))
@@ -54,7 +55,7 @@ def locate_model(reference: Path | str) -> LocatedModel:
             f"there is no folder {str(reference)!r}, and it is no repository of the hub; write a folder, org/name or "
             "org/name@revision."
         )
-    snapshot = fetch_snapshot(repository)
+    snapshot = fetch_snapshot(repository, offline=not may_fetch())
     return LocatedModel(snapshot.folder, _detect_layout(snapshot.folder), str(snapshot.reference))
 
 
@@ -64,6 +65,15 @@ def _detect_layout(folder: Path) -> str:
     from mmblocks.model.convert import detect_layout
 
     return detect_layout(folder)
+
+
+def read_located_spec(located: LocatedModel) -> ModelSpec:
+    """The composition of a checkpoint; no value of a tensor is read."""
+    from mmblocks.model.convert import layout_of
+    from mmblocks.model.convert.layout import name_in_errors
+
+    with name_in_errors(located.folder):
+        return layout_of(located.layout).read_spec(located.folder)
 
 
 def read_stored_images(located: LocatedModel) -> ImageReading:

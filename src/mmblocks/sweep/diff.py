@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from mmblocks.errors import ConfigError
+from mmblocks.hub import HubReference
 from mmblocks.model.budget import estimate_budget, parse_visual_shape
-from mmblocks.model.checkpoint import read_spec
 from mmblocks.model.checks.composition import dry_build
+from mmblocks.model.loading import locate_model, read_located_spec
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.sweep.runs import read_final_metrics
 
@@ -35,8 +36,8 @@ class RunDescription:
     metrics: Mapping[str, Any]
 
 
-def find_differences(one: Path, other: Path, visuals: Sequence[str] = VISUALS) -> Differences:
-    """What differs between two folders, each a run's, a sweep's trial or a model's; sections without a difference are left out.
+def find_differences(one: Path | str, other: Path | str, visuals: Sequence[str] = VISUALS) -> Differences:
+    """What differs between two folders of runs or of a sweep's trials, or two models (see `locate_model`); sections without a difference are left out.
 
     `visuals` are words as in `mmblocks.model.budget.parse_visual_shape`. Raises `ConfigError` for a folder that is neither.
     """
@@ -60,8 +61,9 @@ def find_differences(one: Path, other: Path, visuals: Sequence[str] = VISUALS) -
     return differences
 
 
-def read_run_description(folder: Path) -> RunDescription:
-    """Read run.json and metrics.jsonl of a run, or config.json of a model."""
+def read_run_description(reference: Path | str) -> RunDescription:
+    """Read run.json and metrics.jsonl of a run, or the settings of a model."""
+    folder = Path(reference)
     run = folder / "run.json"
     if run.is_file():
         try:
@@ -74,8 +76,9 @@ def read_run_description(folder: Path) -> RunDescription:
             recipe,
             {k: v for k, v in flatten_keys(read_final_metrics(folder)).items() if not MACHINE_METRICS.search(k)},
         )
-    if (folder / "config.json").is_file():
-        return RunDescription(read_spec(folder), {}, {})
+    is_repository = not folder.exists() and HubReference.parse(str(reference)) is not None
+    if (folder / "config.json").is_file() or is_repository:
+        return RunDescription(read_located_spec(locate_model(reference)), {}, {})
     what = "a file" if folder.is_file() else "not there" if not folder.exists() else "without run.json and config.json"
     raise ConfigError(f"{folder} is {what}; name the folder of a run (out=...), of a sweep's trial, or of a model.")
 

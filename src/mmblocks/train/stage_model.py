@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.video.video_reader import VideoReader
+from mmblocks.model import loading
 from mmblocks.model.build import build_checked, build_from_spec, build_router, build_template
 from mmblocks.model.checkpoint import load, localise_spec, read_spec, write_into
 from mmblocks.model.onevision import OneVision
@@ -25,7 +26,7 @@ def make_initial_model(settings: TrainRun) -> OneVision:
     """The model that a run starts from, on the CPU. The run has checked its settings."""
     if settings.weights in ("random", "pretrained"):
         return build_checked(ModelSpec.from_dict(settings.model), weights=settings.weights, seed=settings.seed)
-    return recompose_model(load(settings.weights), ModelSpec.from_dict(settings.model))
+    return recompose_model(loading.load(settings.weights), ModelSpec.from_dict(settings.model))
 
 
 def make_stage_model(
@@ -105,10 +106,13 @@ def make_stage_processor(model: OneVision, stage: Stage, settings: TrainRun) -> 
 
 
 def _wire_without_weights(settings: TrainRun, before: Path | None) -> OneVision:
-    folder = before or (None if settings.weights in ("random", "pretrained") else Path(settings.weights))
     with torch.device("meta"):
-        if folder is None:
-            return build_from_spec(ModelSpec.from_dict(settings.model))
-        model = build_from_spec(localise_spec(read_spec(folder), folder))
-    model.spec = read_spec(folder)
-    return model if before is not None else recompose_model(model, ModelSpec.from_dict(settings.model))
+        if before is not None:
+            model = build_from_spec(localise_spec(read_spec(before), before))
+            model.spec = read_spec(before)
+            return model
+        wanted = ModelSpec.from_dict(settings.model)
+        if settings.weights in ("random", "pretrained"):
+            return build_from_spec(wanted)
+        model = build_from_spec(loading.read_located_spec(loading.locate_model(settings.weights)))
+    return recompose_model(model, wanted)

@@ -135,7 +135,7 @@ class Evaluation:
 class TrainRun:
     """A whole run, read from a composed recipe.
 
-    weights: "random", "pretrained" (each component's checkpoint) or a folder saved by mmblocks.
+    weights: "random", "pretrained" (each component's checkpoint) or a model (see `mmblocks.model.loading.locate_model`).
     budget: factor on every stage's steps or epochs. out: folder of the run, for checkpoints, metrics.jsonl and the final model.
     threads: CPU threads of torch, 0 for its own choice. workers: processes that prefetch batches.
     encoder_pretraining: settings of `EncoderPretraining`, for an encoder without a checkpoint; it comes before the first stage.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmblocks.model.convert.probe import Probe
     from mmblocks.model.convert.weights import MatchedTensors
     from mmblocks.model.onevision import OneVision
+    from mmblocks.model.spec import ModelSpec
 
 Runner = Callable[["OneVision", "Probe", "Tensor"], "Tensor"]
 """(the same model in our layout, which may be without weights, a probe, row numbers) to logits (rows, vocabulary)."""
@@ -37,6 +38,10 @@ class CheckpointLayout(ABC):
     @abstractmethod
     def can_read(self, folder: Path) -> bool:
         """Whether the folder is in this layout, from its file names and json alone; no tensor is read."""
+
+    @abstractmethod
+    def read_spec(self, folder: Path, template: str | None = None) -> ModelSpec:
+        """The composition of a checkpoint; no value of a tensor is read. Raises what `read_model` does of settings."""
 
     @abstractmethod
     def read_model(self, folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:

@@ -12,6 +12,7 @@ from mmblocks.model.convert.layout import CheckpointLayout, Runner
 from mmblocks.model.convert.probe import compute_our_logits
 from mmblocks.model.convert.weights import MatchedTensors
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.spec import ModelSpec
 
 
 class OurLayout(CheckpointLayout):
@@ -22,6 +23,10 @@ class OurLayout(CheckpointLayout):
 
     def can_read(self, folder: Path) -> bool:
         return checkpoint.is_saved_model(folder)
+
+    def read_spec(self, folder: Path, template: str | None = None) -> ModelSpec:
+        stored = checkpoint.localise_spec(checkpoint.read_spec(folder), folder)
+        return stored if template is None else replace(stored, template=template)
 
     def read_model(self, folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:
         model = checkpoint.load(folder, dtype=dtype)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.components import backbones, encoders
-from mmblocks.data.media.files import is_existing_path
 from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.faults import Fault, join_key
-from mmblocks.model.checkpoint import read_spec
+from mmblocks.hub import HubReference
+from mmblocks.model import loading
 from mmblocks.model.checks.composition import DryBuild, dry_build
 from mmblocks.model.spec import ModelSpec
 from mmblocks.model.swapping.recompose import find_part_faults
+from mmblocks.pretrained import find_cached_folder, forbid_fetching
 from mmblocks.registry import Registry
 from mmblocks.settings import format_suggestion, list_settings
 from mmblocks.train.checks.stage import find_source_faults, find_stage_faults, find_warmup_fault, to_sequence
@@ -49,9 +50,12 @@ def check_run(raw: Mapping[str, Any]) -> list[Fault]:
 
 
 def require_run(raw: Mapping[str, Any]) -> DryBuild:
-    """The dry build of a recipe's model. Raises one `ConfigError` that lists every fault of the composed recipe."""
+    """The dry build of a recipe's model. Raises one `ConfigError` that lists every fault of the composed recipe.
+
+    What a run downloads is no fault.
+    """
     seen = _dry_build_model(raw)
-    if faults := _find_faults(raw, seen):
+    if faults := [fault for fault in _find_faults(raw, seen) if fault.severity != "fetchable"]:
         raise ConfigError.from_faults(faults, "this run cannot work")
     return seen
 
@@ -137,17 +141,28 @@ def _find_weights_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
         for kind, registry in parts:
             if isinstance(model, Mapping) and model.get(kind) is not None:
                 yield from _find_checkpoint_faults(f"model.{kind}", registry, model[kind])
-    elif not is_existing_path(Path(weights) / "config.json"):
-        cure = "Write random, pretrained, or a folder written by `mmblocks train`."
-        severity = "error" if Path(weights).exists() else "missing"
-        yield Fault("weights", f"{weights!r} is not a model saved by mmblocks.", cure, severity)
     elif isinstance(model, Mapping):
-        try:
-            faults = find_part_faults(read_spec(Path(weights)), ModelSpec.from_dict(model))
-        except MMBlocksError as cause:
-            yield Fault("weights", str(cause))
+        yield from _find_start_faults(weights, ModelSpec.from_dict(model))
+
+
+def _find_start_faults(weights: str, wanted: ModelSpec) -> Iterator[Fault]:
+    """Whether the model that a run starts from is there and has the recipe's parts. Uses no network."""
+    if not Path(weights).exists():
+        repository = HubReference.parse(weights)
+        if repository is None:
+            cure = "Write random, pretrained, the folder of a model, or org/name of the hub."
+            yield Fault("weights", f"there is no model {weights!r}.", cure, "missing")
             return
-        yield from (fault.move_below("model") for fault in faults)
+        if find_cached_folder(weights, "config.json") is None:
+            yield Fault("weights", f"{weights} is not on this machine; the run downloads it.", severity="fetchable")
+            return
+    try:
+        with forbid_fetching():
+            stored = loading.read_located_spec(loading.locate_model(weights))
+    except MMBlocksError as cause:
+        yield Fault("weights", str(cause))
+        return
+    yield from (fault.move_below("model") for fault in find_part_faults(stored, wanted))
 
 
 def _find_checkpoint_faults(key: str, registry: Registry[Any], spec: object) -> Iterator[Fault]:

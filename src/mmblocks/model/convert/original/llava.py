@@ -3,13 +3,20 @@
 Code: https://github.com/haotian-liu/LLaVA and https://github.com/LLaVA-VL/LLaVA-NeXT.
 """
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from mmblocks.model.convert import keys, read_raw_config
-from mmblocks.model.convert.chat import choose_chat_template
+from mmblocks.model.convert.chat import ChatChoice, choose_chat_template
 from mmblocks.model.convert.layout import CheckpointLayout, name_in_errors
 from mmblocks.model.convert.original import projectors as original_projectors
 from mmblocks.model.convert.original import towers as original_towers
@@ -19,7 +26,11 @@ from mmblocks.model.convert.pickled import read_pickled_folder
 from mmblocks.model.convert.text import build_from_tensors, read_checkpoint_tokenizer, refuse_conversion
 from mmblocks.model.convert.weights import SINGLE, MatchedTensors, StoredTensors
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.spec import ModelSpec
 from mmblocks.pretrained import INDEX, read_local_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 __all__ = ["LAYOUT", "export_original", "import_original", "import_original_with_report"]
 
@@ -38,16 +49,40 @@ def import_original_with_report(
     folder: Path | str, *, dtype: torch.dtype = torch.float32, template: str | None = None
 ) -> tuple[OneVision, MatchedTensors]:
     """`import_original`, and how each tensor was accounted for. template: one in place of the checkpoint's own."""
-    with warnings.catch_warnings(), name_in_errors(Path(folder)):
-        # transformers reads config.json to choose a text tokenizer, and warns of keys that were right at the time.
-        warnings.filterwarnings("ignore", message="`rope_scaling` is deprecated", category=FutureWarning)
-        model, matched = _read_model(Path(folder), dtype, template)
+    folder = Path(folder)
+    with _ignore_rope_warning(), name_in_errors(folder):
+        found = _read_checkpoint(folder, template)
+        stored = found.stored
+        if not found.holds_tower:
+            stored = {**stored, **original_towers.fetch_tensors(found.spec.encoder)}
+        projector = original_projectors.make_name_table(read_local_config(folder)["mm_projector_type"])
+        layouts = {"LLaVA": keys.make_original_table(projector)}
+        model, matched = build_from_tensors(found.spec, found.text, stored, layouts, dtype, folder, found.chat)
         if model.backbone.tokenizer_source is not None:
             assert model.backbone.text_tokenizer  # read here and kept, while its warnings are ignored
     return model, matched
 
 
-def _read_model(folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:
+@contextmanager
+def _ignore_rope_warning() -> Iterator[None]:
+    """transformers reads config.json to choose a text tokenizer, and warns of keys that were right at the time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`rope_scaling` is deprecated", category=FutureWarning)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """What a checkpoint's files say before its tensors are read."""
+
+    spec: ModelSpec
+    text: PreTrainedConfig
+    chat: ChatChoice
+    stored: Mapping[str, Tensor]
+    holds_tower: bool
+
+
+def _read_checkpoint(folder: Path, template: str | None) -> _Checkpoint:
     config = read_local_config(folder)
     refuse_conversion(folder, reasons_against(config))
     has_safetensors = (folder / INDEX).is_file() or (folder / SINGLE).is_file()
@@ -62,11 +97,7 @@ def _read_model(folder: Path, dtype: torch.dtype, template: str | None) -> tuple
     text = make_text_config(config)
     tokenizer = read_checkpoint_tokenizer(folder)
     chat = choose_chat_template(folder, tokenizer, template)
-    spec = make_spec(config, text, tower, folder, tokenizer, chat)
-    if not holds_tower:
-        stored = {**stored, **original_towers.fetch_tensors(spec.encoder)}
-    layouts = {"LLaVA": keys.make_original_table(original_projectors.make_name_table(config["mm_projector_type"]))}
-    return build_from_tensors(spec, text, stored, layouts, dtype, folder, chat)
+    return _Checkpoint(make_spec(config, text, tower, folder, tokenizer, chat), text, chat, stored, holds_tower)
 
 
 class OriginalLayout(CheckpointLayout):
@@ -77,6 +108,10 @@ class OriginalLayout(CheckpointLayout):
     def can_read(self, folder: Path) -> bool:
         config = read_raw_config(folder)
         return "mm_vision_tower" in config and "mm_projector_type" in config
+
+    def read_spec(self, folder: Path, template: str | None = None) -> ModelSpec:
+        with _ignore_rope_warning():
+            return _read_checkpoint(folder, template).spec
 
     def read_model(self, folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:
         return import_original_with_report(folder, dtype=dtype, template=template)

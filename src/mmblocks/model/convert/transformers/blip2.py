@@ -56,7 +56,15 @@ class Blip2Family(HFLayout):
         """Patterns of tensor names that may be left over, and why."""
         return {}
 
+    def read_spec(self, folder: Path, template: str | None = None) -> ModelSpec:
+        return self._read_settings(folder, template)[0]
+
     def read_model(self, folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:
+        spec, config, chat = self._read_settings(folder, template)
+        layouts, unused = {self.model_type: keys.BLIP2}, self.find_unused_tensors(config)
+        return build_from_tensors(spec, config.text_config, StoredTensors(folder), layouts, dtype, folder, chat, unused)
+
+    def _read_settings(self, folder: Path, template: str | None) -> tuple[ModelSpec, PreTrainedConfig, ChatChoice]:
         config = read_family_config(folder, self.model_type)
         tokenizer = read_checkpoint_tokenizer(folder)
         chat = choose_bare_prompt(folder, tokenizer, template)
@@ -79,8 +87,7 @@ class Blip2Family(HFLayout):
                 "template": chat.spec,
             }
         )
-        layouts, unused = {self.model_type: keys.BLIP2}, self.find_unused_tensors(config)
-        return build_from_tensors(spec, config.text_config, StoredTensors(folder), layouts, dtype, folder, chat, unused)
+        return spec, config, chat
 
     def reasons_against_export(self, model: OneVision) -> list[str]:
         return ["BLIP-2's layouts are read only; write mmblocks' own."]

@@ -89,12 +89,18 @@ class LlavaFamily(HFLayout):
 
     # Import ---------------------------------------------------------------------------------------------------------
 
+    def read_spec(self, folder: Path, template: str | None = None) -> ModelSpec:
+        return self._read_settings(folder, template)[0]
+
     def read_model(self, folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:
+        spec, config, chat = self._read_settings(folder, template)
+        return build_from_tensors(spec, config.text_config, StoredTensors(folder), keys.HF_LAYOUTS, dtype, folder, chat)
+
+    def _read_settings(self, folder: Path, template: str | None) -> tuple[ModelSpec, PreTrainedConfig, ChatChoice]:
         config = read_family_config(folder, self.model_type)
         tokenizer = read_checkpoint_tokenizer(folder)
         chat = choose_chat_template(folder, tokenizer, template)
-        spec = self._make_spec(config, folder, tokenizer, chat)
-        return build_from_tensors(spec, config.text_config, StoredTensors(folder), keys.HF_LAYOUTS, dtype, folder, chat)
+        return self._make_spec(config, folder, tokenizer, chat), config, chat
 
     def _make_spec(
         self, config: PreTrainedConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None, chat: ChatChoice
