@@ -1,5 +1,6 @@
 """Models of the hub in one call: what `load` and the commands read from a repository answers as transformers does."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,10 @@ def test_the_commands_take_a_repository(
     assert main(["swap", "org/onevision", "projector=gated", "--out", str(tmp_path / "gated")]) == 0
     assert main(["eval", "tiny", "--model", "org/onevision", "--samples", "1"]) == 0
     capsys.readouterr()
+    assert main(["plan", "org/onevision", "image=70x50", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert main(["plan", str(tmp_path / "ours"), "image=70x50", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == planned
     assert main(["diff", "org/onevision", str(tmp_path / "gated")]) == 0
     assert "gated" in capsys.readouterr().out
     capsys.readouterr()

@@ -4,6 +4,7 @@ Reads no weights and uses no network.
 
   mmblocks plan RECIPE image=1000x700 image=384x384 video=1280x720@30s
   mmblocks plan llava_next/vicuna_7b model/projector=gated image=1000x700 --json
+  mmblocks plan runs/mine/model image=1000x700
 
 Sizes are WIDTHxHEIGHT in pixels. A video also has its seconds, and its frames per second if not 30
 (video=1280x720@30s@25fps). All visuals are in one conversation. Other words are overrides.
@@ -26,8 +27,10 @@ import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmblocks.cli.model_options import MODEL_FORMS
 from mmblocks.cli.plan_data import WORDS, PlanRequest, format_stage, plan_stages
 from mmblocks.cli.tables import align_columns
 from mmblocks.errors import ConfigError
@@ -41,7 +44,9 @@ DEFAULT_MEDIA = ("image=1000x700",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "recipe", help="a recipe (`mmblocks recipes`, or a YAML file), or a system (`mmblocks list system`)"
+        "recipe",
+        help="a recipe (`mmblocks recipes`, or a YAML file), a system (`mmblocks list system`), or a model on this machine: "
+        f"{MODEL_FORMS}",
     )
     parser.add_argument(
         "words", nargs="*", help=f"images and videos ({DEFAULT_MEDIA[0]} when there are none) or data, and overrides"
@@ -53,14 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmblocks import conf
     from mmblocks.cli.memory_report import compute_stage_memory, format_memory, read_ranks
     from mmblocks.pretrained import forbid_fetching
 
     media = [word for word in args.words if word.startswith(MEDIA)]
     data_words = [word for word in args.words if word.startswith(WORDS)]
     with forbid_fetching():
-        raw = conf.compose_for_planning(args.recipe, [w for w in args.words if w not in media and w not in data_words])
+        raw = _compose(args.recipe, [w for w in args.words if w not in media and w not in data_words])
         if args.memory:
             stages = compute_stage_memory(raw, read_ranks(data_words))
             plain = {name: [memory.to_dict() for memory in rows] for name, rows in stages.items()}
@@ -84,6 +88,20 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 print(json.dumps(figures, indent=2))
     return 0
+
+
+def _compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """A recipe or a system with its overrides, or {"model": ...} of a model on this machine."""
+    from mmblocks import conf
+    from mmblocks.pretrained import find_cached_folder
+
+    if not Path(name).is_dir() and (name in conf.list_recipes() or find_cached_folder(name, "config.json") is None):
+        return conf.compose_for_planning(name, overrides)
+    from mmblocks.model.loading import locate_model, read_located_spec
+
+    if overrides:
+        raise ConfigError(f"{name} is a model, and {overrides[0]} goes with a recipe; `mmblocks swap` changes a model.")
+    return {"model": read_located_spec(locate_model(name)).to_dict()}
 
 
 def _print_plan(values: object, lines: Iterable[str], *, as_json: bool) -> None:
