@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmblocks.cli.image_options import add_image_options, read_image_options
 from mmblocks.cli.line_editing import edit_lines
-from mmblocks.cli.model_options import MODEL_HELP
+from mmblocks.cli.model_options import MODEL_HELP, add_placement_options
 
 if TYPE_CHECKING:
     from mmblocks.chat import Chat
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     parser.add_argument("--seed", type=int, help="seed of sampling")
+    add_placement_options(parser)
     add_image_options(parser, "as the model says")
 
 
@@ -67,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     located, options = locate_model(args.model or find_tiny_model()), read_image_options(args)
     images = read_stored_images(located).with_changes(options)
     visuals = [_open_visual(kind, path, images) for kind, path in args.visuals]
-    chat = Chat(load_located(located, images=options), system=args.system, decoding=decoding)
+    model = load_located(located, dtype=args.dtype, device=args.device, images=options)
+    chat = Chat(model, system=args.system, decoding=decoding)
     is_bundled = located.folder.resolve() == find_tiny_model().resolve()
     if args.ask is not None:
         if is_bundled:

@@ -1,4 +1,21 @@
-"""How commands name a model."""
+"""How commands name a model, and where it runs."""
+
+import argparse
 
 MODEL_FORMS = "a folder of mmblocks, transformers or LLaVA, or org/name[@revision] on the Hugging Face hub"
 MODEL_HELP = f"{MODEL_FORMS} (default: the bundled tiny model)"
+
+
+def add_placement_options(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --dtype."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto (default: a GPU where CUDA has one, else the CPU), cpu, cuda, cuda:1 or mps",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="type of the weights (default: auto, the stored one where the device computes it well; float32 on a CPU)",
+    )

@@ -17,6 +17,7 @@ from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.model import checkpoint
 from mmblocks.model.build import count_parameters
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.placement import choose_device, choose_dtype
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.pretrained import may_fetch
 from mmblocks.registry import split_spec
@@ -84,34 +85,45 @@ def read_stored_images(located: LocatedModel) -> ImageReading:
 def load(
     reference: Path | str,
     *,
-    dtype: torch.dtype | None = torch.float32,
+    dtype: torch.dtype | str | None = torch.float32,
+    device: torch.device | str = "cpu",
     images: Mapping[str, Any] | None = None,
     template: str | None = None,
 ) -> OneVision:
     """Read a model, every tensor of it or none: see `locate_model` for what a reference is.
 
-    Checkpoints of other layouts are imported in memory, and nothing is written. dtype: of the weights; None is the type in
-    which they are stored. images: settings of `ImageReading` instead of the stored ones, such as {"alpha": "drop"}.
+    Checkpoints of other layouts are imported in memory, and nothing is written. dtype: of the weights, or "auto" (see
+    `placement.choose_dtype`); None is the type in which they are stored. device: see `placement.choose_device`. images: settings of `ImageReading` instead of the stored ones, such as {"alpha": "drop"}.
     template: a chat template instead of the checkpoint's own. Raises `CheckpointError` that lists what disagrees.
     """
-    return load_located(locate_model(reference), dtype=dtype, images=images, template=template)
+    return load_located(locate_model(reference), dtype=dtype, device=device, images=images, template=template)
 
 
 def load_located(
     located: LocatedModel,
     *,
-    dtype: torch.dtype | None = torch.float32,
+    dtype: torch.dtype | str | None = torch.float32,
+    device: torch.device | str = "cpu",
     images: Mapping[str, Any] | None = None,
     template: str | None = None,
 ) -> OneVision:
     """`load` for a checkpoint that was located before."""
+    place = choose_device(device) if isinstance(device, str) else device
+    if isinstance(dtype, str):
+        dtype = choose_dtype(dtype, place, lambda: _find_stored_dtype(located.folder))
     if located.layout == OURS and template is None and dtype is not None:
         model = checkpoint.load(located.folder, dtype=dtype, images=images)
         model.origin = located.origin or model.origin
-        return model
+        return model.to(place)
     model, record = import_located(located, dtype, template=template, images=images or {})
     log.info("%s\n%s", located.origin or located.folder, "\n".join(describe_import(model, record)))
-    return model
+    return model.to(place)
+
+
+def _find_stored_dtype(folder: Path) -> torch.dtype:
+    from mmblocks.model.convert.weights import find_stored_dtype  # not imported where nobody needs it
+
+    return find_stored_dtype(folder)
 
 
 def import_located(
@@ -119,9 +131,8 @@ def import_located(
 ) -> tuple[OneVision, MatchedTensors]:
     """The model, and how each tensor was accounted for; the arguments are those of `load`."""
     from mmblocks.model.convert import layout_of
-    from mmblocks.model.convert.weights import find_stored_dtype
 
-    stored_as = find_stored_dtype(located.folder) if dtype is None else dtype
+    stored_as = _find_stored_dtype(located.folder) if dtype is None else dtype
     model, record = layout_of(located.layout).import_model(located.folder, dtype=stored_as, template=template)
     model.spec = replace(model.spec, images=model.images.with_changes(images))
     model.origin = located.origin or model.origin

@@ -84,9 +84,8 @@ def run_trial(folder: str, scoring: Mapping[str, Any]) -> None:
 
 def _train_and_score(place: Path, scoring: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's result: its scores, the time that all its starts took, and the most memory that this one held."""
-    import torch
 
-    from mmblocks.model.checkpoint import load
+    from mmblocks.model.loading import load
 
     recipe = read_json(place / TRIAL)["recipe"]
     before = read_json(place / RESULT) if (place / RESULT).is_file() else {}
@@ -103,8 +102,7 @@ def _train_and_score(place: Path, scoring: Mapping[str, Any]) -> dict[str, Any]:
     if scoring["score"] == "tiny":
         from mmblocks.eval.tinyworld import ExactScore, evaluate_tinyworld, sum_scores
 
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load(place / "model").to(automatic if recipe["device"] == "auto" else recipe["device"])
+        model = load(place / "model", device=recipe["device"])
         scores = evaluate_tinyworld(model, samples=scoring["samples"])
         tasks = {task: sum_scores(parts) for task, parts in scores.items()}
         values["score"] = sum(tasks.values(), ExactScore(0, 0)).exact_share
