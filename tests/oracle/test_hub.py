@@ -1,6 +1,8 @@
 """Models of the hub in one call: what `load` and the commands read from a repository answers as transformers does."""
 
+import errno
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import mmblocks
 from mmblocks.assets import find_media, find_tiny_model
 from mmblocks.cli import main
 from mmblocks.components import backbones
-from mmblocks.errors import CheckpointError
+from mmblocks.errors import CheckpointError, StorageError
 from mmblocks.hub import HubReference, fetch_snapshot
 from mmblocks.model.loading import locate_model
 from mmblocks.pretrained import read_config
@@ -220,5 +222,26 @@ def test_a_download_that_breaks_off_says_that_it_resumes(
     monkeypatch.setattr("huggingface_hub.snapshot_download", break_off)
     with pytest.raises(
         CheckpointError, match=r"org/tiny cannot be downloaded: peer .*Run the command again: it resumes"
+    ):
+        mmblocks.load("org/tiny")
+
+
+def test_a_shard_that_the_repository_lacks_is_named(hub: LocalHub, checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "cut")
+    (tmp_path / "cut/model.safetensors").rename(tmp_path / "cut/model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (tmp_path / "cut/model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    hub.add("org/cut", tmp_path / "cut")
+    with pytest.raises(CheckpointError, match=r"names files that are missing: model-00002-of-00002\.safetensors"):
+        mmblocks.load("org/cut")
+
+
+def test_a_full_disk_is_said_with_where_the_cache_can_go(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(
+        StorageError, match="the disk is full while org/tiny is downloaded; HF_HOME moves the hub's cache"
     ):
         mmblocks.load("org/tiny")
