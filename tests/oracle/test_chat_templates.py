@@ -8,19 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
+from jinja2 import nodes
 from PIL import Image
 from transformers import AutoProcessor, LlamaConfig
 
 import mmblocks
 from mmblocks import cli
+from mmblocks.components import templates
 from mmblocks.conversation import Conversation
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, MMBlocksError
 from mmblocks.model.convert.transformers.export import export_hf
 from mmblocks.model.convert.transformers.families import import_hf
-from mmblocks.model.convert.transformers.jinja import to_jinja
+from mmblocks.model.convert.transformers.jinja import FLATTENED, to_jinja
 from mmblocks.templates.tokenizer_chat import TokenizerChat
 
 FIRST = (  # as LLaVA's processors on the hub: images first, whatever was written first
@@ -367,3 +370,43 @@ def test_what_an_export_cannot_prompt_alike_is_said(
     status, said, _ = converted(tmp_path / "ours", tmp_path / "out", capsys)
     assert status == 0
     assert "are those of the result\ndiffers  " in said
+
+
+# Servers ------------------------------------------------------------------------------------------------------------
+
+
+def has_content_loop(jinja: str) -> bool:
+    """Whether a template has a loop over `message['content']` for a `message` of a loop over the messages.
+
+    vLLM and SGLang look for it in the syntax tree: only then do images stay where they are in a message.
+    """
+    tree = jinja2.Environment().parse(jinja)
+    messages = {"messages"}
+    for assigned in tree.find_all(nodes.Assign):
+        source = assigned.node.node if isinstance(assigned.node, nodes.Getitem) else assigned.node
+        if isinstance(source, nodes.Name) and source.name in messages and isinstance(assigned.target, nodes.Name):
+            messages.add(assigned.target.name)
+    loops = list(tree.find_all(nodes.For))
+    names = {loop.target.name for loop in loops if isinstance(loop.iter, nodes.Name) and loop.iter.name in messages}
+    return any(
+        isinstance(loop.iter, nodes.Getitem)
+        and isinstance(loop.iter.node, nodes.Name)
+        and loop.iter.node.name in names
+        and loop.iter.arg == nodes.Const("content")
+        for loop in loops
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in templates if name not in ("tokenizer", "plain", "blip2")])
+def test_servers_see_that_a_message_is_a_list_of_parts(name: str) -> None:
+    jinja = to_jinja(templates.build(name))
+    assert jinja is None or has_content_loop(jinja)
+
+
+def test_a_flattened_template_shows_servers_its_parts_too() -> None:
+    assert has_content_loop(FLATTENED + "{{ messages[0]['content'] }}")
+
+
+def test_a_loop_in_a_macro_is_not_seen() -> None:
+    hidden = "{%- macro f(content) -%}{%- for p in content -%}{{ p }}{%- endfor -%}{%- endmacro -%}"
+    assert not has_content_loop(hidden + "{%- for message in messages -%}{{ f(message['content']) }}{%- endfor -%}")

@@ -18,20 +18,28 @@ Around = tuple[str, str]
 """Text before and text after."""
 
 PARTS_MACRO = (
-    "{%- macro parts(content, strip=false, before='', after='') -%}"
-    "{%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}"
+    "{%- macro part_text(part, first=true, last=true, strip=false, before='', after='') -%}"
     "{%- if part['type'] != 'text' -%}{{ before + '<' + part['type'] + '>' + after }}"
     "{%- else -%}"
-    "{%- set text = part['text'].lstrip() if strip and loop.first else part['text'] -%}"
-    "{{ text.rstrip() if strip and loop.last else text }}"
-    "{%- endif -%}{%- endfor -%}"
+    "{%- set text = part['text'].lstrip() if strip and first else part['text'] -%}"
+    "{{ text.rstrip() if strip and last else text }}"
+    "{%- endif -%}"
+    "{%- endmacro -%}"
+    "{%- macro parts(content, strip=false) -%}"
+    "{%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}"
+    "{{ part_text(part, loop.first, loop.last, strip) }}"
+    "{%- endfor -%}"
     "{%- endmacro -%}"
 )
 FLATTENED = PARTS_MACRO + (
     "{%- set flat = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
-    "{%- set plain = {'role': message['role'], 'content': parts(message['content'])} -%}"
-    "{%- set flat.messages = flat.messages + [plain] -%}"
+    "{%- set plain = namespace(content='') -%}"
+    "{%- if message['content'] is string -%}{%- set plain.content = message['content'] -%}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- set plain.content = plain.content + part_text(part) -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': plain.content}] -%}"
     "{%- endfor -%}"
     "{%- set messages = flat.messages -%}"
 )
@@ -85,8 +93,8 @@ def to_jinja(template: ChatTemplate) -> str | None:
         FIRST_IS_SYSTEM, "{%- set system.text = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
     )
     start = _render_output(_quote_text(form.start)) if form.start else ""
-    front = "" if form.inside else _render_if("parts(system.text)", _render_content(form, form.system, "system.text"))
-    assistant = _render_content(form, form.assistant, "message['content']", form.around_visuals)
+    front = "" if form.inside else _render_if("parts(system.text)", _render_system(form))
+    assistant = _render_message(form, form.assistant, form.around_visuals)
     turns = (
         f"{{%- for message in turns -%}}{{%- if message['role'] == 'user' -%}}{_render_user_message(form)}"
         f"{{%- elif message['role'] == 'assistant' -%}}{assistant}"
@@ -170,23 +178,40 @@ def _render_user_message(form: ChatForm) -> str:
     """A user's message, the first perhaps with the system text."""
     between = _render_if("not loop.first", _render_output(_quote_text(form.between))) if form.between else ""
     if not form.inside:
-        return between + _render_content(form, form.user, "message['content']", form.around_visuals)
-    system = _render_content(form, form.system, "system.text") + "{%- set system.text = '' -%}"
+        return between + _render_message(form, form.user, form.around_visuals)
+    system = _render_system(form) + "{%- set system.text = '' -%}"
     head, tail = form.user
     return (
         between
         + _render_output(_quote_text(head))
         + _render_if("parts(system.text)", system)
-        + _render_content(form, ("", tail), "message['content']", form.around_visuals)
+        + _render_message(form, ("", tail), form.around_visuals)
     )
 
 
-def _render_content(form: ChatForm, around: Around, content: str, around_visuals: Around = ("", "")) -> str:
-    """A message's content between two texts."""
+def _render_message(form: ChatForm, around: Around, around_visuals: Around = ("", "")) -> str:
+    """A message's content between two texts.
+
+    Servers take images as parts of a message only where a template has a plain loop over `message['content']`.
+    """
     before, after = (_quote_text(text) for text in around_visuals)
-    strip = "true" if form.strip else "false"
-    parts = f"parts({content}, {strip}, {before}, {after})"
-    return _render_output(f"{_quote_text(around[0])} + {parts} + {_quote_text(around[1])}")
+    options = f"{_render_bool(form.strip)}, {before}, {after}"
+    whole = f"part_text({{'type': 'text', 'text': message['content']}}, true, true, {options})"
+    piece = f"part_text(part, loop.first, loop.last, {options})"
+    loop = f"{{%- for part in message['content'] -%}}{_render_output(piece)}{{%- endfor -%}}"
+    content = f"{{%- if message['content'] is string -%}}{_render_output(whole)}{{%- else -%}}{loop}{{%- endif -%}}"
+    head, tail = (_render_output(_quote_text(text)) if text else "" for text in around)
+    return head + content + tail
+
+
+def _render_system(form: ChatForm) -> str:
+    """The system text between its two texts."""
+    before, after = map(_quote_text, form.system)
+    return _render_output(f"{before} + parts(system.text, {_render_bool(form.strip)}) + {after}")
+
+
+def _render_bool(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _render_if(condition: str, then: str) -> str:
