@@ -105,7 +105,7 @@ def _explain_hub_errors(reference: HubReference, offline: bool) -> Iterator[None
     except errors.RepositoryNotFoundError as cause:
         raise CheckpointError(
             f"{repository} is not on the hub, or is private: check the name at {page}, and for a private repository "
-            "run `hf auth login` or set HF_TOKEN. A folder of this machine is written with ./ in front."
+            "run `hf auth login` or set HF_TOKEN."
         ) from cause
     except errors.LocalEntryNotFoundError as cause:
         command = f"hf download {repository}" + (f" --revision {reference.revision}" if reference.revision else "")

@@ -56,7 +56,10 @@ def locate_model(reference: Path | str) -> LocatedModel:
             f"there is no folder {str(reference)!r}, and it is no repository of the hub; write a folder, org/name or "
             "org/name@revision."
         )
-    snapshot = fetch_snapshot(repository, offline=not may_fetch())
+    try:
+        snapshot = fetch_snapshot(repository, offline=not may_fetch())
+    except CheckpointError as cause:
+        raise CheckpointError(f"there is no folder {str(reference)!r}, and on the hub: {cause}") from cause
     return LocatedModel(snapshot.folder, _detect_layout(snapshot.folder), str(snapshot.reference))
 
 
