@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 
@@ -13,6 +13,7 @@ from PIL import Image
 from mmblocks.conversation import Conversation, Message, Part, Text, Visual
 from mmblocks.data.media.files import describe_source, resolve_source
 from mmblocks.data.media.images import read_image_size
+from mmblocks.data.media.urls import fetch_url, is_web_url
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.settings import format_value
@@ -31,8 +32,12 @@ CURES: tuple[tuple[type | UnionType, str], ...] = (
 """What to write instead of inputs that people are likely to give."""
 
 
-def image(source: object) -> Visual:
-    """An image to show: a path, bytes, a data: URI, a PIL image, or a uint8 array (height, width, 3)."""
+def image(source: object, *, allow_urls: bool | Collection[str] = False) -> Visual:
+    """An image to show: a path, bytes, a data: URI, a PIL image, or a uint8 array (height, width, 3).
+
+    allow_urls: whether a URL of http or https is fetched, now; or names of hosts that may have private addresses, too.
+    """
+    source = _fetch_source(source, allow_urls)
     if isinstance(source, np.ndarray):
         return _read_array(source, ("image",))
     if not isinstance(source, str | os.PathLike | bytes | Image.Image):
@@ -40,9 +45,10 @@ def image(source: object) -> Visual:
     return Visual("image", source)
 
 
-def video(source: object, *, fps: float = 1.0) -> Visual:
+def video(source: object, *, fps: float = 1.0, allow_urls: bool | Collection[str] = False) -> Visual:
     """A video to show: a path, bytes, a folder or tuple of images, or a uint8 array (frames, height, width, 3) with its
-    frames per second."""
+    frames per second. allow_urls: as of `image`."""
+    source = _fetch_source(source, allow_urls)
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < float("inf"):
         raise DataError(f"video: fps={format_value(fps)}; write frames per second, a number above 0.")
     if isinstance(source, np.ndarray):
@@ -50,6 +56,13 @@ def video(source: object, *, fps: float = 1.0) -> Visual:
     if not isinstance(source, str | os.PathLike | bytes | tuple):
         raise DataError(f"video: {format_value(source)} is no video; pass a path, bytes, or a uint8 array of frames.")
     return Visual("video", source, float(fps))
+
+
+def _fetch_source(source: object, allow_urls: bool | Collection[str]) -> object:
+    """The bytes of a URL, where URLs are allowed; anything else as it is."""
+    if allow_urls is False or not is_web_url(source):
+        return source
+    return fetch_url(str(source), () if allow_urls is True else allow_urls)
 
 
 def to_part(given: object, images: ImageReading = DEFAULT_READING) -> Part:

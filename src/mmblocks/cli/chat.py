@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="FILE",
             help=f"{kind}s to show",
         )
+    parser.add_argument(
+        "--allow-urls",
+        nargs="*",
+        metavar="HOST",
+        help="fetch images and videos that are http(s) URLs, from public addresses and from these hosts (default: no URLs)",
+    )
     parser.add_argument("--ask", help="ask this question, print the answer and exit")
     parser.add_argument("--system", help="a system message")
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -67,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     decoding = Decoding(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
     located, options = locate_model(args.model or find_tiny_model()), read_image_options(args)
     images = read_stored_images(located).with_changes(options)
-    visuals = [_open_visual(kind, path, images) for kind, path in args.visuals]
+    visuals = [_open_visual(kind, path, images, args.allow_urls) for kind, path in args.visuals]
     model = load_located(located, dtype=args.dtype, device=args.device, images=options)
     chat = Chat(model, system=args.system, decoding=decoding)
     is_bundled = located.folder.resolve() == find_tiny_model().resolve()
@@ -78,11 +84,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"{BUNDLED}\n\n{HELP}" if is_bundled else HELP)
     with edit_lines("chat_history"):
-        _run_conversation(chat, visuals)
+        _run_conversation(chat, visuals, args.allow_urls)
     return 0
 
 
-def _run_conversation(chat: Chat, visuals: list[Visual]) -> None:
+def _run_conversation(chat: Chat, visuals: list[Visual], url_hosts: Sequence[str] | None) -> None:
     from mmblocks.errors import DataError
 
     while True:
@@ -93,7 +99,7 @@ def _run_conversation(chat: Chat, visuals: list[Visual]) -> None:
         command, _, argument = line.partition(" ")
         try:
             if command in ("/image", "/video"):
-                visuals.append(_open_visual(command[1:], argument.strip(), chat.model.images))
+                visuals.append(_open_visual(command[1:], argument.strip(), chat.model.images, url_hosts))
             elif line == "/quit":
                 return
             elif command == "/new":
@@ -115,10 +121,12 @@ def _print_answer(chat: Chat, visuals: list[Visual], text: str) -> None:
     print()
 
 
-def _open_visual(kind: str, path: str, images: ImageReading) -> Visual:
+def _open_visual(kind: str, source: str, images: ImageReading, url_hosts: Sequence[str] | None) -> Visual:
+    """url_hosts: None where URLs are refused, else the hosts that may be private."""
     from mmblocks.chat import image, video
     from mmblocks.data.media.visuals import read_visual_shape
 
-    visual = image(path) if kind == "image" else video(path)
+    allowed = False if url_hosts is None else url_hosts
+    visual = image(source, allow_urls=allowed) if kind == "image" else video(source, allow_urls=allowed)
     read_visual_shape(visual, images=images)  # an unreadable file is an error here, before a model is loaded
     return visual

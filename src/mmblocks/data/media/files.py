@@ -154,7 +154,12 @@ def explain_url_refusal(source: str | os.PathLike[str], kind: MediaKind) -> str 
     if name.lower().startswith("file:"):
         return f"mmblocks opens no URLs; write the path alone: {unquote(urlsplit(name).path)}"
     missing = "there is no such file, and " if name.startswith("//") else ""
-    return f"{missing}mmblocks opens no URLs; download the {kind} and pass its path, or pass its bytes."
+    allowed = (
+        f" In a chat, --allow-urls or {kind}(url, allow_urls=True) fetches it."
+        if name.lower().startswith("http")
+        else ""
+    )
+    return f"{missing}mmblocks opens no URLs; download the {kind} and pass its path, or pass its bytes.{allowed}"
 
 
 def is_existing_path(path: str | os.PathLike[str]) -> bool:
