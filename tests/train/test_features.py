@@ -320,6 +320,19 @@ def test_an_estimate_counts_views_and_bytes(tiny_model, tmp_path, mixture):
     assert estimate_cache(cache, tiny_model, "float32", mixture, mixture.draw_epochs(3, (0,)), processor).missing == 0
 
 
+def test_features_of_a_convolutional_encoder_are_measured_and_kept(tiny_spec, tmp_path, mixture):
+    """They are stored channels first and seen channels last."""
+    encoder = {"name": "timm_features", "model_name": "test_efficientnet", "image_px": 64}
+    model = mmblocks.build({**tiny_spec, "encoder": encoder}, seed=0).eval()
+    cache, processor = FeatureCache.from_model(tmp_path, model, "float32"), Processor.from_model(model)
+    estimate = estimate_cache(cache, model, "float32", mixture, mixture.draw_all(), processor)
+    assert min(estimate.encode_s, estimate.write_s, estimate.read_s) > 0
+    features = store.encode_views(model, torch.zeros(1, 3, *model.encoder.view_px, dtype=torch.uint8), "float32")
+    assert not features.is_contiguous()
+    write_features_file(tmp_path / "one.safetensors", features)
+    assert torch.equal(store.read_features_file(tmp_path / "one.safetensors", "one"), features)
+
+
 def test_it_is_said_when_it_does_not_pay(tiny_model, tmp_path, mixture, caplog, monkeypatch):
     slow = CacheEstimate(9.0, 9.0, encode_s=0.001, write_s=1.0, read_s=1.0, disk_bytes=1e3, free_bytes=1e9)
     monkeypatch.setattr(module, "estimate_cache", lambda *given: slow)

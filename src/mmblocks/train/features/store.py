@@ -102,12 +102,13 @@ def write_features_file(path: Path, features: Tensor) -> None:
     """Write features into their file atomically; several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}-{os.getpid()}")
+    features = features.contiguous()  # a convolution's, channels first, are a view of other strides
     save_file({"features": features}, fresh, metadata={"checksum": _compute_checksum(features)})
     fresh.replace(path)
 
 
 def _compute_checksum(features: Tensor) -> str:
-    raw: Any = features.contiguous().flatten().view(torch.uint8).numpy()
+    raw: Any = features.flatten().view(torch.uint8).numpy()
     return str(zlib.crc32(raw))
 
 
