@@ -49,9 +49,9 @@ def list_required_packages() -> list[str]:
 
 
 def list_optional_packages() -> list[str]:
-    """The packages of the extras, development tools aside."""
+    """The packages of the extras, those of development aside."""
     markers = {name: str(requirement.marker or "") for name, requirement in read_requirements().items()}
-    return sorted(name for name, marker in markers.items() if "extra" in marker and '"dev"' not in marker)
+    return sorted(name for name, m in markers.items() if "extra" in m and '"dev"' not in m and '"weights"' not in m)
 
 
 def format_pip_command(package: str) -> str:

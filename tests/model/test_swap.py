@@ -208,6 +208,19 @@ def test_a_model_with_more_rows_is_saved_with_its_tokenizer(tiny_model, larger_v
     assert again.spec.to_dict()["backbone"]["vocab_size"] == 700
 
 
+def test_a_backbone_whose_sizes_are_those_of_its_checkpoint_gets_more_rows(tiny_spec, tiny_model, tmp_path):
+    tiny_model.backbone.save_to(tmp_path / "lm")
+    spec = {**tiny_spec, "backbone": {"name": "causal_lm", "checkpoint": str(tmp_path / "lm")}}
+    folder = mmblocks.save(mmblocks.build(spec, seed=0), tmp_path / "model")
+    model = mmblocks.load(folder)
+    swapped = swap(model, {"backbone.vocab_size": 704})
+    old, new = (m.backbone.lm.get_input_embeddings().weight for m in (model, swapped.model))
+    assert new.shape == (704, 32)
+    assert torch.equal(new[:640], old)
+    again = mmblocks.load(save_swap_result(swapped, tmp_path / "out"))
+    assert same(again, swapped.model)
+
+
 def test_rows_are_only_added_to_tables_of_the_vocabulary():
     assert extend_vocabulary("lm.model.layers.0.mlp.up_proj.weight", torch.zeros(4, 2), (6, 2)) is None
     assert extend_vocabulary("lm.lm_head.weight", torch.zeros(4, 2), (3, 2)) is None

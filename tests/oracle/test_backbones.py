@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from mmblocks.batch import Packing
 from mmblocks.components import backbones
-from mmblocks.errors import CheckpointError
+from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.convert.weights import find_stored_dtype
 
 FAMILIES = json.loads((Path(__file__).parents[1] / "contract" / "families.json").read_text())
@@ -33,6 +33,29 @@ def test_one_sequence_has_the_logits_of_transformers(family, tmp_path):
     for attention in ("eager",) if family in WITHOUT_SDPA else ("eager", "sdpa"):
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=attention).eval()
         torch.testing.assert_close(got, theirs(ids[None]).logits[0], rtol=1e-5, atol=1e-5)  # fp32 kernels
+
+
+@torch.no_grad()
+def test_a_vocabulary_larger_than_that_of_the_checkpoint_has_the_same_logits_for_its_tokens(tmp_path):
+    small = backbones.build({"name": "causal_lm", **TINY, "family": "llama", "tie_embeddings": False})
+    small.save_to(tmp_path)
+    large = backbones.build({"name": "causal_lm", "checkpoint": str(tmp_path), "vocab_size": 80})
+    large.load_pretrained()
+    assert large.vocab_size == large.config.vocab_size == 80
+    ids = torch.randint(1, 60, (19,))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    got = large.compute_logits(
+        large.compute_hidden_states(large.embed_tokens(ids), torch.arange(19), Packing.from_lengths([19]))
+    )
+    torch.testing.assert_close(got[:, :64], theirs(ids[None]).logits[0], rtol=1e-5, atol=1e-5)  # fp32 kernels
+    for table in (large.lm.model.embed_tokens.weight, large.lm.lm_head.weight):
+        torch.testing.assert_close(table[64:], table[:64].mean(dim=0).expand(16, -1))
+
+
+def test_a_vocabulary_smaller_than_that_of_the_checkpoint_is_refused(tmp_path):
+    backbones.build({"name": "causal_lm", **TINY, "family": "llama"}).save_to(tmp_path)
+    with pytest.raises(ConfigError, match=r"vocab_size: .* has 64, the settings say 60"):
+        backbones.build({"name": "causal_lm", "checkpoint": str(tmp_path), "vocab_size": 60})
 
 
 # Pickled weights ----------------------------------------------------------------------------------------------------

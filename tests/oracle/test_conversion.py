@@ -40,6 +40,7 @@ from mmblocks.model.convert.transformers.jinja import to_jinja
 from mmblocks.model.convert.weights import find_stored_dtype, measure_gigabytes
 from mmblocks.model.generate import StopSequences
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.swapping.swap import swap
 from mmblocks.settings import REQUIRED
 from mmblocks.shapes import Size, VisualShape
 from mmblocks.tokenizers.frames import Frames
@@ -590,8 +591,10 @@ def test_a_vocabulary_without_room_for_the_visual_tokens_is_refused(
     make_tokenizer(["<|im_start|>", "<|im_end|>"]).save_pretrained(tmp_path / "text")
     backbone = {**ours.spec.to_dict()["backbone"], "vocab_size": 259, "placeholder_id": 0}
     small = mmblocks.build({**ours.spec.to_dict(), "backbone": {**backbone, "text_tokenizer": str(tmp_path / "text")}})
-    with pytest.raises(ConfigError, match="259 token embeddings leave no room for <image> and <video>"):
+    with pytest.raises(ConfigError, match="259 token embeddings leave no room for <image> and <video>") as refused:
         export_hf(small, tmp_path / "out")
+    assert "mmblocks swap MODEL backbone.vocab_size=320 --out DIR" in str(refused.value)
+    export_hf(swap(small, {"backbone.vocab_size": 320}).model, tmp_path / "out")
 
 
 def test_visual_tokens_that_the_tokenizer_lacks_are_added_where_the_vocabulary_has_room(

@@ -48,7 +48,11 @@ def exportable(language_model):
     spec = {
         "encoder": siglip,
         "projector": "mlp",
-        "backbone": {"name": "causal_lm", "checkpoint": str(language_model)},
+        "backbone": {
+            "name": "causal_lm",
+            "checkpoint": str(language_model),
+            "vocab_size": 49216,
+        },  # for <image>, <video>
         "template": "tokenizer",
     }
     model = mmblocks.build(spec, seed=0)

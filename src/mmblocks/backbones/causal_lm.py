@@ -25,6 +25,7 @@ from mmblocks.backbones.family_config import (
 from mmblocks.backbones.last_layer import OUTPUT_ROWS_KEY, at_least_one_row, restrict_last_layer_to_rows
 from mmblocks.backbones.packing_probe import raise_as_config_error, require_packing
 from mmblocks.backbones.text_tokenizer import read_text_tokenizer
+from mmblocks.backbones.vocabulary import add_vocabulary_rows
 from mmblocks.batch import Packing, RowIndex
 from mmblocks.compat import find_cache_keyword
 from mmblocks.components import backbones
@@ -57,7 +58,8 @@ class CausalLM(nn.Module):
     """Any causal language model of transformers, over packed embeddings.
 
     With `family` (transformers' model_type) the sizes are the settings given here; without it they are read from the
-    config.json of `checkpoint`, a hub id or a local folder. Weights are random until `load_pretrained`.
+    config.json of `checkpoint`, a hub id or a local folder; `vocab_size` may be larger than there. Weights are random until
+    `load_pretrained`.
     `text_tokenizer` is a hub id or folder, by default that of `checkpoint`. `placeholder_id` stands in `input_ids`
     where visual tokens go; its embedding is never used. `kv_heads` defaults to `heads`; other settings default to the
     family's. `sliding_window=None` keeps the family's window, 0 switches it off. `further` holds entries of the family's
@@ -186,19 +188,22 @@ class CausalLM(nn.Module):
         return logits
 
     def load_pretrained(self, dtype: torch.dtype | None = None) -> None:
-        """Read the weights of `checkpoint`; all of them must be there, and sizes must agree with the settings."""
+        """Read the weights of `checkpoint`; all of them must be there, and sizes must agree with the settings.
+
+        A larger `vocab_size` adds rows to the embeddings, each the mean of those of the checkpoint.
+        """
         if self.checkpoint is None:
             raise ConfigError(
                 "backbone: there are no pretrained weights; set backbone.checkpoint to a hub id or folder."
             )
-        self.load_from(resolve_source(self.checkpoint), dtype)
+        source = resolve_source(self.checkpoint)
+        lm, report = self._read_language_model(source, dtype)
+        add_vocabulary_rows(lm, self.vocab_size)
+        self._replace_language_model(lm, report, str(source))
 
     def load_from(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Read a transformers checkpoint strictly. Raises `CheckpointError` that lists missing and extra keys."""
-        from transformers import AutoModelForCausalLM
-
-        with _limit_progress_bars(self.lm):
-            lm, report = read_model(AutoModelForCausalLM, folder, **_make_loading_options(dtype))
+        lm, report = self._read_language_model(folder, dtype)
         self._replace_language_model(lm, report, str(folder))
 
     def load_tensors(
@@ -217,6 +222,15 @@ class CausalLM(nn.Module):
         """Take end tokens and repetition penalties from a checkpoint's generation_config.json, where it has one."""
         if (folder / "generation_config.json").is_file():
             self.lm.generation_config = to_savable(read_generation_config(folder))
+
+    def _read_language_model(
+        self, folder: Path | str, dtype: torch.dtype | None
+    ) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The language model of a checkpoint, and transformers' report on its tensors."""
+        from transformers import AutoModelForCausalLM
+
+        with _limit_progress_bars(self.lm):
+            return read_model(AutoModelForCausalLM, folder, **_make_loading_options(dtype))
 
     def _replace_language_model(self, lm: PreTrainedModel, report: dict[str, Any], where: str) -> None:
         if faults := list_loading_faults(report):
@@ -244,6 +258,8 @@ class CausalLM(nn.Module):
             raise ConfigError("backbone 'causal_lm' needs a family with sizes, or a checkpoint to read them from.")
         if family is None:
             config = read_config(resolve_source(str(self.checkpoint)))
+            if (rows := self._size_settings.get("vocab_size", 0)) > getattr(config, "vocab_size", rows):
+                config.vocab_size = rows
             self._require_same_sizes(config, str(self.checkpoint))
             return config
         extra: dict[str, Any] = {} if sliding_window is None else {"sliding_window": sliding_window or None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,9 +172,10 @@ class LlavaFamily(HFLayout):
         tokenizer = self._add_visual_tokens(model)
         beyond = [t for t in self.visual_tokens if tokenizer.convert_tokens_to_ids(t) >= backbone.vocab_size]
         if beyond:
+            rows = 64 * math.ceil(len(tokenizer) / 64)  # of a size that GPUs multiply fast
             reasons.append(
                 f"backbone: its {backbone.vocab_size} token embeddings leave no room for {' and '.join(beyond)}; "
-                "use a larger vocabulary."
+                f"add some: `mmblocks swap MODEL backbone.vocab_size={rows} --out DIR`."
             )
         return reasons
 
