@@ -18,6 +18,7 @@ from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.json_files import read_object
 from mmblocks.model.build import build_from_spec, limit_parameters, set_dtype
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.quantized import require_no_quantized_layer
 from mmblocks.model.spec import ModelSpec
 from mmblocks.pretrained import convert_checkpoint_errors, iterate_entries, require_countable_layers
 from mmblocks.registry import split_spec
@@ -47,6 +48,7 @@ def save(model: OneVision, folder: Path | str, *, dtype: torch.dtype | None = No
 
 def write_into(model: OneVision, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write the files of a model into an empty folder that `replace_folder` has given."""
+    require_no_quantized_layer(model, "saving")
     spec, has_local_tokenizer = model.spec.to_dict(), _has_local_projector_tokenizer(model)
     if has_local_tokenizer:
         spec["projector"] = {**spec["projector"], "text_tokenizer": LOCAL_PROJECTOR_TOKENIZER}
