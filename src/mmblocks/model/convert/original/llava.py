@@ -28,6 +28,7 @@ from mmblocks.model.convert.weights import MatchedTensors, open_tensors
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 from mmblocks.pretrained import read_local_config
+from mmblocks.reprs import format_by_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -80,6 +81,7 @@ class _Checkpoint:
     chat: ChatChoice
     stored: Mapping[str, Tensor]
     holds_tower: bool
+    __repr__ = format_by_shape
 
 
 def _read_checkpoint(folder: Path, template: str | None) -> _Checkpoint:
