@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[1] / "explanation"
 PAGE, NUMBERS = FOLDER / "trained_weights.md", FOLDER / "trained_weights.csv"
 MODELS = {
     "before": "before training",
-    "runs/weights/assistant/stages/1-align": "after `align`",
+    "runs/weights/assistant/stages/0-align": "after `align`",
     "runs/weights/assistant/model": "after `instruct`",
 }
 ASSISTANT = "runs/weights/assistant/model"

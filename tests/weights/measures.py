@@ -30,7 +30,14 @@ QUESTIONS = (
 MAX_NEW_TOKENS = 24
 SHOWN = ("the drawing", "another drawing", "no drawing")
 """What a question is asked about; the latter two tell how far text alone goes."""
-PRECISIONS: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}}
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "8 bits": {"bits": 8},
+    "4 bits": {"bits": 4},
+}
+"""Arguments of `mmblocks.load`."""
+JOINED = "joined"
 
 
 def read_text_ids(tokenizer: Any) -> torch.Tensor:
@@ -104,10 +111,10 @@ def make_spec(language_model: Path, encoder_file: Path) -> dict[str, Any]:
     }
 
 
-def load_parts(folder: Path, dtype: torch.dtype = torch.float32) -> mmblocks.OneVision:
-    """The model of what `prepare` wrote."""
+def save_parts(folder: Path) -> Path:
+    """The joined parts as a model of mmblocks, from what `prepare` wrote before."""
     spec = make_spec(folder / "smollm2", folder / "efficientnet_lite0.safetensors")
-    return mmblocks.build(spec, weights="pretrained", dtype=dtype, seed=0).eval()
+    return mmblocks.save(mmblocks.build(spec, weights="pretrained", seed=0), folder / JOINED)
 
 
 @torch.no_grad()

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+import mmblocks
 from tests.weights.measures import MAX_NEW_TOKENS, QUESTIONS, answer_texts, compute_perplexity, read_text_ids
 
 pytestmark = pytest.mark.weights
@@ -53,3 +54,24 @@ def test_the_perplexity_of_a_text_is_that_of_transformers(joined, theirs, tokeni
         expected, rel=1e-5 if theirs.dtype == torch.float32 else 1e-2
     )
     assert expected < 30
+
+
+@pytest.mark.parametrize(
+    ("bits", "theirs", "tolerance"),
+    [
+        (4, {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}, 1e-3),  # the same codes and scales
+        (8, {}, 5e-2),  # theirs quantizes activations too
+    ],
+)
+@torch.no_grad()
+def test_the_perplexity_in_few_bits_is_about_that_of_transformers(
+    language_model, spec, tokenizer, tmp_path, bits, theirs, tolerance
+):
+    folder = mmblocks.save(mmblocks.build(spec, weights="pretrained", seed=0), tmp_path / "joined")
+    settings = BitsAndBytesConfig(**{f"load_in_{bits}bit": True, **theirs})
+    lm = AutoModelForCausalLM.from_pretrained(
+        language_model, dtype=torch.float32, quantization_config=settings, device_map="cpu"
+    ).eval()
+    ids = read_text_ids(tokenizer)
+    expected = math.exp(torch.nn.functional.cross_entropy(lm(ids[None]).logits[0, :-1].float(), ids[1:]).item())
+    assert compute_perplexity(mmblocks.load(folder, bits=bits).eval(), ids) == pytest.approx(expected, rel=tolerance)
