@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from mmblocks._optional import import_optional
 from mmblocks.errors import ConfigError
+from mmblocks.model.convert.adapter import PEFT_PREFIX
 from mmblocks.model.convert.keys import IN_MEMORY, to_theirs
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.quantized import list_linear_layers, quantize_backbone, replace_modules
 from mmblocks.model.trainable import list_adapters, train_only
-from mmblocks.train.adapter_folder import ADAPTERS, BACKBONE_PREFIX, PEFT_PREFIX, AdapterBase, NonAdapterWeights
+from mmblocks.train.adapters.folder import ADAPTERS, BACKBONE_PREFIX, AdapterBase, NonAdapterWeights
 from mmblocks.train.stages import Lora, Stage
 
 ADAPTER = "default"
@@ -125,7 +126,7 @@ def save_adapter(
     base: "transformers" names the layers as in the exported model (LLaVA-OneVision, LLaVA, LLaVA-NeXT), "backbone" as in
     the language model alone. source: where that model is, as written into the adapter's config. Load it with
     peft.PeftModel.from_pretrained(that model, folder). Trained weights that have no name in that model go into a file of our
-    own, which a log message and the folder's README.md describe and `adapter_folder.apply_adapter` reads.
+    own, which a log message and the folder's README.md describe and `mmblocks.model.convert.adapter.apply_adapter` reads.
     """
     peft = import_optional("peft", extra="train", to="saving low-rank adapters")
     layers = _find_lora_layers(model)
