@@ -44,7 +44,7 @@ PLANTED = [
     ("save_every", 0, "save_every", "Write 1 or more"),
     ("log_every", 0, "log_every", "Write 1 or more"),
     ("device", "gpu", "device", "Write auto, cpu, cuda"),
-    ("weights", "runs/nothing", "weights", "a folder written by `mmblocks train`"),
+    ("weights", "runs/nothing", "weights", "neither a folder nor whole in the hub's cache"),
     ("weights", "pretrained", "model.encoder", "weights=random"),
     ("weights", "pretrained", "model.backbone.checkpoint", "Name a hub id or a folder"),
     ("last_stage", "alin", "last_stage", "Did you mean 'align'?"),

@@ -42,11 +42,11 @@ class LocatedModel:
     origin: str = ""
 
 
-def locate_model(reference: Path | str) -> LocatedModel:
+def locate_model(reference: Path | str, *, weights: bool = True) -> LocatedModel:
     """The checkpoint that a reference names: an existing folder, or `org/name` or `org/name@revision` on the hub.
 
-    Files that are not on this machine are downloaded, unless `mmblocks.pretrained.forbid_fetching` forbids it. Raises
-    `CheckpointError` for what is neither, and for a checkpoint of an unknown layout.
+    Files that are not on this machine are downloaded, unless `mmblocks.pretrained.forbid_fetching` forbids it. weights: False
+    downloads settings alone. Raises `CheckpointError` for what is neither, and for a checkpoint of an unknown layout.
     """
     if Path(reference).exists():
         return LocatedModel(Path(reference), _detect_layout(Path(reference)))
@@ -57,7 +57,7 @@ def locate_model(reference: Path | str) -> LocatedModel:
             "org/name@revision."
         )
     try:
-        snapshot = fetch_snapshot(repository, offline=not may_fetch())
+        snapshot = fetch_snapshot(repository, weights=weights, offline=not may_fetch())
     except CheckpointError as cause:
         raise CheckpointError(f"there is no folder {str(reference)!r}, and on the hub: {cause}") from cause
     return LocatedModel(snapshot.folder, _detect_layout(snapshot.folder), str(snapshot.reference))
