@@ -187,6 +187,21 @@ def test_what_the_command_line_chooses_is_kept(checkpoint: Path) -> None:
     assert adopted["tokenizer"]["video"] == stored["tokenizer"]["video"]
 
 
+def test_llava_1_5_is_tuned_on_padded_images_whatever_its_processor_does(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(RELEASES["llava_1_5"]))
+    stored = read_located_spec(locate_model(tmp_path)).to_dict()
+    adopted = adopt_components(compose("llava_1_5/finetune", [f"weights={tmp_path}"]))["model"]
+    names = [model["tokenizer"][s]["name"] for model in (stored, adopted) for s in ("image", "multi_image")]
+    assert names == ["square", "square", "pad", "pad"]
+    assert adopted["tokenizer"]["video"] == stored["tokenizer"]["video"]
+
+
+def test_a_component_that_is_none_is_named(checkpoint: Path) -> None:
+    raw = {**compose("onevision/finetune", [f"weights={checkpoint}", TINYWORLD]), "from_weights": ["encodr", "encoder"]}
+    (fault,) = [fault for fault in check_run(raw) if fault.key == "from_weights.encodr"]
+    assert "encoder" in str(fault)
+
+
 def test_a_chosen_part_that_the_model_has_not_is_refused(checkpoint: Path) -> None:
     raw = compose("onevision/finetune", [f"weights={checkpoint}", "model/projector=gated", TINYWORLD])
     assert [fault.key for fault in check_run(raw)] == ["model.projector"]

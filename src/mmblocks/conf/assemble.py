@@ -24,7 +24,7 @@ from mmblocks.model import systems
 from mmblocks.model.spec import ModelSpec
 from mmblocks.settings import make_unknown_fault
 from mmblocks.train.stages import find_run_faults
-from mmblocks.train.starting_model import find_start
+from mmblocks.train.starting_model import COMPONENTS, find_start
 
 HYDRA_VERSION = "1.3"
 
@@ -96,11 +96,11 @@ def _list_unchosen_slots(model: Mapping[str, Any], system: str, overrides: Seque
     """Components that are as the recipe's system has them and that no override names."""
     named = [word.partition("=")[0].lstrip("+~").replace("/", ".") for word in overrides]
     base, chosen = systems.compose(system).to_dict(), ModelSpec.from_dict(model).to_dict()
-    for key in (*ModelSpec().list_slots(), "model.images"):
-        path = key.split(".")[1:]
-        is_named = any(word == key or word.startswith(f"{key}.") for word in named)
+    for name in COMPONENTS:
+        is_named = any(f"{word}.".startswith(f"model.{name}.") for word in named)
+        path = name.split(".")
         if not is_named and reduce(getitem, path, chosen) == reduce(getitem, path, base):
-            yield ".".join(path)
+            yield name
 
 
 def is_system(name: str) -> bool:

@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 NO_MODEL = ("random", "pretrained")
 """Values of `weights` that name no whole model."""
+COMPONENTS = (*(key.removeprefix("model.") for key in ModelSpec().list_slots()), "images")
+"""What `from_weights` may name: every component, and how images are read."""
 
 
 def find_start(raw: Mapping[str, Any]) -> str | None:
@@ -43,7 +45,7 @@ def adopt_components(raw: Mapping[str, Any]) -> dict[str, Any]:
         return dict(raw)
     stored, own = _read_composition(start), ModelSpec.from_dict(raw["model"]).to_dict()
     model = {**own, "tokenizer": dict(own["tokenizer"])}
-    for slot in slots:
+    for slot in (slot for slot in slots if slot in COMPONENTS):  # `check_run` names others
         part, _, scenario = slot.partition(".")
         if scenario:
             model[part][scenario] = stored[part][scenario]

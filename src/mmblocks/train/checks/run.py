@@ -17,12 +17,12 @@ from mmblocks.model.spec import ModelSpec
 from mmblocks.model.swapping.recompose import find_part_faults
 from mmblocks.pretrained import find_cached_folder, forbid_fetching
 from mmblocks.registry import Registry
-from mmblocks.settings import format_suggestion, list_settings
+from mmblocks.settings import format_suggestion, list_settings, make_unknown_fault
 from mmblocks.train.checks.random_parts import find_random_part_faults
 from mmblocks.train.checks.stage import find_source_faults, find_stage_faults, find_warmup_fault, to_sequence
 from mmblocks.train.reports.tracking import find_tracking_faults
 from mmblocks.train.stages import EncoderPretraining, Evaluation, TrainRun, find_feature_cache_conflict, find_run_faults
-from mmblocks.train.starting_model import adopt_offline
+from mmblocks.train.starting_model import COMPONENTS, adopt_offline
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,8 @@ def _find_value_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
             if value < least or (value == least and cure is ABOVE):
                 yield Fault(join_key(section, name), f"{name}={value!r} is too small.", cure.format(least))
     run, evaluate = valid[""], valid["evaluate"]
+    unknown = [name for name in run.get("from_weights", ()) if name not in COMPONENTS]
+    yield from (make_unknown_fault(name, "no such component.", COMPONENTS, "from_weights") for name in unknown)
     if not 0 <= (run.get("ema") or 0) < 1:
         yield Fault("ema", f"ema={run['ema']} is no decay.", "Write a number from 0 to below 1, such as 0.999.")
     yield from find_tracking_faults(run.get("track", ()))
