@@ -169,7 +169,7 @@ def _find_start_faults(weights: str, wanted: ModelSpec) -> Iterator[Fault]:
             return
         cached = find_cached_folder(weights, "config.json")
         if cached is None or not any(file.suffix in (".safetensors", ".bin") for file in cached.rglob("*")):
-            message = f"{weights} is neither a folder nor whole in the hub's cache; the run downloads it."
+            message = f"there is no folder {weights} here; the run downloads it from the hub."
             yield Fault("weights", message, f"hf download {repository.repository}", "fetchable")
         if cached is None:
             return
