@@ -156,7 +156,7 @@ def test_plan_says_whose_figures_it_prints(hub: LocalHub, checkpoint: Path, caps
     words = ["onevision/finetune", "weights=org/base", "image=112x112"]
     assert main(["plan", *words]) == 0
     before = capsys.readouterr()
-    assert "note: org/base is not on this machine" in before.err
+    assert "note: org/base is not on this machine (hf download org/base); until then" in before.err
     assert "893" in before.out
     locate_model("org/base")
     assert main(["plan", *words]) == 0

@@ -84,4 +84,6 @@ def describe_absent_start(raw: Mapping[str, Any]) -> str | None:
     start = find_start(raw)
     if start is None or not raw.get("from_weights") or is_on_this_machine(start):
         return None
-    return f"{start} is not on this machine (hf download {start}); until then the recipe's own composition stands in for its."
+    reference = HubReference.parse(start)
+    cure = "" if reference is None else f" ({reference.download_command})"
+    return f"{start} is not on this machine{cure}; until then the recipe's own composition stands in for its."

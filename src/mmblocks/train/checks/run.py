@@ -170,7 +170,7 @@ def _find_start_faults(weights: str, wanted: ModelSpec) -> Iterator[Fault]:
         cached = find_cached_folder(weights, "config.json")
         if cached is None or not any(file.suffix in (".safetensors", ".bin") for file in cached.rglob("*")):
             message = f"there is no folder {weights} here; the run downloads it from the hub."
-            yield Fault("weights", message, f"hf download {repository.repository}", "fetchable")
+            yield Fault("weights", message, repository.download_command, "fetchable")
         if cached is None:
             return
     try:
