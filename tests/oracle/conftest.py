@@ -66,6 +66,15 @@ def _quiet() -> None:
     transformers.logging.disable_progress_bar()
 
 
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """A hub of this machine in place of the real one, with an empty cache."""
+    local = LocalHub()
+    local.serve_this_process(monkeypatch, tmp_path / "cache")
+    yield local
+    local.close()
+
+
 def disturbed(model: nn.Module, seed: int = 11) -> Any:
     """Random in every tensor, so that no fresh LayerNorm or zero bias can hide a tensor that was not loaded."""
     generator = torch.Generator().manual_seed(seed)
@@ -375,12 +384,3 @@ def exported_rig() -> Any:
         return Rig(theirs.eval(), with_pil(folder), folder, rig.ours)
 
     return export
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    """A hub of this machine in place of the real one, with an empty cache."""
-    local = LocalHub()
-    local.serve_this_process(monkeypatch, tmp_path / "cache")
-    yield local
-    local.close()

@@ -59,17 +59,18 @@ class LocatedModel:
         return AdapterLayout(self.base)
 
 
-def locate_model(reference: Path | str, base: Path | str | None = None) -> LocatedModel:
+def locate_model(reference: Path | str, base: Path | str | None = None, *, weights: bool = True) -> LocatedModel:
     """The checkpoint that a reference names: an existing folder, or `org/name` or `org/name@revision` on the hub.
 
     Files that are not on this machine are downloaded, unless `mmblocks.pretrained.forbid_fetching` forbids it. base: see
-    `LocatedModel`. Raises `CheckpointError` for what is neither, and for a checkpoint of an unknown layout.
+    `LocatedModel`. weights: False downloads settings alone. Raises `CheckpointError` for what is neither, and for a checkpoint
+    of an unknown layout.
     """
-    folder, origin = locate_folder(reference)
+    folder, origin = locate_folder(reference, weights=weights)
     return LocatedModel(folder, _detect_layout(folder), origin, "" if base is None else str(base))
 
 
-def locate_folder(reference: Path | str) -> tuple[Path, str]:
+def locate_folder(reference: Path | str, *, weights: bool = True) -> tuple[Path, str]:
     """The folder of any checkpoint of transformers, LLaVA or ours, and its origin as in `LocatedModel`."""
     if Path(reference).exists():
         return Path(reference), ""
@@ -80,7 +81,7 @@ def locate_folder(reference: Path | str) -> tuple[Path, str]:
             "org/name@revision."
         )
     try:
-        snapshot = fetch_snapshot(repository, offline=not may_fetch())
+        snapshot = fetch_snapshot(repository, weights=weights, offline=not may_fetch())
     except CheckpointError as cause:
         raise CheckpointError(f"there is no folder {str(reference)!r}, and on the hub: {cause}") from cause
     return snapshot.folder, str(snapshot.reference)

@@ -53,7 +53,7 @@ class AdapterLayout(CheckpointLayout):
     about = "an adapter folder of PEFT or LLaVA"
 
     def can_read(self, folder: Path) -> bool:
-        return any((folder / name).is_file() for name in (*PEFT_FILES, PROJECTOR)) and not has_weights(folder)
+        return any((folder / name).is_file() for name in (CONFIG, PROJECTOR)) and not has_weights(folder)
 
     def read_spec(self, folder: Path, template: str | None = None) -> ModelSpec:
         base = self._name_base(folder)
@@ -100,7 +100,8 @@ class AdapterLayout(CheckpointLayout):
     def _open_llava_folder(self, folder: Path, base: str) -> LLaVAFolder:
         """The composition of a LoRA or first-stage run of LLaVA, whose base is a language model or a LLaVA."""
         base_folder, _ = locate_folder(base)
-        return LLaVAFolder(folder, ChainMap(_read_non_adapters(folder), open_tensors(base_folder)), base_folder)
+        layers: list[Any] = [_read_non_adapters(folder), open_tensors(base_folder)]  # only read
+        return LLaVAFolder(folder, ChainMap(*layers), base_folder)
 
 
 LAYOUT = AdapterLayout()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def import_original_folder(
     """The model, and how each tensor was accounted for."""
     with _ignore_rope_warning():
         found = source.read_checkpoint(template)
-        stored = source.stored
+        stored: Any = source.stored
         if not found.holds_tower:
             stored = ChainMap(original_towers.fetch_tensors(found.spec.encoder), stored)
         projector = original_projectors.make_name_table(read_local_config(source.folder)["mm_projector_type"])
