@@ -111,7 +111,7 @@ def _try_trunk(
     """Grid and width of a model's feature map, measured on one view on meta, and the parts that do not affect it."""
     with torch.device("meta"), torch.enable_grad():
         request = _make_request(model_name, image_px, stage, norm)
-        blueprint = request.build_trunk()
+        blueprint = request.build_trunk().eval()  # a map of one cell has no variance to learn from
         try:
             features = request.compute_features(blueprint, torch.empty(1, 3, *request.view_px))
         except Exception as cause:  # a model may raise anything for a view of a size that it cannot take
