@@ -67,7 +67,7 @@ def find_cached_folder(source: str, file: str) -> Path | None:
     return Path(path).parent if isinstance(path, str) else None
 
 
-def _locate_source(source: str | Path, *, weights: bool = False) -> str:
+def locate_source(source: str | Path, *, weights: bool = False) -> str:
     """The folder to pass to transformers. Files of the hub are fetched first, without their weights unless they are needed."""
     reference = None if Path(source).exists() else HubReference.parse(str(source))
     if reference is None:
@@ -87,7 +87,7 @@ def read_config_entries(source: str | Path, kind: type[PreTrainedConfig] | None 
     from transformers import PreTrainedConfig
 
     with convert_checkpoint_errors(source, CONFIG):
-        raw, _ = (kind or PreTrainedConfig).get_config_dict(_locate_source(source))
+        raw, _ = (kind or PreTrainedConfig).get_config_dict(locate_source(source))
     _refuse_code(raw, source)
     return raw
 
@@ -106,7 +106,7 @@ def read_preprocessing(source: str | Path) -> dict[str, Any]:
 
     _require_readable(source)
     try:
-        return dict(ImageProcessingMixin.get_image_processor_dict(_locate_source(source))[0])
+        return dict(ImageProcessingMixin.get_image_processor_dict(locate_source(source))[0])
     except OSError:
         return {}
 
@@ -159,7 +159,7 @@ def read_pretrained(
     with convert_checkpoint_errors(source or "the model", needs):
         if source is not None:
             _require_readable(source, needs)
-        place = source if source is None else _locate_source(source, weights=weights)
+        place = source if source is None else locate_source(source, weights=weights)
         return kind.from_pretrained(place, **{"trust_remote_code": False, **options})
 
 

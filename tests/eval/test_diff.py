@@ -77,7 +77,9 @@ def test_a_stage_that_only_one_of_them_has_is_told(run_of):
 
 def test_a_model_can_be_compared_with_a_run(run_of, tiny_spec, tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text(json.dumps({"model": {**tiny_spec, "projector": "linear"}}))
+    (tmp_path / "model/config.json").write_text(
+        json.dumps({"mmblocks": "0.1.0", "model": {**tiny_spec, "projector": "linear"}})
+    )
     found = find_differences(run_of("a"), tmp_path / "model")
     assert found["components"]["projector"] == ("mlp", "linear")
     assert found["settings"]["seed"] == (0, None)

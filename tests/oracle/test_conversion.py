@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -28,7 +29,7 @@ from mmblocks.conversation import Conversation
 from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.model.build import build_router
+from mmblocks.model.build import build_from_spec, build_router
 from mmblocks.model.convert import detect_layout, layout_of
 from mmblocks.model.convert.chat import choose_chat_template
 from mmblocks.model.convert.float32 import Float32Mode
@@ -42,6 +43,7 @@ from mmblocks.model.generate import StopSequences
 from mmblocks.model.onevision import OneVision
 from mmblocks.settings import REQUIRED
 from mmblocks.shapes import Size, VisualShape
+from mmblocks.tensors import StoredTensors, leave_weights_empty
 from mmblocks.tokenizers.frames import Frames
 
 Tensors = dict[str, Tensor]
@@ -717,10 +719,63 @@ def test_a_config_that_is_missing_or_cut_is_refused(copied: Path) -> None:
         import_hf(copied)
 
 
-def test_a_folder_of_pickled_weights_is_refused(copied: Path) -> None:
+def test_pickled_weights_are_read_like_safetensors(copied: Path, ours: OneVision) -> None:
+    torch.save(load_file(copied / WEIGHTS), copied / "pytorch_model.bin")
+    (copied / WEIGHTS).unlink()
+    assert same_state(import_hf(copied), ours)
+
+
+def test_a_pickle_that_is_damaged_is_refused(copied: Path) -> None:
     (copied / WEIGHTS).rename(copied / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="pickled weights"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin cannot be read"):
         import_hf(copied)
+
+
+# Loading ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["transformers", "mmblocks"])
+def test_each_tensor_is_read_once_and_the_generator_stays(
+    layout: str, checkpoint: Path, ours: OneVision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint if layout == "transformers" else mmblocks.save(ours, tmp_path / "ours")
+    read: Counter[str] = Counter()
+    read_one = StoredTensors.__getitem__
+
+    def count(stored: StoredTensors, name: str) -> torch.Tensor:
+        read[name] += 1
+        return read_one(stored, name)
+
+    monkeypatch.setattr(StoredTensors, "__getitem__", count)
+    generator_before = torch.get_rng_state()
+    model = mmblocks.load(folder)
+    assert torch.equal(torch.get_rng_state(), generator_before)
+    assert same_state(model, ours)
+    assert len(read) == len(model.state_dict())
+    assert set(read.values()) == {1}
+
+
+def test_a_file_that_is_mapped_again_and_again_gives_the_same_values(
+    checkpoint: Path, ours: OneVision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmblocks.tensors.MAPPED_BYTES", 0)
+    assert same_state(mmblocks.load(checkpoint), ours)
+
+
+def test_weights_are_left_empty_and_buffers_are_made(ours: OneVision) -> None:
+    with leave_weights_empty():
+        empty = build_from_spec(ours.spec)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    made, expected = dict(empty.named_buffers()), dict(ours.named_buffers())
+    assert made.keys() == expected.keys()
+    assert all(torch.equal(made[name], expected[name]) for name in made)
+
+
+def test_weights_take_the_type_that_is_asked_for_and_rotary_frequencies_keep_theirs(checkpoint: Path) -> None:
+    model = mmblocks.load(checkpoint, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.backbone.lm.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert not any(buffer.is_meta for buffer in model.buffers())
 
 
 @pytest.mark.parametrize(
@@ -777,7 +832,7 @@ def test_widths_that_disagree_are_listed_before_a_value_is_read(copied: Path, mo
     def read(stored: Any, name: str) -> Tensor:
         raise AssertionError(f"{name} was read")
 
-    monkeypatch.setattr("mmblocks.model.convert.weights.StoredTensors.__getitem__", read)
+    monkeypatch.setattr("mmblocks.tensors.StoredTensors.__getitem__", read)
     with pytest.raises(CheckpointError) as refused:
         import_hf(copied)
     assert str(refused.value).splitlines()[1:] == [

@@ -18,6 +18,7 @@ from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError, MissingDependencyError
 from mmblocks.model.checkpoint import load, save
 from mmblocks.model.generate import Decoding, generate
+from mmblocks.model.quantized import QuantizedLinear
 from mmblocks.model.trainable import list_adapters, list_trainable_parameters, train_only
 from mmblocks.train.adapters.lora import (
     add_lora,
@@ -28,7 +29,6 @@ from mmblocks.train.adapters.lora import (
     prepare_trainable,
     save_adapter,
 )
-from mmblocks.train.adapters.quantized import QuantizedLinear
 from mmblocks.train.optim import make_optimizer
 from mmblocks.train.stages import Lora, Stage
 

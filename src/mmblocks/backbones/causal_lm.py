@@ -30,7 +30,16 @@ from mmblocks.compat import find_cache_keyword
 from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.ops import attention
-from mmblocks.pretrained import list_loading_faults, make_model, read_config, read_generation_config, read_model
+from mmblocks.pretrained import (
+    INDEX,
+    list_loading_faults,
+    locate_source,
+    make_model,
+    read_config,
+    read_generation_config,
+    read_model,
+)
+from mmblocks.tensors import SINGLE, StoredTensors, assign_tensors, leave_weights_empty
 from mmblocks.versions import warn_about_untested_versions
 
 if TYPE_CHECKING:
@@ -195,37 +204,69 @@ class CausalLM(nn.Module):
 
     def load_from(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Read a transformers checkpoint strictly. Raises `CheckpointError` that lists missing and extra keys."""
+        if not self._read_tensors_in_place(
+            Path(locate_source(folder, weights=True)), dtype or torch.get_default_dtype()
+        ):
+            self._read_with_transformers(folder, dtype)
+
+    def _read_tensors_in_place(self, folder: Path, dtype: torch.dtype) -> bool:
+        """Fill an empty model where the files' names and shapes are exactly its own; whether that could be done.
+
+        transformers' own loader, which renames and fuses tensors, maps whole files until it ends: half as much memory again
+        where the type changes.
+        """
+        if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
+            return False
+        config, stored = read_config(folder), StoredTensors.from_folder(folder)
+        if config.model_type != self.config.model_type:
+            return False
+        self._require_same_sizes(config, str(folder))
+        wanted = self._make_empty(config, dtype, torch.device("meta")).state_dict()
+        if config.tie_word_embeddings:
+            wanted = {name: shape for name, shape in wanted.items() if name in stored or name != "lm_head.weight"}
+        if {name: t.shape for name, t in wanted.items()} != {name: t.shape for name, t in stored.shapes.items()}:
+            return False
+        self.set_config(config, dtype)
+        self.load_tensors(stored, dtype)
+        self.load_generation_config(folder)
+        return True
+
+    def _read_with_transformers(self, folder: Path | str, dtype: torch.dtype | None) -> None:
         from transformers import AutoModelForCausalLM
 
+        options = {"dtype": dtype or torch.get_default_dtype(), "attn_implementation": attention.register()}
         with _limit_progress_bars(self.lm):
-            lm, report = read_model(AutoModelForCausalLM, folder, **_make_loading_options(dtype))
-        self._replace_language_model(lm, report, str(folder))
+            lm, report = read_model(AutoModelForCausalLM, folder, output_loading_info=True, **options)
+        if faults := list_loading_faults(report):
+            raise CheckpointError(f"{folder}: the weights do not fit the model.\n  " + "\n  ".join(faults))
+        self._require_same_sizes(lm.config, str(folder))
+        require_packing(self, lm)
+        self.lm = lm
+        self.lm.generation_config = to_savable(self.lm.generation_config)
+        restrict_last_layer_to_rows(self.lm)
 
-    def load_tensors(
-        self, config: PreTrainedConfig, tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None
-    ) -> None:
-        """Become the language model of `config`, of the family built here, with exactly these tensors.
+    def set_config(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
+        """Replace the language model by one of this config, of the family built here, whose weights are on meta."""
+        require_packing(self, self._make_empty(config, dtype, torch.device("meta")))
+        self.lm = self._make_empty(config, dtype, torch.get_default_device())
 
-        where: the source of the tensors, for errors.
-        """
-        given = {"config": config, "state_dict": dict(tensors)}
-        with _limit_progress_bars(self.lm):
-            lm, report = read_model(type(self.lm), None, **given, **_make_loading_options(dtype))
-        self._replace_language_model(lm, report, where)
+    def _make_empty(self, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+        with device, leave_weights_empty():
+            lm = type(self.lm)._from_config(config, attn_implementation=attention.register(), dtype=dtype)
+        lm.tie_weights()
+        return lm
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        """Fill the language model with tensors whose names and shapes were compared; a tied language head may be missing."""
+        assign_tensors(self.lm, tensors, dtype)
+        self.lm.tie_weights()
+        self.lm.generation_config = to_savable(self.lm.generation_config)
+        restrict_last_layer_to_rows(self.lm)
 
     def load_generation_config(self, folder: Path) -> None:
         """Take end tokens and repetition penalties from a checkpoint's generation_config.json, where it has one."""
         if (folder / "generation_config.json").is_file():
             self.lm.generation_config = to_savable(read_generation_config(folder))
-
-    def _replace_language_model(self, lm: PreTrainedModel, report: dict[str, Any], where: str) -> None:
-        if faults := list_loading_faults(report):
-            raise CheckpointError(f"{where}: the weights do not fit the model.\n  " + "\n  ".join(faults))
-        self._require_same_sizes(lm.config, where)
-        self.lm = lm
-        self.lm.generation_config = to_savable(self.lm.generation_config)
-        require_packing(self, self.lm)
-        restrict_last_layer_to_rows(self.lm)
 
     def save_to(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write an ordinary transformers checkpoint, with the text tokenizer where one is known."""
@@ -269,14 +310,6 @@ class CausalLM(nn.Module):
         ]
         if wrong:
             raise ConfigError("backbone: checkpoint and settings disagree.\n  " + "\n  ".join(wrong))
-
-
-def _make_loading_options(dtype: torch.dtype | None) -> dict[str, Any]:
-    return {
-        "dtype": dtype or torch.get_default_dtype(),
-        "attn_implementation": attention.register(),
-        "output_loading_info": True,
-    }
 
 
 @contextmanager

@@ -7,7 +7,6 @@ model of the same config shows whether the result is that of the whole layer; wh
 
 from __future__ import annotations
 
-import copy
 import logging
 import sys
 from collections.abc import Callable
@@ -18,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmblocks.backbones.family_config import EXPERT_COUNTS
+from mmblocks.backbones.narrow_models import draw_weights, select_layers, shrink_config
 from mmblocks.batch import Packing, RowIndex
 from mmblocks.compat import find_cache_keyword, suppress_warning_errors
 from mmblocks.ops import attention
 from mmblocks.ops.choice import REFERENCE, use_backends
 from mmblocks.pretrained import make_model
 from mmblocks.reprs import format_by_shape
+from mmblocks.tensors import leave_weights_empty
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -81,7 +81,7 @@ def find_reason_against(lm: PreTrainedModel) -> str | None:
         return f"its attention has neither k_proj and v_proj nor {FUSED_PROJECTION}"
     if _find_rotary_function(self_attn) is None:
         return "its code has no apply_rotary_pos_emb"
-    narrow = _shrink_config(lm.config)
+    narrow = shrink_config(lm.config)
     key = f"{type(lm).__qualname__} {narrow.to_json_string(use_diff=False)}"
     if key not in _reasons_by_config:
         _reasons_by_config[key] = _compare_with_whole_layer(lm, narrow)
@@ -241,30 +241,6 @@ LENGTHS = (4, 3)
 TRIAL_ROWS = RowIndex(torch.tensor([1, 3, 6], device="cpu"), (2, 1))  # on cpu also where the default device is meta
 
 
-def _shrink_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config with few heads, few experts, few tokens and a small width; what decides which code runs is kept."""
-    narrow = copy.deepcopy(config)
-    heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    few = 2 if groups in (None, heads) else 4
-    sizes = {
-        "num_attention_heads": few,
-        "num_key_value_heads": 1 if groups == 1 else 2,
-        "hidden_size": few * head_dim,
-        "vocab_size": 8,
-        "intermediate_size": 16,
-        "moe_intermediate_size": 16,
-        **dict.fromkeys(EXPERT_COUNTS, 4),
-        **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token"), 2),
-    }
-    for name, size in sizes.items():
-        if getattr(config, name, None) is not None:
-            setattr(narrow, name, size)
-    narrow._experts_implementation = "eager"  # grouped products lack float64
-    narrow.pad_token_id = narrow.bos_token_id = narrow.eos_token_id = None
-    return narrow
-
-
 @suppress_warning_errors()
 def _compare_with_whole_layer(lm: PreTrainedModel, narrow: PreTrainedConfig) -> str | None:
     """Run a narrow model of the last layer for all and for some rows; returns what the latter does wrong."""
@@ -289,24 +265,13 @@ def _compare_with_whole_layer(lm: PreTrainedModel, narrow: PreTrainedConfig) -> 
 
 
 def _make_trial_model(lm: PreTrainedModel, narrow: PreTrainedConfig) -> PreTrainedModel:
-    """A model of the last layer, all of whose tensors are so large that norms, biases and bounds have an effect.
-
-    torch's own generator is not used.
-    """
-    from transformers.initialization import no_init_weights
-
-    last, one_layer = _find_last_layer(lm), copy.deepcopy(narrow)
-    for name, value in vars(narrow).items():
-        if isinstance(value, list) and len(value) == narrow.num_hidden_layers:
-            setattr(one_layer, name, value[-1:])
-    one_layer.num_hidden_layers = 1
-    with no_init_weights():
-        trial = type(lm)._from_config(one_layer, attn_implementation=attention.register())
+    """A model of the last layer, all of whose tensors are so large that norms, biases and bounds have an effect."""
+    last = _find_last_layer(lm)
+    with leave_weights_empty():
+        trial = type(lm)._from_config(select_layers(narrow, slice(-1, None)), attn_implementation=attention.register())
         decoder: Any = trial.get_decoder()
         decoder.layers[0] = type(last)(narrow, last.self_attn.layer_idx)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in trial.parameters():
-        parameter.normal_(generator=generator)
+    draw_weights(trial, 1.0, torch.float64)
     return trial.double().eval()
 
 

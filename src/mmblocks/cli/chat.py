@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     located, options = locate_model(args.model or find_tiny_model()), read_image_options(args)
     images = read_stored_images(located).with_changes(options)
     visuals = [_open_visual(kind, path, images, args.allow_urls) for kind, path in args.visuals]
-    model = load_located(located, dtype=args.dtype, device=args.device, images=options)
+    model = load_located(located, dtype=args.dtype, device=args.device, bits=args.bits, images=options)
     chat = Chat(model, system=args.system, decoding=decoding)
     is_bundled = located.folder.resolve() == find_tiny_model().resolve()
     if args.ask is not None:

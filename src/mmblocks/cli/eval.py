@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     from mmblocks.eval.tinyworld import evaluate_tinyworld, format_scores
     from mmblocks.model.loading import load
 
-    model = load(args.model or find_tiny_model(), dtype=args.dtype, device=args.device)
+    model = load(args.model or find_tiny_model(), dtype=args.dtype, device=args.device, bits=args.bits)
     table = evaluate_tinyworld(model, samples=args.samples)
     if args.json:
         counts = {t: {k: [s.num_right, s.num_questions] for k, s in scores.items()} for t, scores in table.items()}

@@ -7,7 +7,7 @@ MODEL_HELP = f"{MODEL_FORMS} (default: the bundled tiny model)"
 
 
 def add_placement_options(parser: argparse.ArgumentParser) -> None:
-    """Add --device and --dtype."""
+    """Add --device, --dtype and --bits."""
     parser.add_argument(
         "--device",
         default="auto",
@@ -18,4 +18,10 @@ def add_placement_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
         help="type of the weights (default: auto, the stored one where the device computes it well; float32 on a CPU)",
+    )
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 4),
+        help="keep the language model's linear layers in so many bits (default: as --dtype says)",
     )

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmblocks import __version__
@@ -19,10 +18,12 @@ from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.json_files import read_object
 from mmblocks.model.build import build_from_spec, limit_parameters, set_dtype
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.quantized import require_no_quantized_layer
 from mmblocks.model.spec import ModelSpec
 from mmblocks.pretrained import convert_checkpoint_errors, iterate_entries, require_countable_layers
 from mmblocks.registry import split_spec
 from mmblocks.storage import CHECKSUMS_FILE, list_damage, replace_folder
+from mmblocks.tensors import StoredTensors, assign_tensors, leave_weights_empty
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -47,6 +48,7 @@ def save(model: OneVision, folder: Path | str, *, dtype: torch.dtype | None = No
 
 def write_into(model: OneVision, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write the files of a model into an empty folder that `replace_folder` has given."""
+    require_no_quantized_layer(model, "saving")
     spec, has_local_tokenizer = model.spec.to_dict(), _has_local_projector_tokenizer(model)
     if has_local_tokenizer:
         spec["projector"] = {**spec["projector"], "text_tokenizer": LOCAL_PROJECTOR_TOKENIZER}
@@ -90,7 +92,7 @@ def _read_model(folder: Path, dtype: torch.dtype, images: Mapping[str, Any]) -> 
     model.spec = _localise_projector_tokenizer(spec, folder)
     model.origin = str(read_object(folder / CONFIG).get("origin", ""))
     for name in ("encoder", "projector", "learned_tokens"):
-        load_strictly(getattr(model, name), folder / name / WEIGHTS)
+        assign_tensors(getattr(model, name), StoredTensors([folder / name / WEIGHTS]), dtype)
     with _report_bad_settings(folder / "backbone"):
         model.backbone.load_from(folder / "backbone", dtype)
     return model
@@ -100,13 +102,14 @@ def _build_fitting_model(spec: ModelSpec, folder: Path) -> OneVision:
     """A model to be filled. Its parts are tried on meta first, so that sizes that are not those of the files take no memory."""
     with _report_bad_settings(folder / CONFIG):
         files = {name: folder / name / WEIGHTS for name in ("encoder", "projector", "learned_tokens")}
-        stored = {name: read_shapes(file) for name, file in files.items()}
+        stored = {name: StoredTensors([file]).shapes for name, file in files.items()}
         most = SPARE * sum(len(shapes) for shapes in stored.values()) + SPARE_AT_LEAST
         with torch.device("meta"), limit_parameters(most):
             planned = build_from_spec(spec)
         for name, file in files.items():
             _require_same_tensors(planned.get_submodule(name), file, stored[name])
-        return build_from_spec(spec, backbone_on_meta=True)
+        with leave_weights_empty():
+            return build_from_spec(spec, backbone_on_meta=True)
 
 
 @contextmanager
@@ -157,14 +160,8 @@ def read_spec(folder: Path) -> ModelSpec:
         ) from cause
 
 
-def load_strictly(module: nn.Module, path: Path) -> None:
-    """Fill a module from a safetensors file that has exactly its tensors."""
-    stored = read_tensors(path)
-    _require_same_tensors(module, path, stored)
-    module.load_state_dict(stored)
-
-
-def _require_same_tensors(module: nn.Module, path: Path, stored: Mapping[str, Any]) -> None:
+def _require_same_tensors(module: nn.Module, path: Path, stored: Mapping[str, Tensor]) -> None:
+    """The shapes and kinds of a file's tensors are exactly those of a module."""
     wanted, found = module.state_dict(), dict(stored)
     faults = list_disagreements(wanted, found)
     faults += [
@@ -174,34 +171,6 @@ def _require_same_tensors(module: nn.Module, path: Path, stored: Mapping[str, An
     ]
     if faults:
         raise CheckpointError(f"{path} does not fit the model:\n  " + "\n  ".join(faults))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises `CheckpointError` when it is missing or cut."""
-    with _report_unreadable_file(path):
-        return load_file(path)
-
-
-def read_shapes(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file without their values, on meta. Raises `CheckpointError` as `read_tensors` does."""
-    with _report_unreadable_file(path), safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return {
-            name: torch.empty(
-                found.get_shape(), dtype=torch.float32 if "F" in found.get_dtype() else torch.int64, device="meta"
-            )
-            for name, found in slices.items()
-        }
-
-
-@contextmanager
-def _report_unreadable_file(path: Path) -> Iterator[None]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; the folder is not a whole model.")
-    try:
-        yield
-    except Exception as cause:  # of safetensors' own, and of Python's for types and sizes that torch does not have
-        raise CheckpointError(f"{path} cannot be read ({cause}); the file is truncated or damaged.") from cause
 
 
 def list_disagreements(wanted: dict[str, Any], stored: dict[str, Any]) -> list[str]:

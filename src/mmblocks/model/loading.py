@@ -24,6 +24,7 @@ from mmblocks.registry import split_spec
 
 if TYPE_CHECKING:
     from mmblocks.model.convert.weights import MatchedTensors
+    from mmblocks.model.quantized import Bits
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +93,18 @@ def load(
     device: torch.device | str = "cpu",
     images: Mapping[str, Any] | None = None,
     template: str | None = None,
+    bits: Bits | None = None,
 ) -> OneVision:
     """Read a model, every tensor of it or none: see `locate_model` for what a reference is.
 
     Checkpoints of other layouts are imported in memory, and nothing is written. dtype: of the weights, or "auto" (see
-    `placement.choose_dtype`); None is the type in which they are stored. device: see `placement.choose_device`. images: settings of `ImageReading` instead of the stored ones, such as {"alpha": "drop"}.
-    template: a chat template instead of the checkpoint's own. Raises `CheckpointError` that lists what disagrees.
+    `placement.choose_dtype`); None is the type in which they are stored. device: see `placement.choose_device`. images: settings
+    of `ImageReading` instead of the stored ones, such as {"alpha": "drop"}. template: a chat template instead of the
+    checkpoint's own. bits: 4 or 8 keeps the language model's linear layers quantized, frozen (see `quantized`). Raises `CheckpointError` that lists what disagrees.
     """
-    return load_located(locate_model(reference), dtype=dtype, device=device, images=images, template=template)
+    return load_located(
+        locate_model(reference), dtype=dtype, device=device, images=images, template=template, bits=bits
+    )
 
 
 def load_located(
@@ -109,6 +114,7 @@ def load_located(
     device: torch.device | str = "cpu",
     images: Mapping[str, Any] | None = None,
     template: str | None = None,
+    bits: Bits | None = None,
 ) -> OneVision:
     """`load` for a checkpoint that was located before."""
     place = choose_device(device) if isinstance(device, str) else device
@@ -117,9 +123,13 @@ def load_located(
     if located.layout == OURS and template is None and dtype is not None:
         model = checkpoint.load(located.folder, dtype=dtype, images=images)
         model.origin = located.origin or model.origin
-        return model.to(place)
-    model, record = import_located(located, dtype, template=template, images=images or {})
-    log.info("%s\n%s", located.origin or located.folder, "\n".join(describe_import(model, record)))
+    else:
+        model, record = import_located(located, dtype, template=template, images=images or {})
+        log.info("%s\n%s", located.origin or located.folder, "\n".join(describe_import(model, record)))
+    if bits is not None:
+        from mmblocks.model.quantized import quantize_backbone
+
+        quantize_backbone(model, bits, place)
     return model.to(place)
 
 

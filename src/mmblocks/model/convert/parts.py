@@ -18,8 +18,9 @@ from mmblocks.model.convert import detect_layout, keys
 from mmblocks.model.convert.text import refuse_conversion
 from mmblocks.model.convert.transformers.blip2 import list_vision_reasons, make_encoder_settings, make_qformer_settings
 from mmblocks.model.convert.transformers.reading import read_family_config
-from mmblocks.model.convert.weights import StoredTensors
+from mmblocks.model.convert.weights import RenamedTensors
 from mmblocks.storage import replace_folder
+from mmblocks.tensors import StoredTensors, assign_tensors, leave_weights_empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +58,19 @@ def import_vision_parts(folder: Path | str, *, dtype: torch.dtype = torch.float3
         "encoder": make_encoder_settings(config),
         "projector": {"name": "qformer", **make_qformer_settings(config)},
     }
-    encoder = encoders.build(settings["encoder"])
-    projector = projectors.build(
-        settings["projector"], in_dim=encoder.dim, out_dim=config.text_config.hidden_size, grid=encoder.grid
-    )
-    parts, stored = nn.ModuleDict({"encoder": encoder, "projector": projector}), StoredTensors(folder)
+    with leave_weights_empty():
+        encoder = encoders.build(settings["encoder"])
+        projector = projectors.build(
+            settings["projector"], in_dim=encoder.dim, out_dim=config.text_config.hidden_size, grid=encoder.grid
+        )
+    parts, stored = nn.ModuleDict({"encoder": encoder, "projector": projector}), StoredTensors.from_folder(folder)
     theirs = {keys.to_ours(key, keys.BLIP2): key for key in stored}
     shapes = {name: stored.shapes[key] for name, key in theirs.items() if name.partition(".")[0] in parts}
     wanted = parts.state_dict()
     if faults := list_disagreements(_rename_to_theirs(wanted), _rename_to_theirs(shapes)):
         raise CheckpointError(f"{folder} does not fit its config:\n  " + "\n  ".join(faults))
-    parts.load_state_dict({name: stored[theirs[name]] for name in wanted})
-    return CheckpointParts(encoder.to(dtype).eval(), projector.to(dtype).eval(), settings)
+    assign_tensors(parts, RenamedTensors(theirs, stored), dtype)
+    return CheckpointParts(encoder.eval(), projector.eval(), settings)
 
 
 def _rename_to_theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

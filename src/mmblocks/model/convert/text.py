@@ -23,6 +23,7 @@ from mmblocks.model.convert.keys import NameTable
 from mmblocks.model.convert.weights import MatchedTensors, load_matched, match_tensors
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
+from mmblocks.tensors import leave_weights_empty
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -143,11 +144,11 @@ def build_from_tensors(
     patterns of our names, with reasons.
     """
     require_parts_fit(spec)
-    model = build_from_spec(spec, backbone_on_meta=True)
-    with torch.device("meta"):  # a text config may have sizes that our settings lack
-        model.backbone.lm = type(model.backbone.lm)(text_config)
+    with leave_weights_empty():
+        model = build_from_spec(spec, backbone_on_meta=True)
+    model.backbone.set_config(text_config, dtype)  # it may have entries that our settings lack
     matched = match_tensors(model, stored, layouts, where, unused)
-    load_matched(model, matched, text_config, dtype, where)
+    load_matched(model, matched, dtype, where)
     model.backbone.lm.generation_config.update(**read_generation_settings(where))
     counts = len(matched.tensors), len(matched.unused)
     log.info("%s: layout %s, %d tensors read, %d not needed", where, matched.layout, *counts)

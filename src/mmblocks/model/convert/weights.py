@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmblocks.errors import CheckpointError
-from mmblocks.model.build import set_dtype
 from mmblocks.model.checkpoint import list_disagreements
 from mmblocks.model.convert.keys import NameTable, find_unused_reason, to_ours, to_theirs
-from mmblocks.model.convert.pickled import read_pickled
+from mmblocks.model.convert.pickled import read_pickled, read_pickled_folder
 from mmblocks.model.onevision import OneVision
-from mmblocks.pretrained import INDEX, list_shards
+from mmblocks.pretrained import INDEX
 from mmblocks.reprs import format_by_shape
+from mmblocks.tensors import SINGLE, StoredTensors, assign_tensors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    pass
 
-SINGLE = "model.safetensors"
 LM_HEAD = "backbone.lm.lm_head.weight"
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16"}
 """What safetensors calls the types of half the size of float32."""
@@ -46,39 +45,11 @@ class MatchedTensors:
     __repr__ = format_by_shape
 
 
-class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint, in one file or in shards: names and shapes at once, values on access.
-
-    Raises `CheckpointError` when a file is missing or damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.shapes: dict[str, Tensor] = {}
-        """Names and shapes, as meta tensors."""
-        self._file: dict[str, Path] = {}
-        files = list_shards(folder / INDEX) if (folder / INDEX).is_file() else [SINGLE]
-        if files == [SINGLE] and not (folder / SINGLE).is_file():
-            pickles = sorted(path.name for path in folder.glob("*.bin"))
-            raise CheckpointError(
-                f"{folder} holds pickled weights ({', '.join(pickles)}); only safetensors are read."
-                if pickles
-                else f"{folder} holds no weights: there is neither {SINGLE} nor {INDEX}."
-            )
-        for file in files:
-            with _open_file(folder / file) as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    self.shapes[name] = torch.empty(tensors.get_slice(name).get_shape(), device="meta")
-                    self._file[name] = folder / file
-
-    def __getitem__(self, name: str) -> Tensor:
-        with _open_file(self._file[name]) as tensors:
-            return tensors.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
+def open_tensors(folder: Path) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint: of its safetensors, or of its pickles where it has none."""
+    has_safetensors = (folder / INDEX).is_file() or (folder / SINGLE).is_file()
+    is_pickled = not has_safetensors and any(folder.glob("pytorch_model*.bin"))
+    return read_pickled_folder(folder) if is_pickled else StoredTensors.from_folder(folder)
 
 
 def find_stored_dtype(folder: Path) -> torch.dtype:
@@ -100,15 +71,6 @@ def measure_gigabytes(folder: Path, dtype: torch.dtype | None = None) -> float:
     """The size of a checkpoint's weights, in the type they have or another one."""
     size = sum(file.stat().st_size for kind in ("safetensors", "bin") for file in folder.rglob(f"*.{kind}")) / 1e9
     return size if dtype is None else size * dtype.itemsize / find_stored_dtype(folder).itemsize
-
-
-@contextmanager
-def _open_file(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            yield tensors
-    except SafetensorError as cause:
-        raise CheckpointError(f"{path} cannot be read ({cause}); the file is truncated or damaged.") from cause
 
 
 def match_tensors(
@@ -149,19 +111,36 @@ def match_tensors(
         faults = ["untied: the config ties the language head to the token embeddings, but their values differ"]
     if faults:
         raise CheckpointError(f"{where} (layout: {layout}) does not fit its config:\n  " + "\n  ".join(faults))
-    return MatchedTensors(layout, {name: stored[key] for key, name in used.items()}, unused)
+    return MatchedTensors(layout, RenamedTensors(theirs, stored), unused)
 
 
-def load_matched(
-    model: OneVision, matched: MatchedTensors, text_config: PreTrainedConfig, dtype: torch.dtype, where: Path
-) -> None:
-    """Fill a model, whose backbone may be on meta, with matched tensors."""
+def load_matched(model: OneVision, matched: MatchedTensors, dtype: torch.dtype, where: Path) -> None:
+    """Fill a model, whose weights may be on meta, with matched tensors."""
     for part in ("encoder", "projector", "learned_tokens"):
-        getattr(model, part).load_state_dict(_select_prefix(f"{part}.", matched.tensors))
-    model.backbone.load_tensors(text_config, _select_prefix("backbone.lm.", matched.tensors), str(where), dtype)
+        assign_tensors(getattr(model, part), RenamedTensors.with_prefix(f"{part}.", matched.tensors), dtype)
+    model.backbone.load_tensors(RenamedTensors.with_prefix("backbone.lm.", matched.tensors), dtype)
     model.backbone.load_generation_config(where)
-    set_dtype(model, dtype)
 
 
-def _select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+class RenamedTensors(Mapping[str, Tensor]):
+    """Tensors under other names, read when they are asked for. names: the stored name of each."""
+
+    def __init__(self, names: Mapping[str, str], stored: Mapping[str, Tensor]) -> None:
+        self._names, self._stored = names, stored
+
+    @classmethod
+    def with_prefix(cls, prefix: str, stored: Mapping[str, Tensor]) -> RenamedTensors:
+        """Those whose names begin with `prefix`, by the rest of their names."""
+        return cls({name.removeprefix(prefix): name for name in stored if name.startswith(prefix)}, stored)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._stored[self._names[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -5,7 +5,7 @@ batches, generation, gradient checkpointing and sharding see an ordinary model. 
 `lora_A.default.weight` and `lora_B.default.weight`, those of the weights around them in `base_layer.weight`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from mmblocks._optional import import_optional
 from mmblocks.errors import ConfigError
 from mmblocks.model.convert.keys import IN_MEMORY, to_theirs
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.quantized import list_linear_layers, quantize_backbone, replace_modules
 from mmblocks.model.trainable import list_adapters, train_only
 from mmblocks.train.adapter_folder import ADAPTERS, BACKBONE_PREFIX, PEFT_PREFIX, AdapterBase, NonAdapterWeights
-from mmblocks.train.adapters.quantized import QuantizedLinear
 from mmblocks.train.stages import Lora, Stage
 
 ADAPTER = "default"
@@ -47,8 +47,7 @@ def add_lora(model: OneVision, lora: Lora, *, seed: int = 0) -> None:
         raise ConfigError("the model has adapters already; merge them with merge_lora before it gets new ones.")
     targets = list_linear_layers(model)
     if lora.bits is not None:
-        linears = {name: model.backbone.lm.get_submodule(name) for name in targets}
-        _replace_modules(model, {name: QuantizedLinear.from_linear(m, lora.bits) for name, m in linears.items()})
+        quantize_backbone(model, lora.bits)
     settings = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -56,19 +55,6 @@ def add_lora(model: OneVision, lora: Lora, *, seed: int = 0) -> None:
         peft.inject_adapter_in_model(config, model.backbone.lm, ADAPTER)
     for adapter in list_adapters(model):
         adapter.float()
-
-
-def list_linear_layers(model: OneVision) -> list[str]:
-    """Names of the linear layers inside the backbone's language model, its output head apart."""
-    lm = model.backbone.lm
-    head = lm.get_output_embeddings()
-    names = [name for name, module in lm.named_modules() if isinstance(module, nn.Linear) and module is not head]
-    if not names:
-        raise ConfigError(
-            f"backbone {model.backbone.config.model_type!r} has no linear layer (torch.nn.Linear) that adapters could be "
-            "put on; train 'backbone' instead of 'lora'."
-        )
-    return names
 
 
 @contextmanager
@@ -93,7 +79,7 @@ def merge_lora(model: OneVision) -> None:
 
     A quantized weight becomes its dequantized form plus its adapter. The model must be whole, not sharded.
     """
-    _replace_modules(model, {name: _merge_layer(layer) for name, layer in _find_lora_layers(model).items()})
+    replace_modules(model, {name: _merge_layer(layer) for name, layer in _find_lora_layers(model).items()})
     if hasattr(model.backbone.lm, "peft_config"):
         del model.backbone.lm.peft_config
 
@@ -102,11 +88,11 @@ def merge_lora(model: OneVision) -> None:
 def merge_temporarily(model: OneVision) -> Iterator[None]:
     """Merge the adapters, to save or measure the model inside the block; afterwards it is as before, to the bit."""
     layers = _find_lora_layers(model)
-    _replace_modules(model, {name: _merge_layer(layer) for name, layer in layers.items()})
+    replace_modules(model, {name: _merge_layer(layer) for name, layer in layers.items()})
     try:
         yield
     finally:
-        _replace_modules(model, layers)
+        replace_modules(model, layers)
 
 
 @torch.no_grad()
@@ -126,13 +112,6 @@ def _find_lora_layers(model: OneVision) -> dict[str, nn.Module]:
     """PEFT's layers by their names in the language model."""
     named = model.backbone.lm.named_modules()
     return {name: module for name, module in named if hasattr(module, "adapter_layer_names")}
-
-
-def _replace_modules(model: OneVision, modules: Mapping[str, nn.Module]) -> None:
-    """Put modules under these names of the language model."""
-    for name, module in modules.items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.backbone.lm.get_submodule(parent), last, module)
 
 
 # On disk ------------------------------------------------------------------------------------------------------------

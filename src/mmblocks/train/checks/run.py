@@ -154,7 +154,11 @@ def _find_start_faults(weights: str, wanted: ModelSpec) -> Iterator[Fault]:
             yield Fault("weights", f"there is no model {weights!r}.", cure, "missing")
             return
         if find_cached_folder(weights, "config.json") is None:
-            yield Fault("weights", f"{weights} is not on this machine; the run downloads it.", severity="fetchable")
+            yield Fault(
+                "weights",
+                f"there is no folder {weights} here; the run downloads it from the hub.",
+                severity="fetchable",
+            )
             return
     try:
         with forbid_fetching():

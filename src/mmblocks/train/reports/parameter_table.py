@@ -10,10 +10,10 @@ from torch import nn
 from mmblocks.json_files import read_object
 from mmblocks.model.checks.composition import require_dry_build
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.quantized import QuantizedLinear
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.model.trainable import LORA, list_adapters, list_trainable_parameters
 from mmblocks.storage import write_json
-from mmblocks.train.adapters.quantized import QuantizedLinear
 from mmblocks.train.estimates.meta_stage import freeze_for_stage
 from mmblocks.train.stages import Lora, Stage, read_run
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from mmblocks.errors import CheckpointError, ConfigError
-from mmblocks.model.checkpoint import list_disagreements, load, read_tensors, save
+from mmblocks.model.checkpoint import list_disagreements, load, save
 from mmblocks.model.convert.keys import to_ours, to_theirs
 from mmblocks.model.convert.original import projectors as original_projectors
 from mmblocks.model.convert.pickled import read_pickled
 from mmblocks.model.convert.weights import find_stored_dtype
 from mmblocks.model.onevision import OneVision
+from mmblocks.tensors import StoredTensors
 
 NEWLINE = "model.image_newline"
 STEMS = ("mm_projector.", "image_newline")
@@ -77,7 +78,7 @@ def _read_adapter(path: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"{path} is not a file; name mm_projector.bin or a safetensors file.")
     if path.suffix not in (*PICKLES, ".safetensors"):
         raise CheckpointError(f"{path}: an adapter is a {', '.join(PICKLES)} or .safetensors file.")
-    stored = read_pickled(path) if path.suffix in PICKLES else read_tensors(path)
+    stored = read_pickled(path) if path.suffix in PICKLES else StoredTensors([path])
     stems = {name: next((stem for stem in STEMS if stem in name), None) for name in stored}
     return {
         name if (stem := stems[name]) is None else f"model.{name[name.index(stem) :]}": tensor

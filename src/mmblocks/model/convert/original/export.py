@@ -20,6 +20,7 @@ from mmblocks.model.convert.text import refuse_conversion
 from mmblocks.model.convert.transformers.export import collect_tensors, write_weights
 from mmblocks.model.convert.transformers.jinja import to_jinja
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.quantized import require_no_quantized_layer
 from mmblocks.poolings.none import NoPooling
 from mmblocks.storage import replace_folder
 from mmblocks.tokenizers.anyres import AnyRes
@@ -44,6 +45,7 @@ def export_original(
     written beside the model too, in a folder that `mm_vision_tower` names relative to the checkpoint; other programs
     resolve that path from their working directory. Raises `ConfigError` listing everything that cannot be expressed.
     """
+    require_no_quantized_layer(model, "an export")
     refuse_conversion(Path(folder), reasons_against_export(model))
     video: Any = model.router.video
     if (video.max_frames, video.fps) != (32, None):

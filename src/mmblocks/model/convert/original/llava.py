@@ -6,6 +6,7 @@ Code: https://github.com/haotian-liu/LLaVA and https://github.com/LLaVA-VL/LLaVA
 from __future__ import annotations
 
 import warnings
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +23,12 @@ from mmblocks.model.convert.original import projectors as original_projectors
 from mmblocks.model.convert.original import towers as original_towers
 from mmblocks.model.convert.original.config import make_spec, make_text_config, reasons_against
 from mmblocks.model.convert.original.export import export_original, reasons_against_export
-from mmblocks.model.convert.pickled import read_pickled_folder
 from mmblocks.model.convert.text import build_from_tensors, read_checkpoint_tokenizer, refuse_conversion
-from mmblocks.model.convert.weights import SINGLE, MatchedTensors, StoredTensors
+from mmblocks.model.convert.weights import MatchedTensors, open_tensors
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
-from mmblocks.pretrained import INDEX, read_local_config
+from mmblocks.pretrained import read_local_config
+from mmblocks.reprs import format_by_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -54,7 +55,7 @@ def import_original_with_report(
         found = _read_checkpoint(folder, template)
         stored = found.stored
         if not found.holds_tower:
-            stored = {**stored, **original_towers.fetch_tensors(found.spec.encoder)}
+            stored = ChainMap(original_towers.fetch_tensors(found.spec.encoder), stored)
         projector = original_projectors.make_name_table(read_local_config(folder)["mm_projector_type"])
         layouts = {"LLaVA": keys.make_original_table(projector)}
         model, matched = build_from_tensors(found.spec, found.text, stored, layouts, dtype, folder, found.chat)
@@ -80,16 +81,13 @@ class _Checkpoint:
     chat: ChatChoice
     stored: Mapping[str, Tensor]
     holds_tower: bool
+    __repr__ = format_by_shape
 
 
 def _read_checkpoint(folder: Path, template: str | None) -> _Checkpoint:
     config = read_local_config(folder)
     refuse_conversion(folder, reasons_against(config))
-    has_safetensors = (folder / INDEX).is_file() or (folder / SINGLE).is_file()
-    if not has_safetensors and any(folder.glob("pytorch_model*.bin")):
-        stored = read_pickled_folder(folder)  # LLaVA 1.5 was released as torch pickles
-    else:
-        stored = StoredTensors(folder)
+    stored = open_tensors(folder)  # LLaVA 1.5 was released as torch pickles
     tower = original_towers.read_named_tower(str(config.get("mm_vision_tower")), folder)
     holds_tower = original_towers.has_tower(stored)
     if holds_tower:

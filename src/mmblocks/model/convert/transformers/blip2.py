@@ -27,7 +27,7 @@ from mmblocks.model.convert.transformers.reading import (
     read_family_config,
     read_image_settings,
 )
-from mmblocks.model.convert.weights import MatchedTensors, StoredTensors
+from mmblocks.model.convert.weights import MatchedTensors, open_tensors
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 
@@ -62,7 +62,7 @@ class Blip2Family(HFLayout):
     def read_model(self, folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:
         spec, config, chat = self._read_settings(folder, template)
         layouts, unused = {self.model_type: keys.BLIP2}, self.find_unused_tensors(config)
-        return build_from_tensors(spec, config.text_config, StoredTensors(folder), layouts, dtype, folder, chat, unused)
+        return build_from_tensors(spec, config.text_config, open_tensors(folder), layouts, dtype, folder, chat, unused)
 
     def _read_settings(self, folder: Path, template: str | None) -> tuple[ModelSpec, PreTrainedConfig, ChatChoice]:
         config = read_family_config(folder, self.model_type)

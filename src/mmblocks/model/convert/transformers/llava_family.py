@@ -35,8 +35,9 @@ from mmblocks.model.convert.transformers.reading import (
 )
 from mmblocks.model.convert.transformers.tokens import list_tiling_reasons
 from mmblocks.model.convert.transformers.towers import TOWERS, list_tower_reasons, make_encoder_settings
-from mmblocks.model.convert.weights import MatchedTensors, StoredTensors
+from mmblocks.model.convert.weights import MatchedTensors, open_tensors
 from mmblocks.model.onevision import OneVision
+from mmblocks.model.quantized import require_no_quantized_layer
 from mmblocks.model.spec import ModelSpec
 from mmblocks.projectors.mlp import MLP
 from mmblocks.storage import replace_folder
@@ -94,7 +95,7 @@ class LlavaFamily(HFLayout):
 
     def read_model(self, folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:
         spec, config, chat = self._read_settings(folder, template)
-        return build_from_tensors(spec, config.text_config, StoredTensors(folder), keys.HF_LAYOUTS, dtype, folder, chat)
+        return build_from_tensors(spec, config.text_config, open_tensors(folder), keys.HF_LAYOUTS, dtype, folder, chat)
 
     def _read_settings(self, folder: Path, template: str | None) -> tuple[ModelSpec, PreTrainedConfig, ChatChoice]:
         config = read_family_config(folder, self.model_type)
@@ -180,6 +181,7 @@ class LlavaFamily(HFLayout):
     def export_model(
         self, model: OneVision, folder: Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB"
     ) -> Path:
+        require_no_quantized_layer(model, "an export")
         if reasons := self.reasons_against_export(model):
             listed = "\n".join(f"  - {reason}" for reason in reasons)
             raise ConfigError(f"transformers' {self.model_type} cannot express this model:\n{listed}")

@@ -1,8 +1,8 @@
-"""Linear layers whose frozen weights are kept in 4 or 8 bits; bitsandbytes quantizes and dequantizes them."""
+"""A language model whose linear layers are frozen and kept in 4 or 8 bits; bitsandbytes quantizes and dequantizes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,8 +10,55 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmblocks._optional import import_optional
+from mmblocks.errors import ConfigError
+from mmblocks.model.onevision import OneVision
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights per scale, and scales per nested scale: bitsandbytes' defaults
+
+
+Bits = Literal[4, 8]
+
+
+@torch.no_grad()
+def quantize_backbone(model: OneVision, bits: Bits, device: torch.device | None = None) -> None:
+    """Keep the weights of the language model's linear layers in `bits` bits, in place; its output head, its embeddings and all
+    other parts stay as they are.
+
+    device: where each layer is moved before it is quantized, one after the other; by default it stays where it is.
+    """
+    if bits not in (4, 8):
+        raise ConfigError(f"bits={bits!r} is neither 4 nor 8.")
+    for name in list_linear_layers(model):
+        linear = model.backbone.lm.get_submodule(name).to(device)
+        replace_modules(model, {name: QuantizedLinear.from_linear(linear, bits)})
+
+
+def require_no_quantized_layer(model: OneVision, purpose: str) -> None:
+    """Raise `ConfigError` for a model whose weights are not whole. purpose: what needs them: "saving"."""
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise ConfigError(
+            f"the model's backbone is kept in few bits, and {purpose} needs its whole weights; load it without bits."
+        )
+
+
+def list_linear_layers(model: OneVision) -> list[str]:
+    """Names of the linear layers inside the backbone's language model, its output head apart."""
+    lm = model.backbone.lm
+    head = lm.get_output_embeddings()
+    names = [name for name, module in lm.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    if not names:
+        raise ConfigError(
+            f"backbone {model.backbone.config.model_type!r} has no linear layer (torch.nn.Linear), so it can have no adapters "
+            "and no weights of few bits; train 'backbone' instead of 'lora', and load it without bits."
+        )
+    return names
+
+
+def replace_modules(model: OneVision, modules: Mapping[str, nn.Module]) -> None:
+    """Put modules under these names of the language model."""
+    for name, module in modules.items():
+        parent, _, last = name.rpartition(".")
+        setattr(model.backbone.lm.get_submodule(parent), last, module)
 
 
 class QuantizedLinear(nn.Linear):
@@ -23,7 +70,7 @@ class QuantizedLinear(nn.Linear):
     stage starts from. Backward keeps codes, not weights.
     """
 
-    def __init__(self, linear: nn.Linear, bits: Literal[4, 8]) -> None:
+    def __init__(self, linear: nn.Linear, bits: Bits) -> None:
         nn.Module.__init__(self)
         import bitsandbytes.functional as bnb
 
@@ -43,9 +90,9 @@ class QuantizedLinear(nn.Linear):
             self.register_buffer(name, buffer, persistent=False)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, bits: Literal[4, 8]) -> QuantizedLinear:
+    def from_linear(cls, linear: nn.Linear, bits: Bits) -> QuantizedLinear:
         """The quantized form of a linear layer; its bias stays as it is."""
-        import_optional("bitsandbytes", extra="quant", to=f"keeping a backbone in {bits} bits (train.lora.bits)")
+        import_optional("bitsandbytes", extra="quant", to=f"keeping a backbone in {bits} bits")
         return cls(linear, bits)
 
     @property
