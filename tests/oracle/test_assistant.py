@@ -5,8 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import mmblocks
 from mmblocks.assets import find_media
 from mmblocks.cli import main
 from mmblocks.cli.memory_report import compute_stage_memory
@@ -76,7 +78,9 @@ def test_the_tutorial_runs_from_its_first_block_to_its_last(
     assert "ok: parts" in shown.out
     assert "WARNING" not in shown.out
     assert re.search(rf"^{MODEL} \d of 3\nruns/parts/model \d of 3$", shown.out, re.MULTILINE)
-    assert (folder / "runs/parts/model/adapter/adapter_config.json").is_file()
+    whole, over_its_base = (mmblocks.load(f"runs/parts/model{part}").state_dict() for part in ("", "/adapter"))
+    assert whole.keys() == over_its_base.keys()
+    assert all(torch.equal(whole[name], tensor) for name, tensor in over_its_base.items())
     assert (folder / "exported/chat_template.jinja").is_file()
 
 

@@ -85,7 +85,10 @@ class AdapterLayout(CheckpointLayout):
         raise ConfigError(self.reasons_against_export(model)[0])
 
     def _name_base(self, folder: Path) -> str:
-        named = read_object(folder / CONFIG).get("base_model_name_or_path") if (folder / CONFIG).is_file() else None
+        config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+        named, revision = config.get("base_model_name_or_path"), config.get("revision")
+        if named and revision and not Path(named).exists():
+            named = f"{named}@{revision}"
         base = self.base or named or read_raw_config(folder).get("_name_or_path")
         if not base:
             raise CheckpointError(f"{folder} is an adapter that names no base model; name it: --base MODEL.")
@@ -93,7 +96,7 @@ class AdapterLayout(CheckpointLayout):
             locate_folder(str(base))
         except CheckpointError as cause:
             raise CheckpointError(
-                f"{folder} is an adapter of {base}, and {cause} Name the base that is here: --base MODEL."
+                f"{folder} is an adapter of {base}; name a base that is here with --base MODEL, because {cause}"
             ) from cause
         return str(base)
 
