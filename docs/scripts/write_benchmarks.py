@@ -100,6 +100,7 @@ def text(tables: Tables, folder: Path = TABLES) -> str:
         _growth,
         _packing,
         _startup,
+        _loading,
         _gpu,
     )
     lines = [HEAD]
@@ -296,6 +297,20 @@ def _startup_table(rows: Sequence[Row]) -> Iterator[str]:
         reached = "" if aim is None or found is None else "reached" if found < aim else "**missed**"
         yield f"| {name} | {' | '.join(times)} | {_value(aim, 's')} | {reached} |"
     yield ""
+
+
+def _loading(tables: Tables) -> Iterator[str]:
+    rows = tables.of_suites("loading")
+    yield "## Loading\n"
+    if not rows:
+        yield NONE
+        return
+    yield (
+        "LLaVA-OneVision with random weights in transformers' layout, loaded by `mmblocks.load` and by `from_pretrained`, each in a "
+        "process of its own. Memory is the most that is resident beyond what importing takes. Values whose type does not change "
+        "stay in the mapped file until they are used, on both sides.\n"
+    )
+    yield from _row_table(rows, timed=False)
 
 
 def _gpu(tables: Tables) -> Iterator[str]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from mmblocks import conf
 from mmblocks.cli.memory_report import compute_stage_memory
+from mmblocks.model.checks.composition import dry_build
+from mmblocks.model.spec import PARTS
 from mmblocks.train.estimates.memory import StepMemory
 from mmblocks.train.estimates.meta_stage import LABELLED_SHARE
 
@@ -70,13 +72,34 @@ def settings() -> str:
 
 def _overview() -> Iterator[str]:
     summaries = conf.list_recipes()
-    yield "| recipe | what it is | stages |\n|---|---|---|"
+    yield "| recipe | what it is | starts from | stages |\n|---|---|---|---|"
     for name, facts in FACTS["recipes"].items():
         stages = ", ".join(stage["name"] for stage in facts["stages"])
-        yield f"| [`{name}`](#{_anchor(name)}) | {summaries[name]} | {stages} |"
+        yield f"| [`{name}`](#{_anchor(name)}) | {summaries[name]} | {starts_from(name)} | {stages} |"
     tiny = [name for name in summaries if name.startswith("tiny/")]
-    yield from (f"| `{name}` | {summaries[name]} | nothing published |" for name in tiny)
+    yield from (f"| `{name}` | {summaries[name]} | {starts_from(name)} | nothing published |" for name in tiny)
     yield ""
+
+
+def starts_from(name: str) -> str:
+    """Where the weights of a recipe come from, part by part."""
+    recipe = conf.compose(name)
+    start, seen = recipe["weights"], dry_build(recipe["model"])
+    parts = [part for part in PARTS if seen.count_parameters(part)]
+    if start == "pretrained":
+        sources = {part: getattr(getattr(seen, part, None), "checkpoint", None) for part in parts}
+        return "<br>".join(
+            f"{_words(part)}: {_code(source) if source else 'random'}" for part, source in sources.items()
+        )
+    if start != "random":
+        return f"{_code(start)}, all parts"
+    if recipe["encoder_pretraining"] is not None:
+        return "random; the encoder is pretrained first"
+    return "random"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
 
 
 def _anchor(name: str) -> str:
@@ -91,6 +114,7 @@ def _common() -> Iterator[str]:
 def _recipes() -> Iterator[str]:
     for name, facts in FACTS["recipes"].items():
         yield f"## {name}\n"
+        yield f"Starts from: {starts_from(name).replace('<br>', '; ')}.\n"
         yield from _table(facts["model"])
         for stage in facts["stages"]:
             yield f"Stage `{stage['name']}`:\n"

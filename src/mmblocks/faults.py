@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Severity = Literal["error", "missing", "fetchable"]
-"""error: it cannot work. missing: it can, but not on this machine as it is. fetchable: a run downloads what is missing."""
+Severity = Literal["error", "missing", "fetchable", "warning"]
+"""error: it cannot work. missing: it can, but not on this machine as it is. fetchable: a run downloads what is missing. warning:
+it works, and most likely not as it is meant.
+"""
+HARMLESS: tuple[Severity, ...] = ("fetchable", "warning")
+"""What stops no run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,11 @@ class HubReference:
             return None
         return None if at and not revision else cls(repository, revision or None)
 
+    @property
+    def download_command(self) -> str:
+        """What fetches it in a shell."""
+        return f"hf download {self.repository}" + (f" --revision {self.revision}" if self.revision else "")
+
     def __str__(self) -> str:
         return self.repository if self.revision is None else f"{self.repository}@{self.revision}"
 
@@ -108,7 +113,7 @@ def _explain_hub_errors(reference: HubReference, offline: bool) -> Iterator[None
             "run `hf auth login` or set HF_TOKEN."
         ) from cause
     except errors.LocalEntryNotFoundError as cause:
-        command = f"hf download {repository}" + (f" --revision {reference.revision}" if reference.revision else "")
+        command = reference.download_command
         cure = f"; fetch it: {command}" if offline else f" and the hub cannot be reached. With a network: {command}"
         raise CheckpointError(f"{reference} is not on this machine{cure}") from cause
     except errors.HFValidationError as cause:

@@ -87,7 +87,7 @@ def leave_weights_empty() -> Iterator[None]:
     """
     from transformers.initialization import no_init_weights
 
-    def move_to_meta(module: nn.Module, name: str, weight: object) -> nn.Parameter | None:
+    def move_to_meta(module: nn.Module, name: str, weight: object) -> Any:
         if not isinstance(weight, nn.Parameter) or weight.is_meta:  # a tied weight stays the same object
             return None
         return nn.Parameter(weight.to("meta"), requires_grad=weight.requires_grad)

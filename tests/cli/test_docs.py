@@ -22,6 +22,7 @@ COUNTED = re.compile(r"^\| (\d+)x(\d+) \|.* = (\d+) \|$", re.MULTILINE)
     ("script", "made", "page"),
     [
         ("write_components", "page", "reference/components.md"),
+        ("write_presets", "page", "reference/presets.md"),
         ("draw_tokens", "figure", "images/tokens.svg"),
         ("draw_pipeline", "figure", "images/pipeline.svg"),
     ],

@@ -18,7 +18,9 @@ from mmblocks.data.sources import sources
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 GUIDES = sorted(set(ROOT.glob("docs/howto/*.md")) - {ROOT / "docs/howto/data.md"})  # test_data_page.py runs that one
-TUTORIALS = sorted(ROOT.glob("docs/tutorials/*.md"))
+TUTORIALS = sorted(
+    set(ROOT.glob("docs/tutorials/*.md")) - {ROOT / "docs/tutorials/your_own_assistant.md"}
+)  # test_assistant.py runs that one
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 INSTALLS = ("git ", "pip ", "python -m venv ")  # run by .ci/run, in an environment of their own
 

@@ -11,7 +11,7 @@ from mmblocks.components import encoders
 from mmblocks.errors import ConfigError
 from mmblocks.shapes import Size
 
-SINGLE_TOWERS = ("clip", "siglip", "dinov2", "dinov3", "hf_vision", "timm_vit", "timm_features")
+SINGLE_TOWERS = ("clip", "siglip", "dinov2", "dinov3", "hf_vision", "timm_vit", "timm_features", "timm_presets")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PRESETS: dict[str, tuple[str, int, int, int, int]] = {  # checkpoint, view, grid side, dim, millions of parameters
     "siglip_base_224": ("google/siglip-base-patch16-224", 224, 14, 768, 79),
@@ -68,6 +68,37 @@ PRESETS: dict[str, tuple[str, int, int, int, int]] = {  # checkpoint, view, grid
     "openclip_vit_bigg_224": ("pretrained", 224, 16, 1664, 1804),
     "openclip_vit_h_224": ("pretrained", 224, 16, 1280, 611),
     "openclip_vit_l_224": ("pretrained", 224, 16, 1024, 291),
+    "aimv2_1b_224": ("pretrained", 224, 16, 2048, 1235),
+    "aimv2_1b_336": ("pretrained", 336, 24, 2048, 1236),
+    "aimv2_1b_448": ("pretrained", 448, 32, 2048, 1237),
+    "aimv2_3b_224": ("pretrained", 224, 16, 3072, 2721),
+    "aimv2_3b_336": ("pretrained", 336, 24, 3072, 2722),
+    "aimv2_3b_448": ("pretrained", 448, 32, 3072, 2723),
+    "aimv2_huge_224": ("pretrained", 224, 16, 1536, 681),
+    "aimv2_huge_336": ("pretrained", 336, 24, 1536, 681),
+    "aimv2_huge_448": ("pretrained", 448, 32, 1536, 682),
+    "aimv2_large_224": ("pretrained", 224, 16, 1024, 309),
+    "aimv2_large_336": ("pretrained", 336, 24, 1024, 310),
+    "aimv2_large_448": ("pretrained", 448, 32, 1024, 310),
+    "c_radio_v3_b_512": ("pretrained", 512, 32, 768, 86),
+    "c_radio_v3_g_512": ("pretrained", 512, 32, 1536, 1136),
+    "c_radio_v3_h_512": ("pretrained", 512, 32, 1280, 632),
+    "c_radio_v3_l_512": ("pretrained", 512, 32, 1024, 304),
+    "c_radio_v4_h_512": ("pretrained", 512, 32, 1280, 632),
+    "c_radio_v4_so400m_512": ("pretrained", 512, 32, 1152, 414),
+    "fastvithd_1024": ("KamilaMila/FastVLM-7B", 1024, 16, 3072, 123),
+    "mobileclip2_s0_256": ("pretrained", 256, 8, 512, 11),
+    "mobileclip2_s2_256": ("pretrained", 256, 8, 640, 35),
+    "mobileclip2_s3_256": ("pretrained", 256, 4, 1536, 122),
+    "mobileclip2_s4_256": ("pretrained", 256, 4, 2048, 316),
+    "pe_core_b_224": ("pretrained", 224, 14, 768, 79),
+    "pe_core_g_448": ("pretrained", 448, 32, 1536, 1741),
+    "pe_core_s_384": ("pretrained", 384, 24, 384, 20),
+    "pe_core_t_384": ("pretrained", 384, 24, 192, 5),
+    "pe_lang_g_448": ("pretrained", 448, 32, 1536, 1741),
+    "pe_lang_g_448_tiling": ("pretrained", 448, 32, 1536, 1741),
+    "pe_lang_l_448": ("pretrained", 448, 32, 1024, 291),
+    "pe_lang_l_448_tiling": ("pretrained", 448, 32, 1024, 291),
     "pe_core_l_336": ("pretrained", 336, 24, 1024, 291),
     "vitamin_l_336": ("pretrained", 336, 21, 1024, 322),
 }
@@ -299,7 +330,10 @@ def test_timm_states_the_facts_of_its_stages(settings: dict[str, Any], view_px: 
     ("settings", "reason"),
     [
         ({"stage": 4}, r"stage=4 names no stage; 'test_convnext' has 4: choose 0 to 3 or -4 to -1"),
-        ({"model_name": "test_convnex"}, r"encoder 'timm_features': timm has no model 'test_convnex'. Did you mean"),
+        (
+            {"model_name": "test_convnex"},
+            r"encoder 'timm_features': timm [\d.]+ has no model 'test_convnex'. Did you mean",
+        ),
         ({"image_px": 2}, r"'test_convnext' \(ConvNeXt\) gives no feature map for a view of image_px=2"),
     ],
 )
@@ -324,7 +358,7 @@ def test_a_timm_model_can_be_built_for_another_view() -> None:
         ("resnet18", r"\(ResNet\).*shrink the image by \[2, 4, 8, 16, 32\].*no grid of patches"),
         ("swin_tiny_patch4_window7_224", r"\(SwinTransformer\).*shrink the image by \[4, 8, 16, 32\]"),
         ("samvit_base_patch16", r"does not separate patch tokens from prefix tokens"),
-        ("vit_tiny_patch16_225", r"timm has no model 'vit_tiny_patch16_225'. Did you mean vit_tiny_patch16_224"),
+        ("vit_tiny_patch16_225", r"timm [\d.]+ has no model 'vit_tiny_patch16_225'. Did you mean vit_tiny_patch16_224"),
         ("vit_tiny_patch16_224.nonesuch", r"timm cannot build 'vit_tiny_patch16_224.nonesuch'.*nonesuch"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from mmblocks.model.convert.transformers.export import export_hf
 from mmblocks.model.convert.transformers.families import import_hf
 from mmblocks.model.generate import Decoding, generate
 from mmblocks.model.onevision import OneVision
+from tests.hub import LocalHub
 
 SIDE_PX, PATCH_PX = 112, 14
 PINPOINTS = [[SIDE_PX * rows, SIDE_PX * columns] for rows in range(1, 7) for columns in range(1, 7)]
@@ -63,6 +64,15 @@ VOCABULARY = 320  # 256 bytes, <|endoftext|>, the four above, and rows that no t
 def _quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """A hub of this machine in place of the real one, with an empty cache."""
+    local = LocalHub()
+    local.serve_this_process(monkeypatch, tmp_path / "cache")
+    yield local
+    local.close()
 
 
 def disturbed(model: nn.Module, seed: int = 11) -> Any:

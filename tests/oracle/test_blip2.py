@@ -35,6 +35,7 @@ from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.model.convert.parts import import_vision_parts
 from mmblocks.model.convert.probe import compute_our_logits, compute_transformers_logits, load_transformers, make_probes
 from mmblocks.model.convert.transformers.families import import_hf, import_hf_with_report
+from tests.hub import LocalHub
 
 VISION = {
     "hidden_size": 16,
@@ -96,6 +97,15 @@ def around_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_pictures_and_text_give_the_logits_of_transformers(folder: Path) -> None:
     ours, theirs = import_hf(folder), load_transformers(folder)
+    for probe in make_probes(ours, videos=False):
+        torch.testing.assert_close(
+            compute_our_logits(ours, probe), compute_transformers_logits(theirs, ours, probe), **CLOSE
+        )
+
+
+def test_a_repository_gives_the_same_model_as_its_folder(folder: Path, hub: LocalHub) -> None:
+    hub.add("org/blip", folder)
+    theirs, ours = load_transformers(folder), mmblocks.load("org/blip")
     for probe in make_probes(ours, videos=False):
         torch.testing.assert_close(
             compute_our_logits(ours, probe), compute_transformers_logits(theirs, ours, probe), **CLOSE

@@ -24,6 +24,8 @@ from transformers import (
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
@@ -175,6 +177,19 @@ def test_every_setting_that_disagrees_with_the_checkpoint_is_listed(tmp_path: Pa
     assert "dim=32, but hidden_size is 16" in str(error.value)
     assert "depth=4, but num_hidden_layers is 3" in str(error.value)
     assert "mlp_dim" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "family"), [("clip", "clip_vision_model"), ("siglip", "siglip_vision_model")])
+def test_a_tower_is_read_out_of_a_vision_language_model(name: str, family: str, tmp_path: Path) -> None:
+    text = {"model_type": "qwen2", "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlavaConfig(vision_config={"model_type": family, **VISION}, text_config={**text, **heads})
+    model = disturbed(LlavaForConditionalGeneration(config))
+    model.save_pretrained(tmp_path)
+    encoder = loaded(name, tmp_path, layer=-1)
+    with torch.no_grad():
+        want = model.model.vision_tower(pixels(30), output_hidden_states=True).hidden_states[-1]
+        assert torch.equal(encoder(pixels(30)).flatten(1, 2), want[:, 1:] if name == "clip" else want)
 
 
 def test_a_config_written_by_an_old_transformers_is_understood(tmp_path: Path) -> None:

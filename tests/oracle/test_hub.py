@@ -3,7 +3,6 @@
 import errno
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,6 @@ from tests.hub import LocalHub
 
 QWEN = {"family": "qwen2", "vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "max_tokens": 64}
 FAMILIES = ["llava", "llava_next", "llava_next_video"]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    """A hub of this machine in place of the real one, with an empty cache."""
-    local = LocalHub()
-    local.serve_this_process(monkeypatch, tmp_path / "cache")
-    yield local
-    local.close()
 
 
 def same_weights(one: Any, other: Any) -> bool:

@@ -39,6 +39,7 @@ from mmblocks.model.convert.probe import compute_our_logits, compute_transformer
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import ModelSpec
 from mmblocks.shapes import Size, VisualShape
+from tests.hub import LocalHub
 
 Tensors = dict[str, Tensor]
 WEIGHTS = "model.safetensors"
@@ -259,6 +260,14 @@ def test_an_original_checkpoint_computes_what_transformers_computes(
     originals: dict[str, Path], their_models: dict[str, Any], family: str
 ) -> None:
     require_same_logits(import_original(originals[family]), their_models[family])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_original_repository_computes_what_transformers_computes(
+    originals: dict[str, Path], their_models: dict[str, Any], family: str, hub: LocalHub
+) -> None:
+    hub.add(f"lmms-lab/{family}", originals[family])
+    require_same_logits(mmblocks.load(f"lmms-lab/{family}"), their_models[family])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,10 +13,10 @@ from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import CheckpointError
+from mmblocks.model.convert.adapter import apply_adapter
 from mmblocks.model.convert.transformers.export import export_hf
 from mmblocks.model.trainable import train_only
 from mmblocks.train import run
-from mmblocks.train.adapter_folder import apply_adapter
 from mmblocks.train.adapters.lora import add_lora, merge_lora, save_adapter
 from mmblocks.train.stages import Lora
 

@@ -263,6 +263,7 @@ backbones.preset(
     max_tokens=16384,
     rope_theta=250000.0,
     sliding_window=0,
+    further={"original_max_position_embeddings": 16384},
 )
 backbones.preset(
     "gemma_2b",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmblocks.errors import CheckpointError
 from mmblocks.json_files import read_object
-from mmblocks.pretrained import read_tokenizer
+from mmblocks.pretrained import find_cached_folder, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,9 +24,10 @@ class StoredChat:
 
 
 def read_text_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The text tokenizer of a hub id or a folder. A chat template of the folder's processor replaces the tokenizer's."""
+    """The text tokenizer of a hub id or a folder. A chat template of the processor beside it replaces the tokenizer's."""
     tokenizer = read_tokenizer(source)
-    if (stored := read_processor_chat(Path(source))) is not None:
+    folder = Path(source) if Path(source).exists() else find_cached_folder(source, "tokenizer_config.json")
+    if folder is not None and (stored := read_processor_chat(folder)) is not None:
         tokenizer.chat_template = stored.jinja
     return tokenizer
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmblocks.cli.image_options import add_image_options, read_image_options
 from mmblocks.cli.line_editing import edit_lines
-from mmblocks.cli.model_options import MODEL_HELP, add_placement_options
+from mmblocks.cli.model_options import MODEL_HELP, add_base_option, add_placement_options
 
 if TYPE_CHECKING:
     from mmblocks.chat import Chat
@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     parser.add_argument("--seed", type=int, help="seed of sampling")
+    add_base_option(parser)
     add_placement_options(parser)
     add_image_options(parser, "as the model says")
 
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from mmblocks.model.loading import load_located, locate_model, read_stored_images
 
     decoding = Decoding(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
-    located, options = locate_model(args.model or find_tiny_model()), read_image_options(args)
+    located, options = locate_model(args.model or find_tiny_model(), args.base), read_image_options(args)
     images = read_stored_images(located).with_changes(options)
     visuals = [_open_visual(kind, path, images, args.allow_urls) for kind, path in args.visuals]
     model = load_located(located, dtype=args.dtype, device=args.device, bits=args.bits, images=options)

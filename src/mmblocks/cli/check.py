@@ -29,14 +29,15 @@ def run(args: argparse.Namespace) -> int:
 
     with forbid_fetching():
         raw, faults = _collect_faults(args)
-    errors, missing, fetchable = (
-        [fault for fault in faults if fault.severity == severity] for severity in ("error", "missing", "fetchable")
-    )
+    severities = ("error", "missing", "fetchable", "warning")
+    errors, missing, fetchable, warnings = ([f for f in faults if f.severity == severity] for severity in severities)
     if errors:
         count = "1 fault" if len(errors) == 1 else f"{len(errors)} faults"
         print(format_faults(errors, f"{args.recipe}: {count}"))
     else:
         print(format_approval(args.recipe, raw, "no faults" if missing else "ok"))
+    if warnings:
+        print(format_faults(warnings, "WARNING"))
     if missing:
         print(format_faults(missing, "missing on this machine"))
     if fetchable:
@@ -49,10 +50,13 @@ def _collect_faults(args: argparse.Namespace) -> tuple[Mapping[str, Any], list[F
     from mmblocks.model.checks.composition import find_faults
     from mmblocks.model.missing import find_missing_tokenizers, find_missing_weights
     from mmblocks.train.checks.run import check_run
+    from mmblocks.train.starting_model import adopt_offline
 
-    raw = compose_unchecked(args.recipe, args.overrides)
+    raw = adopt_offline(compose_unchecked(args.recipe, args.overrides))
     is_run, model = "stages" in raw, raw.get("model")
-    faults = [*(check_run(raw) if is_run else find_faults(raw["model"])), *find_missing_tokenizers(model)]
+    faults = check_run(raw) if is_run else find_faults(raw["model"])
+    if "backbone" not in raw.get("from_weights", ()):  # its text tokenizer comes with the weights
+        faults += find_missing_tokenizers(model)
     return raw, faults + ([] if is_run and raw.get("weights") != "pretrained" else find_missing_weights(model))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmblocks.cli.image_options import add_image_options, read_image_options
-from mmblocks.cli.model_options import MODEL_FORMS
+from mmblocks.cli.model_options import MODEL_FORMS, add_base_option
 from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,13 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the result without running both models (for models larger than memory)",
     )
     parser.add_argument("--out", type=Path, help="with an adapter: folder to write; it must not exist")
+    add_base_option(parser)
     add_image_options(parser, "as the model says, if it says anything")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from mmblocks.model.loading import locate_model
 
-    located = None if Path(arguments.source).is_file() else locate_model(arguments.source)
+    located = None if Path(arguments.source).is_file() else locate_model(arguments.source, arguments.base)
     if read_image_options(arguments) and (
         located is None or (arguments.to or _choose_default_layout(located.layout)) != "mmblocks"
     ):
@@ -99,12 +100,13 @@ def _convert_checkpoint(located: LocatedModel, arguments: argparse.Namespace) ->
 
     silence_transformers()
     source, target = located.folder, arguments.target
-    source_layout = layout_of(located.layout)
+    source_layout = located.get_layout()
+    weights_folder = source_layout.find_weights_folder(source)
     print(f"found    {source_layout.about} in {located.origin or source}")
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else find_stored_dtype(source)
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else find_stored_dtype(weights_folder)
     if arguments.to == "parts":
         return _save_vision_parts(source, target, dtype)
-    print_memory_need(source, arguments.dtype, checked=not arguments.no_check)
+    print_memory_need(weights_folder, arguments.dtype, checked=not arguments.no_check)
     with replace_folder(target) as fresh:
         model, record = import_located(
             located, dtype, template=arguments.template, images=read_image_options(arguments)

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from mmblocks.cli.model_options import MODEL_HELP, add_placement_options
+from mmblocks.cli.model_options import MODEL_HELP, add_base_option, add_placement_options
 
 SUITES = {"tiny": "TinyWorld's held-out images, image sets and videos"}
 
@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", choices=sorted(SUITES), help="; ".join(f"{k}: {v}" for k, v in SUITES.items()))
     parser.add_argument("--model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--samples", type=int, default=500, help="questions per task (default 500)")
+    add_base_option(parser)
     add_placement_options(parser)
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from mmblocks.eval.tinyworld import evaluate_tinyworld, format_scores
     from mmblocks.model.loading import load
 
-    model = load(args.model or find_tiny_model(), dtype=args.dtype, device=args.device, bits=args.bits)
+    model = load(args.model or find_tiny_model(), dtype=args.dtype, device=args.device, bits=args.bits, base=args.base)
     table = evaluate_tinyworld(model, samples=args.samples)
     if args.json:
         counts = {t: {k: [s.num_right, s.num_questions] for k, s in scores.items()} for t, scores in table.items()}

@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmblocks import conf
     from mmblocks.data.mixing.mixture import Mixture
+    from mmblocks.train.starting_model import adopt_components
 
     if args.samples < 1:
         raise ConfigError(f"--samples {args.samples}: look at 1 record or more.")
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
             f"{', '.join(settings)}: these are media folders and ignored keys of data=FILE; name the file too."
         )
     raw = conf.compose_for_planning(args.recipe, [word for word in args.words if not word.startswith(WORDS)])
+    raw = adopt_components(raw)
     stages = list_stages(raw, args.stage, files, settings)
     args.out.mkdir(parents=True, exist_ok=True)
     for stage in stages[-1:] if args.record else stages:

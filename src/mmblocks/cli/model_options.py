@@ -2,7 +2,7 @@
 
 import argparse
 
-MODEL_FORMS = "a folder of mmblocks, transformers or LLaVA, or org/name[@revision] on the Hugging Face hub"
+MODEL_FORMS = "a folder of mmblocks, transformers, LLaVA or an adapter, or org/name[@revision] on the Hugging Face hub"
 MODEL_HELP = f"{MODEL_FORMS} (default: the bundled tiny model)"
 
 
@@ -24,4 +24,11 @@ def add_placement_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(8, 4),
         help="keep the language model's linear layers in so many bits (default: as --dtype says)",
+    )
+
+
+def add_base_option(parser: argparse.ArgumentParser) -> None:
+    """Add --base."""
+    parser.add_argument(
+        "--base", metavar="MODEL", help="model that an adapter folder is read over (default: the one that it names)"
     )

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -60,11 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmblocks.cli.memory_report import compute_stage_memory, format_memory, read_ranks
     from mmblocks.pretrained import forbid_fetching
+    from mmblocks.train.starting_model import adopt_components, describe_absent_start
 
     media = [word for word in args.words if word.startswith(MEDIA)]
     data_words = [word for word in args.words if word.startswith(WORDS)]
     with forbid_fetching():
-        raw = _compose(args.recipe, [w for w in args.words if w not in media and w not in data_words])
+        raw = adopt_components(_compose(args.recipe, [w for w in args.words if w not in media and w not in data_words]))
+        if note := describe_absent_start(raw):
+            print(f"note: {note}", file=sys.stderr)
         if args.memory:
             stages = compute_stage_memory(raw, read_ranks(data_words))
             plain = {name: [memory.to_dict() for memory in rows] for name, rows in stages.items()}

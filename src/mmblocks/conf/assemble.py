@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmblocks.components import REGISTRIES
 from mmblocks.conf.files import find_recipe, find_shipped_folder, list_recipe_folders, list_recipes
-from mmblocks.conf.groups import GROUPS, SCHEMA, SYSTEM, register_groups
+from mmblocks.conf.groups import BASE_SYSTEM, GROUPS, SCHEMA, SYSTEM, register_groups
 from mmblocks.conf.hydra_errors import HYDRA_ERRORS, to_config_error
 from mmblocks.conf.overrides import needs_translation, translate_overrides
 from mmblocks.data.mixing.entries import find_entry_faults
@@ -21,8 +21,10 @@ from mmblocks.errors import ConfigError
 from mmblocks.faults import Fault
 from mmblocks.image_reading import find_reading_faults
 from mmblocks.model import systems
+from mmblocks.model.spec import ModelSpec
 from mmblocks.settings import make_unknown_fault
 from mmblocks.train.stages import find_run_faults
+from mmblocks.train.starting_model import COMPONENTS, find_start
 
 HYDRA_VERSION = "1.3"
 
@@ -83,7 +85,22 @@ def compose_unchecked(name: str, overrides: Sequence[str] = ()) -> dict[str, Any
     except HYDRA_ERRORS as error:
         raise to_config_error(name, error) from error
     _raise_faults(name, list(_find_dotted_components(config)))
+    system = raw.pop(BASE_SYSTEM, None)
+    if system is not None and find_start(raw) is not None:
+        unchosen = list(_list_unchosen_slots(raw["model"], system, overrides))
+        raw["from_weights"] = [slot for slot in unchosen if slot in (raw["from_weights"] or unchosen)]
     return raw
+
+
+def _list_unchosen_slots(model: Mapping[str, Any], system: str, overrides: Sequence[str]) -> Iterator[str]:
+    """Components that are as the recipe's system has them and that no override names."""
+    named = [word.partition("=")[0].lstrip("+~").replace("/", ".") for word in overrides]
+    base, chosen = systems.compose(system).to_dict(), ModelSpec.from_dict(model).to_dict()
+    for name in COMPONENTS:
+        is_named = any(f"{word}.".startswith(f"model.{name}.") for word in named)
+        path = name.split(".")
+        if not is_named and reduce(getitem, path, chosen) == reduce(getitem, path, base):
+            yield name
 
 
 def is_system(name: str) -> bool:

@@ -39,6 +39,9 @@ GROUPS: dict[str, tuple[str, Scenario | None]] = {
 SYSTEM = "system"
 """The group that chooses all components at once: `- /system: llava_next/vicuna_7b` after `- /train_run` in a recipe."""
 
+BASE_SYSTEM = "base_system"
+"""The key under which Hydra's config holds the name of that system; composing takes it out again."""
+
 
 class _LazyOption(ConfigNode):
     """An entry of Hydra's store that is made when it is chosen: a run chooses ten of some three hundred."""
@@ -83,7 +86,8 @@ def _make_component_node(kind: str, name: str) -> type:
 def _make_system_node(system: str) -> dict[str, Any]:
     """A system as Hydra's overrides of every component group; systems choose by name alone."""
     slots = systems.compose(system).list_slots()
-    return {"defaults": [{f"override /{key.replace('.', '/')}": str(spec)} for key, (_, spec) in slots.items()]}
+    choices = [{f"override /{key.replace('.', '/')}": str(spec)} for key, (_, spec) in slots.items()]
+    return {"defaults": choices, BASE_SYSTEM: system}
 
 
 def list_options(group: str) -> Iterator[str]:
@@ -140,6 +144,7 @@ def make_run_node() -> type:
             fields.append((name, own[name], MISSING))
         else:
             fields.append(_make_field(setting))
+    fields.append((BASE_SYSTEM, typing.Optional[str], None))  # noqa: UP045  # as OmegaConf reads it
     return dataclasses.make_dataclass("Run", fields)
 
 

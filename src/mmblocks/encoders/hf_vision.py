@@ -58,14 +58,15 @@ MOST_OTHERS = 65_536
         "pixel_mean": [0.5, 0.5, 0.5],
         "pixel_std": [0.5, 0.5, 0.5],
     },
-    verified_against="transformers AutoModel: ViT, DINOv3 ConvNeXt, Swin, MLCD, ResNet",
+    verified_against="transformers AutoModel: ViT, DINOv3 ConvNeXt, Swin, MLCD, ResNet; FastVLM's tower",
 )
 class HFVision(nn.Module):
     """Any vision tower that transformers' AutoModel builds; the settings describe it, and a trial view checks them.
 
     The tower is that of `family` (a model_type such as "vit" or "mlcd_vision_model") with `sizes` (values by their names
     in config.json), or that of the config.json of `checkpoint`; of a model with a text tower it is the vision tower. A
-    model that is to be saved and carried elsewhere needs `family` and `sizes`, or a hub name.
+    model that is to be saved and carried elsewhere needs `family` and `sizes`, or a hub name. Weights may also be those of
+    the tower within a vision-language model of transformers (`checkpoint` with `family` and `sizes`).
 
     `grid` (rows, columns) and `prefix_tokens` (class token and registers in front of the patches, dropped) describe the
     tower's output for a view of `image_px`; a tower with another number of tokens is refused with both numbers. Mean and

@@ -89,9 +89,9 @@ class _TrunkRequest:
     pixel_std: tuple[float, float, float]
     squash: bool
 
-    def build_trunk(self) -> Any:
-        """The model up to the stage that is used."""
-        trunk = timm_vit.create_trunk("timm_features", self.model_name, self.fixed)
+    def build_trunk(self, whole: Any = None) -> Any:
+        """The model up to the stage that is used; `whole`, where it is built already, is cut in place."""
+        trunk = timm_vit.create_trunk("timm_features", self.model_name, self.fixed) if whole is None else whole
         trunk.prune_intermediate_layers([self.stage], prune_norm=not self.norm, prune_head=True)
         return trunk
 
@@ -110,8 +110,10 @@ def _try_trunk(
 ) -> tuple[_TrunkRequest, Size, int, tuple[str, ...]]:
     """Grid and width of a model's feature map, measured on one view on meta, and the parts that do not affect it."""
     with torch.device("meta"), torch.enable_grad():
-        request = _make_request(model_name, image_px, stage, norm)
-        blueprint = request.build_trunk()
+        trunk = timm_vit.create_trunk("timm_features", model_name, {})
+        request = _make_request(trunk, model_name, image_px, stage, norm)
+        blueprint = request.build_trunk(None if request.fixed else trunk)
+        blueprint.eval()  # in training, batch normalisation refuses one view that gives one cell
         try:
             features = request.compute_features(blueprint, torch.empty(1, 3, *request.view_px))
         except Exception as cause:  # a model may raise anything for a view of a size that it cannot take
@@ -124,9 +126,8 @@ def _try_trunk(
     return request, Size(*features.shape[1:3]), features.shape[3], unused
 
 
-def _make_request(model_name: str, image_px: int | None, stage: int, norm: bool) -> _TrunkRequest:
+def _make_request(trunk: Any, model_name: str, image_px: int | None, stage: int, norm: bool) -> _TrunkRequest:
     """A request from the settings and timm's own statements about a model."""
-    trunk = timm_vit.create_trunk("timm_features", model_name, {})
     stated = dict(trunk.pretrained_cfg or {})
     faults = [f"timm states no {fact} for it" for fact in ("mean", "std", "input_size") if not stated.get(fact)]
     if not hasattr(trunk, "forward_intermediates") or not hasattr(trunk, "prune_intermediate_layers"):

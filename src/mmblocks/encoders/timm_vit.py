@@ -12,6 +12,7 @@ from mmblocks.components import encoders
 from mmblocks.encoders import patches, vit
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.shapes import Size
+from mmblocks.versions import describe_untested_version
 
 
 class TimmTrunk(Protocol):
@@ -133,8 +134,9 @@ def create_trunk(encoder: str, name: str, fixed: dict[str, Any], *, pretrained: 
 
     if not timm.is_model(name):
         close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
-        hint = f" Did you mean {', '.join(close)}?" if close else ""
-        raise ConfigError(f"encoder {encoder!r}: timm has no model {name!r}.{hint}")
+        hints = [f"Did you mean {', '.join(close)}?" if close else "", describe_untested_version("timm") or ""]
+        text = " ".join([f"encoder {encoder!r}: timm {timm.__version__} has no model {name!r}.", *filter(None, hints)])
+        raise ConfigError(text)
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, **fixed)
     except (RuntimeError, TypeError, AssertionError) as cause:

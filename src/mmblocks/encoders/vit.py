@@ -22,6 +22,8 @@ from mmblocks.shapes import Size
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+TOWER_OF_A_WHOLE_MODEL = r"(model\.)?vision_tower\."
+"""What stands before a tower's names in a vision-language model of transformers."""
 Layer = int | tuple[int, ...]
 """The block whose output is taken, counted as transformers' hidden_states; several stand side by side in the channels."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -202,14 +204,19 @@ def fill_from_transformers(
 ) -> None:
     """Fill a transformers vision tower from a hub id or folder of its family, vision tower alone or with its text tower.
 
-    `settings` go by our names or config.json's. Raises `ConfigError` with every one that config.json contradicts,
+    A vision-language model of transformers with a tower of this family serves, too. `settings` go by our names or
+    config.json's. Raises `ConfigError` with every one that config.json contradicts,
     `CheckpointError` with every tensor that is missing or of another shape. Tensors that the tower does not use (later
     blocks, heads, text) are not read. `prefix` stands before the tower's names where the checkpoint holds more than the
     tower and transformers does not know so.
     """
     config_class = type(tower).config_class
     assert config_class is not None
-    _require_same_sizes(name, config_class, checkpoint, settings)
+    raw = read_config_entries(checkpoint, config_class)
+    before = re.escape(prefix)
+    if _has_tower(raw, config_class):
+        raw, before = raw["vision_config"], TOWER_OF_A_WHOLE_MODEL
+    _require_same_sizes(name, config_class, checkpoint, raw, settings)
     with _quiet_transformers():
         loaded, report = read_model(
             type(tower),
@@ -217,7 +224,7 @@ def fill_from_transformers(
             config=deepcopy(tower.config),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            key_mapping={rf"^{re.escape(prefix)}": ""} if prefix else None,
+            key_mapping={rf"^{before}": ""} if before else None,
         )
     misshapen = {key: _format_shapes(there, here) for key, there, here in report["mismatched_keys"]}
     state = {k: v for k, v in loaded.state_dict().items() if k not in report["missing_keys"] and k not in misshapen}
@@ -254,13 +261,27 @@ def _format_shapes(there: Sequence[int], here: Sequence[int]) -> str:
     return f"{tuple(there)} in the checkpoint, {tuple(here)} here"
 
 
+def _list_own_types(config_class: type[PreTrainedConfig]) -> tuple[str, str]:
+    """The model_type of a tower with its text tower, and alone."""
+    return config_class.model_type.removesuffix("_vision_model"), config_class.model_type
+
+
+def _has_tower(raw: Mapping[str, Any], config_class: type[PreTrainedConfig]) -> bool:
+    """Whether a config.json is that of another family's model whose tower is of this one."""
+    tower = raw.get("vision_config")
+    own = str(raw.get("model_type")).replace("-", "_") in _list_own_types(config_class)
+    return not own and isinstance(tower, dict) and tower.get("model_type") == config_class.model_type
+
+
 def _require_same_sizes(
-    name: str, config_class: type[PreTrainedConfig], checkpoint: str, settings: Mapping[str, Any]
+    name: str,
+    config_class: type[PreTrainedConfig],
+    checkpoint: str,
+    raw: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> None:
-    raw = read_config_entries(checkpoint, config_class)
-    family = config_class.model_type.removesuffix("_vision_model")
-    if str(raw.get("model_type")).replace("-", "_") not in (family, config_class.model_type):
-        raise ConfigError(f"encoder {name!r}: {checkpoint} is a {raw.get('model_type')!r} model, not {family!r}.")
+    if str(raw.get("model_type")).replace("-", "_") not in (own := _list_own_types(config_class)):
+        raise ConfigError(f"encoder {name!r}: {checkpoint} is a {raw.get('model_type')!r} model, not {own[0]!r}.")
     with convert_checkpoint_errors(checkpoint, "config.json"):
         config = config_class.from_dict(raw.get(config_class.base_config_key, raw))
     wrong = [

@@ -19,12 +19,13 @@ from mmblocks.conf.assemble import HYDRA_VERSION, compose_run, is_system, isolat
 from mmblocks.conf.hydra_errors import HYDRA_ERRORS, explain_error, to_config_error
 from mmblocks.conf.overrides import parse_overrides
 from mmblocks.errors import ConfigError
-from mmblocks.faults import Fault
+from mmblocks.faults import HARMLESS, Fault
 from mmblocks.settings import format_suggestion
 from mmblocks.storage import write_json
 from mmblocks.sweep.trials import TRIAL, Axis, ScoreKind, Sweep, SweepTrial, cross_axes, read_json, vary_one_at_a_time
 from mmblocks.train.checks.run import check_run
 from mmblocks.train.setting_changes import CHANGEABLE_ON_RESUME
+from mmblocks.train.starting_model import adopt_offline
 
 PROGRAM = "mmblocks.sweep.hydra_task"
 LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
@@ -107,7 +108,7 @@ def _compose_trials(recipe: str, shared: Sequence[str], trials: Sequence[SweepTr
     for trial in trials:
         try:
             runs[trial.name] = compose_run(recipe, [*shared, *trial.overrides])
-            faults = check_run(runs[trial.name])
+            faults = [fault for fault in check_run(runs[trial.name]) if fault.severity not in HARMLESS]
         except ConfigError as error:
             faults = error.faults or [Fault("", str(error))]
         wrong += [replace(fault, key=f"{trial.name}: {fault.key}".removesuffix(": ")) for fault in faults]
@@ -127,7 +128,10 @@ def _write_sweep(folder: Path, sweep: Sweep, runs: Mapping[str, dict[str, Any]])
         return _estimate_cost(json.loads(model), shapes)
 
     written = {
-        name: {"recipe": {**run, "out": str(folder / name)}, "cost": count_cost(json.dumps(run["model"]))}
+        name: {
+            "recipe": {**run, "out": str(folder / name)},
+            "cost": count_cost(json.dumps(adopt_offline(run)["model"])),
+        }
         for name, run in runs.items()
     }
     disagreements = []

@@ -23,6 +23,7 @@ from mmblocks.train.setting_changes import select_identity
 from mmblocks.train.stage_model import make_initial_model
 from mmblocks.train.stage_run import StageRun
 from mmblocks.train.stages import Curriculum, TrainRun, read_checked_run
+from mmblocks.train.starting_model import adopt_components
 from mmblocks.train.state import ResumePoint, begin_stage, find_resume_point, open_run_folder, read_notes
 from mmblocks.train.stop_signals import StopRequested, listen_for_signals
 
@@ -37,6 +38,9 @@ def run(recipe: Mapping[str, Any]) -> Path:
     `ConfigError` with every fault before any weight is read.
     """
     composition = require_run(recipe)
+    if recipe.get("from_weights"):
+        recipe = adopt_components(recipe)
+        composition = require_run(recipe)
     curriculum = read_checked_run(recipe)
     if curriculum.run.threads:
         torch.set_num_threads(curriculum.run.threads)

@@ -20,6 +20,7 @@ from mmblocks.storage import replace_folder
 from mmblocks.train.adapters.lora import merge_temporarily, prepare_trainable, save_adapter
 from mmblocks.train.distributed import World, gather_state_dict, list_blocks, load_from_rank0, shard_model
 from mmblocks.train.stages import Stage, TrainRun
+from mmblocks.train.starting_model import NO_MODEL
 
 
 def make_initial_model(settings: TrainRun) -> OneVision:
@@ -74,7 +75,16 @@ def save_stage(
         with merge_temporarily(model):
             write_into(model, fresh)
         if stage.lora is not None:
-            save_adapter(model, fresh / "adapter")
+            save_adapter(model, fresh / "adapter", source=_name_base(settings, before))
+
+
+def _name_base(settings: TrainRun, before: Path | None) -> str | None:
+    """The model that a stage starts from, as a reference; None where that is no whole model."""
+    if before is not None:
+        return str(before.resolve())
+    if settings.weights in NO_MODEL:
+        return None
+    return str(Path(settings.weights).resolve()) if Path(settings.weights).exists() else settings.weights
 
 
 def prepare_for_stage(model: OneVision, stage: Stage, settings: TrainRun) -> OneVision:

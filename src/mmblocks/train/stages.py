@@ -136,6 +136,8 @@ class TrainRun:
     """A whole run, read from a composed recipe.
 
     weights: "random", "pretrained" (each component's checkpoint) or a model (see `mmblocks.model.loading.locate_model`).
+    from_weights: components (encoder, tokenizer.image, ...) that are those of the model in `weights`. Composing a recipe that
+        names a system fills it in: every component, or those given here, but none that recipe or command line choose otherwise.
     budget: factor on every stage's steps or epochs. out: folder of the run, for checkpoints, metrics.jsonl and the final model.
     threads: CPU threads of torch, 0 for its own choice. workers: processes that prefetch batches.
     encoder_pretraining: settings of `EncoderPretraining`, for an encoder without a checkpoint; it comes before the first stage.
@@ -161,6 +163,7 @@ class TrainRun:
     stages: Sequence[Mapping[str, Any]]
     out: str
     weights: str = "random"
+    from_weights: Sequence[str] = ()
     seed: int = 0
     budget: float = 1.0
     device: str = "auto"

@@ -25,7 +25,7 @@ from mmblocks.components import (
     tokenizers,
 )
 from mmblocks.errors import ConfigError
-from mmblocks.faults import Fault
+from mmblocks.faults import HARMLESS, Fault
 from mmblocks.image_reading import DEFAULT_READING, ImageReading, find_reading_faults
 from mmblocks.model.checks import limits
 from mmblocks.model.checks.dry_build import (
@@ -88,10 +88,15 @@ class DryBuild:
     component_build: _ComponentBuild | None = None
     images: ImageReading = DEFAULT_READING
 
+    @property
+    def errors(self) -> list[Fault]:
+        """The faults with which the composition cannot work."""
+        return [fault for fault in self.faults if fault.severity not in HARMLESS]
+
     def require_no_faults(self) -> None:
-        """Raise one `ConfigError` that lists every fault."""
-        if self.faults:
-            raise ConfigError.from_faults(self.faults, "this composition cannot work")
+        """Raise one `ConfigError` that lists every error."""
+        if self.errors:
+            raise ConfigError.from_faults(self.errors, "this composition cannot work")
 
     def with_tokenizers(self, chosen: Mapping[str, Any]) -> DryBuild:
         """The same composition with other visual tokenizers for some scenarios; nothing else is built again."""

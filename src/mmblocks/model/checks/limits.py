@@ -148,7 +148,10 @@ def count_kv_bytes_per_token(config: PreTrainedConfig | None, bytes_per_value: i
 
 
 def find_media_faults(tokenizers: Mapping[Scenario, Any], view_px: Size, max_tokens: int) -> list[Fault]:
-    """Scenarios whose largest visual does not fit into a sequence, with a token left for text."""
+    """Scenarios whose largest visual does not fit into a sequence, with a token left for text.
+
+    Several images of which one fits are a warning: smaller ones may fit together, as in LLaVA-NeXT with Vicuna.
+    """
     found = []
     for scenario, tokenizer in tokenizers.items():
         try:
@@ -158,13 +161,9 @@ def find_media_faults(tokenizers: Mapping[Scenario, Any], view_px: Size, max_tok
             continue
         if tokens >= max_tokens:
             cure = f"Raise model.backbone.max_tokens above {tokens}, or let the tokenizer make fewer tokens."
-            found.append(
-                Fault(
-                    f"model.tokenizer.{scenario}",
-                    f"{what} takes {tokens} tokens, and the backbone takes max_tokens={max_tokens} in all.",
-                    cure,
-                )
-            )
+            message = f"{what} takes {tokens} tokens, and the backbone takes max_tokens={max_tokens} in all."
+            is_one_enough = scenario == "multi_image" and tokens < 2 * max_tokens
+            found.append(Fault(f"model.tokenizer.{scenario}", message, cure, "warning" if is_one_enough else "error"))
     return found
 
 

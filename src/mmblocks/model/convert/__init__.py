@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LAYOUTS: dict[str, str] = {
     "mmblocks": "ours",
+    "adapter": "adapter",
     "llava": "transformers.llava",
     "llava_next": "transformers.llava_next",
     "llava_next_video": "transformers.llava_next_video",
@@ -24,7 +25,7 @@ LAYOUTS: dict[str, str] = {
     "original": "original.llava",
 }
 """Layout -> module of this package that holds its `LAYOUT`. The first whose `can_read` is true is taken."""
-READ_ONLY = ("blip-2", "instructblip")
+READ_ONLY = ("adapter", "blip-2", "instructblip")
 WRITABLE = tuple(name for name in LAYOUTS if name not in READ_ONLY)
 
 

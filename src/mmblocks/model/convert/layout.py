@@ -54,6 +54,10 @@ class CheckpointLayout(ABC):
         with name_in_errors(folder):
             return self.read_model(folder, dtype, template)
 
+    def find_weights_folder(self, folder: Path) -> Path:
+        """The folder that holds most of the weights: another one for an adapter."""
+        return folder
+
     @abstractmethod
     def reasons_against_export(self, model: OneVision) -> list[str]:
         """Everything about a model that the layout cannot express; empty when it can be written."""

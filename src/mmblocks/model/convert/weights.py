@@ -47,9 +47,17 @@ class MatchedTensors:
 
 def open_tensors(folder: Path) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint: of its safetensors, or of its pickles where it has none."""
-    has_safetensors = (folder / INDEX).is_file() or (folder / SINGLE).is_file()
-    is_pickled = not has_safetensors and any(folder.glob("pytorch_model*.bin"))
+    is_pickled = not _has_safetensors(folder) and has_weights(folder)
     return read_pickled_folder(folder) if is_pickled else StoredTensors.from_folder(folder)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds the weights of a whole model, and not only an adapter's."""
+    return _has_safetensors(folder) or any(folder.glob("pytorch_model*.bin"))
+
+
+def _has_safetensors(folder: Path) -> bool:
+    return (folder / INDEX).is_file() or (folder / SINGLE).is_file()
 
 
 def find_stored_dtype(folder: Path) -> torch.dtype:

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from mmblocks._optional import import_optional
 from mmblocks.errors import ConfigError
+from mmblocks.hub import HubReference
+from mmblocks.model.convert.adapter import PEFT_PREFIX
 from mmblocks.model.convert.keys import IN_MEMORY, to_theirs
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.quantized import list_linear_layers, quantize_backbone, replace_modules
 from mmblocks.model.trainable import list_adapters, train_only
-from mmblocks.train.adapter_folder import ADAPTERS, BACKBONE_PREFIX, PEFT_PREFIX, AdapterBase, NonAdapterWeights
+from mmblocks.train.adapters.folder import ADAPTERS, BACKBONE_PREFIX, AdapterBase, NonAdapterWeights
 from mmblocks.train.stages import Lora, Stage
 
 ADAPTER = "default"
@@ -123,9 +125,9 @@ def save_adapter(
     """Write the adapters, and the other trained weights, in PEFT's format, for the model that the stage started from.
 
     base: "transformers" names the layers as in the exported model (LLaVA-OneVision, LLaVA, LLaVA-NeXT), "backbone" as in
-    the language model alone. source: where that model is, as written into the adapter's config. Load it with
+    the language model alone. source: that model, a folder or `org/name[@revision]`, as written into the adapter's config. Load it with
     peft.PeftModel.from_pretrained(that model, folder). Trained weights that have no name in that model go into a file of our
-    own, which a log message and the folder's README.md describe and `adapter_folder.apply_adapter` reads.
+    own, which a log message and the folder's README.md describe and `mmblocks.model.convert.adapter.apply_adapter` reads.
     """
     peft = import_optional("peft", extra="train", to="saving low-rank adapters")
     layers = _find_lora_layers(model)
@@ -145,7 +147,7 @@ def save_adapter(
 
     save_file({PEFT_PREFIX + name: t for name, t in {**tensors, **others.base_tensors}.items()}, folder / ADAPTERS)
     others.write_own_tensors(folder)
-    config = model.backbone.lm.peft_config[ADAPTER]
+    config, repository = model.backbone.lm.peft_config[ADAPTER], HubReference.parse(source or "")
     peft.LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
@@ -153,7 +155,8 @@ def save_adapter(
         target_modules=list(names.values()),  # full names, which no other part has
         modules_to_save=others.modules_to_save,
         bias="none",
-        base_model_name_or_path=source,
+        base_model_name_or_path=source if repository is None else repository.repository,
+        revision=repository and repository.revision,
         inference_mode=True,
         task_type="CAUSAL_LM" if is_backbone else None,
     ).save_pretrained(folder)

@@ -1,5 +1,6 @@
 """Whether a whole recipe can run: its model, stages and data sources, every reason at once, before anything is read."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 from mmblocks.components import backbones, encoders
 from mmblocks.errors import ConfigError, MMBlocksError
-from mmblocks.faults import Fault, join_key
+from mmblocks.faults import HARMLESS, Fault, join_key
 from mmblocks.hub import HubReference
 from mmblocks.model import loading
 from mmblocks.model.checks.composition import DryBuild, dry_build
@@ -16,10 +17,14 @@ from mmblocks.model.spec import ModelSpec
 from mmblocks.model.swapping.recompose import find_part_faults
 from mmblocks.pretrained import find_cached_folder, forbid_fetching
 from mmblocks.registry import Registry
-from mmblocks.settings import format_suggestion, list_settings
+from mmblocks.settings import format_suggestion, list_settings, make_unknown_fault
+from mmblocks.train.checks.random_parts import find_random_part_faults
 from mmblocks.train.checks.stage import find_source_faults, find_stage_faults, find_warmup_fault, to_sequence
 from mmblocks.train.reports.tracking import find_tracking_faults
 from mmblocks.train.stages import EncoderPretraining, Evaluation, TrainRun, find_feature_cache_conflict, find_run_faults
+from mmblocks.train.starting_model import COMPONENTS, adopt_offline
+
+log = logging.getLogger(__name__)
 
 AT_LEAST, ABOVE = "Write {} or more.", "Write a number above {}."
 LIMITS: Mapping[str, tuple[type, Mapping[str, tuple[int, str]]]] = {
@@ -46,17 +51,23 @@ LIMITS: Mapping[str, tuple[type, Mapping[str, tuple[int, str]]]] = {
 
 def check_run(raw: Mapping[str, Any]) -> list[Fault]:
     """Every fault of a composed recipe, network off: run, model, stages, data sources and what they need of each other."""
+    raw = adopt_offline(raw)
     return _find_faults(raw, _dry_build_model(raw))
 
 
 def require_run(raw: Mapping[str, Any]) -> DryBuild:
     """The dry build of a recipe's model. Raises one `ConfigError` that lists every fault of the composed recipe.
 
-    What a run downloads is no fault.
+    What a run downloads is no fault, and a warning is logged.
     """
+    raw = adopt_offline(raw)
     seen = _dry_build_model(raw)
-    if faults := [fault for fault in _find_faults(raw, seen) if fault.severity != "fetchable"]:
-        raise ConfigError.from_faults(faults, "this run cannot work")
+    faults = _find_faults(raw, seen)
+    if errors := [fault for fault in faults if fault.severity not in HARMLESS]:
+        raise ConfigError.from_faults(errors, "this run cannot work")
+    for fault in faults:
+        if fault.severity == "warning":
+            log.warning("%s", fault)
     return seen
 
 
@@ -69,7 +80,7 @@ def _find_faults(raw: Mapping[str, Any], seen: DryBuild) -> list[Fault]:
     stages = [(i, s) for i, s in enumerate(to_sequence(raw.get("stages"))) if isinstance(s, Mapping)]
     faults = [*find_run_faults(raw), *seen.faults, *_find_value_faults(raw), *_find_weights_faults(raw)]
     faults += _find_stage_order_faults(raw, stages)
-    if raw.get("export") is not None and not seen.faults and seen.backbone is not None:
+    if raw.get("export") is not None and not seen.errors and seen.backbone is not None:
         from mmblocks.model.convert import find_fitting_family
 
         try:
@@ -83,6 +94,7 @@ def _find_faults(raw: Mapping[str, Any], seen: DryBuild) -> list[Fault]:
         if conflict and isinstance(raw.get("cache_features"), str):
             faults.append(Fault("cache_features", f"{key} ({stage.get('name')!r}): {conflict}"))
         faults += find_stage_faults(key, stage, seen, raw.get("model"))
+    faults += find_random_part_faults(raw, stages, seen)
     evaluate = raw.get("evaluate")
     for number, source in enumerate(to_sequence(evaluate.get("data")) if isinstance(evaluate, Mapping) else ()):
         faults += find_source_faults(f"evaluate.data.{number}", source)
@@ -109,6 +121,8 @@ def _find_value_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
             if value < least or (value == least and cure is ABOVE):
                 yield Fault(join_key(section, name), f"{name}={value!r} is too small.", cure.format(least))
     run, evaluate = valid[""], valid["evaluate"]
+    unknown = [name for name in run.get("from_weights", ()) if name not in COMPONENTS]
+    yield from (make_unknown_fault(name, "no such component.", COMPONENTS, "from_weights") for name in unknown)
     if not 0 <= (run.get("ema") or 0) < 1:
         yield Fault("ema", f"ema={run['ema']} is no decay.", "Write a number from 0 to below 1, such as 0.999.")
     yield from find_tracking_faults(run.get("track", ()))
@@ -153,16 +167,15 @@ def _find_start_faults(weights: str, wanted: ModelSpec) -> Iterator[Fault]:
             cure = "Write random, pretrained, the folder of a model, or org/name of the hub."
             yield Fault("weights", f"there is no model {weights!r}.", cure, "missing")
             return
-        if find_cached_folder(weights, "config.json") is None:
-            yield Fault(
-                "weights",
-                f"there is no folder {weights} here; the run downloads it from the hub.",
-                severity="fetchable",
-            )
+        cached = find_cached_folder(weights, "config.json")
+        if cached is None or not any(file.suffix in (".safetensors", ".bin") for file in cached.rglob("*")):
+            message = f"there is no folder {weights} here; the run downloads it from the hub."
+            yield Fault("weights", message, repository.download_command, "fetchable")
+        if cached is None:
             return
     try:
         with forbid_fetching():
-            stored = loading.read_located_spec(loading.locate_model(weights))
+            stored = loading.read_located_spec(loading.locate_model(weights, weights=False))
     except MMBlocksError as cause:
         yield Fault("weights", str(cause))
         return

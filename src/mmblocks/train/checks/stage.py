@@ -103,7 +103,7 @@ def _find_tokenizer_faults(key: str, tokenizer: object, seen: DryBuild) -> Itera
     for fault in changed.faults:
         if fault.key.startswith(begin) and fault not in seen.faults:
             yield replace(fault, key=f"{key}.{fault.key.removeprefix(begin)}")
-    if changed.faults or seen.faults:
+    if changed.errors or seen.errors:
         return
     if unlearned := set(changed.router.learned_tokens) - set(seen.router.learned_tokens):
         names = ", ".join(sorted(unlearned))

@@ -43,7 +43,7 @@ def import_adapter(model: OneVision, path: Path | str) -> AdapterReport:
             f"projector: {type(model.projector).__name__}; adapters of LLaVA are {original_projectors.KNOWN_TYPES}."
         )
     table = {**original_projectors.make_name_table(kind), "learned_tokens.newline": NEWLINE}
-    ours = {to_ours(name, table): tensor for name, tensor in _read_adapter(path).items()}
+    ours = {to_ours(name, table): tensor for name, tensor in read_adapter(path).items()}
     wanted = {f"projector.{name}": tensor for name, tensor in model.projector.state_dict().items()}
     if "learned_tokens.newline" in ours and "newline" in model.learned_tokens:
         wanted["learned_tokens.newline"] = model.learned_tokens["newline"]
@@ -72,7 +72,7 @@ def merge_adapter(path: Path | str, folder: Path | str, out: Path | str) -> Adap
     return report
 
 
-def _read_adapter(path: Path) -> Mapping[str, Tensor]:
+def read_adapter(path: Path) -> Mapping[str, Tensor]:
     """The tensors of an adapter file under LLaVA's names, without the prefixes of LoRA runs and wrappers."""
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; name mm_projector.bin or a safetensors file.")

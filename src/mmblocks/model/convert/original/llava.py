@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -51,17 +51,8 @@ def import_original_with_report(
 ) -> tuple[OneVision, MatchedTensors]:
     """`import_original`, and how each tensor was accounted for. template: one in place of the checkpoint's own."""
     folder = Path(folder)
-    with _ignore_rope_warning(), name_in_errors(folder):
-        found = _read_checkpoint(folder, template)
-        stored = found.stored
-        if not found.holds_tower:
-            stored = ChainMap(original_towers.fetch_tensors(found.spec.encoder), stored)
-        projector = original_projectors.make_name_table(read_local_config(folder)["mm_projector_type"])
-        layouts = {"LLaVA": keys.make_original_table(projector)}
-        model, matched = build_from_tensors(found.spec, found.text, stored, layouts, dtype, folder, found.chat)
-        if model.backbone.tokenizer_source is not None:
-            assert model.backbone.text_tokenizer  # read here and kept, while its warnings are ignored
-    return model, matched
+    with name_in_errors(folder):
+        return import_original_folder(LLaVAFolder(folder, open_tensors(folder), folder), dtype, template)
 
 
 @contextmanager
@@ -73,29 +64,58 @@ def _ignore_rope_warning() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
+class LLaVAFolder:
+    """Where a LLaVA's settings, tensors and text tokenizer are: one folder, or that of an adapter and that of its base."""
+
+    folder: Path
+    stored: Mapping[str, Tensor]
+    tokenizer_folder: Path
+    __repr__ = format_by_shape
+
+    def read_spec(self, template: str | None) -> ModelSpec:
+        """The composition; no value of a tensor is read."""
+        with _ignore_rope_warning():
+            return self.read_checkpoint(template).spec
+
+    def read_checkpoint(self, template: str | None) -> _Checkpoint:
+        config = read_local_config(self.folder)
+        refuse_conversion(self.folder, reasons_against(config))
+        tower = original_towers.read_named_tower(str(config.get("mm_vision_tower")), self.folder)
+        holds_tower = original_towers.has_tower(self.stored)
+        if holds_tower:
+            tower = original_towers.require_matching_tower(tower, self.stored, self.folder)
+        text = make_text_config(config)
+        tokenizer = read_checkpoint_tokenizer(self.tokenizer_folder)
+        chat = choose_chat_template(self.folder, tokenizer, template)
+        spec = make_spec(config, text, tower, self.tokenizer_folder, tokenizer, chat)
+        return _Checkpoint(spec, text, chat, holds_tower)
+
+
+@dataclass(frozen=True, slots=True)
 class _Checkpoint:
     """What a checkpoint's files say before its tensors are read."""
 
     spec: ModelSpec
     text: PreTrainedConfig
     chat: ChatChoice
-    stored: Mapping[str, Tensor]
     holds_tower: bool
-    __repr__ = format_by_shape
 
 
-def _read_checkpoint(folder: Path, template: str | None) -> _Checkpoint:
-    config = read_local_config(folder)
-    refuse_conversion(folder, reasons_against(config))
-    stored = open_tensors(folder)  # LLaVA 1.5 was released as torch pickles
-    tower = original_towers.read_named_tower(str(config.get("mm_vision_tower")), folder)
-    holds_tower = original_towers.has_tower(stored)
-    if holds_tower:
-        tower = original_towers.require_matching_tower(tower, stored, folder)
-    text = make_text_config(config)
-    tokenizer = read_checkpoint_tokenizer(folder)
-    chat = choose_chat_template(folder, tokenizer, template)
-    return _Checkpoint(make_spec(config, text, tower, folder, tokenizer, chat), text, chat, stored, holds_tower)
+def import_original_folder(
+    source: LLaVAFolder, dtype: torch.dtype, template: str | None
+) -> tuple[OneVision, MatchedTensors]:
+    """The model, and how each tensor was accounted for."""
+    with _ignore_rope_warning():
+        found = source.read_checkpoint(template)
+        stored: Any = source.stored
+        if not found.holds_tower:
+            stored = ChainMap(original_towers.fetch_tensors(found.spec.encoder), stored)
+        projector = original_projectors.make_name_table(read_local_config(source.folder)["mm_projector_type"])
+        layouts = {"LLaVA": keys.make_original_table(projector)}
+        model, matched = build_from_tensors(found.spec, found.text, stored, layouts, dtype, source.folder, found.chat)
+        if model.backbone.tokenizer_source is not None:
+            assert model.backbone.text_tokenizer  # read here and kept, while its warnings are ignored
+    return model, matched
 
 
 class OriginalLayout(CheckpointLayout):
@@ -108,8 +128,7 @@ class OriginalLayout(CheckpointLayout):
         return "mm_vision_tower" in config and "mm_projector_type" in config
 
     def read_spec(self, folder: Path, template: str | None = None) -> ModelSpec:
-        with _ignore_rope_warning():
-            return _read_checkpoint(folder, template).spec
+        return LLaVAFolder(folder, open_tensors(folder), folder).read_spec(template)
 
     def read_model(self, folder: Path, dtype: torch.dtype, template: str | None) -> tuple[OneVision, MatchedTensors]:
         return import_original_with_report(folder, dtype=dtype, template=template)

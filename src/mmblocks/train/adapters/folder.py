@@ -7,18 +7,16 @@ Weights that the base model has no name for are in a file of our own, under our 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from mmblocks.errors import CheckpointError
-from mmblocks.model.convert.keys import IN_MEMORY, to_ours, to_theirs
+from mmblocks.model.convert.adapter import OWN_TENSORS
+from mmblocks.model.convert.keys import IN_MEMORY, to_theirs
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import PARTS
 from mmblocks.model.trainable import find_part, list_trainable_parameters
@@ -28,13 +26,7 @@ log = logging.getLogger(__name__)
 
 AdapterBase = Literal["transformers", "backbone"]
 BACKBONE_PREFIX = "backbone.lm."
-PEFT_PREFIX = "base_model.model."
-ADAPTERS, CONFIG, OWN_TENSORS, README = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "beside.safetensors",
-    "README.md",
-)
+ADAPTERS, README = "adapter_model.safetensors", "README.md"
 PROJECTOR = "multi_modal_projector"
 README_TEXT = f"""\
 # Not complete in PEFT's files
@@ -46,7 +38,7 @@ the names that mmblocks gives them:
 
 In mmblocks, the model that the stage started from becomes the trained one by
 
-    from mmblocks.train.adapter_folder import apply_adapter
+    from mmblocks.model.convert.adapter import apply_adapter
     apply_adapter(model, "FOLDER")
 """
 SAVED_WHOLE = {f"model.{PROJECTOR}.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
@@ -107,42 +99,3 @@ class NonAdapterWeights:
             OWN_TENSORS,
             README,
         )
-
-
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def apply_adapter(model: OneVision, folder: Path | str) -> None:
-    """Turn the model that a stage started from into the trained one, in place: adapters are merged into the weights, all other
-    trained weights are copied.
-
-    folder: as `lora.save_adapter` wrote it. Raises `CheckpointError` when it belongs to another model.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        peft_tensors = load_file(folder / ADAPTERS)
-        own_tensors = load_file(folder / OWN_TENSORS) if (folder / OWN_TENSORS).is_file() else {}
-    except (OSError, ValueError, SafetensorError) as cause:
-        raise CheckpointError(f"{folder} is not an adapter folder that can be read ({cause}).") from cause
-    tensors: dict[str, Tensor] = {}
-    for peft_name, tensor in peft_tensors.items():
-        name = peft_name.removeprefix(PEFT_PREFIX)
-        tensors[BACKBONE_PREFIX + name if config.get("task_type") == "CAUSAL_LM" else to_ours(name, IN_MEMORY)] = tensor
-    tensors |= own_tensors
-    scale = float(config["lora_alpha"]) / float(config["r"])
-    weights = model.state_dict(keep_vars=True)
-    for name in sorted(tensors):
-        if ".lora_B." in name:
-            continue
-        layer, is_adapter, _ = name.partition(".lora_A.")
-        target = weights.get(f"{layer}.weight" if is_adapter else name)
-        change = tensors[f"{layer}.lora_B.weight"] @ tensors[name] * scale if is_adapter else tensors[name]
-        if target is None or target.shape != change.shape:
-            shape = "nothing" if target is None else f"{tuple(target.shape)}"
-            raise CheckpointError(f"{folder}: {name} is for a {tuple(change.shape)}, where the model has {shape}.")
-        target.copy_(target + change.to(target) if is_adapter else change)
