@@ -282,7 +282,7 @@ def test_an_encoder_that_learns_is_refused(tiny_model, tiny_spec, tmp_path, mixt
         prepare_feature_cache(
             tmp_path, tiny_model, learns, mixture, mixture.draw_all(), Processor.from_model(tiny_model)
         )
-    raw = {"name": "all", "data": WORLD, "train": {"encoder": 1e-5}, "steps": 1, "global_batch_size": 1}
+    raw = {"name": "all", "data": WORLD, "train": {"encoder": 1e-3}, "steps": 1, "global_batch_size": 1}
     recipe = {"model": tiny_spec, "out": "runs/x", "stages": [raw]}
     assert check_run(recipe) == []
     (fault,) = map(str, check_run({**recipe, "cache_features": str(tmp_path)}))
