@@ -18,8 +18,8 @@ MODELS = {
     "runs/weights/assistant/model": "after `instruct`",
 }
 ASSISTANT = "runs/weights/assistant/model"
-CHANCE = {"name": "0.1 %", "category": "31 %", "which": "50 %"}
-"""Of 704 names; the most frequent category; of two."""
+CHANCE = {"name": "0.1 %", "category of the name": "", "category": "31 %", "which": "50 %"}
+"""Of 704 names; the most frequent of five categories; of two."""
 Numbers = dict[tuple[str, str, str, str], tuple[str, str]]
 """(model, measure, split, shown) to (value, of)."""
 

@@ -25,6 +25,7 @@ COUNTED = re.compile(r"^\| (\d+)x(\d+) \|.* = (\d+) \|$", re.MULTILINE)
         ("write_presets", "page", "reference/presets.md"),
         ("draw_tokens", "figure", "images/tokens.svg"),
         ("draw_pipeline", "figure", "images/pipeline.svg"),
+        ("write_trained_weights", "page", "explanation/trained_weights.md"),
     ],
 )
 def test_a_generated_page_is_what_its_script_makes(script, made, page):

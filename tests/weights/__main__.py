@@ -15,7 +15,6 @@ import csv
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,10 +23,8 @@ from mmblocks.errors import MMBlocksError
 from tests.weights import measures, packages
 from tests.weights.emoji import ASKED_HAND, LEARNED_HANDS, read_things, write_training_files
 
-Row = dict[str, Any]
 
-
-def prepare(args: argparse.Namespace) -> Iterator[Row]:
+def prepare(args: argparse.Namespace) -> Iterator[measures.Row]:
     packages.write_language_model(args.folder / "smollm2")
     packages.write_encoder(args.folder)
     measures.save_parts(args.folder)
@@ -37,7 +34,7 @@ def prepare(args: argparse.Namespace) -> Iterator[Row]:
     yield {"measure": "prepared", "value": str(args.folder)}
 
 
-def measure_precision(args: argparse.Namespace) -> Iterator[Row]:
+def measure_precision(args: argparse.Namespace) -> Iterator[measures.Row]:
     """Rows by precision; answers are counted that equal those in float32."""
     expected: list[str] = []
     for name, options in measures.PRECISIONS.items():
@@ -52,7 +49,7 @@ def measure_precision(args: argparse.Namespace) -> Iterator[Row]:
         yield {"model": name, "measure": "MB of the language model", "value": round(size / 1e6, 1)}
 
 
-def measure_language(args: argparse.Namespace) -> Iterator[Row]:
+def measure_language(args: argparse.Namespace) -> Iterator[measures.Row]:
     """What training left of the language model: perplexity, and answers to questions without images."""
     before = mmblocks.load(args.folder / measures.JOINED).eval()
     expected = measures.answer_texts(before)
@@ -66,17 +63,19 @@ def measure_language(args: argparse.Namespace) -> Iterator[Row]:
             print(f"{name}: {question} {text!r}", file=sys.stderr)
 
 
-def ask(args: argparse.Namespace) -> Iterator[Row]:
+def ask(args: argparse.Namespace) -> Iterator[measures.Row]:
     """Exact answers by split, question and what is shown."""
+    things = read_things(args.folder / "emoji")
     for name in args.models:
         model = mmblocks.load(name).eval()
         for split, questions in measures.list_questions(args.folder / "emoji", args.things).items():
             for shown in measures.SHOWN[: args.shown]:
                 answers = measures.answer_questions(model, args.folder / "emoji", questions, shown)
-                yield from measures.count_exact(name, split, shown, questions, answers)
+                for row in measures.count_exact(questions, answers, things):
+                    yield {"model": name, "split": split, "shown": shown, **row}
 
 
-def find_nearest(args: argparse.Namespace) -> Iterator[Row]:
+def find_nearest(args: argparse.Namespace) -> Iterator[measures.Row]:
     """Names and categories by the nearest learned drawing: cosine of the encoder's standardised features."""
     things = read_things(args.folder / "emoji")
     model = mmblocks.load(args.folder / measures.JOINED).eval()
@@ -105,7 +104,7 @@ COMMANDS = {
 COLUMNS = ("model", "measure", "split", "shown", "value", "of")
 
 
-def write_rows(rows: Iterable[Row], out: Path | None) -> None:
+def write_rows(rows: Iterable[measures.Row], out: Path | None) -> None:
     """Print rows as they come, and append them to a CSV file."""
     for row in rows:
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)

@@ -28,6 +28,7 @@ QUESTIONS = (
     "Who wrote Romeo and Juliet?",
 )
 MAX_NEW_TOKENS = 24
+Row = dict[str, Any]
 SHOWN = ("the drawing", "another drawing", "no drawing")
 """What a question is asked about; the latter two tell how far text alone goes."""
 PRECISIONS: dict[str, dict[str, Any]] = {
@@ -89,14 +90,18 @@ def answer_questions(
     return [text for batch in batches for text in mmblocks.answer(model, batch, mmblocks.Decoding(max_new_tokens=16))]
 
 
-def count_exact(
-    model: str, split: str, shown: str, questions: Sequence[Question], answers: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    """A row for each kind of question: exact answers, white space and capitals aside."""
+def count_exact(questions: Sequence[Question], answers: Sequence[str], things: Sequence[Thing]) -> Iterator[Row]:
+    """A row for each kind of question: exact answers, white space and capitals aside.
+
+    One more for names of things of the right category, whichever thing is named.
+    """
+    given = [(question, answer.strip().lower()) for question, answer in zip(questions, answers, strict=True)]
     for kind in KINDS:
-        pairs = [(q.answer, a.strip().lower()) for q, a in zip(questions, answers, strict=True) if q.kind == kind]
-        right = sum(expected == given for expected, given in pairs)
-        yield {"model": model, "measure": kind, "split": split, "shown": shown, "value": right, "of": len(pairs)}
+        pairs = [(question.answer, answer) for question, answer in given if question.kind == kind]
+        yield {"measure": kind, "value": sum(a == b for a, b in pairs), "of": len(pairs)}
+    categories = {thing.name: thing.category for thing in things}
+    named = [(q.thing.category, categories.get(answer)) for q, answer in given if q.kind == "name"]
+    yield {"measure": "category of the name", "value": sum(a == b for a, b in named), "of": len(named)}
 
 
 def make_spec(language_model: Path, encoder_file: Path) -> dict[str, Any]:
