@@ -93,6 +93,9 @@ def test_check_tells_faults_from_what_is_missing(capsys, tmp_path, monkeypatch):
     assert page.startswith("no faults: onevision/finetune")
     by_hand, _, by_a_run = page.partition("not on this machine yet, fetched by a run with a network:")
     assert "stages.0.data.0.path: data/train.json does not exist. Write the path of your data." in by_hand
+    assert "hf download llava-hf/llava-onevision-qwen2-0.5b-ov-hf" in by_a_run
+    assert main(["check", "onevision/finetune", "weights=pretrained"]) == 3
+    _, _, by_a_run = capsys.readouterr().out.partition("not on this machine yet, fetched by a run with a network:")
     assert "model.backbone.text_tokenizer: the text tokenizer of 'Qwen/Qwen2-0.5B-Instruct' is not on this" in by_a_run
     assert "the weights of 'google/siglip-so400m-patch14-384' are not on this machine. hf download google/" in by_a_run
     assert main(["check", "onevision/finetune", "save_every=0"]) == 1
