@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mmblocks.batch import Packing
@@ -33,6 +33,20 @@ def test_one_sequence_has_the_logits_of_transformers(family, tmp_path):
     for attention in ("eager",) if family in WITHOUT_SDPA else ("eager", "sdpa"):
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=attention).eval()
         torch.testing.assert_close(got, theirs(ids[None]).logits[0], rtol=1e-5, atol=1e-5)  # fp32 kernels
+
+
+@torch.no_grad()
+def test_a_head_in_the_files_of_tied_embeddings_is_what_transformers_makes_of_it(tmp_path):
+    backbones.build({"name": "causal_lm", **TINY, "family": "llama", "tie_embeddings": True}).save_to(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = torch.randn_like(tensors["model.embed_tokens.weight"])
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ours = backbones.build({"name": "causal_lm", "checkpoint": str(tmp_path)}).eval()
+    ours.load_pretrained()
+    ids = torch.randint(1, 60, (19,))
+    hidden = ours.compute_hidden_states(ours.embed_tokens(ids), torch.arange(19), Packing.from_lengths([19]))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(ours.compute_logits(hidden), theirs(ids[None]).logits[0], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
