@@ -23,6 +23,7 @@ from mmblocks.compat import suppress_warning_errors
 from mmblocks.components import Backbone
 from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.ops import attention
+from mmblocks.ops.choice import REFERENCE, use_backends
 from mmblocks.reprs import format_by_shape
 from mmblocks.tensors import leave_weights_empty
 
@@ -92,7 +93,7 @@ class _Numbers:
 
 
 def _run_small_model(backbone: Backbone, lm: PreTrainedModel, config: PreTrainedConfig) -> _Numbers:
-    with torch.device("cpu"):
+    with torch.device("cpu"), use_backends(REFERENCE):
         with leave_weights_empty():
             small = type(lm)._from_config(config, attn_implementation=attention.register(), dtype=torch.float32).eval()
         draw_weights(small, 0.1, torch.float32)

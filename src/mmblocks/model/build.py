@@ -14,6 +14,7 @@ from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.model.systems import merge_choices
+from mmblocks.ops.choice import find_requested_backend
 from mmblocks.registry import Spec
 from mmblocks.room import require_room
 from mmblocks.shapes import Scenario
@@ -49,6 +50,7 @@ def build(
         raise ConfigError(
             f"weights={weights!r}; write 'random' or 'pretrained', or load a saved model with mmblocks.load."
         )
+    find_requested_backend("attention")  # a wrong MMBLOCKS_OPS is refused first
     seen = require_dry_build(spec)
     made_as = torch.float32 if weights == "random" else dtype
     require_room({part: (seen.count_parameters(part) or 0) * made_as.itemsize for part in PARTS})
