@@ -20,6 +20,11 @@ MAPPED_BYTES = 2**28
 """How much is read through one mapping of a file: pages of values that were converted since are freed with it."""
 
 
+def has_safetensors(folder: Path) -> bool:
+    """Whether a folder holds the weights of a whole model as safetensors, in one file or in shards."""
+    return any((folder / name).is_file() for name in (SINGLE, INDEX))
+
+
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of safetensors files: names and shapes at once, values on access.
 

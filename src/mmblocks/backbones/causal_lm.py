@@ -32,7 +32,6 @@ from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.ops import attention
 from mmblocks.pretrained import (
-    INDEX,
     list_loading_faults,
     locate_source,
     make_model,
@@ -40,7 +39,7 @@ from mmblocks.pretrained import (
     read_generation_config,
     read_model,
 )
-from mmblocks.tensors import SINGLE, StoredTensors, assign_tensors, leave_weights_empty
+from mmblocks.tensors import StoredTensors, assign_tensors, has_safetensors, leave_weights_empty
 from mmblocks.versions import warn_about_untested_versions
 
 if TYPE_CHECKING:
@@ -227,7 +226,7 @@ class CausalLM(nn.Module):
         transformers' own loader, which renames and fuses tensors, maps whole files until it ends: half as much memory again
         where the type changes.
         """
-        if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
+        if not has_safetensors(folder):
             return False
         config, stored = read_config(folder), StoredTensors.from_folder(folder)
         if config.model_type != self.config.model_type:

@@ -18,9 +18,8 @@ from mmblocks.model.checkpoint import list_disagreements
 from mmblocks.model.convert.keys import NameTable, find_unused_reason, to_ours, to_theirs
 from mmblocks.model.convert.pickled import read_pickled, read_pickled_folder
 from mmblocks.model.onevision import OneVision
-from mmblocks.pretrained import INDEX
 from mmblocks.reprs import format_by_shape
-from mmblocks.tensors import SINGLE, StoredTensors, assign_tensors
+from mmblocks.tensors import StoredTensors, assign_tensors, has_safetensors
 
 if TYPE_CHECKING:
     pass
@@ -47,17 +46,13 @@ class MatchedTensors:
 
 def open_tensors(folder: Path) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint: of its safetensors, or of its pickles where it has none."""
-    is_pickled = not _has_safetensors(folder) and has_weights(folder)
+    is_pickled = not has_safetensors(folder) and has_weights(folder)
     return read_pickled_folder(folder) if is_pickled else StoredTensors.from_folder(folder)
 
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds the weights of a whole model, and not only an adapter's."""
-    return _has_safetensors(folder) or any(folder.glob("pytorch_model*.bin"))
-
-
-def _has_safetensors(folder: Path) -> bool:
-    return (folder / INDEX).is_file() or (folder / SINGLE).is_file()
+    return has_safetensors(folder) or any(folder.glob("pytorch_model*.bin"))
 
 
 def find_stored_dtype(folder: Path) -> torch.dtype:
