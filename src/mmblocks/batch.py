@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,12 @@ from torch import Tensor
 from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import RoutedPlan, Size
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 IGNORE = -100
 """The target of a row from which nothing is learned."""
-T = TypeVar("T", bound="Packing | Instructions | RowIndex | GatherTable | GatherLayout | Batch")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def move_tensors(self: T, device: torch.device | str, *, non_blocking: bool = False) -> T:

@@ -136,6 +136,8 @@ class CausalLM(nn.Module):
         self.lm.tie_weights()
         require_packing(self, self.lm)
         restrict_last_layer_to_rows(self.lm)
+        self.devices: tuple[torch.device, ...] = ()
+        """Where the layers are, if they are on several devices."""
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -179,14 +181,14 @@ class CausalLM(nn.Module):
             **attention.make_packing_arguments(packing, x.device, keys),
             **({} if output_rows is None else {OUTPUT_ROWS_KEY: output_rows}),
         )
-        hidden = states.last_hidden_state.squeeze(0)
+        hidden = states.last_hidden_state.squeeze(0).to(x.device)
         if output_rows is not None and len(hidden) != len(output_rows.index):  # this family's last layer computes all
             hidden = hidden[output_rows.index]
         return hidden if rows is None else hidden[: len(rows.index)]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """(n, dim) to (n, vocab_size), scaled and capped as the family does."""
-        logits = self.lm.get_output_embeddings()(hidden)
+        logits = self.lm.get_output_embeddings()(hidden).to(hidden.device)
         if (factor := getattr(self.config, "logit_scale", None)) is not None:  # Cohere
             logits = logits * factor
         if (divisor := getattr(self.config, "logits_scaling", None)) is not None:  # Granite

@@ -11,7 +11,8 @@ def add_placement_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        help="auto (default: a GPU where CUDA has one, else the CPU), cpu, cuda, cuda:1 or mps",
+        help="auto (default: a GPU where CUDA has one, else the CPU), cpu, cuda, cuda:1, mps, or cuda:0,cuda:1 "
+        "to spread the language model's layers over several",
     )
     parser.add_argument(
         "--dtype",

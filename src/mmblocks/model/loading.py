@@ -17,7 +17,7 @@ from mmblocks.image_reading import DEFAULT_READING, ImageReading
 from mmblocks.model import checkpoint
 from mmblocks.model.build import count_parameters
 from mmblocks.model.onevision import OneVision
-from mmblocks.model.placement import choose_device, choose_dtype
+from mmblocks.model.placement import choose_devices, choose_dtype
 from mmblocks.model.spec import PARTS, ModelSpec
 from mmblocks.pretrained import may_fetch
 from mmblocks.registry import split_spec
@@ -121,10 +121,11 @@ def load(
     """Read a model, every tensor of it or none: see `locate_model` for what a reference is.
 
     Checkpoints of other layouts are imported in memory, and nothing is written. dtype: of the weights, or "auto" (see
-    `placement.choose_dtype`); None is the type in which they are stored. device: see `placement.choose_device`. images: settings
-    of `ImageReading` instead of the stored ones, such as {"alpha": "drop"}. template: a chat template instead of the
-    checkpoint's own. bits: 4 or 8 keeps the language model's linear layers quantized, frozen (see `quantized`).
-    base: a reference to the model that an adapter folder is read over, by default the one that it names. Raises `CheckpointError` that lists what disagrees.
+    `placement.choose_dtype`); None is the type in which they are stored. device: see `placement.choose_devices`; with several
+    of them the language model's layers are spread over them (`spreading`). images: settings of `ImageReading` instead of the
+    stored ones, such as {"alpha": "drop"}. template: a chat template instead of the checkpoint's own. bits: 4 or 8 keeps the
+    language model's linear layers quantized, frozen (see `quantized`). base: a reference to the model that an adapter folder is
+    read over, by default the one that it names. Raises `CheckpointError` that lists what disagrees.
     """
     return load_located(
         locate_model(reference, base), dtype=dtype, device=device, images=images, template=template, bits=bits
@@ -141,7 +142,8 @@ def load_located(
     bits: Bits | None = None,
 ) -> OneVision:
     """`load` for a checkpoint that was located before."""
-    place = choose_device(device) if isinstance(device, str) else device
+    devices = choose_devices(device) if isinstance(device, str) else [device]
+    place = devices[0]
     if isinstance(dtype, str):
         dtype = choose_dtype(dtype, place, lambda: _find_stored_dtype(located))
     if located.layout == OURS and template is None and dtype is not None:
@@ -154,6 +156,11 @@ def load_located(
         from mmblocks.model.quantized import quantize_backbone
 
         quantize_backbone(model, bits, place)
+    if len(devices) > 1:
+        from mmblocks.model.spreading import spread_layers
+
+        spread_layers(model, devices)
+        return model
     return model.to(place)
 
 

@@ -30,6 +30,14 @@ def choose_device(name: str = AUTO) -> torch.device:
     return device
 
 
+def choose_devices(names: str = AUTO) -> list[torch.device]:
+    """One device as in `choose_device`, or several of CUDA with commas between them: cuda:0,cuda:1."""
+    devices = [choose_device(name.strip()) for name in names.split(",")]
+    if len(devices) > 1 and (len(set(devices)) < len(devices) or any(device.type != "cuda" for device in devices)):
+        raise ConfigError(f"device={names!r}: several devices are different ones of CUDA, such as cuda:0,cuda:1.")
+    return devices
+
+
 def choose_dtype(name: str, device: torch.device, find_stored: Callable[[], torch.dtype]) -> torch.dtype:
     """auto: the type of the stored weights where the device computes it well, else float32; or float32, bfloat16, float16.
 

@@ -83,7 +83,7 @@ class DecodingStep:
                 use_cache=False,
                 **{find_cache_keyword(decoder): self.store},
             )
-        return self.backbone.compute_logits(states.last_hidden_state.squeeze(1))
+        return self.backbone.compute_logits(states.last_hidden_state.squeeze(1).to(x.device))
 
 
 class VisibleSlots(dict[int | None, Tensor | None]):
@@ -95,8 +95,17 @@ class VisibleSlots(dict[int | None, Tensor | None]):
 
     def __init__(self, positions: Tensor, visible: int, *, alike: bool) -> None:
         self._distances = (positions[:, None] - torch.arange(visible, device=positions.device))[:, None, None]
-        self._visible = visible
+        self._visible, self._alike, self._positions = visible, alike, positions
+        self._elsewhere: dict[torch.device, VisibleSlots] = {}
         super().__init__({None: None if alike else self._distances >= 0})
+
+    def to(self, device: torch.device) -> VisibleSlots:
+        """The masks for the layers on a device, made once."""
+        if device == self._positions.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = VisibleSlots(self._positions.to(device), self._visible, alike=self._alike)
+        return self._elsewhere[device]
 
     def __missing__(self, window: int) -> Tensor | None:
         near = (self._distances >= 0) & (self._distances < window)
@@ -138,6 +147,7 @@ def reasons_against_capture(backbone: CausalLM, device: torch.device, max_new_to
     has_autocast = torch.is_autocast_enabled(device.type)
     reasons = {
         f"tensors are on {device.type}, and graphs need CUDA": device.type != "cuda",
+        "the layers are on several devices": len(backbone.devices) > 1,
         f"{max_new_tokens} tokens are written faster than a graph is captured": max_new_tokens < MIN_CAPTURE_TOKENS,
         f"{config.model_type!r} chooses among {experts} experts on the host": experts > 0,
         f"{config.model_type!r} has rotary settings that depend on the positions' values": not has_fixed_rope(config),

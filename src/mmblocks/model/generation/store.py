@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mmblocks.batch import move_tensors
 from mmblocks.reprs import format_by_shape
 
 GROWTH_SLOTS = 64  # memory is allocated in multiples of this many slots
@@ -29,7 +30,7 @@ class KVCache:
         self.capacity = 0
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._placement: _Placement | None = None
+        self._placements: dict[torch.device, _Placement] = {}
 
     @property
     def slot_bytes(self) -> int:
@@ -62,14 +63,14 @@ class KVCache:
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Put a layer's new keys and values into their slots; returns those to attend to. Called by the layers."""
-        assert self._placement is not None, "layers run inside `place_packed_rows` or `place_step_rows`"
+        placement = self._find_placement(keys.device)
         if layer_idx == len(self._keys):
             self._keys.append(self._make_buffer(keys))
             self._values.append(self._make_buffer(values))
         buffers = self._keys[layer_idx], self._values[layer_idx]
-        self._placement.write_rows(buffers[0], keys)
-        self._placement.write_rows(buffers[1], values)
-        return self._placement.select_visible(buffers[0], keys), self._placement.select_visible(buffers[1], values)
+        placement.write_rows(buffers[0], keys)
+        placement.write_rows(buffers[1], values)
+        return placement.select_visible(buffers[0], keys), placement.select_visible(buffers[1], values)
 
     @contextmanager
     def place_packed_rows(self, lengths: Sequence[int], device: torch.device) -> Iterator[Tensor]:
@@ -81,7 +82,7 @@ class KVCache:
         self.reserve_slots(max(ends))
         new = _make_row_slots(begins, ends, device)
         keys = _make_row_slots([0] * len(ends), ends, device) if any(begins) else None
-        with self._use_placement(_PackedPlacement(new, keys)):
+        with self._use_placement(_PackedPlacement(new, keys), device):
             yield new.slots
         self.lengths = ends
 
@@ -92,7 +93,7 @@ class KVCache:
         Lengths do not change: see `advance_lengths`.
         """
         sequences = torch.arange(len(self.lengths), device=positions.device)
-        with self._use_placement(_StepPlacement(sequences, positions, visible)):
+        with self._use_placement(_StepPlacement(sequences, positions, visible), positions.device):
             yield
 
     def advance_lengths(self, unfinished: Sequence[bool]) -> None:
@@ -100,12 +101,19 @@ class KVCache:
         self.lengths = [n + one for n, one in zip(self.lengths, unfinished, strict=True)]
 
     @contextmanager
-    def _use_placement(self, placement: _Placement) -> Iterator[None]:
-        self._placement = placement
+    def _use_placement(self, placement: _Placement, device: torch.device) -> Iterator[None]:
+        self._placements = {device: placement}
         try:
             yield
         finally:
-            self._placement = None
+            self._placements = {}
+
+    def _find_placement(self, device: torch.device) -> _Placement:
+        """The placement for the layers on a device, copied there once."""
+        assert self._placements, "layers run inside `place_packed_rows` or `place_step_rows`"
+        if device not in self._placements:
+            self._placements[device] = next(iter(self._placements.values())).to(device)
+        return self._placements[device]
 
     def _make_buffer(self, rows: Tensor) -> Tensor:
         return rows.new_zeros(len(self.lengths), rows.shape[1], self.capacity, rows.shape[3])
@@ -122,6 +130,8 @@ class KVCache:
 class _Placement(Protocol):
     """Where new rows are written, and which rows layers attend to afterwards."""
 
+    def to(self, device: torch.device) -> _Placement: ...
+
     def write_rows(self, buffer: Tensor, rows: Tensor) -> None: ...
 
     def select_visible(self, buffer: Tensor, rows: Tensor) -> Tensor: ...
@@ -134,13 +144,14 @@ class _RowSlots:
     sequences: Tensor
     slots: Tensor
     __repr__ = format_by_shape
+    to = move_tensors
 
 
 def _make_row_slots(begins: Sequence[int], ends: Sequence[int], device: torch.device) -> _RowSlots:
     """Rows from `begins[i]` up to `ends[i]` of every sequence i, end to end."""
     lengths = [end - begin for begin, end in zip(begins, ends, strict=True)]
     shifts = torch.tensor([b - s for b, s in zip(begins, [0, *accumulate(lengths)][:-1], strict=True)])
-    sequences = torch.repeat_interleave(torch.tensor(lengths))
+    sequences = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths), output_size=sum(lengths))
     return _RowSlots(sequences.to(device), (torch.arange(sum(lengths)) + shifts[sequences]).to(device))
 
 
@@ -150,6 +161,7 @@ class _PackedPlacement:
 
     new: _RowSlots
     keys: _RowSlots | None
+    to = move_tensors
 
     def write_rows(self, buffer: Tensor, rows: Tensor) -> None:
         buffer.transpose(1, 2)[self.new.sequences, self.new.slots] = rows.squeeze(0).transpose(0, 1)
@@ -170,6 +182,7 @@ class _StepPlacement:
     slots: Tensor
     visible: int
     __repr__ = format_by_shape
+    to = move_tensors
 
     def write_rows(self, buffer: Tensor, rows: Tensor) -> None:
         buffer.transpose(1, 2)[self.sequences, self.slots] = rows.squeeze(2)

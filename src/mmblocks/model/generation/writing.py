@@ -33,7 +33,8 @@ def prefill_prompts(backbone: CausalLM, store: KVCache, x: Tensor, lengths: Sequ
     with store.place_packed_rows(lengths, x.device) as positions:
         key_lengths = [before + new for before, new in zip(store.lengths, lengths, strict=True)]
         keys = Packing.from_lengths(key_lengths).to(x.device) if any(store.lengths) else None
-        last = RowIndex(torch.tensor(ends, device=x.device) - 1, (1,) * len(ends))
+        index = [end - 1 for end in ends]
+        last = RowIndex(torch.tensor(index, device=x.device), (1,) * len(ends), tuple(index), (0, *ends))
         packing = Packing.from_lengths(lengths).to(x.device)
         hidden = backbone.compute_hidden_states(x, positions, packing, last, cache=store, keys=keys)
         return backbone.compute_logits(hidden)
