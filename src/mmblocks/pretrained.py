@@ -7,7 +7,7 @@ always forbids it. A checkpoint of a family that transformers has is read by tra
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,8 +170,17 @@ def list_loading_faults(report: Mapping[str, Any]) -> list[str]:
 
 
 def make_model(kind: type[Any], config: PreTrainedConfig, **options: Any) -> Any:
-    """A model of transformers from a config, with random weights. kind: one of the Auto classes."""
-    return kind.from_config(config, trust_remote_code=False, **options)
+    """A model of transformers from a config, with random weights. kind: one of the Auto classes, or the class of a model.
+
+    On meta no weight is drawn: it would cost time and hold no number.
+    """
+    import torch
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights() if torch.get_default_device().type == "meta" else nullcontext():
+        if hasattr(kind, "from_config"):
+            return kind.from_config(config, trust_remote_code=False, **options)
+        return kind(config, **options)
 
 
 def require_countable_layers(raw: object, where: object) -> None:

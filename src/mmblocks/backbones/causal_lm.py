@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -125,13 +125,8 @@ class CausalLM(nn.Module):
                 settings=["placeholder_id"],
             )
         from transformers import AutoModelForCausalLM
-        from transformers.initialization import no_init_weights
 
-        on_meta = torch.get_default_device().type == "meta"  # weights drawn there cost time and hold no numbers
-        with (
-            raise_as_config_error(config.model_type, "cannot be built with these settings"),
-            no_init_weights() if on_meta else nullcontext(),
-        ):
+        with raise_as_config_error(config.model_type, "cannot be built with these settings"):
             self.lm: Any = make_model(AutoModelForCausalLM, config, attn_implementation=attention.register())
         self.lm.tie_weights()
         require_packing(self, self.lm)

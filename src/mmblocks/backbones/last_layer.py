@@ -107,10 +107,9 @@ def _log_reason_once(family: str, reason: str) -> None:
 def find_reason_against_family(family: str) -> str | None:
     """Why the last layer of a family's default model must compute all rows; None where it need not."""
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
 
     config = AutoConfig.for_model(family, num_hidden_layers=2)
-    with torch.device("meta"), no_init_weights(), suppress_warning_errors():
+    with torch.device("meta"), suppress_warning_errors():
         lm = make_model(AutoModelForCausalLM, config, attn_implementation=attention.register())
     return find_reason_against(lm)
 

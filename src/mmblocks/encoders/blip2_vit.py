@@ -50,10 +50,10 @@ class Blip2ViT(TransformersViT):
             hidden_act="gelu",
             norm_eps=1e-6,
         )
-        from transformers import Blip2VisionConfig, Blip2VisionModel
+        from transformers import Blip2VisionModel
 
         # transformers draws these weights with a deviation of 1e-10, which leaves all patches alike.
-        self.install_tower(Blip2VisionModel(self.make_config(Blip2VisionConfig, initializer_range=0.02)))
+        self.install_tower(self.make_tower(Blip2VisionModel, initializer_range=0.02))
 
 
 encoders.preset("blip2_vit_g_224", of="blip2_vit", checkpoint="Salesforce/blip2-opt-2.7b")

@@ -59,9 +59,9 @@ class CLIP(TransformersViT):
             hidden_act=hidden_act,
             norm_eps=1e-5,
         )
-        from transformers import CLIPVisionConfig, CLIPVisionModel
+        from transformers import CLIPVisionModel
 
-        self.install_tower(CLIPVisionModel(self.make_config(CLIPVisionConfig)))
+        self.install_tower(self.make_tower(CLIPVisionModel))
 
 
 encoders.preset("clip_vit_l_336", of="clip", checkpoint="openai/clip-vit-large-patch14-336")

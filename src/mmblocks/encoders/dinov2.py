@@ -72,13 +72,9 @@ class DINOv2(TransformersViT):
         if registers < 0:
             faults.append(Fault("registers", f"registers={registers} is no number of tokens"))
         vit.raise_faults("dinov2", faults)
-        from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+        from transformers import Dinov2Model, Dinov2WithRegistersModel
 
-        tower: Any
-        if registers:
-            tower = Dinov2WithRegistersModel(self.make_config(Dinov2WithRegistersConfig))
-        else:
-            tower = Dinov2Model(self.make_config(Dinov2Config))
+        tower = self.make_tower(Dinov2WithRegistersModel if registers else Dinov2Model)
         tower.embeddings.mask_token = None  # it stands in for no patch of a whole image
         self.install_tower(tower, unused=() if norm else ("layernorm",))
 

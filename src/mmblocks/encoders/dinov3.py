@@ -78,11 +78,9 @@ class DINOv3(TransformersViT):
         if registers < 0:
             faults.append(Fault("registers", f"registers={registers} is no number of tokens"))
         vit.raise_faults("dinov3", faults)
-        from transformers import DINOv3ViTConfig, DINOv3ViTModel
+        from transformers import DINOv3ViTModel
 
-        tower: Any = DINOv3ViTModel(
-            self.make_config(DINOv3ViTConfig, pos_embed_shift=None, pos_embed_jitter=None, pos_embed_rescale=None)
-        )
+        tower = self.make_tower(DINOv3ViTModel, pos_embed_shift=None, pos_embed_jitter=None, pos_embed_rescale=None)
         tower.embeddings.mask_token = None
         self.install_tower(tower, unused=() if norm else ("norm",))
         self.register_load_state_dict_post_hook(DINOv3.refill_buffers)

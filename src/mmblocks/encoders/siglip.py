@@ -53,9 +53,9 @@ class SigLIP(TransformersViT):
             hidden_act="gelu_pytorch_tanh",
             norm_eps=1e-6,
         )
-        from transformers import SiglipVisionConfig, SiglipVisionModel
+        from transformers import SiglipVisionModel
 
-        self.install_tower(SiglipVisionModel(self.make_config(SiglipVisionConfig, vision_use_head=False)))
+        self.install_tower(self.make_tower(SiglipVisionModel, vision_use_head=False))
 
 
 encoders.preset("siglip_so400m_384", of="siglip", checkpoint="google/siglip-so400m-patch14-384")

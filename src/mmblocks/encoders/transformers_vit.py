@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
 from torch import Tensor, nn
 
 from mmblocks.encoders import patches, vit
+from mmblocks.pretrained import make_model
 from mmblocks.shapes import Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-C = TypeVar("C")
 
 
 class TransformersViT(nn.Module):
@@ -76,10 +75,11 @@ class TransformersViT(nn.Module):
             **sizes,
         }
 
-    def make_config(self, config_class: Callable[..., C], **further: object) -> C:
-        """The tower's config, with as many blocks as are needed."""
+    def make_tower(self, kind: type[Any], **further: object) -> Any:
+        """A tower of these sizes, with as many blocks as are needed. further: entries of its config."""
         settings = {vit.CONFIG_KEYS.get(setting, setting): value for setting, value in self._sizes.items()}
-        return config_class(**{**settings, "num_hidden_layers": max(self._states)}, **further)
+        settings["num_hidden_layers"] = max(self._states)
+        return make_model(kind, kind.config_class(**settings, **further))
 
     def install_tower(self, tower: PreTrainedModel, unused: Sequence[str] = ("post_layernorm",)) -> None:
         """Take the tower in, without its `unused` parts."""
