@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from mmblocks.backbones.family_config import count_experts
 from mmblocks.backbones.narrow_models import draw_weights, select_first_layers, shrink_config, shrink_vocabulary
 from mmblocks.batch import Packing
 from mmblocks.compat import suppress_warning_errors
-from mmblocks.components import Backbone
 from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.ops import attention
 from mmblocks.ops.choice import REFERENCE, use_backends
@@ -29,6 +28,8 @@ from mmblocks.tensors import leave_weights_empty
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from mmblocks.backbones.causal_lm import CausalLM
 
 LENGTHS = (2, 3)
 PACKING_FAILURE = "does not run on packed embeddings"
@@ -41,7 +42,7 @@ _CHECKED_CONFIGS: set[str] = set()
 
 
 @torch.no_grad()
-def require_packing(backbone: Backbone, lm: PreTrainedModel) -> None:
+def require_packing(backbone: CausalLM, lm: PreTrainedModel) -> None:
     """Raise `ConfigError` unless packed sequences do not see each other and logits are those of transformers' forward.
 
     `backbone` runs `lm`, whose first layers are run for their shapes. The numbers are those of a small model of its config.
@@ -54,7 +55,7 @@ def require_packing(backbone: Backbone, lm: PreTrainedModel) -> None:
         _CHECKED_CONFIGS.add(key)
 
 
-def _require_packed_numbers(backbone: Backbone, lm: PreTrainedModel) -> None:
+def _require_packed_numbers(backbone: CausalLM, lm: PreTrainedModel) -> None:
     family = lm.config.model_type
     with raise_as_config_error(family, PACKING_FAILURE):
         try:
@@ -92,7 +93,7 @@ class _Numbers:
     __repr__ = format_by_shape
 
 
-def _run_small_model(backbone: Backbone, lm: PreTrainedModel, config: PreTrainedConfig) -> _Numbers:
+def _run_small_model(backbone: CausalLM, lm: PreTrainedModel, config: PreTrainedConfig) -> _Numbers:
     with torch.device("cpu"), use_backends(REFERENCE):
         with leave_weights_empty():
             small = type(lm)._from_config(config, attn_implementation=attention.register(), dtype=torch.float32).eval()
@@ -108,7 +109,7 @@ def _run_small_model(backbone: Backbone, lm: PreTrainedModel, config: PreTrained
 
 
 @contextmanager
-def _use_language_model(backbone: Any, lm: PreTrainedModel) -> Iterator[None]:
+def _use_language_model(backbone: CausalLM, lm: PreTrainedModel) -> Iterator[None]:
     before, backbone.lm = backbone.lm, lm
     try:
         yield
@@ -116,7 +117,7 @@ def _use_language_model(backbone: Any, lm: PreTrainedModel) -> Iterator[None]:
         backbone.lm = before
 
 
-def _require_fitting_shapes(backbone: Backbone, lm: PreTrainedModel) -> None:
+def _require_fitting_shapes(backbone: CausalLM, lm: PreTrainedModel) -> None:
     """Run two layers, which may be on meta, to see that one's output fits into the next."""
     parameter = next(lm.parameters())
     x = torch.zeros(sum(LENGTHS), backbone.dim, device=parameter.device, dtype=parameter.dtype)
@@ -149,7 +150,7 @@ def _ignore_limits_of_meta() -> Iterator[None]:
             raise
 
 
-def _run_backbone(backbone: Backbone, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
+def _run_backbone(backbone: CausalLM, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
     positions = torch.cat([torch.arange(n, device=x.device) for n in lengths])
     return backbone.compute_hidden_states(x, positions, Packing.from_lengths(list(lengths)).to(x.device))
 
