@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,17 @@ from torch import Tensor
 from mmblocks.reprs import format_by_shape
 from mmblocks.shapes import RoutedPlan, Size
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 IGNORE = -100
 """The target of a row from which nothing is learned."""
-T = TypeVar("T", bound="DataclassInstance")
+
+
+class Dataclass(Protocol):
+    """An object of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+T = TypeVar("T", bound=Dataclass)
 
 
 def move_tensors(self: T, device: torch.device | str, *, non_blocking: bool = False) -> T:

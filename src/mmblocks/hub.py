@@ -69,6 +69,11 @@ def fetch_snapshot(reference: HubReference, *, weights: bool = True, offline: bo
     folder = _download_files(reference, (*_SETTINGS, *_WEIGHTS) if weights else _SETTINGS, offline)
     if weights and not any(folder.rglob("*.safetensors")):
         folder = _download_files(reference, (*_SETTINGS, *_WEIGHTS, "*.bin"), offline)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{reference.repository} holds no file of a model (config.json, safetensors or .bin); see {_read_endpoint()}/"
+            f"{reference.repository}/tree/main, and name a repository in a format of transformers."
+        )
     return Snapshot(folder, HubReference(reference.repository, folder.name))
 
 

@@ -169,6 +169,7 @@ def test_a_run_refuses_a_repository_with_other_parts(hub: LocalHub, checkpoint: 
     [
         ("org/nothing", r"org/nothing is not on the hub, or is private.*HF_TOKEN"),
         ("org/tiny@v9", r"org/tiny has no revision 'v9'; its branches"),
+        ("org/images", r"org/images holds no file of a model .* name a repository in a format of transformers"),
         ("org/gated", r"org/gated is gated: accept its terms at http.*/org/gated, then run `hf auth login`"),
         ("org/other", r"holds a 'bert' model .*cannot be converted. Known: "),
         ("./nowhere", r"there is no folder './nowhere', and it is no repository of the hub"),
@@ -184,6 +185,9 @@ def test_a_reference_that_names_no_model_says_what_to_do(
     hub.add("org/tiny", find_tiny_model())
     hub.add("org/gated", find_tiny_model())
     hub.add("org/other", tmp_path / "bert")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/cat.jpg").write_bytes(b"")
+    hub.add("org/images", tmp_path / "images")
     hub.gated.add("org/gated")
     with pytest.raises(CheckpointError, match=says):
         mmblocks.load(reference)
