@@ -1,13 +1,15 @@
 """Our scorers against outputs of the original ones (tests/golden/eval): every group of every file, every case."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from mmblocks.errors import DataError
-from mmblocks.eval.replays import REPLAYS
+from mmblocks.eval.golden.replays import REPLAYS
 from mmblocks.eval.selftest import GOLDEN, GoldenCase, are_equal, find_difference, read_golden_cases, run_golden_cases
 
 ALL = Path(__file__).parents[1] / "golden/eval"
@@ -68,3 +70,8 @@ def test_a_group_without_a_replay_is_an_error():
 )
 def test_unequal_values_are_told_apart(got, want):
     assert not are_equal(got, want, 1e-6)
+
+
+def test_the_scorers_need_no_torch():
+    code = "import sys, mmblocks.eval.selftest as s; s.run_golden_cases(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

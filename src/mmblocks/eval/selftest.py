@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmblocks.assets import FOLDER
 from mmblocks.errors import DataError
-from mmblocks.eval.replays import REPLAYS, Json
+from mmblocks.eval.golden.replays import REPLAYS, Json
 
 GOLDEN = FOLDER / "eval_golden"
 """Some of the cases of each group; the tests hold all of them."""

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterable
 from statistics import fmean
 
+from mmblocks.eval.metrics.means import to_ratio
+
 LONGEST = 2000
 """Characters of a verdict; a longer one is not read."""
 
@@ -35,5 +37,5 @@ def summarise(verdicts: Iterable[Verdict]) -> dict[str, float]:
     no = sum("no" in word.lower() and "yes" not in word.lower() for word, _ in verdicts)
     return {
         "score": fmean(score for _, score in verdicts) if verdicts else 0.0,
-        "accuracy": yes / (yes + no) * 100 if yes + no else 0.0,
+        "accuracy": 100 * to_ratio(yes, yes + no),
     }

@@ -28,7 +28,7 @@ class NgramWeights:
     vectors: tuple[dict[tuple[str, ...], float], ...]
 
 
-SPLIT_WORDS = {
+SPLIT_WORDS: dict[str, str] = {
     "cannot": "can not",
     "gonna": "gon na",
     "wanna": "wan na",
@@ -36,7 +36,7 @@ SPLIT_WORDS = {
     "lemme": "lem me",
     "gimme": "gim me",
 }
-BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+BRACKETS: dict[str, str] = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 """Kept as words: COCO's list of punctuation has them in capitals, after the text was put in lower case."""
 ENDING = re.compile(r"(n't|'(?:s|m|d|ll|re|ve))(?!\w)")
 TOKEN = re.compile(
@@ -52,7 +52,8 @@ def split_words(caption: str) -> list[str]:
     """A caption's words in lower case without punctuation: "a dog's" is a, dog, 's."""
     text = caption.lower().replace("’", "'")
     text = ENDING.sub(r" \1", text)
-    words = (BRACKETS.get(token, token) for token in TOKEN.findall(text))
+    tokens: list[str] = TOKEN.findall(text)
+    words = (BRACKETS.get(token, token) for token in tokens)
     return " ".join(SPLIT_WORDS.get(word, word) for word in words).split()
 
 

@@ -1,4 +1,4 @@
-"""Means of scores, by group."""
+"""Means of scores, by group, and shares."""
 
 from collections.abc import Iterable
 from statistics import fmean
@@ -16,3 +16,8 @@ def average_of_groups(scores: Iterable[tuple[str, float]]) -> float:
     """The mean over groups of their means; 0 where there are none."""
     means = average_by(scores)
     return fmean(means.values()) if means else 0.0
+
+
+def to_ratio(part: float, whole: float) -> float:
+    """A part of a whole; 0 where there is no whole."""
+    return part / whole if whole else 0.0

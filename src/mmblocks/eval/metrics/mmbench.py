@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mmblocks.eval.metrics.letters import list_letters, match_texts
-from mmblocks.eval.metrics.means import average_by
+from mmblocks.eval.metrics.means import average_by, to_ratio
 from mmblocks.eval.metrics.multiple_choice import extract_letter
 
 MOST_OPTIONS = 4
@@ -91,7 +91,7 @@ def summarise_circular(rows: Iterable[Rotation]) -> dict[str, float | dict[str, 
     wrong = {row.index % ROTATION_STEP for row in rows if not row.is_right}
     questions = [(row, float(row.index not in wrong)) for row in rows if row.index < ROTATION_STEP]
     return {
-        "overall": sum(hit for _, hit in questions) / len(questions) if questions else 0.0,
+        "overall": to_ratio(sum(hit for _, hit in questions), len(questions)),
         "category": average_by((row.category, hit) for row, hit in questions),
         "l2-category": average_by((row.l2_category, hit) for row, hit in questions),
     }

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mmblocks.eval.metrics.means import average_by
+from mmblocks.eval.metrics.means import average_by, to_ratio
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 COMBINATIONS = (
@@ -34,10 +34,12 @@ def read_score(reply: str) -> float | None:
 def summarise(rows: Iterable[tuple[str, float]]) -> CapabilityMeans:
     """From (capabilities parted by commas, score), as lmms-eval does. A mean without a record is left out."""
     rows = [(capabilities, 100 * score) for capabilities, score in rows]
-    by_set = {frozenset(combination.split("_")): combination for combination in COMBINATIONS.split()}
+    by_set: dict[frozenset[str], str] = {
+        frozenset(combination.split("_")): combination for combination in COMBINATIONS.split()
+    }
     names = [(by_set.get(frozenset(capabilities.split(","))), score) for capabilities, score in rows]
     return CapabilityMeans(
-        sum(score for _, score in rows) / len(rows) if rows else 0.0,
+        to_ratio(sum(score for _, score in rows), len(rows)),
         average_by((name, score) for name in CAPABILITIES for capabilities, score in rows if name in capabilities),
         average_by((name, score) for name, score in names if name),
     )

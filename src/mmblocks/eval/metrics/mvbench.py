@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mmblocks.errors import DataError
 from mmblocks.eval.metrics.interleave import score_choice_lmms
 from mmblocks.eval.metrics.letters import list_letters
+from mmblocks.eval.metrics.means import to_ratio
 
 
 def score_lmms(answer: str, candidates: Sequence[str], reference: str) -> float | None:
@@ -18,7 +19,7 @@ def score_lmms(answer: str, candidates: Sequence[str], reference: str) -> float 
 def summarise_lmms(scores: Sequence[float | None]) -> float:
     """Percent right of the answers that are not empty, as lmms-eval has it."""
     answered = [score for score in scores if score is not None]
-    return 100 * sum(answered) / len(answered) if answered else 0.0
+    return to_ratio(100 * sum(answered), len(answered))
 
 
 def match_original(answer: str, reference: str) -> bool:

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
+from mmblocks.eval.metrics.means import to_ratio
+
 COUNTS = {("yes", "yes"): "TP", ("yes", "no"): "FP", ("no", "no"): "TN", ("no", "yes"): "FN"}
 """By prediction and label."""
 
@@ -22,7 +24,7 @@ def read_lmms(answer: str) -> str | None:
 def summarise_official(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
     """Counts and ratios from (answer, label); yes_ratio is that of the predictions. A ratio without a case is 0."""
     pairs = [(read_official(answer), "no" if label == "no" else "yes") for answer, label in pairs]
-    yes_ratio = _divide(sum(predicted == "yes" for predicted, _ in pairs), len(pairs))
+    yes_ratio = to_ratio(sum(predicted == "yes" for predicted, _ in pairs), len(pairs))
     counts = _count_outcomes(pairs)
     return counts | _compute_ratios(counts, len(pairs)) | {"yes_ratio": yes_ratio}
 
@@ -33,7 +35,7 @@ def summarise_lmms(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
     yes_ratio is that of the labels, as in lmms-eval.
     """
     pairs = [(read_lmms(answer) or "", label.lower().strip()) for answer, label in pairs]
-    yes_ratio = _divide(sum(label == "yes" for _, label in pairs), len(pairs))
+    yes_ratio = to_ratio(sum(label == "yes" for _, label in pairs), len(pairs))
     return _compute_ratios(_count_outcomes(pairs), len(pairs)) | {"yes_ratio": yes_ratio}
 
 
@@ -43,15 +45,11 @@ def _count_outcomes(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
 
 
 def _compute_ratios(counts: dict[str, float], total: int) -> dict[str, float]:
-    precision = _divide(counts["TP"], counts["TP"] + counts["FP"])
-    recall = _divide(counts["TP"], counts["TP"] + counts["FN"])
+    precision = to_ratio(counts["TP"], counts["TP"] + counts["FP"])
+    recall = to_ratio(counts["TP"], counts["TP"] + counts["FN"])
     return {
-        "accuracy": _divide(counts["TP"] + counts["TN"], total),
+        "accuracy": to_ratio(counts["TP"] + counts["TN"], total),
         "precision": precision,
         "recall": recall,
-        "f1": _divide(2 * precision * recall, precision + recall),
+        "f1": to_ratio(2 * precision * recall, precision + recall),
     }
-
-
-def _divide(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0

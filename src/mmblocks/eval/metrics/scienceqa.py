@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mmblocks.eval.metrics.means import to_ratio
+
 LETTERS = "ABCDE"
 SENTENCE = re.compile(r"The answer is ([A-Z]).")
 """LLaVA's pattern: its last character stands for any."""
@@ -55,8 +57,8 @@ def summarise_llava(rows: Sequence[tuple[bool, bool]]) -> dict[str, float]:
     """
     with_image = [is_right for is_right, has_image in rows if has_image]
     return {
-        "accuracy": _to_percent(sum(is_right for is_right, _ in rows), len(rows)),
-        "img_accuracy": _to_percent(sum(with_image), len(with_image)),
+        "accuracy": 100 * to_ratio(sum(is_right for is_right, _ in rows), len(rows)),
+        "img_accuracy": 100 * to_ratio(sum(with_image), len(with_image)),
     }
 
 
@@ -93,7 +95,3 @@ def summarise_ensembles(questions: Iterable[Ensemble]) -> dict[str, int]:
 
 def _count_equal(chosen: Sequence[int | None], right: Sequence[int]) -> int:
     return sum(choice == wanted for choice, wanted in zip(chosen, right, strict=True))
-
-
-def _to_percent(part: int, whole: int) -> float:
-    return part / whole * 100 if whole else 0.0
