@@ -26,6 +26,7 @@ COUNTED = re.compile(r"^\| (\d+)x(\d+) \|.* = (\d+) \|$", re.MULTILINE)
         ("draw_tokens", "figure", "images/tokens.svg"),
         ("draw_pipeline", "figure", "images/pipeline.svg"),
         ("write_trained_weights", "page", "explanation/trained_weights.md"),
+        ("write_scores", "page", "explanation/scores.md"),
     ],
 )
 def test_a_generated_page_is_what_its_script_makes(script, made, page):

@@ -1,0 +1,1 @@
+"""Golden cases: made-up inputs of the original scorers, and what those gave."""
