@@ -13,7 +13,7 @@ from mmblocks.data.media.images import load_image
 from mmblocks.errors import DataError
 from mmblocks.eval.documents import DocumentLayout, open_documents
 from mmblocks.eval.documents.joined_rows import join_rows
-from mmblocks.eval.documents.rows import open_rows
+from mmblocks.eval.documents.opening import open_rows
 from mmblocks.eval.documents.scienceqa_rows import open_scienceqa_rows
 
 LAYOUT = DocumentLayout(required={"question": ("text",), "answer": ()}, videos=("video",))
