@@ -52,7 +52,8 @@ class ScienceQA(FileTask):
             if is_folder
             else open_rows(self.data, self.split)
         )
-        return select_rows(rows, "image") if self.subset == "img" else rows
+        is_selected = self.subset == "img" and not self.layout.list_missing(rows.columns)
+        return select_rows(rows, "image") if is_selected else rows
 
     def write_prompt(self, fields: Mapping[str, Any], where: str) -> str:
         context = f"Context: {fields['hint']}\n" if fields.get("hint") else ""
