@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from tests.eval.tiny_benchmarks import TINY, VARIANTS, make_png, write_clips, wr
 
 EVERY = [*TINY.items(), *VARIANTS.items()]
 IDS = [*TINY, *(f"{name}, otherwise published" for name in VARIANTS)]
+PAGE = Path(__file__).parents[2] / "docs/reference/tasks.md"
 LONG = " ".join(["word <image> **B**"] * 3333)
 
 
@@ -66,6 +70,7 @@ def test_a_task_says_where_it_comes_from_and_what_it_reads(name):
     assert entry.summary
     assert entry.builder.files
     assert entry.builder.metric
+    assert f"| [`{name}`](#" in PAGE.read_text(encoding="utf-8"), "run python docs/scripts/write_tasks.py"
 
 
 @pytest.mark.parametrize("answer", ["", " ", LONG, "\x00\ud800", "{'pred': 1}", "1e999", "٣"], ids=range(7))
@@ -106,6 +111,15 @@ def test_a_file_of_another_format_shows_what_it_holds(name, tmp_path):
     data = write_lines(tmp_path / "other.jsonl", [{"what": "is this?"}])
     with pytest.raises(DataError, match=r"other.jsonl:record 0: there is no .* but the first is \{.*what: 'is this\?'"):
         tasks.build(name, data=data).read_documents()
+
+
+def test_listing_tasks_imports_no_torch():
+    code = "import sys; from mmblocks.eval.tasks import tasks; list(tasks); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_other_packages_add_tasks_through_an_entry_point():
+    assert tasks.entry_point_group == "mmblocks.task"
 
 
 def test_an_unknown_task_names_the_closest_one():

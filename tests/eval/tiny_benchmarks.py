@@ -634,7 +634,11 @@ VARIANTS = {
         {"accuracy": THIRD, "complement": 200 / 3, "judge": 200 / 3, "upper_bound": 200 / 3, "gpt4_no_answer": 1},
     ),
     "interleave": TinyBenchmark(
-        write_multi_view, ("left of it", "right"), (1.0, 0.0), {"average/sub_task/ScanQA": 50.0}, metric="score"
+        write_multi_view,
+        ("left of it", "right"),
+        (1.0, 0.0),
+        {"average": 50.0, "average/sub_task/ScanQA": 50.0},
+        metric="score",
     ),
     "ai2d": TinyBenchmark(
         lambda folder: {

@@ -19,8 +19,11 @@ from mmblocks.eval.document import Document
 from mmblocks.eval.documents.layout import DocumentLayout, list_media
 from mmblocks.eval.documents.media_folder import MediaFolder
 from mmblocks.eval.documents.rows import DocumentRows
+from mmblocks.image_reading import ImageReading
 from mmblocks.shapes import VisualKind
 
+ANY_SIZE = ImageReading(max_px=2**40)
+"""How large images may be is the model's setting, and so is checked when they are shown to it."""
 _SHOWN = 300
 """Characters of a bad row that an error shows."""
 
@@ -108,7 +111,10 @@ def open_documents(
             f"{', '.join(required)}, but the first is {{{shown:.{_SHOWN}}}}."
         )
     roots = MediaRoots.from_settings(rows.folder, images, videos)
-    folders = {"image": MediaFolder(roots.image, "image"), "video": MediaFolder(roots.video, "video", video_prefix)}
+    folders: Mapping[VisualKind, MediaFolder] = {
+        "image": MediaFolder(roots.image, "image"),
+        "video": MediaFolder(roots.video, "video", video_prefix),
+    }
     return Documents(rows, layout, roots, folders, _read_keys(rows, layout.find_key(rows.columns)))
 
 
@@ -129,7 +135,7 @@ def _read_keys(rows: DocumentRows, names: tuple[str, ...]) -> list[str]:
 def _check_visual(visual: Visual) -> None:
     """Raise `DataError` for a file that is empty or no image; pixels are not decoded, and videos not opened."""
     if visual.kind == "image":
-        read_image_size(visual.source)
+        read_image_size(visual.source, ANY_SIZE)
     elif isinstance(visual.source, str | Path) and not Path(visual.source).is_dir():
         resolve_source(visual.source, visual.kind)
 

@@ -10,13 +10,17 @@ Key = tuple[object, ...]
 
 
 class DocumentRows(Protocol):
-    """Rows of one file, or of several that belong together.
+    """Rows of one file, or of several that belong together."""
 
-    columns: the names of their fields; of JSON those of the first row. folder: what paths in them are relative to.
-    """
+    @property
+    def columns(self) -> Sequence[str]:
+        """The names of their fields; of JSON those of the first row."""
+        ...
 
-    columns: Sequence[str]
-    folder: Path
+    @property
+    def folder(self) -> Path:
+        """What paths in them are relative to."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -4,14 +4,18 @@ A task is a frozen dataclass of settings that registers itself; packages outside
 the group `mmblocks.task`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from mmblocks.conversation import Conversation
 from mmblocks.eval.document import Document, ScoredDocument
-from mmblocks.model.generation.decoding import Decoding
 from mmblocks.registry import Registry
+
+if TYPE_CHECKING:  # torch is not needed to list tasks
+    from mmblocks.model.generation.decoding import Decoding
 
 Scores = Mapping[str, float | None]
 """By metric, from 0 to 1 where the published scale is a share; None: no answer could be read, which counts as 0."""
@@ -26,12 +30,9 @@ class DocumentSequence(Protocol):
 
 
 class Task(Protocol):
-    """What is asked about documents, and how answers are scored."""
+    """What is asked about documents, and how answers are scored. decoding: how answers are generated in published runs."""
 
-    @property
-    def decoding(self) -> Decoding:
-        """How answers are generated, as in the published runs."""
-        ...
+    decoding: ClassVar[Decoding]
 
     def read_documents(self) -> DocumentSequence:
         """The documents of the task's files. Raises `DataError` for files that hold none of this task."""
@@ -67,7 +68,7 @@ class JudgeRequest:
 class JudgedTask(Protocol):
     """A task of which a judge gives some scores. judge: the model of the published figures."""
 
-    judge: str
+    judge: ClassVar[str]
 
     def ask_judge(self, document: Document, answer: str, /) -> JudgeRequest:
         """The messages that show a judge an answer."""

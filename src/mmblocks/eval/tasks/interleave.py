@@ -28,7 +28,8 @@ class Interleave(FileTask):
     """LLaVA-Interleave Bench, in-domain, out-domain or multi-view, whichever the file is of.
 
     rule: "original" is LLaVA-NeXT's script: both sides normalised, a category is the mean over its data sets; "lmms" scores
-    the texts as they are, and a category is the mean over its records. "average" is the mean over the categories.
+    the texts as they are, and a category is the mean over its records. "average" is the mean over the categories; out-domain
+    and multi-view data sets are categories of their own.
     """
 
     rule: Literal["original", "lmms"] = "original"
@@ -64,7 +65,7 @@ class Interleave(FileTask):
         answers = [_to_answer(row.fields, row.answer) for row in rows]
         if self.rule == "original":
             datasets = interleave.score_datasets(answers)
-            categories = interleave.average_categories(datasets)
+            categories = interleave.average_categories(datasets) or datasets
         else:
             datasets = average_by((one.dataset, interleave.score_row_lmms(one)) for one in answers)
             known = [(one, interleave.CATEGORY_OF_LMMS.get(one.dataset)) for one in answers]

@@ -1,5 +1,5 @@
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from mmblocks.eval.document import Document, ScoredDocument
 from mmblocks.eval.documents import DocumentLayout
@@ -42,7 +42,7 @@ class MMBench(FileTask):
         return {"accuracy": None if letter is None else float(letter == choices.letter)}
 
     def summarise(self, rows: Sequence[ScoredDocument]) -> Mapping[str, float]:
-        found: Mapping[str, Any] = mmbench.summarise_circular(
+        rotations = [
             mmbench.Rotation(
                 int(float(row.fields["index"])),
                 bool(row.scores["accuracy"]),
@@ -50,7 +50,8 @@ class MMBench(FileTask):
                 str(row.fields.get("l2_category", "")),
             )
             for row in rows
-        )
+        ]
+        found = cast(Mapping[str, Any], mmbench.summarise_circular(rotations))
         groups = {"category": found["category"], "l2_category": found["l2-category"]}
         shares = {
             f"circular/{field}/{name}": 100 * v for field, group in groups.items() for name, v in group.items() if name
