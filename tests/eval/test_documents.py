@@ -128,6 +128,13 @@ def test_an_image_cell_may_hold_several_images(tmp_path):
     assert [colour(document, i) for i in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
 
 
+def test_an_image_cell_may_hold_a_long_path(tmp_path):
+    name = f"{'x' * 80}.png"
+    (tmp_path / name).write_bytes(png())
+    (document,) = opened(write_tsv(tmp_path / "a.csv", [{"index": 1, "image": name, "question": "a", "answer": "x"}]))
+    assert document.visuals[0].source == tmp_path / name
+
+
 def test_numbered_images_are_read_in_the_order_of_their_numbers(tmp_path):
     row = {**RECORD, **{f"image_{i}": None for i in range(11)}}
     row["image_10"], row["image_2"] = [{"bytes": png(one), "path": None} for one in ("blue", "red")]

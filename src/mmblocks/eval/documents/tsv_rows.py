@@ -1,4 +1,4 @@
-"""Tables as text: VLMEvalKit's TSV with base64 images, and CSV. A row is read on access.
+"""Tables as text: VLMEvalKit's TSV with base64 images, and CSV. Texts are kept in memory, images are read on access.
 
 An image cell holds base64, a list of base64 texts, a path, or the index of the row that holds the image
 (VLMEvalKit, vlmeval/dataset/image_base.py: cells of up to 64 characters).
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from mmblocks.data.media.files import decode_base64_image
+from mmblocks.data.media.files import decode_base64_image, is_image_name
 from mmblocks.errors import DataError
 from mmblocks.eval.documents.layout import is_absent
 
@@ -24,12 +24,13 @@ INDEX, IMAGE = "index", "image"
 
 
 class TsvRows:
-    """Rows of a .tsv or .csv file whose first line names the columns; every value is text."""
+    """Rows of a .tsv or .csv file whose first line names the columns; every value is text. Images stay in the file."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.folder = path, path.parent
         self._delimiter = DELIMITERS[path.suffix.lower()]
         self._begins, self._lines = array("q"), array("q")
+        self._cells: list[list[str]] = []
         self._rows_with_image: dict[str, int] = {}
         csv.field_size_limit(2**31 - 1)  # an image is one field
         with path.open("rb") as file:
@@ -38,35 +39,40 @@ class TsvRows:
             self.columns: Sequence[str] = _take_record(records, path, 1) or []
             if not self.columns:
                 raise DataError(f"{path}: it is empty; its first line names the columns.")
+            self._image = self.columns.index(IMAGE) if IMAGE in self.columns else len(self.columns)
             while True:
                 begin, line = lines.position, records.line_num + 1
                 cells = _take_record(records, path, line)
                 if cells is None:
                     break
                 if cells:
-                    self._note_image(cells, len(self._begins))
-                    self._begins.append(begin)
-                    self._lines.append(line)
+                    self._keep_row(cells, begin, line)
 
-    def _note_image(self, cells: Sequence[str], number: int) -> None:
-        row = dict(zip(self.columns, cells, strict=False))
-        if len(row.get(IMAGE, "")) > LONGEST_REFERENCE and INDEX in row:
-            self._rows_with_image[_normalize_index(row[INDEX])] = number
+    def _keep_row(self, cells: list[str], begin: int, line: int) -> None:
+        """Keep the texts of a row, and where its image can be read again."""
+        for image in cells[self._image : self._image + 1]:
+            if len(image) > LONGEST_REFERENCE:
+                index = dict(zip(self.columns, cells, strict=False)).get(INDEX, "")
+                self._rows_with_image[_normalize_index(index)] = len(self._cells)
+                cells[self._image] = image[: LONGEST_REFERENCE + 1]
+        self._cells.append(cells)
+        self._begins.append(begin)
+        self._lines.append(line)
 
     def __len__(self) -> int:
-        return len(self._begins)
+        return len(self._cells)
 
     def read_row(self, number: int) -> Mapping[str, object]:
-        row: dict[str, object] = {**self._read_cells(number)}
+        row: dict[str, object] = {**self._name_cells(number)}
         if not is_absent(row.get(IMAGE)):
-            row[IMAGE] = self._resolve_image(str(row[IMAGE]), self.describe_origin(number))
+            row[IMAGE] = self._resolve_image(str(row[IMAGE]), number, self.describe_origin(number))
         return row
 
     def read_values(self, names: Sequence[str]) -> list[tuple[object, ...] | None]:
         values: list[tuple[object, ...] | None] = []
         for number in range(len(self)):
             try:
-                row = self._read_cells(number)
+                row = self._name_cells(number)
             except DataError:  # a fault of this document, raised when it is read
                 values.append(None)
             else:
@@ -76,11 +82,8 @@ class TsvRows:
     def describe_origin(self, number: int) -> str:
         return f"{self.path}:line {self._lines[number]}"
 
-    def _read_cells(self, number: int) -> Mapping[str, str]:
-        with self.path.open("rb") as file:
-            file.seek(self._begins[number])
-            records = csv.reader(_CountedLines(file, self.describe_origin(number)), delimiter=self._delimiter)
-            cells = _take_record(records, self.path, self._lines[number]) or []
+    def _name_cells(self, number: int) -> Mapping[str, str]:
+        cells = self._cells[number]
         if len(cells) != len(self.columns):
             raise DataError(
                 f"{self.describe_origin(number)}: {len(cells)} cells, but the first line names {len(self.columns)} columns: "
@@ -88,21 +91,25 @@ class TsvRows:
             )
         return dict(zip(self.columns, cells, strict=True))
 
-    def _resolve_image(self, cell: str, where: str) -> object:
-        """The bytes of an image cell, a list of them, or a path."""
-        if len(cell) > LONGEST_REFERENCE:
-            if cell.startswith("["):
-                with suppress(ValueError, SyntaxError):
-                    return [_decode_cell(str(one), where) for one in ast.literal_eval(cell)]
-            return _decode_cell(cell, where)
-        referred = self._rows_with_image.get(_normalize_index(cell))
-        if referred is not None:
-            return self._resolve_image(self._read_cells(referred)[IMAGE], where)
-        if _normalize_index(cell).isdecimal():
-            raise DataError(
-                f"{where}: its image is that of the row with the index {cell}, but no such row holds one; add it."
-            )
-        return cell
+    def _resolve_image(self, cell: str, number: int, where: str) -> object:
+        """The bytes of the image of row `number`, a list of them, or a path. cell: what is kept of it."""
+        if len(cell) <= LONGEST_REFERENCE:
+            referred = self._rows_with_image.get(_normalize_index(cell))
+            if referred is None and _normalize_index(cell).isdecimal():
+                raise DataError(
+                    f"{where}: its image is that of the row with the index {cell}, but no such row holds one; add it."
+                )
+            if referred is None:
+                return cell
+            number = referred
+        with self.path.open("rb") as file:
+            file.seek(self._begins[number])
+            records = csv.reader(_CountedLines(file, where), delimiter=self._delimiter)
+            image = (_take_record(records, self.path, self._lines[number]) or [])[self._image]
+        if image.startswith("["):
+            with suppress(ValueError, SyntaxError):
+                return [_decode_cell(str(one), where) for one in ast.literal_eval(image)]
+        return image if is_image_name(image) else _decode_cell(image, where)
 
 
 class _CountedLines:
