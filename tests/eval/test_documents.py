@@ -69,6 +69,9 @@ def write_as(form, folder):
         return write_json(folder / "a.json", [named])
     if form == "json_under_a_key":
         return write_json(folder / "a.json", {"info": {}, "data": [named]})
+    if form == "llava_json":
+        turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "red"}]
+        return write_json(folder / "a.json", [{"id": 7, "image": "red.png", "conversations": turns}])
     if form == "json_by_id":
         return write_json(folder / "a.json", {"7": {k: v for k, v in named.items() if k != "question_id"}})
     if form == "jsonl":
@@ -94,7 +97,18 @@ def write_as(form, folder):
     return folder / "saved" if form == "saved" else next((folder / "saved").glob("*.arrow"))
 
 
-FORMS = ["json", "json_under_a_key", "json_by_id", "jsonl", "tsv_base64", "tsv_image_path", "csv", "parquet", "shards"]
+FORMS = [
+    "json",
+    "llava_json",
+    "json_under_a_key",
+    "json_by_id",
+    "jsonl",
+    "tsv_base64",
+    "tsv_image_path",
+    "csv",
+    "parquet",
+    "shards",
+]
 
 
 @pytest.mark.parametrize("form", [*FORMS, "saved", "arrow"])
@@ -243,14 +257,8 @@ def spoil(case, folder):
         return {**bad, "video": "empty"}, good, r"record 0: 'video': .*empty.mp4: the file is empty"
     if case == "url":
         return {**bad, "image": "https://a.b/c.png"}, good, "record 0: https://a.b/c.png: mmblocks opens no URLs"
-    if case == "missing field":
-        return (
-            {**bad, "answer": None},
-            good,
-            "record 0: the field 'answer' holds nothing; write it, or remove the record",
-        )
-    assert case == "no object"
-    return "text", good, "record 0: a document is an object with its fields, not 'text'"
+    assert case == "missing field"
+    return {**bad, "answer": None}, good, "record 0: the field 'answer' holds nothing; write it, or remove the record"
 
 
 CASES = ["missing image", "no image", "no image named nan", "empty image", "no image file"]
@@ -272,6 +280,17 @@ def test_a_line_that_is_no_json_is_a_fault_of_its_document(tmp_path, red):
     documents = opened(path)
     assert len(documents) == 2
     with pytest.raises(DataError, match=r"a.jsonl:record 1: not JSON"):
+        documents[1]
+
+
+def test_turns_without_a_question_are_a_fault_of_their_document(tmp_path, red):
+    turns = [{"from": "human", "value": "What?"}]
+    documents = opened(
+        write_json(tmp_path / "a.json", [{"id": i, "image": red, "conversations": turns[i:]} for i in (0, 1)])
+    )
+    with pytest.raises(DataError, match=r"record 0: 'conversations' holds no question with an answer; write both"):
+        documents[0]
+    with pytest.raises(DataError, match=r"record 1: 'conversations' is .*; write a list with at least one turn"):
         documents[1]
 
 
@@ -324,6 +343,9 @@ def test_a_table_that_is_none_shows_its_first_line(tmp_path):
     [
         ("a.json", '{"a": 1}', "it holds an object with the keys a; documents are a list of records"),
         ("a.json", "[]", "there are no records"),
+        ("a.json", "id,question\n1,what\n", r"not JSON: .* Its first line: 'id,question'"),
+        ("a.jsonl", "id: 1\n", r"record 0: not JSON: .* Its first line: 'id: 1'"),
+        ("a.json", '["text"]', "record 0: a document is an object with its fields, not 'text'"),
         ("a.jsonl", "", "there are no records"),
         ("a.txt", "x", "nothing reads documents from a file of the suffix '.txt'"),
         ("a.tsv", "", "it is empty; its first line names the columns"),

@@ -197,7 +197,23 @@ def test_the_judge_of_mm_vet_completes_a_row(tmp_path):
 
 # Documents that do not fit their task ---------------------------------------------------------------------------------
 
+CONVERSATION = {"question_type": "open-ended", "sub_task": "ScanQA", "answer": "x"}
 BAD_ANSWERS = [
+    ("mmbench", {"index": "first", "A": "cat", "B": "dog", "answer": "A"}, "'index' is 'first'; write a whole number"),
+    (
+        "mmmu",
+        {"options": "['a', 'b']", "answer": "C", "question_type": "multiple-choice", "image_1": "red.png"},
+        "none of its 2",
+    ),
+    ("interleave", {**CONVERSATION, "question_type": "free"}, "'question_type' is 'free'; write 'open-ended'"),
+    ("interleave", {**CONVERSATION, "question": "<image><image> what?"}, "2 markers but 1 images or videos"),
+    ("interleave", {**CONVERSATION, "question": '[{"value": "a"}, {"value": "b"}]'}, "that ends with the user's"),
+    (
+        "interleave",
+        {**CONVERSATION, "question": '[{"value": "a <image>"}, {"value": "<image>"}, {"value": "c"}]'},
+        "markers but",
+    ),
+    ("longbench_write", {"prompt": "Write.", "length": "many"}, "'length' is 'many'; write the number of words"),
     ("ai2d", {"options": ["cat", "dog"], "answer": "horse"}, "the answer 'horse' is none of its 2 options"),
     ("ai2d", {"options": "cat", "answer": "A"}, "'options' is 'cat'; write a list"),
     ("pope", {"answer": "perhaps"}, "the answer is 'perhaps'; POPE's answers are yes and no"),
@@ -219,6 +235,14 @@ def test_a_document_that_does_not_fit_its_task_is_a_fault(name, fields, message,
     task = tasks.build(name, data=write_json(tmp_path / "a.json", [record]))
     with pytest.raises(DataError, match=rf"a.json:record 0: .*{message}"):
         task.ask(task.read_documents()[0])
+
+
+def test_an_answer_of_mathvista_is_the_text_of_a_choice_even_where_it_is_a_number(tmp_path):
+    (tmp_path / "red.png").write_bytes(make_png())
+    record = {"pid": "1", "question": "?", "image": "red.png", "choices": ["2", "4", "1"], "answer": "1"}
+    task = tasks.build("mathvista", data=write_json(tmp_path / "a.json", [record]))
+    (document,) = task.read_documents()
+    assert [task.score(document, answer)["accuracy"] for answer in ("C", "B", "1")] == [1.0, 0.0, 1.0]
 
 
 def test_a_missing_clip_is_a_fault_and_is_never_asked_about(tmp_path):

@@ -123,6 +123,12 @@ def write_gqa(folder):
     return {"data": str(folder / "questions.parquet"), "images": str(folder / "images.parquet")}
 
 
+def write_gqa_json(folder):
+    write_image(folder, "images/77.jpg")
+    questions = {f"q{i}": {"imageId": "77", "question": "Which colour?", "answer": "red"} for i in range(2)}
+    return {"data": write_json(folder / "testdev_balanced_questions.json", questions), "images": str(folder / "images")}
+
+
 def write_chartqa(folder):
     rows = [
         {"imgname": write_image(folder), "query": "How many?", "label": "100", "split": s}
@@ -627,6 +633,21 @@ TINY = {
 """By task."""
 
 VARIANTS = {
+    "gqa": TinyBenchmark(write_gqa_json, ("red", "blue"), (R, W), {"accuracy": 50.0}),
+    "seed": TinyBenchmark(
+        lambda folder: {
+            "data": write_table(
+                folder / "SEEDBench_IMG.tsv",
+                [
+                    {"index": i, "question": "?", **row, "image": base64.b64encode(make_png()).decode()}
+                    for i, row in enumerate(LETTERS)
+                ],
+            )
+        },
+        ("A", "A", "c", "Answer: D"),
+        (R, W, R, W),
+        {"accuracy": 50.0},
+    ),
     "scienceqa": TinyBenchmark(
         write_scienceqa_ensemble,  # GPT-4 gives no letter to the second, and the judge mends the third
         ("The answer is A.", "The answer is B.", "The answer is C."),

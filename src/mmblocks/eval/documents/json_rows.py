@@ -59,7 +59,14 @@ class JsonRows:
 
 def open_json_rows(path: Path, added: Mapping[str, Any] | None = None) -> JsonRows:
     """The records of a file; `added` fields stand in each. Raises `DataError` for JSON that holds no records."""
-    content, added = open_json(path), added or {}
+    added = added or {}
+    try:
+        content = open_json(path)
+        if isinstance(content, RecordLines) and len(content):
+            content[0]
+    except DataError as fault:
+        line = _read_first_line(path)
+        raise DataError(f"{fault} Its first line: {line!r:.120}." if line else str(fault)) from fault
     if isinstance(content, list | RecordLines):
         return JsonRows(path, content, added=added)
     if isinstance(content, Mapping):
@@ -73,6 +80,13 @@ def open_json_rows(path: Path, added: Mapping[str, Any] | None = None) -> JsonRo
     raise DataError(
         f"{path}: it holds {what:.300}; documents are a list of records, one record a line, or an object of records by id."
     )
+
+
+def _read_first_line(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.readline(1000).decode("utf-8", errors="replace").strip()
 
 
 def _holds_objects(value: object) -> bool:

@@ -49,6 +49,10 @@ class Interleave(FileTask):
         return ExtendedRows(super().read_rows(), tuple(PUBLISHED), _read_metadata)
 
     def ask(self, document: Document) -> Conversation:
+        if (kind := document.fields["question_type"]) not in (interleave.OPEN, interleave.CHOICE):
+            raise DataError(
+                f"{document.where}: 'question_type' is {kind!r:.80}; write {interleave.OPEN!r} or {interleave.CHOICE!r}."
+            )
         turns = document.fields.get("question") or document.fields.get("conversations")
         if isinstance(turns, str):
             with suppress(ValueError):

@@ -7,7 +7,7 @@ from mmblocks.eval.documents.layout import is_absent
 from mmblocks.eval.metrics import general, mmmu_open
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._base import FileTask
-from mmblocks.eval.tasks._choices import Choices, read_choices
+from mmblocks.eval.tasks._choices import Choices, read_choices, read_options
 from mmblocks.eval.tasks._prompts import LETTER, SHORT_ANSWER, list_options
 from mmblocks.model.generation.decoding import Decoding
 
@@ -53,4 +53,9 @@ class MathVista(FileTask):
         return {"accuracy": 1.0 if text else general.score_choice(answer, [choices.letter])}
 
     def _read_choices(self, fields: Mapping[str, Any], where: str) -> Choices | None:
-        return None if is_absent(fields.get("choices")) else read_choices(fields, where, "choices")
+        """The choices, None for a question without; the answer is the text of one, even where it is a number."""
+        if is_absent(fields.get("choices")):
+            return None
+        options = read_options(fields, where, "choices")
+        answer = str(fields["answer"])
+        return Choices(options, options.index(answer)) if answer in options else read_choices(fields, where, "choices")

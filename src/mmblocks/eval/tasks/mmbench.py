@@ -1,6 +1,8 @@
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
+from mmblocks.errors import DataError
 from mmblocks.eval.document import Document, ScoredDocument
 from mmblocks.eval.documents import DocumentLayout
 from mmblocks.eval.documents.layout import is_absent
@@ -32,6 +34,10 @@ class MMBench(FileTask):
     decoding: ClassVar = Decoding(max_new_tokens=1024)
 
     def write_prompt(self, fields: Mapping[str, Any], where: str) -> str:
+        if not re.fullmatch(r"\d+(\.0)?", str(fields["index"])):
+            raise DataError(
+                f"{where}: 'index' is {fields['index']!r:.80}; write a whole number, of which rotations differ by 1000000."
+            )
         hint = "" if is_absent(fields.get("hint")) else f"{fields['hint']} "
         options = list_options(read_choices(fields, where).options)
         return f"{hint}{fields['question']} There are several options:\n{options}{self.suffix}"

@@ -14,7 +14,7 @@ from mmblocks.eval.metrics import mmmu, mmmu_open
 from mmblocks.eval.metrics.letters import list_letters
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._base import FileTask
-from mmblocks.eval.tasks._choices import read_options
+from mmblocks.eval.tasks._choices import read_choices, read_options
 from mmblocks.eval.tasks._prompts import LETTER, SHORT_ANSWER, list_options, make_question
 from mmblocks.model.generation.decoding import Decoding
 
@@ -54,7 +54,7 @@ class MMMU(FileTask):
     def write_prompt(self, fields: Mapping[str, Any], where: str) -> str:
         if fields["question_type"] == OPEN:
             return f"{fields['question']}\n{SHORT_ANSWER}"
-        return f"{fields['question']}\n{list_options(read_options(fields, where))}{self.suffix}"
+        return f"{fields['question']}\n{list_options(read_choices(fields, where).options)}{self.suffix}"
 
     def ask(self, document: Document) -> Conversation:
         text = self.write_prompt(document.fields, document.where)

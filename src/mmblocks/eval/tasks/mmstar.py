@@ -16,7 +16,7 @@ from mmblocks.model.generation.decoding import Decoding
 class MMStar(FileTask):
     """MMStar: the letter of the option; "average" is the mean over the finer categories of their means."""
 
-    files: ClassVar = "Lin-Chen/MMStar; or VLMEvalKit's MMStar.tsv"
+    files: ClassVar = "Lin-Chen/MMStar, whose questions hold the options"
     layout: ClassVar = DocumentLayout(
         required={"question": (), "answer": ()},
         optional={"l2_category": ("l2-category",), "category": ()},

@@ -12,6 +12,7 @@ from mmblocks.eval.metrics import mvbench
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._averages import NO_ANSWER, count_unreadable, group_rows
 from mmblocks.eval.tasks._base import FileTask
+from mmblocks.eval.tasks._choices import read_options
 from mmblocks.eval.tasks._prompts import list_options
 
 
@@ -42,15 +43,17 @@ class MVBench(FileTask):
         return ChainedRows({file.stem: open_rows(str(file)) for file in files}, files[0].parent)
 
     def write_prompt(self, fields: Mapping[str, Any], where: str) -> str:
-        if fields["answer"] not in fields["candidates"]:
+        candidates = read_options(fields, where, "candidates")
+        if fields["answer"] not in candidates:
             raise DataError(
                 f"{where}: the answer {fields['answer']!r:.80} is none of the candidates; write one of them."
             )
-        return f"Question:{fields['question']}\nOption:\n{list_options(fields['candidates'], '({}) {}')}\n{self.suffix}"
+        return f"Question:{fields['question']}\nOption:\n{list_options(candidates, '({}) {}')}\n{self.suffix}"
 
     def score(self, document: Document, answer: str) -> Scores:
         fields = document.fields
-        return {"accuracy": mvbench.score_lmms(answer, fields["candidates"], fields["answer"])}
+        candidates = read_options(fields, document.where, "candidates")
+        return {"accuracy": mvbench.score_lmms(answer, candidates, fields["answer"])}
 
     def summarise(self, rows: Sequence[ScoredDocument]) -> Mapping[str, float]:
         groups = group_rows(rows, "sub_task")

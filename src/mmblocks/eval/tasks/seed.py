@@ -9,16 +9,19 @@ from mmblocks.eval.tasks._base import FileTask
 from mmblocks.eval.tasks._prompts import LETTER, list_options
 from mmblocks.model.generation.decoding import Decoding
 
-CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
+CHOICES = {"choice_a": ("A",), "choice_b": ("B",), "choice_c": ("C",), "choice_d": ("D",)}
+"""Each with its name in VLMEvalKit's table."""
 
 
 @tasks.register("seed", source="https://arxiv.org/abs/2307.16125", verified_against="lmms-eval")
 class SEEDBench(FileTask):
     """SEED-Bench: the first character of the answer is the letter; of all, of images and of videos (as frames)."""
 
-    files: ClassVar = "lmms-lab/SEED-Bench; or SEED-Bench's .json with images= (data_id)"
+    files: ClassVar = (
+        "lmms-lab/SEED-Bench; VLMEvalKit's SEEDBench_IMG.tsv; or the image questions of SEED-Bench's .json with images="
+    )
     layout: ClassVar = DocumentLayout(
-        required={"question": (), "answer": (), **dict.fromkeys(CHOICES, ())},
+        required={"question": (), "answer": (), **CHOICES},
         optional={"data_type": ()},
         images=("image", "images", "data_id"),
         cluster=("data_id",),

@@ -41,6 +41,7 @@ class VQAv2(FileTask):
     layout: ClassVar = DocumentLayout(required={"question": ("text",), "answers": ("answer",)})
     suffix: ClassVar = SHORT_ANSWER
     metric: ClassVar = "VQA soft accuracy"
+    groups: ClassVar = ("answer_type",)
 
     def ask(self, document: Document):
         read_answers(document.fields, document.where)
