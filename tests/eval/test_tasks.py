@@ -165,6 +165,15 @@ def test_turns_of_a_multi_view_question_are_messages(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", [name for name, tiny in TINY.items() if tiny.replies])
+def test_without_replies_of_a_judge_there_are_no_judged_figures(name, tmp_path):
+    task, documents = read_tiny(name, TINY[name], tmp_path)
+    rows = [ScoredDocument.from_document(document, "x", task.score(document, "x")) for document in documents]
+    judged = set(task.read_reply("no reply of this kind"))
+    assert isinstance(task, JudgedTask)
+    assert not any(key.partition("/")[0] in {*judged, "relative", "quality", "overall"} for key in task.summarise(rows))
+
+
 def test_a_judge_sees_the_published_instruction_where_a_file_names_it(tmp_path):
     (tmp_path / "judge.txt").write_text("Request: $INST$ Answer: $RESPONSE$ Rate it.")
     settings = TINY["longbench_write"].write(tmp_path)

@@ -69,9 +69,8 @@ class ActivityNetQA(FileTask):
 
     def summarise(self, rows: Sequence[ScoredDocument]) -> Mapping[str, float]:
         groups = {f"/type/{name}": members for name, members in group_rows(rows, "type").items()}
-        found = {
-            suffix: activitynet.summarise(_list_verdicts(members)) for suffix, members in {"": rows, **groups}.items()
-        }
+        verdicts = {suffix: _list_verdicts(members) for suffix, members in {"": rows, **groups}.items()}
+        found = {suffix: activitynet.summarise(judged) for suffix, judged in verdicts.items() if judged}
         accuracies = {f"accuracy{suffix}": numbers["accuracy"] for suffix, numbers in found.items()}
         scores = {f"judge_score{suffix}": numbers["score"] for suffix, numbers in found.items()}
         return {**accuracies, **scores, NO_ANSWER: count_unreadable(rows)}

@@ -70,6 +70,8 @@ class MMVet(FileTask):
     def summarise(self, rows: Sequence[ScoredDocument]) -> Mapping[str, float]:
         """Replies that could not be read are left out."""
         rated = [(str(row.fields["capability"]), score) for row, score in list_judged(rows, "judge_score")]
+        if not rated:
+            return {NO_ANSWER: count_unreadable(rows)}
         found = mmvet.summarise(rated)
         capabilities = {f"judge_score/capability/{name}": value for name, value in found.capabilities.items()}
         combinations = {f"judge_score/combination/{name}": value for name, value in found.combinations.items()}
