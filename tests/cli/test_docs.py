@@ -23,6 +23,7 @@ COUNTED = re.compile(r"^\| (\d+)x(\d+) \|.* = (\d+) \|$", re.MULTILINE)
     [
         ("write_components", "page", "reference/components.md"),
         ("write_presets", "page", "reference/presets.md"),
+        ("write_tasks", "page", "reference/tasks.md"),
         ("draw_tokens", "figure", "images/tokens.svg"),
         ("draw_pipeline", "figure", "images/pipeline.svg"),
         ("write_trained_weights", "page", "explanation/trained_weights.md"),

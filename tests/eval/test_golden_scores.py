@@ -22,7 +22,7 @@ def list_groups(folder):
     return {
         (path.stem, group): len(content["cases"])
         for path in folder.glob("*.json")
-        for group, content in json.loads(path.read_text(encoding="utf-8"))["groups"].items()
+        for group, content in json.loads(path.read_text(encoding="utf-8")).get("groups", {}).items()
     }
 
 

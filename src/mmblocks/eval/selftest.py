@@ -63,7 +63,7 @@ def run_golden_cases(folder: Path = GOLDEN) -> list[ScorerResult]:
 def read_golden_cases(folder: Path) -> Iterator[GoldenCase]:
     """The cases of a folder's files, in the order of their names."""
     for path in sorted(folder.glob("*.json")):
-        for group, content in json.loads(path.read_text(encoding="utf-8"))["groups"].items():
+        for group, content in json.loads(path.read_text(encoding="utf-8")).get("groups", {}).items():
             for number, case in enumerate(content["cases"]):
                 yield GoldenCase(path.stem, group, number, content["source"], case["in"], case["out"])
 

@@ -23,6 +23,19 @@ def open_records(path: Path) -> Sequence[Any] | RecordLines:
 
     The content decides which of the two it is, not the name.
     """
+    records = open_json(path)
+    if isinstance(records, dict) and records.keys() & set(ANSWERS):
+        return [records]
+    if not isinstance(records, list | RecordLines):
+        keys = f" with the keys {', '.join(records)}" if isinstance(records, dict) and records else ""
+        raise DataError(
+            f"{path}: it holds one {type(records).__name__}{keys}; a file of records is a list of them, or holds one a line."
+        )
+    return records
+
+
+def open_json(path: Path) -> Any:
+    """What a .json or .jsonl file holds: `RecordLines` of one value a line, or else its one value."""
     if path.suffix.lower() not in (".json", ".jsonl"):
         raise DataError(
             f"{path}: its name ends in {path.suffix!r}; LLaVA records are read from .json and .jsonl files."
@@ -34,15 +47,7 @@ def open_records(path: Path) -> Sequence[Any] | RecordLines:
     raw = path.read_bytes()
     if not raw.removeprefix(BOM_UTF8).strip(SPACE):
         raise DataError(f"{path}: it is empty; write a list of records, or one record a line.")
-    records = parse_json(raw, str(path))
-    if isinstance(records, dict) and records.keys() & set(ANSWERS):
-        return [records]
-    if not isinstance(records, list):
-        keys = f" with the keys {', '.join(records)}" if isinstance(records, dict) and records else ""
-        raise DataError(
-            f"{path}: it holds one {type(records).__name__}{keys}; a file of records is a list of them, or holds one a line."
-        )
-    return records
+    return parse_json(raw, str(path))
 
 
 def _has_record_lines(path: Path) -> bool:

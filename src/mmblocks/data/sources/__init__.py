@@ -12,7 +12,7 @@ from mmblocks.data.record_errors import name_errors
 from mmblocks.faults import Fault
 from mmblocks.registry import Registry
 
-ItemT = TypeVar("ItemT", bound=Item)
+ItemT = TypeVar("ItemT")
 
 
 class Source(Protocol):

@@ -2,13 +2,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmblocks._optional import import_optional
 from mmblocks.conversation import Conversation
 from mmblocks.data.records.columns import Columns
-from mmblocks.data.records.file_patterns import find_files
 from mmblocks.data.records.json_records import format_id
 from mmblocks.data.records.named_media import MediaRoots
 from mmblocks.data.records.row_reader import RowReader
+from mmblocks.data.records.tables import import_datasets, load_table, take_first_line
 from mmblocks.data.records.turns import Placement
 from mmblocks.data.sources import NamedRecords, sources
 from mmblocks.errors import ConfigError, DataError
@@ -57,15 +56,15 @@ class ParquetTable(NamedRecords[Conversation]):
             )
         self.name = hub or ", ".join([path] if isinstance(path, str) else path or ())
         if hub:
-            library, folder = _import_datasets(), Path()
+            library, folder = import_datasets(), Path()
             try:
                 table = library.load_dataset(hub, config, split=split, cache_dir=cache)
             except Exception as cause:  # of the network, the hub or a script
                 raise DataError(
-                    f"{hub}: cannot be loaded from the hub ({_take_first_line(cause)}); check its name, config and split."
+                    f"{hub}: cannot be loaded from the hub ({take_first_line(cause)}); check its name, config and split."
                 ) from cause
         else:
-            table, folder = _load_from_files(path or "", split, cache)
+            table, folder = load_table(path or "", split, cache)
         columns = Columns(
             conversation_column, question_column, answer_column, image_column, video_column, system_column, ask, ignore
         )
@@ -97,51 +96,3 @@ class ParquetTable(NamedRecords[Conversation]):
     def read_record(self, number: int) -> Conversation:
         row = self._table[number].to_pylist()[0]
         return self._reader.read(row, f"{self.describe_origin(number)}{format_id(row)}")
-
-
-def _import_datasets() -> Any:
-    return import_optional("datasets", extra="data", to="reading parquet files and data sets of the hub")
-
-
-def _load_from_files(path: str | tuple[str, ...], split: str, cache: str | None) -> tuple[Any, Path]:
-    """The table, and the folder that paths in it are relative to."""
-    if isinstance(path, str) and (saved := _load_saved(Path(path), split)) is not None:
-        return saved, Path(path)
-    files = find_files(path, within="*.parquet")
-    library = _import_datasets()
-    try:
-        found = library.load_dataset(
-            "parquet", data_files=[str(file.absolute()) for file in files], split="train", cache_dir=cache
-        )
-    except Exception as cause:  # pyarrow's and the library's own errors, wrapped in one another
-        raise DataError(
-            f"{', '.join(map(str, files))}: cannot be read as parquet ({_find_root_cause(cause)})."
-        ) from cause
-    return found, Path(path) if isinstance(path, str) and Path(path).is_dir() else files[0].parent
-
-
-def _load_saved(folder: Path, split: str) -> Any | None:
-    """The data set in a folder that `save_to_disk` wrote; None for other folders."""
-    if (folder / "dataset_dict.json").is_file():
-        inner = folder / split
-        if not inner.is_dir():
-            known = sorted(one.name for one in folder.iterdir() if one.is_dir())
-            raise DataError(f"{folder}: there is no split {split!r}; write split: one of {', '.join(known)}.")
-        folder = inner
-    if not (folder / "state.json").is_file():
-        return None
-    try:
-        return _import_datasets().load_from_disk(str(folder))
-    except Exception as cause:  # pyarrow's and the library's own errors
-        raise DataError(f"{folder}: cannot be read as a saved data set ({_find_root_cause(cause)}).") from cause
-
-
-def _find_root_cause(cause: BaseException) -> str:
-    """What the innermost error says: the library wraps it in 'An error occurred'."""
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return _take_first_line(cause)
-
-
-def _take_first_line(cause: BaseException) -> str:
-    return (str(cause) or repr(cause)).splitlines()[0].rstrip(".")

@@ -1,0 +1,82 @@
+"""Benchmarks: documents of local files -> a conversation and its decoding -> scores -> the numbers of the published table.
+
+A task is a frozen dataclass of settings that registers itself; packages outside mmblocks add tasks through entry points of
+the group `mmblocks.task`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+from mmblocks.conversation import Conversation
+from mmblocks.eval.document import Document, ScoredDocument
+from mmblocks.registry import Registry
+
+if TYPE_CHECKING:  # torch is not needed to list tasks
+    from mmblocks.model.generation.decoding import Decoding
+
+Scores = Mapping[str, float | None]
+"""By metric, from 0 to 1 where the published scale is a share; None: no answer could be read, which counts as 0."""
+
+
+class DocumentSequence(Protocol):
+    """`documents[i]` raises a `DataError` where document `i` is at fault; the others can still be read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Document: ...
+
+
+class Task(Protocol):
+    """What is asked about documents, and how answers are scored. decoding: how answers are generated in published runs."""
+
+    decoding: ClassVar[Decoding]
+
+    def read_documents(self) -> DocumentSequence:
+        """The documents of the task's files. Raises `DataError` for files that hold none of this task."""
+        ...
+
+    def ask(self, document: Document, /) -> Conversation:
+        """The conversation up to the user's last message. Raises `DataError` where the document's fields do not fit."""
+        ...
+
+    def score(self, document: Document, answer: str, /) -> Scores:
+        """The metrics of one answer that need no judge. answer: without white space at its ends, as lmms-eval has it."""
+        ...
+
+    def summarise(self, rows: Sequence[ScoredDocument], /) -> Mapping[str, float]:
+        """The numbers of the published table from at least one row, shares in percent.
+
+        "metric" is that of all rows, "metric/field/value" that of the rows with this value, "no_answer" how many answers
+        could not be read.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRequest:
+    """What a judge is asked: messages of chat-completions ({"role", "content"}) and how its reply is generated."""
+
+    messages: tuple[Mapping[str, str], ...]
+    temperature: float = 0.0
+    max_tokens: int = 1024
+
+
+@runtime_checkable
+class JudgedTask(Protocol):
+    """A task of which a judge gives some scores. judge: the model of the published figures."""
+
+    judge: ClassVar[str]
+
+    def ask_judge(self, document: Document, answer: str, /) -> JudgeRequest:
+        """The messages that show a judge an answer."""
+        ...
+
+    def read_reply(self, reply: str, /) -> Scores:
+        """The scores of a judge's reply; None for each that could not be read: such replies are counted, not scored."""
+        ...
+
+
+tasks: Registry[Task] = Registry("task", "mmblocks.eval.tasks")
