@@ -1,7 +1,6 @@
 """Answers are those of transformers' own `generate`, whatever the family and whatever else is in the batch."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,11 +27,10 @@ from mmblocks.model.generation.store import KVCache
 from mmblocks.model.generation.writing import decode_answers, prefill_prompts, prepare_step
 from mmblocks.train.adapters.lora import add_lora
 from mmblocks.train.stages import Lora
+from tests.families import FAMILIES, TINY, family, lively
 
 RED = Image.new("RGB", (60, 40), "red")
 CLIP = torch.arange(5 * 20 * 30 * 3).remainder(256).to(torch.uint8).view(5, 20, 30, 3).numpy()
-FAMILIES = json.loads((Path(__file__).parents[1] / "contract" / "families.json").read_text())
-TINY = {"vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "max_tokens": 64}
 NO_END = StopSequences((), ())
 
 
@@ -50,21 +48,6 @@ ASKED = [
 
 def prompts(model, conversations):
     return collate([Processor.from_model(model).make_prompt_sample(c) for c in conversations])
-
-
-def lively(backbone):
-    """Random in every tensor, so that scores are large enough for caps, windows and sinks to matter."""
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return backbone.eval()
-
-
-def family(name, **changed):
-    given = {**TINY, "family": name, **FAMILIES[name], **changed}
-    made = lively(backbones.build({"name": "causal_lm", **{k: v for k, v in given.items() if v is not None}}))
-    made.lm.generation_config.eos_token_id = None
-    return made
 
 
 @pytest.fixture
