@@ -69,6 +69,10 @@ TIMES = (
     ),
     Target("second question about a video, as shipped", 10, "second_question", "cpu", setting=SHIPPED),
 )
+EVALUATION = (
+    Target("answers to 200 documents, one at a time", 1.5, "evaluation", "cpu", quantity=".*tokens each"),
+    Target("multiple choice of 200 documents by log-likelihood", 3, "evaluation", "cpu", quantity=".*choices each"),
+)
 MEMORY = (
     Target(
         "peak of a step at 16k tokens, both without gradient checkpointing",

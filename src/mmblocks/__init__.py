@@ -18,8 +18,13 @@ _HOMES = {
     "load": "mmblocks.model.loading",
     "generate": "mmblocks.model.generate",
     "Decoding": "mmblocks.model.generate",
+    "Result": "mmblocks.model.generate",
+    "Score": "mmblocks.model.generate",
     "Chat": "mmblocks.chat",
     "answer": "mmblocks.chat",
+    "respond": "mmblocks.chat",
+    "draw_samples": "mmblocks.chat",
+    "score": "mmblocks.chat",
     "image": "mmblocks.chat",
     "video": "mmblocks.chat",
     "Conversation": "mmblocks.conversation",
@@ -34,25 +39,30 @@ __all__ = [
     "ModelSpec",
     "OneVision",
     "Processor",
+    "Result",
+    "Score",
     "answer",
     "build",
     "collate",
     "compose",
+    "draw_samples",
     "generate",
     "image",
     "load",
+    "respond",
     "save",
+    "score",
     "video",
 ]
 
 if TYPE_CHECKING:
-    from mmblocks.chat import Chat, answer, image, video
+    from mmblocks.chat import Chat, answer, draw_samples, image, respond, score, video
     from mmblocks.conversation import Conversation
     from mmblocks.data.sample.collate import collate
     from mmblocks.data.sample.processor import Processor
     from mmblocks.model.build import build
     from mmblocks.model.checkpoint import save
-    from mmblocks.model.generate import Decoding, generate
+    from mmblocks.model.generate import Decoding, Result, Score, generate
     from mmblocks.model.loading import load
     from mmblocks.model.onevision import OneVision
     from mmblocks.model.spec import ModelSpec

@@ -1,7 +1,6 @@
 """Answers are those of transformers' own `generate`, whatever the family and whatever else is in the batch."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.generate import Decoding, StopSequences, generate, generate_from_embeddings
-from mmblocks.model.generation.decoding import find_end_tokens
+from mmblocks.model.generation.sampling import RandomNumbers, TokenSampler
 from mmblocks.model.generation.step import (
     DecodingStep,
     VisibleSlots,
@@ -23,15 +22,15 @@ from mmblocks.model.generation.step import (
     reasons_against_capture,
     release_step,
 )
+from mmblocks.model.generation.stopping import find_end_tokens
 from mmblocks.model.generation.store import KVCache
 from mmblocks.model.generation.writing import decode_answers, prefill_prompts, prepare_step
 from mmblocks.train.adapters.lora import add_lora
 from mmblocks.train.stages import Lora
+from tests.families import FAMILIES, TINY, family, lively
 
 RED = Image.new("RGB", (60, 40), "red")
 CLIP = torch.arange(5 * 20 * 30 * 3).remainder(256).to(torch.uint8).view(5, 20, 30, 3).numpy()
-FAMILIES = json.loads((Path(__file__).parents[1] / "contract" / "families.json").read_text())
-TINY = {"vocab_size": 64, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "max_tokens": 64}
 NO_END = StopSequences((), ())
 
 
@@ -51,21 +50,6 @@ def prompts(model, conversations):
     return collate([Processor.from_model(model).make_prompt_sample(c) for c in conversations])
 
 
-def lively(backbone):
-    """Random in every tensor, so that scores are large enough for caps, windows and sinks to matter."""
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return backbone.eval()
-
-
-def family(name, **changed):
-    given = {**TINY, "family": name, **FAMILIES[name], **changed}
-    made = lively(backbones.build({"name": "causal_lm", **{k: v for k, v in given.items() if v is not None}}))
-    made.lm.generation_config.eos_token_id = None
-    return made
-
-
 @pytest.fixture
 def backbone():
     return family("qwen2")
@@ -75,6 +59,15 @@ def backbone():
 def model(tiny_model):
     lively(tiny_model.backbone)
     return tiny_model
+
+
+def ids_of(answers):
+    return [list(one.ids) for one in answers]
+
+
+def written(*args, **settings):
+    """The ids that `generate_from_embeddings` gives."""
+    return ids_of(generate_from_embeddings(*args, **settings))
 
 
 def theirs(backbone, x, lengths, **settings):
@@ -93,7 +86,7 @@ def theirs(backbone, x, lengths, **settings):
 def test_a_family_writes_what_transformers_writes(name):
     backbone, lengths = family(name), [5, 9, 1]
     x = backbone.embed_tokens(torch.randint(1, 60, (15,)))
-    ours = generate_from_embeddings(backbone, x, lengths, Decoding(max_new_tokens=10), NO_END)
+    ours = written(backbone, x, lengths, Decoding(max_new_tokens=10), NO_END)
     assert ours == theirs(backbone, x, lengths, max_new_tokens=10)
     assert len({token for row in ours for token in row}) > 2  # no constant that any cache would give
 
@@ -121,28 +114,71 @@ SAMPLED = [
 ]
 
 
+def draw_alike(monkeypatch, seed, keys):
+    """transformers draws with our random numbers of these prompts; everything before the draw is its own."""
+    numbers = RandomNumbers(seed, [(key, 0) for key in keys])
+
+    def multinomial(probabilities, num_samples):
+        sums = probabilities.double().cumsum(-1)
+        return torch.searchsorted(sums, numbers.draw()[:, None] * sums[:, -1:], right=True)
+
+    monkeypatch.setattr(torch, "multinomial", multinomial)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("settings", SAMPLED, ids=str)
 @pytest.mark.parametrize("lengths", [[7], [5, 9, 1]], ids=str)
-def test_draws_under_a_seed_are_those_of_transformers(backbone, settings, lengths):
+def test_tokens_are_drawn_from_the_probabilities_of_transformers(backbone, settings, lengths, monkeypatch):
     x = backbone.embed_tokens(torch.randint(1, 60, (sum(lengths),)))
-    ours = generate_from_embeddings(backbone, x, lengths, Decoding(max_new_tokens=12, seed=3, **settings), NO_END)
-    torch.manual_seed(3)
+    ours = written(backbone, x, lengths, Decoding(max_new_tokens=12, seed=3, **settings), NO_END)
+    draw_alike(monkeypatch, 3, [0] * len(lengths))
     want = theirs(backbone, x, lengths, max_new_tokens=12, do_sample=True, **{"top_k": 0, "top_p": 1.0, **settings})
     assert ours == want
 
 
 @torch.no_grad()
-def test_sequences_that_end_change_no_draw_of_those_that_go_on(backbone):
+def test_sequences_that_end_change_no_draw_of_those_that_go_on(backbone, monkeypatch):
     x = backbone.embed_tokens(torch.randint(1, 60, (15,)))
-    ends = tuple(range(20))
-    decoding = Decoding(max_new_tokens=20, temperature=1.0, seed=5)
-    ours = generate_from_embeddings(backbone, x, [5, 9, 1], decoding, StopSequences(ends, ()))
-    torch.manual_seed(5)
+    ends = tuple(range(8))
+    decoding = Decoding(max_new_tokens=30, temperature=1.0, seed=5)
+    ours = written(backbone, x, [5, 9, 1], decoding, StopSequences(ends, ()), prompt_keys=[7, 8, 9])
+    draw_alike(monkeypatch, 5, [7, 8, 9])
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": [*ends], "pad_token_id": 0}
-    want = theirs(backbone, x, [5, 9, 1], max_new_tokens=20, do_sample=True, **settings)
-    assert ours == [row[: next(i for i, t in enumerate(row) if t in ends)] for row in want]
+    want = theirs(backbone, x, [5, 9, 1], max_new_tokens=30, do_sample=True, **settings)
+    assert ours == [row[: next((i for i, t in enumerate(row) if t in ends), 30)] for row in want]
     assert len({len(row) for row in ours}) > 1
+
+
+def test_draws_come_as_often_as_their_probability_says(backbone):
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
+    keys = [(prompt, sample) for prompt in range(100) for sample in range(200)]
+    drawn = TokenSampler(backbone, Decoding(temperature=1.0, seed=1), (), keys)(
+        torch.empty(len(keys), 0, dtype=torch.int64), logits.repeat(len(keys), 1)
+    )
+    shares = drawn.bincount(minlength=5) / len(keys)
+    torch.testing.assert_close(shares, logits.softmax(0), rtol=0, atol=0.015)  # 4 standard errors of 20,000 draws
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Passing .* with `inputs_embeds`:UserWarning")
+@pytest.mark.parametrize(
+    ("given", "of_checkpoint"), [({"repetition_penalty": 1.7}, 1.0), ({"repetition_penalty": 1.0}, 1.7), ({}, 1.7)]
+)
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.4, "top_k": 12, "top_p": 0.9}], ids=["greedy", "drawn"])
+def test_penalties_least_lengths_and_warpers_come_in_the_order_of_transformers(
+    backbone, given, of_checkpoint, drawn, monkeypatch
+):
+    x, ends = backbone.embed_tokens(torch.randint(1, 60, (15,))), tuple(range(0, 64, 2))
+    backbone.lm.generation_config.repetition_penalty = of_checkpoint
+    backbone.lm.generation_config.no_repeat_ngram_size = 2
+    decoding = Decoding(max_new_tokens=20, min_new_tokens=6, seed=2, **given, **drawn)
+    ours = generate_from_embeddings(backbone, x, [5, 9, 1], decoding, StopSequences(ends, ()))
+    settings = {"max_new_tokens": 20, "min_new_tokens": 6, "eos_token_id": [*ends], "do_sample": bool(drawn)}
+    for one, prompt in zip(ours, x.split([5, 9, 1]), strict=True):  # padded prompts are penalised less there (5.24)
+        draw_alike(monkeypatch, 2, [0])
+        (row,) = theirs(backbone, prompt, [len(prompt)], **settings, **given, **drawn)
+        assert list(one.ids) == row[: next((i for i, t in enumerate(row) if t in ends), 20)]
+    assert min(one.answer_tokens for one in ours) > 6
 
 
 @torch.no_grad()
@@ -150,10 +186,10 @@ def test_sequences_that_end_change_no_draw_of_those_that_go_on(backbone):
 @pytest.mark.parametrize("settings", [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 2}], ids=str)
 def test_what_a_checkpoint_says_against_repetition_holds(backbone, settings):
     x, decoding = backbone.embed_tokens(torch.randint(1, 60, (6,))), Decoding(max_new_tokens=16)
-    plain = generate_from_embeddings(backbone, x, [6], decoding, NO_END)
+    plain = written(backbone, x, [6], decoding, NO_END)
     for name, value in settings.items():
         setattr(backbone.lm.generation_config, name, value)
-    ours = generate_from_embeddings(backbone, x, [6], decoding, NO_END)
+    ours = written(backbone, x, [6], decoding, NO_END)
     assert ours == theirs(backbone, x, [6], max_new_tokens=16)
     assert ours != plain
 
@@ -162,7 +198,7 @@ def test_what_a_checkpoint_says_against_repetition_holds(backbone, settings):
 def test_half_precision_writes_what_transformers_writes_in_it(backbone):
     backbone.bfloat16()
     x = backbone.embed_tokens(torch.randint(1, 60, (14,)))
-    ours = generate_from_embeddings(backbone, x, [5, 9], Decoding(max_new_tokens=4), NO_END)
+    ours = written(backbone, x, [5, 9], Decoding(max_new_tokens=4), NO_END)
     want = theirs(backbone, x, [5, 9], max_new_tokens=4)
     assert [row[0] for row in ours] == [row[0] for row in want]  # later ones may fall to a neighbour by rounding
     ids = torch.tensor(want)
@@ -185,7 +221,7 @@ def test_half_precision_writes_what_transformers_writes_in_it(backbone):
 def test_text_alone_pictures_and_clips_are_answered_as_transformers_answers_them(model):
     batch = prompts(model, ASKED)
     ends = [model.backbone.text_tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    ours = generate(model, batch, Decoding(max_new_tokens=8))
+    ours = ids_of(generate(model, batch, Decoding(max_new_tokens=8)))
     want = theirs(model.backbone, model.embed_tokens(batch), batch.packing.lengths, max_new_tokens=8, eos_token_id=ends)
     assert ours == [row[: row.index(ends[0])] if ends[0] in row else row for row in want]
 
@@ -193,12 +229,12 @@ def test_text_alone_pictures_and_clips_are_answered_as_transformers_answers_them
 @torch.no_grad()
 def test_a_model_with_adapters_is_answered_as_transformers_answers_it(model):
     batch = prompts(model, ASKED[:2])
-    plain = generate(model, batch, Decoding(max_new_tokens=8))
+    plain = ids_of(generate(model, batch, Decoding(max_new_tokens=8)))
     add_lora(model, Lora(lr=1e-3, rank=4))
     for name, parameter in model.backbone.lm.named_parameters():
         if "lora_B" in name:
             parameter.add_(0.2 * torch.randn_like(parameter))
-    ours = generate(model.eval(), batch, Decoding(max_new_tokens=8))
+    ours = ids_of(generate(model.eval(), batch, Decoding(max_new_tokens=8)))
     want = theirs(model.backbone, model.embed_tokens(batch), batch.packing.lengths, max_new_tokens=8, eos_token_id=None)
     assert ours == [row[: len(mine)] for row, mine in zip(want, ours, strict=True)]
     assert ours != plain
@@ -234,26 +270,9 @@ def test_an_answer_ends_at_its_stop_token(tiny_model):
         tiny_model.backbone.lm.model.norm.weight.mul_(0).add_(1)
         tiny_model.backbone.lm.model.embed_tokens.weight.mul_(0)  # tied: every logit is 0 ...
         tiny_model.backbone.lm.model.embed_tokens.weight[end] = 5  # ... but one
-    said = generate(tiny_model, prompts(tiny_model, ASKED[1:2]), Decoding(max_new_tokens=20))[0]
+    said = generate(tiny_model, prompts(tiny_model, ASKED[1:2]), Decoding(max_new_tokens=20))[0].ids
     assert end not in said
     assert len(said) < 20
-
-
-@torch.no_grad()
-def test_an_answer_ends_with_a_stop_text_of_several_tokens(model):
-    tokenizer = model.backbone.text_tokenizer
-    batch = prompts(model, ASKED)
-    x, lengths = model.embed_tokens(batch), batch.packing.lengths
-    decoding = Decoding(max_new_tokens=10, temperature=1.0, seed=1)
-    free = generate_from_embeddings(model.backbone, x, lengths, decoding, NO_END)
-    text = tokenizer.decode(free[2][2:4])
-    ours = generate_from_embeddings(model.backbone, x, lengths, decoding, StopSequences((), (text,)))
-    drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "stop_strings": [text], "tokenizer": tokenizer}
-    torch.manual_seed(1)
-    want = theirs(model.backbone, x, lengths, max_new_tokens=10, eos_token_id=639, **drawn)
-    assert ours == [row[: len(mine)] for row, mine in zip(want, ours, strict=True)]
-    assert ours[2] == free[2][:4]
-    assert len(ours[1]) == 10
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -261,10 +280,10 @@ def test_an_answer_ends_with_a_stop_text_of_several_tokens(model):
 def test_the_checkpoint_s_own_ends_count_beside_those_of_the_template(tiny_model, several):
     lively(tiny_model.backbone)
     batch = prompts(tiny_model, [ASKED[1]])
-    free = generate(tiny_model, batch, Decoding(max_new_tokens=8))[0]
+    free = generate(tiny_model, batch, Decoding(max_new_tokens=8))[0].ids
     end = free[4]
     tiny_model.backbone.lm.generation_config.eos_token_id = [end, 0] if several else end
-    assert generate(tiny_model, batch, Decoding(max_new_tokens=8))[0] == free[: free.index(end)]
+    assert generate(tiny_model, batch, Decoding(max_new_tokens=8))[0].ids == free[: free.index(end)]
     im_end = tiny_model.backbone.text_tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert StopSequences.from_model(tiny_model).tokens == ((im_end, end, 0) if several else (im_end, end))
 
@@ -293,6 +312,12 @@ def test_a_checkpoint_that_names_a_temperature_and_no_sampling_can_be_saved_agai
         ({"top_p": 0.0}, "top_p=0.0; write a share"),
         ({"top_k": -2}, "top_k=-2; write 0 for all"),
         ({"seed": -1}, "seed=-1; write 0 or more"),
+        ({"stop": "###"}, "stop='###' is not tuple"),
+        ({"stop": ("a", "")}, "a stop text has at least one character"),
+        ({"min_new_tokens": -1}, "min_new_tokens=-1; write 0 or more, up to max_new_tokens=128"),
+        ({"min_new_tokens": 129}, "min_new_tokens=129; write 0 or more, up to max_new_tokens=128"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0; write a number above 0"),
+        ({"log_probs": 5}, "log_probs=5 is not bool"),
         ({"max_new_tokens": 10**12}, "max_new_tokens=1000000000000; write 1000000 or less"),
         ({"max_new_tokens": 1.5}, "max_new_tokens=1.5 is not int"),
         ({"max_new_tokens": True}, "max_new_tokens=True is not int"),
@@ -333,7 +358,7 @@ def test_sampling_repeats_with_its_seed_and_leaves_the_generator_alone(tiny_mode
         generate(tiny_model, batch, Decoding(max_new_tokens=12, temperature=2.0, seed=seed)) for seed in (1, 1, 2, 3, 4)
     ]
     assert draws[0] == draws[1]
-    assert len({tuple(d[0]) for d in draws}) > 1
+    assert len({draw[0].ids for draw in draws}) > 1
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -449,10 +474,9 @@ def test_a_captured_step_writes_what_it_writes_uncaptured(name):
     backbone, lengths = family(name).cuda(), [5, 9, 1]
     x = backbone.embed_tokens(torch.randint(1, 60, (15,), device="cuda"))
     step = DecodingStep(backbone, KVCache(3), x.device)
-    uncaptured = decode_answers(
-        step, prefill_prompts(backbone, step.store, x, lengths), Decoding(max_new_tokens=20), NO_END
-    )
-    captured = [generate_from_embeddings(backbone, x, lengths, Decoding(max_new_tokens=20), NO_END) for _ in range(2)]
+    logits = prefill_prompts(backbone, step.store, x, lengths)
+    uncaptured = ids_of(decode_answers(step, logits, Decoding(max_new_tokens=20), NO_END))
+    captured = [written(backbone, x, lengths, Decoding(max_new_tokens=20), NO_END) for _ in range(2)]
     assert captured == [uncaptured, uncaptured]
 
 
@@ -461,7 +485,7 @@ def test_a_captured_step_writes_what_it_writes_uncaptured(name):
 def test_a_captured_step_serves_further_prompts_until_the_weights_lie_elsewhere(backbone):
     backbone, decoding = backbone.cuda(), Decoding(max_new_tokens=20)
     x = backbone.embed_tokens(torch.randint(1, 60, (15,), device="cuda"))
-    generate_from_embeddings(backbone, x, [15], decoding, NO_END)
+    written(backbone, x, [15], decoding, NO_END)
     step = acquire_step(backbone, 1, 35, x.device)
     prepare_step(step, 20)
     before = step._graph
@@ -477,8 +501,8 @@ def test_a_captured_step_serves_further_prompts_until_the_weights_lie_elsewhere(
 def test_a_captured_step_sees_weights_that_were_changed_in_their_place(backbone):
     backbone, decoding = backbone.cuda(), Decoding(max_new_tokens=20)
     x = backbone.embed_tokens(torch.randint(1, 60, (15,), device="cuda"))
-    generate_from_embeddings(backbone, x, [15], decoding, NO_END)
+    written(backbone, x, [15], decoding, NO_END)
     lively(backbone)
     step = DecodingStep(backbone, KVCache(1), x.device)
-    want = decode_answers(step, prefill_prompts(backbone, step.store, x, [15]), decoding, NO_END)
-    assert generate_from_embeddings(backbone, x, [15], decoding, NO_END) == want
+    want = ids_of(decode_answers(step, prefill_prompts(backbone, step.store, x, [15]), decoding, NO_END))
+    assert written(backbone, x, [15], decoding, NO_END) == want

@@ -122,7 +122,7 @@ def test_anything_else_is_refused_with_what_is_taken(tiny_model, said, says):
     ],
 )
 def test_answers_are_given_to_conversations_alone(tiny_model, given):
-    with pytest.raises(DataError, match="answer: "):
+    with pytest.raises(DataError, match="conversations: "):
         answer(tiny_model, given, SHORT)
 
 

@@ -329,7 +329,9 @@ class Rig:
         with torch.no_grad():
             ours, theirs = self.ours.compute_logits(batch), self.theirs(**inputs).logits[0]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # fp32: attention sums in another order
-        assert generate(self.ours, batch, Decoding(max_new_tokens=8)) == [self._answer(inputs)]
+        assert [list(one.ids) for one in generate(self.ours, batch, Decoding(max_new_tokens=8))] == [
+            self._answer(inputs)
+        ]
 
     def inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         seen = [part for message in messages for part in message["content"]]

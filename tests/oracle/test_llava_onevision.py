@@ -139,7 +139,9 @@ def require_same(pair: Pair, conversation: list[dict[str, Any]], *, our_frames: 
         inputs = pair.with_our_frames(inputs, batch)
     require_same_ids(pair, batch, inputs["input_ids"][0])
     torch.testing.assert_close(pair.our_logits(batch), pair.their_logits(inputs), rtol=0, atol=TOLERANCE)
-    assert generate(pair.ours, batch, Decoding(max_new_tokens=8)) == [their_answer(pair, inputs)]
+    assert [list(one.ids) for one in generate(pair.ours, batch, Decoding(max_new_tokens=8))] == [
+        their_answer(pair, inputs)
+    ]
 
 
 def require_same_ids(pair: Pair, batch: Batch, theirs: Tensor) -> None:
@@ -197,7 +199,7 @@ def test_a_packed_mixed_batch_gives_each_sample_the_logits_of_its_row(pair: Pair
     for sample, row in zip(ours, rows, strict=True):
         torch.testing.assert_close(sample, row[-len(sample) :], rtol=0, atol=TOLERANCE)
     expected = [their_answer(pair, pair.their_inputs(c)) for c in conversations]
-    assert generate(pair.ours, batch, Decoding(max_new_tokens=8)) == expected
+    assert [list(one.ids) for one in generate(pair.ours, batch, Decoding(max_new_tokens=8))] == expected
 
 
 @pytest.mark.parametrize(("width", "height"), SHAPES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from threading import Thread
@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmblocks.chat.answers import answer, draw_samples, respond
 from mmblocks.chat.cache import ChatCache, Reuse
-from mmblocks.chat.inputs import check_conversations, image, to_part, video
-from mmblocks.chat.prompts import ChatPrompt
-from mmblocks.chat.visual_cache import VisualCache, embed_prompt, encode_visuals
+from mmblocks.chat.inputs import check_decoding, image, to_part, video
+from mmblocks.chat.scores import score
 from mmblocks.conversation import Conversation, Message, Part, Text, Visual
-from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
-from mmblocks.model.generate import Decoding, StopSequences, generate_from_embeddings
+from mmblocks.model.generate import Decoding, Result, StopSequences
+from mmblocks.model.generation.stopping import cut_pieces
 from mmblocks.model.onevision import OneVision
 
 if TYPE_CHECKING:
@@ -29,28 +29,7 @@ if TYPE_CHECKING:
 ChatInput = str | Visual | Text | Image.Image | os.PathLike[str] | bytes | np.ndarray
 """What `Chat.ask` accepts."""
 
-__all__ = ["Chat", "Reuse", "answer", "image", "video"]
-
-
-@torch.no_grad()
-def answer(model: OneVision, conversations: Iterable[Conversation], decoding: Decoding | None = None) -> list[str]:
-    """One answer per conversation, written together. Each conversation ends with a message of the user.
-
-    What is shown in several conversations is encoded once.
-    """
-    conversations = check_conversations(conversations)
-    decoding = _check_decoding(decoding)
-    if not conversations:
-        return []
-    processor = Processor.from_model(model)
-    prompts = [ChatPrompt.from_conversation(processor, conversation) for conversation in conversations]
-    rows = encode_visuals(
-        model, processor, [(prompt, prompt.find_visuals_behind(0)) for prompt in prompts], VisualCache(0)
-    )
-    x = torch.cat([embed_prompt(model, prompt, rows) for prompt in prompts])
-    lengths = [len(prompt) for prompt in prompts]
-    written = generate_from_embeddings(model.backbone, x, lengths, decoding, StopSequences.from_model(model))
-    return [_decode_answer(model, ids) for ids in written]
+__all__ = ["Chat", "Reuse", "answer", "draw_samples", "image", "respond", "score", "video"]
 
 
 class Chat:
@@ -72,13 +51,15 @@ class Chat:
         reuse: Reuse | None = None,
     ) -> None:
         self.model = model
-        self.decoding = _check_decoding(decoding)
+        self.decoding = check_decoding(decoding)
         if not isinstance(reuse, Reuse | None):
             raise ConfigError(f"chat: reuse={reuse!r:.80} is no Reuse; write Reuse(kv_bytes=..., visual_bytes=...).")
         self.reuse = reuse or Reuse()
         self._first = () if system is None else (Message("system", (Text(system),)),)
         self._cache = ChatCache(self.reuse)
         self.messages: tuple[Message, ...] = self._first
+        self.last_result: Result | None = None
+        """The last answer with its tokens, and why it ended; None before the first one."""
 
     def ask(self, *parts: ChatInput) -> str:
         """Send a message (texts and visuals in their order) and return the answer. Both are added to `messages`.
@@ -88,8 +69,8 @@ class Chat:
         """
         messages = self._append_question(parts)
         with self._borrow_cache() as cache:
-            ids = cache.generate_answer(self.model, Conversation(messages, "chat"), self.decoding)
-        return self._append_answer(messages, ids)
+            result = cache.generate_answer(self.model, Conversation(messages, "chat"), self.decoding)
+        return self._append_answer(messages, result)
 
     def stream(self, *parts: ChatInput) -> Generator[str, None, None]:
         """Like `ask`, giving the answer piece by piece while it is written.
@@ -103,8 +84,8 @@ class Chat:
         streamer = TextIteratorStreamer(self.model.backbone.text_tokenizer, skip_special_tokens=True)
         with self._borrow_cache() as cache, _GenerationThread(streamer) as thread:
             thread.start_thread(lambda: cache.generate_answer(self.model, conversation, self.decoding, streamer=thread))
-            yield from streamer
-        self._append_answer(messages, thread.get_ids())
+            yield from cut_pieces(streamer, StopSequences.from_model(self.model, self.decoding.stop).texts)
+        self._append_answer(messages, thread.get_result())
 
     def reset_messages(self) -> None:
         """Begin again; the system message stays."""
@@ -130,20 +111,13 @@ class Chat:
             content += [Text("\n")] if isinstance(content[-1], Visual) and i + 1 < len(parts) else []
         return (*self.messages, Message("user", tuple(content)))
 
-    def _append_answer(self, messages: tuple[Message, ...], ids: Sequence[int]) -> str:
-        text = _decode_answer(self.model, ids)
-        self.messages = (*messages, Message("assistant", (Text(text),)))
-        return text
-
-
-def _check_decoding(given: Decoding | None) -> Decoding:
-    if not isinstance(given, Decoding | None):
-        raise ConfigError(f"decoding={given!r:.80} is no Decoding; write Decoding(max_new_tokens=..., ...).")
-    return given or Decoding()
+    def _append_answer(self, messages: tuple[Message, ...], result: Result) -> str:
+        self.messages, self.last_result = (*messages, Message("assistant", (Text(result.text),))), result
+        return result.text
 
 
 class _GenerationThread:
-    """Generation beside the reader of its stream; an error reaches the reader through `get_ids`.
+    """Generation beside the reader of its stream; an error reaches the reader through `get_result`.
 
     It stands between the model and the streamer, and stops the model when the reader has left.
     """
@@ -152,7 +126,7 @@ class _GenerationThread:
         self._streamer = streamer
         self._thread: Thread | None = None
         self._left = False
-        self._ids: list[int] = []
+        self._result: Result | None = None
         self._error: BaseException | None = None
 
     def __enter__(self) -> _GenerationThread:
@@ -163,12 +137,12 @@ class _GenerationThread:
         if self._thread is not None:
             self._thread.join()
 
-    def start_thread(self, respond: Callable[[], list[int]]) -> None:
-        """Run `respond` beside the reader, with the op backends chosen here (`mmblocks.ops.choice.using`)."""
+    def start_thread(self, generate: Callable[[], Result]) -> None:
+        """Run `generate` beside the reader, with the op backends chosen here (`mmblocks.ops.choice.using`)."""
 
         def run() -> None:
             try:
-                self._ids = respond()
+                self._result = generate()
             except BaseException as error:  # handed to the reading thread, which raises it
                 self._error = error
                 self._streamer.end()
@@ -184,18 +158,12 @@ class _GenerationThread:
     def end(self) -> None:
         self._streamer.end()
 
-    def get_ids(self) -> list[int]:
+    def get_result(self) -> Result:
         if self._error is not None:
             raise self._error
-        return self._ids
+        assert self._result is not None, "the stream has ended"
+        return self._result
 
 
 class _StreamClosed(Exception):
     """The reader of the stream has left."""
-
-
-def _decode_answer(model: OneVision, ids: Sequence[int]) -> str:
-    text = model.backbone.text_tokenizer.decode(ids, skip_special_tokens=True)
-    for stop in StopSequences.from_model(model).texts:
-        text = text.partition(stop)[0]
-    return text.strip()

@@ -10,8 +10,9 @@ from mmblocks.chat.visual_cache import VisualCache, embed_prompt, encode_visuals
 from mmblocks.conversation import Conversation
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
-from mmblocks.model.generate import Decoding, StopSequences
+from mmblocks.model.generate import Decoding, Result, StopSequences
 from mmblocks.model.generation.decoding import Streamer
+from mmblocks.model.generation.sampling import make_prompt_key
 from mmblocks.model.generation.step import DecodingStep, has_fixed_rope
 from mmblocks.model.generation.store import KVCache
 from mmblocks.model.generation.weights import WeightSnapshot
@@ -62,8 +63,8 @@ class ChatCache:
     @torch.no_grad()
     def generate_answer(
         self, model: OneVision, conversation: Conversation, decoding: Decoding, *, streamer: Streamer | None = None
-    ) -> list[int]:
-        """The ids of an answer, without the stop token. Raises `DataError` as encoding and reading visuals do."""
+    ) -> Result:
+        """An answer. Raises `DataError` as encoding and reading visuals do."""
         decoding.require_fitting_length(model.backbone)
         processor = Processor.from_model(model)
         prompt = ChatPrompt.from_conversation(processor, conversation, self._headers)
@@ -87,12 +88,14 @@ class ChatCache:
         logits = prefill_prompts(model.backbone, step.store, x, [len(x)])
         self._codes = codes
         prepare_step(step, decoding.max_new_tokens)
-        (ids,) = decode_answers(step, logits, decoding, StopSequences.from_model(model), streamer=streamer)
-        codes = torch.cat([codes, torch.tensor(ids[: step.store.lengths[0] - len(codes)], dtype=torch.int64)])
+        stop = StopSequences.from_model(model, decoding.stop)
+        keys = [(make_prompt_key(prompt.encoded.input_ids), 0)]
+        (answer,) = decode_answers(step, logits, decoding, stop, keys=keys, streamer=streamer)
+        codes = torch.cat([codes, torch.tensor(answer.ids[: step.store.lengths[0] - len(codes)], dtype=torch.int64)])
         step.store.shrink_to_bytes(self._reuse.kv_bytes)
         self._codes = codes[: step.store.lengths[0]]
         self._headers = {id(header.visual): header for header in prompt.headers}
-        return ids
+        return stop.make_result(model.backbone, answer, len(prompt))
 
     def forget_visuals(self) -> None:
         """Forget the headers of visuals, as a new conversation begins: one whose file is gone cannot be shown any more."""

@@ -14,8 +14,9 @@ from mmblocks.conversation import Conversation, Message, Part, Text, Visual
 from mmblocks.data.media.files import describe_source, resolve_source
 from mmblocks.data.media.images import read_image_size
 from mmblocks.data.media.urls import fetch_url, is_web_url
-from mmblocks.errors import DataError
+from mmblocks.errors import ConfigError, DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
+from mmblocks.model.generation.decoding import Decoding
 from mmblocks.settings import format_value
 
 ACCEPTED_INPUTS = (
@@ -87,22 +88,40 @@ def to_part(given: object, images: ImageReading = DEFAULT_READING) -> Part:
 def check_conversations(given: object) -> list[Conversation]:
     """Conversations as they are given to `answer`. Raises `DataError` for anything else."""
     if isinstance(given, Conversation):
-        raise DataError("answer: one conversation was given where a list of them is taken; write [conversation].")
+        raise DataError("conversations: one was given where a list of them is taken; write [conversation].")
     found: list[object] = []
     if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
         found = list(given)
+    cure = "give [Conversation.from_messages(messages), ...]."
     if not found and (not isinstance(given, Sequence) or isinstance(given, str | bytes)):
-        raise DataError(
-            f"answer: {format_value(given)} is no list of conversations; give [Conversation.from_messages(messages), ...]."
-        )
+        raise DataError(f"conversations: {format_value(given)} is no list of conversations; {cure}")
     conversations = []
     for i, one in enumerate(found):
         if not isinstance(one, Conversation):
-            raise DataError(
-                f"answer: item {i} is {format_value(one)}; give [Conversation.from_messages(messages), ...]."
-            )
+            raise DataError(f"conversations: item {i} is {format_value(one)}; {cure}")
         conversations.append(one)
     return conversations
+
+
+def check_continuations(given: object, conversations: int) -> list[list[str]]:
+    """For each of so many conversations its continuations. Raises `DataError` for anything else."""
+    cure = "give a list of texts for each conversation, such as [['yes', 'no'], ...]."
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise DataError(f"continuations: {format_value(given)} is no list; {cure}")
+    if len(given) != conversations:
+        raise DataError(f"continuations: there are {len(given)} lists for {conversations} conversations; {cure}")
+    for i, texts in enumerate(given):
+        is_list = isinstance(texts, Sequence) and not isinstance(texts, str | bytes)
+        if not is_list or not texts or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"continuations: item {i} is {format_value(texts)}; {cure}")
+    return [list(texts) for texts in given]
+
+
+def check_decoding(given: Decoding | None) -> Decoding:
+    """The settings, or the defaults. Raises `ConfigError` for what are none."""
+    if not isinstance(given, Decoding | None):
+        raise ConfigError(f"decoding={given!r:.80} is no Decoding; write Decoding(max_new_tokens=..., ...).")
+    return given or Decoding()
 
 
 def _read_array(array: np.ndarray, kinds: tuple[str, ...]) -> Visual:

@@ -70,7 +70,7 @@ def _measure_batch(run: Run, model: OneVision, theirs: nn.Module, scenario: str,
 
 
 def _write_ours(model: OneVision, sets: list[Case]) -> Writing:
-    return lambda new: lambda i: generate(model, sets[i].batch, Decoding(max_new_tokens=new))
+    return lambda new: lambda i: [list(one.ids) for one in generate(model, sets[i].batch, Decoding(max_new_tokens=new))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ SUITES = {
     "pool": "projector, pooling and merging of a video at the released widths",
     "second_question": "time to the first token of a second question about the same clip",
     "decode": "tokens a second",
+    "evaluation": "many documents: answers, and multiple choice by log-likelihood",
     "attention": "every way to compute attention here",
     "pool_kernel": "bytes a second of the gather that pools",
     "ceil": "copies and matrix products of the device itself",

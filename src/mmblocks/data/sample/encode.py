@@ -191,7 +191,7 @@ class _TokenRows:
         tokenizer = SpanTokenizer(text_tokenizer, template)
         self.ids.extend(_find_bos(spans, text_tokenizer))
         self.learned.extend(token in everywhere for token in self.ids)
-        for is_text, group in groupby(_unfold_plans(spans, plans), key=lambda piece: isinstance(piece, Span)):
+        for is_text, group in groupby(unfold_plans(spans, plans), key=lambda piece: isinstance(piece, Span)):
             if not is_text:
                 num_tokens = sum(piece for piece in group if isinstance(piece, int))
                 self.visual.extend(range(len(self.ids), len(self.ids) + num_tokens))
@@ -226,7 +226,7 @@ class _InlineText(Span):
     """Text that a plan puts between visual rows."""
 
 
-def _unfold_plans(spans: Sequence[Span], plans: Sequence[RoutedPlan]) -> Iterator[Span | int]:
+def unfold_plans(spans: Sequence[Span], plans: Sequence[RoutedPlan]) -> Iterator[Span | int]:
     """Text spans, and in place of each visual its numbers of rows and its inline texts."""
     unused = iter(plans)
     for span in spans:

@@ -14,6 +14,7 @@ from mmblocks.components import ChatTemplate, RewritingTemplate, has_capability
 from mmblocks.conversation import Conversation, Item, PreferencePair, Visual
 from mmblocks.data.media.visuals import read_visual_shape, render_visual_plan
 from mmblocks.data.record_errors import name_errors
+from mmblocks.data.sample.continuations import encode_continuations
 from mmblocks.data.sample.encode import Encoded, Overlong, Targets, encode_for_training, encode_prompt
 from mmblocks.data.sample.gather_layout import GatherLayoutBuilder
 from mmblocks.data.sample.instructions import InstructionReader
@@ -216,6 +217,19 @@ class Processor:
         with name_errors(conversation.origin):
             plans = self.plan(conversation) if shapes is None else self.router.plan(shapes)
             return encode_prompt(conversation, plans, **self._get_encoding_settings())
+
+    def encode_continuations(
+        self, conversation: Conversation, prompt: Encoded, continuations: Sequence[str]
+    ) -> list[list[int]]:
+        """The ids of possible answers to a conversation; see `mmblocks.data.sample.continuations`."""
+        return encode_continuations(
+            conversation,
+            prompt,
+            continuations,
+            template=self.template,
+            text_tokenizer=self.text_tokenizer,
+            max_tokens=self.max_tokens,
+        )
 
     def make_sample(self, conversation: Conversation, encoded: Encoded) -> Sample:
         """An encoded conversation with its visuals decoded."""

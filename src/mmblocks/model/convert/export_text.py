@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmblocks.json_files import read_object
-from mmblocks.model.generation.decoding import StopSequences
+from mmblocks.model.generation.stopping import StopSequences
 
 if TYPE_CHECKING:
     from mmblocks.model.onevision import OneVision

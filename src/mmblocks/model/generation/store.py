@@ -54,6 +54,15 @@ class KVCache:
                 buffer[:, :, length:].zero_()  # a number that is not finite would pass any mask
             self.lengths = [min(n, length) for n in self.lengths]
 
+    def copy_first_sequences(self, sequences: int) -> None:
+        """Fill all other sequences with copies of the first ones, in turn. Their number is a multiple of `sequences`."""
+        copies, longest = len(self.lengths) // sequences, max(self.lengths)
+        if copies > 1:
+            for buffer in (*self._keys, *self._values):
+                rows = buffer.unflatten(0, (copies, sequences))[:, :, :, :longest]
+                rows[1:] = rows[:1]
+            self.lengths = self.lengths[:sequences] * copies
+
     def shrink_to_bytes(self, max_bytes: int) -> None:
         """Free memory beyond `max_bytes`, and drop the tokens that do not fit."""
         slots = max_bytes // max(self.slot_bytes, 1)
@@ -76,8 +85,10 @@ class KVCache:
     def place_packed_rows(self, lengths: Sequence[int], device: torch.device) -> Iterator[Tensor]:
         """While packed rows are run, `lengths[i]` for sequence i behind what it holds; yields their positions (rows,).
 
-        Layers get keys and values packed: each sequence's earlier rows, then its new ones.
+        Layers get keys and values packed: each sequence's earlier rows, then its new ones. Where there are fewer `lengths`
+        than sequences, the last sequences get no rows.
         """
+        lengths = [*lengths, *[0] * (len(self.lengths) - len(lengths))]
         begins, ends = self.lengths, [b + n for b, n in zip(self.lengths, lengths, strict=True)]
         self.reserve_slots(max(ends))
         new = _make_row_slots(begins, ends, device)

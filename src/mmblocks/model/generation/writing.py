@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Packing, RowIndex
-from mmblocks.model.generation.decoding import Decoding, EndDetector, StopSequences, Streamer, TokenSampler, cut_at_stop
+from mmblocks.model.generation.decoding import Decoding, Streamer
+from mmblocks.model.generation.results import AnswerTokens
+from mmblocks.model.generation.sampling import RandomKey, TokenSampler
+from mmblocks.model.generation.scoring import compute_log_probs
 from mmblocks.model.generation.step import DecodingStep, reasons_against_capture
+from mmblocks.model.generation.stopping import AnswerWriter, StopSequences
 from mmblocks.model.generation.store import KVCache
 
 if TYPE_CHECKING:
@@ -25,13 +29,14 @@ _uncapturable: WeakSet[Any] = WeakSet()
 
 
 def prefill_prompts(backbone: CausalLM, store: KVCache, x: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(sequences, vocabulary): the logits of each sequence's next token, after `lengths[i]` further rows.
+    """(len(lengths), vocabulary): the logits of each sequence's next token, after `lengths[i]` further rows.
 
-    x: (rows, dim), the new rows of all sequences end to end. They see what the cache holds of their own sequence.
+    x: (rows, dim), the new rows of all sequences end to end. They see what the cache holds of their own sequence. Sequences
+    of the store behind those of `lengths` stay as they are.
     """
     ends = list(accumulate(lengths))
     with store.place_packed_rows(lengths, x.device) as positions:
-        key_lengths = [before + new for before, new in zip(store.lengths, lengths, strict=True)]
+        key_lengths = [before + new for before, new in zip(store.lengths, lengths, strict=False)]
         keys = Packing.from_lengths(key_lengths).to(x.device) if any(store.lengths) else None
         index = [end - 1 for end in ends]
         last = RowIndex(torch.tensor(index, device=x.device), (1,) * len(ends), tuple(index), (0, *ends))
@@ -41,34 +46,38 @@ def prefill_prompts(backbone: CausalLM, store: KVCache, x: Tensor, lengths: Sequ
 
 
 def decode_answers(
-    step: DecodingStep, logits: Tensor, decoding: Decoding, stop: StopSequences, *, streamer: Streamer | None = None
-) -> list[list[int]]:
-    """The tokens of every answer, without the one that ended it. `logits` are those of `prefill_prompts`.
+    step: DecodingStep,
+    logits: Tensor,
+    decoding: Decoding,
+    stop: StopSequences,
+    *,
+    keys: Sequence[RandomKey] | None = None,
+    streamer: Streamer | None = None,
+) -> list[AnswerTokens]:
+    """The tokens of every answer. `logits` are those of `prefill_prompts`.
 
-    Afterwards the step's cache holds each prompt and its answer, except for the token that was drawn last.
+    keys: tell the random numbers of the sequences apart. Afterwards the step's cache holds each prompt and its answer,
+    except for the token that was drawn last.
     """
-    sample, has_ended = TokenSampler(step.backbone, decoding), EndDetector(step.backbone, stop, logits.device)
+    sample = TokenSampler(step.backbone, decoding, stop.tokens, keys or [(0, 0)] * len(logits))
+    writers = [AnswerWriter(step.backbone, stop) for _ in logits]
     written = torch.empty(len(logits), 0, dtype=torch.int64, device=logits.device)
-    unfinished, counts = torch.ones(len(logits), dtype=torch.bool, device=logits.device), [0] * len(logits)
-    unfinished_host = unfinished.tolist()
-    with torch.random.fork_rng(enabled=decoding.seed is not None):
-        if decoding.seed is not None:
-            torch.manual_seed(decoding.seed)
-        for _ in range(decoding.max_new_tokens):
-            if written.shape[1]:
-                logits = step(written[:, -1], unfinished_host)
-            tokens = torch.where(unfinished, sample(written, logits), has_ended.padding)
-            written = torch.cat([written, tokens[:, None]], dim=1)
-            counts = [n + one for n, one in zip(counts, unfinished_host, strict=True)]
-            if streamer is not None:
-                streamer.put(tokens.cpu())
-            unfinished = unfinished & ~has_ended(written)
-            unfinished_host = unfinished.tolist()
-            if not any(unfinished_host):
-                break
+    for _ in range(decoding.max_new_tokens):
+        if written.shape[1]:
+            logits = step(written[:, -1], [writer.is_unfinished for writer in writers])
+        tokens = sample(written, logits)
+        written = torch.cat([written, tokens[:, None]], dim=1)
+        log_probs = compute_log_probs(logits, tokens).tolist() if decoding.log_probs else [None] * len(writers)
+        if streamer is not None:
+            streamer.put(tokens.cpu())
+        for writer, token, log_prob in zip(writers, tokens.tolist(), log_probs, strict=True):
+            if writer.is_unfinished:
+                writer.append_token(token, log_prob)
+        if not any(writer.is_unfinished for writer in writers):
+            break
     if streamer is not None:
         streamer.end()
-    return [cut_at_stop(row[:n], stop.tokens) for row, n in zip(written.tolist(), counts, strict=True)]
+    return [writer.to_tokens(log_probs=decoding.log_probs) for writer in writers]
 
 
 def prepare_step(step: DecodingStep, max_new_tokens: int) -> None:
