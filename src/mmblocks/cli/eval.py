@@ -1,32 +1,142 @@
-"""`mmblocks eval`: print the scores of a model on a suite of tasks."""
+"""Scores of a model on benchmarks in local files, on your own data, or on TinyWorld.
+
+  mmblocks eval MODEL textvqa data=TextVQA_0.5.1_val.json images=train_images --out runs/eval
+  mmblocks eval MODEL pope,mme pope.data=pope.parquet mme.data=mme.parquet --limit 200 --shuffle-seed 0
+  mmblocks eval MODEL data=val.json metric=contains
+  mmblocks eval MODEL tiny
+  mmblocks eval --compare runs/a runs/b
+  mmblocks eval --selftest
+
+`mmblocks list task` shows the tasks, `mmblocks show task NAME` the settings of one. Words like data=FILE are settings of
+the tasks, max_new_tokens=64 and other settings of decoding replace a task's own; pope.data=FILE is for one task. Without MODEL
+the bundled tiny model answers. With --out, every answer is written while the run goes, and the same command resumes it.
+"""
+
+from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mmblocks.cli.eval_words import TINY, EvalWords
 from mmblocks.cli.model_options import MODEL_HELP, add_base_option, add_placement_options
 
-SUITES = {"tiny": "TinyWorld's held-out images, image sets and videos"}
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmblocks.eval.report import TaskReport
+    from mmblocks.eval.runs import NamedTask
+    from mmblocks.model.onevision import OneVision
+
+TINY_SAMPLES = 500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", choices=sorted(SUITES), help="; ".join(f"{k}: {v}" for k, v in SUITES.items()))
-    parser.add_argument("--model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--samples", type=int, default=500, help="questions per task (default 500)")
+    parser.add_argument(
+        "words", nargs="*", metavar="MODEL TASK,TASK key=value", help=f"{MODEL_HELP}; tasks; and their settings"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder of answers and scores (default: they are not kept)"
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help=f"documents per task (default: all; tiny: {TINY_SAMPLES})"
+    )
+    parser.add_argument(
+        "--shuffle-seed",
+        type=int,
+        metavar="SEED",
+        help="ask documents in an order drawn with this seed, not in the file's",
+    )
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar="DIR", help="compare two folders of --out, document by document"
+    )
+    parser.add_argument(
+        "--selftest", action="store_true", help="compare the scorers with the original ones on golden cases"
+    )
     add_base_option(parser)
     add_placement_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.selftest:
+        return _print_selftest()
+    if args.compare:
+        from mmblocks.eval.comparing import compare_runs, format_comparison
+
+        print(format_comparison(compare_runs(*args.compare)))
+        return 0
+    words = EvalWords.from_words(args.words)
+    if words.tasks == [TINY]:
+        return _print_tinyworld(_load_model(args, words.model), args)
+    named = words.make_tasks()
+    model = _load_model(args, words.model)
+    if args.out is not None:
+        reports = _run_tasks(model, words, named, args, args.out)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            reports = _run_tasks(model, words, named, args, Path(folder))
+    _print_reports(reports, args)
+    return 0
+
+
+def _load_model(args: argparse.Namespace, reference: str | None) -> OneVision:
     from mmblocks.assets import find_tiny_model
-    from mmblocks.eval.tinyworld import evaluate_tinyworld, format_scores
     from mmblocks.model.loading import load
 
-    model = load(args.model or find_tiny_model(), dtype=args.dtype, device=args.device, bits=args.bits, base=args.base)
-    table = evaluate_tinyworld(model, samples=args.samples)
+    return load(reference or find_tiny_model(), dtype=args.dtype, device=args.device, bits=args.bits, base=args.base)
+
+
+def _run_tasks(
+    model: OneVision, words: EvalWords, named: Sequence[NamedTask], args: argparse.Namespace, out: Path
+) -> list[TaskReport]:
+    from mmblocks.eval.predictions import read_predictions
+    from mmblocks.eval.report import make_report
+    from mmblocks.eval.runs import Selection, run_task
+
+    selection = Selection(args.limit, args.shuffle_seed)
+    about_model = {"model": words.model or "bundled", "origin": model.origin, "dtype": args.dtype, "bits": args.bits}
+    reports = []
+    for one in named:
+        folder = out / one.name
+        numbers = run_task(model, one, folder, selection, about_model)
+        known = read_predictions(folder)
+        reports.append(make_report(one.name, one.task, [known[number] for number in numbers]))
+    return reports
+
+
+def _print_reports(reports: Sequence[TaskReport], args: argparse.Namespace) -> None:
+    from mmblocks.eval.report import format_csv, format_markdown, to_json
+    from mmblocks.storage import write_json, write_text
+
+    if args.out is not None:
+        write_text(args.out / "results.md", format_markdown(reports) + "\n")
+        write_text(args.out / "results.csv", format_csv(reports))
+        write_json(args.out / "results.json", to_json(reports))
+    print(json.dumps(to_json(reports), indent=2) if args.json else format_markdown(reports))
+
+
+def _print_tinyworld(model: OneVision, args: argparse.Namespace) -> int:
+    from mmblocks.eval.tinyworld import evaluate_tinyworld, format_scores
+
+    table = evaluate_tinyworld(model, samples=args.limit or TINY_SAMPLES)
     if args.json:
         counts = {t: {k: [s.num_right, s.num_questions] for k, s in scores.items()} for t, scores in table.items()}
         print(json.dumps(counts, indent=2))
     else:
         print(format_scores(table))
     return 0
+
+
+def _print_selftest() -> int:
+    from mmblocks.eval.selftest import run_golden_cases
+
+    results = run_golden_cases()
+    for result in results:
+        verdict = "equal" if not result.differences else f"{len(result.differences)} DIFFER"
+        print(f"{result.file}.{result.group}: {result.cases} cases {verdict} ({result.source})")
+    differing = sum(len(result.differences) for result in results)
+    print(f"{sum(result.cases for result in results)} golden cases of the original scorers, {differing} differ.")
+    return 1 if differing else 0

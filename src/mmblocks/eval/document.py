@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmblocks.conversation import Visual
+from mmblocks.conversation import Conversation, Visual
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,8 @@ class Document:
 
     key: unique in its task, the published id where there is one. fields: the record as published, media apart.
     visuals: images or videos in their order, not decoded. where: its file and record, for errors. cluster: the image or
-    video that documents share; empty where it is not known.
+    video that documents share; empty where it is not known. conversation: up to the last question, of records that hold
+    messages.
     """
 
     key: str
@@ -23,6 +24,7 @@ class Document:
     visuals: tuple[Visual, ...]
     where: str
     cluster: str = ""
+    conversation: Conversation | None = None
 
 
 @dataclass(frozen=True, slots=True)

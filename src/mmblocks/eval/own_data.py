@@ -1,0 +1,90 @@
+"""Anyone's records as a task: the last answer of each conversation is the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from mmblocks.conversation import Conversation, Visual
+from mmblocks.data.record_errors import name_errors
+from mmblocks.data.sources import Source, describe_origin, sources
+from mmblocks.data.sources.guess import guess_source
+from mmblocks.errors import ConfigError, DataError
+from mmblocks.eval.document import Document, ScoredDocument
+from mmblocks.eval.metrics.general import METRICS
+from mmblocks.eval.tasks import Scores
+from mmblocks.eval.tasks._averages import average_scores
+from mmblocks.model.generation.decoding import Decoding
+from mmblocks.settings import format_suggestion
+
+
+@dataclass(frozen=True, slots=True)
+class OwnDocuments:
+    """The conversations of a source, each read on access."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int) -> Document:
+        where = describe_origin(self.source, number) or f"record {number}"
+        with name_errors(where):
+            return _make_document(self.source[number], f"#{number}", where)
+
+
+def _make_document(item: object, key: str, where: str) -> Document:
+    if not isinstance(item, Conversation):
+        raise DataError(f"{where}: it is no conversation; evaluate records of a question and an answer.")
+    *earlier, last = item.messages
+    if last.role != "assistant" or not earlier:
+        raise DataError(f"{where}: its last turn is no answer, which is the reference; end the record with an answer.")
+    visuals = item.visuals
+    fields = {"question": earlier[-1].text, "references": [last.text]}
+    conversation = replace(item, messages=tuple(earlier))
+    return Document(key, fields, visuals, where, _name_shared(visuals), conversation)
+
+
+def _name_shared(visuals: Sequence[Visual]) -> str:
+    """The file of the first image or video, which other records may show too."""
+    source = visuals[0].source if visuals else ""
+    return str(source) if isinstance(source, str | Path) else ""
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Questions of a file that training reads, each scored by one metric of `mmblocks.eval.metrics.general`.
+
+    data: a file or folder, whose source is found by its name (`mmblocks.data.sources.guess`). images, videos: folders that
+    paths in it are relative to. ignore: keys of its records that need not be known.
+    """
+
+    data: str
+    metric: str = "exact"
+    images: str | None = None
+    videos: str | None = None
+    ignore: tuple[str, ...] = ()
+
+    decoding: ClassVar[Decoding] = Decoding()
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ConfigError(f"metric={self.metric!r} is not known.{format_suggestion(self.metric, METRICS)}")
+
+    def read_documents(self) -> OwnDocuments:
+        given = {"images": self.images, "videos": self.videos, "ignore": [*self.ignore] or None}
+        settings = {name: value for name, value in given.items() if value is not None}
+        return OwnDocuments(sources.build({**guess_source(self.data), **settings}))
+
+    def ask(self, document: Document) -> Conversation:
+        if document.conversation is None:
+            raise DataError(f"{document.where}: it holds no conversation; ask documents that `read_documents` gives.")
+        return document.conversation
+
+    def score(self, document: Document, answer: str) -> Scores:
+        return {self.metric: METRICS[self.metric](answer, document.fields["references"])}
+
+    def summarise(self, rows: Sequence[ScoredDocument]) -> Mapping[str, float]:
+        return average_scores(rows)

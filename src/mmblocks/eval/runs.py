@@ -1,0 +1,166 @@
+"""Runs of evaluation: every document of a task is asked once, and its answer scored."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from mmblocks.chat import respond
+from mmblocks.conversation import Conversation, Text
+from mmblocks.errors import DataError
+from mmblocks.eval.document import Document
+from mmblocks.eval.predictions import Prediction, PredictionFile, open_run_folder, read_predictions
+from mmblocks.eval.tasks import DocumentSequence, Task
+from mmblocks.model.generate import Decoding, Result
+from mmblocks.model.onevision import OneVision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+log = logging.getLogger(__name__)
+DOCUMENTS_AT_ONCE = 64
+"""Documents whose answers are written together; so many are lost where a run is stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTask:
+    """A task, and how its answers are generated. settings: its name and own settings, which are stored."""
+
+    name: str
+    task: Task
+    decoding: Decoding
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def from_task(cls, name: str, task: Task, **decoding: Any) -> NamedTask:
+        """decoding: settings that replace the task's own."""
+        own = asdict(task) if is_dataclass(task) and not isinstance(task, type) else {}
+        return cls(name, task, replace(task.decoding, **decoding), own)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which documents are asked: the first `limit` of all, or of an order drawn with `shuffle_seed`, every `processes`th of
+    them from number `rank` on."""
+
+    limit: int | None = None
+    shuffle_seed: int | None = None
+    rank: int = 0
+    processes: int = 1
+
+    def select_numbers(self, total: int) -> list[int]:
+        """Numbers of documents."""
+        numbers = list(range(total))
+        if self.shuffle_seed is not None:
+            random.Random(self.shuffle_seed).shuffle(numbers)
+        return numbers[: self.limit][self.rank :: self.processes]
+
+
+def run_task(
+    model: OneVision, named: NamedTask, folder: Path, selection: Selection, about_model: Mapping[str, Any]
+) -> list[int]:
+    """Ask what `folder` has no answer to yet, and write each answer with its scores there; returns the documents' numbers.
+
+    about_model: what names the model; a folder of another one is refused. Documents that cannot be read are written with
+    their fault, and are never asked without their images.
+    """
+    documents = named.task.read_documents()
+    open_run_folder(
+        folder,
+        {
+            "task": named.name,
+            "model": about_model,
+            "settings": named.settings,
+            "decoding": asdict(named.decoding),
+            "documents": len(documents),
+        },
+    )
+    file, known = PredictionFile(folder, selection.rank), read_predictions(folder)
+    answered = {number for number, prediction in known.items() if not prediction.fault}
+    numbers = selection.select_numbers(len(documents))
+    waiting = [number for number in numbers if number not in answered]
+    done = [known[number] for number in numbers if number in answered]
+    with tqdm(
+        total=len(numbers), initial=len(done), desc=named.name, unit="document", disable=selection.rank > 0
+    ) as bar:
+        for first in range(0, len(waiting), DOCUMENTS_AT_ONCE):
+            some = waiting[first : first + DOCUMENTS_AT_ONCE]
+            predictions = list(_answer_documents(model, named, documents, some))
+            file.append(predictions)
+            done += predictions
+            bar.update(len(predictions))
+            bar.set_postfix_str(_format_running_score(done))
+    return numbers
+
+
+def _answer_documents(
+    model: OneVision, named: NamedTask, documents: DocumentSequence, numbers: Sequence[int]
+) -> Iterator[Prediction]:
+    asked: list[tuple[int, Document, Conversation]] = []
+    for number in numbers:
+        try:
+            document = documents[number]
+            asked.append((number, document, named.task.ask(document)))
+        except DataError as fault:
+            yield _make_fault(number, fault)
+    begin = time.perf_counter()
+    results = _answer_readable(model, [conversation for *_, conversation in asked], named.decoding)
+    seconds = (time.perf_counter() - begin) / max(len(asked), 1)
+    for (number, document, conversation), result in zip(asked, results, strict=True):
+        if isinstance(result, DataError):
+            yield _make_fault(number, result)
+        else:
+            yield _score_answer(named.task, number, document, conversation, result, seconds)
+
+
+def _answer_readable(
+    model: OneVision, conversations: Sequence[Conversation], decoding: Decoding
+) -> list[Result | DataError]:
+    """Answers together; where an image or video cannot be decoded, one by one, with the faults of those that cannot."""
+    try:
+        return [*respond(model, conversations, decoding)]
+    except DataError as fault:
+        if len(conversations) == 1:
+            return [fault]
+    return [one for conversation in conversations for one in _answer_readable(model, [conversation], decoding)]
+
+
+def _score_answer(
+    task: Task, number: int, document: Document, conversation: Conversation, result: Result, seconds: float
+) -> Prediction:
+    return Prediction(
+        number=number,
+        key=document.key,
+        where=document.where,
+        prompt="".join(part.text for part in conversation.messages[-1].parts if isinstance(part, Text)),
+        answer=result.text,
+        finish_reason=result.finish_reason,
+        prompt_tokens=result.prompt_tokens,
+        answer_tokens=result.answer_tokens,
+        seconds=round(seconds, 6),
+        scores=dict(task.score(document, result.text)),
+        cluster=document.cluster,
+        fields=document.fields,
+    )
+
+
+def _make_fault(number: int, fault: DataError) -> Prediction:
+    log.warning("%s", fault)
+    return Prediction(number, fault=str(fault))
+
+
+def _format_running_score(predictions: Sequence[Prediction]) -> str:
+    """The mean of the first metric so far."""
+    rows = [prediction.scores for prediction in predictions if prediction.scores]
+    if not rows:
+        return ""
+    metric = next(iter(rows[0]))
+    values = [row[metric] or 0.0 for row in rows if metric in row]
+    return f"{metric} {sum(values) / max(len(values), 1):.3f}"
