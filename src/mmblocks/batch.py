@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, fields, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmblocks.reprs import format_by_shape
+from mmblocks.reprs import Dataclass, format_by_shape
 from mmblocks.shapes import RoutedPlan, Size
 
 IGNORE = -100
 """The target of a row from which nothing is learned."""
-
-
-class Dataclass(Protocol):
-    """An object of any dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
 
 T = TypeVar("T", bound=Dataclass)
 

@@ -12,7 +12,6 @@ REQUIRED = {
     "train": ["recipe"],
     "sweep": ["recipe"],
     "diff": ["one", "other"],
-    "eval": ["suite"],
     "convert": ["FROM", "TO"],
     "swap": ["MODEL", "--out"],
     "new": ["kind", "name"],

@@ -57,14 +57,14 @@ def test_a_chat_ends_with_its_input(monkeypatch):
 
 
 def test_the_table_counts_every_question(capsys):
-    assert main(["eval", "tiny", "--samples", "12", "--json"]) == 0
+    assert main(["eval", "tiny", "--limit", "12", "--json"]) == 0
     counts = json.loads(capsys.readouterr().out)
     assert {task: sum(asked for _, asked in kinds.values()) for task, kinds in counts.items()} == {
         "single": 12,
         "multi": 12,
         "video": 12,
     }
-    assert main(["eval", "tiny", "--samples", "2"]) == 0
+    assert main(["eval", "tiny", "--limit", "2"]) == 0
     assert "| **video** | **all** | 2 |" in capsys.readouterr().out
 
 

@@ -55,8 +55,8 @@ def test_the_help_of_mmblocks_ends_with_an_example(capsys):
 
 def test_a_line_that_no_parser_takes_is_seen(capsys):
     with pytest.raises(SystemExit):
-        parsed("mmblocks eval tiny --sampels 3")
-    assert "--sampels" in capsys.readouterr().err
+        parsed("mmblocks eval tiny --limt 3")
+    assert "--limt" in capsys.readouterr().err
 
 
 def test_every_example_runs_in_the_order_of_the_commands(tmp_path, monkeypatch, capsys):

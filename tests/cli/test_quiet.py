@@ -35,7 +35,7 @@ COMMANDS = {
         "--max-new-tokens",
         "2",
     ],
-    "eval": ["eval", "tiny", "--samples", "1"],
+    "eval": ["eval", "tiny", "--limit", "1"],
     "convert": ["convert", "ours", "theirs"],
     "convert back": ["convert", "theirs", "again"],
     "train": [

@@ -1,5 +1,6 @@
 """Every bash and python block of the README and the how-to pages runs on its own, and every tutorial in its order."""
 
+import json
 import os
 import re
 import subprocess
@@ -60,10 +61,17 @@ def of_language(language):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The reader's folder: an image of theirs is in it."""
+    """The reader's folder: an image of theirs is in it, and records about it."""
     folder = tmp_path / "reader"
     folder.mkdir()
     Image.open(find_media("image.png")).convert("RGB").save(folder / "my.jpg")
+    asked = {"How many shapes are there?": "3", "What colour is the triangle?": "red"}
+    talks = [
+        [{"from": "human", "value": f"<image>\n{text}"}, {"from": "gpt", "value": answer}]
+        for text, answer in asked.items()
+    ]
+    records = [{"id": str(i), "image": "my.jpg", "conversations": talk} for i, talk in enumerate(talks)]
+    (folder / "val.json").write_text(json.dumps(records))
     return folder
 
 

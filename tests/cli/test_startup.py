@@ -26,7 +26,8 @@ NEVER = {
     "xformers",
     "mmblocks.sweep.launch",
     "mmblocks.data.video",
-    "mmblocks.eval",
+    "mmblocks.eval.runs",
+    "mmblocks.eval.tinyworld",
     "mmblocks.model.convert",
     "mmblocks.train.loop",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -38,6 +39,10 @@ class EvalWords:
             raise ConfigError(f"eval: {' '.join(names)!r}: write a model, then tasks with commas between them.")
         known = [*tasks, TINY]
         asked = names[-1].split(",") if names and (len(names) == 2 or names[0].split(",")[0] in known) else []
+        if not asked and names and not _is_reference(names[0]):
+            raise ConfigError(
+                f"eval: {names[0]!r} is neither a task nor a folder nor org/name.{format_suggestion(names[0], known)}"
+            )
         if not asked and OWN_DATA not in settings:
             raise ConfigError(
                 f"eval: no task is named; write one of {', '.join(known)}, or data=FILE for your own records."
@@ -85,6 +90,11 @@ class EvalWords:
         for word, value in self.settings.items():
             if word.startswith(f"{task}."):
                 yield word, word.removeprefix(f"{task}."), value
+
+
+def _is_reference(name: str) -> bool:
+    """Whether a word can name a model."""
+    return "/" in name or Path(name).exists()
 
 
 def _convert_value(setting: Setting, text: str) -> Any:

@@ -14,7 +14,7 @@ EXAMPLES = {
     "train": "mmblocks train tiny/onevision budget=0.002 out=runs/quick",
     "sweep": "mmblocks sweep tiny/onevision model/projector=mlp,linear last_stage=align budget=0.001 --score loss --out runs/sweep",
     "diff": "mmblocks diff runs/sweep/projector-mlp runs/sweep/projector-linear",
-    "eval": "mmblocks eval tiny --model runs/quick/model --samples 20",
+    "eval": "mmblocks eval runs/quick/model tiny --limit 20",
     "chat": "mmblocks chat --image my.jpg --ask 'How many shapes are there?'",
     "convert": "mmblocks convert llava-onevision-qwen2-7b-ov-hf models/7b",
     "swap": "mmblocks swap runs/quick/model projector=gated --out swapped",

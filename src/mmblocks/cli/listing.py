@@ -32,8 +32,10 @@ def list_systems() -> Iterator[str]:
 
 
 def list_registries() -> dict[str, Registry[Any]]:
-    """Every registry by kind, data sources included."""
-    return {**REGISTRIES, sources.kind: sources}
+    """Every registry by kind, data sources and tasks of evaluation included."""
+    from mmblocks.eval.tasks import tasks  # other commands do not need it
+
+    return {**REGISTRIES, sources.kind: sources, tasks.kind: tasks}
 
 
 def find_registry(kind: str) -> Registry[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from mmblocks.errors import DataError
 from mmblocks.eval.predictions import Prediction, read_predictions
@@ -22,13 +23,15 @@ class ScoreChange:
 
 @dataclass(frozen=True, slots=True)
 class TaskComparison:
-    """A task in two runs. documents: that both have answered. differences: by metric, second minus first, scores from 0 to 1;
-    None of fewer than two documents or clusters. changes: what differs, of the first metric.
+    """A task in two runs. documents: that both have answered. means: of each metric, second minus first, scores from 0 to 1.
+    differences: the same with its interval; None of fewer than two documents or clusters. changes: what differs, of the first
+    metric.
     """
 
     task: str
     documents: int
     unpaired: int
+    means: Mapping[str, float]
     differences: Mapping[str, PairedDifference | None]
     changes: Sequence[ScoreChange]
 
@@ -55,13 +58,14 @@ def _compare_task(task: str, first: Path, second: Path) -> TaskComparison:
         metric for pair in pairs for metric in pair[0].scores or {} if metric in (pair[1].scores or {})
     )
     differences = {metric: _compare_metric(metric, pairs) for metric in metrics}
+    means = {metric: fmean(_get_score(b, metric) - _get_score(a, metric) for a, b in pairs) for metric in metrics}
     changes = [
         ScoreChange(metric, *pair)
         for metric in [*metrics][:1]
         for pair in pairs
         if _get_score(pair[0], metric) != _get_score(pair[1], metric)
     ]
-    return TaskComparison(task, len(pairs), len(runs[0].keys() ^ runs[1].keys()), differences, changes)
+    return TaskComparison(task, len(pairs), len(runs[0].keys() ^ runs[1].keys()), means, differences, changes)
 
 
 def _compare_metric(metric: str, pairs: Sequence[tuple[Prediction, Prediction]]) -> PairedDifference | None:
@@ -78,15 +82,14 @@ def format_comparison(comparisons: Sequence[TaskComparison]) -> str:
     """Markdown: a row for each metric, then the documents that changed."""
     rows = ["| task | metric | second - first | 95 % interval | p | documents |", "|---|---|---:|---:|---:|---:|"]
     for one in comparisons:
-        for metric, found in one.differences.items():
-            numbers = (
-                "| | | "
+        for metric, mean in one.means.items():
+            found = one.differences[metric]
+            interval = (
+                " | "
                 if found is None
-                else (
-                    f"| {100 * found.mean:+.1f} | {100 * found.lower:+.1f} to {100 * found.upper:+.1f} | {found.p_value:.3f} "
-                )
+                else f"{100 * found.lower:+.1f} to {100 * found.upper:+.1f} | {found.p_value:.3f}"
             )
-            rows.append(f"| {one.task} | {metric} {numbers}| {one.documents} |")
+            rows.append(f"| {one.task} | {metric} | {100 * mean:+.1f} | {interval} | {one.documents} |")
     for one in comparisons:
         better = sum(_get_score(c.after, c.metric) > _get_score(c.before, c.metric) for c in one.changes)
         rows += ["", f"{one.task}: {better} documents became better, {len(one.changes) - better} worse."]

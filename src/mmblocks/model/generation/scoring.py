@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmblocks.batch import Packing, RowIndex
 from mmblocks.model.generation.results import Score
+from mmblocks.reprs import format_by_shape
 
 if TYPE_CHECKING:
     from mmblocks.backbones.causal_lm import CausalLM
@@ -105,6 +106,7 @@ class _SharedKeys:
     """
 
     rows: Tensor
+    __repr__ = format_by_shape
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         rows = self.rows.to(keys.device)

@@ -1,0 +1,220 @@
+"""Runs of evaluation: nothing is asked twice, faults are counted, a stopped run ends with the same table."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import mmblocks
+from mmblocks.assets import find_media, find_tiny_model
+from mmblocks.cli import main
+from mmblocks.cli.eval_words import EvalWords
+from mmblocks.errors import ConfigError, DataError
+from mmblocks.eval import runs
+from mmblocks.eval.comparing import compare_runs
+from mmblocks.eval.own_data import OwnData
+from mmblocks.eval.predictions import read_predictions
+from mmblocks.eval.report import make_report
+from mmblocks.eval.runs import NamedTask, Selection, run_task
+
+ASKED = {"How many shapes are there?": "3", "What colour is the triangle?": "blue", "What shape is red?": "a circle"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mmblocks.load(find_tiny_model())
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Six records: two of each question, the last of an image that is not there."""
+    records = []
+    for number, (text, answer) in enumerate([*ASKED.items()] * 2):
+        image = str(find_media("image.png")) if number < 5 else "missing.png"
+        talk = [{"from": "human", "value": f"<image>\n{text}"}, {"from": "gpt", "value": answer}]
+        records.append({"id": str(number), "image": image, "conversations": talk})
+    (tmp_path / "val.json").write_text(json.dumps(records))
+    return str(tmp_path / "val.json")
+
+
+def named(data, **decoding):
+    return NamedTask.from_task("own", OwnData(data), **decoding)
+
+
+def test_answers_are_those_of_answer_and_scores_those_of_the_metric(model, data, tmp_path):
+    run_task(model, named(data), tmp_path / "run", Selection(), {})
+    known = read_predictions(tmp_path / "run")
+    asked = [named(data).task.ask(named(data).task.read_documents()[i]) for i in range(5)]
+    assert [known[i].answer for i in range(5)] == mmblocks.answer(model, asked)
+    assert known[0].answer == "3"
+    assert known[0].scores == {"exact": 1.0}
+    assert "missing.png" in known[5].fault
+    report = make_report("own", OwnData(data), known.values())
+    assert (report.documents, len(report.faults)) == (6, 1)
+    right = sum(known[i].answer == answer for i, answer in enumerate([*ASKED.values(), *[*ASKED.values()][:2]]))
+    assert report.values["exact"] == pytest.approx(100 * right / 5)
+
+
+def test_a_run_that_was_stopped_asks_nothing_twice_and_gives_the_same_table(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "DOCUMENTS_AT_ONCE", 2)
+    whole, stopped, asked = tmp_path / "whole", tmp_path / "stopped", []
+    run_task(model, named(data), whole, Selection(), {})
+    respond = runs.respond
+
+    def respond_once(model, conversations, decoding):
+        if asked:
+            raise KeyboardInterrupt
+        asked.extend(conversations)
+        return respond(model, conversations, decoding)
+
+    monkeypatch.setattr(runs, "respond", respond_once)
+    with pytest.raises(KeyboardInterrupt):
+        run_task(model, named(data), stopped, Selection(), {})
+    with (stopped / "predictions.jsonl").open("a") as file:
+        file.write('{"number": 2, "ans')  # the process ended in the middle of a line
+    asked.clear()
+    monkeypatch.setattr(runs, "respond", lambda *given: asked.extend(given[1]) or respond(*given))
+    run_task(model, named(data), stopped, Selection(), {})
+    assert len(asked) == 3
+
+    def answers(folder):
+        return [(p.number, p.key, p.answer, p.scores, p.fault) for p in read_predictions(folder).values()]
+
+    assert answers(stopped) == answers(whole)
+
+
+def test_a_fault_is_asked_again_once_its_file_is_there(model, data, tmp_path):
+    run_task(model, named(data), tmp_path / "run", Selection(), {})
+    (tmp_path / "missing.png").write_bytes(find_media("image.png").read_bytes())
+    run_task(model, named(data), tmp_path / "run", Selection(), {})
+    assert not any(prediction.fault for prediction in read_predictions(tmp_path / "run").values())
+
+
+def test_an_image_that_cannot_be_decoded_harms_no_other_document(model, data, tmp_path):
+    content = find_media("image.png").read_bytes()
+    (tmp_path / "missing.png").write_bytes(content[: len(content) // 2])
+    run_task(model, named(data), tmp_path / "run", Selection(), {})
+    known = read_predictions(tmp_path / "run")
+    assert [bool(known[i].fault) for i in range(6)] == [False] * 5 + [True]
+    assert "missing.png" in known[5].fault
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [({"decoding": {"max_new_tokens": 3}}, "decoding="), ({"about_model": {"model": "other"}}, "model=")],
+)
+def test_a_folder_of_other_settings_is_refused(model, data, tmp_path, changed, says):
+    run_task(model, named(data), tmp_path / "run", Selection(limit=1), {})
+    with pytest.raises(ConfigError, match=rf"holds answers with {says}.*name another folder in --out"):
+        run_task(
+            model,
+            named(data, **changed.get("decoding", {})),
+            tmp_path / "run",
+            Selection(),
+            changed.get("about_model", {}),
+        )
+
+
+def test_processes_share_the_documents():
+    shares = [Selection(7, 1, rank, 3).select_numbers(10) for rank in range(3)]
+    assert sorted(number for share in shares for number in share) == sorted(Selection(7, 1).select_numbers(10))
+    assert Selection(7, 1).select_numbers(10) != Selection(7, 2).select_numbers(10)
+
+
+def test_a_limit_of_length_is_counted(model, data, tmp_path):
+    run_task(model, named(data, max_new_tokens=1), tmp_path / "run", Selection(), {})
+    assert make_report("own", OwnData(data), read_predictions(tmp_path / "run").values()).cut > 0
+
+
+def test_where_nothing_was_answered_the_first_fault_is_said(model, data, tmp_path):
+    records = json.loads(Path(data).read_text())[5:]
+    Path(data).write_text(json.dumps(records))
+    run_task(model, named(data), tmp_path / "run", Selection(), {})
+    with pytest.raises(DataError, match=r"own: no document was answered: .*missing\.png"):
+        make_report("own", OwnData(data), read_predictions(tmp_path / "run").values())
+
+
+# Comparison -----------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_are_compared_document_by_document(model, data, tmp_path):
+    for name, settings in (("a", {}), ("b", {"max_new_tokens": 1})):
+        run_task(model, named(data, **settings), tmp_path / name / "own", Selection(), {})
+    (same,) = compare_runs(tmp_path / "a", tmp_path / "a")
+    assert (same.documents, same.changes) == (5, [])
+    (changed,) = compare_runs(tmp_path / "a", tmp_path / "b")
+    flipped = {change.before.key for change in changed.changes}
+    known = [read_predictions(tmp_path / name / "own") for name in "ab"]
+    assert flipped == {known[0][i].key for i in range(5) if known[0][i].scores != known[1][i].scores}
+
+
+def test_folders_without_a_common_task_say_what_they_hold(tmp_path):
+    with pytest.raises(DataError, match=r"holds no task, .* no task; compare two folders"):
+        compare_runs(tmp_path, tmp_path)
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_its_table_and_resumes(data, tmp_path, capsys):
+    words = ["eval", f"data={data}", "metric=exact", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    first = capsys.readouterr().out
+    assert re.search(r"^\| data \| exact \| \d+\.\d \| .* \| 5 \|$", first, re.MULTILINE)
+    assert "| data | documents that could not be read | 1 |" in first
+    assert main(words) == 0
+    assert capsys.readouterr().out == first
+    assert (tmp_path / "out/results.md").read_text() == first
+    assert main(["eval", "--compare", str(tmp_path / "out"), str(tmp_path / "out")]) == 0
+    assert "| data | exact | +0.0 |" in capsys.readouterr().out
+
+
+def test_a_published_benchmark_is_evaluated_from_its_file(tmp_path, capsys):
+    rows = [
+        {
+            "index": i,
+            "image_path": str(find_media("image.png")),
+            "question": text,
+            "answer": "Yes",
+            "category": "random",
+        }
+        for i, text in enumerate(["Is there a triangle?", "Is there a cat?"])
+    ]
+    lines = ["\t".join(rows[0]), *("\t".join(map(str, row.values())) for row in rows)]
+    (tmp_path / "pope.tsv").write_text("\n".join(lines) + "\n")
+    assert main(["eval", "pope", f"data={tmp_path / 'pope.tsv'}", "--limit", "2", "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    assert (report["task"], report["documents"]) == ("pope", 2)
+    assert {"f1", "accuracy"} <= report["values"].keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pop", "data=x"], "'pop' is neither a task nor a folder nor org/name. Did you mean 'pope'"),
+        ([], "no task is named; write one of .*or data=FILE"),
+        (["org/m", "pop", "data=x"], "no task is called 'pop'.* Did you mean 'pope'"),
+        (["pope,tiny", "data=x"], "'tiny' stands alone"),
+        (["a", "b", "c"], "write a model, then tasks"),
+        (["data=x", "metirc=exact"], r"nothing reads metirc=.* Did you mean 'metric'"),
+        (["data=x", "metric=exat"], r"metric='exat' is not known\. Did you mean 'exact'"),
+        (["data=x", "max_new_tokens=many"], "max_new_tokens"),
+    ],
+)
+def test_words_that_nothing_reads_say_what_to_write(words, says, capsys):
+    assert main(["eval", *words]) == 2
+    assert re.search(says, capsys.readouterr().err)
+
+
+def test_settings_are_of_all_tasks_or_of_one():
+    words = EvalWords.from_words(["m", "pope,vqav2", "data=a", "pope.data=b", "vqav2.rule=lmms", "max_new_tokens=5"])
+    pope, vqav2 = words.make_tasks()
+    assert (pope.settings["data"], vqav2.settings["data"], vqav2.settings["rule"]) == ("b", "a", "lmms")
+    assert pope.decoding.max_new_tokens == vqav2.decoding.max_new_tokens == 5
+    assert words.model == "m"
+
+
+def test_the_selftest_compares_with_the_original_scorers(capsys):
+    assert main(["eval", "--selftest"]) == 0
+    assert re.search(r"\d{3} golden cases of the original scorers, 0 differ", capsys.readouterr().out)
