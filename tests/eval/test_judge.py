@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mmblocks.errors import ConfigError, DataError, JudgeError, MissingDependencyError
+from mmblocks.errors import ConfigError, DataError, JudgeError, MissingDependencyError, StorageError
 from mmblocks.eval.document import Document, ScoredDocument
 from mmblocks.eval.judge import Judge, JudgeUsage, ReferenceJudge, TokenPrice, judge_documents, make_requests
 from mmblocks.eval.judge.references import INSTRUCTION
@@ -98,10 +98,10 @@ def test_requests_with_one_content_are_sent_once(judge, server):
 def test_a_damaged_stored_reply_is_asked_for_again(judge, server, caplog):
     ask_texts(judge, "a")
     (stored,) = judge.cache.rglob("*.json")
-    for damage in ("", "{", '{"reply": {"text": 5}}', "[]", '{"reply": null}'):
-        stored.write_text(damage)
+    for damage in ("", "{", "\xff", '{"reply": {"text": 5}}', "[]", '{"reply": null}'):
+        stored.write_bytes(damage.encode("latin-1"))
         assert ask_texts(judge, "a")["a"].text == "reply to a"
-    assert len(server.bodies) == 6
+    assert len(server.bodies) == 7
     assert "is no stored reply of a judge" in caplog.text
 
 
@@ -194,11 +194,13 @@ def test_text_that_cannot_be_sent_is_a_fault(judge):
     assert replies["\ud800"].fault
 
 
-def test_an_endpoint_that_cannot_be_reached_is_one_error_that_says_how_to_go_on(judge, server, tmp_path):
+def test_an_endpoint_that_cannot_be_reached_is_one_error_that_says_how_to_go_on(judge, server):
     ask_texts(judge, "a")
-    closed = Judge("some-model", judge.cache, "http://127.0.0.1:9/v1", retries=1, first_wait_s=0.01)
+    with serve_endpoint() as other:
+        url = other.url
+    closed = Judge("some-model", judge.cache, url, retries=1, first_wait_s=0.01)
     received = []
-    with pytest.raises(JudgeError, match=r"http://127.0.0.1:9/v1 cannot be reached .*tried 2 times.*start again"):
+    with pytest.raises(JudgeError, match=rf"{url} cannot be reached .*tried 2 times.*start again"):
         received.extend(closed.ask_all({key: make_request(key) for key in "abcdefgh"}))
     assert [reply.text for reply in received] == ["reply to a"]
 
@@ -269,8 +271,18 @@ def test_the_key_is_that_of_the_named_variable(server, tmp_path, monkeypatch):
 def test_settings_that_cannot_work_are_refused(server, tmp_path, setting, message):
     with pytest.raises(ConfigError, match=message):
         make_judge(server, tmp_path, **setting)
-    with pytest.raises(ConfigError, match="localhost:8000/v1"):
-        Judge("some-model", tmp_path, "localhost:8000")
+
+
+def test_an_address_or_a_cache_that_is_none_is_refused_before_anything_is_sent(server, tmp_path):
+    for address in ("localhost:8000", "http://", "http://[", "http://host:port/v1", "ftp://host/v1"):
+        with pytest.raises(ConfigError, match="localhost:8000/v1"):
+            Judge("some-model", tmp_path, address)
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(ConfigError, match="cache is a file; name a folder"):
+        make_judge(server, tmp_path)
+    with pytest.raises(StorageError, match="cache"):
+        ask_texts(make_judge(server, tmp_path / "cache" / "inside"), "a")
+    assert not server.bodies
 
 
 def test_without_the_package_the_error_says_how_to_install_it(judge, monkeypatch):

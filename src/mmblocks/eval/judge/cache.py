@@ -38,16 +38,26 @@ class ReplyCache:
 
     folder: Path
 
+    def make_folder(self) -> None:
+        """Raises `StorageError` where that cannot be, before anything is asked that could not be stored."""
+        with explain_disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
     def find_reply(self, digest: str) -> Completion | None:
-        """None where there is no reply; a damaged file counts as none and is replaced by the next reply."""
+        """None where there is no reply; a damaged file counts as none and is replaced by the next reply.
+
+        Raises `StorageError` for errors of the disk.
+        """
         path = self._locate(digest)
         try:
-            reply = json.loads(path.read_text(encoding="utf-8"))["reply"]
+            with explain_disk_errors(path):
+                content = path.read_text(encoding="utf-8") if path.exists() else None
+            if content is None:
+                return None
+            reply = json.loads(content)["reply"]
             completion = Completion(**reply)
             if not isinstance(completion.text, str):
                 raise TypeError(f"its text is {completion.text!r:.40}")
-        except FileNotFoundError:
-            return None
         except (ValueError, TypeError, KeyError) as cause:
             log.warning("%s is no stored reply of a judge (%s); the judge is asked again.", path, cause)
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +12,11 @@ from pathlib import Path
 
 from mmblocks.errors import ConfigError, JudgeError
 from mmblocks.eval.judge.cache import Completion, ReplyCache, compute_digest
-from mmblocks.eval.judge.endpoint import OPENAI_URL, Endpoint, EndpointSettings, RequestError
+from mmblocks.eval.judge.endpoint import OPENAI_URL, Endpoint, EndpointSettings, RequestError, is_address
 from mmblocks.eval.tasks import JudgeRequest
 
+Body = Mapping[str, object]
+Outcome = Completion | RequestError
 DOWN_AFTER = 10
 """So many requests in a row that fail after all their retries: the endpoint is down."""
 
@@ -94,11 +96,13 @@ class Judge:
     extra_body: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
+        if not is_address(self.base_url):
             raise ConfigError(
                 f"judge: base_url={self.base_url!r}; write the address of an endpoint, such as http://localhost:8000/v1.",
                 settings=["base_url"],
             )
+        if self.cache.exists() and not self.cache.is_dir():
+            raise ConfigError(f"judge: cache={self.cache} is a file; name a folder.", settings=["cache"])
         least = {"concurrency": 1, "retries": 0, "first_wait_s": 0, "timeout_s": 0.001}
         for name, bound in least.items():
             if getattr(self, name) < bound:
@@ -119,6 +123,7 @@ class Judge:
         cannot be reached, refuses the key, or ten requests in a row fail; `StorageError` where the cache cannot be written.
         """
         cache = ReplyCache(self.cache)
+        cache.make_folder()
         pending: dict[str, list[str]] = defaultdict(list)  # digest -> keys
         for key, request in requests.items():
             digest = compute_digest(self.make_body(request), request.attempt)
@@ -159,13 +164,9 @@ class Judge:
             endpoint.close()
 
 
-Body = Mapping[str, object]
-Outcome = Completion | RequestError
-
-
 def _ask_concurrently(
     endpoint: Endpoint, cache: ReplyCache, bodies: Iterator[tuple[str, Body]], concurrency: int
-) -> Iterator[tuple[str, Outcome]]:
+) -> Generator[tuple[str, Outcome], None, None]:
     """(digest, outcome) as they arrive. When it is closed or fails, it waits for the replies under way, which are stored."""
     failed_in_row = 0
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mmblocks._optional import import_optional
 from mmblocks.errors import ConfigError, JudgeError
@@ -62,7 +63,7 @@ class Endpoint:
         """Nothing is sent yet. Raises `ConfigError` where OpenAI's own endpoint is asked without a key."""
         openai = import_optional("openai", to="A judge", extra="eval")
         key = os.environ.get(settings.key_variable, "").strip()
-        if not key and settings.base_url == OPENAI_URL:
+        if not key and settings.base_url.rstrip("/") == OPENAI_URL:
             raise ConfigError(
                 f"The judge at {OPENAI_URL} needs a key: set the environment variable {settings.key_variable}, or name "
                 "the base_url of another endpoint.",
@@ -149,6 +150,15 @@ class Endpoint:
 
     def _hide_key(self, text: str) -> str:
         return text.replace(self.key, "***") if self.key else text
+
+
+def is_address(url: str) -> bool:
+    """Whether a text is an HTTP address with a host."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def read_completion(content: str) -> Completion:
