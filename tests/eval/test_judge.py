@@ -417,8 +417,8 @@ def test_a_reply_that_is_never_read_is_counted_and_not_scored(server, judge, tmp
 
 
 def test_a_document_that_got_no_reply_is_a_fault_without_scores(server, judge):
-    task = ReferenceJudge(lambda d: d.fields["q"], lambda d: d.fields["refs"])
-    documents = [Document(key, {"q": f"{key}?", "refs": ["yes"]}, (), f"line {key}") for key in "ab"]
+    task = ReferenceJudge()
+    documents = [Document(key, {"question": f"{key}?", "references": ["yes"]}, (), f"line {key}") for key in "ab"]
     requests = make_requests(task, [(document, "yes") for document in documents])
     server.reply = lambda body: "Grade: 8"
     server.misdeeds[requests["a"].messages[-1]["content"]] = [400]
@@ -429,8 +429,8 @@ def test_a_document_that_got_no_reply_is_a_fault_without_scores(server, judge):
 
 
 def test_two_documents_with_one_key_are_refused_before_anything_is_sent(server, judge):
-    task = ReferenceJudge(lambda d: "q", lambda d: ["r"])
-    document = Document("a", {}, (), "val.json, record 2")
+    task = ReferenceJudge()
+    document = Document("a", {"question": "q", "references": ["r"]}, (), "val.json, record 2")
     with pytest.raises(DataError, match=r"val\.json, record 2: a second document with the key 'a'"):
         judge_documents(task, [(document, "x"), (document, "y")], judge)
     assert not server.bodies
@@ -440,9 +440,9 @@ def test_two_documents_with_one_key_are_refused_before_anything_is_sent(server, 
 
 
 def test_the_reference_judge_shows_question_references_and_answer():
-    task = ReferenceJudge(lambda d: d.fields["q"], lambda d: d.fields["refs"])
+    task = ReferenceJudge()
     assert isinstance(task, JudgedTask)
-    document = Document("a", {"q": "Where?", "refs": ["Rome", "Roma"]}, (), "here")
+    document = Document("a", {"question": "Where?", "references": ["Rome", "Roma"]}, (), "here")
     system, user = task.ask_judge(document, "In Rome.").messages
     assert system["role"] == "system"
     assert user["content"] == (
@@ -450,7 +450,7 @@ def test_the_reference_judge_shows_question_references_and_answer():
         "<answer>\nIn Rome.\n</answer>"
     )
     with pytest.raises(DataError, match="here: no reference"):
-        task.ask_judge(Document("a", {"q": "Where?", "refs": []}, (), "here"), "x")
+        task.ask_judge(Document("a", {"question": "Where?", "references": []}, (), "here"), "x")
 
 
 def test_the_page_shows_the_instruction_of_the_reference_judge():
@@ -476,4 +476,4 @@ def test_the_page_shows_the_instruction_of_the_reference_judge():
     ],
 )
 def test_a_grade_is_a_share_or_not_read(reply, score):
-    assert ReferenceJudge(str, str).read_reply(reply) == {"judge": score}
+    assert ReferenceJudge().read_reply(reply) == {"judge": score}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,25 +25,23 @@ GRADE = re.compile(r"(?:grade\s*[:=]?\s*)?([0-9]{1,2})(?:\s*/\s*10)?\.?", re.IGN
 
 @dataclass(frozen=True, slots=True)
 class ReferenceJudge:
-    """The metric `judge` of a user's own data, a `JudgedTask`; there are no published figures of it.
+    """The metric `judge` of a user's own data, a `JudgedTask` without published figures; the judge sees no image.
 
-    get_question: the text of a document's user turn; the judge sees no image. get_references: its right answers.
-    instruction: what the judge is told before them.
+    Documents have the fields `question`, the text of the user's turn, and `references`, its right answers. instruction: what
+    the judge is told before them.
     """
 
-    get_question: Callable[[Document], str]
-    get_references: Callable[[Document], Sequence[str]]
     instruction: str = INSTRUCTION
 
     judge: ClassVar[str] = ""
 
     def ask_judge(self, document: Document, answer: str) -> JudgeRequest:
         """Raises `DataError` for a document without a reference."""
-        references = self.get_references(document)
+        references = document.fields["references"]
         if not references:
             raise DataError(f"{document.where}: no reference to grade an answer against; give the record an answer.")
         listed = "\n".join(f"<reference>\n{reference}\n</reference>" for reference in references)
-        question = f"<question>\n{self.get_question(document)}\n</question>"
+        question = f"<question>\n{document.fields['question']}\n</question>"
         content = f"{question}\n{listed}\n<answer>\n{answer}\n</answer>"
         messages = (make_message(self.instruction, "system"), make_message(content))
         return JudgeRequest(messages, max_tokens=32, tries=3, temperature_step=0.5)
