@@ -73,5 +73,9 @@ class TrainingPreempted(TrainingInterrupted):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: start it again
 
 
+class JudgeError(MMBlocksError, RuntimeError):
+    """A judge cannot be asked any more; what it has replied is kept, and the message says how to go on."""
+
+
 class MissingDependencyError(MMBlocksError, ImportError):
     """An optional package is needed for this."""

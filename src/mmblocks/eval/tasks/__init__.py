@@ -7,7 +7,7 @@ the group `mmblocks.task`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from mmblocks.conversation import Conversation
@@ -57,11 +57,24 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JudgeRequest:
-    """What a judge is asked: messages of chat-completions ({"role", "content"}) and how its reply is generated."""
+    """What a judge is asked: messages of chat-completions ({"role", "content"}) and how its reply is generated.
+
+    tries: how often it is asked at most, as long as its reply cannot be read. temperature_step: what each further try adds
+    to the temperature. attempt: 0 for the first try.
+    """
 
     messages: tuple[Mapping[str, str], ...]
     temperature: float = 0.0
     max_tokens: int = 1024
+    tries: int = 1
+    temperature_step: float = 0.0
+    attempt: int = 0
+
+    def make_next_try(self) -> JudgeRequest | None:
+        """The request after a reply that could not be read; None after the last try."""
+        if self.attempt + 1 >= self.tries:
+            return None
+        return replace(self, temperature=self.temperature + self.temperature_step, attempt=self.attempt + 1)
 
 
 @runtime_checkable

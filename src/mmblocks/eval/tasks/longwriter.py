@@ -85,7 +85,7 @@ class LongBenchWrite(LongWriteRuler):
     def ask_judge(self, document: Document, answer: str) -> JudgeRequest:
         instruction = read_instruction(self.judge_prompt, INSTRUCTION)
         before, _, after = instruction.replace(REQUEST, document.fields["prompt"]).partition(RESPONSE)
-        return JudgeRequest((make_message(f"{before}{answer}{after}"),), temperature=0.5)
+        return JudgeRequest((make_message(f"{before}{answer}{after}"),), temperature=0.5, tries=5)
 
     def read_reply(self, reply: str) -> Scores:
         rating = longwriter.read_rating(reply)

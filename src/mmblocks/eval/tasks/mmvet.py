@@ -60,9 +60,8 @@ class MMVet(FileTask):
     def ask_judge(self, document: Document, answer: str) -> JudgeRequest:
         right = str(document.fields["answer"]).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         row = f"{document.fields['question']} | {right} | {answer} |"
-        return JudgeRequest(
-            (make_message(f"{read_instruction(self.judge_prompt, INSTRUCTION)}\n{row}"),), max_tokens=128
-        )
+        message = make_message(f"{read_instruction(self.judge_prompt, INSTRUCTION)}\n{row}")
+        return JudgeRequest((message,), max_tokens=128, tries=5, temperature_step=0.5)
 
     def read_reply(self, reply: str) -> Scores:
         return {"judge_score": mmvet.read_score(reply)}
