@@ -112,6 +112,10 @@ class SpanTokenizer:
         self._control = ControlTokens.from_tokenizer(text_tokenizer, template)
         self._lead = self._control.lead if has_capability(template, OneTextTemplate) else []
 
+    def is_cut_before(self, span: Span) -> bool:
+        """Whether text in front of a span has no influence on its ids: it begins with a control token of the template."""
+        return not span.literal and str(span.content).startswith(tuple(self._control.ids))
+
     def to_ids(self, run: Sequence[Span], *, behind_visual: bool = False) -> Iterator[tuple[int, Span]]:
         """(id, the span it begins in) of consecutive spans, tokenised together.
 

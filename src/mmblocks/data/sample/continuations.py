@@ -30,7 +30,9 @@ def encode_continuations(
     """
     tokenizer, found = SpanTokenizer(text_tokenizer, template), []
     with name_errors(conversation.origin):
-        opening, behind_visual = _list_opening_spans(conversation, prompt, template, text_tokenizer)
+        opening, behind_visual = _list_opening_spans(
+            conversation, prompt, template, tokenizer, text_tokenizer.bos_token
+        )
         opening_ids = [token for token, _ in tokenizer.to_ids(opening, behind_visual=behind_visual)]
         for text in continuations:
             answer = _make_answer_spans(template, conversation, text) if text else []
@@ -51,18 +53,20 @@ def encode_continuations(
 
 
 def _list_opening_spans(
-    conversation: Conversation, prompt: Encoded, template: ChatTemplate, text_tokenizer: TextTokenizer
+    conversation: Conversation, prompt: Encoded, template: ChatTemplate, tokenizer: SpanTokenizer, bos: str | None
 ) -> tuple[list[Span], bool]:
-    """The text of a prompt behind its last visual row, which is tokenised in one piece, and whether there is such a row."""
+    """The end of a prompt's text that decides the ids behind it, and whether a visual row stands directly in front of it."""
     behind_visual = False
     spans: list[Span] = []
     for piece in unfold_plans(make_prompt_spans(template, conversation.messages), prompt.plans):
         if isinstance(piece, int):
             spans, behind_visual = [], behind_visual or piece > 0
+        elif not spans and piece.content == bos and not piece.literal:
+            continue  # the text behind it is tokenised on its own, as `encode_prompt` does
+        elif tokenizer.is_cut_before(piece):
+            spans, behind_visual = [piece], False
         elif piece.content:
             spans.append(piece)
-    if spans and spans[0].content == text_tokenizer.bos_token and not spans[0].literal:
-        del spans[0]
     return spans, behind_visual
 
 
