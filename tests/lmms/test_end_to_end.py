@@ -66,7 +66,7 @@ def summarise_answers(model, data):
 
 def count_right_choices(model, data):
     """The share of documents whose answer has the highest log-probability per token."""
-    task, documents = made_up.open_task(data)
+    _, documents = made_up.open_task(data)
     prompts = [mmblocks.Conversation(ask_bare(document), document.where) for document in documents]
     scores = mmblocks.score(model, prompts, [["yes", "no"]] * len(prompts))
     chosen = ["yes" if yes.log_prob / yes.tokens >= no.log_prob / no.tokens else "no" for yes, no in scores]
