@@ -47,6 +47,7 @@ myst_heading_anchors = 3
 myst_substitutions = {"package_names": package_names()}
 
 autosummary_generate = True
+autodoc_mock_imports = ["lmms_eval"]  # lives in an environment of its own
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # those of torch refer to pages that are not here
 autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}

@@ -46,7 +46,7 @@ def test_the_commands_take_a_repository(
     words = ["--image", image, "--ask", "What is this?", "--max-new-tokens", "4"]
     assert main(["convert", "org/onevision", str(tmp_path / "ours")]) == 0
     assert main(["swap", "org/onevision", "projector=gated", "--out", str(tmp_path / "gated")]) == 0
-    assert main(["eval", "tiny", "--model", "org/onevision", "--samples", "1"]) == 0
+    assert main(["eval", "org/onevision", "tiny", "--limit", "1"]) == 0
     capsys.readouterr()
     assert main(["plan", "org/onevision", "image=70x50", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from mmblocks.conversation import Conversation, Message, Part, Text, Visual
+from mmblocks.conversation import Conversation, Message, Part, Role, Text, Visual
 from mmblocks.data.records.turns import MARKER, split_at_markers
 from mmblocks.errors import DataError
 from mmblocks.eval.document import Document
@@ -12,6 +12,7 @@ from mmblocks.eval.metrics.letters import list_letters
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 ONE_WORD = "\nAnswer the question with a single word."
+ROLES: tuple[Role, Role] = ("user", "assistant")
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 
@@ -37,6 +38,23 @@ def place_visuals(text: str, visuals: Sequence[Visual], where: str) -> tuple[Par
         )
     unplaced = iter(visuals)
     return tuple(piece if isinstance(piece, Text) else next(unplaced) for piece in pieces)
+
+
+def place_turns(turns: object, visuals: Sequence[Visual], where: str) -> Conversation:
+    """Turns of {"value"}, the user's and the model's in turn; visuals where their markers stand."""
+    texts = [turn.get("value") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+    if len(texts) % 2 == 0 or not all(isinstance(text, str) for text in texts):
+        raise DataError(
+            f"{where}: the turns are {turns!r:.200}; write a list of {{'value': text}} that ends with the user's."
+        )
+    messages, shown = [], 0
+    for number, text in enumerate(map(str, texts)):
+        count = len(MARKER.findall(text)) if number or MARKER.search("".join(map(str, texts))) else len(visuals)
+        messages.append(Message(ROLES[number % 2], place_visuals(text, visuals[shown : shown + count], where)))
+        shown += count
+    if shown != len(visuals):
+        raise DataError(f"{where}: {shown} <image> markers but {len(visuals)} images; add or remove one.")
+    return Conversation(tuple(messages), where)
 
 
 def list_options(options: Iterable[str], form: str = "{}. {}") -> str:

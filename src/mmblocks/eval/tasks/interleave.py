@@ -4,8 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mmblocks.conversation import Conversation, Message, Role
-from mmblocks.data.records.turns import MARKER
+from mmblocks.conversation import Conversation
 from mmblocks.errors import DataError
 from mmblocks.eval.document import Document, ScoredDocument
 from mmblocks.eval.documents import DocumentLayout
@@ -15,9 +14,8 @@ from mmblocks.eval.metrics import interleave
 from mmblocks.eval.metrics.means import average_by
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._base import FileTask
-from mmblocks.eval.tasks._prompts import make_question, place_visuals
+from mmblocks.eval.tasks._prompts import make_question, place_turns
 
-ROLES: tuple[Role, Role] = ("user", "assistant")
 PUBLISHED = {"question_type": "question_type", "sub_task": "dataset"}
 """Fields of the hub's tables, and what they are called in the metadata of the published .json."""
 
@@ -59,7 +57,7 @@ class Interleave(FileTask):
                 turns = json.loads(turns)
         if isinstance(turns, str):
             return make_question(document, turns)
-        return _make_conversation(document, turns)
+        return place_turns(turns, document.visuals, document.where)
 
     def score(self, document: Document, answer: str) -> Scores:
         score = interleave.score_row if self.rule == "original" else interleave.score_row_lmms
@@ -88,28 +86,6 @@ def _read_metadata(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     metadata = row.get("metadata")
     metadata = metadata if isinstance(metadata, Mapping) else {}
     return {name: row.get(name) or metadata.get(other) for name, other in PUBLISHED.items()}
-
-
-def _make_conversation(document: Document, turns: object) -> Conversation:
-    """Turns of {"value"}, the user's and the model's in turn; visuals where their markers stand."""
-    texts = [turn.get("value") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
-    if len(texts) % 2 == 0 or not all(isinstance(text, str) for text in texts):
-        raise DataError(
-            f"{document.where}: the turns are {turns!r:.200}; write a list of {{'value': text}} that ends with the user's."
-        )
-    messages, shown = [], 0
-    for number, text in enumerate(map(str, texts)):
-        count = (
-            len(MARKER.findall(text)) if number or MARKER.search("".join(map(str, texts))) else len(document.visuals)
-        )
-        visuals = document.visuals[shown : shown + count]
-        messages.append(Message(ROLES[number % 2], place_visuals(text, visuals, document.where)))
-        shown += count
-    if shown != len(document.visuals):
-        raise DataError(
-            f"{document.where}: {shown} <image> markers but {len(document.visuals)} images; add or remove one."
-        )
-    return Conversation(tuple(messages), document.where)
 
 
 def _to_answer(fields: Mapping[str, Any], answer: str) -> interleave.InterleaveAnswer:
