@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/howto/lmms_eval.md"
-BLOCK = re.compile(r"```bash\n(uv venv.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```text\n(uv venv.*?)```", re.DOTALL)
 
 
 @pytest.fixture(scope="session")
