@@ -17,6 +17,7 @@ from mmblocks.eval.own_data import OwnData
 from mmblocks.eval.predictions import read_predictions
 from mmblocks.eval.report import make_report
 from mmblocks.eval.runs import NamedTask, Selection, run_task
+from tests.eval.judge_endpoint import KEY, serve_endpoint
 
 ASKED = {"How many shapes are there?": "3", "What colour is the triangle?": "blue", "What shape is red?": "a circle"}
 
@@ -218,3 +219,41 @@ def test_settings_are_of_all_tasks_or_of_one():
 def test_the_selftest_compares_with_the_original_scorers(capsys):
     assert main(["eval", "--selftest"]) == 0
     assert re.search(r"\d{3} golden cases of the original scorers, 0 differ", capsys.readouterr().out)
+
+
+# The judge ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serve_endpoint() as server:
+        yield server
+
+
+def test_a_judge_scores_what_no_rule_does(data, tmp_path, capsys, endpoint):
+    endpoint.reply = lambda body: "Grade: 7"
+    words = ["eval", f"data={data}", "metric=judge", "--out", str(tmp_path / "out"), "--judge-url", endpoint.url]
+    assert main(words) == 0
+    assert "no judge was asked; name one with --judge" in capsys.readouterr().out
+    assert main([*words, "--judge-dry-run"]) == 0
+    planned = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert len(planned) == 5
+    assert endpoint.bodies == []
+    assert main([*words, "--judge", "some-judge"]) == 0
+    table = capsys.readouterr().out
+    assert "| data | judge | 70.0 |" in table
+    assert "judge some-judge: 3 replies, 2 stored ones" in table  # two questions are asked twice
+    asked = {str(body["messages"]) for body in endpoint.bodies}
+    assert asked == {str(request["body"]["messages"]) for request in planned}
+    assert main([*words, "--judge", "some-judge"]) == 0
+    assert "0 replies, 5 stored ones" in capsys.readouterr().out
+    assert len(endpoint.bodies) == 3
+
+
+def test_a_reply_that_cannot_be_read_is_counted_and_scores_nothing(data, tmp_path, capsys, endpoint):
+    endpoint.reply = lambda body: "I like it."
+    words = ["eval", f"data={data}", "metric=judge", "--out", str(tmp_path), "--judge-url", endpoint.url]
+    assert main([*words, "--judge", "some-judge", "--limit", "1"]) == 0
+    assert "1 that could not be read" in capsys.readouterr().out

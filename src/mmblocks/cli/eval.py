@@ -26,8 +26,10 @@ from mmblocks.cli.model_options import MODEL_HELP, add_base_option, add_placemen
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mmblocks.eval.predictions import Prediction
     from mmblocks.eval.report import TaskReport
     from mmblocks.eval.runs import NamedTask
+    from mmblocks.eval.tasks import Task
     from mmblocks.model.onevision import OneVision
 
 TINY_SAMPLES = 500
@@ -51,6 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar="DIR", help="compare two folders of --out, document by document"
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="MODEL",
+        help="judge of tasks without a rule, and of metric=judge (default: no judge is asked)",
+    )
+    parser.add_argument("--judge-url", metavar="URL", help="its OpenAI-compatible endpoint (default: OpenAI's)")
+    parser.add_argument(
+        "--judge-dry-run", action="store_true", help="print the requests to a judge as JSON lines, and send none"
     )
     parser.add_argument(
         "--selftest", action="store_true", help="compare the scorers with the original ones on golden cases"
@@ -103,8 +114,32 @@ def _run_tasks(
         folder = out / one.name
         numbers = run_task(model, one, folder, selection, about_model)
         known = read_predictions(folder)
-        reports.append(make_report(one.name, one.task, [known[number] for number in numbers]))
+        predictions, notes = _ask_judge(one.task, [known[number] for number in numbers], args, out)
+        reports.append(make_report(one.name, one.task, predictions, notes))
     return reports
+
+
+def _ask_judge(
+    task: Task, predictions: list[Prediction], args: argparse.Namespace, out: Path
+) -> tuple[list[Prediction], list[str]]:
+    """Predictions with the scores of a judge where the task needs one and --judge names it; what is to be said about it."""
+    from mmblocks.eval.judge import Judge
+    from mmblocks.eval.judge.client import OPENAI_URL
+    from mmblocks.eval.judged_runs import find_judged, format_judgement, judge_predictions, plan_requests
+
+    if (judged := find_judged(task)) is None:
+        return predictions, []
+    judge = Judge(args.judge or judged.judge or "unnamed", out / "judge", args.judge_url or OPENAI_URL)
+    if args.judge_dry_run:
+        for request in plan_requests(task, judged, predictions, judge):
+            print(json.dumps({"key": request.key, "url": request.url, "cached": request.cached, "body": request.body}))
+    if args.judge_dry_run or not args.judge:
+        published = f" (published figures: {judged.judge})" if judged.judge else ""
+        return predictions, [
+            f"no judge was asked; name one with --judge{published}, or see the requests with --judge-dry-run."
+        ]
+    scored, judgement = judge_predictions(task, judged, predictions, judge)
+    return scored, [format_judgement(judge, judgement)]
 
 
 def _print_reports(reports: Sequence[TaskReport], args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from mmblocks.data.sources import Source, describe_origin, sources
 from mmblocks.data.sources.guess import guess_source
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.eval.document import Document, ScoredDocument
+from mmblocks.eval.judge.references import METRIC as JUDGE
 from mmblocks.eval.metrics.general import METRICS
 from mmblocks.eval.tasks import Scores
 from mmblocks.eval.tasks._averages import average_scores
@@ -55,7 +56,7 @@ def _name_shared(visuals: Sequence[Visual]) -> str:
 
 @dataclass(frozen=True)
 class OwnData:
-    """Questions of a file that training reads, each scored by one metric of `mmblocks.eval.metrics.general`.
+    """Questions of a file that training reads, each scored by one metric of `mmblocks.eval.metrics.general`, or by a judge.
 
     data: a file or folder, whose source is found by its name (`mmblocks.data.sources.guess`). images, videos: folders that
     paths in it are relative to. ignore: keys of its records that need not be known.
@@ -70,8 +71,8 @@ class OwnData:
     decoding: ClassVar[Decoding] = Decoding()
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise ConfigError(f"metric={self.metric!r} is not known.{format_suggestion(self.metric, METRICS)}")
+        if self.metric not in (known := [*METRICS, JUDGE]):
+            raise ConfigError(f"metric={self.metric!r} is not known.{format_suggestion(self.metric, known)}")
 
     def read_documents(self) -> OwnDocuments:
         given = {"images": self.images, "videos": self.videos, "ignore": [*self.ignore] or None}
@@ -84,6 +85,8 @@ class OwnData:
         return document.conversation
 
     def score(self, document: Document, answer: str) -> Scores:
+        if self.metric == JUDGE:
+            return {}
         return {self.metric: METRICS[self.metric](answer, document.fields["references"])}
 
     def summarise(self, rows: Sequence[ScoredDocument]) -> Mapping[str, float]:

@@ -35,10 +35,11 @@ class TaskReport:
     seconds: float
     values: Mapping[str, float]
     errors: Mapping[str, float]
+    notes: tuple[str, ...] = ()
 
 
-def make_report(name: str, task: Task, predictions: Iterable[Prediction]) -> TaskReport:
-    """The numbers of predictions. Raises `DataError` where no document at all was answered."""
+def make_report(name: str, task: Task, predictions: Iterable[Prediction], notes: Sequence[str] = ()) -> TaskReport:
+    """The numbers of predictions. notes: what else is to be said of them. Raises `DataError` where no document at all was answered."""
     predictions = [*predictions]
     answered = [prediction for prediction in predictions if not prediction.fault]
     faults = tuple(prediction.fault for prediction in predictions if prediction.fault)
@@ -55,6 +56,7 @@ def make_report(name: str, task: Task, predictions: Iterable[Prediction]) -> Tas
         seconds=sum(prediction.seconds for prediction in answered),
         values=values,
         errors=_find_errors(values, answered),
+        notes=tuple(notes),
     )
 
 
@@ -87,7 +89,8 @@ def format_markdown(reports: Sequence[TaskReport]) -> str:
             rows.append(f"| {report.task} | documents that could not be read | {len(report.faults)} | | |")
         if report.cut:
             rows.append(f"| {report.task} | answers cut at the limit of their length | {report.cut} | | |")
-    return "\n".join(rows)
+    notes = [f"{report.task}: {note}" for report in reports for note in report.notes]
+    return "\n".join([*rows, "", *notes] if notes else rows)
 
 
 def format_csv(reports: Sequence[TaskReport]) -> str:
