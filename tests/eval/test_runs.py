@@ -1,6 +1,7 @@
 """Runs of evaluation: nothing is asked twice, faults are counted, a stopped run ends with the same table."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mmblocks.cli.eval_words import EvalWords
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.eval import runs
 from mmblocks.eval.comparing import compare_runs
-from mmblocks.eval.own_data import OwnData
+from mmblocks.eval.own_data import OwnData, OwnLoss
 from mmblocks.eval.predictions import read_predictions
 from mmblocks.eval.report import make_report
 from mmblocks.eval.runs import NamedTask, Selection, run_task
@@ -162,7 +163,7 @@ def test_the_command_writes_its_table_and_resumes(data, tmp_path, capsys):
     words = ["eval", f"data={data}", "metric=exact", "--out", str(tmp_path / "out")]
     assert main(words) == 0
     first = capsys.readouterr().out
-    assert re.search(r"^\| data \| exact \| \d+\.\d \| .* \| 5 \|$", first, re.MULTILINE)
+    assert re.search(r"^\| data \| exact | [\d.]+ \| .* \| 5 \|$", first, re.MULTILINE)
     assert "| data | documents that could not be read | 1 |" in first
     assert main(words) == 0
     assert capsys.readouterr().out == first
@@ -221,6 +222,39 @@ def test_the_selftest_compares_with_the_original_scorers(capsys):
     assert re.search(r"\d{3} golden cases of the original scorers, 0 differ", capsys.readouterr().out)
 
 
+# Likelihoods ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_a_file_is_that_of_all_tokens_of_its_answers(model, data, tmp_path):
+    task = OwnLoss(data)
+    run_task(model, NamedTask.from_task("own", task), tmp_path / "run", Selection(), {})
+    report = make_report("own", task, read_predictions(tmp_path / "run").values())
+    documents = task.read_documents()
+    asked = [documents[i] for i in range(5)]
+    likelihoods = mmblocks.score(
+        model, [task.ask(document) for document in asked], [document.fields["references"] for document in asked]
+    )
+    total = sum(one.log_prob for (one,) in likelihoods), sum(one.tokens for (one,) in likelihoods)
+    assert report.values["loss"] == pytest.approx(-total[0] / total[1])
+    assert report.values["perplexity"] == pytest.approx(math.exp(-total[0] / total[1]))
+    assert (report.documents, len(report.faults)) == (6, 1)
+
+
+def test_a_right_answer_is_likelier_than_a_wrong_one(data, tmp_path, capsys):
+    def find_loss():
+        assert main(["eval", f"data={data}", "metric=loss", "--limit", "1", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)[0]["values"]["loss"]
+
+    right = find_loss()
+    Path(data).write_text(Path(data).read_text().replace('"3"', '"a green ring"'))
+    assert find_loss() > right + 1
+
+
+def test_decoding_has_no_effect_on_a_loss(data, capsys):
+    assert main(["eval", f"data={data}", "metric=loss", "max_new_tokens=3"]) == 2
+    assert "nothing is generated, so max_new_tokens= has no effect" in capsys.readouterr().err
+
+
 # The judge ------------------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +277,7 @@ def test_a_judge_scores_what_no_rule_does(data, tmp_path, capsys, endpoint):
     assert endpoint.bodies == []
     assert main([*words, "--judge", "some-judge"]) == 0
     table = capsys.readouterr().out
-    assert "| data | judge | 70.0 |" in table
+    assert "| data | judge | 70 |" in table
     assert "judge some-judge: 3 replies, 2 stored ones" in table  # two questions are asked twice
     asked = {str(body["messages"]) for body in endpoint.bodies}
     assert asked == {str(request["body"]["messages"]) for request in planned}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmblocks.eval.predictions import Prediction
     from mmblocks.eval.report import TaskReport
     from mmblocks.eval.runs import NamedTask
-    from mmblocks.eval.tasks import Task
+    from mmblocks.eval.tasks import DocumentTask
     from mmblocks.model.onevision import OneVision
 
 TINY_SAMPLES = 500
@@ -120,7 +120,7 @@ def _run_tasks(
 
 
 def _ask_judge(
-    task: Task, predictions: list[Prediction], args: argparse.Namespace, out: Path
+    task: DocumentTask, predictions: list[Prediction], args: argparse.Namespace, out: Path
 ) -> tuple[list[Prediction], list[str]]:
     """Predictions with the scores of a judge where the task needs one and --judge names it; what is to be said about it."""
     from mmblocks.eval.judge import Judge

@@ -56,7 +56,7 @@ class EvalWords:
 
     def make_tasks(self) -> list[NamedTask]:
         """The tasks with their settings. Raises `ConfigError` for words that none of them takes."""
-        from mmblocks.eval.own_data import OwnData
+        from mmblocks.eval.own_data import LOSS, OwnData, OwnLoss
         from mmblocks.eval.runs import NamedTask
         from mmblocks.eval.tasks import tasks
         from mmblocks.model.generate import Decoding
@@ -74,7 +74,12 @@ class EvalWords:
                 else:
                     continue
                 used.add(word)
-            task = tasks.build({"name": name, **own}) if self.tasks else OwnData(**own)
+            if self.tasks:
+                task = tasks.build({"name": name, **own})
+            elif own.get("metric") == LOSS:
+                task = OwnLoss(**{key: value for key, value in own.items() if key != "metric"})
+            else:
+                task = OwnData(**own)
             made.append(NamedTask.from_task(name, task, **decoding))
             choices += known
         if unused := [word for word in self.settings if word not in used]:

@@ -20,10 +20,10 @@ from mmblocks.eval.judge import (
 )
 from mmblocks.eval.own_data import OwnData
 from mmblocks.eval.predictions import Prediction
-from mmblocks.eval.tasks import JudgedTask, Task
+from mmblocks.eval.tasks import DocumentTask, JudgedTask
 
 
-def find_judged(task: Task) -> JudgedTask | None:
+def find_judged(task: DocumentTask) -> JudgedTask | None:
     """What asks a judge about a task's answers: the task itself, or the metric of someone's own data; None for others."""
     if isinstance(task, OwnData):
         return ReferenceJudge() if task.metric == METRIC else None
@@ -31,14 +31,14 @@ def find_judged(task: Task) -> JudgedTask | None:
 
 
 def plan_requests(
-    task: Task, judged: JudgedTask, predictions: Sequence[Prediction], judge: Judge
+    task: DocumentTask, judged: JudgedTask, predictions: Sequence[Prediction], judge: Judge
 ) -> Iterator[PlannedRequest]:
     """What `judge_predictions` would send at first; nothing is sent."""
     return judge.describe_requests(make_requests(judged, _read_answers(task, predictions)))
 
 
 def judge_predictions(
-    task: Task, judged: JudgedTask, predictions: Sequence[Prediction], judge: Judge
+    task: DocumentTask, judged: JudgedTask, predictions: Sequence[Prediction], judge: Judge
 ) -> tuple[list[Prediction], Judgement]:
     """Predictions with the judge's scores. judged: what asks the judge, the task itself or a metric.
 
@@ -58,7 +58,7 @@ def judge_predictions(
     return scored, judgement
 
 
-def _read_answers(task: Task, predictions: Sequence[Prediction]) -> Iterator[tuple[Document, str]]:
+def _read_answers(task: DocumentTask, predictions: Sequence[Prediction]) -> Iterator[tuple[Document, str]]:
     documents = task.read_documents()
     for prediction in predictions:
         if not prediction.fault:

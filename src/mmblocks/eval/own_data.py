@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,11 @@ from mmblocks.eval.metrics.general import METRICS
 from mmblocks.eval.tasks import Scores
 from mmblocks.eval.tasks._averages import average_scores
 from mmblocks.model.generation.decoding import Decoding
+from mmblocks.model.generation.results import Score
 from mmblocks.settings import format_suggestion
+
+LOSS, TOKENS = "loss", "tokens"
+MAX_EXPONENT = 700.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +60,17 @@ def _name_shared(visuals: Sequence[Visual]) -> str:
 
 
 @dataclass(frozen=True)
-class OwnData:
-    """Questions of a file that training reads, each scored by one metric of `mmblocks.eval.metrics.general`, or by a judge.
+class OwnRecords:
+    """The records of a file that training reads.
 
     data: a file or folder, whose source is found by its name (`mmblocks.data.sources.guess`). images, videos: folders that
     paths in it are relative to. ignore: keys of its records that need not be known.
     """
 
     data: str
-    metric: str = "exact"
     images: str | None = None
     videos: str | None = None
     ignore: tuple[str, ...] = ()
-
-    decoding: ClassVar[Decoding] = Decoding()
-
-    def __post_init__(self) -> None:
-        if self.metric not in (known := [*METRICS, JUDGE]):
-            raise ConfigError(f"metric={self.metric!r} is not known.{format_suggestion(self.metric, known)}")
 
     def read_documents(self) -> OwnDocuments:
         given = {"images": self.images, "videos": self.videos, "ignore": [*self.ignore] or None}
@@ -84,6 +82,21 @@ class OwnData:
             raise DataError(f"{document.where}: it holds no conversation; ask documents that `read_documents` gives.")
         return document.conversation
 
+
+@dataclass(frozen=True)
+class OwnData(OwnRecords):
+    """Generated answers to the last question of each record, scored by a metric of `mmblocks.eval.metrics.general` or a judge."""
+
+    metric: str = "exact"
+
+    decoding: ClassVar[Decoding] = Decoding()
+
+    def __post_init__(self) -> None:
+        if self.metric == LOSS:
+            raise ConfigError(f"metric={LOSS!r} generates no answers; OwnLoss computes it.")
+        if self.metric not in (known := [*METRICS, JUDGE]):
+            raise ConfigError(f"metric={self.metric!r} is not known.{format_suggestion(self.metric, [*known, LOSS])}")
+
     def score(self, document: Document, answer: str) -> Scores:
         if self.metric == JUDGE:
             return {}
@@ -91,3 +104,24 @@ class OwnData:
 
     def summarise(self, rows: Sequence[ScoredDocument]) -> Mapping[str, float]:
         return average_scores(rows)
+
+
+@dataclass(frozen=True)
+class OwnLoss(OwnRecords):
+    """The loss of the last answer of each record: minus the mean log-probability of its tokens, without an end token.
+
+    The loss of the file is the mean over all tokens, perplexity its exponential.
+    """
+
+    def list_continuations(self, document: Document) -> Sequence[str]:
+        return document.fields["references"]
+
+    def score_likelihoods(self, document: Document, likelihoods: Sequence[Score]) -> Scores:
+        (only,) = likelihoods
+        return {LOSS: -only.log_prob / only.tokens, TOKENS: float(only.tokens)}
+
+    def summarise(self, rows: Sequence[ScoredDocument]) -> Mapping[str, float]:
+        sums = [(row.scores[TOKENS] or 0.0, row.scores[LOSS] or 0.0) for row in rows]
+        tokens = math.fsum(n for n, _ in sums)
+        loss = math.fsum(n * loss for n, loss in sums) / tokens
+        return {LOSS: loss, "perplexity": math.exp(min(loss, MAX_EXPONENT)), TOKENS: tokens}

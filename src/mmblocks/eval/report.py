@@ -12,7 +12,7 @@ from typing import Any
 from mmblocks.errors import DataError
 from mmblocks.eval.predictions import Prediction
 from mmblocks.eval.statistics import clustered_standard_error
-from mmblocks.eval.tasks import Task
+from mmblocks.eval.tasks import DocumentTask
 
 NORMAL_95 = 1.959964
 """Standard errors on each side of a mean within which 95 % of a normal distribution lie."""
@@ -38,7 +38,9 @@ class TaskReport:
     notes: tuple[str, ...] = ()
 
 
-def make_report(name: str, task: Task, predictions: Iterable[Prediction], notes: Sequence[str] = ()) -> TaskReport:
+def make_report(
+    name: str, task: DocumentTask, predictions: Iterable[Prediction], notes: Sequence[str] = ()
+) -> TaskReport:
     """The numbers of predictions. notes: what else is to be said of them. Raises `DataError` where no document at all was answered."""
     predictions = [*predictions]
     answered = [prediction for prediction in predictions if not prediction.fault]
@@ -83,7 +85,7 @@ def format_markdown(reports: Sequence[TaskReport]) -> str:
             error = report.errors.get(name)
             interval = "" if error is None else f"± {error:.1f}"
             rows.append(
-                f"| {report.task} | {name} | {value:.1f} | {interval} | {report.documents - len(report.faults)} |"
+                f"| {report.task} | {name} | {_format_value(value)} | {interval} | {report.documents - len(report.faults)} |"
             )
         if report.faults:
             rows.append(f"| {report.task} | documents that could not be read | {len(report.faults)} | | |")
@@ -91,6 +93,11 @@ def format_markdown(reports: Sequence[TaskReport]) -> str:
             rows.append(f"| {report.task} | answers cut at the limit of their length | {report.cut} | | |")
     notes = [f"{report.task}: {note}" for report in reports for note in report.notes]
     return "\n".join([*rows, "", *notes] if notes else rows)
+
+
+def _format_value(value: float) -> str:
+    """Shares in percent have one digit behind the point, and what is below 10, such as a loss, three."""
+    return f"{value:.0f}" if value == int(value) else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def format_csv(reports: Sequence[TaskReport]) -> str:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from mmblocks.chat import respond
+from mmblocks.chat import respond, score
 from mmblocks.conversation import Conversation, Text
-from mmblocks.errors import DataError
+from mmblocks.errors import ConfigError, DataError
 from mmblocks.eval.document import Document
 from mmblocks.eval.predictions import Prediction, PredictionFile, open_run_folder, read_predictions
-from mmblocks.eval.tasks import DocumentSequence, Task
-from mmblocks.model.generate import Decoding, Result
+from mmblocks.eval.tasks import DocumentSequence, LikelihoodTask, Scores, Task
+from mmblocks.model.generate import Decoding, Score
 from mmblocks.model.onevision import OneVision
 
 if TYPE_CHECKING:
@@ -34,14 +35,20 @@ class NamedTask:
     """A task, and how its answers are generated. settings: its name and own settings, which are stored."""
 
     name: str
-    task: Task
+    task: Task | LikelihoodTask
     decoding: Decoding
     settings: Mapping[str, Any]
 
     @classmethod
-    def from_task(cls, name: str, task: Task, **decoding: Any) -> NamedTask:
+    def from_task(cls, name: str, task: Task | LikelihoodTask, **decoding: Any) -> NamedTask:
         """decoding: settings that replace the task's own."""
         own = asdict(task) if is_dataclass(task) and not isinstance(task, type) else {}
+        if isinstance(task, LikelihoodTask):
+            if decoding:
+                raise ConfigError(
+                    f"{name}: nothing is generated, so {next(iter(decoding))}= has no effect; leave it out."
+                )
+            return cls(name, task, Decoding(), own)
         return cls(name, task, replace(task.decoding, **decoding), own)
 
 
@@ -100,55 +107,85 @@ def run_task(
     return numbers
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A document that can be asked about."""
+
+    number: int
+    document: Document
+    conversation: Conversation
+
+    def make_prediction(self, answer: str, scores: Scores, answer_tokens: int, **further: Any) -> Prediction:
+        """What was answered. further: fields of `Prediction` that a way of answering knows."""
+        parts = self.conversation.messages[-1].parts
+        return Prediction(
+            number=self.number,
+            key=self.document.key,
+            where=self.document.where,
+            prompt="".join(part.text for part in parts if isinstance(part, Text)),
+            answer=answer,
+            answer_tokens=answer_tokens,
+            scores=dict(scores),
+            cluster=self.document.cluster,
+            fields=self.document.fields,
+            **further,
+        )
+
+
 def _answer_documents(
     model: OneVision, named: NamedTask, documents: DocumentSequence, numbers: Sequence[int]
 ) -> Iterator[Prediction]:
-    asked: list[tuple[int, Document, Conversation]] = []
+    questions: list[_Question] = []
     for number in numbers:
         try:
             document = documents[number]
-            asked.append((number, document, named.task.ask(document)))
+            questions.append(_Question(number, document, named.task.ask(document)))
         except DataError as fault:
             yield _make_fault(number, fault)
     begin = time.perf_counter()
-    results = _answer_readable(model, [conversation for *_, conversation in asked], named.decoding)
-    seconds = (time.perf_counter() - begin) / max(len(asked), 1)
-    for (number, document, conversation), result in zip(asked, results, strict=True):
-        if isinstance(result, DataError):
-            yield _make_fault(number, result)
-        else:
-            yield _score_answer(named.task, number, document, conversation, result, seconds)
+    predictions = _answer_readable(partial(_answer_questions, model, named), questions)
+    seconds = round((time.perf_counter() - begin) / max(len(questions), 1), 6)
+    yield from (replace(prediction, seconds=seconds) for prediction in predictions)
 
 
 def _answer_readable(
-    model: OneVision, conversations: Sequence[Conversation], decoding: Decoding
-) -> list[Result | DataError]:
+    answer: Callable[[Sequence[_Question]], list[Prediction]], questions: Sequence[_Question]
+) -> list[Prediction]:
     """Answers together; where an image or video cannot be decoded, one by one, with the faults of those that cannot."""
     try:
-        return [*respond(model, conversations, decoding)]
+        return answer(questions)
     except DataError as fault:
-        if len(conversations) == 1:
-            return [fault]
-    return [one for conversation in conversations for one in _answer_readable(model, [conversation], decoding)]
+        if len(questions) == 1:
+            return [_make_fault(questions[0].number, fault)]
+    return [one for question in questions for one in _answer_readable(answer, [question])]
 
 
-def _score_answer(
-    task: Task, number: int, document: Document, conversation: Conversation, result: Result, seconds: float
+def _answer_questions(model: OneVision, named: NamedTask, questions: Sequence[_Question]) -> list[Prediction]:
+    """Generated answers, or for a `LikelihoodTask` the most likely of those that are given."""
+    conversations = [question.conversation for question in questions]
+    if isinstance(named.task, LikelihoodTask):
+        given = [named.task.list_continuations(question.document) for question in questions]
+        likelihoods = score(model, conversations, given)
+        return [_choose_likeliest(named.task, *one) for one in zip(questions, given, likelihoods, strict=True)]
+    task = named.task
+    return [
+        question.make_prediction(
+            result.text,
+            task.score(question.document, result.text),
+            result.answer_tokens,
+            finish_reason=result.finish_reason,
+            prompt_tokens=result.prompt_tokens,
+        )
+        for question, result in zip(questions, respond(model, conversations, named.decoding), strict=True)
+    ]
+
+
+def _choose_likeliest(
+    task: LikelihoodTask, question: _Question, given: Sequence[str], likelihoods: Sequence[Score]
 ) -> Prediction:
-    return Prediction(
-        number=number,
-        key=document.key,
-        where=document.where,
-        prompt="".join(part.text for part in conversation.messages[-1].parts if isinstance(part, Text)),
-        answer=result.text,
-        finish_reason=result.finish_reason,
-        prompt_tokens=result.prompt_tokens,
-        answer_tokens=result.answer_tokens,
-        seconds=round(seconds, 6),
-        scores=dict(task.score(document, result.text)),
-        cluster=document.cluster,
-        fields=document.fields,
-    )
+    best = max(range(len(given)), key=lambda i: likelihoods[i].log_prob)
+    scores = task.score_likelihoods(question.document, likelihoods)
+    return question.make_prediction(given[best], scores, likelihoods[best].tokens)
 
 
 def _make_fault(number: int, fault: DataError) -> Prediction:

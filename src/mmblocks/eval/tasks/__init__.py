@@ -16,6 +16,7 @@ from mmblocks.registry import Registry
 
 if TYPE_CHECKING:  # torch is not needed to list tasks
     from mmblocks.model.generation.decoding import Decoding
+    from mmblocks.model.generation.results import Score
 
 Scores = Mapping[str, float | None]
 """By metric, from 0 to 1 where the published scale is a share; None: no answer could be read, which counts as 0."""
@@ -29,10 +30,8 @@ class DocumentSequence(Protocol):
     def __getitem__(self, index: int, /) -> Document: ...
 
 
-class Task(Protocol):
-    """What is asked about documents, and how answers are scored. decoding: how answers are generated in published runs."""
-
-    decoding: ClassVar[Decoding]
+class DocumentTask(Protocol):
+    """What is asked about documents, and what numbers are made of their scores."""
 
     def read_documents(self) -> DocumentSequence:
         """The documents of the task's files. Raises `DataError` for files that hold none of this task."""
@@ -42,16 +41,35 @@ class Task(Protocol):
         """The conversation up to the user's last message. Raises `DataError` where the document's fields do not fit."""
         ...
 
-    def score(self, document: Document, answer: str, /) -> Scores:
-        """The metrics of one answer that need no judge. answer: without white space at its ends, as lmms-eval has it."""
-        ...
-
     def summarise(self, rows: Sequence[ScoredDocument], /) -> Mapping[str, float]:
         """The numbers of the published table from at least one row, shares in percent.
 
         "metric" is that of all rows, "metric/field/value" that of the rows with this value, "no_answer" how many answers
         could not be read.
         """
+        ...
+
+
+class Task(DocumentTask, Protocol):
+    """A task whose answers are generated and scored. decoding: how answers are generated in published runs."""
+
+    decoding: ClassVar[Decoding]
+
+    def score(self, document: Document, answer: str, /) -> Scores:
+        """The metrics of one answer that need no judge. answer: without white space at its ends, as lmms-eval has it."""
+        ...
+
+
+@runtime_checkable
+class LikelihoodTask(DocumentTask, Protocol):
+    """A task that asks how likely given answers are."""
+
+    def list_continuations(self, document: Document, /) -> Sequence[str]:
+        """The answers whose probabilities are compared, or of which there is one."""
+        ...
+
+    def score_likelihoods(self, document: Document, likelihoods: Sequence[Score], /) -> Scores:
+        """The metrics from the log-probabilities of the continuations, in their order."""
         ...
 
 
