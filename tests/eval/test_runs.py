@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,8 +121,9 @@ def test_a_folder_of_other_settings_is_refused(model, data, tmp_path, changed, s
 
 
 def test_processes_share_the_documents():
-    shares = [Selection(7, 1, rank, 3).select_numbers(10) for rank in range(3)]
-    assert sorted(number for share in shares for number in share) == sorted(Selection(7, 1).select_numbers(10))
+    numbers = Selection(7, 1).select_numbers(10)
+    shares = [Selection(7, 1, rank, 3).take_share(numbers) for rank in range(3)]
+    assert sorted(number for share in shares for number in share) == sorted(numbers)
     assert Selection(7, 1).select_numbers(10) != Selection(7, 2).select_numbers(10)
 
 
@@ -135,6 +138,17 @@ def test_where_nothing_was_answered_the_first_fault_is_said(model, data, tmp_pat
     run_task(model, named(data), tmp_path / "run", Selection(), {})
     with pytest.raises(DataError, match=r"own: no document was answered: .*missing\.png"):
         make_report("own", OwnData(data), read_predictions(tmp_path / "run").values())
+
+
+def test_two_processes_give_the_table_of_one(data, tmp_path, capsys):
+    words = ["eval", f"data={data}", "metric=exact", "--out"]
+    assert main([*words, str(tmp_path / "one")]) == 0
+    expected = capsys.readouterr().out
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmblocks"]
+    done = subprocess.run([*command, *words, str(tmp_path / "two")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == expected
+    assert (tmp_path / "two/data/predictions-1.jsonl").read_text().count("\n") == 3
 
 
 # Comparison -----------------------------------------------------------------------------------------------------------

@@ -9,30 +9,37 @@
 
 `mmblocks list task` shows the tasks, `mmblocks show task NAME` the settings of one. Words like data=FILE are settings of
 the tasks, max_new_tokens=64 and other settings of decoding replace a task's own; pope.data=FILE is for one task. Without MODEL
-the bundled tiny model answers. With --out, every answer is written while the run goes, and the same command resumes it.
+the bundled tiny model answers. Under torchrun each process asks a share of the documents. With --out, every answer is written while the run goes, and the same command resumes it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmblocks.cli.eval_words import TINY, EvalWords
 from mmblocks.cli.model_options import MODEL_HELP, add_base_option, add_placement_options
+from mmblocks.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+
     from mmblocks.eval.predictions import Prediction
     from mmblocks.eval.report import TaskReport
-    from mmblocks.eval.runs import NamedTask
+    from mmblocks.eval.runs import NamedTask, Selection
     from mmblocks.eval.tasks import DocumentTask
     from mmblocks.model.onevision import OneVision
 
 TINY_SAMPLES = 500
+LONGEST_WAIT_S = 86_400.0
+"""For processes whose documents take longer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,44 +86,68 @@ def run(args: argparse.Namespace) -> int:
 
         print(format_comparison(compare_runs(*args.compare)))
         return 0
+    from mmblocks.eval.runs import Selection
+
     words = EvalWords.from_words(args.words)
     if words.tasks == [TINY]:
-        return _print_tinyworld(_load_model(args, words.model), args)
+        return _print_tinyworld(_load_model(args, words.model, args.device), args)
     named = words.make_tasks()
-    model = _load_model(args, words.model)
-    if args.out is not None:
-        reports = _run_tasks(model, words, named, args, args.out)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            reports = _run_tasks(model, words, named, args, Path(folder))
-    _print_reports(reports, args)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return _run_with_others(words, named, args)
+    with nullcontext(args.out) if args.out is not None else tempfile.TemporaryDirectory() as folder:
+        out, model = Path(folder), _load_model(args, words.model, args.device)
+        asked = _run_tasks(model, words, named, args, out, Selection(args.limit, args.shuffle_seed))
+        _print_reports([_report_task(*one, args, out) for one in zip(named, asked, strict=True)], args)
     return 0
 
 
-def _load_model(args: argparse.Namespace, reference: str | None) -> OneVision:
+def _run_with_others(words: EvalWords, named: Sequence[NamedTask], args: argparse.Namespace) -> int:
+    """Ask a share of the documents under torchrun; the first process prints the table of all."""
+    from mmblocks.eval.runs import Selection
+    from mmblocks.train.distributed import join_processes
+
+    if args.out is None:
+        raise ConfigError("eval: several processes write their answers to one folder; name it with --out.")
+    with join_processes(args.device, LONGEST_WAIT_S) as world:
+        model = _load_model(args, words.model, world.device)
+        selection = Selection(args.limit, args.shuffle_seed, world.rank, world.size)
+        asked = _run_tasks(model, words, named, args, args.out, selection)
+        world.wait_for_all()
+        if world.is_rank0:
+            _print_reports([_report_task(*one, args, args.out) for one in zip(named, asked, strict=True)], args)
+        world.wait_for_all()
+    return 0
+
+
+def _load_model(args: argparse.Namespace, reference: str | None, device: str | torch.device) -> OneVision:
     from mmblocks.assets import find_tiny_model
     from mmblocks.model.loading import load
 
-    return load(reference or find_tiny_model(), dtype=args.dtype, device=args.device, bits=args.bits, base=args.base)
+    return load(reference or find_tiny_model(), dtype=args.dtype, device=device, bits=args.bits, base=args.base)
 
 
 def _run_tasks(
-    model: OneVision, words: EvalWords, named: Sequence[NamedTask], args: argparse.Namespace, out: Path
-) -> list[TaskReport]:
+    model: OneVision,
+    words: EvalWords,
+    named: Sequence[NamedTask],
+    args: argparse.Namespace,
+    out: Path,
+    selection: Selection,
+) -> list[list[int]]:
+    """Ask what is not answered yet; the numbers of the selected documents of each task."""
+    from mmblocks.eval.runs import run_task
+
+    about_model = {"model": words.model or "bundled", "origin": model.origin, "dtype": args.dtype, "bits": args.bits}
+    return [run_task(model, one, out / one.name, selection, about_model) for one in named]
+
+
+def _report_task(one: NamedTask, numbers: Sequence[int], args: argparse.Namespace, out: Path) -> TaskReport:
     from mmblocks.eval.predictions import read_predictions
     from mmblocks.eval.report import make_report
-    from mmblocks.eval.runs import Selection, run_task
 
-    selection = Selection(args.limit, args.shuffle_seed)
-    about_model = {"model": words.model or "bundled", "origin": model.origin, "dtype": args.dtype, "bits": args.bits}
-    reports = []
-    for one in named:
-        folder = out / one.name
-        numbers = run_task(model, one, folder, selection, about_model)
-        known = read_predictions(folder)
-        predictions, notes = _ask_judge(one.task, [known[number] for number in numbers], args, out)
-        reports.append(make_report(one.name, one.task, predictions, notes))
-    return reports
+    known = read_predictions(out / one.name)
+    predictions, notes = _ask_judge(one.task, [known[number] for number in numbers], args, out)
+    return make_report(one.name, one.task, predictions, notes)
 
 
 def _ask_judge(

@@ -54,8 +54,9 @@ class NamedTask:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which documents are asked: the first `limit` of all, or of an order drawn with `shuffle_seed`, every `processes`th of
-    them from number `rank` on."""
+    """Which documents are asked: the first `limit` of all, or of an order drawn with `shuffle_seed`. Of these, the process
+    `rank` of several `processes` asks its share.
+    """
 
     limit: int | None = None
     shuffle_seed: int | None = None
@@ -63,17 +64,23 @@ class Selection:
     processes: int = 1
 
     def select_numbers(self, total: int) -> list[int]:
-        """Numbers of documents."""
+        """Numbers of documents, those of all processes."""
         numbers = list(range(total))
         if self.shuffle_seed is not None:
             random.Random(self.shuffle_seed).shuffle(numbers)
-        return numbers[: self.limit][self.rank :: self.processes]
+        return numbers[: self.limit]
+
+    def take_share(self, numbers: Sequence[int]) -> Sequence[int]:
+        """What this process asks of selected documents."""
+        return numbers[self.rank :: self.processes]
 
 
 def run_task(
     model: OneVision, named: NamedTask, folder: Path, selection: Selection, about_model: Mapping[str, Any]
 ) -> list[int]:
-    """Ask what `folder` has no answer to yet, and write each answer with its scores there; returns the documents' numbers.
+    """Ask what `folder` has no answer to yet, and write each answer with its scores there.
+
+    Returns the numbers of the selected documents, those of other processes among them.
 
     about_model: what names the model; a folder of another one is refused. Documents that cannot be read are written with
     their fault, and are never asked without their images.
@@ -92,11 +99,10 @@ def run_task(
     file, known = PredictionFile(folder, selection.rank), read_predictions(folder)
     answered = {number for number, prediction in known.items() if not prediction.fault}
     numbers = selection.select_numbers(len(documents))
-    waiting = [number for number in numbers if number not in answered]
-    done = [known[number] for number in numbers if number in answered]
-    with tqdm(
-        total=len(numbers), initial=len(done), desc=named.name, unit="document", disable=selection.rank > 0
-    ) as bar:
+    own = selection.take_share(numbers)
+    waiting = [number for number in own if number not in answered]
+    done = [known[number] for number in own if number in answered]
+    with tqdm(total=len(own), initial=len(done), desc=named.name, unit="document", disable=selection.rank > 0) as bar:
         for first in range(0, len(waiting), DOCUMENTS_AT_ONCE):
             some = waiting[first : first + DOCUMENTS_AT_ONCE]
             predictions = list(_answer_documents(model, named, documents, some))
