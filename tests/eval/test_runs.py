@@ -17,8 +17,9 @@ from mmblocks.errors import ConfigError, DataError
 from mmblocks.eval import runs
 from mmblocks.eval.comparing import compare_runs
 from mmblocks.eval.own_data import OwnData, OwnLoss
+from mmblocks.eval.picture import make_figure
 from mmblocks.eval.predictions import read_predictions
-from mmblocks.eval.report import make_report
+from mmblocks.eval.report import TaskReport, make_report
 from mmblocks.eval.runs import NamedTask, Selection, run_task
 from tests.eval.judge_endpoint import KEY, serve_endpoint
 
@@ -151,6 +152,17 @@ def test_two_processes_give_the_table_of_one(data, tmp_path, capsys):
     assert (tmp_path / "two/data/predictions-1.jsonl").read_text().count("\n") == 3
 
 
+def test_the_picture_has_a_bar_for_each_number_of_each_task():
+    reports = [
+        TaskReport("pope", 10, (), 0, 20, 1.0, {"f1": 80.0, "f1/category/random": 75.0, "no_answer": 1.0}, {"f1": 5.0}),
+        TaskReport("mme", 4, ("a.png: missing",), 0, 8, 1.0, {"perception": 1200.0}, {}),
+    ]
+    first, second = make_figure(reports).axes
+    assert [bar.get_width() for bar in first.patches] == [80.0, 75.0]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["f1", "f1/category/random"]
+    assert second.get_title(loc="left") == "mme: 3 documents"
+
+
 # Comparison -----------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +194,7 @@ def test_the_command_writes_its_table_and_resumes(data, tmp_path, capsys):
     assert main(words) == 0
     assert capsys.readouterr().out == first
     assert (tmp_path / "out/results.md").read_text() == first
+    assert (tmp_path / "out/results.png").read_bytes().startswith(b"\x89PNG")
     assert main(["eval", "--compare", str(tmp_path / "out"), str(tmp_path / "out")]) == 0
     assert "| data | exact | +0.0 |" in capsys.readouterr().out
 

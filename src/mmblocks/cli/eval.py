@@ -174,6 +174,7 @@ def _ask_judge(
 
 
 def _print_reports(reports: Sequence[TaskReport], args: argparse.Namespace) -> None:
+    from mmblocks.eval.picture import draw_reports
     from mmblocks.eval.report import format_csv, format_markdown, to_json
     from mmblocks.storage import write_json, write_text
 
@@ -181,6 +182,7 @@ def _print_reports(reports: Sequence[TaskReport], args: argparse.Namespace) -> N
         write_text(args.out / "results.md", format_markdown(reports) + "\n")
         write_text(args.out / "results.csv", format_csv(reports))
         write_json(args.out / "results.json", to_json(reports))
+        draw_reports(reports, args.out / "results.png")
     print(json.dumps(to_json(reports), indent=2) if args.json else format_markdown(reports))
 
 
