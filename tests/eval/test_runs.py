@@ -318,3 +318,9 @@ def test_a_reply_that_cannot_be_read_is_counted_and_scores_nothing(data, tmp_pat
     words = ["eval", f"data={data}", "metric=judge", "--out", str(tmp_path), "--judge-url", endpoint.url]
     assert main([*words, "--judge", "some-judge", "--limit", "1"]) == 0
     assert "1 that could not be read" in capsys.readouterr().out
+
+
+def test_a_judge_is_not_asked_where_its_replies_would_be_lost(data, capsys, endpoint):
+    assert main(["eval", f"data={data}", "metric=judge", "--judge-url", endpoint.url, "--judge", "some-judge"]) == 2
+    assert "replies of a judge are kept in the folder --out" in capsys.readouterr().err
+    assert endpoint.bodies == []

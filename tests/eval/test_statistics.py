@@ -9,11 +9,11 @@ import pytest
 from mmblocks.errors import DataError
 from mmblocks.eval.statistics import (
     bootstrap_interval,
-    clustered_standard_error,
     compare_pairs,
+    compute_clustered_error,
+    compute_pooled_error,
     compute_t_tails,
     find_t_quantile,
-    pooled_standard_error,
     standard_error,
 )
 
@@ -39,20 +39,20 @@ def test_many_degrees_of_freedom_are_nearly_normal():
 
 def test_fewer_than_two_scores_have_no_error_bar():
     assert standard_error([1.0]) is None
-    assert clustered_standard_error([], []) is None
+    assert compute_clustered_error([], []) is None
     assert compare_pairs([1.0], [0.0]) is None
 
 
 def test_a_cluster_for_each_document_changes_nothing():
     scores = [0.0, 1.0, 1.0, 0.5, 0.25]
-    assert clustered_standard_error(scores, range(5)) == pytest.approx(standard_error(scores))
-    assert clustered_standard_error(scores, [""] * 5) == pytest.approx(standard_error(scores))
-    assert clustered_standard_error(scores, [None] * 5) == pytest.approx(standard_error(scores))
+    assert compute_clustered_error(scores, range(5)) == pytest.approx(standard_error(scores))
+    assert compute_clustered_error(scores, [""] * 5) == pytest.approx(standard_error(scores))
+    assert compute_clustered_error(scores, [None] * 5) == pytest.approx(standard_error(scores))
 
 
 def test_documents_that_repeat_each_other_widen_the_error_bar():
     scores, videos = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0], list("aabbccdd")
-    assert clustered_standard_error(scores, videos) > 1.3 * standard_error(scores)
+    assert compute_clustered_error(scores, videos) > 1.3 * standard_error(scores)
     other = [0.0] * 8
     alone, together = compare_pairs(scores, other), compare_pairs(scores, other, videos)
     assert (alone.mean, alone.n) == (together.mean, together.n) == (0.5, 8)
@@ -87,7 +87,7 @@ def test_the_bootstrap_takes_whole_clusters():
     videos = [video for video in range(100) for _ in range(4)]
     scores = [float(s) for s in generator.integers(0, 2, 100) for _ in range(4)]
     lower, upper = bootstrap_interval(scores, videos)
-    assert (upper - lower) / 2 == pytest.approx(1.96 * clustered_standard_error(scores, videos), rel=0.1)
+    assert (upper - lower) / 2 == pytest.approx(1.96 * compute_clustered_error(scores, videos), rel=0.1)
 
 
 def test_the_same_seed_gives_the_same_interval():
@@ -98,8 +98,8 @@ def test_numbers_that_do_not_fit_are_told():
     with pytest.raises(DataError, match="Two runs of 2 and 1 scores"):
         compare_pairs([1.0, 0.0], [1.0])
     with pytest.raises(DataError, match="2 scores and 1 clusters"):
-        clustered_standard_error([1.0, 0.0], ["a"])
+        compute_clustered_error([1.0, 0.0], ["a"])
     with pytest.raises(DataError, match="bootstrap of no scores"):
         bootstrap_interval([])
     with pytest.raises(DataError, match="needs one of at least two"):
-        pooled_standard_error([0.0, 0.0], [1, 1])
+        compute_pooled_error([0.0, 0.0], [1, 1])

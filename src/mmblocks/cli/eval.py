@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     words = EvalWords.from_words(args.words)
     if words.tasks == [TINY]:
         return _print_tinyworld(_load_model(args, words.model, args.device), args)
+    if args.judge and args.out is None:
+        raise ConfigError("eval: the replies of a judge are kept in the folder --out; name one.")
     named = words.make_tasks()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _run_with_others(words, named, args)

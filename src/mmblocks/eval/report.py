@@ -11,7 +11,7 @@ from typing import Any
 
 from mmblocks.errors import DataError
 from mmblocks.eval.predictions import Prediction
-from mmblocks.eval.statistics import clustered_standard_error
+from mmblocks.eval.statistics import compute_clustered_error
 from mmblocks.eval.tasks import DocumentTask
 
 NORMAL_95 = 1.959964
@@ -68,7 +68,7 @@ def _find_errors(values: Mapping[str, float], answered: Sequence[Prediction]) ->
     for metric in values:
         scores = [(prediction.scores or {}).get(metric, math.nan) or 0.0 for prediction in answered]
         if math.isclose(100 * math.fsum(scores) / len(scores), values[metric], rel_tol=1e-9, abs_tol=1e-9):
-            error = clustered_standard_error(scores, [prediction.cluster for prediction in answered])
+            error = compute_clustered_error(scores, [prediction.cluster for prediction in answered])
             if error is not None:
                 errors[metric] = 100 * NORMAL_95 * error
     return errors

@@ -36,7 +36,7 @@ def standard_error(scores: Sequence[float]) -> float | None:
     return math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1) / len(scores))
 
 
-def clustered_standard_error(scores: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
+def compute_clustered_error(scores: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
     """Of the mean of scores that are alike within a cluster (arXiv 2411.00640, equation 4); None of fewer than two."""
     independent = standard_error(scores)
     if independent is None:
@@ -49,7 +49,7 @@ def clustered_standard_error(scores: Sequence[float], clusters: Sequence[Hashabl
     return math.sqrt(max(0.0, independent**2 + covariance / len(scores) ** 2))
 
 
-def pooled_standard_error(errors: Sequence[float], sizes: Sequence[int]) -> float:
+def compute_pooled_error(errors: Sequence[float], sizes: Sequence[int]) -> float:
     """Of the mean over all records of several tasks, from the standard error and the size of each."""
     if sum(sizes) <= len(sizes):
         raise DataError(f"Tasks of {list(sizes)} records: a pooled standard error needs one of at least two.")
@@ -57,7 +57,7 @@ def pooled_standard_error(errors: Sequence[float], sizes: Sequence[int]) -> floa
     return math.sqrt(math.fsum(variances) / (sum(sizes) - len(sizes)) / sum(sizes))
 
 
-def weighted_mean(means: Sequence[float], sizes: Sequence[int]) -> float:
+def compute_weighted_mean(means: Sequence[float], sizes: Sequence[int]) -> float:
     """The mean over all records of several tasks."""
     return math.fsum(mean * size for mean, size in zip(means, sizes, strict=True)) / sum(sizes)
 
@@ -74,7 +74,7 @@ def compare_pairs(
         raise DataError(f"Two runs of {len(a)} and {len(b)} scores; pair the documents that both have first.")
     differences = [first - second for first, second in zip(a, b, strict=True)]
     n, groups = len(differences), len(group_by_cluster(clusters, len(differences)))
-    error = standard_error(differences) if clusters is None else clustered_standard_error(differences, clusters)
+    error = standard_error(differences) if clusters is None else compute_clustered_error(differences, clusters)
     if error is None or groups < 2:
         return None
     mean, freedom = fmean(differences), groups - 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmblocks.data.records.json_records import RecordLines, format_id, open_json, refuse_duplicates
 from mmblocks.errors import DataError
+from mmblocks.eval.documents.rows import Key, collect_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +43,8 @@ class JsonRows:
         named = {} if self.ids is None else {"id": self.ids[number]}
         return {**named, **self.added, **record}
 
-    def read_values(self, names: Sequence[str]) -> list[tuple[object, ...] | None]:
-        values: list[tuple[object, ...] | None] = []
-        for number in range(len(self)):
-            try:
-                row = self.read_row(number)
-            except DataError:  # a fault of this document, raised when it is read
-                values.append(None)
-            else:
-                values.append(tuple(row.get(name) for name in names))
-        return values
+    def read_values(self, names: Sequence[str]) -> list[Key | None]:
+        return collect_values(self.read_row, len(self), names)
 
     def describe_origin(self, number: int) -> str:
         return f"{self.path}:record {number}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from mmblocks.errors import DataError
 
 Key = tuple[object, ...]
 
@@ -35,3 +37,18 @@ class DocumentRows(Protocol):
     def describe_origin(self, number: int, /) -> str:
         """Where row `number` stands, without reading it."""
         ...
+
+
+def collect_values(
+    read_row: Callable[[int], Mapping[str, object]], total: int, names: Sequence[str]
+) -> list[Key | None]:
+    """The values of some fields of every row; None for one whose fault is raised when it is read."""
+    values: list[Key | None] = []
+    for number in range(total):
+        try:
+            row = read_row(number)
+        except DataError:
+            values.append(None)
+        else:
+            values.append(tuple(row.get(name) for name in names))
+    return values

@@ -17,6 +17,7 @@ from typing import IO
 from mmblocks.data.media.files import decode_base64_image, is_image_name
 from mmblocks.errors import DataError
 from mmblocks.eval.documents.layout import is_absent
+from mmblocks.eval.documents.rows import Key, collect_values
 
 DELIMITERS = {".tsv": "\t", ".csv": ","}
 LONGEST_REFERENCE = 64
@@ -68,16 +69,8 @@ class TsvRows:
             row[IMAGE] = self._resolve_image(str(row[IMAGE]), number, self.describe_origin(number))
         return row
 
-    def read_values(self, names: Sequence[str]) -> list[tuple[object, ...] | None]:
-        values: list[tuple[object, ...] | None] = []
-        for number in range(len(self)):
-            try:
-                row = self._name_cells(number)
-            except DataError:  # a fault of this document, raised when it is read
-                values.append(None)
-            else:
-                values.append(tuple(row.get(name) for name in names))
-        return values
+    def read_values(self, names: Sequence[str]) -> list[Key | None]:
+        return collect_values(self._name_cells, len(self), names)
 
     def describe_origin(self, number: int) -> str:
         return f"{self.path}:line {self._lines[number]}"

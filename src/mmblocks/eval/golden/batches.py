@@ -177,14 +177,14 @@ def give_errors(given: Json) -> Json:
     return {
         "mean": fmean(given["scores"]),
         "stderr_sample": statistics.standard_error(given["scores"]),
-        "stderr_clustered": statistics.clustered_standard_error(given["scores"], given["clusters"]),
+        "stderr_clustered": statistics.compute_clustered_error(given["scores"], given["clusters"]),
     }
 
 
 def give_pooled(given: Json) -> Json:
     return {
-        "pooled": statistics.pooled_standard_error(given["stderrs"], given["sizes"]),
-        "weighted": statistics.weighted_mean(given["metrics"], given["sizes"]),
+        "pooled": statistics.compute_pooled_error(given["stderrs"], given["sizes"]),
+        "weighted": statistics.compute_weighted_mean(given["metrics"], given["sizes"]),
         "unweighted": fmean(given["metrics"]),
     }
 

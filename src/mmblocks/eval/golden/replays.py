@@ -170,8 +170,10 @@ REPLAYS: Mapping[str, Mapping[str, Replay]] = {
         "quality": Replay((longwriter.summarise_quality,), longwriter.summarise_quality, 1e-9),
     },
     "statistics": {
-        "stderr": Replay((statistics.standard_error, statistics.clustered_standard_error), batches.give_errors, 1e-9),
-        "pooled": Replay((statistics.pooled_standard_error, statistics.weighted_mean), batches.give_pooled, 1e-9),
+        "stderr": Replay((statistics.standard_error, statistics.compute_clustered_error), batches.give_errors, 1e-9),
+        "pooled": Replay(
+            (statistics.compute_pooled_error, statistics.compute_weighted_mean), batches.give_pooled, 1e-9
+        ),
         "paired": Replay((statistics.compare_pairs,), batches.give_paired, 1e-9),
     },
 }
