@@ -43,9 +43,10 @@ def test_every_cell_is_composed_into_a_folder_of_its_own():
 @pytest.mark.usefixtures("recipes")
 def test_drawn_data_is_scored_by_exact_answers_and_counted_at_its_own_sizes(tmp_path):
     sweep = Sweep.load(prepare_sweep("mini/one", ["seed=0,1"], out=tmp_path / "a"))
-    assert (sweep.score, sweep.visuals) == ("tiny", TINY_VISUALS)
-    asked = prepare_sweep("mini/one", ["seed=0,1", "image=1000x700"], out=tmp_path / "b", score="loss")
-    assert (Sweep.load(asked).score, Sweep.load(asked).visuals) == ("loss", ("image=1000x700",))
+    assert (sweep.score, sweep.visuals) == ({"name": "tiny", "limit": 200}, TINY_VISUALS)
+    asked = prepare_sweep("mini/one", ["seed=0,1", "image=1000x700"], out=tmp_path / "b", score="tiny limit=7")
+    assert Sweep.load(asked).score == {"name": "tiny", "limit": 7}
+    assert Sweep.load(asked).visuals == ("image=1000x700",)
 
 
 @pytest.mark.usefixtures("recipes")

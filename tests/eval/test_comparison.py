@@ -15,6 +15,7 @@ from mmblocks.sweep.trials import Axis, Sweep, cross_axes
 
 TOKENS = {"linear": 10, "mlp": 10, "gated": 40}
 SCORES = {("linear", "0"): 0.25, ("linear", "1"): 0.75, ("mlp", "0"): 0.25, ("mlp", "1"): 0.25, ("gated", "0"): 1.0}
+TINY = {"name": "tiny", "limit": 20}
 CRASHED = "gated", "1"
 
 
@@ -22,7 +23,7 @@ CRASHED = "gated", "1"
 def folder(tmp_path):
     """Three projectors with two seeds each; one cell has failed."""
     cells = cross_axes([Axis("model/projector", tuple(TOKENS)), Axis("seed", ("0", "1"))])
-    Sweep("mini", ("budget=0.5",), tuple(cells), "tiny", 20, ("image=96x72",)).save(tmp_path)
+    Sweep("mini", ("budget=0.5",), tuple(cells), TINY, ("image=96x72",)).save(tmp_path)
     for cell in cells:
         projector, seed = cell.choices.values()
         tokens = TOKENS[projector]
@@ -35,9 +36,8 @@ def folder(tmp_path):
 def result(chosen):
     if chosen == CRASHED:
         return {"status": "failed", "reason": "it rained"}
-    values = {"score": SCORES[chosen], "loss": 2.0}
-    scoring = {"score": "tiny", "samples": 20}
-    return {"status": "done", "scoring": scoring, "values": values, "peak_bytes": 5_000_000, "seconds": 3.0}
+    values = {"exact answers": 100 * SCORES[chosen], "training loss": 2.0}
+    return {"status": "done", "scoring": TINY, "values": values, "peak_bytes": 5_000_000, "seconds": 3.0}
 
 
 def put(path, value):
@@ -52,7 +52,7 @@ def test_seeds_are_one_row_with_mean_least_and_greatest(folder):
         ("mlp", "2", "2"),
         ("gated", "2", "1"),
     ]
-    assert [float(rows[0][f"score{end}"]) for end in ("", "_min", "_max")] == [0.5, 0.25, 0.75]
+    assert [float(rows[0][f"exact answers{end}"]) for end in ("", "_min", "_max")] == [50, 25, 75]
     assert rows[1]["flops"] == ""
     assert float(rows[2]["peak_bytes"]) == 5e6
 
@@ -72,7 +72,7 @@ def test_people_read_shares_in_percent_and_why_a_cell_is_missing(folder):
 
 def test_a_cell_scored_in_another_way_counts_as_not_finished(folder):
     sweep = Sweep.load(folder)
-    Sweep(sweep.recipe, (), sweep.trials, "loss", 20, sweep.visuals).save(folder)
+    Sweep(sweep.recipe, (), sweep.trials, {"name": "loss"}, sweep.visuals).save(folder)
     assert set(compare_trials(folder).missing) == {cell.name for cell in sweep.trials}
 
 
@@ -85,9 +85,9 @@ def test_the_front_is_what_no_other_point_beats():
 
 def test_where_the_loss_is_the_score_less_is_better(folder):
     sweep = Sweep.load(folder)
-    Sweep(sweep.recipe, (), sweep.trials, "loss", 20, sweep.visuals).save(folder)
+    Sweep(sweep.recipe, (), sweep.trials, {"name": "loss"}, sweep.visuals).save(folder)
     for number, cell in enumerate(sweep.trials):
-        ended = {**result(("linear", "0")), "scoring": {"score": "loss"}, "values": {"loss": 1.0 + number}}
+        ended = {**result(("linear", "0")), "scoring": {"name": "loss"}, "values": {"held-out loss": 1.0 + number}}
         put(folder / cell.name / "result.json", ended)
     assert [row.front for row in compare_trials(folder).rows] == [("tokens", "FLOPs"), (), ()]
 

@@ -176,15 +176,10 @@ def _ask_judge(
 
 
 def _print_reports(reports: Sequence[TaskReport], args: argparse.Namespace) -> None:
-    from mmblocks.eval.picture import draw_reports
-    from mmblocks.eval.report import format_csv, format_markdown, to_json
-    from mmblocks.storage import write_json, write_text
+    from mmblocks.eval.report import format_markdown, to_json, write_reports
 
     if args.out is not None:
-        write_text(args.out / "results.md", format_markdown(reports) + "\n")
-        write_text(args.out / "results.csv", format_csv(reports))
-        write_json(args.out / "results.json", to_json(reports))
-        draw_reports(reports, args.out / "results.png")
+        write_reports(reports, args.out)
     print(json.dumps(to_json(reports), indent=2) if args.json else format_markdown(reports))
 
 

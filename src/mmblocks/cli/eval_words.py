@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from mmblocks.errors import ConfigError
-from mmblocks.settings import Setting, format_suggestion, list_settings
+from mmblocks.settings import format_suggestion, list_settings
 
 if TYPE_CHECKING:
     from mmblocks.eval.runs import NamedTask
 
-OWN_DATA = "data"
-"""What a run on someone's own records is called."""
+DATA = "data"
+"""The setting that names someone's own records where no task is named."""
 TINY = "tiny"
 
 
@@ -43,7 +41,7 @@ class EvalWords:
             raise ConfigError(
                 f"eval: {names[0]!r} is neither a task nor a folder nor org/name.{format_suggestion(names[0], known)}"
             )
-        if not asked and OWN_DATA not in settings:
+        if not asked and DATA not in settings:
             raise ConfigError(
                 f"eval: no task is named; write one of {', '.join(known)}, or data=FILE for your own records."
             )
@@ -56,31 +54,17 @@ class EvalWords:
 
     def make_tasks(self) -> list[NamedTask]:
         """The tasks with their settings. Raises `ConfigError` for words that none of them takes."""
-        from mmblocks.eval.own_data import LOSS, OwnData, OwnLoss
-        from mmblocks.eval.runs import NamedTask
-        from mmblocks.eval.tasks import tasks
+        from mmblocks.eval.task_settings import OWN_DATA, convert_word, list_task_settings, make_named_task
         from mmblocks.model.generate import Decoding
 
-        decoding_settings = list_settings(Decoding)
-        made, used, choices = [], set(), [*decoding_settings]
+        made, used, choices = [], set(), [*list_settings(Decoding)]
         for name in self.tasks or [OWN_DATA]:
-            known = {s.name: s for s in tasks.list_settings(name)} if self.tasks else list_settings(OwnData)
-            own, decoding = {}, {}
+            known, given = {**list_settings(Decoding), **list_task_settings(name)}, {}
             for word, key, value in self._iterate_settings(name):
                 if key in known:
-                    own[key] = _convert_value(known[key], value)
-                elif key in decoding_settings:
-                    decoding[key] = _convert_value(decoding_settings[key], value)
-                else:
-                    continue
-                used.add(word)
-            if self.tasks:
-                task = tasks.build({"name": name, **own})
-            elif own.get("metric") == LOSS:
-                task = OwnLoss(**{key: value for key, value in own.items() if key != "metric"})
-            else:
-                task = OwnData(**own)
-            made.append(NamedTask.from_task(name, task, **decoding))
+                    given[key] = convert_word(known[key], value)
+                    used.add(word)
+            made.append(make_named_task({"name": name, **given}))
             choices += known
         if unused := [word for word in self.settings if word not in used]:
             key = unused[0].rpartition(".")[2]
@@ -100,13 +84,3 @@ class EvalWords:
 def _is_reference(name: str) -> bool:
     """Whether a word can name a model."""
     return "/" in name or Path(name).exists()
-
-
-def _convert_value(setting: Setting, text: str) -> Any:
-    """A word's value as the type of a setting; several texts have commas between them."""
-    if setting.find_fault(text) is None:
-        return text
-    value = text.split(",") if setting.find_fault([text]) is None else yaml.safe_load(text)
-    if fault := setting.find_fault(value):
-        raise ConfigError(f"eval: {fault.message} {fault.cure}".strip())
-    return tuple(value) if isinstance(value, list) else value

@@ -2,12 +2,15 @@
 
   mmblocks sweep RECIPE model/projector=linear,mlp,gated model/pooling=bilinear,average seed=0,1,2 --out DIR
   mmblocks sweep RECIPE model/projector=linear,mlp seed=0,1 --one-at-a-time
+  mmblocks sweep RECIPE model/projector=linear,mlp --score 'data=val.json metric=contains'
+  mmblocks sweep RECIPE model/projector=linear,mlp --score 'textvqa data=FILE images=DIR limit=500'
   mmblocks sweep RECIPE seed=0,1 hydra/launcher=joblib hydra.launcher.n_jobs=4
   mmblocks sweep DIR --report                                            the table again; runs nothing
 
 All trials are checked before the first starts. The same command again skips finished trials and resumes the others.
 --one-at-a-time takes the first values as the baseline and varies one axis at a time. Words like image=1000x700 are the
-images and videos for which visual tokens and FLOPs are counted.
+images and videos for which visual tokens and FLOPs are counted. Trials are ranked by a score on data that no trial learns:
+by default TinyWorld's held-out questions where all data is TinyWorld's, else what the recipe's `evaluate` measures first.
 """
 
 import argparse
@@ -30,9 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", help="folder of the sweep (default: sweep/ in the recipe's out)"
     )
     parser.add_argument(
-        "--score", choices=("tiny", "loss"), help="TinyWorld's exact answers, or the last training loss"
+        "--score",
+        metavar="WORDS",
+        help="what ranks the trials: 'loss' (on evaluate.data), 'tiny limit=200', or a task with its settings",
     )
-    parser.add_argument("--samples", type=int, default=200, help="questions per task of TinyWorld (default 200)")
     parser.add_argument("--report", action="store_true", help="compare the finished trials; run nothing")
 
 
@@ -45,12 +49,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.recipe)
     if not args.report:
         folder = prepare_sweep(
-            args.recipe,
-            args.words,
-            one_at_a_time=args.one_at_a_time,
-            out=args.out,
-            score=args.score,
-            samples=args.samples,
+            args.recipe, args.words, one_at_a_time=args.one_at_a_time, out=args.out, score=args.score
         )
         run_sweep(folder, args.words)
     comparison = compare_trials(folder)

@@ -40,6 +40,10 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for key, reader in readers.items():
         for number, source in enumerate((reader.get("data") or []) if isinstance(reader, dict) else []):
             faults += find_entry_faults(source, f"{key}.data.{number}")
+    if listed := (raw["evaluate"] or {}).get("tasks"):
+        from mmblocks.eval.task_settings import find_task_faults  # imports torch
+
+        faults += [fault for n, task in enumerate(listed) for fault in find_task_faults(task, f"evaluate.tasks.{n}")]
     _raise_faults(recipe, faults)
     return raw
 

@@ -147,7 +147,10 @@ class _Each:
 
 
 def _make_run_shape() -> _Shape:
-    from mmblocks.train.objectives import objectives  # imports torch
+    # These import torch.
+    from mmblocks.eval.task_settings import TaskUse, tasks
+    from mmblocks.model.generation.decoding import Decoding
+    from mmblocks.train.objectives import objectives
 
     kinds = ("encoder", "projector", "pooling", "backbone", "template")
     data = _Each(_Component(sources, tuple(list_settings(SourceUse))), "source")
@@ -161,7 +164,8 @@ def _make_run_shape() -> _Shape:
     )
     train = {"data": data, "train": _Fields(rates), "tokenizer": tokenizer, "objective": _Component(objectives)}
     stages = _Each(_Fields.from_schema(Stage, train), "stage")
-    evaluate = _Fields.from_schema(Evaluation, {"data": data})
+    asked = _Each(_Component(tasks, tuple({**list_settings(TaskUse), **list_settings(Decoding)})), "task")
+    evaluate = _Fields.from_schema(Evaluation, {"data": data, "tasks": asked})
     return _Fields.from_schema(
         TrainRun,
         {

@@ -7,15 +7,22 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from mmblocks.errors import DataError
 from mmblocks.eval.predictions import Prediction
 from mmblocks.eval.statistics import compute_clustered_error
 from mmblocks.eval.tasks import DocumentTask
+from mmblocks.storage import write_json, write_text
 
 NORMAL_95 = 1.959964
 """Standard errors on each side of a mean within which 95 % of a normal distribution lie."""
+
+
+def is_lower_better(number: str) -> bool:
+    """Whether a number of this name is better when it is lower: a loss, a perplexity."""
+    return number.endswith(("loss", "perplexity"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,7 @@ def format_markdown(reports: Sequence[TaskReport]) -> str:
             error = report.errors.get(name)
             interval = "" if error is None else f"± {error:.1f}"
             rows.append(
-                f"| {report.task} | {name} | {_format_value(value)} | {interval} | {report.documents - len(report.faults)} |"
+                f"| {report.task} | {name} | {_format_value(name, value)} | {interval} | {report.documents - len(report.faults)} |"
             )
         if report.faults:
             rows.append(f"| {report.task} | documents that could not be read | {len(report.faults)} | | |")
@@ -95,9 +102,11 @@ def format_markdown(reports: Sequence[TaskReport]) -> str:
     return "\n".join([*rows, "", *notes] if notes else rows)
 
 
-def _format_value(value: float) -> str:
-    """Shares in percent have one digit behind the point, and what is below 10, such as a loss, three."""
-    return f"{value:.0f}" if value == int(value) else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+def _format_value(name: str, value: float) -> str:
+    """Losses with three digits behind the point, shares in percent with one, counts with none."""
+    if is_lower_better(name):
+        return f"{value:.3f}"
+    return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
 
 
 def format_csv(reports: Sequence[TaskReport]) -> str:
@@ -110,6 +119,16 @@ def format_csv(reports: Sequence[TaskReport]) -> str:
             counts = [report.documents - len(report.faults), len(report.faults)]
             writer.writerow([report.task, name, value, report.errors.get(name, ""), *counts])
     return text.getvalue()
+
+
+def write_reports(reports: Sequence[TaskReport], folder: Path) -> None:
+    """Put the table into a folder as results.md, .csv and .json, and as a picture."""
+    from mmblocks.eval.picture import draw_reports
+
+    write_text(folder / "results.md", format_markdown(reports) + "\n")
+    write_text(folder / "results.csv", format_csv(reports))
+    write_json(folder / "results.json", to_json(reports))
+    draw_reports(reports, folder / "results.png")
 
 
 def to_json(reports: Sequence[TaskReport]) -> list[dict[str, Any]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmblocks.eval.report import is_lower_better
+from mmblocks.sweep.scores import describe_score, format_score
 from mmblocks.sweep.trials import SEED, TRIAL, Sweep, SweepTrial, read_json, shorten_keys
 
 MARKDOWN, TABLE, IMAGE = "comparison.md", "comparison.csv", "comparison.png"
@@ -39,7 +41,7 @@ class SeedStatistics:
 class ComparisonRow:
     """One combination, its seeds apart. None where no trial of it has finished, or where nothing could be counted.
 
-    values: score, loss and the shares of single tasks by name. flops: of the prefill, mean over the reference visuals.
+    values: by name, the score first. flops: of the prefill, mean over the reference visuals.
     peak_bytes and seconds: means over the finished trials. front: the costs for which no other row is as good and cheaper.
     """
 
@@ -54,6 +56,18 @@ class ComparisonRow:
     seconds: float | None = None
     front: tuple[str, ...] = ()
 
+    @property
+    def score(self) -> SeedStatistics | None:
+        """The first of the values."""
+        return next(iter(self.values.values()), None)
+
+    @property
+    def gain(self) -> float | None:
+        """The mean score, negative where lower is better."""
+        if self.score is None:
+            return None
+        return -self.score.mean if is_lower_better(next(iter(self.values))) else self.score.mean
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -65,7 +79,7 @@ class Comparison:
 
     @property
     def value_names(self) -> list[str]:
-        """Names of the values, the score first; the loss is the score where nothing else is."""
+        """Names of the values, the score first."""
         names = [name for row in self.rows for name in row.values]
         return list(dict.fromkeys(names))
 
@@ -89,7 +103,7 @@ def compare_trials(folder: Path) -> Comparison:
             cost[name] = sum(numbers) / len(numbers) if numbers else None
         rows.append(ComparisonRow(dict(choices), len(trials), len(ended), values, **cost))
     missing = {name: result.get("reason") if result else None for name, result in results.items() if name not in done}
-    return Comparison(sweep, _mark_pareto_fronts(rows, sign=-1 if sweep.score == "loss" else 1), missing)
+    return Comparison(sweep, _mark_pareto_fronts(rows), missing)
 
 
 def _list_known_values(name: str, results: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -99,20 +113,15 @@ def _list_known_values(name: str, results: Sequence[Mapping[str, Any]]) -> list[
 # The Pareto front ---------------------------------------------------------------------------------------------------
 
 
-def _mark_pareto_fronts(rows: Sequence[ComparisonRow], *, sign: int) -> tuple[ComparisonRow, ...]:
-    """The rows with the costs for which they are on the front. sign: 1 where a higher score is better, else -1."""
+def _mark_pareto_fronts(rows: Sequence[ComparisonRow]) -> tuple[ComparisonRow, ...]:
+    """The rows with the costs for which they are on the front."""
     fronts: list[tuple[str, ...]] = [() for _ in rows]
     for cost, short in COSTS.items():
-        pairs = [(getattr(row, cost), find_score(row)) for row in rows]
-        points = [None if price is None or score is None else (price, sign * score.mean) for price, score in pairs]
+        pairs = [(getattr(row, cost), row.gain) for row in rows]
+        points = [None if price is None or gain is None else (price, gain) for price, gain in pairs]
         for number in find_pareto_front(points):
             fronts[number] += (short,)
     return tuple(replace(row, front=front) for row, front in zip(rows, fronts, strict=True))
-
-
-def find_score(row: ComparisonRow) -> SeedStatistics | None:
-    """The first of a row's values is its score."""
-    return next(iter(row.values.values()), None)
 
 
 def find_pareto_front(points: Sequence[tuple[float, float] | None]) -> set[int]:
@@ -139,7 +148,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def format_csv(comparison: Comparison) -> str:
-    """One line per row, numbers in full: shares from 0 to 1, bytes, seconds."""
+    """One line per row, numbers in full: shares in percent, bytes, seconds."""
     keys = shorten_keys(_list_keys(comparison))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -177,12 +186,11 @@ def format_markdown(comparison: Comparison) -> str:
         ]
         own = [str(number), *(row.choices[key] for key in keys)]
         lines.append(_format_line([*own, trials, *scores, *paid, ", ".join(row.front)]))
-    score = "the last training loss."
-    if sweep.score == "tiny":
-        score = (
-            f"exact answers to {sweep.samples} held-out questions of each of TinyWorld's tasks, in %; loss: the last."
-        )
-    lines += ["", f"Score: {score}", *LEGEND.format(visuals=", ".join(sweep.visuals)).splitlines()]
+    lines += [
+        "",
+        f"Score: {describe_score(sweep.score)}",
+        *LEGEND.format(visuals=", ".join(sweep.visuals)).splitlines(),
+    ]
     if comparison.missing:
         ended = len(sweep.trials) - len(comparison.missing)
         lines += ["", f"{ended} of {len(sweep.trials)} trials have finished. The others:", ""]
@@ -201,10 +209,10 @@ def _format_line(texts: Sequence[str]) -> str:
 def _format_statistics(name: str, statistics: SeedStatistics | None) -> str:
     if statistics is None:
         return ""
-    show: Callable[[float], str] = "{:.3f}".format if name == "loss" else lambda share: f"{100 * share:.1f}"
     if statistics.least == statistics.greatest:
-        return show(statistics.mean)
-    return f"{show(statistics.mean)} ({show(statistics.least)} to {show(statistics.greatest)})"
+        return format_score(name, statistics.mean)
+    mean, least, greatest = (format_score(name, v) for v in (statistics.mean, statistics.least, statistics.greatest))
+    return f"{mean} ({least} to {greatest})"
 
 
 def format_number(number: float | None) -> str:

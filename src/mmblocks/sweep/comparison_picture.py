@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmblocks.sweep.comparison import COSTS, Comparison, find_score
+from mmblocks.sweep.comparison import COSTS, Comparison
 from mmblocks.sweep.trials import shorten_keys
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def make_figure(comparison: Comparison) -> Figure:
     figure = Figure(figsize=(11, 4.5 + 0.16 * len(comparison.rows)), layout="constrained")
     panels = figure.subplots(1, len(COSTS), sharey=True)
     labels = [_draw_panel(panel, comparison, cost) for panel, cost in zip(panels, COSTS, strict=True)]
-    panels[0].set_ylabel("last training loss" if comparison.sweep.score == "loss" else "exact answers (%)")
+    panels[0].set_ylabel(next(iter(comparison.value_names), "score"))
     keys = shorten_keys(list(comparison.rows[0].choices))
     texts = [", ".join(f"{keys[k]} {v}" for k, v in row.choices.items()) for row in comparison.rows]
     handles = [Line2D([], [], linestyle="", label=f"{n}  {text or 'all seeds'}") for n, text in enumerate(texts, 1)]
@@ -47,15 +47,14 @@ def _draw_panel(panel: Axes, comparison: Comparison, cost: str) -> dict[tuple[fl
     """Draw the points and the front; returns the numbers of the rows at each point."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    unit = 1.0 if comparison.sweep.score == "loss" else 100.0
     numbers: dict[tuple[float, float], list[str]] = {}
     best: list[tuple[float, float]] = []
     for number, row in enumerate(comparison.rows, 1):
-        x, score = getattr(row, cost), find_score(row)
+        x, score = getattr(row, cost), row.score
         if x is None or score is None:
             continue
-        y, is_best = unit * score.mean, COSTS[cost] in row.front
-        reach = [[y - unit * score.least], [unit * score.greatest - y]]
+        y, is_best = score.mean, COSTS[cost] in row.front
+        reach = [[y - score.least], [score.greatest - y]]
         panel.errorbar(x, y, yerr=reach, fmt="o", capsize=3, color="tab:red" if is_best else "tab:gray")
         numbers.setdefault((x, y), []).append(str(number))
         best += [(x, y)] if is_best else []

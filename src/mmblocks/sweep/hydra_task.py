@@ -23,7 +23,7 @@ def run_job(config: DictConfig) -> None:
     trial = sweep.trials[config.trial]
     where = f"[{config.trial + 1}/{len(sweep.trials)}] {trial.name}"
     print(f"{where}: started", flush=True)
-    print(f"{where}: {run_in_process(folder / trial.name, sweep.score_settings)}", flush=True)
+    print(f"{where}: {run_in_process(folder / trial.name, sweep.score)}", flush=True)
 
 
 def main() -> str | None:

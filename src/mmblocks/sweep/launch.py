@@ -22,7 +22,8 @@ from mmblocks.errors import ConfigError
 from mmblocks.faults import HARMLESS, Fault
 from mmblocks.settings import format_suggestion
 from mmblocks.storage import write_json
-from mmblocks.sweep.trials import TRIAL, Axis, ScoreKind, Sweep, SweepTrial, cross_axes, read_json, vary_one_at_a_time
+from mmblocks.sweep.scores import choose_score, is_tinyworld, read_score, require_held_out
+from mmblocks.sweep.trials import TRIAL, Axis, Sweep, SweepTrial, cross_axes, read_json, vary_one_at_a_time
 from mmblocks.train.checks.run import check_run
 from mmblocks.train.setting_changes import CHANGEABLE_ON_RESUME
 from mmblocks.train.starting_model import adopt_offline
@@ -72,18 +73,12 @@ class SweepArguments:
 
 
 def prepare_sweep(
-    recipe: str,
-    words: Sequence[str],
-    *,
-    one_at_a_time: bool = False,
-    out: Path | None = None,
-    score: ScoreKind | None = None,
-    samples: int = 200,
+    recipe: str, words: Sequence[str], *, one_at_a_time: bool = False, out: Path | None = None, score: str | None = None
 ) -> Path:
     """Compose and check every trial of a sweep and write its folder, without running any of it; returns the folder.
 
     one_at_a_time: vary one axis at a time (see `mmblocks.sweep.trials.vary_one_at_a_time`) instead of all together. out: by default `sweep` in
-    the recipe's own. score: "tiny" by default where all data is TinyWorld's, else "loss". Raises `ConfigError` that lists
+    the recipe's own. score: words that say what ranks the trials (see `mmblocks.sweep.scores`). Raises `ConfigError` that lists
     every fault by trial; nothing is written then.
     """
     arguments = SweepArguments.from_words(recipe, words)
@@ -91,11 +86,10 @@ def prepare_sweep(
     trials = (vary_one_at_a_time if one_at_a_time else cross_axes)(arguments.axes)
     runs = _compose_trials(recipe, arguments.shared, trials)
     folder = Path(next(iter(runs.values()))["out"]) / "sweep" if out is None else out
-    sources = (source for run in runs.values() for stage in run["stages"] for source in stage["data"])
-    is_tiny = all(source.get("name") == "tinyworld" for source in sources)
-    score = score or ("tiny" if is_tiny else "loss")
-    visuals = arguments.visuals or (TINY_VISUALS if is_tiny else VISUALS)
-    _write_sweep(folder, Sweep(recipe, arguments.shared, tuple(trials), score, samples, visuals), runs)
+    chosen = choose_score(runs) if score is None else read_score(score)
+    require_held_out(chosen, runs)
+    visuals = arguments.visuals or (TINY_VISUALS if is_tinyworld(runs) else VISUALS)
+    _write_sweep(folder, Sweep(recipe, arguments.shared, tuple(trials), chosen, visuals), runs)
     return folder
 
 

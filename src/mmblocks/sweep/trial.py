@@ -16,6 +16,7 @@ from mmblocks.errors import BusyError, MMBlocksError, TrainingPreempted
 from mmblocks.lock import lock_folder
 from mmblocks.storage import write_json
 from mmblocks.sweep.runs import METRICS_FILE, read_last_loss
+from mmblocks.sweep.scores import TRAINING_LOSS, format_score, measure_score
 from mmblocks.sweep.trials import RESULT, TRIAL, read_json
 
 LOG, LOCK, STARTS = "log.txt", ".lock", "starts.json"
@@ -55,7 +56,7 @@ def run_in_process(folder: Path, scoring: Mapping[str, Any]) -> str:
     if result["status"] != "done":
         return f"failed: {result['reason']}"
     (name, value), *_ = result["values"].items()
-    return f"{name} {value:.3f} in {result['seconds']:.0f} s" if value is not None else "done"
+    return f"{name} {format_score(name, value)} in {result['seconds']:.0f} s"
 
 
 # In the process of the trial -----------------------------------------------------------------------------------------
@@ -83,10 +84,7 @@ def run_trial(folder: str, scoring: Mapping[str, Any]) -> None:
 
 
 def _train_and_score(place: Path, scoring: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's result: its scores, the time that all its starts took, and the most memory that this one held."""
-
-    from mmblocks.model.loading import load
-
+    """A trial's result: its numbers, the time that all its starts took, and the most memory that this one held."""
     recipe = read_json(place / TRIAL)["recipe"]
     before = read_json(place / RESULT) if (place / RESULT).is_file() else {}
     if before.get("status") == "done":
@@ -98,16 +96,9 @@ def _train_and_score(place: Path, scoring: Mapping[str, Any]) -> dict[str, Any]:
         train.run({**recipe, "out": str(place)})
         ended = [*starts[:-1], (starts[-1][0], time.time())]
         spent = {"peak_bytes": measure_peak_bytes(), "seconds": sum(end - begin for begin, end in ended)}
-    values: dict[str, float | None] = {}
-    if scoring["score"] == "tiny":
-        from mmblocks.eval.tinyworld import ExactScore, evaluate_tinyworld, sum_scores
-
-        model = load(place / "model", device=recipe["device"])
-        scores = evaluate_tinyworld(model, samples=scoring["samples"])
-        tasks = {task: sum_scores(parts) for task, parts in scores.items()}
-        values["score"] = sum(tasks.values(), ExactScore(0, 0)).exact_share
-        values |= {task: score.exact_share for task, score in tasks.items()}
-    return {"status": "done", "scoring": dict(scoring), "values": {**values, "loss": read_last_loss(place)}, **spent}
+    found = measure_score(place, scoring, recipe["device"], skips=recipe["broken"] == "skip")
+    values = {**found, TRAINING_LOSS: read_last_loss(place)}
+    return {"status": "done", "scoring": dict(scoring), "values": values, **spent}
 
 
 def _record_start(place: Path) -> list[tuple[float, float]]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmblocks.errors import ConfigError
 from mmblocks.storage import write_json
@@ -19,7 +19,6 @@ SEED = "seed"
 """The setting over whose values scores are averaged."""
 SWEEP, TRIAL, RESULT = "sweep.json", "trial.json", "result.json"
 LONGEST_NAME = 120
-ScoreKind = Literal["tiny", "loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +111,13 @@ def _to_slug(text: str) -> str:
 class Sweep:
     """What `sweep.json` holds: the trials, and how they are compared.
 
-    overrides: those that all trials share. samples: questions of each of TinyWorld's tasks where score is "tiny". visuals:
-    words such as image=1000x700 (see `mmblocks.model.budget.parse_visual_shape`) for which tokens and FLOPs are counted.
+    overrides: those that all trials share. score: what ranks them (see `mmblocks.sweep.scores`). visuals: words such as image=1000x700 (see `mmblocks.model.budget.parse_visual_shape`) for which tokens and FLOPs are counted.
     """
 
     recipe: str
     overrides: tuple[str, ...]
     trials: tuple[SweepTrial, ...]
-    score: ScoreKind
-    samples: int
+    score: Mapping[str, Any]
     visuals: tuple[str, ...]
 
     def save(self, folder: Path) -> None:
@@ -133,21 +130,18 @@ class Sweep:
         if not (folder / SWEEP).is_file():
             raise ConfigError(f"{folder} is not the folder of a sweep: it has no {SWEEP}.")
         raw = read_json(folder / SWEEP)
+        if not isinstance(raw.get("score"), Mapping):
+            raise ConfigError(
+                f"{folder / SWEEP} was written by an earlier version; give the command of the sweep again, which trains nothing again."
+            )
         listed = {key: tuple(raw[key]) for key in ("overrides", "visuals")}
         return cls(**{**raw, **listed, "trials": tuple(SweepTrial(**trial) for trial in raw["trials"])})
-
-    @property
-    def score_settings(self) -> dict[str, Any]:
-        """What a score must have been made with to be this sweep's."""
-        return {"score": self.score, "samples": self.samples} if self.score == "tiny" else {"score": self.score}
 
     def read_result(self, folder: Path, trial: SweepTrial) -> dict[str, Any] | None:
         """What came of a trial, or None as long as it has not ended, or where it was scored in another way."""
         path = folder / trial.name / RESULT
         found = read_json(path) if path.is_file() else None
-        return (
-            None if found is None or (found["status"] == "done" and found["scoring"] != self.score_settings) else found
-        )
+        return None if found is None or (found["status"] == "done" and found["scoring"] != self.score) else found
 
     def list_unfinished(self, folder: Path) -> list[int]:
         """Numbers of the trials that have no score yet, failed ones included."""

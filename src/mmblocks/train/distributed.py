@@ -174,13 +174,13 @@ def load_from_rank0(model: OneVision, whole: OneVision | None, world: World) -> 
         dist.broadcast(buffer, src=0)
 
 
-def gather_state_dict(model: OneVision, world: World) -> dict[str, Tensor]:
-    """The whole state dict on the CPU of rank 0; empty on the others."""
+def gather_state_dict(model: OneVision, world: World, *, on_all: bool = False) -> dict[str, Tensor]:
+    """The whole state dict on the CPU of rank 0, empty on the others; or on the device of each process."""
     if world.is_single_process:
         return model.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=not on_all)
     return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 

@@ -51,6 +51,15 @@ def make_whole_model(settings: TrainRun, stage: Stage, before: Path | None) -> O
     return prepare_for_stage(make_initial_model(settings) if before is None else load(before), stage, settings)
 
 
+def gather_model(model: OneVision, settings: TrainRun, stage: Stage, before: Path | None, world: World) -> OneVision:
+    """The model with all its weights in each process, in the type that the stage computes in; alone it is the model itself."""
+    if world.is_single_process:
+        return model
+    whole = make_whole_model(settings, stage, before)
+    whole.load_state_dict(gather_state_dict(model, world, on_all=True))
+    return whole.to(world.device, torch.bfloat16 if stage.precision == "bfloat16" else torch.float32)
+
+
 def save_stage(
     model: OneVision, settings: TrainRun, stage: Stage, before: Path | None, folder: Path, world: World
 ) -> None:

@@ -28,7 +28,7 @@ from mmblocks.train.finite_guard import FiniteGuard, all_finite, explain_resume
 from mmblocks.train.objectives import objectives, require_items
 from mmblocks.train.optim import compute_lr_factor, make_optimizer
 from mmblocks.train.plan import StagePlanner
-from mmblocks.train.reports.evaluation import is_better, is_due
+from mmblocks.train.reports.evaluation import format_measurements, is_better, is_due
 from mmblocks.train.reports.parameter_table import format_training_table, make_training_table, write_table
 from mmblocks.train.reports.profiler import StepProfiler
 from mmblocks.train.reports.progress import Progress
@@ -97,7 +97,15 @@ class StageRun:
         )
         needs_pairs = self.objective.needs_pairs
         self.measurements = StageMeasurements(
-            curriculum, self.stage, world, self.model, self.processor, self.batches, self.empty_batch, needs_pairs
+            curriculum,
+            self.stage,
+            world,
+            before,
+            self.model,
+            self.processor,
+            self.batches,
+            self.empty_batch,
+            needs_pairs,
         )
 
     @property
@@ -302,11 +310,12 @@ class StageRun:
             return is_better(row, read_object(file, cure) if file.is_file() else None)
 
         with self._use_averages():
-            row = self.measurements.evaluate_held_out()
+            row = self.measurements.evaluate_held_out(done)
             if self.settings.keep_best and self.world.run_on_rank0(is_best):
                 self._write_model(self.out / "best" / f"{self.number}-{self.stage.name}", done)
                 if self.world.is_rank0:
                     write_json(file, {"step": done, **row})
+        log.info("stage %s, step %d: %s", self.stage.name, done, format_measurements(row))
         return row
 
 

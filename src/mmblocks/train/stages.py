@@ -119,15 +119,18 @@ class EncoderPretraining:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What is measured during training: the loss on held-out conversations, and exact answers on TinyWorld.
+    """What is measured during training: the loss on held-out conversations, scores of tasks, and exact answers on TinyWorld.
 
     every: steps between two measurements; the last step of a stage is always measured. samples: conversations of `data`.
-    tiny: questions of each of TinyWorld's tasks, 0 for none.
+    tasks: benchmarks, or files of one's own with a metric, as `mmblocks eval` has them (see `mmblocks.eval.task_settings`).
+    tiny: questions of each of TinyWorld's tasks, 0 for none. The first of loss, tasks and TinyWorld that is measured says
+    which weights are the best.
     """
 
     every: int = 500
     data: Sequence[Mapping[str, Any]] = ()
     samples: int = 100
+    tasks: Sequence[Mapping[str, Any]] = ()
     tiny: int = 0
 
 

@@ -95,9 +95,10 @@ def _find_faults(raw: Mapping[str, Any], seen: DryBuild) -> list[Fault]:
             faults.append(Fault("cache_features", f"{key} ({stage.get('name')!r}): {conflict}"))
         faults += find_stage_faults(key, stage, seen, raw.get("model"))
     faults += find_random_part_faults(raw, stages, seen)
-    evaluate = raw.get("evaluate")
-    for number, source in enumerate(to_sequence(evaluate.get("data")) if isinstance(evaluate, Mapping) else ()):
-        faults += find_source_faults(f"evaluate.data.{number}", source)
+    if isinstance(raw.get("evaluate"), Mapping):
+        for number, source in enumerate(to_sequence(raw["evaluate"].get("data"))):
+            faults += find_source_faults(f"evaluate.data.{number}", source)
+        faults += _find_task_faults(to_sequence(raw["evaluate"].get("tasks")))
     if seen.backbone is not None and getattr(seen.backbone, "tokenizer_source", "") is None:
         # Training needs text; a composition alone does not.
         cure = "Name a hub id or a folder, or 'mmblocks:tinyworld_text'."
@@ -127,8 +128,9 @@ def _find_value_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault("ema", f"ema={run['ema']} is no decay.", "Write a number from 0 to below 1, such as 0.999.")
     yield from find_tracking_faults(run.get("track", ()))
     if isinstance(raw.get("evaluate"), Mapping):
-        if not evaluate.get("data") and not evaluate.get("tiny"):
-            yield Fault("evaluate", "it names nothing to measure.", "Write data: [...], or tiny: 100 for TinyWorld.")
+        if not any(evaluate.get(name) for name in ("data", "tasks", "tiny")):
+            cure = "Write data: [...], tasks: [...], or tiny: 100 for TinyWorld."
+            yield Fault("evaluate", "it names nothing to measure.", cure)
     elif run.get("keep_best"):
         cure = "Write evaluate: {data: [...]}."
         yield Fault("keep_best", "nothing is measured, so no weights are the best.", cure)
@@ -144,6 +146,25 @@ def _find_value_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
             yield Fault("out", f"{out} is a file.", cure)
     except OSError as cause:  # a name that is too long, a folder that nobody may look into
         yield Fault("out", f"{out[:80]!r} cannot be a folder ({cause.strerror}).", cure)
+
+
+def _find_task_faults(listed: Sequence[Any]) -> Iterator[Fault]:
+    """What is wrong with the tasks of the evaluation, files that are not there included."""
+    if not listed:
+        return
+    from mmblocks.eval.task_settings import PlannedTask, find_lost_files, find_task_faults  # imports torch
+
+    labels = []
+    for number, settings in enumerate(listed):
+        key = f"evaluate.tasks.{number}"
+        faults = list(find_task_faults(settings, key))
+        yield from faults
+        if not faults:
+            yield from find_lost_files(settings, key)
+            label = PlannedTask.from_settings(settings).label
+            if label in labels:
+                yield Fault(key, f"two tasks are called {label!r}.", "Give them different names with label: NAME.")
+            labels.append(label)
 
 
 def _find_weights_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:

@@ -22,6 +22,7 @@ from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.encode import Targets, TooLong
 from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.errors import DataError
+from mmblocks.eval.report import is_lower_better
 from mmblocks.model.modes import use_evaluation_mode
 from mmblocks.model.onevision import OneVision
 from mmblocks.train.distributed import World
@@ -29,7 +30,8 @@ from mmblocks.train.stages import Curriculum, Evaluation, Stage
 
 log = logging.getLogger(__name__)
 
-LOSS, TINY = "eval/loss", "eval/tiny/"
+EVAL = "eval/"
+LOSS, TINY = f"{EVAL}loss", f"{EVAL}tiny/"
 TASKS: tuple[tinyworld.Task, ...] = ("single", "multi", "video")
 TINY_SEED = 1
 """The seed of the questions that `mmblocks eval` asks."""
@@ -67,8 +69,9 @@ def evaluate_model(
 
 
 def is_better(measured: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
-    """Whether these metrics are better than the best so far: by the held-out loss, or by the mean share of exact answers
-    where no data is held out. Ties keep the earlier weights; a loss that is not finite is never better.
+    """Whether these metrics are better than the best so far: by the held-out loss; where no data is held out, by the first
+    number of the first task; without tasks, by the mean share of exact answers. Ties keep the earlier weights; what is not
+    finite is never better.
     """
     return math.isfinite(_compute_minimized_score(measured)) and (
         best is None or _compute_minimized_score(measured) < _compute_minimized_score(best)
@@ -78,8 +81,16 @@ def is_better(measured: Mapping[str, float], best: Mapping[str, float] | None) -
 def _compute_minimized_score(measured: Mapping[str, float]) -> float:
     if LOSS in measured:
         return measured[LOSS]
-    shares = [value for name, value in measured.items() if name.startswith(TINY)]
-    return -sum(shares) / max(len(shares), 1)
+    shares = {name: value for name, value in measured.items() if name.startswith(TINY)}
+    for name, value in measured.items():
+        if name.startswith(EVAL) and name not in shares:
+            return value if is_lower_better(name) else -value
+    return -sum(shares.values()) / max(len(shares), 1)
+
+
+def format_measurements(measured: Mapping[str, float]) -> str:
+    """In one line, for the terminal: "loss 2.345, pope/accuracy 51.20"."""
+    return ", ".join(f"{name.removeprefix(EVAL)} {value:.4g}" for name, value in measured.items())
 
 
 def fingerprint_held_out(evaluate: Evaluation, seed: int, before: Fingerprints | None) -> tuple[Mixture, Fingerprints]:
