@@ -193,7 +193,9 @@ def test_trials_are_ranked_by_a_metric_on_ones_own_data_as_eval_gives_it(held_ou
         values.append(json.loads(capsys.readouterr().out)[0]["values"]["rouge_l"])
     assert float(rows[0]["rouge_l"]) == pytest.approx(sum(values) / 2)
     assert (held_out / "sweep/seed-0/scores/results.md").is_file()
-    assert "`mmblocks eval MODEL data=val.json metric=rouge_l limit=6`" in (held_out / "sweep/comparison.md").read_text()
+    assert (
+        "`mmblocks eval MODEL data=val.json metric=rouge_l limit=6`" in (held_out / "sweep/comparison.md").read_text()
+    )
 
 
 def test_a_trained_trial_is_scored_in_another_way_without_training(held_out):
@@ -201,7 +203,7 @@ def test_a_trained_trial_is_scored_in_another_way_without_training(held_out):
     weights = {path: path.stat().st_mtime_ns for path in held_out.glob("sweep/*/model/**/*.safetensors")}
     rows = scored(["--score", "data=val.json metric=loss"], held_out / "sweep")
     assert float(rows[0]["loss"]) > 0
-    assert len(weights) == 2
+    assert len(weights) == 2 * 4
     assert all(path.stat().st_mtime_ns == when for path, when in weights.items())
 
 

@@ -4,7 +4,7 @@
   mmblocks eval MODEL pope,mme pope.data=pope.parquet mme.data=mme.parquet --limit 200 --shuffle-seed 0
   mmblocks eval MODEL data=val.json metric=contains
   mmblocks eval MODEL tiny
-  mmblocks eval --compare runs/a runs/b
+  mmblocks eval --compare runs/a runs/b --out runs/a_and_b
   mmblocks eval --selftest
 
 `mmblocks list task` shows the tasks, `mmblocks show task NAME` the settings of one. Words like data=FILE are settings of
@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "words", nargs="*", metavar="MODEL TASK,TASK key=value", help=f"{MODEL_HELP}; tasks; and their settings"
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder of answers and scores (default: they are not kept)"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder of answers and scores, or of a comparison (default: they are not kept)",
     )
     parser.add_argument(
         "--limit", type=int, metavar="N", help=f"documents per task (default: all; tiny: {TINY_SAMPLES})"
@@ -59,7 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask documents in an order drawn with this seed, not in the file's",
     )
     parser.add_argument(
-        "--compare", nargs=2, type=Path, metavar="DIR", help="compare two folders of --out, document by document"
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar="DIR",
+        help="compare two folders of --out, document by document; with --out as a page with images, too",
     )
     parser.add_argument(
         "--judge",
@@ -82,10 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if args.selftest:
         return _print_selftest()
     if args.compare:
-        from mmblocks.eval.comparing import compare_runs, format_comparison
-
-        print(format_comparison(compare_runs(*args.compare)))
-        return 0
+        return _print_comparison(args)
     from mmblocks.eval.runs import Selection
 
     words = EvalWords.from_words(args.words)
@@ -192,6 +196,30 @@ def _print_tinyworld(model: OneVision, args: argparse.Namespace) -> int:
         print(json.dumps(counts, indent=2))
     else:
         print(format_scores(table))
+    return 0
+
+
+def _print_comparison(args: argparse.Namespace) -> int:
+    from mmblocks.eval.comparing import compare_runs, format_comparison, to_json
+
+    comparisons = compare_runs(*args.compare)
+    if args.out is not None:
+        from mmblocks.eval.comparison_page import make_comparison_page
+        from mmblocks.storage import write_json, write_text
+
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_json(args.out / "comparison.json", to_json(comparisons))
+        write_text(args.out / "comparison.md", format_comparison(comparisons) + "\n")
+        write_text(args.out / "comparison.html", make_comparison_page(comparisons, *args.compare))
+    if args.json:
+        print(json.dumps(to_json(comparisons), indent=2))
+        return 0
+    page = (
+        f"written  {args.out / 'comparison.html'}"
+        if args.out
+        else "--out DIR writes a page of the documents that changed, with their images."
+    )
+    print(f"{format_comparison(comparisons)}\n\n{page}")
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.errors import DataError
+from mmblocks.eval.metrics.direction import is_lower_better
 from mmblocks.eval.predictions import Prediction
 from mmblocks.eval.statistics import compute_clustered_error
 from mmblocks.eval.tasks import DocumentTask
@@ -18,11 +19,6 @@ from mmblocks.storage import write_json, write_text
 
 NORMAL_95 = 1.959964
 """Standard errors on each side of a mean within which 95 % of a normal distribution lie."""
-
-
-def is_lower_better(number: str) -> bool:
-    """Whether a number of this name is better when it is lower: a loss, a perplexity."""
-    return number.endswith(("loss", "perplexity"))
 
 
 @dataclass(frozen=True, slots=True)

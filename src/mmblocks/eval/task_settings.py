@@ -100,9 +100,16 @@ def list_task_settings(name: str) -> dict[str, Setting]:
 
 
 def make_named_task(settings: Mapping[str, Any]) -> NamedTask:
-    """A task of its name, its settings, and settings of decoding that replace its own. Without a name: one's own records."""
+    """A task of its name, its settings, and settings of decoding that replace its own. Without a name: one's own records.
+
+    Raises `ConfigError` for settings that it does not have.
+    """
     name = settings.get("name", OWN_DATA)
     known, decoding = list_task_settings(name), list_settings(Decoding)
+    if unknown := [key for key in settings if key not in {"name", *known, *decoding}]:
+        raise ConfigError.from_faults(
+            [make_unknown_fault(unknown[0], f"is not a setting of {name!r}.", {**known, **decoding})]
+        )
     own = {key: convert_to_type(known[key].annotation, value) for key, value in settings.items() if key in known}
     replaced = {
         key: convert_to_type(decoding[key].annotation, value)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmblocks.eval.report import is_lower_better
+from mmblocks.eval.metrics.direction import is_lower_better
 from mmblocks.sweep.scores import describe_score, format_score
 from mmblocks.sweep.trials import SEED, TRIAL, Sweep, SweepTrial, read_json, shorten_keys
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmblocks.errors import ConfigError
-from mmblocks.eval.report import is_lower_better
+from mmblocks.eval.metrics.direction import is_lower_better
 from mmblocks.sweep.runs import read_metrics
 
 TINY, LOSS = "tiny", "loss"

@@ -1,23 +1,11 @@
 """A single record as a page of HTML that needs no other file: its prompt with every trained token marked, its visuals drawn."""
 
-import base64
-import io
 from collections.abc import Iterator
 from html import escape
 
 from mmblocks.data.inspect.drawing import draw_visual
 from mmblocks.data.inspect.figures import InspectedRecord, InspectedVisual, VisualTokens
-
-HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; background: #fff; max-width: 78rem; margin: 2rem auto; padding: 0 1rem }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; line-height: 1.9; border: 1px solid #d0d7de; padding: 1rem }
-pre span { border-bottom: 1px solid #d0d7de; margin-right: 1px }
-pre mark { background: #aceebb; border-bottom: 2px solid #1a7f37; margin-right: 1px }
-pre b { background: #ddf4ff; border: 1px solid #54aeff; border-radius: 4px; padding: 0 .4em; font-weight: 500 }
-img { max-width: 100% } .fault { color: #b3261e }
-</style>
-"""
+from mmblocks.data.inspect.html_page import embed_image, make_html_page
 
 
 def make_page(record: InspectedRecord) -> str:
@@ -42,7 +30,7 @@ def make_page(record: InspectedRecord) -> str:
     body.append(f"<h2>Prompt</h2>\n<pre>{prompt}</pre>")
     for number, visual in enumerate(record.visuals, start=1):
         body += _format_visual(number, visual)
-    return HEAD.replace("{title}", escape(record.origin)) + "\n".join(body) + "\n</html>\n"
+    return make_html_page(record.origin, body)
 
 
 def _format_visual(number: int, shown: InspectedVisual) -> Iterator[str]:
@@ -56,7 +44,4 @@ def _format_visual(number: int, shown: InspectedVisual) -> Iterator[str]:
         yield f"<p>{len(shown.frames)} of {shown.shape.num_frames} frames at {shown.frame_rate}.</p>"
     for rows_before, text in plan.inline_texts:
         yield f"<p>inline text after {rows_before} tokens: <code>{escape(text)}</code></p>"
-    buffer = io.BytesIO()
-    draw_visual(shown).save(buffer, "PNG")
-    png = base64.b64encode(buffer.getvalue()).decode()
-    yield f'<img alt="views of visual {number}" src="data:image/png;base64,{png}">'
+    yield embed_image(draw_visual(shown), f"views of visual {number}")

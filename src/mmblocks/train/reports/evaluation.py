@@ -22,7 +22,7 @@ from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.encode import Targets, TooLong
 from mmblocks.data.sample.processor import Processor, Sample
 from mmblocks.errors import DataError
-from mmblocks.eval.report import is_lower_better
+from mmblocks.eval.metrics.direction import is_lower_better
 from mmblocks.model.modes import use_evaluation_mode
 from mmblocks.model.onevision import OneVision
 from mmblocks.train.distributed import World
