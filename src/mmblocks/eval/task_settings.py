@@ -83,7 +83,7 @@ class PlannedTask:
         report = make_report(self.label, self.named.task, [known[number] for number in numbers])
         if report.faults and not skips:
             cure = "repair it, or leave such documents out with broken=skip"
-            raise DataError(f"{self.label}: {report.faults[0]} ({len(report.faults)} documents at fault; {cure})")
+            raise DataError(f"{self.label}: {report.faults[0]} (documents at fault: {len(report.faults)}; {cure})")
         return report
 
     def list_numbers(self, report: TaskReport) -> dict[str, float]:
