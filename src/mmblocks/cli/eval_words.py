@@ -56,21 +56,24 @@ class EvalWords:
 
     def make_tasks(self) -> list[NamedTask]:
         """The tasks with their settings. Raises `ConfigError` for words that none of them takes."""
+        from mmblocks.eval.likelihoods import ANSWER_BY, LIKELIHOOD, answer_by_likelihood
         from mmblocks.eval.own_data import LOSS, OwnData, OwnLoss
         from mmblocks.eval.runs import NamedTask
         from mmblocks.eval.tasks import tasks
         from mmblocks.model.generate import Decoding
 
         decoding_settings = list_settings(Decoding)
-        made, used, choices = [], set(), [*decoding_settings]
+        made, used, choices = [], set(), [ANSWER_BY.name, *decoding_settings]
         for name in self.tasks or [OWN_DATA]:
             known = {s.name: s for s in tasks.list_settings(name)} if self.tasks else list_settings(OwnData)
-            own, decoding = {}, {}
+            own, decoding, answer_by = {}, {}, ANSWER_BY.default
             for word, key, value in self._iterate_settings(name):
                 if key in known:
                     own[key] = _convert_value(known[key], value)
                 elif key in decoding_settings:
                     decoding[key] = _convert_value(decoding_settings[key], value)
+                elif key == ANSWER_BY.name:
+                    answer_by = _convert_value(ANSWER_BY, value)
                 else:
                     continue
                 used.add(word)
@@ -80,6 +83,8 @@ class EvalWords:
                 task = OwnLoss(**{key: value for key, value in own.items() if key != "metric"})
             else:
                 task = OwnData(**own)
+            if answer_by == LIKELIHOOD:
+                task = answer_by_likelihood(name, task)
             made.append(NamedTask.from_task(name, task, **decoding))
             choices += known
         if unused := [word for word in self.settings if word not in used]:
