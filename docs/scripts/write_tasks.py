@@ -8,8 +8,9 @@ import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mmblocks.components import has_capability
 from mmblocks.eval.documents import DocumentLayout
-from mmblocks.eval.tasks import tasks
+from mmblocks.eval.tasks import ChoiceTask, tasks
 from mmblocks.eval.tasks._base import FileTask
 from mmblocks.registry import ComponentEntry
 
@@ -31,6 +32,9 @@ of them or of `save_to_disk`; `images` and `videos` are folders that names are r
 a folder; `annotations` is a second file whose records have the same ids. Names of fields in brackets are read too. Clips are
 found in sub-folders and without a suffix. Bad documents (a missing image or clip, a field that holds nothing) are faults of
 their own, never asked about; a file of another format, and two documents of one key, are errors.
+
+Tasks with "Choices" are answered by log-likelihood, too: `answer_by=likelihood` compares the letters of the options behind the
+prompt, generates nothing, and scores the likeliest letter by the same rule.
 
 A summary is in percent where the published table is. An answer that cannot be read counts as 0 and as `no_answer`, also where
 the original draws an option at random.
@@ -77,6 +81,7 @@ def section(name: str, entry: ComponentEntry, presets: Mapping[str, ComponentEnt
         "Prompt": f"the question and `{task.suffix!r}`" if task.suffix else "as published",
         "Decoding": f"{task.decoding.max_new_tokens} new tokens, "
         + (f"temperature {task.decoding.temperature}" if task.decoding.temperature else "greedy"),
+        "Choices": "letters; `answer_by=likelihood`" if has_capability(task, ChoiceTask) else "",
         "Metric": task.metric,
         "Means by": ", ".join(f"`{group}`" for group in task.groups),
         "Judge": JUDGED.format(judge=task.judge).replace("\n", " ") if hasattr(task, "judge") else "",

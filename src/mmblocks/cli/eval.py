@@ -2,6 +2,7 @@
 
   mmblocks eval MODEL textvqa data=TextVQA_0.5.1_val.json images=train_images --out runs/eval
   mmblocks eval MODEL pope,mme pope.data=pope.parquet mme.data=mme.parquet --limit 200 --shuffle-seed 0
+  mmblocks eval MODEL mmstar data=mmstar.parquet answer_by=likelihood
   mmblocks eval MODEL data=val.json metric=contains
   mmblocks eval MODEL tiny
   mmblocks eval --compare runs/a runs/b --out runs/a_and_b

@@ -28,10 +28,10 @@ EXAMPLE_VISUALS = {
 def list_facts(registry: Registry[Any], name: str) -> dict[str, str]:
     """Shape, size and capabilities of a component at its usual settings.
 
-    Empty for a component that cannot be built from its defaults, or only from files of the hub. Chat templates and sources
-    are not built: their classes declare their capabilities.
+    Empty for a component that cannot be built from its defaults, or only from files of the hub. Chat templates, sources and
+    tasks are not built: their classes declare their capabilities.
     """
-    if registry.kind in ("template", "source"):
+    if registry.kind in ("template", "source", "task"):
         return dict(_describe_capabilities(registry, registry[name].builder))
     defaults = {s.name: s.default for s in registry.list_settings(name)}
     is_on_hub = registry.kind == "backbone" and not defaults.get("family") and not defaults.get("vocab_size")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from mmblocks.conversation import Conversation, Visual
 from mmblocks.data.record_errors import name_errors
@@ -112,6 +112,8 @@ class OwnLoss(OwnRecords):
 
     The loss of the file is the mean over all tokens, perplexity its exponential.
     """
+
+    metric: Literal["loss"] = LOSS
 
     def list_continuations(self, document: Document) -> Sequence[str]:
         return document.fields["references"]

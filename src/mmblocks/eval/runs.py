@@ -17,6 +17,7 @@ from mmblocks.chat import respond, score
 from mmblocks.conversation import Conversation, Text
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.eval.document import Document
+from mmblocks.eval.likelihoods import ANSWER_BY, LIKELIHOOD, ByLikelihood, find_likeliest
 from mmblocks.eval.predictions import Prediction, PredictionFile, open_run_folder, read_predictions
 from mmblocks.eval.tasks import DocumentSequence, LikelihoodTask, Scores, Task
 from mmblocks.model.generate import Decoding, Score
@@ -42,7 +43,7 @@ class NamedTask:
     @classmethod
     def from_task(cls, name: str, task: Task | LikelihoodTask, **decoding: Any) -> NamedTask:
         """decoding: settings that replace the task's own."""
-        own = asdict(task) if is_dataclass(task) and not isinstance(task, type) else {}
+        own = _list_own_settings(task)
         if isinstance(task, LikelihoodTask):
             if decoding:
                 raise ConfigError(
@@ -50,6 +51,12 @@ class NamedTask:
                 )
             return cls(name, task, Decoding(), own)
         return cls(name, task, replace(task.decoding, **decoding), own)
+
+
+def _list_own_settings(task: Task | LikelihoodTask) -> Mapping[str, Any]:
+    if isinstance(task, ByLikelihood):
+        return {ANSWER_BY.name: LIKELIHOOD, **_list_own_settings(task.task)}
+    return asdict(task) if is_dataclass(task) and not isinstance(task, type) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +196,7 @@ def _answer_questions(model: OneVision, named: NamedTask, questions: Sequence[_Q
 def _choose_likeliest(
     task: LikelihoodTask, question: _Question, given: Sequence[str], likelihoods: Sequence[Score]
 ) -> Prediction:
-    best = max(range(len(given)), key=lambda i: likelihoods[i].log_prob)
+    best = find_likeliest(likelihoods)
     scores = task.score_likelihoods(question.document, likelihoods)
     return question.make_prediction(given[best], scores, likelihoods[best].tokens)
 

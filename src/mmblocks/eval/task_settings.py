@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from mmblocks.data.records.file_patterns import list_unmatched
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.eval.judged_runs import find_judged
+from mmblocks.eval.likelihoods import ANSWER_BY, LIKELIHOOD, answer_by_likelihood
 from mmblocks.eval.own_data import LOSS, OwnData, OwnLoss
 from mmblocks.eval.predictions import read_predictions
 from mmblocks.eval.report import TaskReport, make_report
@@ -96,7 +97,8 @@ class PlannedTask:
 
 def list_task_settings(name: str) -> dict[str, Setting]:
     """The settings of a task by their names; `OWN_DATA` is that of one's own records. Raises `UnknownComponentError`."""
-    return list_settings(OwnData) if name == OWN_DATA else {s.name: s for s in tasks.list_settings(name)}
+    own = list_settings(OwnData) if name == OWN_DATA else {s.name: s for s in tasks.list_settings(name)}
+    return {**own, ANSWER_BY.name: ANSWER_BY}
 
 
 def make_named_task(settings: Mapping[str, Any]) -> NamedTask:
@@ -110,19 +112,23 @@ def make_named_task(settings: Mapping[str, Any]) -> NamedTask:
         raise ConfigError.from_faults(
             [make_unknown_fault(unknown[0], f"is not a setting of {name!r}.", {**known, **decoding})]
         )
-    own = {key: convert_to_type(known[key].annotation, value) for key, value in settings.items() if key in known}
+    own = {
+        key: convert_to_type(known[key].annotation, value)
+        for key, value in settings.items()
+        if key in known and key != ANSWER_BY.name
+    }
     replaced = {
         key: convert_to_type(decoding[key].annotation, value)
         for key, value in settings.items()
         if key in decoding and key not in known
     }
     if name != OWN_DATA:
-        return NamedTask.from_task(name, tasks.build({"name": name, **own}), **replaced)
-    if own.get("metric") == LOSS:
-        task = OwnLoss(**{key: value for key, value in own.items() if key != "metric"})
-        named = NamedTask.from_task(name, task, **replaced)
-        return replace(named, settings={**named.settings, "metric": LOSS})
-    return NamedTask.from_task(name, OwnData(**own), **replaced)
+        task = tasks.build({"name": name, **own})
+    else:
+        task = OwnLoss(**own) if own.get("metric") == LOSS else OwnData(**own)
+    if settings.get(ANSWER_BY.name) == LIKELIHOOD:
+        task = answer_by_likelihood(name, task)
+    return NamedTask.from_task(name, task, **replaced)
 
 
 def read_words(words: Sequence[str]) -> dict[str, Any]:

@@ -61,6 +61,15 @@ class Task(DocumentTask, Protocol):
 
 
 @runtime_checkable
+class ChoiceTask(Task, Protocol):
+    """Its questions have options with letters, which `answer_by=likelihood` compares instead of generating an answer."""
+
+    def list_choices(self, document: Document, /) -> Sequence[str]:
+        """The answers that the prompt offers: the letters of the options. Raises `DataError` where there are none."""
+        ...
+
+
+@runtime_checkable
 class LikelihoodTask(DocumentTask, Protocol):
     """A task that asks how likely given answers are."""
 
@@ -110,4 +119,4 @@ class JudgedTask(Protocol):
         ...
 
 
-tasks: Registry[Task] = Registry("task", "mmblocks.eval.tasks")
+tasks: Registry[Task] = Registry("task", "mmblocks.eval.tasks", capabilities=(ChoiceTask,))

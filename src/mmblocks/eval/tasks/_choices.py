@@ -49,6 +49,11 @@ def read_choices(fields: Mapping[str, Any], where: str, name: str = "options") -
     )
 
 
+def read_letters(fields: Mapping[str, Any], where: str, name: str = "options") -> tuple[str, ...]:
+    """The letters of the options that `read_options` finds."""
+    return tuple(list_letters(len(read_options(fields, where, name))))
+
+
 def read_options(fields: Mapping[str, Any], where: str, name: str = "options") -> tuple[str, ...]:
     """The options: a list, a list written as text, or the columns A, B, ... up to the first that holds nothing."""
     value = fields.get(name)

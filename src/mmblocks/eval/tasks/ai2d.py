@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from mmblocks.eval.document import Document
@@ -6,7 +6,7 @@ from mmblocks.eval.documents import DocumentLayout
 from mmblocks.eval.metrics import ai2d
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._base import FileTask
-from mmblocks.eval.tasks._choices import read_choices
+from mmblocks.eval.tasks._choices import read_choices, read_letters
 from mmblocks.eval.tasks._prompts import LETTER, list_options
 
 
@@ -21,6 +21,9 @@ class AI2D(FileTask):
 
     def write_prompt(self, fields: Mapping[str, Any], where: str) -> str:
         return f"{fields['question']}\n{list_options(read_choices(fields, where).options)}{self.suffix}"
+
+    def list_choices(self, document: Document) -> Sequence[str]:
+        return read_letters(document.fields, document.where)
 
     def score(self, document: Document, answer: str) -> Scores:
         return {"accuracy": ai2d.score_letter(answer, read_choices(document.fields, document.where).letter)}

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from mmblocks.eval.document import Document
@@ -6,7 +6,7 @@ from mmblocks.eval.documents import DocumentLayout
 from mmblocks.eval.metrics import mmmu
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._base import FileTask
-from mmblocks.eval.tasks._choices import Choices, read_choices
+from mmblocks.eval.tasks._choices import Choices, read_choices, read_letters
 from mmblocks.eval.tasks._prompts import LETTER
 
 
@@ -28,6 +28,9 @@ class EgoSchema(FileTask):
     def write_prompt(self, fields: Mapping[str, Any], where: str) -> str:
         """The options as published, each behind its letter."""
         return "\n".join([str(fields["question"]), *_read_options(fields, where).options]) + self.suffix
+
+    def list_choices(self, document: Document) -> Sequence[str]:
+        return read_letters(document.fields, document.where, "option")
 
     def score(self, document: Document, answer: str) -> Scores:
         choices = _read_options(document.fields, document.where)

@@ -10,7 +10,7 @@ from mmblocks.eval.metrics import mmbench
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._averages import NO_ANSWER, count_unreadable
 from mmblocks.eval.tasks._base import FileTask
-from mmblocks.eval.tasks._choices import read_choices
+from mmblocks.eval.tasks._choices import read_choices, read_letters
 from mmblocks.eval.tasks._prompts import LETTER, list_options
 from mmblocks.model.generation.decoding import Decoding
 
@@ -41,6 +41,9 @@ class MMBench(FileTask):
         hint = "" if is_absent(fields.get("hint")) else f"{fields['hint']} "
         options = list_options(read_choices(fields, where).options)
         return f"{hint}{fields['question']} There are several options:\n{options}{self.suffix}"
+
+    def list_choices(self, document: Document) -> Sequence[str]:
+        return read_letters(document.fields, document.where)
 
     def score(self, document: Document, answer: str) -> Scores:
         choices = read_choices(document.fields, document.where)

@@ -1,13 +1,17 @@
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from mmblocks.errors import DataError
 from mmblocks.eval.document import Document, ScoredDocument
 from mmblocks.eval.documents import DocumentLayout
 from mmblocks.eval.metrics import multiple_choice
+from mmblocks.eval.metrics.letters import list_letters
 from mmblocks.eval.metrics.means import average_of_groups
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._averages import average_scores
 from mmblocks.eval.tasks._base import FileTask
+from mmblocks.eval.tasks._choices import MOST_OPTIONS
 from mmblocks.eval.tasks._prompts import LETTER
 from mmblocks.model.generation.decoding import Decoding
 
@@ -26,6 +30,24 @@ class MMStar(FileTask):
     metric: ClassVar = "the letter by lmms-eval's extractor"
     decoding: ClassVar = Decoding(max_new_tokens=1024)
     groups: ClassVar = ("category", "l2_category")
+
+    def list_choices(self, document: Document) -> Sequence[str]:
+        question, marks = str(document.fields["question"]), ":.)"
+        position = max(question.rfind("Options:"), 0)
+        letters: list[str] = []
+        for letter in list_letters(MOST_OPTIONS):
+            if (found := re.compile(rf"\b{letter}([{marks}])").search(question, position)) is None:
+                break
+            letters.append(letter)
+            position, marks = (
+                found.end(),
+                found[1],
+            )  # the others have the mark of the first: an option may end with "E."
+        if len(letters) < 2:
+            raise DataError(
+                f"{document.where}: no options can be read in {question!r:.200}; write them as 'Options: A: text, B: text'."
+            )
+        return letters
 
     def score(self, document: Document, answer: str) -> Scores:
         return {"accuracy": multiple_choice.score_letter(answer, str(document.fields["answer"]))}

@@ -12,7 +12,7 @@ from mmblocks.eval.metrics import mvbench
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._averages import NO_ANSWER, count_unreadable, group_rows
 from mmblocks.eval.tasks._base import FileTask
-from mmblocks.eval.tasks._choices import read_options
+from mmblocks.eval.tasks._choices import read_letters, read_options
 from mmblocks.eval.tasks._prompts import list_options
 
 
@@ -49,6 +49,9 @@ class MVBench(FileTask):
                 f"{where}: the answer {fields['answer']!r:.80} is none of the candidates; write one of them."
             )
         return f"Question:{fields['question']}\nOption:\n{list_options(candidates, '({}) {}')}\n{self.suffix}"
+
+    def list_choices(self, document: Document) -> Sequence[str]:
+        return read_letters(document.fields, document.where, "candidates")
 
     def score(self, document: Document, answer: str) -> Scores:
         fields = document.fields

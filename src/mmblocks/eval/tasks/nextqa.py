@@ -42,6 +42,9 @@ class NExTQA(FileTask):
         _read_letter(fields, where)
         return f"{str(fields['question']).strip()}\n{list_options(_list_texts(fields))}"
 
+    def list_choices(self, document: Document) -> Sequence[str]:
+        return tuple(list_letters(len(OPTIONS)))
+
     def score(self, document: Document, answer: str) -> Scores:
         letter = mmmu.read_lmms(answer, _list_texts(document.fields))
         right = _read_letter(document.fields, document.where)

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from mmblocks.eval.document import Document
@@ -6,7 +6,7 @@ from mmblocks.eval.documents import DocumentLayout
 from mmblocks.eval.metrics import perceptiontest
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._base import FileTask
-from mmblocks.eval.tasks._choices import read_choices
+from mmblocks.eval.tasks._choices import read_choices, read_letters
 from mmblocks.eval.tasks._prompts import LETTER, list_options
 from mmblocks.model.generation.decoding import Decoding
 
@@ -30,6 +30,9 @@ class PerceptionTest(FileTask):
 
     def write_prompt(self, fields: Mapping[str, Any], where: str) -> str:
         return f"{fields['question']}\n{list_options(read_choices(fields, where).options)}{self.suffix}"
+
+    def list_choices(self, document: Document) -> Sequence[str]:
+        return read_letters(document.fields, document.where)
 
     def score(self, document: Document, answer: str) -> Scores:
         found = perceptiontest.read_index(answer)

@@ -15,7 +15,7 @@ from mmblocks.eval.metrics import scienceqa
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._averages import average_scores
 from mmblocks.eval.tasks._base import FileTask
-from mmblocks.eval.tasks._choices import read_choices
+from mmblocks.eval.tasks._choices import read_choices, read_letters
 from mmblocks.eval.tasks._prompts import LETTER, list_options
 
 
@@ -59,6 +59,9 @@ class ScienceQA(FileTask):
         context = f"Context: {fields['hint']}\n" if fields.get("hint") else ""
         options = list_options(read_choices(fields, where, "choices").options)
         return f"{context}{fields['question']}\n{options}{self.suffix}"
+
+    def list_choices(self, document: Document) -> Sequence[str]:
+        return read_letters(document.fields, document.where, "choices")
 
     def score(self, document: Document, answer: str) -> Scores:
         choices = read_choices(document.fields, document.where, "choices")

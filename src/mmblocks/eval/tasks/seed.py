@@ -1,9 +1,10 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from mmblocks.eval.document import Document
 from mmblocks.eval.documents import DocumentLayout
 from mmblocks.eval.metrics import seed
+from mmblocks.eval.metrics.letters import list_letters
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._base import FileTask
 from mmblocks.eval.tasks._prompts import LETTER, list_options
@@ -33,6 +34,9 @@ class SEEDBench(FileTask):
 
     def write_prompt(self, fields: Mapping[str, Any], where: str) -> str:
         return f"{fields['question']}\n{list_options(str(fields[name]) for name in CHOICES)}{self.suffix}"
+
+    def list_choices(self, document: Document) -> Sequence[str]:
+        return tuple(list_letters(len(CHOICES)))
 
     def score(self, document: Document, answer: str) -> Scores:
         return {"accuracy": seed.score_letter(answer, str(document.fields["answer"]))}

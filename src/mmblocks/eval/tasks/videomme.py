@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from mmblocks.eval.document import Document
@@ -6,7 +6,7 @@ from mmblocks.eval.documents import DocumentLayout
 from mmblocks.eval.metrics import multiple_choice
 from mmblocks.eval.tasks import Scores, tasks
 from mmblocks.eval.tasks._base import FileTask
-from mmblocks.eval.tasks._choices import read_choices
+from mmblocks.eval.tasks._choices import read_choices, read_letters
 from mmblocks.eval.tasks._prompts import LETTER
 
 INSTRUCTION = (
@@ -34,6 +34,9 @@ class VideoMME(FileTask):
     def write_prompt(self, fields: Mapping[str, Any], where: str) -> str:
         options = "\n".join(read_choices(fields, where).options)
         return f"{INSTRUCTION}\n{fields['question']}\n{options}{self.suffix}"
+
+    def list_choices(self, document: Document) -> Sequence[str]:
+        return read_letters(document.fields, document.where)
 
     def score(self, document: Document, answer: str) -> Scores:
         return {"accuracy": multiple_choice.score_letter(answer, str(document.fields["answer"]))}
