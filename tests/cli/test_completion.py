@@ -10,7 +10,7 @@ import pytest
 
 from mmblocks.cli import COMMANDS, main
 from mmblocks.cli.completion import SHELLS, make_parser
-from mmblocks.cli.suggestions import SUGGESTIONS, suggest_changes, suggest_names, suggest_overrides
+from mmblocks.cli.suggestions import SUGGESTIONS, suggest_changes, suggest_eval_words, suggest_names, suggest_overrides
 from mmblocks.components import REGISTRIES
 
 HEAVY = {"torch", "numpy", "transformers", "timm", "hydra", "omegaconf", "PIL"}
@@ -74,6 +74,12 @@ def test_settings_of_what_is_measured_and_of_sight_are_offered():
     assert {"evaluate.every=", "encoder_pretraining.steps="} <= {*suggest_overrides("", NOTHING)}
 
 
+def test_eval_is_offered_tasks_and_metrics():
+    offered = suggest_eval_words("", NOTHING)
+    assert {"pope", "tiny", "data="} <= {*offered}
+    assert {"metric=loss", "metric=contains"} <= {*suggest_eval_words("metric=", NOTHING)}
+
+
 def test_swap_is_offered_slots_and_their_components():
     assert "tokenizer.image=" in suggest_changes("", NOTHING)
     assert suggest_changes("tokenizer.image=", NOTHING) == [f"tokenizer.image={n}" for n in REGISTRIES["tokenizer"]]
@@ -126,7 +132,8 @@ PRESSED = {
     "mmblocks train tiny/onevision model/proj": ["model/projector="],
     "mmblocks train tiny/onevision model/projector=mlp_": ["mlp_residual"],  # bash replaces what is behind the =
     "mmblocks sweep tiny/onevision --one-at-a-time model/pooling=bi": ["bilinear", "bilinear_antialiased"],
-    "mmblocks sweep tiny/onevision --score ": ["tiny", "loss"],
+    "mmblocks sweep tiny/onevision --score text": ["textvqa"],
+    "mmblocks eval mms": ["mmstar"],
     "mmblocks show projector ldp": ["ldp", "ldpv2"],
     "mmblocks check llava_v1": ["llava_v1/vicuna_7b", "llava_v1/vicuna_13b", "llava_v1/llama2_7b"],
 }

@@ -3,11 +3,13 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import mmblocks
 from mmblocks.assets import find_media, find_tiny_model
@@ -282,6 +284,21 @@ def test_decoding_has_no_effect_on_a_loss(data, capsys):
     assert "nothing is generated, so max_new_tokens= has no effect" in capsys.readouterr().err
 
 
+def test_a_model_that_was_trained_on_in_its_folder_is_another(data, tmp_path, capsys):
+    model = mmblocks.load(find_tiny_model())
+    words = ["eval", str(tmp_path / "model"), f"data={data}", "--device", "cpu", "--out", str(tmp_path / "out")]
+    mmblocks.save(model, tmp_path / "model")
+    assert main(words) == 0
+    assert main(words) == 0
+    with torch.no_grad():
+        for weight in model.projector.parameters():
+            weight.add_(1e-3)
+    shutil.rmtree(tmp_path / "model")
+    mmblocks.save(model, tmp_path / "model")
+    assert main(words) == 2
+    assert "holds answers with model=" in capsys.readouterr().err
+
+
 # The judge ------------------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +316,7 @@ def test_a_judge_scores_what_no_rule_does(data, tmp_path, capsys, endpoint):
     assert main(words) == 0
     assert "no judge was asked; name one with --judge" in capsys.readouterr().out
     assert main([*words, "--judge-dry-run"]) == 0
-    planned = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    planned = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(planned) == 5
     assert endpoint.bodies == []
     assert main([*words, "--judge", "some-judge"]) == 0

@@ -143,8 +143,10 @@ def _run_tasks(
 ) -> list[list[int]]:
     """Ask what is not answered yet; the numbers of the selected documents of each task."""
     from mmblocks.eval.runs import run_task
+    from mmblocks.model.weight_digest import digest_weights
 
     about_model = {"model": words.model or "bundled", "origin": model.origin, "dtype": args.dtype, "bits": args.bits}
+    about_model["weights"] = digest_weights(model)
     return [run_task(model, one, out / one.name, selection, about_model) for one in named]
 
 
@@ -185,7 +187,8 @@ def _print_reports(reports: Sequence[TaskReport], args: argparse.Namespace) -> N
 
     if args.out is not None:
         write_reports(reports, args.out)
-    print(json.dumps(to_json(reports), indent=2) if args.json else format_markdown(reports))
+    if not args.judge_dry_run:  # which prints its requests
+        print(json.dumps(to_json(reports), indent=2) if args.json else format_markdown(reports))
 
 
 def _print_tinyworld(model: OneVision, args: argparse.Namespace) -> int:

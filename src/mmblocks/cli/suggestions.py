@@ -22,6 +22,7 @@ Suggest = Callable[[str, argparse.Namespace], Iterable[str] | Mapping[str, str]]
 
 _STAGE_KEY = re.compile(r"stages\.[^=]+\.")
 _BLOCKS = {"encoder_pretraining": EncoderPretraining, "evaluate": Evaluation}
+EVAL_WORDS = ("tiny", "loss", "data=", "images=", "videos=", "metric=", "answer_by=likelihood", "max_new_tokens=")
 _IMAGES = "model.images."
 _STAGES = 8  # suggested by number: as many as a recipe is likely to have
 
@@ -62,6 +63,16 @@ def suggest_inspect_words(prefix: str, given: argparse.Namespace) -> list[str]:
     return [*INSPECT_WORDS, *suggest_overrides(prefix, given)]
 
 
+def suggest_eval_words(prefix: str, given: argparse.Namespace) -> Iterable[str] | Mapping[str, str]:
+    """Tasks, and the settings of one's own records."""
+    from mmblocks.eval.metrics.general import METRICS
+
+    if prefix.startswith("metric="):
+        return [f"metric={name}" for name in (*METRICS, "loss", "judge")]
+    tasks = list_registries()["task"]
+    return {**{name: tasks.find_info(name).summary for name in tasks}, **dict.fromkeys(EVAL_WORDS, "")}
+
+
 def suggest_changes(prefix: str, given: argparse.Namespace) -> list[str]:
     """`encoder=`, `tokenizer.image=` and the names of components after them, for `mmblocks swap`."""
     slots = {group.removeprefix("model/").replace("/", "."): kind for group, kind in _list_groups().items()}
@@ -86,6 +97,7 @@ SUGGESTIONS: dict[tuple[str, str], Suggest] = {
     **{(command, "recipe"): suggest_recipes_and_systems for command in ("check", "plan", "inspect")},
     **{(command, "overrides"): suggest_overrides for command in ("recipes", "train", "check")},
     ("sweep", "words"): suggest_overrides,
+    **{key: suggest_eval_words for key in (("eval", "words"), ("sweep", "score"))},
     ("plan", "words"): suggest_plan_words,
     ("inspect", "words"): suggest_inspect_words,
     ("list", "kind"): suggest_kinds,
