@@ -97,7 +97,7 @@ SUGGESTIONS: dict[tuple[str, str], Suggest] = {
     **{(command, "recipe"): suggest_recipes_and_systems for command in ("check", "plan", "inspect")},
     **{(command, "overrides"): suggest_overrides for command in ("recipes", "train", "check")},
     ("sweep", "words"): suggest_overrides,
-    **{key: suggest_eval_words for key in (("eval", "words"), ("sweep", "score"))},
+    **dict.fromkeys((("eval", "words"), ("sweep", "score")), suggest_eval_words),
     ("plan", "words"): suggest_plan_words,
     ("inspect", "words"): suggest_inspect_words,
     ("list", "kind"): suggest_kinds,

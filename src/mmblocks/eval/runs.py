@@ -83,13 +83,19 @@ class Selection:
 
 
 def run_task(
-    model: OneVision, named: NamedTask, folder: Path, selection: Selection, about_model: Mapping[str, Any]
+    model: OneVision,
+    named: NamedTask,
+    folder: Path,
+    selection: Selection,
+    about_model: Mapping[str, Any],
+    *,
+    title: str = "",
 ) -> list[int]:
     """Ask what `folder` has no answer to yet, and write each answer with its scores there.
 
     Returns the numbers of the selected documents, those of other processes among them.
 
-    about_model: what names the model; a folder of another one is refused. Documents that cannot be read are written with
+    about_model: what names the model; a folder of another one is refused. title: of the progress bar, by default the task's name. Documents that cannot be read are written with
     their fault, and are never asked without their images.
     """
     documents = named.task.read_documents()
@@ -109,7 +115,9 @@ def run_task(
     own = selection.take_share(numbers)
     waiting = [number for number in own if number not in answered]
     done = [known[number] for number in own if number in answered]
-    with tqdm(total=len(own), initial=len(done), desc=named.name, unit="document", disable=selection.rank > 0) as bar:
+    with tqdm(
+        total=len(own), initial=len(done), desc=title or named.name, unit="document", disable=selection.rank > 0
+    ) as bar:
         for first in range(0, len(waiting), DOCUMENTS_AT_ONCE):
             some = waiting[first : first + DOCUMENTS_AT_ONCE]
             predictions = list(_answer_documents(model, named, documents, some))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ TINY, LOSS = "tiny", "loss"
 TINY_QUESTIONS = 200
 HELD_OUT_LOSS, TRAINING_LOSS = "held-out loss", "training loss"
 SCORES_FOLDER = "scores"
-"""In the folder of a trial: the answers to a task, and its tables."""
+"""In the folder of a trial: the answers to every task that ranked it, and the last table."""
 EXAMPLES = "--score 'data=val.json metric=contains', --score 'textvqa data=FILE limit=500', or evaluate.data=[{...}] in the recipe"
 
 
@@ -42,10 +44,7 @@ def read_score(text: str) -> dict[str, Any]:
 
 
 def choose_score(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What composed runs are ranked by where nobody says: TinyWorld where all data is TinyWorld's, else what they evaluate.
-
-    Raises `ConfigError` where they evaluate nothing.
-    """
+    """What composed runs are ranked by where nobody says: TinyWorld where all data is TinyWorld's, else what they evaluate."""
     evaluate = next(iter(runs.values()))["evaluate"] or {}
     if is_tinyworld(runs) or (evaluate.get("tiny") and not evaluate.get("data") and not evaluate.get("tasks")):
         return {"name": TINY, "limit": TINY_QUESTIONS}
@@ -94,10 +93,12 @@ def measure_score(place: Path, score: Mapping[str, Any], device: str, *, skips: 
     from mmblocks.eval.runs import run_task
     from mmblocks.eval.task_settings import PlannedTask
 
-    planned, folder = PlannedTask.from_settings(score), place / SCORES_FOLDER
-    numbers = run_task(model, planned.named, folder / planned.label, planned.select(), {"trial": place.name})
-    report = planned.make_report(folder / planned.label, numbers, skips=skips)
-    write_reports([report], folder)
+    planned = PlannedTask.from_settings(score)
+    digest = hashlib.sha256(json.dumps(score, sort_keys=True).encode()).hexdigest()[:8]
+    folder = place / SCORES_FOLDER / f"{planned.label}-{digest}"
+    numbers = run_task(model, planned.named, folder, planned.select(), {"trial": place.name}, title=planned.label)
+    report = planned.make_report(folder, numbers, skips=skips)
+    write_reports([report], place / SCORES_FOLDER)
     return planned.list_numbers(report)
 
 

@@ -33,7 +33,8 @@ def measure_tasks(
     world.run_on_rank0(partial(shutil.rmtree, folder, ignore_errors=True))
     with use_evaluation_mode(model):
         asked = [
-            run_task(model, one.named, folder / one.label, one.select(world.rank, world.size), about) for one in planned
+            run_task(model, one.named, folder / one.label, one.select(world.rank, world.size), about, title=one.label)
+            for one in planned
         ]
     world.gather_values(None)  # all answers are on disk
 
