@@ -12,7 +12,7 @@ EXAMPLES = {
     "plan": "mmblocks plan onevision/7b image=1000x700 video=1280x720@30s",
     "inspect": "mmblocks inspect tiny/onevision --stage align --record 0",
     "train": "mmblocks train tiny/onevision budget=0.002 out=runs/quick",
-    "sweep": "mmblocks sweep tiny/onevision model/projector=mlp,linear last_stage=align budget=0.001 --score loss --out runs/sweep",
+    "sweep": "mmblocks sweep tiny/onevision model/projector=mlp,linear last_stage=align budget=0.001 --score 'tiny limit=20' --out runs/sweep",
     "diff": "mmblocks diff runs/sweep/projector-mlp runs/sweep/projector-linear",
     "eval": "mmblocks eval runs/quick/model tiny --limit 20",
     "chat": "mmblocks chat --image my.jpg --ask 'How many shapes are there?'",
