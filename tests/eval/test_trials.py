@@ -66,7 +66,7 @@ def test_axes_that_make_no_grid_are_refused(axes, said):
 
 def test_a_sweep_is_read_as_it_was_written(tmp_path):
     cells = (SweepTrial("seed-0", {"seed": "0"}), SweepTrial("seed-1", {"seed": "1"}))
-    sweep = Sweep("mini", ("budget=0.5",), cells, "tiny", 20, ("image=96x72",))
+    sweep = Sweep("mini", ("budget=0.5",), cells, {"name": "tiny", "limit": 20}, ("image=96x72",))
     sweep.save(tmp_path / "new")
     assert Sweep.load(tmp_path / "new") == sweep
     with pytest.raises(ConfigError, match=r"not the folder of a sweep: it has no sweep\.json"):
