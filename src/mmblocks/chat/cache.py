@@ -68,10 +68,9 @@ class ChatCache:
         decoding.require_fitting_length(model.backbone)
         processor = Processor.from_model(model)
         prompt = ChatPrompt.from_conversation(processor, conversation, self._headers)
-        weights = WeightSnapshot.from_module(model)
-        if self._weights is None or not self._weights.is_same_as(weights) or self._router is not model.router:
+        if self._weights is None or not self._weights.is_same_for(model) or self._router is not model.router:
             self.clear()
-        self._weights, self._router = weights, model.router
+            self._weights, self._router = WeightSnapshot.from_module(model), model.router
         step = self._step = self._step or DecodingStep(model.backbone, KVCache(1), model.device)
         codes, kept = self._encode_rows(prompt), 0
         if has_fixed_rope(model.backbone.config):  # the last row is always computed, for the logits of the answer

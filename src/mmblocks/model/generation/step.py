@@ -134,7 +134,7 @@ class _StepGraph:
             self._logits = run_step()
 
     def is_valid_for(self, backbone: CausalLM, store: KVCache) -> bool:
-        return store.capacity == self._capacity and self._addresses == TensorAddresses.from_module(backbone)
+        return store.capacity == self._capacity and self._addresses.is_same_for(backbone)
 
     def replay_step(self) -> Tensor:
         self._graph.replay()

@@ -6,10 +6,11 @@ in tensors, and the longest is rounded up, so that a new packing needs no new co
 
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mmblocks.ops.attention import reference, varlen, with_xformers
 from mmblocks.ops.attention.call import PackedCall
@@ -18,6 +19,8 @@ from mmblocks.ops.choice import REFERENCE, Backend, Op, accept_all_inputs
 
 BUCKET = 256
 """Longest lengths are rounded up to multiples of this; kernels skip what is beyond a sequence."""
+NUM_ARGUMENTS = 12
+"""Of the forward operator."""
 CHOOSE_AT_RUNTIME = ""
 """The name of no backend: it is chosen when the op runs, as in a compiled function, which is not compiled for one."""
 
@@ -56,7 +59,9 @@ def compute_attention(call: PackedCall, backend: Backend | None = None) -> Tenso
     """The attention of a call, differentiable, by a backend; None chooses one when the op runs."""
     if not torch.compiler.is_compiling():
         register_flops()
-    out, _ = varlen_attention(
+    # A compiler is given the operator; else autograd's node is made here, without a way through the dispatcher.
+    attend = torch.ops.mmblocks.varlen_attention.default if torch.compiler.is_compiling() else run_differentiably
+    out, _ = attend(
         call.q,
         call.k,
         call.v,
@@ -73,49 +78,38 @@ def compute_attention(call: PackedCall, backend: Backend | None = None) -> Tenso
     return out
 
 
-# The backend is a string in these operators only: they take no objects.
-@torch.library.custom_op("mmblocks::varlen_attention", mutates_args=())
-def varlen_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ends_q: Tensor,
-    ends_k: Tensor,
-    max_q: int,
-    max_k: int,
-    causal: bool,
-    scale: float,
-    window: int | None,
-    learns: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+# By these calls and not by torch.library.custom_op, which imports the compiler, seconds of it, and checks each call for
+# aliases. The backend is a string in these operators only: they take no objects.
+FORWARD, BACKWARD = "mmblocks::varlen_attention", "mmblocks::varlen_attention_backward"
+SETTINGS = "Tensor ends_q, Tensor ends_k, SymInt max_q, SymInt max_k, bool causal, float scale, SymInt? window"
+torch.library.define(
+    FORWARD, f"(Tensor q, Tensor k, Tensor v, {SETTINGS}, bool learns, str backend) -> (Tensor, Tensor)"
+)
+torch.library.define(
+    BACKWARD,
+    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{SETTINGS}, str backend) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl(FORWARD, "default")
+def run_attention(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """The fields of a `PackedCall` to the output and, for backward, (heads, tokens) logarithms of sums of exponentials."""
-    call = PackedCall(q, k, v, ends_q, ends_k, max_q, max_k, causal, scale, window, learns)
+    *fields, backend = settings
+    call = PackedCall(q, k, v, *fields)
     if call.is_empty:
-        return q.new_zeros(q.shape[0], q.shape[1], v.shape[-1]), _make_logsumexp(q, learns).fill_(-torch.inf)
+        return q.new_zeros(q.shape[0], q.shape[1], v.shape[-1]), _make_logsumexp(q, call.learns).fill_(-torch.inf)
     out, lse = (OP.find_backend(backend) or OP.choose_backend(call)).run(call)
-    return out, lse if learns else _make_logsumexp(q, learns)
+    return out, lse if call.learns else _make_logsumexp(q, call.learns)
 
 
-@torch.library.custom_op("mmblocks::varlen_attention_backward", mutates_args=())
-def varlen_attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    ends_q: Tensor,
-    ends_k: Tensor,
-    max_q: int,
-    max_k: int,
-    causal: bool,
-    scale: float,
-    window: int | None,
-    backend: str,
+@torch.library.impl(BACKWARD, "default")
+def run_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values."""
-    call = PackedCall(q, k, v, ends_q, ends_k, max_q, max_k, causal, scale, window, True)
+    *fields, backend = settings
+    call = PackedCall(q, k, v, *fields, learns=True)
     if call.is_empty:
         return _make_empty_like(q).zero_(), _make_empty_like(k).zero_(), _make_empty_like(v).zero_()
     run_backward = (OP.find_backend(backend) or OP.choose_backend(call)).run_backward
@@ -123,30 +117,51 @@ def varlen_attention_backward(
     return run_backward(call, grad.to(q.dtype), out, lse)
 
 
-@varlen_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake(FORWARD)
+def make_fake_output(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     *_, learns, _ = settings
     return q.new_empty(q.shape[0], q.shape[1], v.shape[-1]), _make_logsumexp(q, learns)
 
 
-@varlen_attention_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.register_fake(BACKWARD)
+def make_fake_gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _make_empty_like(q), _make_empty_like(k), _make_empty_like(v)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ends_q, ends_k, *settings, _, ctx.backend = inputs
-    out, lse = output
-    ctx.settings = settings
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(q, k, v, out, lse, ends_q, ends_k)
+class _DifferentiableAttention(torch.autograd.Function):
+    """Forward and backward operator as one node of autograd; `torch.library.register_autograd` takes 80 us a call for its
+    generality."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse = torch.ops.mmblocks.varlen_attention.default(q, k, v, *settings)
+        ends_q, ends_k, *ctx.settings, _, ctx.backend = settings
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, out, lse, ends_q, ends_k)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * NUM_ARGUMENTS
+        found = torch.ops.mmblocks.varlen_attention_backward.default(
+            grad, *ctx.saved_tensors, *ctx.settings, ctx.backend
+        )
+        return *found, *(None,) * (NUM_ARGUMENTS - 3)
 
 
-def _run_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*varlen_attention_backward(grad, *ctx.saved_tensors, *ctx.settings, ctx.backend), *[None] * 9)
+def run_differentiably(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    """The forward operator, as a node of autograd where a gradient may follow."""
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return cast(tuple[Tensor, Tensor], _DifferentiableAttention.apply(q, k, v, *settings))
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.mmblocks.varlen_attention.default(q, k, v, *settings)
 
 
-varlen_attention.register_autograd(_run_backward, setup_context=_save_for_backward)
+torch.library.impl(FORWARD, "Autograd", run_differentiably)
 
 
 def _make_logsumexp(q: Tensor, learns: bool) -> Tensor:

@@ -1,8 +1,9 @@
-"""The reference implementation of packed attention: one sequence after the other, by torch's kernel for CPUs.
+"""The reference implementation of packed attention, by torch's kernel for CPUs: all sequences at once where they are equally
+long, else one after the other.
 
 Elsewhere, and where values have another width than keys, scores are multiplied out, in float32 or wider. So they are for
-capped scores and sinks, which no fused kernel here knows and torch differentiates. Tensors of one sequence are
-(1, heads, rows, channels), as torch's kernel takes them.
+capped scores and sinks, which no fused kernel here knows and torch differentiates. Tensors of sequences of one length are
+(sequences, heads, rows, channels), as torch's kernel takes them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,15 +34,15 @@ def forward(call: PackedCall) -> tuple[Tensor, Tensor]:
             out = ((scores - lse.unsqueeze(-1)).exp() @ _group_heads(v, 1)).flatten(1, 2).to(q.dtype)
             lse = lse.flatten(1, 2)
         outs.append(out)
-        lses.append(lse)
-    return _join_sequences(outs), (lses[0] if len(lses) == 1 else torch.cat(lses, 2)).squeeze(0).contiguous()
+        lses.append(lse.transpose(0, 1).flatten(1, 2))
+    return _join_sequences(outs), lses[0].contiguous() if len(lses) == 1 else torch.cat(lses, 1)
 
 
 def backward(call: PackedCall, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values."""
     gradients = []
-    for part in _split_sequences(call, _to_heads_first(grad), _to_heads_first(out), lse.unsqueeze(0)):
-        q, k, v, part_grad, part_out, part_lse = part
+    for q, k, v, part_grad, part_out, part_lse in _split_sequences(call, grad, out, lse.t().unsqueeze(2)):
+        part_lse = part_lse.squeeze(3)
         if not _has_queries_and_keys(q, k):
             gradients.append((torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)))
         elif _has_kernel(call):
@@ -50,7 +51,7 @@ def backward(call: PackedCall, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[
             saved = part_grad, q, k, v, part_out, part_lse
             gradients.append(_kernel_backward(*saved, 0.0, causal, attn_mask=mask, scale=call.scale))
         else:
-            gradients.append(_differentiate_products(call, *part))
+            gradients.append(_differentiate_products(call, q, k, v, part_grad, part_out, part_lse))
     dq, dk, dv = zip(*gradients, strict=True)
     return _join_sequences(dq), _join_sequences(dk), _join_sequences(dv)
 
@@ -66,16 +67,23 @@ def make_causal_mask(rows: Tensor, columns: Tensor, window: int | None) -> Tenso
     return (behind >= 0) & (behind < window) if window else behind >= 0
 
 
-# One sequence after the other ---------------------------------------------------------------------------------------
+# Sequences ----------------------------------------------------------------------------------------------------------
 
 
 def _split_sequences(call: PackedCall, *of_queries: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Queries, keys and values of each sequence, and its part of further tensors that have a row for each query."""
+    """Queries, keys and values, and further tensors that have a row for each query, of sequences of one length together."""
+    tensors = (call.q, call.k, call.v, *of_queries)
+    if len(call.ends_q) == 2:
+        yield tuple(_to_heads_first(x) for x in tensors)
+        return
     lengths = call.ends_q.diff().tolist()
     key_lengths = lengths if call.ends_k is call.ends_q else call.ends_k.diff().tolist()
-    q, k, v = map(_to_heads_first, (call.q, call.k, call.v))
-    further = (x.split(lengths, 2) for x in of_queries)
-    return zip(q.split(lengths, 2), k.split(key_lengths, 2), v.split(key_lengths, 2), *further, strict=True)
+    if len({*lengths}) == 1 == len({*key_lengths}) and lengths[0] and key_lengths[0]:
+        yield tuple(_to_heads_first(x, len(lengths)) for x in tensors)
+        return
+    sizes = (lengths, key_lengths, key_lengths, *[lengths] * len(of_queries))
+    parts = (x.split(lengths) for x, lengths in zip(tensors, sizes, strict=True))
+    yield from (tuple(map(_to_heads_first, part)) for part in zip(*parts, strict=True))
 
 
 def _has_queries_and_keys(q: Tensor, k: Tensor) -> bool:
@@ -83,13 +91,13 @@ def _has_queries_and_keys(q: Tensor, k: Tensor) -> bool:
     return bool(q.shape[2] and k.shape[2])
 
 
-def _to_heads_first(x: Tensor) -> Tensor:
-    """(tokens, heads, channels) to (1, heads, tokens, channels)."""
-    return x.transpose(0, 1).unsqueeze(0)
+def _to_heads_first(x: Tensor, sequences: int = 1) -> Tensor:
+    """(tokens, heads, channels) to (sequences, heads, tokens of each, channels)."""
+    return x.view(sequences, -1, *x.shape[1:]).transpose(1, 2) if sequences > 1 else x.transpose(0, 1).unsqueeze(0)
 
 
 def _join_sequences(parts: Sequence[Tensor]) -> Tensor:
-    by_tokens = [part.squeeze(0).transpose(0, 1) for part in parts]
+    by_tokens = [part.transpose(1, 2).flatten(0, 1) for part in parts]
     return by_tokens[0].contiguous() if len(by_tokens) == 1 else torch.cat(by_tokens)
 
 
