@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmblocks.batch import IGNORE
 from mmblocks.conversation import Conversation, Text, Visual
-from mmblocks.data.media.identity import identify_visual, make_digest
+from mmblocks.data.media.identity import identify_visual, is_in_memory, make_digest
 from mmblocks.data.sample.encode import Encoded
 from mmblocks.data.sample.instructions import list_questions
 from mmblocks.data.sample.processor import Processor, Sample
@@ -51,15 +51,18 @@ class ChatPrompt:
     ) -> ChatPrompt:
         """Reads headers and tokenises; raises `DataError` for what cannot be answered or read.
 
-        before: headers from when visuals were shown, for those whose files are gone.
+        before: headers from when visuals were shown, for those whose files are gone, and those that are in memory, which are
+        read once.
         """
         headers = []
         for visual in conversation.visuals:
-            try:
-                header = VisualHeader(visual, processor.read_shape(visual), identify_visual(visual))
-            except DataError as fault:
-                if (header := before.get(id(visual))) is None:
-                    raise DataError(f"{conversation.origin}: {fault}") from fault
+            header = before.get(id(visual))
+            if header is None or not is_in_memory(visual.source):
+                try:
+                    header = VisualHeader(visual, processor.read_shape(visual), identify_visual(visual))
+                except DataError as fault:
+                    if header is None:
+                        raise DataError(f"{conversation.origin}: {fault}") from fault
             headers.append(header)
         encoded = processor.encode_conversation_prompt(conversation, [header.shape for header in headers])
         questions = list_questions(conversation) if processor.instruction_reader else [""] * len(encoded.plans)

@@ -20,7 +20,8 @@ def identify_visual(visual: Visual) -> str:
     if isinstance(source, Image.Image):
         return make_digest("image", *read_image_content(source))
     if isinstance(source, np.ndarray):
-        return make_digest("array", f"{source.dtype} {source.shape}", np.ascontiguousarray(source).tobytes())
+        content = memoryview(np.ascontiguousarray(source)).cast("B") if source.size else b""
+        return make_digest("array", f"{source.dtype} {source.shape}", content)
     if isinstance(source, list | tuple):
         return make_digest("several", *(identify_visual(Visual(visual.kind, one)) for one in source))
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
@@ -31,12 +32,20 @@ def identify_visual(visual: Visual) -> str:
     return make_digest("bytes", found) if isinstance(found, bytes) else make_digest("file", _stamp_file(found))
 
 
-def make_digest(*parts: str | bytes) -> str:
+def is_in_memory(source: object) -> bool:
+    """Whether a visual's source is its content, which no file changes."""
+    if isinstance(source, list | tuple):
+        return all(map(is_in_memory, source))
+    return isinstance(source, Image.Image | np.ndarray | bytes)
+
+
+def make_digest(*parts: str | bytes | memoryview) -> str:
     """A short name of parts, another one for every other order or division of them."""
     name = hashlib.blake2b(digest_size=20)
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part
-        name.update(len(raw).to_bytes(8, "little") + raw)
+        name.update(len(raw).to_bytes(8, "little"))
+        name.update(raw)
     return name.hexdigest()
 
 
