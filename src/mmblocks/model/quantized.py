@@ -108,7 +108,7 @@ class QuantizedLinear(nn.Linear):
         )
         state = bnb.QuantState(
             absmax=buffers["scales"],
-            shape=torch.Size((self.out_features, self.in_features)),
+            shape=torch.Size((self.out_features * self.in_features,)),
             dtype=self.kind,
             blocksize=BLOCK,
             code=buffers["levels"],
@@ -116,7 +116,8 @@ class QuantizedLinear(nn.Linear):
             offset=buffers["middle"],
             state2=nested,
         )
-        return bnb.dequantize_4bit(buffers["codes"], state)
+        # As one row: on CPUs with AVX-512 bitsandbytes 0.50 takes wrong scales for rows that are no multiple of a block.
+        return bnb.dequantize_4bit(buffers["codes"], state).view(self.out_features, self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
         return _FrozenLinear.apply(input, self.bias, lambda: self.weight)  # type: ignore[no-any-return]
