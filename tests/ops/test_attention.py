@@ -221,8 +221,12 @@ def test_the_op_keeps_what_torch_asks_of_ops(keys, laid):
     if laid == "by head":
         inputs = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in inputs]
     ends = Packing.from_lengths([3, 4]).cu_seqlens, Packing.from_lengths(keys).cu_seqlens
-    torch.library.opcheck(torch.ops.mmblocks.varlen_attention.default, (*inputs, *ends, 256, 256, True, 0.3, None, True, ""))
-    torch.library.opcheck(torch.ops.mmblocks.varlen_attention.default, (*inputs, *ends, 256, 256, True, 0.3, 2, True, "reference"))
+    torch.library.opcheck(
+        torch.ops.mmblocks.varlen_attention.default, (*inputs, *ends, 256, 256, True, 0.3, None, True, "")
+    )
+    torch.library.opcheck(
+        torch.ops.mmblocks.varlen_attention.default, (*inputs, *ends, 256, 256, True, 0.3, 2, True, "reference")
+    )
 
 
 def test_a_compiled_function_holds_one_op_and_is_not_compiled_anew_for_another_packing():

@@ -16,6 +16,7 @@ from mmblocks.model.checkpoint import load, save
 from mmblocks.model.checks.composition import DryBuild
 from mmblocks.model.convert import export_to_transformers
 from mmblocks.storage import explain_disk_errors, list_damage, read_checksums, replace_folder
+from mmblocks.train.automatic import resolve_automatic
 from mmblocks.train.checks.run import require_run
 from mmblocks.train.distributed import World, join_processes
 from mmblocks.train.encoder_pretraining import pretrain_encoder
@@ -48,7 +49,7 @@ def run(recipe: Mapping[str, Any]) -> Path:
         listen_for_signals() as stopping,
         join_processes(curriculum.run.device, curriculum.run.timeout_s, stopping) as world,
     ):
-        return Training(curriculum, world, dict(recipe), composition).run()
+        return Training(resolve_automatic(curriculum, world.device), world, dict(recipe), composition).run()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,10 @@ from mmblocks.train.stages import Stage
 
 
 def make_optimizer(model: OneVision, stage: Stage) -> AdamW:
-    """AdamW over the stage's parts, each with its own learning rate (`base_lr` in its groups) and weight decay."""
+    """AdamW over the stage's parts, each with its own learning rate (`base_lr` in its groups) and weight decay.
+
+    On CUDA one kernel updates all weights of a dtype (torch's fused form).
+    """
     groups: list[dict[str, Any]] = []
     for name, part in stage.trained_parts.items():
         trained = [p for p in list_trainable_parameters(model, name) if p.requires_grad]
@@ -20,7 +23,8 @@ def make_optimizer(model: OneVision, stage: Stage) -> AdamW:
             if parameters:
                 settings = {"lr": part.lr, "base_lr": part.lr, "weight_decay": decay, "part": name}
                 groups.append({"params": parameters, **settings})
-    return AdamW(groups, betas=(0.9, stage.beta2))
+    on_gpu = all(p.is_cuda for group in groups for p in group["params"])
+    return AdamW(groups, betas=(0.9, stage.beta2), fused=on_gpu or None)
 
 
 def scale_learning_rates(optimizer: AdamW, factor: float) -> None:

@@ -98,7 +98,7 @@ class StagePlanner:
             return self._make_stage_data(mixture, draws, plan, measured)
         records = None
         if has_fingerprints:
-            workers, title = self.settings.workers, f"fingerprinting {stage.name}"
+            workers, title = self.settings.num_workers, f"fingerprinting {stage.name}"
             records = fingerprint_draws(mixture, draws, before=self.before, workers=workers, title=title)
         return StageData(mixture, draws, plan_by_count(len(draws), self.global_batch_size), records=records)
 
@@ -139,7 +139,7 @@ class StagePlanner:
             self.processor,
             self.stage.targets,
             policy=self.settings.broken,
-            workers=self.settings.workers,
+            workers=self.settings.num_workers,
             title=f"measuring {self.stage.name}",
             cache=self._open_lengths_cache(),
             settled=settled,

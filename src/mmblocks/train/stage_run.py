@@ -133,7 +133,7 @@ class StageRun:
             )
             self.model.train()
             with profiler.time_phase("data"):
-                step_inputs = iterate_batches(self.batches, first, self.settings.workers)
+                step_inputs = iterate_batches(self.batches, first, self.settings.num_workers)
             for step in range(first, self.num_steps):
                 step_input = self._wait_for_input(step_inputs, profiler)
                 if step_input is None:
@@ -198,7 +198,7 @@ class StageRun:
                 model = make_whole_model(self.settings, self.stage, self.before).to(self.world.device)
             inputs = (root, model, self.stage, self.data.mixture, self.data.draws, self.processor)
             with self.world.stopping.raise_at_once():
-                return prepare_feature_cache(*inputs, workers=self.settings.workers, broken=self.settings.broken)
+                return prepare_feature_cache(*inputs, workers=self.settings.num_workers, broken=self.settings.broken)
 
         return self.world.run_on_rank0(fill_on_rank0)
 

@@ -1,5 +1,7 @@
 """The settings of a training run: a model, and stages that each name the trained parts, the data and the learning rates."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -56,7 +58,8 @@ class Stage:
     tokenizer: visual tokenizers by scenario that this stage uses instead of the model's own (fewer tiles, fewer frames).
     warmup: share of the steps in which the learning rate rises linearly; schedule: how it falls from there to zero.
     max_grad_norm: largest norm of all gradients together. beta2: AdamW's decay rate of squared gradients.
-    precision: what forward and backward compute in; weights and optimizer stay float32.
+    precision: what forward and backward compute in; weights and optimizer stay float32. "auto" is bfloat16 on a GPU that has
+        units for it, else float32.
     template: chat template of this stage instead of the model's own ("plain" in LLaVA's first stage).
     targets: "answers" trains on the assistant's messages; "original" repeats the masks of LLaVA's training code.
     visuals: "front" moves the visuals of each question before its text, "mixed" does so in half of the conversations.
@@ -81,7 +84,7 @@ class Stage:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     beta2: float = 0.999
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     template: str | None = None
     targets: Literal["answers", "original"] = "answers"
     visuals: Literal["as_written", "front", "mixed"] = "as_written"
@@ -97,6 +100,10 @@ class Stage:
             is_own = settings.weight_decay is not None
             parts[name] = settings if is_own else replace(settings, weight_decay=self.weight_decay)
         return parts
+
+    def with_precision(self, automatic: Literal["float32", "bfloat16"]) -> Stage:
+        """The stage with this precision where it leaves the choice to the device."""
+        return replace(self, precision=automatic) if self.precision == "auto" else self
 
     @property
     def lora(self) -> Lora | None:
@@ -142,7 +149,8 @@ class TrainRun:
     from_weights: components (encoder, tokenizer.image, ...) that are those of the model in `weights`. Composing a recipe that
         names a system fills it in: every component, or those given here, but none that recipe or command line choose otherwise.
     budget: factor on every stage's steps or epochs. out: folder of the run, for checkpoints, metrics.jsonl and the final model.
-    threads: CPU threads of torch, 0 for its own choice. workers: processes that prefetch batches.
+    threads: CPU threads of torch, 0 for its own choice. workers: processes that prefetch batches;
+        "auto" takes none beside a CPU, and beside a GPU as many as the machine has cores for, up to 8.
     encoder_pretraining: settings of `EncoderPretraining`, for an encoder without a checkpoint; it comes before the first stage.
     first_stage, last_stage: names of the first and last stage to run, for part of a curriculum.
     save_every: steps between two saved states to resume from, of which the last `keep` stay; keep_best also keeps the weights
@@ -171,7 +179,7 @@ class TrainRun:
     budget: float = 1.0
     device: str = "auto"
     threads: int = 0
-    workers: int = 0
+    workers: int | Literal["auto"] = "auto"
     save_every: int = 200
     keep: int = 1
     keep_best: bool = False
@@ -193,6 +201,11 @@ class TrainRun:
     timeout_s: float = 600.0
     resume: bool = True
     resume_changed_data: bool = False
+
+    @property
+    def num_workers(self) -> int:
+        """`workers`, which `resolve_automatic` has chosen where a recipe leaves it open; none before that."""
+        return 0 if self.workers == "auto" else self.workers
 
 
 @dataclass(frozen=True, slots=True)

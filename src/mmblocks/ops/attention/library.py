@@ -144,7 +144,8 @@ class _DifferentiableAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, _ = gradients
         if grad is None:
             return (None,) * NUM_ARGUMENTS
         found = torch.ops.mmblocks.varlen_attention_backward.default(

@@ -2,12 +2,13 @@
 
 FlashAttention-2 for half precision, CUTLASS for float32 and for older devices. The masks are made of the packing's own
 tensor: xformers only checks the Python lists that they also carry, and to make these the host would wait for the device.
-Written against xformers 0.0.35.
+Their class is private to xformers: another version than `WRITTEN_FOR` may have another, which is a reason against it.
 """
 
 import ctypes
 import json
 import logging
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 5e-3}
 """As of varlen; CUTLASS multiplies float32 in TF32, with a mantissa of 10 bits."""
 LSE_ALIGNMENT = 32
 """CUTLASS rounds the number of each sequence's logarithms up to a multiple of this."""
+WRITTEN_FOR = "0.0.35"
 RUNTIME_WHEEL = "nvidia-cuda-runtime-cu{major}"
 
 
@@ -187,8 +189,8 @@ def reasons_against_library() -> list[str]:
         return [f"it cannot be imported ({cause})"]
     from xformers import _cpp_lib
 
-    if (fault := _cpp_lib._cpp_library_load_exception) is None:
-        return []
+    if (fault := getattr(_cpp_lib, "_cpp_library_load_exception", None)) is None:
+        return _reasons_against_masks()
     return [explain_missing_runtime() or f"its compiled part cannot be loaded: {_take_first_line(fault)}"]
 
 
@@ -212,6 +214,19 @@ def import_fmha() -> Any:
     from xformers.ops import fmha
 
     return fmha
+
+
+def _reasons_against_masks() -> list[str]:
+    """Why masks cannot be made of tensors: their parts are private to xformers, and another version may have others."""
+    ends = torch.tensor([0, 1], dtype=torch.int32)
+    token = torch.zeros(1, 1, 8)
+    call = PackedCall(token, token, token, ends, ends, 1, 1, causal=True, scale=1.0)
+    try:
+        for one in (call, replace(call, causal=False), replace(call, max_k=2, window=1)):
+            _make_mask(one)
+    except (AttributeError, TypeError, ValueError) as cause:
+        return [f"its masks are not those of xformers {WRITTEN_FOR} ({_take_first_line(cause)})"]
+    return []
 
 
 def find_foreign_cuda_major() -> int | None:

@@ -119,7 +119,7 @@ def _find_value_faults(raw: Mapping[str, Any]) -> Iterator[Fault]:
         valid[section] = {s.name: given[s.name] for s in settings if s.find_fault(given[s.name]) is None}
         for name, (least, cure) in limits.items():
             value = valid[section].get(name, least + 1)
-            if value < least or (value == least and cure is ABOVE):
+            if value != "auto" and (value < least or (value == least and cure is ABOVE)):
                 yield Fault(join_key(section, name), f"{name}={value!r} is too small.", cure.format(least))
     run, evaluate = valid[""], valid["evaluate"]
     unknown = [name for name in run.get("from_weights", ()) if name not in COMPONENTS]

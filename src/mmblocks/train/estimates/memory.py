@@ -65,10 +65,12 @@ class StepMemory:
 
 
 def read_stages(recipe: Mapping[str, object]) -> list[Stage]:
-    """The stages of a composed recipe; none of a system."""
+    """The stages of a composed recipe, in bfloat16 where it leaves the precision open and names no CPU; none of a system."""
     stages = recipe.get("stages") or []
     assert isinstance(stages, Sequence)
-    return [read_settings(Stage, stage, f"stages.{number}") for number, stage in enumerate(stages)]
+    read = [read_settings(Stage, stage, f"stages.{number}") for number, stage in enumerate(stages)]
+    on_gpu = recipe.get("device") != "cpu"
+    return [stage.with_precision("bfloat16" if on_gpu else "float32") for stage in read]
 
 
 def estimate_stage_memory(
