@@ -105,7 +105,7 @@ PLANTED = [
     ("stages.0.global_batch_size", MISSING, "stages.0", "either global_batch_size"),
     ("stages.0.pack_tokens", 0, "stages.0.pack_tokens", "at least 1"),
     ("stages.0.schedule", "cosin", "stages.0.schedule", "one of cosine, linear, constant"),
-    ("stages.0.precision", "fp8", "stages.0.precision", "one of float32, bfloat16"),
+    ("stages.0.precision", "fp8", "stages.0.precision", "one of auto, float32, bfloat16"),
     ("stages.0.objective", "dop", "stages.0.objective", "Did you mean 'dpo'?"),
     ("stages.0.objective", "dpo", "stages.0.data.0", "pairs of answers"),
     ("stages.0.train", {"lora": {"rank": 4}}, "stages.0.train.lora.lr", "missing"),

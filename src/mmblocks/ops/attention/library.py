@@ -144,7 +144,7 @@ class _DifferentiableAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad, _ = gradients
         if grad is None:
             return (None,) * NUM_ARGUMENTS

@@ -100,7 +100,7 @@ def estimate_stage_memory(
             root,
             [ParameterCount.from_parameters(block, size) for block in blocks],
             activations[row].count_peak_bytes(gradient_checkpointing),
-            DTYPE_BYTES[stage.precision],
+            DTYPE_BYTES[stage.with_precision("float32").precision],
             size,
         )
         state = count_state_bytes(built, stage, size, ema=ema)

@@ -51,7 +51,7 @@ def make_meta_stage_model(model: Mapping[str, object] | ModelSpec, stage: Stage)
         built = build_from_spec(spec, backbone_on_meta=True)
         shown = ModelSpec.from_dict({"tokenizer": {**spec.tokenizer, **stage.tokenizer}, "pooling": spec.pooling})
         built.router = build_router(shown, built.encoder, built.projector)
-    return set_dtype(freeze_for_stage(built, stage), getattr(torch, stage.precision)).train()
+    return set_dtype(freeze_for_stage(built, stage), getattr(torch, stage.with_precision("float32").precision)).train()
 
 
 def freeze_for_stage(model: OneVision, stage: Stage) -> OneVision:
