@@ -29,6 +29,7 @@ class _ModuleState:
     mode: tuple[Any, ...]
     children: tuple[int, ...]
     tensors: tuple[tuple[weakref.ref[Tensor], StorageWeakRef, int, torch.Size, tuple[int, ...]], ...]
+    __repr__ = format_by_shape
 
     @classmethod
     def from_module(cls, module: nn.Module) -> _ModuleState:
