@@ -22,7 +22,6 @@ from mmblocks.components import (
     OneTextTemplate,
     RewritingTemplate,
     Span,
-    SpecialTokenTemplate,
     has_capability,
 )
 from mmblocks.conversation import Message
@@ -75,7 +74,7 @@ class ControlTokens:
 
         Other added tokens (Qwen3's <think>) are text that an answer may hold.
         """
-        special = template.special if isinstance(template, SpecialTokenTemplate) else ()
+        special = getattr(template, "special", ())  # of a `SpecialTokenTemplate`; isinstance takes 20 us of every sample
         named = frozenset((*template.stop, *special))
         known = _KNOWN.setdefault(text_tokenizer, {})
         key = named, len(text_tokenizer)

@@ -286,8 +286,10 @@ def unfold_plans(spans: Sequence[Span], plans: Sequence[RoutedPlan]) -> Iterator
 def _find_bos(spans: Sequence[Span], text_tokenizer: TextTokenizer) -> list[int]:
     """The BOS that the tokenizer adds to every text, unless the template writes it itself, perhaps behind the visuals."""
     bos = text_tokenizer.bos_token
+    if bos is None:
+        return []
     added = list(text_tokenizer("", add_special_tokens=True, return_offsets_mapping=False)["input_ids"])
-    if bos is None or added[:1] != [text_tokenizer.bos_token_id]:
+    if added[:1] != [text_tokenizer.bos_token_id]:
         return []
     first = next((span for span in spans if isinstance(span.content, str)), Span(""))
     is_in_template = not first.literal and str(first.content).startswith(bos)
