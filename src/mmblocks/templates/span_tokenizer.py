@@ -10,20 +10,14 @@ import json
 import re
 import secrets
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
-from mmblocks.components import (
-    ChatTemplate,
-    OneTextTemplate,
-    RewritingTemplate,
-    Span,
-    has_capability,
-)
+from mmblocks.components import ChatTemplate, OneTextTemplate, RewritingTemplate, Span, has_capability
 from mmblocks.conversation import Message
 from mmblocks.errors import ConfigError
 
@@ -74,7 +68,9 @@ class ControlTokens:
 
         Other added tokens (Qwen3's <think>) are text that an answer may hold.
         """
-        special = getattr(template, "special", ())  # of a `SpecialTokenTemplate`; isinstance takes 20 us of every sample
+        special = getattr(
+            template, "special", ()
+        )  # of a `SpecialTokenTemplate`; isinstance takes 20 us of every sample
         named = frozenset((*template.stop, *special))
         known = _KNOWN.setdefault(text_tokenizer, {})
         key = named, len(text_tokenizer)
