@@ -96,6 +96,7 @@ def text(tables: Tables, folder: Path = TABLES) -> str:
         _targets,
         _times,
         _evaluation,
+        _planning,
         _counters,
         _memory,
         _growth,
@@ -200,6 +201,20 @@ def _evaluation(tables: Tables) -> Iterator[str]:
         "takes one document at a time and, for multiple choice, one choice at a time. The time of mmblocks includes reading "
         "images and tokenising; the inputs of transformers are made before. Images are random, of 56 x 56 pixels in the size "
         "`least`; a video has 2 frames.\n"
+    )
+    yield from _row_table(rows)
+
+
+def _planning(tables: Tables) -> Iterator[str]:
+    rows = tables.of_suites("planning")
+    yield "## Planning\n"
+    if not rows:
+        yield NONE
+        return
+    yield (
+        "Lengths of samples of one image and about 90 text tokens, measured from the headers of their JPEG files, from images in "
+        "memory, and with the lengths of an earlier start; then the steps of a million such lengths. One process of one thread; "
+        "workers share the samples. Before anything is timed, the lengths are compared with those of encoded samples.\n"
     )
     yield from _row_table(rows)
 
