@@ -97,6 +97,7 @@ def text(tables: Tables, folder: Path = TABLES) -> str:
         _times,
         _evaluation,
         _planning,
+        _records,
         _counters,
         _memory,
         _growth,
@@ -217,6 +218,25 @@ def _planning(tables: Tables) -> Iterator[str]:
         "workers share the samples. Before anything is timed, the lengths are compared with those of encoded samples.\n"
     )
     yield from _row_table(rows)
+
+
+def _records(tables: Tables) -> Iterator[str]:
+    rows = tables.of_suites("records")
+    yield "## Files of records\n"
+    if not rows:
+        yield NONE
+        return
+    yield (
+        "Processor time of opening a file of records of about 600 bytes, the first time and again, and the private memory of the "
+        "process after it has opened the file again, per record. Records are then read in random order.\n"
+    )
+    quantities = list(dict.fromkeys(row.quantity for row in rows))
+    yield f"| | {' | '.join(quantities)} |\n|---|{'---:|' * len(quantities)}"
+    for name in dict.fromkeys(row.scenario for row in rows):
+        own = {row.quantity: row for row in rows if row.scenario == name}
+        yield f"| {name} | {' | '.join(_value(own[q].ours, own[q].unit) for q in quantities)} |"
+    yield ""
+    yield from _told(rows)
 
 
 def _counters(tables: Tables) -> Iterator[str]:
