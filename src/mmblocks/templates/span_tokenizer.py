@@ -68,9 +68,8 @@ class ControlTokens:
 
         Other added tokens (Qwen3's <think>) are text that an answer may hold.
         """
-        special = getattr(
-            template, "special", ()
-        )  # of a `SpecialTokenTemplate`; isinstance takes 20 us of every sample
+        # Of a `SpecialTokenTemplate`, without isinstance, which takes 20 us of every sample.
+        special = getattr(template, "special", ())
         named = frozenset((*template.stop, *special))
         known = _KNOWN.setdefault(text_tokenizer, {})
         key = named, len(text_tokenizer)
@@ -123,9 +122,9 @@ class SpanTokenizer:
         cut = _find_straddled_span(run, starts, offsets)
         if cut is None:
             return list(ids), [run[bisect_right(starts, start) - 1] for start, _ in offsets]
-        halves = [self.to_ids(half, behind_visual=behind_visual) for half in (run[:cut], run[cut:])]
-        (ids, owners), (more_ids, more_owners) = halves
-        return [*ids, *more_ids], [*owners, *more_owners]
+        before, owners_before = self.to_ids(run[:cut], behind_visual=behind_visual)
+        behind, owners_behind = self.to_ids(run[cut:], behind_visual=behind_visual)
+        return before + behind, owners_before + owners_behind
 
     def _tokenize_together(self, run: Sequence[Span]) -> tuple[Sequence[int], Offsets, list[int]]:
         """Ids of the spans' whole text, the characters (start, end) of each, and the start of each span."""

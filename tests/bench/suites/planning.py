@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,7 @@ from mmblocks.data.planning.lengths_cache import LengthsCache
 from mmblocks.data.planning.measure import SampleSizes, measure_draws
 from mmblocks.data.planning.steps import plan_by_tokens
 from mmblocks.data.sample.processor import Processor
+from mmblocks.data.sources import Source
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run, Unequal
 from tests.bench.suites.timing import Way, time_in_turns
@@ -58,7 +60,7 @@ class _Samples:
     folder: Path
     processor: Processor
     mixture: Mixture
-    images: Sequence[Conversation]
+    images: tuple[Conversation, ...]
 
     @classmethod
     def write(cls, folder: Path, number: int, processor: Processor) -> _Samples:
@@ -78,13 +80,13 @@ class _Samples:
             images.append(Conversation(tuple(messages), f"{i}"))
         (folder / "records.jsonl").write_text("\n".join(records), encoding="utf-8")
         mixture = Mixture.from_entries([_make_entry(folder)])
-        return cls(folder, processor, mixture, images)
+        return cls(folder, processor, mixture, tuple(images))
 
     def measure_files(self) -> np.ndarray:
         return measure_draws(self.mixture, self.mixture.draw_all(), self.processor).sizes.to_table()
 
     def measure_images(self) -> np.ndarray:
-        mixture = Mixture((self.images,), (1.0,), ("images",))
+        mixture = Mixture((cast("Source", self.images),), (1.0,), ("images",))
         return measure_draws(mixture, mixture.draw_all(), self.processor).sizes.to_table()
 
     def measure_kept(self) -> np.ndarray:

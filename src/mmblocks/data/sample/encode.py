@@ -231,8 +231,14 @@ class TokenRuns:
         ids[~is_visual], learned[~is_visual] = self.ids, self.learned
         targets = np.full_like(ids, IGNORE)
         targets[:-1] = np.where(learned[1:], ids[1:], IGNORE)
-        positions = np.flatnonzero(is_visual)
-        return Encoded(*map(torch.from_numpy, (ids, targets, positions)), self.plans, self.origin, self.num_cut)
+        return Encoded(
+            torch.from_numpy(ids),
+            torch.from_numpy(targets),
+            torch.from_numpy(np.flatnonzero(is_visual)),
+            self.plans,
+            self.origin,
+            self.num_cut,
+        )
 
 
 def _tokenize_spans(
