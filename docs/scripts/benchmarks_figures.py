@@ -173,6 +173,26 @@ def _along(panel: Any) -> None:
     panel.margins(x=0.02)
 
 
+# Files of records ---------------------------------------------------------------------------------------------------
+
+
+def opening(rows: Sequence[Row], path: Path) -> None:
+    """Seconds until a file is open, by its number of records; a line per form of file, the first time and again."""
+    with drawn(path, 1, 1, (5.0, 3.2)) as panels:
+        panel = panels[0][0]
+        for kind in dict.fromkeys(row.scenario.partition(", ")[2].rpartition(", ")[2] for row in rows):
+            for quantity, style in (("opened first", "o-"), ("opened again", "o--")):
+                own = [row for row in rows if row.quantity == quantity and row.scenario.endswith(kind)]
+                numbers = [int(row.scenario.partition(" ")[0].replace(",", "")) for row in own]
+                panel.plot(numbers, [row.ours for row in own], style, markersize=3, label=f"{kind}, {quantity}")
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_xlabel("records")
+        panel.set_ylabel("seconds")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7)
+
+
 # Packing ------------------------------------------------------------------------------------------------------------
 
 

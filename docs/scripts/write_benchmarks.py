@@ -96,6 +96,8 @@ def text(tables: Tables, folder: Path = TABLES) -> str:
         _targets,
         _times,
         _evaluation,
+        _planning,
+        _records,
         _counters,
         _memory,
         _growth,
@@ -121,6 +123,7 @@ def pictures(tables: Tables, folder: Path) -> Iterator[Path]:
         ("times_gpu", _with_ratio(tables.of_suites(*TIMED, devices=("cuda",))), figures.ratios),
         ("memory_gpu", _with_ratio(tables.of_suites("memory", devices=("cuda",))), figures.memory),
         *((f"scale_{size}", rows, figures.growth) for size, rows in _by_size(tables.of_suites("scale")).items()),
+        ("records", tables.of_suites("records"), figures.opening),
         ("packing_waste", tables.packing, figures.waste),
         ("packing_ranks", tables.packing, figures.efficiency),
     ):
@@ -202,6 +205,34 @@ def _evaluation(tables: Tables) -> Iterator[str]:
         "`least`; a video has 2 frames.\n"
     )
     yield from _row_table(rows)
+
+
+def _planning(tables: Tables) -> Iterator[str]:
+    rows = tables.of_suites("planning")
+    yield "## Planning\n"
+    if not rows:
+        yield NONE
+        return
+    yield (
+        "Lengths of samples of one image and about 90 text tokens, measured from the headers of their JPEG files, from images in "
+        "memory, and with the lengths of an earlier start; then the steps of a million such lengths. One process of one thread; "
+        "workers share the samples. Before anything is timed, the lengths are compared with those of encoded samples.\n"
+    )
+    yield from _quantity_table(rows)
+
+
+def _records(tables: Tables) -> Iterator[str]:
+    rows = tables.of_suites("records")
+    yield "## Files of records\n"
+    if not rows:
+        yield NONE
+        return
+    yield (
+        "Processor time of opening a file of records of about 600 bytes, the first time and again, and the private memory of the "
+        "process after it has opened the file again, per record. Records are then read in random order.\n"
+    )
+    yield _picture("records", "Seconds until a file of records is open")
+    yield from _quantity_table(rows)
 
 
 def _counters(tables: Tables) -> Iterator[str]:
@@ -375,6 +406,17 @@ def _row_table(rows: Sequence[Row], *, timed: bool = True) -> Iterator[str]:
         if timed:
             cells += [_share(row.spread), _share(row.floor_share), "" if row.error is None else f"{row.error:.0e}"]
         yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield from _told(rows)
+
+
+def _quantity_table(rows: Sequence[Row]) -> Iterator[str]:
+    """One line per scenario, one column per quantity, of rows without a peer."""
+    quantities = list(dict.fromkeys(row.quantity for row in rows))
+    yield f"| | {' | '.join(quantities)} |\n|---|{'---:|' * len(quantities)}"
+    for name in dict.fromkeys(row.scenario for row in rows):
+        own = {row.quantity: _value(row.ours, row.unit) for row in rows if row.scenario == name}
+        yield f"| {name} | {' | '.join(own.get(quantity, '') for quantity in quantities)} |"
     yield ""
     yield from _told(rows)
 

@@ -34,12 +34,15 @@ def has_capability(component: object, capability: type[T]) -> TypeGuard[T]:
     Properties that are no flags are looked up without being computed: one may read a file.
     """
     kinds = capability.__annotations__
-    methods = [name for name in vars(capability) if not name.startswith("_") and name not in kinds]
-    is_declared = all(
+    flags = [name for name, kind in kinds.items() if kind in (bool, "bool")]
+    if not all(getattr(component, name, False) for name in flags):  # asked for every sample: most have not the flag
+        return False
+    methods = [name for name in vars(capability) if not name.startswith("_")]
+    return all(
         inspect.getattr_static(component, name, None) is not None or hasattr(component, name)
         for name in (*kinds, *methods)
+        if name not in flags
     )
-    return is_declared and all(getattr(component, name) for name, kind in kinds.items() if kind in (bool, "bool"))
 
 
 def describe_capabilities(component: object, capabilities: Sequence[type]) -> list[str]:

@@ -289,7 +289,7 @@ def test_what_is_no_error_of_a_record_passes(error):
 
 
 def test_a_mistake_of_ours_is_told_with_its_line(folder, processor, monkeypatch):
-    monkeypatch.setattr(Processor, "_get_encoding_settings", lambda self: {}["template"])
+    monkeypatch.setattr(Processor, "plan", lambda self, _: {}["template"])
     mixture = between_sound_ones(folder / "mistake.jsonl", json.dumps(SOUND).encode())
     _, broken = samples(processor, mixture, "skip")
     assert re.search(

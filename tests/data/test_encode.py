@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from mmblocks.batch import IGNORE
 from mmblocks.components import templates
 from mmblocks.conversation import Conversation, Message, Text, Visual
-from mmblocks.data.sample.encode import encode_for_training, encode_prompt
+from mmblocks.data.sample.encode import encode_for_training, encode_prompt, make_training_runs
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.shapes import RoutedPlan, VisualPlan
 
@@ -319,3 +320,66 @@ def test_a_tokenizer_without_offsets_is_refused():
 
     with pytest.raises(ConfigError, match="the text tokenizer Slow does not say which characters"):
         encode_prompt(talk("Hi"), [], **settings(tokenizer=Slow()))
+
+
+# Counting -------------------------------------------------------------------------------------------------------------
+
+HOSTILE = ("a", "ab", "\n", "\n\n", " ", "", "猫", "🐈", "<s>", "</s>", "<|im_end|>", "<|im_start|>", "at 1s: ")
+
+
+ORIGINAL = {"chatml", "gemma_instruct", "llama_2", "llama_3", "plain", "v0", "vicuna_v1"}
+"""Templates whose targets LLaVA's own preprocessing knows; presets of them aside."""
+
+
+def hostile_talk(rng):
+    """A conversation of any roles, with empty parts, control tokens and visuals anywhere, and plans with inline texts."""
+    messages, plans = [], []
+    for role in rng.choice([("user", "assistant"), ("user", "assistant") * 2, ("assistant", "user", "assistant")]):
+        parts = []
+        for _ in range(rng.randint(0, 3)):
+            if rng.random() < 0.4:
+                rows = rng.choice((0, 1, 2, 7))
+                places = sorted(rng.randint(0, rows) for _ in range(rng.randint(0, 2)))
+                plans.append(plan(rows, *((place, rng.choice(HOSTILE[:5])) for place in places)))
+                parts.append(CAT)
+            else:
+                parts.append(Text("".join(rng.choices(HOSTILE, k=rng.randint(0, 6)))))
+        messages.append(Message(role, tuple(parts), rng.random() < 0.8))
+    return Conversation(tuple(messages), "talk"), plans
+
+
+@pytest.mark.parametrize("targets", ["answers", "original"])
+@pytest.mark.parametrize("name", sorted(set(templates) - {"tokenizer"}))
+def test_what_is_counted_is_what_is_encoded(name, targets):
+    rng, compared = random.Random(f"{name} {targets}"), 0
+    tokenizers = [TOKENIZER, byte_tokenizer(bos="<s>")]
+    for _ in range(60):
+        conversation, plans = hostile_talk(rng)
+        given = settings(name, rng.choice(tokenizers))
+        given |= {"targets": targets, "overlong": "cut_answer", "max_tokens": rng.choice((None, rng.randint(5, 90)))}
+        placeholder_id = given.pop("placeholder_id")
+        try:
+            encoded = encode_for_training(conversation, plans, placeholder_id=placeholder_id, **given)
+        except (DataError, ConfigError) as fault:
+            with pytest.raises(type(fault), match=re.escape(str(fault))):
+                make_training_runs(conversation, plans, **given)
+            continue
+        counted = make_training_runs(conversation, plans, **given)
+        compared += 1
+        assert len(counted) == encoded.input_ids.numel()
+        assert counted.num_visual == encoded.visual_positions.numel() == sum(p.plan.num_tokens for p in plans)
+        assert counted.num_labelled == int((encoded.targets != IGNORE).sum())
+        assert (counted.plans, counted.num_cut) == (encoded.plans, encoded.num_cut)
+    assert compared or (targets == "original" and name not in ORIGINAL)
+
+
+def test_no_row_is_made_for_a_visual_token_that_is_only_counted():
+    """More rows than any memory holds."""
+    given = settings()
+    del given["placeholder_id"]
+    text = make_training_runs(talk([CAT, "What?"], "A cat."), [plan(1)], **given)
+    counted = make_training_runs(talk([CAT, "What?"], "A cat."), [plan(10**15)], **given)
+    assert len(counted) == len(text) + 10**15 - 1
+    assert counted.num_labelled == text.num_labelled
+    with pytest.raises(DataError, match="1000000000000000 of them visual"):
+        make_training_runs(talk([CAT, "What?"], "A cat."), [plan(10**15)], **given, max_tokens=8)

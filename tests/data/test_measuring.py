@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 import mmblocks
+from mmblocks.batch import IGNORE
+from mmblocks.components import poolings, tokenizers
 from mmblocks.conversation import Conversation, PreferencePair
 from mmblocks.data.mixing.mixture import Draws, Mixture
 from mmblocks.data.planning import measure as measuring
@@ -22,6 +24,7 @@ from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.image_reading import ImageReading
+from mmblocks.shapes import Size
 
 TASKS = ("text", "caption", "single", "by_shape", "multi", "video")
 
@@ -93,6 +96,25 @@ def test_told_texts_and_marks_are_measured_too(tiny_spec, photos, tokenizer):
     for number in measured.readable.tolist():
         batch = collate(processor.make_training_samples(mixture[mixture.draw_all()[number]]))
         assert tuple(measured.sizes.to_table()[number].tolist()) == held(batch)
+
+
+@pytest.mark.parametrize("name", sorted(tokenizers))
+def test_every_visual_tokenizer_is_measured_as_it_is_encoded(tiny_spec, photos, name):
+    spec = name if tokenizers.find_info(name).preset_of else {"name": name, **tokenizers[name].tiny}
+    grids = {"view_px": Size(24, 24), "grid": Size(6, 6), "pooling": poolings.build("none")}
+    serves = tokenizers.build(spec, **grids, spatial=True, squash=True).scenarios
+    changed = {**tiny_spec["tokenizer"], **dict.fromkeys(serves, spec)}
+    backbone = {**tiny_spec["backbone"], "max_tokens": 65536}
+    processor = Processor.from_spec({**tiny_spec, "tokenizer": changed, "backbone": backbone})
+    mixture = Mixture.from_entries([photos, *({"name": "tinyworld", "task": t, "size": 3} for t in TASKS)])
+    draws = mixture.draw_all()
+    measured = measure_draws(mixture, draws, processor, policy="skip")
+    assert len(measured.readable) == len(draws) - 1
+    for number in measured.readable.tolist():
+        (encoded,) = processor.encode_item(mixture[draws[number]])
+        views = sum(len(routed.plan.unique_views) for routed in encoded.plans)
+        size = (encoded.input_ids.numel(), views, int((encoded.targets != IGNORE).sum()), len(encoded) ** 2)
+        assert tuple(measured.sizes.to_table()[number].tolist()) == size
 
 
 def test_a_pair_counts_as_both_of_its_conversations(tiny_model):

@@ -89,10 +89,14 @@ def find_best_canvas(image: Size, canvases: Sequence[Size]) -> Size:
     Pixels beyond the image's own area do not count, so a small image takes few tiles.
     """
 
+    height, width = image
+    area = image.area
+
     def rate_canvas(canvas: Size) -> tuple[int, int]:
-        scale = min(canvas.width / image.width, canvas.height / image.height)
-        shown = min(int(image.width * scale) * int(image.height * scale), image.area)
-        return shown, shown - canvas.area
+        rows, columns = canvas
+        scale = min(columns / width, rows / height)
+        shown = min(int(width * scale) * int(height * scale), area)
+        return shown, shown - rows * columns
 
     return max(canvases, key=rate_canvas)  # max keeps the earliest of equals, as the original's strict comparisons do
 

@@ -26,6 +26,8 @@ SUITES = {
     "second_question": "time to the first token of a second question about the same clip",
     "decode": "tokens a second",
     "evaluation": "many documents: answers, and multiple choice by log-likelihood",
+    "planning": "lengths of samples from file headers, and steps of a million of them",
+    "records": "time and memory of opening files of 10,000 to a million records",
     "attention": "every way to compute attention here",
     "pool_kernel": "bytes a second of the gather that pools",
     "ceil": "copies and matrix products of the device itself",

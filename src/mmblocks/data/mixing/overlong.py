@@ -51,7 +51,7 @@ def format_cuts(file: Path, sizes: Mapping[str, int]) -> Iterator[str]:
 
 def count_item_tokens(item: Item, processor: Processor, targets: Targets) -> int:
     """Tokens of the longest sample of an item, whatever the limit."""
-    return max(len(encoded) for encoded in replace(processor, max_tokens=None).encode_item(item, targets))
+    return max(map(len, replace(processor, max_tokens=None).make_item_runs(item, targets)))
 
 
 def describe_overlong(mixture: Mixture, draw: Draw, processor: Processor, targets: Targets) -> str:
@@ -66,7 +66,7 @@ def describe_overlong(mixture: Mixture, draw: Draw, processor: Processor, target
         with suppress(DataError):  # of records that cannot be read, nothing is said here
             item = mixture[Draw(draw.source, record)]
             try:
-                processor.encode_item(item, targets)
+                processor.make_item_runs(item, targets)
             except TooLong:
                 too_long.append(count_item_tokens(item, processor, targets))
     return format_overlong(mixture.names[draw.source], too_long, len(records), size)

@@ -145,13 +145,14 @@ class MeasureFault(NamedTuple):
 
 def measure_item(item: Item, processor: Processor, targets: Targets) -> LengthsRow:
     """What the samples of an item will hold together."""
-    encoded = processor.encode_item(item, targets)
+    samples = processor.make_item_runs(item, targets)
+    lengths = [len(sample) for sample in samples]
     return (
-        sum(len(e) for e in encoded),
-        sum(len(routed.plan.unique_views) for e in encoded for routed in e.plans),
-        sum(e.num_labelled for e in encoded),
-        sum(len(e) ** 2 for e in encoded),
-        sum(e.num_cut for e in encoded),
+        sum(lengths),
+        sum(len(routed.plan.unique_views) for sample in samples for routed in sample.plans),
+        sum(sample.num_labelled for sample in samples),
+        sum(length**2 for length in lengths),
+        sum(sample.num_cut for sample in samples),
     )
 
 

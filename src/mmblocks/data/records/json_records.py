@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from array import array
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mmblocks.data.record_errors import to_printable
+from mmblocks.data.records.file_records import (
+    SPACE,
+    FileRecords,
+    find_element_places,
+    find_line_places,
+    open_file_records,
+)
 from mmblocks.errors import DataError
 from mmblocks.keys import ANSWERS
 
-SPACE = b" \t\r\n"
+_NO_SPACE = re.compile(rb"[^ \t\r\n]")
 _LONGEST_ID = 100
 
 
-def open_records(path: Path) -> Sequence[Any] | RecordLines:
-    """The records of a .json or .jsonl file: a list held in memory, or one record a line, each read on access.
+def open_records(path: Path) -> Sequence[Any] | FileRecords:
+    """The records of a .json or .jsonl file, a list or one record a line, each read on access.
 
     The content decides which of the two it is, not the name.
     """
     records = open_json(path)
     if isinstance(records, dict) and records.keys() & set(ANSWERS):
         return [records]
-    if not isinstance(records, list | RecordLines):
+    if not isinstance(records, list | FileRecords):
         keys = f" with the keys {', '.join(records)}" if isinstance(records, dict) and records else ""
         raise DataError(
             f"{path}: it holds one {type(records).__name__}{keys}; a file of records is a list of them, or holds one a line."
@@ -35,31 +45,40 @@ def open_records(path: Path) -> Sequence[Any] | RecordLines:
 
 
 def open_json(path: Path) -> Any:
-    """What a .json or .jsonl file holds: `RecordLines` of one value a line, or else its one value."""
+    """What a .json or .jsonl file holds: `FileRecords` of one value a line or of a list in UTF-8, or else its one value."""
     if path.suffix.lower() not in (".json", ".jsonl"):
         raise DataError(
             f"{path}: its name ends in {path.suffix!r}; LLaVA records are read from .json and .jsonl files."
         )
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
-    if _has_record_lines(path):
-        return RecordLines(path)
+    if (records := open_file_records(path, _find_places, parse_json)) is not None:
+        return records
     raw = path.read_bytes()
     if not raw.removeprefix(BOM_UTF8).strip(SPACE):
         raise DataError(f"{path}: it is empty; write a list of records, or one record a line.")
     return parse_json(raw, str(path))
 
 
-def _has_record_lines(path: Path) -> bool:
+def _find_places(file: IO[bytes]) -> array[int] | None:
+    has_lines = _has_record_lines(file)
+    file.seek(0)
+    return find_line_places(file) if has_lines else find_element_places(file)
+
+
+def _has_record_lines(file: IO[bytes]) -> bool:
     """Whether a file holds one record a line: several JSON values, or one that is a record and no list of records."""
-    named_so = path.suffix.lower() == ".jsonl"
-    with path.open("rb") as file:
-        first = next((line for line in file if line.removeprefix(BOM_UTF8).strip(SPACE)), b"")
-        more = any(line.strip(SPACE) for line in file)
-    if first.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) and named_so:
-        raise DataError(f"{path}: it is encoded in UTF-16; save it as UTF-8.")
-    if not (more or named_so):
-        return False
+    named_so = Path(file.name).suffix.lower() == ".jsonl"
+    if not os.fstat(file.fileno()).st_size:
+        return named_so
+    with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        begin, end = _find_first_line(content)
+        more = _NO_SPACE.search(content, end) is not None
+        if named_so and content[begin : begin + 2] in (BOM_UTF16_LE, BOM_UTF16_BE):
+            raise DataError(f"{file.name}: it is encoded in UTF-16; save it as UTF-8.")
+        if not (more or named_so):
+            return False
+        first = content[begin:end]
     try:
         value = json.loads(first) if first else None
     except (ValueError, RecursionError):  # a list or object over several lines, or a line with a mistake
@@ -67,6 +86,18 @@ def _has_record_lines(path: Path) -> bool:
     # A list of messages is one record, not a list of records.
     is_record = not isinstance(value, list) or any(isinstance(v, dict) and v.keys() & {"role", "from"} for v in value)
     return more or is_record
+
+
+def _find_first_line(content: mmap) -> tuple[int, int]:
+    """Begin and end of the first line that is not blank; both are the end of a file that has none."""
+    begin, size = 0, len(content)
+    while begin < size:
+        end = content.find(b"\n", begin) + 1 or size
+        is_marked = content[begin : begin + len(BOM_UTF8)] == BOM_UTF8
+        if _NO_SPACE.search(content, begin + len(BOM_UTF8) * is_marked, end) is not None:
+            return begin, end
+        begin = end
+    return size, size
 
 
 def parse_json(raw: bytes | str, where: str) -> Any:
@@ -116,25 +147,3 @@ def refuse_duplicates(record: object, where: str) -> None:
     """Raise `DataError` for an object in which a key stands twice: one of its values is lost."""
     if isinstance(record, ObjectWithDuplicates):
         raise DataError(f"{where}: the key {record.duplicate_key!r} stands twice; keep one.")
-
-
-class RecordLines:
-    """Records of a file that holds one a line, each read on access; blank lines are skipped."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._begins = array("q")
-        at = 0
-        with path.open("rb") as file:
-            for line in file:
-                if line.removeprefix(BOM_UTF8).strip(SPACE):
-                    self._begins.append(at)
-                at += len(line)
-
-    def __len__(self) -> int:
-        return len(self._begins)
-
-    def __getitem__(self, number: int) -> Any:
-        with self._path.open("rb") as file:
-            file.seek(self._begins[number])
-            return parse_json(file.readline(), f"{self._path}:record {number}")

@@ -13,7 +13,8 @@ from typing import Any
 
 from mmblocks.conversation import Conversation
 from mmblocks.data.records.columns import Columns
-from mmblocks.data.records.json_records import RecordLines, format_id, open_records
+from mmblocks.data.records.file_records import FileRecords
+from mmblocks.data.records.json_records import format_id, open_records
 from mmblocks.data.records.named_media import MediaRoots
 from mmblocks.data.records.row_reader import RowReader
 from mmblocks.data.records.turns import Placement
@@ -33,7 +34,7 @@ def read_llava(
     """Open a .json or .jsonl file of LLaVA records.
 
     Media paths are relative to `media_root` (the file's own folder when not given), those of videos to `video_root`
-    when given. A .jsonl file is read record by record and so suits big collections; a .json file is held in memory.
+    when given. Records are read one by one.
 
     placement: where visuals stand in a turn. "lone_first" moves the only visual of a turn to its front and keeps
     several where they are, as LLaVA-NeXT does in training (preprocess_multimodal); "as_written" moves none;
@@ -54,7 +55,7 @@ class RecordFile(NamedRecords[Conversation]):
     """Conversations of one file, by record number from 0. A record is an object, or a list of messages alone."""
 
     path: Path
-    records: Sequence[Any] | RecordLines
+    records: Sequence[Any] | FileRecords
     reader: RowReader
 
     def __len__(self) -> int:

@@ -33,14 +33,14 @@ def encode_continuations(
         opening, behind_visual = _list_opening_spans(
             conversation, prompt, template, tokenizer, text_tokenizer.bos_token
         )
-        opening_ids = [token for token, _ in tokenizer.to_ids(opening, behind_visual=behind_visual)]
+        opening_ids, _ = tokenizer.to_ids(opening, behind_visual=behind_visual)
         for text in continuations:
             answer = _make_answer_spans(template, conversation, text) if text else []
-            ids = [token for token, _ in tokenizer.to_ids([*opening, *answer], behind_visual=behind_visual)]
+            ids, _ = tokenizer.to_ids([*opening, *answer], behind_visual=behind_visual)
             if ids[: len(opening_ids)] == opening_ids:
                 found.append(ids[len(opening_ids) :])
             else:
-                found.append([token for token, _ in tokenizer.to_ids(answer, behind_visual=behind_visual)])
+                found.append(tokenizer.to_ids(answer, behind_visual=behind_visual)[0])
     for text, ids in zip(continuations, found, strict=True):
         if not ids:
             raise DataError(f"{conversation.origin}: the continuation {text!r} has no token; leave it out.")

@@ -3,13 +3,15 @@
 Text between two visuals is tokenised in one piece, so its ids are those of the whole prompt; a token is learned when
 the span it comes from is (see `mmblocks.templates.span_tokenizer`). The inline text that a plan puts between the rows of a
 visual is tokenised with the text around it, and never learned.
+
+Visual rows are numbers (`TokenRuns`) until ids are wanted, so that samples are counted by the rules they are encoded by.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
@@ -80,7 +82,30 @@ def encode_for_training(
     targets: Targets = "answers",
     overlong: Overlong = "raise",
 ) -> Encoded:
-    """Ids of a conversation and what each row must predict.
+    """Ids of a conversation and what each row must predict: `make_training_runs`, expanded."""
+    runs = make_training_runs(
+        conversation,
+        plans,
+        template=template,
+        text_tokenizer=text_tokenizer,
+        max_tokens=max_tokens,
+        targets=targets,
+        overlong=overlong,
+    )
+    return runs.expand(placeholder_id)
+
+
+def make_training_runs(
+    conversation: Conversation,
+    plans: Sequence[RoutedPlan],
+    *,
+    template: ChatTemplate,
+    text_tokenizer: TextTokenizer,
+    max_tokens: int | None = None,
+    targets: Targets = "answers",
+    overlong: Overlong = "raise",
+) -> TokenRuns:
+    """The rows of a conversation and which of them are learned; no row is made for a visual token.
 
     targets="answers" trains what the model has to write. targets="original" trains what LLaVA-NeXT's own
     preprocessing leaves unmasked (role headers, newlines everywhere, a fixed system text; see `original_targets`).
@@ -94,16 +119,16 @@ def encode_for_training(
             spans, everywhere = make_original_spans(template, conversation.messages, text_tokenizer)
         else:
             spans, everywhere = template.to_spans(conversation.messages), frozenset()
-        rows = _TokenRows([], [], [])
-        rows.append_spans(spans, plans, template, text_tokenizer, placeholder_id, everywhere)
-    if not any(span.learn for span in spans) or not any(rows.learned[1:]):
+        runs = _tokenize_spans(conversation, spans, plans, template, text_tokenizer, everywhere)
+    if not any(span.learn for span in spans) or not runs.num_labelled:
         raise NothingTrained(
-            f"{conversation.origin}: none of its {len(rows.ids)} tokens is an answer to train on; "
+            f"{conversation.origin}: none of its {len(runs)} tokens is an answer to train on; "
             "add a message of the role 'assistant', or let one of them be learned."
         )
     if overlong == "cut_answer" and max_tokens is not None and conversation.messages[-1].is_learned:
-        return _make_encoded(conversation, plans, rows.cut_to_limit(max_tokens), max_tokens, len(rows.ids))
-    return _make_encoded(conversation, plans, rows, max_tokens)
+        runs = runs.cut_to_limit(max_tokens)
+    runs.require_limit(max_tokens)
+    return runs
 
 
 def encode_prompt(
@@ -123,10 +148,9 @@ def encode_prompt(
         )
     with name_errors(conversation.origin):
         spans = make_prompt_spans(template, conversation.messages)
-        rows = _TokenRows([], [], [])
-        rows.append_spans(spans, plans, template, text_tokenizer, placeholder_id, frozenset())
-    rows.learned[:] = [False] * len(rows.ids)
-    return _make_encoded(conversation, plans, rows, max_tokens)
+        runs = _tokenize_spans(conversation, spans, plans, template, text_tokenizer, frozenset())
+    runs.require_limit(max_tokens)
+    return replace(runs, learned=[False] * len(runs.ids)).expand(placeholder_id)
 
 
 def _check_plans(conversation: Conversation, plans: Sequence[RoutedPlan]) -> None:
@@ -144,81 +168,108 @@ def _check_plans(conversation: Conversation, plans: Sequence[RoutedPlan]) -> Non
                 )
 
 
-def _make_encoded(
-    conversation: Conversation,
-    plans: Sequence[RoutedPlan],
-    rows: _TokenRows,
-    max_tokens: int | None,
-    uncut: int | None = None,
-) -> Encoded:
-    """Rows within the limit as tensors. uncut: their number before an answer was cut, where one was."""
-    if max_tokens is not None and len(rows.ids) > max_tokens:
-        raise TooLong(
-            f"{conversation.origin}: {len(rows.ids)} tokens ({len(rows.visual)} of them visual), the limit is "
-            f"{max_tokens}; shorten the conversation, give its visuals fewer tokens, or raise max_tokens."
-        )
-    ids, learned = np.array(rows.ids, dtype=np.int64), np.array(rows.learned, dtype=bool)
-    targets = np.full_like(ids, IGNORE)
-    targets[:-1] = np.where(learned[1:], ids[1:], IGNORE)
-    return Encoded(
-        torch.from_numpy(ids),
-        torch.from_numpy(targets),
-        torch.from_numpy(np.array(rows.visual, dtype=np.int64)),  # a third of the time of torch.tensor(list)
-        tuple(plans),
-        conversation.origin,
-        0 if uncut is None else uncut - len(rows.ids),
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRuns:
+    """One conversation before it is expanded: its text tokens one by one, its visual rows as numbers.
 
-
-@dataclass(frozen=True, slots=True)
-class _TokenRows:
-    """Token rows: their ids, whether each is learned, and which are visual."""
+    ids, learned: of the text tokens. visual: (text tokens before, rows) of each run of visual rows, in order, none empty.
+    plans, origin, num_cut: as in `Encoded`, which `expand` makes; counts are the same in both.
+    """
 
     ids: list[int]
     learned: list[bool]
-    visual: list[int]
+    visual: list[tuple[int, int]]
+    plans: tuple[RoutedPlan, ...]
+    origin: str
+    num_cut: int = 0
+    __repr__ = format_by_shape
 
-    def append_spans(
-        self,
-        spans: Sequence[Span],
-        plans: Sequence[RoutedPlan],
-        template: ChatTemplate,
-        text_tokenizer: TextTokenizer,
-        placeholder_id: int,
-        everywhere: frozenset[int],
-    ) -> None:
-        """`everywhere` holds text ids that are learned wherever they stand, except in inline texts."""
-        tokenizer = SpanTokenizer(text_tokenizer, template)
-        self.ids.extend(_find_bos(spans, text_tokenizer))
-        self.learned.extend(token in everywhere for token in self.ids)
-        for is_text, group in groupby(unfold_plans(spans, plans), key=lambda piece: isinstance(piece, Span)):
-            if not is_text:
-                num_tokens = sum(piece for piece in group if isinstance(piece, int))
-                self.visual.extend(range(len(self.ids), len(self.ids) + num_tokens))
-                self.ids.extend([placeholder_id] * num_tokens)
-                self.learned.extend([False] * num_tokens)
-                continue
-            run = [piece for piece in group if isinstance(piece, Span) and piece.content]
-            if run and run[0].content == text_tokenizer.bos_token and not run[0].literal:
-                self.ids.append(
-                    text_tokenizer.bos_token_id
-                )  # the text behind it is tokenised on its own, as behind `ids`
-                self.learned.append(False)
-                run = run[1:]
-            for token, span in tokenizer.to_ids(run, behind_visual=bool(self.visual)):
-                self.ids.append(token)
-                self.learned.append(span.learn or (token in everywhere and not isinstance(span, _InlineText)))
+    def __len__(self) -> int:
+        return len(self.ids) + self.num_visual
 
-    def cut_to_limit(self, limit: int) -> _TokenRows:
+    @property
+    def num_visual(self) -> int:
+        return sum(rows for _, rows in self.visual)
+
+    @property
+    def num_labelled(self) -> int:
+        """Learned rows behind the first one, which no row predicts."""
+        begins_learned = self.learned[:1] == [True] and not (self.visual and self.visual[0][0] == 0)
+        return sum(self.learned) - begins_learned
+
+    def cut_to_limit(self, limit: int) -> TokenRuns:
         """The first `limit` rows, where all others belong to the end of the last answer; else all rows.
 
         That end is the last run of learned rows, of which one stays, and what the template writes behind it.
         """
-        last = max(row for row, learned in enumerate(self.learned) if learned)
-        first = next((row + 1 for row in range(last, 0, -1) if not self.learned[row]), 1)
-        if not first < limit < len(self.ids) or (self.visual and self.visual[-1] >= limit):
+        num_visual = self.num_visual
+        behind = self.visual[-1][0] if self.visual else 0  # the first text token behind all visual rows
+        first = max(i for i, learned in enumerate(self.learned) if learned)
+        while first > behind and self.learned[first - 1]:
+            first -= 1
+        if not max(1, first + num_visual) < limit < len(self) or limit < behind + num_visual:
             return self
-        return _TokenRows(self.ids[:limit], self.learned[:limit], self.visual)
+        kept = limit - num_visual
+        return replace(self, ids=self.ids[:kept], learned=self.learned[:kept], num_cut=len(self) - limit)
+
+    def require_limit(self, max_tokens: int | None) -> None:
+        """Raise `TooLong` for more rows than that."""
+        if max_tokens is not None and len(self) > max_tokens:
+            raise TooLong(
+                f"{self.origin}: {len(self)} tokens ({self.num_visual} of them visual), the limit is "
+                f"{max_tokens}; shorten the conversation, give its visuals fewer tokens, or raise max_tokens."
+            )
+
+    def expand(self, placeholder_id: int) -> Encoded:
+        """One row per token; visual ones hold `placeholder_id`."""
+        is_visual = np.zeros(len(self), dtype=bool)
+        rows_before = 0
+        for text_before, rows in self.visual:
+            is_visual[text_before + rows_before :][:rows] = True
+            rows_before += rows
+        ids, learned = np.full(len(self), placeholder_id, dtype=np.int64), np.zeros(len(self), dtype=bool)
+        ids[~is_visual], learned[~is_visual] = self.ids, self.learned
+        targets = np.full_like(ids, IGNORE)
+        targets[:-1] = np.where(learned[1:], ids[1:], IGNORE)
+        return Encoded(
+            torch.from_numpy(ids),
+            torch.from_numpy(targets),
+            torch.from_numpy(np.flatnonzero(is_visual)),
+            self.plans,
+            self.origin,
+            self.num_cut,
+        )
+
+
+def _tokenize_spans(
+    conversation: Conversation,
+    spans: Sequence[Span],
+    plans: Sequence[RoutedPlan],
+    template: ChatTemplate,
+    text_tokenizer: TextTokenizer,
+    everywhere: frozenset[int],
+) -> TokenRuns:
+    """`everywhere` holds text ids that are learned wherever they stand, except in inline texts."""
+    tokenizer = SpanTokenizer(text_tokenizer, template)
+    ids = _find_bos(spans, text_tokenizer)
+    learned = [token in everywhere for token in ids]
+    visual: list[tuple[int, int]] = []
+    for is_text, group in groupby(unfold_plans(spans, plans), key=lambda piece: isinstance(piece, Span)):
+        if not is_text:
+            visual.append((len(ids), sum(piece for piece in group if isinstance(piece, int))))
+            continue
+        run = [piece for piece in group if isinstance(piece, Span) and piece.content]
+        if run and run[0].content == text_tokenizer.bos_token and not run[0].literal:
+            ids.append(text_tokenizer.bos_token_id)  # the text behind it is tokenised on its own, as behind `ids`
+            learned.append(False)
+            run = run[1:]
+        tokens, owners = tokenizer.to_ids(run, behind_visual=bool(visual))
+        ids += tokens
+        learned += [
+            span.learn or (token in everywhere and not isinstance(span, _InlineText))
+            for token, span in zip(tokens, owners, strict=True)
+        ]
+    return TokenRuns(ids, learned, visual, tuple(plans), conversation.origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +292,10 @@ def unfold_plans(spans: Sequence[Span], plans: Sequence[RoutedPlan]) -> Iterator
 def _find_bos(spans: Sequence[Span], text_tokenizer: TextTokenizer) -> list[int]:
     """The BOS that the tokenizer adds to every text, unless the template writes it itself, perhaps behind the visuals."""
     bos = text_tokenizer.bos_token
+    if bos is None:
+        return []
     added = list(text_tokenizer("", add_special_tokens=True, return_offsets_mapping=False)["input_ids"])
-    if bos is None or added[:1] != [text_tokenizer.bos_token_id]:
+    if added[:1] != [text_tokenizer.bos_token_id]:
         return []
     first = next((span for span in spans if isinstance(span.content, str)), Span(""))
     is_in_template = not first.literal and str(first.content).startswith(bos)

@@ -15,7 +15,7 @@ from mmblocks.conversation import Conversation, Item, PreferencePair, Visual
 from mmblocks.data.media.visuals import read_visual_shape, render_visual_plan
 from mmblocks.data.record_errors import name_errors
 from mmblocks.data.sample.continuations import encode_continuations
-from mmblocks.data.sample.encode import Encoded, Overlong, Targets, encode_for_training, encode_prompt
+from mmblocks.data.sample.encode import Encoded, Overlong, Targets, TokenRuns, encode_prompt, make_training_runs
 from mmblocks.data.sample.gather_layout import GatherLayoutBuilder
 from mmblocks.data.sample.instructions import InstructionReader
 from mmblocks.data.sample.visual_placement import VisualOrder, place_visuals
@@ -176,7 +176,8 @@ class Processor:
 
     def make_training_sample(self, conversation: Conversation, targets: Targets = "answers") -> Sample:
         """A conversation with targets, its visuals decoded."""
-        return self.make_sample(*self._encode_conversation(conversation, targets))
+        placed, runs = self._make_training_runs(conversation, targets)
+        return self.make_sample(placed, runs.expand(self.placeholder_id))
 
     def make_training_samples(self, item: Item, targets: Targets = "answers") -> list[Sample]:
         """All samples of an item (see `list_conversations`), their visuals decoded."""
@@ -184,7 +185,11 @@ class Processor:
 
     def encode_item(self, item: Item, targets: Targets = "answers") -> list[Encoded]:
         """The same without decoding a pixel: what the samples will hold, from file headers alone."""
-        return [self._encode_conversation(one, targets)[1] for one in self.list_conversations(item)]
+        return [runs.expand(self.placeholder_id) for runs in self.make_item_runs(item, targets)]
+
+    def make_item_runs(self, item: Item, targets: Targets = "answers") -> list[TokenRuns]:
+        """The same to be counted: no row is made for a visual token."""
+        return [self._make_training_runs(one, targets)[1] for one in self.list_conversations(item)]
 
     def list_conversations(self, item: Item) -> tuple[Conversation, ...]:
         """What an item is learned from: a conversation, both of a pair (the preferred one first), and with a chat template
@@ -196,13 +201,18 @@ class Processor:
         apart = tuple(split_answers(one) for one in both)
         return tuple(one[-1] for one in apart) if isinstance(item, PreferencePair) else apart[0]
 
-    def _encode_conversation(self, conversation: Conversation, targets: Targets) -> tuple[Conversation, Encoded]:
-        """The conversation with its visuals where this run places them, and what it encodes to."""
+    def _make_training_runs(self, conversation: Conversation, targets: Targets) -> tuple[Conversation, TokenRuns]:
+        """The conversation with its visuals where this run places them, and its rows."""
         with name_errors(conversation.origin):
             conversation = place_visuals(conversation, self.visuals, self.seed)
-            plans, settings = self.plan(conversation), self._get_encoding_settings()
-            return conversation, encode_for_training(
-                conversation, plans, targets=targets, overlong=self.overlong, **settings
+            return conversation, make_training_runs(
+                conversation,
+                self.plan(conversation),
+                template=self.template,
+                text_tokenizer=self.text_tokenizer,
+                max_tokens=self.max_tokens,
+                targets=targets,
+                overlong=self.overlong,
             )
 
     def make_prompt_sample(self, conversation: Conversation) -> Sample:
@@ -216,7 +226,14 @@ class Processor:
         """The same as it is written, without decoding a pixel; `shapes` are those of its visuals where they are known."""
         with name_errors(conversation.origin):
             plans = self.plan(conversation) if shapes is None else self.router.plan(shapes)
-            return encode_prompt(conversation, plans, **self._get_encoding_settings())
+            return encode_prompt(
+                conversation,
+                plans,
+                template=self.template,
+                text_tokenizer=self.text_tokenizer,
+                placeholder_id=self.placeholder_id,
+                max_tokens=self.max_tokens,
+            )
 
     def encode_continuations(
         self, conversation: Conversation, prompt: Encoded, continuations: Sequence[str]
@@ -243,14 +260,6 @@ class Processor:
                 features = self.features.read(conversation.visuals, plans)
             layout = self.layouts and self.layouts.make_sample_layout(plans, encoded.visual_positions, self.router)
             return Sample(encoded, pixels, questions, features, layout)
-
-    def _get_encoding_settings(self) -> dict[str, Any]:
-        return {
-            "template": self.template,
-            "text_tokenizer": self.text_tokenizer,
-            "placeholder_id": self.placeholder_id,
-            "max_tokens": self.max_tokens,
-        }
 
     def render_visual(self, visual: Visual, plan: VisualPlan) -> Tensor:
         """uint8 (unique views, 3, h, w) of one visual; see `media.visuals.render_visual_plan`."""

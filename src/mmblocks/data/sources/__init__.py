@@ -49,7 +49,8 @@ class SelfCheckedSource(Protocol):
 
 def describe_origin(source: Source, index: int) -> str | None:
     """The place of a record, found without reading it; None for a source that does not name it."""
-    return source.describe_origin(index) if isinstance(source, LocatedSource) else None
+    describe = getattr(source, "describe_origin", None)  # of a `LocatedSource`; isinstance takes 20 us of every record
+    return None if describe is None else describe(index)
 
 
 def is_synthetic(source: Source) -> bool:

@@ -7,7 +7,8 @@ from mmblocks.conversation import PreferencePair
 from mmblocks.data.mixing.wrapped_sources import ConcatenatedSource
 from mmblocks.data.records.columns import Columns
 from mmblocks.data.records.file_patterns import find_files
-from mmblocks.data.records.json_records import RecordLines, format_id, open_records
+from mmblocks.data.records.file_records import FileRecords
+from mmblocks.data.records.json_records import format_id, open_records
 from mmblocks.data.records.named_media import MediaRoots
 from mmblocks.data.records.row_reader import RowReader
 from mmblocks.data.records.turns import Placement, Turn
@@ -60,7 +61,7 @@ class PairFile(NamedRecords[PreferencePair]):
     """Pairs of one file, by record number from 0."""
 
     path: Path
-    records: Sequence[Any] | RecordLines
+    records: Sequence[Any] | FileRecords
     reader: RowReader
 
     def __len__(self) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmblocks.data.records.json_records import RecordLines, format_id, open_json, refuse_duplicates
+from mmblocks.data.records.file_records import FileRecords
+from mmblocks.data.records.json_records import format_id, open_json, refuse_duplicates
 from mmblocks.errors import DataError
 from mmblocks.eval.documents.rows import Key, collect_values
 
@@ -20,7 +21,7 @@ class JsonRows:
     """
 
     path: Path
-    records: Sequence[Any] | RecordLines
+    records: Sequence[Any] | FileRecords
     ids: Sequence[str] | None = None
     added: Mapping[str, Any] = field(default_factory=dict)
 
@@ -55,12 +56,12 @@ def open_json_rows(path: Path, added: Mapping[str, Any] | None = None) -> JsonRo
     added = added or {}
     try:
         content = open_json(path)
-        if isinstance(content, RecordLines) and len(content):
+        if isinstance(content, FileRecords) and len(content):
             content[0]
     except DataError as fault:
         line = _read_first_line(path)
         raise DataError(f"{fault} Its first line: {line!r:.120}." if line else str(fault)) from fault
-    if isinstance(content, list | RecordLines):
+    if isinstance(content, list | FileRecords):
         return JsonRows(path, content, added=added)
     if isinstance(content, Mapping):
         refuse_duplicates(content, str(path))

@@ -148,7 +148,7 @@ def _render_prompt(
     ids: list[int | None] = []
     for is_text, group in groupby(spans, lambda span: isinstance(span.content, str)):
         run = [replace(span, learn=False) for span in group]
-        ids += [t for t, _ in to_ids.to_ids(run, behind_visual=None in ids)] if is_text else [None] * len(run)
+        ids += to_ids.to_ids(run, behind_visual=None in ids)[0] if is_text else [None] * len(run)
     return ids
 
 

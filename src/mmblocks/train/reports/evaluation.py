@@ -160,9 +160,9 @@ class _HeldOutEncoder:
         tokens = views = 0
         for number in range(len(self.conversations)):
             with self._skip_unreadable():
-                encoded = self.processor.encode_item(self.conversations[number], self.targets)
-                more_tokens = sum(map(len, encoded))
-                more_views = sum(len(routed.plan.unique_views) for one in encoded for routed in one.plans)
+                samples = self.processor.make_item_runs(self.conversations[number], self.targets)
+                more_tokens = sum(map(len, samples))
+                more_views = sum(len(routed.plan.unique_views) for one in samples for routed in one.plans)
                 if pack and (tokens + more_tokens > max_tokens or views + more_views > max_views):
                     yield pack
                     pack, tokens, views = [], 0, 0
