@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,10 +165,12 @@ def test_skipping_leaves_out_what_is_too_long_and_nothing_else(processor, data):
     assert [record.origin[-6:] for record in broken] == ["(id 1)", "(id 3)"]
     measured = measure_draws(mixture, mixture.draw_all(), skipping)
     assert measured.readable.tolist() == [0, 2, 4]
-    gone = Mixture.from_entries([{**data, "images": None}])
-    gone.sources[0].records.append({"id": 9, "image": "gone.png", "conversations": []})
+    records = Path(data["path"])
+    gone = {"id": 9, "image": "gone.png", "conversations": []}
+    records.write_text(json.dumps([*json.loads(records.read_text()), gone]))
+    mixture = Mixture.from_entries([data])
     with pytest.raises(DataError, match=r"record 5"):
-        make_samples(gone, [Draw(0, 5)], skipping, "answers", "raise")
+        make_samples(mixture, [Draw(0, 5)], skipping, "answers", "raise")
 
 
 def test_what_cutting_takes_is_counted(processor, data, tmp_path):
