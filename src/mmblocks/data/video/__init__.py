@@ -18,12 +18,12 @@ from mmblocks.data.video.container import CURE, NoDecoder, NoSuchFrame, VideoFil
 from mmblocks.data.video.frames_folder import is_frame_source, read_frame_files, read_frames_shape
 from mmblocks.data.video.index import IndexedVideo, open_indexed, read_index
 from mmblocks.data.video.with_decord import DecordRefuses, read_decord
-from mmblocks.data.video.with_pyav import read_pyav
+from mmblocks.data.video.with_pyav import count_decoding_threads, read_pyav
 from mmblocks.data.video.with_torchcodec import TorchcodecRefuses, read_torchcodec, read_torchcodec_shape
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size, VisualShape
 
-__all__ = ["ReaderName", "VideoSource", "is_frame_source", "read_frames", "read_video_shape"]
+__all__ = ["ReaderName", "VideoSource", "count_decoding_threads", "is_frame_source", "read_frames", "read_video_shape"]
 
 VideoSource = str | os.PathLike[str] | bytes | FileSlice | np.ndarray | tuple[str | os.PathLike[str], ...]
 ReaderName = Literal["auto", "decord", "pyav", "torchcodec"]
@@ -47,11 +47,14 @@ def read_video_shape(source: VideoSource) -> VisualShape:
         return _read_shape_by_torchcodec(video, fault)
 
 
-def read_frames(source: VideoSource, indices: Sequence[int], *, reader: ReaderName = "auto") -> np.ndarray:
+def read_frames(
+    source: VideoSource, indices: Sequence[int], *, reader: ReaderName = "auto", threads: int | None = None
+) -> np.ndarray:
     """The frames of these numbers, in this order, repeats allowed: uint8 (n, height, width, 3), RGB, upright.
 
-    `reader` "auto" is PyAV, and torchcodec for what PyAV has no decoder for (see above). Raises `DataError` with the
-    damaged frame, its time and the cure for a frame that FFmpeg finds corrupt, or that is decoded from such a one.
+    `reader` "auto" is PyAV, and torchcodec for what PyAV has no decoder for (see above). threads: how many decode
+    different parts of a video for PyAV, which changes no pixel; None is `count_decoding_threads()`. Raises `DataError` with
+    the damaged frame, its time and the cure for a frame that FFmpeg finds corrupt, or that is decoded from such a one.
     """
     if reader not in get_args(ReaderName):
         raise DataError(f"reader is {reader!r}; write one of {', '.join(get_args(ReaderName))}.")
@@ -65,7 +68,7 @@ def read_frames(source: VideoSource, indices: Sequence[int], *, reader: ReaderNa
     try:
         with open_indexed(video) as indexed:
             _check_indices(indices, indexed.index.num_frames, video.name)
-            frames = _read_wanted(indexed, wanted, reader)
+            frames = _read_wanted(indexed, wanted, reader, count_decoding_threads() if threads is None else threads)
     except NoDecoder as fault:
         shape = _read_shape_by_torchcodec(video, fault)
         _check_indices(indices, shape.num_frames, video.name)
@@ -80,7 +83,7 @@ def read_frames(source: VideoSource, indices: Sequence[int], *, reader: ReaderNa
     return frames if wanted == list(indices) else frames[np.searchsorted(wanted, indices)]
 
 
-def _read_wanted(indexed: IndexedVideo, wanted: Sequence[int], reader: ReaderName) -> np.ndarray:
+def _read_wanted(indexed: IndexedVideo, wanted: Sequence[int], reader: ReaderName, threads: int) -> np.ndarray:
     if not wanted:
         return np.empty((0, *indexed.index.size, 3), dtype=np.uint8)
     try:
@@ -91,7 +94,7 @@ def _read_wanted(indexed: IndexedVideo, wanted: Sequence[int], reader: ReaderNam
     except (DecordRefuses, TorchcodecRefuses) as cause:
         name = indexed.video.name
         raise DataError(f"{name}: {reader} cannot read this video ({cause}); use reader='pyav'.") from cause
-    return read_pyav(indexed, wanted)
+    return read_pyav(indexed, wanted, threads)
 
 
 def _read_shape_by_torchcodec(video: VideoFile, fault: NoDecoder) -> VisualShape:

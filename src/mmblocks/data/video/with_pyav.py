@@ -4,8 +4,11 @@ A frame is given only if FFmpeg finds nothing wrong with it and with what is dec
 """
 
 import logging
+import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +33,12 @@ from mmblocks.errors import DataError
 
 log = logging.getLogger(__name__)
 
+_MOST_THREADS = 4
+"""More would be idle: a video has few groups of images with wanted frames, and opening it again has its price."""
+
 _NEAR_PACKETS = 64
 """A key frame that is at most so many packets ahead is read up to; one that is further away is sought."""
+
 
 class _DamagedVideo(DataError):
     """FFmpeg finds something wrong with what wanted frames are decoded from."""
@@ -94,13 +101,30 @@ class _PacketReader:
             yield packet
 
 
-def read_pyav(indexed: IndexedVideo, wanted: Sequence[int]) -> np.ndarray:
-    """The wanted frames (frames, height, width, 3), which ascend: group by group, and from the start where that fails."""
+def count_decoding_threads(workers: int = 0) -> int:
+    """How many threads decode a video where `workers` processes of each rank read videos at a time; 0 is this one alone.
+
+    At most four, and not more than there are processors for each process. In a data worker, which cannot tell how many
+    others there are, it is one.
+    """
+    if workers == 0 and multiprocessing.parent_process() is not None:
+        return 1
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = max(1, workers) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(_MOST_THREADS, processors // processes))
+
+
+def read_pyav(indexed: IndexedVideo, wanted: Sequence[int], threads: int) -> np.ndarray:
+    """The wanted frames (frames, height, width, 3), which ascend: group by group, and from the start where that fails.
+
+    Groups do not depend on each other, so `threads` threads decode some each. Threads within FFmpeg's decoder are no
+    choice: with these it misses damage in H.264 that it finds without.
+    """
     video, index = indexed.video, indexed.index
     pixels, found = _Pixels(video, index, wanted), set[int]()
     if index.entries:
         groups = _list_groups(index, wanted)
-        found = _read_groups(indexed, groups, pixels)
+        found = _read_side_by_side(indexed, groups, pixels, threads)
         if missing := [group for group in groups if any(number not in found for number in group.wanted)]:
             with open_video(video) as (container, stream):
                 frames = decode_frames(container.demux(stream), make_decoder(stream))
@@ -130,6 +154,31 @@ def _list_groups(index: VideoIndex, wanted: Sequence[int]) -> list[_WantedGroup]
         last_packet, end = max(entry.packet for entry in entries), max(entry.decoded_to for entry in entries)
         groups.append(_WantedGroup(key, last_packet, end, numbers))
     return groups
+
+
+def _read_side_by_side(
+    indexed: IndexedVideo, groups: Sequence[_WantedGroup], pixels: _Pixels, threads: int
+) -> set[int]:
+    """As `_read_groups`, by several threads that each open the video; the first has it open."""
+    shares = _share_groups(groups, threads)
+
+    def read_share(share: Sequence[_WantedGroup]) -> set[int]:
+        with open_video(indexed.video) as (container, stream):
+            return _read_groups(indexed._replace(container=container, stream=stream), share, pixels)
+
+    with ThreadPoolExecutor(max(1, threads - 1)) as pool:
+        others = [pool.submit(read_share, share) for share in shares[1:]]
+        found = _read_groups(indexed, shares[0], pixels)
+        return found.union(*(other.result() for other in others))
+
+
+def _share_groups(groups: Sequence[_WantedGroup], threads: int) -> list[list[_WantedGroup]]:
+    """At most `threads` runs of adjoining groups with about as many packets each."""
+    shares: list[list[_WantedGroup]] = [[] for _ in range(threads)]
+    ends = list(accumulate(max(1, group.last_packet + 1 - group.key.packet) for group in groups))
+    for group, end in zip(groups, ends, strict=True):
+        shares[(end - 1) * threads // ends[-1]].append(group)
+    return [share for share in shares if share]
 
 
 def _read_groups(indexed: IndexedVideo, groups: Sequence[_WantedGroup], pixels: _Pixels) -> set[int]:
