@@ -86,7 +86,8 @@ class VideoIndex:
         return format_moment(frame, self.shape.compute_frame_time_s(frame))
 
 
-class IndexedVideo(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class IndexedVideo:
     """A video that is open, and its index."""
 
     video: VideoFile

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
@@ -164,7 +165,7 @@ def _read_side_by_side(
 
     def read_share(share: Sequence[_WantedGroup]) -> set[int]:
         with open_video(indexed.video) as (container, stream):
-            return _read_groups(indexed._replace(container=container, stream=stream), share, pixels)
+            return _read_groups(replace(indexed, container=container, stream=stream), share, pixels)
 
     with ThreadPoolExecutor(max(1, threads - 1)) as pool:
         others = [pool.submit(read_share, share) for share in shares[1:]]
