@@ -102,7 +102,8 @@ def text(tables: Tables, folder: Path = TABLES) -> str:
         _packing,
         _startup,
         _loading,
-        _reading,
+        _images,
+        _clips,
         _gpu,
     )
     lines = [HEAD]
@@ -330,7 +331,21 @@ def _loading(tables: Tables) -> Iterator[str]:
     yield from _row_table(rows, timed=False)
 
 
-def _reading(tables: Tables) -> Iterator[str]:
+def _images(tables: Tables) -> Iterator[str]:
+    rows = tables.of_suites("images")
+    yield "## Preparing images\n"
+    if not rows:
+        yield NONE
+        return
+    yield (
+        "Decoded images cut into tiles of 384 pixels by AnyRes of at most nine, and normalised in float32, beside LLaVA-OneVision's "
+        "processors in transformers. `torch` and `pillow` are values of `images.resize`; `pillow` is the default. Tiles are first "
+        "compared with those of the processor that resizes likewise: `torch` with torchvision, `pillow` with PIL.\n"
+    )
+    yield from _row_table(rows)
+
+
+def _clips(tables: Tables) -> Iterator[str]:
     rows = tables.of_suites("clips")
     yield "## Reading videos\n"
     if not rows:
