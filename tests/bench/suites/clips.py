@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -89,11 +91,14 @@ def list_peers(path: Path, wanted: tuple[int, ...]) -> dict[str, Callable[[int],
     def choose(**_: object) -> np.ndarray:
         return np.array(wanted)
 
-    return {
+    peers: dict[str, Callable[[int], Any]] = {
         "PyAV": lambda _: video_utils.read_video_pyav(file, choose)[0],
         "decord": lambda _: video_utils.read_video_decord(file, choose)[0],
-        "torchcodec": lambda _: video_utils.read_video_torchcodec(file, choose)[0],
     }
+    with suppress(ImportError, OSError, RuntimeError):  # it looks for FFmpeg's libraries when it is imported
+        importlib.import_module("torchcodec.decoders")
+        peers["torchcodec"] = lambda _: video_utils.read_video_torchcodec(file, choose)[0]
+    return peers
 
 
 def record_clip(path: Path, clip: Clip, size: Size) -> Path:
@@ -101,8 +106,9 @@ def record_clip(path: Path, clip: Clip, size: Size) -> Path:
     length = clip.seconds * FPS
     piece = length if clip.seconds <= 10 else 20 * clip.key_gap if clip.key_gap < 100 else clip.key_gap
     with av.open(os.fspath(path), "w") as container:
-        options = {"g": str(clip.key_gap), "threads": "1", "sc_threshold": "0", "b": "4000000"}
-        options |= {"preset": "veryfast"} if clip.codec == "libx264" else {}
+        # x264 at its own rate (crf 23), the older MPEG-4 at a fixed one.
+        options = {"preset": "veryfast"} if clip.codec == "libx264" else {"b": "4000000"}
+        options |= {"g": str(clip.key_gap), "threads": "1", "sc_threshold": "0"}
         stream = container.add_stream(clip.codec, rate=FPS, options=options)
         assert isinstance(stream, VideoStream)
         stream.height, stream.width = size
