@@ -104,6 +104,8 @@ def text(tables: Tables, folder: Path = TABLES) -> str:
         _packing,
         _startup,
         _loading,
+        _images,
+        _clips,
         _gpu,
     )
     lines = [HEAD]
@@ -358,6 +360,34 @@ def _loading(tables: Tables) -> Iterator[str]:
         "stay in the mapped file until they are used, on both sides.\n"
     )
     yield from _row_table(rows, timed=False)
+
+
+def _images(tables: Tables) -> Iterator[str]:
+    rows = tables.of_suites("images")
+    yield "## Preparing images\n"
+    if not rows:
+        yield NONE
+        return
+    yield (
+        "Decoded images cut into tiles of 384 pixels by AnyRes of at most nine, and normalised in float32, beside LLaVA-OneVision's "
+        "processors in transformers. `torch` and `pillow` are values of `images.resize`; `pillow` is the default. Tiles are first "
+        "compared with those of the processor that resizes likewise: `torch` with torchvision, `pillow` with PIL.\n"
+    )
+    yield from _row_table(rows)
+
+
+def _clips(tables: Tables) -> Iterator[str]:
+    rows = tables.of_suites("clips")
+    yield "## Reading videos\n"
+    if not rows:
+        yield NONE
+        return
+    yield (
+        "32 frames of videos of 1280x720 pixels at 30 frames per second, by `read_video_shape` and `read_frames` from a file that was "
+        "not seen before, beside the readers of `transformers.video_utils`, which read the same frames. One thread; a video of 10 "
+        "minutes shows little motion. Pixels are compared first. torchcodec is left out where it finds no FFmpeg.\n"
+    )
+    yield from _row_table(rows)
 
 
 def _gpu(tables: Tables) -> Iterator[str]:

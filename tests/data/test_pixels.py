@@ -102,3 +102,40 @@ def test_a_picture_larger_than_its_plan_is_refused():
 def test_a_picture_that_is_not_rgb_is_refused():
     with pytest.raises(DataError, match="mode 'L' cannot be rendered; open it with load_image"):
         render_views(Image.new("L", (4, 4)), [as_is(Size(4, 4))], FILL)
+
+
+@pytest.mark.parametrize("sides", [(30, 50), (7, 90), (64, 64)])
+def test_torch_resizes_as_the_processors_of_torchvision_do(sides):
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import resize
+
+    image = noise(*sides)
+    view = View(0, Size(*sides), Size(33, 41), Size(33, 41), Box(0, 0, 33, 41))
+    want = resize(pixels(image).contiguous(), [33, 41], InterpolationMode.BICUBIC, antialias=True)
+    exactly(render_views(image, [view], FILL, "torch")[0], want)
+
+
+def test_torch_cuts_frames_and_canvases_as_pil_does_and_rounds_a_little_otherwise():
+    image = Image.fromarray(np.asarray(noise(5, 8)).repeat(8, axis=0).repeat(8, axis=1))
+    views = [
+        View(0, Size(64, 64), Size(24, 24), Size(24, 24), Box(0, 0, 24, 24)),
+        View(0, Size(40, 64), Size(40, 64), Size(48, 72), Box(24, 48, 24, 24)),
+        View(0, Size(40, 64), Size(30, 48), Size(48, 48), Box(0, 24, 24, 24)),
+        View(0, Size(40, 64), Size(30, 48), Size(48, 48), Box(24, 0, 24, 24), "lanczos"),
+    ]
+    by_torch, by_pil = (render_views(image, views, FILL, resizer).int() for resizer in ("torch", "pillow"))
+    assert (by_torch - by_pil).abs().amax() <= 2
+    exactly(by_torch[[1, 3]], by_pil[[1, 3]])  # nothing to resize, and Lanczos
+
+
+def test_a_window_beside_the_picture_is_black():
+    view = View(0, Size(4, 4), Size(4, 4), Size(12, 4), Box(0, 0, 4, 4))
+    exactly(render_views(noise(4, 4), [view], FILL)[0], torch.zeros(3, 4, 4, dtype=torch.uint8))
+
+
+def test_a_window_of_a_picture_larger_than_its_canvas_is_its_middle():
+    image = noise(9, 8)
+    view = View(0, Size(9, 8), Size(9, 8), Size(4, 4), Box(1, 0, 3, 3))
+    canvas = Image.new("RGB", (4, 4))
+    canvas.paste(image, (-2, -3))
+    exactly(render_views(image, [view], FILL)[0], pixels(canvas.crop((0, 1, 3, 4))))

@@ -62,8 +62,9 @@ def pretrain_encoder(
 def _make_batch(model: OneVision, indices: range, seed: int) -> tuple[Tensor, Tensor]:
     """Images resized to one view, and the (4, cells) labels of their cells."""
     examples = [tinyworld.make_labelled_image(i, seed=seed) for i in indices]
+    view_px, resizer = model.encoder.view_px, model.images.resize
     views = [
-        render_views(image, [make_squashed_view(0, Size(image.height, image.width), model.encoder.view_px)], (0, 0, 0))
+        render_views(image, [make_squashed_view(0, Size(image.height, image.width), view_px)], (0, 0, 0), resizer)
         for image, _ in examples
     ]
     labels = torch.cat([torch.from_numpy(cells).flatten(1) for _, cells in examples], dim=1)

@@ -9,6 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mmblocks.data.sample.processor import Processor
+from mmblocks.data.video import count_decoding_threads
 from mmblocks.data.video.video_reader import VideoReader
 from mmblocks.model import loading
 from mmblocks.model.build import build_checked, build_from_spec, build_router, build_template
@@ -112,7 +113,11 @@ def prepare_for_stage(model: OneVision, stage: Stage, settings: TrainRun) -> One
 def make_stage_processor(model: OneVision, stage: Stage, settings: TrainRun) -> Processor:
     """The data side of a stage, with the chat template, limits and video reader of its own."""
     template = build_template(stage.template, model.backbone) if stage.template else None
-    video_reader = VideoReader(settings.video_deadline_s, quarantine=Path(settings.out) / "quarantine.jsonl")
+    video_reader = VideoReader(
+        settings.video_deadline_s,
+        quarantine=Path(settings.out) / "quarantine.jsonl",
+        threads=count_decoding_threads(settings.workers),
+    )
     processor = Processor.from_model(
         model,
         template=template,

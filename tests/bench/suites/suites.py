@@ -34,6 +34,8 @@ SUITES = {
     "vit": "tiles a second through the vision tower",
     "memory": "peak of a training step",
     "scale": "how cost grows with images, frames and resolution",
+    "images": "processor time of cutting images into normalised tiles",
+    "clips": "processor time of reading frames of videos",
     "loading": "processor time and memory of loading a checkpoint",
     "startup": "processor time until a command has started, beside importing torch and transformers",
 }

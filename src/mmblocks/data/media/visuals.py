@@ -57,9 +57,10 @@ def render_visual_plan(
     frames = load_frames(visual, {view.frame for view in plan.views}, images, video_reader)
     runs = [(frame, list(views)) for frame, views in groupby(plan.unique_views, key=lambda view: view.frame)]
     try:
-        return torch.cat([render_views(frames[frame], views, fill) for frame, views in runs])
+        rendered = [render_views(frames[frame], views, fill, images.resize) for frame, views in runs]
     except DataError as error:  # the renderer knows no file names
         raise DataError(f"{describe_source(visual.source, visual.kind)}: {error}") from error
+    return rendered[0] if len(rendered) == 1 else torch.cat(rendered)
 
 
 def load_frames(

@@ -255,7 +255,8 @@ class Processor:
             questions = self.instruction_reader and self.instruction_reader.read_questions(conversation, plans)
             if self.features is None:
                 visuals = zip(conversation.visuals, plans, strict=True)
-                pixels = torch.cat([pixels, *(self.render_visual(visual, routed.plan) for visual, routed in visuals)])
+                rendered = [self.render_visual(visual, routed.plan) for visual, routed in visuals]
+                pixels = rendered[0] if len(rendered) == 1 else torch.cat([pixels, *rendered])
             else:
                 features = self.features.read(conversation.visuals, plans)
             layout = self.layouts and self.layouts.make_sample_layout(plans, encoded.visual_positions, self.router)

@@ -16,14 +16,14 @@ import numpy as np
 from mmblocks.data.media.files import FileSlice, describe_source
 from mmblocks.data.video.container import CURE, NoDecoder, NoSuchFrame, VideoFile
 from mmblocks.data.video.frames_folder import is_frame_source, read_frame_files, read_frames_shape
-from mmblocks.data.video.index import VideoIndex, read_index
+from mmblocks.data.video.index import IndexedVideo, open_indexed, read_index
 from mmblocks.data.video.with_decord import DecordRefuses, read_decord
-from mmblocks.data.video.with_pyav import read_pyav
+from mmblocks.data.video.with_pyav import count_decoding_threads, read_pyav
 from mmblocks.data.video.with_torchcodec import TorchcodecRefuses, read_torchcodec, read_torchcodec_shape
 from mmblocks.errors import DataError
 from mmblocks.shapes import Size, VisualShape
 
-__all__ = ["ReaderName", "VideoSource", "is_frame_source", "read_frames", "read_video_shape"]
+__all__ = ["ReaderName", "VideoSource", "count_decoding_threads", "is_frame_source", "read_frames", "read_video_shape"]
 
 VideoSource = str | os.PathLike[str] | bytes | FileSlice | np.ndarray | tuple[str | os.PathLike[str], ...]
 ReaderName = Literal["auto", "decord", "pyav", "torchcodec"]
@@ -40,14 +40,21 @@ def read_video_shape(source: VideoSource) -> VisualShape:
     if isinstance(source, np.ndarray):
         num_frames, height, width, _ = _check_array(source).shape
         return VisualShape("video", Size(height, width), num_frames)
-    return _read_shape_and_index(VideoFile.from_source(source))[0]
+    video = VideoFile.from_source(source)
+    try:
+        return read_index(video).shape
+    except NoDecoder as fault:
+        return _read_shape_by_torchcodec(video, fault)
 
 
-def read_frames(source: VideoSource, indices: Sequence[int], *, reader: ReaderName = "auto") -> np.ndarray:
+def read_frames(
+    source: VideoSource, indices: Sequence[int], *, reader: ReaderName = "auto", threads: int | None = None
+) -> np.ndarray:
     """The frames of these numbers, in this order, repeats allowed: uint8 (n, height, width, 3), RGB, upright.
 
-    `reader` "auto" is PyAV, and torchcodec for what PyAV has no decoder for (see above). Raises `DataError` with the
-    damaged frame, its time and the cure for a frame that FFmpeg finds corrupt, or that is decoded from such a one.
+    `reader` "auto" is PyAV, and torchcodec for what PyAV has no decoder for (see above). threads: how many decode
+    different parts of a video for PyAV, which changes no pixel; None is `count_decoding_threads()`. Raises `DataError` with
+    the damaged frame, its time and the cure for a frame that FFmpeg finds corrupt, or that is decoded from such a one.
     """
     if reader not in get_args(ReaderName):
         raise DataError(f"reader is {reader!r}; write one of {', '.join(get_args(ReaderName))}.")
@@ -57,39 +64,45 @@ def read_frames(source: VideoSource, indices: Sequence[int], *, reader: ReaderNa
         _check_indices(indices, len(_check_array(source)), describe_source(source, "video"))
         return source[list(indices)]
     video = VideoFile.from_source(source)
-    shape, index = _read_shape_and_index(video)
-    _check_indices(indices, shape.num_frames, video.name)
-    if len(indices) == 0:
-        return np.empty((0, *shape.size, 3), dtype=np.uint8)
     wanted = sorted(set(indices))
     try:
-        if index is None and reader in ("decord", "pyav"):
+        with open_indexed(video) as indexed:
+            _check_indices(indices, indexed.index.num_frames, video.name)
+            frames = _read_wanted(indexed, wanted, reader, count_decoding_threads() if threads is None else threads)
+    except NoDecoder as fault:
+        shape = _read_shape_by_torchcodec(video, fault)
+        _check_indices(indices, shape.num_frames, video.name)
+        if reader in ("decord", "pyav"):
             raise NoDecoder(
                 f"{video.name}: {reader} cannot read this video (PyAV has no decoder for it); use reader='auto'."
-            )
-        if index is None or reader == "torchcodec":
-            frames = read_torchcodec(video, shape, wanted)
-        elif reader == "decord":
-            frames = read_decord(video, index, wanted)
-        else:
-            frames = read_pyav(video, index, wanted)
-    except (DecordRefuses, TorchcodecRefuses) as cause:
-        if index is None:
-            raise DataError(f"{video.name}: torchcodec breaks off ({cause}); {CURE}") from cause
-        raise DataError(f"{video.name}: {reader} cannot read this video ({cause}); use reader='pyav'.") from cause
-    return frames[np.searchsorted(wanted, indices)]
-
-
-def _read_shape_and_index(video: VideoFile) -> tuple[VisualShape, VideoIndex | None]:
-    """The shape of a video and PyAV's index of it, which is None where only torchcodec has a decoder."""
-    try:
-        index = read_index(video)
-    except NoDecoder as fault:
+            ) from fault
         try:
-            return read_torchcodec_shape(video), None
+            frames = read_torchcodec(video, shape, wanted) if wanted else np.empty((0, *shape.size, 3), dtype=np.uint8)
         except TorchcodecRefuses as cause:
-            raise NoDecoder(f"{fault} (torchcodec: {cause})") from cause
-    return index.shape, index
+            raise DataError(f"{video.name}: torchcodec breaks off ({cause}); {CURE}") from cause
+    return frames if wanted == list(indices) else frames[np.searchsorted(wanted, indices)]
+
+
+def _read_wanted(indexed: IndexedVideo, wanted: Sequence[int], reader: ReaderName, threads: int) -> np.ndarray:
+    if not wanted:
+        return np.empty((0, *indexed.index.size, 3), dtype=np.uint8)
+    try:
+        if reader == "decord":
+            return read_decord(indexed.video, indexed.index, wanted)
+        if reader == "torchcodec":
+            return read_torchcodec(indexed.video, indexed.index.shape, wanted)
+    except (DecordRefuses, TorchcodecRefuses) as cause:
+        name = indexed.video.name
+        raise DataError(f"{name}: {reader} cannot read this video ({cause}); use reader='pyav'.") from cause
+    return read_pyav(indexed, wanted, threads)
+
+
+def _read_shape_by_torchcodec(video: VideoFile, fault: NoDecoder) -> VisualShape:
+    """The shape of a video that PyAV refuses by this fault."""
+    try:
+        return read_torchcodec_shape(video)
+    except TorchcodecRefuses as cause:
+        raise NoDecoder(f"{fault} (torchcodec: {cause})") from cause
 
 
 def _check_array(video: np.ndarray) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EINVAL
@@ -13,11 +14,12 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 import av
 import numpy as np
-from av import VideoFrame
+from av import Packet, VideoFrame
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from mmblocks.data.media.files import FileSlice, describe_source, resolve_source
@@ -43,6 +45,12 @@ _CONTAINERS = (
 # A title that is not UTF-8 is no fault of the image. PyAV 19 keeps its bytes by itself and knows the keyword no more.
 _METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if hasattr(InputContainer, "metadata_errors") else {}
 
+# From PyAV 16 on a conversion to RGB starts a thread per core; data workers are the threads. PyAV 15 knows the word not.
+_CONVERSION: dict[str, Any] = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
+
+_SETTLED_S = 2.0
+"""How long a file must be unchanged for its time of change to tell its content: clocks of file systems are coarse."""
+
 
 class NoDecoder(DataError):
     """The FFmpeg that PyAV carries cannot decode the image; another one may."""
@@ -56,21 +64,34 @@ class NoSuchFrame(NotVideoFault):
     """A frame was asked for that the video does not have."""
 
 
+class FileState(NamedTuple):
+    """What tells whether a part of a file is the one of another time."""
+
+    path: Path
+    offset: int
+    size: int
+    inode: int
+    mtime_ns: int
+
+
 @dataclass(frozen=True, slots=True)
 class VideoFile:
-    """A video that can be opened again and again."""
+    """A video that can be opened again and again. state: None where it is not in a file, or in one that just changed."""
 
     name: str
     content: bytes | Path
+    state: FileState | None = None
 
     @classmethod
     def from_source(cls, source: object) -> VideoFile:
         name = describe_source(source, "video")
         if isinstance(source, FileSlice):
-            source = source.read()
+            state = _read_state(source.path, source.offset, source.size)
+            return cls(name, source.read(), state)
         if not isinstance(source, str | os.PathLike | bytes):
             raise DataError(f"{name}: cannot be read as a video; pass a path, bytes, a data: URI or a uint8 array.")
-        return cls(name, resolve_source(source, "video"))
+        content = resolve_source(source, "video")
+        return cls(name, content, None if isinstance(content, bytes) else _read_state(content))
 
     def open(self) -> IO[bytes]:
         if isinstance(self.content, bytes):
@@ -79,6 +100,16 @@ class VideoFile:
             return self.content.open("rb")
         except OSError as cause:
             raise NotVideoFault(f"{self.name}: cannot be opened ({cause}); check its permissions.") from cause
+
+
+def _read_state(path: Path, offset: int = 0, size: int | None = None) -> FileState | None:
+    try:
+        found = path.stat()
+    except OSError:  # whoever opens it says so
+        return None
+    if time.time() - found.st_mtime < _SETTLED_S:
+        return None
+    return FileState(path.absolute(), offset, found.st_size if size is None else size, found.st_ino, found.st_mtime_ns)
 
 
 @contextmanager
@@ -146,11 +177,12 @@ class FrameDamage(NamedTuple):
     reason: str
 
 
-def decode_frames(
-    container: InputContainer, stream: VideoStream, decoder: VideoCodecContext
-) -> Iterator[VideoFrame | FrameDamage]:
-    """Every frame from here on in the order of showing; those that FFmpeg refuses or flags are given as damage."""
-    for packet in container.demux(stream):
+def decode_frames(packets: Iterable[Packet], decoder: VideoCodecContext) -> Iterator[VideoFrame | FrameDamage]:
+    """Every frame of these packets in the order of showing; those that FFmpeg refuses or flags are given as damage.
+
+    The last packet is empty, as that of `InputContainer.demux`: the decoder then gives what it holds back.
+    """
+    for packet in packets:
         try:
             frames = decoder.decode(packet if packet.size else None)
         except FFmpegError as cause:
@@ -167,7 +199,7 @@ def format_moment(frame: int, seconds: float | None) -> str:
 
 def to_upright(frame: VideoFrame, quarter_turns: int) -> np.ndarray:
     """(height, width, 3) uint8, turned as the file says it is to be shown."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), k=quarter_turns)
+    return np.rot90(frame.to_ndarray(format="rgb24", **_CONVERSION), k=quarter_turns)
 
 
 def compute_frame_size(frame: VideoFrame, quarter_turns: int) -> Size:

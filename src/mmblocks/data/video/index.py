@@ -1,16 +1,21 @@
 """What is in a video: how many frames, when each is shown, where decoding can start. Demuxed; one frame decoded."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
 
 from av import VideoFrame
+from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from mmblocks.data.video.container import (
     CURE,
+    FileState,
     FrameDamage,
     VideoFile,
     compute_frame_size,
@@ -35,17 +40,19 @@ class KeyFrame(NamedTuple):
 
     time: int  # when it is shown
     seek_to: int  # the time that a demuxer finds it by
+    packet: int  # its number in the order of decoding
 
 
 class FrameEntry(NamedTuple):
     """A frame of the video.
 
     decoded_to: the latest time of all that a decoder gets from the frame's key frame up to the frame itself. What is
-    shown later than the frame may be what it is predicted from.
+    shown later than the frame may be what it is predicted from. packet: its number in the order of decoding.
     """
 
     time: int
     decoded_to: int
+    packet: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +86,68 @@ class VideoIndex:
         return format_moment(frame, self.shape.compute_frame_time_s(frame))
 
 
+@dataclass(frozen=True, slots=True)
+class IndexedVideo:
+    """A video that is open, and its index."""
+
+    video: VideoFile
+    index: VideoIndex
+    container: InputContainer
+    stream: VideoStream
+
+
+_recent: deque[tuple[FileState, VideoIndex]] = deque(maxlen=16)
+"""Indexes of the last videos in files: a sample is planned from an index, and right after that its frames are read."""
+
+
 def read_index(video: VideoFile) -> VideoIndex:
     """Read a video's packets without decoding them. Raises `DataError` for a file that holds no video."""
+    if (known := _recall_index(video)) is not None:
+        return known
+    with open_indexed(video) as indexed:
+        return indexed.index
+
+
+@contextmanager
+def open_indexed(video: VideoFile) -> Iterator[IndexedVideo]:
+    """Open a video once for its index, where that is not known, and for its frames. Raises as `read_index`."""
     with open_video(video) as (container, stream):
-        packets, first = demux_packets(container, stream, video)
-        container_name, codec, promised = container.format.name, stream.codec_context.name, stream.frames
-        header_fps, unit = float(stream.average_rate or stream.guessed_rate or 1), stream.time_base or Fraction(1)
-        # AVI holds no times of showing, and those FFmpeg makes up are wrong for reordered H.264 and packed Xvid.
-        guessed = container_name == "avi" and stream.codec_context.has_b_frames
+        index = _recall_index(video)
+        if index is None:
+            index = _make_index(video, container, stream)
+            if video.state is not None:
+                _recent.append((video.state, index))
+        yield IndexedVideo(video, index, container, stream)
+
+
+def _recall_index(video: VideoFile) -> VideoIndex | None:
+    if video.state is None:
+        return None
+    return next((index for state, index in tuple(_recent) if state == video.state), None)
+
+
+def _make_index(video: VideoFile, container: InputContainer, stream: VideoStream) -> VideoIndex:
+    packets, first = demux_packets(container, stream, video)
+    container_name, codec, promised = container.format.name, stream.codec_context.name, stream.frames
+    header_fps, unit = float(stream.average_rate or stream.guessed_rate or 1), stream.time_base or Fraction(1)
+    # AVI holds no times of showing, and those FFmpeg makes up are wrong for reordered H.264 and packed Xvid.
+    guessed = container_name == "avi" and stream.codec_context.has_b_frames
     if "mov" in container_name and promised > len(packets):
         # An edit list may leave frames out; read without it, every promised frame is there unless the file is cut.
-        with open_video(video, ignore_editlist="1") as (container, stream):
-            num_packets = len(demux_packets(container, stream, video)[0])
+        with open_video(video, ignore_editlist="1") as whole:
+            num_packets = len(demux_packets(*whole, video)[0])
         if promised > num_packets:
             raise DataError(
                 f"{video.name}: cut off, its header promises {promised} frames and {num_packets} are there; {CURE}"
             )
     if not packets:
         raise DataError(f"{video.name}: the video has no frames; drop the record or record the video again.")
-    shown = [(p.time, p.dts) for p in packets if p.is_key and p.time is not None]
-    if container_name in _SEEK_BY_SHOWING:
-        keys = sorted(KeyFrame(time, time) for time, _ in shown)
-    else:
-        keys = sorted(KeyFrame(time, time if dts is None else min(time, dts)) for time, dts in shown)
+    by_showing = container_name in _SEEK_BY_SHOWING
+    keys = sorted(
+        KeyFrame(p.time, p.time if by_showing or p.dts is None else min(p.time, p.dts), number)
+        for number, p in enumerate(packets)
+        if p.is_key and p.time is not None
+    )
     entries = () if guessed or first is None else _list_entries(packets, keys)
     if entries:
         times = [entry.time for entry in entries]
@@ -126,12 +172,12 @@ def _list_entries(packets: Sequence[PacketFacts], keys: Sequence[KeyFrame]) -> t
         return ()
     entries: list[FrameEntry] = []
     decoded_to = keys[0].time
-    for packet in packets:
+    for number, packet in enumerate(packets):
         if packet.time is None:
             return ()
         decoded_to = packet.time if packet.is_key else max(decoded_to, packet.time)
         if packet.is_shown and packet.time >= keys[0].time:
-            entries.append(FrameEntry(packet.time, decoded_to))
+            entries.append(FrameEntry(packet.time, decoded_to, number))
     entries.sort()
     return () if len({entry.time for entry in entries}) < len(entries) else tuple(entries)
 
@@ -140,7 +186,7 @@ def _decode_all_frames(video: VideoFile, fps: float) -> tuple[VideoFrame, list[i
     """The first frame, and the times of all as far as they have some."""
     first, times = None, []
     with open_video(video) as (container, stream):
-        for frame in decode_frames(container, stream, make_decoder(stream)):
+        for frame in decode_frames(container.demux(stream), make_decoder(stream)):
             if isinstance(frame, FrameDamage):
                 where = format_moment(len(times), len(times) / fps)
                 raise DataError(f"{video.name}: damaged at {where} ({frame.reason}); {CURE}")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from av import VideoFrame
+from av import Packet, VideoFrame
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
@@ -63,17 +63,34 @@ def _format_packet_moment(packets: Sequence[PacketFacts], stream: VideoStream, n
 
 
 def _has_idr(data: bytes, avcc: bytes) -> bool:
-    """Whether an H.264 packet of mp4 or Matroska (units behind their lengths, ISO 14496-15) holds an IDR image."""
+    """Whether an H.264 packet of mp4 or Matroska holds an IDR image."""
+    return any(header & 0x1F == 5 for header in _list_unit_headers(data, avcc))
+
+
+def is_needed_by_others(packet: Packet, avcc: bytes) -> bool:
+    """Whether other frames may be predicted from an H.264 packet; True wherever the packet does not rule it out.
+
+    It rules it out where all its slices are of images that are no reference (nal_ref_idc is 0, ITU-T H.264 7.4.1) and
+    nothing but remarks (SEI), delimiters and filling stands beside them.
+    """
+    headers = _list_unit_headers(bytes(packet), avcc)
+    has_slice = any(header & 0x1F == 1 for header in headers)
+    return not has_slice or any(header & 0x1F not in (1, 6, 9, 12) or header & 0x60 for header in headers)
+
+
+def _list_unit_headers(data: bytes, avcc: bytes) -> list[int]:
+    """The first byte of every unit of an H.264 packet of mp4 or Matroska (ISO 14496-15); none for other packets.
+
+    avcc: the decoder's configuration, which tells how many bytes the length before each unit has.
+    """
     if len(avcc) < 5 or avcc[0] != 1:
-        return False
-    length_bytes, at = (avcc[4] & 3) + 1, 0
+        return []
+    length_bytes, at, headers = (avcc[4] & 3) + 1, 0, []
     while at + length_bytes < len(data):
         length = int.from_bytes(data[at : at + length_bytes], "big")
-        at += length_bytes
-        if data[at] & 0x1F == 5:
-            return True
-        at += length
-    return False
+        headers.append(data[at + length_bytes])
+        at += length_bytes + length
+    return headers if at == len(data) else []
 
 
 def find_last_duration(packets: Sequence[PacketFacts], times: Sequence[int]) -> float:

@@ -36,7 +36,7 @@ def _answer_request(request: Mapping[str, Any], content: bytes) -> HelperAnswer:
         if request["indices"] is None:
             shape = read_video_shape(source)
             return {"size": shape.size, "num_frames": shape.num_frames, "fps": shape.fps, "times_s": shape.times_s}, b""
-        frames = np.ascontiguousarray(read_frames(source, request["indices"]))
+        frames = np.ascontiguousarray(read_frames(source, request["indices"], threads=request.get("threads", 1)))
         return {"frames": frames.shape}, frames.reshape(-1).data
     except DataError as fault:
         return {"fault": str(fault), "of_clip": not isinstance(fault, NotVideoFault | NoDecoder)}, b""

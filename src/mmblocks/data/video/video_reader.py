@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from mmblocks.data.media.files import FileSlice, describe_source
-from mmblocks.data.video import VideoSource, is_frame_source, read_frames, read_video_shape
+from mmblocks.data.video import VideoSource, count_decoding_threads, is_frame_source, read_frames, read_video_shape
 from mmblocks.data.video.quarantine import Quarantine, VideoLocation
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.shapes import Size, VisualShape
@@ -27,6 +27,7 @@ class VideoReader:
     deadline_s: seconds that one shape or one set of frames may take. memory_gib: what the reading process may hold, of
     which pixels on their way count twice; watched on Linux. quarantine: a JSON-lines file of videos that hung, crashed or
     could not be read; these are refused from then on without being opened, until their line is deleted or they change.
+    threads: as in `read_frames`.
 
     Each process has one reader, started at the first video and again after a failure; forked and spawned data workers
     start their own. It ends with the process, however that ends. A crash and too much memory are tried twice. Arrays and
@@ -36,6 +37,7 @@ class VideoReader:
     deadline_s: float = 120.0
     memory_gib: float = 4.0
     quarantine: str | os.PathLike[str] | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("deadline_s", self.deadline_s), ("memory_gib", self.memory_gib)):
@@ -53,7 +55,7 @@ class VideoReader:
     def read_video_frames(self, source: VideoSource, indices: Sequence[int]) -> np.ndarray:
         """As `read_frames`: uint8 (n, height, width, 3)."""
         if not _needs_guard(source):
-            return read_frames(source, indices)
+            return read_frames(source, indices, threads=self.threads)
         answer, pixels = self._read_guarded(source, [int(i) for i in indices])
         return pixels.reshape(answer["frames"])
 
@@ -98,6 +100,7 @@ class VideoReader:
         except FileNotFoundError:  # deleted
             folder = None
         request: dict[str, Any] = {"cwd": folder, "indices": indices, "path": None, "slice": None}
+        request["threads"] = count_decoding_threads() if self.threads is None else self.threads
         if isinstance(source, FileSlice):
             request["slice"] = [str(source.path), source.offset, source.size, source.name]
         elif not isinstance(source, bytes):
