@@ -116,7 +116,7 @@ def make_stage_processor(model: OneVision, stage: Stage, settings: TrainRun) -> 
     video_reader = VideoReader(
         settings.video_deadline_s,
         quarantine=Path(settings.out) / "quarantine.jsonl",
-        threads=count_decoding_threads(settings.workers),
+        threads=count_decoding_threads(settings.num_workers),
     )
     processor = Processor.from_model(
         model,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -91,14 +89,11 @@ def list_peers(path: Path, wanted: tuple[int, ...]) -> dict[str, Callable[[int],
     def choose(**_: object) -> np.ndarray:
         return np.array(wanted)
 
-    peers: dict[str, Callable[[int], Any]] = {
+    return {
         "PyAV": lambda _: video_utils.read_video_pyav(file, choose)[0],
         "decord": lambda _: video_utils.read_video_decord(file, choose)[0],
+        "torchcodec": lambda _: video_utils.read_video_torchcodec(file, choose)[0],
     }
-    with suppress(ImportError, OSError, RuntimeError):  # it looks for FFmpeg's libraries when it is imported
-        importlib.import_module("torchcodec.decoders")
-        peers["torchcodec"] = lambda _: video_utils.read_video_torchcodec(file, choose)[0]
-    return peers
 
 
 def record_clip(path: Path, clip: Clip, size: Size) -> Path:

@@ -20,7 +20,7 @@ def identify_visual(visual: Visual) -> str:
     if isinstance(source, Image.Image):
         return make_digest("image", *read_image_content(source))
     if isinstance(source, np.ndarray):
-        content = memoryview(np.ascontiguousarray(source)).cast("B") if source.size else b""
+        content = np.ascontiguousarray(source).data.cast("B") if source.size else b""
         return make_digest("array", f"{source.dtype} {source.shape}", content)
     if isinstance(source, list | tuple):
         return make_digest("several", *(identify_visual(Visual(visual.kind, one)) for one in source))

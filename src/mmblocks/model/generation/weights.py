@@ -34,7 +34,7 @@ class _ModuleState:
     @classmethod
     def from_module(cls, module: nn.Module) -> _ModuleState:
         tensors = tuple(
-            (weakref.ref(t), StorageWeakRef(t.untyped_storage()), t.storage_offset(), t.shape, t.stride())
+            (weakref.ref(t), StorageWeakRef(t.untyped_storage()), int(t.storage_offset()), t.shape, t.stride())
             for t in _iterate_own_tensors(module)
         )
         return cls(weakref.ref(module), _read_mode(module), _list_children(module), tensors)
