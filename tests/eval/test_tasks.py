@@ -225,6 +225,7 @@ BAD_ANSWERS = [
     ("longbench_write", {"prompt": "Write.", "length": "many"}, "'length' is 'many'; write the number of words"),
     ("ai2d", {"options": ["cat", "dog"], "answer": "horse"}, "the answer 'horse' is none of its 2 options"),
     ("ai2d", {"options": "cat", "answer": "A"}, "'options' is 'cat'; write a list"),
+    ("mmstar", {"answer": "a red circle"}, "the answer 'a red circle' is none of the letters A to D"),
     ("pope", {"answer": "perhaps"}, "the answer is 'perhaps'; POPE's answers are yes and no"),
     ("vqav2", {"answers": []}, r"'answers' is \[\]; write a list with at least one"),
     ("okvqa", {"answers": "red"}, "'answers' is 'red'; write a list with at least one"),

@@ -10,6 +10,8 @@ PHRASES = (
     "the correct choice is|correct choice is|i choose|i select|i pick|my answer is|my choice is|"
     "옵션|정답은|답은|답:|答案是|答案为|选|答えは"
 )
+LETTERS = "ABCD"
+"""Of the options of MMStar and Video-MME."""
 FORMS = ("({})", "{}.", "{}:", "{})", "{} ", "{}")
 """Where the answer has no letter at its ends and after no phrase, in the order of trust. The last is any occurrence."""
 
@@ -29,7 +31,7 @@ def extract_letter(answer: str, letters: str = list_letters(8)) -> str | None:
     return _take_last(_find_after_phrases(f" {text} ", letters)) or _find_by_form(f" {text} ", letters)
 
 
-def score_letter(answer: str, letter: str, letters: str = "ABCD") -> float | None:
+def score_letter(answer: str, letter: str, letters: str = LETTERS) -> float | None:
     """Whether the extracted letter is the right one (MMStar, Video-MME)."""
     found = extract_letter(answer, letters)
     return None if found is None else float(found == letter.strip().upper())

@@ -1,6 +1,6 @@
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mmblocks.errors import DataError
 from mmblocks.eval.document import Document, ScoredDocument
@@ -30,6 +30,14 @@ class MMStar(FileTask):
     metric: ClassVar = "the letter by lmms-eval's extractor"
     decoding: ClassVar = Decoding(max_new_tokens=1024)
     groups: ClassVar = ("category", "l2_category")
+
+    def write_prompt(self, fields: Mapping[str, Any], where: str) -> str:
+        if str(fields["answer"]).strip().upper() not in {*multiple_choice.LETTERS}:
+            raise DataError(
+                f"{where}: the answer {fields['answer']!r:.80} is none of the letters A to D; MMStar's questions hold their "
+                "options, and the answer is the letter of one."
+            )
+        return super().write_prompt(fields, where)
 
     def list_choices(self, document: Document) -> Sequence[str]:
         question, marks = str(document.fields["question"]), ":.)"
