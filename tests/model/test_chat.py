@@ -404,6 +404,15 @@ def test_a_model_that_changed_answers_as_it_is_now(model, part, change):
     assert answers_as_fresh(chat)
 
 
+def test_a_model_without_values_can_be_asked_too(tiny_spec):
+    with torch.device("meta"):
+        model = mmblocks.build(tiny_spec)
+    before = WeightSnapshot.from_module(model)
+    assert before.is_same_for(model)
+    model.projector.train(not model.projector.training)
+    assert not before.is_same_for(model)
+
+
 def test_a_changed_mark_counts_as_a_change(model):
     before = WeightSnapshot.from_module(model)
     assert before.is_same_for(model)

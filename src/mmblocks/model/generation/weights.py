@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from mmblocks.compat import find_autocast_dtype
 from mmblocks.reprs import format_by_shape
 
 SAMPLES_PER_TENSOR = 64
@@ -102,8 +103,7 @@ class TensorAddresses:
 
 
 def _read_modes(device: str) -> tuple[Any, ...]:
-    autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    return *autocast, torch.is_inference_mode_enabled()
+    return find_autocast_dtype(device), torch.is_inference_mode_enabled()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
