@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 _MOST_THREADS = 4
 """More would be idle: a video has few groups of images with wanted frames, and opening it again has its price."""
 
+_CONTAINERS_WITH_INDEX = ("mov", "matroska")
+"""FFmpeg's names of those whose files list their key frames."""
+
 _NEAR_PACKETS = 64
 """A key frame that is at most so many packets ahead is read up to; one that is further away is sought."""
 
@@ -160,8 +163,12 @@ def _list_groups(index: VideoIndex, wanted: Sequence[int]) -> list[_WantedGroup]
 def _read_side_by_side(
     indexed: IndexedVideo, groups: Sequence[_WantedGroup], pixels: _Pixels, threads: int
 ) -> set[int]:
-    """As `_read_groups`, by several threads that each open the video; the first has it open."""
-    shares = _share_groups(groups, threads)
+    """As `_read_groups`, by several threads that each open the video; the first has it open.
+
+    Containers without an index of their key frames are read by one: in a damaged one, where a seek leads is a guess.
+    """
+    has_index = any(name in indexed.container.format.name for name in _CONTAINERS_WITH_INDEX)
+    shares = _share_groups(groups, threads if has_index else 1)
 
     def read_share(share: Sequence[_WantedGroup]) -> set[int]:
         with open_video(indexed.video) as (container, stream):
