@@ -41,6 +41,10 @@ class Reuse:
             raise ConfigError(f"chat: {self}; a limit is a number of bytes, 0 to keep nothing.")
 
 
+FOLLOW_UP_SLOTS = 256
+"""Room for the next questions and answers, so that not the second one already copies all keys and values."""
+
+
 class ChatCache:
     """The keys, values and visual rows of one conversation. It is valid at any time: after an error, later rows are unused.
 
@@ -83,7 +87,7 @@ class ChatCache:
         x = embed_prompt(model, prompt, rows, kept)
         if streamer is not None:
             streamer.put(torch.empty(1, 0, dtype=torch.int64))  # a streamer takes its first input for the prompt
-        step.store.reserve_slots(len(prompt) + decoding.max_new_tokens)
+        step.store.reserve_slots(len(prompt) + decoding.max_new_tokens, ahead=FOLLOW_UP_SLOTS)
         logits = prefill_prompts(model.backbone, step.store, x, [len(x)])
         self._codes = codes
         prepare_step(step, decoding.max_new_tokens)

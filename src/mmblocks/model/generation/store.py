@@ -41,10 +41,10 @@ class KVCache:
         """The longest sequence's length, under transformers' name."""
         return max(self.lengths)
 
-    def reserve_slots(self, slots: int) -> None:
-        """Make room for sequences of `slots` tokens; a cache that grows at least doubles."""
+    def reserve_slots(self, slots: int, *, ahead: int = 0) -> None:
+        """Make room for sequences of `slots` tokens, and `ahead` more where it has to grow; then it at least doubles."""
         if slots > self.capacity:
-            wanted = max(slots, 2 * self.capacity)
+            wanted = max(slots + ahead, 2 * self.capacity)
             self._resize_buffers(-(-wanted // GROWTH_SLOTS) * GROWTH_SLOTS)
 
     def truncate_to(self, length: int) -> None:
@@ -133,8 +133,9 @@ class KVCache:
         kept = min(capacity, self.capacity)
         for buffers in (self._keys, self._values):
             for layer, old in enumerate(buffers):
-                buffers[layer] = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
+                buffers[layer] = old.new_empty(*old.shape[:2], capacity, old.shape[3])
                 buffers[layer][:, :, :kept] = old[:, :, :kept]
+                buffers[layer][:, :, kept:].zero_()  # see `truncate_to`
         self.capacity = capacity
 
 
