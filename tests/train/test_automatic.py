@@ -1,5 +1,6 @@
 """What a run chooses for its device where the recipe says "auto"."""
 
+import logging
 import os
 
 import pytest
@@ -36,10 +37,12 @@ def test_a_gpu_is_fed_by_the_cores_that_its_process_has(cores, processes, worker
 
 
 @pytest.mark.parametrize("has_units", [True, False])
-def test_a_gpu_computes_in_bfloat16_where_it_has_units_for_it(has_units, tiny_spec, monkeypatch):
+def test_a_gpu_computes_in_bfloat16_where_it_has_units_for_it(has_units, tiny_spec, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_units)
-    chosen = resolve_automatic(curriculum(tiny_spec, workers=0), CUDA)
+    with caplog.at_level(logging.INFO):
+        chosen = resolve_automatic(curriculum(tiny_spec, workers=0), CUDA)
     assert chosen.stages[0].precision == ("bfloat16" if has_units else "float32")
+    assert ("precision=auto: bfloat16, on cuda" in caplog.text) == has_units
 
 
 def test_the_optimizer_is_fused_on_cuda_alone(tiny_spec, tiny_model):

@@ -275,7 +275,7 @@ def test_precision_may_change_on_the_way(one_stage, tmp_path, spoil, caplog):
     spoil(4)
     with pytest.raises(TrainingError, match=r"stages\.0\.precision \(to float32\)"):
         run(changed(one_stage, precision="bfloat16"))
-    run(one_stage)
+    run(changed(one_stage, precision="float32"))
     assert "stages.0.precision: bfloat16 -> float32" in caplog.text
 
 

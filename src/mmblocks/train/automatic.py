@@ -17,13 +17,13 @@ MOST_WORKERS = 8
 
 
 def resolve_automatic(curriculum: Curriculum, device: torch.device) -> Curriculum:
-    """The curriculum with the workers and the precision that this process' device is used with; the choice is logged."""
+    """The curriculum with the workers and the precision that this process' device is used with; what a GPU is given is logged."""
     workers = choose_workers(device) if curriculum.run.workers == "auto" else curriculum.run.workers
     precision = choose_precision(device)
     stages = tuple(stage.with_precision(precision) for stage in curriculum.stages)
-    if workers != curriculum.run.workers:
+    if workers and workers != curriculum.run.workers:
         log.info("workers=auto: %s, on %s with %d cores", workers, device.type, count_cores())
-    if stages != curriculum.stages:
+    if precision == "bfloat16" and stages != curriculum.stages:
         log.info("precision=auto: %s, on %s", precision, device.type)
     return replace(curriculum, run=replace(curriculum.run, workers=workers), stages=stages)
 
