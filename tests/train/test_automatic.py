@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from mmblocks.train import automatic
+import mmblocks.cores
 from mmblocks.train.automatic import choose_workers, resolve_automatic
 from mmblocks.train.optim import make_optimizer
 from mmblocks.train.stages import read_run
@@ -31,7 +31,7 @@ def test_what_a_recipe_says_is_kept(tiny_spec):
 
 @pytest.mark.parametrize(("cores", "processes", "workers"), [(16, 1, 8), (16, 4, 3), (4, 1, 3), (2, 2, 1), (1, 1, 1)])
 def test_a_gpu_is_fed_by_the_cores_that_its_process_has(cores, processes, workers, monkeypatch):
-    monkeypatch.setattr(automatic, "count_cores", lambda: cores)
+    monkeypatch.setattr(mmblocks.cores, "count_cores", lambda: cores)
     monkeypatch.setitem(os.environ, "LOCAL_WORLD_SIZE", str(processes))
     assert choose_workers(CUDA) == workers
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import replace
 from typing import Literal
 
 import torch
 
+from mmblocks.cores import count_own_cores
 from mmblocks.train.stages import Curriculum
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def resolve_automatic(curriculum: Curriculum, device: torch.device) -> Curriculu
     precision = choose_precision(device)
     stages = tuple(stage.with_precision(precision) for stage in curriculum.stages)
     if workers and workers != curriculum.run.workers:
-        log.info("workers=auto: %s, on %s with %d cores", workers, device.type, count_cores())
+        log.info("workers=auto: %s, on %s with %d cores", workers, device.type, count_own_cores())
     if precision == "bfloat16" and stages != curriculum.stages:
         log.info("precision=auto: %s, on %s", precision, device.type)
     return replace(curriculum, run=replace(curriculum.run, workers=workers), stages=stages)
@@ -39,10 +39,4 @@ def choose_workers(device: torch.device) -> int:
     torchrun's processes share."""
     if device.type == "cpu":
         return 0
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(count_cores() // processes - 1, MOST_WORKERS))
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(count_own_cores() - 1, MOST_WORKERS))

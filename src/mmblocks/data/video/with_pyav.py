@@ -5,7 +5,6 @@ A frame is given only if FFmpeg finds nothing wrong with it and with what is dec
 
 import logging
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +17,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
+from mmblocks.cores import count_own_cores
 from mmblocks.data.video.container import (
     CURE,
     FrameDamage,
@@ -113,9 +113,7 @@ def count_decoding_threads(workers: int = 0) -> int:
     """
     if workers == 0 and multiprocessing.parent_process() is not None:
         return 1
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = max(1, workers) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(_MOST_THREADS, processors // processes))
+    return max(1, min(_MOST_THREADS, count_own_cores() // max(1, workers)))
 
 
 def read_pyav(indexed: IndexedVideo, wanted: Sequence[int], threads: int) -> np.ndarray:
