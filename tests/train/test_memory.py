@@ -30,7 +30,8 @@ from mmblocks.train.estimates.meta_stage import (
 )
 from mmblocks.train.stages import Stage
 
-FORK = multiprocessing.get_context("fork")
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload([__name__])
 EVERYTHING = {"encoder": 1e-3, "projector": 1e-3, "learned_tokens": 1e-3, "backbone": 1e-3}
 SIGLIP = {"name": "siglip", "image_px": 30, "patch_px": 14, "dim": 16, "depth": 4, "heads": 2, "mlp_dim": 24}
 
@@ -132,19 +133,21 @@ def test_a_frozen_encoder_keeps_nothing(spec):
 # Against FSDP2 ------------------------------------------------------------------------------------------------------
 
 
-def local_sizes(model, ranks, precision):
+def send_local_sizes(sender, spec, last, ranks):
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    model = make_meta_stage_model(spec, last)
+    shard_model(model, World(0, ranks, torch.device("cpu")), last.precision)
+    sender.send([p.to_local().numel() for p in model.parameters()])
+
+
+def local_sizes(spec, last, ranks):
     """Elements of each parameter on rank 0 of a group of which only that process exists.
 
-    In a process of its own: torch remembers places in a group, also for those that are forked later.
+    In a process of its own, since torch remembers places in a group. It is forked from a server without threads: a process that
+    is forked from one with threads can fail at any time.
     """
-    receiver, sender = FORK.Pipe(duplex=False)
-
-    def work():
-        dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
-        shard_model(model, World(0, ranks, torch.device("cpu")), precision)
-        sender.send([p.to_local().numel() for p in model.parameters()])
-
-    process = FORK.Process(target=work)
+    receiver, sender = FORK_SERVER.Pipe(duplex=False)
+    process = FORK_SERVER.Process(target=send_local_sizes, args=(sender, spec, last, ranks))
     process.start()
     sender.close()  # a process that fails then ends `recv`
     sizes = receiver.recv()
@@ -156,7 +159,7 @@ def local_sizes(model, ranks, precision):
 def test_shares_are_those_of_fsdp2(tiny_spec, ranks):
     model = make_meta_stage_model(tiny_spec, stage())
     shares = [count_shard_elements(p, ranks) for p in model.parameters()]
-    assert shares == local_sizes(model, ranks, "float32")
+    assert shares == local_sizes(tiny_spec, stage(precision="float32"), ranks)
 
 
 @pytest.mark.parametrize(("name", "ranks", "billions"), [("onevision/7b", 128, 8.03), ("onevision/72b", 256, 73.18)])
@@ -168,7 +171,7 @@ def test_the_large_recipes_are_wrapped_block_by_block(name, ranks, billions):
     blocks, count = len(list_blocks(model)), sum(p.numel() for p in model.parameters())
     assert blocks == 26 + {"onevision/7b": 28, "onevision/72b": 80}[name]
     assert count / 1e9 == pytest.approx(billions, rel=1e-3)
-    assert memory.weights == 4 * sum(local_sizes(model, ranks, last.precision))
+    assert memory.weights == 4 * sum(local_sizes(recipe["model"], last, ranks))
     assert memory.optimizer == 2 * memory.weights
 
 
