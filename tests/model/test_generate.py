@@ -14,14 +14,8 @@ from mmblocks.data.sample.collate import collate
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
 from mmblocks.model.generate import Decoding, StopSequences, generate, generate_from_embeddings
-from mmblocks.model.generation.sampling import RandomNumbers, TokenSampler
-from mmblocks.model.generation.step import (
-    DecodingStep,
-    VisibleSlots,
-    acquire_step,
-    reasons_against_capture,
-    release_step,
-)
+from mmblocks.model.generation.sampling import RandomNumbers, SamplingRule, TokenSampler
+from mmblocks.model.generation.step import DecodingStep, acquire_step, reasons_against_capture, release_step
 from mmblocks.model.generation.stopping import find_end_tokens
 from mmblocks.model.generation.store import KVCache
 from mmblocks.model.generation.writing import decode_answers, prefill_prompts, prepare_step
@@ -76,6 +70,11 @@ def theirs(backbone, x, lengths, **settings):
     padded = pad_sequence(list(x.split(lengths)), batch_first=True, padding_side="left")
     settings = {"do_sample": False, "pad_token_id": 0, **settings}
     return backbone.lm.generate(inputs_embeds=padded, attention_mask=mask, **settings).tolist()
+
+
+def run_step(step, tokens):
+    step.ids.copy_(tokens)
+    return step()
 
 
 # As transformers writes -----------------------------------------------------------------------------------------------
@@ -152,9 +151,9 @@ def test_sequences_that_end_change_no_draw_of_those_that_go_on(backbone, monkeyp
 def test_draws_come_as_often_as_their_probability_says(backbone):
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
     keys = [(prompt, sample) for prompt in range(100) for sample in range(200)]
-    drawn = TokenSampler(backbone, Decoding(temperature=1.0, seed=1), (), keys)(
-        torch.empty(len(keys), 0, dtype=torch.int64), logits.repeat(len(keys), 1)
-    )
+    sample = TokenSampler(SamplingRule.from_settings(backbone, Decoding(temperature=1.0), ()), logits.device)
+    nothing = torch.empty(len(keys), 0, dtype=torch.int64)
+    drawn = sample(nothing, logits.repeat(len(keys), 1), RandomNumbers(1, keys).draw())
     shares = drawn.bincount(minlength=5) / len(keys)
     torch.testing.assert_close(shares, logits.softmax(0), rtol=0, atol=0.015)  # 4 standard errors of 20,000 draws
 
@@ -206,7 +205,7 @@ def test_half_precision_writes_what_transformers_writes_in_it(backbone):
     steps = [DecodingStep(backbone, store, x.device) for store in stores]
     logits = [prefill_prompts(backbone, store, x, [5, 9]) for store in stores]
     for column in ids.T[:-1]:
-        logits.append(steps[0](column, [True, True]))
+        logits.append(run_step(steps[0], column))
         stores[0].reserve_slots(16)
     whole = backbone.float()
     rows = [
@@ -398,7 +397,7 @@ def test_a_store_that_grows_loses_nothing(backbone):
     for _ in range(70):
         tight.reserve_slots(max(tight.lengths) + 1)
         for store, step in steps.items():
-            logits[store] = step(logits[store].argmax(-1), [True])
+            logits[store] = run_step(step, logits[store].argmax(-1))
     assert tight.lengths == roomy.lengths == [77]
     assert tight.capacity < roomy.capacity
     torch.testing.assert_close(logits[tight], logits[roomy], rtol=0, atol=0)
@@ -427,19 +426,6 @@ def test_a_store_gives_memory_back_and_forgets_what_does_not_fit(backbone):
     assert (store.capacity, store.lengths) == (10, [10])
     got = prefill_prompts(backbone, store, x[10:], [30])
     torch.testing.assert_close(got, prefill_prompts(backbone, KVCache(1), x, [40]), rtol=1e-4, atol=1e-5)
-
-
-def test_a_window_hides_what_lies_further_back():
-    seen = VisibleSlots(torch.tensor([4, 1]), 6, alike=False)
-    assert seen[None].int().squeeze().tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]]
-    assert seen[3].int().squeeze().tolist() == [[0, 0, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]]
-    assert seen[6] is seen[None]
-
-
-def test_where_all_is_seen_there_is_no_mask():
-    seen = VisibleSlots(torch.tensor([5, 5]), 6, alike=True)
-    assert seen[None] is seen[6] is None
-    assert seen[2].int().squeeze().tolist() == [[0, 0, 0, 0, 1, 1]] * 2
 
 
 # Captured steps -------------------------------------------------------------------------------------------------------

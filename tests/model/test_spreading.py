@@ -54,7 +54,9 @@ def test_every_operation_has_its_tensors_on_one_device(family, monkeypatch):
         store, x = KVCache(2), torch.empty(9, 32, device=GPUS[0])
         logits = prefill_prompts(backbone, store, x, [5, 4])
         assert (logits.shape, logits.device) == ((2, 64), GPUS[0])
-        logits = DecodingStep(backbone, store, GPUS[0])(logits.argmax(-1), [True, True])
+        step = DecodingStep(backbone, store, GPUS[0])
+        step.ids.copy_(logits.argmax(-1))
+        logits = step()
         assert (logits.shape, logits.device) == ((2, 64), GPUS[0])
     assert "the layers are on several devices" in reasons_against_capture(backbone, GPUS[0], 100)
 

@@ -18,6 +18,7 @@ from mmblocks.ops.attention import (
     FIXED_OP,
     OP,
     ROWS_OP,
+    SLOTS_OP,
     attend,
     attend_rows,
     library,
@@ -426,7 +427,7 @@ def test_every_way_that_runs_here_passes_its_own_test():
     results = list(run_selftest("cpu"))
     assert [result for result in results if not result.is_acceptable] == []
     assert {r.backend for r in results if r.error is not None} == {"reference"}
-    assert {r.op for r in results} == {op.name for op in (OP, ROWS_OP, FIXED_OP)}
+    assert {r.op for r in results} == {op.name for op in (OP, ROWS_OP, SLOTS_OP, FIXED_OP)}
 
 
 # transformers -------------------------------------------------------------------------------------------------------

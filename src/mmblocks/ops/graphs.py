@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ WASTE = 0.12
 """Launches limit speed up to about four views; with more, arithmetic does, and padding costs as much as real rows."""
 WARM_UPS = 3
 
+T = TypeVar("T")
 Replay = Callable[[], Tensor]
 """Computes its function again from the tensor that it was captured with; the next call overwrites the result."""
 Capture = Callable[[Callable[[Tensor], Tensor], Tensor], Replay]
@@ -178,6 +179,16 @@ class _Graph:
         return self.replay()[: len(x)].clone()
 
 
+def capture_cuda_graph(run: Callable[[], T], *, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A graph of what `run` starts on the device, and its result, which a replay overwrites.
+
+    Other threads, such as a data loader's that pins memory, may use CUDA meanwhile.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        return graph, run()
+
+
 class CudaCapture:
     """Captures a function into CUDA graphs that share memory, since they are replayed one after another."""
 
@@ -195,11 +206,7 @@ class CudaCapture:
                 for _ in range(WARM_UPS):
                     function(static)
             torch.cuda.current_stream().wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads, such as a data loader's that pins memory, may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                out = function(static)
-        return _GraphReplay(graph, out)
+            return _GraphReplay(*capture_cuda_graph(lambda: function(static), pool=self._pool))
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -13,8 +12,12 @@ from torch import Tensor
 
 from mmblocks.backbones.family_config import count_experts
 from mmblocks.compat import find_cache_keyword
+from mmblocks.model.generation.drawing import TokenDrawer
+from mmblocks.model.generation.sampling import SamplingRule
 from mmblocks.model.generation.store import KVCache
 from mmblocks.model.generation.weights import TensorAddresses
+from mmblocks.ops.attention.slots import SeenSlots
+from mmblocks.ops.graphs import capture_cuda_graph
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -31,8 +34,8 @@ MAX_IDLE_STEPS = 4
 class DecodingStep:
     """The logits of every sequence's next token.
 
-    ids, positions: (sequences,) int64, the tokens drawn last and their positions. A sequence that has ended is computed
-    too, and its length stays.
+    ids: (sequences,) int64, the tokens drawn last, which whoever draws them writes here. A sequence that has ended is
+    computed too. positions: (sequences,) int64, of these tokens.
     """
 
     def __init__(self, backbone: CausalLM, store: KVCache, device: torch.device) -> None:
@@ -40,19 +43,27 @@ class DecodingStep:
         self.store = store
         self.ids = torch.zeros(len(store.lengths), dtype=torch.int64, device=device)
         self.positions = torch.zeros_like(self.ids)
-        self._graph: _StepGraph | None = None
+        self._placed: list[int] = []  # the lengths that `positions` holds
+        self._graph: StepGraph | None = None
+        self._drawer: TokenDrawer | None = None
 
-    def __call__(self, ids: Tensor, unfinished: Sequence[bool]) -> Tensor:
-        """(sequences, vocabulary). unfinished: which sequences `ids` extend."""
-        self.ids.copy_(ids)
-        self.positions.copy_(torch.tensor(self.store.lengths))
+    def __call__(self) -> Tensor:
+        """(sequences, vocabulary), after the tokens of `ids`. A captured step overwrites it the next time."""
+        self._place_rows()
+        self._placed = []
         if self._graph is not None:
             logits = self._graph.replay_step()
         else:
             longest = max(self.store.lengths)
             logits = self.compute_logits(longest + 1, alike=min(self.store.lengths) == longest)
-        self.store.advance_lengths(unfinished)
+        self.store.advance_lengths()
+        self._placed = self.store.lengths
         return logits
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether logits are always in one place."""
+        return self._graph is not None
 
     @property
     def is_captured(self) -> bool:
@@ -62,16 +73,23 @@ class DecodingStep:
     def capture_graph(self) -> None:
         """Capture the step for the cache's present buffers, unless that has been done."""
         if not self.is_captured:
-            self.positions.copy_(torch.tensor(self.store.lengths))
-            self._graph = _StepGraph(self)
+            self._place_rows()
+            self._graph = StepGraph(self)
+            self._placed = []
 
     def release_graph(self) -> None:
         """Run uncaptured from now on."""
         self._graph = None
 
+    def get_drawer(self, rule: SamplingRule) -> TokenDrawer:
+        """What draws the tokens of `ids`, made once for a rule."""
+        if self._drawer is None or not self._drawer.is_valid_for(rule, self.store.capacity):
+            self._drawer = TokenDrawer(self.backbone, rule, self.ids, self.store.capacity)
+        return self._drawer
+
     def compute_logits(self, visible: int, *, alike: bool) -> Tensor:
-        """(sequences, vocabulary) with the first `visible` slots in view. alike: all positions are visible - 1."""
-        seen = VisibleSlots(self.positions, visible, alike=alike)
+        """(sequences, vocabulary) with the first `visible` slots in view; positions grow. alike: all are visible - 1."""
+        seen = SeenSlots(self.positions, visible, alike=alike)
         x = self.backbone.embed_tokens(self.ids)
         decoder = self.backbone.lm.get_decoder()
         with self.store.place_step_rows(self.positions, visible):
@@ -83,37 +101,17 @@ class DecodingStep:
                 use_cache=False,
                 **{find_cache_keyword(decoder): self.store},
             )
+        self.positions += 1
         return self.backbone.compute_logits(states.last_hidden_state.squeeze(1).to(x.device))
 
-
-class VisibleSlots(dict[int | None, Tensor | None]):
-    """Attention masks by a layer's window (None for no window): which of the first `visible` slots a row sees.
-
-    Each is (sequences, 1, 1, visible) bool, made for the first layer of that window, or None where every row sees every
-    slot. alike: all positions are visible - 1.
-    """
-
-    def __init__(self, positions: Tensor, visible: int, *, alike: bool) -> None:
-        self._distances = (positions[:, None] - torch.arange(visible, device=positions.device))[:, None, None]
-        self._visible, self._alike, self._positions = visible, alike, positions
-        self._elsewhere: dict[torch.device, VisibleSlots] = {}
-        super().__init__({None: None if alike else self._distances >= 0})
-
-    def to(self, device: torch.device) -> VisibleSlots:
-        """The masks for the layers on a device, made once."""
-        if device == self._positions.device:
-            return self
-        if device not in self._elsewhere:
-            self._elsewhere[device] = VisibleSlots(self._positions.to(device), self._visible, alike=self._alike)
-        return self._elsewhere[device]
-
-    def __missing__(self, window: int) -> Tensor | None:
-        near = (self._distances >= 0) & (self._distances < window)
-        self[window] = self[None] if window >= self._visible else near
-        return self[window]
+    def _place_rows(self) -> None:
+        """Each sequence's next row behind those that the cache holds. The host only copies where they lie elsewhere."""
+        if self._placed != self.store.lengths:
+            self.positions.copy_(torch.tensor(self.store.lengths))
+            self._placed = self.store.lengths
 
 
-class _StepGraph:
+class StepGraph:
     """A CUDA graph of one step over all slots of a store, valid for its buffers and the model's present weights."""
 
     def __init__(self, step: DecodingStep) -> None:
@@ -129,9 +127,7 @@ class _StepGraph:
             for _ in range(2):
                 run_step()
         torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._logits = run_step()
+        self._graph, self._logits = capture_cuda_graph(run_step)
 
     def is_valid_for(self, backbone: CausalLM, store: KVCache) -> bool:
         return store.capacity == self._capacity and self._addresses.is_same_for(backbone)

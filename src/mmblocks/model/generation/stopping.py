@@ -94,7 +94,7 @@ class AnswerWriter:
         self._texts = _StopTextFinder(backbone.text_tokenizer, stop.texts) if stop.texts else None
         self._ids: list[int] = []
         self._log_probs: list[float] = []
-        self._num_tokens = 0
+        self.num_tokens = 0
 
     @property
     def is_unfinished(self) -> bool:
@@ -102,7 +102,7 @@ class AnswerWriter:
 
     def append_token(self, token: int, log_prob: float | None) -> None:
         """Take the next token."""
-        self._num_tokens += 1
+        self.num_tokens += 1
         if token in self._end_tokens:
             self.finish_reason = "stop"
             return
@@ -114,7 +114,7 @@ class AnswerWriter:
     def to_tokens(self, *, log_probs: bool) -> AnswerTokens:
         """What was written up to now."""
         given = tuple(self._log_probs) if log_probs else None
-        return AnswerTokens(tuple(self._ids), self.finish_reason or "length", self._num_tokens, given)
+        return AnswerTokens(tuple(self._ids), self.finish_reason or "length", self.num_tokens, given)
 
 
 class _StopTextFinder:

@@ -20,6 +20,7 @@ GROWTH_SLOTS = 64  # memory is allocated in multiples of this many slots
 class KVCache:
     """For each layer keys and values (sequences, kv_heads, capacity, head_dim); a token's slot is its position.
 
+    In memory the heads of a slot adjoin, so that slots are rows of packed keys (see `mmblocks.ops.attention.slots`).
     The first `lengths[i]` slots of sequence i are filled; those behind are free, whatever they hold. Lengths grow only
     once a token has been through all layers, so a run that fails half-way leaves the cache valid. Layers with a sliding
     window keep everything too; masks limit what they see.
@@ -107,9 +108,13 @@ class KVCache:
         with self._use_placement(_StepPlacement(sequences, positions, visible), positions.device):
             yield
 
-    def advance_lengths(self, unfinished: Sequence[bool]) -> None:
-        """Count the row that was just written, for the sequences that are unfinished."""
-        self.lengths = [n + one for n, one in zip(self.lengths, unfinished, strict=True)]
+    def advance_lengths(self) -> None:
+        """Count the row of each sequence that was just written."""
+        self.lengths = [n + 1 for n in self.lengths]
+
+    def keep_lengths(self, lengths: Sequence[int]) -> None:
+        """Drop the rows of sequence i behind its first `lengths[i]`."""
+        self.lengths = [min(pair) for pair in zip(self.lengths, lengths, strict=True)]
 
     @contextmanager
     def _use_placement(self, placement: _Placement, device: torch.device) -> Iterator[None]:
@@ -127,13 +132,13 @@ class KVCache:
         return self._placements[device]
 
     def _make_buffer(self, rows: Tensor) -> Tensor:
-        return rows.new_zeros(len(self.lengths), rows.shape[1], self.capacity, rows.shape[3])
+        return rows.new_zeros(len(self.lengths), self.capacity, rows.shape[1], rows.shape[3]).transpose(1, 2)
 
     def _resize_buffers(self, capacity: int) -> None:
         kept = min(capacity, self.capacity)
         for buffers in (self._keys, self._values):
             for layer, old in enumerate(buffers):
-                buffers[layer] = old.new_empty(*old.shape[:2], capacity, old.shape[3])
+                buffers[layer] = old.new_empty(len(old), capacity, old.shape[1], old.shape[3]).transpose(1, 2)
                 buffers[layer][:, :, :kept] = old[:, :, :kept]
                 buffers[layer][:, :, kept:].zero_()  # see `truncate_to`
         self.capacity = capacity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from mmblocks.batch import Packing, RowIndex
 from mmblocks.model.generation.decoding import Decoding, Streamer
+from mmblocks.model.generation.drawing import CopiedTokens
 from mmblocks.model.generation.results import AnswerTokens
-from mmblocks.model.generation.sampling import RandomKey, TokenSampler
-from mmblocks.model.generation.scoring import compute_log_probs
+from mmblocks.model.generation.sampling import RandomKey, RandomNumbers, SamplingRule
 from mmblocks.model.generation.step import DecodingStep, reasons_against_capture
 from mmblocks.model.generation.stopping import AnswerWriter, StopSequences
 from mmblocks.model.generation.store import KVCache
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from mmblocks.backbones.causal_lm import CausalLM
 
 log = logging.getLogger(__name__)
+STEPS_AHEAD = {"cuda": 2}
+"""By device: so many steps are started before a token is looked at, so that a GPU never waits for the host. So many are
+computed in vain when the last answer has ended."""
 _logged_reasons: set[tuple[str, ...]] = set()
 _uncapturable: WeakSet[Any] = WeakSet()
 
@@ -59,25 +63,40 @@ def decode_answers(
     keys: tell the random numbers of the sequences apart. Afterwards the step's cache holds each prompt and its answer,
     except for the token that was drawn last.
     """
-    sample = TokenSampler(step.backbone, decoding, stop.tokens, keys or [(0, 0)] * len(logits))
+    rule = SamplingRule.from_settings(step.backbone, decoding, stop.tokens)
+    drawer, on_cuda = step.get_drawer(rule), logits.is_cuda
+    drawer.begin_answers(
+        RandomNumbers(decoding.seed, keys or [(0, 0)] * len(logits), pin_memory=on_cuda)
+        if rule.temperature > 0
+        else None
+    )
     writers = [AnswerWriter(step.backbone, stop) for _ in logits]
-    written = torch.empty(len(logits), 0, dtype=torch.int64, device=logits.device)
-    for _ in range(decoding.max_new_tokens):
-        if written.shape[1]:
-            logits = step(written[:, -1], [writer.is_unfinished for writer in writers])
-        tokens = sample(written, logits)
-        written = torch.cat([written, tokens[:, None]], dim=1)
-        log_probs = compute_log_probs(logits, tokens).tolist() if decoding.log_probs else [None] * len(writers)
-        if streamer is not None:
-            streamer.put(tokens.cpu())
-        for writer, token, log_prob in zip(writers, tokens.tolist(), log_probs, strict=True):
-            if writer.is_unfinished:
-                writer.append_token(token, log_prob)
+    begins, copied = step.store.lengths, deque[CopiedTokens]()
+    for number in range(decoding.max_new_tokens):
+        drawer.draw_tokens(step() if number else logits, in_place=number > 0 and step.has_graph)
+        copied.append(drawer.copy_to_host())
+        if len(copied) > STEPS_AHEAD.get(logits.device.type, 0):
+            _write_tokens(writers, copied.popleft(), rule, streamer)
         if not any(writer.is_unfinished for writer in writers):
             break
+    while copied and any(writer.is_unfinished for writer in writers):
+        _write_tokens(writers, copied.popleft(), rule, streamer)
     if streamer is not None:
         streamer.end()
+    step.store.keep_lengths([begin + w.num_tokens - 1 for begin, w in zip(begins, writers, strict=True)])
     return [writer.to_tokens(log_probs=decoding.log_probs) for writer in writers]
+
+
+def _write_tokens(
+    writers: Sequence[AnswerWriter], tokens: CopiedTokens, rule: SamplingRule, streamer: Streamer | None
+) -> None:
+    tokens.wait()
+    if streamer is not None:
+        streamer.put(tokens.ids)
+    log_probs = tokens.log_probs.tolist() if rule.log_probs else [None] * len(writers)
+    for writer, token, log_prob in zip(writers, tokens.ids.tolist(), log_probs, strict=True):
+        if writer.is_unfinished:
+            writer.append_token(token, log_prob)
 
 
 def prepare_step(step: DecodingStep, max_new_tokens: int) -> None:

@@ -3,7 +3,7 @@
 `attend` and `attend_rows` are the ops; transformers' attention interface has them as `NAME` once `register` has run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -18,8 +18,20 @@ from mmblocks.ops.attention.call import PackedCall
 from mmblocks.ops.attention.fixed import FixedCall
 from mmblocks.ops.attention.rows import OP as ROWS_OP
 from mmblocks.ops.attention.rows import RowsCall
+from mmblocks.ops.attention.slots import OP as SLOTS_OP
+from mmblocks.ops.attention.slots import SeenSlots, SlotsCall
 
-__all__ = ["FIXED_OP", "NAME", "OP", "ROWS_OP", "attend", "attend_rows", "make_packing_arguments", "register"]
+__all__ = [
+    "FIXED_OP",
+    "NAME",
+    "OP",
+    "ROWS_OP",
+    "SLOTS_OP",
+    "attend",
+    "attend_rows",
+    "make_packing_arguments",
+    "register",
+]
 
 NAME = "mmblocks"
 OP = library.OP
@@ -171,18 +183,21 @@ def _attend_for_transformers(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     rows: RowIndex | None = None,
-    seen_slots: Mapping[int | None, Tensor | None] | None = None,
+    seen_slots: SeenSlots | None = None,
     attend_some: Callable[..., Tensor] = attend_rows,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' calling convention: query (1, heads, tokens, head_dim) to (1, tokens, heads, head_dim).
 
-    With `rows` the queries are those of these rows, and the packing is that of the keys. `seen_slots` holds the masks of
-    calls without a packing by window: many families give one mask to layers of different windows.
+    With `rows` the queries are those of these rows, and the packing is that of the keys. With `seen_slots` the keys are the
+    slots of a cache: (sequences, heads, 1, head_dim) to (sequences, 1, heads, head_dim).
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if seen_slots is not None:
+        return SLOTS_OP(SlotsCall(query, key, value, seen_slots, scale, sliding_window, softcap, s_aux)).transpose(
+            1, 2
+        ), None
     if cu_seq_lens_q is None or max_length_q is None:
-        attention_mask = attention_mask if seen_slots is None else seen_slots[sliding_window]
         if softcap is not None or s_aux is not None:
             return _attend_padded(query, key, value, attention_mask, scale, softcap, s_aux), None
         return _attend_unpacked(

@@ -1,18 +1,20 @@
-"""Every backend of packed attention, of some rows and of one shape against the reference in float64."""
+"""Every backend of packed attention, of some rows, of slots and of one shape against the reference in float64."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmblocks.batch import Packing, RowIndex
-from mmblocks.ops.attention import fixed, library, rows
+from mmblocks.ops.attention import fixed, library, rows, slots
 from mmblocks.ops.attention.call import PackedCall
 from mmblocks.ops.attention.fixed import FixedCall
 from mmblocks.ops.attention.rows import RowsCall
+from mmblocks.ops.attention.slots import SeenSlots, SlotsCall
 from mmblocks.ops.choice import Backend
 from mmblocks.ops.selftest import BackendResult, compare_backends, compute_value_and_gradients
 
@@ -73,6 +75,8 @@ def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
             packing, _ = case.make_packings(device)
             last = RowIndex((packing.cu_seqlens[1:] - 1).long(), (1,) * len(case.lengths))
             yield from _compare_rows(f"{label}, last rows", case, last, inputs, tolerance, learns=False)
+        if case.causal:
+            yield from _compare_slots(label, case, inputs, tolerance)
         if len(case.lengths) == 1 or not case.causal:
             yield from _compare_fixed(label, case, inputs, tolerance)
 
@@ -115,6 +119,25 @@ def _compare_rows(
     want = compute_value_and_gradients(attend_all_rows, [x.double() for x in inputs])
     want = want if learns else want[:1]
     yield from compare_backends(rows.OP, label, [make_call(*inputs)], compute, want, inputs[0].dtype, tolerance)
+
+
+def _compare_slots(
+    label: str, case: AttentionCase, inputs: Sequence[Tensor], tolerance: float
+) -> Iterator[BackendResult]:
+    """The last row of each sequence, to keys in a cache with some slots to spare."""
+    lengths = [own + before for own, before in zip(case.lengths, case.cached or [0] * len(case.lengths), strict=True)]
+    queries = torch.tensor([*accumulate(case.lengths)], device=inputs[0].device) - 1
+
+    def make_call(q: Tensor, k: Tensor, v: Tensor) -> SlotsCall:
+        k, v = (pad_sequence(x.split(lengths), batch_first=True).transpose(1, 2) for x in (k, v))
+        seen = SeenSlots(torch.tensor(lengths, device=q.device) - 1, max(lengths), alike=len({*lengths}) == 1)
+        return SlotsCall(q[queries].unsqueeze(2), k, v, seen, 0.1, case.window)
+
+    def compute(backend: Backend, inputs: Sequence[Tensor] = inputs) -> list[Tensor]:
+        return [backend.run(make_call(*inputs))]
+
+    want = compute(slots.OP.reference, [x.double() for x in inputs])
+    yield from compare_backends(slots.OP, label, [make_call(*inputs)], compute, want, inputs[0].dtype, tolerance)
 
 
 def _compare_fixed(
