@@ -179,11 +179,18 @@ class _Graph:
         return self.replay()[: len(x)].clone()
 
 
-def capture_cuda_graph(run: Callable[[], T], *, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
-    """A graph of what `run` starts on the device, and its result, which a replay overwrites.
+def capture_cuda_graph(run: Callable[[], T], *, warm_ups: int = 0, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A graph of what `run` starts on the current device, and its result, which a replay overwrites.
 
-    Other threads, such as a data loader's that pins memory, may use CUDA meanwhile.
+    warm_ups: runs before, so that what is set up once is not captured. Other threads, such as a data loader's that pins
+    memory, may use CUDA meanwhile.
     """
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(warm_ups):
+            run()
+    torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         return graph, run()
@@ -196,17 +203,10 @@ class CudaCapture:
         self._pool: Any = None
 
     def __call__(self, function: Callable[[Tensor], Tensor], static: Tensor) -> Replay:
-        """Runs the function a few times first, so that what is set up once is not captured."""
         with torch.cuda.device(static.device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(WARM_UPS):
-                    function(static)
-            torch.cuda.current_stream().wait_stream(aside)
-            return _GraphReplay(*capture_cuda_graph(lambda: function(static), pool=self._pool))
+            return _GraphReplay(*capture_cuda_graph(lambda: function(static), warm_ups=WARM_UPS, pool=self._pool))
 
 
 @dataclass(slots=True)

@@ -68,9 +68,10 @@ class TokenDrawer:
             torch.empty_like(x, device="cpu", pin_memory=on_cuda).copy_(x, non_blocking=True)
             for x in (self._next_ids, self._log_probs)
         )
-        return CopiedTokens(
-            ids, log_probs, torch.cuda.current_stream(self._next_ids.device).record_event() if on_cuda else None
-        )
+        arrival = torch.cuda.Event() if on_cuda else None
+        if arrival is not None:
+            arrival.record(torch.cuda.current_stream(self._next_ids.device))
+        return CopiedTokens(ids, log_probs, arrival)
 
     def _append_tokens(self, written: Tensor, logits: Tensor) -> None:
         tokens = self._sampler(written, logits, self._numbers)

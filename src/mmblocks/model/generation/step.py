@@ -121,13 +121,7 @@ class StepGraph:
         def run_step() -> Tensor:
             return step.compute_logits(self._capacity, alike=False)
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries allocate their workspaces outside the graph
-            for _ in range(2):
-                run_step()
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph, self._logits = capture_cuda_graph(run_step)
+        self._graph, self._logits = capture_cuda_graph(run_step, warm_ups=2)
 
     def is_valid_for(self, backbone: CausalLM, store: KVCache) -> bool:
         return store.capacity == self._capacity and self._addresses.is_same_for(backbone)

@@ -129,7 +129,7 @@ def _compare_slots(
     queries = torch.tensor([*accumulate(case.lengths)], device=inputs[0].device) - 1
 
     def make_call(q: Tensor, k: Tensor, v: Tensor) -> SlotsCall:
-        k, v = (pad_sequence(x.split(lengths), batch_first=True).transpose(1, 2) for x in (k, v))
+        k, v = (pad_sequence([*x.split(lengths)], batch_first=True).transpose(1, 2) for x in (k, v))
         seen = SeenSlots(torch.tensor(lengths, device=q.device) - 1, max(lengths), alike=len({*lengths}) == 1)
         return SlotsCall(q[queries].unsqueeze(2), k, v, seen, 0.1, case.window)
 

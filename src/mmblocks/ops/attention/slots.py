@@ -97,7 +97,8 @@ class SlotsCall:
         packing = self.seen.get_packing(distance)
         return PackedCall(
             self.q.squeeze(2),
-            *(_flatten_slots(x, distance) for x in (self.k, self.v)),
+            _flatten_slots(self.k, distance),
+            _flatten_slots(self.v, distance),
             packing.ends_q,
             packing.begins_k,
             1,
