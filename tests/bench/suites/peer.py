@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,40 @@ def make_compiled_peer(model: OneVision) -> Any:
     theirs.model.vision_tower.compile()
     theirs.model.language_model.compile()
     return theirs
+
+
+def list_fast_peers(model: OneVision) -> Iterator[tuple[str, Any]]:
+    """Further ones with what is installed here to make them fast: FlashAttention, Liger's kernels, both."""
+    from transformers.utils import is_flash_attn_2_available
+
+    flash = is_flash_attn_2_available() and model.dtype in (torch.float16, torch.bfloat16)
+    liger = find_spec("liger_kernel") is not None
+    for has_flash, has_liger in ((True, False), (False, True), (True, True)):
+        if has_flash <= flash and has_liger <= liger:
+            theirs = make_peer(model)
+            if has_flash:
+                theirs.set_attn_implementation("flash_attention_2")
+            if has_liger:
+                use_liger_kernels(theirs)
+            yield ", ".join(["FlashAttention"] * has_flash + ["Liger kernels"] * has_liger), theirs
+
+
+def use_liger_kernels(theirs: Any) -> None:
+    """Give a peer's language model Liger's norms, SwiGLU and rotary positions, and no other model of this process."""
+    from liger_kernel.transformers import apply_liger_kernel_to_qwen2, liger_rotary_pos_emb  # type: ignore[import-not-found]
+    from transformers.models.qwen2 import modeling_qwen2
+
+    language_model = theirs.model.language_model
+    before = {name: getattr(modeling_qwen2, name) for name in ("Qwen2RMSNorm", "Qwen2MLP")}
+    apply_liger_kernel_to_qwen2(rope=False, fused_linear_cross_entropy=False, model=language_model)
+    vars(modeling_qwen2).update(before)
+    run = language_model.forward
+
+    def run_with_liger_rotary(*args: Any, **kwargs: Any) -> Any:
+        with patch.object(modeling_qwen2, "apply_rotary_pos_emb", liger_rotary_pos_emb):
+            return run(*args, **kwargs)
+
+    language_model.forward = run_with_liger_rotary
 
 
 def map_peer_names(model: OneVision) -> dict[str, str]:

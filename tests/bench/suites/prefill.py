@@ -16,14 +16,12 @@ from tests.bench.suites.comparing import Peer, compare_times
 from tests.bench.suites.equal import require_same_logits
 from tests.bench.suites.floors import compute_floor_s, count_needed_flops
 from tests.bench.suites.rows import Row
-from tests.bench.suites.run import Run
+from tests.bench.suites.run import COMPILING_S, Run
 from tests.bench.suites.sizes import make_model
 
 NAME = "prefill"
 SHOWN = ("base", "anyres", "images", "two_images", "video")
 CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-COMPILING_S = 120.0
-"""What compiling the peer's tower and language model takes, at most, on a GPU machine."""
 
 
 def measure(run: Run) -> Iterator[Row]:
@@ -65,6 +63,12 @@ def list_peer_settings(run: Run, model: OneVision, theirs: nn.Module, sets: list
             return peer.compute_last_logits(theirs, sets[i].padded, all_logits=False)
 
     yield Peer("best", "logits_to_keep=1, cuDNN attention first", with_cudnn)
+    for words, fast in peer.list_fast_peers(model):
+        yield Peer(
+            "best",
+            f"logits_to_keep=1, {words}",
+            lambda i, fast=fast: peer.compute_last_logits(fast, sets[i].padded, all_logits=False),
+        )
     if run.has_time(COMPILING_S):
         compiled = peer.make_compiled_peer(model)
         yield Peer(

@@ -21,6 +21,8 @@ NOISE = 2.0
 """How many times further from float32 than the peer ours may be in a narrower type; both round, in other places."""
 
 
+COMPILING_S = 120.0
+"""What compiling the peer's tower and language model takes, at most, on a GPU machine."""
 CASE_S = 45.0
 """What one case of a suite takes, at most, where it compiles nothing."""
 

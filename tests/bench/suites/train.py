@@ -17,7 +17,7 @@ from tests.bench.suites.comparing import Peer, compare_times
 from tests.bench.suites.equal import require_same_gradients
 from tests.bench.suites.floors import compute_floor_s, count_needed_flops
 from tests.bench.suites.rows import Row
-from tests.bench.suites.run import Run
+from tests.bench.suites.run import COMPILING_S, Run
 from tests.bench.suites.sizes import make_model
 
 NAME = "train"
@@ -63,6 +63,11 @@ def _list_settings(run: Run, model: OneVision, theirs: nn.Module, sets: list[Cas
         recomputing = peer.make_peer(model).train()
         enable_gradient_checkpointing(recomputing, {"use_reentrant": False})
         yield Peer("as shipped", "padded, all logits, gradient checkpointing", padded(recomputing))
+        for words, fast in peer.list_fast_peers(model):
+            yield Peer("best", f"packed by position ids, labelled logits, {words}", packed(fast.train()))
+        if run.has_time(COMPILING_S):
+            compiled = peer.make_compiled_peer(model).train()
+            yield Peer("best", "packed by position ids, labelled logits, compiled", packed(compiled))
 
 
 def _take_step(loss: Callable[[], Tensor], model: nn.Module) -> None:

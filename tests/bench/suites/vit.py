@@ -15,9 +15,8 @@ from mmblocks.model.onevision import OneVision
 from tests.bench.suites import peer
 from tests.bench.suites.comparing import Peer, compare_times
 from tests.bench.suites.floors import compute_floor_s
-from tests.bench.suites.prefill import COMPILING_S
 from tests.bench.suites.rows import Row
-from tests.bench.suites.run import Run, require_equal
+from tests.bench.suites.run import COMPILING_S, Run, require_equal
 from tests.bench.suites.sizes import make_model
 
 NAME = "vit"
