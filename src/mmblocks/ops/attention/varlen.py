@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 def reasons_against(call: PackedCall) -> list[str]:
     """Why the kernel cannot take a call."""
-    return reasons_against_flash_inputs(call) + (list_unavailable_reasons() if call.q.device.type == "cuda" else [])
+    return reasons_against_flash_inputs(call) + (list_unavailable_reasons() if call.q.is_cuda else [])
 
 
 @cache
@@ -36,15 +36,14 @@ def list_unavailable_reasons() -> list[str]:
 
 def reasons_against_flash_inputs(call: PackedCall) -> list[str]:
     """What FlashAttention-2 requires of its inputs, whoever calls it."""
-    dim, device = call.q.shape[-1], call.q.device.type
-    reasons = reasons_against_features(call)
-    if device != "cuda":
-        reasons.append(f"it is for CUDA, and the tensors are on {device}")
+    dim, reasons = call.q.shape[-1], reasons_against_features(call)
+    if not call.q.is_cuda:
+        return [*reasons, f"it is for CUDA, and the tensors are on {call.q.device.type}"]
     if call.q.dtype not in TOLERANCES:
         reasons.append(f"it takes float16 and bfloat16, not {format_dtype(call.q.dtype)}")
     if dim % 8 or dim > MAX_HEAD_DIM:
         reasons.append(f"head_dim={dim} is no multiple of 8 up to {MAX_HEAD_DIM}")
-    if call.learns and dim > 192 and device == "cuda" and read_compute_capability() not in ((8, 0), (9, 0), None):
+    if call.learns and dim > 192 and read_compute_capability() not in ((8, 0), (9, 0), None):
         reasons.append(f"its backward takes head_dim={dim} on compute capability 8.0 and 9.0 only")
     return reasons
 
