@@ -6,11 +6,12 @@ capped scores and sinks, which no fused kernel here knows and torch differentiat
 (sequences, heads, rows, channels), as torch's kernel takes them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mmblocks.ops.attention.call import PackedCall
 
@@ -119,11 +120,22 @@ def _has_kernel(call: PackedCall) -> bool:
 
 
 def _make_kernel_mask(call: PackedCall, q: Tensor, k: Tensor) -> tuple[bool, Tensor | None]:
-    """Whether to use the kernel's own causal mask, and the mask that it adds to scores, in their dtype."""
-    mask = _make_mask(call, q, k)
-    if mask is None:
-        return call.causal and q.shape[2] > 1, None
-    return False, torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -torch.inf)[None, None]
+    """Whether to use the kernel's own causal mask, and the mask that it adds to scores, in their dtype.
+
+    All layers of a forward pass have one packing: a mask is made for the first, and kept as long as the packing.
+    """
+    masks = _masks.setdefault(call.ends_k, {})
+    key = q.shape[2], k.shape[2], call.causal, call.window, q.dtype
+    if key not in masks:
+        seen = _make_mask(call, q, k)
+        masks[key] = (
+            None if seen is None else torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf)[None, None]
+        )
+    return masks[key] is None and call.causal and q.shape[2] > 1, masks[key]
+
+
+_MaskKey = tuple[int, int, bool, int | None, torch.dtype]
+_masks: MutableMapping[Tensor, dict[_MaskKey, Tensor | None]] = WeakTensorKeyDictionary()
 
 
 # Scores multiplied out ----------------------------------------------------------------------------------------------
