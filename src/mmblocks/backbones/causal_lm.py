@@ -22,6 +22,7 @@ from mmblocks.backbones.family_config import (
     to_family_names,
     to_savable,
 )
+from mmblocks.backbones.fused_layers import fuse_layers
 from mmblocks.backbones.last_layer import OUTPUT_ROWS_KEY, at_least_one_row, restrict_last_layer_to_rows
 from mmblocks.backbones.packing_probe import raise_as_config_error, require_packing
 from mmblocks.backbones.text_tokenizer import read_text_tokenizer
@@ -130,9 +131,14 @@ class CausalLM(nn.Module):
             self.lm: Any = make_model(AutoModelForCausalLM, config, attn_implementation=attention.register())
         self.lm.tie_weights()
         require_packing(self, self.lm)
-        restrict_last_layer_to_rows(self.lm)
+        self._adapt_layers()
         self.devices: tuple[torch.device, ...] = ()
         """Where the layers are, if they are on several devices."""
+
+    def _adapt_layers(self) -> None:
+        """Change how the language model's layers compute, where trials show that the results stay the same."""
+        restrict_last_layer_to_rows(self.lm)
+        fuse_layers(self.lm)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -251,7 +257,7 @@ class CausalLM(nn.Module):
         require_packing(self, lm)
         self.lm = lm
         self.lm.generation_config = to_savable(self.lm.generation_config)
-        restrict_last_layer_to_rows(self.lm)
+        self._adapt_layers()
 
     def set_config(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
         """Replace the language model by one of this config, of the family built here, whose weights are on meta."""
@@ -269,7 +275,7 @@ class CausalLM(nn.Module):
         assign_tensors(self.lm, tensors, dtype)
         self.lm.tie_weights()
         self.lm.generation_config = to_savable(self.lm.generation_config)
-        restrict_last_layer_to_rows(self.lm)
+        self._adapt_layers()
 
     def load_generation_config(self, folder: Path) -> None:
         """Take end tokens and repetition penalties from a checkpoint's generation_config.json, where it has one."""

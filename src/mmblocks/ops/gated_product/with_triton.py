@@ -1,0 +1,51 @@
+"""The gate by Triton kernels. `kernels` is imported when one is launched."""
+
+import torch
+from torch import Tensor
+
+from mmblocks.ops.gated_product.reference import Activation
+from mmblocks.ops.triton_backend import list_reasons_against_tensors, list_unavailable_reasons, to_rows, try_once
+
+CHANNELS = 1024
+OPTIONS = {"num_warps": 4}
+
+
+def reasons_against(gate: Tensor, up: Tensor, activation: Activation) -> list[str]:
+    """Why the kernels cannot run for these tensors."""
+    reasons = list_reasons_against_tensors(gate=gate, up=up)
+    if gate.dtype != up.dtype:
+        reasons.append("its kernels take gate and up of one type")
+    return reasons or list_unavailable_reasons() or try_once(_run_small_case, gate.device, gate.dtype)
+
+
+def _run_small_case(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return forward(*torch.ones(2, 1, 8, device=device, dtype=dtype).unbind(), "silu")
+
+
+def forward(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """activation(gate), rounded to its type, times up."""
+    from mmblocks.ops.gated_product import kernels
+
+    out = gate.new_empty(gate.shape)
+    rows, factors = to_rows(gate), to_rows(up)
+    n, d = rows.shape
+    with torch.cuda.device_of(gate):  # triton launches on the current device
+        kernels.multiply_gated[(n, -(-d // CHANNELS))](
+            rows, factors, out, d, rows.stride(0), factors.stride(0), ACTIVATION=activation, CHANNELS=CHANNELS, **OPTIONS
+        )
+    return out
+
+
+def backward(grad: Tensor, gate: Tensor, up: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up."""
+    from mmblocks.ops.gated_product import kernels
+
+    pulled, rows, factors = to_rows(grad), to_rows(gate), to_rows(up)
+    gate_grad, up_grad = gate.new_empty(gate.shape), up.new_empty(up.shape)
+    n, d = rows.shape
+    with torch.cuda.device_of(gate):
+        kernels.multiply_gated_gradient[(n, -(-d // CHANNELS))](
+            pulled, rows, factors, gate_grad, up_grad, d, pulled.stride(0), rows.stride(0), factors.stride(0),
+            ACTIVATION=activation, CHANNELS=CHANNELS, **OPTIONS,
+        )  # fmt: skip
+    return gate_grad, up_grad
