@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from mmblocks.compat import suppress_warning_errors
 from mmblocks.ops import gated_product as gates
 from mmblocks.ops import rms_norm as norms
 from mmblocks.ops import rotary
-from mmblocks.ops.choice import AUTO, REFERENCE, Op, find_requested_backend
+from mmblocks.ops.choice import AUTO, REFERENCE, Op, find_requested_backend, use_backends
 from mmblocks.ops.gated_product import Activation
 from mmblocks.ops.rms_norm import Style
 from mmblocks.ops.triton_backend import find_device_type
@@ -56,6 +56,11 @@ def fuse_layers(lm: PreTrainedModel) -> None:
             counts[own.__name__] = counts.get(own.__name__, 0) + 1
     if counts:
         _log_once(lm.config.model_type, ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+def use_own_layers() -> AbstractContextManager[None]:
+    """In a block of code, have all modules run their own forward, as they do on a CPU."""
+    return use_backends(**{op.name: REFERENCE for op in OPS})
 
 
 @cache

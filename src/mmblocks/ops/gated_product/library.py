@@ -117,8 +117,10 @@ def recompute_product(product: Tensor) -> AbstractContextManager[object]:
     hooks around this, such as those of gradient checkpointing. The product's own node is asked for gate and up, so that
     these hooks see both once. A compiler decides by itself what it keeps.
     """
+    if torch.compiler.is_compiling():
+        return nullcontext()
     node = product.grad_fn
-    if torch.compiler.is_compiling() or not isinstance(node, cast(type, _DifferentiableProduct)._backward_cls):
+    if not isinstance(node, cast(Any, _DifferentiableProduct)._backward_cls):
         return nullcontext()
     storage = product.untyped_storage()._cdata
 
