@@ -10,7 +10,7 @@ from torch import Tensor
 from mmblocks.ops.gated_product.library import OP, compute_product, recompute_product
 from mmblocks.ops.gated_product.reference import ACTIVATIONS, Activation
 
-__all__ = ["ACTIVATIONS", "OP", "Activation", "gated_product", "recompute_product"]
+__all__ = ["ACTIVATIONS", "OP", "Activation", "compute_product", "gated_product", "recompute_product"]
 
 
 def gated_product(gate: Tensor, up: Tensor, *, activation: Activation = "silu") -> Tensor:
