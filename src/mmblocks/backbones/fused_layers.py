@@ -119,7 +119,10 @@ def find_fused_class(module: nn.Module, own: type[nn.Module]) -> type[FusedModul
         return _find_norm_class(module, own)
     if "down_proj" in children and set(children) - set(ACTIVATION_NAMES) in PROJECTIONS:
         return _find_mlp_class(module, own)
-    if not isinstance(inner := _find_inner_forward(own), FunctionType) or ROTARY_FUNCTION not in inner.__code__.co_names:
+    if (
+        not isinstance(inner := _find_inner_forward(own), FunctionType)
+        or ROTARY_FUNCTION not in inner.__code__.co_names
+    ):
         return None
     return _find_attention_class(own)
 
@@ -269,7 +272,10 @@ def make_attention_class(own: type[nn.Module], keeps_dtype: bool) -> type[FusedM
     Its code gets another namespace, so that nothing changes for other models of the family.
     """
     inner: Any = _find_inner_forward(own)
-    namespace = {**inner.__globals__, ROTARY_FUNCTION: make_rotary_function(inner.__globals__[ROTARY_FUNCTION], keeps_dtype)}
+    namespace = {
+        **inner.__globals__,
+        ROTARY_FUNCTION: make_rotary_function(inner.__globals__[ROTARY_FUNCTION], keeps_dtype),
+    }
     # By this name a compiler would look names up in the module itself.
     namespace.pop("__name__", None)
     forward = FunctionType(inner.__code__, namespace, inner.__name__, inner.__defaults__, inner.__closure__)

@@ -34,9 +34,7 @@ def list_reasons_against_tensors(**tensors: Tensor) -> list[str]:
     reasons, device_type = [], find_device_type()
     for name, x in tensors.items():
         if x.dtype not in TYPES:
-            reasons.append(
-                f"its kernels take float32, bfloat16 and float16, and {name} is {format_dtype(x.dtype)}"
-            )
+            reasons.append(f"its kernels take float32, bfloat16 and float16, and {name} is {format_dtype(x.dtype)}")
         if x.device.type != device_type:
             reasons.append(f"its kernels run on {device_type}, and {name} is on {x.device.type}")
     return reasons

@@ -42,9 +42,7 @@ def compute_product(gate: Tensor, up: Tensor, activation: Activation, backend: s
 # these operators only: they take no objects.
 FORWARD, BACKWARD = "mmblocks::gated_product", "mmblocks::gated_product_backward"
 torch.library.define(FORWARD, "(Tensor gate, Tensor up, str activation, str backend) -> Tensor")
-torch.library.define(
-    BACKWARD, "(Tensor grad, Tensor gate, Tensor up, str activation, str backend) -> (Tensor, Tensor)"
-)
+torch.library.define(BACKWARD, "(Tensor grad, Tensor gate, Tensor up, str activation, str backend) -> (Tensor, Tensor)")
 
 
 @torch.library.impl(FORWARD, "default")

@@ -13,7 +13,9 @@ def forward(x: Tensor, weight: Tensor, eps: float, style: Style) -> tuple[Tensor
     return _apply_weight(wide * rstd, x, weight, style), rstd.flatten()
 
 
-def backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, style: Style, learns: bool) -> tuple[Tensor, Tensor]:
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, style: Style, learns: bool
+) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight."""
     sum_dtype = _find_sum_dtype(x)
     rstd = rstd.view(*x.shape[:-1], 1)

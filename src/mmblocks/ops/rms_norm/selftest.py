@@ -36,7 +36,9 @@ def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
             inputs = x.to(device, dtype), weight.to(device, dtype)
             for style in STYLES:
 
-                def compute(backend: Backend, inputs: tuple[Tensor, Tensor] = inputs, style: Style = style) -> list[Tensor]:
+                def compute(
+                    backend: Backend, inputs: tuple[Tensor, Tensor] = inputs, style: Style = style
+                ) -> list[Tensor]:
                     run = partial(compute_norm, eps=EPSILON, style=style, backend=backend.name)
                     return compute_value_and_gradients(run, inputs)
 

@@ -42,7 +42,9 @@ def forward(x: Tensor, weight: Tensor, eps: float, style: Style) -> tuple[Tensor
     return out, rstd
 
 
-def backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, style: Style, learns: bool) -> tuple[Tensor, Tensor]:
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, style: Style, learns: bool
+) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight; learns: whether the latter is wanted, else it is anything."""
     from mmblocks.ops.rms_norm import kernels
 
@@ -66,7 +68,8 @@ def find_modes(style: Style) -> dict[str, bool | float]:
 
 
 def choose_block(d: int) -> dict[str, int]:
-    """Rows and channels of a program, powers of 2, and its warps: 8 to 16 channels for each thread."""
+    """Rows and channels of a program, powers of 2, and its warps; numbers are rounded as torch does, which adds apart."""
     channels = 1 << max(d - 1, 0).bit_length()
     rows = max(BLOCK_ELEMENTS // channels, 1)
-    return {"ROWS": rows, "CHANNELS": channels, "num_warps": min(max(rows * channels // 512, 4), 16)}
+    warps = min(max(rows * channels // 512, 4), 16)
+    return {"ROWS": rows, "CHANNELS": channels, "num_warps": warps, "enable_fp_fusion": False}

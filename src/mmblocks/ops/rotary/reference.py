@@ -10,9 +10,7 @@ def forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) 
     return q_turned.to(dtype), k_turned.to(dtype)
 
 
-def backward(
-    q_grad: Tensor, k_grad: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def backward(q_grad: Tensor, k_grad: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Gradients of queries and keys, in `dtype`, from those of what was returned."""
     wide = torch.promote_types(q_grad.dtype, torch.float32)
     cos, sin = cos.unsqueeze(1).to(wide), sin.unsqueeze(1).to(wide)

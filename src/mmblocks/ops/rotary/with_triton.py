@@ -7,7 +7,7 @@ from mmblocks.ops.triton_backend import list_reasons_against_tensors, list_unava
 
 BLOCK_ELEMENTS = 1024
 """Channels of one half that a program takes, of several heads."""
-OPTIONS = {"num_warps": 4}
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # as torch rounds, which multiplies and adds apart
 
 
 def reasons_against(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> list[str]:
@@ -28,9 +28,7 @@ def forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) 
     return _turn_heads(q, cos, sin, dtype, back=False), _turn_heads(k, cos, sin, dtype, back=False)
 
 
-def backward(
-    q_grad: Tensor, k_grad: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def backward(q_grad: Tensor, k_grad: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Gradients of queries and keys, in `dtype`, from those of what was returned."""
     return _turn_heads(q_grad, cos, sin, dtype, back=True), _turn_heads(k_grad, cos, sin, dtype, back=True)
 
