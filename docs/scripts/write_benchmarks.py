@@ -26,7 +26,18 @@ TABLES = DOCS / "benchmarks"
 PAGE = DOCS / "reference/benchmarks.md"
 PACKING = "packing.csv"
 STARTUP = (MODULES, WHOLE, OWN, OWN_BEYOND_MODULES)
-TIMED = ("prefill", "train", "pool", "second_question", "decode", "vit", "pool_kernel", "attention", "ceil")
+TIMED = (
+    "prefill",
+    "train",
+    "pool",
+    "second_question",
+    "decode",
+    "vit",
+    "pool_kernel",
+    "layer_kernels",
+    "attention",
+    "ceil",
+)
 HEAD = """\
 # Benchmarks
 
@@ -410,7 +421,7 @@ def _gpu(tables: Tables) -> Iterator[str]:
 
 
 GPU_COMMANDS = (
-    "ceil attention pool_kernel pool --size 0_5b",
+    "ceil attention pool_kernel layer_kernels pool --size 0_5b",
     "vit prefill second_question decode --size 0_5b",
     "vit prefill second_question decode --size 7b",
     "train memory --size 0_5b",

@@ -67,7 +67,9 @@ def list_transformers_pairs(dtype):
         def run_own(x, weight, norm=norm):
             return torch.func.functional_call(norm, {"weight": weight}, x)
 
-        def run_ours(x, weight, style=style, eps=getattr(norm, epsilon)):
+        eps = getattr(norm, epsilon)
+
+        def run_ours(x, weight, style=style, eps=eps):
             return rms_norm(x, weight, eps=eps, style=style)
 
         yield make.__name__, run_ours, run_own, [x, weight]
@@ -76,7 +78,7 @@ def list_transformers_pairs(dtype):
     q, k = (torch.randn(2, 5, heads, 24).to(dtype).transpose(1, 2) for heads in (6, 2))
     cos, sin = torch.randn(2, 1, 5, 24).to(dtype)
     for own in ROTARY_FUNCTIONS:
-        pair = [lambda q, k, run=run: torch.cat(run(q, k, cos, sin), dim=1) for run in (rotate, own)]  # noqa: B023
+        pair = [lambda q, k, run=run: torch.cat(run(q, k, cos, sin), dim=1) for run in (rotate, own)]
         yield "rotary", *pair, [q, k]
 
 

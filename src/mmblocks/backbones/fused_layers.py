@@ -7,7 +7,6 @@ Where the op would run its reference, as on a CPU, the module's own forward runs
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -50,8 +49,8 @@ def fuse_layers(lm: PreTrainedModel) -> None:
     for module in lm.modules():
         own = type(module).own_class if isinstance(module, FusedModule) else type(module)
         fused = find_fused_class(module, own) if wanted else None
-        if (new := fused or own) is not type(module):
-            module.__class__ = new
+        if (changed := fused or own) is not type(module):
+            setattr(module, "__class__", changed)  # noqa: B010 - a type checker does not know such a change
         if fused is not None:
             counts[own.__name__] = counts.get(own.__name__, 0) + 1
     if counts:
@@ -119,12 +118,7 @@ def find_fused_class(module: nn.Module, own: type[nn.Module]) -> type[FusedModul
         return _find_norm_class(module, own)
     if "down_proj" in children and set(children) - set(ACTIVATION_NAMES) in PROJECTIONS:
         return _find_mlp_class(module, own)
-    if (
-        not isinstance(inner := _find_inner_forward(own), FunctionType)
-        or ROTARY_FUNCTION not in inner.__code__.co_names
-    ):
-        return None
-    return _find_attention_class(own)
+    return None if _find_rotary_forward(own) is None else _find_attention_class(own)
 
 
 def _make_key(*modules: nn.Module) -> tuple[Any, ...]:
@@ -200,9 +194,12 @@ def make_mlp_class(own: type[nn.Module], activation: Activation, has_gate: bool)
     """An MLP's class by `mmblocks.ops.gated_product`; has_gate: gate and up are two layers, not one after the other."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        if find_fused_backend(gates.OP, hidden_states, hidden_states, activation) is None:
+        backend = find_fused_backend(gates.OP, hidden_states, hidden_states, activation)
+        if backend is None:
             return own.forward(self, hidden_states)
-        product = gates.gated_product(*_project(self, hidden_states, has_gate), activation=activation)
+        gate, up = _project(self, hidden_states, has_gate)
+        is_expected = gate.dtype == up.dtype == hidden_states.dtype  # not under autocast
+        product = gates.compute_product(gate, up, activation, backend if is_expected else "")
         # Of other layers, such as adapters, more is kept than the product, which must not be hidden.
         is_plain = type(self.down_proj) is nn.Linear
         with gates.recompute_product(product) if is_plain else nullcontext():
@@ -245,22 +242,26 @@ def _make_linear(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
 # Rotary embeddings --------------------------------------------------------------------------------------------------
 
 
-def _find_inner_forward(own: type[nn.Module]) -> Callable[..., object] | None:
-    """A class's forward without transformers' translation of old keywords; None if it is wrapped in something else."""
+def _find_rotary_forward(own: type[nn.Module]) -> FunctionType | None:
+    """A class's forward that calls its file's rotary function, without transformers' translation of old keywords.
+
+    None if it does not, or if it is wrapped in something else.
+    """
     forward: Any = own.forward
     while hasattr(forward, "__wrapped__"):
         if forward.__globals__.get("__name__") != "transformers.utils.deprecation":
             return None
         forward = forward.__wrapped__
-    return forward
+    if not isinstance(forward, FunctionType) or ROTARY_FUNCTION not in forward.__code__.co_names:
+        return None
+    return forward if callable(forward.__globals__.get(ROTARY_FUNCTION)) else None
 
 
 def _find_attention_class(own: type[nn.Module]) -> type[FusedModule] | None:
     key = (own, ROTARY_FUNCTION)
     if key not in _classes:
-        inner: Any = _find_inner_forward(own)
-        rotate = inner.__globals__.get(ROTARY_FUNCTION)
-        keeps_dtype = _find_kept_dtype(rotate)
+        inner: Any = _find_rotary_forward(own)
+        keeps_dtype = _find_kept_dtype(inner.__globals__[ROTARY_FUNCTION])
         _classes[key] = None if keeps_dtype is None else make_attention_class(own, keeps_dtype)
     return _classes[key]
 
@@ -271,7 +272,7 @@ def make_attention_class(own: type[nn.Module], keeps_dtype: bool) -> type[FusedM
 
     Its code gets another namespace, so that nothing changes for other models of the family.
     """
-    inner: Any = _find_inner_forward(own)
+    inner: Any = _find_rotary_forward(own)
     namespace = {
         **inner.__globals__,
         ROTARY_FUNCTION: make_rotary_function(inner.__globals__[ROTARY_FUNCTION], keeps_dtype),
@@ -300,10 +301,8 @@ def make_rotary_function(
     return apply_rotary_pos_emb
 
 
-def _find_kept_dtype(own: Any) -> bool | None:
+def _find_kept_dtype(own: Callable[..., tuple[Tensor, Tensor]]) -> bool | None:
     """Whether a family's function keeps the type of queries under angles of a wider one; None if it computes otherwise."""
-    if not callable(own):
-        return None
     with torch.device("cpu"), torch.no_grad():
         q, k = _draw_numbers(2, 3, 5, 8), _draw_numbers(2, 1, 5, 8)
         cos, sin = _draw_numbers(2, 5, 8), _draw_numbers(2, 5, 8)

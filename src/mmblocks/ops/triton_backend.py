@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,25 +31,43 @@ def list_unavailable_reasons() -> list[str]:
 
 
 def list_reasons_against_tensors(**tensors: Tensor) -> list[str]:
-    """Why kernels cannot take these tensors; with TRITON_INTERPRET=1 they run on the CPU."""
-    reasons, device_type = [], find_device_type()
-    for name, x in tensors.items():
-        if x.dtype not in TYPES:
-            reasons.append(f"its kernels take float32, bfloat16 and float16, and {name} is {format_dtype(x.dtype)}")
-        if x.device.type != device_type:
-            reasons.append(f"its kernels run on {device_type}, and {name} is on {x.device.type}")
+    """Why kernels cannot take these tensors, all on one device; with TRITON_INTERPRET=1 they run on the CPU."""
+    reasons = [
+        f"its kernels take float32, bfloat16 and float16, and {name} is {format_dtype(x.dtype)}"
+        for name, x in tensors.items()
+        if x.dtype not in TYPES
+    ]
+    name, x = next(iter(tensors.items()))
+    if x.device.type != (device_type := find_device_type()):
+        reasons.append(f"its kernels run on {device_type}, and {name} is on {x.device.type}")
     return reasons
 
 
 @cache
 @suppress_warning_errors()
-def try_once(run: Callable[[torch.device, torch.dtype], Tensor], device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Run a small case of a kernel once: Triton also needs a C compiler and a GPU that it knows."""
+def find_reasons_by_trial(
+    run: Callable[[torch.device, torch.dtype], Tensor], device: torch.device, dtype: torch.dtype
+) -> list[str]:
+    """Why a kernel cannot run here. A small case is run once: Triton also needs a C compiler and a GPU that it knows."""
+    if reasons := list_unavailable_reasons():
+        return reasons
     try:
         run(device, dtype).tolist()
     except Exception as cause:
         return [f"a small case failed on {device} ({type(cause).__name__}: {str(cause).partition(chr(10))[0]})"]
     return []
+
+
+class Kernel(Protocol):
+    """A function of a file `kernels`: `kernel[grid](...)` launches it."""
+
+    def __getitem__(self, grid: tuple[int, ...], /) -> Callable[..., object]: ...
+
+
+def launch_kernel(kernel: Kernel, grid: tuple[int, ...], out: Tensor, *arguments: object, **modes: object) -> None:
+    """Run a kernel on the device of `out`, one of the arguments; Triton itself launches on the current device."""
+    with torch.cuda.device_of(out):
+        kernel[grid](*arguments, **modes)
 
 
 def to_rows(x: Tensor) -> Tensor:

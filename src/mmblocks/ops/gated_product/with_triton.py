@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.ops.gated_product.reference import Activation
-from mmblocks.ops.triton_backend import list_reasons_against_tensors, list_unavailable_reasons, to_rows, try_once
+from mmblocks.ops.triton_backend import find_reasons_by_trial, launch_kernel, list_reasons_against_tensors, to_rows
 
 CHANNELS = 1024
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # as torch rounds, which multiplies and adds apart
@@ -15,11 +15,12 @@ def reasons_against(gate: Tensor, up: Tensor, activation: Activation) -> list[st
     reasons = list_reasons_against_tensors(gate=gate, up=up)
     if gate.dtype != up.dtype:
         reasons.append("its kernels take gate and up of one type")
-    return reasons or list_unavailable_reasons() or try_once(_run_small_case, gate.device, gate.dtype)
+    return reasons or find_reasons_by_trial(_run_small_case, gate.device, gate.dtype)
 
 
 def _run_small_case(device: torch.device, dtype: torch.dtype) -> Tensor:
-    return forward(*torch.ones(2, 1, 8, device=device, dtype=dtype).unbind(), "silu")
+    x = torch.ones(1, 8, device=device, dtype=dtype)
+    return forward(x, x, "silu")
 
 
 def forward(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
@@ -29,18 +30,11 @@ def forward(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     out = gate.new_empty(gate.shape)
     rows, factors = to_rows(gate), to_rows(up)
     n, d = rows.shape
-    with torch.cuda.device_of(gate):  # triton launches on the current device
-        kernels.multiply_gated[(n, -(-d // CHANNELS))](
-            rows,
-            factors,
-            out,
-            d,
-            rows.stride(0),
-            factors.stride(0),
-            ACTIVATION=activation,
-            CHANNELS=CHANNELS,
-            **OPTIONS,
-        )
+    launch_kernel(
+        kernels.multiply_gated, (n, -(-d // CHANNELS)), out,
+        rows, factors, out, d, rows.stride(0), factors.stride(0),
+        ACTIVATION=activation, CHANNELS=CHANNELS, **OPTIONS,
+    )  # fmt: skip
     return out
 
 
@@ -51,9 +45,9 @@ def backward(grad: Tensor, gate: Tensor, up: Tensor, activation: Activation) -> 
     pulled, rows, factors = to_rows(grad), to_rows(gate), to_rows(up)
     gate_grad, up_grad = gate.new_empty(gate.shape), up.new_empty(up.shape)
     n, d = rows.shape
-    with torch.cuda.device_of(gate):
-        kernels.multiply_gated_gradient[(n, -(-d // CHANNELS))](
-            pulled, rows, factors, gate_grad, up_grad, d, pulled.stride(0), rows.stride(0), factors.stride(0),
-            ACTIVATION=activation, CHANNELS=CHANNELS, **OPTIONS,
-        )  # fmt: skip
+    launch_kernel(
+        kernels.multiply_gated_gradient, (n, -(-d // CHANNELS)), gate_grad,
+        pulled, rows, factors, gate_grad, up_grad, d, pulled.stride(0), rows.stride(0), factors.stride(0),
+        ACTIVATION=activation, CHANNELS=CHANNELS, **OPTIONS,
+    )  # fmt: skip
     return gate_grad, up_grad

@@ -1,13 +1,10 @@
 """The gather by Triton kernels. `kernels` is imported when one is launched."""
 
-from collections.abc import Callable
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from mmblocks.batch import GatherTable
-from mmblocks.ops.triton_backend import list_reasons_against_tensors, list_unavailable_reasons, try_once
+from mmblocks.ops.triton_backend import Kernel, find_reasons_by_trial, launch_kernel, list_reasons_against_tensors
 
 ROWS = 4
 CHANNELS = 256
@@ -20,7 +17,7 @@ def reasons_against(x: Tensor, table: GatherTable, *, gelu: bool) -> list[str]:
     reasons = list_reasons_against_tensors(x=x)
     if x.stride(-1) != 1:
         reasons.append(f"its kernels need contiguous channels, and those of x are {x.stride(-1)} apart")
-    return reasons or list_unavailable_reasons() or try_once(_run_small_gather, x.device, x.dtype)
+    return reasons or find_reasons_by_trial(_run_small_gather, x.device, x.dtype)
 
 
 def _run_small_gather(device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -52,14 +49,7 @@ def gather_gradient(gradient: Tensor, rows: Tensor, weights: Tensor, before_gelu
     return out
 
 
-class _Kernel(Protocol):
-    """A function of `kernels`: `kernel[grid](...)` launches it."""
-
-    def __getitem__(self, grid: tuple[int, int], /) -> Callable[..., object]: ...
-
-
-def _launch_kernel(kernel: _Kernel, *arguments: object, out: Tensor, **modes: bool) -> None:
+def _launch_kernel(kernel: Kernel, *arguments: object, out: Tensor, **modes: bool) -> None:
     grid = (-(-len(out) // ROWS), -(-out.shape[1] // CHANNELS))
     modes["EXACT"] = out.dtype == torch.float32  # rounding to 16 bits hides what the short form is off
-    with torch.cuda.device_of(out):  # triton launches on the current device
-        kernel[grid](*arguments, **modes, ROWS=ROWS, CHANNELS=CHANNELS, **OPTIONS)
+    launch_kernel(kernel, grid, out, *arguments, **modes, ROWS=ROWS, CHANNELS=CHANNELS, **OPTIONS)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.ops.rms_norm.call import Style, find_output_dtype
-from mmblocks.ops.triton_backend import list_reasons_against_tensors, list_unavailable_reasons, to_rows, try_once
+from mmblocks.ops.triton_backend import find_reasons_by_trial, launch_kernel, list_reasons_against_tensors, to_rows
 
 MAX_WIDTH = 32_768
 """Channels of a row that a program holds in its registers."""
@@ -19,11 +19,12 @@ def reasons_against(x: Tensor, weight: Tensor, eps: float, style: Style) -> list
     reasons = list_reasons_against_tensors(x=x, weight=weight)
     if x.shape[-1] > MAX_WIDTH:
         reasons.append(f"its kernels take at most {MAX_WIDTH} channels, and x has {x.shape[-1]}")
-    return reasons or list_unavailable_reasons() or try_once(_run_small_case, x.device, x.dtype)
+    return reasons or find_reasons_by_trial(_run_small_case, x.device, x.dtype)
 
 
 def _run_small_case(device: torch.device, dtype: torch.dtype) -> Tensor:
-    return forward(*torch.ones(2, 8, device=device, dtype=dtype).split(1), 1e-6, "wide")[0]
+    x = torch.ones(1, 8, device=device, dtype=dtype)
+    return forward(x, x[0], 1e-6, "wide")[0]
 
 
 def forward(x: Tensor, weight: Tensor, eps: float, style: Style) -> tuple[Tensor, Tensor]:
@@ -34,11 +35,11 @@ def forward(x: Tensor, weight: Tensor, eps: float, style: Style) -> tuple[Tensor
     n, d = rows.shape
     out = x.new_empty(x.shape, dtype=find_output_dtype(x, weight, style))
     rstd = x.new_empty(n, dtype=torch.float32)
-    sizes, modes = choose_block(d), find_modes(style)
-    with torch.cuda.device_of(x):  # triton launches on the current device
-        kernels.normalise_rows[(-(-n // sizes["ROWS"]),)](
-            rows, weight.contiguous(), out, rstd, n, d, rows.stride(0), eps, **modes, **sizes
-        )
+    sizes = choose_block(d)
+    launch_kernel(
+        kernels.normalise_rows, (-(-n // sizes["ROWS"]),), out,
+        rows, weight.contiguous(), out, rstd, n, d, rows.stride(0), eps, **find_modes(style), **sizes,
+    )  # fmt: skip
     return out, rstd
 
 
@@ -54,11 +55,11 @@ def backward(
     programs = min(-(-n // sizes["ROWS"]), MAX_PROGRAMS)
     x_grad = x.new_empty(x.shape)
     partial = rstd.new_empty(programs if learns else 0, d)
-    with torch.cuda.device_of(x):
-        kernels.normalise_gradient[(programs,)](
-            pulled, rows, weight.contiguous(), rstd, x_grad, partial, n, d, pulled.stride(0), rows.stride(0), programs,
-            **find_modes(style), LEARNS=learns, **sizes,
-        )  # fmt: skip
+    launch_kernel(
+        kernels.normalise_gradient, (programs,), x_grad,
+        pulled, rows, weight.contiguous(), rstd, x_grad, partial, n, d, pulled.stride(0), rows.stride(0), programs,
+        **find_modes(style), LEARNS=learns, **sizes,
+    )  # fmt: skip
     return x_grad, partial.sum(0).to(weight.dtype) if learns else weight.new_empty(weight.shape)
 
 

@@ -36,7 +36,8 @@ def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
                 def rotate(
                     q: Tensor, k: Tensor, backend: Backend, tables: list[Tensor] = tables, dtype: torch.dtype = dtype
                 ) -> Tensor:
-                    return torch.cat(compute_rotary(q, k, *tables, dtype, backend.name), dim=1)
+                    cos, sin = tables
+                    return torch.cat(compute_rotary(q, k, cos, sin, dtype, backend.name), dim=1)
 
                 def compute(backend: Backend, inputs: list[Tensor] = inputs) -> list[Tensor]:
                     return compute_value_and_gradients(lambda q, k: rotate(q, k, backend), inputs)  # noqa: B023

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmblocks.ops.triton_backend import list_reasons_against_tensors, list_unavailable_reasons, try_once
+from mmblocks.ops.triton_backend import find_reasons_by_trial, launch_kernel, list_reasons_against_tensors
 
 BLOCK_ELEMENTS = 1024
 """Channels of one half that a program takes, of several heads."""
@@ -15,7 +15,7 @@ def reasons_against(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, dtype: torch
     reasons = list_reasons_against_tensors(q=q, k=k, cos=cos, sin=sin)
     if q.dtype != k.dtype or cos.dtype != sin.dtype or cos.dtype not in (q.dtype, torch.float32):
         reasons.append("its kernel takes queries and keys of one type, and cos and sin of the same or in float32")
-    return reasons or list_unavailable_reasons() or try_once(_run_small_case, q.device, q.dtype)
+    return reasons or find_reasons_by_trial(_run_small_case, q.device, q.dtype)
 
 
 def _run_small_case(device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -46,8 +46,8 @@ def _turn_heads(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, *, back
     channels = 1 << (half - 1).bit_length()
     block = min(max(BLOCK_ELEMENTS // channels, 1), 1 << (heads - 1).bit_length())
     strides = *x.stride()[:3], *out.stride()[:3], *cos.stride()[:2], *sin.stride()[:2]
-    with torch.cuda.device_of(x):  # triton launches on the current device
-        kernels.turn_heads[(sequences * tokens, -(-heads // block))](
-            x, cos, sin, out, heads, tokens, half, *strides, BACK=back, HEADS=block, HALF=channels, **OPTIONS
-        )
+    launch_kernel(
+        kernels.turn_heads, (sequences * tokens, -(-heads // block)), out,
+        x, cos, sin, out, heads, tokens, half, *strides, BACK=back, HEADS=block, HALF=channels, **OPTIONS,
+    )  # fmt: skip
     return out
