@@ -108,14 +108,11 @@ def test_without_a_gpu_all_layers_keep_their_own_class():
     assert not [module for module in backbone.modules() if isinstance(module, FusedModule)]
 
 
-def test_weights_that_come_from_meta_to_a_machine_without_a_gpu_get_the_own_classes_back():
-    with torch.device("meta"):
-        backbone = CausalLM(family="qwen2", **SIZES)
-    assert type(backbone.lm.model.norm) is not modeling_qwen2.Qwen2RMSNorm
-    weights = CausalLM(family="qwen2", **SIZES).lm.state_dict()
-    assert weights.keys() == backbone.lm.state_dict().keys()
-    backbone.load_tensors(weights, torch.float32)
-    assert type(backbone.lm.model.norm) is modeling_qwen2.Qwen2RMSNorm
+def test_fused_layers_have_the_same_weights_by_name():
+    own, fused = make_meta_model("qwen2"), make_meta_model("qwen2")
+    fuse_layers(fused)
+    assert list(fused.state_dict()) == list(own.state_dict())
+    assert repr(fused) == repr(own)
 
 
 def test_other_models_of_the_family_are_untouched():

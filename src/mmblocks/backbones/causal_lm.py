@@ -22,7 +22,6 @@ from mmblocks.backbones.family_config import (
     to_family_names,
     to_savable,
 )
-from mmblocks.backbones.fused_layers import fuse_layers
 from mmblocks.backbones.last_layer import OUTPUT_ROWS_KEY, at_least_one_row, restrict_last_layer_to_rows
 from mmblocks.backbones.packing_probe import raise_as_config_error, require_packing
 from mmblocks.backbones.text_tokenizer import read_text_tokenizer
@@ -32,6 +31,7 @@ from mmblocks.compat import find_cache_keyword
 from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.ops import attention
+from mmblocks.ops.triton_backend import may_run_kernels
 from mmblocks.pretrained import (
     list_loading_faults,
     locate_source,
@@ -138,7 +138,10 @@ class CausalLM(nn.Module):
     def _adapt_layers(self) -> None:
         """Change how the language model's layers compute, where trials show that the results stay the same."""
         restrict_last_layer_to_rows(self.lm)
-        fuse_layers(self.lm)
+        if may_run_kernels("rms_norm", "gated_product", "rotary"):
+            from mmblocks.backbones.fused_layers import fuse_layers  # operators that only a GPU needs
+
+            fuse_layers(self.lm)
 
     @property
     def config(self) -> PreTrainedConfig:

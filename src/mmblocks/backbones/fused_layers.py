@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,13 @@ from mmblocks.compat import suppress_warning_errors
 from mmblocks.ops import gated_product as gates
 from mmblocks.ops import rms_norm as norms
 from mmblocks.ops import rotary
-from mmblocks.ops.choice import AUTO, REFERENCE, Op, find_requested_backend, use_backends
+from mmblocks.ops.choice import REFERENCE, Op, find_requested_backend, use_backends
 from mmblocks.ops.gated_product import Activation
 from mmblocks.ops.rms_norm import Style
 from mmblocks.ops.triton_backend import find_device_type
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 log = logging.getLogger(__name__)
-OPS = (norms.OP, gates.OP, rotary.OP)
+FUSED_OPS = (norms.OP.name, gates.OP.name, rotary.OP.name)
 EPSILON_NAMES = ("variance_epsilon", "eps")
 ACTIVATION_NAMES = ("act_fn", "activation_fn")
 PROJECTIONS = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
@@ -39,38 +36,30 @@ TYPES = ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torc
 """Of activations, and of weights or angles."""
 
 
-def fuse_layers(lm: PreTrainedModel) -> None:
-    """Have the modules of a language model run fused ops where these compute the same; on meta as on CUDA.
+def fuse_layers(model: nn.Module) -> None:
+    """Have the modules of a language model run fused ops where these compute the same.
 
-    Modules whose class was replaced before get their own class back where no fused backend can run on this machine.
+    On the meta device they then keep for backward what they keep on CUDA.
     """
-    wanted = next(lm.parameters()).is_meta or any(_may_run_fused(op) for op in OPS)
     counts: dict[str, int] = {}
-    for module in lm.modules():
-        own = type(module).own_class if isinstance(module, FusedModule) else type(module)
-        fused = find_fused_class(module, own) if wanted else None
-        if (changed := fused or own) is not type(module):
-            setattr(module, "__class__", changed)  # noqa: B010 - a type checker does not know such a change
-        if fused is not None:
-            counts[own.__name__] = counts.get(own.__name__, 0) + 1
+    for module in model.modules():
+        own = type(module)
+        if isinstance(module, FusedModule) or (fused := find_fused_class(module, own)) is None:
+            continue
+        setattr(module, "__class__", fused)  # noqa: B010 - a type checker does not know such a change
+        counts[own.__name__] = counts.get(own.__name__, 0) + 1
     if counts:
-        _log_once(lm.config.model_type, ", ".join(f"{count} {name}" for name, count in counts.items()))
+        _log_once(", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+@cache
+def _log_once(fused: str) -> None:
+    log.info("fused kernels for %s", fused)
 
 
 def use_own_layers() -> AbstractContextManager[None]:
     """In a block of code, have all modules run their own forward, as they do on a CPU."""
-    return use_backends(**{op.name: REFERENCE for op in OPS})
-
-
-@cache
-def _log_once(family: str, fused: str) -> None:
-    log.info("backbone family %r: fused kernels for %s", family, fused)
-
-
-def _may_run_fused(op: Op) -> bool:
-    if (requested := find_requested_backend(op.name)) != AUTO:
-        return requested != REFERENCE
-    return any(not backend.unavailable_reasons() for backend in op.backends if backend is not op.reference)
+    return use_backends(**dict.fromkeys(FUSED_OPS, REFERENCE))
 
 
 def find_fused_backend(op: Op, x: Tensor, *inputs: object) -> str | None:

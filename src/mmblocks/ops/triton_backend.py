@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.compat import suppress_warning_errors
+from mmblocks.ops.choice import AUTO, REFERENCE, find_requested_backend
 from mmblocks.reprs import format_dtype
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,6 +29,15 @@ def list_unavailable_reasons() -> list[str]:
     if find_device_type() == "cuda" and not torch.cuda.is_available():
         reasons.append("its kernels run on cuda, and torch sees no CUDA device")
     return reasons
+
+
+def may_run_kernels(*ops: str) -> bool:
+    """Whether kernels of ops with these names can run on this machine, or the user names a backend for one of them.
+
+    The ops need not be imported.
+    """
+    named = any(find_requested_backend(op) not in (AUTO, REFERENCE) for op in ops)
+    return named or not list_unavailable_reasons()
 
 
 def list_reasons_against_tensors(**tensors: Tensor) -> list[str]:

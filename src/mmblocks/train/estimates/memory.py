@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
-from mmblocks.backbones.fused_layers import use_own_layers
 from mmblocks.model.checks.composition import DryBuild
 from mmblocks.model.costs.activations import ActivationMemory
 from mmblocks.model.costs.state import FLOAT32_BYTES, ParameterCount, StateBytes
@@ -90,6 +89,8 @@ def estimate_stage_memory(
 
     A stage without `pack_tokens` reads its samples of a step in one row, which is then made of reference images.
     """
+    from mmblocks.backbones.fused_layers import use_own_layers  # operators that `plan` without `--memory` does not need
+
     built = make_meta_stage_model(model, stage)
     activations: dict[PackedRow, ActivationMemory] = {}
     estimates = []
