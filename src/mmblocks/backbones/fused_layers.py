@@ -110,12 +110,6 @@ def find_fused_class(module: nn.Module, own: type[nn.Module]) -> type[FusedModul
     return None if _find_rotary_forward(own) is None else _find_attention_class(own)
 
 
-def _make_key(*modules: nn.Module) -> tuple[Any, ...]:
-    """What the code of these modules may depend on, beside weights and configs."""
-    plain = (int, float, str, bool, type(None))
-    return tuple((type(m), tuple((k, v) for k, v in vars(m).items() if isinstance(v, plain))) for m in modules)
-
-
 _classes: dict[tuple[Any, ...], type[FusedModule] | None] = {}
 """The found classes by what they were found for; modules of a model are alike."""
 
@@ -127,7 +121,9 @@ def _find_norm_class(module: nn.Module, own: type[nn.Module]) -> type[FusedModul
     epsilon = next((name for name in EPSILON_NAMES if isinstance(getattr(module, name, None), float)), None)
     if epsilon is None:
         return None
-    key = (own, epsilon, _make_key(module)[0][1])
+    # What its code may depend on, beside the weight.
+    plain = tuple((name, value) for name, value in vars(module).items() if isinstance(value, int | float | str))
+    key = (own, epsilon, plain)
     if key not in _classes:
         styles = [style for style in norms.STYLES if _computes_norm(module, own, epsilon, style)]
         _classes[key] = make_norm_class(own, epsilon, styles[0]) if styles else None

@@ -50,7 +50,8 @@ def run_product(gate: Tensor, up: Tensor, activation: Activation, backend: str) 
     """Two tensors of a shape and type to one of these."""
     if not gate.numel():
         return gate.new_empty(gate.shape)
-    return (OP.find_backend(backend) or OP.choose_backend(gate, up, activation)).run(gate, up, activation)
+    chosen = OP.find_backend(backend) or OP.choose_backend(gate, up, activation)
+    return chosen.run(gate, up, activation).contiguous()  # laid out as a compiler was told
 
 
 @torch.library.impl(BACKWARD, "default")

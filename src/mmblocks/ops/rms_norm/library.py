@@ -51,7 +51,8 @@ def run_norm(x: Tensor, weight: Tensor, eps: float, style: Style, backend: str) 
     """(..., dim) to (..., dim) and, for backward, (rows,)."""
     if not x.numel():
         return make_fake_output(x, weight, eps, style, backend)
-    return (OP.find_backend(backend) or OP.choose_backend(x, weight, eps, style)).run(x, weight, eps, style)
+    out, rstd = (OP.find_backend(backend) or OP.choose_backend(x, weight, eps, style)).run(x, weight, eps, style)
+    return out.contiguous(), rstd  # laid out as a compiler was told
 
 
 @torch.library.impl(BACKWARD, "default")
