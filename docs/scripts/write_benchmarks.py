@@ -80,8 +80,9 @@ class Tables:
 
 
 WHY_MISSED = """What limits the missed goals: the vision encoder is the same code on both sides. It is three quarters of the prefill of a video in
-`tiny`, so counted FLOPs allow 1.30x and 1.14x there. In memory, decoder and vision blocks are those of transformers on both sides and
-keep the same activations. mmblocks saves the logits without a label and the padding, and these inputs have no padding.
+`tiny`, so counted FLOPs allow 1.30x and 1.14x there. In memory, vision blocks are those of transformers on both sides and keep the same
+activations. Of those of the decoder mmblocks keeps little more than half (fused layers on CUDA). It saves the logits without a label and
+the padding, and these inputs have no padding.
 """
 
 
