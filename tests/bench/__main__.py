@@ -26,7 +26,7 @@ EXAMPLES = """\
 examples:
   python -m tests.bench counters                    FLOPs, bytes and copies; the same on every machine
   python -m tests.bench prefill train --size small  times, one thread, processor time
-  python -m tests.bench ceil attention pool_kernel pool --device cuda --size 0_5b --out docs/benchmarks/gpu.csv
+  python -m tests.bench ceil attention pool_kernel layer_kernels pool --device cuda --size 0_5b --out docs/benchmarks/gpu.csv
 
 Outputs are compared first; what does not agree is not timed. A ratio above 1 says that mmblocks is better.
 """

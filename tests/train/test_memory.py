@@ -12,6 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
 import mmblocks
+from mmblocks.backbones.fused_layers import use_own_layers
 from mmblocks.cli import main
 from mmblocks.cli.memory_report import compute_stage_memory, read_ranks
 from mmblocks.conf import compose
@@ -62,6 +63,12 @@ def without_data(batch):
     return replace(batch.to("meta"), packing=batch.packing)
 
 
+def count_for_cpu(meta_model, batch):
+    """What a step keeps whose layers are transformers' own."""
+    with use_own_layers():
+        return count_batch_activations(meta_model, without_data(batch))
+
+
 # Against a real step ------------------------------------------------------------------------------------------------
 
 
@@ -92,13 +99,13 @@ def allocated_bytes(model, batch):
 @pytest.mark.parametrize("train", [EVERYTHING, {"projector": 1e-3}, {"backbone": 1e-3}], ids=lambda t: "+".join(t))
 def test_what_is_counted_without_data_is_what_a_real_step_saves(spec, model, batch, train):
     mmblocks.model.trainable.train_only(model, train)
-    counted = count_batch_activations(make_meta_stage_model(spec, stage(train)), without_data(batch))
+    counted = count_for_cpu(make_meta_stage_model(spec, stage(train)), batch)
     # 1e-3: labelled rows are picked by number here and by a mask there, which is a byte a token
     assert counted.count_peak_bytes(gradient_checkpointing=False) == pytest.approx(saved_bytes(model, batch), rel=1e-3)
 
 
 def test_the_allocator_agrees(spec, model, batch):
-    counted = count_batch_activations(make_meta_stage_model(spec, stage()), without_data(batch))
+    counted = count_for_cpu(make_meta_stage_model(spec, stage()), batch)
     # 5e-3: the batch itself was there before
     assert counted.count_peak_bytes(gradient_checkpointing=False) == pytest.approx(
         allocated_bytes(model, batch), rel=5e-3
@@ -106,7 +113,7 @@ def test_the_allocator_agrees(spec, model, batch):
 
 
 def test_with_recomputation_only_what_enters_a_block_is_kept(spec, model, batch):
-    counted = count_batch_activations(make_meta_stage_model(spec, stage()), without_data(batch))
+    counted = count_for_cpu(make_meta_stage_model(spec, stage()), batch)
     for block in list_blocks(model):
         block.forward = again_in_backward(block.forward)
     # 2e-2: the batch itself was there before
@@ -114,6 +121,14 @@ def test_with_recomputation_only_what_enters_a_block_is_kept(spec, model, batch)
     assert counted.count_peak_bytes(gradient_checkpointing=True) < counted.count_peak_bytes(
         gradient_checkpointing=False
     )
+
+
+def test_on_a_gpu_fused_layers_keep_less(spec):
+    on_gpu, on_cpu = (
+        estimate_stage_memory(spec, stage(pack_tokens=512), [1], on_gpu=on_gpu)[0] for on_gpu in (True, False)
+    )
+    assert on_gpu.activations < on_cpu.activations
+    assert replace(on_gpu, activations=0) == replace(on_cpu, activations=0)
 
 
 def again_in_backward(forward):

@@ -31,6 +31,7 @@ from mmblocks.compat import find_cache_keyword
 from mmblocks.components import backbones
 from mmblocks.errors import CheckpointError, ConfigError
 from mmblocks.ops import attention
+from mmblocks.ops.triton_backend import may_run_kernels
 from mmblocks.pretrained import (
     list_loading_faults,
     locate_source,
@@ -130,9 +131,17 @@ class CausalLM(nn.Module):
             self.lm: Any = make_model(AutoModelForCausalLM, config, attn_implementation=attention.register())
         self.lm.tie_weights()
         require_packing(self, self.lm)
-        restrict_last_layer_to_rows(self.lm)
+        self._adapt_layers()
         self.devices: tuple[torch.device, ...] = ()
         """Where the layers are, if they are on several devices."""
+
+    def _adapt_layers(self) -> None:
+        """Change how the language model's layers compute, where trials show that the results stay the same."""
+        restrict_last_layer_to_rows(self.lm)
+        if may_run_kernels("rms_norm", "gated_product", "rotary"):
+            from mmblocks.backbones.fused_layers import fuse_layers  # operators that only a GPU needs
+
+            fuse_layers(self.lm)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -251,7 +260,7 @@ class CausalLM(nn.Module):
         require_packing(self, lm)
         self.lm = lm
         self.lm.generation_config = to_savable(self.lm.generation_config)
-        restrict_last_layer_to_rows(self.lm)
+        self._adapt_layers()
 
     def set_config(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
         """Replace the language model by one of this config, of the family built here, whose weights are on meta."""
@@ -269,7 +278,7 @@ class CausalLM(nn.Module):
         assign_tensors(self.lm, tensors, dtype)
         self.lm.tie_weights()
         self.lm.generation_config = to_savable(self.lm.generation_config)
-        restrict_last_layer_to_rows(self.lm)
+        self._adapt_layers()
 
     def load_generation_config(self, folder: Path) -> None:
         """Take end tokens and repetition penalties from a checkpoint's generation_config.json, where it has one."""

@@ -31,7 +31,11 @@ def compute_stage_memory(raw: Mapping[str, Any], ranks: Sequence[int]) -> dict[s
 
     if not raw.get("stages"):
         raise ConfigError("--memory is about training, and a system has no stages; name a recipe (`mmblocks recipes`).")
-    settings = {"gradient_checkpointing": raw.get("gradient_checkpointing", False), "ema": raw.get("ema") is not None}
+    settings = {
+        "gradient_checkpointing": raw.get("gradient_checkpointing", False),
+        "ema": raw.get("ema") is not None,
+        "on_gpu": raw.get("device") != "cpu",
+    }
     return {stage.name: estimate_stage_memory(raw["model"], stage, ranks, **settings) for stage in read_stages(raw)}
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmblocks.backbones.fused_layers import use_own_layers
 from mmblocks.batch import Batch
 from mmblocks.model.checks.limits import count_kv_bytes_per_token
 from mmblocks.model.costs.activations import count_activations
@@ -106,10 +107,9 @@ def count_costs(model: OneVision, batch: Batch, *, core: bool) -> Cost:
     """The costs by the optimized core, or by the naive path."""
     if core:
         return Cost(_count_core_flops(model, batch), meta_stage.count_batch_activations(model, batch).saved)
-    return Cost(
-        _count_naive_flops(model, batch),
-        count_activations(model, list_blocks(model), lambda: _run_naive(model, batch)).saved,
-    )
+    with use_own_layers():
+        kept = count_activations(model, list_blocks(model), lambda: _run_naive(model, batch)).saved
+    return Cost(_count_naive_flops(model, batch), kept)
 
 
 def _count_core_flops(model: OneVision, batch: Batch) -> dict[str, int]:

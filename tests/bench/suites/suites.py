@@ -30,6 +30,7 @@ SUITES = {
     "records": "time and memory of opening files of 10,000 to a million records",
     "attention": "every way to compute attention here",
     "pool_kernel": "bytes a second of the gather that pools",
+    "layer_kernels": "the fused norm, gate and rotary embedding of a decoder layer, for a GPU",
     "ceil": "copies and matrix products of the device itself",
     "vit": "tiles a second through the vision tower",
     "memory": "peak of a training step",

@@ -34,7 +34,7 @@ def count_activations(model: nn.Module, blocks: Sequence[nn.Module], run: Callab
     """What a model keeps for backward in a run, on the meta device or a real one, and what of it in `blocks`.
 
     Weights are not counted. On the meta device attention keeps what fused kernels keep: queries, keys, values, output and
-    one float32 per query and head.
+    one float32 per query and head. Layers of language models keep what they keep on CUDA.
     """
     counter = _ActivationCounter(model)
     with ExitStack() as stack:

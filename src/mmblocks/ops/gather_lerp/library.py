@@ -14,6 +14,7 @@ from mmblocks.batch import GatherTable
 from mmblocks.ops.choice import REFERENCE, Backend, Op, accept_all_inputs
 from mmblocks.ops.gather_lerp import bag, reference, with_triton
 from mmblocks.ops.gather_lerp.transpose import with_transpose
+from mmblocks.ops.triton_backend import list_unavailable_reasons
 
 OP = Op(
     "gather_lerp",
@@ -22,7 +23,7 @@ OP = Op(
             "triton",
             with_triton.gather_rows,
             with_triton.reasons_against,
-            with_triton.list_unavailable_reasons,
+            list_unavailable_reasons,
             run_backward=with_triton.gather_gradient,
         ),
         Backend("bag", bag.gather_rows, accept_all_inputs, run_backward=bag.gather_gradient),

@@ -1,19 +1,11 @@
 """The gather by Triton kernels. `kernels` is imported when one is launched."""
 
-import os
-from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from mmblocks.batch import GatherTable
-from mmblocks.compat import suppress_warning_errors
-from mmblocks.reprs import format_dtype
+from mmblocks.ops.triton_backend import Kernel, find_reasons_by_trial, launch_kernel, list_reasons_against_tensors
 
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS = 4
 CHANNELS = 256
 """A warp reads 256 channels of two bytes at once, 16 bytes a thread."""
@@ -22,41 +14,15 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 def reasons_against(x: Tensor, table: GatherTable, *, gelu: bool) -> list[str]:
     """Why the kernels cannot run for x; with TRITON_INTERPRET=1 they run on the CPU."""
-    reasons = []
-    if x.dtype not in TYPES:
-        reasons.append(f"its kernels take float32, bfloat16 and float16, and x is {format_dtype(x.dtype)}")
-    if x.device.type != _choose_device_type():
-        reasons.append(f"its kernels run on {_choose_device_type()}, and x is on {x.device.type}")
+    reasons = list_reasons_against_tensors(x=x)
     if x.stride(-1) != 1:
         reasons.append(f"its kernels need contiguous channels, and those of x are {x.stride(-1)} apart")
-    return reasons or list_unavailable_reasons() or _try_small_gather(x.device, x.dtype)
+    return reasons or find_reasons_by_trial(_run_small_gather, x.device, x.dtype)
 
 
-def list_unavailable_reasons() -> list[str]:
-    """Why the kernels cannot run on this machine at all."""
-    reasons = []
-    if find_spec("triton") is None:
-        reasons.append("triton is not installed; it comes with torch for CUDA on Linux, or by `pip install triton`")
-    if _choose_device_type() == "cuda" and not torch.cuda.is_available():
-        reasons.append("its kernels run on cuda, and torch sees no CUDA device")
-    return reasons
-
-
-def _choose_device_type() -> str:
-    """The CPU where Triton interprets kernels in Python; it reads the variable once, when it is imported."""
-    return "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-
-
-@cache
-@suppress_warning_errors()
-def _try_small_gather(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Run a small gather once: Triton also needs a C compiler and a GPU that it knows."""
+def _run_small_gather(device: torch.device, dtype: torch.dtype) -> Tensor:
     x, rows = torch.ones(2, 8, device=device, dtype=dtype), torch.zeros(1, 1, device=device, dtype=torch.int64)
-    try:
-        gather_rows(x, rows, torch.ones(1, 1, device=device), gelu=True).tolist()
-    except Exception as cause:
-        return [f"a small gather failed on {device} ({type(cause).__name__}: {str(cause).partition(chr(10))[0]})"]
-    return []
+    return gather_rows(x, rows, torch.ones(1, 1, device=device), gelu=True)
 
 
 def gather_rows(x: Tensor, rows: Tensor, weights: Tensor, *, gelu: bool) -> Tensor:
@@ -83,14 +49,7 @@ def gather_gradient(gradient: Tensor, rows: Tensor, weights: Tensor, before_gelu
     return out
 
 
-class _Kernel(Protocol):
-    """A function of `kernels`: `kernel[grid](...)` launches it."""
-
-    def __getitem__(self, grid: tuple[int, int], /) -> Callable[..., object]: ...
-
-
-def _launch_kernel(kernel: _Kernel, *arguments: object, out: Tensor, **modes: bool) -> None:
+def _launch_kernel(kernel: Kernel, *arguments: object, out: Tensor, **modes: bool) -> None:
     grid = (-(-len(out) // ROWS), -(-out.shape[1] // CHANNELS))
     modes["EXACT"] = out.dtype == torch.float32  # rounding to 16 bits hides what the short form is off
-    with torch.cuda.device_of(out):  # triton launches on the current device
-        kernel[grid](*arguments, **modes, ROWS=ROWS, CHANNELS=CHANNELS, **OPTIONS)
+    launch_kernel(kernel, grid, out, *arguments, **modes, ROWS=ROWS, CHANNELS=CHANNELS, **OPTIONS)

@@ -1,6 +1,7 @@
 """What one process needs in a step of a stage, for any number of processes: counted on the meta device, without data."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 from mmblocks.model.checks.composition import DryBuild
@@ -80,11 +81,16 @@ def estimate_stage_memory(
     *,
     gradient_checkpointing: bool = False,
     ema: bool = False,
+    on_gpu: bool = True,
 ) -> list[StepMemory]:
     """The memory of a stage for each number of processes. `model` is the plain node of a recipe.
 
+    on_gpu: fused layers keep less for backward than those that run on a CPU.
+
     A stage without `pack_tokens` reads its samples of a step in one row, which is then made of reference images.
     """
+    from mmblocks.backbones.fused_layers import use_own_layers  # operators that `plan` without `--memory` does not need
+
     built = make_meta_stage_model(model, stage)
     activations: dict[PackedRow, ActivationMemory] = {}
     estimates = []
@@ -92,7 +98,8 @@ def estimate_stage_memory(
         row = make_packed_row(built, stage, size)
         batch = make_meta_batch(built, row)
         if row not in activations:
-            activations[row] = count_batch_activations(built, batch)
+            with nullcontext() if on_gpu else use_own_layers():
+                activations[row] = count_batch_activations(built, batch)
         blocks = [list(block.parameters()) for block in list_blocks(built)]
         inside = {id(p) for block in blocks for p in block}
         root = ParameterCount.from_parameters((p for p in built.parameters() if id(p) not in inside), size)

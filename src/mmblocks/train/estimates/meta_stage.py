@@ -45,11 +45,17 @@ class PackedRow:
 
 
 def make_meta_stage_model(model: Mapping[str, object] | ModelSpec, stage: Stage) -> OneVision:
-    """The stage's model on the meta device, in the type it computes in, with what it trains and with its tokenizers."""
+    """The stage's model on the meta device, in the type it computes in, with what it trains and with its tokenizers.
+
+    Its language model has fused layers, as on a GPU; `mmblocks.backbones.fused_layers.use_own_layers` runs it as on a CPU.
+    """
+    from mmblocks.backbones.fused_layers import fuse_layers  # operators that a training run on a CPU does not need
+
     spec = model if isinstance(model, ModelSpec) else ModelSpec.from_dict(model)
     with torch.device("meta"):
         built = build_from_spec(spec, backbone_on_meta=True)
         shown = ModelSpec.from_dict({"tokenizer": {**spec.tokenizer, **stage.tokenizer}, "pooling": spec.pooling})
+        fuse_layers(built.backbone)
         built.router = build_router(shown, built.encoder, built.projector)
     return set_dtype(freeze_for_stage(built, stage), getattr(torch, stage.with_precision("float32").precision)).train()
 
