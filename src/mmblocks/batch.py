@@ -235,7 +235,7 @@ class Batch:
         def copy_tensor(tensor: Tensor) -> Tensor:
             if tensor.untyped_storage().data_ptr() != memory or not tensor.is_contiguous():
                 return copy(tensor)  # it was put in the place of one that is in the buffer
-            return _view_bytes(buffer, tensor.storage_offset() * tensor.itemsize, tensor)
+            return _view_bytes(buffer, int(tensor.storage_offset()) * tensor.itemsize, tensor)
 
         return replace(change_tensors(replace(self, buffer=None), copy_tensor), buffer=buffer)
 
