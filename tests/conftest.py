@@ -13,9 +13,6 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-# The first backward pass starts a thread for each device, after which no process can be forked that runs another. Here it is
-# before `FakeTensorMode` makes torch believe in a GPU.
-torch.ones(1, requires_grad=True).sum().backward()
 
 
 def pytest_collectstart():

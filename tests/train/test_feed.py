@@ -38,6 +38,14 @@ KINDS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def autograd_begun():
+    """The first backward pass starts a thread for each device, after which no process can be forked that runs another: here it
+    is before `FakeTensorMode` makes torch believe in a GPU.
+    """
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 def make_batch(model: OneVision, tasks: tuple[str, ...]) -> Batch:
     processor = Processor.from_model(model)
     return collate([processor.make_training_sample(sources.build("tinyworld", task=t)[i]) for i, t in enumerate(tasks)])
