@@ -44,6 +44,14 @@ def summed_up(message, place):
     return f"{package}: {said.partition(chr(10))[0][:160]}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def autograd_begun():
+    """The first backward pass starts a thread for each device, after which no process can be forked that runs another: here it
+    is before `FakeTensorMode` makes torch believe in a GPU.
+    """
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -107,6 +107,7 @@ def text(tables: Tables, folder: Path = TABLES) -> str:
     sections: tuple[Callable[[Tables], Iterator[str]], ...] = (
         _targets,
         _times,
+        _train_loop,
         _evaluation,
         _planning,
         _records,
@@ -204,6 +205,20 @@ def _times(tables: Tables) -> Iterator[str]:
     if _with_ratio(rows):
         yield _picture("times", "How many times faster than transformers")
     yield from _row_table(rows)
+
+
+def _train_loop(tables: Tables) -> Iterator[str]:
+    rows = tables.of_suites("train_loop")
+    yield "## The training loop\n"
+    if not rows:
+        yield NONE
+        return
+    yield (
+        "A run of `mmblocks train` (data from the loader, seeds, finite guard, progress, metrics) beside a bare loop of forward, backward, "
+        "clipping and optimizer over the same model and batches. The model is small, so that what the loop adds can be seen; with "
+        "models that people train it is a smaller share. Both loops leave the same weights, to the bit.\n"
+    )
+    yield from _quantity_table(rows)
 
 
 def _evaluation(tables: Tables) -> Iterator[str]:

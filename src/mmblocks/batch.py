@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -16,43 +17,61 @@ from mmblocks.shapes import RoutedPlan, Size
 IGNORE = -100
 """The target of a row from which nothing is learned."""
 
+ALIGNMENT_BYTES = 128
+"""Where tensors begin in a packed batch; attention kernels read 16 bytes at once, and a GPU's memory 128."""
+
 T = TypeVar("T", bound=Dataclass)
 
 
-def move_tensors(self: T, device: torch.device | str, *, non_blocking: bool = False) -> T:
-    """The same object with its tensors on a device."""
-    moved: dict[str, object] = {}
-    for field in fields(self):
-        value = getattr(self, field.name)
+def list_tensors(self: Dataclass) -> Iterator[Tensor]:
+    """The tensors of an object and of the objects in it, in the order of their fields."""
+    for part in fields(self):
+        value = getattr(self, part.name)
         if isinstance(value, Tensor):
-            moved[field.name] = value.to(device, non_blocking=non_blocking)
+            yield value
         elif hasattr(value, "to"):
-            moved[field.name] = value.to(device)
-    return replace(self, **moved)
+            yield from list_tensors(value)
 
 
-def move_tensors_async(self: T, device: torch.device | str) -> T:
-    """As `move_tensors`, without waiting for the copies."""
-    return move_tensors(self, device, non_blocking=True)
+def change_tensors(self: T, change: Callable[[Tensor], Tensor]) -> T:
+    """The same object with each of its tensors changed, in the order of `list_tensors`."""
+    changed: dict[str, object] = {}
+    for part in fields(self):
+        value = getattr(self, part.name)
+        if isinstance(value, Tensor):
+            changed[part.name] = change(value)
+        elif hasattr(value, "to"):
+            changed[part.name] = change_tensors(value, change)
+    return replace(self, **changed)
+
+
+def move_tensors(self: T, device: torch.device | str) -> T:
+    """The same object with its tensors on a device. The host does not wait for copies to a GPU."""
+    non_blocking = torch.device(device).type != "cpu"  # the host may read what is on the CPU at once
+    return change_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Where sequences begin and end in a packed row: `cu_seqlens` int32 (sequences + 1,), first 0, last the total."""
+    """Where sequences begin and end in a packed row: `cu_seqlens` int32 (sequences + 1,), first 0, last the total.
+
+    lengths_host: the lengths on the host, where they are known; read `lengths` instead.
+    """
 
     cu_seqlens: Tensor
     max_seqlen: int
+    lengths_host: tuple[int, ...] | None = field(default=None, repr=False)
     __repr__ = format_by_shape
     to = move_tensors
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int]) -> Packing:
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        return cls(ends, max(lengths, default=0))
+        return cls(ends, max(lengths, default=0), tuple(lengths))
 
     @property
     def lengths(self) -> list[int]:
-        return self.cu_seqlens.diff().tolist()
+        return self.cu_seqlens.diff().tolist() if self.lengths_host is None else list(self.lengths_host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +95,10 @@ class Instructions:
         return cls(ids.to(torch.int64), torch.arange(length) < sizes[:, None])
 
     @classmethod
-    def make_empty(cls, views: int) -> Instructions:
+    def make_empty(cls, views: int, device: torch.device | None = None) -> Instructions:
         """No question about any view."""
-        return cls(torch.empty(views, 0, dtype=torch.int64), torch.empty(views, 0, dtype=torch.bool))
+        ids, mask = (torch.empty(views, 0, dtype=dtype, device=device) for dtype in (torch.int64, torch.bool))
+        return cls(ids, mask)
 
     def split_by_counts(self, counts: Sequence[int]) -> list[Instructions]:
         """One object per group of `counts` views."""
@@ -103,7 +123,7 @@ class RowIndex:
     index_host: tuple[int, ...] | None = None
     cu_seqlens_host: tuple[int, ...] | None = None
     __repr__ = format_by_shape
-    to = move_tensors_async
+    to = move_tensors
 
     @classmethod
     def from_targets(cls, targets: Tensor, packing: Packing) -> RowIndex:
@@ -129,7 +149,7 @@ class GatherTable:
     size: int
     transpose: GatherTable | None = None
     __repr__ = format_by_shape
-    to = move_tensors_async
+    to = move_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +168,7 @@ class GatherLayout:
     learned_token_ids: Tensor
     learned_token_positions: Tensor
     __repr__ = format_by_shape
-    to = move_tensors_async
+    to = move_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +184,7 @@ class Batch:
     views: (views of all plans,) int64, the image of each view; None where every view is an image of its own.
     layout: how visual tokens are made of features, in integers; None where a tokenizer does not give it.
     precomputed_target_rows: the rows that have a target, where a data worker found them; read `target_rows` instead.
+    buffer: (bytes,) uint8, the memory of all tensors of the batch, where `pack` has laid them together.
     """
 
     input_ids: Tensor
@@ -178,8 +199,45 @@ class Batch:
     views: Tensor | None = None
     layout: GatherLayout | None = None
     precomputed_target_rows: RowIndex | None = None
+    buffer: Tensor | None = field(default=None, repr=False)
     __repr__ = format_by_shape
-    to = move_tensors
+
+    def pack(self) -> Batch:
+        """The same batch with its tensors in one buffer, so that it is pinned and moved in one copy.
+
+        Each tensor begins at a multiple of `ALIGNMENT_BYTES`.
+        """
+        tensors = list(list_tensors(replace(self, buffer=None)))
+        ends = list(accumulate(-(-tensor.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for tensor in tensors))
+        buffer = torch.empty(ends[-1], dtype=torch.uint8)
+        views = [_view_bytes(buffer, begin, tensor) for begin, tensor in zip([0, *ends], tensors, strict=False)]
+        for view, tensor in zip(views, tensors, strict=True):
+            view.copy_(tensor)
+        remaining = iter(views)
+        packed = change_tensors(replace(self, buffer=None), lambda _: next(remaining))
+        return replace(packed, buffer=buffer)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device, by one copy where it is packed. The host does not wait for copies to a GPU."""
+        non_blocking = torch.device(device).type != "cpu"
+        return self._copy_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory of the host from which a GPU copies while both work on."""
+        return self._copy_tensors(Tensor.pin_memory)
+
+    def _copy_tensors(self, copy: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with its tensors copied; those in the buffer together."""
+        if self.buffer is None:
+            return change_tensors(self, copy)
+        memory, buffer = self.buffer.untyped_storage().data_ptr(), copy(self.buffer)
+
+        def copy_tensor(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() != memory or not tensor.is_contiguous():
+                return copy(tensor)  # it was put in the place of one that is in the buffer
+            return _view_bytes(buffer, int(tensor.storage_offset()) * tensor.itemsize, tensor)
+
+        return replace(change_tensors(replace(self, buffer=None), copy_tensor), buffer=buffer)
 
     @property
     def num_tokens(self) -> int:
@@ -220,7 +278,7 @@ class Batch:
             return self
         blank = self.pixels.new_zeros(1, 3, *view_px)
         features = None if self.features is None else self.features.new_zeros(1, *self.features.shape[1:])
-        return replace(self, pixels=blank, instructions=Instructions.make_empty(1).to(blank.device), features=features)
+        return replace(self, pixels=blank, instructions=Instructions.make_empty(1, blank.device), features=features)
 
     @classmethod
     def make_empty(cls, view_px: Size, features: Tensor | None = None) -> Batch:
@@ -238,5 +296,10 @@ class Batch:
             plans=(),
             visual_positions=torch.empty(0, dtype=torch.int64),
             features=features,
-            precomputed_target_rows=RowIndex(torch.empty(0, dtype=torch.int64), (0, 0)),
+            precomputed_target_rows=RowIndex(torch.empty(0, dtype=torch.int64), (0, 0), (), (0, 1, 2)),
         )
+
+
+def _view_bytes(buffer: Tensor, begin: int, like: Tensor) -> Tensor:
+    """The tensor of that type and shape at byte `begin` of a buffer."""
+    return buffer[begin : begin + like.nbytes].view(like.dtype).view(like.shape)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,14 +12,18 @@ import torch
 from torch import nn
 
 from mmblocks.model.costs.activations import count_activations
-from tests.bench.suites import counters, counting
+from tests.bench.suites import counters, counting, train_loop
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run
+
+RUN = Run(tiny=True, input_sets=1)
+MOST_CALLS_OF_A_STEP = 300
+"""Of Python and C functions, beside those of a bare loop. `torch.manual_seed` alone would be 600."""
 
 
 @pytest.fixture(scope="module")
 def found() -> list[Row]:
-    return list(counters.measure(Run(tiny=True, input_sets=1)))
+    return list(counters.measure(RUN))
 
 
 def select_rows(found: list[Row], **wanted: Any) -> list[Row]:
@@ -114,3 +121,19 @@ def test_rows_that_meet_a_module_are_counted() -> None:
         layer(torch.zeros(2, 3, 4))
     layer(torch.zeros(9, 4))
     assert met["rows"] == 6
+
+
+def test_a_run_makes_few_calls_beside_those_of_a_bare_loop(tmp_path: Path) -> None:
+    """Calls of Python and from it to C, which are what such a loop costs beside the model."""
+    loops = train_loop.Loops.make(RUN, tmp_path, steps=10)
+    loops.require_same_weights()
+    made = []
+    for way in (loops.way_of_run(), loops.way_of_bare_loop()):
+        ready, calls = way.ready(0), Counter()
+        sys.setprofile(lambda frame, event, arg, calls=calls: calls.update([event]))
+        try:
+            way.run(ready)
+        finally:
+            sys.setprofile(None)
+        made.append(calls["call"] + calls["c_call"])
+    assert 0 < (made[0] - made[1]) / 10 < MOST_CALLS_OF_A_STEP

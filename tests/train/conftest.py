@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -143,8 +144,9 @@ def _work(work: Callable[[World], Any], rank: int, port: int, file: Path) -> Non
 
 
 def _exit_codes(started: list[BaseProcess], seconds: float) -> list[int | None]:
-    for process in started:
-        process.join(seconds)
+    end = time.monotonic() + seconds
+    while any(process.is_alive() for process in started) and time.monotonic() < end:
+        time.sleep(0.01)  # `join` with a limit waits for the children of a process too
     late = [process for process in started if process.is_alive()]
     for process in late:
         process.kill()

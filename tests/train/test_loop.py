@@ -15,6 +15,7 @@ from mmblocks.train.distributed import World
 from mmblocks.train.objectives import objectives
 from mmblocks.train.optim import compute_lr_factor, make_optimizer
 from mmblocks.train.reports.profiler import StepProfiler
+from mmblocks.train.stage_run import derive_seed, seed_generators
 from mmblocks.train.stages import Stage, read_run
 from mmblocks.train.step import Stepper
 
@@ -114,3 +115,25 @@ def test_the_rate_rises_linearly_and_falls_along_a_cosine():
     assert factors[55] == pytest.approx(0.5)
     assert factors[-1] < 0.001
     assert factors[9:] == sorted(factors[9:], reverse=True)
+
+
+def test_steps_stages_and_runs_have_seeds_of_their_own():
+    seeds = [derive_seed(run, stage, step) for run in range(3) for stage in range(3) for step in range(1000)]
+    assert len({*seeds}) == len(seeds)
+    assert derive_seed(2**62, 3, 5) == (2**62 * 1_000_003 + 3 * 10_007 + 5) % 2**31
+
+
+def test_generators_are_seeded_as_torch_seeds_them():
+    seed_generators(2**31 - 1, torch.device("cpu"))
+    drawn = torch.rand(5), torch.randperm(9)
+    torch.manual_seed(2**31 - 1)
+    assert torch.equal(torch.rand(5), drawn[0])
+    assert torch.equal(torch.randperm(9), drawn[1])
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_seeded_as_torch_seeds_it():
+    seed_generators(7, torch.device("cuda", 0))
+    drawn = torch.rand(5, device="cuda:0")
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(5, device="cuda:0"), drawn)

@@ -104,9 +104,14 @@ def extract_patches(pixels: Tensor, size: tuple[int, int], levels: tuple[int, ..
     height, width = size
     pixels = pixels[..., : pixels.shape[2] // height * height, : pixels.shape[3] // width * width]
     cells = rearrange(pixels, "v c (h p) (w q) -> v h w c p q", p=height, q=width)
-    origin = torch.stack([torch.full((), level, dtype=dtype, device=pixels.device) for level in levels])
-    patches = torch.empty(cells.shape, dtype=dtype, device=pixels.device).copy_(cells).sub_(origin.view(-1, 1, 1))
+    origin = make_channels(levels, pixels.device, dtype)
+    patches = torch.empty(cells.shape, dtype=dtype, device=pixels.device).copy_(cells).sub_(origin)
     return patches.flatten(0, 2).flatten(1)
+
+
+def make_channels(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(channels, 1, 1) with a value for each channel, filled on the device: nothing is copied to it."""
+    return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values]).view(-1, 1, 1)
 
 
 def enable_byte_pixels(tower: nn.Module, name: str, mean: Colour, std: Colour) -> None:

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal, Protocol
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from mmblocks.components import VisionEncoder, encoders
-from mmblocks.encoders.patches import Colour
+from mmblocks.encoders.patches import Colour, make_channels
 from mmblocks.encoders.vit import raise_faults, require_view
 from mmblocks.errors import CheckpointError, ConfigError, MMBlocksError
 from mmblocks.faults import Fault
@@ -137,8 +136,7 @@ def adapt_pixels(member: SubEncoder, pixels: Tensor, mean: Colour, std: Colour) 
         seen = F.interpolate(pixels.float(), size=tuple(member.view_px), mode="bicubic", antialias=True)
     if (member.pixel_mean, member.pixel_std) != (mean, std):
         mean_here, std_here, mean_there, std_there = (
-            torch.tensor(values, device=pixels.device, dtype=torch.float32).view(3, 1, 1)
-            for values in (mean, std, member.pixel_mean, member.pixel_std)
+            make_channels(values, pixels.device) for values in (mean, std, member.pixel_mean, member.pixel_std)
         )
         seen = (seen.float() * std_here + (mean_here - mean_there)) / std_there
     return seen.to(pixels.dtype)

@@ -19,6 +19,7 @@ from mmblocks.components import (
     VisionEncoder,
     has_capability,
 )
+from mmblocks.encoders.patches import make_channels
 from mmblocks.errors import DataError
 from mmblocks.image_reading import ImageReading
 from mmblocks.model.assembled import assemble_visual_tokens
@@ -203,8 +204,7 @@ class OneVision(nn.Module):
         """uint8 (views, 3, h, w) to the encoder's input: (x / 255 - mean) / std."""
         dtype = next(self.encoder.parameters()).dtype
         mean, std = (
-            torch.tensor(values, device=pixels.device, dtype=torch.float32).view(3, 1, 1)
-            for values in (self.encoder.pixel_mean, self.encoder.pixel_std)
+            make_channels(values, pixels.device) for values in (self.encoder.pixel_mean, self.encoder.pixel_std)
         )
         return ((pixels.float() / 255 - mean) / std).to(dtype)
 

@@ -120,37 +120,44 @@ class StageRun:
             StepProfiler(self.model, composition=self.composition) as profiler,
             self._open_progress(first, recent_losses) as progress,
         ):
-            take_step = Stepper(
-                self.model,
-                self.objective,
-                self.optimizer,
-                self.stage,
-                self.world,
-                profiler,
-                self.empty_batch,
-                reduces_each_batch=self.settings.accumulate == "sharded",
-                guard=self.guard,
-            )
-            self.model.train()
-            with profiler.time_phase("data"):
-                step_inputs = iterate_batches(self.batches, first, self.settings.num_workers)
-            for step in range(first, self.num_steps):
-                step_input = self._wait_for_input(step_inputs, profiler)
-                if step_input is None:
-                    if step > first:
-                        self._save_state(step, progress)
-                    raise StopRequested
-                append_skipped(self.out / BROKEN, step_input.broken)
-                append_cuts(self.out / CUT, step_input.cut)
-                # Dropout has a seed per step and process, so that a resumed run drops the same.
-                torch.manual_seed(derive_seed(self.settings.seed, self.number, step) + self.world.rank)
-                lr_factor = compute_lr_factor(step, self.num_steps, self.stage.warmup, self.stage.schedule)
-                self._finish_step(step, take_step(step_input, lr_factor, step), profiler, progress)
-                self.steps_done = step + 1
+            self.take_steps(first, profiler, progress)
             log.info("stage %s: where the time went\n%s", self.stage.name, profiler.format_totals())
         with self._use_averages():
             self._write_model(self.after, self.num_steps)
         warn_left_out(self.data.mixture, self.out)
+
+    def take_steps(self, first: int, profiler: StepProfiler, progress: Progress) -> None:
+        """Train from step `first` to the last; `progress` and states to resume from are written.
+
+        Raises `StopRequested` after a state is saved, where a process has received a signal.
+        """
+        take_step = Stepper(
+            self.model,
+            self.objective,
+            self.optimizer,
+            self.stage,
+            self.world,
+            profiler,
+            self.empty_batch.to(self.world.device),
+            reduces_each_batch=self.settings.accumulate == "sharded",
+            guard=self.guard,
+        )
+        self.model.train()
+        with profiler.time_phase("data"):
+            step_inputs = iterate_batches(self.batches, first, self.settings.num_workers)
+        for step in range(first, self.num_steps):
+            step_input = self._wait_for_input(step_inputs, profiler)
+            if step_input is None:
+                if step > first:
+                    self._save_state(step, progress)
+                raise StopRequested
+            append_skipped(self.out / BROKEN, step_input.broken)
+            append_cuts(self.out / CUT, step_input.cut)
+            # Dropout has a seed per step and process, so that a resumed run drops the same.
+            seed_generators(derive_seed(self.settings.seed, self.number, step) + self.world.rank, self.world.device)
+            lr_factor = compute_lr_factor(step, self.num_steps, self.stage.warmup, self.stage.schedule)
+            self._finish_step(step, take_step(step_input, lr_factor, step), profiler, progress)
+            self.steps_done = step + 1
 
     def _wait_for_input(self, step_inputs: Iterator[StepInput], profiler: StepProfiler) -> StepInput | None:
         """The next step's data; None on every process once one has received a signal, also while it waited."""
@@ -319,6 +326,14 @@ class StageRun:
         return row
 
 
-def derive_seed(*numbers: int) -> int:
-    """One seed from several numbers."""
-    return int(torch.tensor(numbers, dtype=torch.int64).mul(torch.tensor([1_000_003, 10_007, 1])).sum()) % 2**31
+def derive_seed(run: int, stage: int, step: int) -> int:
+    """One seed for a step of a run."""
+    return (run * 1_000_003 + stage * 10_007 + step) % 2**31
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch on the CPU and on a device; `torch.manual_seed` asks for devices of every kind, which takes 0.2 ms."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

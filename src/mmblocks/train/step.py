@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from mmblocks.batch import Batch
 from mmblocks.model.onevision import OneVision
 from mmblocks.reprs import format_by_shape
-from mmblocks.train.batches import StepInput
+from mmblocks.train.batches import BatchFeed, StepInput
 from mmblocks.train.distributed import World, set_gradient_sync
 from mmblocks.train.finite_guard import FiniteGuard, to_full_tensor
 from mmblocks.train.objectives import Objective
@@ -57,8 +57,10 @@ class Stepper:
     reduces_each_batch: bool = False
     guard: FiniteGuard = field(default_factory=FiniteGuard)
     parameters: list[nn.Parameter] = field(init=False)
+    feed: BatchFeed = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "feed", BatchFeed(self.world.device))
         object.__setattr__(self, "parameters", [p for g in self.optimizer.param_groups for p in g["params"]])
 
     def __call__(self, step_input: StepInput, lr_factor: float, number: int = 0) -> StepResult | None:
@@ -97,12 +99,12 @@ class Stepper:
         """Forward and backward of every micro-batch; returns the sums of loss and metrics over them."""
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
-            inputs = self.empty_batch if batch is None else batch
+            inputs = self.feed.move(self.empty_batch if batch is None else batch)
             if not self.world.is_single_process:
                 inputs = inputs.with_blank_view(self.model.encoder.view_px)
             set_gradient_sync(self.model, self.reduces_each_batch or number + 1 == len(batches))
             with self.profiler.time_phase("forward"), make_autocast(self.stage, self.world):
-                result = self.objective(self.model, inputs.to(self.world.device))
+                result = self.objective(self.model, inputs)
             total = result.total if batch is not None else 0 * result.total
             if total.requires_grad:  # text alone uses neither encoder nor projector
                 with self.profiler.time_phase("backward"):

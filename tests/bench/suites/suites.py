@@ -22,6 +22,7 @@ SUITES = {
     "counters": "FLOPs, bytes kept for backward, copies, rows that meet the vocabulary, encoder blocks",
     "prefill": "from pixels to the last logits",
     "train": "forward and backward of a mixed batch of four",
+    "train_loop": "what a run does beside forward, backward and optimizer",
     "pool": "projector, pooling and merging of a video at the released widths",
     "second_question": "time to the first token of a second question about the same clip",
     "decode": "tokens a second",

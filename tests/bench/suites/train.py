@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from mmblocks.compat import enable_gradient_checkpointing
 from mmblocks.model.costs.flops import PassCounts
 from mmblocks.model.onevision import OneVision
 from mmblocks.model.spec import PARTS
+from mmblocks.train.batches import BatchFeed
 from tests.bench.suites import peer
 from tests.bench.suites.cases import Case, make_cases
 from tests.bench.suites.comparing import Peer, compare_times
@@ -27,11 +29,16 @@ GRADIENTS_IN_16_BITS = 0.05
 
 
 def measure(run: Run) -> Iterator[Row]:
-    """No optimizer; every part is trained. The peer pads its rows; at its best it packs them and makes few logits."""
+    """No optimizer; every part is trained. The peer pads its rows; at its best it packs them and makes few logits.
+
+    On a GPU a step of both begins with the inputs in pinned memory of the host, as a loader gives them.
+    """
     run.require_time()
     model = make_model(run.scale, run.device, run.dtype).train()
     theirs = peer.make_peer(model).train()
     sets = make_cases(model, run, *MIXED, answers=True)
+    feed = BatchFeed(run.device)
+    fed = [case.batch.to("cpu").pack().pin_memory() if run.on_gpu else case.batch for case in sets]
     bound = {} if run.dtype == torch.float32 else {"bound": GRADIENTS_IN_16_BITS}
     error = require_same_gradients(NAME, model, theirs, sets[0], **bound)
     batch, passes = sets[0].batch, PassCounts.from_learning(dict.fromkeys(PARTS, 1.0))
@@ -40,7 +47,7 @@ def measure(run: Run) -> Iterator[Row]:
         NAME,
         "mixed batch of 4",
         f"step without optimizer, {batch.num_tokens} tokens, {batch.num_views} views",
-        lambda i: _take_step(lambda: model(sets[i].batch).loss, model),
+        lambda i: _take_step(lambda: model(feed.move(fed[i])).loss, model),
         [*_list_settings(run, model, theirs, sets)],
         error=error,
         floor_s=compute_floor_s(count_needed_flops(model, batch, batch.target_rows.counts, passes), run),
@@ -49,12 +56,22 @@ def measure(run: Run) -> Iterator[Row]:
 
 def _list_settings(run: Run, model: OneVision, theirs: nn.Module, sets: list[Case]) -> Iterator[Peer]:
     """Padded with all logits, as its trainers do, on a GPU also with recomputation; packed with labelled logits."""
+    padded_on_host = [_pin_inputs(case.padded) for case in sets]
+    packed_on_host = [_pin_inputs(case.packed) for case in sets]
 
     def padded(of: object) -> Callable[[int], None]:
-        return lambda i: _take_step(lambda: peer.compute_padded_loss(of, sets[i]), of)
+        def compute_loss(i: int) -> Tensor:
+            moved = _move_inputs(padded_on_host[i], run.device)
+            return peer.compute_padded_loss(of, replace(sets[i], padded={**sets[i].padded, **moved}))
+
+        return lambda i: _take_step(lambda: compute_loss(i), of)
 
     def packed(of: object) -> Callable[[int], None]:
-        return lambda i: _take_step(lambda: peer.compute_packed_loss(of, sets[i]), of)
+        def compute_loss(i: int) -> Tensor:
+            moved = _move_inputs(packed_on_host[i], run.device)
+            return peer.compute_packed_loss(of, replace(sets[i], packed={**sets[i].packed, **moved}))
+
+        return lambda i: _take_step(lambda: compute_loss(i), of)
 
     yield Peer("as shipped", "padded, all logits", padded(theirs))
     yield Peer("best", "padded, all logits", padded(theirs))
@@ -68,6 +85,15 @@ def _list_settings(run: Run, model: OneVision, theirs: nn.Module, sets: list[Cas
         if run.has_time(COMPILING_S):
             compiled = peer.make_compiled_peer(model).train()
             yield Peer("best", "packed by position ids, labelled logits, compiled", packed(compiled))
+
+
+def _pin_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those that are on a GPU, in pinned memory of the host."""
+    return {name: value.cpu().pin_memory() for name, value in inputs.items() if value.is_cuda}
+
+
+def _move_inputs(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
 
 
 def _take_step(loss: Callable[[], Tensor], model: nn.Module) -> None:

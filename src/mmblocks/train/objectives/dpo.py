@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmblocks.batch import IGNORE, Batch
+from mmblocks.batch import Batch
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.modes import use_evaluation_mode
 from mmblocks.model.onevision import LossOutput, OneVision
@@ -64,16 +64,15 @@ class DPO:
         return len(batch.packing.lengths) // 2 if batch.num_labelled else 0
 
     def __call__(self, model: OneVision, batch: Batch) -> LossOutput:
-        lengths = batch.packing.lengths
-        if len(lengths) % 2:
+        sizes = list(batch.target_rows.counts)
+        if len(sizes) % 2:
             raise DataError(
-                f"objective 'dpo': a batch of {len(lengths)} sequences; it compares pairs, so both answers of a pair must be "
+                f"objective 'dpo': a batch of {len(sizes)} sequences; it compares pairs, so both answers of a pair must be "
                 "in one batch, the preferred one first."
             )
         reference, policy = self.compute_reference_losses(model, batch), model.compute_row_losses(batch)
         if not batch.num_labelled:  # nothing to compare, and still the same forward passes (see `Batch.make_empty`)
             return LossOutput(policy.sum(), 0)
-        sizes = [int(targets.sum()) for targets in (batch.targets != IGNORE).split(lengths)]
         if 0 in sizes:
             raise DataError(
                 f"objective 'dpo': sequence {sizes.index(0)} of the batch has no labelled token to compare."
@@ -94,7 +93,7 @@ class DPO:
         else:
             kept, swapped = 1 - self.label_smoothing, self.label_smoothing
             preference = -kept * F.logsigmoid(logits) - swapped * F.logsigmoid(-logits)
-        answer_loss = -chosen / torch.tensor(sizes[0::2], device=policy.device)
+        answer_loss = -chosen / torch.stack([chosen.new_full((), size) for size in sizes[0::2]])
         metrics = {
             "rewards/chosen": rewards[0::2].sum(),
             "rewards/rejected": rewards[1::2].sum(),
