@@ -29,6 +29,8 @@ class ImageReading:
     resize: what resizes images and frames to views. "pillow" is PIL, as in the original code. "torch" is torch, as in the
         processors of transformers that use torchvision, and takes a fraction of the time; up to one in a hundred values
         of a usual image differs, by 1 or 2 of 255. Lanczos is always PIL's.
+    decode: "whole" decodes every pixel. "reduced" decodes a JPEG at a half, a quarter or an eighth of its sides where all
+        its views show it no larger than that, which large photographs take a fraction of the time for; values then differ.
     """
 
     alpha: Literal["white", "drop"] = "white"
@@ -36,6 +38,7 @@ class ImageReading:
     max_px: int = 64_000_000
     exif: bool = True
     resize: Resizer = "pillow"
+    decode: Literal["whole", "reduced"] = "whole"
 
     def __post_init__(self) -> None:
         if faults := list(find_reading_faults(asdict(self))):

@@ -456,7 +456,14 @@ def test_settings_that_mean_nothing_are_named(raw, fault):
 
 
 def test_settings_come_back_from_json():
-    images = ImageReading(alpha="drop", grey=(0, 1023), max_px=7, exif=False, resize="torch")
-    assert images.to_dict() == {"alpha": "drop", "grey": [0, 1023], "max_px": 7, "exif": False, "resize": "torch"}
+    images = ImageReading(alpha="drop", grey=(0, 1023), max_px=7, exif=False, resize="torch", decode="reduced")
+    assert images.to_dict() == {
+        "alpha": "drop",
+        "grey": [0, 1023],
+        "max_px": 7,
+        "exif": False,
+        "resize": "torch",
+        "decode": "reduced",
+    }
     assert ImageReading.from_dict(images.to_dict()) == images
     assert ImageReading().with_changes({"grey": [0, 1023]}) == ImageReading(grey=(0, 1023))

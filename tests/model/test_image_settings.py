@@ -24,7 +24,7 @@ from mmblocks.model.generate import Decoding
 from mmblocks.model.spec import ModelSpec
 from mmblocks.model.swapping.recompose import recompose_model
 
-DROP = {"alpha": "drop", "grey": [0, 1023], "max_px": 5000, "exif": False, "resize": "torch"}
+DROP = {"alpha": "drop", "grey": [0, 1023], "max_px": 5000, "exif": False, "resize": "torch", "decode": "reduced"}
 
 
 @pytest.fixture

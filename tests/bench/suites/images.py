@@ -1,7 +1,10 @@
-"""From a decoded image to normalised tiles, AnyRes of at most nine, beside LLaVA-OneVision's processors in transformers."""
+"""From a decoded image to normalised tiles, AnyRes of at most nine, beside LLaVA-OneVision's processors in transformers; from
+a JPEG to one view, decoded whole or reduced.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,15 +16,19 @@ from transformers.models.llava_onevision.image_processing_llava_onevision import
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from mmblocks.components import tokenizers
+from mmblocks.conversation import Visual
 from mmblocks.data.media.pixels import render_views
-from mmblocks.image_reading import Resizer
-from mmblocks.shapes import Size, VisualShape
+from mmblocks.data.media.visuals import render_visual_plan
+from mmblocks.geometry.views import make_squashed_view
+from mmblocks.image_reading import ImageReading, Resizer
+from mmblocks.shapes import Size, VisualPlan, VisualShape
 from tests.bench.suites.comparing import Peer, compare_times
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run, require_equal
 
 NAME = "images"
 VIEW = Size(384, 384)
+PHOTO = Size(3000, 4000)
 SIZES = (Size(480, 640), Size(1080, 1920), Size(1500, 2000))
 
 
@@ -50,6 +57,28 @@ def measure(run: Run) -> Iterator[Row]:
             yield from compare_times(
                 run, NAME, scenario, quantity, lambda _, resizer=resizer: prepare(resizer), peers, error=error
             )
+    yield from _measure_photo(run, Size(480, 640) if run.tiny else PHOTO)
+
+
+def _measure_photo(run: Run, size: Size) -> Iterator[Row]:
+    file = io.BytesIO()
+    draw_image(size).save(file, "JPEG", quality=90)
+    visual = Visual("image", file.getvalue())
+    plan = VisualPlan((make_squashed_view(0, size, VIEW),), 729)
+
+    def render(decode: str) -> Tensor:
+        images = ImageReading.from_dict({"resize": "torch", "decode": decode})
+        return render_visual_plan(visual, plan, (0, 0, 0), images=images)
+
+    yield from compare_times(
+        run,
+        NAME,
+        f"a JPEG of {size}, decoded at a share of its sides",
+        f"one view of {VIEW}",
+        lambda _: render("reduced"),
+        [Peer("naive", "decoded whole", lambda _: render("whole"))],
+        error=(render("reduced").float() - render("whole")).abs().mean().item() / 255,
+    )
 
 
 def draw_image(size: Size) -> Image.Image:

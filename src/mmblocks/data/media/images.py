@@ -5,7 +5,7 @@ import os
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, NamedTuple, TypeVar
 
@@ -35,13 +35,18 @@ _SHRINKS = (2, 4, 8)  # what a JPEG's decoder can leave out of each side
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def load_image(source: ImageSource, images: ImageReading = DEFAULT_READING) -> Image.Image:
+def load_image(
+    source: ImageSource, images: ImageReading = DEFAULT_READING, *, shown: Size | None = None
+) -> Image.Image:
     """An image as RGB, fully decoded, with no file and no metadata left on it, read as `images` says.
 
     TIFF is turned upright in any case, by PIL. Of animations the first frame; of a PIL image the current one.
+    shown: the largest size at which it is shown; a JPEG may then be decoded at fewer pixels, but not at fewer than these.
     """
     name = describe_source(source, "image")
     with _open_image(source, images.max_px) as (image, orientation), _name_pixel_errors(name):
+        if shown is not None:
+            _reduce_jpeg(image, shown[::-1] if images.exif and orientation in _SWAPS_SIDES else shown)
         if isinstance(image, PngImagePlugin.PngImageFile):
             for kind, content, checksum in _read_png_chunks(image, b"IDAT"):
                 if len(checksum) == 4 and zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(checksum, "big"):
@@ -178,6 +183,13 @@ def _shrink_jpeg(image: Image.Image, file: IO[bytes], max_px: int, name: str) ->
             shrunk = f"{whole} is {whole.area:,} pixels, so it is read as {image.height}x{image.width}"
             warn_once(name, f"{shrunk}; raise max_px to read it whole ({_format_max_px(whole.area)}).")
             return
+
+
+def _reduce_jpeg(image: Image.Image, shown: Sequence[int]) -> None:
+    """Have a JPEG decoded in place at the smallest share of its sides that is not smaller than `shown` (height, width)."""
+    is_whole_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile) and not image.decoderconfig
+    if is_whole_jpeg and image.height >= 2 * shown[0] and image.width >= 2 * shown[1]:
+        image.draft(None, (shown[1], shown[0]))
 
 
 def _is_sequential_jpeg(jpeg: IO[bytes]) -> bool:

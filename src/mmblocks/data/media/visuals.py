@@ -18,7 +18,7 @@ from mmblocks.data.media.images import load_image, read_image_size
 from mmblocks.data.media.pixels import Colour, render_views
 from mmblocks.errors import DataError
 from mmblocks.image_reading import DEFAULT_READING, ImageReading
-from mmblocks.shapes import VisualPlan, VisualShape
+from mmblocks.shapes import Size, View, VisualPlan, VisualShape
 
 if TYPE_CHECKING:
     from mmblocks.data.video.video_reader import VideoReader
@@ -54,13 +54,28 @@ def render_visual_plan(
     video_reader: VideoReader | None = None,
 ) -> Tensor:
     """The unique views of `plan`: uint8 (unique views, 3, height, width). A frame is read once."""
-    frames = load_frames(visual, {view.frame for view in plan.views}, images, video_reader)
-    runs = [(frame, list(views)) for frame, views in groupby(plan.unique_views, key=lambda view: view.frame)]
+    if visual.kind == "image" and images.decode == "reduced":
+        image, unique_views = _load_reduced(visual, plan, images)
+        frames = {0: image}
+    else:
+        unique_views = plan.unique_views
+        frames = load_frames(visual, {view.frame for view in plan.views}, images, video_reader)
+    runs = [(frame, list(views)) for frame, views in groupby(unique_views, key=lambda view: view.frame)]
     try:
         rendered = [render_views(frames[frame], views, fill, images.resize) for frame, views in runs]
     except DataError as error:  # the renderer knows no file names
         raise DataError(f"{describe_source(visual.source, visual.kind)}: {error}") from error
     return rendered[0] if len(rendered) == 1 else torch.cat(rendered)
+
+
+def _load_reduced(visual: Visual, plan: VisualPlan, images: ImageReading) -> tuple[Image.Image, tuple[View, ...]]:
+    """An image in no more pixels than its views show, and its views of these pixels."""
+    if {view.framed for view in plan.views} != {read_image_size(visual.source, images)}:  # it is put on a larger sheet
+        return load_image(visual.source, images), plan.unique_views
+    heights, widths = zip(*(view.resized for view in plan.views), strict=True)
+    image = load_image(visual.source, images, shown=Size(max(heights), max(widths)))
+    decoded = Size(image.height, image.width)
+    return image, tuple(replace(view, framed=decoded) for view in plan.unique_views)
 
 
 def load_frames(
