@@ -398,7 +398,8 @@ def _images(tables: Tables) -> Iterator[str]:
     yield (
         "Decoded images cut into tiles of 384 pixels by AnyRes of at most nine, and normalised in float32, beside LLaVA-OneVision's "
         "processors in transformers. `torch` and `pillow` are values of `images.resize`; `pillow` is the default. Tiles are first "
-        "compared with those of the processor that resizes likewise: `torch` with torchvision, `pillow` with PIL.\n"
+        "compared with those of the processor that resizes likewise: `torch` with torchvision, `pillow` with PIL. "
+        "The last row starts from the bytes of a JPEG, `images.decode: reduced` beside `whole`.\n"
     )
     yield from _row_table(rows)
 
