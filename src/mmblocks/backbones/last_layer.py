@@ -60,7 +60,8 @@ def at_least_one_row(rows: RowIndex) -> RowIndex:
     """The rows, or the very first one where there are none: not every layer can be run on nothing."""
     if len(rows.index):
         return rows
-    return RowIndex(torch.zeros(1, dtype=torch.int64, device=rows.index.device), (1, *[0] * (len(rows.counts) - 1)))
+    first = torch.zeros(1, dtype=torch.int64, device=rows.index.device)
+    return RowIndex(first, (1, *[0] * (len(rows.counts) - 1)), (0,), rows.cu_seqlens_host)
 
 
 def restrict_last_layer_to_rows(lm: PreTrainedModel) -> None:
