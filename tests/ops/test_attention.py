@@ -1,15 +1,19 @@
 """Packed attention: a token sees earlier tokens of its own sequence, and nothing else."""
 
 import json
+import random
 import subprocess
 import sys
-from itertools import product
+from collections import Counter
+from itertools import accumulate, pairwise, product
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmblocks.batch import Packing, RowIndex
 from mmblocks.compat import make_flop_counter
@@ -182,18 +186,94 @@ SOME = {
 }
 
 
+@pytest.mark.parametrize("way", ["packed", "reference"])
 @pytest.mark.parametrize("chosen", SOME)
 @pytest.mark.parametrize(
     "settings", [{}, {"window": 3}, {"softcap": 0.5, "window": 3}, {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])}]
 )
-def test_some_rows_are_those_rows_of_all(chosen, settings):
+def test_some_rows_are_those_rows_of_all(way, chosen, settings):
     index, counts = SOME[chosen]
     rows = RowIndex(torch.tensor(index, dtype=torch.int64), counts)
     inputs = drawn(17, 17)
     q, k, v = inputs
-    got = attend_rows(q[rows.index], k, v, Packing.from_lengths([5, 9, 3]), rows, scale=0.3, **settings)
+    with use_backends(rows_attention=way):
+        got = attend_rows(q[rows.index], k, v, Packing.from_lengths([5, 9, 3]), rows, scale=0.3, **settings)
     want = dense(*inputs, [5, 9, 3], causal=True, scale=0.3, **settings)[rows.index]
     assert_same_with_gradients(got, want, inputs, rtol=1e-5, atol=5e-6)  # fp32 sums in another order than float64
+
+
+def draw_rows(seed):
+    """Lengths of sequences, and spans of rows in them, far apart or near, long or single, in none or all of a sequence."""
+    draw = random.Random(seed)
+    lengths = [draw.choice([1, 2, 9, 40, 150]) for _ in range(draw.randint(1, 4))]
+    ends = [0, *accumulate(lengths)]
+    share, longest = draw.choice([0.02, 0.2, 1.0]), draw.choice([1, 5, 60])
+    chosen = set()
+    for start in range(ends[-1]):
+        if draw.random() < share / longest:
+            chosen |= {*range(start, min(start + longest, ends[-1]))}
+    index = sorted(chosen)
+    counts = tuple(sum(begin <= i < end for i in index) for begin, end in pairwise(ends))
+    on_host = draw.choice([(None, None), (tuple(index), tuple(ends))])
+    return lengths, RowIndex(torch.tensor(index, dtype=torch.int64), counts, *on_host), draw.choice([None, None, 7])
+
+
+@pytest.mark.parametrize("way", ["packed", "reference"])
+@pytest.mark.parametrize("seed", range(30))
+def test_any_rows_are_those_rows_of_all(way, seed):
+    lengths, rows, window = draw_rows(seed)
+    torch.manual_seed(seed)
+    inputs = drawn(sum(lengths), sum(lengths), value_dim=5 if seed % 5 == 0 else None)
+    q, k, v = inputs
+    with use_backends(rows_attention=way):
+        got = attend_rows(q[rows.index], k, v, Packing.from_lengths(lengths), rows, scale=0.3, window=window)
+    want = dense(*inputs, lengths, causal=True, scale=0.3, window=window)[rows.index]
+    assert_same_with_gradients(got, want, inputs, rtol=1e-5, atol=1e-5)  # fp32 sums in another order than float64
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts the calls of each operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.name()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+ROUNDS = {
+    # spans of rows by sequence: calls, pairs of a query and a key
+    "an answer each": ([[(300, 350)], [(500, 599)]], 1, 50 * 350 + 99 * 599),
+    "words between": ([[(300, 320), (325, 350)], []], 1, 50 * 350),
+    "two far rounds": ([[(100, 150), (2000, 2050)], [(500, 599)]], 2, 50 * 150 + 50 * 2050 + 99 * 599),
+}
+
+
+@pytest.mark.parametrize("case", ROUNDS)
+def test_packed_rows_take_few_calls_and_no_copy_of_keys(case):
+    spans, calls, pairs = ROUNDS[case]
+    lengths = [2100, 600]
+    index = [start + i for start, some in zip([0, 2100], spans, strict=True) for span in some for i in range(*span)]
+    counts = tuple(sum(end - begin for begin, end in some) for some in spans)
+    rows = RowIndex(torch.tensor(index), counts, tuple(index), (0, 2100, 2700))
+    q, k, v = torch.randn(len(index), 8, 8), torch.randn(2700, 1, 8), torch.randn(2700, 1, 8)
+    with use_backends(rows_attention="packed"), OperatorCounter() as operators, make_flop_counter() as flops:
+        attend_rows(q, k, v, Packing.from_lengths(lengths), rows, scale=0.3)
+    assert operators.counts["mmblocks::varlen_attention"] == calls
+    assert flops.get_total_flops() == 2 * 8 * pairs * (8 + 8)
+    copied_queries = {"an answer each": 0, "words between": 2, "two far rounds": 3}[case]  # and the rows put in order
+    assert operators.counts["aten::index_select"] == copied_queries
+
+
+def test_on_cuda_rows_that_the_host_knows_need_no_value_of_the_device():
+    with FakeTensorMode(), use_backends(rows_attention="packed"):  # which raises where a value is asked for
+        q, k = (torch.empty(n, heads, 64, device="cuda", dtype=torch.bfloat16) for n, heads in ((5, 4), (17, 2)))
+        ends, index = (torch.empty(n, device="cuda", dtype=kind) for n, kind in ((4, torch.int32), (5, torch.int64)))
+        rows = RowIndex(index, (2, 3, 0), (1, 4, 6, 8, 9), (0, 5, 14, 17))
+        out = attend_rows(q, k, k, Packing(ends, 9), rows, scale=0.1)
+    assert (out.shape, out.device.type) == ((5, 4, 64), "cuda")
 
 
 @pytest.mark.parametrize(("place", "columns"), [(999, 1000), (9, 10)])
@@ -426,7 +506,7 @@ def test_a_missing_cuda_runtime_is_named_with_its_cure(monkeypatch):
 def test_every_way_that_runs_here_passes_its_own_test():
     results = list(run_selftest("cpu"))
     assert [result for result in results if not result.is_acceptable] == []
-    assert {r.backend for r in results if r.error is not None} == {"reference"}
+    assert {r.backend for r in results if r.error is not None} == {"packed", "reference"}
     assert {r.op for r in results} == {op.name for op in (OP, ROWS_OP, SLOTS_OP, FIXED_OP)}
 
 
@@ -551,6 +631,28 @@ def test_the_fast_ways_never_wait_for_the_device(way, learns):
             run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["xformers", "varlen", "reference"])
+@pytest.mark.parametrize("dtype", SHARES)
+@pytest.mark.parametrize("seed", range(10))
+def test_any_rows_on_cuda_are_those_rows_of_all(attention, dtype, seed):
+    lengths, rows, _ = draw_rows(seed)
+    if attention == "varlen" and dtype == torch.float32:
+        return  # it takes none
+    inputs = drawn(sum(lengths), sum(lengths), dim=64)
+    q, k, v = on_device = [x.detach().to("cuda", dtype).requires_grad_() for x in inputs]
+    with use_backends(rows_attention="packed", attention=attention):
+        got = attend_rows(
+            q[rows.index.cuda()], k, v, Packing.from_lengths(lengths).to("cuda"), rows.to("cuda"), scale=0.1
+        )
+    want = dense(*[x.to(dtype) for x in inputs], lengths, causal=True, scale=0.1)[rows.index]
+    pulled = torch.randn_like(want)
+    ours = [got, *torch.autograd.grad(got, on_device, pulled.to(got))]
+    for mine, other in zip(ours, [want, *torch.autograd.grad(want, inputs, pulled)], strict=True):
+        bound = SHARES[dtype] * other.abs().amax() if other.numel() else 0
+        assert torch.all((mine.cpu().double() - other).abs() <= bound)
 
 
 @pytest.mark.gpu

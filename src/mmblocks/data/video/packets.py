@@ -6,6 +6,7 @@ from typing import NamedTuple
 from av import Packet, VideoFrame
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from mmblocks.data.video.container import CURE, VideoFile, format_moment, summarize_error
@@ -48,11 +49,22 @@ def demux_packets(
                     raise DataError(f"{video.name}: cut off or damaged at {where}: {fault}; {CURE}")
             decodable = decodable or packet.is_keyframe
             if first is None and decodable:
-                first = next(iter(packet.decode()), None)
+                first = _decode_frame(packet, stream.codec_context)
     except FFmpegError as cause:
         where = _format_packet_moment(packets, stream, max(0, len(packets) - 1))
         raise DataError(f"{video.name}: decoding breaks off at {where} ({summarize_error(cause)}); {CURE}") from cause
     return packets, first
+
+
+def _decode_frame(packet: Packet, decoder: VideoCodecContext) -> VideoFrame | None:
+    """The next frame. A decoder holds a key frame back, until it knows what is shown before, or there is nothing more."""
+    frames = decoder.decode(packet if packet.size else None)
+    if not frames and packet.size and packet.is_keyframe:
+        frames = decoder.decode(None)
+        decoder.flush_buffers()
+        if not frames:  # the image is not whole without the next packet
+            frames = decoder.decode(packet)
+    return next(iter(frames), None)
 
 
 def _format_packet_moment(packets: Sequence[PacketFacts], stream: VideoStream, number: int) -> str:

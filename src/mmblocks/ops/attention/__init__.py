@@ -81,11 +81,7 @@ def attend(
         softcap,
         sinks,
     )
-    if softcap is not None or sinks is not None:
-        OP.choose_backend(call)  # raises where the user chose a backend that does not know them
-        return reference.attend_by_scores(call)
-    choose_at_runtime = torch.compiler.is_compiling() or q.is_meta
-    return library.compute_attention(call, None if choose_at_runtime else OP.choose_backend(call))
+    return library.attend_packed(call)
 
 
 def attend_rows(
@@ -102,8 +98,9 @@ def attend_rows(
 ) -> Tensor:
     """Causal attention of some rows only: q has the queries of `rows`, k and v have all tokens of `packing`.
 
-    Equal to these rows of `attend`; (n, heads, head_dim) to (n, heads, width of v). On CUDA the host waits for the
-    device, unless there is one row of each sequence and no gradient, or `rows` has its numbers on the host.
+    Equal to these rows of `attend`, and computed by its backends; (n, heads, head_dim) to (n, heads, width of v). On CUDA
+    the host waits for the device, unless there is one row of each sequence and no gradient, or `rows` has its numbers on
+    the host.
     """
     _require_groups(q, k)
     q, k, v = _cast_for_autocast(q, k, v)

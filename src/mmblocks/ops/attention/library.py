@@ -55,6 +55,15 @@ def round_up_length(longest: int) -> int:
     return longest if longest <= 1 else (longest + BUCKET - 1) // BUCKET * BUCKET
 
 
+def attend_packed(call: PackedCall) -> Tensor:
+    """The attention of a call, differentiable, by the backend that is chosen for it. Softcap and sinks are the reference's."""
+    if call.softcap is not None or call.sinks is not None:
+        OP.choose_backend(call)  # raises where the user chose a backend that does not know them
+        return reference.attend_by_scores(call)
+    choose_at_runtime = torch.compiler.is_compiling() or call.q.is_meta
+    return compute_attention(call, None if choose_at_runtime else OP.choose_backend(call))
+
+
 def compute_attention(call: PackedCall, backend: Backend | None = None) -> Tensor:
     """The attention of a call, differentiable, by a backend; None chooses one when the op runs."""
     if not torch.compiler.is_compiling():

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from mmblocks.ops.attention.call import PackedCall
 
-_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
@@ -26,9 +26,9 @@ def forward(call: PackedCall) -> tuple[Tensor, Tensor]:
         if not _has_queries_and_keys(q, k):
             out = q.new_zeros(*q.shape[:3], v.shape[3])
             lse = q.new_full(q.shape[:3], -torch.inf, dtype=to_wide_dtype(q.dtype))
-        elif _has_kernel(call):
+        elif has_kernel(call.q, call.v):
             causal, mask = _make_kernel_mask(call, q, k)
-            out, lse = _kernel(q, k, v, 0.0, causal, attn_mask=mask, scale=call.scale)
+            out, lse = kernel(q, k, v, 0.0, causal, attn_mask=mask, scale=call.scale)
         else:
             scores = _compute_scores(call, q, k)
             lse = scores.logsumexp(-1)
@@ -46,7 +46,7 @@ def backward(call: PackedCall, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[
         part_lse = part_lse.squeeze(3)
         if not _has_queries_and_keys(q, k):
             gradients.append((torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)))
-        elif _has_kernel(call):
+        elif has_kernel(call.q, call.v):
             causal, mask = _make_kernel_mask(call, q, k)
             part_lse = part_lse.transpose(1, 2).contiguous().transpose(1, 2)  # in the layout that the kernel returns
             saved = part_grad, q, k, v, part_out, part_lse
@@ -115,8 +115,9 @@ def _make_mask(call: PackedCall, q: Tensor, k: Tensor) -> Tensor | None:
 # torch's kernel -----------------------------------------------------------------------------------------------------
 
 
-def _has_kernel(call: PackedCall) -> bool:
-    return call.q.device.type == "cpu" and call.q.shape[-1] == call.v.shape[-1]
+def has_kernel(q: Tensor, v: Tensor) -> bool:
+    """Whether torch's kernel for the CPU takes queries and values; a mask does not keep it from grouped heads."""
+    return q.device.type == "cpu" and q.shape[-1] == v.shape[-1]
 
 
 def _make_kernel_mask(call: PackedCall, q: Tensor, k: Tensor) -> tuple[bool, Tensor | None]:
@@ -128,14 +129,17 @@ def _make_kernel_mask(call: PackedCall, q: Tensor, k: Tensor) -> tuple[bool, Ten
     key = q.shape[2], k.shape[2], call.causal, call.window, q.dtype
     if key not in masks:
         seen = _make_mask(call, q, k)
-        masks[key] = (
-            None if seen is None else torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf)[None, None]
-        )
+        masks[key] = None if seen is None else make_added_mask(seen, q)
     return masks[key] is None and call.causal and q.shape[2] > 1, masks[key]
 
 
 _MaskKey = tuple[int, int, bool, int | None, torch.dtype]
 _masks: MutableMapping[Tensor, dict[_MaskKey, Tensor | None]] = WeakTensorKeyDictionary()
+
+
+def make_added_mask(mask: Tensor, q: Tensor) -> Tensor:
+    """A mask (rows, columns), True is seen, as the kernel adds it to scores: (1, 1, rows, columns) in the dtype of q."""
+    return torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -torch.inf)[None, None]
 
 
 # Scores multiplied out ----------------------------------------------------------------------------------------------
