@@ -112,27 +112,6 @@ def test_frames_that_no_other_one_needs_are_not_decoded(name, tmp_path, counts):
     assert counts["decoded"] == 40 - skipped
 
 
-def count_decoded_images(read):
-    """How many images of H.264 FFmpeg decodes in a call, those included that it decodes to learn what a file is: it tells."""
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.DEBUG)
-    av.logging.set_skip_repeated(False)
-    try:
-        with av.logging.Capture(local=False) as messages:
-            read()
-    finally:
-        av.logging.set_skip_repeated(True)
-        av.logging.set_level(level)
-    return sum("nal_unit_type: 1(" in text or "nal_unit_type: 5(" in text for _, _, text in messages)
-
-
-@pytest.mark.parametrize("b_frames", ["0", "3"])
-def test_of_an_mp4_one_image_is_decoded_for_its_shape_and_then_those_that_are_wanted(b_frames, tmp_path):
-    path = settle(record(tmp_path / "video.mp4", g="10", sc_threshold="0", bf=b_frames))
-    assert count_decoded_images(lambda: read_video_shape(path)) == 1
-    assert count_decoded_images(lambda: read_frames(path, [0, 10, 20], threads=1)) == 3
-
-
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 @pytest.mark.parametrize("movflags", ["faststart", "frag_keyframe+empty_moov"])
 @pytest.mark.parametrize("degrees", [0, 90])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EINVAL
@@ -117,7 +117,14 @@ def open_video(video: VideoFile, **options: str) -> Iterator[tuple[InputContaine
     """The container and its video stream. FFmpeg gets a file object and may not open any other."""
     with video.open() as file:
         try:
-            container = _open_without_decoding(file, options) or _open_container(file, options)
+            container = av.open(
+                file,
+                mode="r",
+                # Not `options`: PyAV 15 crashes on these where streams show up late, as in FLV and MPEG programs.
+                container_options={"format_whitelist": _CONTAINERS, **options},
+                io_open=_refuse_open,
+                **_METADATA,
+            )
         except Exception as cause:  # FFmpegError for the most part, but metadata may raise anything
             is_unlisted = isinstance(cause, FFmpegError) and cause.errno == EINVAL
             why = "an image, a playlist or something unknown" if is_unlisted else summarize_error(cause)
@@ -135,35 +142,6 @@ def open_video(video: VideoFile, **options: str) -> Iterator[tuple[InputContaine
                 )
             _configure_decoder(stream.codec_context)
             yield container, stream
-
-
-def _open_container(file: IO[bytes], options: Mapping[str, str]) -> InputContainer:
-    file.seek(0)
-    return av.open(
-        file,
-        mode="r",
-        # Not `options`: PyAV 15 crashes on these where streams show up late, as in FLV and MPEG programs.
-        container_options={"format_whitelist": _CONTAINERS, **options},
-        io_open=_refuse_open,
-        **_METADATA,
-    )
-
-
-def _open_without_decoding(file: IO[bytes], options: Mapping[str, str]) -> InputContainer | None:
-    """An MP4 of H.264 or HEVC, whose header says all that FFmpeg otherwise decodes images for; None for other files."""
-    if file.read(8)[4:] != b"ftyp":
-        return None
-    try:
-        container = _open_container(file, {**options, "codec_whitelist": "none", "probesize": "32"})
-    except Exception:  # the other way to open it says what is wrong
-        return None
-    streams = container.streams.video
-    if len(streams) == 1 and streams[0].frames and streams[0].average_rate and streams[0].codec_context is not None:
-        context = streams[0].codec_context
-        if context.name in _CHECKS_ALONE and context.extradata and context.width and context.height:
-            return container
-    container.close()
-    return None
 
 
 def summarize_error(cause: Exception) -> str:
