@@ -16,7 +16,7 @@ from transformers.models.gemma import modeling_gemma
 from transformers.models.llama import modeling_llama
 from transformers.models.olmo2 import modeling_olmo2
 
-from mmblocks.ops.gated_product import gated_product
+from mmblocks.ops.gated_product import multiply_gated
 from mmblocks.ops.gated_product.selftest import run_selftest as run_gated_product_selftest
 from mmblocks.ops.rms_norm import rms_norm
 from mmblocks.ops.rms_norm.selftest import run_selftest as run_rms_norm_selftest
@@ -74,7 +74,7 @@ def list_transformers_pairs(dtype):
 
         yield make.__name__, run_ours, run_own, [x, weight]
     gate, up = torch.randn(2, 5, 2 * 130).to(dtype).chunk(2, dim=-1)
-    yield "silu", gated_product, lambda gate, up: torch.nn.functional.silu(gate) * up, [gate, up]
+    yield "silu", multiply_gated, lambda gate, up: torch.nn.functional.silu(gate) * up, [gate, up]
     q, k = (torch.randn(2, 5, heads, 24).to(dtype).transpose(1, 2) for heads in (6, 2))
     cos, sin = torch.randn(2, 1, 5, 24).to(dtype)
     for own in ROTARY_FUNCTIONS:

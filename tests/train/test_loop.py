@@ -15,7 +15,7 @@ from mmblocks.train.distributed import World
 from mmblocks.train.objectives import objectives
 from mmblocks.train.optim import compute_lr_factor, make_optimizer
 from mmblocks.train.reports.profiler import StepProfiler
-from mmblocks.train.stage_run import derive_seed, seed_generators
+from mmblocks.train.stage_run import derive_seed, set_seeds
 from mmblocks.train.stages import Stage, read_run
 from mmblocks.train.step import Stepper
 
@@ -124,7 +124,7 @@ def test_steps_stages_and_runs_have_seeds_of_their_own():
 
 
 def test_generators_are_seeded_as_torch_seeds_them():
-    seed_generators(2**31 - 1, torch.device("cpu"))
+    set_seeds(2**31 - 1, torch.device("cpu"))
     drawn = torch.rand(5), torch.randperm(9)
     torch.manual_seed(2**31 - 1)
     assert torch.equal(torch.rand(5), drawn[0])
@@ -133,7 +133,7 @@ def test_generators_are_seeded_as_torch_seeds_them():
 
 @pytest.mark.gpu
 def test_a_gpu_is_seeded_as_torch_seeds_it():
-    seed_generators(7, torch.device("cuda", 0))
+    set_seeds(7, torch.device("cuda", 0))
     drawn = torch.rand(5, device="cuda:0")
     torch.manual_seed(7)
     assert torch.equal(torch.rand(5, device="cuda:0"), drawn)

@@ -21,7 +21,6 @@ from mmblocks.data.sample.processor import Processor
 from mmblocks.data.sources import sources
 from mmblocks.errors import ConfigError
 from mmblocks.model.costs.state import count_shard_elements
-from mmblocks.ops.choice import use_backends
 from mmblocks.train.distributed import World, list_blocks, shard_model
 from mmblocks.train.estimates.memory import estimate_stage_memory
 from mmblocks.train.estimates.meta_stage import (
@@ -64,10 +63,6 @@ def without_data(batch):
     return replace(batch.to("meta"), packing=batch.packing)
 
 
-AS_ON_A_GPU = {"rows_attention": "packed"}
-"""What is counted; on the CPU the last layer keeps masks besides."""
-
-
 def count_for_cpu(meta_model, batch):
     """What a step keeps whose layers are transformers' own."""
     with use_own_layers():
@@ -87,17 +82,16 @@ def saved_bytes(model, batch):
         seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), use_backends(**AS_ON_A_GPU):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(batch)
     return sum(size for place, size in seen.items() if place not in own)
 
 
 def allocated_bytes(model, batch):
     """What the allocator has given away in a forward pass and not got back."""
-    with use_backends(**AS_ON_A_GPU):
-        model(batch)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            loss = model(batch)
+    model(batch)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        loss = model(batch)
     assert loss.num_terms
     return sum(event.self_cpu_memory_usage for event in seen.key_averages())
 

@@ -274,7 +274,7 @@ def make_rotary_function(
 ) -> Callable[..., tuple[Tensor, Tensor]]:
     """A family's function by `mmblocks.ops.rotary` where that takes its inputs."""
 
-    def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
+    def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **others: object) -> tuple[Tensor, Tensor]:
         if others or q.ndim != 4 or cos.ndim != 3 or cos.shape[-1] != q.shape[-1] or cos.requires_grad:
             return own(q, k, cos, sin, **others)
         dtype = q.dtype if keeps_dtype else torch.promote_types(q.dtype, cos.dtype)

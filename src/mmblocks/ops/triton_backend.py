@@ -4,13 +4,13 @@ import os
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mmblocks.compat import suppress_warning_errors
-from mmblocks.ops.choice import AUTO, REFERENCE, find_requested_backend
+from mmblocks.ops.choice import AUTO, REFERENCE, Backend, accept_all_inputs, find_requested_backend
 from mmblocks.reprs import format_dtype
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -19,6 +19,33 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 def find_device_type() -> str:
     """The CPU where Triton interprets kernels in Python; it reads the variable once, when it is imported."""
     return "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
+class Implementation(Protocol):
+    """A module that computes an op."""
+
+    @property
+    def forward(self) -> Callable[..., Any]: ...
+
+    @property
+    def backward(self) -> Callable[..., Any]: ...
+
+
+class KernelImplementation(Implementation, Protocol):
+    """One that launches kernels in Triton."""
+
+    @property
+    def reasons_against(self) -> Callable[..., list[str]]: ...
+
+
+def list_backends(kernels: KernelImplementation, reference: Implementation) -> list[Backend]:
+    """The backends of an op with kernels in Triton and a reference."""
+    return [
+        Backend(
+            "triton", kernels.forward, kernels.reasons_against, list_unavailable_reasons, run_backward=kernels.backward
+        ),
+        Backend(REFERENCE, reference.forward, accept_all_inputs, run_backward=reference.backward),
+    ]
 
 
 def list_unavailable_reasons() -> list[str]:

@@ -28,7 +28,7 @@ from mmblocks.train.checks.run import check_run
 from mmblocks.train.setting_changes import CHANGEABLE_ON_RESUME
 from mmblocks.train.starting_model import adopt_offline
 
-PROGRAM = "mmblocks.sweep.hydra_task"
+PROGRAM = "mmblocks.cli.hydra_task"
 LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
 VISUALS = ("image=1000x700", "video=1280x720@30s")
 TINY_VISUALS = ("image=96x72", "video=48x48@2s@4fps")

@@ -154,7 +154,7 @@ class StageRun:
             append_skipped(self.out / BROKEN, step_input.broken)
             append_cuts(self.out / CUT, step_input.cut)
             # Dropout has a seed per step and process, so that a resumed run drops the same.
-            seed_generators(derive_seed(self.settings.seed, self.number, step) + self.world.rank, self.world.device)
+            set_seeds(derive_seed(self.settings.seed, self.number, step) + self.world.rank, self.world.device)
             lr_factor = compute_lr_factor(step, self.num_steps, self.stage.warmup, self.stage.schedule)
             self._finish_step(step, take_step(step_input, lr_factor, step), profiler, progress)
             self.steps_done = step + 1
@@ -331,7 +331,7 @@ def derive_seed(run: int, stage: int, step: int) -> int:
     return (run * 1_000_003 + stage * 10_007 + step) % 2**31
 
 
-def seed_generators(seed: int, device: torch.device) -> None:
+def set_seeds(seed: int, device: torch.device) -> None:
     """Seed torch on the CPU and on a device; `torch.manual_seed` asks for devices of every kind, which takes 0.2 ms."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

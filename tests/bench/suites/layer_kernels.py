@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmblocks.ops.gated_product import gated_product
+from mmblocks.ops.gated_product import multiply_gated
 from mmblocks.ops.rms_norm import rms_norm
 from mmblocks.ops.rotary import rotate
 from tests.bench.suites.ceil import measure_copy_rate
@@ -93,7 +93,7 @@ def make_cases(shape: LayerShape, run: Run) -> Iterator[Case]:
         [draw(1, shape.tokens, shape.mlp_dim) for _ in range(2)],
         2,
         (1.5, 4),
-        gated_product,
+        multiply_gated,
         lambda gate, up: F.silu(gate) * up,
         _compute_liger_gate,
     )

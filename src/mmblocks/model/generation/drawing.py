@@ -42,6 +42,7 @@ class TokenDrawer:
         self._graph_logits: Tensor | None = None
 
     def is_valid_for(self, rule: SamplingRule, slots: int) -> bool:
+        """Whether it draws by this rule, for answers of as many slots."""
         return rule == self.rule and slots == self._written.shape[1]
 
     def begin_answers(self, random: RandomNumbers | None) -> None:

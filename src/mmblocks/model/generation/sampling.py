@@ -48,6 +48,7 @@ class SamplingRule:
 
     @classmethod
     def from_settings(cls, backbone: CausalLM, decoding: Decoding, end_tokens: Sequence[int]) -> SamplingRule:
+        """The rule of `decoding` for a backbone."""
         own = getattr(backbone.lm, "generation_config", None)
         penalty = decoding.repetition_penalty
         penalty = getattr(own, "repetition_penalty", None) if penalty is None else penalty

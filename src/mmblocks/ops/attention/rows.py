@@ -81,24 +81,9 @@ def reasons_against_varlen(call: RowsCall) -> list[str]:
 
 
 def attend_by_varlen(call: RowsCall) -> Tensor:
-    """The number of keys up to each row is in a tensor, so the host does not wait for the device."""
+    """Each row to the keys up to its own."""
     packed = _make_single_query_call(call)
-    used = (call.rows.index - packed.ends_k[:-1] + 1).to(torch.int32)
-    out, *_ = torch.ops.aten._flash_attention_forward(
-        *map(varlen.make_channels_contiguous, (call.q, call.k, call.v)),
-        packed.ends_q,
-        packed.ends_k,
-        1,
-        packed.max_k,
-        0.0,
-        False,
-        False,
-        scale=call.scale,
-        window_size_left=-1 if packed.window_left is None else packed.window_left,
-        window_size_right=-1,
-        seqused_k=used,
-    )
-    return out
+    return varlen.attend_single_queries(packed, (call.rows.index - packed.ends_k[:-1] + 1).to(torch.int32))
 
 
 def _make_single_query_call(call: RowsCall) -> PackedCall:
@@ -249,7 +234,7 @@ def _attend_one_segment(call: RowsCall, q: Tensor, k: Tensor, v: Tensor, places:
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     if scored:
         out = compute_scored_attention(q, k, v, mask, call.scale, call.softcap, call.sinks)
-    elif has_kernel(q, v) and not call.learns:  # its gradients of grouped heads differ by roundings from run to run
+    elif has_kernel(q, v):
         out, _ = kernel(
             q, k, v, 0.0, causal, attn_mask=None if mask is None else make_added_mask(mask, q), scale=call.scale
         )
@@ -291,6 +276,4 @@ OP = Op(
         Backend("packed", attend_by_segments, accept_all_inputs),
         Backend(REFERENCE, attend_by_sequence, accept_all_inputs),
     ],
-    # On the CPU masks take less time than rows that are dropped and the gradients of keys that no query sees.
-    order=lambda call: OP.backends[::-1] if call.q.device.type == "cpu" else OP.backends,
 )

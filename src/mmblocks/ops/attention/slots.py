@@ -134,25 +134,9 @@ def reasons_against_varlen(call: SlotsCall) -> list[str]:
 
 
 def attend_by_varlen(call: SlotsCall) -> Tensor:
-    """The kernel reads the slots that a row sees and no others; with grouped heads it divides long rows among processors."""
-    packed, packing = call.to_packed_call(), call.seen.get_packing(call.distance or 0)
-    out, *_ = torch.ops.aten._flash_attention_forward(
-        varlen.make_channels_contiguous(packed.q),
-        packed.k,
-        packed.v,
-        packed.ends_q,
-        packed.ends_k,
-        1,
-        packed.max_k,
-        0.0,
-        False,
-        False,
-        scale=packed.scale,
-        window_size_left=-1 if packed.window_left is None else packed.window_left,
-        window_size_right=-1,
-        seqused_k=packing.lengths,
-    )
-    return out.unsqueeze(2)
+    """The slots that a row sees, and no others, are read."""
+    packing = call.seen.get_packing(call.distance or 0)
+    return varlen.attend_single_queries(call.to_packed_call(), packing.lengths).unsqueeze(2)
 
 
 # By a mask ----------------------------------------------------------------------------------------------------------

@@ -90,6 +90,29 @@ def backward(call: PackedCall, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 
+def attend_single_queries(call: PackedCall, lengths: Tensor) -> Tensor:
+    """(sequences, heads, value_dim): one query of each sequence to its first `lengths` (sequences,) int32 keys.
+
+    Lengths are in a tensor, so the host does not wait for the device, and the kernel reads no other keys. With grouped heads
+    it divides those of a sequence among processors.
+    """
+    out, *_ = aten._flash_attention_forward(
+        *map(make_channels_contiguous, (call.q, call.k, call.v)),
+        call.ends_q,
+        call.ends_k,
+        1,
+        call.max_k,
+        0.0,
+        False,
+        False,
+        scale=call.scale,
+        window_size_left=-1 if call.window_left is None else call.window_left,
+        window_size_right=-1,
+        seqused_k=lengths,
+    )
+    return out
+
+
 def make_channels_contiguous(x: Tensor) -> Tensor:
     """The kernels need contiguous channels; heads and tokens may have any stride."""
     return x if x.stride(-1) == 1 else x.contiguous()

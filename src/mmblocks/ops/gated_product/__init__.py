@@ -10,10 +10,10 @@ from torch import Tensor
 from mmblocks.ops.gated_product.library import OP, compute_product, recompute_product
 from mmblocks.ops.gated_product.reference import ACTIVATIONS, Activation
 
-__all__ = ["ACTIVATIONS", "OP", "Activation", "compute_product", "gated_product", "recompute_product"]
+__all__ = ["ACTIVATIONS", "OP", "Activation", "compute_product", "multiply_gated", "recompute_product"]
 
 
-def gated_product(gate: Tensor, up: Tensor, *, activation: Activation = "silu") -> Tensor:
+def multiply_gated(gate: Tensor, up: Tensor, *, activation: Activation = "silu") -> Tensor:
     """activation(gate) * up, with the activation rounded to the type of gate, as transformers does.
 
     gate, up: (..., dim), of one shape and type. Returns the same. Differentiable in both, which are kept for backward.

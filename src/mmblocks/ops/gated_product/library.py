@@ -12,28 +12,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmblocks.ops.choice import REFERENCE, Backend, Op, accept_all_inputs
+from mmblocks.ops.choice import Op
 from mmblocks.ops.gated_product import reference, with_triton
 from mmblocks.ops.gated_product.reference import Activation
-from mmblocks.ops.triton_backend import list_unavailable_reasons
+from mmblocks.ops.triton_backend import list_backends
 
-OP = Op(
-    "gated_product",
-    [
-        Backend(
-            "triton",
-            with_triton.forward,
-            with_triton.reasons_against,
-            list_unavailable_reasons,
-            run_backward=with_triton.backward,
-        ),
-        Backend(REFERENCE, reference.forward, accept_all_inputs, run_backward=reference.backward),
-    ],
-)
+OP = Op("gated_product", list_backends(with_triton, reference))
 
 
 def compute_product(gate: Tensor, up: Tensor, activation: Activation, backend: str) -> Tensor:
-    """`mmblocks.ops.gated_product.gated_product` by the backend of a name; "" chooses one when the op runs."""
+    """`mmblocks.ops.gated_product.multiply_gated` by the backend of a name; "" chooses one when the op runs."""
     run = torch.ops.mmblocks.gated_product.default if torch.compiler.is_compiling() else run_differentiably
     return run(gate, up, activation, backend)
 

@@ -10,24 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmblocks.ops.choice import REFERENCE, Backend, Op, accept_all_inputs
+from mmblocks.ops.choice import Op
 from mmblocks.ops.rms_norm import reference, with_triton
 from mmblocks.ops.rms_norm.call import Style, find_output_dtype
-from mmblocks.ops.triton_backend import list_unavailable_reasons
+from mmblocks.ops.triton_backend import list_backends
 
-OP = Op(
-    "rms_norm",
-    [
-        Backend(
-            "triton",
-            with_triton.forward,
-            with_triton.reasons_against,
-            list_unavailable_reasons,
-            run_backward=with_triton.backward,
-        ),
-        Backend(REFERENCE, reference.forward, accept_all_inputs, run_backward=reference.backward),
-    ],
-)
+OP = Op("rms_norm", list_backends(with_triton, reference))
 
 
 def compute_norm(x: Tensor, weight: Tensor, eps: float, style: Style, backend: str) -> Tensor:

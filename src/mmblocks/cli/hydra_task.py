@@ -1,4 +1,4 @@
-"""The program behind `mmblocks sweep`: Hydra's multirun over the numbers of trials. Run as `python -m mmblocks.sweep.hydra_task`."""
+"""The program behind `mmblocks sweep`: Hydra's multirun over the numbers of trials. Run as `python -m mmblocks.cli.hydra_task`."""
 
 import os
 import sys
@@ -40,6 +40,6 @@ def main() -> str | None:
 
 if __name__ == "__main__":
     # Launchers send `job` to other processes by its module's name, which must not be __main__.
-    from mmblocks.sweep import hydra_task as sweep
+    from mmblocks.cli import hydra_task as sweep
 
     sys.exit(sweep.main())
