@@ -46,6 +46,8 @@ from mmblocks.versions import warn_about_untested_versions
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from mmblocks.ops.attention.spans import SeenSpans
+
 PROGRESS_BAR_MIN_PARAMETERS = 300_000_000  # smaller models are read and written in a moment
 
 
@@ -167,13 +169,14 @@ class CausalLM(nn.Module):
         rows: RowIndex | None = None,
         *,
         cache: KeyValueCache | None = None,
-        keys: Packing | None = None,
+        keys: Packing | SeenSpans | None = None,
     ) -> Tensor:
         """(tokens, dim) to (tokens, dim), after the final norm; a token sees earlier tokens of its own sequence only.
 
         With `rows` to (len(rows.index), dim), these rows of the same: the last layer computes no others.
         `cache` gets the keys and values of all tokens in every layer and returns those to attend to, packed as `keys`
-        says (default `packing`); the tokens of each sequence are the last of its keys.
+        says (default `packing`), or all slots of a pool, of which each sequence sees its span; the tokens of each sequence are
+        the last of its keys. With spans, `rows` are the last tokens of some sequences.
         """
         output_rows = None if rows is None or len(rows.index) == len(x) else at_least_one_row(rows)
         decoder = self.lm.get_decoder()

@@ -52,3 +52,12 @@ class Score:
     tokens: int
     is_greedy: bool
     log_probs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnToken:
+    """A token as it is drawn. log_prob: as `Result.log_probs`. top: the likeliest tokens and their log-probabilities."""
+
+    id: int
+    log_prob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()

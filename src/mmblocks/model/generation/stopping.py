@@ -85,6 +85,51 @@ def cut_pieces(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
         yield text
 
 
+class AnswerText:
+    """The text of an answer while it is written: pieces that no later token changes, which together are `Result.text`."""
+
+    def __init__(self, backbone: CausalLM, stop: StopSequences) -> None:
+        self._tokenizer, self._stops = backbone.text_tokenizer, stop.texts
+        self._end_tokens = frozenset(stop.tokens)
+        self._ids: list[int] = []
+        self._begin = self._end = 0  # tokens that were decoded last, as context of the next
+        self._known = ""
+        self._num_given = 0
+
+    def append_token(self, token: int) -> str:
+        """What can be read now that was not known before; "" while a character, the end or a stop text may be unfinished."""
+        if token in self._end_tokens:
+            return ""
+        self._ids.append(token)
+        before, text = self._decode(self._ids[self._begin : self._end]), self._decode(self._ids[self._begin :])
+        if text.endswith(BROKEN_CHARACTER) and len(self._ids) - self._end < MAX_PENDING_TOKENS:
+            return ""
+        self._known += text[len(before) :]
+        self._begin, self._end = self._end, len(self._ids)
+        stop = find_stop_text(self._known, self._stops)
+        return self._give_up_to(_find_possible_stop(self._known, self._stops) if stop is None else stop)
+
+    def finish(self, text: str) -> str:
+        """The rest. text: that of the result."""
+        return text[self._num_given :]
+
+    def _give_up_to(self, end: int) -> str:
+        """White space at the ends is no part of an answer."""
+        piece = self._known[:end].strip()[self._num_given :]
+        self._num_given += len(piece)
+        return piece
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _find_possible_stop(text: str, stops: Sequence[str]) -> int:
+    """Where a stop text may have begun that is not complete; the end where none has."""
+    longest = max(map(len, stops), default=0)
+    begins = range(max(0, len(text) - longest), len(text))
+    return next((i for i in begins if any(stop.startswith(text[i:]) for stop in stops)), len(text))
+
+
 class AnswerWriter:
     """One answer while it is written: its tokens, and whether it has ended."""
 

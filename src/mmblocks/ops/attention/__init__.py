@@ -20,6 +20,8 @@ from mmblocks.ops.attention.rows import OP as ROWS_OP
 from mmblocks.ops.attention.rows import RowsCall
 from mmblocks.ops.attention.slots import OP as SLOTS_OP
 from mmblocks.ops.attention.slots import SeenSlots, SlotsCall
+from mmblocks.ops.attention.spans import OP as SPANS_OP
+from mmblocks.ops.attention.spans import SeenSpans, SpansCall
 
 __all__ = [
     "FIXED_OP",
@@ -27,6 +29,7 @@ __all__ = [
     "OP",
     "ROWS_OP",
     "SLOTS_OP",
+    "SPANS_OP",
     "attend",
     "attend_rows",
     "make_packing_arguments",
@@ -148,12 +151,16 @@ def register() -> str:
     return NAME
 
 
-def make_packing_arguments(packing: Packing, device: torch.device, keys: Packing | None = None) -> dict[str, Any]:
+def make_packing_arguments(
+    packing: Packing, device: torch.device, keys: Packing | SeenSpans | None = None
+) -> dict[str, Any]:
     """Keywords that carry a packing through a transformers model, and an empty mask in place of one of its own.
 
-    `keys` as in `attend`, for a model with a cache. Longest lengths are rounded up, so that few of them differ. transformers
+    `keys` as in `attend` or in spans of a pool, for a model with a cache. Longest lengths are rounded up, so that few of them differ. transformers
     passes a mask of four dimensions on as it is (masking_utils), so no (tokens, tokens) mask is built.
     """
+    if isinstance(keys, SeenSpans):
+        return {**make_packing_arguments(packing, device), "seen_spans": keys}
     keys = packing if keys is None else keys
     return {
         "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device),
@@ -181,13 +188,15 @@ def _attend_for_transformers(
     s_aux: Tensor | None = None,
     rows: RowIndex | None = None,
     seen_slots: SeenSlots | None = None,
+    seen_spans: SeenSpans | None = None,
     attend_some: Callable[..., Tensor] = attend_rows,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' calling convention: query (1, heads, tokens, head_dim) to (1, tokens, heads, head_dim).
 
     With `rows` the queries are those of these rows, and the packing is that of the keys. With `seen_slots` the keys are the
-    slots of a cache: (sequences, heads, 1, head_dim) to (sequences, 1, heads, head_dim).
+    slots of a cache: (sequences, heads, 1, head_dim) to (sequences, 1, heads, head_dim). With `seen_spans` they are all slots
+    of a pool, and `rows` the last of some sequences.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if seen_slots is not None:
@@ -205,6 +214,9 @@ def _attend_for_transformers(
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     packing = Packing(cu_seq_lens_q, max_length_q)
     further: dict[str, Any] = {"scale": scale, "window": sliding_window, "softcap": softcap, "sinks": s_aux}
+    if seen_spans is not None:
+        seen = seen_spans if rows is None else seen_spans.select_last_rows(rows.counts)
+        return SPANS_OP(SpansCall(q, k, v, seen, **further)).unsqueeze(0), None
     if rows is not None:
         return attend_some(q, k, v, packing, rows, **further).unsqueeze(0), None
     keys = packing if cu_seq_lens_k is None or max_length_k is None else Packing(cu_seq_lens_k, max_length_k)

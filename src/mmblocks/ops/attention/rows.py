@@ -83,7 +83,7 @@ def reasons_against_varlen(call: RowsCall) -> list[str]:
 def attend_by_varlen(call: RowsCall) -> Tensor:
     """Each row to the keys up to its own."""
     packed = _make_single_query_call(call)
-    return varlen.attend_single_queries(packed, (call.rows.index - packed.ends_k[:-1] + 1).to(torch.int32))
+    return varlen.attend_shortened(packed, (call.rows.index - packed.ends_k[:-1] + 1).to(torch.int32))
 
 
 def _make_single_query_call(call: RowsCall) -> PackedCall:

@@ -136,7 +136,7 @@ def reasons_against_varlen(call: SlotsCall) -> list[str]:
 def attend_by_varlen(call: SlotsCall) -> Tensor:
     """The slots that a row sees, and no others, are read."""
     packing = call.seen.get_packing(call.distance or 0)
-    return varlen.attend_single_queries(call.to_packed_call(), packing.lengths).unsqueeze(2)
+    return varlen.attend_shortened(call.to_packed_call(), packing.lengths).unsqueeze(2)
 
 
 # By a mask ----------------------------------------------------------------------------------------------------------

@@ -90,24 +90,25 @@ def backward(call: PackedCall, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 
-def attend_single_queries(call: PackedCall, lengths: Tensor) -> Tensor:
-    """(sequences, heads, value_dim): one query of each sequence to its first `lengths` (sequences,) int32 keys.
+def attend_shortened(call: PackedCall, lengths: Tensor) -> Tensor:
+    """(tokens, heads, value_dim): the queries of each sequence to its first `lengths` (sequences,) int32 keys.
 
-    Lengths are in a tensor, so the host does not wait for the device, and the kernel reads no other keys. With grouped heads
-    it divides those of a sequence among processors.
+    The last query sees all of these keys. Lengths are in a tensor, so the host does not wait for the device, and the kernel
+    reads no other keys. Single queries with grouped heads are divided among processors.
     """
+    left, right = _compute_window_sizes(call)
     out, *_ = aten._flash_attention_forward(
         *map(make_channels_contiguous, (call.q, call.k, call.v)),
         call.ends_q,
         call.ends_k,
-        1,
+        call.max_q,
         call.max_k,
         0.0,
-        False,
+        call.causal and call.max_q > 1,
         False,
         scale=call.scale,
-        window_size_left=-1 if call.window_left is None else call.window_left,
-        window_size_right=-1,
+        window_size_left=left,
+        window_size_right=right,
         seqused_k=lengths,
     )
     return out

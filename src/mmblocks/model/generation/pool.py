@@ -1,0 +1,96 @@
+"""Keys and values of many sequences in one pool of slots, with the interface that transformers' layers expect of a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class KVPool:
+    """For each layer keys and values (slots, kv_heads, head_dim). A sequence has a span of slots that follow each other.
+
+    Memory is taken when the first rows are written. Layers with a sliding window keep everything too.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._free = [range(slots)] if slots else []
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._places: dict[torch.device, Tensor] = {}
+
+    @property
+    def free_slots(self) -> int:
+        return sum(map(len, self._free))
+
+    def reserve_span(self, slots: int) -> range | None:
+        """The first free span of so many slots; None where no free part is so long."""
+        for i, part in enumerate(self._free):
+            if len(part) >= slots:
+                self._free[i : i + 1] = [part[slots:]] if len(part) > slots else []
+                return part[:slots]
+        return None
+
+    def extend_span(self, span: range, slots: int) -> range | None:
+        """The span with slots behind it up to so many; None where these are not free."""
+        wanted = range(span.stop, span.start + slots)
+        for i, part in enumerate(self._free):
+            if part.start == span.stop and part.stop >= wanted.stop:
+                self._free[i : i + 1] = [part[len(wanted) :]] if len(part) > len(wanted) else []
+                return range(span.start, wanted.stop)
+        return None
+
+    def release_span(self, span: range) -> None:
+        """Free a span that was reserved, or a part of it."""
+        if not span:
+            return
+        parts = sorted([*self._free, span], key=lambda part: part.start)
+        self._free = []
+        for part in parts:
+            before = self._free[-1] if self._free else None
+            assert before is None or before.stop <= part.start, "a span is released once"
+            if before is not None and before.stop == part.start:
+                self._free[-1] = range(before.start, part.stop)
+            else:
+                self._free.append(part)
+
+    def copy_rows(self, source: range, target: range, rows: int) -> None:
+        """Copy the first rows of one span to the beginning of another."""
+        for buffer in (*self._keys, *self._values):
+            buffer[target.start : target.start + rows] = buffer[source.start : source.start + rows]
+
+    @contextmanager
+    def place_rows(self, spans: Sequence[range], device: torch.device) -> Iterator[None]:
+        """While packed rows are run, which are written to the slots of `spans`, end to end."""
+        slots = torch.cat([torch.arange(span.start, span.stop) for span in spans])
+        self._places = {device: slots.to(device, non_blocking=device.type != "cpu")}
+        try:
+            yield
+        finally:
+            self._places = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Write a layer's new keys and values; returns those of all slots, (1, kv_heads, slots, head_dim). Called by layers."""
+        if layer_idx == len(self._keys):
+            for buffers, rows in ((self._keys, keys), (self._values, values)):
+                buffers.append(rows.new_zeros(self.slots, rows.shape[1], rows.shape[3]))
+        places = self._find_places(keys.device)
+        found = []
+        for buffer, rows in ((self._keys[layer_idx], keys), (self._values[layer_idx], values)):
+            buffer.index_copy_(0, places, rows.squeeze(0).transpose(0, 1))
+            found.append(buffer.transpose(0, 1).unsqueeze(0))
+        return found[0], found[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Under transformers' name, which asks for it where no mask is given; positions are given here."""
+        return 0
+
+    def _find_places(self, device: torch.device) -> Tensor:
+        """The slots of the rows that are run, copied once to each device that has layers."""
+        assert self._places, "layers run inside `place_rows`"
+        if device not in self._places:
+            self._places[device] = next(iter(self._places.values())).to(device)
+        return self._places[device]

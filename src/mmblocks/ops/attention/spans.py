@@ -1,0 +1,178 @@
+"""Causal attention of packed sequences to keys and values that lie in spans of one pool of slots, as in a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmblocks.ops.attention import varlen
+from mmblocks.ops.attention.call import PackedCall
+from mmblocks.ops.attention.reference import (
+    compute_scored_attention,
+    has_kernel,
+    kernel,
+    make_added_mask,
+    make_causal_mask,
+)
+from mmblocks.ops.choice import REFERENCE, Backend, Op, accept_all_inputs
+from mmblocks.reprs import format_by_shape
+
+
+class SeenSpans:
+    """Where the keys of packed sequences lie, the new ones among them.
+
+    counts: queries of each sequence. Its keys are the slots from `begins[i]` on, `lengths[i]` of them; the last query sees all
+    of these, each earlier one a key less. What kernels need of this is made for the first layer that asks, and kept.
+    """
+
+    def __init__(self, counts: Sequence[int], begins: Sequence[int], lengths: Sequence[int]) -> None:
+        self.counts, self.begins, self.lengths = tuple(counts), tuple(begins), tuple(lengths)
+        self.ends_q = (0, *accumulate(counts))
+        self._packings: dict[torch.device, SpanPacking] = {}
+        self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = {}
+        self._last_rows: dict[tuple[int, ...], SeenSpans] = {}
+
+    def select_last_rows(self, counts: Sequence[int]) -> SeenSpans:
+        """The same for the last `counts[i]` queries of each sequence alone."""
+        key = tuple(counts)
+        if key not in self._last_rows:
+            self._last_rows[key] = SeenSpans(key, self.begins, self.lengths)
+        return self._last_rows[key]
+
+    def get_packing(self, device: torch.device) -> SpanPacking:
+        """The numbers on a device, copied there once."""
+        if device not in self._packings:
+            rows = (self.ends_q, (*self.begins, 0), self.lengths)
+            numbers = torch.tensor([n for row in rows for n in row], dtype=torch.int32)
+            numbers = (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
+            self._packings[device] = SpanPacking(*numbers.split([len(row) for row in rows]))
+        return self._packings[device]
+
+    def get_mask(self, rows: int, columns: int, window: int | None, q: Tensor) -> Tensor:
+        """(1, 1, rows, columns) in the dtype of q, added to scores: the last of `columns` keys is that of the last row."""
+        key = rows, columns, window, q.dtype
+        if key not in self._masks:
+            positions = torch.arange(columns, device=q.device)
+            seen = make_causal_mask(positions[columns - rows :], positions, window)
+            self._masks[key] = make_added_mask(seen, q)
+        return self._masks[key]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanPacking:
+    """int32. ends_q: (sequences + 1,), cumulative; begins_k: (sequences + 1,), the last is unused; lengths: (sequences,)."""
+
+    ends_q: Tensor
+    begins_k: Tensor
+    lengths: Tensor
+    __repr__ = format_by_shape
+
+
+@dataclass(frozen=True, slots=True)
+class SpansCall:
+    """The arguments of attention to spans. q: (tokens, heads, d); k: (slots, kv_heads, d), v: (slots, kv_heads, value_dim)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    seen: SeenSpans
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    __repr__ = format_by_shape
+
+    def to_packed_call(self) -> PackedCall:
+        """The call of a kernel for packed sequences."""
+        packing = self.seen.get_packing(self.q.device)
+        return PackedCall(
+            self.q,
+            self.k,
+            self.v,
+            packing.ends_q,
+            packing.begins_k,
+            max(self.seen.counts),
+            max(self.seen.lengths),
+            causal=True,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+            sinks=self.sinks,
+        )
+
+
+# torch's FlashAttention ---------------------------------------------------------------------------------------------
+
+
+def reasons_against_varlen(call: SpansCall) -> list[str]:
+    """Why `attend_by_varlen` cannot take a call."""
+    return varlen.reasons_against(call.to_packed_call())
+
+
+def attend_by_varlen(call: SpansCall) -> Tensor:
+    """All sequences in one call, which reads the slots that they see and no others."""
+    return varlen.attend_shortened(call.to_packed_call(), call.seen.get_packing(call.q.device).lengths)
+
+
+# One sequence after the other ---------------------------------------------------------------------------------------
+
+
+def attend_by_sequences(call: SpansCall) -> Tensor:
+    """(tokens, heads, value_dim). Keys are views of the pool, and what a sequence gets does not depend on the others."""
+    out = call.q.new_empty(*call.q.shape[:2], call.v.shape[2])
+    for (first, end), begin, length in zip(
+        pairwise(call.seen.ends_q), call.seen.begins, call.seen.lengths, strict=True
+    ):
+        if first < end:
+            keys, values = (x[begin : begin + length].transpose(0, 1).unsqueeze(0) for x in (call.k, call.v))
+            out[first:end] = _attend_sequence(call, call.q[first:end], keys, values)
+    return out
+
+
+def _attend_sequence(call: SpansCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q: (rows, heads, d); k, v: (1, kv_heads, columns, d), the last of them that of the last row."""
+    rows, columns = len(q), k.shape[2]
+    if call.window is not None and columns > rows + call.window - 1:  # earlier keys are seen by no row
+        k, v = k[:, :, 1 - rows - call.window :], v[:, :, 1 - rows - call.window :]
+        columns = k.shape[2]
+    hides_by_window = call.window is not None and rows > 1 and columns > call.window
+    if call.softcap is not None or call.sinks is not None:
+        seen = call.seen.get_mask(rows, columns, call.window, q) == 0
+        by_heads = q.transpose(0, 1).unsqueeze(0)
+        scored = compute_scored_attention(by_heads, k, v, seen, call.scale, call.softcap, call.sinks)
+        return scored.squeeze(0).transpose(0, 1)
+    if rows == 1:  # the heads of a group are the rows of one head, so keys are not repeated for them
+        grouped = q.squeeze(0).unflatten(0, (k.shape[1], -1)).unsqueeze(0)
+        return _run_kernel(grouped, k, v, None, call.scale, causal=False).squeeze(0).flatten(0, 1).unsqueeze(0)
+    causal = rows == columns and not hides_by_window
+    mask = None if causal else call.seen.get_mask(rows, columns, call.window, q)
+    out = _run_kernel(q.transpose(0, 1).unsqueeze(0), k, v, mask, call.scale, causal=causal)
+    return out.squeeze(0).transpose(0, 1)
+
+
+def _run_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, *, causal: bool) -> Tensor:
+    if has_kernel(q, v):
+        return kernel(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+OP = Op(
+    "spans_attention",
+    [
+        Backend(
+            "varlen",
+            attend_by_varlen,
+            reasons_against_varlen,
+            varlen.list_unavailable_reasons,
+            tolerances=varlen.TOLERANCES,
+        ),
+        Backend(REFERENCE, attend_by_sequences, accept_all_inputs),
+    ],
+)
