@@ -157,7 +157,7 @@ class Engine:
         self._changed = Condition()
         self._submitted: list[Question] = []
         self._requests: dict[Question, Request] = {}
-        self._takes_questions, self._runs = True, True
+        self._takes_questions, self._runs, self._is_woken = True, True, False
         self._thread = Thread(target=copy_context().run, args=(self._run,), name="mmblocks engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a thread that still computes would end the interpreter with an error
@@ -197,7 +197,7 @@ class Engine:
             self._require_place()
             self._submitted.append(question)
             self._requests[question] = request
-            self._changed.notify_all()
+            self._wake()
         return request
 
     def read_statistics(self) -> EngineStatistics:
@@ -211,7 +211,7 @@ class Engine:
             if drain:
                 self._changed.wait_for(lambda: not self._requests, timeout)
             self._runs = False
-            self._changed.notify_all()
+            self._wake()
         self._thread.join()
         atexit.unregister(self.close)
 
@@ -224,13 +224,14 @@ class Engine:
 
     def _wake(self) -> None:
         with self._changed:
+            self._is_woken = True
             self._changed.notify_all()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._submitted or self._scheduler.has_work or not self._runs)
-                submitted, self._submitted = self._submitted, []
+                self._changed.wait_for(lambda: self._is_woken or self._scheduler.has_work)
+                submitted, self._submitted, self._is_woken = self._submitted, [], False
                 if not self._runs:
                     break
             for question in submitted:
