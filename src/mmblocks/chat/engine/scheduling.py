@@ -29,7 +29,7 @@ from mmblocks.reprs import format_by_shape
 
 
 @dataclass(eq=False, slots=True)
-class Question:
+class EngineQuestion:
     """A prompt and how it is to be answered. samples: answers to it. top_log_probs: as of `SequenceState`.
 
     codes: of its rows, see `encode_rows`. seen: visual rows that were in the cache when they were looked for, by their keys.
@@ -67,10 +67,10 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class AnswerProgress:
     """Something that happened to a question: a token of an answer, its end, or an error that ended all of its answers."""
 
-    question: Question
+    question: EngineQuestion
     sample: int = 0
     token: DrawnToken | None = None
     result: Result | None = None
@@ -81,7 +81,7 @@ class Progress:
 class _Answer:
     """An answer that is written. rows: those of the first answer to a question, which may be shared."""
 
-    question: Question
+    question: EngineQuestion
     sample: int
     state: SequenceState
     rows: CachedRows | None
@@ -92,7 +92,7 @@ class _Answer:
 class _Admitted:
     """A question with room for it: rows with a span for the prompt and the first answer, and spans of the other answers."""
 
-    question: Question
+    question: EngineQuestion
     rows: CachedRows
     spans: list[range]
     __repr__ = format_by_shape
@@ -122,7 +122,7 @@ class Scheduler:
         self._batcher = Batcher(
             model.backbone, pool, limits.get_step_tokens(model) if self._runs_together else self.slots
         )
-        self._queue: deque[Question] = deque()
+        self._queue: deque[EngineQuestion] = deque()
         self._answers: dict[SequenceState, _Answer] = {}
         self._visuals, self._lock = VisualCache(limits.visual_bytes), Lock()
         self._weights: WeightSnapshot | None = None
@@ -151,7 +151,7 @@ class Scheduler:
             **{name: self._counts[name] for name in names},
         )
 
-    def require_room(self, question: Question) -> None:
+    def require_room(self, question: EngineQuestion) -> None:
         """Raise `DataError` for a question that the cache can never hold."""
         question.decoding.require_fitting_length(self.model.backbone)
         if question.slots * question.samples > self.slots or question.samples > self.limits.max_running:
@@ -161,7 +161,7 @@ class Scheduler:
                 f"and {self.limits.max_running} answers are written at a time. Ask for fewer or shorter answers."
             )
 
-    def open_visuals(self, question: Question) -> None:
+    def open_visuals(self, question: EngineQuestion) -> None:
         """Decode the visuals of a question that are not in the cache. Raises `DataError` for what cannot be read."""
         keys, unseen = question.prompt.keys, []
         with self._lock:
@@ -174,11 +174,11 @@ class Scheduler:
 
     # In one thread ------------------------------------------------------------------------------------------------------
 
-    def append(self, question: Question) -> None:
+    def append(self, question: EngineQuestion) -> None:
         """Let a question wait for its turn."""
         self._queue.append(question)
 
-    def remove(self, question: Question) -> None:
+    def remove(self, question: EngineQuestion) -> None:
         """Drop a question with all that was computed for it."""
         if question in self._queue:
             self._queue.remove(question)
@@ -193,7 +193,7 @@ class Scheduler:
         with self._lock:
             self._visuals.clear()
 
-    def advance(self) -> Iterator[Progress]:
+    def advance(self) -> Iterator[AnswerProgress]:
         """Admit what there is room for, run a step and tell what happened. Cancelled questions are dropped first."""
         cancelled = [q for q in self._queue if q.is_cancelled] + [
             answer.question for answer in self._answers.values() if answer.question.is_cancelled
@@ -213,12 +213,12 @@ class Scheduler:
         for state, cause in outcome.failures:
             if (answer := self._answers.get(state)) is not None:
                 self.remove(answer.question)
-                yield Progress(answer.question, error=cause)
+                yield AnswerProgress(answer.question, error=cause)
 
-    def _tell_token(self, answer: _Answer, token: DrawnToken) -> Iterator[Progress]:
+    def _tell_token(self, answer: _Answer, token: DrawnToken) -> Iterator[AnswerProgress]:
         question, state = answer.question, answer.state
         self._counts["answer_tokens"] += 1
-        yield Progress(question, answer.sample, token=token)
+        yield AnswerProgress(question, answer.sample, token=token)
         if state.is_finished:
             tokens = state.writer.to_tokens(log_probs=question.decoding.log_probs)
             self._end_answer(answer)
@@ -226,7 +226,7 @@ class Scheduler:
                 written = torch.tensor(state.drawn, dtype=torch.int64)
                 self._prefixes.keep(answer.rows, torch.cat([answer.rows.codes, written])[: state.length])
             result = question.stop.make_result(self.model.backbone, tokens, len(question.prompt))
-            yield Progress(question, answer.sample, result=result)
+            yield AnswerProgress(question, answer.sample, result=result)
 
     def _end_answer(self, answer: _Answer) -> None:
         """Write no more of an answer; only rows that may be shared stay."""
@@ -238,7 +238,7 @@ class Scheduler:
 
     # Admission ----------------------------------------------------------------------------------------------------------
 
-    def _admit_questions(self) -> Iterator[Progress]:
+    def _admit_questions(self) -> Iterator[AnswerProgress]:
         """Begin with the questions that there is room for. Their visuals are encoded together; errors are each one's own."""
         if not self._queue or (self._answers and not self._runs_together):
             return
@@ -255,14 +255,14 @@ class Scheduler:
                     self._prefixes.drop(one.rows)
                     for span in one.spans:
                         self._prefixes.pool.release_span(span)
-                    yield Progress(one.question, error=cause)
+                    yield AnswerProgress(one.question, error=cause)
 
-    def _choose_questions(self) -> tuple[list[_Admitted], list[Progress]]:
+    def _choose_questions(self) -> tuple[list[_Admitted], list[AnswerProgress]]:
         """Take questions out of the queue, in its order, with room for them, and those whose visuals cannot be read.
 
         One whose prompt begins with what is being computed waits until that is there; those behind it need not wait.
         """
-        chosen, faults = list[_Admitted](), list[Progress]()
+        chosen, faults = list[_Admitted](), list[AnswerProgress]()
         views, running = self._batcher.step_tokens // VIEW_TOKENS, len(self._answers)
         encoded: set[str] = set()
         for question in [*self._queue][:MAX_EXAMINED]:
@@ -275,7 +275,7 @@ class Scheduler:
                     self.open_visuals(question)
             except Exception as cause:
                 self._queue.remove(question)
-                faults.append(Progress(question, error=cause))
+                faults.append(AnswerProgress(question, error=cause))
                 continue
             if question.num_views > views and encoded:
                 break
@@ -289,7 +289,7 @@ class Scheduler:
             self._queue.remove(question)
         return chosen, faults
 
-    def _reserve_room(self, question: Question) -> _Admitted | None:
+    def _reserve_room(self, question: EngineQuestion) -> _Admitted | None:
         """A span for the prompt with the first answer, and one for each further answer; None where there is no room yet."""
         rows = self._prefixes.begin(question.codes, question.slots)
         if rows is None:
@@ -322,7 +322,7 @@ class Scheduler:
 
     def _make_state(
         self,
-        question: Question,
+        question: EngineQuestion,
         sample: int,
         x: Tensor | None,
         span: range,
@@ -367,6 +367,10 @@ class Scheduler:
 
     def _forget_old_weights(self) -> None:
         """Nothing that other weights have computed is shared."""
-        if self._weights is None or not self._weights.is_same_for(self.model):
+        if self._weights is not None and self._weights.is_same_for(self.model):
+            return
+        if self._weights is not None:
             self.clear()
-            self._weights = WeightSnapshot.from_module(self.model)
+            for question in self._queue:
+                question.seen, question.opened = {}, None
+        self._weights = WeightSnapshot.from_module(self.model)

@@ -58,7 +58,9 @@ class SeenSpans:
         """The sequences of one query and at most `longest` keys; None where there are fewer than two."""
         key = longest, window, q.dtype
         if key not in self._short_spans:
-            chosen = [i for i, (n, m) in enumerate(zip(self.counts, self.lengths, strict=True)) if n == 1 and m <= longest]
+            chosen = [
+                i for i, (n, m) in enumerate(zip(self.counts, self.lengths, strict=True)) if n == 1 and m <= longest
+            ]
             made = ShortSpans.from_sequences(self, chosen, window, q) if len(chosen) > 1 else None
             self._short_spans[key] = made
         return self._short_spans[key]
