@@ -371,6 +371,7 @@ class Scheduler:
             return
         if self._weights is not None:
             self.clear()
+            self._batcher.drop_graphs()
             for question in self._queue:
                 question.seen, question.opened = {}, None
         self._weights = WeightSnapshot.from_module(self.model)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Packing, RowIndex
+from mmblocks.model.generation.batch_graphs import BatchGraphs, StepRow
 from mmblocks.model.generation.decoding import Decoding
 from mmblocks.model.generation.pool import KVPool
 from mmblocks.model.generation.results import DrawnToken
@@ -97,6 +98,10 @@ class SequenceState:
         self.writer.append_token(token.id, token.log_prob)
 
 
+_Rows = tuple[SequenceState, int]
+"""A sequence and how many of its next rows are run."""
+
+
 @dataclass(slots=True)
 class StepOutcome:
     """What a step did. tokens: drawn ones, with their sequences. failures: sequences that could not be run, and why."""
@@ -116,6 +121,7 @@ class Batcher:
         self.running: list[SequenceState] = []
         self._sampler = _Sampler()
         self._device = backbone.lm.get_input_embeddings().weight.device
+        self._graphs = BatchGraphs(backbone, pool)
 
     @torch.no_grad()
     def step(self) -> StepOutcome:
@@ -123,41 +129,58 @@ class Batcher:
 
         Where a run raises an error, each sequence is run alone, so that one that cannot be run ends no other.
         """
-        outcome, chosen = StepOutcome(), self._choose_rows()
-        try:
-            computed = [(chosen, self._compute_logits(chosen))] if chosen else []
-        except Exception as cause:  # whatever a kernel or a family raises
-            if len(chosen) > 1:
-                log.warning("generation: a step of %s sequences is repeated one by one: %r", len(chosen), cause)
-            computed = [*self._compute_one_by_one(chosen, outcome)]
-        for pairs, logits in computed:
-            self._advance(pairs, logits, outcome)
+        outcome = StepOutcome()
+        writing, reading = self._choose_rows()
+        captured = self._replay_step([sequence for sequence, _ in writing])
+        for chosen in [[*writing, *reading]] if captured is None else [reading]:
+            try:
+                computed = [(chosen, self._compute_logits(chosen))] if chosen else []
+            except Exception as cause:  # whatever a kernel or a family raises
+                if len(chosen) > 1:
+                    log.warning("generation: a step of %s sequences is repeated one by one: %r", len(chosen), cause)
+                computed = [*self._compute_one_by_one(chosen, outcome)]
+            for pairs, logits in computed:
+                self._advance(pairs, logits, outcome)
+        if captured is not None:
+            self._advance(writing, captured, outcome)
         failed = {id(sequence) for sequence, _ in outcome.failures}
         self.running = [s for s in self.running if not s.is_finished and id(s) not in failed]
         return outcome
 
-    def _choose_rows(self) -> list[tuple[SequenceState, int]]:
-        """The sequences of the next step and their rows: one behind what each has written, then of prompts up to the limit."""
-        chosen, left = [(sequence, 1) for sequence in self.running if sequence.drawn], self.step_tokens
+    def drop_graphs(self) -> None:
+        """Forget captured steps: weights lie elsewhere."""
+        self._graphs.drop_graphs()
+
+    def _choose_rows(self) -> tuple[list[_Rows], list[_Rows]]:
+        """The sequences of the next step and their rows: one behind what each has written, and of prompts up to the limit."""
+        reading, left = list[_Rows](), self.step_tokens
         for sequence in self.running:
             if not sequence.drawn and left:
                 count = min(sequence.num_pending, left)
                 left -= count
-                chosen.append((sequence, count))
-        return chosen
+                reading.append((sequence, count))
+        return [(sequence, 1) for sequence in self.running if sequence.drawn], reading
+
+    def _replay_step(self, sequences: Sequence[SequenceState]) -> Tensor | None:
+        """The logits of those that write, from a captured step where there is one."""
+        if not sequences:
+            return None
+        rows = [
+            StepRow(one.drawn[-1], one.span.start + one.length, one.length, one.span.start, one.length + 1)
+            for one in sequences
+        ]
+        return self._graphs.compute_logits(rows, max(len(one.span) for one in sequences))
 
     def _compute_one_by_one(
-        self, chosen: Sequence[tuple[SequenceState, int]], outcome: StepOutcome
-    ) -> Iterator[tuple[Sequence[tuple[SequenceState, int]], Tensor | None]]:
+        self, chosen: Sequence[_Rows], outcome: StepOutcome
+    ) -> Iterator[tuple[Sequence[_Rows], Tensor | None]]:
         for pair in chosen:
             try:
                 yield [pair], self._compute_logits([pair])
             except Exception as cause:
                 outcome.failures.append((pair[0], cause))
 
-    def _advance(
-        self, chosen: Sequence[tuple[SequenceState, int]], logits: Tensor | None, outcome: StepOutcome
-    ) -> None:
+    def _advance(self, chosen: Sequence[_Rows], logits: Tensor | None, outcome: StepOutcome) -> None:
         """Rows have been run: draw a token behind those that are the last of a prompt or answer."""
         writing = [sequence for sequence, count in chosen if count == sequence.num_pending]
         for sequence, count in chosen:
@@ -174,7 +197,7 @@ class Batcher:
                 rows += [row] * len(sequence.siblings)
         self._sampler.append_tokens(writing, logits if len(rows) == len(logits) else logits[rows], outcome)
 
-    def _compute_logits(self, chosen: Sequence[tuple[SequenceState, int]]) -> Tensor | None:
+    def _compute_logits(self, chosen: Sequence[_Rows]) -> Tensor | None:
         """(writing sequences, vocabulary) of the next tokens; None where no prompt ends here and nobody writes."""
         counts = [count for _, count in chosen]
         x = self._embed_rows(chosen)
@@ -190,7 +213,7 @@ class Batcher:
             hidden = self.backbone.compute_hidden_states(x, positions, packing, last, cache=self.pool, keys=seen)
         return self.backbone.compute_logits(hidden) if len(hidden) else None
 
-    def _embed_rows(self, chosen: Sequence[tuple[SequenceState, int]]) -> Tensor:
+    def _embed_rows(self, chosen: Sequence[_Rows]) -> Tensor:
         """(rows, dim): of the tokens that were drawn last, then of prompts."""
         last = [sequence.drawn[-1] for sequence, _ in chosen if sequence.drawn]
         prompts = [sequence.get_prompt_rows(count) for sequence, count in chosen if not sequence.drawn]

@@ -70,7 +70,13 @@ class KVPool:
     def place_rows(self, spans: Sequence[range], device: torch.device) -> Iterator[None]:
         """While packed rows are run, which are written to the slots of `spans`, end to end."""
         slots = torch.cat([torch.arange(span.start, span.stop) for span in spans])
-        self._places = {device: slots.to(device, non_blocking=device.type != "cpu")}
+        with self.place_slots(slots.to(device, non_blocking=device.type != "cpu")):
+            yield
+
+    @contextmanager
+    def place_slots(self, slots: Tensor) -> Iterator[None]:
+        """While rows are run, each of which is written to its slot: (rows,) int64."""
+        self._places = {slots.device: slots}
         try:
             yield
         finally:
