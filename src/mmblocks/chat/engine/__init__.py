@@ -152,7 +152,7 @@ class Engine:
         if not isinstance(limits, EngineLimits | None):
             raise ConfigError(f"engine: limits={format_value(limits)} are no EngineLimits.")
         self.model, self.limits = model, limits or EngineLimits()
-        self._scheduler = Scheduler(model, self.limits)
+        self._scheduler = self._make_scheduler()
         self.processor = self._scheduler.processor
         self._changed = Condition()
         self._submitted: list[EngineQuestion] = []
@@ -212,6 +212,15 @@ class Engine:
         self._thread.join()
         atexit.unregister(self.close)
 
+    def _make_scheduler(self) -> Scheduler:
+        return Scheduler(
+            self.model,
+            slots=self.limits.count_slots(self.model),
+            step_tokens=self.limits.get_step_tokens(self.model),
+            max_running=self.limits.max_running,
+            visual_bytes=self.limits.visual_bytes,
+        )
+
     def _require_place(self) -> None:
         if not self._takes_questions:
             raise EngineClosedError("the engine is closed and takes no more questions.")
@@ -245,7 +254,7 @@ class Engine:
         except Exception as cause:
             log.exception("engine: a step failed; all questions end with this error")
             self._end_requests(cause)
-            self._scheduler = Scheduler(self.model, self.limits)
+            self._scheduler = self._make_scheduler()
         for request in [one for one in [*self._requests.values()] if one.has_ended]:
             self._forget_request(request)
 

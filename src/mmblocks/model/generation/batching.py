@@ -10,6 +10,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from mmblocks.batch import Packing, RowIndex
 from mmblocks.model.generation.batch_graphs import BatchGraphs, StepRow
 from mmblocks.model.generation.decoding import Decoding
-from mmblocks.model.generation.pool import KVPool
+from mmblocks.model.generation.pool import KVPool, list_numbers
 from mmblocks.model.generation.results import DrawnToken
 from mmblocks.model.generation.sampling import RandomKey, RandomNumbers, SamplingRule, TokenSampler
 from mmblocks.model.generation.scoring import compute_log_probs
@@ -57,7 +58,7 @@ class SequenceState:
         self.span, self.length = span, kept
         self.siblings = tuple(siblings)
         self.decoding, self.top_log_probs = decoding, top_log_probs
-        self.rule = SamplingRule.from_settings(backbone, decoding, stop.tokens)
+        self.rule = _share_rule(SamplingRule.from_settings(backbone, decoding, stop.tokens))
         self.writer = AnswerWriter(backbone, stop)
         self.drawn: list[int] = []
         self._random = RandomNumbers(decoding.seed, [random_key]) if self.rule.temperature > 0 else None
@@ -90,12 +91,19 @@ class SequenceState:
 
     def draw_number(self) -> float:
         """A random number for the next token, at least 0 and below 1."""
-        return 0.0 if self._random is None else float(self._random.draw())
+        assert self._random is not None, "greedy rules draw none"
+        return float(self._random.draw())
 
     def append_token(self, token: DrawnToken) -> None:
         """Take the token that was drawn."""
         self.drawn.append(token.id)
         self.writer.append_token(token.id, token.log_prob)
+
+
+@lru_cache(maxsize=256)
+def _share_rule(rule: SamplingRule) -> SamplingRule:
+    """One object for equal rules: sequences of one rule are found by it in every step."""
+    return rule
 
 
 _Rows = tuple[SequenceState, int]
@@ -202,9 +210,9 @@ class Batcher:
         counts = [count for _, count in chosen]
         x = self._embed_rows(chosen)
         begins = [sequence.length for sequence, _ in chosen]
-        positions = torch.cat([torch.arange(b, b + n) for b, n in zip(begins, counts, strict=True)]).to(x.device)
         spans = [sequence.span for sequence, _ in chosen]
         lengths = [b + n for b, n in zip(begins, counts, strict=True)]
+        positions = list_numbers(map(range, begins, lengths)).to(x.device)
         seen = SeenSpans(counts, [span.start for span in spans], lengths)
         last = _find_last_rows([count == sequence.num_pending for sequence, count in chosen], counts, x.device)
         new = [span[begin:end] for span, begin, end in zip(spans, begins, lengths, strict=True)]
@@ -238,16 +246,15 @@ class _Sampler:
 
     def append_tokens(self, sequences: Sequence[SequenceState], logits: Tensor, outcome: StepOutcome) -> None:
         """logits: (sequences, vocabulary)."""
-        groups: dict[tuple[SamplingRule, int], list[int]] = {}
+        groups: dict[tuple[int, int], list[int]] = {}
         for row, sequence in enumerate(sequences):
-            rule = sequence.rule
-            reads_written = rule.repetition_penalty != 1.0 or rule.ngram_size or rule.min_new_tokens
-            groups.setdefault((rule, len(sequence.drawn) if reads_written else 0), []).append(row)
-        for (rule, num_written), rows in groups.items():
+            num_written = len(sequence.drawn) if sequence.rule.reads_written else 0
+            groups.setdefault((id(sequence.rule), num_written), []).append(row)
+        for (_, num_written), rows in groups.items():
             own = [sequences[row] for row in rows]
             chosen = logits if len(rows) == len(logits) else logits[rows]
             try:
-                tokens = [*self._draw_tokens(rule, own, num_written, chosen)]
+                tokens = self._draw_tokens(own[0].rule, own, num_written, chosen)
             except Exception as cause:
                 outcome.failures += [(sequence, cause) for sequence in own]
                 continue
@@ -257,15 +264,20 @@ class _Sampler:
 
     def _draw_tokens(
         self, rule: SamplingRule, sequences: Sequence[SequenceState], num_written: int, logits: Tensor
-    ) -> Iterator[DrawnToken]:
-        written = torch.tensor([s.drawn[:num_written] for s in sequences], dtype=torch.int64, device=logits.device)
-        numbers = torch.tensor([s.draw_number() for s in sequences], dtype=torch.float64, device=logits.device)
-        ids = self._get_sampler(rule, logits.device)(written.view(len(sequences), -1), logits, numbers)
-        log_probs: list[float | None] = [None] * len(sequences)
-        if rule.log_probs:
-            log_probs = [*compute_log_probs(logits, ids).tolist()]
-        for i, (token, log_prob) in enumerate(zip(ids.tolist(), log_probs, strict=True)):
-            yield DrawnToken(token, log_prob, _find_likeliest(logits[i], sequences[i].top_log_probs))
+    ) -> list[DrawnToken]:
+        device = logits.device
+        written = torch.tensor([s.drawn[:num_written] for s in sequences], dtype=torch.int64, device=device)
+        numbers = torch.zeros(0)
+        if rule.temperature > 0:
+            numbers = torch.tensor([s.draw_number() for s in sequences], dtype=torch.float64, device=device)
+        ids = self._get_sampler(rule, device)(written.view(len(sequences), -1), logits, numbers)
+        if not rule.log_probs and not any(s.top_log_probs for s in sequences):
+            return list(map(DrawnToken, ids.tolist()))
+        log_probs = compute_log_probs(logits, ids).tolist()
+        return [
+            DrawnToken(token, log_prob, _find_likeliest(row, sequence.top_log_probs))
+            for token, log_prob, row, sequence in zip(ids.tolist(), log_probs, logits, sequences, strict=True)
+        ]
 
     def _get_sampler(self, rule: SamplingRule, device: torch.device) -> TokenSampler:
         if rule not in self._samplers:
