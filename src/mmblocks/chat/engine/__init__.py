@@ -169,12 +169,7 @@ class Engine:
         self.close()
 
     def submit(
-        self,
-        conversation: Conversation,
-        decoding: Decoding | None = None,
-        *,
-        samples: int = 1,
-        top_log_probs: int = 0,
+        self, conversation: Conversation, decoding: Decoding | None = None, *, samples: int = 1, top_log_probs: int = 0
     ) -> Request:
         """Ask for answers to a conversation that ends with a message of the user; they are read from what is returned.
 
