@@ -28,13 +28,15 @@ def serve(
     name: str | None = None,
     api_keys: Sequence[str] = (),
     allow_urls: bool | Collection[str] = False,
+    allow_hosts: Sequence[str] = (),
     limits: ServerLimits | None = None,
     engine_limits: EngineLimits | None = None,
 ) -> ModelServer:
     """Serve a model in threads of this process, with a page at `.url`; it ends with `.close()` or a `with` block.
 
     model: a model, or what `mmblocks.load` takes. port: 0 is a free one. name: what clients call it. api_keys: one of which
-    clients have to send. allow_urls: as of `mmblocks.image`. See `ServerLimits` and `EngineLimits` for how much it takes on.
+    clients have to send. allow_urls: as of `mmblocks.image`. allow_hosts: further names by which it is asked, such as that of
+    a proxy in front of it. See `ServerLimits` and `EngineLimits` for how much it takes on.
 
     >>> with serve(model, port=0) as server:                                                      # doctest: +SKIP
     ...     client = openai.OpenAI(base_url=server.base_url, api_key="EMPTY")
@@ -51,6 +53,7 @@ def serve(
         name=name,
         api_keys=api_keys,
         allow_urls=allow_urls,
+        allow_hosts=allow_hosts,
         limits=limits,
         engine_limits=engine_limits,
     )
@@ -65,6 +68,7 @@ def make_server(
     name: str | None = None,
     api_keys: Sequence[str] = (),
     allow_urls: bool | Collection[str] = False,
+    allow_hosts: Sequence[str] = (),
     limits: ServerLimits | None = None,
     engine_limits: EngineLimits | None = None,
 ) -> ModelServer:
@@ -77,7 +81,7 @@ def make_server(
     if not isinstance(limits, ServerLimits | None):
         raise ConfigError(f"server: limits={format_value(limits)} are no ServerLimits.")
     hosts = None if allow_urls is False else () if allow_urls is True else tuple(allow_urls)
-    access = Access(check_keys(api_keys), hosts, list_host_names(host))
+    access = Access(check_keys(api_keys), hosts, list_host_names(host, allow_hosts))
     listener = listen_on(host, port)
     try:
         engine = Engine(model, engine_limits)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
 
 from mmblocks.model.onevision import OneVision
 from mmblocks.registry import Spec, split_spec
-from mmblocks.server.limits import ServerLimits
 from mmblocks.server.preparation import PreparedPrompt
 from mmblocks.shapes import SCENARIOS, Size, View
 
 
-def describe_model(model: OneVision, name: str, limits: ServerLimits, answer_tokens: int, needs_key: bool) -> dict:
-    """Of `GET /api/model`. answer_tokens: the most of an answer."""
+def describe_model(model: OneVision, name: str, limits: Mapping[str, object], *, needs_key: bool) -> dict:
+    """Of `GET /api/model`."""
     spec = model.spec
     parts = {kind: _format_component(getattr(spec, kind)) for kind in ("encoder", "projector", "pooling", "backbone")}
     tokenizers = {
@@ -23,7 +22,7 @@ def describe_model(model: OneVision, name: str, limits: ServerLimits, answer_tok
         "parts": {**parts, **tokenizers, "template": _format_component(spec.template)},
         "max_tokens": model.backbone.max_tokens,
         "scenarios": list(SCENARIOS),
-        "limits": {**asdict(limits), "answer_tokens": answer_tokens},
+        "limits": limits,
         "needs_key": needs_key,
     }
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.generate import Decoding
@@ -120,7 +119,7 @@ def _refuse_unread_field(name: str, value: object) -> None:
         )
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -166,8 +165,7 @@ def _read_number(
     value = body.get(name)
     if value is None:
         return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not (0 if above is None else above) <= value <= most or value == above:
+    if not _is_number(value) or not (0 if above is None else above) <= value <= most or value == above:
         least = "from 0" if above is None else f"above {above:g}"
         raise make_field_error(name, f"{name} is {format_value(value)}; write a number {least} and up to {most:g}.")
     return float(value)

@@ -12,7 +12,6 @@ from mmblocks.server.answering import encode_json
 from mmblocks.server.errors import RequestError
 from mmblocks.server.service import Service
 
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 PRIVATE_PATHS = ("/v1/", "/api/plan", "/metrics")
 """What needs a key where there are keys: not the page, nor what it must know before it can ask for a key."""
 COUNTED_PATHS = ("/v1/chat/completions", "/v1/models", "/api/model", "/api/plan", "/health", "/metrics", "/")
@@ -52,12 +51,13 @@ class Guard:
     def _check_request(self, method: str, path: str, headers: Headers) -> None:
         """Raises `RequestError`."""
         access, host = self._service.access, headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname if host else ""
-        if access.hosts is not None and name not in access.hosts:
-            message = f"this server is not {host[:100]!r}; ask it as {access.hosts[0]}."
+        if access.hosts is not None and _read_host_name(host) not in access.hosts:
+            message = (
+                f"this server is not {host[:100]!r}; ask it as {access.hosts[0]} (or start it with --allow-hosts)."
+            )
             raise RequestError(403, message, code="wrong_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             raise RequestError(403, "pages of other sites may not ask this server.", code="wrong_origin")
         if self._service.is_draining and method == "POST":
             raise RequestError(503, "the server is stopping.", code="stopping", headers={"Retry-After": "5"})
@@ -66,3 +66,11 @@ class Guard:
         if is_private and not access.accepts_key(key if scheme.lower() == "bearer" else ""):
             message = "the API key is missing or wrong; send 'Authorization: Bearer KEY'."
             raise RequestError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _read_host_name(host: str) -> str:
+    """The name in a Host header, without its port; "" for none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # half of an IPv6 address
+        return ""

@@ -18,10 +18,14 @@ DONE = "data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class CompletionWriter:
-    """Writes one answer to a client. texts: of tokens, where their probabilities are wanted."""
+    """Writes one answer to a client.
+
+    texts: of tokens, where their probabilities are wanted. end_tokens: those that end an answer and are no part of it.
+    """
 
     model: str
     texts: TokenTexts | None = None
+    end_tokens: frozenset[int] = frozenset()
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -35,7 +39,7 @@ class CompletionWriter:
                 {
                     "index": sample,
                     "message": {"role": "assistant", "content": result.text, "refusal": None},
-                    "logprobs": self._write_log_probs(tokens[: len(result.ids)]),
+                    "logprobs": self._write_log_probs(tokens),
                     "finish_reason": result.finish_reason,
                 }
             )
@@ -47,13 +51,10 @@ class CompletionWriter:
         for sample in range(samples):
             yield self._write_chunk(sample, {"role": "assistant", "content": ""})
 
-    def write_piece(self, piece: Piece, count: int) -> Iterable[str]:
-        """Chunks of a piece. count: tokens of this sample before it."""
-        tokens = list(piece.tokens)
-        if piece.result is not None:
-            tokens = tokens[: max(0, len(piece.result.ids) - count)]
-        log_probs = self._write_log_probs(tokens)
-        if piece.text or (log_probs and tokens):
+    def write_piece(self, piece: Piece) -> Iterable[str]:
+        """Chunks of a piece."""
+        log_probs = self._write_log_probs(piece.tokens)
+        if piece.text or (log_probs and log_probs["content"]):
             yield self._write_chunk(piece.sample, {"content": piece.text}, log_probs)
         if piece.result is not None:
             yield self._write_chunk(piece.sample, {}, finish_reason=piece.result.finish_reason)
@@ -76,7 +77,7 @@ class CompletionWriter:
         if self.texts is None:
             return None
         content = []
-        for token in tokens:
+        for token in (one for one in tokens if one.id not in self.end_tokens):
             top = [self.texts.write_token(*pair) for pair in token.top]
             content.append({**self.texts.write_token(token.id, token.log_prob), "top_logprobs": top})
         return {"content": content, "refusal": None}
@@ -85,12 +86,17 @@ class CompletionWriter:
 def write_usage(request: Request, results: Sequence[Result]) -> dict:
     """Tokens of a prompt, those of visuals among them, and of all answers to it."""
     answer = sum(result.answer_tokens for result in results)
-    details = {"visual_tokens": sum(request.visual_tokens), "visual_tokens_of_each": list(request.visual_tokens)}
+    visual = sum(request.visual_tokens)
+    details = {
+        "text_tokens": request.prompt_tokens - visual,
+        "visual_tokens": visual,
+        "visual_tokens_of_each": list(request.visual_tokens),
+    }
     return {
         "prompt_tokens": request.prompt_tokens,
         "completion_tokens": answer,
         "total_tokens": request.prompt_tokens + answer,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0, **details},
+        "prompt_tokens_details": details,
     }
 
 

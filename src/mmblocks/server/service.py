@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TypeVar
 
 from mmblocks.chat.engine import Engine, QueueFullError, Request
 from mmblocks.errors import ConfigError, DataError
+from mmblocks.model.generation.decoding import MAX_NEW_TOKENS
 from mmblocks.server.errors import RequestError, make_busy_error
 from mmblocks.server.fields import ChatFields
 from mmblocks.server.limits import ServerLimits
@@ -41,28 +44,12 @@ class Access:
 
 
 @dataclass(slots=True)
-class OpenBodies:
-    """Bytes of the bodies that are held, within a limit."""
-
-    most: int
-    held: int = 0
-
-    def reserve(self, size: int) -> None:
-        """Raises `RequestError` where there is no room now."""
-        if self.held + size > self.most:
-            raise make_busy_error(
-                "the bodies of other requests fill the memory that is meant for them; ask again later."
-            )
-        self.held += size
-
-    def release(self, size: int) -> None:
-        """Give back what was reserved."""
-        self.held -= size
-
-
-@dataclass(slots=True)
 class Service:
-    """One model that is served. name: what clients call it."""
+    """One model that is served. name: what clients call it.
+
+    open_requests, held_bytes: of all routes, and of the bodies of requests that are not answered yet. Both are changed in
+    the thread of the event loop alone.
+    """
 
     engine: Engine
     name: str
@@ -72,23 +59,28 @@ class Service:
     is_draining: bool = False
     reader: PromptReader = field(init=False)
     texts: TokenTexts = field(init=False)
-    bodies: OpenBodies = field(init=False)
     workers: ThreadPoolExecutor = field(init=False)
-    waiting: int = 0
     open_requests: int = 0
+    held_bytes: int = 0
+    created: int = field(default_factory=lambda: int(time.time()))
+    _num_preparing: int = 0
+    _lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         messages = MessageReader(self.limits, self.access.url_hosts)
         self.reader = PromptReader(self.engine.processor, messages)
         self.texts = TokenTexts(self.engine.model.backbone.text_tokenizer)
-        self.bodies = OpenBodies(self.limits.open_body_bytes)
         self.workers = ThreadPoolExecutor(self.limits.workers, thread_name_prefix="mmblocks server")
 
     @property
     def most_answer_tokens(self) -> int:
         """The most tokens of an answer that a request may ask for."""
-        most = self.engine.model.backbone.max_tokens
-        return min(most, self.limits.answer_tokens or most)
+        return min(self.most_tokens, self.limits.answer_tokens or self.most_tokens)
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens of a prompt and its answer."""
+        return self.engine.model.backbone.max_tokens or MAX_NEW_TOKENS
 
     def require_model(self, name: object) -> None:
         """Raise `RequestError` for another model than the one that is served."""
@@ -100,18 +92,19 @@ class Service:
             message = f"there is no model {name[:200]!r} here; write {self.name!r}."
             raise RequestError(404, message, param="model", code="model_not_found")
 
+    @property
+    def num_preparing(self) -> int:
+        """Requests that are read in threads, or wait for one."""
+        return self._num_preparing
+
     async def run_in_worker(self, call: Callable[[], T], drop: Callable[[T], None] | None = None) -> T:
         """Run what takes time in a thread. drop: called with the result where nobody waits for it any more."""
-        if self.waiting >= self.engine.limits.max_queued:
-            raise make_busy_error(QUEUE_FULL)
-        self.waiting += 1
-        try:
-            future: Future[T] = self.workers.submit(call)
-        except BaseException:
-            self.waiting -= 1
-            raise
-        loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count_finished))
+        with self._lock:
+            if self._num_preparing >= self.engine.limits.max_queued + self.limits.workers:
+                raise make_busy_error(QUEUE_FULL)
+            self._num_preparing += 1
+        future = self.workers.submit(call)
+        future.add_done_callback(self._count_prepared)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -137,11 +130,11 @@ class Service:
 
     def fit_answer(self, prompt: PreparedPrompt, fields: ChatFields) -> ChatFields:
         """The fields with an answer that fits behind a prompt. Raises `RequestError` where what was asked for does not."""
-        room = self.engine.model.backbone.max_tokens - len(prompt.encoded)
+        room = self.most_tokens - len(prompt.encoded)
         if (fields.max_tokens is not None and fields.max_tokens > room) or room < 1:
             message = (
                 f"the prompt has {len(prompt.encoded)} tokens, and {fields.max_tokens or 1} more do not fit in the "
-                f"{self.engine.model.backbone.max_tokens} that the model takes; ask for less, or show less."
+                f"{self.most_tokens} that the model takes; ask for less, or show less."
             )
             raise RequestError(400, message, param="messages", code="context_length_exceeded")
         return fields.with_answer_tokens(min(fields.decoding.max_new_tokens, room, self.most_answer_tokens))
@@ -151,15 +144,10 @@ class Service:
         self.workers.shutdown(wait=False, cancel_futures=True)
         self.engine.close()
 
-    def _count_finished(self) -> None:
-        self.waiting -= 1
+    def _count_prepared(self, _: object) -> None:
+        with self._lock:
+            self._num_preparing -= 1
 
 
 def _has_result(done: Future[T]) -> bool:
     return not done.cancelled() and done.exception() is None
-
-
-def list_models(names: Sequence[str], created: int) -> dict:
-    """Of `GET /v1/models`."""
-    rows = [{"id": name, "object": "model", "created": created, "owned_by": "mmblocks"} for name in names]
-    return {"object": "list", "data": rows}

@@ -7,19 +7,23 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from types import FrameType
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmblocks.errors import ConfigError
+from mmblocks.server.answering import encode_json
 from mmblocks.server.app import make_app
+from mmblocks.server.errors import RequestError, make_busy_error
 from mmblocks.server.guard import Guard
 from mmblocks.server.service import Service
 
 log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 15
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 GRACE_S = 2
 """What cancelled requests get to write their errors."""
 
@@ -38,29 +42,49 @@ def listen_on(host: str, port: int) -> socket.socket:
 
 
 def make_protocol(connections: int, stall_s: float) -> type[H11Protocol]:
-    """The protocol of HTTP/1.1, with at most so many connections, which may not wait for the rest of a header for longer."""
+    """HTTP/1.1 with at most so many connections, which are closed where a header does not come within a time."""
 
     class LimitedProtocol(H11Protocol):
+        _header_timer: asyncio.TimerHandle | None = None
+
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > connections:
-                transport.close()
-                return
-            self._close_after(stall_s)
+                self._refuse_connection(make_busy_error("as many clients are connected as this server takes."))
+            else:
+                self._watch_header()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._forget_timer()
 
         def data_received(self, data: bytes) -> None:
-            is_between_requests = self.cycle is None or self.cycle.response_complete
-            timer = self.timeout_keep_alive_task
-            if is_between_requests:  # the time of a header runs from its connection, or from the last answer
-                self.timeout_keep_alive_task = None
+            if self.transport.is_closing():
+                return
             super().data_received(data)
-            if self.cycle is None or self.cycle.response_complete:
-                self.timeout_keep_alive_task = timer
-            elif timer is not None:
-                timer.cancel()
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._forget_timer()
+            elif self._header_timer is None:
+                self._watch_header()
 
-        def _close_after(self, seconds: float) -> None:
-            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+        def send_400_response(self, msg: str) -> None:
+            self._refuse_connection(RequestError(400, "this is no request of HTTP/1.1.", code="invalid_http"))
+
+        def _watch_header(self) -> None:
+            self._header_timer = self.loop.call_later(stall_s, self.timeout_keep_alive_handler)
+
+        def _forget_timer(self) -> None:
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
+
+        def _refuse_connection(self, error: RequestError) -> None:
+            body = encode_json(error.to_dict())
+            lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "Content-Type: application/json"]
+            lines += [f"{name}: {value}" for name, value in error.headers.items()]
+            lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
+            self.transport.write("\r\n".join(lines).encode() + body)
+            self.transport.close()
 
     return LimitedProtocol
 
@@ -80,8 +104,11 @@ class _DrainingServer(uvicorn.Server):
             self._service.is_draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        if self._service.is_draining and (not self._service.open_requests or time.monotonic() > self._deadline):
-            self.should_exit = True
+        if self._service.is_draining and not self.should_exit:
+            is_late = time.monotonic() > self._deadline
+            if is_late:  # running answers end with an error
+                await asyncio.to_thread(self._service.engine.close)
+            self.should_exit = is_late or not self._service.open_requests
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -111,6 +138,7 @@ class ModelServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
         )
@@ -158,7 +186,13 @@ class ModelServer:
         self.service.close()
 
 
-def list_host_names(host: str) -> tuple[str, ...] | None:
-    """What a Host header may name, of a server that listens on an address; None for anything, which others can reach."""
-    local = ("127.0.0.1", "localhost", "::1")
-    return local if host in local or host.startswith("127.") else None
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach an address."""
+    return host in LOCAL_HOSTS or host.startswith("127.")
+
+
+def list_host_names(host: str, others: Sequence[str]) -> tuple[str, ...] | None:
+    """What a Host header may name, of a server that listens on an address and is known by other names; None for anything."""
+    if not is_loopback(host) and not others:
+        return None
+    return tuple(dict.fromkeys((*LOCAL_HOSTS, host, *map(str.lower, others))))

@@ -18,6 +18,7 @@ def _make_byte_letters() -> dict[str, int]:
 
 
 BYTE_LETTERS = _make_byte_letters()
+SPACE = "\u2581"
 _BROKEN = "\ufffd"
 
 
@@ -30,14 +31,17 @@ class TokenTexts:
     def write_token(self, token: int, log_prob: float | None) -> dict:
         """A token as `logprobs` have it. Bytes of a token that is a part of a character are those of this part."""
         text = self._tokenizer.decode([token], skip_special_tokens=False)
-        known = self._read_bytes(token) if _BROKEN in text else text.encode()
+        piece = self._tokenizer.convert_ids_to_tokens(token) or ""
+        if piece.startswith(SPACE) and not text.startswith(" "):  # SentencePiece drops the space at a beginning
+            text = f" {text}"
+        known = _read_bytes(piece) if _BROKEN in text else text.encode()
         value = LOWEST_LOG_PROB if log_prob is None else max(log_prob, LOWEST_LOG_PROB)
         return {"token": text, "logprob": value, "bytes": list(known)}
 
-    def _read_bytes(self, token: int) -> bytes:
-        piece = self._tokenizer.convert_ids_to_tokens(token) or ""
-        if (byte := _BYTE.fullmatch(piece)) is not None:
-            return bytes([int(byte[1], 16)])
-        if all(letter in BYTE_LETTERS for letter in piece):
-            return bytes(BYTE_LETTERS[letter] for letter in piece)
-        return piece.encode()
+
+def _read_bytes(piece: str) -> bytes:
+    if (byte := _BYTE.fullmatch(piece)) is not None:
+        return bytes([int(byte[1], 16)])
+    if all(letter in BYTE_LETTERS for letter in piece):
+        return bytes(BYTE_LETTERS[letter] for letter in piece)
+    return piece.encode()
