@@ -77,6 +77,13 @@ def run_step(step, tokens):
     return step()
 
 
+def test_a_temperature_may_be_a_whole_number(backbone):
+    x, settings = torch.randn(5, 32), {"max_new_tokens": 4, "seed": 1}
+    assert written(backbone, x, [5], Decoding(temperature=2, top_p=1, **settings), NO_END) == written(
+        backbone, x, [5], Decoding(temperature=2.0, **settings), NO_END
+    )
+
+
 # As transformers writes -----------------------------------------------------------------------------------------------
 
 

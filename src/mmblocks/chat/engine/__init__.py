@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Condition, Thread
 
 from mmblocks.chat.engine.limits import EngineLimits, EngineStatistics
-from mmblocks.chat.engine.scheduling import Progress, Question, Scheduler
+from mmblocks.chat.engine.scheduling import AnswerProgress, EngineQuestion, Scheduler
 from mmblocks.chat.inputs import check_conversations, check_decoding
 from mmblocks.chat.prompts import ChatPrompt
 from mmblocks.conversation import Conversation
@@ -62,7 +62,7 @@ class Request:
     there, or an error.
     """
 
-    def __init__(self, model: OneVision, question: Question, wake_engine: Callable[[], None]) -> None:
+    def __init__(self, model: OneVision, question: EngineQuestion, wake_engine: Callable[[], None]) -> None:
         self.prompt_tokens = len(question.prompt)
         self.visual_tokens = tuple(question.prompt.row_counts)
         self.samples = question.samples
@@ -70,13 +70,13 @@ class Request:
         self.has_ended, self._left = False, question.samples
         self._texts = [AnswerText(model.backbone, question.stop) for _ in range(question.samples)]
         self._changed = Condition()
-        self._told: deque[Progress] = deque()
-        self._wake_reader: Callable[[], None] | None = None
+        self._told: deque[AnswerProgress] = deque()
+        self._wake_reader: Callable[[], object] | None = None
 
     def cancel(self) -> None:
         """Stop answering at the next step, from any thread. Whoever reads gets an `EngineClosedError`."""
         self.question.is_cancelled = True
-        self.tell(Progress(self.question, error=EngineClosedError("the request was cancelled.")))
+        self.tell(AnswerProgress(self.question, error=EngineClosedError("the request was cancelled.")))
         self._wake_engine()
 
     def stream(self) -> Iterator[Piece]:
@@ -117,7 +117,7 @@ class Request:
         results = {piece.sample: piece.result for piece in self.stream() if piece.result is not None}
         return [results[sample] for sample in range(self.samples)]
 
-    def tell(self, progress: Progress) -> None:
+    def tell(self, progress: AnswerProgress) -> None:
         """What the engine reports."""
         with self._changed:
             self._told.append(progress)
@@ -155,9 +155,9 @@ class Engine:
         self._scheduler = Scheduler(model, self.limits)
         self.processor = self._scheduler.processor
         self._changed = Condition()
-        self._submitted: list[Question] = []
-        self._requests: dict[Question, Request] = {}
-        self._takes_questions, self._runs = True, True
+        self._submitted: list[EngineQuestion] = []
+        self._requests: dict[EngineQuestion, Request] = {}
+        self._takes_questions, self._runs, self._is_woken = True, True, False
         self._thread = Thread(target=copy_context().run, args=(self._run,), name="mmblocks engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a thread that still computes would end the interpreter with an error
@@ -184,7 +184,7 @@ class Engine:
         self._require_place()
         prompt = ChatPrompt.from_conversation(self.processor, conversation)
         stop = StopSequences.from_model(self.model, decoding.stop)
-        question = Question(prompt, decoding, stop, samples, top_log_probs)
+        question = EngineQuestion(prompt, decoding, stop, samples, top_log_probs)
         self._scheduler.require_room(question)
         self._scheduler.open_visuals(question)
         request = Request(self.model, question, self._wake)
@@ -192,12 +192,14 @@ class Engine:
             self._require_place()
             self._submitted.append(question)
             self._requests[question] = request
-            self._changed.notify_all()
+            self._wake()
         return request
 
     def read_statistics(self) -> EngineStatistics:
         """What is running, and what has been done."""
-        return self._scheduler.read_statistics()
+        with self._changed:
+            statistics = self._scheduler.read_statistics()
+            return replace(statistics, queued=statistics.queued + len(self._submitted))
 
     def close(self, *, drain: bool = False, timeout: float | None = None) -> None:
         """Take no more questions and end: at once, or with `drain` when all are answered or `timeout` seconds have passed."""
@@ -206,7 +208,7 @@ class Engine:
             if drain:
                 self._changed.wait_for(lambda: not self._requests, timeout)
             self._runs = False
-            self._changed.notify_all()
+            self._wake()
         self._thread.join()
         atexit.unregister(self.close)
 
@@ -219,13 +221,14 @@ class Engine:
 
     def _wake(self) -> None:
         with self._changed:
+            self._is_woken = True
             self._changed.notify_all()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._submitted or self._scheduler.has_work or not self._runs)
-                submitted, self._submitted = self._submitted, []
+                self._changed.wait_for(lambda: self._is_woken or self._scheduler.has_work)
+                submitted, self._submitted, self._is_woken = self._submitted, [], False
                 if not self._runs:
                     break
             for question in submitted:
@@ -248,7 +251,7 @@ class Engine:
 
     def _end_requests(self, cause: Exception) -> None:
         for request in [*self._requests.values()]:
-            request.tell(Progress(request.question, error=cause))
+            request.tell(AnswerProgress(request.question, error=cause))
             self._forget_request(request)
 
     def _forget_request(self, request: Request) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -29,11 +29,11 @@ from mmblocks.reprs import format_by_shape
 
 
 @dataclass(eq=False, slots=True)
-class Question:
+class EngineQuestion:
     """A prompt and how it is to be answered. samples: answers to it. top_log_probs: as of `SequenceState`.
 
-    seen: visual rows that were in the cache when it was asked, by their keys. opened: the numbers of its other visuals, and
-    these decoded.
+    codes: of its rows, see `encode_rows`. seen: visual rows that were in the cache when they were looked for, by their keys.
+    opened: the numbers of its other visuals, and these decoded; None until they are.
     """
 
     prompt: ChatPrompt
@@ -41,10 +41,24 @@ class Question:
     stop: StopSequences
     samples: int = 1
     top_log_probs: int = 0
+    codes: Tensor = field(init=False)
     seen: dict[str, Tensor] = field(default_factory=dict)
-    opened: tuple[list[int], Sample | None] = field(default_factory=lambda: ([], None))
+    opened: tuple[list[int], Sample | None] | None = None
     is_cancelled: bool = False
     __repr__ = format_by_shape
+
+    def __post_init__(self) -> None:
+        self.codes = encode_rows(self.prompt)
+
+    @property
+    def num_views(self) -> int:
+        """Views to encode."""
+        return sum(len(self.prompt.encoded.plans[i].plan.views) for i in self.opened[0]) if self.opened else 0
+
+    @property
+    def unseen_keys(self) -> list[str]:
+        """Of the visuals to encode."""
+        return [self.prompt.keys[i] for i in self.opened[0]] if self.opened else []
 
     @property
     def slots(self) -> int:
@@ -53,10 +67,10 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class AnswerProgress:
     """Something that happened to a question: a token of an answer, its end, or an error that ended all of its answers."""
 
-    question: Question
+    question: EngineQuestion
     sample: int = 0
     token: DrawnToken | None = None
     result: Result | None = None
@@ -67,11 +81,27 @@ class Progress:
 class _Answer:
     """An answer that is written. rows: those of the first answer to a question, which may be shared."""
 
-    question: Question
+    question: EngineQuestion
     sample: int
     state: SequenceState
     rows: CachedRows | None
     __repr__ = format_by_shape
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """A question with room for it: rows with a span for the prompt and the first answer, and spans of the other answers."""
+
+    question: EngineQuestion
+    rows: CachedRows
+    spans: list[range]
+    __repr__ = format_by_shape
+
+
+VIEW_TOKENS = 64
+"""A view that is encoded counts as so many rows of a step."""
+MAX_EXAMINED = 128
+"""Of the questions that wait, before a step."""
 
 
 class Scheduler:
@@ -92,7 +122,7 @@ class Scheduler:
         self._batcher = Batcher(
             model.backbone, pool, limits.get_step_tokens(model) if self._runs_together else self.slots
         )
-        self._queue: deque[Question] = deque()
+        self._queue: deque[EngineQuestion] = deque()
         self._answers: dict[SequenceState, _Answer] = {}
         self._visuals, self._lock = VisualCache(limits.visual_bytes), Lock()
         self._weights: WeightSnapshot | None = None
@@ -121,7 +151,7 @@ class Scheduler:
             **{name: self._counts[name] for name in names},
         )
 
-    def require_room(self, question: Question) -> None:
+    def require_room(self, question: EngineQuestion) -> None:
         """Raise `DataError` for a question that the cache can never hold."""
         question.decoding.require_fitting_length(self.model.backbone)
         if question.slots * question.samples > self.slots or question.samples > self.limits.max_running:
@@ -131,7 +161,7 @@ class Scheduler:
                 f"and {self.limits.max_running} answers are written at a time. Ask for fewer or shorter answers."
             )
 
-    def open_visuals(self, question: Question) -> None:
+    def open_visuals(self, question: EngineQuestion) -> None:
         """Decode the visuals of a question that are not in the cache. Raises `DataError` for what cannot be read."""
         keys, unseen = question.prompt.keys, []
         with self._lock:
@@ -144,11 +174,11 @@ class Scheduler:
 
     # In one thread ------------------------------------------------------------------------------------------------------
 
-    def append(self, question: Question) -> None:
+    def append(self, question: EngineQuestion) -> None:
         """Let a question wait for its turn."""
         self._queue.append(question)
 
-    def remove(self, question: Question) -> None:
+    def remove(self, question: EngineQuestion) -> None:
         """Drop a question with all that was computed for it."""
         if question in self._queue:
             self._queue.remove(question)
@@ -163,8 +193,7 @@ class Scheduler:
         with self._lock:
             self._visuals.clear()
 
-    @torch.no_grad()
-    def advance(self) -> Iterator[Progress]:
+    def advance(self) -> Iterator[AnswerProgress]:
         """Admit what there is room for, run a step and tell what happened. Cancelled questions are dropped first."""
         cancelled = [q for q in self._queue if q.is_cancelled] + [
             answer.question for answer in self._answers.values() if answer.question.is_cancelled
@@ -172,9 +201,9 @@ class Scheduler:
         for question in cancelled:
             self.remove(question)
         yield from self._admit_questions()
+        self._counts["steps"] += 1
         if not self._batcher.running:
             return
-        self._counts["steps"] += 1
         outcome = self._batcher.step()
         for answer in self._answers.values():
             if answer.rows is not None:
@@ -184,12 +213,12 @@ class Scheduler:
         for state, cause in outcome.failures:
             if (answer := self._answers.get(state)) is not None:
                 self.remove(answer.question)
-                yield Progress(answer.question, error=cause)
+                yield AnswerProgress(answer.question, error=cause)
 
-    def _tell_token(self, answer: _Answer, token: DrawnToken) -> Iterator[Progress]:
+    def _tell_token(self, answer: _Answer, token: DrawnToken) -> Iterator[AnswerProgress]:
         question, state = answer.question, answer.state
         self._counts["answer_tokens"] += 1
-        yield Progress(question, answer.sample, token=token)
+        yield AnswerProgress(question, answer.sample, token=token)
         if state.is_finished:
             tokens = state.writer.to_tokens(log_probs=question.decoding.log_probs)
             self._end_answer(answer)
@@ -197,7 +226,7 @@ class Scheduler:
                 written = torch.tensor(state.drawn, dtype=torch.int64)
                 self._prefixes.keep(answer.rows, torch.cat([answer.rows.codes, written])[: state.length])
             result = question.stop.make_result(self.model.backbone, tokens, len(question.prompt))
-            yield Progress(question, answer.sample, result=result)
+            yield AnswerProgress(question, answer.sample, result=result)
 
     def _end_answer(self, answer: _Answer) -> None:
         """Write no more of an answer; only rows that may be shared stay."""
@@ -209,52 +238,60 @@ class Scheduler:
 
     # Admission ----------------------------------------------------------------------------------------------------------
 
-    def _admit_questions(self) -> Iterator[Progress]:
-        """Begin with questions from the front of the queue while there is room.
-
-        While others write, the visuals of one question are encoded before each step.
-        """
-        while self._queue:
-            question = self._queue[0]
-            is_first = not self._answers
-            if not is_first and (
-                not self._runs_together or len(self._answers) + question.samples > self.limits.max_running
-            ):
-                return
-            try:
-                if not self._begin_answers(question):
-                    return
-            except Exception as cause:  # an encoder or its kernels may raise anything
-                self.remove(question)
-                yield Progress(question, error=cause)
-                continue
-            self._queue.popleft()
-            if question.opened[1] is not None and not is_first:
-                return
-
-    def _begin_answers(self, question: Question) -> bool:
-        """Reserve room and make the rows to run. False where there is no room yet."""
+    def _admit_questions(self) -> Iterator[AnswerProgress]:
+        """Begin with the questions that there is room for. Their visuals are encoded together; errors are each one's own."""
+        if not self._queue or (self._answers and not self._runs_together):
+            return
         self._forget_old_weights()
-        prompt = question.prompt
-        reserved = self._reserve_room(question)
-        if reserved is None:
-            return False
-        rows, spans = reserved
+        chosen, faults = self._choose_questions()
+        yield from faults
         try:
-            visuals = self._encode_visuals(question, rows.length)
-            x = embed_prompt(self.model, prompt, visuals, rows.length)
-            self._start_answers(question, rows, spans, x)
+            self._start_answers(chosen)
         except Exception:
-            self._prefixes.drop(rows)
-            for span in spans:
-                self._prefixes.pool.release_span(span)
-            raise
-        self._counts.update(prompt_tokens=len(prompt), shared_tokens=rows.length)
-        return True
+            for one in chosen:
+                try:
+                    self._start_answers([one])
+                except Exception as cause:  # an encoder or its kernels may raise anything
+                    self._prefixes.drop(one.rows)
+                    for span in one.spans:
+                        self._prefixes.pool.release_span(span)
+                    yield AnswerProgress(one.question, error=cause)
 
-    def _reserve_room(self, question: Question) -> tuple[CachedRows, list[range]] | None:
-        """A span for the prompt with the first answer, and one for each further answer."""
-        rows = self._prefixes.begin(encode_rows(question.prompt), question.slots)
+    def _choose_questions(self) -> tuple[list[_Admitted], list[AnswerProgress]]:
+        """Take questions out of the queue, in its order, with room for them, and those whose visuals cannot be read.
+
+        One whose prompt begins with what is being computed waits until that is there; those behind it need not wait.
+        """
+        chosen, faults = list[_Admitted](), list[AnswerProgress]()
+        views, running = self._batcher.step_tokens // VIEW_TOKENS, len(self._answers)
+        encoded: set[str] = set()
+        for question in [*self._queue][:MAX_EXAMINED]:
+            if running + question.samples > self.limits.max_running or (chosen and not self._runs_together):
+                break
+            if self._prefixes.is_worth_waiting(question.codes) or not encoded.isdisjoint(question.prompt.keys):
+                continue
+            try:
+                if question.opened is None:
+                    self.open_visuals(question)
+            except Exception as cause:
+                self._queue.remove(question)
+                faults.append(AnswerProgress(question, error=cause))
+                continue
+            if question.num_views > views and encoded:
+                break
+            admitted = self._reserve_room(question)
+            if admitted is None:
+                break
+            views -= question.num_views
+            running += question.samples
+            encoded.update(question.unseen_keys)
+            chosen.append(admitted)
+            self._queue.remove(question)
+        return chosen, faults
+
+    def _reserve_room(self, question: EngineQuestion) -> _Admitted | None:
+        """A span for the prompt with the first answer, and one for each further answer; None where there is no room yet."""
+        rows = self._prefixes.begin(question.codes, question.slots)
         if rows is None:
             return None
         spans: list[range] = []
@@ -266,54 +303,74 @@ class Scheduler:
                     self._prefixes.pool.release_span(reserved)
                 return None
             spans.append(span)
-        return rows, spans
+        return _Admitted(question, rows, spans)
 
-    def _encode_visuals(self, question: Question, kept: int) -> dict[str, Tensor]:
-        """By their keys, the rows of the visuals that have some behind the first `kept`."""
-        prompt, found = question.prompt, dict(question.seen)
-        wanted = {prompt.keys[i] for i in prompt.find_visuals_behind(kept)}
-        with self._lock:
-            for key in wanted - found.keys():
-                if (rows := self._visuals.find_rows(key)) is not None:
-                    found[key] = rows
-        numbers, sample = question.opened
-        question.seen, question.opened = {}, ([], None)
-        if wanted <= found.keys() or sample is None:
-            self._counts.update(visual_hits=len(prompt.keys))
-            return found
-        encoded = self.model.compute_visual_tokens(collate([sample]).to(self.model.device))
-        with self._lock:
-            for i, part in zip(numbers, encoded.split([prompt.row_counts[i] for i in numbers]), strict=True):
-                found[prompt.keys[i]] = part
-                self._visuals.store_rows(prompt.keys[i], part)
-        self._counts.update(visual_hits=len(prompt.keys) - len(numbers), visual_misses=len(numbers))
-        return found
-
-    def _start_answers(self, question: Question, rows: CachedRows, spans: list[range], x: Tensor) -> None:
-        backbone, decoding, stop = self.model.backbone, question.decoding, question.stop
-        prompt_key = make_prompt_key(question.prompt.encoded.input_ids)
-
-        def make_state(sample: int, x: Tensor | None, span: range, *siblings: SequenceState) -> SequenceState:
-            return SequenceState(
-                backbone,
-                x,
-                span,
-                decoding,
-                stop,
-                kept=rows.length if x is not None else 0,
-                random_key=(prompt_key, sample),
-                top_log_probs=question.top_log_probs,
-                siblings=siblings,
+    @torch.no_grad()
+    def _start_answers(self, chosen: Sequence[_Admitted]) -> None:
+        visuals = self._encode_visuals(chosen)
+        for question, rows, spans in ((one.question, one.rows, one.spans) for one in chosen):
+            x = embed_prompt(self.model, question.prompt, visuals, rows.length)
+            others = [self._make_state(question, i, None, span) for i, span in enumerate(spans, 1)]
+            first = self._make_state(question, 0, x, rows.span, rows.length, others)
+            self._batcher.running.append(first)
+            for sample, state in enumerate((first, *others)):
+                self._answers[state] = _Answer(question, sample, state, None if sample else rows)
+            self._counts.update(
+                prompt_tokens=len(question.prompt), shared_tokens=rows.length, visual_hits=len(question.prompt.keys)
             )
+            question.seen, question.opened = {}, None
 
-        others = [make_state(i, None, span) for i, span in enumerate(spans, 1)]
-        first = make_state(0, x, rows.span, *others)
-        self._batcher.running.append(first)
-        for sample, state in enumerate((first, *others)):
-            self._answers[state] = _Answer(question, sample, state, rows if state is first else None)
+    def _make_state(
+        self,
+        question: EngineQuestion,
+        sample: int,
+        x: Tensor | None,
+        span: range,
+        kept: int = 0,
+        siblings: Sequence[SequenceState] = (),
+    ) -> SequenceState:
+        return SequenceState(
+            self.model.backbone,
+            x,
+            span,
+            question.decoding,
+            question.stop,
+            kept=kept,
+            random_key=(make_prompt_key(question.prompt.encoded.input_ids), sample),
+            top_log_probs=question.top_log_probs,
+            siblings=siblings,
+        )
+
+    def _encode_visuals(self, chosen: Sequence[_Admitted]) -> dict[str, Tensor]:
+        """By their keys, the rows of all visuals that have some behind what is filled."""
+        found: dict[str, Tensor] = {}
+        new, samples = list[tuple[str, int]](), list[Sample]()
+        for question, kept in ((one.question, one.rows.length) for one in chosen):
+            prompt, (numbers, sample) = question.prompt, question.opened or ([], None)
+            found.update(question.seen)
+            wanted = {prompt.keys[i] for i in prompt.find_visuals_behind(kept)}
+            with self._lock:
+                for key in wanted - found.keys():
+                    if (rows := self._visuals.find_rows(key)) is not None:
+                        found[key] = rows
+            if sample is not None and not wanted <= found.keys():
+                new += [(prompt.keys[i], prompt.row_counts[i]) for i in numbers]
+                samples.append(sample)
+        if samples:
+            encoded = self.model.compute_visual_tokens(collate(samples).to(self.model.device))
+            with self._lock:
+                for (key, _), part in zip(new, encoded.split([count for _, count in new]), strict=True):
+                    found[key] = part
+                    self._visuals.store_rows(key, part)
+        self._counts.update(visual_hits=-len(new), visual_misses=len(new))
+        return found
 
     def _forget_old_weights(self) -> None:
         """Nothing that other weights have computed is shared."""
-        if self._weights is None or not self._weights.is_same_for(self.model):
+        if self._weights is not None and self._weights.is_same_for(self.model):
+            return
+        if self._weights is not None:
             self.clear()
-            self._weights = WeightSnapshot.from_module(self.model)
+            for question in self._queue:
+                question.seen, question.opened = {}, None
+        self._weights = WeightSnapshot.from_module(self.model)

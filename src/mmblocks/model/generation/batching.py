@@ -123,18 +123,15 @@ class Batcher:
 
         Where a run raises an error, each sequence is run alone, so that one that cannot be run ends no other.
         """
-        outcome = StepOutcome()
-        chosen = self._choose_rows()
+        outcome, chosen = StepOutcome(), self._choose_rows()
         try:
-            self._run_rows(chosen, outcome)
+            computed = [(chosen, self._compute_logits(chosen))] if chosen else []
         except Exception as cause:  # whatever a kernel or a family raises
             if len(chosen) > 1:
                 log.warning("generation: a step of %s sequences is repeated one by one: %r", len(chosen), cause)
-            for pair in chosen:
-                try:
-                    self._run_rows([pair], outcome)
-                except Exception as own:
-                    outcome.failures.append((pair[0], own))
+            computed = [*self._compute_one_by_one(chosen, outcome)]
+        for pairs, logits in computed:
+            self._advance(pairs, logits, outcome)
         failed = {id(sequence) for sequence, _ in outcome.failures}
         self.running = [s for s in self.running if not s.is_finished and id(s) not in failed]
         return outcome
@@ -149,13 +146,24 @@ class Batcher:
                 chosen.append((sequence, count))
         return chosen
 
-    def _run_rows(self, chosen: Sequence[tuple[SequenceState, int]], outcome: StepOutcome) -> None:
-        if not chosen:
-            return
+    def _compute_one_by_one(
+        self, chosen: Sequence[tuple[SequenceState, int]], outcome: StepOutcome
+    ) -> Iterator[tuple[Sequence[tuple[SequenceState, int]], Tensor | None]]:
+        for pair in chosen:
+            try:
+                yield [pair], self._compute_logits([pair])
+            except Exception as cause:
+                outcome.failures.append((pair[0], cause))
+
+    def _advance(
+        self, chosen: Sequence[tuple[SequenceState, int]], logits: Tensor | None, outcome: StepOutcome
+    ) -> None:
+        """Rows have been run: draw a token behind those that are the last of a prompt or answer."""
         writing = [sequence for sequence, count in chosen if count == sequence.num_pending]
-        logits = self._compute_logits(chosen)
         for sequence, count in chosen:
             sequence.advance(count)
+        if logits is None:
+            return
         rows = list(range(len(writing)))
         for row, sequence in enumerate(tuple(writing)):
             if not sequence.drawn:
@@ -164,8 +172,7 @@ class Batcher:
                 writing += sequence.siblings
                 self.running += sequence.siblings
                 rows += [row] * len(sequence.siblings)
-        if logits is not None:
-            self._sampler.append_tokens(writing, logits if len(rows) == len(logits) else logits[rows], outcome)
+        self._sampler.append_tokens(writing, logits if len(rows) == len(logits) else logits[rows], outcome)
 
     def _compute_logits(self, chosen: Sequence[tuple[SequenceState, int]]) -> Tensor | None:
         """(writing sequences, vocabulary) of the next tokens; None where no prompt ends here and nobody writes."""
@@ -217,7 +224,7 @@ class _Sampler:
             own = [sequences[row] for row in rows]
             chosen = logits if len(rows) == len(logits) else logits[rows]
             try:
-                tokens = self._draw_tokens(rule, own, num_written, chosen)
+                tokens = [*self._draw_tokens(rule, own, num_written, chosen)]
             except Exception as cause:
                 outcome.failures += [(sequence, cause) for sequence in own]
                 continue

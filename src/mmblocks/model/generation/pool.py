@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 
 class KVPool:
@@ -47,15 +51,15 @@ class KVPool:
         """Free a span that was reserved, or a part of it."""
         if not span:
             return
-        parts = sorted([*self._free, span], key=lambda part: part.start)
-        self._free = []
-        for part in parts:
-            before = self._free[-1] if self._free else None
-            assert before is None or before.stop <= part.start, "a span is released once"
-            if before is not None and before.stop == part.start:
-                self._free[-1] = range(before.start, part.stop)
-            else:
-                self._free.append(part)
+        i = bisect(self._free, span.start, key=lambda part: part.start)
+        before, behind = self._free[:i], self._free[i:]
+        assert not before or before[-1].stop <= span.start, "a span is released once"
+        assert not behind or span.stop <= behind[0].start, "a span is released once"
+        if before and before[-1].stop == span.start:
+            span = range(before.pop().start, span.stop)
+        if behind and behind[0].start == span.stop:
+            span = range(span.start, behind.pop(0).stop)
+        self._free = [*before, span, *behind]
 
     def copy_rows(self, source: range, target: range, rows: int) -> None:
         """Copy the first rows of one span to the beginning of another."""
@@ -76,7 +80,7 @@ class KVPool:
         """Write a layer's new keys and values; returns those of all slots, (1, kv_heads, slots, head_dim). Called by layers."""
         if layer_idx == len(self._keys):
             for buffers, rows in ((self._keys, keys), (self._values, values)):
-                buffers.append(rows.new_zeros(self.slots, rows.shape[1], rows.shape[3]))
+                buffers.append(_make_buffer(rows, self.slots))
         places = self._find_places(keys.device)
         found = []
         for buffer, rows in ((self._keys[layer_idx], keys), (self._values[layer_idx], values)):
@@ -94,3 +98,14 @@ class KVPool:
         if device not in self._places:
             self._places[device] = next(iter(self._places.values())).to(device)
         return self._places[device]
+
+
+def _make_buffer(rows: Tensor, slots: int) -> Tensor:
+    """(slots, kv_heads, head_dim) of zeros: a number that is not finite would pass any mask.
+
+    On the CPU memory is taken as it is written, which torch's own zeros would take at once.
+    """
+    shape = slots, rows.shape[1], rows.shape[3]
+    if rows.device.type != "cpu" or is_fake(rows):
+        return rows.new_zeros(shape)
+    return torch.from_numpy(np.zeros(math.prod(shape) * rows.element_size(), np.uint8)).view(rows.dtype).view(shape)

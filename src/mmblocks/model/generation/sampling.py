@@ -53,9 +53,9 @@ class SamplingRule:
         penalty = decoding.repetition_penalty
         penalty = getattr(own, "repetition_penalty", None) if penalty is None else penalty
         return cls(
-            decoding.temperature,
+            float(decoding.temperature),  # transformers takes no whole numbers
             decoding.top_k,
-            decoding.top_p,
+            float(decoding.top_p),
             decoding.min_new_tokens if end_tokens else 0,
             tuple(end_tokens),
             1.0 if penalty is None else float(penalty),

@@ -1,4 +1,4 @@
-"""Every backend of packed attention, of some rows, of slots and of one shape against the reference in float64."""
+"""Every backend of packed attention, of some rows, of slots, of spans and of one shape against the reference in float64."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmblocks.batch import Packing, RowIndex
-from mmblocks.ops.attention import fixed, library, rows, slots
+from mmblocks.ops.attention import fixed, library, rows, slots, spans
 from mmblocks.ops.attention.call import PackedCall
 from mmblocks.ops.attention.fixed import FixedCall
 from mmblocks.ops.attention.rows import RowsCall
 from mmblocks.ops.attention.slots import SeenSlots, SlotsCall
+from mmblocks.ops.attention.spans import SeenSpans, SpansCall
 from mmblocks.ops.choice import Backend
 from mmblocks.ops.selftest import BackendResult, compare_backends, compute_value_and_gradients
 
@@ -77,6 +78,7 @@ def run_selftest(device: torch.device | str) -> Iterator[BackendResult]:
             yield from _compare_rows(f"{label}, last rows", case, last, inputs, tolerance, learns=False)
         if case.causal:
             yield from _compare_slots(label, case, inputs, tolerance)
+            yield from _compare_spans(label, case, inputs, tolerance)
         if len(case.lengths) == 1 or not case.causal:
             yield from _compare_fixed(label, case, inputs, tolerance)
 
@@ -138,6 +140,28 @@ def _compare_slots(
 
     want = compute(slots.OP.reference, [x.double() for x in inputs])
     yield from compare_backends(slots.OP, label, [make_call(*inputs)], compute, want, inputs[0].dtype, tolerance)
+
+
+def _compare_spans(
+    label: str, case: AttentionCase, inputs: Sequence[Tensor], tolerance: float
+) -> Iterator[BackendResult]:
+    """All rows, to keys in spans of a pool with slots between them, the last sequence first."""
+    lengths = [own + before for own, before in zip(case.lengths, case.cached or [0] * len(case.lengths), strict=True)]
+    gap = 3
+    begins = [sum(lengths[i + 1 :]) + gap * (len(lengths) - i) for i in range(len(lengths))]
+
+    def make_call(q: Tensor, k: Tensor, v: Tensor) -> SpansCall:
+        k_pool, v_pool = (x.new_zeros(begins[0] + lengths[0] + gap, *x.shape[1:]) for x in (k, v))
+        for pool, x in ((k_pool, k), (v_pool, v)):
+            for begin, part in zip(begins, x.split(lengths), strict=True):
+                pool[begin : begin + len(part)] = part
+        return SpansCall(q, k_pool, v_pool, SeenSpans(case.lengths, begins, lengths), 0.1, case.window)
+
+    def compute(backend: Backend, inputs: Sequence[Tensor] = inputs) -> list[Tensor]:
+        return [backend.run(make_call(*inputs))]
+
+    want = compute(spans.OP.reference, [x.double() for x in inputs])
+    yield from compare_backends(spans.OP, label, [make_call(*inputs)], compute, want, inputs[0].dtype, tolerance)
 
 
 def _compare_fixed(

@@ -35,6 +35,7 @@ class SeenSpans:
         self.ends_q = (0, *accumulate(counts))
         self._packings: dict[torch.device, SpanPacking] = {}
         self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = {}
+        self._short_spans: dict[tuple[int, int | None, torch.dtype], ShortSpans | None] = {}
         self._last_rows: dict[tuple[int, ...], SeenSpans] = {}
 
     def select_last_rows(self, counts: Sequence[int]) -> SeenSpans:
@@ -52,6 +53,17 @@ class SeenSpans:
             numbers = (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
             self._packings[device] = SpanPacking(*numbers.split([len(row) for row in rows]))
         return self._packings[device]
+
+    def get_short_spans(self, longest: int, window: int | None, q: Tensor) -> ShortSpans | None:
+        """The sequences of one query and at most `longest` keys; None where there are fewer than two."""
+        key = longest, window, q.dtype
+        if key not in self._short_spans:
+            chosen = [
+                i for i, (n, m) in enumerate(zip(self.counts, self.lengths, strict=True)) if n == 1 and m <= longest
+            ]
+            made = ShortSpans.from_sequences(self, chosen, window, q) if len(chosen) > 1 else None
+            self._short_spans[key] = made
+        return self._short_spans[key]
 
     def get_mask(self, rows: int, columns: int, window: int | None, q: Tensor) -> Tensor:
         """(1, 1, rows, columns) in the dtype of q, added to scores: the last of `columns` keys is that of the last row."""
@@ -71,6 +83,32 @@ class SpanPacking:
     begins_k: Tensor
     lengths: Tensor
     __repr__ = format_by_shape
+
+
+@dataclass(frozen=True, slots=True)
+class ShortSpans:
+    """Sequences of one query whose keys are copied into one tensor. rows: their queries; slots: (sequences, columns), of keys;
+    mask: (sequences, 1, 1, columns), added to scores.
+    """
+
+    sequences: frozenset[int]
+    rows: Tensor
+    slots: Tensor
+    mask: Tensor
+    __repr__ = format_by_shape
+
+    @classmethod
+    def from_sequences(cls, seen: SeenSpans, chosen: Sequence[int], window: int | None, q: Tensor) -> ShortSpans:
+        """The slots of the chosen sequences; those behind the shorter ones repeat their last slot and are masked."""
+        begins, lengths = (torch.tensor([x[i] for i in chosen], device=q.device) for x in (seen.begins, seen.lengths))
+        columns = torch.arange(int(lengths.max()), device=q.device)
+        slots = begins[:, None] + torch.minimum(columns, lengths[:, None] - 1)
+        visible = columns < lengths[:, None]
+        if window is not None:
+            visible &= columns >= lengths[:, None] - window
+        mask = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill_(~visible, -torch.inf)
+        rows = torch.tensor([seen.ends_q[i] for i in chosen], device=q.device)
+        return cls(frozenset(chosen), rows, slots, mask[:, None, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +157,43 @@ def attend_by_varlen(call: SpansCall) -> Tensor:
     return varlen.attend_shortened(call.to_packed_call(), call.seen.get_packing(call.q.device).lengths)
 
 
-# One sequence after the other ---------------------------------------------------------------------------------------
+# Without a kernel for spans ------------------------------------------------------------------------------------------
+
+MAX_GATHERED_BYTES = 1 << 17
+"""Single queries are computed together, of copied keys and values, where those of none are more than these: about what can be
+copied while a sequence's own call is prepared."""
 
 
 def attend_by_sequences(call: SpansCall) -> Tensor:
-    """(tokens, heads, value_dim). Keys are views of the pool, and what a sequence gets does not depend on the others."""
+    """(tokens, heads, value_dim). Each sequence by a call of its own, whose keys are views of the pool; short ones together."""
     out = call.q.new_empty(*call.q.shape[:2], call.v.shape[2])
-    for (first, end), begin, length in zip(
-        pairwise(call.seen.ends_q), call.seen.begins, call.seen.lengths, strict=True
+    together = call.seen.get_short_spans(_find_longest_gathered(call), call.window, call.q)
+    if together is not None:
+        out[together.rows] = _attend_together(call, together)
+    for i, ((first, end), begin, length) in enumerate(
+        zip(pairwise(call.seen.ends_q), call.seen.begins, call.seen.lengths, strict=True)
     ):
-        if first < end:
+        if first < end and (together is None or i not in together.sequences):
             keys, values = (x[begin : begin + length].transpose(0, 1).unsqueeze(0) for x in (call.k, call.v))
             out[first:end] = _attend_sequence(call, call.q[first:end], keys, values)
     return out
+
+
+def _find_longest_gathered(call: SpansCall) -> int:
+    """Sequences of so many keys may be computed together; 0 for none."""
+    if call.softcap is not None or call.sinks is not None:
+        return 0
+    return MAX_GATHERED_BYTES // ((call.k[0].numel() + call.v[0].numel()) * call.k.element_size())
+
+
+def _attend_together(call: SpansCall, spans: ShortSpans) -> Tensor:
+    """(sequences, heads, value_dim)."""
+    k, v = (
+        x.index_select(0, spans.slots.flatten()).unflatten(0, spans.slots.shape).transpose(1, 2)
+        for x in (call.k, call.v)
+    )
+    grouped = call.q[spans.rows].unflatten(1, (k.shape[1], -1))
+    return _run_kernel(grouped, k, v, spans.mask, call.scale, causal=False).flatten(1, 2)
 
 
 def _attend_sequence(call: SpansCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
