@@ -11,6 +11,7 @@ from mmblocks._optional import import_optional
 from mmblocks.chat.engine import Engine, EngineLimits
 from mmblocks.errors import ConfigError
 from mmblocks.model.onevision import OneVision
+from mmblocks.server.addresses import list_host_names, listen_on
 from mmblocks.server.limits import ServerLimits
 from mmblocks.settings import format_value
 
@@ -76,7 +77,7 @@ def make_server(
     for package in ("fastapi", "uvicorn"):
         import_optional(package, extra="serve", to="serving a model")
     from mmblocks.server.service import Access, Service
-    from mmblocks.server.serving import ModelServer, list_host_names, listen_on
+    from mmblocks.server.serving import ModelServer
 
     if not isinstance(limits, ServerLimits | None):
         raise ConfigError(f"server: limits={format_value(limits)} are no ServerLimits.")

@@ -7,14 +7,13 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http import HTTPStatus
 from types import FrameType
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mmblocks.errors import ConfigError
 from mmblocks.server.answering import encode_json
 from mmblocks.server.app import make_app
 from mmblocks.server.errors import RequestError, make_busy_error
@@ -23,22 +22,8 @@ from mmblocks.server.service import Service
 
 log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 15
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 GRACE_S = 2
 """What cancelled requests get to write their errors."""
-
-
-def listen_on(host: str, port: int) -> socket.socket:
-    """A socket that takes connections. Raises `ConfigError` where the address is in use, or none of this machine."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG
-        )[0]
-        return socket.create_server(address[:2], family=family, backlog=256)
-    except (OSError, OverflowError) as cause:
-        reason = getattr(cause, "strerror", None) or cause
-        cure = "stop what uses it or write another --port; 0 takes a free one"
-        raise ConfigError(f"serve: {host}:{port} cannot be listened on ({reason}); {cure}.") from cause
 
 
 def make_protocol(connections: int, stall_s: float) -> type[H11Protocol]:
@@ -184,15 +169,3 @@ class ModelServer:
     def _end_service(self) -> None:
         self._socket.close()
         self.service.close()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine reach an address."""
-    return host in LOCAL_HOSTS or host.startswith("127.")
-
-
-def list_host_names(host: str, others: Sequence[str]) -> tuple[str, ...] | None:
-    """What a Host header may name, of a server that listens on an address and is known by other names; None for anything."""
-    if not is_loopback(host) and not others:
-        return None
-    return tuple(dict.fromkeys((*LOCAL_HOSTS, host, *map(str.lower, others))))
