@@ -76,6 +76,7 @@ def make_server(
     """As `serve`, not started yet; its address is taken already."""
     for package in ("fastapi", "uvicorn"):
         import_optional(package, extra="serve", to="serving a model")
+    from mmblocks.data.video.video_reader import VideoReader
     from mmblocks.server.service import Access, Service
     from mmblocks.server.serving import ModelServer
 
@@ -83,12 +84,11 @@ def make_server(
         raise ConfigError(f"server: limits={format_value(limits)} are no ServerLimits.")
     hosts = None if allow_urls is False else () if allow_urls is True else tuple(allow_urls)
     access = Access(check_keys(api_keys), hosts, list_host_names(host, allow_hosts))
+    limits = limits or ServerLimits(max_px=model.images.max_px)
     listener = listen_on(host, port)
     try:
-        engine = Engine(model, engine_limits)
-        service = Service(
-            engine, name or model.origin.partition("@")[0] or "mmblocks", limits or ServerLimits(), access
-        )
+        engine = Engine(model, engine_limits, video_reader=VideoReader(limits.video_read_s))
+        service = Service(engine, name or model.origin.partition("@")[0] or "mmblocks", limits, access)
     except BaseException:
         listener.close()
         raise

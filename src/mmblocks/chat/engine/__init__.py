@@ -16,6 +16,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from threading import Condition, Thread
+from typing import TYPE_CHECKING
 
 from mmblocks.chat.engine.limits import EngineLimits, EngineStatistics
 from mmblocks.chat.engine.scheduling import AnswerProgress, EngineQuestion, Scheduler
@@ -28,6 +29,9 @@ from mmblocks.model.generation.results import DrawnToken
 from mmblocks.model.generation.stopping import AnswerText
 from mmblocks.model.onevision import OneVision
 from mmblocks.settings import format_value
+
+if TYPE_CHECKING:
+    from mmblocks.data.video.video_reader import VideoReader
 
 __all__ = ["Engine", "EngineLimits", "EngineStatistics", "Piece", "QueueFullError", "Request"]
 
@@ -148,11 +152,15 @@ class Engine:
     Answers do not depend on who else asks: greedy ones have the same tokens, and seeded ones are drawn by the same numbers.
     """
 
-    def __init__(self, model: OneVision, limits: EngineLimits | None = None) -> None:
+    def __init__(
+        self, model: OneVision, limits: EngineLimits | None = None, *, video_reader: VideoReader | None = None
+    ) -> None:
+        """video_reader: as of `Processor.from_model`."""
         if not isinstance(limits, EngineLimits | None):
             raise ConfigError(f"engine: limits={format_value(limits)} are no EngineLimits.")
         self.model, self.limits = model, limits or EngineLimits()
-        self._scheduler = Scheduler(model, self.limits)
+        self._video_reader = video_reader
+        self._scheduler = Scheduler(model, self.limits, video_reader)
         self.processor = self._scheduler.processor
         self._changed = Condition()
         self._submitted: list[EngineQuestion] = []
@@ -245,7 +253,7 @@ class Engine:
         except Exception as cause:
             log.exception("engine: a step failed; all questions end with this error")
             self._end_requests(cause)
-            self._scheduler = Scheduler(self.model, self.limits)
+            self._scheduler = Scheduler(self.model, self.limits, self._video_reader)
         for request in [one for one in [*self._requests.values()] if one.has_ended]:
             self._forget_request(request)
 

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from mmblocks.model.generation.step import has_fixed_rope
 from mmblocks.model.generation.weights import WeightSnapshot
 from mmblocks.model.onevision import OneVision
 from mmblocks.reprs import format_by_shape
+
+if TYPE_CHECKING:
+    from mmblocks.data.video.video_reader import VideoReader
 
 
 @dataclass(eq=False, slots=True)
@@ -111,9 +115,9 @@ class Scheduler:
     get: it never has to give up its room. Rows that prompts share, from the first on, are computed once.
     """
 
-    def __init__(self, model: OneVision, limits: EngineLimits) -> None:
+    def __init__(self, model: OneVision, limits: EngineLimits, video_reader: VideoReader | None = None) -> None:
         self.model, self.limits = model, limits
-        self.processor = Processor.from_model(model)
+        self.processor = Processor.from_model(model, video_reader=video_reader)
         self.slots = limits.count_slots(model)
         # Where the encoding of a position depends on the longest text, prompts are run whole and one by one.
         self._runs_together = has_fixed_rope(model.backbone.config)
