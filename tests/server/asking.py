@@ -24,6 +24,7 @@ KNOWN = inspect.signature(openai.resources.chat.completions.Completions.create).
 
 
 def make_client(server, **given):
+    """A client without retries."""
     return openai.OpenAI(base_url=server.base_url, api_key="EMPTY", max_retries=0, timeout=60, **given)
 
 

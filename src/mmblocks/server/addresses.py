@@ -13,6 +13,8 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 def listen_on(host: str, port: int) -> socket.socket:
     """A socket that takes connections. Raises `ConfigError` where the address is in use, or none of this machine."""
     try:
+        if not 0 <= port <= 65535:  # some systems take the rest of a division
+            raise OverflowError("a port is 0 to 65535")
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG
         )[0]

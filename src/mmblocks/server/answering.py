@@ -18,7 +18,7 @@ from mmblocks.chat.engine import EngineClosedError, Piece, Request
 from mmblocks.errors import MMBlocksError
 from mmblocks.model.generate import Result
 from mmblocks.server.bodies import HeldBody
-from mmblocks.server.errors import RequestError
+from mmblocks.server.errors import RefusedError
 from mmblocks.server.fields import ChatFields
 from mmblocks.server.responses import DONE, CompletionWriter, format_event
 from mmblocks.server.service import Service
@@ -140,20 +140,20 @@ async def _wait_for_leaving(receive: Callable[[], Awaitable[Any]]) -> None:
         pass
 
 
-def explain_error(error: BaseException, limit_s: float) -> RequestError:
+def explain_error(error: BaseException, limit_s: float) -> RefusedError:
     """What a client is told of an error; one that is nobody's fault but ours is logged, and not shown."""
-    if isinstance(error, RequestError):
+    if isinstance(error, RefusedError):
         return error
     if isinstance(error, TimeoutError):
         message = f"the answer took more than {limit_s:g} s and was stopped; ask for a shorter one."
-        return RequestError(504, message, code="request_timeout", headers={"X-Should-Retry": "false"})
+        return RefusedError(504, message, code="request_timeout", headers={"X-Should-Retry": "false"})
     if isinstance(error, EngineClosedError):
-        return RequestError(503, "the server is stopping.", code="stopping", headers={"Retry-After": "5"})
+        return RefusedError(503, "the server is stopping.", code="stopping", headers={"Retry-After": "5"})
     if isinstance(error, MMBlocksError):
         log.warning("a request ended with an error: %s", error)
     else:
         log.error("a request ended with an error", exc_info=error)
-    return RequestError(500, "the model failed on this request; the server's log says why.", code="model_failed")
+    return RefusedError(500, "the model failed on this request; the server's log says why.", code="model_failed")
 
 
 def encode_json(content: object) -> bytes:

@@ -24,7 +24,7 @@ from mmblocks.server.answering import (
 )
 from mmblocks.server.bodies import HeldBody, read_body
 from mmblocks.server.descriptions import describe_model, describe_plan
-from mmblocks.server.errors import RequestError
+from mmblocks.server.errors import RefusedError
 from mmblocks.server.fields import ChatFields
 from mmblocks.server.responses import CompletionWriter
 from mmblocks.server.service import Service
@@ -92,7 +92,7 @@ def make_json(content: object, status: int = 200) -> Response:
     return Response(encode_json(content), status, media_type="application/json")
 
 
-def make_error(error: RequestError) -> Response:
+def make_error(error: RefusedError) -> Response:
     """An error in OpenAI's form."""
     return Response(encode_json(error.to_dict()), error.status, error.headers, "application/json")
 
@@ -104,7 +104,7 @@ async def answer_http_error(request: HTTPRequest, error: Exception) -> Response:
     messages = {404: f"there is no {path!r} here.", 405: f"{path} takes no {request.method}."}
     codes = {404: "not_found", 405: "method_not_allowed"}
     message, code = messages.get(error.status_code, str(error.detail)), codes.get(error.status_code)
-    return make_error(RequestError(error.status_code, message, code=code, headers=error.headers))
+    return make_error(RefusedError(error.status_code, message, code=code, headers=error.headers))
 
 
 async def list_models(service: Service, request: HTTPRequest) -> Response:
@@ -144,7 +144,7 @@ async def show_page(service: Service, request: HTTPRequest) -> Response:
     name = request.path_params.get("name", "index.html")
     known = {file.name: file for file in PAGE.iterdir() if file.suffix in PAGE_TYPES}
     if name not in known:
-        raise RequestError(404, f"there is no page file {name[:200]!r}.", code="not_found")
+        raise RefusedError(404, f"there is no page file {name[:200]!r}.", code="not_found")
     return Response(known[name].read_bytes(), 200, PAGE_HEADERS, PAGE_TYPES[known[name].suffix])
 
 
@@ -155,7 +155,7 @@ async def plan_messages(service: Service, http: HTTPRequest) -> Response:
         body = await read_body(http, held)
         for name in body:
             if name not in ("messages", "model"):
-                raise RequestError(400, f"a plan has no field {name!r:.80}.", param=name[:80], code="unknown_field")
+                raise RefusedError(400, f"a plan has no field {name!r:.80}.", param=name[:80], code="unknown_field")
         messages = body.pop("messages", None)
         preparing = service.run_in_worker(lambda: service.reader.prepare_prompt(messages))
         return make_json(describe_plan(await wait_while_connected(http.receive, preparing)))

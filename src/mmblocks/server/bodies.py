@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 
-from mmblocks.server.errors import RequestError, make_busy_error
+from mmblocks.server.errors import RefusedError, make_busy_error
 from mmblocks.server.service import Service
 
 CLOSE = {"Connection": "close"}
@@ -27,7 +27,7 @@ class HeldBody:
     size: int = 0
 
     def reserve(self, size: int) -> None:
-        """Count more bytes. Raises `RequestError` where there is no room now."""
+        """Count more bytes. Raises `RefusedError` where there is no room now."""
         if self.service.held_bytes + size > self.service.limits.open_body_bytes:
             fault = make_busy_error("the bodies of other requests fill the memory for bodies; ask again later.")
             fault.headers |= CLOSE
@@ -42,7 +42,7 @@ class HeldBody:
 
 
 async def read_body(request: HTTPRequest, held: HeldBody) -> dict[str, object]:
-    """The JSON object of a request. Raises `RequestError`."""
+    """The JSON object of a request. Raises `RefusedError`."""
     service, content = held.service, bytearray()
     _require_size(int(request.headers.get("content-length", "0")), service.limits.body_bytes)
     async for piece in _read_pieces(request, service.limits.stall_s):
@@ -64,25 +64,25 @@ async def _read_pieces(request: HTTPRequest, stall_s: float) -> AsyncIterator[by
             return
         except TimeoutError as cause:
             message = f"nothing came of the rest of the body for {stall_s:g} s; send it again."
-            raise RequestError(408, message, code="body_timeout", headers=CLOSE) from cause
+            raise RefusedError(408, message, code="body_timeout", headers=CLOSE) from cause
         except ClientDisconnect as cause:
-            raise RequestError(400, "the body was not sent to its end.", code="body_cut", headers=CLOSE) from cause
+            raise RefusedError(400, "the body was not sent to its end.", code="body_cut", headers=CLOSE) from cause
         yield piece
 
 
 def _require_size(size: int, most: int) -> None:
     if size > most:
         message = f"the body has more than {most:,} bytes; send smaller or fewer images and videos."
-        raise RequestError(413, message, code="body_too_large", headers=CLOSE)
+        raise RefusedError(413, message, code="body_too_large", headers=CLOSE)
 
 
 def _parse_object(content: bytearray) -> dict[str, object]:
     try:
         body = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as cause:  # a UnicodeDecodeError is a ValueError
-        raise RequestError(400, f"the body is no JSON ({cause!s:.200}).", code="invalid_json") from cause
+        raise RefusedError(400, f"the body is no JSON ({cause!s:.200}).", code="invalid_json") from cause
     if not isinstance(body, dict):
-        raise RequestError(400, "the body is no JSON object; write {...}.", code="invalid_json")
+        raise RefusedError(400, "the body is no JSON object; write {...}.", code="invalid_json")
     return body
 
 

@@ -8,7 +8,7 @@ RETRY_AFTER_S = 1
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class RequestError(Exception):
+class RefusedError(Exception):
     """A request that is not answered: a status of HTTP and what is said about it.
 
     param: the field at fault, such as `messages[0].content[1]`. code: one word for programs.
@@ -33,11 +33,11 @@ class RequestError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def make_field_error(field: str, message: str) -> RequestError:
+def make_field_error(field: str, message: str) -> RefusedError:
     """An error about a field of a request."""
-    return RequestError(400, message, param=field, code="invalid_value")
+    return RefusedError(400, message, param=field, code="invalid_value")
 
 
-def make_busy_error(message: str) -> RequestError:
+def make_busy_error(message: str) -> RefusedError:
     """An error for a client that may ask again soon."""
-    return RequestError(429, message, code="queue_full", headers={"Retry-After": str(RETRY_AFTER_S)})
+    return RefusedError(429, message, code="queue_full", headers={"Retry-After": str(RETRY_AFTER_S)})

@@ -8,7 +8,7 @@ from typing import TypeGuard, TypeVar
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.generate import Decoding
-from mmblocks.server.errors import RequestError, make_field_error
+from mmblocks.server.errors import RefusedError, make_field_error
 from mmblocks.server.limits import ServerLimits
 from mmblocks.settings import format_suggestion, format_value
 
@@ -77,7 +77,7 @@ class ChatFields:
 
     @classmethod
     def from_body(cls, body: Mapping[str, object], limits: ServerLimits, most_tokens: int | None) -> ChatFields:
-        """Raises `RequestError` that names the field. most_tokens: the most of an answer."""
+        """Raises `RefusedError` that names the field. most_tokens: the most of an answer."""
         body = {name: value for name, value in body.items() if value is not None}
         for name, value in body.items():
             _refuse_unread_field(name, value)
@@ -108,10 +108,10 @@ def _refuse_unread_field(name: str, value: object) -> None:
     neutral = NEUTRAL_VALUES.get(name)
     if neutral is None:
         suggestion = format_suggestion(name, (*READ_FIELDS, *NEUTRAL_VALUES))
-        raise RequestError(400, f"no field is called {name!r:.80}.{suggestion}", param=name[:80], code="unknown_field")
+        raise RefusedError(400, f"no field is called {name!r:.80}.{suggestion}", param=name[:80], code="unknown_field")
     if not any(type(value) is type(one) or (_is_number(value) and _is_number(one)) for one in neutral if value == one):
         accepted = "; leave it out" if not neutral else f"; leave it out, or write {neutral[0]!r}"
-        raise RequestError(
+        raise RefusedError(
             400,
             f"{name} is not supported, and {format_value(value)} would change the answer{accepted}.",
             param=name,
@@ -138,7 +138,7 @@ def _read_decoding(body: Mapping[str, object], max_tokens: int, log_probs: bool)
             log_probs=log_probs,
         )
     except ConfigError as fault:
-        raise RequestError(400, str(fault), code="invalid_value") from fault
+        raise RefusedError(400, str(fault), code="invalid_value") from fault
 
 
 def _read_max_tokens(body: Mapping[str, object], most: int | None) -> int | None:
@@ -193,7 +193,7 @@ def _read_mapping(body: Mapping[str, object], name: str, keys: Mapping[str, Call
         raise make_field_error(name, f"{name} is {format_value(value)}; write an object with {', '.join(keys)}.")
     for key in value:
         if key not in keys:
-            raise RequestError(
+            raise RefusedError(
                 400,
                 f"{name} has no {key!r:.80}; it may hold {', '.join(keys)}.",
                 param=f"{name}.{key[:80]}",

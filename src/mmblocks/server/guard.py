@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmblocks.server.answering import encode_json
-from mmblocks.server.errors import RequestError
+from mmblocks.server.errors import RefusedError
 from mmblocks.server.service import Service
 
 PRIVATE_PATHS = ("/v1/", "/api/plan", "/metrics")
@@ -40,7 +40,7 @@ class Guard:
         self._service.open_requests += 1
         try:
             self._check_request(scope["method"], path, Headers(scope=scope))
-        except RequestError as error:
+        except RefusedError as error:
             body, headers = encode_json(error.to_dict()), {"Connection": "close", **error.headers}
             await Response(body, error.status, headers, "application/json")(scope, receive, send_counted)
         else:
@@ -49,23 +49,23 @@ class Guard:
             self._service.open_requests -= 1
 
     def _check_request(self, method: str, path: str, headers: Headers) -> None:
-        """Raises `RequestError`."""
+        """Raises `RefusedError`."""
         access, host = self._service.access, headers.get("host", "")
         if access.hosts is not None and _read_host_name(host) not in access.hosts:
             message = (
                 f"this server is not {host[:100]!r}; ask it as {access.hosts[0]} (or start it with --allow-hosts)."
             )
-            raise RequestError(403, message, code="wrong_host")
+            raise RefusedError(403, message, code="wrong_host")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
-            raise RequestError(403, "pages of other sites may not ask this server.", code="wrong_origin")
+            raise RefusedError(403, "pages of other sites may not ask this server.", code="wrong_origin")
         if self._service.is_draining and method == "POST":
-            raise RequestError(503, "the server is stopping.", code="stopping", headers={"Retry-After": "5"})
+            raise RefusedError(503, "the server is stopping.", code="stopping", headers={"Retry-After": "5"})
         scheme, _, key = headers.get("authorization", "").partition(" ")
         is_private = any(path == one or (one.endswith("/") and path.startswith(one)) for one in PRIVATE_PATHS)
         if is_private and not access.accepts_key(key if scheme.lower() == "bearer" else ""):
             message = "the API key is missing or wrong; send 'Authorization: Bearer KEY'."
-            raise RequestError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            raise RefusedError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def _read_host_name(host: str) -> str:

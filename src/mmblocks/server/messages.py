@@ -12,7 +12,7 @@ from mmblocks.conversation import Conversation, Message, Part, Role, Text, Visua
 from mmblocks.data.media.files import resolve_source
 from mmblocks.data.media.urls import UrlLimits, fetch_url, is_web_url
 from mmblocks.errors import DataError
-from mmblocks.server.errors import RequestError
+from mmblocks.server.errors import RefusedError
 from mmblocks.server.limits import ServerLimits
 from mmblocks.settings import format_value
 from mmblocks.shapes import VisualKind
@@ -37,9 +37,9 @@ class FrameFiles:
     files: tuple[bytes, ...]
 
 
-def make_media_error(where: str, message: str) -> RequestError:
+def make_media_error(where: str, message: str) -> RefusedError:
     """An error about a part of a message."""
-    return RequestError(400, f"{where}: {message}", param=where, code="invalid_media")
+    return RefusedError(400, f"{where}: {message}", param=where, code="invalid_media")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,37 +52,37 @@ class MessageReader:
     def read_messages(self, raw: object) -> tuple[Conversation, tuple[str, ...]]:
         """A conversation that ends with a message of the user, and for each of its visuals which part of which message it is.
 
-        URLs are fetched here. Raises `RequestError`.
+        URLs are fetched here. Raises `RefusedError`.
         """
         if not isinstance(raw, list) or not raw:
             message = f"messages is {format_value(raw)}; write a list of at least one message."
-            raise RequestError(400, message, param="messages", code="invalid_value")
+            raise RefusedError(400, message, param="messages", code="invalid_value")
         messages, places = [], []
         for i, one in enumerate(raw):
             messages.append(self._read_message(one, f"messages[{i}]", places))
         if messages[-1].role == "assistant":
             message = "there is nothing to answer; the last message is to be the user's."
-            raise RequestError(400, message, param=f"messages[{len(raw) - 1}].role", code="invalid_value")
+            raise RefusedError(400, message, param=f"messages[{len(raw) - 1}].role", code="invalid_value")
         return Conversation(tuple(messages), "messages"), tuple(places)
 
     def _read_message(self, raw: object, where: str, places: list[str]) -> Message:
         if not isinstance(raw, dict):
             message = f"{where} is {format_value(raw)}; a message is an object with role and content."
-            raise RequestError(400, message, param=where, code="invalid_value")
+            raise RefusedError(400, message, param=where, code="invalid_value")
         role = raw.get("role")
         if not isinstance(role, str) or role not in ROLES:
             message = f"{where}.role is {format_value(role)}; write one of {', '.join(ROLES)}."
-            raise RequestError(400, message, param=f"{where}.role", code="invalid_value")
+            raise RefusedError(400, message, param=f"{where}.role", code="invalid_value")
         for key, value in raw.items():
             if key not in ("role", "content") and value not in (None, []):
                 message = f"{where}: {key!r:.80} is not supported; a message has role and content."
-                raise RequestError(400, message, param=f"{where}.{key[:80]}", code="unsupported_field")
+                raise RefusedError(400, message, param=f"{where}.{key[:80]}", code="unsupported_field")
         content = raw.get("content")
         if isinstance(content, str):
             return Message(ROLES[role], (Text(content),))
         if not isinstance(content, list):
             message = f"{where}.content is {format_value(content)}; write a text or a list of parts."
-            raise RequestError(400, message, param=f"{where}.content", code="invalid_value")
+            raise RefusedError(400, message, param=f"{where}.content", code="invalid_value")
         return Message(ROLES[role], tuple(self._read_parts(content, f"{where}.content", places)))
 
     def _read_parts(self, content: list[object], where: str, places: list[str]) -> Iterator[Part]:
@@ -108,12 +108,12 @@ class MessageReader:
             text = _read_only_key(raw, "text", where)
             if not isinstance(text, str):
                 message = f"{where}.text is {format_value(text)}; write a text."
-                raise RequestError(400, message, param=f"{where}.text", code="invalid_value")
+                raise RefusedError(400, message, param=f"{where}.text", code="invalid_value")
             return Text(text)
         if not isinstance(raw, dict) or not isinstance(kind, str) or kind not in VISUAL_TYPES:
             known = ", ".join(("text", *VISUAL_TYPES))
             message = f"{where}: parts of the type {format_value(kind)} are not supported; it may be {known}."
-            raise RequestError(400, message, param=f"{where}.type", code="unsupported_part")
+            raise RefusedError(400, message, param=f"{where}.type", code="unsupported_part")
         shown, key = VISUAL_TYPES[kind]
         return self._read_visual(shown, _read_only_key(raw, key, where, ("detail",)), f"{where}.{key}", where)
 
@@ -131,7 +131,7 @@ class MessageReader:
     def _read_file(self, source: object, kind: VisualKind, where: str) -> bytes:
         place = where.partition(":")[0]
         if not isinstance(source, str):
-            raise RequestError(
+            raise RefusedError(
                 400, f"{where}: the {kind} is {format_value(source)}; write a URI.", param=place, code="invalid_media"
             )
         try:
@@ -140,11 +140,11 @@ class MessageReader:
             if is_web_url(source) and self.url_hosts is not None:
                 return fetch_url(source, self.url_hosts, UrlLimits(self.limits.stall_s, self.limits.body_bytes))
         except DataError as fault:
-            raise RequestError(400, f"{where}: {fault}", param=place, code="invalid_media") from fault
+            raise RefusedError(400, f"{where}: {fault}", param=place, code="invalid_media") from fault
         refusal = "this server fetches no URLs (its owner may start it with --allow-urls)" if is_web_url(source) else ""
         refusal = refusal or f"{source[:40]!r} is no data: URI"
         message = f"{where}: {refusal}; send the {kind} itself, as data:{kind}/...;base64,..."
-        raise RequestError(400, message, param=place, code="invalid_media")
+        raise RefusedError(400, message, param=place, code="invalid_media")
 
 
 def _read_only_key(raw: Mapping[str, object], key: str, where: str, ignored: tuple[str, ...] = ()) -> object:
@@ -152,10 +152,10 @@ def _read_only_key(raw: Mapping[str, object], key: str, where: str, ignored: tup
     for name, value in raw.items():
         if name not in ("type", key, *ignored) and value is not None:
             message = f"{where}: {name!r:.80} is not supported; write {key!r} alone."
-            raise RequestError(400, message, param=f"{where}.{name[:80]}", code="unsupported_field")
+            raise RefusedError(400, message, param=f"{where}.{name[:80]}", code="unsupported_field")
     if raw.get("detail") not in (None, "auto"):
         message = (
             f"{where}.detail is {format_value(raw['detail'])}; the model decides how an image is cut: write 'auto'."
         )
-        raise RequestError(400, message, param=f"{where}.detail", code="unsupported_field")
+        raise RefusedError(400, message, param=f"{where}.detail", code="unsupported_field")
     return raw.get(key)

@@ -13,7 +13,7 @@ from mmblocks.data.media.visuals import load_frames
 from mmblocks.data.sample.encode import Encoded
 from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import DataError
-from mmblocks.server.errors import RequestError
+from mmblocks.server.errors import RefusedError
 from mmblocks.server.limits import ServerLimits
 from mmblocks.server.messages import FrameFiles, MessageReader, make_media_error
 from mmblocks.shapes import Size, VisualShape
@@ -44,7 +44,7 @@ class PromptReader:
         return self.messages.limits
 
     def prepare_prompt(self, messages: object, num_frames: int | None = None) -> PreparedPrompt:
-        """Read the messages of a request. num_frames: as in `ChatFields`. Raises `RequestError`."""
+        """Read the messages of a request. num_frames: as in `ChatFields`. Raises `RefusedError`."""
         given, places = self.messages.read_messages(messages)
         visuals, shapes = [], []
         for visual, place in zip(given.visuals, places, strict=True):
@@ -58,10 +58,10 @@ class PromptReader:
         try:
             encoded = self.processor.encode_conversation_prompt(conversation, shapes)
         except DataError as fault:
-            raise RequestError(400, str(fault), param="messages", code="invalid_prompt") from fault
+            raise RefusedError(400, str(fault), param="messages", code="invalid_prompt") from fault
         return PreparedPrompt(conversation, places, tuple(shapes), encoded)
 
-    def find_broken_part(self, prompt: PreparedPrompt) -> RequestError | None:
+    def find_broken_part(self, prompt: PreparedPrompt) -> RefusedError | None:
         """The error of the first visual that cannot be decoded; None where all can."""
         plans = zip(prompt.conversation.visuals, prompt.places, prompt.encoded.plans, strict=True)
         for visual, place, routed in plans:

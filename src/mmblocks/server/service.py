@@ -14,7 +14,7 @@ from typing import TypeVar
 from mmblocks.chat.engine import Engine, QueueFullError, Request
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.model.generation.decoding import MAX_NEW_TOKENS
-from mmblocks.server.errors import RequestError, make_busy_error
+from mmblocks.server.errors import RefusedError, make_busy_error
 from mmblocks.server.fields import ChatFields
 from mmblocks.server.limits import ServerLimits
 from mmblocks.server.messages import MessageReader
@@ -83,14 +83,14 @@ class Service:
         return self.engine.model.backbone.max_tokens or MAX_NEW_TOKENS
 
     def require_model(self, name: object) -> None:
-        """Raise `RequestError` for another model than the one that is served."""
+        """Raise `RefusedError` for another model than the one that is served."""
         if not isinstance(name, str):
-            raise RequestError(
+            raise RefusedError(
                 400, "model is missing; write the name of /v1/models.", param="model", code="invalid_value"
             )
         if name != self.name:
             message = f"there is no model {name[:200]!r} here; write {self.name!r}."
-            raise RequestError(404, message, param="model", code="model_not_found")
+            raise RefusedError(404, message, param="model", code="model_not_found")
 
     @property
     def num_preparing(self) -> int:
@@ -113,7 +113,7 @@ class Service:
             raise
 
     def submit_prompt(self, messages: object, fields: ChatFields) -> Request:
-        """Read messages and hand them to the engine; in a thread, since media are decoded here. Raises `RequestError`."""
+        """Read messages and hand them to the engine; in a thread, since media are decoded here. Raises `RefusedError`."""
         prompt = self.reader.prepare_prompt(messages, fields.num_frames)
         decoding = self.fit_answer(prompt, fields).decoding
         try:
@@ -124,19 +124,19 @@ class Service:
             raise make_busy_error(QUEUE_FULL) from fault
         except DataError as fault:
             named = self.reader.find_broken_part(prompt)
-            raise named or RequestError(400, str(fault), param="messages", code="invalid_prompt") from fault
+            raise named or RefusedError(400, str(fault), param="messages", code="invalid_prompt") from fault
         except ConfigError as fault:
-            raise RequestError(400, str(fault), code="invalid_value") from fault
+            raise RefusedError(400, str(fault), code="invalid_value") from fault
 
     def fit_answer(self, prompt: PreparedPrompt, fields: ChatFields) -> ChatFields:
-        """The fields with an answer that fits behind a prompt. Raises `RequestError` where what was asked for does not."""
+        """The fields with an answer that fits behind a prompt. Raises `RefusedError` where what was asked for does not."""
         room = self.most_tokens - len(prompt.encoded)
         if (fields.max_tokens is not None and fields.max_tokens > room) or room < 1:
             message = (
                 f"the prompt has {len(prompt.encoded)} tokens, and {fields.max_tokens or 1} more do not fit in the "
                 f"{self.most_tokens} that the model takes; ask for less, or show less."
             )
-            raise RequestError(400, message, param="messages", code="context_length_exceeded")
+            raise RefusedError(400, message, param="messages", code="context_length_exceeded")
         return fields.with_answer_tokens(min(fields.decoding.max_new_tokens, room, self.most_answer_tokens))
 
     def close(self) -> None:

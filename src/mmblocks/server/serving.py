@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmblocks.server.answering import encode_json
 from mmblocks.server.app import make_app
-from mmblocks.server.errors import RequestError, make_busy_error
+from mmblocks.server.errors import RefusedError, make_busy_error
 from mmblocks.server.guard import Guard
 from mmblocks.server.service import Service
 
@@ -53,7 +53,7 @@ def make_protocol(connections: int, stall_s: float) -> type[H11Protocol]:
                 self._watch_header()
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse_connection(RequestError(400, "this is no request of HTTP/1.1.", code="invalid_http"))
+            self._refuse_connection(RefusedError(400, "this is no request of HTTP/1.1.", code="invalid_http"))
 
         def _watch_header(self) -> None:
             self._header_timer = self.loop.call_later(stall_s, self.timeout_keep_alive_handler)
@@ -63,7 +63,7 @@ def make_protocol(connections: int, stall_s: float) -> type[H11Protocol]:
                 self._header_timer.cancel()
                 self._header_timer = None
 
-        def _refuse_connection(self, error: RequestError) -> None:
+        def _refuse_connection(self, error: RefusedError) -> None:
             body = encode_json(error.to_dict())
             lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "Content-Type: application/json"]
             lines += [f"{name}: {value}" for name, value in error.headers.items()]
