@@ -132,6 +132,17 @@ class Client:
         return code
 
 
+def run_clients(server, numbers):
+    """The clients, and how often each outcome was."""
+    clients = [Client(server, number) for number in numbers]
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        return clients, Counter(threads.map(Client.ask_once, clients))
+
+
+def list_threads():
+    return sorted(thread.name for thread in threading.enumerate())
+
+
 def count_files():
     gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
@@ -153,21 +164,16 @@ def loaded(start_server):
 
 
 def test_no_request_of_many_is_lost_and_every_answer_is_that_of_a_quiet_server(loaded):
-    warm = Client(loaded, -1)
-    warm.answer()
-    with ThreadPoolExecutor(4) as threads:  # every thread of the server has begun
-        list(threads.map(lambda _: Client(loaded, -1).answer(), range(8)))
+    run_clients(loaded, range(REQUESTS, REQUESTS + 60))  # every thread of the server has begun then
     wait_until(lambda: is_idle(loaded))
-    before = threading.active_count(), count_files()
-    clients = [Client(loaded, number) for number in range(REQUESTS)]
-    with ThreadPoolExecutor(CLIENTS) as threads:
-        outcomes = Counter(threads.map(Client.ask_once, clients))
+    before = list_threads(), count_files()
+    clients, outcomes = run_clients(loaded, range(REQUESTS))
     assert sum(outcomes.values()) == REQUESTS
     assert {"answered", "streamed", "left", "read slowly", "left a body", "timed out"} <= set(outcomes), outcomes
     assert {"invalid_media", "unsupported_field", "body_too_large"} <= set(outcomes), outcomes
     assert outcomes["answered"] + outcomes["streamed"] > REQUESTS / 3, outcomes
     wait_until(lambda: is_idle(loaded))
-    wait_until(lambda: threading.active_count() <= before[0])
+    wait_until(lambda: list_threads() == before[0])
     wait_until(lambda: count_files() <= before[1] + 2)  # a connection that is kept alive for a while, at most
     quiet = {}
     for body, got in (pair for client in clients for pair in client.asked):
