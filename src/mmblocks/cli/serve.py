@@ -76,12 +76,10 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmblocks._optional import import_optional
     from mmblocks.assets import find_tiny_model
-    from mmblocks.server import make_model_name, make_server
+    from mmblocks.server import make_model_name, make_server, require_packages
 
-    for package in ("fastapi", "uvicorn"):  # before a model is loaded
-        import_optional(package, extra="serve", to="serving a model")
+    require_packages()  # before a model is read
     keys = read_keys(args.api_key_file)
     engine_limits, limits = read_engine_limits(args), read_server_limits(args)
     reference = args.model or find_tiny_model()

@@ -74,8 +74,7 @@ def make_server(
     engine_limits: EngineLimits | None = None,
 ) -> ModelServer:
     """As `serve`, not started yet; its address is taken already."""
-    for package in ("fastapi", "uvicorn"):
-        import_optional(package, extra="serve", to="serving a model")
+    require_packages()
     from mmblocks.data.video.video_reader import VideoReader
     from mmblocks.server.service import Access, Service
     from mmblocks.server.serving import ModelServer
@@ -93,6 +92,13 @@ def make_server(
         listener.close()
         raise
     return ModelServer(service, listener)
+
+
+def require_packages() -> None:
+    """Raise `MissingDependencyError` where a package is missing that the modules of this package import."""
+    import_optional("fastapi", extra="serve", to="serving a model")
+    import_optional("starlette", extra="serve", to="serving a model")
+    import_optional("uvicorn", extra="serve", to="serving a model")
 
 
 def check_keys(given: Sequence[str]) -> tuple[str, ...]:
