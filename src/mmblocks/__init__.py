@@ -25,6 +25,7 @@ _HOMES = {
     "respond": "mmblocks.chat",
     "draw_samples": "mmblocks.chat",
     "score": "mmblocks.chat",
+    "serve": "mmblocks.server",
     "image": "mmblocks.chat",
     "video": "mmblocks.chat",
     "Conversation": "mmblocks.conversation",
@@ -52,6 +53,7 @@ __all__ = [
     "respond",
     "save",
     "score",
+    "serve",
     "video",
 ]
 
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from mmblocks.model.onevision import OneVision
     from mmblocks.model.spec import ModelSpec
     from mmblocks.model.systems import compose
+    from mmblocks.server import serve
 
 
 def __getattr__(name: str) -> Any:

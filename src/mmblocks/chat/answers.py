@@ -63,6 +63,7 @@ def draw_samples(
     found: dict[EngineQuestion, dict[int, Result]] = {question: {} for question in questions}
     scheduler = Scheduler(
         model,
+        processor,
         slots=max(max_batch_tokens, *(number * question.slots for question in questions), 0),
         step_tokens=max_batch_tokens,
         max_running=max(number * len(questions), 1),

@@ -54,6 +54,7 @@ COMMANDS = {
         Command("diff", "differences between two runs or two models"),
         Command("eval", "evaluate a model on tasks"),
         Command("chat", "ask a model about images and videos"),
+        Command("serve", "serve a model: the routes of OpenAI's API with images and videos, and a page"),
         Command("convert", "import and export checkpoints of transformers and LLaVA"),
         Command("swap", "replace components of a saved model and report what was kept"),
         Command("new", "create a package with a component of your own, its test and its entry point"),

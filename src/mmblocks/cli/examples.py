@@ -16,6 +16,7 @@ EXAMPLES = {
     "diff": "mmblocks diff runs/sweep/projector-mlp runs/sweep/projector-linear",
     "eval": "mmblocks eval runs/quick/model tiny --limit 20",
     "chat": "mmblocks chat --image my.jpg --ask 'How many shapes are there?'",
+    "serve": "mmblocks serve --port 8000",
     "convert": "mmblocks convert llava-onevision-qwen2-7b-ov-hf models/7b",
     "swap": "mmblocks swap runs/quick/model projector=gated --out swapped",
     "new": "mmblocks new projector my_projector",

@@ -16,18 +16,23 @@ from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from threading import Condition, Thread
+from typing import TYPE_CHECKING
 
 from mmblocks.chat.engine.limits import EngineLimits, EngineStatistics
 from mmblocks.chat.engine.scheduling import AnswerProgress, EngineQuestion, Scheduler
 from mmblocks.chat.inputs import check_conversations, check_decoding
 from mmblocks.chat.prompts import ChatPrompt
 from mmblocks.conversation import Conversation
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.model.generate import Decoding, Result, StopSequences
 from mmblocks.model.generation.results import DrawnToken
 from mmblocks.model.generation.stopping import AnswerText
 from mmblocks.model.onevision import OneVision
 from mmblocks.settings import format_value
+
+if TYPE_CHECKING:
+    from mmblocks.data.video.video_reader import VideoReader
 
 __all__ = ["Engine", "EngineLimits", "EngineStatistics", "Piece", "QueueFullError", "Request"]
 
@@ -148,12 +153,15 @@ class Engine:
     Answers do not depend on who else asks: greedy ones have the same tokens, and seeded ones are drawn by the same numbers.
     """
 
-    def __init__(self, model: OneVision, limits: EngineLimits | None = None) -> None:
+    def __init__(
+        self, model: OneVision, limits: EngineLimits | None = None, *, video_reader: VideoReader | None = None
+    ) -> None:
+        """video_reader: as of `Processor.from_model`."""
         if not isinstance(limits, EngineLimits | None):
             raise ConfigError(f"engine: limits={format_value(limits)} are no EngineLimits.")
         self.model, self.limits = model, limits or EngineLimits()
+        self.processor = Processor.from_model(model, video_reader=video_reader)
         self._scheduler = self._make_scheduler()
-        self.processor = self._scheduler.processor
         self._changed = Condition()
         self._submitted: list[EngineQuestion] = []
         self._requests: dict[EngineQuestion, Request] = {}
@@ -215,6 +223,7 @@ class Engine:
     def _make_scheduler(self) -> Scheduler:
         return Scheduler(
             self.model,
+            self.processor,
             slots=self.limits.count_slots(self.model),
             step_tokens=self.limits.get_step_tokens(self.model),
             max_running=self.limits.max_running,

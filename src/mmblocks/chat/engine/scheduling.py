@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from mmblocks.model.generation.step import has_fixed_rope
 from mmblocks.model.generation.weights import WeightSnapshot
 from mmblocks.model.onevision import OneVision
 from mmblocks.reprs import format_by_shape
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(eq=False, slots=True)
@@ -112,10 +116,18 @@ class Scheduler:
     get: it never has to give up its room. Rows that prompts share, from the first on, are computed once.
     """
 
-    def __init__(self, model: OneVision, *, slots: int, step_tokens: int, max_running: int, visual_bytes: int) -> None:
+    def __init__(
+        self,
+        model: OneVision,
+        processor: Processor,
+        *,
+        slots: int,
+        step_tokens: int,
+        max_running: int,
+        visual_bytes: int,
+    ) -> None:
         """slots: tokens that the cache holds. For the others see `EngineLimits`."""
-        self.model, self.slots, self.max_running = model, slots, max_running
-        self.processor = Processor.from_model(model)
+        self.model, self.processor, self.slots, self.max_running = model, processor, slots, max_running
         # Where the encoding of a position depends on the longest text, prompts are run whole and one by one.
         self._runs_together = has_fixed_rope(model.backbone.config)
         pool = KVPool(slots)
