@@ -27,10 +27,11 @@ GRACE_S = 2
 
 
 def make_protocol(connections: int, stall_s: float) -> type[H11Protocol]:
-    """HTTP/1.1 with at most so many connections, which are closed where a header does not come within a time."""
+    """HTTP/1.1 with at most so many connections, which end where no whole header comes, or nothing is taken, for a time."""
 
     class LimitedProtocol(H11Protocol):
         _header_timer: asyncio.TimerHandle | None = None
+        _reader_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -41,16 +42,29 @@ def make_protocol(connections: int, stall_s: float) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            self._forget_timer()
+            self._forget_header_timer()
+            self._forget_reader_timer()
 
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
-                self._forget_timer()
+                self._forget_header_timer()
             elif self._header_timer is None:
                 self._watch_header()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._reader_timer = self.loop.call_later(stall_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._forget_reader_timer()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self.loop.call_later(stall_s, self.transport.abort)  # closing waits until all is taken
 
         def send_400_response(self, msg: str) -> None:
             self._refuse_connection(RefusedError(400, "this is no request of HTTP/1.1.", code="invalid_http"))
@@ -58,10 +72,15 @@ def make_protocol(connections: int, stall_s: float) -> type[H11Protocol]:
         def _watch_header(self) -> None:
             self._header_timer = self.loop.call_later(stall_s, self.timeout_keep_alive_handler)
 
-        def _forget_timer(self) -> None:
+        def _forget_header_timer(self) -> None:
             if self._header_timer is not None:
                 self._header_timer.cancel()
                 self._header_timer = None
+
+        def _forget_reader_timer(self) -> None:
+            if self._reader_timer is not None:
+                self._reader_timer.cancel()
+                self._reader_timer = None
 
         def _refuse_connection(self, error: RefusedError) -> None:
             body = encode_json(error.to_dict())
