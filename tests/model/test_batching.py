@@ -7,10 +7,11 @@ import torch
 
 from mmblocks.errors import ConfigError
 from mmblocks.model.generate import Decoding, StopSequences, generate_from_embeddings
-from mmblocks.model.generation import batching
+from mmblocks.model.generation import batch_graphs, batching
 from mmblocks.model.generation.batching import Batcher, SequenceState
 from mmblocks.model.generation.pool import KVPool
 from tests.families import FAMILIES, family
+from tests.recordings import record
 
 NO_END = StopSequences((), ())
 LENGTHS = (5, 17, 1, 30, 2, 11)
@@ -168,3 +169,77 @@ def test_a_rule_that_fails_ends_its_own_sequences_only(backbone, monkeypatch):
     _, failures = run_all(batcher, [good, bad])
     assert [(state, str(cause)) for state, cause in failures] == [(bad, "no such rule")]
     assert len(good.drawn) == 4
+
+
+# Captured steps ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Graphs that are recordings; the list grows by each that is captured."""
+    made = []
+
+    def capture(run, **settings):
+        made.append(run)
+        return record(run, **settings)
+
+    monkeypatch.setattr(batch_graphs, "capture_cuda_graph", capture)
+    monkeypatch.setattr(batch_graphs, "reasons_against_capture", lambda *_: [])
+    monkeypatch.setattr(batch_graphs, "SHORTEST", 16)
+    monkeypatch.setattr(batch_graphs, "USES_BEFORE_CAPTURE", 1)
+    return made
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("qwen3_moe", "mixtral", "gpt_oss")])
+def test_captured_steps_write_the_same_answers(name, captured):
+    backbone, decoding = family(name), Decoding(max_new_tokens=12)
+    prompts, batcher = make_prompts(backbone), Batcher(backbone, KVPool(300), 8)
+    for seed in range(2):
+        states = [make_state(batcher, x, decoding) for x in prompts]
+        got, failures = run_all(batcher, states, seed=seed)
+        assert got == [list(write_alone(backbone, x, decoding).ids) for x in prompts]
+        assert not failures
+        for state in states:
+            batcher.pool.release_span(state.span)
+    assert 2 <= len(captured) <= 9  # by numbers of sequences and lengths of spans
+
+
+def test_rows_to_spare_change_nothing_of_others(backbone, captured):
+    decoding, batcher = Decoding(max_new_tokens=10), Batcher(backbone, KVPool(100), 64)
+    prompts = make_prompts(backbone, [3, 4, 5])
+    got, _ = run_all(batcher, [make_state(batcher, x, decoding) for x in prompts])
+    assert got == [list(write_alone(backbone, x, decoding).ids) for x in prompts]
+    assert captured
+
+
+def test_a_pool_without_a_slot_to_spare_runs_uncaptured(backbone, captured):
+    (x,), decoding = make_prompts(backbone, [4]), Decoding(max_new_tokens=10)
+    batcher = Batcher(backbone, KVPool(14), 64)
+    got, _ = run_all(batcher, [make_state(batcher, x, decoding)])
+    assert got == [list(write_alone(backbone, x, decoding).ids)]
+    assert not captured
+
+
+def test_other_weights_are_captured_anew(backbone, captured):
+    (x,), decoding = make_prompts(backbone, [4]), Decoding(max_new_tokens=10)
+    batcher = Batcher(backbone, KVPool(100), 64)
+    run_all(batcher, [make_state(batcher, x, decoding)])
+    for parameter in backbone.parameters():
+        parameter.data = parameter.data * 1.5
+    batcher.drop_graphs()
+    got, _ = run_all(batcher, [make_state(batcher, x, decoding)])
+    assert got == [list(write_alone(backbone, x, decoding).ids)]
+    assert len(captured) == 2
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is(backbone, captured, monkeypatch, caplog):
+    def refuse(run, **_):
+        raise RuntimeError("the host waits\nfor something")
+
+    monkeypatch.setattr(batch_graphs, "capture_cuda_graph", refuse)
+    (x,), decoding = make_prompts(backbone, [4]), Decoding(max_new_tokens=10)
+    batcher = Batcher(backbone, KVPool(100), 64)
+    with caplog.at_level("INFO"):
+        got, _ = run_all(batcher, [make_state(batcher, x, decoding)])
+    assert got == [list(write_alone(backbone, x, decoding).ids)]
+    assert caplog.text.count("steps are not captured (the host waits)") == 1

@@ -4,8 +4,6 @@ from itertools import chain
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mmblocks.model.generate import Decoding, StopSequences
 from mmblocks.model.generation import drawing, step, writing
@@ -13,46 +11,10 @@ from mmblocks.model.generation.step import DecodingStep
 from mmblocks.model.generation.store import KVCache
 from mmblocks.model.generation.writing import decode_answers, prefill_prompts
 from tests.families import FAMILIES, family
+from tests.recordings import record
 
 NO_END = StopSequences((), ())
 LENGTHS = [5, 9, 1]
-
-
-class Recording(TorchDispatchMode):
-    """The operations of a run with their tensors. As while a CUDA graph is captured, nothing outside of it changes."""
-
-    def __init__(self):
-        super().__init__()
-        self.steps = []
-        self.changed = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        assert func._schema.name != "aten::_local_scalar_dense", "the host reads a number of the device"
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            if argument.is_write:
-                self.changed.setdefault(value.untyped_storage()._cdata, (value, value.clone()))
-        out = func(*args, **kwargs)
-        self.steps.append((func, args, kwargs, out))
-        return out
-
-    def replay(self):
-        for func, args, kwargs, out in self.steps:
-            again = func(*args, **kwargs)
-            if not func.is_view and not func._schema.is_mutable:
-                for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
-                    if isinstance(old, torch.Tensor):
-                        old.copy_(new)
-
-
-def record(run, *, warm_ups=0, pool=None):
-    for _ in range(warm_ups):
-        run()
-    with Recording() as recording:
-        result = run()
-    for tensor, before in recording.changed.values():
-        tensor.copy_(before)
-    return recording, result
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ from mmblocks.versions import warn_about_untested_versions
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from mmblocks.ops.attention.spans import SeenSpans
+    from mmblocks.ops.attention.spans import SeenSpans, StepSpans
 
 PROGRESS_BAR_MIN_PARAMETERS = 300_000_000  # smaller models are read and written in a moment
 
@@ -169,7 +169,7 @@ class CausalLM(nn.Module):
         rows: RowIndex | None = None,
         *,
         cache: KeyValueCache | None = None,
-        keys: Packing | SeenSpans | None = None,
+        keys: Packing | SeenSpans | StepSpans | None = None,
     ) -> Tensor:
         """(tokens, dim) to (tokens, dim), after the final norm; a token sees earlier tokens of its own sequence only.
 

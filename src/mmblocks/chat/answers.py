@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-
-from mmblocks.chat.batches import MAX_BATCH_TOKENS, PromptBatches
+from mmblocks.chat.batches import MAX_BATCH_TOKENS, SHARED_VISUAL_BYTES, check_batch_tokens, order_by_cost
+from mmblocks.chat.engine.scheduling import EngineQuestion, Scheduler
 from mmblocks.chat.inputs import check_conversations, check_decoding
+from mmblocks.chat.prompts import ChatPrompt
 from mmblocks.conversation import Conversation
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError
-from mmblocks.model.generate import Decoding, Result, StopSequences, generate_from_embeddings
-from mmblocks.model.generation.sampling import make_prompt_key
+from mmblocks.model.generate import Decoding, Result, StopSequences
 from mmblocks.model.onevision import OneVision
 from mmblocks.settings import format_value
 
@@ -30,15 +30,14 @@ def respond(
 ) -> list[Result]:
     """One answer per conversation, in their order. Each conversation ends with a message of the user.
 
-    Conversations of about the same length are answered together, as many as have `max_batch_tokens` tokens with their answers
-    (see `split_by_cost`). What an answer is does not depend on the others. What is shown in several conversations is
-    encoded once.
+    As many are answered together as have `max_batch_tokens` tokens with their answers; where one ends, another begins. What an
+    answer is does not depend on the others. What is shown in several conversations is encoded once, and prompts that begin
+    alike share what is computed of them.
     """
     samples = draw_samples(model, conversations, 1, decoding, max_batch_tokens=max_batch_tokens)
     return [result for (result,) in samples]
 
 
-@torch.no_grad()
 def draw_samples(
     model: OneVision,
     conversations: Iterable[Conversation],
@@ -54,16 +53,29 @@ def draw_samples(
     conversations, decoding = check_conversations(conversations), check_decoding(decoding)
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ConfigError(f"draw_samples: number={format_value(number)}; write how many answers, 1 or more.")
-    batches = PromptBatches.from_conversations(model, conversations, max_batch_tokens)
-    lengths = [len(prompt) for prompt in batches.prompts]
-    stop = StopSequences.from_model(model, decoding.stop)
-    found: dict[int, list[Result]] = {}
-    for batch, x in batches.iterate_batches([number * (length + decoding.max_new_tokens) for length in lengths]):
-        keys = [make_prompt_key(batches.prompts[i].encoded.input_ids) for i in batch]
-        answers = generate_from_embeddings(
-            model.backbone, x, [lengths[i] for i in batch], decoding, stop, samples=number, prompt_keys=keys
-        )
-        for position, i in enumerate(batch):
-            own = answers[position * number : (position + 1) * number]
-            found[i] = [stop.make_result(model.backbone, one, lengths[i]) for one in own]
-    return [found[i] for i in range(len(conversations))]
+    check_batch_tokens(max_batch_tokens)
+    decoding.require_fitting_length(model.backbone)
+    processor, stop = Processor.from_model(model), StopSequences.from_model(model, decoding.stop)
+    questions = [
+        EngineQuestion(ChatPrompt.from_conversation(processor, one), decoding, stop, number, tells_tokens=False)
+        for one in conversations
+    ]
+    found: dict[EngineQuestion, dict[int, Result]] = {question: {} for question in questions}
+    scheduler = Scheduler(
+        model,
+        processor,
+        slots=max(max_batch_tokens, *(number * question.slots for question in questions), 0),
+        step_tokens=max_batch_tokens,
+        max_running=max(number * len(questions), 1),
+        visual_bytes=SHARED_VISUAL_BYTES,
+    )
+    costs, keys = [question.slots for question in questions], [question.prompt.keys for question in questions]
+    for i in order_by_cost(costs, keys):
+        scheduler.append(questions[i])
+    while scheduler.has_work:
+        for progress in scheduler.advance():
+            if progress.error is not None:
+                raise progress.error
+            assert progress.result is not None, "nothing else is told"
+            found[progress.question][progress.sample] = progress.result
+    return [[found[question][sample] for sample in range(number)] for question in questions]

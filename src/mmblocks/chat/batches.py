@@ -43,10 +43,7 @@ class PromptBatches:
         cls, model: OneVision, conversations: Sequence[Conversation], max_batch_tokens: int
     ) -> PromptBatches:
         """Reads headers and tokenises; raises `DataError` for what cannot be answered or read."""
-        if isinstance(max_batch_tokens, bool) or not isinstance(max_batch_tokens, int) or max_batch_tokens < 1:
-            raise ConfigError(
-                f"max_batch_tokens={format_value(max_batch_tokens)} is no limit; write a whole number above 0."
-            )
+        check_batch_tokens(max_batch_tokens)
         processor = Processor.from_model(model)
         prompts = tuple(ChatPrompt.from_conversation(processor, conversation) for conversation in conversations)
         return cls(model, processor, prompts, max_batch_tokens)
@@ -67,18 +64,26 @@ class PromptBatches:
             yield batch, torch.cat([embed_prompt(self.model, prompt, rows) for prompt in prompts])
 
 
-def split_by_cost(costs: Sequence[int], keys: Sequence[tuple[str, ...]], limit: int) -> Iterator[list[int]]:
-    """Numbers of items in batches whose number times their highest cost is within `limit`; an item alone may be above.
+def check_batch_tokens(given: object) -> None:
+    """Raise `ConfigError` for what is no limit of tokens."""
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise ConfigError(f"max_batch_tokens={format_value(given)} is no limit; write a whole number above 0.")
 
-    The most expensive items come first. Items that begin with the same key (of a visual) follow each other.
-    """
+
+def order_by_cost(costs: Sequence[int], keys: Sequence[tuple[str, ...]]) -> list[int]:
+    """Numbers of items, the most expensive first. Those that begin with the same key (of a visual) follow each other."""
     groups: dict[object, list[int]] = {}
     for i, own in enumerate(keys):
         groups.setdefault(own[0] if own else i, []).append(i)
     by_cost = sorted(groups.values(), key=lambda group: -max(costs[i] for i in group))
+    return [i for group in by_cost for i in sorted(group, key=lambda i: -costs[i])]
+
+
+def split_by_cost(costs: Sequence[int], keys: Sequence[tuple[str, ...]], limit: int) -> Iterator[list[int]]:
+    """Numbers of items in batches whose number times their highest cost is within `limit`; an item alone may be above."""
     batch: list[int] = []
     highest = 0
-    for i in (i for group in by_cost for i in sorted(group, key=lambda i: -costs[i])):
+    for i in order_by_cost(costs, keys):
         if batch and (len(batch) + 1) * max(highest, costs[i]) > limit:
             yield batch
             batch, highest = [], 0

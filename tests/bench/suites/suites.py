@@ -39,6 +39,7 @@ SUITES = {
     "images": "processor time of cutting images into normalised tiles",
     "clips": "processor time of reading frames of videos",
     "loading": "processor time and memory of loading a checkpoint",
+    "serving": "requests to a server, beside transformers' own and a loop",
     "startup": "processor time until a command has started, beside importing torch and transformers",
 }
 

@@ -23,6 +23,7 @@ from mmblocks.chat.engine.scheduling import AnswerProgress, EngineQuestion, Sche
 from mmblocks.chat.inputs import check_conversations, check_decoding
 from mmblocks.chat.prompts import ChatPrompt
 from mmblocks.conversation import Conversation
+from mmblocks.data.sample.processor import Processor
 from mmblocks.errors import ConfigError, MMBlocksError
 from mmblocks.model.generate import Decoding, Result, StopSequences
 from mmblocks.model.generation.results import DrawnToken
@@ -159,9 +160,8 @@ class Engine:
         if not isinstance(limits, EngineLimits | None):
             raise ConfigError(f"engine: limits={format_value(limits)} are no EngineLimits.")
         self.model, self.limits = model, limits or EngineLimits()
-        self._video_reader = video_reader
-        self._scheduler = Scheduler(model, self.limits, video_reader)
-        self.processor = self._scheduler.processor
+        self.processor = Processor.from_model(model, video_reader=video_reader)
+        self._scheduler = self._make_scheduler()
         self._changed = Condition()
         self._submitted: list[EngineQuestion] = []
         self._requests: dict[EngineQuestion, Request] = {}
@@ -220,6 +220,16 @@ class Engine:
         self._thread.join()
         atexit.unregister(self.close)
 
+    def _make_scheduler(self) -> Scheduler:
+        return Scheduler(
+            self.model,
+            self.processor,
+            slots=self.limits.count_slots(self.model),
+            step_tokens=self.limits.get_step_tokens(self.model),
+            max_running=self.limits.max_running,
+            visual_bytes=self.limits.visual_bytes,
+        )
+
     def _require_place(self) -> None:
         if not self._takes_questions:
             raise EngineClosedError("the engine is closed and takes no more questions.")
@@ -253,7 +263,7 @@ class Engine:
         except Exception as cause:
             log.exception("engine: a step failed; all questions end with this error")
             self._end_requests(cause)
-            self._scheduler = Scheduler(self.model, self.limits, self._video_reader)
+            self._scheduler = self._make_scheduler()
         for request in [one for one in [*self._requests.values()] if one.has_ended]:
             self._forget_request(request)
 

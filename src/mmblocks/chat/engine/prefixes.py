@@ -14,6 +14,8 @@ from mmblocks.reprs import format_by_shape
 
 MAX_IDLE_SPANS = 256
 BLOCK_ROWS = 16
+WORTH_WAITING_ROWS = 64
+"""Fewer rows are computed again sooner than they are waited for."""
 
 
 def encode_rows(prompt: ChatPrompt) -> Tensor:
@@ -91,7 +93,7 @@ class PrefixCache:
     def is_worth_waiting(self, codes: Tensor) -> bool:
         """Whether most of a prompt is being computed for another one."""
         shared = self.find_shared(codes)
-        return shared.alike >= shared.filled + BLOCK_ROWS and 2 * shared.alike >= len(codes)
+        return shared.alike >= shared.filled + WORTH_WAITING_ROWS and 2 * shared.alike >= len(codes)
 
     def begin(self, codes: Tensor, slots: int) -> CachedRows | None:
         """A span of so many slots with as many rows of `codes` filled as are known.
@@ -113,10 +115,14 @@ class PrefixCache:
         self._append(rows)
         return rows
 
+    def has_room(self, slots: int) -> bool:
+        """Whether so many slots are free or idle, in one piece or not."""
+        return self.pool.free_slots + sum(len(rows.span) for rows in self._cached if rows.is_idle) >= slots
+
     def reserve_span(self, slots: int, *, spared: CachedRows | None = None) -> range | None:
         """A span without rows. Idle ones are dropped where it needs their room, `spared` as the last."""
         idle = [rows for rows in self._cached if rows.is_idle]
-        if self.pool.free_slots + sum(len(rows.span) for rows in idle) < slots:
+        if not self.has_room(slots):
             return None
         order = [*(rows for rows in idle if rows is not spared), *(rows for rows in idle if rows is spared)]
         while (span := self.pool.reserve_span(slots)) is None and order:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmblocks.chat.engine.limits import EngineLimits, EngineStatistics
+from mmblocks.chat.engine.limits import EngineStatistics
 from mmblocks.chat.engine.prefixes import CachedRows, PrefixCache, encode_rows
 from mmblocks.chat.prompts import ChatPrompt
 from mmblocks.chat.visual_cache import VisualCache, embed_prompt
@@ -29,14 +29,14 @@ from mmblocks.model.onevision import OneVision
 from mmblocks.reprs import format_by_shape
 
 if TYPE_CHECKING:
-    from mmblocks.data.video.video_reader import VideoReader
+    pass
 
 
 @dataclass(eq=False, slots=True)
 class EngineQuestion:
     """A prompt and how it is to be answered. samples: answers to it. top_log_probs: as of `SequenceState`.
 
-    codes: of its rows, see `encode_rows`. seen: visual rows that were in the cache when they were looked for, by their keys.
+    tells_tokens: whether each token is told, beside the results. codes: of its rows, see `encode_rows`. seen: visual rows that were in the cache when they were looked for, by their keys.
     opened: the numbers of its other visuals, and these decoded; None until they are.
     """
 
@@ -45,6 +45,7 @@ class EngineQuestion:
     stop: StopSequences
     samples: int = 1
     top_log_probs: int = 0
+    tells_tokens: bool = True
     codes: Tensor = field(init=False)
     seen: dict[str, Tensor] = field(default_factory=dict)
     opened: tuple[list[int], Sample | None] | None = None
@@ -115,20 +116,26 @@ class Scheduler:
     get: it never has to give up its room. Rows that prompts share, from the first on, are computed once.
     """
 
-    def __init__(self, model: OneVision, limits: EngineLimits, video_reader: VideoReader | None = None) -> None:
-        self.model, self.limits = model, limits
-        self.processor = Processor.from_model(model, video_reader=video_reader)
-        self.slots = limits.count_slots(model)
+    def __init__(
+        self,
+        model: OneVision,
+        processor: Processor,
+        *,
+        slots: int,
+        step_tokens: int,
+        max_running: int,
+        visual_bytes: int,
+    ) -> None:
+        """slots: tokens that the cache holds. For the others see `EngineLimits`."""
+        self.model, self.processor, self.slots, self.max_running = model, processor, slots, max_running
         # Where the encoding of a position depends on the longest text, prompts are run whole and one by one.
         self._runs_together = has_fixed_rope(model.backbone.config)
-        pool = KVPool(self.slots)
+        pool = KVPool(slots)
         self._prefixes = PrefixCache(pool, shares=self._runs_together)
-        self._batcher = Batcher(
-            model.backbone, pool, limits.get_step_tokens(model) if self._runs_together else self.slots
-        )
+        self._batcher = Batcher(model.backbone, pool, step_tokens if self._runs_together else slots)
         self._queue: deque[EngineQuestion] = deque()
         self._answers: dict[SequenceState, _Answer] = {}
-        self._visuals, self._lock = VisualCache(limits.visual_bytes), Lock()
+        self._visuals, self._lock = VisualCache(visual_bytes), Lock()
         self._weights: WeightSnapshot | None = None
         self._counts: Counter[str] = Counter()
 
@@ -158,21 +165,24 @@ class Scheduler:
     def require_room(self, question: EngineQuestion) -> None:
         """Raise `DataError` for a question that the cache can never hold."""
         question.decoding.require_fitting_length(self.model.backbone)
-        if question.slots * question.samples > self.slots or question.samples > self.limits.max_running:
+        if question.slots * question.samples > self.slots or question.samples > self.max_running:
             raise DataError(
                 f"{question.prompt.conversation.origin}: a prompt of {len(question.prompt)} tokens and {question.samples} "
                 f"answers of up to {question.decoding.max_new_tokens} tokens do not fit: the cache holds {self.slots} tokens, "
-                f"and {self.limits.max_running} answers are written at a time. Ask for fewer or shorter answers."
+                f"and {self.max_running} answers are written at a time. Ask for fewer or shorter answers."
             )
 
-    def open_visuals(self, question: EngineQuestion) -> None:
-        """Decode the visuals of a question that are not in the cache. Raises `DataError` for what cannot be read."""
+    def open_visuals(self, question: EngineQuestion, besides: Collection[str] = ()) -> None:
+        """Decode the visuals of a question that are not in the cache, `besides` those that are encoded with it.
+
+        Raises `DataError` for what cannot be read.
+        """
         keys, unseen = question.prompt.keys, []
         with self._lock:
             for i, key in enumerate(keys):
                 if (rows := self._visuals.find_rows(key)) is not None:
                     question.seen[key] = rows
-                elif key not in keys[:i]:
+                elif key not in keys[:i] and key not in besides:
                     unseen.append(i)
         question.opened = unseen, question.prompt.open_visuals(self.processor, unseen) if unseen else None
 
@@ -212,25 +222,27 @@ class Scheduler:
         for answer in self._answers.values():
             if answer.rows is not None:
                 answer.rows.length = min(answer.state.length, len(answer.rows.codes))
+        self._counts["answer_tokens"] += len(outcome.tokens)
         for state, token in outcome.tokens:
-            yield from self._tell_token(self._answers[state], token)
+            answer = self._answers[state]
+            if answer.question.tells_tokens:
+                yield AnswerProgress(answer.question, answer.sample, token=token)
+            if state.is_finished:
+                yield self._finish_answer(answer)
         for state, cause in outcome.failures:
-            if (answer := self._answers.get(state)) is not None:
-                self.remove(answer.question)
-                yield AnswerProgress(answer.question, error=cause)
+            if (failed := self._answers.get(state)) is not None:
+                self.remove(failed.question)
+                yield AnswerProgress(failed.question, error=cause)
 
-    def _tell_token(self, answer: _Answer, token: DrawnToken) -> Iterator[AnswerProgress]:
+    def _finish_answer(self, answer: _Answer) -> AnswerProgress:
         question, state = answer.question, answer.state
-        self._counts["answer_tokens"] += 1
-        yield AnswerProgress(question, answer.sample, token=token)
-        if state.is_finished:
-            tokens = state.writer.to_tokens(log_probs=question.decoding.log_probs)
-            self._end_answer(answer)
-            if answer.rows is not None:
-                written = torch.tensor(state.drawn, dtype=torch.int64)
-                self._prefixes.keep(answer.rows, torch.cat([answer.rows.codes, written])[: state.length])
-            result = question.stop.make_result(self.model.backbone, tokens, len(question.prompt))
-            yield AnswerProgress(question, answer.sample, result=result)
+        tokens = state.writer.to_tokens(log_probs=question.decoding.log_probs)
+        self._end_answer(answer)
+        if answer.rows is not None:
+            written = torch.tensor(state.drawn, dtype=torch.int64)
+            self._prefixes.keep(answer.rows, torch.cat([answer.rows.codes, written])[: state.length])
+        result = question.stop.make_result(self.model.backbone, tokens, len(question.prompt))
+        return AnswerProgress(question, answer.sample, result=result)
 
     def _end_answer(self, answer: _Answer) -> None:
         """Write no more of an answer; only rows that may be shared stay."""
@@ -246,7 +258,6 @@ class Scheduler:
         """Begin with the questions that there is room for. Their visuals are encoded together; errors are each one's own."""
         if not self._queue or (self._answers and not self._runs_together):
             return
-        self._forget_old_weights()
         chosen, faults = self._choose_questions()
         yield from faults
         try:
@@ -254,6 +265,7 @@ class Scheduler:
         except Exception:
             for one in chosen:
                 try:
+                    self.open_visuals(one.question)
                     self._start_answers([one])
                 except Exception as cause:  # an encoder or its kernels may raise anything
                     self._prefixes.drop(one.rows)
@@ -270,13 +282,17 @@ class Scheduler:
         views, running = self._batcher.step_tokens // VIEW_TOKENS, len(self._answers)
         encoded: set[str] = set()
         for question in [*self._queue][:MAX_EXAMINED]:
-            if running + question.samples > self.limits.max_running or (chosen and not self._runs_together):
+            if running + question.samples > self.max_running or (chosen and not self._runs_together):
                 break
-            if self._prefixes.is_worth_waiting(question.codes) or not encoded.isdisjoint(question.prompt.keys):
+            if not self._prefixes.has_room(question.slots * question.samples):
+                break
+            if not chosen:
+                self._forget_old_weights()
+            if self._prefixes.is_worth_waiting(question.codes) or not encoded.isdisjoint(question.unseen_keys):
                 continue
             try:
                 if question.opened is None:
-                    self.open_visuals(question)
+                    self.open_visuals(question, encoded)
             except Exception as cause:
                 self._queue.remove(question)
                 faults.append(AnswerProgress(question, error=cause))
@@ -375,6 +391,7 @@ class Scheduler:
             return
         if self._weights is not None:
             self.clear()
+            self._batcher.drop_graphs()
             for question in self._queue:
                 question.seen, question.opened = {}, None
         self._weights = WeightSnapshot.from_module(self.model)

@@ -10,6 +10,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from mmblocks.batch import Packing, RowIndex
+from mmblocks.model.generation.batch_graphs import BatchGraphs, StepRow
 from mmblocks.model.generation.decoding import Decoding
-from mmblocks.model.generation.pool import KVPool
+from mmblocks.model.generation.pool import KVPool, list_numbers
 from mmblocks.model.generation.results import DrawnToken
 from mmblocks.model.generation.sampling import RandomKey, RandomNumbers, SamplingRule, TokenSampler
 from mmblocks.model.generation.scoring import compute_log_probs
@@ -56,7 +58,7 @@ class SequenceState:
         self.span, self.length = span, kept
         self.siblings = tuple(siblings)
         self.decoding, self.top_log_probs = decoding, top_log_probs
-        self.rule = SamplingRule.from_settings(backbone, decoding, stop.tokens)
+        self.rule = _share_rule(SamplingRule.from_settings(backbone, decoding, stop.tokens))
         self.writer = AnswerWriter(backbone, stop)
         self.drawn: list[int] = []
         self._random = RandomNumbers(decoding.seed, [random_key]) if self.rule.temperature > 0 else None
@@ -89,12 +91,23 @@ class SequenceState:
 
     def draw_number(self) -> float:
         """A random number for the next token, at least 0 and below 1."""
-        return 0.0 if self._random is None else float(self._random.draw())
+        assert self._random is not None, "greedy rules draw none"
+        return float(self._random.draw())
 
     def append_token(self, token: DrawnToken) -> None:
         """Take the token that was drawn."""
         self.drawn.append(token.id)
         self.writer.append_token(token.id, token.log_prob)
+
+
+@lru_cache(maxsize=256)
+def _share_rule(rule: SamplingRule) -> SamplingRule:
+    """One object for equal rules: sequences of one rule are found by it in every step."""
+    return rule
+
+
+_Rows = tuple[SequenceState, int]
+"""A sequence and how many of its next rows are run."""
 
 
 @dataclass(slots=True)
@@ -116,6 +129,7 @@ class Batcher:
         self.running: list[SequenceState] = []
         self._sampler = _Sampler()
         self._device = backbone.lm.get_input_embeddings().weight.device
+        self._graphs = BatchGraphs(backbone, pool)
 
     @torch.no_grad()
     def step(self) -> StepOutcome:
@@ -123,41 +137,58 @@ class Batcher:
 
         Where a run raises an error, each sequence is run alone, so that one that cannot be run ends no other.
         """
-        outcome, chosen = StepOutcome(), self._choose_rows()
-        try:
-            computed = [(chosen, self._compute_logits(chosen))] if chosen else []
-        except Exception as cause:  # whatever a kernel or a family raises
-            if len(chosen) > 1:
-                log.warning("generation: a step of %s sequences is repeated one by one: %r", len(chosen), cause)
-            computed = [*self._compute_one_by_one(chosen, outcome)]
-        for pairs, logits in computed:
-            self._advance(pairs, logits, outcome)
+        outcome = StepOutcome()
+        writing, reading = self._choose_rows()
+        captured = self._replay_step([sequence for sequence, _ in writing])
+        for chosen in [[*writing, *reading]] if captured is None else [reading]:
+            try:
+                computed = [(chosen, self._compute_logits(chosen))] if chosen else []
+            except Exception as cause:  # whatever a kernel or a family raises
+                if len(chosen) > 1:
+                    log.warning("generation: a step of %s sequences is repeated one by one: %r", len(chosen), cause)
+                computed = [*self._compute_one_by_one(chosen, outcome)]
+            for pairs, logits in computed:
+                self._advance(pairs, logits, outcome)
+        if captured is not None:
+            self._advance(writing, captured, outcome)
         failed = {id(sequence) for sequence, _ in outcome.failures}
         self.running = [s for s in self.running if not s.is_finished and id(s) not in failed]
         return outcome
 
-    def _choose_rows(self) -> list[tuple[SequenceState, int]]:
-        """The sequences of the next step and their rows: one behind what each has written, then of prompts up to the limit."""
-        chosen, left = [(sequence, 1) for sequence in self.running if sequence.drawn], self.step_tokens
+    def drop_graphs(self) -> None:
+        """Forget captured steps: weights lie elsewhere."""
+        self._graphs.drop_graphs()
+
+    def _choose_rows(self) -> tuple[list[_Rows], list[_Rows]]:
+        """The sequences of the next step and their rows: one behind what each has written, and of prompts up to the limit."""
+        reading, left = list[_Rows](), self.step_tokens
         for sequence in self.running:
             if not sequence.drawn and left:
                 count = min(sequence.num_pending, left)
                 left -= count
-                chosen.append((sequence, count))
-        return chosen
+                reading.append((sequence, count))
+        return [(sequence, 1) for sequence in self.running if sequence.drawn], reading
+
+    def _replay_step(self, sequences: Sequence[SequenceState]) -> Tensor | None:
+        """The logits of those that write, from a captured step where there is one."""
+        if not sequences:
+            return None
+        rows = [
+            StepRow(one.drawn[-1], one.span.start + one.length, one.length, one.span.start, one.length + 1)
+            for one in sequences
+        ]
+        return self._graphs.compute_logits(rows, max(len(one.span) for one in sequences))
 
     def _compute_one_by_one(
-        self, chosen: Sequence[tuple[SequenceState, int]], outcome: StepOutcome
-    ) -> Iterator[tuple[Sequence[tuple[SequenceState, int]], Tensor | None]]:
+        self, chosen: Sequence[_Rows], outcome: StepOutcome
+    ) -> Iterator[tuple[Sequence[_Rows], Tensor | None]]:
         for pair in chosen:
             try:
                 yield [pair], self._compute_logits([pair])
             except Exception as cause:
                 outcome.failures.append((pair[0], cause))
 
-    def _advance(
-        self, chosen: Sequence[tuple[SequenceState, int]], logits: Tensor | None, outcome: StepOutcome
-    ) -> None:
+    def _advance(self, chosen: Sequence[_Rows], logits: Tensor | None, outcome: StepOutcome) -> None:
         """Rows have been run: draw a token behind those that are the last of a prompt or answer."""
         writing = [sequence for sequence, count in chosen if count == sequence.num_pending]
         for sequence, count in chosen:
@@ -174,14 +205,14 @@ class Batcher:
                 rows += [row] * len(sequence.siblings)
         self._sampler.append_tokens(writing, logits if len(rows) == len(logits) else logits[rows], outcome)
 
-    def _compute_logits(self, chosen: Sequence[tuple[SequenceState, int]]) -> Tensor | None:
+    def _compute_logits(self, chosen: Sequence[_Rows]) -> Tensor | None:
         """(writing sequences, vocabulary) of the next tokens; None where no prompt ends here and nobody writes."""
         counts = [count for _, count in chosen]
         x = self._embed_rows(chosen)
         begins = [sequence.length for sequence, _ in chosen]
-        positions = torch.cat([torch.arange(b, b + n) for b, n in zip(begins, counts, strict=True)]).to(x.device)
         spans = [sequence.span for sequence, _ in chosen]
         lengths = [b + n for b, n in zip(begins, counts, strict=True)]
+        positions = list_numbers(map(range, begins, lengths)).to(x.device)
         seen = SeenSpans(counts, [span.start for span in spans], lengths)
         last = _find_last_rows([count == sequence.num_pending for sequence, count in chosen], counts, x.device)
         new = [span[begin:end] for span, begin, end in zip(spans, begins, lengths, strict=True)]
@@ -190,7 +221,7 @@ class Batcher:
             hidden = self.backbone.compute_hidden_states(x, positions, packing, last, cache=self.pool, keys=seen)
         return self.backbone.compute_logits(hidden) if len(hidden) else None
 
-    def _embed_rows(self, chosen: Sequence[tuple[SequenceState, int]]) -> Tensor:
+    def _embed_rows(self, chosen: Sequence[_Rows]) -> Tensor:
         """(rows, dim): of the tokens that were drawn last, then of prompts."""
         last = [sequence.drawn[-1] for sequence, _ in chosen if sequence.drawn]
         prompts = [sequence.get_prompt_rows(count) for sequence, count in chosen if not sequence.drawn]
@@ -215,16 +246,15 @@ class _Sampler:
 
     def append_tokens(self, sequences: Sequence[SequenceState], logits: Tensor, outcome: StepOutcome) -> None:
         """logits: (sequences, vocabulary)."""
-        groups: dict[tuple[SamplingRule, int], list[int]] = {}
+        groups: dict[tuple[int, int], list[int]] = {}
         for row, sequence in enumerate(sequences):
-            rule = sequence.rule
-            reads_written = rule.repetition_penalty != 1.0 or rule.ngram_size or rule.min_new_tokens
-            groups.setdefault((rule, len(sequence.drawn) if reads_written else 0), []).append(row)
-        for (rule, num_written), rows in groups.items():
+            num_written = len(sequence.drawn) if sequence.rule.reads_written else 0
+            groups.setdefault((id(sequence.rule), num_written), []).append(row)
+        for (_, num_written), rows in groups.items():
             own = [sequences[row] for row in rows]
             chosen = logits if len(rows) == len(logits) else logits[rows]
             try:
-                tokens = [*self._draw_tokens(rule, own, num_written, chosen)]
+                tokens = self._draw_tokens(own[0].rule, own, num_written, chosen)
             except Exception as cause:
                 outcome.failures += [(sequence, cause) for sequence in own]
                 continue
@@ -234,15 +264,20 @@ class _Sampler:
 
     def _draw_tokens(
         self, rule: SamplingRule, sequences: Sequence[SequenceState], num_written: int, logits: Tensor
-    ) -> Iterator[DrawnToken]:
-        written = torch.tensor([s.drawn[:num_written] for s in sequences], dtype=torch.int64, device=logits.device)
-        numbers = torch.tensor([s.draw_number() for s in sequences], dtype=torch.float64, device=logits.device)
-        ids = self._get_sampler(rule, logits.device)(written.view(len(sequences), -1), logits, numbers)
-        log_probs: list[float | None] = [None] * len(sequences)
-        if rule.log_probs:
-            log_probs = [*compute_log_probs(logits, ids).tolist()]
-        for i, (token, log_prob) in enumerate(zip(ids.tolist(), log_probs, strict=True)):
-            yield DrawnToken(token, log_prob, _find_likeliest(logits[i], sequences[i].top_log_probs))
+    ) -> list[DrawnToken]:
+        device = logits.device
+        written = torch.tensor([s.drawn[:num_written] for s in sequences], dtype=torch.int64, device=device)
+        numbers = torch.zeros(0)
+        if rule.temperature > 0:
+            numbers = torch.tensor([s.draw_number() for s in sequences], dtype=torch.float64, device=device)
+        ids = self._get_sampler(rule, device)(written.view(len(sequences), -1), logits, numbers)
+        if not rule.log_probs and not any(s.top_log_probs for s in sequences):
+            return list(map(DrawnToken, ids.tolist()))
+        log_probs = compute_log_probs(logits, ids).tolist()
+        return [
+            DrawnToken(token, log_prob, _find_likeliest(row, sequence.top_log_probs))
+            for token, log_prob, row, sequence in zip(ids.tolist(), log_probs, logits, sequences, strict=True)
+        ]
 
     def _get_sampler(self, rule: SamplingRule, device: torch.device) -> TokenSampler:
         if rule not in self._samplers:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import numpy as np
 import torch
@@ -69,8 +70,13 @@ class KVPool:
     @contextmanager
     def place_rows(self, spans: Sequence[range], device: torch.device) -> Iterator[None]:
         """While packed rows are run, which are written to the slots of `spans`, end to end."""
-        slots = torch.cat([torch.arange(span.start, span.stop) for span in spans])
-        self._places = {device: slots.to(device, non_blocking=device.type != "cpu")}
+        with self.place_slots(list_numbers(spans).to(device, non_blocking=device.type != "cpu")):
+            yield
+
+    @contextmanager
+    def place_slots(self, slots: Tensor) -> Iterator[None]:
+        """While rows are run, each of which is written to its slot: (rows,) int64."""
+        self._places = {slots.device: slots}
         try:
             yield
         finally:
@@ -98,6 +104,11 @@ class KVPool:
         if device not in self._places:
             self._places[device] = next(iter(self._places.values())).to(device)
         return self._places[device]
+
+
+def list_numbers(spans: Iterable[range]) -> Tensor:
+    """The numbers of some spans, end to end, int64."""
+    return torch.tensor([*chain.from_iterable(spans)], dtype=torch.int64)
 
 
 def _make_buffer(rows: Tensor, slots: int) -> Tensor:

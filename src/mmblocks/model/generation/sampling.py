@@ -64,6 +64,11 @@ class SamplingRule:
         )
 
     @property
+    def reads_written(self) -> bool:
+        """Whether what is drawn depends on the tokens before."""
+        return bool(self.repetition_penalty != 1.0 or self.ngram_size or self.min_new_tokens)
+
+    @property
     def is_capturable(self) -> bool:
         """Whether a CUDA graph can draw: n-grams are compared on the host."""
         return not self.ngram_size

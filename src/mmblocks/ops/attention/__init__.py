@@ -21,7 +21,7 @@ from mmblocks.ops.attention.rows import RowsCall
 from mmblocks.ops.attention.slots import OP as SLOTS_OP
 from mmblocks.ops.attention.slots import SeenSlots, SlotsCall
 from mmblocks.ops.attention.spans import OP as SPANS_OP
-from mmblocks.ops.attention.spans import SeenSpans, SpansCall
+from mmblocks.ops.attention.spans import SeenSpans, SpansCall, StepSpans
 
 __all__ = [
     "FIXED_OP",
@@ -152,14 +152,14 @@ def register() -> str:
 
 
 def make_packing_arguments(
-    packing: Packing, device: torch.device, keys: Packing | SeenSpans | None = None
+    packing: Packing, device: torch.device, keys: Packing | SeenSpans | StepSpans | None = None
 ) -> dict[str, Any]:
     """Keywords that carry a packing through a transformers model, and an empty mask in place of one of its own.
 
     `keys` as in `attend` or in spans of a pool, for a model with a cache. Longest lengths are rounded up, so that few of them differ. transformers
     passes a mask of four dimensions on as it is (masking_utils), so no (tokens, tokens) mask is built.
     """
-    if isinstance(keys, SeenSpans):
+    if isinstance(keys, SeenSpans | StepSpans):
         return {**make_packing_arguments(packing, device), "seen_spans": keys}
     keys = packing if keys is None else keys
     return {
@@ -188,7 +188,7 @@ def _attend_for_transformers(
     s_aux: Tensor | None = None,
     rows: RowIndex | None = None,
     seen_slots: SeenSlots | None = None,
-    seen_spans: SeenSpans | None = None,
+    seen_spans: SeenSpans | StepSpans | None = None,
     attend_some: Callable[..., Tensor] = attend_rows,
     **others: Any,
 ) -> tuple[Tensor, None]:
@@ -215,7 +215,11 @@ def _attend_for_transformers(
     packing = Packing(cu_seq_lens_q, max_length_q)
     further: dict[str, Any] = {"scale": scale, "window": sliding_window, "softcap": softcap, "sinks": s_aux}
     if seen_spans is not None:
-        seen = seen_spans if rows is None else seen_spans.select_last_rows(rows.counts)
+        seen = (
+            seen_spans
+            if rows is None or isinstance(seen_spans, StepSpans)
+            else seen_spans.select_last_rows(rows.counts)
+        )
         return SPANS_OP(SpansCall(q, k, v, seen, **further)).unsqueeze(0), None
     if rows is not None:
         return attend_some(q, k, v, packing, rows, **further).unsqueeze(0), None

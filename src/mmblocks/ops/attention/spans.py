@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -37,6 +37,16 @@ class SeenSpans:
         self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = {}
         self._short_spans: dict[tuple[int, int | None, torch.dtype], ShortSpans | None] = {}
         self._last_rows: dict[tuple[int, ...], SeenSpans] = {}
+
+    @property
+    def max_q(self) -> int:
+        """The most queries of a sequence."""
+        return max(self.counts)
+
+    @property
+    def max_k(self) -> int:
+        """The most keys of a sequence."""
+        return max(self.lengths)
 
     def select_last_rows(self, counts: Sequence[int]) -> SeenSpans:
         """The same for the last `counts[i]` queries of each sequence alone."""
@@ -75,6 +85,37 @@ class SeenSpans:
         return self._masks[key]
 
 
+class StepSpans:
+    """Where the keys of one query of each sequence lie, all numbers on the device, as in a step that is captured.
+
+    begins, lengths: (sequences,) int64, as of `SeenSpans`. max_k: no length is larger.
+    """
+
+    max_q = 1
+
+    def __init__(self, begins: Tensor, lengths: Tensor, max_k: int) -> None:
+        self.max_k = max_k
+        self._begins, self._lengths = begins, lengths
+        self._packing: SpanPacking | None = None
+        self._spans: dict[tuple[int | None, torch.dtype], ShortSpans] = {}
+
+    def get_packing(self, device: torch.device) -> SpanPacking:
+        """The numbers as kernels take them."""
+        if self._packing is None:
+            ends_q = torch.arange(len(self._begins) + 1, dtype=torch.int32, device=device)
+            begins_k = torch.cat([self._begins, self._begins[:1]]).to(torch.int32)
+            self._packing = SpanPacking(ends_q, begins_k, self._lengths.to(torch.int32))
+        return self._packing
+
+    def get_spans(self, window: int | None, q: Tensor) -> ShortSpans:
+        """All sequences, with keys for the longest that there may be."""
+        key = window, q.dtype
+        if key not in self._spans:
+            rows = torch.arange(len(q), device=q.device)
+            self._spans[key] = ShortSpans.from_tensors(rows, self._begins, self._lengths, self.max_k, window, q)
+        return self._spans[key]
+
+
 @dataclass(frozen=True, slots=True)
 class SpanPacking:
     """int32. ends_q: (sequences + 1,), cumulative; begins_k: (sequences + 1,), the last is unused; lengths: (sequences,)."""
@@ -87,28 +128,38 @@ class SpanPacking:
 
 @dataclass(frozen=True, slots=True)
 class ShortSpans:
-    """Sequences of one query whose keys are copied into one tensor. rows: their queries; slots: (sequences, columns), of keys;
-    mask: (sequences, 1, 1, columns), added to scores.
+    """Sequences of one query whose keys are copied into one tensor.
+
+    rows: their queries; slots: (sequences, columns), of keys; mask: (sequences, 1, 1, columns), added to scores.
     """
 
-    sequences: frozenset[int]
     rows: Tensor
     slots: Tensor
     mask: Tensor
+    sequences: frozenset[int] = frozenset()
     __repr__ = format_by_shape
 
     @classmethod
     def from_sequences(cls, seen: SeenSpans, chosen: Sequence[int], window: int | None, q: Tensor) -> ShortSpans:
-        """The slots of the chosen sequences; those behind the shorter ones repeat their last slot and are masked."""
-        begins, lengths = (torch.tensor([x[i] for i in chosen], device=q.device) for x in (seen.begins, seen.lengths))
-        columns = torch.arange(int(lengths.max()), device=q.device)
-        slots = begins[:, None] + torch.minimum(columns, lengths[:, None] - 1)
-        visible = columns < lengths[:, None]
+        """The chosen sequences."""
+        rows, begins, lengths = (
+            torch.tensor([x[i] for i in chosen], device=q.device) for x in (seen.ends_q, seen.begins, seen.lengths)
+        )
+        made = cls.from_tensors(rows, begins, lengths, max(seen.lengths[i] for i in chosen), window, q)
+        return replace(made, sequences=frozenset(chosen))
+
+    @classmethod
+    def from_tensors(
+        cls, rows: Tensor, begins: Tensor, lengths: Tensor, columns: int, window: int | None, q: Tensor
+    ) -> ShortSpans:
+        """Slots behind those of the shorter sequences repeat their last one and are masked."""
+        numbers = torch.arange(columns, device=q.device)
+        slots = begins[:, None] + torch.minimum(numbers, lengths[:, None] - 1)
+        visible = numbers < lengths[:, None]
         if window is not None:
-            visible &= columns >= lengths[:, None] - window
+            visible &= numbers >= lengths[:, None] - window
         mask = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill_(~visible, -torch.inf)
-        rows = torch.tensor([seen.ends_q[i] for i in chosen], device=q.device)
-        return cls(frozenset(chosen), rows, slots, mask[:, None, None])
+        return cls(rows, slots, mask[:, None, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +169,7 @@ class SpansCall:
     q: Tensor
     k: Tensor
     v: Tensor
-    seen: SeenSpans
+    seen: SeenSpans | StepSpans
     scale: float
     window: int | None = None
     softcap: float | None = None
@@ -134,8 +185,8 @@ class SpansCall:
             self.v,
             packing.ends_q,
             packing.begins_k,
-            max(self.seen.counts),
-            max(self.seen.lengths),
+            self.seen.max_q,
+            self.seen.max_k,
             causal=True,
             scale=self.scale,
             window=self.window,
@@ -165,17 +216,23 @@ copied while a sequence's own call is prepared."""
 
 
 def attend_by_sequences(call: SpansCall) -> Tensor:
-    """(tokens, heads, value_dim). Each sequence by a call of its own, whose keys are views of the pool; short ones together."""
+    """(tokens, heads, value_dim). Each sequence by a call of its own, whose keys are views of the pool; short ones together.
+
+    Where lengths are known to the device only, all sequences together.
+    """
+    seen = call.seen
+    if isinstance(seen, StepSpans):
+        return _attend_together(call, seen.get_spans(call.window, call.q))
     out = call.q.new_empty(*call.q.shape[:2], call.v.shape[2])
-    together = call.seen.get_short_spans(_find_longest_gathered(call), call.window, call.q)
+    together = seen.get_short_spans(_find_longest_gathered(call), call.window, call.q)
     if together is not None:
         out[together.rows] = _attend_together(call, together)
     for i, ((first, end), begin, length) in enumerate(
-        zip(pairwise(call.seen.ends_q), call.seen.begins, call.seen.lengths, strict=True)
+        zip(pairwise(seen.ends_q), seen.begins, seen.lengths, strict=True)
     ):
         if first < end and (together is None or i not in together.sequences):
             keys, values = (x[begin : begin + length].transpose(0, 1).unsqueeze(0) for x in (call.k, call.v))
-            out[first:end] = _attend_sequence(call, call.q[first:end], keys, values)
+            out[first:end] = _attend_sequence(call, seen, call.q[first:end], keys, values)
     return out
 
 
@@ -192,11 +249,15 @@ def _attend_together(call: SpansCall, spans: ShortSpans) -> Tensor:
         x.index_select(0, spans.slots.flatten()).unflatten(0, spans.slots.shape).transpose(1, 2)
         for x in (call.k, call.v)
     )
-    grouped = call.q[spans.rows].unflatten(1, (k.shape[1], -1))
+    q = call.q[spans.rows]
+    if call.softcap is not None or call.sinks is not None:
+        scored = compute_scored_attention(q.unsqueeze(2), k, v, spans.mask == 0, call.scale, call.softcap, call.sinks)
+        return scored.squeeze(2)
+    grouped = q.unflatten(1, (k.shape[1], -1))
     return _run_kernel(grouped, k, v, spans.mask, call.scale, causal=False).flatten(1, 2)
 
 
-def _attend_sequence(call: SpansCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend_sequence(call: SpansCall, seen: SeenSpans, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q: (rows, heads, d); k, v: (1, kv_heads, columns, d), the last of them that of the last row."""
     rows, columns = len(q), k.shape[2]
     if call.window is not None and columns > rows + call.window - 1:  # earlier keys are seen by no row
@@ -204,15 +265,15 @@ def _attend_sequence(call: SpansCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor
         columns = k.shape[2]
     hides_by_window = call.window is not None and rows > 1 and columns > call.window
     if call.softcap is not None or call.sinks is not None:
-        seen = call.seen.get_mask(rows, columns, call.window, q) == 0
+        visible = seen.get_mask(rows, columns, call.window, q) == 0
         by_heads = q.transpose(0, 1).unsqueeze(0)
-        scored = compute_scored_attention(by_heads, k, v, seen, call.scale, call.softcap, call.sinks)
+        scored = compute_scored_attention(by_heads, k, v, visible, call.scale, call.softcap, call.sinks)
         return scored.squeeze(0).transpose(0, 1)
     if rows == 1:  # the heads of a group are the rows of one head, so keys are not repeated for them
         grouped = q.squeeze(0).unflatten(0, (k.shape[1], -1)).unsqueeze(0)
         return _run_kernel(grouped, k, v, None, call.scale, causal=False).squeeze(0).flatten(0, 1).unsqueeze(0)
     causal = rows == columns and not hides_by_window
-    mask = None if causal else call.seen.get_mask(rows, columns, call.window, q)
+    mask = None if causal else seen.get_mask(rows, columns, call.window, q)
     out = _run_kernel(q.transpose(0, 1).unsqueeze(0), k, v, mask, call.scale, causal=causal)
     return out.squeeze(0).transpose(0, 1)
 
