@@ -1,22 +1,27 @@
 """A server of a tiny random model, for all tests that leave it as it is."""
 
-import copy
 import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
+import mmblocks
 from mmblocks.chat.engine import EngineLimits
 from mmblocks.server import ServerLimits, serve
-from tests.families import lively
 from tests.server.asking import NAME, RED, encode_png
 
 
 @pytest.fixture(scope="session")
-def served_model(built_tiny_model):
-    model = copy.deepcopy(built_tiny_model)
-    lively(model.backbone)
+def served_model(tiny_spec):
+    """A model that writes many different tokens, parts of characters among them, and other ones for other images."""
+    spec = {**tiny_spec, "backbone": {**tiny_spec["backbone"], "tie_embeddings": False}}
+    model = mmblocks.build(spec, seed=0).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model
 
 

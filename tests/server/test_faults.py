@@ -162,6 +162,7 @@ def test_a_reader_who_takes_nothing_loses_the_answer_and_holds_no_memory(start_s
         opened.sendall(make_raw_request(body))
         wait_until(lambda: server.service.metrics.responses["/v1/chat/completions", 200] == 1)
         wait_until(lambda: is_idle(server), 60)
+        wait_until(lambda: not server._server.server_state.connections)  # though its client has not left
         assert b"[DONE]" not in read_all(opened)
         assert ask(server).choices
 
@@ -197,6 +198,14 @@ def test_a_body_of_which_nothing_more_comes_is_given_up(impatient, sent):
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert body_of(answer)["error"]["code"] == "body_timeout"
     wait_until(lambda: is_idle(impatient))
+
+
+def test_a_body_that_comes_byte_by_byte_has_an_end(start_server):
+    with start_server(limits=ServerLimits(request_s=0.5, stall_s=0.4)) as running:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+        opened = open_socket(running, head)
+        assert send_until_refused(opened, [b" "] * 900, pause_s=0.02) < 900
+        assert running.service.metrics.responses["/v1/chat/completions", 408] == 1
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/chat", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: "])

@@ -308,6 +308,13 @@ def test_an_answer_is_shortened_to_what_fits_where_no_length_is_asked_for(server
     assert asked.usage.total_tokens <= 1024
 
 
+def test_more_tokens_at_least_than_fit_are_refused(server):
+    body = {"model": NAME, "messages": [{"role": "user", "content": "circle " * 1000}], "min_tokens": 250}
+    status, _, answer = post(server, "/v1/chat/completions", body)
+    assert (status, answer["error"]["code"]) == (400, "invalid_value")
+    assert "min_new_tokens=250" in answer["error"]["message"]
+
+
 def test_half_of_a_character_is_refused(server):
     body = {"model": NAME, "messages": [{"role": "user", "content": "a\ud83d"}]}
     status, _, answer = post(server, "/v1/chat/completions", body)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 NEXT_STEPS = """
 Your turn:
   ask your own       mmblocks chat --image my.jpg            (a photograph of any size; this tiny model knows coloured shapes)
+  in the browser     mmblocks serve                          (a page, and OpenAI's API; pip install 'mmblocks[serve]')
   see the parts      mmblocks list        mmblocks show projector mlp
   swap a part        mmblocks train tiny/onevision model/projector=linear
   count tokens       mmblocks plan onevision/7b image=1920x1080 video=1280x720@30s

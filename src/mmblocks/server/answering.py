@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from mmblocks.chat.engine import EngineClosedError, Piece, Request
 from mmblocks.errors import MMBlocksError
@@ -88,7 +88,7 @@ class Answering:
 
 
 class EventStream(Response):
-    """An answer in chunks. A reader who takes nothing for `stall_s` loses the rest of it."""
+    """An answer in chunks, written as they are taken: the connection of a reader who takes nothing is closed by its protocol."""
 
     def __init__(self, answering: Answering) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -102,23 +102,16 @@ class EventStream(Response):
             await wait_while_connected(receive, self._send_events(send))
         except ClientLeftError:
             service.metrics.cancelled += 1
-        except TimeoutError:
-            log.warning("a client took nothing of its answer for %g s and is given up", service.limits.stall_s)
-            raise
         finally:
             self._answering.request.cancel()
             self._answering.held.release()
 
     async def _send_events(self, send: Send) -> None:
-        async def send_within_time(message: Message) -> None:
-            async with asyncio.timeout(self._answering.service.limits.stall_s):
-                await send(message)
-
-        await send_within_time({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with aclosing(self._answering.write_events()) as events:
             async for event in events:
-                await send_within_time({"type": "http.response.body", "body": event.encode(), "more_body": True})
-        await send_within_time({"type": "http.response.body", "body": b"", "more_body": False})
+                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def wait_while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

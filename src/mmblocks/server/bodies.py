@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 
 from mmblocks.server.errors import RefusedError, make_busy_error
+from mmblocks.server.limits import ServerLimits
 from mmblocks.server.service import Service
 
 CLOSE = {"Connection": "close"}
@@ -45,7 +47,7 @@ async def read_body(request: HTTPRequest, held: HeldBody) -> dict[str, object]:
     """The JSON object of a request. Raises `RefusedError`."""
     service, content = held.service, bytearray()
     _require_size(int(request.headers.get("content-length", "0")), service.limits.body_bytes)
-    async for piece in _read_pieces(request, service.limits.stall_s):
+    async for piece in _read_pieces(request, service.limits):
         _require_size(len(content) + len(piece), service.limits.body_bytes)
         held.reserve(len(piece))
         content += piece
@@ -54,16 +56,16 @@ async def read_body(request: HTTPRequest, held: HeldBody) -> dict[str, object]:
     return await service.run_in_worker(lambda: _parse_object(content))
 
 
-async def _read_pieces(request: HTTPRequest, stall_s: float) -> AsyncIterator[bytes]:
-    pieces = aiter(request.stream())
+async def _read_pieces(request: HTTPRequest, limits: ServerLimits) -> AsyncIterator[bytes]:
+    pieces, deadline = aiter(request.stream()), time.monotonic() + limits.request_s
     while True:
         try:
-            async with asyncio.timeout(stall_s):
+            async with asyncio.timeout(min(limits.stall_s, deadline - time.monotonic())):
                 piece = await anext(pieces)
         except StopAsyncIteration:
             return
         except TimeoutError as cause:
-            message = f"nothing came of the rest of the body for {stall_s:g} s; send it again."
+            message = f"nothing came of the body for {limits.stall_s:g} s, or not all in {limits.request_s:g} s; send it again."
             raise RefusedError(408, message, code="body_timeout", headers=CLOSE) from cause
         except ClientDisconnect as cause:
             raise RefusedError(400, "the body was not sent to its end.", code="body_cut", headers=CLOSE) from cause

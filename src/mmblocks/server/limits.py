@@ -20,8 +20,8 @@ class ServerLimits:
     of these. clip_s: length of a video. video_read_s: what reading it may take. visuals: images and videos of a request.
     answer_tokens: the most that a request may ask for; None for what the model takes. default_answer_tokens: where a
     request does not say. samples: answers to one request (`n`). stall_s: how long a client may neither send nor take
-    anything. request_s: from the end of a body to the end of its answer. drain_s: what running requests get when the
-    server is stopped. connections: at a time. workers: threads that read media and tokenise.
+    anything. request_s: from the end of a body to the end of its answer; as long may the body take. drain_s: what running
+    requests get when the server is stopped. connections: at a time. workers: threads that read media and tokenise.
     """
 
     body_bytes: int = 128 * MIB

@@ -115,8 +115,8 @@ class Service:
     def submit_prompt(self, messages: object, fields: ChatFields) -> Request:
         """Read messages and hand them to the engine; in a thread, since media are decoded here. Raises `RefusedError`."""
         prompt = self.reader.prepare_prompt(messages, fields.num_frames)
-        decoding = self.fit_answer(prompt, fields).decoding
         try:
+            decoding = self.fit_answer(prompt, fields).decoding
             return self.engine.submit(
                 prompt.conversation, decoding, samples=fields.samples, top_log_probs=fields.top_log_probs
             )

@@ -18,6 +18,7 @@ from mmblocks.server.answering import encode_json
 from mmblocks.server.app import make_app
 from mmblocks.server.errors import RefusedError, make_busy_error
 from mmblocks.server.guard import Guard
+from mmblocks.server.limits import ServerLimits
 from mmblocks.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -26,52 +27,76 @@ GRACE_S = 2
 """What cancelled requests get to write their errors."""
 
 
-def make_protocol(connections: int, stall_s: float) -> type[H11Protocol]:
-    """HTTP/1.1 with at most so many connections, which are closed where a header does not come within a time."""
+class LimitedProtocol(H11Protocol):
+    """HTTP/1.1 with at most so many connections, which end where no whole header comes, or nothing is taken, for a time."""
 
-    class LimitedProtocol(H11Protocol):
-        _header_timer: asyncio.TimerHandle | None = None
+    max_connections: int
+    stall_s: float
+    _header_timer: asyncio.TimerHandle | None = None
+    _reader_timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > connections:
-                self._refuse_connection(make_busy_error("as many clients are connected as this server takes."))
-            else:
-                self._watch_header()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self._refuse_connection(make_busy_error("as many clients are connected as this server takes."))
+        else:
+            self._watch_header()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            self._forget_timer()
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget_header_timer()
+        self._forget_reader_timer()
 
-        def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
-                return
-            super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._forget_timer()
-            elif self._header_timer is None:
-                self._watch_header()
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget_header_timer()
+        elif self._header_timer is None:
+            self._watch_header()
 
-        def send_400_response(self, msg: str) -> None:
-            self._refuse_connection(RefusedError(400, "this is no request of HTTP/1.1.", code="invalid_http"))
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader_timer = self.loop.call_later(self.stall_s, self.transport.abort)
 
-        def _watch_header(self) -> None:
-            self._header_timer = self.loop.call_later(stall_s, self.timeout_keep_alive_handler)
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_reader_timer()
 
-        def _forget_timer(self) -> None:
-            if self._header_timer is not None:
-                self._header_timer.cancel()
-                self._header_timer = None
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self.loop.call_later(self.stall_s, self.transport.abort)  # closing waits until all is taken
 
-        def _refuse_connection(self, error: RefusedError) -> None:
-            body = encode_json(error.to_dict())
-            lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "Content-Type: application/json"]
-            lines += [f"{name}: {value}" for name, value in error.headers.items()]
-            lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
-            self.transport.write("\r\n".join(lines).encode() + body)
-            self.transport.close()
+    def send_400_response(self, msg: str) -> None:
+        self._refuse_connection(RefusedError(400, "this is no request of HTTP/1.1.", code="invalid_http"))
 
-    return LimitedProtocol
+    def _watch_header(self) -> None:
+        self._header_timer = self.loop.call_later(self.stall_s, self.timeout_keep_alive_handler)
+
+    def _forget_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _forget_reader_timer(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+    def _refuse_connection(self, error: RefusedError) -> None:
+        body = encode_json(error.to_dict())
+        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "Content-Type: application/json"]
+        lines += [f"{name}: {value}" for name, value in error.headers.items()]
+        lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
+        self.transport.write("\r\n".join(lines).encode() + body)
+        self.transport.close()
+
+
+def make_protocol(limits: ServerLimits) -> type[LimitedProtocol]:
+    """The protocol with the limits of a server."""
+    values = {"max_connections": limits.connections, "stall_s": limits.stall_s}
+    return type("ServerProtocol", (LimitedProtocol,), values)
 
 
 class _DrainingServer(uvicorn.Server):
@@ -117,7 +142,7 @@ class ModelServer:
         self.base_url = f"{self.url}v1"
         config = uvicorn.Config(
             Guard(make_app(service), service),
-            http=make_protocol(service.limits.connections, service.limits.stall_s),
+            http=make_protocol(service.limits),
             ws="none",
             lifespan="off",
             log_config=None,
