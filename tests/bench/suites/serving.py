@@ -101,7 +101,9 @@ def make_requests(shown: Shown, number: int) -> list[Any]:
     requests = []
     for i in range(number):
         rng = np.random.default_rng(i)
-        images = [_make_part(rng.integers(0, 256, (*shown.view, 3), dtype=np.uint8)) for _ in range((1, 0, 1, 2)[i % 4])]
+        images = [
+            _make_part(rng.integers(0, 256, (*shown.view, 3), dtype=np.uint8)) for _ in range((1, 0, 1, 2)[i % 4])
+        ]
         text = {"type": "text", "text": f"Number {i}: which colour has the circle?" + " Look at the square." * (i % 5)}
         requests.append([{"role": "user", "content": [*images, text]}])
     return requests
@@ -110,7 +112,10 @@ def make_requests(shown: Shown, number: int) -> list[Any]:
 def _make_part(pixels: np.ndarray) -> dict[str, Any]:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    return {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()}}
+    return {
+        "type": "image_url",
+        "image_url": {"url": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()},
+    }
 
 
 # Sides ------------------------------------------------------------------------------------------------------------------
@@ -211,9 +216,7 @@ def ask_all(url: str, name: str, asked: Sequence[Any], new: int, at_a_time: int)
 # Rows -------------------------------------------------------------------------------------------------------------------
 
 
-def _measure_throughput(
-    run: Run, url: str, name: str, exported: Path, asked: Sequence[Any], new: int
-) -> Iterator[Row]:
+def _measure_throughput(run: Run, url: str, name: str, exported: Path, asked: Sequence[Any], new: int) -> Iterator[Row]:
     """Beside `transformers serve` and a loop; answers are compared first. Ours runs before and after each."""
     scenario = f"{len(asked)} requests of 0 to 2 images, {CONCURRENCY} at a time"
     ask_all(url, name, asked[:CONCURRENCY], new, CONCURRENCY)  # threads and caches of a server that has begun to work
@@ -237,7 +240,15 @@ def _measure_throughput(
     for what, speed in speeds.items():
         setting = "as shipped" if what == "transformers serve" else "naive"
         yield run.row(
-            NAME, scenario, f"{new} tokens each", "tokens/s", ours, speed, setting=setting, settings=what, less_is_better=False
+            NAME,
+            scenario,
+            f"{new} tokens each",
+            "tokens/s",
+            ours,
+            speed,
+            setting=setting,
+            settings=what,
+            less_is_better=False,
         )
 
 
@@ -275,7 +286,12 @@ def _measure_growth(run: Run, url: str, name: str, asked: Sequence[Any], new: in
         changed = [_change_first_pixels(messages, 100 + position) for messages in asked]
         _, speed = _repeat_ours(replace(run, repeats=1), url, name, changed, new, at_a_time)
         yield run.row(
-            NAME, f"{len(asked)} requests of 0 to 2 images", f"{at_a_time} at a time", "tokens/s", speed, less_is_better=False
+            NAME,
+            f"{len(asked)} requests of 0 to 2 images",
+            f"{at_a_time} at a time",
+            "tokens/s",
+            speed,
+            less_is_better=False,
         )
 
 
