@@ -337,7 +337,7 @@ def test_a_step_that_raises_is_500_without_its_text_and_the_next_request_is_answ
         assert "Traceback" not in json.dumps(body)
         brake.error = None
         assert ask(server).choices == ask(server, stream=False).choices
-        assert is_idle(server)
+        wait_until(lambda: is_idle(server))
 
 
 def test_a_step_that_raises_in_the_middle_of_a_stream_is_an_error_of_the_client(start_server, brake, caplog):
