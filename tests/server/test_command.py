@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from mmblocks.assets import find_tiny_model
 from mmblocks.cli import main, serve
 from mmblocks.eval.judge import Judge
 from mmblocks.eval.tasks import JudgeRequest
+from mmblocks.server.addresses import listen_on
 from tests.server.asking import NAME, QUESTION, RED, ask, picture, post, request, user, wait_until
 
 COMMAND = [sys.executable, "-m", "mmblocks", "serve"]
@@ -136,3 +138,10 @@ def test_a_judge_asks_a_model_that_is_served(server, tmp_path, monkeypatch):
     refused = {"long": JudgeRequest(tuple(QUESTION), max_tokens=500)}
     (reply,) = judge.ask_all(refused)
     assert "max_tokens" in reply.fault
+
+
+def test_answers_leave_at_once_on_connections_that_stay_open():
+    with listen_on("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -73,12 +73,11 @@ print(json.dumps({"tokens": tokens, "seconds": time.perf_counter() - begins}))
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered: its text, its tokens, and the seconds until the first piece and the last."""
+    """What a server answered: its text, its tokens, and the seconds until its end."""
 
     text: str
     tokens: int
-    first_s: float
-    last_s: float
+    seconds: float
 
 
 def measure(run: Run) -> Iterator[Row]:
@@ -183,18 +182,17 @@ def ask(url: str, name: str, messages: Any, new: int) -> Answer:
     request = urllib.request.Request(
         f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    begins, first, text, tokens = time.perf_counter(), 0.0, "", 0
+    begins, text, tokens = time.perf_counter(), "", 0
     try:
         with urllib.request.urlopen(request, timeout=600) as lines:
             for line in lines:
                 chunk = _read_chunk(line)
-                first = first or (time.perf_counter() - begins if chunk.get("choices") else 0.0)
                 tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
                 for choice in chunk.get("choices", ()):
                     text += choice["delta"].get("content") or ""
     except urllib.error.HTTPError as refused:
         raise MMBlocksError(f"{url} answered {refused.code}: {refused.read()[:500]!r}") from refused
-    return Answer(text, tokens, first, time.perf_counter() - begins)
+    return Answer(text, tokens, time.perf_counter() - begins)
 
 
 def _read_chunk(line: bytes) -> Mapping[str, Any]:
@@ -290,10 +288,10 @@ def _measure_first_tokens(run: Run, url: str, name: str, folder: Path) -> Iterat
         pixels = np.random.default_rng(1000 + i).integers(0, 256, (*shown.view, 3), dtype=np.uint8)
         text = "Which colour has the circle?"
         messages = [{"role": "user", "content": [_make_part(pixels), {"type": "text", "text": text}]}]
-        over_http.append(ask(url, name, messages, 1).first_s)
+        over_http.append(ask(url, name, messages, 1).seconds)
         chat = mmblocks.Chat(model, decoding=mmblocks.Decoding(max_new_tokens=1))
         begins = time.perf_counter()
-        next(chat.stream(mmblocks.image(Image.fromarray(pixels)), text), None)
+        chat.ask(mmblocks.image(Image.fromarray(pixels)), text)
         in_process.append(time.perf_counter() - begins)
     yield run.row(
         NAME,
