@@ -404,7 +404,7 @@ def test_draining_has_an_end_and_says_so_to_who_is_still_answered(start_server, 
 
 def count_files():
     gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir()))
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 def test_a_server_may_be_closed_twice_and_leaves_no_thread_and_no_file(start_server):
@@ -446,7 +446,18 @@ def talk_about_red():
     return Conversation((Message("user", parts),))
 
 
-@pytest.mark.parametrize("given", [{"limits": 3}, {"api_keys": [""]}, {"api_keys": ["a b"]}, {"api_keys": ["ü"]}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"limits": 3},
+        {"api_keys": [""]},
+        {"api_keys": ["a b"]},
+        {"api_keys": ["ü"]},
+        {"api_keys": "secret"},
+        {"allow_urls": "a.b"},
+        {"allow_hosts": "a.b"},
+    ],
+)
 def test_settings_that_a_server_cannot_have_are_refused(served_model, given):
     with pytest.raises(ConfigError, match=r"server: "):
         mmblocks.serve(served_model, port=0, **given)

@@ -145,7 +145,7 @@ def list_threads():
 
 def count_files():
     gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir()))
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 def is_idle(server):

@@ -81,6 +81,9 @@ def make_server(
 
     if not isinstance(limits, ServerLimits | None):
         raise ConfigError(f"server: limits={format_value(limits)} are no ServerLimits.")
+    for setting, value in (("api_keys", api_keys), ("allow_urls", allow_urls), ("allow_hosts", allow_hosts)):
+        if isinstance(value, str):  # whose letters would be taken one by one
+            raise ConfigError(f"server: {setting} is one text; write a list of them.")
     hosts = None if allow_urls is False else () if allow_urls is True else tuple(allow_urls)
     access = Access(check_keys(api_keys), hosts, list_host_names(host, allow_hosts))
     limits = limits or ServerLimits(max_px=model.images.max_px)
