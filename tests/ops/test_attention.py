@@ -23,6 +23,7 @@ from mmblocks.ops.attention import (
     OP,
     ROWS_OP,
     SLOTS_OP,
+    SPANS_OP,
     attend,
     attend_rows,
     library,
@@ -507,7 +508,7 @@ def test_every_way_that_runs_here_passes_its_own_test():
     results = list(run_selftest("cpu"))
     assert [result for result in results if not result.is_acceptable] == []
     assert {r.backend for r in results if r.error is not None} == {"packed", "reference"}
-    assert {r.op for r in results} == {op.name for op in (OP, ROWS_OP, SLOTS_OP, FIXED_OP)}
+    assert {r.op for r in results} == {op.name for op in (OP, ROWS_OP, SLOTS_OP, SPANS_OP, FIXED_OP)}
 
 
 # transformers -------------------------------------------------------------------------------------------------------
