@@ -193,6 +193,26 @@ def opening(rows: Sequence[Row], path: Path) -> None:
         panel.legend(fontsize=7)
 
 
+# Serving ------------------------------------------------------------------------------------------------------------
+
+
+def serving(rows: Sequence[Row], path: Path) -> None:
+    """Tokens a second by the number of requests at a time; a line per size of model."""
+    with drawn(path, 1, 1, (5.0, 3.0)) as panels:
+        panel = panels[0][0]
+        for size in dict.fromkeys(row.size for row in rows):
+            own = [row for row in rows if row.size == size]
+            numbers = [int(row.quantity.partition(" ")[0]) for row in own]
+            panel.plot(numbers, [row.ours for row in own], "o-", markersize=3, label=size)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(numbers, map(str, numbers))
+        panel.set_ylim(bottom=0)
+        panel.set_xlabel("requests at a time")
+        panel.set_ylabel("tokens / s")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7, title="size of model")
+
+
 # Packing ------------------------------------------------------------------------------------------------------------
 
 

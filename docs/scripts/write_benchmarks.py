@@ -109,6 +109,7 @@ def text(tables: Tables, folder: Path = TABLES) -> str:
         _times,
         _train_loop,
         _evaluation,
+        _serving,
         _planning,
         _records,
         _counters,
@@ -139,6 +140,7 @@ def pictures(tables: Tables, folder: Path) -> Iterator[Path]:
         ("memory_gpu", _with_ratio(tables.of_suites("memory", devices=("cuda",))), figures.memory),
         *((f"scale_{size}", rows, figures.growth) for size, rows in _by_size(tables.of_suites("scale")).items()),
         ("records", tables.of_suites("records"), figures.opening),
+        ("serving", _without_peer(tables.of_suites("serving")), figures.serving),
         ("packing_waste", tables.packing, figures.waste),
         ("packing_ranks", tables.packing, figures.efficiency),
     ):
@@ -149,6 +151,10 @@ def pictures(tables: Tables, folder: Path) -> Iterator[Path]:
 
 def _with_ratio(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.ratio is not None and row.peer_setting]
+
+
+def _without_peer(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.peer is None]
 
 
 def _by_size(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -248,6 +254,21 @@ def _planning(tables: Tables) -> Iterator[str]:
         "workers share the samples. Before anything is timed, the lengths are compared with those of encoded samples.\n"
     )
     yield from _quantity_table(rows)
+
+
+def _serving(tables: Tables) -> Iterator[str]:
+    rows = tables.of_suites("serving")
+    yield "## Serving\n"
+    if not rows:
+        yield NONE
+        return
+    yield (
+        "Requests to `mmblocks serve` over HTTP, beside `transformers serve` and a loop over `generate` with the same weights, each a "
+        "process with one thread. A client in another process asks; times are of the clock on the wall. All answers are compared "
+        "first. Every repetition shows other images. A server gets the whole conversation with each question, `Chat` keeps it.\n"
+    )
+    yield _picture("serving", "Tokens a second by requests at a time")
+    yield from _row_table([row for row in rows if row.peer is not None])
 
 
 def _records(tables: Tables) -> Iterator[str]:

@@ -5,6 +5,7 @@
   mmblocks eval MODEL mmstar data=mmstar.parquet answer_by=likelihood
   mmblocks eval MODEL data=val.json metric=contains
   mmblocks eval MODEL tiny
+  mmblocks eval http://127.0.0.1:8000/v1 textvqa data=TextVQA_0.5.1_val.json images=train_images
   mmblocks eval --compare runs/a runs/b --out runs/a_and_b
   mmblocks eval --selftest
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mmblocks.eval.endpoint_model import EndpointModel
     from mmblocks.eval.predictions import Prediction
     from mmblocks.eval.report import TaskReport
     from mmblocks.eval.runs import NamedTask, Selection
@@ -81,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--selftest", action="store_true", help="compare the scorers with the original ones on golden cases"
     )
+    parser.add_argument(
+        "--endpoint-model",
+        metavar="NAME",
+        help="what the endpoint calls the model, where MODEL is the URL of an OpenAI-compatible one (default: its only one)",
+    )
     add_base_option(parser)
     add_placement_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -95,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
     words = EvalWords.from_words(args.words)
     if words.tasks == [TINY]:
-        return _print_tinyworld(_load_model(args, words.model, args.device), args)
+        return _print_tinyworld(_load_local_model(args, words.model, args.device), args)
     if args.judge and args.out is None:
         raise ConfigError("eval: the replies of a judge are kept in the folder --out; name one.")
     named = words.make_tasks()
@@ -126,15 +133,40 @@ def _run_with_others(words: EvalWords, named: Sequence[NamedTask], args: argpars
     return 0
 
 
-def _load_model(args: argparse.Namespace, reference: str | None, device: str | torch.device) -> OneVision:
+def _load_model(
+    args: argparse.Namespace, reference: str | None, device: str | torch.device
+) -> OneVision | EndpointModel:
+    """A model that answers: in this process, or behind an endpoint."""
+    from mmblocks.eval.endpoint_model import EndpointModel
+    from mmblocks.eval.judge.endpoint import is_address
+
+    if reference is None or not is_address(reference):
+        if args.endpoint_model is not None:
+            raise ConfigError("eval: --endpoint-model goes with the URL of an endpoint in place of a model.")
+        return _load_local_model(args, reference, device)
+    placed = {
+        "--device": args.device != "auto",
+        "--dtype": args.dtype != "auto",
+        "--bits": args.bits,
+        "--base": args.base,
+    }
+    if given := [name for name, is_given in placed.items() if is_given]:
+        raise ConfigError(f"eval: {given[0]} has no effect on a model behind an endpoint; leave it out.")
+    return EndpointModel.connect(reference, args.endpoint_model)
+
+
+def _load_local_model(args: argparse.Namespace, reference: str | None, device: str | torch.device) -> OneVision:
     from mmblocks.assets import find_tiny_model
+    from mmblocks.eval.judge.endpoint import is_address
     from mmblocks.model.loading import load
 
+    if reference is not None and is_address(reference):
+        raise ConfigError("eval: 'tiny' draws its own questions and asks a model in this process; name another task.")
     return load(reference or find_tiny_model(), dtype=args.dtype, device=device, bits=args.bits, base=args.base)
 
 
 def _run_tasks(
-    model: OneVision,
+    model: OneVision | EndpointModel,
     words: EvalWords,
     named: Sequence[NamedTask],
     args: argparse.Namespace,
@@ -142,11 +174,20 @@ def _run_tasks(
     selection: Selection,
 ) -> list[list[int]]:
     """Ask what is not answered yet; the numbers of the selected documents of each task."""
+    from mmblocks.eval.endpoint_model import EndpointModel
     from mmblocks.eval.runs import run_task
     from mmblocks.model.weight_digest import digest_weights
 
-    about_model = {"model": words.model or "bundled", "origin": model.origin, "dtype": args.dtype, "bits": args.bits}
-    about_model["weights"] = digest_weights(model)
+    if isinstance(model, EndpointModel):
+        about_model = {"model": words.model, "served": model.name}
+    else:
+        about_model = {
+            "model": words.model or "bundled",
+            "origin": model.origin,
+            "dtype": args.dtype,
+            "bits": args.bits,
+        }
+        about_model["weights"] = digest_weights(model)
     return [run_task(model, one, out / one.name, selection, about_model) for one in named]
 
 

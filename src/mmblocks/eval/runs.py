@@ -17,10 +17,11 @@ from mmblocks.chat import respond, score
 from mmblocks.conversation import Conversation, Text
 from mmblocks.errors import ConfigError, DataError
 from mmblocks.eval.document import Document
+from mmblocks.eval.endpoint_model import EndpointModel
 from mmblocks.eval.likelihoods import ANSWER_BY, LIKELIHOOD, ByLikelihood, find_likeliest
 from mmblocks.eval.predictions import Prediction, PredictionFile, open_run_folder, read_predictions
 from mmblocks.eval.tasks import DocumentSequence, LikelihoodTask, Scores, Task
-from mmblocks.model.generate import Decoding, Score
+from mmblocks.model.generate import Decoding, Result, Score
 from mmblocks.model.onevision import OneVision
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Selection:
 
 
 def run_task(
-    model: OneVision,
+    model: OneVision | EndpointModel,
     named: NamedTask,
     folder: Path,
     selection: Selection,
@@ -154,7 +155,7 @@ class _Question:
 
 
 def _answer_documents(
-    model: OneVision, named: NamedTask, documents: DocumentSequence, numbers: Sequence[int]
+    model: OneVision | EndpointModel, named: NamedTask, documents: DocumentSequence, numbers: Sequence[int]
 ) -> Iterator[Prediction]:
     questions: list[_Question] = []
     for number in numbers:
@@ -181,10 +182,16 @@ def _answer_readable(
     return [one for question in questions for one in _answer_readable(answer, [question])]
 
 
-def _answer_questions(model: OneVision, named: NamedTask, questions: Sequence[_Question]) -> list[Prediction]:
+def _answer_questions(
+    model: OneVision | EndpointModel, named: NamedTask, questions: Sequence[_Question]
+) -> list[Prediction]:
     """Generated answers, or for a `LikelihoodTask` the most likely of those that are given."""
     conversations = [question.conversation for question in questions]
     if isinstance(named.task, LikelihoodTask):
+        if isinstance(model, EndpointModel):
+            raise ConfigError(
+                f"{named.name}: an endpoint does not tell how likely given answers are; evaluate the model itself."
+            )
         given = [named.task.list_continuations(question.document) for question in questions]
         likelihoods = score(model, conversations, given)
         return [_choose_likeliest(named.task, *one) for one in zip(questions, given, likelihoods, strict=True)]
@@ -197,8 +204,16 @@ def _answer_questions(model: OneVision, named: NamedTask, questions: Sequence[_Q
             finish_reason=result.finish_reason,
             prompt_tokens=result.prompt_tokens,
         )
-        for question, result in zip(questions, respond(model, conversations, named.decoding), strict=True)
+        for question, result in zip(questions, _respond(model, conversations, named.decoding), strict=True)
     ]
+
+
+def _respond(
+    model: OneVision | EndpointModel, conversations: Sequence[Conversation], decoding: Decoding
+) -> list[Result]:
+    if isinstance(model, EndpointModel):
+        return model.respond(conversations, decoding)
+    return respond(model, conversations, decoding)
 
 
 def _choose_likeliest(

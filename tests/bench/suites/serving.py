@@ -28,8 +28,11 @@ import numpy as np
 from PIL import Image
 
 import mmblocks
+from mmblocks.assets import find_media
 from mmblocks.cli import main
+from mmblocks.conversation import Visual
 from mmblocks.errors import MMBlocksError
+from mmblocks.model.onevision import OneVision
 from tests.bench.suites.rows import Row
 from tests.bench.suites.run import Run, Unequal
 from tests.bench.suites.sizes import Shown, make_model
@@ -38,6 +41,7 @@ NAME = "serving"
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 START_S = 180.0
 CONCURRENCY = 16
+ONE = mmblocks.Decoding(max_new_tokens=1)
 LOOP = """\
 import json, sys, time
 import torch, transformers
@@ -296,26 +300,48 @@ def _measure_growth(run: Run, url: str, name: str, asked: Sequence[Any], new: in
 
 
 def _measure_first_tokens(run: Run, url: str, name: str, folder: Path) -> Iterator[Row]:
-    """Beside `Chat` in this process: one request at a time about an image, and a second question about a video."""
-    model = mmblocks.load(folder)
-    shown, rounds = run.scale.shown, max(run.repeats, 3)
-    over_http, in_process = [], []
-    for i in range(2 * rounds):
-        pixels = np.random.default_rng(1000 + i).integers(0, 256, (*shown.view, 3), dtype=np.uint8)
-        text = "Which colour has the circle?"
-        messages = [{"role": "user", "content": [_make_part(pixels), {"type": "text", "text": text}]}]
-        over_http.append(ask(url, name, messages, 1).seconds)
-        chat = mmblocks.Chat(model, decoding=mmblocks.Decoding(max_new_tokens=1))
-        begins = time.perf_counter()
-        chat.ask(mmblocks.image(Image.fromarray(pixels)), text)
-        in_process.append(time.perf_counter() - begins)
-    yield run.row(
-        NAME,
-        "an image, one request at a time",
-        "time to first token",
-        "s",
-        median(over_http[1:]),
-        median(in_process[1:]),
-        setting="naive",
-        settings="Chat in one process",
-    )
+    """Beside `Chat` in this process: one request at a time about an image, and a second question about a video.
+
+    A server gets the whole conversation again, with its video as bytes.
+    """
+    model, rounds = mmblocks.load(folder).eval(), 2 * max(run.repeats, 3)
+    for what, seconds in (
+        ("an image, one request at a time", [_time_image(run, url, name, model, i) for i in range(rounds)]),
+        ("a second question about a video", [_time_second_question(url, name, model, i) for i in range(rounds)]),
+    ):
+        over_http, in_process = (median(own[1:]) for own in zip(*seconds, strict=True))
+        settings = {"setting": "naive", "settings": "Chat in one process"}
+        yield run.row(NAME, what, "time to first token", "s", over_http, in_process, **settings)
+
+
+def _time_image(run: Run, url: str, name: str, model: OneVision, seed: int) -> tuple[float, float]:
+    """Seconds over HTTP and in this process, of an image that nobody has seen."""
+    pixels = np.random.default_rng(1000 + seed).integers(0, 256, (*run.scale.shown.view, 3), dtype=np.uint8)
+    image, text = _make_part(pixels), "Which colour has the circle?"
+    over_http = ask(url, name, [_make_user(image, text)], 1).seconds
+    content = base64.b64decode(image["image_url"]["url"].partition(",")[2])
+    chat = mmblocks.Chat(model, decoding=ONE)
+    return over_http, _time_question(chat, mmblocks.image(content), text)
+
+
+def _time_second_question(url: str, name: str, model: OneVision, seed: int) -> tuple[float, float]:
+    content = find_media("video.mp4").read_bytes()
+    uri = "data:video/mp4;base64," + base64.b64encode(content).decode()
+    first, second = f"Number {seed}: which colour has the square?", "Which way does it move?"
+    messages = [_make_user({"type": "video_url", "video_url": {"url": uri}}, first)]
+    answer = ask(url, name, messages, 1).text
+    messages += [{"role": "assistant", "content": answer}, _make_user(None, second)]
+    over_http = ask(url, name, messages, 1).seconds
+    chat = mmblocks.Chat(model, decoding=ONE)
+    chat.ask(mmblocks.video(content), first)
+    return over_http, _time_question(chat, second)
+
+
+def _make_user(visual: Mapping[str, Any] | None, text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [*([visual] if visual else []), {"type": "text", "text": text}]}
+
+
+def _time_question(chat: mmblocks.Chat, *parts: str | Visual) -> float:
+    begins = time.perf_counter()
+    chat.ask(*parts)
+    return time.perf_counter() - begins

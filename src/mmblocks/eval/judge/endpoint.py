@@ -40,13 +40,17 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
-    """Where a judge is and how patiently it is asked. first_wait_s: before the second try, doubled before each further."""
+    """Where a model is and how patiently it is asked. first_wait_s: before the second try, doubled before each further.
+
+    what: what it is called in messages.
+    """
 
     base_url: str = OPENAI_URL
     key_variable: str = "OPENAI_API_KEY"
     retries: int = 5
     first_wait_s: float = 1.0
     timeout_s: float = 120.0
+    what: str = "The judge"
 
 
 @dataclass(slots=True)
@@ -61,11 +65,11 @@ class Endpoint:
     @classmethod
     def connect(cls, settings: EndpointSettings) -> Endpoint:
         """Nothing is sent yet. Raises `ConfigError` where OpenAI's own endpoint is asked without a key."""
-        openai = import_optional("openai", to="A judge", extra="eval")
+        openai = import_optional("openai", to=settings.what, extra="eval")
         key = os.environ.get(settings.key_variable, "").strip()
         if not key and settings.base_url.rstrip("/") == OPENAI_URL:
             raise ConfigError(
-                f"The judge at {OPENAI_URL} needs a key: set the environment variable {settings.key_variable}, or name "
+                f"{settings.what} at {OPENAI_URL} needs a key: set the environment variable {settings.key_variable}, or name "
                 "the base_url of another endpoint.",
                 settings=["key_variable"],
             )
@@ -86,10 +90,20 @@ class Endpoint:
                 if attempt == self.settings.retries or not _is_passing(cause):
                     raise self._make_fault(cause) from None
                 wait_s = self._choose_wait(cause, attempt)
-                log.info("The judge: %s; it is asked again in %.1f s.", self._describe(cause), wait_s)
+                log.info("%s: %s; it is asked again in %.1f s.", self.settings.what, self._describe(cause), wait_s)
             if self.stopped.wait(wait_s):
                 break
         raise RequestError("it was not asked again, as the run was stopped")
+
+    def list_models(self) -> list[str]:
+        """What it calls the models that it serves. Raises `JudgeError` where it cannot be asked."""
+        import openai
+
+        try:
+            return [model.id for model in self.client.models.list()]
+        except openai.APIError as cause:
+            self._require_of_use(cause)
+            raise JudgeError(f"{self.settings.what} at {self.settings.base_url}: {self._describe(cause)}") from None
 
     def close(self) -> None:
         self.client.close()
@@ -126,7 +140,7 @@ class Endpoint:
     def _make_fault(self, cause: APIError) -> Exception:
         if type(cause.__cause__).__name__ in CONNECT_ERRORS:
             return JudgeError(
-                f"The judge at {self.settings.base_url} cannot be reached ({cause.__cause__}), tried "
+                f"{self.settings.what} at {self.settings.base_url} cannot be reached ({cause.__cause__}), tried "
                 f"{self.settings.retries + 1} times; start it, or correct base_url. Replies received so far are stored: start "
                 "again, and only what is missing is asked."
             )

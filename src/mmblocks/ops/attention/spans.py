@@ -34,8 +34,8 @@ class SeenSpans:
         self.counts, self.begins, self.lengths = tuple(counts), tuple(begins), tuple(lengths)
         self.ends_q = (0, *accumulate(counts))
         self._packings: dict[torch.device, SpanPacking] = {}
-        self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = {}
-        self._short_spans: dict[tuple[int, int | None, torch.dtype], ShortSpans | None] = {}
+        self._masks: dict[tuple[int, int, int | None, torch.dtype, torch.device], Tensor] = {}
+        self._short_spans: dict[tuple[int, int | None, torch.dtype, torch.device], ShortSpans | None] = {}
         self._last_rows: dict[tuple[int, ...], SeenSpans] = {}
 
     @property
@@ -66,7 +66,7 @@ class SeenSpans:
 
     def get_short_spans(self, longest: int, window: int | None, q: Tensor) -> ShortSpans | None:
         """The sequences of one query and at most `longest` keys; None where there are fewer than two."""
-        key = longest, window, q.dtype
+        key = longest, window, q.dtype, q.device
         if key not in self._short_spans:
             chosen = [
                 i for i, (n, m) in enumerate(zip(self.counts, self.lengths, strict=True)) if n == 1 and m <= longest
@@ -77,7 +77,7 @@ class SeenSpans:
 
     def get_mask(self, rows: int, columns: int, window: int | None, q: Tensor) -> Tensor:
         """(1, 1, rows, columns) in the dtype of q, added to scores: the last of `columns` keys is that of the last row."""
-        key = rows, columns, window, q.dtype
+        key = rows, columns, window, q.dtype, q.device
         if key not in self._masks:
             positions = torch.arange(columns, device=q.device)
             seen = make_causal_mask(positions[columns - rows :], positions, window)
