@@ -10,6 +10,9 @@ from mmblocks.assets import find_media, find_tiny_model
 from mmblocks.components import backbones
 from mmblocks.errors import ConfigError
 from mmblocks.model import placement
+from mmblocks.model.generate import Decoding, StopSequences
+from mmblocks.model.generation.batching import Batcher, SequenceState
+from mmblocks.model.generation.pool import KVPool
 from mmblocks.model.generation.step import DecodingStep, reasons_against_capture
 from mmblocks.model.generation.store import KVCache
 from mmblocks.model.generation.writing import prefill_prompts
@@ -58,6 +61,17 @@ def test_every_operation_has_its_tensors_on_one_device(family, monkeypatch):
         step.ids.copy_(logits.argmax(-1))
         logits = step()
         assert (logits.shape, logits.device) == ((2, 64), GPUS[0])
+        batcher = Batcher(backbone, KVPool(40), 64)
+        states = [
+            SequenceState(backbone, part, batcher.pool.reserve_span(10), Decoding(), StopSequences((), ()))
+            for part in x.split([5, 4])
+        ]
+        for rows in (3, 2):  # the second time with rows before, and the end of one prompt
+            logits = batcher._compute_logits([(state, min(rows, state.num_pending)) for state in states])
+            for state in states:
+                state.advance(min(rows, state.num_pending))
+        assert (logits.shape, logits.device) == ((2, 64), GPUS[0])
+        assert {buffer.device for buffer in batcher.pool._keys} == set(GPUS)
     assert "the layers are on several devices" in reasons_against_capture(backbone, GPUS[0], 100)
 
 
@@ -90,3 +104,6 @@ def test_slots_are_on_the_device_of_the_layer():  # an index on another GPU is a
         assert store._find_placement(meta).keys.slots.device == meta
     with store.place_step_rows(torch.tensor([3, 2]), 4):
         assert store._find_placement(meta).slots.device == meta
+    pool = KVPool(4)
+    with pool.place_rows([range(1, 3)], CPU):
+        assert pool._find_places(meta).device == meta

@@ -108,8 +108,7 @@ class _BatchGraph:
 
     def replay_step(self, rows: list[StepRow]) -> Tensor:
         """(rows, vocabulary), which the next replay overwrites."""
-        numbers = _make_numbers(rows)
-        self._numbers.copy_(numbers.pin_memory() if self._numbers.is_cuda else numbers, non_blocking=True)
+        self._numbers.copy_(_make_numbers(rows), non_blocking=True)
         self._graph.replay()
         return self._logits
 

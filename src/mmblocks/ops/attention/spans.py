@@ -60,7 +60,7 @@ class SeenSpans:
         if device not in self._packings:
             rows = (self.ends_q, (*self.begins, 0), self.lengths)
             numbers = torch.tensor([n for row in rows for n in row], dtype=torch.int32)
-            numbers = (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
+            numbers = numbers.to(device, non_blocking=True)  # so little is copied without waiting, pinned or not
             self._packings[device] = SpanPacking(*numbers.split([len(row) for row in rows]))
         return self._packings[device]
 
