@@ -215,9 +215,9 @@ class Scheduler:
         for question in cancelled:
             self.remove(question)
         yield from self._admit_questions()
-        self._counts["steps"] += 1
         if not self._batcher.running:
             return
+        self._counts["steps"] += 1
         outcome = self._batcher.step()
         for answer in self._answers.values():
             if answer.rows is not None:
@@ -327,13 +327,15 @@ class Scheduler:
 
     @torch.no_grad()
     def _start_answers(self, chosen: Sequence[_Admitted]) -> None:
-        visuals = self._encode_visuals(chosen)
-        for question, rows, spans in ((one.question, one.rows, one.spans) for one in chosen):
-            x = embed_prompt(self.model, question.prompt, visuals, rows.length)
-            others = [self._make_state(question, i, None, span) for i, span in enumerate(spans, 1)]
-            first = self._make_state(question, 0, x, rows.span, rows.length, others)
-            self._batcher.running.append(first)
-            for sample, state in enumerate((first, *others)):
+        """Begin with all of them, or where an error is raised with none."""
+        visuals, begun = self._encode_visuals(chosen), []
+        for one in chosen:
+            x = embed_prompt(self.model, one.question.prompt, visuals, one.rows.length)
+            others = [self._make_state(one.question, i, None, span) for i, span in enumerate(one.spans, 1)]
+            begun.append([self._make_state(one.question, 0, x, one.rows.span, one.rows.length, others), *others])
+        for (question, rows), states in zip(((one.question, one.rows) for one in chosen), begun, strict=True):
+            self._batcher.running.append(states[0])
+            for sample, state in enumerate(states):
                 self._answers[state] = _Answer(question, sample, state, None if sample else rows)
             self._counts.update(
                 prompt_tokens=len(question.prompt), shared_tokens=rows.length, visual_hits=len(question.prompt.keys)
