@@ -171,6 +171,20 @@ def test_a_rule_that_fails_ends_its_own_sequences_only(backbone, monkeypatch):
     assert len(good.drawn) == 4
 
 
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "gpt_oss", "phi3"])
+def test_autocast_runs_in_its_own_type(name):
+    backbone, decoding = family(name), Decoding(max_new_tokens=5, log_probs=True)
+    prompts, batcher = make_prompts(backbone), Batcher(backbone, KVPool(200), 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        states = [make_state(batcher, x, decoding) for x in prompts]
+        _, failures = run_all(batcher, states)
+        want = [write_alone(backbone, x, decoding) for x in prompts]
+    assert not failures
+    assert {buffer.dtype for buffer in (*batcher.pool._keys, *batcher.pool._values)} == {torch.bfloat16}
+    for state, one in zip(states, want, strict=True):  # the first token of each, by the same prompt
+        assert state.writer.to_tokens(log_probs=True).log_probs[0] == pytest.approx(one.log_probs[0], abs=0.1)
+
+
 # Captured steps ---------------------------------------------------------------------------------------------------------
 
 

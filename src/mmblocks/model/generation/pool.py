@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
+from mmblocks.compat import find_autocast_dtype
+
 
 class KVPool:
     """For each layer keys and values (slots, kv_heads, head_dim). A sequence has a span of slots that follow each other.
@@ -86,11 +88,11 @@ class KVPool:
         """Write a layer's new keys and values; returns those of all slots, (1, kv_heads, slots, head_dim). Called by layers."""
         if layer_idx == len(self._keys):
             for buffers, rows in ((self._keys, keys), (self._values, values)):
-                buffers.append(_make_buffer(rows, self.slots))
+                buffers.append(_make_buffer(rows.to(_find_dtype(rows)), self.slots))
         places = self._find_places(keys.device)
         found = []
         for buffer, rows in ((self._keys[layer_idx], keys), (self._values[layer_idx], values)):
-            buffer.index_copy_(0, places, rows.squeeze(0).transpose(0, 1))
+            buffer.index_copy_(0, places, rows.squeeze(0).transpose(0, 1).to(buffer.dtype))
             found.append(buffer.transpose(0, 1).unsqueeze(0))
         return found[0], found[1]
 
@@ -104,6 +106,12 @@ class KVPool:
         if device not in self._places:
             self._places[device] = next(iter(self._places.values())).to(device)
         return self._places[device]
+
+
+def _find_dtype(rows: Tensor) -> torch.dtype:
+    """That of attention: under autocast keys may come in float32 and values in a half."""
+    found = find_autocast_dtype(rows.device.type)
+    return rows.dtype if found is None or rows.dtype == torch.float64 else found
 
 
 def list_numbers(spans: Iterable[range]) -> Tensor:

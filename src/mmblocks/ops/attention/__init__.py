@@ -220,7 +220,7 @@ def _attend_for_transformers(
             if rows is None or isinstance(seen_spans, StepSpans)
             else seen_spans.select_last_rows(rows.counts)
         )
-        return SPANS_OP(SpansCall(q, k, v, seen, **further)).unsqueeze(0), None
+        return SPANS_OP(SpansCall(q.to(k.dtype), k, v, seen, **further)).unsqueeze(0), None  # autocast: as the pool
     if rows is not None:
         return attend_some(q, k, v, packing, rows, **further).unsqueeze(0), None
     keys = packing if cu_seq_lens_k is None or max_length_k is None else Packing(cu_seq_lens_k, max_length_k)
