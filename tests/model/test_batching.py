@@ -102,7 +102,7 @@ def test_several_answers_share_one_run_of_the_prompt(backbone):
     ]
     first = make_state(batcher, x, decoding, siblings=siblings)
     run_all(batcher, [first])
-    assert rows == [8, 8, 4] + [3] * 5
+    assert rows == [20] + [3] * 5
     want = generate_from_embeddings(backbone, x, [20], decoding, NO_END, samples=3)
     assert [tuple(one.drawn) for one in (first, *siblings)] == [one.ids for one in want]
 
@@ -132,6 +132,13 @@ def test_long_prompts_run_in_parts_beside_those_who_write(backbone):
         assert len(writing.drawn) == number + 1
         batcher.step()
     assert len(reading.drawn) == 1
+
+
+def test_while_nobody_writes_prompts_run_in_larger_parts(backbone):
+    batcher, rows = Batcher(backbone, KVPool(200), 10), []
+    backbone.lm.get_decoder().layers[0].register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    run_all(batcher, [make_state(batcher, x, Decoding(max_new_tokens=1)) for x in make_prompts(backbone, [95])])
+    assert rows == [40, 40, 15]
 
 
 def test_one_that_cannot_be_run_ends_no_other(backbone, monkeypatch):

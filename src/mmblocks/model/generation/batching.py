@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_SAMPLERS = 64
+ALONE = 4
+"""So many times the rows of prompts are run in a step while nobody writes."""
 
 
 class SequenceState:
@@ -161,13 +163,14 @@ class Batcher:
 
     def _choose_rows(self) -> tuple[list[_Rows], list[_Rows]]:
         """The sequences of the next step and their rows: one behind what each has written, and of prompts up to the limit."""
-        reading, left = list[_Rows](), self.step_tokens
+        writing = [(sequence, 1) for sequence in self.running if sequence.drawn]
+        reading, left = list[_Rows](), self.step_tokens if writing else ALONE * self.step_tokens
         for sequence in self.running:
             if not sequence.drawn and left:
                 count = min(sequence.num_pending, left)
                 left -= count
                 reading.append((sequence, count))
-        return [(sequence, 1) for sequence in self.running if sequence.drawn], reading
+        return writing, reading
 
     def _replay_step(self, sequences: Sequence[SequenceState]) -> Tensor | None:
         """The logits of those that write, from a captured step where there is one."""
