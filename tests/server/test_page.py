@@ -2,17 +2,21 @@
 
 import copy
 import re
+import socket
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
 import mmblocks
 from mmblocks.assets import find_media, find_tiny_model
-from mmblocks.server import serve
+from mmblocks.chat.engine import EngineLimits
+from mmblocks.server import ServerLimits, serve
 from mmblocks.server.app import PAGE, PAGE_TYPES
-from tests.server.asking import request
+from tests.server.asking import RED, encode_png, request
 
 CHROMIUM = "/usr/bin/chromium"
 IMAGE, VIDEO = find_media("image.png"), find_media("video.mp4")
@@ -22,6 +26,15 @@ IMAGE, VIDEO = find_media("image.png"), find_media("video.mp4")
 def tiny_server():
     """The bundled model, which answers questions about drawings."""
     with serve(mmblocks.load(find_tiny_model()), port=0, name="tiny") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow_server(start_server, served_model):
+    """A server that writes one answer at a time, for seconds, and lets one question wait."""
+    model = copy.deepcopy(served_model)
+    model.backbone.lm.get_decoder().register_forward_pre_hook(lambda *_: time.sleep(0.03))
+    with start_server(model, engine_limits=EngineLimits(cache_bytes=4 << 20, max_running=1, max_queued=1)) as running:
         yield running
 
 
@@ -108,6 +121,24 @@ def ask(page, text, *files):
     page.fill("#question", text)
     page.press("#question", "Enter")
     return read_answer(page, number)
+
+
+def begin_answer(page, text="Write as long as you can."):
+    """Ask, and wait for the beginning of the answer."""
+    page.fill("#question", text)
+    page.press("#question", "Enter")
+    wait_for(page, "document.querySelector('.writing .body')?.textContent.length > 3")
+
+
+def change_conversation(page, action, i=0):
+    """Rename (to "Other") or delete a conversation of the list."""
+    page.once("dialog", lambda dialog: dialog.accept("Other"))
+    page.hover(f"#conversations li >> nth={i}")
+    page.click(f"#conversations li >> nth={i} >> text={action}")
+
+
+def read_titles(page):
+    return page.locator("#conversations .open").all_inner_texts()
 
 
 def read_answer(page, number):
@@ -317,3 +348,236 @@ def test_markup_in_texts_is_shown_as_text(chromium, tiny_server):
         assert "<img src=x" in body.inner_text()
         assert body.locator("pre").inner_text().strip() == "<i>code</i>"
         assert body.locator("b, img, i").count() == 0
+
+
+@pytest.mark.browser
+def test_tiles_that_are_shown_stay_shown_and_the_focus_stays_at_their_button(chromium, tiny_server):
+    with open_page(chromium, tiny_server.url) as page:
+        ask(page, "How many shapes are there?", IMAGE)
+        page.click("text=Show tiles")
+        ask(page, "Which way does it move?", VIDEO)
+        page.locator("text=8 frames").wait_for()
+        assert page.locator(".picture svg").is_visible()
+        page.locator("text=Regenerate").focus()
+        page.keyboard.press("Enter")
+        read_answer(page, 1)
+        assert page.evaluate("document.activeElement.id") == "log"
+        page.locator("#conversations .open").focus()
+        page.keyboard.press("Enter")
+        wait_for(page, "document.activeElement.className == 'open' && document.activeElement.ariaCurrent == 'true'")
+
+
+@pytest.mark.browser
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_deleted(chromium, slow_server):
+    with open_page(chromium, slow_server.url) as page:
+        begin_answer(page)
+        change_conversation(page, "Delete")
+        wait_for(page, "!document.querySelector('article') && document.getElementById('stop').hidden")
+        ask_and_stop(page, "Another one.")
+        page.reload()
+        page.locator("#conversations .open").first.wait_for()
+        assert read_titles(page) == ["Another one."]
+
+
+def ask_and_stop(page, text):
+    begin_answer(page, text)
+    page.keyboard.press("Escape")
+    wait_for(page, "!document.querySelector('.writing')")
+
+
+@pytest.mark.browser
+def test_a_conversation_that_is_renamed_while_it_is_answered_is_kept_once(chromium, slow_server):
+    with open_page(chromium, slow_server.url) as page:
+        begin_answer(page)
+        page.click("#new")
+        change_conversation(page, "Rename")
+        page.locator("#conversations >> text=Other").wait_for()
+        page.press("#question", "Escape")
+        wait_for(page, "document.getElementById('stop').hidden")
+        page.click("#conversations .open")
+        page.locator("article[data-role=assistant] >> text=stopped").wait_for()
+        assert read_titles(page) == ["Other"]
+
+
+@pytest.mark.browser
+def test_what_could_not_be_stored_is_said_and_stored_with_the_next_answer(chromium, tiny_server):
+    with open_page(chromium, tiny_server.url) as page:
+        ask(page, "First.")
+        page.evaluate(
+            "() => { const put = IDBObjectStore.prototype.put; window.mend = () => { IDBObjectStore.prototype.put = put; };"
+            "IDBObjectStore.prototype.put = function () { try { this.transaction.abort(); } catch {} }; }"  # as on a full disk
+        )
+        ask(page, "Second.")
+        assert "cannot be kept in the browser" in page.locator("#notice").inner_text()
+        page.evaluate("window.mend()")
+        ask(page, "Third.")
+        page.reload()
+        page.click("#conversations .open")
+        page.locator("article >> text=Third.").wait_for()
+        assert page.locator("article").count() == 6
+        assert read_titles(page) == ["First."]
+
+
+@pytest.mark.browser
+def test_conversations_of_the_first_version_of_the_page_are_found(chromium, tiny_server):
+    with open_page(chromium, tiny_server.url, expected=("404",)) as page:  # /health has no icon
+        blank = page.context.new_page()
+        blank.goto(f"{tiny_server.url}health")
+        blank.evaluate(
+            "() => new Promise((done) => { indexedDB.deleteDatabase('mmblocks').onsuccess = () => {"
+            "const request = indexedDB.open('mmblocks', 1);"
+            "request.onupgradeneeded = () => request.result.createObjectStore('conversations', { keyPath: 'id' }).put("
+            "{ id: 'a', title: 'Old', version: 1, changed: 1, messages: [{ role: 'user', parts: [{ type: 'text', text: 'First.' }] }] });"
+            "request.onsuccess = () => { request.result.close(); done(); }; }; })"
+        )
+        blank.close()
+        page.reload()
+        page.click("#conversations >> text=Old")
+        page.click("article >> text=Answer")  # a question that the window was closed over
+        read_answer(page, 0)
+        assert page.locator("article").count() == 2
+
+
+@pytest.mark.browser
+def test_another_window_shows_what_was_changed_with_its_own_tiles(chromium, tiny_server, tmp_path):
+    (tmp_path / "red.png").write_bytes(encode_png(RED))
+    with open_page(chromium, tiny_server.url) as first:
+        ask(first, "How many shapes are there?", IMAGE)
+        second = first.context.new_page()
+        second.goto(tiny_server.url)
+        second.click("#conversations .open")
+        second.locator("text=37 tokens, 5 views").wait_for()
+        wanted = "document.querySelector('.picture svg')?.getAttribute('viewBox') == '0 0 {} {}'"
+        assert second.evaluate(wanted.format(*Image.open(IMAGE).size))
+        first.bring_to_front()
+        first.click("text=Edit")
+        first.click("[aria-label='Remove image.png']")
+        ask(first, "What colour is it?", tmp_path / "red.png")
+        wait_for(second, wanted.format(*RED.size))
+
+
+@pytest.mark.browser
+def test_what_is_too_large_is_refused_in_words(chromium, start_server, tmp_path):
+    noise = encode_png(Image.effect_noise((400, 400), 90))
+    (tmp_path / "noise.png").write_bytes(noise)
+    limits = ServerLimits(body_bytes=int(len(noise) * 1.5))
+    with start_server(limits=limits) as server, open_page(chromium, server.url, expected=("413",)) as page:
+        ask(page, "What is this?", *[tmp_path / "noise.png"] * 3)
+        assert "send smaller or fewer images and videos" in page.locator("article .error").inner_text()
+
+
+@pytest.mark.browser
+def test_a_full_queue_is_said_and_the_question_can_be_asked_again(chromium, slow_server):
+    with open_page(chromium, slow_server.url, expected=("429",)) as first:
+        second, third = (first.context.new_page() for _ in range(2))
+        begin_answer(first)
+        for page in (second, third):
+            page.goto(slow_server.url)
+            wait_for(page, "document.getElementById('model-name').textContent != '…'")
+            page.fill("#question", "And this?")
+            page.press("#question", "Enter")
+            wait_for(page, "document.querySelector('article[data-role=assistant]')")
+            page.wait_for_timeout(200)
+        wait_for(third, "document.querySelector('article .error')")
+        assert "Try again in 1 second." in third.locator("article .error").inner_text()
+        for page in (first, second):
+            page.bring_to_front()
+            page.click("#stop")
+            wait_for(page, "!document.querySelector('.writing')")
+        third.bring_to_front()
+        third.click("text='Try again'")
+        wait_for(third, "document.querySelector('.writing .body')?.textContent.length > 3")
+        third.click("#stop")
+        read_answer(third, 0)
+
+
+@contextmanager
+def relay_to(port):
+    """The port of a relay to a server, and a function that cuts all its connections."""
+    listener, ends = socket.create_server(("127.0.0.1", 0)), []
+
+    def copy_bytes(source, target):
+        with suppress(OSError):
+            while content := source.recv(1 << 16):
+                target.sendall(content)
+
+    def accept_all():
+        while True:
+            try:
+                pair = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+            except OSError:
+                return
+            ends.extend(pair)
+            for source, target in (pair, pair[::-1]):
+                threading.Thread(target=copy_bytes, args=(source, target), daemon=True).start()
+
+    def cut():
+        for end in ends:
+            with suppress(OSError):  # was closed by its other side
+                end.shutdown(socket.SHUT_RDWR)
+
+    thread = threading.Thread(target=accept_all, daemon=True)
+    thread.start()
+    yield listener.getsockname()[1], cut
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    cut()
+    thread.join()
+    for end in ends:
+        end.close()
+
+
+@pytest.mark.browser
+def test_an_answer_whose_connection_was_cut_is_kept_and_can_be_asked_again(chromium, slow_server):
+    with (
+        relay_to(slow_server.port) as (port, cut),
+        open_page(chromium, f"http://127.0.0.1:{port}/", expected=("net::ERR",)) as page,
+    ):
+        begin_answer(page)
+        cut()
+        text = read_answer(page, 0)
+        assert text
+        assert "connection was lost" in page.locator("article .error").inner_text()
+        page.click("text='Try again'")
+        wait_for(page, "document.querySelector('.writing .body')?.textContent.length > 3")
+        page.click("#stop")
+        read_answer(page, 0)
+        assert page.locator("article .error").count() == 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("has_clipboard", [True, False])
+def test_texts_are_copied_also_where_the_browser_has_no_clipboard_for_the_page(chromium, tiny_server, has_clipboard):
+    with open_page(chromium, tiny_server.url, permissions=["clipboard-read", "clipboard-write"]) as page:
+        page.evaluate("window.read = () => window.clipboard.readText(); window.clipboard = navigator.clipboard")
+        if not has_clipboard:  # as for http from another machine
+            page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+        ask(page, "Some words.")
+        page.click("article[data-role=user] >> text=Copy")
+        page.locator("text=Copied").first.wait_for()
+        assert page.evaluate("window.read()") == "Some words."
+
+
+@pytest.mark.browser
+def test_the_list_on_a_narrow_screen_is_closed_by_touch_and_by_keys(chromium, tiny_server):
+    with open_page(chromium, tiny_server.url, viewport={"width": 360, "height": 640}, has_touch=True) as page:
+        for close in (
+            lambda: page.tap("#close-side"),
+            lambda: page.touchscreen.tap(340, 300),
+            lambda: page.keyboard.press("Escape"),
+        ):
+            page.tap("#toggle-side")
+            assert page.locator("#side").is_visible()
+            assert page.get_attribute("#toggle-side", "aria-expanded") == "true"
+            assert page.evaluate("document.activeElement.id") == "close-side"
+            close()
+            assert not page.locator("#side").is_visible()
+            assert page.get_attribute("#toggle-side", "aria-expanded") == "false"
+
+
+@pytest.mark.browser
+def test_settings_that_are_no_json_are_left_aside(chromium, tiny_server):
+    with open_page(chromium, tiny_server.url) as page:
+        page.evaluate("localStorage.setItem('settings', '{')")
+        page.reload()
+        assert ask(page, "How many shapes are there?", IMAGE) == "3"

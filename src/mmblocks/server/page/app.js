@@ -2,12 +2,21 @@
 
 import * as api from "./api.js";
 import * as store from "./store.js";
-import { count, formatText, make, makeMessage } from "./messages.js";
+import { count, formatText, make, makeMessage, replaceChildren } from "./messages.js";
 
 const find = (id) => document.getElementById(id);
 const DEFAULTS = { system: "", temperature: "0", top_p: "1", max_tokens: "512", seed: "", theme: "" };
-const state = { model: null, conversation: store.make(), attachments: [], writing: null, plans: [], follows: true };
-let settings = { ...DEFAULTS, ...JSON.parse(localStorage.getItem("settings") ?? "{}") };
+// plans: of each visual of the open conversation, by its part
+const state = { model: null, conversation: store.make(), attachments: [], writing: null, plans: new Map(), follows: true };
+let settings = { ...DEFAULTS, ...readSettings() };
+
+function readSettings() {
+  try {
+    return JSON.parse(localStorage.getItem("settings") ?? "{}");
+  } catch {
+    return {};
+  }
+}
 
 // Requests ---------------------------------------------------------------------------------------------------------
 
@@ -82,31 +91,35 @@ function describeAnswer(reason, usage, seconds) {
 
 /** What each visual of the conversation costs; without it the page still works. */
 async function readPlans(conversation) {
-  const number = conversation.messages.filter((m) => m.role === "user").flatMap((m) => m.parts).filter((p) => p.type !== "text").length;
-  if (!number || state.plans.length === number) return;
+  const parts = listVisuals(conversation);
+  if (!parts.length || areEqual([...state.plans.keys()], parts)) return;
   const last = conversation.messages.findLastIndex((message) => message.role === "user");
   try {
     const { visuals } = await api.plan(toMessages(conversation.messages.slice(0, last + 1)));
-    if (conversation === state.conversation && visuals.length === number) { state.plans = visuals; show(); }
+    if (conversation !== state.conversation || !areEqual(listVisuals(conversation), parts)) return;
+    state.plans = new Map(parts.map((part, i) => [part, visuals[i]]));
+    show();
   } catch { /* the answer says what is wrong */ }
 }
+
+function listVisuals(conversation) { return conversation.messages.flatMap((m) => m.parts).filter((part) => part.type !== "text"); }
+
+function areEqual(some, others) { return some.length === others.length && some.every((one, i) => one === others[i]); }
 
 // What is shown ----------------------------------------------------------------------------------------------------
 
 function show() {
   const log = find("log"), { messages } = state.conversation;
-  let plan = 0;
   const shown = messages.map((message, i) => {
-    const number = message.parts.filter((part) => part.type !== "text").length;
-    const plans = state.plans.slice(plan, plan + number);
-    plan += number;
+    const plans = message.parts.filter((part) => part.type !== "text").map((part) => state.plans.get(part));
     const element = makeMessage(message, plans, listActions(message, i));
     if (message === state.writing?.answer) element.classList.add("writing");
     return element;
   });
   if (!shown.length) shown.push(makeWelcome());
-  log.replaceChildren(...shown);
+  replaceChildren(log, shown, log);
   scrollToEnd();
+  if (!state.writing && document.activeElement === find("stop")) log.focus();
   find("stop").hidden = !state.writing;
   find("send").hidden = Boolean(state.writing);
   showConversations();
@@ -131,24 +144,26 @@ function makeWelcome() {
 function listActions(message, i) {
   if (state.writing) return [];
   const isLast = i === state.conversation.messages.length - 1;
-  const actions = [{ label: "Copy", run: () => navigator.clipboard?.writeText(textOf(message)) }];
-  if (message.role === "assistant" && isLast) actions.push({ label: message.error ? "Try again" : "Regenerate", run: regenerate });
-  if (message.role === "user" && i >= state.conversation.messages.length - 2) actions.push({ label: "Edit", run: () => edit(i) });
+  const actions = [{ label: "Copy", key: `copy ${i}`, run: (button) => copy(textOf(message), button) }];
+  if (message.role === "assistant" && isLast) actions.push({ label: message.error ? "Try again" : "Regenerate", key: `answer ${i}`, run: regenerate });
+  if (message.role === "user" && isLast) actions.push({ label: "Answer", key: `answer ${i + 1}`, run: regenerate });
+  if (message.role === "user" && i >= state.conversation.messages.length - 2) actions.push({ label: "Edit", key: `edit ${i}`, run: () => edit(i) });
   return textOf(message) || message.role === "user" || isLast ? actions : [];
 }
 
 async function showConversations() {
   const listed = await store.list();
-  find("conversations").replaceChildren(...listed.map(({ id, title }) => {
-    const open = make("button", { type: "button", className: "open", title }, title || "Untitled");
+  const rows = listed.map(({ id, title }) => {
+    const open = make("button", { type: "button", className: "open", title, "data-key": `open ${id}` }, title || "Untitled");
     open.onclick = () => openConversation(id);
     if (id === state.conversation.id) open.setAttribute("aria-current", "true");
-    const rename = make("button", { type: "button", className: "small", "aria-label": `Rename ${title}` }, "Rename");
+    const rename = make("button", { type: "button", className: "small", "aria-label": `Rename ${title}`, "data-key": `rename ${id}` }, "Rename");
     rename.onclick = () => renameConversation(id);
     const remove = make("button", { type: "button", className: "small", "aria-label": `Delete ${title}` }, "Delete");
     remove.onclick = () => removeConversation(id);
     return make("li", { "data-open": String(id === state.conversation.id) }, open, rename, remove);
-  }));
+  });
+  replaceChildren(find("conversations"), rows, find("new"));
 }
 
 function showAttachments() {
@@ -169,7 +184,8 @@ function notify(text) {
 
 async function send() {
   const text = find("question").value.trim();
-  if (state.writing || (!text && !state.attachments.length)) return;
+  if (!text && !state.attachments.length) return;
+  if (state.writing) { notify("An answer is being written. Stop it, or wait for its end."); return; }
   notify("");
   const conversation = state.conversation;
   const parts = [...state.attachments, { type: "text", text }];
@@ -189,15 +205,29 @@ async function send() {
 async function regenerate() {
   const { conversation } = state;
   if (state.writing) return;
-  conversation.messages.pop();
+  if (conversation.messages.at(-1).role === "assistant") conversation.messages.pop();
   await writeAnswer(conversation);
+}
+
+async function copy(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // browsers have no clipboard for pages of http from other machines
+    const area = make("textarea", { value: text, className: "hidden" });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+    button.focus();
+  }
+  button.textContent = find("live").textContent = "Copied";
+  setTimeout(() => { button.textContent = "Copy"; }, 2000);
 }
 
 async function edit(i) {
   const { conversation } = state;
   const [message] = conversation.messages.splice(i);
   state.attachments = message.parts.filter((part) => part.type !== "text");
-  state.plans = [];
   find("question").value = textOf(message);
   fitQuestion();
   showAttachments();
@@ -206,7 +236,13 @@ async function edit(i) {
   find("question").focus();
 }
 
+/** The conversation of this id: the one in this window, with what was written last, or else the stored one. */
+async function findConversation(id) {
+  return [state.conversation, state.writing?.conversation].find((held) => held?.id === id) ?? store.read(id);
+}
+
 async function save(conversation) {
+  if (conversation.isRemoved) return;
   try {
     await store.write(conversation);
   } catch (cause) {
@@ -215,34 +251,33 @@ async function save(conversation) {
 }
 
 async function openConversation(id) {
-  if (state.writing?.conversation.id === id) state.conversation = state.writing.conversation;
-  else state.conversation = (await store.read(id)) ?? store.make();
-  state.plans = [];
+  state.conversation = (await findConversation(id)) ?? store.make();
   state.follows = true;
-  document.body.classList.remove("side-open");
+  openSide(false);
   show();
   readPlans(state.conversation);
 }
 
 function beginConversation() {
   state.conversation = store.make();
-  state.plans = [];
-  document.body.classList.remove("side-open");
+  openSide(false);
   show();
   find("question").focus();
 }
 
 async function renameConversation(id) {
-  const stored = id === state.conversation.id ? state.conversation : await store.read(id);
-  const title = prompt("Name of the conversation", stored.title);
-  if (!title?.trim()) return;
-  stored.title = title.trim().slice(0, 100);
-  await save(stored);
+  const renamed = await findConversation(id);
+  const title = renamed && prompt("Name of the conversation", renamed.title);
+  if (title?.trim()) {
+    renamed.title = title.trim().slice(0, 100);
+    await save(renamed);
+  }
   showConversations();
 }
 
 async function removeConversation(id) {
   if (!confirm("Delete this conversation?")) return;
+  for (const held of [state.conversation, state.writing?.conversation]) if (held?.id === id) held.isRemoved = true;
   if (state.writing?.conversation.id === id) state.writing.control.abort();
   await store.remove(id);
   if (id === state.conversation.id) beginConversation();
@@ -265,6 +300,12 @@ async function addFiles(files) {
     state.attachments.push({ type, name: file.name || `pasted ${type}`, url });
   }
   showAttachments();
+}
+
+/** Open or close the list of conversations on a narrow screen; on a wide one it is always there. */
+function openSide(isOpen) {
+  document.body.classList.toggle("side-open", isOpen);
+  find("toggle-side").setAttribute("aria-expanded", String(isOpen));
 }
 
 function fitQuestion() {
@@ -326,31 +367,35 @@ find("files").onchange = async (event) => { await addFiles(event.target.files); 
 find("show-settings").onclick = () => openSettings();
 find("settings").onclose = takeSettings;
 find("show-model").onclick = () => find("model").showModal();
-find("toggle-side").onclick = () => {
-  const isOpen = document.body.classList.toggle("side-open");
-  find("toggle-side").setAttribute("aria-expanded", String(isOpen));
-};
+find("toggle-side").onclick = () => { openSide(true); find("close-side").focus(); };
+find("close-side").onclick = () => { openSide(false); find("toggle-side").focus(); };
+find("main").addEventListener("pointerdown", (event) => { if (!find("toggle-side").contains(event.target)) openSide(false); });
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
-  if (document.body.classList.contains("side-open")) document.body.classList.remove("side-open");
+  if (event.key !== "Escape" || event.isComposing || document.querySelector("dialog[open]")) return;
+  if (document.body.classList.contains("side-open")) find("close-side").click();
   else state.writing?.control.abort();
 });
 document.addEventListener("paste", (event) => {
   if (event.clipboardData?.files.length) { event.preventDefault(); addFiles(event.clipboardData.files); }
 });
 for (const kind of ["dragenter", "dragover"]) {
-  document.addEventListener(kind, (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
+  document.addEventListener(kind, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return; // text is dropped as everywhere
+    event.preventDefault();
+    document.body.classList.add("dropping");
+  });
 }
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
 document.addEventListener("drop", (event) => {
-  event.preventDefault();
   document.body.classList.remove("dropping");
-  if (event.dataTransfer?.files.length) addFiles(event.dataTransfer.files);
+  if (!event.dataTransfer?.files.length) return;
+  event.preventDefault();
+  addFiles(event.dataTransfer.files);
 });
 store.watch(async (id) => {
   if (id === state.conversation.id && !state.writing) {
     const stored = await store.read(id);
-    if (stored && stored.version > state.conversation.version) { state.conversation = stored; show(); return; }
+    if (stored && stored.version > state.conversation.version) { state.conversation = stored; show(); readPlans(stored); return; }
   }
   showConversations();
 });

@@ -20,33 +20,48 @@ export function formatText(text) {
   return parts;
 }
 
+/** Show other children in an element; the focus stays on the one with the same `data-key`, or else goes to `fallback`. */
+export function replaceChildren(parent, children, fallback) {
+  const active = document.activeElement, isInside = active !== parent && parent.contains(active);
+  parent.replaceChildren(...children);
+  if (!isInside) return;
+  const key = active.dataset.key;
+  const next = active.isConnected ? active : key && [...parent.querySelectorAll("[data-key]")].find((e) => e.dataset.key === key);
+  (next || fallback).focus({ preventScroll: true });
+}
+
 const made = new WeakMap(); // elements of visuals, so that what is shown again keeps its tiles and its place in a video
 
 function findVisual(part, planned) {
-  const known = made.get(part);
-  if (known && known.planned === planned) return known.element;
-  const element = makeVisual(part, planned);
-  made.set(part, { planned, element });
+  const known = made.get(part), plan = JSON.stringify(planned);
+  if (known && known.plan === plan) return known.element;
+  const shown = known?.shown ?? makeMedium(part);
+  const areTilesShown = known?.element.querySelector("svg")?.hasAttribute("hidden") === false;
+  const element = makeVisual(part, planned, shown, areTilesShown);
+  made.set(part, { plan, shown, element });
   return element;
 }
 
-/** An image or a video; with a plan also what it costs and its tiles. */
-function makeVisual(part, planned) {
-  const shown = part.type === "image"
+function makeMedium(part) {
+  return part.type === "image"
     ? make("img", { src: part.url, alt: part.name })
     : make("video", { src: part.url, controls: true, muted: true, "aria-label": part.name });
+}
+
+/** An image or a video; with a plan also what it costs and its tiles. */
+function makeVisual(part, planned, shown, areTilesShown) {
   const picture = make("div", { className: "picture" }, shown);
   const caption = make("figcaption", {}, make("span", {}, describe(part, planned)));
   if (planned && part.type === "image" && planned.views.length) {
     const tiles = drawTiles(planned);
-    tiles.setAttribute("hidden", "");
     picture.append(tiles);
-    const button = make("button", { type: "button", "aria-pressed": "false" }, "Show tiles");
-    button.onclick = () => {
-      const isShown = tiles.toggleAttribute("hidden") === false;
-      button.setAttribute("aria-pressed", String(isShown));
+    const button = make("button", { type: "button" });
+    const showTiles = (isShown) => {
+      tiles.toggleAttribute("hidden", !isShown);
       button.textContent = isShown ? "Hide tiles" : "Show tiles";
     };
+    button.onclick = () => showTiles(tiles.hasAttribute("hidden"));
+    showTiles(areTilesShown);
     caption.append(button);
   }
   return make("figure", {}, picture, caption);
@@ -78,7 +93,7 @@ function drawTiles(planned) {
   return drawing;
 }
 
-/** A message of the user or an answer. actions: buttons {label, run}. */
+/** A message of the user or an answer. actions: buttons {label, key, run}. */
 export function makeMessage(message, plans, actions) {
   const visuals = message.parts.filter((part) => part.type !== "text");
   const body = make("div", { className: "body" });
@@ -86,13 +101,13 @@ export function makeMessage(message, plans, actions) {
     body.append(make("ul", { className: "visuals" }, ...visuals.map((part, i) => make("li", {}, findVisual(part, plans?.[i])))));
   }
   body.append(...formatText(message.parts.filter((part) => part.type === "text").map((part) => part.text).join("")));
-  const element = make("article", { "data-role": message.role }, make("h3", {}, message.role === "user" ? "You" : "Answer"), body);
-  if (message.error) element.append(make("div", { className: "error", role: "alert" }, message.error));
+  const element = make("article", { "data-role": message.role }, make("h2", {}, message.role === "user" ? "You" : "Answer"), body);
+  if (message.error) element.append(make("div", { className: "error" }, message.error));
   const foot = make("div", { className: "foot" });
   if (message.note) foot.append(make("span", {}, message.note));
-  for (const { label, run } of actions) {
-    const button = make("button", { type: "button" }, label);
-    button.onclick = run;
+  for (const { label, key, run } of actions) {
+    const button = make("button", { type: "button", "data-key": key }, label);
+    button.onclick = () => run(button);
     foot.append(button);
   }
   if (foot.childElementCount) element.append(foot);
